@@ -1,0 +1,5 @@
+//! Sedge: small WebAssembly functions beside the sensors.
+
+pub mod config;
+pub mod message;
+pub mod store;

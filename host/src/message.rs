@@ -1,0 +1,220 @@
+//! The vocabulary: plain data that crosses the boundaries between the parts. No I/O, no clock, no lifetimes.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+/// What a function is given: one MQTT message as the board saw it, or a timer tick.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    pub topic: Arc<str>,
+    pub payload: Bytes,
+    /// MQTT 5 content type, when the publisher set one.
+    pub content_type: Option<Box<str>>,
+    /// MQTT 5 user properties, in the order of the packet. Usually empty.
+    pub properties: Vec<(Box<str>, Box<str>)>,
+    /// Unix time at the board, in milliseconds, when the message came in.
+    pub received_at_ms: u64,
+    /// Whether the board's clock was synchronised then. A board without an RTC boots in the past.
+    pub clock_synced: bool,
+    /// 1 on the first run, then 2.. when a function asked for a retry or a person replayed a dead letter.
+    pub attempt: u32,
+}
+
+impl Message {
+    /// The value of the first user property with this name.
+    pub fn property(&self, name: &str) -> Option<&str> {
+        self.properties.iter().find(|(key, _)| &**key == name).map(|(_, value)| &**value)
+    }
+}
+
+/// SHA-256 of a function's wasm, as bytes; shown as lower-case hex.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Digest(pub [u8; 32]);
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Digest({self})")
+    }
+}
+
+/// What a function returns. The host decides what becomes of it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Output {
+    Alert(Alert),
+    /// Sent upstream.
+    Forward(Publication),
+    /// Published on the local broker.
+    Publish(Publication),
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Alert {
+    /// What the alert is about, within the function: `cold-room-2/too-warm`. Repeats with one key are folded.
+    pub key: String,
+    pub severity: Severity,
+    pub status: AlertStatus,
+    pub summary: String,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub value: Option<f64>,
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub labels: Vec<(String, String)>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    Info,
+    Warning,
+    Critical,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AlertStatus {
+    Firing,
+    Resolved,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Publication {
+    pub topic: Box<str>,
+    pub payload: Bytes,
+    pub content_type: Option<Box<str>>,
+    pub retain: bool,
+}
+
+/// What came of one run of one function on one message.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    pub verdict: Verdict,
+    /// State to store together with the outputs. Empty unless the verdict is `Done`.
+    pub writes: Vec<StateWrite>,
+    pub usage: Usage,
+}
+
+/// How a run ended.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    Done(Vec<Output>),
+    /// The function wants to see the message again after `after_ms`.
+    Retry {
+        after_ms: u64,
+        reason: String,
+    },
+    /// The message is lost to this function and goes to the dead letters.
+    Failed(Failure),
+}
+
+/// Why a message became a dead letter: a code that programs can branch on, and a sentence with the figures.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    pub code: FailureCode,
+    pub detail: String,
+}
+
+/// The closed list of dead-letter reasons. The names are stored and published: never rename one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum FailureCode {
+    /// The function said no.
+    Rejected,
+    /// The function asked for a retry more often than it may, or the store of waiting messages is full.
+    RetriesExhausted,
+    Trap,
+    Fuel,
+    Deadline,
+    Memory,
+    Output,
+    State,
+    /// The worker process died twice while it ran this message.
+    WorkerCrashed,
+    /// An output names a topic that is no valid topic name.
+    InvalidTopic,
+    /// An output names a topic outside the manifest's allow list.
+    NotAllowed,
+    /// The payload is larger than `mqtt.max_payload_bytes`.
+    PayloadTooLarge,
+    /// The message went through more functions than `max_hops`: a loop.
+    TooManyHops,
+    /// The function is paused because it kept failing.
+    Quarantined,
+    /// The message waited for a function that is no longer installed.
+    Removed,
+}
+
+impl FailureCode {
+    pub const ALL: [Self; 15] = [
+        Self::Rejected,
+        Self::RetriesExhausted,
+        Self::Trap,
+        Self::Fuel,
+        Self::Deadline,
+        Self::Memory,
+        Self::Output,
+        Self::State,
+        Self::WorkerCrashed,
+        Self::InvalidTopic,
+        Self::NotAllowed,
+        Self::PayloadTooLarge,
+        Self::TooManyHops,
+        Self::Quarantined,
+        Self::Removed,
+    ];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Rejected => "rejected",
+            Self::RetriesExhausted => "retries-exhausted",
+            Self::Trap => "trap",
+            Self::Fuel => "fuel",
+            Self::Deadline => "deadline",
+            Self::Memory => "memory",
+            Self::Output => "output",
+            Self::State => "state",
+            Self::WorkerCrashed => "worker-crashed",
+            Self::InvalidTopic => "invalid-topic",
+            Self::NotAllowed => "not-allowed",
+            Self::PayloadTooLarge => "payload-too-large",
+            Self::TooManyHops => "too-many-hops",
+            Self::Quarantined => "quarantined",
+            Self::Removed => "removed",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.as_str() == name)
+    }
+}
+
+/// What a run used, for the limits, the metrics and `sedge invoke`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    pub fuel: u64,
+    pub elapsed_us: u64,
+    /// The size of the linear memory at the end of the run.
+    pub memory_bytes: u64,
+    pub output_bytes: u64,
+}
+
+/// The owner of a set of state keys: a function, or a function on one topic.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Scope {
+    pub function: Arc<str>,
+    /// `None` for state that the whole function shares.
+    pub topic: Option<Arc<str>>,
+}
+
+/// One change of a function's state; `None` removes the key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateWrite {
+    pub key: Box<str>,
+    pub value: Option<Bytes>,
+}

@@ -1,0 +1,173 @@
+//! The durable store: one SQLite file, one writer thread, one transaction for all that arrived during the last sync.
+//!
+//! Nothing here knows MQTT, wasm or upstream. The rest of the daemon sends [`Request`]s and receives [`Event`]s; both
+//! channels are bounded by what is in flight, which the pipeline bounds.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use crate::message::{Failure, Message, Scope, StateWrite, Usage};
+
+/// All that one delivery (or timer tick, or parked job) leaves behind. It is committed as a whole or not at all.
+#[derive(Debug, Default)]
+pub struct Commit {
+    /// How a redelivery of this message is recognised. `None` for QoS 0 and for jobs that did not come from the broker.
+    pub delivery: Option<Fingerprint>,
+    /// The publisher's own message id (user property `id`), remembered for `store.message_id_retention_secs`.
+    pub message_id: Option<Box<str>>,
+    pub records: Vec<Record>,
+    pub state: Vec<(Scope, Vec<StateWrite>)>,
+    pub dead_letters: Vec<DeadLetter>,
+    /// Jobs that must run (again) later: a retry, or a message that waits behind one.
+    pub park: Vec<Parked>,
+    /// Parked jobs that this commit finishes.
+    pub unpark: Vec<u64>,
+}
+
+/// What tells a redelivered message from a new one with the same packet id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint {
+    pub packet_id: u16,
+    /// SipHash-1-3 of topic, payload and properties.
+    pub digest: u64,
+}
+
+/// Where a record goes. The number is stored: never change one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Stream {
+    /// Upstream, before data.
+    Alert = 0,
+    /// Upstream.
+    Data = 1,
+    /// The local broker: what functions publish, and the local echo of alerts.
+    Local = 2,
+}
+
+impl Stream {
+    pub const ALL: [Self; 3] = [Self::Alert, Self::Data, Self::Local];
+}
+
+/// One message that waits to be sent. Its id is given by the store when it is committed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    pub stream: Stream,
+    pub function: Arc<str>,
+    pub topic: Box<str>,
+    pub payload: Bytes,
+    pub content_type: Option<Box<str>>,
+    pub retain: bool,
+    /// How many functions the message went through, this one included.
+    pub hops: u32,
+    /// Unix time at the board, in milliseconds.
+    pub at_ms: u64,
+}
+
+/// A committed record and its number in its stream. Numbers only grow and are never used twice, not even when the
+/// stream was emptied and the daemon restarted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Stored {
+    pub id: u64,
+    pub record: Record,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeadLetter {
+    pub function: Arc<str>,
+    pub version: Arc<str>,
+    pub message: Message,
+    pub failure: Failure,
+    pub usage: Usage,
+    pub at_ms: u64,
+}
+
+/// A job that waits in the store, its delivery long acknowledged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parked {
+    /// Given by the store; 0 in a [`Commit`].
+    pub id: u64,
+    pub function: Arc<str>,
+    pub message: Message,
+    /// Unix time in milliseconds. Compared with the wall clock only after a restart; timers run on the monotonic clock.
+    pub due_ms: u64,
+}
+
+/// Lost records, reported upstream in their place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    pub stream: Stream,
+    pub reason: Box<str>,
+    pub first_id: u64,
+    pub last_id: u64,
+    pub records: u64,
+    pub bytes: u64,
+    pub first_at_ms: u64,
+    pub last_at_ms: u64,
+}
+
+/// What the rest of the daemon asks of the store. Requests are carried out in the order of sending.
+#[derive(Debug)]
+pub enum Request {
+    /// Commit all of these, in one transaction with whatever else is waiting.
+    Commit { seq: u64, commits: Vec<Commit> },
+    /// All state of a scope, as of everything sent before this request.
+    LoadState { token: u64, scope: Scope },
+    /// Records of a stream with an id above `after`, oldest first, up to about `max_bytes`.
+    ReadOutbox { stream: Stream, after: u64, max_bytes: usize },
+    /// Upstream (or the local broker) has taken everything up to and including this id.
+    Delivered { stream: Stream, through: u64 },
+    /// A receiver that will never take this record: it is dropped and becomes part of a gap.
+    Refused { stream: Stream, id: u64, reason: Box<str> },
+    /// Gaps that were reported upstream and need not be kept.
+    GapsReported { through: u64 },
+    /// A small durable setting of the daemon itself (the subscriptions of the session, for one).
+    SetMeta { key: &'static str, value: Bytes },
+    /// Commit what is waiting, checkpoint, close.
+    Close,
+}
+
+/// What the store answers. Events come in the order of the requests that caused them.
+#[derive(Debug)]
+pub enum Event {
+    /// Every `Commit` up to and including `seq` is on disk. `stored` holds what they added, in id order per stream.
+    Committed { seq: u64, stored: Vec<Stored>, parked: Vec<Parked> },
+    State { token: u64, entries: Vec<(Box<str>, Bytes)> },
+    Outbox { stream: Stream, stored: Vec<Stored>, end: bool },
+    /// There are lost records to report, up to gap number `through`.
+    Gaps { through: u64, gaps: Vec<Gap> },
+    /// Jobs that another process (`sedge dead-letters replay`) put back.
+    Parked(Vec<Parked>),
+    /// The outbox is full and the policy is to block: nothing is committed until there is room. `false`: there is.
+    Blocked(bool),
+    /// The disk failed. Nothing after the last `Committed` is stored, everything sent before [`Event::Reopened`] is
+    /// discarded, and the store tries to reopen the file by itself.
+    Failed { error: String },
+    /// The store works again, as if just opened.
+    Reopened(Recovered),
+    Closed,
+}
+
+/// What the file held when it was opened.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Random, made with the file: record ids are unique together with it.
+    pub store_id: String,
+    /// Deliveries whose acknowledgement may not have reached the broker, oldest first.
+    pub window: Vec<Fingerprint>,
+    pub parked: Vec<Parked>,
+    /// Where each stream starts: everything up to and including this id is gone.
+    pub delivered: [u64; 3],
+    /// The last id given in each stream.
+    pub last: [u64; 3],
+    pub meta: Vec<(String, Bytes)>,
+    /// Set when the file was damaged: where it was moved, and how many rows were saved from it.
+    pub quarantined: Option<Quarantined>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Quarantined {
+    pub moved_to: std::path::PathBuf,
+    pub rows_saved: u64,
+    pub reason: String,
+}
