@@ -2,4 +2,6 @@
 
 pub mod config;
 pub mod message;
+pub mod mqtt;
+pub mod sandbox;
 pub mod store;
