@@ -5,3 +5,4 @@ pub mod message;
 pub mod mqtt;
 pub mod sandbox;
 pub mod store;
+pub mod worker;

@@ -26,11 +26,21 @@ const MAX_FRAME_BYTES: usize = 128 << 20;
 /// To a worker.
 #[derive(Debug, PartialEq)]
 pub enum ToWorker {
-    Load { function: u32, limits: Limits, settings: Vec<(String, String)>, code: Bytes },
-    Unload { function: u32 },
+    Load {
+        function: u32,
+        limits: Limits,
+        settings: Vec<(String, String)>,
+        code: Bytes,
+    },
+    Unload {
+        function: u32,
+    },
     Run(Job),
     /// The answer to [`FromWorker::NeedState`].
-    State { job: u64, entries: Vec<(Box<str>, Bytes)> },
+    State {
+        job: u64,
+        entries: Vec<(Box<str>, Bytes)>,
+    },
     /// A commit failed: no state in memory can be trusted.
     Forget,
 }
@@ -57,10 +67,20 @@ pub enum JobScope {
 /// From a worker.
 #[derive(Debug)]
 pub enum FromWorker {
-    Loaded { function: u32, error: Option<String> },
-    Done { job: u64, outcome: Outcome, log: Vec<LogLine>, log_lines_dropped: u32 },
+    Loaded {
+        function: u32,
+        error: Option<String>,
+    },
+    Done {
+        job: u64,
+        outcome: Outcome,
+        log: Vec<LogLine>,
+        log_lines_dropped: u32,
+    },
     /// The job waits, and with it all later ones of its scope, until the state comes.
-    NeedState { job: u64 },
+    NeedState {
+        job: u64,
+    },
 }
 
 /// The bytes make no sense.
@@ -116,7 +136,7 @@ impl<'a> Encoder<'a> {
                 out.bytes(code);
             }),
             ToWorker::Unload { function } => self.frame(2, |out| out.u32(*function)),
-            ToWorker::Run(job) => self.run(job),
+            ToWorker::Run(job) => self.run(job.id, job),
             ToWorker::State { job, entries } => self.frame(4, |out| {
                 out.u64(*job);
                 out.u32(entries.len() as u32);
@@ -129,9 +149,10 @@ impl<'a> Encoder<'a> {
         }
     }
 
-    pub fn run(&mut self, job: &Job) {
+    /// `number` is the job's number on this socket.
+    pub fn run(&mut self, number: u64, job: &Job) {
         self.frame(3, |out| {
-            out.u64(job.id);
+            out.u64(number);
             out.u32(job.function);
             out.u8(match job.scope {
                 JobScope::None => 0,
@@ -347,9 +368,8 @@ impl FromWorker {
                 job: input.u64()?,
                 outcome: Outcome {
                     verdict: input.verdict()?,
-                    writes: input.list(|it| {
-                        Ok(StateWrite { key: it.boxed_text()?, value: it.option(Decoder::bytes)? })
-                    })?,
+                    writes: input
+                        .list(|it| Ok(StateWrite { key: it.boxed_text()?, value: it.option(Decoder::bytes)? }))?,
                     usage: Usage {
                         fuel: input.u64()?,
                         elapsed_us: input.u64()?,
@@ -410,11 +430,11 @@ impl Decoder {
     }
 
     fn boxed_text(&mut self) -> Result<Box<str>> {
-        self.with_text(Into::into)
+        self.with_text(|text| text.into())
     }
 
     fn shared_text(&mut self) -> Result<Arc<str>> {
-        self.with_text(Into::into)
+        self.with_text(|text| text.into())
     }
 
     fn option<T>(&mut self, value: impl FnOnce(&mut Self) -> Result<T>) -> Result<Option<T>> {
@@ -511,8 +531,7 @@ mod tests {
 
     #[test]
     fn frames_to_a_worker_come_out_as_they_went_in() {
-        let limits =
-            Limits { fuel: 1, timeout_ms: 2, memory_bytes: 3, outputs: 4, output_bytes: 5, state_bytes: 6 };
+        let limits = Limits { fuel: 1, timeout_ms: 2, memory_bytes: 3, outputs: 4, output_bytes: 5, state_bytes: 6 };
         let frames = [
             ToWorker::Load {
                 function: 9,
