@@ -3,8 +3,10 @@
 //! is what a vector or a string that is being built needs.
 
 use core::alloc::{GlobalAlloc, Layout};
-use core::arch::wasm32::{memory_grow, memory_size};
+use core::arch::wasm32::{memory_grow, memory_size, unreachable};
 use core::cell::Cell;
+use core::hint::assert_unchecked;
+use core::ptr;
 
 const PAGE: usize = 64 << 10;
 
@@ -24,22 +26,26 @@ unsafe impl Sync for Bump {}
 static BUMP: Bump = Bump { next: Cell::new((&raw const __heap_base).cast_mut()) };
 
 impl Bump {
-    /// Makes `end` the end of the heap. False when the host refuses to grow the memory.
+    /// Makes `start + size` the end of the heap, or traps: there is nothing that a function could do without memory, and the
+    /// host, which has just refused to grow it, reports the limit. So no caller needs code for a refusal.
     #[inline]
-    fn reserve(&self, end: usize) -> bool {
-        let size = memory_size(0) * PAGE;
-        if end > size && !grow(end - size) {
-            return false;
+    fn reserve(&self, start: usize, size: usize) {
+        // A block is at most 2 GiB and an address below 4 GiB: the sum can wrap.
+        let Some(end) = start.checked_add(size) else { unreachable() };
+        let capacity = memory_size(0) * PAGE;
+        if end > capacity {
+            grow(end - capacity);
         }
-        self.next.set(core::ptr::with_exposed_provenance_mut(end));
-        true
+        self.next.set(ptr::with_exposed_provenance_mut(end));
     }
 }
 
 #[cold]
 #[inline(never)]
-fn grow(missing: usize) -> bool {
-    memory_grow(0, missing.div_ceil(PAGE)) != usize::MAX
+fn grow(missing: usize) {
+    if memory_grow(0, missing.div_ceil(PAGE)) == usize::MAX {
+        unreachable();
+    }
 }
 
 // SAFETY: blocks never overlap: each begins at or after the end of the one before, and only the last one, whose end is
@@ -49,11 +55,10 @@ unsafe impl GlobalAlloc for Bump {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let next = self.next.get().expose_provenance();
         let start = (next + layout.align() - 1) & !(layout.align() - 1);
-        // A layout is at most 2 GiB and an address here below 4 GiB: the sum can wrap, and must then fail.
-        match start.checked_add(layout.size()) {
-            Some(end) if self.reserve(end) => core::ptr::with_exposed_provenance_mut(start),
-            _ => core::ptr::null_mut(),
-        }
+        self.reserve(start, layout.size());
+        // SAFETY: the heap begins behind the stack. With this the compiler drops its callers' code for null.
+        unsafe { assert_unchecked(start != 0) };
+        ptr::with_exposed_provenance_mut(start)
     }
 
     #[inline]
@@ -67,10 +72,10 @@ unsafe impl GlobalAlloc for Bump {
     unsafe fn realloc(&self, block: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
         let start = block.expose_provenance();
         if start + layout.size() == self.next.get().expose_provenance() {
-            return match start.checked_add(new_size) {
-                Some(end) if self.reserve(end) => block,
-                _ => core::ptr::null_mut(),
-            };
+            self.reserve(start, new_size);
+            // SAFETY: as in `alloc`.
+            unsafe { assert_unchecked(start != 0) };
+            return block;
         }
         if new_size <= layout.size() {
             return block;
@@ -78,9 +83,7 @@ unsafe impl GlobalAlloc for Bump {
         // SAFETY: the caller vouches for `block` and `layout`; the new block is another one and is larger.
         unsafe {
             let new = self.alloc(Layout::from_size_align_unchecked(new_size, layout.align()));
-            if !new.is_null() {
-                core::ptr::copy_nonoverlapping(block, new, layout.size());
-            }
+            ptr::copy_nonoverlapping(block, new, layout.size());
             new
         }
     }

@@ -10,13 +10,16 @@ use crate::number;
 /// A name matches without regard to case, at any depth; the one nearest to the top wins. In `sensor.temperature` each further
 /// name is a direct member of the value before it. The rest of the document is not checked.
 fn find<'a>(document: &'a [u8], path: &str) -> Option<&'a [u8]> {
-    if let Some(value) = search(document, path.as_bytes(), usize::MAX) {
-        return Some(value);
+    let path = path.as_bytes();
+    let whole = search(document, path, usize::MAX);
+    if whole.is_some() || !path.contains(&b'.') {
+        return whole;
     }
-    let (first, rest) = path.split_once('.')?;
-    let mut value = search(document, first.as_bytes(), usize::MAX)?;
-    for name in rest.split('.') {
-        value = search(value, name.as_bytes(), 1)?;
+    let mut value = document;
+    let mut deepest = usize::MAX;
+    for name in path.split(|byte| *byte == b'.') {
+        value = search(value, name, deepest)?;
+        deepest = 1;
     }
     Some(value)
 }
@@ -65,7 +68,7 @@ fn string(text: &[u8]) -> Option<(&[u8], &[u8])> {
     let mut at = 0;
     loop {
         match text.get(at)? {
-            b'"' => return Some((&text[..at], &text[at + 1..])),
+            b'"' => return Some((text.get(..at)?, text.get(at + 1..)?)),
             b'\\' => at += 2,
             _ => at += 1,
         }
@@ -91,8 +94,8 @@ pub(crate) fn number(document: &[u8], path: &str) -> Option<f64> {
     if let Some((b'"', text)) = value.split_first() {
         return number::parse(string(text)?.0);
     }
-    let (number, length) = number::parse_prefix(value)?;
-    ends_value(&value[length..]).then_some(number)
+    let (number, rest) = number::parse_prefix(value)?;
+    ends_value(rest).then_some(number)
 }
 
 /// `true` and `false`, in the spellings of devices: `ON`, `"off"`, `1`, `"open"` and so on are left to the caller but for
@@ -104,10 +107,11 @@ pub(crate) fn boolean(document: &[u8], path: &str) -> Option<bool> {
             Some((b'"', text)) => string(text)?.0,
             _ => {
                 let length = value.iter().take_while(|byte| byte.is_ascii_alphanumeric()).count();
-                if !ends_value(&value[length..]) {
+                let (word, rest) = value.split_at_checked(length)?;
+                if !ends_value(rest) {
                     return None;
                 }
-                &value[..length]
+                word
             }
         }
     } else {
@@ -142,7 +146,8 @@ fn unquoted(document: &[u8]) -> &[u8] {
 fn unescape(text: &str) -> Option<String> {
     let mut out = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some((before, after)) = rest.split_once('\\') {
+    while let Some(at) = rest.bytes().position(|byte| byte == b'\\') {
+        let (before, after) = (rest.get(..at)?, rest.get(at + 1..)?);
         out.push_str(before);
         let escape = *after.as_bytes().first()?;
         rest = after.get(1..)?;
@@ -175,7 +180,7 @@ fn unescape(text: &str) -> Option<String> {
 fn hex4(text: &str) -> Option<(u32, &str)> {
     let digits = text.get(..4)?;
     let value = digits.bytes().try_fold(0, |value, byte| Some(value << 4 | char::from(byte).to_digit(16)?))?;
-    Some((value, &text[4..]))
+    Some((value, text.get(4..)?))
 }
 
 /// A JSON object under construction: `JsonObject::new().number("temperature", 21.5).text("unit", "C")`.
@@ -253,7 +258,7 @@ fn push_string(text: &mut String, value: &str) {
             }
             '\0'..'\u{20}' => {
                 text.push_str("\\u00");
-                text.push(char::from(HEX[char as usize >> 4]));
+                text.push(char::from(b'0' + (char as u8 >> 4)));
                 text.push(char::from(HEX[char as usize & 15]));
             }
             _ => text.push(char),

@@ -39,6 +39,7 @@ mod host;
 mod json;
 pub mod log;
 mod message;
+#[allow(unsafe_code)]
 mod number;
 mod output;
 mod piece;

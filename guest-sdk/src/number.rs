@@ -9,68 +9,76 @@ const POWERS: [f64; 23] = [
     1e21, 1e22,
 ];
 
-/// The number in front of `text` in JSON's grammar (a leading `+` and leading zeros are taken too), and its length.
+// Nothing here indexes or slices in a way that could panic: one place that can brings the code that words the panic,
+// which is larger than all of this.
+fn power(exponent: u32) -> f64 {
+    POWERS.get(exponent as usize).copied().unwrap_or(f64::INFINITY)
+}
+
+/// The number in front of `text` in JSON's grammar (a leading `+` and leading zeros are taken too), and what follows it.
 ///
 /// The result is the nearest double for up to 19 digits and decimal exponents between -19 and 22, which is all that
 /// sensors send. Beyond that it may be off in the last digits.
-pub(crate) fn parse_prefix(text: &[u8]) -> Option<(f64, usize)> {
-    let mut at = 0;
-    let negative = text.first() == Some(&b'-');
-    if negative || text.first() == Some(&b'+') {
-        at = 1;
-    }
+pub(crate) fn parse_prefix(text: &[u8]) -> Option<(f64, &[u8])> {
+    let (negative, mut rest) = sign(text);
     let mut mantissa = 0u64;
     let mut exponent = 0i32;
-    let mut digits = 0usize;
     let mut fraction = false;
-    while let Some(&byte) = text.get(at) {
+    // Whether the last byte was a digit: a number neither begins nor ends with its point.
+    let mut complete = false;
+    while let Some((&byte, tail)) = rest.split_first() {
         let digit = byte.wrapping_sub(b'0');
         if digit <= 9 {
-            digits += 1;
+            complete = true;
             if mantissa <= (u64::MAX - 9) / 10 {
                 mantissa = mantissa * 10 + u64::from(digit);
                 exponent -= i32::from(fraction);
             } else {
-                exponent += i32::from(!fraction);
+                exponent = exponent.saturating_add(i32::from(!fraction));
             }
-        } else if byte == b'.' && !fraction && digits > 0 {
+        } else if byte == b'.' && complete && !fraction {
             fraction = true;
+            complete = false;
         } else {
             break;
         }
-        at += 1;
+        rest = tail;
     }
-    if digits == 0 || text[at - 1] == b'.' {
+    if !complete {
         return None;
     }
-    if let Some(b'e' | b'E') = text.get(at) {
-        let (power, length) = parse_exponent(&text[at + 1..])?;
+    if let Some((b'e' | b'E', tail)) = rest.split_first() {
+        let (power, tail) = parse_exponent(tail)?;
         exponent = exponent.saturating_add(power);
-        at += 1 + length;
+        rest = tail;
     }
     let value = scale(mantissa, exponent);
-    Some((if negative { -value } else { value }, at))
+    Some((if negative { -value } else { value }, rest))
 }
 
 /// The number that is all of `text`, but for white space around it.
 pub(crate) fn parse(text: &[u8]) -> Option<f64> {
-    let text = text.trim_ascii();
-    parse_prefix(text).filter(|&(_, length)| length == text.len()).map(|(value, _)| value)
+    parse_prefix(text.trim_ascii()).filter(|(_, rest)| rest.is_empty()).map(|(value, _)| value)
+}
+
+fn sign(text: &[u8]) -> (bool, &[u8]) {
+    match text.split_first() {
+        Some((b'-', rest)) => (true, rest),
+        Some((b'+', rest)) => (false, rest),
+        _ => (false, text),
+    }
 }
 
 #[cold]
-fn parse_exponent(text: &[u8]) -> Option<(i32, usize)> {
-    let negative = text.first() == Some(&b'-');
-    let sign = usize::from(negative || text.first() == Some(&b'+'));
-    let digits = text[sign..].iter().take_while(|byte| byte.is_ascii_digit()).count();
-    if digits == 0 {
-        return None;
+fn parse_exponent(text: &[u8]) -> Option<(i32, &[u8])> {
+    let (negative, mut rest) = sign(text);
+    let mut value = None;
+    while let Some((byte @ b'0'..=b'9', tail)) = rest.split_first() {
+        // Capped: what is beyond is infinite or zero anyway.
+        value = Some((value.unwrap_or(0) * 10 + i32::from(byte - b'0')).min(9_999));
+        rest = tail;
     }
-    // Clamped: what is beyond is infinite or zero anyway.
-    let value = text[sign..sign + digits]
-        .iter()
-        .fold(0i32, |value, byte| (value.saturating_mul(10).saturating_add(i32::from(byte - b'0'))).min(9_999));
-    Some((if negative { -value } else { value }, sign + digits))
+    value.map(|value| (if negative { -value } else { value }, rest))
 }
 
 fn scale(mantissa: u64, exponent: i32) -> f64 {
@@ -78,8 +86,8 @@ fn scale(mantissa: u64, exponent: i32) -> f64 {
     if mantissa <= 1 << 53 {
         match exponent {
             0 => return mantissa as f64,
-            1..=22 => return mantissa as f64 * POWERS[exponent.unsigned_abs() as usize],
-            -22..=-1 => return mantissa as f64 / POWERS[exponent.unsigned_abs() as usize],
+            1..=22 => return mantissa as f64 * power(exponent.unsigned_abs()),
+            -22..=-1 => return mantissa as f64 / power(exponent.unsigned_abs()),
             _ => {}
         }
     }
@@ -89,118 +97,123 @@ fn scale(mantissa: u64, exponent: i32) -> f64 {
 #[cold]
 #[inline(never)]
 fn scale_slowly(mantissa: u64, mut exponent: i32) -> f64 {
-    if mantissa == 0 {
-        return 0.0;
-    }
     if (-19..0).contains(&exponent) {
-        // 64 significant bits of the quotient, and whether anything is left: enough to round once, correctly.
-        let divisor = u128::from(10u64.pow(exponent.unsigned_abs()));
-        let shift = 64 + mantissa.leading_zeros();
-        let dividend = u128::from(mantissa) << shift;
-        let mut quotient = dividend / divisor;
-        let rest = dividend % divisor;
-        quotient |= u128::from(rest != 0);
-        return quotient as f64 * f64::from_bits((1023 - u64::from(shift)) << 52);
+        // Long division in binary, to 64 digits and a last one that says whether anything is left: enough to round
+        // once, correctly, where the quotient becomes a double.
+        let divisor = (exponent..0).fold(1u64, |divisor, _| divisor.wrapping_mul(10));
+        let (mut quotient, mut rest) = (mantissa / divisor, mantissa % divisor);
+        let mut unit = 1.0;
+        while rest != 0 && quotient < 1 << 63 {
+            let carry = rest >= 1 << 63;
+            rest <<= 1;
+            quotient <<= 1;
+            unit *= 0.5;
+            if carry || rest >= divisor {
+                rest = rest.wrapping_sub(divisor);
+                quotient |= 1;
+            }
+        }
+        return (quotient | u64::from(rest != 0)) as f64 * unit;
     }
     let mut value = mantissa as f64;
-    while exponent > 0 && value.is_finite() {
-        let step = exponent.min(22);
-        value *= POWERS[step.unsigned_abs() as usize];
-        exponent -= step;
+    while exponent > 0 && value.is_finite() && value != 0.0 {
+        value *= 10.0;
+        exponent -= 1;
     }
     while exponent < 0 && value != 0.0 {
-        let step = (-exponent).min(22);
-        value /= POWERS[step.unsigned_abs() as usize];
-        exponent += step;
+        value /= 10.0;
+        exponent += 1;
     }
     value
 }
 
 /// Appends a number with at most 15 significant digits: every decimal of up to 15 digits comes out as it went in, and
 /// `0.1 + 0.2` as `0.3`. What is no number comes out as `null`, as in JavaScript.
+#[inline(never)]
 pub(crate) fn push_number(text: &mut String, value: f64) {
     if !value.is_finite() {
         return text.push_str("null");
     }
-    let mut magnitude = value;
     if value < 0.0 {
-        text.push('-');
-        magnitude = -value;
+        text.push_str("-");
     }
-    if magnitude < 1e15 && magnitude == (magnitude as u64) as f64 {
-        return push_integer(text, magnitude as u64);
-    }
-    // Scale to 15 digits before the point; `point` is where the point goes, counted from the first digit.
-    let mut point = 15i32;
-    let mut scaled = magnitude;
-    while scaled >= 1e15 {
-        let step = if scaled >= 1e37 { 22 } else { 1 };
-        scaled /= POWERS[step];
-        point += step as i32;
-    }
-    if scaled < 1e14 {
-        // One multiplication by the right power, so that there is one rounding.
-        let mut step = 1;
-        while step < 22 && scaled * POWERS[step] < 1e14 {
-            step += 1;
-        }
-        scaled *= POWERS[step];
-        point -= step as i32;
-        while scaled < 1e14 {
-            scaled *= 10.0;
-            point -= 1;
-        }
-    }
-    let mut digits = (scaled + 0.5) as u64;
-    if digits >= 1_000_000_000_000_000 {
+    let (mut digits, mut exponent) = fifteen_digits(value.abs());
+    while digits != 0 && digits % 10 == 0 {
         digits /= 10;
-        point += 1;
-    }
-    let mut count = 15i32;
-    while digits % 10 == 0 {
-        digits /= 10;
-        count -= 1;
+        exponent += 1;
     }
     let mut buffer = [0; 20];
     let digits = decimal(digits, &mut buffer);
-    if point > 21 || point < -5 {
-        text.push_str(&digits[..1]);
-        if count > 1 {
-            text.push('.');
-            text.push_str(&digits[1..]);
+    // Where the point goes, counted from the first digit.
+    let point = digits.len() as i32 + exponent;
+    if !(-5..=21).contains(&point) {
+        push_with_point(text, digits, 1);
+        text.push_str("e");
+        if point < 1 {
+            text.push_str("-");
         }
-        text.push_str(if point > 0 { "e" } else { "e-" });
-        push_integer(text, u64::from((point - 1).unsigned_abs()));
+        text.push_str(decimal(u64::from((point - 1).unsigned_abs()), &mut [0; 20]));
     } else if point <= 0 {
         text.push_str("0.");
-        (point..0).for_each(|_| text.push('0'));
+        (point..0).for_each(|_| text.push_str("0"));
         text.push_str(digits);
-    } else if point >= count {
-        text.push_str(digits);
-        (count..point).for_each(|_| text.push('0'));
     } else {
-        let (whole, fraction) = digits.split_at(point.unsigned_abs() as usize);
-        text.push_str(whole);
-        text.push('.');
-        text.push_str(fraction);
+        push_with_point(text, digits, point.unsigned_abs() as usize);
+        (0..exponent).for_each(|_| text.push_str("0"));
     }
 }
 
-pub(crate) fn push_integer(text: &mut String, value: u64) {
-    text.push_str(decimal(value, &mut [0; 20]));
+fn push_with_point(text: &mut String, digits: &str, point: usize) {
+    match digits.split_at_checked(point) {
+        Some((whole, fraction)) if !fraction.is_empty() => {
+            text.push_str(whole);
+            text.push_str(".");
+            text.push_str(fraction);
+        }
+        _ => text.push_str(digits),
+    }
 }
 
+/// `value`, which is not negative, as a whole number of at most 15 digits times a power of ten.
+fn fifteen_digits(mut value: f64) -> (u64, i32) {
+    if value < 1e15 && value == (value as u64) as f64 {
+        return (value as u64, 0);
+    }
+    let mut exponent = 0;
+    while value >= 1e22 {
+        value /= 10.0;
+        exponent += 1;
+    }
+    while value < 1e-7 {
+        value *= 10.0;
+        exponent -= 1;
+    }
+    // One operation with an exact power, so that there is one rounding.
+    let mut whole = POWERS.iter().take_while(|power| **power <= value).count() as i32;
+    if whole == 0 {
+        while value * power(whole.unsigned_abs()) < 0.1 {
+            whole -= 1;
+        }
+    }
+    let shift = 15 - whole;
+    let shifted = if shift < 0 { value / power(shift.unsigned_abs()) } else { value * power(shift.unsigned_abs()) };
+    ((shifted + 0.5) as u64, exponent - shift)
+}
+
+/// A number in decimal, at the end of `buffer`.
 pub(crate) fn decimal(mut value: u64, buffer: &mut [u8; 20]) -> &str {
-    let mut at = buffer.len();
-    while at > 0 {
-        at -= 1;
-        buffer[at] = b'0' + (value % 10) as u8;
+    let mut start = buffer.len();
+    for digit in buffer.iter_mut().rev() {
+        *digit = b'0' + (value % 10) as u8;
         value /= 10;
+        start -= 1;
         if value == 0 {
             break;
         }
     }
-    core::str::from_utf8(&buffer[at..]).unwrap_or_default()
+    let digits = buffer.get(start..).unwrap_or_default();
+    // SAFETY: the loop wrote ASCII digits from `start` on. The checked conversion would be a tenth of a small function.
+    unsafe { core::str::from_utf8_unchecked(digits) }
 }
 
 #[cfg(test)]

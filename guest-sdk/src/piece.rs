@@ -48,17 +48,29 @@ macro_rules! integers {
     ($($integer:ty)*) => {$(
         impl Piece for $integer {
             fn push_to(&self, text: &mut String) {
-                let value = *self as i128;
-                if value < 0 {
+                #[allow(unused_comparisons)]
+                if *self < 0 {
                     text.push('-');
                 }
-                text.push_str(decimal(value.unsigned_abs() as u64, &mut [0; 20]));
+                text.push_str(decimal((*self as i64).unsigned_abs(), &mut [0; 20]));
             }
         }
     )*};
 }
 
-integers!(u8 u16 u32 u64 usize i8 i16 i32 i64);
+integers!(u8 u16 u32 i8 i16 i32 i64);
+
+impl Piece for u64 {
+    fn push_to(&self, text: &mut String) {
+        text.push_str(decimal(*self, &mut [0; 20]));
+    }
+}
+
+impl Piece for usize {
+    fn push_to(&self, text: &mut String) {
+        (*self as u64).push_to(text);
+    }
+}
 
 /// Strings, numbers and words, one behind the other: `text!("above ", max, " °C")`. It does what `format!` would do
 /// without the 10 KiB of code that formatting numbers brings.

@@ -12,10 +12,7 @@ pub trait Setting: Sized {
 
 /// An entry of the manifest's `[config]` table. It is an error if it is missing or not of this kind.
 pub fn setting<S: Setting>(key: &str) -> Result<S, Failure> {
-    match optional(key)? {
-        Some(value) => Ok(value),
-        None => Err(Failure::reject(text!("setting \"", key, "\" is missing: add it to [config]"))),
-    }
+    optional(key)?.ok_or_else(|| wrong(key, "missing: add it to [config]", ""))
 }
 
 /// The same with a default for when it is missing.
@@ -26,12 +23,15 @@ pub fn setting_or<S: Setting>(key: &str, default: S) -> Result<S, Failure> {
 fn optional<S: Setting>(key: &str) -> Result<Option<S>, Failure> {
     match host::setting(key) {
         Ok(None) => Ok(None),
-        Ok(Some(text)) => match S::parse(text) {
-            Some(value) => Ok(Some(value)),
-            None => Err(Failure::reject(text!("setting \"", key, "\" is not ", S::KIND))),
-        },
-        Err(error) => Err(Failure::reject(text!("cannot read setting \"", key, "\": ", error))),
+        Ok(Some(text)) => S::parse(text).map(Some).ok_or_else(|| wrong(key, "not ", S::KIND)),
+        Err(error) => Err(wrong(key, "unreadable: ", &error)),
     }
+}
+
+#[cold]
+#[inline(never)]
+fn wrong(key: &str, what: &str, detail: &str) -> Failure {
+    Failure::reject(text!("setting \"", key, "\" is ", what, detail))
 }
 
 impl Setting for f64 {

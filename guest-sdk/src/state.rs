@@ -22,7 +22,7 @@ pub fn get<V: Value>(key: &str) -> Result<Option<V>, Failure> {
         Ok(None) => Ok(None),
         Ok(Some(bytes)) => match V::decode(bytes) {
             Some(value) => Ok(Some(value)),
-            None => Err(Failure::reject(text!("state key \"", key, "\" holds a value of another type"))),
+            None => Err(failed("use", key, "it holds a value of another type".into())),
         },
         Err(error) => Err(failed("read", key, error)),
     }
@@ -42,6 +42,7 @@ pub fn increment(key: &str, delta: i64) -> Result<i64, Failure> {
 }
 
 #[cold]
+#[inline(never)]
 fn failed(what: &str, key: &str, error: String) -> Failure {
     Failure::reject(text!("cannot ", what, " state key \"", key, "\": ", error))
 }
@@ -88,13 +89,7 @@ impl Value for bool {
 /// Decimal text, as [`increment`] keeps it.
 impl Value for i64 {
     fn encode<R>(&self, write: impl FnOnce(&[u8]) -> R) -> R {
-        let mut buffer = [0; 21];
-        let mut digits = [0; 20];
-        let digits = decimal(self.unsigned_abs(), &mut digits);
-        let start = buffer.len() - digits.len();
-        buffer[start..].copy_from_slice(digits.as_bytes());
-        buffer[start - 1] = b'-';
-        write(&buffer[start - usize::from(*self < 0)..])
+        write(text!(*self).as_bytes())
     }
 
     fn decode(bytes: Vec<u8>) -> Option<Self> {
