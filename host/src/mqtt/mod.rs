@@ -301,6 +301,12 @@ impl Link {
 }
 
 impl Events {
+    /// Moves the events that are there into `into`, without waiting.
+    pub fn take(&self, into: &mut VecDeque<Event>) {
+        into.append(&mut self.shared.state.borrow_mut().events);
+        self.shared.drained.notify_one();
+    }
+
     /// Waits until there are events, then moves all of them into `into`.
     pub async fn receive(&self, into: &mut VecDeque<Event>) {
         loop {

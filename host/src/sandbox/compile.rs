@@ -29,12 +29,3 @@ pub fn component(wasm: &[u8], class: Class) -> Result<Vec<u8>, CompileError> {
     linker.instantiate_pre(&component).and_then(bindings::FunctionPre::new).map_err(SandboxError::World)?;
     Ok(code)
 }
-
-/// What compiled code depends on besides the wasm: the engine's version, its settings and the processor.
-pub fn settings_digest(class: Class) -> Result<u64, SandboxError> {
-    use std::hash::{Hash as _, Hasher as _};
-    let engine = engine::for_compiling(class)?;
-    let mut hasher = siphasher::sip::SipHasher13::new();
-    engine.precompile_compatibility_hash().hash(&mut hasher);
-    Ok(hasher.finish())
-}

@@ -25,7 +25,7 @@ use crate::message::{
     Alert, AlertStatus, Failure, FailureCode, Message, Outcome, Output, Publication, Severity, Usage, Verdict,
 };
 use bindings::exports::sedge::function::handler;
-pub use engine::Class;
+pub use engine::{Class, settings_digest};
 use host::{Exceeded, Host};
 pub use state::State;
 
