@@ -3,3 +3,5 @@
 pub mod config;
 pub mod message;
 pub mod store;
+pub mod telemetry;
+pub mod time;
