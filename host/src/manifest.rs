@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
+use crate::config::Functions;
 use crate::config::document::{Item, Table, Value};
 use crate::config::problem::{Location, Misfit, Problem, Problems};
-use crate::config::reader::{Read, Reader, Section, wrong_kind};
-use crate::config::{Functions, suggest::nearest};
+use crate::config::reader::{Read, Reader, Section, choice, wrong_kind};
 use crate::topic::TopicFilter;
 
 pub const FILE_NAME: &str = "function.toml";
@@ -232,17 +232,9 @@ fn is_empty_list(item: Option<&Item>) -> bool {
     matches!(item, Some(Item { value: Value::Array(items), .. }) if items.is_empty())
 }
 
-/// Where the nth item of a list stands.
-fn nth(section: &mut Section<'_, '_>, key: &str, n: usize) -> Location {
-    match section.item(key) {
-        Some(Item { value: Value::Array(items), .. }) if n < items.len() => items[n].at.clone(),
-        _ => section.at(key),
-    }
-}
-
 fn check_subscribe(section: &mut Section<'_, '_>, subscribe: &[TopicFilter]) {
     for (n, filter) in subscribe.iter().enumerate() {
-        let at = nth(section, "subscribe", n);
+        let at = section.nth("subscribe", n);
         if subscribe[..n].contains(filter) {
             section.error_at(
                 at,
@@ -261,7 +253,7 @@ fn check_subscribe(section: &mut Section<'_, '_>, subscribe: &[TopicFilter]) {
 fn check_loops(allow: &mut Section<'_, '_>, subscribe: &[TopicFilter], publish: &[TopicFilter]) {
     for (n, out) in publish.iter().enumerate() {
         for heard in subscribe.iter().filter(|heard| heard.intersects(out)) {
-            let at = nth(allow, "publish", n);
+            let at = allow.nth("publish", n);
             let misfit = Misfit::new(format!("feedback loop: publish {out} can match subscribe {heard}"));
             allow.error_at(
                 at,
@@ -325,19 +317,8 @@ impl Read for TopicFilter {
 
 impl Read for StateScope {
     fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
-        let text = String::read(item, key, problems)?;
-        match &*text {
-            "none" => Some(Self::None),
-            "topic" => Some(Self::Topic),
-            "function" => Some(Self::Function),
-            other => {
-                let mend = match nearest(other, &["none", "topic", "function"]) {
-                    Some(near) => format!("did you mean {near:?}?"),
-                    None => "use \"none\", \"topic\" or \"function\"".into(),
-                };
-                refuse(item, key, Misfit::new(format!("unknown scope {other:?}")).mend(mend), problems)
-            }
-        }
+        let words = [("none", Self::None), ("topic", Self::Topic), ("function", Self::Function)];
+        choice(item, key, &words, problems)
     }
 }
 
