@@ -9,19 +9,13 @@ use super::{Config, Functions, sections};
 use crate::manifest::{self, Manifest};
 
 impl Config {
-    /// Reads a file and `conf.d/*.toml` beside it. Warnings go to the log.
+    /// Reads a file and `conf.d/*.toml` beside it. Who wants the warnings too calls [`Config::inspect`].
     pub fn load(path: &Path) -> Result<Self, Problems> {
         let (config, problems) = Self::inspect(path);
-        if problems.has_errors() {
-            return Err(problems);
-        }
-        for warning in problems.warnings() {
-            tracing::warn!(at = %warning.at, key = warning.key, mend = warning.mend, "{}", warning.what);
-        }
-        Ok(config)
+        if problems.has_errors() { Err(problems) } else { Ok(config) }
     }
 
-    /// The same for a person: as much of the configuration as could be read, and all that is wrong with it.
+    /// As much of the configuration as could be read, and all that is wrong with it.
     pub fn inspect(path: &Path) -> (Self, Problems) {
         let mut problems = Problems::default();
         let mut table = Table::empty(path);
@@ -35,20 +29,20 @@ impl Config {
                 Err(error) => problems.push(unreadable(&file, &error)),
             }
         }
-        let syntax: Vec<Location> = problems.iter().map(|problem| problem.at.clone()).collect();
-        let (config, mut rest, _) = sections::read(&table);
-        // What the parser made of a broken line, or of a file that is not there, says nothing more to a person.
-        let told = |at: &Location| syntax.iter().any(|broken| broken.file == at.file && broken.line == at.line);
-        rest.retain(|problem| !told(&problem.at));
-        problems.extend(rest);
-        problems.sort();
-        (config, problems)
+        Self::judge(&table, problems)
     }
 
-    /// From text, with paths relative to the folder of `file`, which need not exist.
+    /// From text. Paths are relative to the folder of `file`, which need not exist.
     pub fn parse(text: &str, file: &Path) -> (Self, Problems) {
-        let (table, mut problems) = Table::from_toml(text, file);
-        let (config, rest, _) = sections::read(&table);
+        let (table, syntax) = Table::from_toml(text, file);
+        Self::judge(&table, syntax)
+    }
+
+    fn judge(table: &Table, mut problems: Problems) -> (Self, Problems) {
+        let (config, mut rest, _) = sections::read(table);
+        // What the parser made of a broken line, or of a file that is not there, says nothing more to a person.
+        let told: Vec<Location> = problems.iter().map(|problem| problem.at.clone()).collect();
+        rest.retain(|problem| !told.iter().any(|at| at.file == problem.at.file && at.line == problem.at.line));
         problems.extend(rest);
         problems.sort();
         (config, problems)
@@ -63,6 +57,17 @@ impl Config {
 }
 
 impl Functions {
+    /// Like [`Functions::load`], without the folders that [`Config::inspect`] has complained about.
+    pub fn load_present(&self) -> (Vec<(PathBuf, Manifest)>, Problems) {
+        let mut paths: Vec<PathBuf> = Vec::new();
+        for path in &self.paths {
+            if path.join(manifest::FILE_NAME).is_file() && !paths.contains(path) {
+                paths.push(path.clone());
+            }
+        }
+        Self { paths, ..self.clone() }.load()
+    }
+
     /// The manifests of all folders, each with its folder. Those that are good are returned even when others are not.
     pub fn load(&self) -> (Vec<(PathBuf, Manifest)>, Problems) {
         let mut loaded: Vec<(PathBuf, Manifest)> = Vec::new();

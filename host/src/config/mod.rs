@@ -63,6 +63,8 @@ pub struct Mqtt {
     pub receive_maximum: NonZeroU16,
     /// Announced to the broker, which then never sends more; the largest payload is a little less.
     pub max_packet_bytes: NonZeroU32,
+    /// A larger payload is a dead letter. Below `max_packet_bytes`, so that it is seen at all.
+    pub max_payload_bytes: NonZeroU32,
     /// How long the broker keeps messages for an absent board.
     pub session_expiry_secs: NonZeroU32,
     /// Split the load of one broker with other hosts: subscribe as `$share/<group>/...`.
@@ -207,6 +209,7 @@ impl Default for Mqtt {
             keep_alive_secs: nz16(30),
             receive_maximum: nz16(1024),
             max_packet_bytes: nz32(1 << 20),
+            max_payload_bytes: nz32(256 << 10),
             session_expiry_secs: nz32(7 * 24 * 3600),
             share_group: None,
             connect_timeout_secs: nz16(10),

@@ -3,8 +3,6 @@
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
-use tracing_subscriber::filter::{EnvFilter, LevelFilter};
-
 use super::check::{self, Content, Scheme};
 use super::document::{Item, Table, Value};
 use super::problem::{Misfit, Problem, Problems};
@@ -72,6 +70,13 @@ fn mqtt(section: &mut Section<'_, '_>, mqtt: &mut Mqtt) {
     section.value("receive_maximum", &mut mqtt.receive_maximum);
     section.value("max_packet_bytes", &mut mqtt.max_packet_bytes);
     within(section, "max_packet_bytes", mqtt.max_packet_bytes.get().into(), 1024..=MQTT_PACKET_BYTES);
+    section.value("max_payload_bytes", &mut mqtt.max_payload_bytes);
+    if mqtt.max_payload_bytes > mqtt.max_packet_bytes {
+        let (payload, packet) = (mqtt.max_payload_bytes, mqtt.max_packet_bytes);
+        let misfit =
+            Misfit::new(format!("{payload} is above max_packet_bytes ({packet}), which holds topic and payload"));
+        section.error("max_payload_bytes", misfit.mend("lower it, or raise max_packet_bytes"));
+    }
     section.value("session_expiry_secs", &mut mqtt.session_expiry_secs);
     section.optional("share_group", &mut mqtt.share_group);
     if let Some(group) = &mqtt.share_group {
@@ -246,25 +251,20 @@ fn log(section: &mut Section<'_, '_>, log: &mut Log) {
     section.check("level", log_filter(&log.level));
 }
 
+/// A level, or levels of parts: `info,sedge::mqtt=debug`.
 fn log_filter(text: &str) -> Result<(), Misfit> {
     const LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace", "off"];
-    let wrong = |why: String| {
-        let mend = match nearest(text, LEVELS) {
-            Some(near) => format!("did you mean {near:?}?"),
-            None => format!("use one of {LEVELS:?}, or a filter such as \"info,sedge::mqtt=debug\""),
-        };
-        Misfit::new(why).mend(mend)
-    };
-    EnvFilter::builder().parse(text).map_err(|error| wrong(format!("{text:?} is no log filter: {error}")))?;
-    // The filter would take any word as the name of a module, and then log nothing else.
-    match text
-        .split(',')
-        .map(str::trim)
-        .find(|part| !part.contains(['=', ':', '[']) && part.parse::<LevelFilter>().is_err())
-    {
-        Some(word) => Err(wrong(format!("unknown level {word:?}"))),
-        None => Ok(()),
+    for part in text.split(',').map(str::trim) {
+        let (target, level) = part.split_once('=').unwrap_or(("sedge", part));
+        if target.is_empty() || !LEVELS.contains(&&*level.to_lowercase()) {
+            let mend = match nearest(level, LEVELS) {
+                Some(near) => format!("did you mean {near:?}?"),
+                None => format!("use one of {LEVELS:?}, or levels of parts such as \"info,sedge::mqtt=debug\""),
+            };
+            return Err(Misfit::new(format!("unknown log level {part:?}")).mend(mend));
+        }
     }
+    Ok(())
 }
 
 /// `None` when the address is bad, which is told here.
