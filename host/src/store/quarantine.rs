@@ -74,7 +74,8 @@ fn sibling(path: &Path, suffix: &str) -> PathBuf {
 fn salvage_into(salvage: &Path, damaged: &Path) -> rusqlite::Result<u64> {
     let _ = fs::remove_file(salvage);
     // Made here so that it is for this user alone.
-    let created = fs::OpenOptions::new().create(true).truncate(true).write(true);
+    let mut options = fs::OpenOptions::new();
+    let created = options.create(true).truncate(true).write(true);
     drop(open_private(created, salvage));
     let mut new = Connection::open_with_flags(salvage, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     new.pragma_update(None, "page_size", super::place::PAGE_BYTES)?;

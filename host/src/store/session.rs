@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use rusqlite::{CheckpointMode, Connection, MAIN_DB};
+use rusqlite::wal::CheckpointMode;
+use rusqlite::{Connection, MAIN_DB};
 
 use super::checkpoint::{Checkpointer, FRAME_BYTES};
 use super::dead_letters::Bounds;

@@ -22,10 +22,6 @@ impl Publish {
         Self { topic: topic.to_owned(), payload: payload.into(), qos: 1, ..Self::default() }
     }
 
-    pub fn retained(self) -> Self {
-        Self { retain: true, ..self }
-    }
-
     pub fn with_property(mut self, name: &str, value: &str) -> Self {
         self.properties.push((name.to_owned(), value.to_owned()));
         self
@@ -68,8 +64,8 @@ impl Publish {
 pub enum Packet {
     ConnAck { session_present: bool, reason: u8, receive_maximum: u16 },
     Publish(Publish),
-    PubAck { packet_id: u16, reason: u8 },
-    SubAck { packet_id: u16, reasons: Vec<u8> },
+    PubAck { reason: u8 },
+    SubAck { reasons: Vec<u8> },
     PingResp,
     Disconnect { reason: u8 },
 }
@@ -137,10 +133,6 @@ pub fn puback(packet_id: u16, out: &mut Vec<u8>) {
     out.extend(packet_id.to_be_bytes());
 }
 
-pub fn disconnect() -> Vec<u8> {
-    vec![0xe0, 0]
-}
-
 /// The first whole packet in `bytes` and its length, or `None` when more must be read.
 pub fn decode(bytes: &[u8]) -> io::Result<Option<(Packet, usize)>> {
     if bytes.len() < 2 {
@@ -182,11 +174,14 @@ fn decode_body(first: u8, mut fields: Fields<'_>) -> Option<Packet> {
                 properties: properties.user,
             })
         }
-        4 => Packet::PubAck { packet_id: fields.two()?, reason: fields.byte().unwrap_or(0) },
+        4 => {
+            fields.two()?;
+            Packet::PubAck { reason: fields.byte().unwrap_or(0) }
+        }
         9 => {
-            let packet_id = fields.two()?;
+            fields.two()?;
             fields.properties()?;
-            Packet::SubAck { packet_id, reasons: fields.0.to_vec() }
+            Packet::SubAck { reasons: fields.0.to_vec() }
         }
         13 => Packet::PingResp,
         14 => Packet::Disconnect { reason: fields.byte().unwrap_or(0) },
