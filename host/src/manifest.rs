@@ -367,7 +367,7 @@ fn format_period(period: Duration) -> String {
     let ms = period.as_millis();
     [(3_600_000, "h"), (60_000, "m"), (1_000, "s")]
         .into_iter()
-        .find(|(unit_ms, _)| ms % unit_ms == 0)
+        .find(|(unit_ms, _)| ms.is_multiple_of(*unit_ms))
         .map_or_else(|| format!("{ms}ms"), |(unit_ms, unit)| format!("{}{unit}", ms / unit_ms))
 }
 

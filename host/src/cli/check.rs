@@ -93,7 +93,7 @@ fn summary(out: &mut impl Write, config: &Config, functions: &[(PathBuf, Manifes
         let limits = &manifest.limits;
         writeln!(
             out,
-            "  limits   {} fuel, {} ms, {} bytes of memory, {} outputs of {} bytes",
+            "  limits   {} fuel, {} ms, {} bytes of memory, {} outputs, {} bytes of output",
             limits.fuel, limits.timeout_ms, limits.memory_bytes, limits.outputs, limits.output_bytes
         )?;
     }
@@ -112,4 +112,53 @@ fn as_json(config: &Config, functions: &[(PathBuf, Manifest)], problems: &Proble
         "metrics": config.http.listen,
         "functions": functions.iter().map(|(dir, manifest)| json!({ "dir": dir, "manifest": manifest })).collect::<Vec<_>>(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn configured() -> (Config, Vec<(PathBuf, Manifest)>) {
+        let text = "[node]\nname = \"board-7\"\ngroups = [\"plant\"]\n[upstream]\nurl = \"http://a/in\"\n[http]\nlisten = \"off\"";
+        let (config, problems) = Config::parse(text, Path::new("sedge.toml"));
+        assert_eq!(problems, Problems::default());
+        let text =
+            "name = \"warm\"\nversion = \"1\"\nsubscribe = [\"s/+/t\"]\nstate = \"topic\"\nallow.publish = [\"d/#\"]";
+        let manifest = Manifest::from_toml(text, Path::new("function.toml"), None).unwrap();
+        (config, vec![("functions/warm".into(), manifest)])
+    }
+
+    #[test]
+    fn the_summary_says_what_would_run() {
+        let (config, functions) = configured();
+        let mut out = Vec::new();
+        summary(&mut out, &config, &functions).unwrap();
+        let expected = "\
+node       board-7, topics under sedge/board-7/, groups plant
+broker     mqtt://localhost:1883
+upstream   http://a/in
+data       /var/lib/sedge
+metrics    off
+
+function   warm 1, from functions/warm
+  hears    s/+/t
+  may say  d/#
+  state    of each topic, at most 65536 bytes
+  limits   10000000 fuel, 100 ms, 4194304 bytes of memory, 64 outputs, 65536 bytes of output
+";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn json_holds_the_manifests_and_the_problems() {
+        let (config, functions) = configured();
+        let (_, problems) = Config::parse("[mqtt]\nurl = 1", Path::new("sedge.toml"));
+        let json = as_json(&config, &functions, &problems);
+        assert_eq!(json["ok"], false);
+        assert_eq!(json["problems"][0]["line"], 2);
+        assert_eq!(json["problems"][0]["key"], "mqtt.url");
+        assert_eq!(json["functions"][0]["manifest"]["limits"]["timeout_ms"], 100);
+    }
 }

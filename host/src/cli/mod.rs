@@ -24,8 +24,8 @@ const DEFAULT_CONFIG: &str = "/etc/sedge/sedge.toml";
 /// Small WebAssembly functions beside the sensors
 ///
 ///   MQTT broker -> function, in a sandbox -> SQLite -> alerts and data upstream
-///   A message is acknowledged to the broker only when all that came of it is on disk.
-///   What a function cannot process becomes a dead letter, with the reason, and can be replayed.
+///   The broker gets its acknowledgement only when all that came of it is on disk.
+///   What a function cannot process is kept as a dead letter and can be replayed.
 ///
 /// Every command explains itself: sedge COMMAND --help
 #[derive(Debug, Parser)]
@@ -40,7 +40,8 @@ pub struct Cli {
 enum Command {
     /// See it work: a broker, sensors, three functions and an upstream, in one command
     ///
-    /// Nothing has to be installed and nothing is left behind. At the end a table accounts for every message.
+    /// Nothing has to be installed and nothing is left behind.
+    /// At the end a table accounts for every message.
     ///
     ///   sedge demo
     ///   sedge demo --messages 20000 --json
@@ -52,15 +53,15 @@ enum Command {
     ///
     /// The limits are those of production; no broker and no daemon is needed.
     ///
-    ///   sedge invoke examples/threshold-alert --topic sensors/attic/temperature --payload 81.5
+    ///   sedge invoke examples/threshold-alert --topic attic/temperature --payload 81.5
     ///   sedge invoke examples/decode --topic lora/7 --payload @frame.bin
     #[command(verbatim_doc_comment)]
     Invoke(invoke::InvokeArgs),
 
     /// Check the configuration and every function in it, and show what would run
     ///
-    /// All problems are reported at once, each with file, line, key and how to mend it. The exit code is 78 if there
-    /// are any; warnings alone leave it at 0.
+    /// All problems are reported at once, with file, line, key and how to mend it.
+    /// The exit code is 78 if there are any; warnings alone leave it at 0.
     ///
     ///   sedge check --config sedge.toml
     #[command(verbatim_doc_comment)]
@@ -68,7 +69,8 @@ enum Command {
 
     /// Run the daemon until SIGTERM or Ctrl-C
     ///
-    /// It starts and stays up while the broker or upstream is away. Ended, it finishes what is in flight first.
+    /// It starts and stays up while the broker or upstream is away.
+    /// Ended, it finishes what is in flight first.
     ///
     ///   sedge run --config sedge.toml
     #[command(verbatim_doc_comment)]
@@ -160,6 +162,8 @@ mod tests {
         for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
             let help = command.get_long_about().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains(&format!("  sedge {}", command.get_name())), "{}:\n{help}", command.get_name());
+            // Wrapped a second time by a narrow terminal, it is hard to read.
+            assert!(help.lines().all(|line| line.chars().count() <= 80), "{}:\n{help}", command.get_name());
         }
     }
 }

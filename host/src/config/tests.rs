@@ -433,6 +433,25 @@ fn folders_of_functions() {
     assert!(lines[1..].iter().all(|line| line.starts_with(&format!("{root}/bad/function.toml"))), "{lines:?}");
 }
 
+proptest::proptest! {
+    /// Pieces of TOML in any order come nearer to it than random text, and reach the readers.
+    #[test]
+    fn nothing_that_is_written_makes_it_panic(
+        pieces in proptest::collection::vec(proptest::sample::select(vec![
+            "[mqtt]\n", "[node]\n", "[upstream]\n", "url", "name", "groups", "listen", "subscribe", " = ", "\"", "\"ä\"\n",
+            "\"mqtt://\"\n", "[", "]", "{", "}", "\n", "1\n", "-1\n", "1e9\n", "0x", ".", ",", "true\n", "\0", "\u{feff}",
+            "1979-05-27\n", "#", "'''", "\\u{d800}",
+        ]), 0..30),
+    ) {
+        let text = pieces.concat();
+        let (_, problems) = Config::parse(&text, Path::new("sedge.toml"));
+        let lines = text.split('\n').count() as u32;
+        proptest::prop_assert!(problems.iter().all(|problem| problem.at.line <= lines));
+        let _ = crate::manifest::Manifest::from_toml(&text, Path::new("function.toml"), None);
+        let _ = crate::manifest::Manifest::from_json(text.as_bytes(), None);
+    }
+}
+
 /// One key as the annotated file shows it.
 struct Shown {
     key: String,
