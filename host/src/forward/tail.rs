@@ -83,7 +83,7 @@ impl Tail {
         if stored.id <= self.last {
             return;
         }
-        let gapless = self.held == self.last && !self.loading;
+        let gapless = self.held == self.last;
         self.last = stored.id;
         if gapless && self.fits(&stored) {
             self.hold(stored);
