@@ -1,7 +1,9 @@
 //! The end of one stream: committed records that its receiver has not taken yet, in a window of bounded size.
 //!
-//!     gone ≤ watermark < [ done, sent, waiting … ] ≤ held < … only on disk … ≤ last
-//!                        └──────── window ───────┘
+//! ```text
+//! gone ≤ watermark < [ done, sent, waiting … ] ≤ held < … only on disk … ≤ last
+//!                    └──────── window ───────┘
+//! ```
 //!
 //! While the window holds everything up to `last`, new records come straight from their commit and the disk is never
 //! read. A window that is full falls behind; what it missed is loaded from the store in order.
