@@ -166,7 +166,7 @@ impl Lane {
             (item, Answer::Again { after, .. }) => {
                 self.put_back(item);
                 // Envelopes that were under way together fail together: one pause for all of them.
-                if self.paused_until.is_none_or(|until| until <= now) {
+                if !self.paused(now) {
                     let pause = self.backoff.failed().max(after.unwrap_or_default()).min(self.backoff.max());
                     self.paused_until = Some(now + pause);
                 }
@@ -218,8 +218,7 @@ impl Lane {
                 return Some(Step::Store(Request::ReadOutbox { stream, after, max_bytes }));
             }
         }
-        let paused = self.paused_until.is_some_and(|until| until > now);
-        if !self.connected || self.full || paused || self.in_flight.len() >= self.in_flight_limit {
+        if !self.connected || self.full || self.paused(now) || self.in_flight.len() >= self.in_flight_limit {
             return None;
         }
         self.paused_until = None;
@@ -228,6 +227,11 @@ impl Lane {
         self.next_token += 1;
         self.in_flight.insert(token, item);
         Some(Step::Send { token, envelope })
+    }
+
+    /// Whether the receiver asked to be left alone.
+    pub fn paused(&self, now: Instant) -> bool {
+        self.paused_until.is_some_and(|until| until > now)
     }
 
     /// When to poll again although nothing happened.

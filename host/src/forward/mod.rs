@@ -166,7 +166,10 @@ impl Forwarder {
             Answer::Refused(reason) => tracing::debug!(?route, reason, "a record was refused"),
             Answer::Again { reason, .. } => {
                 self.metrics.forward_errors.inc();
-                tracing::warn!(?route, reason, "a record was not taken and is sent again");
+                // All that was under way fails together; one line is enough.
+                if self.lane(route).is_some_and(|lane| !lane.paused(now)) {
+                    tracing::warn!(?route, reason, "a record was not taken and is sent again");
+                }
             }
         }
         if route == Route::Upstream && self.upstream_kind() == Some(UpstreamKind::Webhook) {
@@ -238,3 +241,6 @@ impl Forwarder {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

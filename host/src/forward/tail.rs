@@ -1,7 +1,9 @@
 //! The end of one stream: committed records that its receiver has not taken yet, in a window of bounded size.
 //!
-//!     gone ≤ watermark < [ done, sent, waiting … ] ≤ held < … only on disk … ≤ last
-//!                        └──────── window ───────┘
+//! ```text
+//! gone ≤ watermark < [ done, sent, waiting … ] ≤ held < … only on disk … ≤ last
+//!                    └──────── window ───────┘
+//! ```
 //!
 //! While the window holds everything up to `last`, new records come straight from their commit and the disk is never
 //! read. A window that is full falls behind; what it missed is loaded from the store in order.
@@ -83,7 +85,7 @@ impl Tail {
         if stored.id <= self.last {
             return;
         }
-        let gapless = self.held == self.last && !self.loading;
+        let gapless = self.held == self.last;
         self.last = stored.id;
         if gapless && self.fits(&stored) {
             self.hold(stored);

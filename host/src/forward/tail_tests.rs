@@ -148,6 +148,16 @@ fn a_reopened_store_is_asked_anew_and_old_answers_do_not_count() {
     }
 }
 
+#[test]
+fn an_answer_that_comes_twice_adds_nothing() {
+    let mut tail = Tail::new(ROOMY, 0, 2);
+    assert!(tail.load().is_some());
+    for _ in 0..2 {
+        tail.loaded(vec![stored(1, 10), stored(2, 10)], true);
+    }
+    assert_eq!(ids(&mut tail), [1, 2]);
+}
+
 /// What can happen to a tail. Numbers choose among what is possible at that moment.
 #[derive(Clone, Debug)]
 enum Step {

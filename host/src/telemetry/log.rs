@@ -39,13 +39,12 @@ pub fn init(level: &str) -> Result<(), LogError> {
 /// They can be named, as in `info,rumqttc=debug`.
 pub fn parse(level: &str) -> Result<Targets, LogError> {
     let wrong = || LogError::Level { level: level.into() };
-    if level.trim().is_empty() {
-        return Err(wrong());
-    }
     let mut sedge = LevelFilter::INFO;
     let mut named = Vec::new();
     for directive in level.split(',').map(str::trim) {
         match directive.split_once('=') {
+            // To the parser, nothing is a level too.
+            None if directive.is_empty() => return Err(wrong()),
             None => sedge = directive.parse().map_err(|_| wrong())?,
             Some(("", _)) => return Err(wrong()),
             Some((target, level)) => {
