@@ -136,7 +136,7 @@ impl DeadLetters {
         if !path.is_file() {
             return Err(DeadLettersError::Missing(path));
         }
-        let connection = place::set_up(&path)?;
+        let mut connection = place::set_up(&path)?;
         // The daemon holds the lock most of the time when it is busy, and SQLite does not queue: ask often, for 10 s.
         connection.busy_handler(Some(|tries| {
             std::thread::sleep(Duration::from_millis(1));

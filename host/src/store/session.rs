@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use rusqlite::{CheckpointMode, Connection, MAIN_DB};
+use rusqlite::wal::CheckpointMode;
+use rusqlite::{Connection, MAIN_DB};
 
 use super::checkpoint::{Checkpointer, FRAME_BYTES};
 use super::dead_letters::Bounds;
@@ -87,9 +88,11 @@ impl Session {
             Err(other) => return Err(OpenError::unfit(&path, other)),
         };
         let quarantined = quarantine::quarantine(place, reason)?;
-        let (session, recovered) =
+        let (mut session, recovered) =
             Self::load(place, settings, receive_maximum, stats).map_err(|error| OpenError::unfit(&path, error))?;
-        Ok((session, Recovered { quarantined: Some(quarantined), ..recovered }))
+        session.outbox.skip_ids();
+        let super::window::Watermarks { delivered, last } = *session.outbox.marks();
+        Ok((session, Recovered { quarantined: Some(quarantined), delivered, last, ..recovered }))
     }
 
     fn load(
