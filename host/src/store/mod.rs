@@ -219,18 +219,34 @@ pub enum Request {
 #[derive(Debug)]
 pub enum Event {
     /// Every `Commit` up to and including `seq` is on disk. `stored` holds what they added, in id order per stream.
-    Committed { seq: u64, stored: Vec<Stored>, parked: Vec<Parked> },
-    State { token: u64, entries: Vec<(Box<str>, Bytes)> },
-    Outbox { stream: Stream, stored: Vec<Stored>, end: bool },
+    Committed {
+        seq: u64,
+        stored: Vec<Stored>,
+        parked: Vec<Parked>,
+    },
+    State {
+        token: u64,
+        entries: Vec<(Box<str>, Bytes)>,
+    },
+    Outbox {
+        stream: Stream,
+        stored: Vec<Stored>,
+        end: bool,
+    },
     /// There are lost records to report, up to gap number `through`.
-    Gaps { through: u64, gaps: Vec<Gap> },
+    Gaps {
+        through: u64,
+        gaps: Vec<Gap>,
+    },
     /// Jobs that another process (`sedge dead-letters replay`) put back.
     Parked(Vec<Parked>),
     /// The outbox is full and the policy is to block: nothing is committed until there is room. `false`: there is.
     Blocked(bool),
     /// The disk failed. Nothing after the last `Committed` is stored, everything sent before [`Event::Reopened`] is
     /// discarded, and the store tries to reopen the file by itself.
-    Failed { error: String },
+    Failed {
+        error: String,
+    },
     /// The store works again, as if just opened.
     Reopened(Recovered),
     Closed,

@@ -69,7 +69,9 @@ fn filled(dir: &Path) {
 
 fn corrupt_files(dir: &Path) -> usize {
     let names = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
-    names.filter(|name| name.starts_with("sedge.db.corrupt-") && !name.ends_with("-wal") && !name.ends_with("-shm")).count()
+    names
+        .filter(|name| name.starts_with("sedge.db.corrupt-") && !name.ends_with("-wal") && !name.ends_with("-shm"))
+        .count()
 }
 
 #[test]

@@ -104,8 +104,7 @@ fn dropped_dead_letters_are_gone_and_their_numbers_stay_theirs() {
 #[test]
 fn dead_letters_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
-    let settings =
-        config::Store { dead_letter_max_bytes: NonZeroU64::new(1000).unwrap(), ..config::Store::default() };
+    let settings = config::Store { dead_letter_max_bytes: NonZeroU64::new(1000).unwrap(), ..config::Store::default() };
     let mut rig = Rig::open_with(dir.path(), &settings);
     letters(&mut rig, 50);
     let kept = DeadLetters::open(dir.path()).unwrap().list(&Filter::default(), 99).unwrap();

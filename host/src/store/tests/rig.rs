@@ -8,7 +8,8 @@ use bytes::Bytes;
 use crate::config;
 use crate::message::{Failure, FailureCode, Message, Scope, StateWrite, Usage};
 use crate::store::{
-    Commit, DeadLetter, Event, Events, Fingerprint, Handle, OpenError, Record, Recovered, Request, Store, Stored, Stream,
+    Commit, DeadLetter, Event, Events, Fingerprint, Handle, OpenError, Record, Recovered, Request, Store, Stored,
+    Stream,
 };
 
 pub(super) const RECEIVE_MAXIMUM: u16 = 16;
@@ -63,12 +64,18 @@ impl Rig {
         self.seq
     }
 
-    /// Commits, and waits until it is on disk.
+    /// Commits, and waits until it is on disk. Returns what was stored since the last event that was looked at.
     pub(super) fn commit(&mut self, commits: Vec<Commit>) -> Vec<Stored> {
         let sent = self.start(commits);
+        let mut all = Vec::new();
         loop {
             match self.event() {
-                Event::Committed { seq, stored, .. } if seq == sent => return stored,
+                Event::Committed { seq, stored, .. } => {
+                    all.extend(stored);
+                    if seq == sent {
+                        return all;
+                    }
+                }
                 Event::Gaps { .. } | Event::Blocked(_) => {}
                 other => panic!("{other:?}"),
             }

@@ -53,7 +53,8 @@ fn old_fingerprints_are_removed() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     for round in 0..20 {
-        let commits = (0..100).map(|n| Commit { records: vec![record(Stream::Data, "x")], ..delivery(round * 100 + n) });
+        let commits =
+            (0..100).map(|n| Commit { records: vec![record(Stream::Data, "x")], ..delivery(round * 100 + n) });
         rig.commit(commits.collect());
     }
     rig.close();
