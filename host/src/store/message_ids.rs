@@ -133,9 +133,11 @@ impl MessageIdRows {
         self.stored += self.fresh.len();
         self.newest.append(&mut self.fresh);
         let body: Vec<u8> = self.newest.iter().flat_map(|hash| hash.to_le_bytes()).collect();
-        connection
-            .prepare_cached("REPLACE INTO message_id VALUES (?1, ?2, ?3)")?
-            .execute((self.newest_id, now_secs, body))?;
+        connection.prepare_cached("REPLACE INTO message_id VALUES (?1, ?2, ?3)")?.execute((
+            self.newest_id,
+            now_secs,
+            body,
+        ))?;
         Ok(())
     }
 

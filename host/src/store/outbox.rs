@@ -18,6 +18,9 @@ const SEGMENT_BYTES: u64 = 64 << 10;
 /// What a record takes beside its strings and payload, at most.
 const RECORD_OVERHEAD_BYTES: u64 = 40;
 
+/// More than were ever lost with a damaged file, as the outbox is bounded.
+const SKIPPED_IDS: u64 = 1 << 24;
+
 #[derive(Debug)]
 pub(super) struct Outbox {
     max_bytes: u64,
@@ -280,6 +283,16 @@ impl Outbox {
         Ok(())
     }
 
+    /// After a salvage: rows that could not be read may have held higher ids than any that is known.
+    pub(super) fn skip_ids(&mut self) {
+        for n in 0..3 {
+            self.marks.last[n] += SKIPPED_IDS;
+            if self.bytes[n] == 0 {
+                self.marks.delivered[n] = self.marks.last[n];
+            }
+        }
+    }
+
     /// The clock was set: what was recorded until now carries times of another clock. Returns what to remember.
     pub(super) fn clock_was_set(&mut self) -> [u64; 3] {
         self.ageless = self.marks.last;
@@ -414,7 +427,7 @@ fn lost(stream: Stream, reason: &str, last_id: u64, row: &Bytes, after: u64, thr
         gap.last_at_ms = gap.last_at_ms.max(at_ms);
     }
     // The rest of a damaged row: how many is known from the ids, their sizes and times are not.
-    let unreadable_after = readable_through.max(after).max(first_id - 1);
+    let unreadable_after = readable_through.max(after).max(first_id.saturating_sub(1));
     if unreadable_after < last_id.min(through) {
         gap.first_id = gap.first_id.min(unreadable_after + 1);
         gap.last_id = last_id.min(through);

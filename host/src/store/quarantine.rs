@@ -11,6 +11,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -74,9 +75,7 @@ fn sibling(path: &Path, suffix: &str) -> PathBuf {
 fn salvage_into(salvage: &Path, damaged: &Path) -> rusqlite::Result<u64> {
     let _ = fs::remove_file(salvage);
     // Made here so that it is for this user alone.
-    let mut options = fs::OpenOptions::new();
-    let created = options.create(true).truncate(true).write(true);
-    drop(open_private(created, salvage));
+    create_private(salvage).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
     let mut new = Connection::open_with_flags(salvage, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     new.pragma_update(None, "page_size", super::place::PAGE_BYTES)?;
     new.pragma_update(None, "synchronous", "FULL")?;
@@ -102,9 +101,8 @@ fn salvage_into(salvage: &Path, damaged: &Path) -> rusqlite::Result<u64> {
     Ok(saved)
 }
 
-fn open_private(options: &mut fs::OpenOptions, path: &Path) -> io::Result<fs::File> {
-    use std::os::unix::fs::OpenOptionsExt;
-    options.mode(0o600).open(path)
+fn create_private(path: &Path) -> io::Result<fs::File> {
+    fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)
 }
 
 /// Copies one table around its damaged pages.

@@ -149,7 +149,8 @@ impl Encoder {
 fn slot(string: &str) -> usize {
     let bytes = string.as_bytes();
     let tail = &bytes[bytes.len().saturating_sub(8)..];
-    let hash = tail.iter().fold(bytes.len() as u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+    let hash =
+        tail.iter().fold(bytes.len() as u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
     (hash >> 32) as usize % 64
 }
 
@@ -359,12 +360,7 @@ pub(super) fn dead_letter(columns: DeadLetterColumns, body: &Bytes) -> Result<De
 
 pub(super) fn parked(id: u64, body: &Bytes) -> Result<Parked, Damaged> {
     let mut decoder = Decoder::begin(body)?;
-    Ok(Parked {
-        id,
-        due_ms: decoder.varint()?,
-        function: decoder.string()?.into(),
-        message: decoder.message(body)?,
-    })
+    Ok(Parked { id, due_ms: decoder.varint()?, function: decoder.string()?.into(), message: decoder.message(body)? })
 }
 
 #[cfg(test)]
@@ -383,20 +379,22 @@ mod tests {
             vec(("[ab]{0,5}", "[ab]{0,5}"), 0..4),
             any::<(u64, bool, u32)>(),
         )
-            .prop_map(|(topic, payload, content_type, properties, (received_at_ms, clock_synced, attempt))| Message {
-                topic: topic.into(),
-                payload: payload.into(),
-                content_type: content_type.map(Into::into),
-                properties: properties.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
-                received_at_ms,
-                clock_synced,
-                attempt,
+            .prop_map(|(topic, payload, content_type, properties, (received_at_ms, clock_synced, attempt))| {
+                Message {
+                    topic: topic.into(),
+                    payload: payload.into(),
+                    content_type: content_type.map(Into::into),
+                    properties: properties.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
+                    received_at_ms,
+                    clock_synced,
+                    attempt,
+                }
             })
     }
 
     fn record() -> impl Strategy<Value = Record> {
-        ("[ab]{0,5}", "[ab/]{1,5}", vec(any::<u8>(), 0..40), option::of("[ab]{0,5}"), any::<(bool, u32, u64)>()).prop_map(
-            |(function, topic, payload, content_type, (retain, hops, at_ms))| Record {
+        ("[ab]{0,5}", "[ab/]{1,5}", vec(any::<u8>(), 0..40), option::of("[ab]{0,5}"), any::<(bool, u32, u64)>())
+            .prop_map(|(function, topic, payload, content_type, (retain, hops, at_ms))| Record {
                 stream: Stream::Data,
                 function: function.into(),
                 topic: topic.into(),
@@ -405,8 +403,7 @@ mod tests {
                 retain,
                 hops,
                 at_ms,
-            },
-        )
+            })
     }
 
     proptest! {

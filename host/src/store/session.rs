@@ -88,9 +88,11 @@ impl Session {
             Err(other) => return Err(OpenError::unfit(&path, other)),
         };
         let quarantined = quarantine::quarantine(place, reason)?;
-        let (session, recovered) =
+        let (mut session, recovered) =
             Self::load(place, settings, receive_maximum, stats).map_err(|error| OpenError::unfit(&path, error))?;
-        Ok((session, Recovered { quarantined: Some(quarantined), ..recovered }))
+        session.outbox.skip_ids();
+        let super::window::Watermarks { delivered, last } = *session.outbox.marks();
+        Ok((session, Recovered { quarantined: Some(quarantined), delivered, last, ..recovered }))
     }
 
     fn load(

@@ -67,12 +67,14 @@ impl State {
         };
         for StateWrite { key, value } in writes {
             match value {
-                Some(value) => connection
-                    .prepare_cached("REPLACE INTO state VALUES (?1, ?2, ?3)")?
-                    .execute((id, &**key, &value[..]))?,
-                None => {
-                    connection.prepare_cached("DELETE FROM state WHERE scope = ?1 AND key = ?2")?.execute((id, &**key))?
-                }
+                Some(value) => connection.prepare_cached("REPLACE INTO state VALUES (?1, ?2, ?3)")?.execute((
+                    id,
+                    &**key,
+                    &value[..],
+                ))?,
+                None => connection
+                    .prepare_cached("DELETE FROM state WHERE scope = ?1 AND key = ?2")?
+                    .execute((id, &**key))?,
             };
         }
         Ok(())

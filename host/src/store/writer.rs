@@ -149,11 +149,8 @@ impl Writer {
                 break;
             }
             // Only what must be written has to wait for its turn.
-            let wait = if session.must_commit() {
-                spare.saturating_sub(self.committed_at.elapsed())
-            } else {
-                Duration::ZERO
-            };
+            let wait =
+                if session.must_commit() { spare.saturating_sub(self.committed_at.elapsed()) } else { Duration::ZERO };
             let next = if wait.is_zero() {
                 self.requests.try_recv()
             } else {

@@ -1,0 +1,277 @@
+//! Random histories against plain vectors and maps.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use bytes::Bytes;
+use proptest::collection::vec;
+use proptest::prelude::*;
+
+use super::rig::*;
+use crate::message::StateWrite;
+use crate::store::{Commit, Event, Request, Stored, Stream};
+
+#[derive(Clone, Debug)]
+enum Step {
+    Commit(Vec<Change>),
+    /// Sent, and not waited for.
+    Start(Vec<Change>),
+    /// This share of what waits, in per cent.
+    Deliver(usize, u64),
+    /// Close, and open again.
+    Restart,
+    /// Both ends are dropped. `copied`: and the files as they were on disk at that moment are used from there on.
+    Crash {
+        copied: bool,
+    },
+}
+
+#[derive(Clone, Debug)]
+enum Change {
+    Record(usize, Vec<u8>),
+    Set(u8, u8, u8),
+    Remove(u8, u8),
+    Fingerprint,
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        4 => (0..3usize, vec(any::<u8>(), 0..300)).prop_map(|(stream, payload)| Change::Record(stream, payload)),
+        3 => (0..3u8, 0..4u8, any::<u8>()).prop_map(|(scope, key, value)| Change::Set(scope, key, value)),
+        1 => (0..3u8, 0..4u8).prop_map(|(scope, key)| Change::Remove(scope, key)),
+        2 => Just(Change::Fingerprint),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    prop_oneof![
+        6 => vec(change(), 1..12).prop_map(Step::Commit),
+        4 => vec(change(), 1..12).prop_map(Step::Start),
+        3 => (0..3usize, 0..=100u64).prop_map(|(stream, share)| Step::Deliver(stream, share)),
+        1 => Just(Step::Restart),
+        2 => any::<bool>().prop_map(|copied| Step::Crash { copied }),
+    ]
+}
+
+/// What must be on disk.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Model {
+    outbox: [Vec<(u64, Vec<u8>)>; 3],
+    last: [u64; 3],
+    state: BTreeMap<(u8, String), Bytes>,
+    /// Digests of the deliveries, oldest first, and whether they must be on disk: those without effect follow with the
+    /// next that has one.
+    window: Vec<(u64, bool)>,
+    digests: u64,
+}
+
+impl Model {
+    fn apply(&mut self, changes: &[Change]) {
+        for change in changes {
+            match change {
+                Change::Record(n, payload) => {
+                    self.last[*n] += 1;
+                    self.outbox[*n].push((self.last[*n], payload.clone()));
+                }
+                Change::Set(scope, key, value) => {
+                    self.state.insert((*scope, key.to_string()), vec![*value].into());
+                }
+                Change::Remove(scope, key) => {
+                    self.state.remove(&(*scope, key.to_string()));
+                }
+                Change::Fingerprint => {
+                    self.digests += 1;
+                    self.window.push((self.digests, false));
+                }
+            }
+        }
+        if changes.iter().any(|change| !matches!(change, Change::Fingerprint)) {
+            self.window.iter_mut().for_each(|(_, on_disk)| *on_disk = true);
+        }
+    }
+
+    /// After a restart: what was not on disk is forgotten for good.
+    fn reopened(&mut self, found: &Self) {
+        self.window = found.window.clone();
+        self.outbox = found.outbox.clone();
+    }
+
+    /// The requests that make these changes, one commit each so that their order is the vector's.
+    fn commits(&self, changes: &[Change]) -> Vec<Commit> {
+        let mut digest = self.digests;
+        let commit = |change: &Change| match change {
+            Change::Record(n, payload) => records(vec![record(Stream::ALL[*n], payload.clone())]),
+            Change::Set(scope, key, value) => state(*scope, *key, Some(vec![*value].into())),
+            Change::Remove(scope, key) => state(*scope, *key, None),
+            Change::Fingerprint => {
+                digest += 1;
+                delivery(digest)
+            }
+        };
+        changes.iter().map(commit).collect()
+    }
+}
+
+fn state(scope: u8, key: u8, value: Option<Bytes>) -> Commit {
+    let write = StateWrite { key: key.to_string().into(), value };
+    Commit { state: vec![(scope_of(scope), vec![write])], ..Commit::default() }
+}
+
+fn scope_of(n: u8) -> crate::message::Scope {
+    if n == 0 { scope(None) } else { scope(Some(&format!("topic/{n}"))) }
+}
+
+/// What the store holds now, read through the front door.
+fn read_back(rig: &mut Rig) -> Model {
+    let mut model = Model { last: rig.recovered.last, ..Model::default() };
+    for stream in Stream::ALL {
+        let stored = rig.read_all(stream);
+        model.outbox[stream as usize] =
+            stored.into_iter().map(|Stored { id, record }| (id, record.payload.to_vec())).collect();
+    }
+    for n in 0..3 {
+        model.state.extend(rig.state(&scope_of(n)).into_iter().map(|(key, value)| ((n, key), value)));
+    }
+    model.window = rig.recovered.window.iter().map(|fingerprint| (fingerprint.digest, true)).collect();
+    model
+}
+
+/// Whether what was found is what this history left. Watermarks may lag: then some of what was delivered is still there.
+fn check(found: &Model, expected: &Model) -> Result<(), String> {
+    for n in 0..3 {
+        let lag = found.outbox[n].len().saturating_sub(expected.outbox[n].len());
+        if found.outbox[n][lag..] != expected.outbox[n] {
+            return Err(format!("outbox {n}: {:?} instead of {:?}", found.outbox[n], expected.outbox[n]));
+        }
+    }
+    if found.state != expected.state {
+        return Err(format!("state {:?} instead of {:?}", found.state, expected.state));
+    }
+    if found.last != expected.last {
+        return Err(format!("last {:?} instead of {:?}", found.last, expected.last));
+    }
+    let last = expected.window.len().saturating_sub(RECEIVE_MAXIMUM.into());
+    let must_be_known = expected.window[last..].iter().filter(|(_, on_disk)| *on_disk);
+    let mut rest = expected.window.iter();
+    if !must_be_known.clone().all(|known| found.window.contains(known))
+        || !found.window.iter().all(|(digest, _)| rest.any(|(expected, _)| expected == digest))
+    {
+        return Err(format!("window {:?} instead of {:?}", found.window, expected.window));
+    }
+    Ok(())
+}
+
+fn copy(from: &Path, to: &Path) {
+    // A power cut between two writes to the log: with no checkpoint under way, any moment is one.
+    for name in ["sedge.db", "sedge.db-wal"] {
+        let _ = fs::copy(from.join(name), to.join(name));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+
+    #[test]
+    fn what_was_committed_is_there_after_anything(steps in vec(step(), 1..40)) {
+        let mut dir = tempfile::tempdir().unwrap();
+        let mut rig = Rig::open(dir.path());
+        let mut model = Model::default();
+        // What the history was after each request that is not known to be on disk.
+        let mut under_way: Vec<(u64, Model)> = Vec::new();
+        let mut on_disk = Model::default();
+        for step in steps {
+            match step {
+                Step::Commit(changes) => {
+                    let commits = model.commits(&changes);
+                    model.apply(&changes);
+                    rig.commit(commits);
+                    under_way.clear();
+                    on_disk = model.clone();
+                }
+                Step::Start(changes) => {
+                    let commits = model.commits(&changes);
+                    model.apply(&changes);
+                    let seq = rig.start(commits);
+                    under_way.push((seq, model.clone()));
+                }
+                Step::Deliver(n, share) => {
+                    // Only what is known to be committed can be delivered.
+                    let known = on_disk.outbox[n].len() as u64;
+                    let count = (known * share / 100) as usize;
+                    if let Some((through, _)) = count.checked_sub(1).map(|at| on_disk.outbox[n][at].clone()) {
+                        rig.send(Request::Delivered { stream: Stream::ALL[n], through });
+                        for model in under_way.iter_mut().map(|(_, model)| model).chain([&mut model, &mut on_disk]) {
+                            model.outbox[n].retain(|(id, _)| *id > through);
+                        }
+                    }
+                }
+                Step::Restart => {
+                    rig.close();
+                    rig = Rig::open(dir.path());
+                    let found = read_back(&mut rig);
+                    prop_assert_eq!(check(&found, &model), Ok(()));
+                    prop_assert_eq!(&found.outbox, &model.outbox, "closing writes the watermarks");
+                    model.reopened(&found);
+                    (under_way, on_disk) = (Vec::new(), model.clone());
+                }
+                Step::Crash { copied } => {
+                    while let Some(event) = rig.events.try_recv() {
+                        if let Event::Committed { seq, .. } = event {
+                            let done = under_way.iter().take_while(|(sent, _)| *sent <= seq).count();
+                            under_way.drain(..done).for_each(|(_, model)| on_disk = model);
+                        }
+                    }
+                    if copied {
+                        let after = tempfile::tempdir().unwrap();
+                        copy(dir.path(), after.path());
+                        drop(rig);
+                        dir = after;
+                    } else {
+                        drop(rig);
+                    }
+                    rig = Rig::open(dir.path());
+                    let found = read_back(&mut rig);
+                    let history: Vec<_> =
+                        [&on_disk].into_iter().chain(under_way.iter().map(|(_, model)| model)).cloned().collect();
+                    let matching = history.iter().rev().find(|model| check(&found, model).is_ok());
+                    prop_assert!(matching.is_some(), "{:?} is none of {:?}", found, history);
+                    // Numbers of fingerprints are not used again.
+                    let digests = model.digests;
+                    model = matching.unwrap().clone();
+                    model.digests = digests;
+                    model.reopened(&found);
+                    (under_way, on_disk) = (Vec::new(), model.clone());
+                }
+            }
+        }
+        rig.close();
+    }
+
+    #[test]
+    fn a_torn_log_loses_the_last_commits_and_nothing_else(
+        batches in vec(vec(change(), 1..8), 2..12), cut in 0..=1000u64
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rig = Rig::open(dir.path());
+        let mut history = vec![Model::default()];
+        for changes in &batches {
+            let mut model = history.last().unwrap().clone();
+            rig.commit(model.commits(changes));
+            model.apply(changes);
+            history.push(model);
+        }
+        let after = tempfile::tempdir().unwrap();
+        copy(dir.path(), after.path());
+        let log = fs::OpenOptions::new().write(true).open(after.path().join("sedge.db-wal")).unwrap();
+        let length = log.metadata().unwrap().len();
+        log.set_len(length * cut / 1000).unwrap();
+        let mut rig = Rig::open(after.path());
+        let found = read_back(&mut rig);
+        let possible = history.iter().any(|model| check(&found, model).is_ok());
+        prop_assert!(possible, "{:?} is none of {:?}", found, history);
+        if cut == 1000 {
+            prop_assert_eq!(check(&found, history.last().unwrap()), Ok(()));
+        }
+    }
+}
