@@ -63,7 +63,10 @@ pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
 pub fn build(dir: &Path) -> anyhow::Result<Built> {
     let names = read_names(dir)?;
     if !dir.join("Cargo.toml").is_file() {
-        bail!("no Cargo.toml in {}: `sedge build` compiles Rust crates; for other languages, put the component that function.toml names into the folder", dir.display());
+        bail!(
+            "no Cargo.toml in {}: `sedge build` compiles Rust crates; for other languages, put the component that function.toml names into the folder",
+            dir.display()
+        );
     }
     let toolchain = Toolchain::from_environment();
     toolchain.check_target(dir)?;
@@ -105,7 +108,10 @@ fn read_names(dir: &Path) -> anyhow::Result<Names> {
     let text = match fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            bail!("no function.toml in {}: name the folder of a function, which has function.toml and Cargo.toml", dir.display())
+            bail!(
+                "no function.toml in {}: name the folder of a function, which has function.toml and Cargo.toml",
+                dir.display()
+            )
         }
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
@@ -149,7 +155,9 @@ impl Toolchain {
         let Ok(answer) = asked else { return Ok(()) };
         let libraries = String::from_utf8_lossy(&answer.stdout);
         if answer.status.success() && !Path::new(libraries.trim()).is_dir() {
-            bail!("this Rust toolchain has no target {TARGET}: run cross/wasm-target.sh, or `rustup target add {TARGET}`");
+            bail!(
+                "this Rust toolchain has no target {TARGET}: run cross/wasm-target.sh, or `rustup target add {TARGET}`"
+            );
         }
         Ok(())
     }
@@ -206,7 +214,8 @@ fn read_artifact(messages: impl Read, manifest_path: &Path) -> anyhow::Result<Op
         let line = line.context("cannot read cargo's messages")?;
         let Ok(artifact) = serde_json::from_str::<Artifact>(&line) else { continue };
         if artifact.manifest_path == manifest_path {
-            module = artifact.filenames.into_iter().find(|file| file.extension().is_some_and(|e| e == "wasm")).or(module);
+            module =
+                artifact.filenames.into_iter().find(|file| file.extension().is_some_and(|e| e == "wasm")).or(module);
         }
     }
     Ok(module)
