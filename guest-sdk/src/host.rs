@@ -14,8 +14,8 @@ mod component {
     use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
     use crate::bindings::wasi::config::store as config;
-    use crate::bindings::wasi::keyvalue::store::{Bucket, Error, open};
     use crate::bindings::wasi::keyvalue::atomics;
+    use crate::bindings::wasi::keyvalue::store::{Bucket, Error, open};
     use crate::bindings::wasi::logging::logging::{self, Level};
 
     /// The bucket is opened once and never dropped: the instance ends with the message.

@@ -273,7 +273,8 @@ mod tests {
 
     #[test]
     fn reads_numbers_as_devices_send_them() {
-        let zigbee = br#"{"battery":97,"humidity":48.2,"linkquality":120,"temperature":21.53,"update":{"state":"idle"}}"#;
+        let zigbee =
+            br#"{"battery":97,"humidity":48.2,"linkquality":120,"temperature":21.53,"update":{"state":"idle"}}"#;
         let tasmota = br#"{"Time":"2026-01-05T11:02:13","DS18B20":{"Id":"0316","Temperature":20.6},"BME280":{"Temperature":-3.0,"Pressure":1013.2},"TempUnit":"C"}"#;
         #[track_caller]
         fn check(document: &[u8], path: &str, expected: Option<f64>) {

@@ -1,7 +1,7 @@
 //! Write functions for Sedge: small WebAssembly components that handle one sensor message at a time.
 //!
 //! ```
-//! use sedge_function::{Alert, Function, Message, Outcome, export, setting};
+//! use sedge_function::prelude::*;
 //!
 //! struct TooWarm;
 //!
@@ -20,7 +20,10 @@
 //!
 //! A function causes no effect itself: it returns what it wants done. Every message gets a fresh instance, so nothing in
 //! memory survives; what must survive is [`state`]. `sedge build` turns the crate into a component; natively,
-//! [`testing::Board`] runs it in unit tests.
+//! `testing::Board` runs it in unit tests.
+//!
+//! The crate is a `cdylib`. With `#![no_std]` and this crate's feature `panic-handler` a panic is a bare trap, and a
+//! component is a third of the size.
 
 #![no_std]
 
@@ -55,8 +58,21 @@ pub use bindings::exports::sedge::function::handler::{
     Alert, AlertStatus, Failure, Message, Output, Publication, Retry, Severity,
 };
 pub use json::JsonObject;
+pub use number::rounded;
 pub use piece::Piece;
 pub use setting::{Setting, setting, setting_or};
+
+/// What most functions use, with the parts of `alloc` that a `#![no_std]` crate does not have by itself.
+pub mod prelude {
+    pub use alloc::string::{String, ToString};
+    pub use alloc::vec::Vec;
+    pub use alloc::{format, vec};
+
+    pub use crate::{
+        Alert, Failure, Function, JsonObject, Message, Outcome, Output, Publication, export, rounded, setting,
+        setting_or, state, text,
+    };
+}
 
 /// The outputs, or why there are none.
 pub type Outcome = Result<alloc::vec::Vec<Output>, Failure>;
@@ -67,13 +83,15 @@ pub trait Function {
     fn handle(message: Message) -> Outcome;
 }
 
-/// Makes a type that is a [`Function`] the component's one export. Natively it does nothing.
+/// Makes a type that is a [`Function`] the component's one export.
 ///
 /// The canonical ABI's post-return function, which would free what the call returned, is left out: the instance ends
 /// with the call.
 #[macro_export]
 macro_rules! export {
     ($function:ty) => {
+        const _: fn($crate::Message) -> $crate::Outcome = <$function as $crate::Function>::handle;
+
         #[cfg(target_family = "wasm")]
         #[allow(unsafe_code)]
         const _: () = {

@@ -127,6 +127,16 @@ fn scale_slowly(mantissa: u64, mut exponent: i32) -> f64 {
     value
 }
 
+/// A value for people: rounded to so many decimals, at most 22.
+pub fn rounded(value: f64, decimals: u32) -> f64 {
+    let scaled = value * power(decimals);
+    // Beyond this a double has no decimals left to round.
+    if !(scaled.abs() < 1e15) {
+        return value;
+    }
+    (scaled + if scaled < 0.0 { -0.5 } else { 0.5 }) as i64 as f64 / power(decimals)
+}
+
 /// Appends a number with at most 15 significant digits: every decimal of up to 15 digits comes out as it went in, and
 /// `0.1 + 0.2` as `0.3`. What is no number comes out as `null`, as in JavaScript.
 #[inline(never)]
@@ -265,6 +275,14 @@ mod tests {
         for (text, value) in [(" 21.5\n", 21.5), ("-0", 0.0), ("+3", 3.0), ("1E2", 100.0), ("1e999", f64::INFINITY)] {
             assert_eq!(parse(text.as_bytes()), Some(value), "{text}");
         }
+    }
+
+    #[test]
+    fn rounds_away_from_zero() {
+        assert_eq!(rounded(21.449, 1), 21.4);
+        assert_eq!(rounded(-21.45, 1), -21.5);
+        assert_eq!(rounded(1e300, 2), 1e300);
+        assert!(rounded(f64::NAN, 2).is_nan());
     }
 
     #[test]

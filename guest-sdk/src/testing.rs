@@ -87,7 +87,9 @@ pub(crate) mod host {
     use super::{Level, RUN, Run};
 
     fn with<R>(use_run: impl FnOnce(&mut Run) -> R) -> R {
-        RUN.with_borrow_mut(|run| use_run(run.as_mut().expect("state and settings exist while Board::run runs a function")))
+        RUN.with_borrow_mut(|run| {
+            use_run(run.as_mut().expect("state and settings exist while Board::run runs a function"))
+        })
     }
 
     pub(crate) fn state_get(key: &str) -> Result<Option<Vec<u8>>, String> {

@@ -6,6 +6,8 @@
 pub mod message;
 pub mod topic;
 
+pub mod cli;
+pub mod component;
 pub mod config;
 pub mod manifest;
 

@@ -1,39 +1,41 @@
-//! An alert when a value crosses a limit, and another when it is well back.
+//! An alert when a value leaves what is usual for it.
 
 #![no_std]
 
-extern crate alloc;
+mod baseline;
 
-use alloc::string::String;
-use alloc::vec;
+use baseline::{Baseline, Change, Tuning};
+use sedge_function::prelude::*;
 
-use sedge_function::{Alert, Function, Message, Outcome, export, setting, setting_or, state, text};
+struct Anomaly;
 
-struct ThresholdAlert;
-
-impl Function for ThresholdAlert {
+impl Function for Anomaly {
     fn handle(message: Message) -> Outcome {
-        let field: String = setting_or("field", "temperature".into())?;
-        // Devices send partial updates, a battery level alone for example: not this function's business.
-        let Some(value) = message.number(&field) else { return Ok(vec![]) };
-        let max: f64 = setting("max")?;
-        let firing = state::get("firing")?.unwrap_or(false);
-        if !firing && value > max {
-            state::set("firing", true)?;
-            let summary = text!(field, " is ", value, ", above ", max);
-            return Ok(vec![alert(Alert::firing(text!(message.topic, "/above"), summary), field, value)]);
-        }
-        if firing && value <= max - setting_or("hysteresis", 0.0)? {
-            state::set("firing", false)?;
-            let summary = text!(field, " is back to ", value);
-            return Ok(vec![alert(Alert::resolved(text!(message.topic, "/above"), summary), field, value)]);
-        }
-        Ok(vec![])
+        let field = setting_or("field", String::from("temperature"))?;
+        let Some(value) = message.number(&field).filter(|value| value.is_finite()) else { return Ok(vec![]) };
+        let tuning = Tuning {
+            fast: setting_or("fast", 36.0)?,
+            slow: setting_or("slow", 2500.0)?,
+            threshold: setting_or("threshold", 3.5)?,
+        };
+        let mut baseline = Baseline::from_state(state::get("baseline")?.unwrap_or_default());
+        let change = baseline.observe(value, &tuning);
+        state::set("baseline", baseline.into_state())?;
+
+        let key = || text!(message.topic, "/", field);
+        let alert = match change {
+            None => return Ok(vec![]),
+            Some(Change::Unusual) => Alert::firing(
+                key(),
+                text!(field, " averages ", rounded(baseline.fast, 2), ", usual is ", rounded(baseline.mean, 2)),
+            ),
+            Some(Change::Usual) => Alert::resolved(key(), text!(field, " is as usual again")),
+        };
+        Ok(vec![alert.value(value).label("topic", message.topic).into()])
     }
 }
 
-fn alert(alert: Alert, field: String, value: f64) -> sedge_function::Output {
-    alert.critical().value(value).label("field", field).into()
-}
+export!(Anomaly);
 
-export!(ThresholdAlert);
+#[cfg(test)]
+mod tests;

@@ -1,39 +1,37 @@
-//! An alert when a value crosses a limit, and another when it is well back.
+//! Cayenne LPP payloads to JSON.
 
 #![no_std]
 
-extern crate alloc;
+mod lpp;
 
-use alloc::string::String;
-use alloc::vec;
+use sedge_function::prelude::*;
 
-use sedge_function::{Alert, Function, Message, Outcome, export, setting, setting_or, state, text};
+struct Decode;
 
-struct ThresholdAlert;
-
-impl Function for ThresholdAlert {
+impl Function for Decode {
     fn handle(message: Message) -> Outcome {
-        let field: String = setting_or("field", "temperature".into())?;
-        // Devices send partial updates, a battery level alone for example: not this function's business.
-        let Some(value) = message.number(&field) else { return Ok(vec![]) };
-        let max: f64 = setting("max")?;
-        let firing = state::get("firing")?.unwrap_or(false);
-        if !firing && value > max {
-            state::set("firing", true)?;
-            let summary = text!(field, " is ", value, ", above ", max);
-            return Ok(vec![alert(Alert::firing(text!(message.topic, "/above"), summary), field, value)]);
-        }
-        if firing && value <= max - setting_or("hysteresis", 0.0)? {
-            state::set("firing", false)?;
-            let summary = text!(field, " is back to ", value);
-            return Ok(vec![alert(Alert::resolved(text!(message.topic, "/above"), summary), field, value)]);
-        }
-        Ok(vec![])
+        let object = lpp::decode(&message.payload)?;
+        Ok(vec![Output::publish_json(text!("derived/", message.topic), object)])
     }
 }
 
-fn alert(alert: Alert, field: String, value: f64) -> sedge_function::Output {
-    alert.critical().value(value).label("field", field).into()
-}
+export!(Decode);
 
-export!(ThresholdAlert);
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sedge_function::testing::Board;
+
+    #[test]
+    fn publishes_what_it_decoded() {
+        let message = Message::new("lpp/cellar", [1, 103, 1, 16, 2, 104, 97]);
+        let object = JsonObject::new().number("temperature", 27.2).number("humidity", 48.5);
+        assert_eq!(Board::new().run::<Decode>(message), Ok(vec![Output::publish_json("derived/lpp/cellar", object)]));
+    }
+
+    #[test]
+    fn rejects_what_is_no_lpp() {
+        let message = Message::new("lpp/cellar", "21.5");
+        assert!(matches!(Board::new().run::<Decode>(message), Err(Failure::Reject(_))));
+    }
+}

@@ -1,5 +1,6 @@
 //! The command line: one file a command.
 
+pub mod build;
 pub mod check;
 pub mod compile;
 pub mod demo;
@@ -48,6 +49,12 @@ enum Command {
     ///   sedge demo --data machine-temperature.csv --speed 3600
     #[command(verbatim_doc_comment)]
     Demo(demo::DemoArgs),
+
+    /// Compile a function's folder into the component that the board runs
+    ///
+    ///   sedge build examples/threshold-alert
+    #[command(verbatim_doc_comment)]
+    Build(build::BuildArgs),
 
     /// Run one message through one function and show what comes out
     ///
@@ -101,6 +108,7 @@ impl ConfigArgs {
 pub fn run(cli: Cli) -> ExitCode {
     let result = match &cli.command {
         Command::Demo(args) => demo::run(args),
+        Command::Build(args) => build::run(args).map(|()| ExitCode::SUCCESS),
         Command::Invoke(args) => invoke::run(args),
         Command::Check(args) => check::run(args),
         Command::Run(args) => run::run(args),
