@@ -1,5 +1,10 @@
 //! The configuration: one struct a section, every default in its `Default`.
 
+pub(crate) mod document;
+pub mod problem;
+pub(crate) mod reader;
+pub(crate) mod suggest;
+
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
