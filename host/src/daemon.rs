@@ -5,6 +5,7 @@
 
 mod parts;
 mod status;
+mod store_figures;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -22,7 +23,6 @@ use crate::pipeline::Pipeline;
 use crate::store;
 use crate::telemetry::{self, Health, Metrics};
 use crate::time;
-use crate::worker::pool;
 use status::Status;
 
 /// The loop turns at least this often: it tends the workers, feeds the watchdog and looks at the clock.
@@ -54,14 +54,15 @@ struct Daemon {
     pipeline: Pipeline,
     forwarder: Forwarder,
     store: store::Handle,
-    store_events: mpsc::Receiver<store::Event>,
+    store_events: store::Events,
     broker: Link,
     broker_events: mqtt::Events,
     upstream: Upstream,
     status: Status,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
-    notify: telemetry::Notify,
+    notify: telemetry::Notifier,
+    watchdog_fed: Instant,
     /// Held for as long as the daemon runs: it answers on a thread of its own.
     _http: Option<telemetry::Http>,
     store_failed: bool,
@@ -140,7 +141,7 @@ impl Daemon {
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
             // Whatever else the store has to say belongs to this turn: fewer, larger turns cost less.
-            while let Ok(event) = self.store_events.try_recv() {
+            while let Some(event) = self.store_events.try_recv() {
                 self.store_event(event);
             }
             let now = Instant::now();
@@ -209,7 +210,10 @@ impl Daemon {
 
     fn housekeep(&mut self, now: Instant, now_ms: u64, ending: bool) {
         self.health.beat(now);
-        self.notify.watchdog();
+        if self.notify.watchdog_interval().is_some_and(|every| now.duration_since(self.watchdog_fed) >= every) {
+            self.watchdog_fed = now;
+            self.notify.watchdog();
+        }
         if !self.store_failed && !ending {
             self.pipeline.start_due(now, now_ms);
         }

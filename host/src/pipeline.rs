@@ -22,12 +22,13 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use siphasher::sip::SipHasher13;
 
+use crate::forward::HOPS;
 use crate::manifest::{Manifest, StateScope};
 use crate::message::{Digest, Failure, FailureCode, Message, Outcome, Scope, Usage, Verdict};
 use crate::mqtt::{AckToken, Delivery};
 use crate::router::{self, BadTopic, Route, Router};
 use crate::sandbox::LogLine;
-use crate::store::{self, Commit, DeadLetter, Fingerprint, Parked, Stored};
+use crate::store::{self, Commit, DeadLetter, Fingerprint, Parked};
 use crate::telemetry::{FunctionMetrics, Metrics, OutputKind};
 use crate::worker::pool::{self, Pool, StateRequest};
 use crate::worker::protocol::{Job, JobScope};
@@ -38,8 +39,6 @@ use record::Folding;
 pub use record::Origin;
 use window::{Seen, UnitId, Window};
 
-/// How many functions a message went through already. Set on everything that functions publish.
-pub const HOPS_PROPERTY: &str = "sedge-hops";
 /// A publisher's own message id, honoured across reconnections and restarts.
 pub const ID_PROPERTY: &str = "id";
 
@@ -636,7 +635,7 @@ impl Pipeline {
         self.parking.start_due(now, |key, id, message| due.push((key.clone(), id, message.clone())));
         for (key, parked, message) in due {
             let function = key.0;
-            let hops = message.property(HOPS_PROPERTY).and_then(|hops| hops.parse().ok()).unwrap_or(0);
+            let hops = message.property(HOPS).and_then(|hops| hops.parse().ok()).unwrap_or(0);
             let commit = Commit { unpark: vec![parked], ..Commit::default() };
             let from = From::Parked { key, id: parked };
             let unit = self.insert(Unit::new(message, hops, from, 1, commit));
@@ -716,6 +715,12 @@ impl Pipeline {
             self.functions[function].tick_under_way = false;
         }
         let commit = std::mem::take(&mut unit.commit);
+        let counted = matches!(unit.from, From::Broker { .. } | From::Unacknowledged);
+        if !commit.dead_letters.is_empty() {
+            self.metrics.dead_lettered.inc();
+        } else if counted {
+            self.metrics.recorded.inc();
+        }
         for (scope, _) in &commit.state {
             if let Some(count) = self.unsent_writes.get_mut(scope) {
                 *count -= 1;
@@ -859,7 +864,7 @@ fn hops(delivery: &Delivery) -> u32 {
     delivery
         .properties
         .iter()
-        .find(|(name, _)| name == HOPS_PROPERTY)
+        .find(|(name, _)| name == HOPS)
         .and_then(|(_, hops)| hops.parse().ok())
         .unwrap_or(0)
 }

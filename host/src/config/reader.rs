@@ -141,6 +141,15 @@ impl<'d> Section<'_, 'd> {
         self.table.and_then(|table| table.get(key)).map_or_else(|| self.at.clone(), |entry| entry.item.at.clone())
     }
 
+    /// Where the nth item of a list stands.
+    pub fn nth(&self, key: &str, n: usize) -> Location {
+        let item = self.table.and_then(|table| table.get(key)).map(|entry| &entry.item);
+        match item {
+            Some(Item { value: Value::Array(items), .. }) if n < items.len() => items[n].at.clone(),
+            _ => self.at(key),
+        }
+    }
+
     pub fn error(&mut self, key: &str, misfit: Misfit) {
         self.error_at(self.at(key), key, misfit);
     }
@@ -195,6 +204,21 @@ pub(crate) fn wrong_kind<T>(item: &Item, key: &str, expected: &str, problems: &m
         _ => {}
     }
     problems.push(Problem::error(item.at.clone(), key, misfit));
+    None
+}
+
+/// One of a closed list of words.
+pub(crate) fn choice<T: Copy>(item: &Item, key: &str, words: &[(&str, T)], problems: &mut Problems) -> Option<T> {
+    let text = String::read(item, key, problems)?;
+    if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
+        return Some(*value);
+    }
+    let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+    let mend = match nearest(&text, &words) {
+        Some(near) => format!("did you mean {near:?}?"),
+        None => format!("use one of {words:?}"),
+    };
+    problems.push(Problem::error(item.at.clone(), key, Misfit::new(format!("unknown value {text:?}")).mend(mend)));
     None
 }
 

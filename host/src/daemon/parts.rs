@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::status::Status;
+use super::store_figures;
 use super::{Daemon, META_COUNTS_UPWARDS, META_SUBSCRIPTIONS, TURN, Upstream};
 use crate::config::{self, Config};
 use crate::deploy::{self, Cache, Compiler, Installed};
@@ -19,7 +20,7 @@ use crate::mqtt;
 use crate::pipeline::{self, Pipeline};
 use crate::router::{Interest, Router};
 use crate::store::{self, Store};
-use crate::telemetry::{Health, Http, Metrics, Notify};
+use crate::telemetry::{Health, Http, Metrics, Notifier};
 use crate::time;
 use crate::topic::TopicFilter;
 use crate::worker::pool::{self, Loadable, Pool};
@@ -41,7 +42,7 @@ impl Daemon {
         };
         let (store, store_events, mut recovered) =
             Store::open(&config.store, &config.node.data_dir, config.mqtt.receive_maximum.get())?;
-        store.register(&metrics);
+        store_figures::join(&metrics, store.stats());
         if let Some(quarantined) = &recovered.quarantined {
             tracing::error!(
                 moved_to = %quarantined.moved_to.display(),
@@ -83,7 +84,8 @@ impl Daemon {
             status,
             metrics,
             health,
-            notify: Notify::from_env(),
+            notify: Notifier::from_env(),
+            watchdog_fed: now,
             _http: http,
             store_failed: false,
             counts_upwards_stored: counts_upwards,

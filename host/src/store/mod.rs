@@ -3,11 +3,99 @@
 //! Nothing here knows MQTT, wasm or upstream. The rest of the daemon sends [`Request`]s and receives [`Event`]s; both
 //! channels are bounded by what is in flight, which the pipeline bounds.
 
+mod checkpoint;
+mod dead_letters;
+mod gaps;
+mod handle;
+mod message_ids;
+mod outbox;
+mod parked;
+mod place;
+mod quarantine;
+mod record;
+mod schema;
+mod session;
+mod state;
+mod stats;
+#[cfg(test)]
+mod tests;
+mod window;
+mod writer;
+
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::sync_channel;
 
 use bytes::Bytes;
 
+use crate::config;
 use crate::message::{Failure, Message, Scope, StateWrite, Usage};
+
+pub use dead_letters::{DeadLetters, DeadLettersError, Filter};
+pub use handle::{Events, Handle, SendError};
+pub use message_ids::MessageIds;
+pub use stats::{COMMIT_BUCKETS_US, Stats};
+
+/// Opens the store of a data folder and starts its threads.
+#[derive(Debug)]
+pub struct Store;
+
+/// Why a store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    #[error("data folder {dir} is in use by another sedge{}", pid.map(|pid| format!(" (process {pid})")).unwrap_or_default())]
+    Held { dir: PathBuf, pid: Option<u32> },
+    #[error("cannot use {path}")]
+    Unusable { path: PathBuf, source: std::io::Error },
+    #[error("cannot use database {path}")]
+    Database { path: PathBuf, source: rusqlite::Error },
+    #[error("database {path} was written by a newer sedge: it has layout {found}, this one knows {}", schema::VERSION)]
+    Newer { path: PathBuf, found: u32 },
+}
+
+impl OpenError {
+    fn sqlite(path: &Path, source: rusqlite::Error) -> Self {
+        Self::Database { path: path.to_owned(), source }
+    }
+
+    fn unfit(path: &Path, unfit: schema::Unfit) -> Self {
+        match unfit {
+            schema::Unfit::Newer(found) => Self::Newer { path: path.to_owned(), found },
+            schema::Unfit::Failed(source) => Self::sqlite(path, source),
+            schema::Unfit::Damaged(reason) => {
+                let damaged = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
+                Self::sqlite(path, rusqlite::Error::SqliteFailure(damaged, Some(reason)))
+            }
+        }
+    }
+}
+
+impl Store {
+    /// `receive_maximum`: deliveries that the broker may have under way, the size of the redelivery window.
+    pub fn open(
+        settings: &config::Store,
+        data_dir: &Path,
+        receive_maximum: u16,
+    ) -> Result<(Handle, Events, Recovered), OpenError> {
+        let stats = Arc::new(Stats::default());
+        let ground = writer::Ground {
+            place: place::Place::hold(data_dir)?,
+            settings: settings.clone(),
+            receive_maximum: receive_maximum.into(),
+            stats: stats.clone(),
+        };
+        let (session, recovered) = ground.open()?;
+        let (request_sender, requests) = sync_channel(handle::REQUESTS);
+        let (event_sender, events) = tokio::sync::mpsc::channel(handle::EVENTS);
+        let writer = writer::Writer::new(ground, requests, event_sender);
+        std::thread::Builder::new()
+            .name("sedge-store".into())
+            .spawn(move || writer.run(session))
+            .map_err(|source| OpenError::Unusable { path: data_dir.to_owned(), source })?;
+        let epoch = Arc::new(std::sync::atomic::AtomicU64::new(0));
+        Ok((Handle { requests: request_sender, epoch: epoch.clone(), stats }, Events { events, epoch }, recovered))
+    }
+}
 
 /// All that one delivery (or timer tick, or parked job) leaves behind. It is committed as a whole or not at all.
 #[derive(Debug, Default)]
@@ -171,6 +259,8 @@ pub struct Recovered {
     pub store_id: String,
     /// Deliveries whose acknowledgement may not have reached the broker, oldest first.
     pub window: Vec<Fingerprint>,
+    /// The message ids of the last `store.message_id_retention_secs`.
+    pub message_ids: MessageIds,
     pub parked: Vec<Parked>,
     /// Where each stream starts: everything up to and including this id is gone.
     pub delivered: [u64; 3],
@@ -183,7 +273,7 @@ pub struct Recovered {
 
 #[derive(Clone, Debug)]
 pub struct Quarantined {
-    pub moved_to: std::path::PathBuf,
+    pub moved_to: PathBuf,
     pub rows_saved: u64,
     pub reason: String,
 }

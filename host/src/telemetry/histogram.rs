@@ -57,6 +57,11 @@ impl Histogram {
         }
     }
 
+    /// The same buckets for what is no time: one unit stands for a nanosecond.
+    pub fn observe_amount(&self, amount: u64) {
+        self.observe(Duration::from_nanos(amount));
+    }
+
     pub fn count(&self) -> u64 {
         self.counts.iter().map(|count| count.load(Relaxed)).sum::<u64>() + self.over.load(Relaxed)
     }

@@ -82,12 +82,13 @@ async fn serve(listener: TcpListener, shared: Shared) -> io::Result<()> {
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
+        .route("/status", get(status))
         .with_state(shared);
     axum::serve(listener, router).await
 }
 
 async fn index() -> &'static str {
-    concat!("sedge ", env!("CARGO_PKG_VERSION"), ": /metrics /healthz /readyz\n")
+    concat!("sedge ", env!("CARGO_PKG_VERSION"), ": /metrics /status /healthz /readyz\n")
 }
 
 async fn metrics(State((metrics, _)): State<Shared>) -> impl IntoResponse {
@@ -102,6 +103,10 @@ async fn healthz(State((_, health)): State<Shared>) -> impl IntoResponse {
             format!("the message loop has not moved for {:.1} s\n", silent.as_secs_f64()),
         ),
     }
+}
+
+async fn status(State((metrics, _)): State<Shared>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], format!("{}\n", metrics.status()))
 }
 
 async fn readyz(State((metrics, health)): State<Shared>) -> impl IntoResponse {

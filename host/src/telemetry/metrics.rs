@@ -10,6 +10,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::text::Text;
 use super::{Histogram, Sample, Value};
+use serde_json::json;
+
 use crate::message::{FailureCode, Output, Usage};
 
 /// Distinct reasons of drops that get a line of their own; a receiver that invents reasons must not fill the memory.
@@ -103,6 +105,7 @@ pub struct FunctionMetrics {
     pub retries: Counter,
     pub folded_alerts: Counter,
     pub fuel: Counter,
+    pub fuel_per_run: Histogram,
     pub memory_bytes: Gauge,
     pub quarantined: Gauge,
     pub duration: Histogram,
@@ -115,6 +118,7 @@ impl FunctionMetrics {
     pub fn ran(&self, usage: &Usage) {
         self.invocations.inc();
         self.fuel.add(usage.fuel);
+        self.fuel_per_run.observe_amount(usage.fuel);
         self.memory_bytes.raise(usage.memory_bytes);
         self.duration.observe(Duration::from_micros(usage.elapsed_us));
     }
@@ -145,6 +149,10 @@ pub struct Metrics {
     pub acknowledged: Counter,
     pub redelivered: Counter,
     pub unrouted: Counter,
+    /// Messages whose functions all did their work.
+    pub recorded: Counter,
+    /// Messages that at least one function could not process.
+    pub dead_lettered: Counter,
     pub in_flight: Gauge,
     pub sessions_lost: Counter,
     pub worker_restarts: Counter,
@@ -216,6 +224,47 @@ impl Metrics {
         lock(&self.sources).push(Box::new(source));
     }
 
+    /// The sum of a family over all labels, as the sources tell it.
+    fn sum(&self, family: &str) -> u64 {
+        let mut sum = 0;
+        for source in lock(&self.sources).iter() {
+            source(&mut |sample| {
+                if let (true, Value::Integer(value)) = (sample.family == family, &sample.value) {
+                    sum += value;
+                }
+            });
+        }
+        sum
+    }
+
+    /// The figures that people ask for first, with percentiles: `/status`.
+    pub fn status(&self) -> serde_json::Value {
+        let functions: Vec<_> = self.functions().iter().map(|(name, function)| function.status(name)).collect();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "messages": {
+                "received": self.received.get(),
+                "redelivered": self.redelivered.get(),
+                "unrouted": self.unrouted.get(),
+                "recorded": self.recorded.get(),
+                "dead_lettered": self.dead_lettered.get(),
+                "acknowledged": self.acknowledged.get(),
+                "in_flight": self.in_flight.get(),
+            },
+            "functions": functions,
+            "outbox": {
+                "records": self.sum("sedge_outbox_records"),
+                "bytes": self.sum("sedge_outbox_bytes"),
+            },
+            "store": {
+                "commits": self.sum("sedge_store_commits_total"),
+                "written_bytes": self.sum("sedge_store_written_bytes_total"),
+            },
+            "dropped": self.all_dropped(),
+            "connected": { "broker": self.broker.connected(), "upstream": self.upstream.connected() },
+        })
+    }
+
     /// The page for Prometheus, text format 0.0.4.
     pub fn render(&self) -> String {
         let mut text = Text::new();
@@ -234,6 +283,8 @@ impl Metrics {
             ("sedge_messages_acknowledged_total", &self.acknowledged),
             ("sedge_messages_redelivered_total", &self.redelivered),
             ("sedge_messages_unrouted_total", &self.unrouted),
+            ("sedge_messages_recorded_total", &self.recorded),
+            ("sedge_messages_dead_lettered_total", &self.dead_lettered),
             ("sedge_worker_restarts_total", &self.worker_restarts),
             ("sedge_forward_errors_total", &self.forward_errors),
         ] {
@@ -261,6 +312,27 @@ impl Metrics {
 }
 
 impl FunctionMetrics {
+    fn status(&self, name: &str) -> serde_json::Value {
+        let micros = |share| self.duration.quantile(share).map(|it| it.as_nanos() as f64 / 1e3);
+        let fuel = |share| self.fuel_per_run.quantile(share).map(|it| it.as_nanos() as u64);
+        json!({
+            "name": name,
+            "invocations": self.invocations.get(),
+            "dead_letters": self.all_failures(),
+            "retries": self.retries.get(),
+            "folded_alerts": self.folded_alerts.get(),
+            "outputs": {
+                "alert": self.outputs(OutputKind::Alert),
+                "forward": self.outputs(OutputKind::Forward),
+                "publish": self.outputs(OutputKind::Publish),
+            },
+            "duration_us": { "p50": micros(0.5), "p99": micros(0.99) },
+            "fuel": { "p50": fuel(0.5), "p99": fuel(0.99) },
+            "memory_bytes": self.memory_bytes.get(),
+            "quarantined": self.quarantined.get() != 0,
+        })
+    }
+
     fn render(&self, name: &str, add: &mut impl FnMut(&'static str, &[(&str, &str)], Value<'_>)) {
         let function = ("function", name);
         for (family, value) in [

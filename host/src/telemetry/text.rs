@@ -43,6 +43,8 @@ pub const FAMILIES: &[Family] = &[
     ),
     counter("sedge_messages_redelivered_total", "Messages recognised as delivered before, and not processed again."),
     counter("sedge_messages_unrouted_total", "Messages that no function subscribes to."),
+    counter("sedge_messages_recorded_total", "Messages whose functions all did their work."),
+    counter("sedge_messages_dead_lettered_total", "Messages that at least one function could not process."),
     gauge("sedge_in_flight", "Messages received and not yet acknowledged."),
     counter("sedge_function_invocations_total", "Runs of a function, failed ones and retries included."),
     counter("sedge_function_failures_total", "Runs that ended in a dead letter."),

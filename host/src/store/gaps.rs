@@ -1,0 +1,130 @@
+//! Lost records that upstream must hear about: one row for each stream and reason, extended until it is reported.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+use rusqlite::Connection;
+
+use super::stats::Stats;
+use super::{Event, Gap, Stream};
+
+#[derive(Debug)]
+pub(super) struct Gaps {
+    rows: Vec<Row>,
+    stats: Arc<Stats>,
+    /// Rows up to this one were handed out and are not extended any more: the report may be on its way.
+    handed_out: i64,
+}
+
+#[derive(Debug)]
+struct Row {
+    id: i64,
+    gap: Gap,
+    written: bool,
+}
+
+impl Gaps {
+    pub(super) fn load(connection: &Connection, stats: Arc<Stats>) -> rusqlite::Result<Self> {
+        let mut statement = connection.prepare(
+            "SELECT id, stream, reason, first_id, last_id, records, bytes, first_at_ms, last_at_ms FROM gap
+             ORDER BY id",
+        )?;
+        let rows = statement.query_map((), |row| {
+            let stream: usize = row.get(1)?;
+            let gap = Gap {
+                stream: Stream::ALL.get(stream).copied().unwrap_or(Stream::Data),
+                reason: row.get(2)?,
+                first_id: row.get(3)?,
+                last_id: row.get(4)?,
+                records: row.get(5)?,
+                bytes: row.get(6)?,
+                first_at_ms: row.get(7)?,
+                last_at_ms: row.get(8)?,
+            };
+            Ok(Row { id: row.get(0)?, gap, written: true })
+        })?;
+        Ok(Self { rows: rows.collect::<rusqlite::Result<_>>()?, stats, handed_out: 0 })
+    }
+
+    pub(super) fn add(&mut self, lost: Gap) {
+        let stats = &self.stats;
+        let dropped = match &*lost.reason {
+            FULL => &stats.dropped_full,
+            EXPIRED => &stats.dropped_expired,
+            DAMAGED => &stats.dropped_damaged,
+            _ => &stats.dropped_refused,
+        };
+        dropped.fetch_add(lost.records, Relaxed);
+        let open = self
+            .rows
+            .iter_mut()
+            .find(|row| row.id > self.handed_out && (row.gap.stream, &row.gap.reason) == (lost.stream, &lost.reason));
+        match open {
+            Some(row) => {
+                let gap = &mut row.gap;
+                gap.first_id = gap.first_id.min(lost.first_id);
+                gap.last_id = gap.last_id.max(lost.last_id);
+                gap.records += lost.records;
+                gap.bytes += lost.bytes;
+                gap.first_at_ms = gap.first_at_ms.min(lost.first_at_ms);
+                gap.last_at_ms = gap.last_at_ms.max(lost.last_at_ms);
+                row.written = false;
+            }
+            // Logged when a gap begins; its size is in the report, and counted.
+            None => {
+                let id = self.rows.last().map_or(0, |row| row.id).max(self.handed_out) + 1;
+                tracing::error!(
+                    stream = ?lost.stream, reason = &*lost.reason, first_id = lost.first_id, records = lost.records,
+                    "records are being lost"
+                );
+                self.rows.push(Row { id, gap: lost, written: false });
+            }
+        }
+    }
+
+    pub(super) fn unwritten(&self) -> bool {
+        self.rows.iter().any(|row| !row.written)
+    }
+
+    pub(super) fn write(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        for row in self.rows.iter_mut().filter(|row| !row.written) {
+            let gap = &row.gap;
+            connection.prepare_cached("REPLACE INTO gap VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?.execute((
+                row.id,
+                gap.stream as u8,
+                &gap.reason,
+                gap.first_id,
+                gap.last_id,
+                gap.records,
+                gap.bytes,
+                gap.first_at_ms,
+                gap.last_at_ms,
+            ))?;
+            row.written = true;
+        }
+        Ok(())
+    }
+
+    /// What is on disk and not reported, unless a report is under way already.
+    pub(super) fn hand_out(&mut self) -> Option<Event> {
+        let under_way = self.rows.first().is_some_and(|row| row.id <= self.handed_out);
+        let through = self.rows.iter().take_while(|row| row.written).last()?.id;
+        if under_way {
+            return None;
+        }
+        self.handed_out = through;
+        let gaps = self.rows.iter().filter(|row| row.id <= through).map(|row| row.gap.clone()).collect();
+        Some(Event::Gaps { through: through as u64, gaps })
+    }
+
+    pub(super) fn reported(&mut self, connection: &Connection, through: u64) -> rusqlite::Result<()> {
+        let through = i64::try_from(through).unwrap_or(i64::MAX).min(self.handed_out);
+        self.rows.retain(|row| row.id > through);
+        connection.prepare_cached("DELETE FROM gap WHERE id <= ?1")?.execute((through,))?;
+        Ok(())
+    }
+}
+
+pub(super) const FULL: &str = "full";
+pub(super) const EXPIRED: &str = "expired";
+pub(super) const DAMAGED: &str = "damaged";

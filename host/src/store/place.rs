@@ -1,0 +1,107 @@
+//! The data folder: its lock, the names in it, and how a connection to the database is set up.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+use rustix::fs::{FlockOperation, flock};
+
+use super::OpenError;
+
+/// How long a statement waits for `sedge dead-letters`, which holds the lock for one short transaction.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
+
+pub(super) const PAGE_BYTES: u64 = 4096;
+
+/// The data folder, held by this process until dropped.
+#[derive(Debug)]
+pub(super) struct Place {
+    dir: PathBuf,
+    /// Holds the `flock`. The kernel lets go of it however the process ends.
+    _lock: File,
+}
+
+impl Place {
+    pub(super) fn hold(dir: &Path) -> Result<Self, OpenError> {
+        let unusable = |source| OpenError::Unusable { path: dir.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(unusable)?;
+        let path = dir.join("lock");
+        let mut lock = OpenOptions::new()
+            .create(true)
+            .truncate(false)
+            .read(true)
+            .write(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(|source| OpenError::Unusable { path: path.clone(), source })?;
+        if let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+            if error != rustix::io::Errno::WOULDBLOCK {
+                return Err(OpenError::Unusable { path, source: error.into() });
+            }
+            let mut pid = String::new();
+            let pid = lock.read_to_string(&mut pid).ok().and_then(|_| pid.trim().parse().ok());
+            return Err(OpenError::Held { dir: dir.to_owned(), pid });
+        }
+        // Only for the message above: a disk that is full now may have room later.
+        let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
+        Ok(Self { dir: dir.to_owned(), _lock: lock })
+    }
+
+    pub(super) fn database(&self) -> PathBuf {
+        self.dir.join(DATABASE)
+    }
+
+    /// Makes renames durable.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        File::open(&self.dir)?.sync_all()
+    }
+
+    /// Whether the disk takes writes again: asked before the database is opened, which reads all of it.
+    pub(super) fn probe(&self) -> Result<(), OpenError> {
+        let path = self.dir.join("probe");
+        let write = || {
+            let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&path)?;
+            file.write_all(&[0x5e; 64 << 10])?;
+            file.sync_all()
+        };
+        let result = write();
+        let _ = std::fs::remove_file(&path);
+        result.map_err(|source| OpenError::Unusable { path, source })
+    }
+}
+
+pub(super) const DATABASE: &str = "sedge.db";
+
+/// Opens a database that this process may write. The file is created first so that it is never readable by others;
+/// SQLite gives its companions (`-wal`, `-shm`) the same mode.
+pub(super) fn connect(path: &Path) -> Result<Connection, OpenError> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(|source| OpenError::Unusable { path: path.to_owned(), source })?;
+    set_up(path).map_err(|error| OpenError::sqlite(path, error))
+}
+
+/// - `synchronous = FULL`: in WAL mode `NORMAL` may lose the last commits in a power cut.
+/// - no automatic checkpoint: it would run within a commit, see [`super::checkpoint`].
+/// - no memory map: a read error would be a SIGBUS, and 32-bit boards lack the room.
+pub(super) fn set_up(path: &Path) -> rusqlite::Result<Connection> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.pragma_update(None, "page_size", PAGE_BYTES)?;
+    connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
+    connection.pragma_update(None, "cache_size", -2048)?;
+    connection.pragma_update(None, "temp_store", "MEMORY")?;
+    connection.pragma_update(None, "foreign_keys", false)?;
+    connection.set_prepared_statement_cache_capacity(48);
+    Ok(connection)
+}

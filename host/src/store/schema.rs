@@ -1,0 +1,114 @@
+//! The tables, and how an older file is brought up to date.
+//!
+//! ```text
+//! alert, data, local   one row a segment: the records of one stream that one transaction added. Its key is the id of
+//!                      the last of them, so that "everything up to this id" is a range of keys
+//! progress             watermarks, and the fingerprints of the last deliveries (see window.rs)
+//! message_id           hashes of the publishers' message ids
+//! scope, state         the functions' keys; a scope is interned to a number
+//! dead_letter, parked  numbers are never used twice: people write them down, and another process adds rows
+//! gap                  lost records that upstream does not know about yet
+//! meta                 store_id, and small settings of the daemon
+//! ```
+//!
+//! There is no secondary index but the one that interns scopes: a second b-tree doubles the bytes written.
+
+use rusqlite::{Connection, ErrorCode};
+
+use super::OpenError;
+
+/// Kept in `user_version`. Files of a higher number are refused, lower ones rolled forward.
+pub(super) const VERSION: u32 = 1;
+
+const CREATE: &str = "
+CREATE TABLE alert (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
+CREATE TABLE data (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
+CREATE TABLE local (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
+CREATE TABLE progress (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
+CREATE TABLE message_id (id INTEGER PRIMARY KEY, at_secs INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
+CREATE TABLE scope (
+    id INTEGER PRIMARY KEY, function TEXT NOT NULL, topic TEXT NOT NULL, UNIQUE (function, topic)
+) STRICT;
+CREATE TABLE state (
+    scope INTEGER NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (scope, key)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE dead_letter (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, at_ms INTEGER NOT NULL, function TEXT NOT NULL, reason TEXT NOT NULL,
+    body BLOB NOT NULL
+) STRICT;
+CREATE TABLE parked (id INTEGER PRIMARY KEY AUTOINCREMENT, body BLOB NOT NULL) STRICT;
+CREATE TABLE gap (
+    id INTEGER PRIMARY KEY, stream INTEGER NOT NULL, reason TEXT NOT NULL, first_id INTEGER NOT NULL,
+    last_id INTEGER NOT NULL, records INTEGER NOT NULL, bytes INTEGER NOT NULL, first_at_ms INTEGER NOT NULL,
+    last_at_ms INTEGER NOT NULL
+) STRICT;
+CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL) STRICT, WITHOUT ROWID;
+INSERT INTO meta VALUES ('store_id', CAST(lower(hex(randomblob(8))) AS BLOB));
+";
+
+/// Every table, its columns, and the first column of its key, by which [`super::quarantine`] walks it.
+pub(super) const TABLES: [(&str, &str, &str); 11] = [
+    ("alert", "id, body", "id"),
+    ("data", "id, body", "id"),
+    ("local", "id, body", "id"),
+    ("progress", "id, body", "id"),
+    ("message_id", "id, at_secs, body", "id"),
+    ("scope", "id, function, topic", "id"),
+    ("state", "scope, key, value", "scope"),
+    ("dead_letter", "id, at_ms, function, reason, body", "id"),
+    ("parked", "id, body", "id"),
+    ("gap", "id, stream, reason, first_id, last_id, records, bytes, first_at_ms, last_at_ms", "id"),
+    ("meta", "key, value", "key"),
+];
+
+/// Why a file cannot be used as it is.
+#[derive(Debug)]
+pub(super) enum Unfit {
+    /// Not a database, or damaged: to be quarantined.
+    Damaged(String),
+    Newer(u32),
+    Failed(rusqlite::Error),
+}
+
+impl From<rusqlite::Error> for Unfit {
+    fn from(error: rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Damaged(error.to_string()),
+            _ => Self::Failed(error),
+        }
+    }
+}
+
+impl From<OpenError> for Unfit {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Database { source, .. } => source.into(),
+            OpenError::Unusable { source, .. } => Self::Failed(rusqlite::Error::ToSqlConversionFailure(source.into())),
+            OpenError::Newer { found, .. } => Self::Newer(found),
+            OpenError::Held { .. } => unreachable!("only a folder is held"),
+        }
+    }
+}
+
+/// Checks the whole file and brings its tables up to date.
+pub(super) fn prepare(connection: &mut Connection) -> Result<(), Unfit> {
+    let verdict: String = connection.query_row("PRAGMA quick_check(1)", (), |row| row.get(0))?;
+    if verdict != "ok" {
+        return Err(Unfit::Damaged(verdict));
+    }
+    create(connection)
+}
+
+pub(super) fn create(connection: &mut Connection) -> Result<(), Unfit> {
+    let version: u32 = connection.query_row("PRAGMA user_version", (), |row| row.get(0))?;
+    match version {
+        0 => {
+            let transaction = connection.transaction()?;
+            transaction.execute_batch(CREATE)?;
+            transaction.pragma_update(None, "user_version", VERSION)?;
+            Ok(transaction.commit()?)
+        }
+        VERSION => Ok(()),
+        newer => Err(Unfit::Newer(newer)),
+    }
+}
