@@ -24,8 +24,8 @@ check: ## The part of it that takes seconds: formats, lints, unit tests.
 
 fmt: ## Format the code.
 	cargo fmt --all
-	@for guest in examples/*/Cargo.toml tests/guests/*/Cargo.toml; do \
-		if [ -e "$$guest" ]; then cargo fmt --manifest-path "$$guest"; fi; done
+	@for workspace in examples tests/guests; do \
+		cargo fmt --all --manifest-path $$workspace/Cargo.toml; done
 
 guests: ## Compile the example functions.
 	@scripts/guests.sh build

@@ -14,3 +14,4 @@ mod disk;
 mod limits;
 mod ops;
 mod outage;
+mod selftest;

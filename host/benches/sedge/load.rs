@@ -2,7 +2,7 @@
 //! the broker and the subscriber are what is measured.
 
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use crate::harness::wire::{Hello, Publish};

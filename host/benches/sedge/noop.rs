@@ -1,57 +1,34 @@
-//! The yardstick: a subscriber with the daemon's MQTT client and settings that acknowledges and does nothing else.
+//! The yardstick: a QoS 1 subscriber with the daemon's own client and settings that acknowledges at once and does nothing else.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
-use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v5::Packet;
-use rumqttc::{AckMode, AsyncClient, Event, MqttOptions, NetworkOptions};
-
-/// The client's settings, which decide most of what a subscriber reaches.
-#[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    pub receive_maximum: u16,
-    /// Messages that the client itself may have under way. Every flush walks this window.
-    pub outgoing_limit: Option<u16>,
-    pub read_batch: usize,
-    pub request_batch: usize,
-    pub automatic_acks: bool,
-    pub nodelay: bool,
-    pub coalesce: bool,
-}
-
-/// What the daemon uses.
-pub const DAEMON: Settings = Settings {
-    receive_maximum: 1024,
-    outgoing_limit: Some(64),
-    read_batch: 128,
-    request_batch: 128,
-    automatic_acks: false,
-    nodelay: true,
-    coalesce: true,
-};
+use sedge::mqtt::{self, Event};
 
 pub struct Noop {
     received: Arc<AtomicU64>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
     /// The kernel's id of the subscriber's thread, for its CPU time.
-    pub thread_id: u32,
+    pub thread_id: i32,
 }
 
 impl Noop {
-    /// Returns once the broker has granted the subscription.
-    pub fn start(port: u16, filter: &str, settings: Settings) -> Self {
+    /// Returns once the session is there. The subscription is sent before anything else is published.
+    pub fn start(port: u16, filter: &'static str) -> Self {
         let received = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
-        let (ready, granted) = std::sync::mpsc::sync_channel(1);
-        let (counter, ended, filter) = (Arc::clone(&received), Arc::clone(&stop), filter.to_owned());
+        let (ready, connected) = sync_channel(1);
+        let (counter, ended) = (Arc::clone(&received), Arc::clone(&stop));
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("start tokio");
-            runtime.block_on(subscribe(port, &filter, settings, &counter, &ended, &ready));
+            runtime.block_on(subscribe(port, filter, &counter, &ended, &ready));
         });
-        let thread_id = granted.recv().expect("the subscription is granted");
+        let thread_id = connected.recv().expect("the subscriber connects");
         Self { received, stop, thread: Some(thread), thread_id }
     }
 
@@ -69,52 +46,57 @@ impl Drop for Noop {
     }
 }
 
-async fn subscribe(
-    port: u16,
-    filter: &str,
-    settings: Settings,
-    received: &AtomicU64,
-    stop: &AtomicBool,
-    ready: &std::sync::mpsc::SyncSender<u32>,
-) {
-    let mut options = MqttOptions::new("noop", ("127.0.0.1", port));
-    options.set_keep_alive(0).set_clean_start(true);
-    options.set_receive_maximum(Some(settings.receive_maximum)).set_max_packet_size(Some(1 << 20));
-    options.set_read_batch_size(settings.read_batch).set_max_request_batch(settings.request_batch);
-    options.set_ack_mode(if settings.automatic_acks { AckMode::Automatic } else { AckMode::Manual });
-    if let Some(limit) = settings.outgoing_limit {
-        options.set_outgoing_inflight_upper_limit(limit);
-    }
-    let mut network = NetworkOptions::new();
-    network.set_tcp_nodelay(settings.nodelay);
-    options.set_network_options(network);
-    if settings.coalesce {
-        options.set_socket_connector(move |host, _| async move {
-            let stream = tokio::net::TcpStream::connect(host).await?;
-            stream.set_nodelay(settings.nodelay)?;
-            Ok(crate::coalesce::Coalesce::new(stream))
-        });
-    }
-    // Room for two windows: Mosquitto 2.0 sends a little more than Receive Maximum allows while acknowledgements come in.
-    let (client, mut events) = AsyncClient::builder(options).capacity(2 * usize::from(settings.receive_maximum) + 8).build();
-    client.subscribe(filter, QoS::AtLeastOnce).await.expect("queue the subscription");
-    while !stop.load(Ordering::Relaxed) {
-        let event = match tokio::time::timeout(std::time::Duration::from_millis(100), events.poll()).await {
-            Ok(event) => event.expect("the broker stays"),
-            Err(_) => continue,
-        };
-        match event {
-            Event::Incoming(Packet::Publish(publish)) => {
-                if !settings.automatic_acks {
-                    client.try_ack(&publish).expect("the queue holds a whole window of acknowledgements");
+async fn subscribe(port: u16, filter: &str, received: &AtomicU64, stop: &AtomicBool, ready: &SyncSender<i32>) {
+    let (link, events, driver) = mqtt::connect(options(port)).expect("the options are right");
+    let consume = async {
+        let mut queue = VecDeque::new();
+        while !stop.load(Ordering::Relaxed) {
+            let more = events.receive(&mut queue);
+            // Wakes now and then to see whether the bench is over.
+            if tokio::time::timeout(Duration::from_millis(100), more).await.is_err() {
+                continue;
+            }
+            for event in queue.drain(..) {
+                match event {
+                    Event::Connected { .. } => {
+                        link.subscribe(filter, None);
+                        ready.send(rustix::thread::gettid().as_raw_pid()).expect("the bench waits");
+                    }
+                    Event::Delivery(delivery) => {
+                        if let Some(token) = delivery.ack {
+                            link.acknowledge(token);
+                        }
+                        received.fetch_add(1, Ordering::Relaxed);
+                    }
+                    _ => {}
                 }
-                received.fetch_add(1, Ordering::Relaxed);
             }
-            Event::Incoming(Packet::SubAck(_)) => {
-                let id = rustix::thread::gettid().as_raw_nonzero().get();
-                ready.send(id.unsigned_abs()).expect("the bench waits");
-            }
-            _ => {}
         }
+    };
+    tokio::select! {
+        () = consume => {}
+        () = driver => {}
+    }
+}
+
+/// The defaults of `sedge.toml`.
+fn options(port: u16) -> mqtt::Options {
+    let defaults = sedge::config::Mqtt::default();
+    mqtt::Options {
+        url: format!("mqtt://127.0.0.1:{port}"),
+        client_id: "noop".into(),
+        username: None,
+        password_file: None,
+        ca_file: None,
+        cert_file: None,
+        key_file: None,
+        keep_alive: Duration::from_secs(defaults.keep_alive_secs.get().into()),
+        connect_timeout: Duration::from_secs(defaults.connect_timeout_secs.get().into()),
+        reconnect_max: Duration::from_secs(defaults.reconnect_max_secs.get().into()),
+        receive_maximum: defaults.receive_maximum.get(),
+        max_packet_bytes: defaults.max_packet_bytes.get(),
+        session_expiry: Duration::from_secs(defaults.session_expiry_secs.get().into()),
+        in_flight: 64,
+        will: None,
     }
 }

@@ -10,9 +10,6 @@ pub mod traffic;
 pub mod upstream;
 pub mod wire;
 
-#[cfg(test)]
-mod tests;
-
 use std::time::{Duration, Instant};
 
 /// Asks until the answer is yes or patience ends. The pause between two questions is what a test waits at most too long.

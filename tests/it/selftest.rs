@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use super::client::Client;
-use super::eventually;
-use super::mosquitto::Mosquitto;
-use super::process;
-use super::upstream::Upstream;
-use super::wire::{self, Hello, Packet, Publish};
+use crate::harness::client::Client;
+use crate::harness::daemon::NODE;
+use crate::harness::ledger::Ledger;
+use crate::harness::mosquitto::Mosquitto;
+use crate::harness::upstream::Upstream;
+use crate::harness::wire::{self, Hello, Packet, Publish};
+use crate::harness::{eventually, process};
 
 #[test]
 fn packets_come_back_as_they_were_written() {
@@ -63,4 +64,39 @@ fn what_proc_says_of_a_process_is_read() {
     let before = process::cpu_ns(broker.pid());
     broker.client("sensor").publish_all((0..2000).map(|_| Publish::new("t", "x"))).unwrap();
     assert!(process::cpu_ns(broker.pid()) > before);
+}
+
+fn record(topic: &str, sequence: u64, count: u64, id: &str) -> Publish {
+    Publish::new(&format!("sedge/{NODE}/{topic}"), format!("{sequence} {count}")).with_property("id", id)
+}
+
+fn sent(count: usize) -> Ledger {
+    let mut ledger = Ledger::default();
+    ledger.batch(1, count);
+    ledger
+}
+
+/// What the checker says about these records of `count/s0`, as sequence, count and id.
+fn verdict(count: usize, records: &[(u64, u64, &str)]) -> Option<String> {
+    let received: Vec<_> = records.iter().map(|(s, c, id)| record("count/s0", *s, *c, id)).collect();
+    let caught = std::panic::catch_unwind(|| sent(count).check(&received));
+    caught.err().map(|panic| panic.downcast_ref::<String>().cloned().unwrap_or_default())
+}
+
+#[test]
+fn each_once_in_order_is_right_and_repeats_under_one_id_are_allowed() {
+    assert_eq!(verdict(3, &[(1, 1, "a"), (2, 2, "b"), (3, 3, "c")]), None);
+    assert_eq!(verdict(2, &[(1, 1, "a"), (2, 2, "b"), (1, 1, "a"), (2, 2, "b")]), None);
+}
+
+#[test]
+fn what_is_lost_doubled_out_of_order_or_miscounted_is_found() {
+    let says = |records: &[(u64, u64, &str)], what: &str| {
+        let verdict = verdict(3, records).expect("the checker finds it");
+        assert!(verdict.contains(what), "{verdict}");
+    };
+    says(&[(1, 1, "a"), (3, 3, "c")], "1 of 3 lost: 2");
+    says(&[(1, 1, "a"), (2, 2, "b"), (2, 2, "x"), (3, 3, "c")], "1 in the outbox twice: 2");
+    says(&[(2, 2, "b"), (1, 1, "a"), (3, 3, "c")], "2 came before 1");
+    says(&[(1, 1, "a"), (2, 3, "b"), (3, 4, "c")], "the state counted 3 at message 2");
 }
