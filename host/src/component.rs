@@ -7,7 +7,7 @@
 use std::borrow::Cow;
 
 use thiserror::Error;
-use wasmparser::{ComponentExternalKind, CoreInstance, Parser, Payload};
+use wasmparser::{ComponentExternalKind, Instance, Parser, Payload};
 use wit_component::ComponentEncoder;
 
 /// The world, as the SDK's generator encoded it from `guest-sdk/wit`.
@@ -135,7 +135,7 @@ pub fn anatomy(component: &[u8]) -> Result<Anatomy, ComponentError> {
             }
             Payload::InstanceSection(section) => {
                 for instance in section {
-                    anatomy.core_instances += u32::from(matches!(instance?, CoreInstance::Instantiate { .. }));
+                    anatomy.core_instances += u32::from(matches!(instance?, Instance::Instantiate { .. }));
                 }
             }
             Payload::ComponentImportSection(section) if depth == 0 => {

@@ -6,8 +6,6 @@
 pub mod message;
 pub mod topic;
 
-pub mod cli;
-pub mod component;
 pub mod config;
 pub mod manifest;
 
@@ -25,4 +23,5 @@ pub mod telemetry;
 pub mod time;
 
 pub mod cli;
+pub mod component;
 pub mod daemon;

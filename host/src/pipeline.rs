@@ -87,7 +87,7 @@ enum From {
     Unacknowledged,
     Tick { function: usize },
     /// It waited in the store under this number.
-    Parked { key: Key, id: u64 },
+    Parked { key: Key },
 }
 
 /// What a turn of the loop wants done by those who may do it.
@@ -637,7 +637,7 @@ impl Pipeline {
             let function = key.0;
             let hops = message.property(HOPS).and_then(|hops| hops.parse().ok()).unwrap_or(0);
             let commit = Commit { unpark: vec![parked], ..Commit::default() };
-            let from = From::Parked { key, id: parked };
+            let from = From::Parked { key };
             let unit = self.insert(Unit::new(message, hops, from, 1, commit));
             self.start(unit, function, now, now_ms);
         }

@@ -82,10 +82,6 @@ impl Window {
         self.counts_upwards
     }
 
-    pub fn unacknowledged(&self) -> usize {
-        self.places.len()
-    }
-
     /// Takes a delivery into the window. A new one is then given its unit with [`Window::assign`].
     pub fn receive(&mut self, token: AckToken, fingerprint: Fingerprint, dup: bool) -> Seen {
         if usize::from(fingerprint.packet_id) > self.receive_maximum {
