@@ -66,7 +66,7 @@ impl Iterator for Simulated {
         let kind = self.random.below(4);
         // Every device runs hot for a stretch of its own, so that alerts fire and are resolved.
         let hot = (self.sent / 400 + device) % 11 == 0;
-        let degrees = 21.0 + self.random.normal() * 0.3 + if hot { 14.0 } else { 0.0 };
+        let degrees = 61.0 + self.random.normal() * 0.3 + if hot { 22.0 } else { 0.0 };
         let degrees = (degrees * 100.0).round() / 100.0;
         let (topic, payload) = match kind {
             0 => {
@@ -87,8 +87,8 @@ impl Iterator for Simulated {
                 (format!("tele/pump-{device}/SENSOR"), payload.to_string().into_bytes())
             }
             2 => (format!("coldroom-{device}/sensor/temperature/state"), degrees.to_string().into_bytes()),
-            _ if self.sent.is_multiple_of(GARBLED_EVERY / 4) => (format!("lora/field-{device}/up"), vec![0x01, 0xEE, 0x00]),
-            _ => (format!("lora/field-{device}/up"), cayenne(degrees, &mut self.random)),
+            _ if self.sent.is_multiple_of(GARBLED_EVERY / 4) => (format!("lpp/field-{device}"), vec![0x01, 0xEE, 0x00]),
+            _ => (format!("lpp/field-{device}"), cayenne(degrees, &mut self.random)),
         };
         Some(Reading { topic, payload, after: Duration::ZERO })
     }
@@ -107,7 +107,7 @@ pub struct Recording {
     limit: Option<u64>,
 }
 
-pub const RECORDING_TOPIC: &str = "machines/recorded/temperature";
+pub const RECORDING_TOPIC: &str = "sensors/recorded/temperature";
 
 impl Recording {
     pub fn open(path: &Path, limit: Option<u64>) -> anyhow::Result<Self> {
@@ -147,7 +147,7 @@ impl Iterator for Recording {
             _ => Duration::ZERO,
         };
         self.last_secs = secs.or(self.last_secs);
-        let payload = json!({ "time": timestamp, "value": value }).to_string().into_bytes();
+        let payload = json!({ "time": timestamp, "temperature": value }).to_string().into_bytes();
         Some(Reading { topic: RECORDING_TOPIC.to_owned(), payload, after })
     }
 }
@@ -185,7 +185,7 @@ mod tests {
         let readings: Vec<_> = Recording::open(file.path(), None).unwrap().collect();
         let secs: Vec<_> = readings.iter().map(|it| it.after.as_secs()).collect();
         assert_eq!(secs, [0, 300, 3600]);
-        assert_eq!(readings[2].payload, br#"{"time":"2014-03-01 01:00:00","value":-3.0}"#);
+        assert_eq!(readings[2].payload, br#"{"temperature":-3.0}"#);
         assert_eq!(Recording::open(file.path(), Some(2)).unwrap().count(), 2);
     }
 
