@@ -350,6 +350,8 @@ impl Daemon {
     async fn close(mut self) -> anyhow::Result<()> {
         self.end_turn(Instant::now());
         self.status.offline(&self.broker);
+        // The broker's last word is read before the connection is closed.
+        self.broker.hold_back(false);
         // The goodbye passes through the client's queue, which needs a moment to be written.
         self.broker.close();
         if let Upstream::Mqtt { link, .. } = &self.upstream {
