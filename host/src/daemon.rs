@@ -29,9 +29,6 @@ use status::Status;
 const TURN: Duration = Duration::from_secs(1);
 /// How long the daemon may take to end after it was asked to.
 const DRAIN: Duration = Duration::from_millis(4000);
-/// Payload bytes under way above which nothing more is taken from the broker. Receive Maximum bounds their number, this
-/// their size.
-const MAX_BYTES_IN_FLIGHT: usize = 16 << 20;
 /// The meta key under which it is kept that the broker counts its packet ids upwards.
 const META_COUNTS_UPWARDS: &str = "packet-ids-count-upwards";
 /// The meta key under which the subscriptions of the session are kept, one a line.
@@ -39,10 +36,8 @@ const META_SUBSCRIPTIONS: &str = "subscriptions";
 
 /// Runs until SIGTERM or SIGINT.
 pub fn run(config: Config, functions: Vec<(std::path::PathBuf, Manifest)>) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("failed to start the event loop")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("failed to start the event loop")?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
         let daemon = Daemon::build(config, functions)?;
@@ -110,11 +105,7 @@ impl Daemon {
         let mut from_workers = VecDeque::new();
         let mut ending: Option<Instant> = None;
         self.notify.ready("waiting for the broker");
-        tracing::info!(
-            functions = self.pipeline.functions().len(),
-            workers = self.pipeline.pool().len(),
-            "ready"
-        );
+        tracing::info!(functions = self.pipeline.functions().len(), workers = self.pipeline.pool().len(), "ready");
         loop {
             let now = Instant::now();
             if let Some(deadline) = ending
@@ -123,7 +114,8 @@ impl Daemon {
                 break;
             }
             let wake = self.wake_at(now).min(ending.unwrap_or(now + TURN));
-            let taking = ending.is_none() && self.pipeline.bytes_in_flight() < MAX_BYTES_IN_FLIGHT;
+            let taking = ending.is_none() && !self.pipeline.is_full();
+            self.broker.hold_back(!taking);
             tokio::select! {
                 biased;
                 () = &mut shutdown, if ending.is_none() => {
@@ -358,6 +350,8 @@ impl Daemon {
     async fn close(mut self) -> anyhow::Result<()> {
         self.end_turn(Instant::now());
         self.status.offline(&self.broker);
+        // The broker's last word is read before the connection is closed.
+        self.broker.hold_back(false);
         // The goodbye passes through the client's queue, which needs a moment to be written.
         self.broker.close();
         if let Upstream::Mqtt { link, .. } = &self.upstream {

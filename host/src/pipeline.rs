@@ -37,6 +37,7 @@ pub use quarantine::Settings as QuarantineSettings;
 use quarantine::{Change, Quarantine};
 use record::Folding;
 pub use record::Origin;
+pub use window::memory as window_memory;
 use window::{Seen, UnitId, Window};
 
 /// A publisher's own message id, honoured across reconnections and restarts.
@@ -82,12 +83,19 @@ struct Unit {
 #[derive(Clone)]
 enum From {
     /// A QoS 1 delivery, with its place in the window.
-    Broker { place: u64, fingerprint: Fingerprint },
+    Broker {
+        place: u64,
+        fingerprint: Fingerprint,
+    },
     /// A QoS 0 delivery: nothing to acknowledge.
     Unacknowledged,
-    Tick { function: usize },
+    Tick {
+        function: usize,
+    },
     /// It waited in the store under this number.
-    Parked { key: Key },
+    Parked {
+        key: Key,
+    },
 }
 
 /// What a turn of the loop wants done by those who may do it.
@@ -108,6 +116,8 @@ const fn untoken(token: u64) -> (UnitId, usize) {
     ((token >> 16) as usize, (token & 0xffff) as usize)
 }
 
+/// Payload bytes under way above which nothing more is taken from the broker.
+const MAX_BYTES_IN_FLIGHT: usize = 16 << 20;
 /// Numbers of functions fit into a job's id.
 pub const MAX_FUNCTIONS: usize = 1 << 16;
 
@@ -136,6 +146,7 @@ pub struct Pipeline {
     loads: HashMap<u64, StateRequest>,
     next_load: u64,
     bytes_in_flight: usize,
+    full: bool,
     turn: Turn,
     clock_synced: bool,
 }
@@ -183,6 +194,7 @@ impl Pipeline {
             loads: HashMap::new(),
             next_load: 0,
             bytes_in_flight: 0,
+            full: false,
             turn: Turn::default(),
             clock_synced: false,
         }
@@ -205,8 +217,14 @@ impl Pipeline {
         self.units.len() == self.free.len() && self.committing.is_empty()
     }
 
-    pub fn bytes_in_flight(&self) -> usize {
-        self.bytes_in_flight
+    /// Whether no more should be taken from the broker for now. Closes at twice Receive Maximum and opens again at half
+    /// of that, so that a broker that keeps to it never notices.
+    pub fn is_full(&mut self) -> bool {
+        let (count, most) = (self.units.len() - self.free.len(), 2 * usize::from(self.settings.receive_maximum));
+        let (bytes, most_bytes) = (self.bytes_in_flight, MAX_BYTES_IN_FLIGHT);
+        self.full =
+            if self.full { count > most / 2 || bytes > most_bytes / 2 } else { count >= most || bytes >= most_bytes };
+        self.full
     }
 
     /// Proven by the broker, worth remembering: see [`window`].
@@ -307,7 +325,8 @@ impl Pipeline {
         let commit = Commit { delivery: fingerprint, message_id: message_id.clone(), ..Commit::default() };
         let message = self.message(delivery, &route, now_ms);
         let jobs_left = functions.len();
-        let unit = self.insert(Unit { message_id: message_id.clone(), ..Unit::new(message, hops, from, jobs_left, commit) });
+        let unit =
+            self.insert(Unit { message_id: message_id.clone(), ..Unit::new(message, hops, from, jobs_left, commit) });
         if let Some(id) = message_id {
             self.message_ids_under_way.insert(id, unit);
         }
@@ -432,7 +451,11 @@ impl Pipeline {
             pool::Event::NeedState { request, scope } => self.load_state(request, scope),
             pool::Event::NotLoaded { function, error } => {
                 let name = self.functions.get(function as usize).map_or("?", |it| &it.manifest.name);
-                tracing::error!(function = name, error, "a worker could not load a function: its messages become dead letters");
+                tracing::error!(
+                    function = name,
+                    error,
+                    "a worker could not load a function: its messages become dead letters"
+                );
             }
             pool::Event::Died { worker, status } => {
                 self.metrics.worker_restarts.inc();
@@ -498,13 +521,7 @@ impl Pipeline {
     }
 
     /// Keeps what a run that succeeded returned.
-    fn keep(
-        &mut self,
-        id: UnitId,
-        number: usize,
-        recorded: record::Recorded,
-        writes: Vec<crate::message::StateWrite>,
-    ) {
+    fn keep(&mut self, id: UnitId, number: usize, recorded: record::Recorded, writes: Vec<crate::message::StateWrite>) {
         let Some(Some(unit)) = self.units.get_mut(id) else { return };
         let function = &mut self.functions[number];
         for (kind, count) in [
@@ -526,8 +543,7 @@ impl Pipeline {
         }
         unit.commit.records.extend(recorded.records);
         if !writes.is_empty() {
-            let topic =
-                (function.manifest.state == StateScope::Topic).then(|| Arc::clone(&unit.message.topic));
+            let topic = (function.manifest.state == StateScope::Topic).then(|| Arc::clone(&unit.message.topic));
             let scope = Scope { function: Arc::clone(&function.manifest.name), topic };
             if unit.jobs_left > 1 {
                 *self.unsent_writes.entry(scope.clone()).or_default() += 1;
@@ -564,7 +580,11 @@ impl Pipeline {
         function.metrics.quarantined.set(matches!(change, Change::Paused(_)).into());
         match change {
             Change::Paused(pause) => {
-                tracing::error!(function = name, pause_secs = pause.as_secs(), "the function keeps failing and is paused");
+                tracing::error!(
+                    function = name,
+                    pause_secs = pause.as_secs(),
+                    "the function keeps failing and is paused"
+                );
             }
             Change::Released => tracing::info!(function = name, "the function works again"),
         }
@@ -861,12 +881,7 @@ fn has_effect(commit: &Commit) -> bool {
 }
 
 fn hops(delivery: &Delivery) -> u32 {
-    delivery
-        .properties
-        .iter()
-        .find(|(name, _)| name == HOPS)
-        .and_then(|(_, hops)| hops.parse().ok())
-        .unwrap_or(0)
+    delivery.properties.iter().find(|(name, _)| name == HOPS).and_then(|(_, hops)| hops.parse().ok()).unwrap_or(0)
 }
 
 fn fingerprint(packet_id: u16, delivery: &Delivery) -> Fingerprint {

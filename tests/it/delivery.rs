@@ -62,6 +62,7 @@ fn two_functions_on_one_topic_each_see_every_message() {
     let other = variant(&guest("count"), folder.path(), "second", "count/#", |manifest| manifest);
     let broker = Mosquitto::start();
     let daemon = Daemon::start(&Setup::new(broker.url()).function(&guest("count")).function(&other));
+    broker.await_daemon();
     broker.client("sensor").publish_all((0..100).map(|n| Publish::new("count/a", n.to_string()))).unwrap();
     for function in ["count", "second"] {
         let label = format!("function=\"{function}\"");

@@ -56,6 +56,7 @@ fn a_full_disk_stops_the_intake_is_reported_and_loses_nothing() {
     let command = on_mount(unshare, &daemon, "size=24m");
     daemon.launch_as(command);
     daemon.wait_ready(Duration::from_secs(30));
+    broker.await_daemon();
 
     // With upstream away everything stays in the outbox, which soon needs room that is not there.
     cloud.stop();
@@ -90,6 +91,7 @@ fn a_data_folder_that_cannot_be_written_is_named_and_nothing_is_taken() {
     let upstream = Upstream::collect(broker.port);
     let setup = Setup::new(broker.url()).upstream(broker.url()).function(&guest("count"));
     let mut daemon = Daemon::start(&setup);
+    broker.await_daemon();
     daemon.terminate();
     let mut ledger = Ledger::default();
     broker.client("sensors").publish_all(ledger.batch(3, 50)).unwrap();

@@ -91,6 +91,7 @@ fn a_retry_runs_again_and_then_succeeds() {
     let upstream = Upstream::collect(broker.port);
     let setup = Setup::new(broker.url()).upstream(broker.url()).function(&guest("misbehave"));
     let daemon = Daemon::start(&setup);
+    broker.await_daemon();
     broker.client("sensor").publish(Publish::new("misbehave/a", "retry 2")).unwrap();
     let topic = format!("sedge/{NODE}/retried");
     let third = || upstream.received().iter().any(|m| m.topic == topic && m.text() == "3");
@@ -102,6 +103,7 @@ fn a_retry_runs_again_and_then_succeeds() {
 fn a_function_publishes_on_the_local_broker_where_its_manifest_allows() {
     let broker = Mosquitto::start();
     let _daemon = Daemon::start(&Setup::new(broker.url()).function(&guest("misbehave")));
+    broker.await_daemon();
     let mut listener = broker.client("listener");
     listener.subscribe(&["allowed/#", "elsewhere/#"]).unwrap();
     let mut sensor = broker.client("sensor");

@@ -42,6 +42,7 @@ fn a_second_daemon_on_one_data_folder_is_refused() {
     let broker = Mosquitto::start();
     let setup = Setup::new(broker.url()).function(&guest("count"));
     let mut first = Daemon::start(&setup);
+    broker.await_daemon();
     let data = first.data();
     let mut second =
         Daemon::prepare(&setup.set("node", format!("data_dir = {data:?}")).set("mqtt", "client_id = \"another\""));
@@ -88,6 +89,7 @@ fn dead_letters_are_listed_and_replayed_while_the_daemon_runs() {
     let broker = Mosquitto::start();
     let upstream = Upstream::collect(broker.port);
     let daemon = Daemon::start(&Setup::new(broker.url()).upstream(broker.url()).function(&guest("misbehave")));
+    broker.await_daemon();
     broker.client("sensor").publish(Publish::new("misbehave/mended-later", "once again")).unwrap();
     assert!(eventually(Duration::from_secs(20), || daemon.metric("sedge_dead_letters_total") == 1.0));
 

@@ -31,6 +31,11 @@ impl Function for Anomaly {
             ),
             Some(Change::Usual) => Alert::resolved(key(), text!(field, " is as usual again")),
         };
+        // The sensor's own time, where it sends one: a reading may have waited in a queue.
+        let alert = match message.text("time").or_else(|| message.text("Time")) {
+            Some(time) => alert.label("time", time),
+            None => alert,
+        };
         Ok(vec![alert.value(value).label("topic", message.topic).into()])
     }
 }

@@ -163,7 +163,9 @@ pub fn start(broker: &Mosquitto, functions: &[PathBuf], isolate: &str) -> Daemon
         .set("store", "max_bytes = 4_000_000_000")
         .set("worker", format!("isolate = {isolate:?}"));
     setup.functions = functions.to_vec();
-    Daemon::start(&setup)
+    let daemon = Daemon::start(&setup);
+    broker.await_daemon();
+    daemon
 }
 
 fn load(broker: &Mosquitto, daemon: &Daemon, count: usize, messages: &[Publish]) -> io::Result<Run> {

@@ -9,6 +9,7 @@ mod durable;
 #[allow(dead_code, reason = "the tests use it too, and each of the two uses a part")]
 #[path = "../../../tests/it/harness/mod.rs"]
 mod harness;
+mod invoke;
 mod latency;
 mod load;
 mod noop;
@@ -32,7 +33,8 @@ pub struct Size {
 const FULL: Size = Size { rounds: 5, messages: 200_000, latency_messages: 10_000, syncs: 300 };
 const QUICK: Size = Size { rounds: 1, messages: 50_000, latency_messages: 3_000, syncs: 200 };
 
-const PARTS: [(&str, fn(&mut Report, &Size) -> std::io::Result<()>); 4] = [
+const PARTS: [(&str, fn(&mut Report, &Size) -> std::io::Result<()>); 5] = [
+    ("invoke", invoke::measure),
     ("durable", durable::measure),
     ("latency", latency::measure),
     ("memory", durable::measure_memory),

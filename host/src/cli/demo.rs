@@ -246,8 +246,7 @@ impl Upstream {
     async fn connect(broker: SocketAddr) -> anyhow::Result<Self> {
         let (link, events, drive) = mqtt::connect(client(broker, "upstream"))?;
         tokio::task::spawn_local(drive);
-        let mut upstream =
-            Self { link, events, daemon_online: false, alerts_firing: 0, alerts_resolved: 0, data: 0 };
+        let mut upstream = Self { link, events, daemon_online: false, alerts_firing: 0, alerts_resolved: 0, data: 0 };
         while !upstream.link.is_connected() {
             upstream.receive(START_PATIENCE).await?;
         }

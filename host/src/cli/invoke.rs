@@ -91,7 +91,9 @@ fn payload(text: &str) -> anyhow::Result<Bytes> {
         return Ok(bytes.into());
     }
     match text.strip_prefix('@') {
-        Some(path) => Ok(std::fs::read(path).with_context(|| format!("failed to read the payload from {path}"))?.into()),
+        Some(path) => {
+            Ok(std::fs::read(path).with_context(|| format!("failed to read the payload from {path}"))?.into())
+        }
         None => Ok(Bytes::copy_from_slice(text.as_bytes())),
     }
 }
@@ -100,7 +102,9 @@ fn as_json(run: &Run) -> serde_json::Value {
     let outcome = &run.outcome;
     let (result, outputs, failure) = match &outcome.verdict {
         Verdict::Done(outputs) => ("done", outputs.iter().map(output_json).collect(), None),
-        Verdict::Retry { after_ms, reason } => ("retry", Vec::new(), Some(json!({ "after_ms": after_ms, "detail": reason }))),
+        Verdict::Retry { after_ms, reason } => {
+            ("retry", Vec::new(), Some(json!({ "after_ms": after_ms, "detail": reason })))
+        }
         Verdict::Failed(failure) => {
             ("failed", Vec::new(), Some(json!({ "reason": failure.code.as_str(), "detail": failure.detail })))
         }

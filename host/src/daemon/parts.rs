@@ -40,8 +40,10 @@ impl Daemon {
             Some(addr) => Some(Http::spawn(addr, Arc::clone(&metrics), Arc::clone(&health))?),
             None => None,
         };
-        let (store, store_events, mut recovered) =
-            Store::open(&config.store, &config.node.data_dir, config.mqtt.receive_maximum.get())?;
+        let (store, store_events, mut recovered) = {
+            let remembered = pipeline::window_memory(config.mqtt.receive_maximum.get());
+            Store::open(&config.store, &config.node.data_dir, remembered)?
+        };
         store_figures::join(&metrics, store.stats());
         if let Some(quarantined) = &recovered.quarantined {
             tracing::error!(

@@ -54,7 +54,10 @@ impl Cache {
         match self.mac(&name, &code).verify_slice(&bytes[..TAG_BYTES]) {
             Ok(()) => Some(code),
             Err(_) => {
-                tracing::warn!(file = name, "compiled code was not written by this host, or is damaged; compiling anew");
+                tracing::warn!(
+                    file = name,
+                    "compiled code was not written by this host, or is damaged; compiling anew"
+                );
                 None
             }
         }

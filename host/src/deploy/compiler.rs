@@ -68,7 +68,10 @@ impl Compiler {
         match (status.code(), status.signal()) {
             (Some(0), _) => Ok(code.into()),
             (Some(1), _) => Err(CompileFailed::Refused(reason)),
-            (_, Some(signal)) if signal == rustix::process::Signal::XCPU.as_raw() || signal == rustix::process::Signal::KILL.as_raw() => {
+            (_, Some(signal))
+                if signal == rustix::process::Signal::XCPU.as_raw()
+                    || signal == rustix::process::Signal::KILL.as_raw() =>
+            {
                 Err(CompileFailed::Time)
             }
             (_, Some(signal)) if signal == rustix::process::Signal::ABORT.as_raw() => Err(CompileFailed::Memory),

@@ -3,26 +3,59 @@
 //! The MQTT client flushes after every acknowledgement, which would be one system call and one packet a message. Its
 //! loop reads from the socket only when it has nothing left to send, so that is the moment to write: all
 //! acknowledgements of one commit leave together, and nothing is delayed by a timer.
+//!
+//! The stream has a [`Gate`] as well: closed, nothing more is read while writing goes on, so that TCP holds the broker
+//! back. Receive Maximum alone does not: Mosquitto 2.0.11 sends far more than that when it has messages queued.
 
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Above this much held back, writing waits for the socket, so that a peer that does not read holds up the sender.
 const HIGH_WATER_BYTES: usize = 64 * 1024;
 
+/// Whether more is read.
+#[derive(Debug, Default)]
+pub struct Gate {
+    closed: AtomicBool,
+    waiting: Mutex<Option<Waker>>,
+}
+
+impl Gate {
+    pub fn set_closed(&self, closed: bool) {
+        if self.closed.swap(closed, Ordering::AcqRel) && !closed {
+            let waker = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
+    fn is_closed(&self, cx: &Context<'_>) -> bool {
+        if !self.closed.load(Ordering::Acquire) {
+            return false;
+        }
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
+        // It may have opened in between, and the one who opened it did not see the waker.
+        self.closed.load(Ordering::Acquire)
+    }
+}
+
 pub struct Coalesce<S> {
     stream: S,
+    gate: Arc<Gate>,
     held: Vec<u8>,
     /// How much of `held` the socket has taken.
     written: usize,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Coalesce<S> {
-    pub fn new(stream: S) -> Self {
-        Self { stream, held: Vec::with_capacity(4096), written: 0 }
+    pub fn new(stream: S, gate: Arc<Gate>) -> Self {
+        Self { stream, gate, held: Vec::with_capacity(4096), written: 0 }
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -45,6 +78,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Coalesce<S> {
             if let Poll::Ready(Err(error)) = self.poll_drain(cx) {
                 return Poll::Ready(Err(error));
             }
+        }
+        if self.gate.is_closed(cx) {
+            return Poll::Pending;
         }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
@@ -78,7 +114,7 @@ mod tests {
     #[tokio::test(flavor = "current_thread")]
     async fn small_writes_leave_together_when_the_owner_reads() {
         let (near, mut far) = duplex(256 * 1024);
-        let mut stream = Coalesce::new(near);
+        let mut stream = Coalesce::new(near, Arc::default());
         for byte in 0..100_u8 {
             stream.write_all(&[byte]).await.unwrap();
             stream.flush().await.unwrap();
@@ -96,9 +132,30 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
+    async fn a_closed_gate_stops_reading_and_not_writing() {
+        let (near, mut far) = duplex(1024);
+        let gate = Arc::new(Gate::default());
+        let mut stream = Coalesce::new(near, Arc::clone(&gate));
+        gate.set_closed(true);
+        stream.write_all(b"ack").await.unwrap();
+        far.write_all(b"more").await.unwrap();
+        let reading = tokio::spawn(async move {
+            let mut more = [0; 4];
+            stream.read_exact(&mut more).await.unwrap();
+            more
+        });
+        let mut ack = [0; 3];
+        far.read_exact(&mut ack).await.unwrap();
+        assert_eq!(&ack, b"ack");
+        assert!(!reading.is_finished());
+        gate.set_closed(false);
+        assert_eq!(&reading.await.unwrap(), b"more");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
     async fn a_peer_that_does_not_read_holds_up_the_sender() {
         let (near, _far) = duplex(1024);
-        let mut stream = Coalesce::new(near);
+        let mut stream = Coalesce::new(near, Arc::default());
         let flood = async {
             loop {
                 stream.write_all(&[0; 1024]).await.unwrap();

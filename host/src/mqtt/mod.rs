@@ -14,6 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,7 +30,7 @@ use rumqttc::{
 };
 use tokio::sync::Notify;
 
-use coalesce::Coalesce;
+use coalesce::{Coalesce, Gate};
 
 /// Events that wait for the pipeline. QoS 1 is bounded by Receive Maximum; this bounds QoS 0 as well, by not reading on.
 const EVENT_HIGH_WATER: usize = 8192;
@@ -152,6 +153,8 @@ struct Shared {
     drained: Notify,
     /// Break the connection and come back.
     kick: Notify,
+    /// Closed: nothing more is read from the broker.
+    gate: Arc<Gate>,
 }
 
 #[derive(Default)]
@@ -186,12 +189,13 @@ pub struct Events {
 pub fn connect(options: Options) -> Result<(Link, Events, impl Future<Output = ()>), OptionsError> {
     // Files are read once here so that a wrong path is an error at start, and again at each reconnect, so that a
     // renewed certificate or password is picked up.
-    mqtt_options(&options)?;
+    mqtt_options(&options, &Arc::default())?;
     let shared = Rc::new(Shared {
         state: RefCell::default(),
         ready: Notify::new(),
         drained: Notify::new(),
         kick: Notify::new(),
+        gate: Arc::default(),
     });
     let link = Link { shared: Rc::clone(&shared), in_flight: usize::from(options.in_flight) };
     let events = Events { shared: Rc::clone(&shared) };
@@ -210,9 +214,17 @@ impl Link {
             return;
         }
         if let Some(client) = &state.client {
-            // The channel has room for every delivery that Receive Maximum allows; if it is closed the link is gone.
-            let _ = client.try_manual_ack(ManualAck::PubAck(PubAck::new(token.packet_id, None)));
+            let sent = client.try_manual_ack(ManualAck::PubAck(PubAck::new(token.packet_id, None)));
+            if matches!(sent, Err(rumqttc::ClientError::RequestChannelFull(_))) {
+                // Left out, it would make the broker's window smaller for as long as the connection lasts.
+                self.shared.kick.notify_one();
+            }
         }
+    }
+
+    /// Stops reading from the broker, or goes on. Acknowledgements and publishes are not held up.
+    pub fn hold_back(&self, hold: bool) {
+        self.shared.gate.set_closed(hold);
     }
 
     /// Sends with QoS 1. The token comes back in [`Event::Published`], unless the connection breaks first.
@@ -338,7 +350,7 @@ fn packet_size(publication: &Publication<'_>) -> usize {
 async fn drive(options: Options, shared: Rc<Shared>) {
     let mut backoff = Backoff::new(options.reconnect_max);
     loop {
-        let reason = match mqtt_options(&options) {
+        let reason = match mqtt_options(&options, &shared.gate) {
             Ok(mqtt) => serve_connection(mqtt, &options, &shared, &mut backoff).await,
             Err(error) => error.to_string(),
         };
@@ -368,8 +380,9 @@ async fn drive(options: Options, shared: Rc<Shared>) {
 
 /// One connection from CONNECT to its end; returns why it ended.
 async fn serve_connection(mqtt: MqttOptions, options: &Options, shared: &Shared, backoff: &mut Backoff) -> String {
-    // Room for an acknowledgement of every delivery that may be under way, our own publishes and some control packets.
-    let capacity = usize::from(options.receive_maximum) + usize::from(options.in_flight) + 256;
+    // Room for an acknowledgement of every delivery that the pipeline takes before it holds the broker back, for our own
+    // publishes and some control packets.
+    let capacity = 4 * usize::from(options.receive_maximum) + usize::from(options.in_flight) + 1024;
     let (client, mut eventloop) = AsyncClient::builder(mqtt).capacity(capacity).build();
     {
         let mut state = shared.state.borrow_mut();
@@ -490,7 +503,7 @@ fn describe(error: &dyn std::error::Error) -> String {
     text
 }
 
-fn mqtt_options(options: &Options) -> Result<MqttOptions, OptionsError> {
+fn mqtt_options(options: &Options, gate: &Arc<Gate>) -> Result<MqttOptions, OptionsError> {
     let (host, port, tls) = endpoint(&options.url).ok_or_else(|| OptionsError::Url(options.url.clone()))?;
     let mut mqtt = MqttOptions::new(&options.client_id, (host, port));
     mqtt.set_keep_alive(options.keep_alive.as_secs().try_into().unwrap_or(u16::MAX))
@@ -513,8 +526,10 @@ fn mqtt_options(options: &Options) -> Result<MqttOptions, OptionsError> {
     network.set_tcp_nodelay(true);
     network.set_connection_timeout(options.connect_timeout.as_secs().max(1));
     mqtt.set_network_options(network);
-    mqtt.set_socket_connector(|host, network| async move {
-        rumqttc::default_socket_connect(host, network).await.map(Coalesce::new)
+    let gate = Arc::clone(gate);
+    mqtt.set_socket_connector(move |host, network| {
+        let gate = Arc::clone(&gate);
+        async move { Ok(Coalesce::new(rumqttc::default_socket_connect(host, network).await?, gate)) }
     });
     if let Some(will) = &options.will {
         mqtt.set_last_will(LastWill::new(&will.topic, will.payload.clone(), QoS::AtLeastOnce, true, None));

@@ -77,8 +77,7 @@ impl Quarantine {
 mod tests {
     use super::*;
 
-    const SETTINGS: Settings =
-        Settings { after: 3, first: Duration::from_secs(10), max: Duration::from_secs(30) };
+    const SETTINGS: Settings = Settings { after: 3, first: Duration::from_secs(10), max: Duration::from_secs(30) };
 
     #[test]
     fn pauses_grow_until_it_works_again() {

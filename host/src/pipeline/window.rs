@@ -33,7 +33,18 @@ pub struct Window {
     order: VecDeque<(u16, u64)>,
     came: u64,
     receive_maximum: usize,
+    /// How many messages are remembered.
+    memory: usize,
     counts_upwards: bool,
+}
+
+/// How many messages are remembered, by the process and in the store.
+///
+/// More than can be unacknowledged: when a process dies, acknowledgements that it wrote and that the broker has not read
+/// yet are lost, and one of them takes four bytes of a socket's buffer.
+pub const fn memory(receive_maximum: u16) -> u16 {
+    let memory = receive_maximum.saturating_mul(8);
+    if memory > 32_768 { 32_768 } else { memory }
 }
 
 struct Place {
@@ -52,11 +63,16 @@ struct Known {
 /// What a delivery is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Seen {
-    New { place: u64 },
+    New {
+        place: u64,
+    },
     /// Committed before: it only needs its acknowledgement, which follows in its turn.
     Done,
     /// Still being worked on since an earlier connection; the unit's place is now this one.
-    UnderWay { unit: UnitId, place: u64 },
+    UnderWay {
+        unit: UnitId,
+        place: u64,
+    },
 }
 
 impl Window {
@@ -69,6 +85,7 @@ impl Window {
             order: VecDeque::new(),
             came: 0,
             receive_maximum: receive_maximum.into(),
+            memory: memory(receive_maximum).into(),
             counts_upwards,
         };
         for fingerprint in committed {
@@ -88,9 +105,10 @@ impl Window {
             self.counts_upwards = true;
         }
         let place = self.first + self.places.len() as u64;
-        let known = self.known.get(&fingerprint.packet_id).filter(|known| {
-            dup && known.digest == fingerprint.digest && (self.counts_upwards || !known.ack_written)
-        });
+        let known = self
+            .known
+            .get(&fingerprint.packet_id)
+            .filter(|known| dup && known.digest == fingerprint.digest && (self.counts_upwards || !known.ack_written));
         let seen = match known {
             Some(Known { unit: None, .. }) => Seen::Done,
             Some(Known { unit: Some(unit), .. }) => Seen::UnderWay { unit: *unit, place },
@@ -154,8 +172,7 @@ impl Window {
         let known = Known { digest: fingerprint.digest, unit, ack_written, came: self.came };
         self.known.insert(fingerprint.packet_id, known);
         self.order.push_back((fingerprint.packet_id, self.came));
-        // A broker holds at most Receive Maximum messages unacknowledged; twice that covers two broken connections.
-        while self.order.len() > 2 * self.receive_maximum {
+        while self.order.len() > self.memory {
             let Some((packet_id, came)) = self.order.pop_front() else { break };
             if self.known.get(&packet_id).is_some_and(|known| known.came == came) {
                 self.known.remove(&packet_id);
@@ -268,6 +285,6 @@ mod tests {
             window.done(u64::from(id), fingerprint(id, id.into()));
             window.release();
         }
-        assert!(window.known.len() <= 20 && window.order.len() <= 20);
+        assert!(window.known.len() <= 80 && window.order.len() <= 80);
     }
 }

@@ -8,6 +8,8 @@
 
 #[cfg(feature = "compiler")]
 pub mod compile;
+#[cfg(feature = "compiler")]
+pub mod yardstick;
 mod engine;
 mod host;
 pub mod shape;

@@ -47,6 +47,7 @@ impl Site {
         let upstream = upstream::Upstream::collect(cloud.port);
         let setup = daemon::Setup::new(broker.url()).upstream(cloud.url()).function(&guest::guest("count"));
         let daemon = daemon::Daemon::start(&change(setup));
+        broker.await_daemon();
         Self { daemon, upstream, broker, cloud }
     }
 

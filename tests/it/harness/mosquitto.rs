@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::client::Client;
+use super::daemon::NODE;
 use super::eventually;
 use super::wire::Hello;
 
@@ -42,7 +43,8 @@ impl Mosquitto {
         let config = format!(
             "listener {port} 127.0.0.1\nallow_anonymous true\n{user}\
              persistence true\npersistence_location {}/\nautosave_interval 0\n\
-             max_queued_messages 0\nmax_inflight_messages 1000\nset_tcp_nodelay true\nlog_dest file {}\n{extra}\n",
+             max_queued_messages 0\nmax_inflight_messages 1000\nset_tcp_nodelay true\nlog_dest file {}\n\
+             log_type error\nlog_type warning\nlog_type notice\nlog_type subscribe\n{extra}\n",
             folder.path().display(),
             folder.path().join("log").display(),
         );
@@ -89,6 +91,15 @@ impl Mosquitto {
 
     pub fn client(&self, id: &str) -> Client {
         Client::connect(self.port, &Hello::new(id)).expect("connect to mosquitto")
+    }
+
+    /// Waits until the daemon has subscribed. Ready, for the daemon, is also a board whose broker is away; and what is
+    /// published before the first subscription is nobody's.
+    #[track_caller]
+    pub fn await_daemon(&self) {
+        let line = format!(": sedge-{NODE} 1 ");
+        let subscribed = eventually(Duration::from_secs(30), || self.log().contains(&line));
+        assert!(subscribed, "the daemon does not subscribe; the broker's log:\n{}", self.log());
     }
 
     pub fn log(&self) -> String {

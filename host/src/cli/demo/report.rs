@@ -130,8 +130,7 @@ impl Report {
             totals.bytes_written as f64 / totals.delivered().max(1) as f64
         );
         println!();
-        let unrouted =
-            if totals.unrouted > 0 { format!(" + {} unrouted", totals.unrouted) } else { String::new() };
+        let unrouted = if totals.unrouted > 0 { format!(" + {} unrouted", totals.unrouted) } else { String::new() };
         println!(
             "delivered {} = recorded {} + dead-lettered {}{unrouted}, {} unaccounted",
             totals.delivered(),
