@@ -83,7 +83,7 @@ fn skip_to_any(text: &[u8], bytes: [u8; 3], mask: u8) -> Option<&[u8]> {
     const ONES: u64 = u64::from_ne_bytes([1; 8]);
     let mut rest = text;
     while let Some((eight, tail)) = rest.split_first_chunk() {
-        let eight = u64::from_le_bytes(*eight) | ONES * u64::from(mask);
+        let eight = u64::from_le_bytes(*eight) | (ONES * u64::from(mask));
         let hits = bytes.iter().fold(0, |hits, byte| {
             // The highest bit of each byte that is zero here, and perhaps of some after the first such byte.
             let differences = eight ^ (ONES * u64::from(*byte));

@@ -44,6 +44,8 @@ mod allocator;
     clippy::allow_attributes_without_reason,
     clippy::mem_forget,
     clippy::undocumented_unsafe_blocks,
+    clippy::uninlined_format_args,
+    clippy::unwrap_used,
     reason = "generated; see guest-sdk/generate"
 )]
 #[rustfmt::skip]
