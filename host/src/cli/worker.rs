@@ -23,7 +23,6 @@ pub fn run(args: &WorkerArgs) -> anyhow::Result<()> {
     let _ = rustix::thread::set_name(c"sedge-worker");
     // The clock needs a thread, which the walls forbid.
     let clock = Clock::start().context("failed to start the worker's clock")?;
-    let worker = Worker::new(UnixStream::from(socket), clock, args.state_cache_bytes);
-    wall::enclose(Room { memory_bytes: args.memory_bytes, cpu_secs: None })?;
-    worker.serve().context("the daemon's socket failed")
+    wall::enclose(Room { memory_bytes: args.memory_bytes, cpu_secs: None }, Some(socket.as_fd()))?;
+    Worker::new(UnixStream::from(socket), clock, args.state_cache_bytes).serve().context("the daemon's socket failed")
 }

@@ -1,6 +1,7 @@
 //! The host's side of a run: all that a guest can reach. State, settings and a log; clock and random only when granted.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use wasmtime::component::{HasSelf, Linker, Resource};
 use wasmtime::{ResourceLimiter, Result};
@@ -36,6 +37,8 @@ pub struct Host {
     cas: Vec<Option<Cas>>,
     /// Which limit was hit: the guest only sees an allocation fail, or a trap.
     pub exceeded: Option<Exceeded>,
+    /// When the run has to be over.
+    pub deadline: Instant,
     /// The largest size of the linear memory.
     pub memory_bytes: usize,
 }
@@ -51,7 +54,7 @@ pub enum Exceeded {
 struct LimitExceeded;
 
 impl Host {
-    pub fn new(limits: Limits, settings: Arc<[(String, String)]>, state: State) -> Self {
+    pub fn new(limits: Limits, settings: Arc<[(String, String)]>, state: State, started: Instant) -> Self {
         Self {
             view: View::new(state),
             limits,
@@ -60,6 +63,7 @@ impl Host {
             log_lines_dropped: 0,
             cas: Vec::new(),
             exceeded: None,
+            deadline: started + Duration::from_millis(limits.timeout_ms.into()),
             memory_bytes: 0,
         }
     }

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use wasmtime::component::{Component, Linker};
-use wasmtime::{Engine, Store, Trap, WasmBacktrace};
+use wasmtime::{Engine, Store, Trap, UpdateDeadline, WasmBacktrace};
 
 use crate::message::{
     Alert, AlertStatus, Failure, FailureCode, Message, Outcome, Output, Publication, Severity, Usage, Verdict,
@@ -199,7 +199,8 @@ impl Function {
     /// Runs the function on one message with the state of its scope.
     pub fn invoke(&self, message: &Message, state: State) -> Run {
         let started = Instant::now();
-        let mut store = Store::new(&self.engine, Host::new(self.limits, Arc::clone(&self.settings), state));
+        let host = Host::new(self.limits, Arc::clone(&self.settings), state, started);
+        let mut store = Store::new(&self.engine, host);
         store.limiter(|host| host);
         store.set_hostcall_fuel(self.limits.handover_bytes());
         store.set_max_component_handles(MAX_HANDLES);
@@ -221,8 +222,12 @@ impl Function {
         message: &Message,
     ) -> wasmtime::Result<Result<Vec<handler::Output>, handler::Failure>> {
         store.set_fuel(self.limits.fuel)?;
-        // One more than the quotient: the tick that is under way has already passed in part.
-        store.set_epoch_deadline(u64::from(self.limits.timeout_ms) / EPOCH.as_millis() as u64 + 1);
+        store.set_epoch_deadline(ticks_in(Duration::from_millis(self.limits.timeout_ms.into())));
+        // The clock's thread may be late and then make up for it with many ticks at once. They stop nobody before his time.
+        store.epoch_deadline_callback(|store| {
+            let left = store.data().deadline.saturating_duration_since(Instant::now());
+            Ok(if left.is_zero() { UpdateDeadline::Interrupt } else { UpdateDeadline::Continue(ticks_in(left)) })
+        });
         let properties: Vec<(&str, &str)> =
             message.properties.iter().map(|(name, value)| (&**name, &**value)).collect();
         let guest = self.pre.instantiate(&mut *store)?;
@@ -313,6 +318,11 @@ impl Function {
             }
         }
     }
+}
+
+/// One more than the quotient: the tick that is under way has already passed in part.
+const fn ticks_in(time: Duration) -> u64 {
+    (time.as_millis() / EPOCH.as_millis()) as u64 + 1
 }
 
 fn shorten(mut text: String) -> String {

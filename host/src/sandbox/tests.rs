@@ -1,5 +1,6 @@
 //! Hostile guests: every limit once obeyed and once broken.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::guest::{Bench, LIMITS, LOG, NOTHING, component, component_of, message, module, module_of, run, run_with};
@@ -68,6 +69,24 @@ fn time_is_limited() {
         .take_while(|late| *late > Duration::from_millis(20))
         .collect();
     assert!(late.len() < 40, "never within 20 ms of its deadline: {late:?}");
+}
+
+/// The clock of a busy board catches up with many ticks at once.
+#[test]
+fn no_tick_stops_a_run_before_its_time() {
+    let mut bench = Bench::default();
+    let function = bench.load(&component("", &format!("{} {NOTHING}", count_to(1_000_000))), LIMITS);
+    let ended = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                bench.tick();
+            }
+        });
+        let run = function.invoke(&message("t", b""), State::default());
+        ended.store(true, Ordering::Relaxed);
+        assert_eq!(run.outputs(), 0);
+    });
 }
 
 #[test]

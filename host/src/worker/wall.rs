@@ -2,6 +2,7 @@
 //! or privileges, bounded memory. A function that breaks out of the sandbox finds itself in an empty room.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 
 use rustix::process::{Resource, Rlimit, setrlimit};
 
@@ -22,8 +23,9 @@ pub enum WallError {
     Filter(String),
 }
 
-/// Closes the process in, for good, with all its threads. Comes last: afterwards nothing can be opened.
-pub fn enclose(room: Room) -> Result<(), WallError> {
+/// Closes the process in, for good, with all its threads. Comes last: afterwards nothing can be opened. Besides the three
+/// standard streams only `socket` can be used, whatever else the process has inherited.
+pub fn enclose(room: Room, socket: Option<BorrowedFd<'_>>) -> Result<(), WallError> {
     limit("memory", Resource::As, room.memory_bytes)?;
     // Reading and writing go on through what is open; nothing else can be opened, and no file can grow.
     limit("file size", Resource::Fsize, 0)?;
@@ -32,9 +34,10 @@ pub fn enclose(room: Room) -> Result<(), WallError> {
         limit("processor time", Resource::Cpu, seconds)?;
     }
     rustix::thread::set_no_new_privs(true).map_err(|error| WallError::Privileges(error.into()))?;
-    forbid_files();
+    restrict();
     limit("open files", Resource::Nofile, 0)?;
-    filter::install()
+    limit("processes", Resource::Nproc, 0)?;
+    filter::install(socket)
 }
 
 fn limit(what: &'static str, resource: Resource, value: u64) -> Result<(), WallError> {
@@ -42,12 +45,14 @@ fn limit(what: &'static str, resource: Resource, value: u64) -> Result<(), WallE
         .map_err(|error| WallError::Limit { what, source: error.into() })
 }
 
-/// Landlock takes the file system away even where there is no system call filter. Not every board's kernel has it, and
-/// the filter below refuses opening as well, so its absence is no error.
-fn forbid_files() {
-    use landlock::{ABI, Access, AccessFs, Ruleset, RulesetAttr};
+/// Landlock takes files, network and signals to others away even where there is no system call filter. Not every board's
+/// kernel has it, or all of it, and the filter below refuses the same, so its absence is no error.
+fn restrict() {
+    use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, Scope};
     let enclosed = Ruleset::default()
         .handle_access(AccessFs::from_all(ABI::V4))
+        .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(ABI::V4)))
+        .and_then(|ruleset| ruleset.scope(Scope::from_all(ABI::V6)))
         .and_then(Ruleset::create)
         .and_then(|ruleset| ruleset.restrict_self());
     if let Err(error) = enclosed {
@@ -58,29 +63,20 @@ fn forbid_files() {
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod filter {
     use std::collections::BTreeMap;
+    use std::os::fd::{AsRawFd as _, BorrowedFd};
 
     use linux_raw_sys::general as sys;
+    use rustix::process::getpid;
     use seccompiler::{
-        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
-        TargetArch,
+        BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+        SeccompRule, TargetArch,
     };
 
     use super::WallError;
 
-    use rustix::process::getpid;
-
-    /// Memory, threads waiting for each other, clocks, signals of our own, and the sockets that are open. What is not
-    /// here is refused with EPERM.
+    /// Memory, threads waiting for each other, clocks, and signals of our own. What is neither here nor below is refused
+    /// with EPERM.
     const ALLOWED: &[u32] = &[
-        sys::__NR_read,
-        sys::__NR_write,
-        sys::__NR_readv,
-        sys::__NR_writev,
-        sys::__NR_recvfrom,
-        sys::__NR_sendto,
-        sys::__NR_close,
-        sys::__NR_fcntl,
-        sys::__NR_mmap,
         sys::__NR_munmap,
         sys::__NR_mremap,
         sys::__NR_mprotect,
@@ -106,32 +102,60 @@ mod filter {
         sys::__NR_exit_group,
     ];
 
-    pub fn install() -> Result<(), WallError> {
-        let failed = |error: &dyn std::fmt::Display| WallError::Filter(error.to_string());
+    /// The same, on the streams and the socket alone: none that sends descriptors, and no `fcntl`, which can make the
+    /// kernel send signals to others.
+    const ON_STREAMS: &[u32] = &[
+        sys::__NR_read,
+        sys::__NR_write,
+        sys::__NR_readv,
+        sys::__NR_writev,
+        sys::__NR_recvfrom,
+        sys::__NR_sendto,
+        sys::__NR_close,
+    ];
+
+    const LAST_STREAM: u64 = 2;
+
+    pub fn install(socket: Option<BorrowedFd<'_>>) -> Result<(), WallError> {
+        let program = program(socket).map_err(|error| WallError::Filter(error.to_string()))?;
+        seccompiler::apply_filter_all_threads(&program).map_err(|error| WallError::Filter(error.to_string()))
+    }
+
+    pub(super) fn program(socket: Option<BorrowedFd<'_>>) -> Result<BpfProgram, BackendError> {
+        use SeccompCmpOp::{Eq, Le, MaskedEq};
         let mut rules: BTreeMap<i64, _> = ALLOWED.iter().map(|number| (i64::from(*number), Vec::new())).collect();
+        for number in ON_STREAMS {
+            let mut open = vec![only(0, Le, LAST_STREAM)?];
+            if let Some(socket) = socket {
+                open.push(only(0, Eq, socket.as_raw_fd().cast_unsigned().into())?);
+            }
+            rules.insert((*number).into(), open);
+        }
+        // Memory, and no view of a file.
+        let anonymous = sys::MAP_ANONYMOUS.into();
+        rules.insert(sys::__NR_mmap.into(), vec![only(3, MaskedEq(anonymous), anonymous)?]);
         // A process may end itself with a signal, which is how it aborts, and nobody else.
-        let own = getpid().as_raw_nonzero().get().unsigned_abs().into();
-        let own = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, own)
-            .and_then(|condition| SeccompRule::new(vec![condition]))
-            .map_err(|error| failed(&error))?;
-        rules.insert(i64::from(sys::__NR_tgkill), vec![own]);
-        let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|error| failed(&error))?;
-        let filter = SeccompFilter::new(
-            rules,
-            SeccompAction::Errno(rustix::io::Errno::PERM.raw_os_error().cast_unsigned()),
-            SeccompAction::Allow,
-            arch,
-        )
-        .map_err(|error| failed(&error))?;
-        let program = BpfProgram::try_from(filter).map_err(|error| failed(&error))?;
-        seccompiler::apply_filter_all_threads(&program).map_err(|error| failed(&error))
+        let own = getpid().as_raw_nonzero().get().cast_unsigned().into();
+        rules.insert(sys::__NR_tgkill.into(), vec![only(0, Eq, own)?]);
+        let refuse = SeccompAction::Errno(rustix::io::Errno::PERM.raw_os_error().cast_unsigned());
+        let arch = TargetArch::try_from(std::env::consts::ARCH)?;
+        SeccompFilter::new(rules, refuse, SeccompAction::Allow, arch)?.try_into()
+    }
+
+    /// Calls whose argument compares so.
+    fn only(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
+        SeccompRule::new(vec![SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?])
     }
 }
 
 /// Elsewhere (armv7, armv6) the other walls stand alone: the limits, no new privileges, and landlock.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 mod filter {
-    pub fn install() -> Result<(), super::WallError> {
+    pub fn install(_: Option<std::os::fd::BorrowedFd<'_>>) -> Result<(), super::WallError> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+#[path = "wall_tests.rs"]
+mod tests;

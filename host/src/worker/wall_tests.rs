@@ -1,0 +1,241 @@
+use std::fs::File;
+use std::io::{self, BufRead as _, Write as _};
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use rustix::net::{AddressFamily, SocketType};
+use rustix::process::{Resource, Rlimit};
+
+use super::{Room, enclose};
+use crate::sandbox::guest::{LIMITS, NOTHING, code, message};
+use crate::sandbox::{Sandbox, State};
+
+/// Set for the child that plays a function that has escaped.
+const CHILD: &str = "SEDGE_TEST_ESCAPED";
+const MEMORY_BYTES: u64 = 2 << 30;
+
+/// What the child tries, in its own process because no wall comes down again.
+#[test]
+fn escaped() {
+    if std::env::var_os(CHILD).is_none() {
+        return;
+    }
+    let dir = std::env::temp_dir();
+    let (readable, executable) = (std::env::current_exe().unwrap(), std::env::current_exe().unwrap());
+    let mut written = File::create(dir.join(format!("sedge-wall-{}", std::process::id()))).unwrap();
+    let inherited = UnixStream::pair().unwrap();
+    let socket = UnixStream::pair().unwrap();
+    let parent = rustix::process::getppid().unwrap();
+    let function = code("", NOTHING);
+    if let Err(error) = enclose(Room { memory_bytes: MEMORY_BYTES, cpu_secs: None }, Some((&socket.0).as_fd())) {
+        println!("no wall: {error}");
+        return;
+    }
+    report("open", File::open(readable));
+    report("create", File::create(dir.join("sedge-wall-created")));
+    report("remove", std::fs::remove_file(dir.join("sedge-wall-any")));
+    report("list", std::fs::read_dir("/"));
+    report("network", rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None));
+    report("network 6", rustix::net::socket(AddressFamily::INET6, SocketType::DGRAM, None));
+    report("unix socket", rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None));
+    report("pair", UnixStream::pair());
+    report("execute", Command::new(executable).spawn());
+    report("thread", std::thread::Builder::new().spawn(|| ()));
+    report("signal", rustix::process::kill_process(parent, rustix::process::Signal::CONT));
+    report("limits", rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(9), maximum: Some(9) }));
+    report("write to a file", written.write_all(b"x"));
+    report("write to a socket", (&inherited.0).write_all(b"x"));
+    report("memory", Vec::<u8>::new().try_reserve_exact(2 * MEMORY_BYTES as usize));
+    // And what it must still do.
+    let mut line = String::new();
+    report("read", io::stdin().lock().read_line(&mut line));
+    report("socket", (&socket.0).write_all(b"x"));
+    report("a megabyte", Vec::<u8>::new().try_reserve_exact(1 << 20));
+    report("clock", std::time::Instant::now().elapsed().checked_mul(1).ok_or("no time"));
+    let mut sandbox = Sandbox::new();
+    let loaded = sandbox.load(&function, LIMITS, Arc::from([]));
+    let run = loaded.map(|function| function.invoke(&message("t", b""), State::default()));
+    report("function", run.map(|run| assert_eq!(run.outputs(), 0)));
+    println!("heard {line}");
+}
+
+fn report<T, E: std::fmt::Debug>(what: &str, result: Result<T, E>) {
+    match result {
+        Ok(_) => println!("{what}: done"),
+        Err(error) => println!("{what}: refused, {error:?}"),
+    }
+}
+
+#[test]
+fn an_escaped_function_finds_an_empty_room() {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "worker::wall::tests::escaped", "--nocapture", "--test-threads=1"])
+        .env(CHILD, "1")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(b"you\n").unwrap();
+    let pid = child.id();
+    let output = child.wait_with_output().unwrap();
+    let _ = std::fs::remove_file(std::env::temp_dir().join(format!("sedge-wall-{pid}")));
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{}\n{said}", output.status);
+    assert!(!said.contains("no wall:"), "this kernel has no system call filter, so nothing is tested: {said}");
+    let result = |what: &str| {
+        let line = said.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(": "));
+        line.unwrap_or_else(|| panic!("nothing is said of {what}:\n{said}"))
+    };
+    // Elsewhere the limits alone stand, and refuse these.
+    let mut refused = vec!["open", "create", "network", "network 6", "unix socket", "pair", "execute", "memory"];
+    if cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
+        refused.extend(["remove", "list", "thread", "signal", "limits", "write to a file", "write to a socket"]);
+    } else {
+        println!("there is no system call filter for {}: only the limits were tested", std::env::consts::ARCH);
+    }
+    for what in refused {
+        assert!(result(what).starts_with("refused"), "{what}: {}", result(what));
+    }
+    for what in ["read", "socket", "a megabyte", "clock", "function"] {
+        assert_eq!(result(what), "done", "{what}");
+    }
+    assert!(said.contains("heard you"), "{said}");
+}
+
+/// The filter as the kernel reads it, asked about calls that no test should really make.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod filter {
+    use std::os::fd::{AsFd as _, AsRawFd as _};
+    use std::os::unix::net::UnixStream;
+
+    use linux_raw_sys::general as sys;
+    use seccompiler::BpfProgram;
+
+    use super::super::filter::program;
+
+    const ALLOW: u32 = 0x7fff_0000;
+    const REFUSE_EPERM: u32 = 0x0005_0001;
+    const KILL_PROCESS: u32 = 0x8000_0000;
+
+    const fn arch() -> u32 {
+        if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 }
+    }
+
+    /// Runs the program on one call, as `seccomp(2)` says.
+    fn judge(program: &BpfProgram, arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
+        let mut data = Vec::new();
+        data.extend_from_slice(&number.to_le_bytes());
+        data.extend_from_slice(&arch.to_le_bytes());
+        data.extend_from_slice(&[0; 8]);
+        arguments.iter().for_each(|argument| data.extend_from_slice(&argument.to_le_bytes()));
+        let (mut at, mut value) = (0, 0);
+        loop {
+            let step = &program[at];
+            at += 1;
+            let jump = |taken: bool| usize::from(if taken { step.jt } else { step.jf });
+            match step.code {
+                0x20 => value = u32::from_le_bytes(data[step.k as usize..][..4].try_into().unwrap()),
+                0x54 => value &= step.k,
+                0x05 => at += step.k as usize,
+                0x15 => at += jump(value == step.k),
+                0x25 => at += jump(value > step.k),
+                0x35 => at += jump(value >= step.k),
+                0x06 => return step.k,
+                code => panic!("unknown instruction {code:#x}"),
+            }
+        }
+    }
+
+    #[test]
+    fn calls_are_refused_unless_they_are_needed() {
+        let socket = UnixStream::pair().unwrap().0;
+        let program = program(Some(socket.as_fd())).unwrap();
+        let ask = |number: u32, arguments: [u64; 6]| judge(&program, arch(), number, arguments);
+        let allowed: Vec<u32> = (0..2000).filter(|number| ask(*number, [u64::MAX; 6]) == ALLOW).collect();
+        assert!(allowed.len() < 26, "{allowed:?}");
+        for number in [
+            sys::__NR_openat,
+            sys::__NR_openat2,
+            sys::__NR_socket,
+            sys::__NR_socketpair,
+            sys::__NR_connect,
+            sys::__NR_sendmsg,
+            sys::__NR_recvmsg,
+            sys::__NR_clone,
+            sys::__NR_clone3,
+            sys::__NR_execve,
+            sys::__NR_execveat,
+            sys::__NR_kill,
+            sys::__NR_tkill,
+            sys::__NR_rt_sigqueueinfo,
+            sys::__NR_pidfd_open,
+            sys::__NR_pidfd_send_signal,
+            sys::__NR_ptrace,
+            sys::__NR_process_vm_readv,
+            sys::__NR_process_vm_writev,
+            sys::__NR_fcntl,
+            sys::__NR_ioctl,
+            sys::__NR_prctl,
+            sys::__NR_prlimit64,
+            sys::__NR_seccomp,
+            sys::__NR_bpf,
+            sys::__NR_io_uring_setup,
+            sys::__NR_memfd_create,
+            sys::__NR_userfaultfd,
+            sys::__NR_unshare,
+            sys::__NR_setns,
+            sys::__NR_mount,
+            sys::__NR_perf_event_open,
+            sys::__NR_keyctl,
+        ] {
+            for arguments in [[0; 6], [u64::MAX; 6], [1; 6]] {
+                assert_eq!(ask(number, arguments), REFUSE_EPERM, "{number}");
+            }
+        }
+        for number in 500..2000 {
+            assert_eq!(ask(number, [0; 6]), REFUSE_EPERM, "{number}, which no kernel has yet");
+        }
+        // The other calling convention of the same processor.
+        assert_eq!(judge(&program, 0x4000_0003, sys::__NR_read, [0; 6]), KILL_PROCESS);
+        assert_eq!(ask(sys::__NR_read | 0x4000_0000, [0; 6]), REFUSE_EPERM);
+    }
+
+    #[test]
+    fn only_the_streams_and_the_socket_can_be_used() {
+        let socket = UnixStream::pair().unwrap().0;
+        let number = socket.as_raw_fd().cast_unsigned();
+        let (with, without) = (program(Some(socket.as_fd())).unwrap(), program(None).unwrap());
+        for call in [sys::__NR_read, sys::__NR_write, sys::__NR_sendto, sys::__NR_recvfrom, sys::__NR_close] {
+            let ask = |program, descriptor: u32| judge(program, arch(), call, [descriptor.into(), 0, 0, 0, 0, 0]);
+            for stream in 0..=2 {
+                assert_eq!((ask(&with, stream), ask(&without, stream)), (ALLOW, ALLOW));
+            }
+            assert_eq!((ask(&with, number), ask(&without, number)), (ALLOW, REFUSE_EPERM));
+            for other in [number - 1, number + 1, u32::MAX].into_iter().filter(|other| *other > 2) {
+                assert_eq!((ask(&with, other), ask(&without, other)), (REFUSE_EPERM, REFUSE_EPERM));
+            }
+        }
+    }
+
+    #[test]
+    fn memory_is_no_view_of_a_file() {
+        let program = program(None).unwrap();
+        let map = |flags: u32| judge(&program, arch(), sys::__NR_mmap, [0, 4096, 3, flags.into(), 3, 0]);
+        assert_eq!(map(sys::MAP_PRIVATE | sys::MAP_ANONYMOUS), ALLOW);
+        assert_eq!(map(sys::MAP_PRIVATE | sys::MAP_ANONYMOUS | sys::MAP_NORESERVE), ALLOW);
+        assert_eq!(map(sys::MAP_PRIVATE), REFUSE_EPERM);
+        assert_eq!(map(sys::MAP_SHARED), REFUSE_EPERM);
+    }
+
+    #[test]
+    fn a_process_signals_nobody_but_itself() {
+        let program = program(None).unwrap();
+        let signal = |pid: u32| judge(&program, arch(), sys::__NR_tgkill, [pid.into(), pid.into(), 6, 0, 0, 0]);
+        assert_eq!(signal(std::process::id()), ALLOW);
+        for other in [std::os::unix::process::parent_id(), 1, 0, u32::MAX] {
+            assert_eq!(signal(other), REFUSE_EPERM);
+        }
+    }
+}
