@@ -1,1 +1,166 @@
+//! Write functions for Sedge: small WebAssembly components that handle one sensor message at a time.
+//!
+//! ```
+//! use sedge_function::prelude::*;
+//!
+//! struct TooWarm;
+//!
+//! impl Function for TooWarm {
+//!     fn handle(message: Message) -> Outcome {
+//!         let Some(value) = message.number("temperature") else { return Ok(vec![]) };
+//!         if value <= setting("max")? {
+//!             return Ok(vec![]);
+//!         }
+//!         Ok(vec![Alert::firing(message.topic, "too warm").value(value).into()])
+//!     }
+//! }
+//!
+//! export!(TooWarm);
+//! ```
+//!
+//! A function causes no effect itself: it returns what it wants done. Every message gets a fresh instance, so nothing in
+//! memory survives; what must survive is [`state`]. `sedge build` turns the crate into a component; natively,
+//! `testing::Board` runs it in unit tests.
+//!
+//! The crate is a `cdylib`. With `#![no_std]` and this crate's feature `panic-handler` a panic is a bare trap, and a
+//! component is a third of the size.
 
+#![no_std]
+
+extern crate alloc;
+#[cfg(not(target_family = "wasm"))]
+extern crate std;
+
+#[cfg(all(target_family = "wasm", feature = "bump-allocator"))]
+#[allow(unsafe_code)]
+mod allocator;
+#[allow(unsafe_code, unused_macros, unused_imports, dead_code, unused_qualifications, missing_docs, clippy::all)]
+#[rustfmt::skip]
+mod bindings;
+#[allow(unsafe_code)]
+mod host;
+mod json;
+pub mod log;
+mod message;
+#[allow(unsafe_code)]
+mod number;
+mod output;
+mod piece;
+#[doc(hidden)]
+#[allow(unsafe_code)]
+pub mod rt;
+mod setting;
+pub mod state;
+#[cfg(not(target_family = "wasm"))]
+pub mod testing;
+
+pub use bindings::exports::sedge::function::handler::{
+    Alert, AlertStatus, Failure, Message, Output, Publication, Retry, Severity,
+};
+pub use json::JsonObject;
+pub use number::rounded;
+pub use piece::Piece;
+pub use setting::{Setting, setting, setting_or};
+
+/// What most functions use, with the parts of `alloc` that a `#![no_std]` crate does not have by itself.
+pub mod prelude {
+    pub use alloc::string::{String, ToString};
+    pub use alloc::vec::Vec;
+    pub use alloc::{format, vec};
+
+    pub use crate::{
+        Alert, Failure, Function, JsonObject, Message, Outcome, Output, Publication, export, rounded, setting,
+        setting_or, state, text,
+    };
+}
+
+/// The outputs, or why there are none.
+pub type Outcome = Result<alloc::vec::Vec<Output>, Failure>;
+
+/// What a crate gives to [`export!`].
+pub trait Function {
+    /// Handles one message. Outputs and state changes count only when it returns `Ok`, and then all of them do.
+    fn handle(message: Message) -> Outcome;
+}
+
+/// Makes a type that is a [`Function`] the component's one export.
+///
+/// The canonical ABI's post-return function, which would free what the call returned, is left out: the instance ends
+/// with the call.
+#[macro_export]
+macro_rules! export {
+    ($function:ty) => {
+        const _: fn($crate::Message) -> $crate::Outcome = <$function as $crate::Function>::handle;
+
+        #[cfg(target_family = "wasm")]
+        #[allow(unsafe_code)]
+        const _: () = {
+            #[unsafe(export_name = "sedge:function/handler@0.1.0#handle")]
+            unsafe extern "C" fn handle(
+                topic: *mut u8,
+                topic_len: usize,
+                payload: *mut u8,
+                payload_len: usize,
+                has_content_type: i32,
+                content_type: *mut u8,
+                content_type_len: usize,
+                properties: *mut u8,
+                properties_len: usize,
+                received_at_ms: i64,
+                clock_synced: i32,
+                attempt: i32,
+            ) -> *mut u8 {
+                unsafe {
+                    $crate::__private::call::<$function>(
+                        topic,
+                        topic_len,
+                        payload,
+                        payload_len,
+                        has_content_type,
+                        content_type,
+                        content_type_len,
+                        properties,
+                        properties_len,
+                        received_at_ms,
+                        clock_synced,
+                        attempt,
+                    )
+                }
+            }
+
+            #[unsafe(export_name = "cabi_realloc")]
+            unsafe extern "C" fn realloc(old: *mut u8, old_len: usize, align: usize, new_len: usize) -> *mut u8 {
+                unsafe { $crate::rt::realloc(old, old_len, align, new_len) }
+            }
+
+            /// Tells any component encoder what the function is, in the encoding of `wit-component`.
+            #[unsafe(link_section = "component-type:sedge-function:0.1.0")]
+            #[used]
+            static COMPONENT_TYPE: [u8; $crate::__private::COMPONENT_TYPE.len()] = *$crate::__private::COMPONENT_TYPE;
+        };
+    };
+}
+
+#[doc(hidden)]
+pub mod __private {
+    pub use alloc::string::String;
+
+    #[cfg(target_family = "wasm")]
+    pub use crate::bindings::exports::sedge::function::handler::_export_handle_cabi as call;
+
+    pub const COMPONENT_TYPE: &[u8; include_bytes!("component-type.bin").len()] = include_bytes!("component-type.bin");
+}
+
+impl<F: Function> bindings::exports::sedge::function::handler::Guest for F {
+    #[inline]
+    fn handle(message: Message) -> Outcome {
+        F::handle(message)
+    }
+}
+
+/// Without the panic's text, the code that would make it is not linked.
+#[cfg(all(target_family = "wasm", feature = "panic-handler"))]
+#[panic_handler]
+fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
+    core::arch::wasm32::unreachable()
+}

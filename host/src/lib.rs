@@ -1,5 +1,27 @@
 //! Sedge: small WebAssembly functions beside the sensors.
+//!
+//! The way of a message through these modules, and what each may know of the others, is in ARCHITECTURE.md. To see it in
+//! code, read [`pipeline`].
+
+pub mod message;
+pub mod topic;
 
 pub mod config;
-pub mod message;
+pub mod manifest;
+
+pub mod mqtt;
+pub mod router;
+pub mod sandbox;
 pub mod store;
+pub mod worker;
+
+pub mod deploy;
+pub mod forward;
+pub mod pipeline;
+
+pub mod telemetry;
+pub mod time;
+
+pub mod cli;
+pub mod component;
+pub mod daemon;

@@ -35,6 +35,10 @@ impl MessageIds {
         !self.insert_hash(hash(&self.key, id), now_secs)
     }
 
+    pub fn contains(&self, id: &str) -> bool {
+        self.known.contains(&hash(&self.key, id))
+    }
+
     fn insert_hash(&mut self, hash: u64, now_secs: u64) -> bool {
         let new = self.known.insert(hash);
         if new {

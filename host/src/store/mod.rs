@@ -273,7 +273,7 @@ pub struct Recovered {
 
 #[derive(Clone, Debug)]
 pub struct Quarantined {
-    pub moved_to: std::path::PathBuf,
+    pub moved_to: PathBuf,
     pub rows_saved: u64,
     pub reason: String,
 }

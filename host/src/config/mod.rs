@@ -1,13 +1,28 @@
 //! The configuration: one struct a section, every default in its `Default`.
+//!
+//! A file is parsed into a [`document`] whose values know their places, `conf.d/*.toml` is laid over it, and the
+//! [`sections`] are read from that one key at a time, so that every [`problem`] is told in one go. `sedge.toml` beside
+//! the source holds every key with its default; tests keep it, the reference in `docs/` and this file in step.
+
+mod load;
+pub mod problem;
+
+pub(crate) mod check;
+pub(crate) mod document;
+pub(crate) mod reader;
+mod sections;
+pub(crate) mod suggest;
+
+#[cfg(test)]
+mod tests;
+
+pub use problem::{Problem, Problems};
 
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 
-use serde::Deserialize;
-
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
     pub node: Node,
     pub mqtt: Mqtt,
@@ -20,8 +35,7 @@ pub struct Config {
 }
 
 /// Who this board is.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     /// Part of every topic; default: the host name.
     pub name: String,
@@ -32,8 +46,7 @@ pub struct Node {
 }
 
 /// The local broker.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Mqtt {
     /// `mqtt://host:1883` or `mqtts://host:8883`.
     pub url: String,
@@ -50,6 +63,8 @@ pub struct Mqtt {
     pub receive_maximum: NonZeroU16,
     /// Announced to the broker, which then never sends more; the largest payload is a little less.
     pub max_packet_bytes: NonZeroU32,
+    /// A larger payload is a dead letter. Below `max_packet_bytes`, so that it is seen at all.
+    pub max_payload_bytes: NonZeroU32,
     /// How long the broker keeps messages for an absent board.
     pub session_expiry_secs: NonZeroU32,
     /// Split the load of one broker with other hosts: subscribe as `$share/<group>/...`.
@@ -59,8 +74,7 @@ pub struct Mqtt {
 }
 
 /// What runs.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Functions {
     /// Folders that each hold a `function.toml` and the component that it names.
     pub paths: Vec<PathBuf>,
@@ -79,8 +93,7 @@ pub struct Functions {
 }
 
 /// The sandbox processes.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Worker {
     pub isolate: Isolate,
     /// 0: one for each core, at most four.
@@ -91,8 +104,7 @@ pub struct Worker {
     pub memory_bytes: NonZeroUsize,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Isolate {
     #[default]
     Process,
@@ -100,8 +112,7 @@ pub enum Isolate {
 }
 
 /// The database.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Store {
     /// Outbox limit: what waits for upstream and for the local broker.
     pub max_bytes: NonZeroU64,
@@ -116,8 +127,7 @@ pub struct Store {
     pub message_id_retention_secs: NonZeroU32,
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenFull {
     /// Drop the oldest data, and alerts only when no data is left. Counted, and reported upstream as a gap.
     #[default]
@@ -127,8 +137,7 @@ pub enum WhenFull {
 }
 
 /// Where alerts and data go.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Upstream {
     /// `mqtt://`, `mqtts://`, `http://` or `https://`.
     pub url: String,
@@ -152,15 +161,13 @@ pub struct Upstream {
 }
 
 /// Metrics and health.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Http {
     /// `None` (`listen = "off"`): no port.
     pub listen: Option<SocketAddr>,
 }
 
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Log {
     /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `sedge::mqtt=debug`.
     pub level: String,
@@ -202,6 +209,7 @@ impl Default for Mqtt {
             keep_alive_secs: nz16(30),
             receive_maximum: nz16(1024),
             max_packet_bytes: nz32(1 << 20),
+            max_payload_bytes: nz32(256 << 10),
             session_expiry_secs: nz32(7 * 24 * 3600),
             share_group: None,
             connect_timeout_secs: nz16(10),

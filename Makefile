@@ -1,0 +1,38 @@
+# The commands of the project. Continuous integration runs `make test`, nothing else.
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fmt guests bench clean
+SHELL := /bin/bash
+
+# In CI the checkout is new every time; what was compiled is kept beside it.
+ifeq ($(CI),true)
+export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sedge/target
+export CARGO_INCREMENTAL ?= 0
+endif
+
+help: ## Show this list.
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: ## Build everything and run it, with sensors and an upstream. ARGS="--messages 20000 --json"
+	@scripts/need.sh cargo cc wasm >&2
+	@cargo run --release --quiet --package sedge -- demo $(ARGS)
+
+test: ## Everything that must hold before a change is merged.
+	@scripts/test.sh
+
+check: ## The part of it that takes seconds: formats, lints, unit tests.
+	@scripts/test.sh check
+
+fmt: ## Format the code.
+	cargo fmt --all
+	@for workspace in examples tests/guests; do \
+		cargo fmt --all --manifest-path $$workspace/Cargo.toml; done
+
+guests: ## Compile the example functions.
+	@scripts/guests.sh build
+
+bench: ## Measure a release build against its goals. ARGS="--quick"
+	@scripts/need.sh cargo cc wasm mosquitto >&2
+	cargo bench --package sedge --bench sedge -- $(ARGS)
+
+clean: ## Remove what was compiled.
+	cargo clean

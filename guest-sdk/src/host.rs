@@ -1,0 +1,67 @@
+//! What a function asks of the board: of the host that runs the component or, in native tests, of a
+//! [`Board`](crate::testing::Board).
+
+#[cfg(not(target_family = "wasm"))]
+pub(crate) use crate::testing::host::*;
+#[cfg(target_family = "wasm")]
+pub(crate) use component::*;
+
+#[cfg(target_family = "wasm")]
+mod component {
+    use alloc::string::String;
+    use alloc::vec::Vec;
+    use core::mem::ManuallyDrop;
+    use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+    use crate::bindings::wasi::config::store as config;
+    use crate::bindings::wasi::keyvalue::atomics;
+    use crate::bindings::wasi::keyvalue::store::{Bucket, Error, open};
+    use crate::bindings::wasi::logging::logging::{self, Level};
+
+    /// The bucket is opened once and never dropped: the instance ends with the message.
+    fn bucket() -> Result<ManuallyDrop<Bucket>, String> {
+        static HANDLE: AtomicU32 = AtomicU32::new(0);
+        if HANDLE.load(Relaxed) == 0 {
+            let bucket = open("default").map_err(describe)?;
+            HANDLE.store(Bucket::take_handle(&bucket), Relaxed);
+            core::mem::forget(bucket);
+        }
+        // SAFETY: the handle is the one that `open` gave, and whoever uses it here does not drop it.
+        Ok(ManuallyDrop::new(unsafe { Bucket::from_handle(HANDLE.load(Relaxed)) }))
+    }
+
+    #[cold]
+    fn describe(error: Error) -> String {
+        match error {
+            Error::NoSuchStore => "this function has no state (see `state` in its manifest)".into(),
+            Error::AccessDenied => "access denied".into(),
+            Error::Other(text) => text,
+        }
+    }
+
+    pub(crate) fn state_get(key: &str) -> Result<Option<Vec<u8>>, String> {
+        bucket()?.get(key).map_err(describe)
+    }
+
+    pub(crate) fn state_set(key: &str, value: &[u8]) -> Result<(), String> {
+        bucket()?.set(key, value).map_err(describe)
+    }
+
+    pub(crate) fn state_remove(key: &str) -> Result<(), String> {
+        bucket()?.delete(key).map_err(describe)
+    }
+
+    pub(crate) fn state_increment(key: &str, delta: i64) -> Result<i64, String> {
+        atomics::increment(&*bucket()?, key, delta).map_err(describe)
+    }
+
+    pub(crate) fn setting(key: &str) -> Result<Option<String>, String> {
+        config::get(key).map_err(|error| match error {
+            config::Error::Upstream(text) | config::Error::Io(text) => text,
+        })
+    }
+
+    pub(crate) fn log(level: Level, line: &str) {
+        logging::log(level, "", line);
+    }
+}

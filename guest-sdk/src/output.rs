@@ -1,0 +1,111 @@
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::{Alert, AlertStatus, Failure, JsonObject, Output, Publication, Retry, Severity};
+
+impl Alert {
+    /// Something is wrong: a warning, unless [`critical`](Self::critical) or [`info`](Self::info) says otherwise. The key
+    /// names what it is about; repeats with one key are folded, and [`resolved`](Self::resolved) with the same key ends it.
+    pub fn firing(key: impl Into<String>, summary: impl Into<String>) -> Self {
+        Self {
+            key: key.into(),
+            severity: Severity::Warning,
+            status: AlertStatus::Firing,
+            summary: summary.into(),
+            value: None,
+            labels: Vec::new(),
+        }
+    }
+
+    /// It is over.
+    pub fn resolved(key: impl Into<String>, summary: impl Into<String>) -> Self {
+        Self { status: AlertStatus::Resolved, ..Self::firing(key, summary) }
+    }
+
+    pub fn info(mut self) -> Self {
+        self.severity = Severity::Info;
+        self
+    }
+
+    pub fn critical(mut self) -> Self {
+        self.severity = Severity::Critical;
+        self
+    }
+
+    pub fn value(mut self, value: f64) -> Self {
+        self.value = Some(value);
+        self
+    }
+
+    pub fn label(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.labels.push((name.into(), value.into()));
+        self
+    }
+}
+
+impl Publication {
+    pub fn new(topic: impl Into<String>, payload: impl Into<Vec<u8>>) -> Self {
+        Self { topic: topic.into(), payload: payload.into(), content_type: None, retain: false }
+    }
+
+    /// With content type `application/json`.
+    pub fn json(topic: impl Into<String>, object: JsonObject) -> Self {
+        Self { content_type: Some("application/json".into()), ..Self::new(topic, object.into_bytes()) }
+    }
+
+    /// The broker keeps it for later subscribers.
+    pub fn retained(mut self) -> Self {
+        self.retain = true;
+        self
+    }
+}
+
+impl Output {
+    /// To the local broker. The manifest's `[allow] publish` must have the topic.
+    pub fn publish(topic: impl Into<String>, payload: impl Into<Vec<u8>>) -> Self {
+        Self::Publish(Publication::new(topic, payload))
+    }
+
+    pub fn publish_json(topic: impl Into<String>, object: JsonObject) -> Self {
+        Self::Publish(Publication::json(topic, object))
+    }
+
+    /// Upstream, as data.
+    pub fn forward(topic: impl Into<String>, payload: impl Into<Vec<u8>>) -> Self {
+        Self::Forward(Publication::new(topic, payload))
+    }
+
+    pub fn forward_json(topic: impl Into<String>, object: JsonObject) -> Self {
+        Self::Forward(Publication::json(topic, object))
+    }
+}
+
+impl From<Alert> for Output {
+    fn from(alert: Alert) -> Self {
+        Self::Alert(alert)
+    }
+}
+
+impl Failure {
+    /// The message makes no sense to this function: a dead letter, with this reason.
+    pub fn reject(reason: impl Into<String>) -> Self {
+        Self::Reject(reason.into())
+    }
+
+    /// Run the function again on this message after at least that time.
+    pub fn retry(after_ms: u64, reason: impl Into<String>) -> Self {
+        Self::Retry(Retry { after_ms, reason: reason.into() })
+    }
+}
+
+impl From<&str> for Failure {
+    fn from(reason: &str) -> Self {
+        Self::reject(reason)
+    }
+}
+
+impl From<String> for Failure {
+    fn from(reason: String) -> Self {
+        Self::Reject(reason)
+    }
+}

@@ -1,0 +1,40 @@
+//! How long this disk takes to make a small write durable, on the file system that holds the daemons' data.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::time::Instant;
+
+const PAGE: usize = 4096;
+const PAGES: u64 = 1024;
+
+pub struct Disk {
+    file: File,
+    next: u64,
+    /// Each in milliseconds.
+    pub syncs: Vec<f64>,
+}
+
+impl Disk {
+    /// A file whose blocks are there, like a write-ahead log that is written over: no block is allocated while measuring.
+    pub fn open() -> io::Result<Self> {
+        let file = tempfile::tempfile()?;
+        for page in 0..PAGES {
+            file.write_all_at(&[1; PAGE], page * PAGE as u64)?;
+        }
+        file.sync_all()?;
+        Ok(Self { file, next: 0, syncs: Vec::new() })
+    }
+
+    /// Writes a page and syncs it, so many times, one after the other.
+    pub fn probe(&mut self, times: usize) -> io::Result<()> {
+        for _ in 0..times {
+            let start = Instant::now();
+            self.file.write_all_at(&[2; PAGE], self.next % PAGES * PAGE as u64)?;
+            self.file.sync_data()?;
+            self.syncs.push(start.elapsed().as_secs_f64() * 1e3);
+            self.next += 1;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,102 @@
+//! The yardstick: a QoS 1 subscriber with the daemon's own client and settings that acknowledges at once and does nothing else.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use sedge::mqtt::{self, Event};
+
+pub struct Noop {
+    received: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+    /// The kernel's id of the subscriber's thread, for its CPU time.
+    pub thread_id: i32,
+}
+
+impl Noop {
+    /// Returns once the session is there. The subscription is sent before anything else is published.
+    pub fn start(port: u16, filter: &'static str) -> Self {
+        let received = Arc::new(AtomicU64::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let (ready, connected) = sync_channel(1);
+        let (counter, ended) = (Arc::clone(&received), Arc::clone(&stop));
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("start tokio");
+            runtime.block_on(subscribe(port, filter, &counter, &ended, &ready));
+        });
+        let thread_id = connected.recv().expect("the subscriber connects");
+        Self { received, stop, thread: Some(thread), thread_id }
+    }
+
+    pub fn received(&self) -> u64 {
+        self.received.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Noop {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+async fn subscribe(port: u16, filter: &str, received: &AtomicU64, stop: &AtomicBool, ready: &SyncSender<i32>) {
+    let (link, events, driver) = mqtt::connect(options(port)).expect("the options are right");
+    let consume = async {
+        let mut queue = VecDeque::new();
+        while !stop.load(Ordering::Relaxed) {
+            let more = events.receive(&mut queue);
+            // Wakes now and then to see whether the bench is over.
+            if tokio::time::timeout(Duration::from_millis(100), more).await.is_err() {
+                continue;
+            }
+            for event in queue.drain(..) {
+                match event {
+                    Event::Connected { .. } => {
+                        link.subscribe(filter, None);
+                        ready.send(rustix::thread::gettid().as_raw_pid()).expect("the bench waits");
+                    }
+                    Event::Delivery(delivery) => {
+                        if let Some(token) = delivery.ack {
+                            link.acknowledge(token);
+                        }
+                        received.fetch_add(1, Ordering::Relaxed);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    };
+    tokio::select! {
+        () = consume => {}
+        () = driver => {}
+    }
+}
+
+/// The defaults of `sedge.toml`.
+fn options(port: u16) -> mqtt::Options {
+    let defaults = sedge::config::Mqtt::default();
+    mqtt::Options {
+        url: format!("mqtt://127.0.0.1:{port}"),
+        client_id: "noop".into(),
+        username: None,
+        password_file: None,
+        ca_file: None,
+        cert_file: None,
+        key_file: None,
+        keep_alive: Duration::from_secs(defaults.keep_alive_secs.get().into()),
+        connect_timeout: Duration::from_secs(defaults.connect_timeout_secs.get().into()),
+        reconnect_max: Duration::from_secs(defaults.reconnect_max_secs.get().into()),
+        receive_maximum: defaults.receive_maximum.get(),
+        max_packet_bytes: defaults.max_packet_bytes.get(),
+        session_expiry: Duration::from_secs(defaults.session_expiry_secs.get().into()),
+        in_flight: 64,
+        will: None,
+    }
+}

@@ -1,0 +1,189 @@
+//! The command line: one file a command.
+
+pub mod build;
+pub mod check;
+pub mod compile;
+pub mod dead_letters;
+pub mod demo;
+pub mod invoke;
+pub mod run;
+pub mod worker;
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::Problems;
+use crate::config::problem::Severity;
+
+/// `EX_CONFIG` of sysexits.h. The unit file tells systemd not to restart on it: a person must act first.
+pub const EXIT_CONFIG: u8 = 78;
+
+const DEFAULT_CONFIG: &str = "/etc/sedge/sedge.toml";
+
+/// Small WebAssembly functions beside the sensors
+///
+///   MQTT broker -> function, in a sandbox -> SQLite -> alerts and data upstream
+///   The broker gets its acknowledgement only when all that came of it is on disk.
+///   What a function cannot process is kept as a dead letter and can be replayed.
+///
+/// Every command explains itself: sedge COMMAND --help
+#[derive(Debug, Parser)]
+#[command(name = "sedge", version, verbatim_doc_comment, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// In the order in which a person comes to need them.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// See it work: a broker, sensors, three functions and an upstream, in one command
+    ///
+    /// Nothing has to be installed and nothing is left behind.
+    /// At the end a table accounts for every message.
+    ///
+    ///   sedge demo
+    ///   sedge demo --messages 20000 --json
+    ///   sedge demo --data machine-temperature.csv --speed 3600
+    #[command(verbatim_doc_comment)]
+    Demo(demo::DemoArgs),
+
+    /// Compile a function's folder into the component that the board runs
+    ///
+    ///   sedge build examples/threshold-alert
+    #[command(verbatim_doc_comment)]
+    Build(build::BuildArgs),
+
+    /// Run one message through one function and show what comes out
+    ///
+    /// The limits are those of production; no broker and no daemon is needed.
+    ///
+    ///   sedge invoke examples/threshold-alert --topic attic/temperature --payload 81.5
+    ///   sedge invoke examples/decode --topic lora/7 --payload @frame.bin
+    #[command(verbatim_doc_comment)]
+    Invoke(invoke::InvokeArgs),
+
+    /// Check the configuration and every function in it, and show what would run
+    ///
+    /// All problems are reported at once, with file, line, key and how to mend it.
+    /// The exit code is 78 if there are any; warnings alone leave it at 0.
+    ///
+    ///   sedge check --config sedge.toml
+    #[command(verbatim_doc_comment)]
+    Check(check::CheckArgs),
+
+    /// Run the daemon until SIGTERM or Ctrl-C
+    ///
+    /// It starts and stays up while the broker or upstream is away.
+    /// Ended, it finishes what is in flight first.
+    ///
+    ///   sedge run --config sedge.toml
+    #[command(verbatim_doc_comment)]
+    Run(run::RunArgs),
+
+    /// Look at messages that no function could process, replay or drop them
+    ///
+    /// The daemon may be running or not.
+    ///
+    ///   sedge dead-letters list
+    ///   sedge dead-letters show 17
+    ///   sedge dead-letters replay --all --function decode
+    #[command(verbatim_doc_comment)]
+    DeadLetters(dead_letters::DeadLettersArgs),
+
+    #[command(hide = true)]
+    Worker(worker::WorkerArgs),
+
+    #[command(hide = true)]
+    Compile(compile::CompileArgs),
+}
+
+/// Where the configuration is.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// Configuration file; conf.d/*.toml beside it is read as well [default: SEDGE_CONFIG, or /etc/sedge/sedge.toml]
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    pub fn path(&self) -> PathBuf {
+        let named = || std::env::var_os("SEDGE_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+        self.config.clone().or_else(named).unwrap_or_else(|| DEFAULT_CONFIG.into())
+    }
+}
+
+pub fn run(cli: Cli) -> ExitCode {
+    let result = match &cli.command {
+        Command::Demo(args) => demo::run(args),
+        Command::Build(args) => build::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Invoke(args) => invoke::run(args),
+        Command::Check(args) => check::run(args),
+        Command::Run(args) => run::run(args),
+        Command::DeadLetters(args) => dead_letters::run(args),
+        Command::Worker(args) => worker::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Compile(args) => compile::run(args).map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| match error.downcast_ref::<Problems>() {
+        Some(problems) => {
+            complain(problems);
+            ExitCode::from(EXIT_CONFIG)
+        }
+        None => {
+            eprintln!("{} {error:#}", paint(RED, "error:"));
+            ExitCode::FAILURE
+        }
+    })
+}
+
+/// Prints every problem, one a line, and how many there are.
+pub fn complain(problems: &Problems) {
+    for problem in problems.iter() {
+        let colour = match problem.severity {
+            Severity::Error => RED,
+            Severity::Warning => YELLOW,
+        };
+        // The place comes first, as editors and terminals expect it.
+        let (at, line) = (problem.at.to_string(), problem.to_string());
+        eprintln!("{}{}", paint(colour, &at), line.strip_prefix(&at).unwrap_or(&line));
+    }
+    match problems.errors().count() {
+        0 => {}
+        1 => eprintln!("1 problem"),
+        many => eprintln!("{many} problems"),
+    }
+}
+
+const RED: &str = "31";
+const YELLOW: &str = "33";
+
+/// Colours for standard error, where a person looks at it and has not said no (no-color.org).
+fn paint(colour: &str, text: &str) -> String {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if std::io::stderr().is_terminal() && !refused { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_an_example() {
+        for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
+            let help = command.get_long_about().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains(&format!("  sedge {}", command.get_name())), "{}:\n{help}", command.get_name());
+            // Wrapped a second time by a narrow terminal, it is hard to read.
+            assert!(help.lines().all(|line| line.chars().count() <= 80), "{}:\n{help}", command.get_name());
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! `sedge worker`: started by the daemon, never by hand. Standard input is its socket; it has nothing else.
+
+use std::os::fd::AsFd as _;
+use std::os::unix::net::UnixStream;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use crate::worker::serve::{Clock, Worker};
+use crate::worker::wall::{self, Room};
+
+#[derive(Debug, Args)]
+pub struct WorkerArgs {
+    #[arg(long)]
+    state_cache_bytes: usize,
+    #[arg(long)]
+    memory_bytes: u64,
+}
+
+pub fn run(args: &WorkerArgs) -> anyhow::Result<()> {
+    let socket = std::io::stdin().as_fd().try_clone_to_owned().context("failed to take the daemon's socket")?;
+    // The clock needs a thread, which the walls forbid.
+    let clock = Clock::start().context("failed to start the worker's clock")?;
+    let worker = Worker::new(UnixStream::from(socket), clock, args.state_cache_bytes);
+    wall::enclose(Room { memory_bytes: args.memory_bytes, cpu_secs: None })?;
+    worker.serve().context("the daemon's socket failed")
+}

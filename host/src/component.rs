@@ -1,0 +1,267 @@
+//! A core wasm module made into a component, and what a component consists of.
+//!
+//! The module carries the world it was written for in a custom section (`export!` of the SDK puts it there, as do the
+//! generators for other languages). What comes out has no custom sections: names and producers would only be sent over the
+//! air, stored and hashed.
+
+use std::borrow::Cow;
+
+use thiserror::Error;
+use wasmparser::{ComponentExternalKind, Instance, Parser, Payload};
+use wit_component::ComponentEncoder;
+
+/// The world, as the SDK's generator encoded it from `guest-sdk/wit`.
+const WORLD: &[u8] = include_bytes!("../../guest-sdk/src/component-type.bin");
+
+/// What every function exports.
+pub const EXPORT: &str = "sedge:function/handler@0.1.0";
+
+const CUSTOM_SECTION: u8 = 0;
+const CORE_MODULE_SECTION: u8 = 1;
+const COMPONENT_SECTION: u8 = 4;
+
+#[derive(Debug, Error)]
+pub enum ComponentError {
+    #[error("this is not WebAssembly: it does not begin with `\\0asm`")]
+    NotWasm,
+    #[error("this is a component already, not a core module")]
+    AlreadyComponent,
+    #[error(
+        "the module does not export `{EXPORT}#handle`, so it is not a Sedge function: end it with \
+         `sedge_function::export!(..)`"
+    )]
+    NoHandler,
+    #[error(
+        "the module does not say which world it is for: build it with `sedge_function::export!(..)`, or embed \
+         `sedge:function` with a component tool"
+    )]
+    NoWorld,
+    #[error("the module imports `{module}` `{name}`, which no Sedge function may use: a dependency asks for it")]
+    ForeignImport { module: String, name: String },
+    /// `wit-component` reports in `anyhow`, here and below.
+    #[error("the component does not fit the world `sedge:function/function`")]
+    WrongWorld(#[source] anyhow::Error),
+    #[error("cannot make a component of the module")]
+    Encode(#[source] anyhow::Error),
+    #[error("damaged WebAssembly: {0}")]
+    Damaged(#[from] wasmparser::BinaryReaderError),
+}
+
+/// What a component is made of, for the person who builds it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Anatomy {
+    /// Interfaces, by name with version.
+    pub imports: Vec<String>,
+    pub exports: Vec<String>,
+    /// What all memories have at the start: it is set up anew for every message.
+    pub memory_bytes: u64,
+    /// Instances of core modules, those counted that only connect others.
+    pub core_instances: u32,
+}
+
+/// Makes a component of a module and checks it against the world.
+pub fn from_module(module: &[u8]) -> Result<Vec<u8>, ComponentError> {
+    if !module.starts_with(b"\0asm") {
+        return Err(ComponentError::NotWasm);
+    }
+    if Parser::is_component(module) {
+        return Err(ComponentError::AlreadyComponent);
+    }
+    check_module(module)?;
+    let module = without_custom_sections(module, |name| name.starts_with("component-type"))?;
+    let encoded = ComponentEncoder::default()
+        .validate(true)
+        .module(&module)
+        .and_then(|mut encoder| encoder.encode())
+        .map_err(ComponentError::Encode)?;
+    let component = without_custom_sections(&encoded, |_| false)?;
+    check_world(&component)?;
+    Ok(component)
+}
+
+/// Says what is wrong in the words of the person who wrote the function; the encoder speaks of canonical names.
+fn check_module(module: &[u8]) -> Result<(), ComponentError> {
+    let (mut handler, mut world) = (false, false);
+    let mut foreign = None;
+    for payload in Parser::new(0).parse_all(module) {
+        match payload? {
+            Payload::ImportSection(section) => {
+                for import in section.into_imports() {
+                    let import = import?;
+                    // The canonical names of imported interfaces are `package:name/interface@version`.
+                    if !import.module.contains(':') && foreign.is_none() {
+                        foreign = Some((import.module.to_owned(), import.name.to_owned()));
+                    }
+                }
+            }
+            Payload::ExportSection(section) => {
+                for export in section {
+                    handler |= export?.name.strip_suffix("#handle") == Some(EXPORT);
+                }
+            }
+            Payload::CustomSection(section) => world |= section.name().starts_with("component-type"),
+            _ => {}
+        }
+    }
+    match foreign {
+        _ if !handler => Err(ComponentError::NoHandler),
+        Some((module, name)) => Err(ComponentError::ForeignImport { module, name }),
+        None if !world => Err(ComponentError::NoWorld),
+        None => Ok(()),
+    }
+}
+
+/// Whether a component imports no more and exports no less than the world says.
+pub fn check_world(component: &[u8]) -> Result<(), ComponentError> {
+    let mut carrier = b"\0asm\x01\0\0\0".to_vec();
+    push_world(&mut carrier);
+    let (_, metadata) = wit_component::metadata::decode(&carrier).map_err(ComponentError::Encode)?;
+    wit_component::targets(&metadata.resolve, metadata.world, component).map_err(ComponentError::WrongWorld)
+}
+
+/// Takes a component apart.
+pub fn anatomy(component: &[u8]) -> Result<Anatomy, ComponentError> {
+    let mut anatomy = Anatomy::default();
+    let mut depth = 0;
+    for payload in Parser::new(0).parse_all(component) {
+        match payload? {
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => depth += 1,
+            Payload::End(_) => depth -= 1,
+            Payload::MemorySection(section) => {
+                for memory in section {
+                    let memory = memory?;
+                    anatomy.memory_bytes += memory.initial << memory.page_size_log2.unwrap_or(16);
+                }
+            }
+            Payload::InstanceSection(section) => {
+                for instance in section {
+                    anatomy.core_instances += u32::from(matches!(instance?, Instance::Instantiate { .. }));
+                }
+            }
+            Payload::ComponentImportSection(section) if depth == 0 => {
+                for import in section {
+                    anatomy.imports.push(import?.name.name.to_owned());
+                }
+            }
+            Payload::ComponentExportSection(section) if depth == 0 => {
+                for export in section {
+                    let export = export?;
+                    if export.kind != ComponentExternalKind::Type {
+                        anatomy.exports.push(export.name.name.to_owned());
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    Ok(anatomy)
+}
+
+/// Copies a module or a component, and what is nested in it, without its custom sections but those that `keep` wants.
+fn without_custom_sections(wasm: &[u8], keep: fn(&str) -> bool) -> Result<Vec<u8>, ComponentError> {
+    let mut out = wasm.get(..8).unwrap_or_default().to_vec();
+    let is_component = Parser::is_component(wasm);
+    let mut reader = wasmparser::BinaryReader::new(wasm.get(8..).unwrap_or_default(), 8);
+    while !reader.eof() {
+        let id = reader.read_u8()?;
+        let size = reader.read_var_u32()? as usize;
+        let contents = reader.read_bytes(size)?;
+        if id == CUSTOM_SECTION && !keep(wasmparser::BinaryReader::new(contents, 0).read_string()?) {
+            continue;
+        }
+        let contents = match id {
+            CORE_MODULE_SECTION | COMPONENT_SECTION if is_component => {
+                Cow::Owned(without_custom_sections(contents, keep)?)
+            }
+            _ => Cow::Borrowed(contents),
+        };
+        push_section(&mut out, id, &contents);
+    }
+    Ok(out)
+}
+
+/// Appends the world as the custom section that `wit-component` looks for.
+fn push_world(module: &mut Vec<u8>) {
+    let mut section = Vec::new();
+    push_leb(&mut section, "component-type".len());
+    section.extend_from_slice(b"component-type");
+    section.extend_from_slice(WORLD);
+    push_section(module, CUSTOM_SECTION, &section);
+}
+
+fn push_section(wasm: &mut Vec<u8>, id: u8, contents: &[u8]) {
+    wasm.push(id);
+    push_leb(wasm, contents.len());
+    wasm.extend_from_slice(contents);
+}
+
+fn push_leb(wasm: &mut Vec<u8>, mut value: usize) {
+    while value >= 0x80 {
+        wasm.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    wasm.push(value as u8);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The smallest module that is a function: it answers every message with no outputs.
+    fn module(import: &str, export: &str) -> Vec<u8> {
+        let text = format!(
+            r#"(module {import}
+                (memory (export "memory") 1)
+                (func (export "cabi_realloc") (param i32 i32 i32 i32) (result i32) i32.const 1024)
+                (func (export "{export}")
+                    (param i32 i32 i32 i32 i32 i32 i32 i32 i32 i64 i32 i32) (result i32) i32.const 16))"#
+        );
+        wat::parse_str(text).unwrap()
+    }
+
+    fn with_world(mut module: Vec<u8>) -> Vec<u8> {
+        push_world(&mut module);
+        module
+    }
+
+    #[track_caller]
+    fn check_refused(module: &[u8], expected: &str) {
+        let error = from_module(module).unwrap_err().to_string();
+        assert!(error.contains(expected), "{error}");
+    }
+
+    const HANDLE: &str = "sedge:function/handler@0.1.0#handle";
+
+    #[test]
+    fn makes_a_component_without_unused_imports() {
+        let component = from_module(&with_world(module("", HANDLE))).unwrap();
+        let anatomy = anatomy(&component).unwrap();
+        assert_eq!(anatomy.imports, Vec::<String>::new());
+        assert_eq!(anatomy.exports, [EXPORT]);
+        assert_eq!(anatomy.memory_bytes, 65_536);
+        check_world(&component).unwrap();
+        assert!(!String::from_utf8_lossy(&component).contains("producers"));
+    }
+
+    #[test]
+    fn names_the_interfaces_that_are_used() {
+        let import = r#"(import "wasi:logging/logging@0.1.0-draft" "log" (func (param i32 i32 i32 i32 i32)))"#;
+        let component = from_module(&with_world(module(import, HANDLE))).unwrap();
+        assert_eq!(anatomy(&component).unwrap().imports, ["wasi:logging/logging@0.1.0-draft"]);
+    }
+
+    #[test]
+    fn says_what_is_no_function() {
+        check_refused(b"#!/bin/sh", "not WebAssembly");
+        check_refused(&wat::parse_str("(component)").unwrap(), "a component already");
+        check_refused(&with_world(module("", "run")), "does not export");
+        check_refused(&module("", HANDLE), "which world");
+        check_refused(&with_world(module(r#"(import "env" "sin" (func))"#, HANDLE)), "imports `env` `sin`");
+        let unknown = r#"(import "wasi:sockets/tcp@0.2.0" "x" (func))"#;
+        check_refused(&with_world(module(unknown, HANDLE)), "cannot make a component");
+        let mut cut = with_world(module("", HANDLE));
+        cut.truncate(60);
+        check_refused(&cut, "damaged");
+        assert!(check_world(&wat::parse_str("(component)").unwrap()).is_err());
+    }
+}

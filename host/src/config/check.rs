@@ -1,0 +1,203 @@
+//! What makes a value good beyond its type: names that become topic levels, addresses, files.
+
+use std::fs::File;
+use std::io::Read;
+use std::net::Ipv6Addr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use super::problem::Misfit;
+use crate::topic;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Scheme {
+    Mqtt,
+    Mqtts,
+    Http,
+    Https,
+}
+
+impl Scheme {
+    pub const LOCAL: &[Self] = &[Self::Mqtt, Self::Mqtts];
+    pub const ALL: &[Self] = &[Self::Mqtt, Self::Mqtts, Self::Http, Self::Https];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Mqtt => "mqtt",
+            Self::Mqtts => "mqtts",
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
+    pub fn is_mqtt(self) -> bool {
+        matches!(self, Self::Mqtt | Self::Mqtts)
+    }
+
+    pub fn is_tls(self) -> bool {
+        matches!(self, Self::Mqtts | Self::Https)
+    }
+}
+
+/// The scheme of an address, when all of the address is good.
+pub(crate) fn url(text: &str, allowed: &[Scheme]) -> Result<Scheme, Misfit> {
+    let wrong = |why: &str| Misfit::new(format!("{text:?} is no address: {why}"));
+    let schemes: Vec<String> = allowed.iter().map(|scheme| format!("{}://", scheme.name())).collect();
+    let schemes = schemes.join(", ");
+    let Some((scheme, rest)) = text.split_once("://") else {
+        return Err(wrong("it has no scheme").mend(format!("write {}://{text}", allowed[0].name())));
+    };
+    let Some(scheme) = allowed.iter().copied().find(|known| known.name() == scheme) else {
+        let meant = match scheme {
+            "tcp" => Some("mqtt://"),
+            "ssl" | "tls" => Some("mqtts://"),
+            _ => None,
+        };
+        let mend = meant.map_or_else(|| format!("use one of {schemes}"), |meant| format!("write {meant}"));
+        return Err(wrong(&format!("unknown scheme {scheme}://")).mend(mend));
+    };
+    if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
+        return Err(wrong("it holds white space").mend("remove it"));
+    }
+    let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    if authority.contains('@') {
+        return Err(Misfit::new("an address holds no user name and no password").mend(if scheme.is_mqtt() {
+            "use username and password_file"
+        } else {
+            "use authorization_file"
+        }));
+    }
+    if scheme.is_mqtt() && !path.is_empty() && path != "/" {
+        return Err(wrong("MQTT has no path").mend(format!("remove {path}")));
+    }
+    let (host, port) = match authority.strip_prefix('[') {
+        Some(rest) => {
+            let (host, after) = rest.split_once(']').ok_or_else(|| wrong("] is missing"))?;
+            host.parse::<Ipv6Addr>().map_err(|_| wrong("no IPv6 address between [ and ]"))?;
+            let port = if after.is_empty() { None } else { Some(after.strip_prefix(':').unwrap_or(after)) };
+            (host, port)
+        }
+        None if authority.matches(':').count() > 1 => {
+            return Err(wrong("an IPv6 address stands in brackets").mend("for example [::1]:1883"));
+        }
+        None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
+    };
+    if host.is_empty() {
+        return Err(wrong("it names no host").mend(format!("for example {}://localhost", scheme.name())));
+    }
+    let in_host = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
+    if let Some(bad) = host.chars().find(|c| !in_host(*c)) {
+        return Err(wrong(&format!("{bad:?} cannot stand in a host name")));
+    }
+    match port.map(str::parse::<u16>) {
+        None | Some(Ok(1..)) => Ok(scheme),
+        _ => Err(wrong("the port is no number from 1 to 65535")),
+    }
+}
+
+/// A name that becomes one level of topics.
+pub(crate) fn level(text: &str) -> Result<(), Misfit> {
+    if let Some(bad) = text.chars().find(|c| matches!(c, '/' | '+' | '#')) {
+        let misfit = Misfit::new(format!("{text:?} holds {bad}, but it becomes one level of topics"));
+        return Err(misfit.mend("use letters, digits, - and _"));
+    }
+    if text.starts_with('$') {
+        return Err(Misfit::new(format!("{text:?} begins with $")).mend("topics with $ belong to the broker"));
+    }
+    topic::validate_name(text).map_err(|error| Misfit::new(error.to_string()))
+}
+
+/// The beginning of topics, with or without a slash at its end.
+pub(crate) fn topic_prefix(text: &str) -> Result<(), Misfit> {
+    topic::validate_name(text).map_err(|error| Misfit::new(error.to_string()).mend("for example plant-3/"))
+}
+
+/// A string as MQTT carries them.
+pub(crate) fn mqtt_string(text: &str) -> Result<(), Misfit> {
+    if text.len() > topic::MAX_BYTES {
+        return Err(Misfit::new(format!("{} bytes are too long", text.len())).mend("use at most 65535"));
+    }
+    match text.chars().find(|c| c.is_control()) {
+        Some(bad) => Err(Misfit::new(format!("it holds the character {}", bad.escape_unicode())).mend("remove it")),
+        None => Ok(()),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    Secret,
+    Certificate,
+    PrivateKey,
+}
+
+/// Whether the file can be read and is what it should be. `Ok(Some(_))` is a warning.
+pub(crate) fn file(path: &Path, content: Content) -> Result<Option<Misfit>, Misfit> {
+    let shown = path.display();
+    let unreadable = |error: std::io::Error| {
+        let mend = match error.kind() {
+            std::io::ErrorKind::NotFound => "create it, or correct the path".into(),
+            std::io::ErrorKind::PermissionDenied => format!("let {} read it", user()),
+            _ => "correct the path".into(),
+        };
+        Misfit::new(format!("{shown} cannot be read: {error}")).mend(mend)
+    };
+    // Opening a pipe would wait for its writer, perhaps for ever.
+    let metadata = std::fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(Misfit::new(format!("{shown} is no file")).mend("correct the path"));
+    }
+    let mut text = Vec::new();
+    File::open(path).and_then(|file| file.take(MOST_BYTES).read_to_end(&mut text)).map_err(unreadable)?;
+    let has = |marker: &str| text.windows(marker.len()).any(|window| window == marker.as_bytes());
+    match content {
+        Content::Secret if text.trim_ascii().is_empty() => {
+            return Err(Misfit::new(format!("{shown} is empty")).mend("write the secret into it"));
+        }
+        Content::Certificate if !has("-----BEGIN CERTIFICATE-----") => {
+            return Err(Misfit::new(format!("{shown} holds no certificate in PEM")).mend(if has("PRIVATE KEY-----") {
+                "this is a private key: is it the other file?"
+            } else {
+                PEM_HINT
+            }));
+        }
+        Content::PrivateKey if !has("PRIVATE KEY-----") => {
+            return Err(Misfit::new(format!("{shown} holds no private key in PEM")).mend(
+                if has("-----BEGIN CERTIFICATE-----") {
+                    "this is a certificate: is it the other file?"
+                } else {
+                    PEM_HINT
+                },
+            ));
+        }
+        Content::PrivateKey if has("-----BEGIN ENCRYPTED PRIVATE KEY-----") => {
+            let mend = "decrypt it once: openssl pkey -in encrypted.pem -out key.pem";
+            return Err(
+                Misfit::new(format!("{shown} is encrypted, and nobody is there to type its password")).mend(mend)
+            );
+        }
+        _ => {}
+    }
+    let mode = metadata.permissions().mode() & 0o777;
+    if content != Content::Certificate && mode & 0o004 != 0 {
+        let misfit = Misfit::new(format!("{shown} can be read by every user (mode {mode:o})"));
+        return Ok(Some(misfit.mend(format!("chmod o= {shown}"))));
+    }
+    Ok(None)
+}
+
+const MOST_BYTES: u64 = 1 << 20;
+const PEM_HINT: &str = "convert it: openssl x509 or openssl pkey, -inform DER -outform PEM";
+
+fn user() -> String {
+    format!("user {}", rustix::process::geteuid().as_raw())
+}
+
+/// A folder that the daemon may still have to create.
+pub(crate) fn data_dir(path: &Path) -> Result<(), Misfit> {
+    match std::fs::metadata(path) {
+        Ok(metadata) if !metadata.is_dir() => {
+            Err(Misfit::new(format!("{} is no folder", path.display())).mend("name a folder"))
+        }
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,243 @@
+//! A parsed file whose every value knows where it stands. TOML and JSON end in the same tree, so that one reader with
+//! one set of messages serves both.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::Deserialize;
+use serde::de::{self, MapAccess, SeqAccess, Visitor};
+use toml::de::{DeTable, DeValue};
+
+use super::problem::{Location, Misfit, Problem, Problems};
+
+#[derive(Clone, Debug)]
+pub(crate) struct Table {
+    pub at: Location,
+    /// In the order of the file.
+    pub entries: Vec<Entry>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Entry {
+    pub key: String,
+    /// Of the key; the value has its own.
+    pub at: Location,
+    pub item: Item,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Item {
+    pub at: Location,
+    pub value: Value,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Value {
+    String(String),
+    Integer(i128),
+    /// As it was written: it is never calculated with.
+    Float(String),
+    Boolean(bool),
+    Datetime,
+    Null,
+    Array(Vec<Item>),
+    Table(Table),
+}
+
+impl Value {
+    /// As a person would call it.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::String(_) => "a string",
+            Self::Integer(_) => "a number",
+            Self::Float(_) => "a number with a fraction",
+            Self::Boolean(_) => "true or false",
+            Self::Datetime => "a date",
+            Self::Null => "null",
+            Self::Array(_) => "a list",
+            Self::Table(_) => "a section",
+        }
+    }
+}
+
+impl Table {
+    /// What could be read, and every syntax error in it.
+    pub fn from_toml(text: &str, file: &Path) -> (Self, Problems) {
+        let source = Source { file: file.into(), text };
+        let (root, errors) = DeTable::parse_recoverable(text);
+        let mut problems = Problems::default();
+        for error in errors {
+            let at = error.span().map_or_else(|| Location::whole(file), |span| source.at(span.start));
+            // The parser's messages are lines of "key, expected ..."; one line is enough beside the position.
+            problems.push(Problem::error(
+                at,
+                "",
+                Misfit::new(format!("not TOML: {}", error.message().replace('\n', ", "))),
+            ));
+        }
+        let mut table = source.table(0, root.get_ref());
+        table.at = Location::whole(file);
+        (table, problems)
+    }
+
+    /// A signed manifest. Duplicate keys are refused: two readers of one signature must not see two manifests.
+    pub fn from_json(bytes: &[u8], name: &str) -> Result<Self, Problem> {
+        let file: Arc<Path> = Path::new(name).into();
+        let whole = Location { file: file.clone(), line: 0, column: 0 };
+        let json: Json = serde_json::from_slice(bytes).map_err(|error| {
+            let (line, column) = (error.line() as u32, error.column() as u32);
+            Problem::error(Location { file, line, column }, "", Misfit::new(format!("not JSON: {error}")))
+        })?;
+        match json.0.placed(&whole).value {
+            Value::Table(table) => Ok(table),
+            other => Err(Problem::error(whole, "", Misfit::new(format!("expected an object, found {}", other.kind())))),
+        }
+    }
+
+    pub fn get(&self, key: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.key == key)
+    }
+
+    /// Lays `over` over this table: sections are merged, everything else is replaced.
+    pub fn merge(&mut self, over: Self) {
+        for new in over.entries {
+            match self.entries.iter_mut().find(|entry| entry.key == new.key) {
+                None => self.entries.push(new),
+                Some(old) => match (&mut old.item.value, new.item.value) {
+                    (Value::Table(old), Value::Table(new)) => old.merge(new),
+                    (_, value) => *old = Entry { item: Item { at: new.item.at, value }, key: new.key, at: new.at },
+                },
+            }
+        }
+    }
+}
+
+struct Source<'t> {
+    file: Arc<Path>,
+    text: &'t str,
+}
+
+impl Source<'_> {
+    fn at(&self, offset: usize) -> Location {
+        let before = self.text.get(..offset).unwrap_or(self.text);
+        let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or_default().chars().count() + 1;
+        Location { file: self.file.clone(), line: line as u32, column: column as u32 }
+    }
+
+    fn table(&self, offset: usize, table: &DeTable<'_>) -> Table {
+        let mut entries: Vec<Entry> = table
+            .iter()
+            .map(|(key, value)| Entry {
+                key: key.get_ref().to_string(),
+                at: self.at(key.span().start),
+                item: self.item(value.span().start, value.get_ref()),
+            })
+            .collect();
+        entries.sort_by(|a, b| a.at.cmp(&b.at));
+        Table { at: self.at(offset), entries }
+    }
+
+    fn item(&self, offset: usize, value: &DeValue<'_>) -> Item {
+        let value = match value {
+            DeValue::String(text) => Value::String(text.to_string()),
+            // Wider than any number we take, so that "too large" is told as such.
+            DeValue::Integer(number) => {
+                Value::Integer(i128::from_str_radix(number.as_str(), number.radix()).unwrap_or(i128::MAX))
+            }
+            DeValue::Float(number) => Value::Float(number.as_str().to_owned()),
+            DeValue::Boolean(value) => Value::Boolean(*value),
+            DeValue::Datetime(_) => Value::Datetime,
+            DeValue::Array(items) => {
+                Value::Array(items.iter().map(|item| self.item(item.span().start, item.get_ref())).collect())
+            }
+            DeValue::Table(table) => Value::Table(self.table(offset, table)),
+        };
+        Item { at: self.at(offset), value }
+    }
+}
+
+/// JSON as it comes, before it has a place.
+struct Json(Bare);
+
+enum Bare {
+    Value(Value),
+    Array(Vec<Json>),
+    Table(Vec<(String, Json)>),
+}
+
+impl Bare {
+    fn placed(self, at: &Location) -> Item {
+        let value = match self {
+            Self::Value(value) => value,
+            Self::Array(items) => Value::Array(items.into_iter().map(|item| item.0.placed(at)).collect()),
+            Self::Table(entries) => Value::Table(Table {
+                at: at.clone(),
+                entries: entries
+                    .into_iter()
+                    .map(|(key, item)| Entry { key, at: at.clone(), item: item.0.placed(at) })
+                    .collect(),
+            }),
+        };
+        Item { at: at.clone(), value }
+    }
+}
+
+impl<'de> Deserialize<'de> for Json {
+    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(JsonVisitor)
+    }
+}
+
+struct JsonVisitor;
+
+impl<'de> Visitor<'de> for JsonVisitor {
+    type Value = Json;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("JSON")
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Json, E> {
+        Ok(Json(Bare::Value(Value::Boolean(value))))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Json, E> {
+        Ok(Json(Bare::Value(Value::Integer(value.into()))))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Json, E> {
+        Ok(Json(Bare::Value(Value::Integer(value.into()))))
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Json, E> {
+        Ok(Json(Bare::Value(Value::Float(value.to_string()))))
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Json, E> {
+        Ok(Json(Bare::Value(Value::String(value.to_owned()))))
+    }
+
+    fn visit_unit<E>(self) -> Result<Json, E> {
+        Ok(Json(Bare::Value(Value::Null)))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json, A::Error> {
+        let mut items = Vec::new();
+        while let Some(item) = seq.next_element()? {
+            items.push(item);
+        }
+        Ok(Json(Bare::Array(items)))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
+        let mut entries: Vec<(String, Json)> = Vec::new();
+        while let Some((key, item)) = map.next_entry::<String, Json>()? {
+            if entries.iter().any(|(known, _)| *known == key) {
+                return Err(de::Error::custom(format_args!("key {key:?} is there twice")));
+            }
+            entries.push((key, item));
+        }
+        Ok(Json(Bare::Table(entries)))
+    }
+}

@@ -1,0 +1,418 @@
+//! The composition root: builds every part, connects them, runs the loop that carries events between them, and drains.
+//!
+//! All waiting happens in one place, [`Daemon::serve`]. Broker, workers, store and upstream queue what they have to say;
+//! each turn of the loop feeds it to the pipeline and the forwarder, which decide, and carries out what they decided.
+
+mod parts;
+mod status;
+mod store_figures;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use tokio::sync::mpsc;
+
+use crate::config::Config;
+use crate::forward::webhook::{self, Webhook};
+use crate::forward::{Action, Answer, Envelope, Forwarder, Route};
+use crate::manifest::Manifest;
+use crate::mqtt::{self, Link, PublishResult};
+use crate::pipeline::Pipeline;
+use crate::store;
+use crate::telemetry::{self, Health, Metrics};
+use crate::time;
+use status::Status;
+
+/// The loop turns at least this often: it tends the workers, feeds the watchdog and looks at the clock.
+const TURN: Duration = Duration::from_secs(1);
+/// How long the daemon may take to end after it was asked to.
+const DRAIN: Duration = Duration::from_millis(4000);
+/// The meta key under which it is kept that the broker counts its packet ids upwards.
+const META_COUNTS_UPWARDS: &str = "packet-ids-count-upwards";
+/// The meta key under which the subscriptions of the session are kept, one a line.
+const META_SUBSCRIPTIONS: &str = "subscriptions";
+
+/// Runs until SIGTERM or SIGINT.
+pub fn run(config: Config, functions: Vec<(std::path::PathBuf, Manifest)>) -> anyhow::Result<()> {
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("failed to start the event loop")?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, async {
+        let daemon = Daemon::build(config, functions)?;
+        daemon.serve(shutdown_signal()?).await
+    })
+}
+
+struct Daemon {
+    pipeline: Pipeline,
+    forwarder: Forwarder,
+    store: store::Handle,
+    store_events: store::Events,
+    broker: Link,
+    broker_events: mqtt::Events,
+    upstream: Upstream,
+    status: Status,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    notify: telemetry::Notifier,
+    watchdog_fed: Instant,
+    /// Held for as long as the daemon runs: it answers on a thread of its own.
+    _http: Option<telemetry::Http>,
+    store_failed: bool,
+    counts_upwards_stored: bool,
+    /// What the session at the broker holds, as far as we know.
+    subscribed: Vec<String>,
+    share_group: Option<String>,
+    clock_checked: Instant,
+}
+
+/// Where the outbox is emptied to.
+enum Upstream {
+    None,
+    Mqtt { link: Link, events: mqtt::Events },
+    Webhook { webhook: Webhook, answers: mpsc::Receiver<(u64, Answer)> },
+}
+
+/// One thing that happened upstream.
+enum UpstreamEvents {
+    Mqtt(VecDeque<mqtt::Event>),
+    Webhook(u64, Answer),
+}
+
+impl Upstream {
+    async fn receive(&mut self) -> UpstreamEvents {
+        match self {
+            Self::None => std::future::pending().await,
+            Self::Mqtt { events, .. } => {
+                let mut received = VecDeque::new();
+                events.receive(&mut received).await;
+                UpstreamEvents::Mqtt(received)
+            }
+            Self::Webhook { answers, .. } => match answers.recv().await {
+                Some((token, answer)) => UpstreamEvents::Webhook(token, answer),
+                None => std::future::pending().await,
+            },
+        }
+    }
+}
+
+impl Daemon {
+    async fn serve(mut self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut from_broker = VecDeque::new();
+        let mut from_workers = VecDeque::new();
+        let mut ending: Option<Instant> = None;
+        self.notify.ready("waiting for the broker");
+        tracing::info!(functions = self.pipeline.functions().len(), workers = self.pipeline.pool().len(), "ready");
+        loop {
+            let now = Instant::now();
+            if let Some(deadline) = ending
+                && (now >= deadline || self.pipeline.is_idle())
+            {
+                break;
+            }
+            let wake = self.wake_at(now).min(ending.unwrap_or(now + TURN));
+            let taking = ending.is_none() && !self.pipeline.is_full();
+            self.broker.hold_back(!taking);
+            tokio::select! {
+                biased;
+                () = &mut shutdown, if ending.is_none() => {
+                    tracing::info!("ending: finishing what is under way");
+                    self.notify.stopping();
+                    ending = Some(Instant::now() + DRAIN);
+                }
+                event = self.store_events.recv() => match event {
+                    Some(event) => self.store_event(event),
+                    None => anyhow::bail!("the store's thread ended"),
+                },
+                () = self.pipeline.pool().receive(&mut from_workers) => {}
+                () = self.broker_events.receive(&mut from_broker), if taking => {}
+                events = self.upstream.receive() => self.upstream_events(events),
+                () = tokio::time::sleep_until(wake.into()) => {}
+            }
+            // Whatever else the store has to say belongs to this turn: fewer, larger turns cost less.
+            while let Some(event) = self.store_events.try_recv() {
+                self.store_event(event);
+            }
+            let now = Instant::now();
+            let now_ms = time::now_ms();
+            for event in from_workers.drain(..) {
+                self.pipeline.worker_event(event, now, now_ms);
+            }
+            for event in from_broker.drain(..) {
+                self.broker_event(event, ending.is_some(), now, now_ms);
+            }
+            self.housekeep(now, now_ms, ending.is_some());
+            self.end_turn(now);
+        }
+        self.close().await
+    }
+
+    fn wake_at(&self, now: Instant) -> Instant {
+        let wakes = [self.pipeline.next_due(), self.forwarder.wake_at()];
+        wakes.into_iter().flatten().chain([now + TURN]).min().unwrap_or(now + TURN)
+    }
+
+    /// Carries out what this turn decided. Commits go to the store before acknowledgements to the broker, but that is
+    /// not what makes them safe: an acknowledgement is released by a commit that came back.
+    fn end_turn(&mut self, now: Instant) {
+        let turn = self.pipeline.end_turn();
+        for request in turn.requests {
+            self.ask_store(request);
+        }
+        for token in turn.acknowledge {
+            self.broker.acknowledge(token);
+        }
+        for number in turn.changed {
+            self.status.publish_function(&self.broker, &self.pipeline.functions()[number]);
+        }
+        while let Some(action) = self.forwarder.poll(now) {
+            match action {
+                Action::Store(request) => self.ask_store(request),
+                Action::Send { route, token, envelope } => self.send(route, token, envelope),
+            }
+        }
+    }
+
+    fn ask_store(&mut self, request: store::Request) {
+        if self.store_failed {
+            return;
+        }
+        if let Err(error) = self.store.send(request) {
+            // The channel holds more than the window lets be under way; a full one means the writer's thread is gone.
+            tracing::error!(%error, "the store takes no requests");
+        }
+    }
+
+    fn send(&mut self, route: Route, token: u64, envelope: Envelope) {
+        let sent = match (route, &self.upstream) {
+            (Route::Local, _) => publish(&self.broker, &envelope, token),
+            (Route::Upstream, Upstream::Mqtt { link, .. }) => publish(link, &envelope, token),
+            (Route::Upstream, Upstream::Webhook { webhook, .. }) => {
+                webhook.post(token, envelope).map_err(|webhook::Full| mqtt::Full)
+            }
+            (Route::Upstream, Upstream::None) => Err(mqtt::Full),
+        };
+        if sent.is_err() {
+            self.forwarder.returned(route, token);
+        }
+    }
+
+    fn housekeep(&mut self, now: Instant, now_ms: u64, ending: bool) {
+        self.health.beat(now);
+        if self.notify.watchdog_interval().is_some_and(|every| now.duration_since(self.watchdog_fed) >= every) {
+            self.watchdog_fed = now;
+            self.notify.watchdog();
+        }
+        if !self.store_failed && !ending {
+            self.pipeline.start_due(now, now_ms);
+        }
+        if now.duration_since(self.clock_checked) < TURN {
+            return;
+        }
+        self.clock_checked = now;
+        self.pipeline.set_clock_synced(time::clock_synced());
+        self.pipeline.pool().tend();
+        if self.pipeline.counts_upwards() && !self.counts_upwards_stored {
+            self.counts_upwards_stored = true;
+            self.ask_store(store::Request::SetMeta { key: META_COUNTS_UPWARDS, value: "1".into() });
+        }
+    }
+
+    fn store_event(&mut self, event: store::Event) {
+        let now = Instant::now();
+        match event {
+            store::Event::Committed { seq, stored, parked } => {
+                self.pipeline.committed(seq, &parked, time::now_ms());
+                self.forwarder.committed(stored);
+            }
+            store::Event::State { token, entries } => self.pipeline.state_loaded(token, entries),
+            store::Event::Outbox { stream, stored, end } => self.forwarder.loaded(stream, stored, end),
+            store::Event::Gaps { through, gaps } => self.forwarder.gaps(through, gaps),
+            store::Event::Parked(parked) => self.pipeline.unpark(parked, now, time::now_ms()),
+            store::Event::Blocked(blocked) => {
+                if blocked {
+                    tracing::warn!("the outbox is full: nothing more is acknowledged until upstream takes some of it");
+                } else {
+                    tracing::info!("the outbox has room again");
+                }
+                self.status.set_blocked(&self.broker, blocked);
+            }
+            store::Event::Failed { error } => {
+                tracing::error!(error, "the disk failed: nothing is acknowledged until it works again");
+                self.store_failed = true;
+                self.health.missing("store", error.clone());
+                self.pipeline.store_failed();
+                self.status.set_failed(&self.broker, Some(error));
+            }
+            store::Event::Reopened(recovered) => {
+                tracing::info!("the disk works again");
+                self.store_failed = false;
+                self.health.ready("store");
+                self.forwarder.reopened(&recovered);
+                let counts_upwards = parts::meta(&recovered, META_COUNTS_UPWARDS).is_some();
+                self.pipeline.restore(*recovered, counts_upwards, now, time::now_ms());
+                self.status.set_failed(&self.broker, None);
+                // What was delivered meanwhile was dropped unacknowledged; a new connection makes the broker send it again.
+                self.broker.reconnect();
+            }
+            store::Event::Closed => {}
+        }
+    }
+
+    fn broker_event(&mut self, event: mqtt::Event, ending: bool, now: Instant, now_ms: u64) {
+        match event {
+            mqtt::Event::Delivery(delivery) => {
+                // Unacknowledged, it comes again: when the disk works, or to the next daemon.
+                if !self.store_failed && !ending {
+                    self.pipeline.deliver(delivery, now, now_ms);
+                }
+            }
+            mqtt::Event::Connected { session_present } => self.broker_connected(session_present),
+            mqtt::Event::Disconnected { reason } => {
+                self.pipeline.disconnected();
+                self.forwarder.disconnected(Route::Local);
+                self.status.disconnected(&reason);
+            }
+            mqtt::Event::Published { token, result } => {
+                if token != status::TOKEN {
+                    self.forwarder.answered(Route::Local, token, answer(result), now);
+                }
+            }
+            mqtt::Event::NotSubscribed { filter, reason } => {
+                tracing::error!(filter, reason, "the broker refused a subscription: its functions get no messages");
+            }
+        }
+    }
+
+    fn broker_connected(&mut self, session_present: bool) {
+        tracing::info!(session_present, "connected to the broker");
+        if !session_present {
+            if !self.subscribed.is_empty() {
+                self.metrics.sessions_lost.inc();
+                tracing::warn!("the broker has forgotten our session: what it had queued for this board is lost");
+            }
+            self.pipeline.session_lost();
+        }
+        let wanted: Vec<(String, usize)> = self
+            .pipeline
+            .router()
+            .subscriptions()
+            .map(|(filter, id)| (parts::shared(self.share_group.as_deref(), filter.as_str()), id))
+            .collect();
+        for gone in self.subscribed.iter().filter(|old| !wanted.iter().any(|(filter, _)| filter == *old)) {
+            self.broker.unsubscribe(gone);
+        }
+        for (filter, id) in &wanted {
+            self.broker.subscribe(filter, Some(*id));
+        }
+        let names: Vec<String> = wanted.into_iter().map(|(filter, _)| filter).collect();
+        if names != self.subscribed {
+            self.subscribed = names;
+            let value = self.subscribed.join("\n").into();
+            self.ask_store(store::Request::SetMeta { key: META_SUBSCRIPTIONS, value });
+        }
+        self.forwarder.connected(Route::Local);
+        self.status.connected(&self.broker, self.pipeline.functions());
+        self.notify.status("running");
+    }
+
+    fn upstream_events(&mut self, events: UpstreamEvents) {
+        let now = Instant::now();
+        match events {
+            UpstreamEvents::Webhook(token, result) => {
+                self.forwarder.answered(Route::Upstream, token, result, now);
+            }
+            UpstreamEvents::Mqtt(events) => {
+                for event in events {
+                    match event {
+                        mqtt::Event::Connected { .. } => {
+                            tracing::info!("connected upstream");
+                            self.forwarder.connected(Route::Upstream);
+                        }
+                        mqtt::Event::Disconnected { reason } => {
+                            tracing::warn!(reason, "not connected upstream: what is to be sent waits in the store");
+                            self.forwarder.disconnected(Route::Upstream);
+                        }
+                        mqtt::Event::Published { token, result } => {
+                            self.forwarder.answered(Route::Upstream, token, answer(result), now);
+                        }
+                        mqtt::Event::Delivery(_) | mqtt::Event::NotSubscribed { .. } => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// Commits are done; says goodbye to everyone.
+    async fn close(mut self) -> anyhow::Result<()> {
+        self.end_turn(Instant::now());
+        self.status.offline(&self.broker);
+        // The broker's last word is read before the connection is closed.
+        self.broker.hold_back(false);
+        // The goodbye passes through the client's queue, which needs a moment to be written.
+        self.broker.close();
+        if let Upstream::Mqtt { link, .. } = &self.upstream {
+            link.close();
+        }
+        let goodbye = async {
+            let mut events = VecDeque::new();
+            loop {
+                self.broker_events.receive(&mut events).await;
+                if events.drain(..).any(|event| matches!(event, mqtt::Event::Disconnected { .. })) {
+                    break;
+                }
+            }
+        };
+        let _ = tokio::time::timeout(Duration::from_millis(300), goodbye).await;
+        let _ = self.store.send(store::Request::Close);
+        let closed = async {
+            while let Some(event) = self.store_events.recv().await {
+                if matches!(event, store::Event::Closed) {
+                    break;
+                }
+            }
+        };
+        if tokio::time::timeout(Duration::from_millis(500), closed).await.is_err() {
+            tracing::warn!("the store did not close in time; nothing acknowledged is lost");
+        }
+        tracing::info!("ended");
+        Ok(())
+    }
+}
+
+fn publish(link: &Link, envelope: &Envelope, token: u64) -> Result<(), mqtt::Full> {
+    let properties: Vec<(&str, &str)> =
+        envelope.properties.iter().map(|(name, value)| (*name, value.as_ref())).collect();
+    let publication = mqtt::Publication {
+        topic: &envelope.topic,
+        payload: envelope.payload.clone(),
+        content_type: envelope.content_type.as_deref(),
+        properties: &properties,
+        retain: envelope.retain,
+    };
+    link.publish(publication, token)
+}
+
+fn answer(result: PublishResult) -> Answer {
+    match result {
+        PublishResult::Taken => Answer::Taken,
+        PublishResult::Refused(reason) => Answer::Refused(reason.into()),
+        PublishResult::Retry(reason) => Answer::Again { reason, after: None },
+    }
+}
+
+/// Completes at the first SIGTERM or SIGINT.
+fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut term = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("failed to listen for SIGINT")?;
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}

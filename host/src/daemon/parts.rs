@@ -1,0 +1,257 @@
+//! Builds the parts of the daemon from its configuration.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::status::Status;
+use super::store_figures;
+use super::{Daemon, META_COUNTS_UPWARDS, META_SUBSCRIPTIONS, TURN, Upstream};
+use crate::config::{self, Config};
+use crate::deploy::{self, Cache, Compiler, Installed};
+use crate::forward::webhook::Webhook;
+use crate::forward::{self, Forwarder, UpstreamKind};
+use crate::manifest::Manifest;
+use crate::mqtt;
+use crate::pipeline::{self, Pipeline};
+use crate::router::{Interest, Router};
+use crate::store::{self, Store};
+use crate::telemetry::{Health, Http, Metrics, Notifier};
+use crate::time;
+use crate::topic::TopicFilter;
+use crate::worker::pool::{self, Loadable, Pool};
+
+/// Our own publishes under way to the local broker. Small, because the client looks through them at every flush.
+const LOCAL_IN_FLIGHT: u16 = 64;
+/// The message loop is called dead after this long without a turn.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+const MAX_WORKERS: usize = 4;
+
+impl Daemon {
+    pub(super) fn build(config: Config, functions: Vec<(PathBuf, Manifest)>) -> anyhow::Result<Self> {
+        let now = Instant::now();
+        let metrics = Arc::new(Metrics::new());
+        let health = Arc::new(Health::new(now, HEARTBEAT));
+        let http = match config.http.listen {
+            Some(addr) => Some(Http::spawn(addr, Arc::clone(&metrics), Arc::clone(&health))?),
+            None => None,
+        };
+        let (store, store_events, mut recovered) = {
+            let remembered = pipeline::window_memory(config.mqtt.receive_maximum.get());
+            Store::open(&config.store, &config.node.data_dir, remembered)?
+        };
+        store_figures::join(&metrics, store.stats());
+        if let Some(quarantined) = &recovered.quarantined {
+            tracing::error!(
+                moved_to = %quarantined.moved_to.display(),
+                rows_saved = quarantined.rows_saved,
+                reason = quarantined.reason,
+                "the database was damaged; it was moved away and a new one holds what could be read"
+            );
+        }
+
+        let installed = install(&config, functions)?;
+        let subscribed: Vec<String> = meta(&recovered, META_SUBSCRIPTIONS)
+            .and_then(|value| str::from_utf8(value).ok())
+            .map(|text| text.lines().map(str::to_owned).collect())
+            .unwrap_or_default();
+        let counts_upwards = meta(&recovered, META_COUNTS_UPWARDS).is_some();
+        let router = router(&installed, &subscribed, config.mqtt.share_group.as_deref());
+        let pool = Pool::start(pool_settings(&config), installed.iter().enumerate().map(loadable).collect())
+            .context("failed to start the workers")?;
+        let manifests = installed.iter().map(|it| (Arc::clone(&it.manifest), it.digest)).collect();
+        let mut pipeline =
+            Pipeline::new(pipeline_settings(&config), manifests, router, pool, Arc::clone(&metrics), now);
+        pipeline.set_clock_synced(time::clock_synced());
+
+        let status = Status::new(&config.node.base_topic, &config.node.name);
+        let (broker, broker_events, drive) = mqtt::connect(broker_options(&config, &status))?;
+        tokio::task::spawn_local(drive);
+        let upstream = upstream(&config)?;
+        let forwarder = Forwarder::new(forward_settings(&config), &recovered, Arc::clone(&metrics));
+        let recovered = std::mem::take(&mut recovered);
+        pipeline.restore(recovered, counts_upwards, now, time::now_ms());
+        Ok(Self {
+            pipeline,
+            forwarder,
+            store,
+            store_events,
+            broker,
+            broker_events,
+            upstream,
+            status,
+            metrics,
+            health,
+            notify: Notifier::from_env(),
+            watchdog_fed: now,
+            _http: http,
+            store_failed: false,
+            counts_upwards_stored: counts_upwards,
+            subscribed,
+            share_group: config.mqtt.share_group,
+            clock_checked: now.checked_sub(TURN).unwrap_or(now),
+        })
+    }
+}
+
+pub(super) fn meta<'a>(recovered: &'a store::Recovered, key: &str) -> Option<&'a Bytes> {
+    recovered.meta.iter().find(|(name, _)| name == key).map(|(_, value)| value)
+}
+
+/// The filter as it is subscribed: shared with other hosts, or not.
+pub(super) fn shared(group: Option<&str>, filter: &str) -> String {
+    group.map_or_else(|| filter.to_owned(), |group| format!("$share/{group}/{filter}"))
+}
+
+fn install(config: &Config, functions: Vec<(PathBuf, Manifest)>) -> anyhow::Result<Vec<Installed>> {
+    let cache = Cache::open(&config.node.data_dir)?;
+    functions
+        .into_iter()
+        .map(|(dir, manifest)| {
+            let started = Instant::now();
+            let installed = deploy::install(&dir, manifest, &Compiler, Some(&cache))?;
+            tracing::info!(
+                function = &*installed.manifest.name,
+                version = &*installed.manifest.version,
+                digest = %installed.digest,
+                from_cache = installed.from_cache,
+                ms = started.elapsed().as_millis() as u64,
+                "function installed"
+            );
+            Ok(installed)
+        })
+        .collect()
+}
+
+/// Filters that the session already has come first: a message that was queued for one before a restart names it, and
+/// must still find its function when a new filter matches as well.
+fn router(installed: &[Installed], subscribed: &[String], share_group: Option<&str>) -> Router {
+    let interests = installed.iter().enumerate().map(|(function, installed)| {
+        let mut filters: Vec<TopicFilter> = installed.manifest.subscribe.clone();
+        filters.sort_by_key(|filter| !subscribed.contains(&shared(share_group, filter.as_str())));
+        Interest { function, filters }
+    });
+    Router::new(interests.collect())
+}
+
+fn loadable((number, installed): (usize, &Installed)) -> Loadable {
+    Loadable {
+        number: number as u32,
+        name: Arc::clone(&installed.manifest.name),
+        limits: installed.limits(),
+        settings: installed.settings(),
+        code: installed.code.clone(),
+    }
+}
+
+fn pool_settings(config: &Config) -> pool::Settings {
+    let count = match config.worker.count {
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_WORKERS)),
+        count => count,
+    };
+    pool::Settings {
+        isolate: config.worker.isolate,
+        count,
+        state_cache_bytes: config.worker.state_cache_bytes.get(),
+        memory_bytes: config.worker.memory_bytes.get(),
+        max_timeout: Duration::from_millis(config.functions.max_timeout_ms.get().into()),
+    }
+}
+
+fn pipeline_settings(config: &Config) -> pipeline::Settings {
+    let functions = &config.functions;
+    pipeline::Settings {
+        origin: pipeline::Origin {
+            node: config.node.name.as_str().into(),
+            base_topic: config.node.base_topic.as_str().into(),
+            has_upstream: config.upstream.is_some(),
+            fold: Duration::from_secs(config.upstream.as_ref().map_or(60, |upstream| upstream.fold_secs).into()),
+        },
+        receive_maximum: config.mqtt.receive_maximum.get(),
+        max_payload_bytes: config.mqtt.max_payload_bytes.get() as usize,
+        max_hops: functions.max_hops.get(),
+        retry_attempts: functions.retry_attempts.get(),
+        retry_max_delay: Duration::from_secs(functions.retry_max_delay_secs.get().into()),
+        parked_max_bytes: config.store.parked_max_bytes.get() as usize,
+        quarantine: pipeline::QuarantineSettings {
+            after: functions.quarantine_after.get(),
+            first: Duration::from_secs(functions.quarantine_secs.get().into()),
+            max: Duration::from_secs(functions.quarantine_max_secs.get().into()),
+        },
+    }
+}
+
+fn broker_options(config: &Config, status: &Status) -> mqtt::Options {
+    let mqtt = &config.mqtt;
+    mqtt::Options {
+        url: mqtt.url.clone(),
+        client_id: mqtt.client_id.clone().unwrap_or_else(|| format!("sedge-{}", config.node.name)),
+        username: mqtt.username.clone(),
+        password_file: mqtt.password_file.clone(),
+        ca_file: mqtt.ca_file.clone(),
+        cert_file: mqtt.cert_file.clone(),
+        key_file: mqtt.key_file.clone(),
+        keep_alive: Duration::from_secs(mqtt.keep_alive_secs.get().into()),
+        connect_timeout: Duration::from_secs(mqtt.connect_timeout_secs.get().into()),
+        reconnect_max: Duration::from_secs(mqtt.reconnect_max_secs.get().into()),
+        receive_maximum: mqtt.receive_maximum.get(),
+        max_packet_bytes: mqtt.max_packet_bytes.get(),
+        session_expiry: Duration::from_secs(mqtt.session_expiry_secs.get().into()),
+        in_flight: LOCAL_IN_FLIGHT,
+        will: Some(status.will()),
+    }
+}
+
+fn upstream(config: &Config) -> anyhow::Result<Upstream> {
+    let Some(settings) = &config.upstream else { return Ok(Upstream::None) };
+    match forward::Upstream::new(settings).kind {
+        UpstreamKind::Webhook => {
+            // One call is under way at a time, and each is answered once.
+            let (sender, answers) = mpsc::channel(4);
+            Ok(Upstream::Webhook { webhook: Webhook::spawn(settings, sender)?, answers })
+        }
+        UpstreamKind::Mqtt => {
+            let (link, events, drive) = mqtt::connect(upstream_options(config, settings))?;
+            tokio::task::spawn_local(drive);
+            Ok(Upstream::Mqtt { link, events })
+        }
+    }
+}
+
+fn upstream_options(config: &Config, upstream: &config::Upstream) -> mqtt::Options {
+    mqtt::Options {
+        url: upstream.url.clone(),
+        client_id: upstream.client_id.clone().unwrap_or_else(|| format!("sedge-{}-upstream", config.node.name)),
+        username: upstream.username.clone(),
+        password_file: upstream.password_file.clone(),
+        ca_file: upstream.ca_file.clone(),
+        cert_file: upstream.cert_file.clone(),
+        key_file: upstream.key_file.clone(),
+        keep_alive: Duration::from_secs(upstream.keep_alive_secs.get().into()),
+        connect_timeout: Duration::from_secs(upstream.timeout_secs.get().into()),
+        reconnect_max: Duration::from_secs(upstream.backoff_max_secs.get().into()),
+        // Nothing is subscribed upstream.
+        receive_maximum: 16,
+        max_packet_bytes: 64 * 1024,
+        // What is under way is in our own store; the broker need not keep anything for us.
+        session_expiry: Duration::ZERO,
+        in_flight: upstream.in_flight.get(),
+        will: None,
+    }
+}
+
+fn forward_settings(config: &Config) -> forward::Settings {
+    let mut seed = [0; 8];
+    // Without randomness boards come back in step, which is no reason not to start.
+    let _ = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty());
+    forward::Settings {
+        node: config.node.name.clone(),
+        local_in_flight: LOCAL_IN_FLIGHT.into(),
+        upstream: config.upstream.as_ref().map(forward::Upstream::new),
+        seed: u64::from_le_bytes(seed),
+    }
+}

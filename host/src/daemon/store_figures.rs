@@ -1,0 +1,66 @@
+//! Joins the store's own figures into the metrics. The two know nothing of each other.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use crate::store::{COMMIT_BUCKETS_US, Stats};
+use crate::telemetry::{Metrics, Sample, Value};
+use crate::time;
+
+const STREAMS: [&str; 3] = ["alert", "data", "local"];
+
+pub fn join(metrics: &Metrics, stats: &Arc<Stats>) {
+    let stats = Arc::clone(stats);
+    metrics.source(move |add| {
+        let get = |counter: &AtomicU64| counter.load(Relaxed);
+        let mut integer = |family, labels: &[(&str, &str)], value| {
+            add(&Sample { family, labels, value: Value::Integer(value) });
+        };
+        let now_ms = time::now_ms();
+        for (number, stream) in STREAMS.iter().enumerate() {
+            let labels = [("stream", *stream)];
+            let oldest = get(&stats.outbox_oldest_at_ms[number]);
+            let age = if oldest == 0 { 0 } else { now_ms.saturating_sub(oldest) / 1000 };
+            integer("sedge_outbox_records", &labels, get(&stats.outbox_records[number]));
+            integer("sedge_outbox_bytes", &labels, get(&stats.outbox_bytes[number]));
+            integer("sedge_outbox_oldest_age_seconds", &labels, age);
+        }
+        for (reason, counter) in [
+            ("full", &stats.dropped_full),
+            ("expired", &stats.dropped_expired),
+            ("refused", &stats.dropped_refused),
+            ("damaged", &stats.dropped_damaged),
+        ] {
+            integer("sedge_dropped_total", &[("reason", reason)], get(counter));
+        }
+        for (family, value) in [
+            ("sedge_dead_letters_kept", get(&stats.dead_letters)),
+            ("sedge_dead_letters_kept_bytes", get(&stats.dead_letter_bytes)),
+            ("sedge_dead_letters_expired_total", get(&stats.dead_letters_dropped)),
+            ("sedge_parked_messages", get(&stats.parked)),
+            ("sedge_parked_bytes", get(&stats.parked_bytes)),
+            ("sedge_store_commits_total", get(&stats.commits)),
+            ("sedge_store_failures_total", get(&stats.failures)),
+            ("sedge_store_wal_bytes", get(&stats.wal_bytes)),
+            ("sedge_store_written_bytes_total", stats.bytes_written()),
+        ] {
+            integer(family, &[], value);
+        }
+        let mut count = 0;
+        let cumulative: Vec<(f64, u64)> = COMMIT_BUCKETS_US
+            .iter()
+            .zip(&stats.commit_buckets)
+            .map(|(bound_us, bucket)| {
+                count += get(bucket);
+                (*bound_us as f64 / 1e6, count)
+            })
+            .collect();
+        let count = count + stats.commit_buckets.last().map_or(0, get);
+        let sum = get(&stats.commit_us) as f64 / 1e6;
+        add(&Sample {
+            family: "sedge_store_sync_seconds",
+            labels: &[],
+            value: Value::Buckets { cumulative: &cumulative, count, sum },
+        });
+    });
+}

@@ -1,0 +1,149 @@
+//! Compiled code, kept between starts. A file is `tag | code`, with a tag that only this host can make: native code from
+//! anywhere else, or damaged by a worn card, is never loaded but compiled anew.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use hmac::{Hmac, KeyInit as _, Mac as _};
+use sha2::Sha256;
+
+use crate::message::Digest;
+use crate::sandbox::{self, Class};
+
+const TAG_BYTES: usize = 32;
+const KEY_BYTES: usize = 32;
+
+pub struct Cache {
+    dir: PathBuf,
+    key: [u8; KEY_BYTES],
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CacheError {
+    #[error("failed to {what} {path}")]
+    Io { what: &'static str, path: PathBuf, source: io::Error },
+}
+
+impl Cache {
+    /// Opens the cache of a data folder, making it and its key if they are not there.
+    pub fn open(data_dir: &Path) -> Result<Self, CacheError> {
+        let dir = data_dir.join("cache");
+        fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
+        let path = data_dir.join("cache.key");
+        let key = match fs::read(&path) {
+            Ok(bytes) if bytes.len() == KEY_BYTES => bytes.try_into().unwrap_or([0; KEY_BYTES]),
+            // A torn key costs a compilation.
+            Ok(_) => make_key(&path)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => make_key(&path)?,
+            Err(source) => return Err(CacheError::Io { what: "read", path, source }),
+        };
+        Ok(Self { dir, key })
+    }
+
+    pub fn load(&self, digest: &Digest, class: Class) -> Option<Bytes> {
+        let name = name(digest, class)?;
+        let bytes = Bytes::from(fs::read(self.dir.join(&name)).ok()?);
+        if bytes.len() <= TAG_BYTES {
+            return None;
+        }
+        let code = bytes.slice(TAG_BYTES..);
+        // The name is part of what is authenticated: a file cannot be passed off as another.
+        match self.mac(&name, &code).verify_slice(&bytes[..TAG_BYTES]) {
+            Ok(()) => Some(code),
+            Err(_) => {
+                tracing::warn!(
+                    file = name,
+                    "compiled code was not written by this host, or is damaged; compiling anew"
+                );
+                None
+            }
+        }
+    }
+
+    pub fn store(&self, digest: &Digest, class: Class, code: &[u8]) -> Result<(), CacheError> {
+        let Some(name) = name(digest, class) else { return Ok(()) };
+        let tag = self.mac(&name, code).finalize().into_bytes();
+        let path = self.dir.join(&name);
+        let mut file = tempfile_in(&self.dir, &name)?;
+        file.0.write_all(&tag).and_then(|()| file.0.write_all(code)).map_err(io_error("write", &file.1))?;
+        // Without a sync: a torn file has a wrong tag and is compiled anew.
+        fs::rename(&file.1, &path).map_err(io_error("write", &path))
+    }
+
+    fn mac(&self, name: &str, code: &[u8]) -> Hmac<Sha256> {
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.key).expect("HMAC takes a key of any length");
+        mac.update(name.as_bytes());
+        mac.update(&[0]);
+        mac.update(code);
+        mac
+    }
+}
+
+/// What was compiled, for which class, by which engine with which settings.
+fn name(digest: &Digest, class: Class) -> Option<String> {
+    let settings = sandbox::settings_digest(class).ok()?;
+    Some(format!("{digest}-{}-{settings:016x}.code", class.as_str()))
+}
+
+fn tempfile_in(dir: &Path, name: &str) -> Result<(fs::File, PathBuf), CacheError> {
+    let path = dir.join(format!("{name}.{}.tmp", std::process::id()));
+    let file = private().truncate(true).open(&path).map_err(io_error("create", &path))?;
+    Ok((file, path))
+}
+
+fn make_key(path: &Path) -> Result<[u8; KEY_BYTES], CacheError> {
+    let mut key = [0; KEY_BYTES];
+    rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())
+        .map_err(|error| io_error("draw a random key for", path)(error.into()))?;
+    let mut file = private().truncate(true).open(path).map_err(io_error("create", path))?;
+    file.write_all(&key).and_then(|()| file.sync_all()).map_err(io_error("write", path))?;
+    Ok(key)
+}
+
+fn private() -> fs::OpenOptions {
+    let mut options = fs::OpenOptions::new();
+    options.write(true).create(true).mode(0o600);
+    options
+}
+
+fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CacheError {
+    move |source| CacheError::Io { what, path: path.to_owned(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_this_host_wrote_is_loaded() {
+        let dir = tempfile::tempdir().unwrap();
+        let digest = Digest([7; 32]);
+        let cache = Cache::open(dir.path()).unwrap();
+        assert_eq!(cache.load(&digest, Class::Small), None);
+        cache.store(&digest, Class::Small, b"native code").unwrap();
+        assert_eq!(cache.load(&digest, Class::Small).unwrap(), "native code");
+        assert_eq!(cache.load(&digest, Class::Large), None);
+        assert_eq!(Cache::open(dir.path()).unwrap().load(&digest, Class::Small).unwrap(), "native code");
+
+        let path = dir.path().join("cache").join(name(&digest, Class::Small).unwrap());
+        let written = fs::read(&path).unwrap();
+        for place in [0, TAG_BYTES, written.len() - 1] {
+            let mut changed = written.clone();
+            changed[place] ^= 1;
+            fs::write(&path, changed).unwrap();
+            assert_eq!(cache.load(&digest, Class::Small), None, "byte {place}");
+        }
+        fs::write(&path, &written).unwrap();
+        let other = tempfile::tempdir().unwrap();
+        let stranger = Cache::open(other.path()).unwrap();
+        fs::copy(&path, other.path().join("cache").join(path.file_name().unwrap())).unwrap();
+        assert_eq!(stranger.load(&digest, Class::Small), None);
+
+        let swapped = Digest([8; 32]);
+        fs::copy(&path, dir.path().join("cache").join(name(&swapped, Class::Small).unwrap())).unwrap();
+        assert_eq!(cache.load(&swapped, Class::Small), None, "under another name");
+    }
+}

@@ -1,0 +1,81 @@
+//! Compiles in a child process: what a compiler does with a stranger's input, however much of it and for how long, stays
+//! there.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::process::ExitStatusExt as _;
+use std::process::{Command, Stdio};
+
+use bytes::Bytes;
+
+use crate::sandbox::Class;
+
+/// What one compilation may use. A small function takes 50 ms and 60 MB.
+pub const MEMORY_BYTES: u64 = 512 << 20;
+pub const CPU_SECS: u64 = 30;
+
+/// Compiled code is some ten times the wasm; more than this is an attack on the daemon's memory.
+const MAX_CODE_BYTES: u64 = 128 << 20;
+const MAX_REASON_BYTES: u64 = 4096;
+
+#[derive(Clone, Debug, Default)]
+pub struct Compiler;
+
+#[derive(Debug, thiserror::Error)]
+pub enum CompileFailed {
+    /// The child's own words: what is wrong with the module.
+    #[error("{0}")]
+    Refused(String),
+    #[error("compiling took more than {CPU_SECS} s: the module is too complex for this host")]
+    Time,
+    #[error("compiling took more than {} MiB of memory: the module is too complex for this host", MEMORY_BYTES >> 20)]
+    Memory,
+    #[error("the compiler ended with {0}")]
+    Ended(String),
+    #[error("failed to run the compiler")]
+    Run(#[from] io::Error),
+}
+
+impl Compiler {
+    pub fn compile(&self, wasm: &[u8], class: Class) -> Result<Bytes, CompileFailed> {
+        let mut child = Command::new("/proc/self/exe")
+            .args(["compile", "--class", class.as_str()])
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let (Some(mut stdin), Some(stdout), Some(stderr)) =
+            (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(io::Error::other("the child has no pipes").into());
+        };
+        let mut code = Vec::new();
+        let mut reason = String::new();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                // A child that refuses early closes the pipe; its exit says why.
+                let _ = stdin.write_all(wasm);
+            });
+            scope.spawn(|| {
+                let mut bytes = Vec::new();
+                let _ = stderr.take(MAX_REASON_BYTES).read_to_end(&mut bytes);
+                reason = String::from_utf8_lossy(&bytes).trim().to_owned();
+            });
+            stdout.take(MAX_CODE_BYTES).read_to_end(&mut code)
+        })?;
+        let status = child.wait()?;
+        match (status.code(), status.signal()) {
+            (Some(0), _) => Ok(code.into()),
+            (Some(1), _) => Err(CompileFailed::Refused(reason)),
+            (_, Some(signal))
+                if signal == rustix::process::Signal::XCPU.as_raw()
+                    || signal == rustix::process::Signal::KILL.as_raw() =>
+            {
+                Err(CompileFailed::Time)
+            }
+            (_, Some(signal)) if signal == rustix::process::Signal::ABORT.as_raw() => Err(CompileFailed::Memory),
+            _ => Err(CompileFailed::Ended(format!("{status}: {reason}"))),
+        }
+    }
+}

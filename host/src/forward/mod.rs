@@ -1,0 +1,246 @@
+//! The loop that empties the outbox: alerts and data upstream, publications to the local broker.
+//!
+//! Plain state without I/O and without a clock. The daemon feeds it what the store and the connections say, and carries
+//! out what [`Forwarder::poll`] returns. A record is out of the store only after its receiver has taken it, so a receiver
+//! may see one again, under the same id, but misses none.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::config;
+use crate::store::{Gap, Recovered, Request, Stored, Stream};
+use crate::telemetry::Metrics;
+
+mod backoff;
+mod envelope;
+mod lane;
+mod tail;
+pub mod webhook;
+
+pub use backoff::Backoff;
+pub use envelope::{Envelope, HOPS, Origin};
+pub use lane::Answer;
+use lane::{FIRST_PAUSE, Lane, Step};
+
+/// A receiver.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Route {
+    Upstream,
+    Local,
+}
+
+/// What the caller carries out, in order.
+#[derive(Debug)]
+pub enum Action {
+    /// Send it, at QoS 1, and tell what became of it with [`Forwarder::answered`] or [`Forwarder::returned`].
+    Send {
+        route: Route,
+        token: u64,
+        envelope: Envelope,
+    },
+    Store(Request),
+}
+
+/// How the forwarder is set up.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub node: String,
+    /// Publications under way to the local broker at once.
+    pub local_in_flight: usize,
+    /// `None`: records for upstream stay in the store.
+    pub upstream: Option<Upstream>,
+    /// Random, so that boards that fail together do not come back together.
+    pub seed: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    pub kind: UpstreamKind,
+    pub topic_prefix: Option<String>,
+    pub in_flight: usize,
+    pub backoff_max: Duration,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamKind {
+    Mqtt,
+    /// Has no connection of its own: it counts as connected while calls succeed.
+    Webhook,
+}
+
+impl Upstream {
+    pub fn new(config: &config::Upstream) -> Self {
+        let webhook = config.url.starts_with("http://") || config.url.starts_with("https://");
+        Self {
+            kind: if webhook { UpstreamKind::Webhook } else { UpstreamKind::Mqtt },
+            topic_prefix: config.topic_prefix.clone(),
+            // One call at a time: a record must not overtake one whose call failed.
+            in_flight: if webhook { 1 } else { config.in_flight.get().into() },
+            backoff_max: Duration::from_secs(config.backoff_max_secs.get().into()),
+        }
+    }
+}
+
+pub struct Forwarder {
+    settings: Settings,
+    metrics: Arc<Metrics>,
+    local: Lane,
+    upstream: Option<Lane>,
+}
+
+impl Forwarder {
+    pub fn new(settings: Settings, recovered: &Recovered, metrics: Arc<Metrics>) -> Self {
+        let origin = |prefix| Origin::new(&recovered.store_id, &settings.node, prefix);
+        // The local broker refuses or takes; a pause is for the rare quota. Seconds, for alarms wait here too.
+        let backoff = Backoff::new(FIRST_PAUSE, Duration::from_secs(10), settings.seed);
+        let local = Lane::new(&[Stream::Local], origin(None), recovered, settings.local_in_flight, backoff);
+        let upstream = settings.upstream.as_ref().map(|upstream| {
+            let backoff = Backoff::new(FIRST_PAUSE, upstream.backoff_max, settings.seed.rotate_left(32));
+            let origin = origin(upstream.topic_prefix.as_deref());
+            let streams = [Stream::Alert, Stream::Data];
+            let mut lane = Lane::new(&streams, origin, recovered, upstream.in_flight, backoff);
+            if upstream.kind == UpstreamKind::Webhook {
+                lane.connected();
+            }
+            lane
+        });
+        metrics.broker.set(false);
+        if upstream.is_some() {
+            metrics.upstream.set(false);
+        }
+        Self { settings, metrics, local, upstream }
+    }
+
+    /// `Event::Committed`.
+    pub fn committed(&mut self, stored: Vec<Stored>) {
+        for stored in stored {
+            if let Some(tail) = self.lane_of(stored.record.stream).and_then(|lane| lane.tail(stored.record.stream)) {
+                tail.committed(stored);
+            }
+        }
+    }
+
+    /// `Event::Outbox`.
+    pub fn loaded(&mut self, stream: Stream, stored: Vec<Stored>, end: bool) {
+        if let Some(tail) = self.lane_of(stream).and_then(|lane| lane.tail(stream)) {
+            tail.loaded(stored, end);
+        }
+    }
+
+    /// `Event::Gaps`. Without an upstream they stay in the store until there is one.
+    pub fn gaps(&mut self, through: u64, gaps: Vec<Gap>) {
+        if let Some(upstream) = &mut self.upstream {
+            upstream.gaps(through, gaps);
+        }
+    }
+
+    /// `Event::Reopened`.
+    pub fn reopened(&mut self, recovered: &Recovered) {
+        let origin = |prefix| Origin::new(&recovered.store_id, &self.settings.node, prefix);
+        self.local.reopened(recovered, origin(None));
+        if let (Some(lane), Some(upstream)) = (&mut self.upstream, &self.settings.upstream) {
+            lane.reopened(recovered, origin(upstream.topic_prefix.as_deref()));
+        }
+    }
+
+    pub fn connected(&mut self, route: Route) {
+        self.link(route, true);
+        if let Some(lane) = self.lane(route) {
+            lane.connected();
+        }
+    }
+
+    /// The connection is gone and will not deliver anything more: what has no answer is sent again.
+    pub fn disconnected(&mut self, route: Route) {
+        self.link(route, false);
+        if let Some(lane) = self.lane(route) {
+            lane.disconnected();
+        }
+    }
+
+    /// What became of an envelope. An answer to one of an earlier connection is ignored.
+    pub fn answered(&mut self, route: Route, token: u64, answer: Answer, now: Instant) {
+        match &answer {
+            Answer::Taken => {}
+            // The store logs and counts the loss when it makes the gap.
+            Answer::Refused(reason) => tracing::debug!(?route, reason, "a record was refused"),
+            Answer::Again { reason, .. } => {
+                self.metrics.forward_errors.inc();
+                // All that was under way fails together; one line is enough.
+                if self.lane(route).is_some_and(|lane| !lane.paused(now)) {
+                    tracing::warn!(?route, reason, "a record was not taken and is sent again");
+                }
+            }
+        }
+        if route == Route::Upstream && self.upstream_kind() == Some(UpstreamKind::Webhook) {
+            self.link(route, !matches!(answer, Answer::Again { .. }));
+        }
+        if let Some(stream) = self.lane(route).and_then(|lane| lane.answered(token, answer, now)) {
+            self.metrics.forwarded[stream as usize].inc();
+        }
+    }
+
+    /// The connection had no room for the envelope. It is sent again after the next answer on that route, or
+    /// [`Self::writable`].
+    pub fn returned(&mut self, route: Route, token: u64) {
+        if let Some(lane) = self.lane(route) {
+            lane.returned(token);
+        }
+    }
+
+    pub fn writable(&mut self, route: Route) {
+        if let Some(lane) = self.lane(route) {
+            lane.writable();
+        }
+    }
+
+    /// The next thing to do, until `None`. Feed all events at hand first: that makes fewer requests to the store.
+    pub fn poll(&mut self, now: Instant) -> Option<Action> {
+        let step = |route, step| match step {
+            Step::Send { token, envelope } => Action::Send { route, token, envelope },
+            Step::Store(request) => Action::Store(request),
+        };
+        if let Some(local) = self.local.poll(now) {
+            return Some(step(Route::Local, local));
+        }
+        self.upstream.as_mut()?.poll(now).map(|upstream| step(Route::Upstream, upstream))
+    }
+
+    /// When to poll again although nothing happened.
+    pub fn wake_at(&self) -> Option<Instant> {
+        [self.local.wake_at(), self.upstream.as_ref().and_then(Lane::wake_at)].into_iter().flatten().min()
+    }
+
+    /// Whether everything that was committed has been taken by its receiver.
+    pub fn is_empty(&self) -> bool {
+        self.local.is_empty() && self.upstream.as_ref().is_none_or(Lane::is_empty)
+    }
+
+    fn upstream_kind(&self) -> Option<UpstreamKind> {
+        self.settings.upstream.as_ref().map(|upstream| upstream.kind)
+    }
+
+    fn link(&self, route: Route, connected: bool) {
+        match route {
+            Route::Local => self.metrics.broker.set(connected),
+            Route::Upstream => self.metrics.upstream.set(connected),
+        }
+    }
+
+    fn lane(&mut self, route: Route) -> Option<&mut Lane> {
+        match route {
+            Route::Local => Some(&mut self.local),
+            Route::Upstream => self.upstream.as_mut(),
+        }
+    }
+
+    fn lane_of(&mut self, stream: Stream) -> Option<&mut Lane> {
+        match stream {
+            Stream::Local => Some(&mut self.local),
+            Stream::Alert | Stream::Data => self.upstream.as_mut(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

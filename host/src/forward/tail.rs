@@ -1,0 +1,229 @@
+//! The end of one stream: committed records that its receiver has not taken yet, in a window of bounded size.
+//!
+//! ```text
+//! gone ≤ watermark < [ done, sent, waiting … ] ≤ held < … only on disk … ≤ last
+//!                    └──────── window ───────┘
+//! ```
+//!
+//! While the window holds everything up to `last`, new records come straight from their commit and the disk is never
+//! read. A window that is full falls behind; what it missed is loaded from the store in order.
+//!
+//! The watermark never passes a record that is neither delivered nor refused. It follows the order of ids, although
+//! receivers may answer in any order.
+
+use std::collections::VecDeque;
+
+use crate::store::Stored;
+
+/// What a window may hold. A record larger than `bytes` is held alone.
+#[derive(Clone, Copy, Debug)]
+pub struct Window {
+    pub records: usize,
+    pub bytes: usize,
+}
+
+/// Memory of a held record beside its strings and payload: the slot itself and allocators' rounding.
+const SLOT_BYTES: usize = 192;
+
+#[derive(Debug)]
+pub struct Tail {
+    window: Window,
+    /// In order of ids. The front is not done.
+    slots: VecDeque<Slot>,
+    /// Slots before this one are not waiting.
+    cursor: usize,
+    /// Size of the slots that still have their record.
+    bytes: usize,
+    watermark: u64,
+    /// Everything up to this id was held at some time, or is gone.
+    held: u64,
+    /// The last id known to be committed.
+    last: u64,
+    loading: bool,
+    /// Answers that may still come from before the store was reopened. They begin elsewhere than the window ends.
+    stale_loads: u32,
+}
+
+#[derive(Debug)]
+struct Slot {
+    id: u64,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    Waiting(Stored),
+    Sent(Stored),
+    Done,
+}
+
+/// What to ask of the store: records after this id, up to about so many bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Load {
+    pub after: u64,
+    pub max_bytes: usize,
+}
+
+impl Tail {
+    /// As the store was opened: everything up to `delivered` is gone, `last` is the last id given.
+    pub fn new(window: Window, delivered: u64, last: u64) -> Self {
+        Self {
+            window,
+            slots: VecDeque::new(),
+            cursor: 0,
+            bytes: 0,
+            watermark: delivered,
+            held: delivered,
+            last: last.max(delivered),
+            loading: false,
+            stale_loads: 0,
+        }
+    }
+
+    /// Records that were just committed, in order. Those that do not fit are loaded later.
+    pub fn committed(&mut self, stored: Stored) {
+        if stored.id <= self.last {
+            return;
+        }
+        let gapless = self.held == self.last;
+        self.last = stored.id;
+        if gapless && self.fits(&stored) {
+            self.hold(stored);
+        }
+    }
+
+    /// The answer to a [`Load`]. `end`: the store had nothing after these.
+    pub fn loaded(&mut self, stored: Vec<Stored>, end: bool) {
+        self.loading = false;
+        if self.stale_loads > 0 {
+            // Perhaps it is none of them: then it is asked for once more.
+            self.stale_loads -= 1;
+            return;
+        }
+        for stored in stored {
+            if stored.id <= self.held {
+                continue;
+            }
+            // The store's bound is in whole rows and may exceed what was asked.
+            if !self.fits(&stored) {
+                self.last = self.last.max(stored.id);
+                return;
+            }
+            self.hold(stored);
+        }
+        self.last = self.last.max(self.held);
+        if end {
+            // Commits that were announced before this answer are part of it: what is missing was dropped.
+            self.held = self.last;
+        }
+    }
+
+    /// What must be read from disk, when the window has room for a good part of it. Asked for once.
+    pub fn load(&mut self) -> Option<Load> {
+        let roomy = self.slots.len() <= self.window.records / 2 && self.bytes <= self.window.bytes / 2;
+        if self.loading || self.held >= self.last || !roomy {
+            return None;
+        }
+        self.loading = true;
+        Some(Load { after: self.held, max_bytes: self.window.bytes - self.bytes })
+    }
+
+    /// Marks the next record as sent and returns it. `None`: nothing waits in memory.
+    pub fn next(&mut self) -> Option<&Stored> {
+        while let Some(slot) = self.slots.get(self.cursor) {
+            if matches!(slot.state, State::Waiting(_)) {
+                break;
+            }
+            self.cursor += 1;
+        }
+        let slot = self.slots.get_mut(self.cursor)?;
+        self.cursor += 1;
+        if let State::Waiting(stored) = std::mem::replace(&mut slot.state, State::Done) {
+            slot.state = State::Sent(stored);
+        }
+        match &slot.state {
+            State::Sent(stored) => Some(stored),
+            State::Waiting(_) | State::Done => None,
+        }
+    }
+
+    /// The receiver has taken the record, or will never take it. Returns the watermark when it moved.
+    pub fn done(&mut self, id: u64) -> Option<u64> {
+        let index = self.find(id)?;
+        let slot = &mut self.slots[index];
+        if let State::Waiting(stored) | State::Sent(stored) = std::mem::replace(&mut slot.state, State::Done) {
+            self.bytes -= weight(&stored);
+        }
+        let before = self.watermark;
+        while let Some(Slot { id, state: State::Done }) = self.slots.front() {
+            self.watermark = *id;
+            self.slots.pop_front();
+            self.cursor = self.cursor.saturating_sub(1);
+        }
+        (self.watermark > before).then_some(self.watermark)
+    }
+
+    /// The record was not taken this time. It is sent again before anything that was not sent yet.
+    pub fn again(&mut self, id: u64) {
+        let Some(index) = self.find(id) else { return };
+        self.wait_again(index);
+        self.cursor = self.cursor.min(index);
+    }
+
+    /// The connection broke: everything that was sent without an answer is sent again, in order.
+    pub fn rewind(&mut self) {
+        for index in 0..self.slots.len() {
+            self.wait_again(index);
+        }
+        self.cursor = 0;
+    }
+
+    /// The store was reopened: begin again as if it had just been opened. Requests from before were discarded, and which
+    /// refusals are among them is not known, so what is not gone is sent again.
+    pub fn reopened(&mut self, delivered: u64, last: u64) {
+        let stale_loads = self.stale_loads + u32::from(self.loading);
+        *self = Self { stale_loads, ..Self::new(self.window, delivered, last) };
+    }
+
+    /// Whether something waits to be sent, in memory or on disk.
+    pub fn waits(&self) -> bool {
+        self.held < self.last || self.slots.range(self.cursor..).any(|slot| matches!(slot.state, State::Waiting(_)))
+    }
+
+    /// Whether every record that was ever committed is done.
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty() && self.held >= self.last
+    }
+
+    fn fits(&self, stored: &Stored) -> bool {
+        self.slots.is_empty()
+            || self.slots.len() < self.window.records && self.bytes + weight(stored) <= self.window.bytes
+    }
+
+    fn hold(&mut self, stored: Stored) {
+        self.held = stored.id;
+        self.bytes += weight(&stored);
+        self.slots.push_back(Slot { id: stored.id, state: State::Waiting(stored) });
+    }
+
+    fn find(&self, id: u64) -> Option<usize> {
+        self.slots.binary_search_by_key(&id, |slot| slot.id).ok()
+    }
+
+    fn wait_again(&mut self, index: usize) {
+        let state = &mut self.slots[index].state;
+        *state = match std::mem::replace(state, State::Done) {
+            State::Sent(stored) => State::Waiting(stored),
+            state => state,
+        };
+    }
+}
+
+fn weight(stored: &Stored) -> usize {
+    let record = &stored.record;
+    SLOT_BYTES + record.payload.len() + record.topic.len() + record.content_type.as_ref().map_or(0, |kind| kind.len())
+}
+
+#[cfg(test)]
+#[path = "tail_tests.rs"]
+mod tests;

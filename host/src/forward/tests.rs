@@ -1,0 +1,137 @@
+//! The forwarder between a store and two receivers that are played by the test.
+
+use super::*;
+use crate::store::Record;
+
+fn settings(upstream: Option<UpstreamKind>) -> Settings {
+    let upstream = upstream.map(|kind| Upstream {
+        kind,
+        topic_prefix: None,
+        in_flight: if kind == UpstreamKind::Webhook { 1 } else { 8 },
+        backoff_max: Duration::from_secs(60),
+    });
+    Settings { node: "n".into(), local_in_flight: 8, upstream, seed: 1 }
+}
+
+fn forwarder(upstream: Option<UpstreamKind>) -> (Forwarder, Arc<Metrics>) {
+    let metrics = Arc::new(Metrics::new());
+    let recovered = Recovered { store_id: "s".into(), ..Recovered::default() };
+    (Forwarder::new(settings(upstream), &recovered, metrics.clone()), metrics)
+}
+
+fn stored(stream: Stream, id: u64) -> Stored {
+    let record = Record {
+        stream,
+        function: "f".into(),
+        topic: "t".into(),
+        payload: "{}".into(),
+        content_type: None,
+        retain: false,
+        hops: 1,
+        at_ms: 0,
+    };
+    Stored { id, record }
+}
+
+fn one_of_each() -> Vec<Stored> {
+    Stream::ALL.into_iter().map(|stream| stored(stream, 1)).collect()
+}
+
+/// What is sent now, by receiver and id.
+fn sent(forwarder: &mut Forwarder, now: Instant) -> Vec<(Route, u64, String)> {
+    let mut sent = Vec::new();
+    while let Some(action) = forwarder.poll(now) {
+        if let Action::Send { route, token, envelope } = action {
+            sent.push((route, token, envelope.property("id").unwrap().to_owned()));
+        }
+    }
+    sent
+}
+
+#[test]
+fn each_stream_goes_to_its_receiver() {
+    let now = Instant::now();
+    let (mut forwarder, metrics) = forwarder(Some(UpstreamKind::Mqtt));
+    forwarder.committed(one_of_each());
+    assert!(sent(&mut forwarder, now).is_empty(), "nobody is connected");
+    forwarder.connected(Route::Upstream);
+    let upstream = sent(&mut forwarder, now);
+    assert_eq!(upstream.iter().map(|(_, _, id)| &**id).collect::<Vec<_>>(), ["s-a-1", "s-d-1"]);
+    forwarder.connected(Route::Local);
+    let local = sent(&mut forwarder, now);
+    assert_eq!(local.iter().map(|(_, _, id)| &**id).collect::<Vec<_>>(), ["s-l-1"]);
+    for (route, token, _) in upstream.into_iter().chain(local) {
+        assert!(!forwarder.is_empty());
+        forwarder.answered(route, token, Answer::Taken, now);
+    }
+    assert!(forwarder.is_empty());
+    assert_eq!(metrics.forwarded.each_ref().map(|counter| counter.get()), [1, 1, 1]);
+    assert_eq!((metrics.broker.connected(), metrics.upstream.connected()), (Some(true), Some(true)));
+}
+
+#[test]
+fn without_an_upstream_its_records_stay_in_the_store() {
+    let now = Instant::now();
+    let (mut forwarder, metrics) = forwarder(None);
+    forwarder.connected(Route::Local);
+    forwarder.committed(one_of_each());
+    assert_eq!(sent(&mut forwarder, now).len(), 1);
+    assert_eq!(metrics.upstream.connected(), None);
+}
+
+#[test]
+fn one_receiver_away_does_not_hold_up_the_other() {
+    let now = Instant::now();
+    let (mut forwarder, _) = forwarder(Some(UpstreamKind::Mqtt));
+    forwarder.connected(Route::Local);
+    forwarder.connected(Route::Upstream);
+    forwarder.disconnected(Route::Upstream);
+    forwarder.committed(one_of_each());
+    let local = sent(&mut forwarder, now);
+    assert_eq!(local.len(), 1);
+    assert_eq!(local[0].0, Route::Local);
+}
+
+#[test]
+fn a_webhook_is_called_at_once_and_one_record_at_a_time() {
+    let now = Instant::now();
+    let (mut forwarder, metrics) = forwarder(Some(UpstreamKind::Webhook));
+    forwarder.committed((1..=2).map(|id| stored(Stream::Data, id)).collect());
+    let first = sent(&mut forwarder, now);
+    assert_eq!(first.len(), 1);
+    let again = Answer::Again { reason: "connection refused".into(), after: None };
+    forwarder.answered(Route::Upstream, first[0].1, again, now);
+    assert_eq!(metrics.upstream.connected(), Some(false));
+    assert_eq!(metrics.forward_errors.get(), 1);
+    assert!(sent(&mut forwarder, now).is_empty());
+    let later = forwarder.wake_at().unwrap();
+    let again = sent(&mut forwarder, later);
+    assert_eq!(again[0].2, "s-d-1", "a later record does not overtake");
+    forwarder.answered(Route::Upstream, again[0].1, Answer::Taken, now);
+    assert_eq!(metrics.upstream.connected(), Some(true));
+}
+
+#[test]
+fn a_webhook_never_overlaps_calls_and_mqtt_fills_its_window() {
+    let config = |url: &str| config::Upstream { url: url.into(), ..config::Upstream::default() };
+    assert_eq!(Upstream::new(&config("https://example.org/in")).in_flight, 1);
+    let mqtt = Upstream::new(&config("mqtts://example.org"));
+    assert_eq!((mqtt.kind, mqtt.in_flight), (UpstreamKind::Mqtt, 64));
+}
+
+#[test]
+fn after_a_new_file_ids_are_of_the_new_file() {
+    let now = Instant::now();
+    let (mut forwarder, _) = forwarder(Some(UpstreamKind::Mqtt));
+    forwarder.connected(Route::Upstream);
+    forwarder.committed(vec![stored(Stream::Alert, 7)]);
+    let old = sent(&mut forwarder, now);
+    forwarder.reopened(&Recovered { store_id: "fresh".into(), ..Recovered::default() });
+    forwarder.committed(vec![stored(Stream::Alert, 1)]);
+    let new = sent(&mut forwarder, now);
+    assert_eq!(new[0].2, "fresh-a-1");
+    forwarder.answered(Route::Upstream, old[0].1, Answer::Taken, now);
+    assert!(!forwarder.is_empty(), "an answer for the old file does not count");
+    forwarder.answered(Route::Upstream, new[0].1, Answer::Taken, now);
+    assert!(forwarder.is_empty());
+}

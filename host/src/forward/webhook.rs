@@ -1,0 +1,235 @@
+//! Upstream over HTTP: one POST a record, in order, over a connection that is kept open.
+//!
+//! The payload goes as it is; what the record is stands in CloudEvents headers (HTTP binding 1.0.2, binary mode). Calls
+//! block, so they have a thread of their own, which answers through a channel of the caller.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::time::Duration;
+
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::sync::mpsc;
+use ureq::Agent;
+use ureq::http::{HeaderMap, StatusCode, Uri, header};
+use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
+
+use super::Envelope;
+use super::lane::Answer;
+use crate::config;
+
+/// What is read of an answer's body, for the connection to be usable again.
+const MAX_ANSWER_BYTES: u64 = 64 << 10;
+
+#[derive(Debug, thiserror::Error)]
+pub enum WebhookError {
+    #[error("`upstream.url` {url:?} is no http:// or https:// address")]
+    Url { url: String },
+    #[error("cannot read `upstream.{key}` {}: {source}", path.display())]
+    Read { key: &'static str, path: PathBuf, source: io::Error },
+    #[error("`upstream.{key}` {} holds no {what} in PEM", path.display())]
+    Empty { key: &'static str, path: PathBuf, what: &'static str },
+    #[error("`upstream.cert_file` and `upstream.key_file` belong together: only one is set")]
+    HalfIdentity,
+    #[error("the certificate in {} cannot be used with its key: {source}", path.display())]
+    Identity { path: PathBuf, source: rustls::Error },
+    #[error("the system has no trusted roots (install `ca-certificates`, or set `upstream.ca_file`)")]
+    NoRoots,
+    #[error("cannot start the thread for webhook calls: {0}")]
+    Spawn(#[from] io::Error),
+}
+
+/// The thread that calls. It ends when this is dropped, after the call that is under way.
+#[derive(Debug)]
+pub struct Webhook {
+    calls: SyncSender<(u64, Envelope)>,
+}
+
+/// The call before is not finished.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Full;
+
+impl Webhook {
+    /// Answers come as `(token, answer)`.
+    pub fn spawn(config: &config::Upstream, answers: mpsc::Sender<(u64, Answer)>) -> Result<Self, WebhookError> {
+        let caller = Caller::new(config)?;
+        // The forwarder has one record under way; the next is not accepted before its answer.
+        let (calls, receiver) = sync_channel(1);
+        std::thread::Builder::new().name("webhook".into()).spawn(move || caller.run(&receiver, &answers))?;
+        Ok(Self { calls })
+    }
+
+    pub fn post(&self, token: u64, envelope: Envelope) -> Result<(), Full> {
+        match self.calls.try_send((token, envelope)) {
+            Ok(()) => Ok(()),
+            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => Err(Full),
+        }
+    }
+}
+
+struct Caller {
+    agent: Agent,
+    url: Uri,
+    authorization_file: Option<PathBuf>,
+}
+
+impl Caller {
+    fn new(config: &config::Upstream) -> Result<Self, WebhookError> {
+        let wrong = || WebhookError::Url { url: config.url.clone() };
+        let url: Uri = config.url.parse().map_err(|_| wrong())?;
+        let tls = match url.scheme_str() {
+            Some("http") => TlsConfig::builder().root_certs(RootCerts::new_with_certs(&[])).build(),
+            Some("https") => tls(config)?,
+            _ => return Err(wrong()),
+        };
+        let agent = Agent::config_builder()
+            .user_agent(concat!("sedge/", env!("CARGO_PKG_VERSION")))
+            .timeout_global(Some(Duration::from_secs(config.timeout_secs.get().into())))
+            .http_status_as_error(false)
+            // A redirected POST becomes a GET, which would look like success.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .tls_config(tls)
+            .build()
+            .new_agent();
+        let caller = Self { agent, url, authorization_file: config.authorization_file.clone() };
+        // A file that cannot be read is told at start; one that vanishes later is waited for.
+        caller.authorization()?;
+        Ok(caller)
+    }
+
+    fn run(&self, calls: &Receiver<(u64, Envelope)>, answers: &mpsc::Sender<(u64, Answer)>) {
+        while let Ok((token, envelope)) = calls.recv() {
+            let answer = self.call(&envelope);
+            if answers.blocking_send((token, answer)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn call(&self, envelope: &Envelope) -> Answer {
+        let again = |reason: String| Answer::Again { reason, after: None };
+        let authorization = match self.authorization() {
+            Ok(authorization) => authorization,
+            Err(error) => return again(error.to_string()),
+        };
+        let content_type = envelope.content_type.as_deref().unwrap_or("application/octet-stream");
+        let mut request = self.agent.post(&self.url).header(header::CONTENT_TYPE, content_type);
+        for (name, value) in &envelope.properties {
+            request = request.header(format!("ce-{name}"), encoded(value));
+        }
+        request = request.header("ce-subject", encoded(&envelope.topic));
+        if let Some(authorization) = authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
+        match request.send(&envelope.payload[..]) {
+            Ok(mut response) => {
+                let answer = judge(response.status(), response.headers());
+                let _ = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_vec();
+                answer
+            }
+            Err(error) => again(error.to_string()),
+        }
+    }
+
+    /// Read for each call: tokens are renewed by replacing the file.
+    fn authorization(&self) -> Result<Option<String>, WebhookError> {
+        let Some(path) = &self.authorization_file else { return Ok(None) };
+        let key = "authorization_file";
+        let text =
+            std::fs::read_to_string(path).map_err(|source| WebhookError::Read { key, path: path.clone(), source })?;
+        match text.trim() {
+            "" => Err(WebhookError::Empty { key, path: path.clone(), what: "header value" }),
+            value => Ok(Some(value.to_owned())),
+        }
+    }
+}
+
+/// What an answer means for the record. Everything that a person can mend without touching the record is worth
+/// repeating; what the receiver says about the record itself is final.
+fn judge(status: StatusCode, headers: &HeaderMap) -> Answer {
+    let code = status.as_u16();
+    match code {
+        200..=299 => Answer::Taken,
+        // Not there, not allowed, moved: the address or the key is wrong, not the record.
+        300..=399 | 401 | 403 | 404 | 407 | 408 | 425 | 429 | 500..=599 => {
+            // A date (the other form) would need a clock that is right.
+            let after = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+            Answer::Again { reason: format!("the receiver answered {status}"), after: after.map(Duration::from_secs) }
+        }
+        _ => Answer::Refused(format!("http-{code}").into()),
+    }
+}
+
+/// Header values of CloudEvents: printable ASCII but space, quote and percent as it is, the rest percent-encoded UTF-8.
+fn encoded(value: &str) -> String {
+    let mut header = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        match byte {
+            b'"' | b'%' => header.push_str(&format!("%{byte:02X}")),
+            0x21..=0x7e => header.push(byte.into()),
+            _ => header.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    header
+}
+
+fn tls(config: &config::Upstream) -> Result<TlsConfig, WebhookError> {
+    let provider = Arc::new(ring::default_provider());
+    let roots = match &config.ca_file {
+        Some(path) => certificates("ca_file", path)?,
+        None => rustls_native_certs::load_native_certs().certs,
+    };
+    if roots.is_empty() {
+        return Err(WebhookError::NoRoots);
+    }
+    let client = match (&config.cert_file, &config.key_file) {
+        (Some(cert), Some(key)) => Some(identity(cert, key, &provider)?),
+        (None, None) => None,
+        _ => return Err(WebhookError::HalfIdentity),
+    };
+    Ok(TlsConfig::builder()
+        .root_certs(RootCerts::new_with_certs(&for_ureq(&roots)))
+        .client_cert(client)
+        .unversioned_rustls_crypto_provider(provider)
+        .build())
+}
+
+fn for_ureq(certificates: &[CertificateDer<'_>]) -> Vec<Certificate<'static>> {
+    certificates.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect()
+}
+
+fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, WebhookError> {
+    std::fs::read(path).map_err(|source| WebhookError::Read { key, path: path.into(), source })
+}
+
+fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, WebhookError> {
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&read(key, path)?).filter_map(Result::ok).collect();
+    if certificates.is_empty() {
+        return Err(WebhookError::Empty { key, path: path.into(), what: "certificate" });
+    }
+    Ok(certificates)
+}
+
+/// Checked here: the HTTP client takes a pair that does not fit for a bug and panics when it first connects.
+fn identity(cert: &Path, key: &Path, provider: &Arc<CryptoProvider>) -> Result<ClientCert, WebhookError> {
+    let chain = certificates("cert_file", cert)?;
+    let text = read("key_file", key)?;
+    let (Ok(for_check), Ok(private)) = (PrivateKeyDer::from_pem_slice(&text), PrivateKey::from_pem(&text)) else {
+        return Err(WebhookError::Empty { key: "key_file", path: key.into(), what: "private key" });
+    };
+    let builder = rustls::ClientConfig::builder_with_provider(provider.clone());
+    let check = builder.with_safe_default_protocol_versions().and_then(|builder| {
+        let builder = builder.with_root_certificates(rustls::RootCertStore::empty());
+        builder.with_client_auth_cert(chain.clone(), for_check)
+    });
+    check.map_err(|source| WebhookError::Identity { path: cert.into(), source })?;
+    Ok(ClientCert::new_with_certs(&for_ureq(&chain), private))
+}
+
+#[cfg(test)]
+#[path = "webhook_tests.rs"]
+mod tests;

@@ -1,0 +1,894 @@
+//! The spine: what happens to a message, from delivery to acknowledgement.
+//!
+//! ```text
+//! delivery ─▶ seen before? ─▶ route ─▶ jobs ─▶ outcomes ─▶ one commit ─▶ acknowledge, forward
+//!                 │ yes          │ nobody          │ the one match of failure policy
+//!                 └──────────────┴─────────────────┴─▶ acknowledge in turn
+//! ```
+//!
+//! One thread, no locks: broker, workers and store each queue events, the loop takes them in turn, and everything that
+//! came of one turn is sent in one batch. Nothing here waits for a disk, a socket or a function.
+
+mod parking;
+mod quarantine;
+mod record;
+mod window;
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{Hash as _, Hasher as _};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use siphasher::sip::SipHasher13;
+
+use crate::forward::HOPS;
+use crate::manifest::{Manifest, StateScope};
+use crate::message::{Digest, Failure, FailureCode, Message, Outcome, Scope, Usage, Verdict};
+use crate::mqtt::{AckToken, Delivery};
+use crate::router::{self, BadTopic, Route, Router};
+use crate::sandbox::LogLine;
+use crate::store::{self, Commit, DeadLetter, Fingerprint, Parked};
+use crate::telemetry::{FunctionMetrics, Metrics, OutputKind};
+use crate::worker::pool::{self, Pool, StateRequest};
+use crate::worker::protocol::{Job, JobScope};
+use parking::{Key, Parking};
+pub use quarantine::Settings as QuarantineSettings;
+use quarantine::{Change, Quarantine};
+use record::Folding;
+pub use record::Origin;
+pub use window::memory as window_memory;
+use window::{Seen, UnitId, Window};
+
+/// A publisher's own message id, honoured across reconnections and restarts.
+pub const ID_PROPERTY: &str = "id";
+
+/// A function as the spine knows it.
+pub struct Function {
+    pub manifest: Arc<Manifest>,
+    pub digest: Digest,
+    metrics: Arc<FunctionMetrics>,
+    quarantine: Quarantine,
+    next_tick: Option<Instant>,
+    tick_under_way: bool,
+    /// Said once, not for every message.
+    warned_without_upstream: bool,
+}
+
+/// What the configuration decides here.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub origin: Origin,
+    pub receive_maximum: u16,
+    pub max_payload_bytes: usize,
+    pub max_hops: u32,
+    pub retry_attempts: u32,
+    pub retry_max_delay: Duration,
+    pub parked_max_bytes: usize,
+    pub quarantine: quarantine::Settings,
+}
+
+/// A message on its way, until everything it caused is committed.
+struct Unit {
+    message: Message,
+    hops: u32,
+    from: From,
+    /// The same message once more, by the publisher's id: acknowledged together with this one.
+    copies: Vec<(u64, Fingerprint)>,
+    jobs_left: usize,
+    commit: Commit,
+    message_id: Option<Box<str>>,
+}
+
+#[derive(Clone)]
+enum From {
+    /// A QoS 1 delivery, with its place in the window.
+    Broker {
+        place: u64,
+        fingerprint: Fingerprint,
+    },
+    /// A QoS 0 delivery: nothing to acknowledge.
+    Unacknowledged,
+    Tick {
+        function: usize,
+    },
+    /// It waited in the store under this number.
+    Parked {
+        key: Key,
+    },
+}
+
+/// What a turn of the loop wants done by those who may do it.
+#[derive(Debug, Default)]
+pub struct Turn {
+    pub acknowledge: Vec<AckToken>,
+    pub requests: Vec<store::Request>,
+    /// Functions whose status changed.
+    pub changed: Vec<usize>,
+}
+
+/// Packed into a job's id: the unit and the function.
+fn token(unit: UnitId, function: usize) -> u64 {
+    (unit as u64) << 16 | function as u64
+}
+
+const fn untoken(token: u64) -> (UnitId, usize) {
+    ((token >> 16) as usize, (token & 0xffff) as usize)
+}
+
+/// Payload bytes under way above which nothing more is taken from the broker.
+const MAX_BYTES_IN_FLIGHT: usize = 16 << 20;
+/// Numbers of functions fit into a job's id.
+pub const MAX_FUNCTIONS: usize = 1 << 16;
+
+pub struct Pipeline {
+    settings: Settings,
+    functions: Vec<Function>,
+    router: Router,
+    pool: Pool,
+    metrics: Arc<Metrics>,
+    units: Vec<Option<Unit>>,
+    free: Vec<UnitId>,
+    window: Window,
+    parking: Parking,
+    folding: Folding,
+    message_ids: store::MessageIds,
+    message_ids_under_way: HashMap<Box<str>, UnitId>,
+    /// Committed with the next batch.
+    batch: Vec<Commit>,
+    /// Deliveries in `batch`, and those whose commits are under way, by the number of their batch.
+    batch_units: Vec<UnitId>,
+    committing: VecDeque<(u64, Vec<UnitId>)>,
+    sequence: u64,
+    /// State that waits in `units` for another job of the same message: not to be read from the store yet.
+    unsent_writes: HashMap<Scope, u32>,
+    postponed_loads: Vec<(StateRequest, Scope)>,
+    loads: HashMap<u64, StateRequest>,
+    next_load: u64,
+    bytes_in_flight: usize,
+    full: bool,
+    turn: Turn,
+    clock_synced: bool,
+}
+
+impl Pipeline {
+    pub fn new(
+        settings: Settings,
+        functions: Vec<(Arc<Manifest>, Digest)>,
+        router: Router,
+        pool: Pool,
+        metrics: Arc<Metrics>,
+        now: Instant,
+    ) -> Self {
+        let functions = functions
+            .into_iter()
+            .map(|(manifest, digest)| Function {
+                metrics: metrics.function(&manifest.name),
+                quarantine: Quarantine::new(settings.quarantine),
+                next_tick: manifest.every.map(|every| now + every),
+                tick_under_way: false,
+                warned_without_upstream: false,
+                manifest,
+                digest,
+            })
+            .collect();
+        Self {
+            window: Window::new(settings.receive_maximum, false, &[]),
+            settings,
+            functions,
+            router,
+            pool,
+            metrics,
+            units: Vec::new(),
+            free: Vec::new(),
+            parking: Parking::default(),
+            folding: Folding::default(),
+            message_ids: store::MessageIds::default(),
+            message_ids_under_way: HashMap::new(),
+            batch: Vec::new(),
+            batch_units: Vec::new(),
+            committing: VecDeque::new(),
+            sequence: 0,
+            unsent_writes: HashMap::new(),
+            postponed_loads: Vec::new(),
+            loads: HashMap::new(),
+            next_load: 0,
+            bytes_in_flight: 0,
+            full: false,
+            turn: Turn::default(),
+            clock_synced: false,
+        }
+    }
+
+    pub fn functions(&self) -> &[Function] {
+        &self.functions
+    }
+
+    pub fn pool(&mut self) -> &mut Pool {
+        &mut self.pool
+    }
+
+    pub fn router(&self) -> &Router {
+        &self.router
+    }
+
+    /// Nothing is under way: no job, no commit.
+    pub fn is_idle(&self) -> bool {
+        self.units.len() == self.free.len() && self.committing.is_empty()
+    }
+
+    /// Whether no more should be taken from the broker for now. Closes at twice Receive Maximum and opens again at half
+    /// of that, so that a broker that keeps to it never notices.
+    pub fn is_full(&mut self) -> bool {
+        let (count, most) = (self.units.len() - self.free.len(), 2 * usize::from(self.settings.receive_maximum));
+        let (bytes, most_bytes) = (self.bytes_in_flight, MAX_BYTES_IN_FLIGHT);
+        self.full =
+            if self.full { count > most / 2 || bytes > most_bytes / 2 } else { count >= most || bytes >= most_bytes };
+        self.full
+    }
+
+    /// Proven by the broker, worth remembering: see [`window`].
+    pub fn counts_upwards(&self) -> bool {
+        self.window.counts_upwards()
+    }
+
+    pub fn set_clock_synced(&mut self, synced: bool) {
+        self.clock_synced = synced;
+    }
+
+    /// Takes up what the store found when it was opened, or opened again.
+    pub fn restore(&mut self, recovered: store::Recovered, counts_upwards: bool, now: Instant, now_ms: u64) {
+        self.window = Window::new(self.settings.receive_maximum, counts_upwards, &recovered.window);
+        self.message_ids = recovered.message_ids;
+        self.parking = Parking::default();
+        self.unpark(recovered.parked, now, now_ms);
+    }
+
+    /// Jobs that the store holds: from before a restart, or put back by a person.
+    pub fn unpark(&mut self, parked: Vec<Parked>, now: Instant, now_ms: u64) {
+        for Parked { id, function, message, due_ms } in parked {
+            let Some(number) = self.functions.iter().position(|it| it.manifest.name == function) else {
+                let failure =
+                    Failure { code: FailureCode::Removed, detail: format!("{function} is not installed any more") };
+                let dead_letter = DeadLetter {
+                    function,
+                    version: "".into(),
+                    message,
+                    failure,
+                    usage: Usage::default(),
+                    at_ms: now_ms,
+                };
+                self.metrics.dead_letter(None, FailureCode::Removed);
+                self.batch.push(Commit { dead_letters: vec![dead_letter], unpark: vec![id], ..Commit::default() });
+                continue;
+            };
+            // The wall clock may have jumped while the board was off: never wait longer than a retry may.
+            let wait = Duration::from_millis(due_ms.saturating_sub(now_ms)).min(self.settings.retry_max_delay);
+            self.parking.restore(self.key(number, &message), id, message, now + wait);
+        }
+    }
+
+    // ---- delivered ----
+
+    pub fn deliver(&mut self, delivery: Delivery, now: Instant, now_ms: u64) {
+        self.metrics.received.inc();
+        let fingerprint = delivery.ack.map(|ack| fingerprint(ack.packet_id, &delivery));
+        let mut from = From::Unacknowledged;
+        if let (Some(ack), Some(fingerprint)) = (delivery.ack, fingerprint) {
+            match self.window.receive(ack, fingerprint, delivery.dup) {
+                Seen::New { place } => from = From::Broker { place, fingerprint },
+                Seen::Done => {
+                    self.metrics.redelivered.inc();
+                    return;
+                }
+                Seen::UnderWay { unit, place } => {
+                    self.metrics.redelivered.inc();
+                    if let Some(Some(unit)) = self.units.get_mut(unit) {
+                        unit.from = From::Broker { place, fingerprint };
+                    }
+                    return;
+                }
+            }
+        }
+        let route = self.router.route(&delivery.topic);
+        let functions: Vec<usize> =
+            route.as_ref().map_or_else(|_| Vec::new(), |route| route.functions(&delivery.subscriptions).collect());
+        let hops = hops(&delivery);
+        let message_id = delivery
+            .properties
+            .iter()
+            .find(|(name, _)| name == ID_PROPERTY)
+            .map(|(_, value)| Box::<str>::from(value.as_str()));
+        if let Some(unit) = message_id.as_deref().and_then(|id| self.message_ids_under_way.get(id)) {
+            self.metrics.redelivered.inc();
+            if let (From::Broker { place, fingerprint }, Some(Some(unit))) = (from, self.units.get_mut(*unit)) {
+                unit.copies.push((place, fingerprint));
+            }
+            return;
+        }
+        let known = message_id.as_deref().is_some_and(|id| self.message_ids.contains(id));
+        let route = match route {
+            Ok(route) if !functions.is_empty() && !known => route,
+            other => {
+                if known {
+                    self.metrics.redelivered.inc();
+                } else {
+                    self.metrics.unrouted.inc();
+                }
+                if other == Err(BadTopic) {
+                    tracing::warn!("a message came with a topic that is none; it was acknowledged and dropped");
+                }
+                self.settle_without_effect(&from);
+                return;
+            }
+        };
+        let commit = Commit { delivery: fingerprint, message_id: message_id.clone(), ..Commit::default() };
+        let message = self.message(delivery, &route, now_ms);
+        let jobs_left = functions.len();
+        let unit =
+            self.insert(Unit { message_id: message_id.clone(), ..Unit::new(message, hops, from, jobs_left, commit) });
+        if let Some(id) = message_id {
+            self.message_ids_under_way.insert(id, unit);
+        }
+        if let Some(fingerprint) = fingerprint {
+            self.window.assign(fingerprint.packet_id, unit);
+        }
+        for function in functions {
+            self.start(unit, function, now, now_ms);
+        }
+    }
+
+    fn message(&self, delivery: Delivery, route: &Route, now_ms: u64) -> Message {
+        let Delivery { payload, content_type, properties, .. } = delivery;
+        Message {
+            topic: Arc::clone(&route.topic),
+            payload,
+            content_type: content_type.map(Into::into),
+            properties: properties.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            received_at_ms: now_ms,
+            clock_synced: self.clock_synced,
+            attempt: 1,
+        }
+    }
+
+    fn insert(&mut self, unit: Unit) -> UnitId {
+        self.bytes_in_flight += unit.message.payload.len();
+        match self.free.pop() {
+            Some(id) => {
+                self.units[id] = Some(unit);
+                id
+            }
+            None => {
+                self.units.push(Some(unit));
+                self.units.len() - 1
+            }
+        }
+    }
+
+    fn remove(&mut self, id: UnitId) -> Option<Unit> {
+        let unit = self.units.get_mut(id)?.take()?;
+        self.free.push(id);
+        self.bytes_in_flight -= unit.message.payload.len();
+        Some(unit)
+    }
+
+    // ---- invoked ----
+
+    /// Runs a function on a unit's message, unless something speaks against it beforehand.
+    fn start(&mut self, id: UnitId, function: usize, now: Instant, now_ms: u64) {
+        let Some(unit) = self.units[id].as_ref() else { return };
+        let refused = if unit.message.payload.len() > self.settings.max_payload_bytes {
+            let detail = format!(
+                "{} bytes, the limit is {} (mqtt.max_payload_bytes)",
+                unit.message.payload.len(),
+                self.settings.max_payload_bytes
+            );
+            Some(Failure { code: FailureCode::PayloadTooLarge, detail })
+        } else if unit.hops >= self.settings.max_hops {
+            let detail = format!("it went through {} functions (functions.max_hops)", unit.hops);
+            Some(Failure { code: FailureCode::TooManyHops, detail })
+        } else {
+            None
+        };
+        if let Some(failure) = refused {
+            self.fail(id, function, failure, Usage::default(), now_ms);
+            self.finish_job(id, now);
+            return;
+        }
+        let key = self.key(function, &unit.message);
+        let is_parked = matches!(unit.from, From::Parked { .. });
+        if !is_parked && self.parking.is_blocked(&key) {
+            self.park_behind(id, function, key, now_ms);
+            self.finish_job(id, now);
+            return;
+        }
+        if !self.functions[function].quarantine.admits(now) {
+            let detail = format!("{} is paused because it kept failing", self.functions[function].manifest.name);
+            let failure = Failure { code: FailureCode::Quarantined, detail };
+            self.fail(id, function, failure, Usage::default(), now_ms);
+            self.finish_job(id, now);
+            return;
+        }
+        let scope = match self.functions[function].manifest.state {
+            StateScope::None => JobScope::None,
+            StateScope::Topic => JobScope::Topic,
+            StateScope::Function => JobScope::Function,
+        };
+        let Some(unit) = self.units[id].as_ref() else { return };
+        let worker = match scope {
+            JobScope::Function => function % self.pool.len(),
+            _ => (router::hash(&unit.message.topic) % self.pool.len() as u64) as usize,
+        };
+        let job = Job { id: token(id, function), function: function as u32, scope, message: unit.message.clone() };
+        self.pool.submit(worker, job);
+    }
+
+    /// What is run one after the other.
+    fn key(&self, function: usize, message: &Message) -> Key {
+        match self.functions[function].manifest.state {
+            StateScope::Function => (function, None),
+            StateScope::None | StateScope::Topic => (function, Some(Arc::clone(&message.topic))),
+        }
+    }
+
+    pub fn worker_event(&mut self, event: pool::Event, now: Instant, now_ms: u64) {
+        match event {
+            pool::Event::Done { token, outcome, log, log_lines_dropped } => {
+                let (unit, function) = untoken(token);
+                self.write_log(function, &log, log_lines_dropped);
+                self.settle(unit, function, outcome, now, now_ms);
+            }
+            pool::Event::Crashed { token } => {
+                let (unit, function) = untoken(token);
+                let detail = "the worker process died twice while it ran this message".to_owned();
+                let outcome = Outcome {
+                    verdict: Verdict::Failed(Failure { code: FailureCode::WorkerCrashed, detail }),
+                    writes: Vec::new(),
+                    usage: Usage::default(),
+                };
+                self.settle(unit, function, outcome, now, now_ms);
+            }
+            pool::Event::NeedState { request, scope } => self.load_state(request, scope),
+            pool::Event::NotLoaded { function, error } => {
+                let name = self.functions.get(function as usize).map_or("?", |it| &it.manifest.name);
+                tracing::error!(
+                    function = name,
+                    error,
+                    "a worker could not load a function: its messages become dead letters"
+                );
+            }
+            pool::Event::Died { worker, status } => {
+                self.metrics.worker_restarts.inc();
+                tracing::warn!(worker, status, "a worker died; it is replaced and its messages run again");
+            }
+        }
+    }
+
+    /// The one place where an outcome decides what becomes of a message.
+    fn settle(&mut self, id: UnitId, number: usize, outcome: Outcome, now: Instant, now_ms: u64) {
+        let Some(Some(unit)) = self.units.get_mut(id) else { return };
+        let function = &mut self.functions[number];
+        let Outcome { verdict, writes, usage } = outcome;
+        function.metrics.ran(&usage);
+        let verdict = match verdict {
+            Verdict::Done(outputs) => {
+                let hops = unit.hops + 1;
+                let (manifest, origin) = (&function.manifest, &self.settings.origin);
+                record::record(outputs, number, manifest, &unit.message, hops, origin, &mut self.folding, now, now_ms)
+                    .map_or_else(Err, |recorded| Ok(Some(recorded)))
+            }
+            Verdict::Retry { after_ms, reason } => {
+                if unit.message.attempt > self.settings.retry_attempts {
+                    let detail = format!("{} attempts; the last asked for another: {reason}", unit.message.attempt);
+                    Err(Failure { code: FailureCode::RetriesExhausted, detail })
+                } else if self.parking.bytes() > self.settings.parked_max_bytes {
+                    let detail = format!("too much waits for a retry already (store.parked_max_bytes); {reason}");
+                    Err(Failure { code: FailureCode::RetriesExhausted, detail })
+                } else {
+                    function.metrics.retries.inc();
+                    let wait = Duration::from_millis(after_ms).min(self.settings.retry_max_delay);
+                    self.park_for_retry(id, number, wait, now, now_ms);
+                    self.finish_job(id, now);
+                    return;
+                }
+            }
+            Verdict::Failed(failure) => Err(failure),
+        };
+        match verdict {
+            Ok(recorded) => {
+                if let Some(recorded) = recorded {
+                    self.keep(id, number, recorded, writes);
+                }
+                if let Some(change) = self.functions[number].quarantine.succeeded() {
+                    self.quarantine_changed(number, change);
+                }
+            }
+            Err(failure) => {
+                // Saying no is a function's right; everything else counts against it.
+                let misbehaved = !matches!(failure.code, FailureCode::Rejected | FailureCode::RetriesExhausted);
+                self.fail(id, number, failure, usage, now_ms);
+                let change = if misbehaved {
+                    self.functions[number].quarantine.failed(now)
+                } else {
+                    self.functions[number].quarantine.succeeded()
+                };
+                if let Some(change) = change {
+                    self.quarantine_changed(number, change);
+                }
+            }
+        }
+        self.finish_job(id, now);
+    }
+
+    /// Keeps what a run that succeeded returned.
+    fn keep(&mut self, id: UnitId, number: usize, recorded: record::Recorded, writes: Vec<crate::message::StateWrite>) {
+        let Some(Some(unit)) = self.units.get_mut(id) else { return };
+        let function = &mut self.functions[number];
+        for (kind, count) in [
+            (OutputKind::Alert, recorded.alerts),
+            (OutputKind::Forward, recorded.forwards),
+            (OutputKind::Publish, recorded.publishes),
+        ] {
+            (0..count).for_each(|_| function.metrics.emitted(kind));
+        }
+        function.metrics.folded_alerts.add(recorded.folded.into());
+        if recorded.without_upstream > 0 {
+            self.metrics.dropped("no-upstream", recorded.without_upstream.into());
+            if !std::mem::replace(&mut function.warned_without_upstream, true) {
+                tracing::warn!(
+                    function = &*function.manifest.name,
+                    "outputs for upstream are dropped: the configuration has no [upstream]"
+                );
+            }
+        }
+        unit.commit.records.extend(recorded.records);
+        if !writes.is_empty() {
+            let topic = (function.manifest.state == StateScope::Topic).then(|| Arc::clone(&unit.message.topic));
+            let scope = Scope { function: Arc::clone(&function.manifest.name), topic };
+            if unit.jobs_left > 1 {
+                *self.unsent_writes.entry(scope.clone()).or_default() += 1;
+            }
+            unit.commit.state.push((scope, writes));
+        }
+    }
+
+    /// Makes the message a dead letter of this function.
+    fn fail(&mut self, id: UnitId, number: usize, failure: Failure, usage: Usage, now_ms: u64) {
+        let Some(Some(unit)) = self.units.get_mut(id) else { return };
+        let function = &self.functions[number];
+        self.metrics.dead_letter(Some(&function.metrics), failure.code);
+        tracing::debug!(
+            function = &*function.manifest.name,
+            topic = &*unit.message.topic,
+            reason = failure.code.as_str(),
+            detail = failure.detail,
+            "dead letter"
+        );
+        unit.commit.dead_letters.push(DeadLetter {
+            function: Arc::clone(&function.manifest.name),
+            version: Arc::clone(&function.manifest.version),
+            message: unit.message.clone(),
+            failure,
+            usage,
+            at_ms: now_ms,
+        });
+    }
+
+    fn quarantine_changed(&mut self, number: usize, change: Change) {
+        let function = &self.functions[number];
+        let name = &*function.manifest.name;
+        function.metrics.quarantined.set(matches!(change, Change::Paused(_)).into());
+        match change {
+            Change::Paused(pause) => {
+                tracing::error!(
+                    function = name,
+                    pause_secs = pause.as_secs(),
+                    "the function keeps failing and is paused"
+                );
+            }
+            Change::Released => tracing::info!(function = name, "the function works again"),
+        }
+        self.turn.changed.push(number);
+    }
+
+    fn write_log(&self, function: usize, log: &[LogLine], dropped: u32) {
+        if log.is_empty() && dropped == 0 {
+            return;
+        }
+        let name = self.functions.get(function).map_or("?", |it| &*it.manifest.name);
+        for LogLine { level, text } in log {
+            match *level {
+                tracing::Level::ERROR => tracing::error!(function = name, "{text}"),
+                tracing::Level::WARN => tracing::warn!(function = name, "{text}"),
+                tracing::Level::INFO => tracing::info!(function = name, "{text}"),
+                _ => tracing::debug!(function = name, "{text}"),
+            }
+        }
+        if dropped > 0 {
+            self.metrics.dropped("log-lines", dropped.into());
+        }
+    }
+
+    // ---- waiting for another run ----
+
+    fn park_for_retry(&mut self, id: UnitId, function: usize, wait: Duration, now: Instant, now_ms: u64) {
+        let Some(unit) = self.units[id].as_ref() else { return };
+        let mut message = unit.message.clone();
+        message.attempt += 1;
+        let due = now + wait;
+        match &unit.from {
+            From::Parked { key, .. } => {
+                let key = key.clone();
+                self.parking.finished(&key);
+                self.parking.park_again(key, message.clone(), due);
+            }
+            _ => self.parking.park(self.key(function, &unit.message), message.clone(), Some(due)),
+        }
+        let due_ms = now_ms + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        self.add_parked(id, function, message, due_ms);
+    }
+
+    /// The message waits behind one of its key that is to be run again.
+    fn park_behind(&mut self, id: UnitId, function: usize, key: Key, now_ms: u64) {
+        let Some(unit) = self.units[id].as_ref() else { return };
+        let message = unit.message.clone();
+        if self.parking.bytes() > self.settings.parked_max_bytes {
+            let detail = "too much waits for a retry already (store.parked_max_bytes)".to_owned();
+            let failure = Failure { code: FailureCode::RetriesExhausted, detail };
+            self.fail(id, function, failure, Usage::default(), now_ms);
+            return;
+        }
+        self.parking.park(key, message.clone(), None);
+        self.add_parked(id, function, message, 0);
+    }
+
+    fn add_parked(&mut self, id: UnitId, function: usize, message: Message, due_ms: u64) {
+        let function = Arc::clone(&self.functions[function].manifest.name);
+        if let Some(Some(unit)) = self.units.get_mut(id) {
+            unit.commit.park.push(Parked { id: 0, function, message, due_ms });
+        }
+    }
+
+    /// Starts what is due: parked jobs and timers.
+    pub fn start_due(&mut self, now: Instant, now_ms: u64) {
+        let mut due = Vec::new();
+        self.parking.start_due(now, |key, id, message| due.push((key.clone(), id, message.clone())));
+        for (key, parked, message) in due {
+            let function = key.0;
+            let hops = message.property(HOPS).and_then(|hops| hops.parse().ok()).unwrap_or(0);
+            let commit = Commit { unpark: vec![parked], ..Commit::default() };
+            let from = From::Parked { key };
+            let unit = self.insert(Unit::new(message, hops, from, 1, commit));
+            self.start(unit, function, now, now_ms);
+        }
+        for number in 0..self.functions.len() {
+            let function = &mut self.functions[number];
+            let (Some(every), Some(at)) = (function.manifest.every, function.next_tick) else { continue };
+            if at > now {
+                continue;
+            }
+            // A tick that was missed because the board slept, or the last one is still running, is not made up for.
+            function.next_tick = Some(if at + every > now { at + every } else { now + every });
+            if std::mem::replace(&mut function.tick_under_way, true) {
+                continue;
+            }
+            let message = Message {
+                topic: format!("$timer/{}", function.manifest.name).into(),
+                payload: Bytes::new(),
+                content_type: None,
+                properties: Vec::new(),
+                received_at_ms: now_ms,
+                clock_synced: self.clock_synced,
+                attempt: 1,
+            };
+            let from = From::Tick { function: number };
+            let unit = self.insert(Unit::new(message, 0, from, 1, Commit::default()));
+            self.start(unit, number, now, now_ms);
+        }
+    }
+
+    pub fn next_due(&self) -> Option<Instant> {
+        let ticks = self.functions.iter().filter_map(|function| function.next_tick);
+        ticks.chain(self.parking.next_due()).min()
+    }
+
+    // ---- state ----
+
+    /// Reads a scope's state from the store, once all that is known about it has been sent there.
+    fn load_state(&mut self, request: StateRequest, scope: Scope) {
+        if self.unsent_writes.contains_key(&scope) {
+            self.postponed_loads.push((request, scope));
+            return;
+        }
+        // What this turn has gathered may hold writes to the same scope: it goes first.
+        self.send_batch();
+        self.next_load += 1;
+        self.loads.insert(self.next_load, request);
+        self.turn.requests.push(store::Request::LoadState { token: self.next_load, scope });
+    }
+
+    pub fn state_loaded(&mut self, token: u64, entries: Vec<(Box<str>, Bytes)>) {
+        if let Some(request) = self.loads.remove(&token) {
+            self.pool.provide_state(request, entries);
+        }
+    }
+
+    // ---- recorded ----
+
+    /// One function is done with the unit; the last one sends it to be committed.
+    fn finish_job(&mut self, id: UnitId, _now: Instant) {
+        let Some(Some(unit)) = self.units.get_mut(id) else { return };
+        unit.jobs_left -= 1;
+        if unit.jobs_left > 0 {
+            return;
+        }
+        if let From::Parked { key, .. } = &unit.from {
+            let key = key.clone();
+            // One that asked for another run has taken its own place in front already.
+            if unit.commit.park.is_empty() {
+                self.parking.finished(&key);
+            }
+            self.parking.unblock(&key);
+        }
+        let Some(Some(unit)) = self.units.get_mut(id) else { return };
+        if let From::Tick { function } = unit.from {
+            self.functions[function].tick_under_way = false;
+        }
+        let commit = std::mem::take(&mut unit.commit);
+        let counted = matches!(unit.from, From::Broker { .. } | From::Unacknowledged);
+        if !commit.dead_letters.is_empty() {
+            self.metrics.dead_lettered.inc();
+        } else if counted {
+            self.metrics.recorded.inc();
+        }
+        for (scope, _) in &commit.state {
+            if let Some(count) = self.unsent_writes.get_mut(scope) {
+                *count -= 1;
+                if *count == 0 {
+                    self.unsent_writes.remove(scope);
+                }
+            }
+        }
+        if has_effect(&commit) {
+            self.batch.push(commit);
+            self.batch_units.push(id);
+        } else if let Some(unit) = self.remove(id) {
+            self.settle_without_effect(&unit.from);
+        }
+        if !self.postponed_loads.is_empty() {
+            for (request, scope) in std::mem::take(&mut self.postponed_loads) {
+                self.load_state(request, scope);
+            }
+        }
+    }
+
+    /// Nothing came of it, so there is nothing to make durable: it is done. Its fingerprint is written with the next
+    /// commit, so that it is not run again after one that came later.
+    fn settle_without_effect(&mut self, from: &From) {
+        if let From::Broker { place, fingerprint } = *from {
+            self.window.done(place, fingerprint);
+            self.batch.push(Commit { delivery: Some(fingerprint), ..Commit::default() });
+        }
+    }
+
+    fn send_batch(&mut self) {
+        // Fingerprints alone wait for company; the store's window is as long as ours, so no more are worth keeping.
+        if self.batch_units.is_empty() && !self.batch.iter().any(has_effect) {
+            let excess = self.batch.len().saturating_sub(self.settings.receive_maximum.into());
+            self.batch.drain(..excess);
+            return;
+        }
+        self.sequence += 1;
+        let commits = std::mem::take(&mut self.batch);
+        self.committing.push_back((self.sequence, std::mem::take(&mut self.batch_units)));
+        self.turn.requests.push(store::Request::Commit { seq: self.sequence, commits });
+    }
+
+    /// Everything up to this batch is on disk. Returns what was stored, for the forwarders.
+    pub fn committed(&mut self, sequence: u64, parked: &[Parked], now_ms: u64) {
+        for parked in parked {
+            self.parking.numbered(parked.id);
+        }
+        while self.committing.front().is_some_and(|(number, _)| *number <= sequence) {
+            let Some((_, units)) = self.committing.pop_front() else { break };
+            for id in units {
+                let Some(unit) = self.remove(id) else { continue };
+                let first = match unit.from {
+                    From::Broker { place, fingerprint } => Some((place, fingerprint)),
+                    _ => None,
+                };
+                for (place, fingerprint) in first.into_iter().chain(unit.copies) {
+                    self.window.done(place, fingerprint);
+                }
+                if let Some(id) = unit.message_id {
+                    self.message_ids_under_way.remove(&id);
+                    self.message_ids.insert(&id, now_ms / 1000);
+                }
+            }
+        }
+    }
+
+    // ---- acknowledged ----
+
+    /// Ends a turn of the loop: everything that came of it, to be carried out in this order.
+    pub fn end_turn(&mut self) -> Turn {
+        self.send_batch();
+        self.pool.flush();
+        while let Some(token) = self.window.release() {
+            self.metrics.acknowledged.inc();
+            self.turn.acknowledge.push(token);
+        }
+        self.metrics.in_flight.set((self.units.len() - self.free.len()) as u64);
+        std::mem::take(&mut self.turn)
+    }
+
+    // ---- when things break ----
+
+    pub fn disconnected(&mut self) {
+        self.window.disconnected();
+    }
+
+    pub fn session_lost(&mut self) {
+        self.window.session_lost();
+    }
+
+    /// The store failed: nothing that is not committed counts. The broker will send it again.
+    pub fn store_failed(&mut self) {
+        self.units.clear();
+        self.free.clear();
+        self.bytes_in_flight = 0;
+        self.batch.clear();
+        self.batch_units.clear();
+        self.committing.clear();
+        self.unsent_writes.clear();
+        self.postponed_loads.clear();
+        self.loads.clear();
+        self.message_ids_under_way.clear();
+        self.parking = Parking::default();
+        self.folding.forget();
+        self.window.disconnected();
+        self.pool.reset();
+        self.turn = Turn::default();
+        for function in &mut self.functions {
+            function.tick_under_way = false;
+        }
+    }
+}
+
+impl Unit {
+    fn new(message: Message, hops: u32, from: From, jobs_left: usize, commit: Commit) -> Self {
+        Self { message, hops, from, copies: Vec::new(), jobs_left, commit, message_id: None }
+    }
+}
+
+impl Function {
+    pub fn is_quarantined(&self) -> bool {
+        self.quarantine.is_paused()
+    }
+
+    pub fn metrics(&self) -> &FunctionMetrics {
+        &self.metrics
+    }
+}
+
+fn has_effect(commit: &Commit) -> bool {
+    !commit.records.is_empty()
+        || !commit.state.is_empty()
+        || !commit.dead_letters.is_empty()
+        || !commit.park.is_empty()
+        || !commit.unpark.is_empty()
+        || commit.message_id.is_some()
+}
+
+fn hops(delivery: &Delivery) -> u32 {
+    delivery.properties.iter().find(|(name, _)| name == HOPS).and_then(|(_, hops)| hops.parse().ok()).unwrap_or(0)
+}
+
+fn fingerprint(packet_id: u16, delivery: &Delivery) -> Fingerprint {
+    let mut hasher = SipHasher13::new();
+    delivery.topic.hash(&mut hasher);
+    delivery.payload.hash(&mut hasher);
+    delivery.properties.hash(&mut hasher);
+    delivery.content_type.hash(&mut hasher);
+    Fingerprint { packet_id, digest: hasher.finish() }
+}

@@ -1,0 +1,180 @@
+//! Jobs that wait in the store: those that asked to be run again later, and those of the same key behind them, so that
+//! the order within a key holds. Their deliveries are acknowledged; the store has them.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use crate::message::Message;
+
+/// What is run in order: a function, or a function on one topic.
+pub type Key = (usize, Option<Arc<str>>);
+
+#[derive(Debug)]
+pub struct Waiting {
+    /// The store's number. `None` until the commit that parks it is on disk.
+    pub id: Option<u64>,
+    pub message: Message,
+    /// `None`: as soon as what is in front of it is done.
+    pub due: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+pub struct Parking {
+    queues: HashMap<Key, Queue>,
+    /// Keys of parked jobs whose numbers the store has not given yet, in the order of their commits.
+    unnumbered: VecDeque<Key>,
+    bytes: usize,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    jobs: VecDeque<Waiting>,
+    /// The first job is being run.
+    running: bool,
+}
+
+impl Parking {
+    pub fn is_blocked(&self, key: &Key) -> bool {
+        self.queues.contains_key(key)
+    }
+
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// A job that a commit under way parks, at the end of its key's queue.
+    pub fn park(&mut self, key: Key, message: Message, due: Option<Instant>) {
+        self.unnumbered.push_back(key.clone());
+        self.add(key, Waiting { id: None, message, due });
+    }
+
+    /// The first job of a key asked to be run yet again.
+    pub fn park_again(&mut self, key: Key, message: Message, due: Instant) {
+        self.unnumbered.push_back(key.clone());
+        self.bytes += size(&message);
+        let queue = self.queues.entry(key).or_default();
+        queue.running = false;
+        queue.jobs.push_front(Waiting { id: None, message, due: Some(due) });
+    }
+
+    /// A job that is in the store already.
+    pub fn restore(&mut self, key: Key, id: u64, message: Message, due: Instant) {
+        self.add(key, Waiting { id: Some(id), message, due: Some(due) });
+    }
+
+    fn add(&mut self, key: Key, waiting: Waiting) {
+        self.bytes += size(&waiting.message);
+        self.queues.entry(key).or_default().jobs.push_back(waiting);
+    }
+
+    /// The store gave the oldest unnumbered job its number.
+    pub fn numbered(&mut self, id: u64) {
+        let Some(key) = self.unnumbered.pop_front() else { return };
+        let jobs = self.queues.get_mut(&key).map(|queue| &mut queue.jobs);
+        if let Some(job) = jobs.and_then(|jobs| jobs.iter_mut().find(|job| job.id.is_none())) {
+            job.id = Some(id);
+        }
+    }
+
+    /// Starts every job whose turn it is.
+    pub fn start_due(&mut self, now: Instant, mut start: impl FnMut(&Key, u64, &Message)) {
+        for (key, queue) in &mut self.queues {
+            if queue.running {
+                continue;
+            }
+            if let Some(Waiting { id: Some(id), message, due }) = queue.jobs.front()
+                && due.is_none_or(|due| due <= now)
+            {
+                queue.running = true;
+                start(key, *id, message);
+            }
+        }
+    }
+
+    /// When the next job is due, if it waits for time alone.
+    pub fn next_due(&self) -> Option<Instant> {
+        self.queues
+            .values()
+            .filter(|queue| !queue.running)
+            .filter_map(|queue| queue.jobs.front().filter(|job| job.id.is_some())?.due)
+            .min()
+    }
+
+    /// The job that runs for this key has ended, or is parked anew by the same commit.
+    pub fn finished(&mut self, key: &Key) {
+        let Some(queue) = self.queues.get_mut(key) else { return };
+        queue.running = false;
+        if let Some(done) = queue.jobs.pop_front() {
+            self.bytes -= size(&done.message);
+        }
+    }
+
+    /// Lets a key go whose queue is empty. Apart from [`Parking::finished`], because a job that is parked again must
+    /// find its place in front.
+    pub fn unblock(&mut self, key: &Key) {
+        if self.queues.get(key).is_some_and(|queue| queue.jobs.is_empty()) {
+            self.queues.remove(key);
+        }
+    }
+}
+
+fn size(message: &Message) -> usize {
+    message.topic.len() + message.payload.len() + 64
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn message(text: &str) -> Message {
+        Message {
+            topic: "t".into(),
+            payload: Bytes::copy_from_slice(text.as_bytes()),
+            content_type: None,
+            properties: Vec::new(),
+            received_at_ms: 0,
+            clock_synced: true,
+            attempt: 1,
+        }
+    }
+
+    fn started(parking: &mut Parking, now: Instant) -> Vec<(u64, Bytes)> {
+        let mut started = Vec::new();
+        parking.start_due(now, |_, id, message| started.push((id, message.payload.clone())));
+        started
+    }
+
+    #[test]
+    fn a_key_waits_in_order_behind_its_retry() {
+        let now = Instant::now();
+        let later = now + std::time::Duration::from_secs(5);
+        let key: Key = (0, Some("t".into()));
+        let mut parking = Parking::default();
+        parking.park(key.clone(), message("a"), Some(later));
+        parking.park(key.clone(), message("b"), None);
+        assert!(parking.is_blocked(&key) && !parking.is_blocked(&(1, None)));
+        assert_eq!(started(&mut parking, later), [], "not before it is on disk");
+        parking.numbered(1);
+        parking.numbered(2);
+        assert_eq!(parking.next_due(), Some(later));
+        assert_eq!(started(&mut parking, now), []);
+        assert_eq!(started(&mut parking, later), [(1, Bytes::from("a"))]);
+        assert_eq!(started(&mut parking, later), [], "one at a time");
+        parking.finished(&key);
+        parking.park_again(key.clone(), message("a2"), later);
+        parking.unblock(&key);
+        assert_eq!(started(&mut parking, later), []);
+        parking.numbered(3);
+        assert_eq!(started(&mut parking, later), [(3, Bytes::from("a2"))]);
+        parking.finished(&key);
+        parking.unblock(&key);
+        assert_eq!(started(&mut parking, now), [(2, Bytes::from("b"))]);
+        parking.finished(&key);
+        parking.unblock(&key);
+        assert!(!parking.is_blocked(&key));
+        assert_eq!(parking.bytes(), 0);
+    }
+}

@@ -1,0 +1,201 @@
+//! From what a function returned to what is stored: checks topics against the manifest, writes alerts as JSON, folds
+//! repeated alerts.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::manifest::Manifest;
+use crate::message::{Alert, AlertStatus, Failure, FailureCode, Message, Output, Publication};
+use crate::store::{Record, Stream};
+use crate::topic;
+
+/// Keys of alerts that are remembered for folding.
+const MAX_FOLDED_KEYS: usize = 10_000;
+
+/// What the records of this board have in common.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    pub node: Arc<str>,
+    pub base_topic: Arc<str>,
+    /// Without an upstream nothing is kept for it.
+    pub has_upstream: bool,
+    pub fold: Duration,
+}
+
+/// An alert as it is published: upstream under `alerts/<function>`, locally under `<base>/<node>/alerts/<function>`.
+#[derive(Serialize)]
+struct PublishedAlert<'a> {
+    node: &'a str,
+    function: &'a str,
+    version: &'a str,
+    /// The topic of the message that caused it.
+    topic: &'a str,
+    #[serde(flatten)]
+    alert: &'a Alert,
+    at_ms: u64,
+    clock_synced: bool,
+    /// Repeats that were left out since the last one.
+    #[serde(skip_serializing_if = "is_zero")]
+    folded: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+/// What one outcome's outputs became.
+#[derive(Debug, Default)]
+pub struct Recorded {
+    pub records: Vec<Record>,
+    pub alerts: u32,
+    pub folded: u32,
+    pub forwards: u32,
+    pub publishes: u32,
+    /// Forwards and alerts that had nowhere to go.
+    pub without_upstream: u32,
+}
+
+/// Remembers what alerts were recorded lately. Only in memory: after a restart one repeat more is recorded.
+#[derive(Debug, Default)]
+pub struct Folding {
+    last: HashMap<(usize, Box<str>), Last>,
+}
+
+#[derive(Debug)]
+struct Last {
+    status: AlertStatus,
+    at: Instant,
+    folded: u32,
+}
+
+impl Folding {
+    /// `Some` with the number of repeats left out before it when the alert is to be recorded, `None` when it is a
+    /// repeat itself.
+    fn admit(&mut self, function: usize, alert: &Alert, now: Instant, interval: Duration) -> Option<u32> {
+        if interval.is_zero() {
+            return Some(0);
+        }
+        if self.last.len() >= MAX_FOLDED_KEYS {
+            self.last.retain(|_, last| now.duration_since(last.at) < interval);
+            if self.last.len() >= MAX_FOLDED_KEYS {
+                self.last.clear();
+            }
+        }
+        let fresh = Last { status: alert.status, at: now, folded: 0 };
+        let key = (function, alert.key.as_str().into());
+        let Some(last) = self.last.get_mut(&key) else {
+            self.last.insert(key, fresh);
+            return Some(0);
+        };
+        if last.status == alert.status && now.duration_since(last.at) < interval {
+            last.folded += 1;
+            return None;
+        }
+        Some(std::mem::replace(last, fresh).folded)
+    }
+
+    /// Nothing of what was recorded since the last commit is certain.
+    pub fn forget(&mut self) {
+        self.last.clear();
+    }
+}
+
+/// Turns outputs into records, all or none: the first output that is not allowed is the failure of the whole.
+#[expect(clippy::too_many_arguments, reason = "one call site, in the spine, which owns all of them")]
+pub fn record(
+    outputs: Vec<Output>,
+    number: usize,
+    manifest: &Manifest,
+    message: &Message,
+    hops: u32,
+    origin: &Origin,
+    folding: &mut Folding,
+    now: Instant,
+    at_ms: u64,
+) -> Result<Recorded, Failure> {
+    for output in &outputs {
+        check(output, manifest, origin)?;
+    }
+    let mut recorded = Recorded::default();
+    let new = |stream, topic, payload, content_type, retain| Record {
+        stream,
+        function: Arc::clone(&manifest.name),
+        topic,
+        payload,
+        content_type,
+        retain,
+        hops,
+        at_ms,
+    };
+    for output in outputs {
+        match output {
+            Output::Alert(alert) => {
+                let Some(folded) = folding.admit(number, &alert, now, origin.fold) else {
+                    recorded.folded += 1;
+                    continue;
+                };
+                recorded.alerts += 1;
+                let published = PublishedAlert {
+                    node: &origin.node,
+                    function: &manifest.name,
+                    version: &manifest.version,
+                    topic: &message.topic,
+                    alert: &alert,
+                    at_ms,
+                    clock_synced: message.clock_synced,
+                    folded,
+                };
+                let payload = Bytes::from(serde_json::to_vec(&published).expect("an alert has only string keys"));
+                let json: Option<Box<str>> = Some("application/json".into());
+                let echo = format!("{}/{}/alerts/{}", origin.base_topic, origin.node, manifest.name);
+                recorded.records.push(new(Stream::Local, echo.into(), payload.clone(), json.clone(), false));
+                if origin.has_upstream {
+                    let topic = format!("alerts/{}", manifest.name);
+                    recorded.records.push(new(Stream::Alert, topic.into(), payload, json, false));
+                } else {
+                    recorded.without_upstream += 1;
+                }
+            }
+            Output::Forward(Publication { topic, payload, content_type, retain }) => {
+                recorded.forwards += 1;
+                if origin.has_upstream {
+                    recorded.records.push(new(Stream::Data, topic, payload, content_type, retain));
+                } else {
+                    recorded.without_upstream += 1;
+                }
+            }
+            Output::Publish(Publication { topic, payload, content_type, retain }) => {
+                recorded.publishes += 1;
+                recorded.records.push(new(Stream::Local, topic, payload, content_type, retain));
+            }
+        }
+    }
+    Ok(recorded)
+}
+
+fn check(output: &Output, manifest: &Manifest, origin: &Origin) -> Result<(), Failure> {
+    let (publication, local) = match output {
+        Output::Alert(_) => return Ok(()),
+        Output::Forward(publication) => (publication, false),
+        Output::Publish(publication) => (publication, true),
+    };
+    let topic = &*publication.topic;
+    if let Err(error) = topic::validate_name(topic) {
+        return Err(Failure { code: FailureCode::InvalidTopic, detail: format!("{topic:?}: {error}") });
+    }
+    if !local {
+        return Ok(());
+    }
+    // Sedge's own topics command the board; no allow list opens them.
+    let own = topic.split('/').next() == Some(&*origin.base_topic) || topic.starts_with('$');
+    if own || !manifest.may_publish(topic) {
+        let detail = format!("{topic:?} is not in the function's allow list (allow.publish)");
+        return Err(Failure { code: FailureCode::NotAllowed, detail });
+    }
+    Ok(())
+}

@@ -1,0 +1,335 @@
+//! The deliveries that are not acknowledged yet, in the order in which they came, and what tells a redelivered message
+//! from a new one.
+//!
+//! MQTT wants acknowledgements in the order of receipt, so one slow message holds up the acknowledgements behind it,
+//! but not the work.
+//!
+//! After a broken connection the broker sends everything unacknowledged again. What is already committed, or still under
+//! way in here, must not be done twice. The evidence is the packet id, the DUP flag and a digest of the message. Packet
+//! ids are used again, and sensors repeat themselves, so:
+//!
+//! - a message whose acknowledgement was never written cannot have freed its packet id: same id and digest, same message;
+//! - after the acknowledgement was written, the id may have been given to another message, unless this broker is known to
+//!   count its ids upwards: then the same id comes again only 65,535 messages later.
+//!
+//! A broker that reuses free ids never needs one above Receive Maximum: one above it proves that it counts. Some are known
+//! to count by their name. Without evidence the message is processed: twice rather than never.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::mqtt::AckToken;
+use crate::store::Fingerprint;
+
+/// The unit of work that a delivery became.
+pub type UnitId = usize;
+
+pub struct Window {
+    places: VecDeque<Place>,
+    /// The number of the first place.
+    first: u64,
+    known: HashMap<u16, Known>,
+    /// Packet ids of `known`, in the order in which they came. An id that came again is in it twice; the older entry is
+    /// passed over.
+    order: VecDeque<(u16, u64)>,
+    came: u64,
+    receive_maximum: usize,
+    /// How many messages are remembered.
+    memory: usize,
+    counts_upwards: bool,
+}
+
+/// How many messages are remembered, by the process and in the store.
+///
+/// More than can be unacknowledged: when a process dies, acknowledgements that it wrote and that the broker has not read
+/// yet are lost, and one of them takes four bytes of a socket's buffer.
+pub const fn memory(receive_maximum: u16) -> u16 {
+    let memory = receive_maximum.saturating_mul(8);
+    if memory > 32_768 { 32_768 } else { memory }
+}
+
+struct Place {
+    token: AckToken,
+    done: bool,
+}
+
+struct Known {
+    digest: u64,
+    /// `None` once it is committed.
+    unit: Option<UnitId>,
+    ack_written: bool,
+    came: u64,
+}
+
+/// What a delivery is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Seen {
+    New {
+        place: u64,
+    },
+    /// Committed before: it only needs its acknowledgement, which follows in its turn.
+    Done,
+    /// Still being worked on since an earlier connection; the unit's place is now this one.
+    UnderWay {
+        unit: UnitId,
+        place: u64,
+    },
+}
+
+impl Window {
+    /// `committed`: what the store knows of the connection that broke with the last process.
+    pub fn new(receive_maximum: u16, counts_upwards: bool, committed: &[Fingerprint]) -> Self {
+        let mut window = Self {
+            places: VecDeque::new(),
+            first: 0,
+            known: HashMap::new(),
+            order: VecDeque::new(),
+            came: 0,
+            receive_maximum: receive_maximum.into(),
+            memory: memory(receive_maximum).into(),
+            counts_upwards,
+        };
+        for fingerprint in committed {
+            // Whether the last process wrote the acknowledgement is not known: it may have.
+            window.remember(*fingerprint, None, true);
+        }
+        window
+    }
+
+    pub fn counts_upwards(&self) -> bool {
+        self.counts_upwards
+    }
+
+    /// The broker is known to count its packet ids upwards.
+    pub fn set_counts_upwards(&mut self) {
+        self.counts_upwards = true;
+    }
+
+    /// Takes a delivery into the window. A new one is then given its unit with [`Window::assign`].
+    pub fn receive(&mut self, token: AckToken, fingerprint: Fingerprint, dup: bool) -> Seen {
+        if usize::from(fingerprint.packet_id) > self.receive_maximum {
+            self.counts_upwards = true;
+        }
+        let place = self.first + self.places.len() as u64;
+        let known = self
+            .known
+            .get(&fingerprint.packet_id)
+            .filter(|known| dup && known.digest == fingerprint.digest && (self.counts_upwards || !known.ack_written));
+        let seen = match known {
+            Some(Known { unit: None, .. }) => Seen::Done,
+            Some(Known { unit: Some(unit), .. }) => Seen::UnderWay { unit: *unit, place },
+            None => Seen::New { place },
+        };
+        self.places.push_back(Place { token, done: seen == Seen::Done });
+        match seen {
+            Seen::New { .. } => self.remember(fingerprint, None, false),
+            Seen::Done => self.remember(fingerprint, None, false),
+            Seen::UnderWay { unit, .. } => self.remember(fingerprint, Some(unit), false),
+        }
+        seen
+    }
+
+    /// Says which unit a new delivery became.
+    pub fn assign(&mut self, packet_id: u16, unit: UnitId) {
+        if let Some(known) = self.known.get_mut(&packet_id) {
+            known.unit = Some(unit);
+        }
+    }
+
+    /// The delivery at this place is committed. Its acknowledgement follows when all before it are.
+    pub fn done(&mut self, place: u64, fingerprint: Fingerprint) {
+        if let Some(known) = self.known.get_mut(&fingerprint.packet_id)
+            && known.digest == fingerprint.digest
+        {
+            known.unit = None;
+        }
+        if let Some(place) = place.checked_sub(self.first).and_then(|index| self.places.get_mut(index as usize)) {
+            place.done = true;
+        }
+    }
+
+    /// The next acknowledgement that may be written.
+    pub fn release(&mut self) -> Option<AckToken> {
+        if !self.places.front()?.done {
+            return None;
+        }
+        self.first += 1;
+        let token = self.places.pop_front()?.token;
+        if let Some(known) = self.known.get_mut(&token.packet_id) {
+            known.ack_written = true;
+        }
+        Some(token)
+    }
+
+    /// The connection broke: nothing of it can be acknowledged any more, but it is remembered what it was.
+    pub fn disconnected(&mut self) {
+        self.first += self.places.len() as u64;
+        self.places.clear();
+    }
+
+    /// The disk failed: what was under way is forgotten and will come again. What was committed stays known, together with
+    /// whether its acknowledgement was written.
+    pub fn store_failed(&mut self) {
+        self.disconnected();
+        self.known.retain(|_, known| known.unit.is_none());
+    }
+
+    /// The disk works again and holds these. One that is not known here was committed although the commit was reported
+    /// as failed; its acknowledgement was never written.
+    pub fn store_reopened(&mut self, committed: &[Fingerprint]) {
+        for fingerprint in committed {
+            if !self.known.contains_key(&fingerprint.packet_id) {
+                self.remember(*fingerprint, None, false);
+            }
+        }
+    }
+
+    /// The broker has no session of ours: whatever comes is new.
+    pub fn session_lost(&mut self) {
+        self.known.clear();
+        self.order.clear();
+    }
+
+    fn remember(&mut self, fingerprint: Fingerprint, unit: Option<UnitId>, ack_written: bool) {
+        self.came += 1;
+        let known = Known { digest: fingerprint.digest, unit, ack_written, came: self.came };
+        self.known.insert(fingerprint.packet_id, known);
+        self.order.push_back((fingerprint.packet_id, self.came));
+        while self.order.len() > self.memory {
+            let Some((packet_id, came)) = self.order.pop_front() else { break };
+            if self.known.get(&packet_id).is_some_and(|known| known.came == came) {
+                self.known.remove(&packet_id);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(packet_id: u16, connection: u32) -> AckToken {
+        AckToken { packet_id, connection }
+    }
+
+    fn fingerprint(packet_id: u16, digest: u64) -> Fingerprint {
+        Fingerprint { packet_id, digest }
+    }
+
+    fn receive(window: &mut Window, packet_id: u16, digest: u64, connection: u32, dup: bool) -> Seen {
+        window.receive(token(packet_id, connection), fingerprint(packet_id, digest), dup)
+    }
+
+    fn released(window: &mut Window) -> Vec<u16> {
+        std::iter::from_fn(|| window.release()).map(|token| token.packet_id).collect()
+    }
+
+    #[test]
+    fn acknowledgements_leave_in_the_order_of_receipt() {
+        let mut window = Window::new(10, false, &[]);
+        for id in 1..=3 {
+            assert_eq!(receive(&mut window, id, id.into(), 1, false), Seen::New { place: u64::from(id) - 1 });
+        }
+        window.done(1, fingerprint(2, 2));
+        assert!(released(&mut window).is_empty());
+        window.done(0, fingerprint(1, 1));
+        assert_eq!(released(&mut window), [1, 2]);
+        window.done(2, fingerprint(3, 3));
+        assert_eq!(released(&mut window), [3]);
+    }
+
+    #[test]
+    fn a_committed_message_that_comes_again_is_only_acknowledged() {
+        let mut window = Window::new(10, false, &[]);
+        receive(&mut window, 1, 11, 1, false);
+        receive(&mut window, 2, 22, 1, false);
+        // The second is committed, but its acknowledgement waits for the first.
+        window.done(1, fingerprint(2, 22));
+        window.disconnected();
+        assert_eq!(receive(&mut window, 1, 11, 2, true), Seen::New { place: 2 });
+        assert_eq!(receive(&mut window, 2, 22, 2, true), Seen::Done);
+    }
+
+    #[test]
+    fn a_message_under_way_is_not_started_again() {
+        let mut window = Window::new(10, false, &[]);
+        receive(&mut window, 1, 11, 1, false);
+        window.assign(1, 7);
+        window.disconnected();
+        assert_eq!(receive(&mut window, 1, 11, 2, true), Seen::UnderWay { unit: 7, place: 1 });
+        window.done(1, fingerprint(1, 11));
+        assert_eq!(window.release(), Some(token(1, 2)));
+    }
+
+    #[test]
+    fn after_its_acknowledgement_an_id_may_mean_another_message() {
+        let mut window = Window::new(10, false, &[]);
+        receive(&mut window, 1, 11, 1, false);
+        window.done(0, fingerprint(1, 11));
+        assert_eq!(released(&mut window), [1]);
+        window.disconnected();
+        // The same reading once more, with the same id, lost on its way: it must not be dropped.
+        assert_eq!(receive(&mut window, 1, 11, 2, true), Seen::New { place: 1 });
+    }
+
+    #[test]
+    fn a_broker_that_counts_its_ids_upwards_is_believed() {
+        let mut window = Window::new(10, false, &[]);
+        receive(&mut window, 11, 11, 1, false);
+        assert!(window.counts_upwards());
+        window.done(0, fingerprint(11, 11));
+        assert_eq!(released(&mut window), [11]);
+        window.disconnected();
+        assert_eq!(receive(&mut window, 11, 11, 2, true), Seen::Done);
+        assert_eq!(released(&mut window), [11]);
+    }
+
+    #[test]
+    fn other_content_or_no_dup_flag_is_another_message() {
+        let mut window = Window::new(10, true, &[fingerprint(5, 55), fingerprint(6, 66)]);
+        assert_eq!(receive(&mut window, 5, 50, 1, true), Seen::New { place: 0 });
+        assert_eq!(receive(&mut window, 6, 66, 1, false), Seen::New { place: 1 });
+    }
+
+    #[test]
+    fn what_a_crashed_process_committed_is_recognised() {
+        let mut window = Window::new(10, true, &[fingerprint(5, 55)]);
+        assert_eq!(receive(&mut window, 5, 55, 1, true), Seen::Done);
+        let mut window = Window::new(10, true, &[fingerprint(5, 55)]);
+        window.session_lost();
+        assert_eq!(receive(&mut window, 5, 55, 1, true), Seen::New { place: 0 });
+    }
+
+    #[test]
+    fn a_failing_disk_forgets_what_was_under_way_and_nothing_else() {
+        let mut window = Window::new(10, false, &[]);
+        for id in 1..=3 {
+            receive(&mut window, id, id.into(), 1, false);
+            window.assign(id, id.into());
+        }
+        window.done(0, fingerprint(1, 1));
+        assert_eq!(released(&mut window), [1]);
+        window.done(2, fingerprint(3, 3));
+        window.store_failed();
+        // 2 was committed after all, though the commit was reported as failed.
+        window.store_reopened(&[fingerprint(1, 1), fingerprint(2, 2), fingerprint(3, 3)]);
+        assert_eq!(receive(&mut window, 2, 2, 2, true), Seen::Done);
+        assert_eq!(receive(&mut window, 3, 3, 2, true), Seen::Done);
+        window.store_failed();
+        window.store_reopened(&[]);
+        assert_eq!(receive(&mut window, 4, 4, 3, true), Seen::New { place: 5 });
+        window.assign(4, 4);
+        window.store_failed();
+        assert_eq!(receive(&mut window, 4, 4, 4, true), Seen::New { place: 6 });
+    }
+
+    #[test]
+    fn memory_is_bounded() {
+        let mut window = Window::new(10, true, &[]);
+        for id in 0..10_000_u16 {
+            receive(&mut window, id, id.into(), 1, false);
+            window.done(u64::from(id), fingerprint(id, id.into()));
+            window.release();
+        }
+        assert!(window.known.len() <= 80 && window.order.len() <= 80);
+    }
+}

@@ -1,0 +1,193 @@
+//! Which functions a message is for. Immutable; a change of functions makes a new one.
+//!
+//! Pure: topics in, function numbers out. What was found for a topic is remembered, so that a sensor's second message
+//! costs one look-up, however many functions there are.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasherDefault, Hash as _, Hasher as _};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use siphasher::sip::SipHasher13;
+
+use crate::topic::{TopicFilter, validate_name};
+
+/// Topics remembered. A publisher that invents a topic for every message must not fill the memory.
+const MAX_REMEMBERED: usize = 32 * 1024;
+/// The largest subscription identifier of MQTT 5.
+const MAX_SUBSCRIPTION_ID: u64 = 268_435_455;
+
+/// What one function wants to see.
+#[derive(Clone, Debug)]
+pub struct Interest {
+    pub function: usize,
+    pub filters: Vec<TopicFilter>,
+}
+
+#[derive(Debug)]
+pub struct Router {
+    interests: Vec<Interest>,
+    subscriptions: BTreeMap<TopicFilter, usize>,
+    remembered: HashMap<Bytes, Arc<Route>, BuildHasherDefault<SipHasher13>>,
+}
+
+/// Where the messages of one topic go.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Route {
+    pub topic: Arc<str>,
+    /// Decides which worker runs this topic's jobs.
+    pub hash: u64,
+    targets: Vec<Target>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Target {
+    function: usize,
+    /// The identifier of the one subscription that serves this function for this topic.
+    subscription: usize,
+}
+
+/// The topic is not UTF-8, or is no topic name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BadTopic;
+
+impl Router {
+    pub fn new(interests: Vec<Interest>) -> Self {
+        let mut subscriptions = BTreeMap::new();
+        let mut taken = BTreeMap::new();
+        for filter in interests.iter().flat_map(|interest| &interest.filters) {
+            if subscriptions.contains_key(filter) {
+                continue;
+            }
+            let id = subscription_id(filter.as_str(), &mut taken);
+            subscriptions.insert(filter.clone(), id);
+        }
+        Self { interests, subscriptions, remembered: HashMap::default() }
+    }
+
+    /// Every filter to subscribe to, with its identifier.
+    ///
+    /// The identifier is made of the filter's text, so that a message which the broker queued before a restart still
+    /// names the subscription that it was queued for.
+    pub fn subscriptions(&self) -> impl Iterator<Item = (&TopicFilter, usize)> {
+        self.subscriptions.iter().map(|(filter, id)| (filter, *id))
+    }
+
+    pub fn route(&mut self, topic: &Bytes) -> Result<Arc<Route>, BadTopic> {
+        if let Some(route) = self.remembered.get(topic) {
+            return Ok(Arc::clone(route));
+        }
+        let name = str::from_utf8(topic).map_err(|_| BadTopic)?;
+        validate_name(name).map_err(|_| BadTopic)?;
+        let route = Arc::new(self.find(name));
+        if self.remembered.len() >= MAX_REMEMBERED {
+            self.remembered.clear();
+        }
+        // A copy: the bytes of a delivery are a slice of a whole read buffer.
+        self.remembered.insert(Bytes::copy_from_slice(topic), Arc::clone(&route));
+        Ok(route)
+    }
+
+    fn find(&self, topic: &str) -> Route {
+        let targets = self.interests.iter().filter_map(|interest| {
+            // The first matching filter alone serves the function: where several match, the broker may send the
+            // message once for each.
+            let filter = interest.filters.iter().find(|filter| filter.matches(topic))?;
+            Some(Target { function: interest.function, subscription: self.subscriptions[filter] })
+        });
+        Route { topic: topic.into(), hash: hash(topic), targets: targets.collect() }
+    }
+}
+
+impl Route {
+    /// The functions that this copy of the message is for. `subscriptions` are the identifiers that came with it; a
+    /// broker without identifiers sends none, and then every function that matches is meant.
+    pub fn functions<'a>(&'a self, subscriptions: &'a [usize]) -> impl Iterator<Item = usize> + 'a {
+        self.targets
+            .iter()
+            .filter(move |target| subscriptions.is_empty() || subscriptions.contains(&target.subscription))
+            .map(|target| target.function)
+    }
+}
+
+/// The same in every run and on every board.
+pub fn hash(text: &str) -> u64 {
+    let mut hasher = SipHasher13::new();
+    text.hash(&mut hasher);
+    hasher.finish()
+}
+
+/// A number from the filter's text; a neighbour when it is taken.
+fn subscription_id(filter: &str, taken: &mut BTreeMap<usize, ()>) -> usize {
+    let mut id = hash(filter) % MAX_SUBSCRIPTION_ID + 1;
+    while taken.insert(id as usize, ()).is_some() {
+        id = id % MAX_SUBSCRIPTION_ID + 1;
+    }
+    id as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn router(interests: &[&[&str]]) -> Router {
+        let interests = interests.iter().enumerate().map(|(function, filters)| Interest {
+            function,
+            filters: filters.iter().map(|filter| TopicFilter::parse(filter).unwrap()).collect(),
+        });
+        Router::new(interests.collect())
+    }
+
+    fn id(router: &Router, filter: &str) -> usize {
+        router.subscriptions().find(|(it, _)| it.as_str() == filter).unwrap().1
+    }
+
+    fn functions(router: &mut Router, topic: &str, subscriptions: &[usize]) -> Vec<usize> {
+        router.route(&Bytes::copy_from_slice(topic.as_bytes())).unwrap().functions(subscriptions).collect()
+    }
+
+    #[test]
+    fn a_message_goes_to_every_function_that_wants_it() {
+        let mut router = router(&[&["a/+"], &["a/b", "c"], &["d"]]);
+        assert_eq!(functions(&mut router, "a/b", &[]), [0, 1]);
+        assert_eq!(functions(&mut router, "c", &[]), [1]);
+        assert_eq!(functions(&mut router, "x", &[]), Vec::<usize>::new());
+    }
+
+    #[test]
+    fn copies_of_overlapping_subscriptions_reach_each_function_once() {
+        let mut router = router(&[&["a/+", "a/b"], &["a/b"]]);
+        let (plus, literal) = (id(&router, "a/+"), id(&router, "a/b"));
+        assert_eq!(functions(&mut router, "a/b", &[plus]), [0]);
+        assert_eq!(functions(&mut router, "a/b", &[literal]), [1]);
+        assert_eq!(functions(&mut router, "a/b", &[literal, plus]), [0, 1]);
+    }
+
+    #[test]
+    fn identifiers_stay_the_same_when_functions_change() {
+        let before = router(&[&["a/+"], &["b"]]);
+        let after = router(&[&["c"], &["a/+"]]);
+        assert_eq!(id(&before, "a/+"), id(&after, "a/+"));
+        assert_ne!(id(&before, "a/+"), id(&before, "b"));
+    }
+
+    #[test]
+    fn identifiers_differ_even_when_their_hashes_meet() {
+        let mut taken = BTreeMap::new();
+        let first = subscription_id("a", &mut taken);
+        let second = subscription_id("a", &mut taken);
+        assert_ne!(first, second);
+        assert!((1..=MAX_SUBSCRIPTION_ID as usize).contains(&second));
+    }
+
+    #[test]
+    fn bad_topics_are_refused_and_memory_is_bounded() {
+        let mut router = router(&[&["#"]]);
+        assert_eq!(router.route(&Bytes::from_static(b"\xff")), Err(BadTopic));
+        assert_eq!(router.route(&Bytes::from_static(b"a/+")), Err(BadTopic));
+        for n in 0..MAX_REMEMBERED + 10 {
+            router.route(&Bytes::from(format!("t/{n}"))).unwrap();
+        }
+        assert!(router.remembered.len() <= MAX_REMEMBERED);
+    }
+}

@@ -1,0 +1,31 @@
+//! Wasm in, compiled code out. Runs in a process of its own (`sedge compile`): a compiler fed by a stranger is the
+//! largest thing there is to attack, and some small inputs take it minutes and gigabytes.
+
+use wasmtime::component::Linker;
+
+use super::engine::{self, Class};
+use super::host;
+use super::shape::{self, ShapeError};
+use super::{SandboxError, bindings};
+
+#[derive(Debug, thiserror::Error)]
+pub enum CompileError {
+    #[error(transparent)]
+    Shape(#[from] ShapeError),
+    #[error("failed to compile")]
+    Compile(#[source] wasmtime::Error),
+    #[error(transparent)]
+    Sandbox(#[from] SandboxError),
+}
+
+/// Checks the component's shape, compiles it and checks that it fits the world.
+pub fn component(wasm: &[u8], class: Class) -> Result<Vec<u8>, CompileError> {
+    shape::check(wasm)?;
+    let engine = engine::for_compiling(class)?;
+    let code = engine.precompile_component(wasm).map_err(CompileError::Compile)?;
+    let component = super::native::component(&engine, &code).map_err(SandboxError::Load)?;
+    let mut linker = Linker::new(&engine);
+    host::add_to_linker(&mut linker).map_err(SandboxError::Engine)?;
+    linker.instantiate_pre(&component).and_then(bindings::FunctionPre::new).map_err(SandboxError::World)?;
+    Ok(code)
+}

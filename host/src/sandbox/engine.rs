@@ -1,0 +1,130 @@
+//! The engine profile: what every function is compiled for and runs under.
+//!
+//! A fresh instance for every message is affordable because nothing of it goes through the kernel: memory comes from a
+//! small pool, is bounds-checked by explicit compares instead of guard pages, is not mapped copy-on-write, and is wiped
+//! by writing zeros over the little that a function touched. `docs/decisions/0001-engine-profile.md` has the figures.
+
+use std::num::NonZeroUsize;
+
+use wasmtime::{Config, Engine, InstanceAllocationStrategy, OperatorCost, PoolingAllocationConfig};
+
+use super::SandboxError;
+
+/// Pages of 64 KiB are zeroed by the host on growth: about what that many simple instructions cost.
+const FUEL_PER_GROWN_PAGE: u8 = 255;
+
+/// What a function may be made of. Checked before anything is compiled; the pool is sized by the same numbers.
+pub const MAX_CORE_INSTANCES: u32 = 16;
+pub const MAX_TABLES: u32 = 4;
+pub const MAX_TABLE_ELEMENTS: u32 = 10_000;
+
+/// How much of a memory is wiped by writing zeros; what lies above is given back to the kernel instead.
+const KEEP_RESIDENT_BYTES: usize = 256 * 1024;
+
+/// A size class of functions. Each has an engine of its own, because the size of a slot is a property of the compiled
+/// code; small functions do not pay for large ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Class {
+    /// Up to 4 MiB: everything written for Sedge.
+    Small,
+    /// Up to 64 MiB: functions with an interpreter inside.
+    Large,
+}
+
+impl Class {
+    pub fn for_memory(bytes: usize) -> Self {
+        if bytes <= Self::Small.memory_bytes() { Self::Small } else { Self::Large }
+    }
+
+    pub const fn memory_bytes(self) -> usize {
+        match self {
+            Self::Small => 4 << 20,
+            Self::Large => 64 << 20,
+        }
+    }
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Small => "small",
+            Self::Large => "large",
+        }
+    }
+}
+
+/// The configuration that code of this class is compiled with and runs under. Whoever compiles and whoever runs must
+/// use the same one; the engine refuses code that was compiled with another.
+fn config(class: Class) -> Config {
+    let mut config = Config::new();
+    config
+        .consume_fuel(true)
+        .operator_cost(operator_cost())
+        .epoch_interruption(true)
+        .concurrency_support(false)
+        .memory_init_cow(false)
+        .memory_reservation(class.memory_bytes() as u64)
+        .memory_reservation_for_growth(0)
+        .memory_guard_size(0)
+        .guard_before_linear_memory(false)
+        .memory_may_move(false)
+        .max_wasm_stack(256 * 1024)
+        .wasm_memory64(false)
+        .wasm_multi_memory(false)
+        .wasm_tail_call(false)
+        .wasm_backtrace_max_frames(NonZeroUsize::new(8))
+        .generate_address_map(false)
+        .native_unwind_info(false);
+    #[cfg(feature = "compiler")]
+    config.cranelift_opt_level(wasmtime::OptLevel::Speed);
+    config
+}
+
+fn operator_cost() -> OperatorCost {
+    let mut cost = OperatorCost::new();
+    cost.variable.memory_grow_per_page = FUEL_PER_GROWN_PAGE;
+    cost
+}
+
+/// An engine to run functions with: one at a time, so the pool holds one instance and one spare.
+pub fn for_running(class: Class) -> Result<Engine, SandboxError> {
+    const INSTANCES: u32 = 2;
+    let mut pool = PoolingAllocationConfig::new();
+    pool.total_memories(INSTANCES)
+        .total_tables(INSTANCES * MAX_TABLES)
+        .total_core_instances(INSTANCES * MAX_CORE_INSTANCES)
+        .total_component_instances(INSTANCES)
+        .max_core_instances_per_component(MAX_CORE_INSTANCES)
+        .max_memories_per_component(1)
+        .max_tables_per_component(MAX_TABLES)
+        .max_memories_per_module(1)
+        .max_tables_per_module(MAX_TABLES)
+        .max_memory_size(class.memory_bytes())
+        .table_elements(MAX_TABLE_ELEMENTS as usize)
+        .max_core_instance_size(64 * 1024)
+        .max_component_instance_size(256 * 1024)
+        .max_unused_warm_slots(INSTANCES)
+        .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
+        .table_keep_resident(64 * 1024);
+    let mut config = config(class);
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    Engine::new(&config).map_err(SandboxError::Engine)
+}
+
+/// An engine to compile with. It reserves no memory for instances.
+#[cfg(feature = "compiler")]
+pub fn for_compiling(class: Class) -> Result<Engine, SandboxError> {
+    let mut config = config(class);
+    // The compile child has its memory limited, and must not reserve a pool that it never uses.
+    config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+    Engine::new(&config).map_err(SandboxError::Engine)
+}
+
+/// What compiled code depends on besides the wasm: the engine's version, its settings and the processor.
+pub fn settings_digest(class: Class) -> Result<u64, SandboxError> {
+    use std::hash::{Hash as _, Hasher as _};
+    let mut config = config(class);
+    config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
+    let engine = Engine::new(&config).map_err(SandboxError::Engine)?;
+    let mut hasher = siphasher::sip::SipHasher13::new();
+    engine.precompile_compatibility_hash().hash(&mut hasher);
+    Ok(hasher.finish())
+}

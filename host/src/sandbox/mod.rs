@@ -1,0 +1,336 @@
+//! Runs functions. The only folder that names wasmtime.
+//!
+//! Plain code: an invocation goes in, an outcome comes out. It holds no handle to the store, to MQTT or to a file, and
+//! knows nothing of processes; the worker is a thin shell around it, and so are `sedge invoke` and the tests.
+//!
+//! Every invocation gets a fresh store and instance, four limits, and the state of its scope. A guest's failure is an
+//! [`Outcome`]; an error is only what the host itself could not do.
+
+#[cfg(feature = "compiler")]
+pub mod compile;
+mod engine;
+mod host;
+pub mod shape;
+mod state;
+#[cfg(feature = "compiler")]
+pub mod yardstick;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use wasmtime::component::{Component, Linker};
+use wasmtime::{Engine, Store, Trap};
+
+use crate::message::{
+    Alert, AlertStatus, Failure, FailureCode, Message, Outcome, Output, Publication, Severity, Usage, Verdict,
+};
+use bindings::exports::sedge::function::handler;
+pub use engine::{Class, settings_digest};
+use host::{Exceeded, Host};
+pub use state::State;
+
+mod bindings {
+    wasmtime::component::bindgen!({
+        path: "../guest-sdk/wit",
+        world: "function",
+        ownership: Borrowing { duplicate_if_necessary: true },
+        imports: { default: trappable },
+        with: {
+            "wasi:keyvalue/store.bucket": super::host::Bucket,
+            "wasi:keyvalue/atomics.cas": super::host::Cas,
+        },
+        require_store_data_send: false,
+    });
+}
+
+/// How often the epoch moves, and so how exactly a deadline is kept: a function is stopped at most this much late.
+pub const EPOCH: Duration = Duration::from_millis(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    #[error("failed to set up the sandbox engine")]
+    Engine(#[source] wasmtime::Error),
+    #[error("failed to load compiled code")]
+    Load(#[source] wasmtime::Error),
+    #[error("the component does not fit the world sedge:function/function")]
+    World(#[source] wasmtime::Error),
+}
+
+/// The limits of one invocation, all enforced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    pub fuel: u64,
+    pub timeout_ms: u32,
+    pub memory_bytes: usize,
+    pub outputs: usize,
+    /// Topics, payloads and texts of all outputs together.
+    pub output_bytes: usize,
+    /// Keys and values of the scope together.
+    pub state_bytes: usize,
+}
+
+/// What a guest logged, cut to length and free of control characters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLine {
+    pub level: tracing::Level,
+    pub text: String,
+}
+
+/// What a run left, besides the outcome.
+#[derive(Debug)]
+pub struct Run {
+    pub outcome: Outcome,
+    /// The scope's state after the run.
+    pub state: State,
+    pub log: Vec<LogLine>,
+    pub log_lines_dropped: u32,
+}
+
+/// A function ready to run. Bound to the sandbox that loaded it.
+pub struct Function {
+    pre: bindings::FunctionPre<Host>,
+    engine: Engine,
+    limits: Limits,
+    settings: Arc<[(String, String)]>,
+}
+
+/// The engines of one thread. Not shared: the pool holds what one run at a time needs.
+#[derive(Default)]
+pub struct Sandbox {
+    classes: BTreeMap<Class, (Engine, Linker<Host>)>,
+}
+
+impl Sandbox {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn class(&mut self, class: Class) -> Result<&(Engine, Linker<Host>), SandboxError> {
+        use std::collections::btree_map::Entry;
+        match self.classes.entry(class) {
+            Entry::Occupied(entry) => Ok(entry.into_mut()),
+            Entry::Vacant(entry) => {
+                let engine = engine::for_running(class)?;
+                let mut linker = Linker::new(&engine);
+                host::add_to_linker(&mut linker).map_err(SandboxError::Engine)?;
+                Ok(entry.insert((engine, linker)))
+            }
+        }
+    }
+
+    /// Makes compiled code runnable.
+    ///
+    /// The bytes are native code: they must come from this host's own compiler, unchanged. The caller has checked that
+    /// (`deploy::cache`); the engine checks version and settings.
+    pub fn load(
+        &mut self,
+        code: &[u8],
+        limits: Limits,
+        settings: Arc<[(String, String)]>,
+    ) -> Result<Function, SandboxError> {
+        let (engine, linker) = self.class(Class::for_memory(limits.memory_bytes))?;
+        let component = native::component(engine, code).map_err(SandboxError::Load)?;
+        let pre =
+            linker.instantiate_pre(&component).and_then(bindings::FunctionPre::new).map_err(SandboxError::World)?;
+        Ok(Function { pre, engine: engine.clone(), limits, settings })
+    }
+
+    /// Moves the clock that deadlines are kept by. Called every [`EPOCH`] while anything runs.
+    pub fn ticker(&self) -> Ticker {
+        Ticker { engines: self.classes.values().map(|(engine, _)| engine.clone()).collect() }
+    }
+}
+
+/// Advances the deadlines of a sandbox from another thread.
+pub struct Ticker {
+    engines: Vec<Engine>,
+}
+
+impl Ticker {
+    pub fn tick(&self) {
+        for engine in &self.engines {
+            engine.increment_epoch();
+        }
+    }
+}
+
+/// The one place that turns bytes into executable code.
+#[expect(unsafe_code, reason = "wasmtime cannot check that compiled code is what a compiler made")]
+mod native {
+    use super::{Component, Engine};
+
+    pub fn component(engine: &Engine, code: &[u8]) -> wasmtime::Result<Component> {
+        // SAFETY: `code` was made by `compile::component` of this host and is authenticated by the cache's key before it
+        // gets here; the engine refuses other versions and settings.
+        unsafe { Component::deserialize(engine, code) }
+    }
+}
+
+impl Function {
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// Runs the function on one message with the state of its scope.
+    pub fn invoke(&self, message: &Message, state: State) -> Run {
+        let started = Instant::now();
+        let mut store = Store::new(&self.engine, Host::new(self.limits, Arc::clone(&self.settings), state));
+        store.limiter(|host| host);
+        let ended = self.call(&mut store, message);
+        let fuel_left = store.get_fuel().unwrap_or(0);
+        let host = store.into_data();
+        let usage = Usage {
+            fuel: self.limits.fuel - fuel_left.min(self.limits.fuel),
+            elapsed_us: started.elapsed().as_micros().try_into().unwrap_or(u64::MAX),
+            memory_bytes: host.memory_bytes as u64,
+            output_bytes: 0,
+        };
+        self.judge(ended, host, usage)
+    }
+
+    fn call(
+        &self,
+        store: &mut Store<Host>,
+        message: &Message,
+    ) -> wasmtime::Result<Result<Vec<handler::Output>, handler::Failure>> {
+        store.set_fuel(self.limits.fuel)?;
+        // One more than the quotient: the tick that is under way has already passed in part.
+        store.set_epoch_deadline(u64::from(self.limits.timeout_ms) / EPOCH.as_millis() as u64 + 1);
+        let properties: Vec<(&str, &str)> =
+            message.properties.iter().map(|(name, value)| (&**name, &**value)).collect();
+        let guest = self.pre.instantiate(&mut *store)?;
+        guest.sedge_function_handler().call_handle(
+            store,
+            handler::Message {
+                topic: &message.topic,
+                payload: &message.payload,
+                content_type: message.content_type.as_deref(),
+                properties: &properties,
+                received_at_ms: message.received_at_ms,
+                clock_synced: message.clock_synced,
+                attempt: message.attempt,
+            },
+        )
+    }
+
+    fn judge(
+        &self,
+        ended: wasmtime::Result<Result<Vec<handler::Output>, handler::Failure>>,
+        host: Host,
+        mut usage: Usage,
+    ) -> Run {
+        let verdict = match ended {
+            Ok(Ok(outputs)) => {
+                usage.output_bytes = outputs.iter().map(output_bytes).sum::<usize>() as u64;
+                self.check_outputs(&outputs, usage.output_bytes)
+                    .map_or_else(|| Verdict::Done(outputs.into_iter().map(output).collect()), Verdict::Failed)
+            }
+            Ok(Err(handler::Failure::Reject(reason))) => {
+                Verdict::Failed(Failure { code: FailureCode::Rejected, detail: shorten(reason) })
+            }
+            Ok(Err(handler::Failure::Retry(retry))) => {
+                Verdict::Retry { after_ms: retry.after_ms, reason: shorten(retry.reason) }
+            }
+            Err(error) => Verdict::Failed(self.failure(&error, &host, &usage)),
+        };
+        let Host { view, log, log_lines_dropped, .. } = host;
+        let (state, writes) = view.finish(matches!(verdict, Verdict::Done(_)));
+        Run { outcome: Outcome { verdict, writes, usage }, state, log, log_lines_dropped }
+    }
+
+    fn check_outputs(&self, outputs: &[handler::Output], bytes: u64) -> Option<Failure> {
+        let detail = if outputs.len() > self.limits.outputs {
+            format!("{} outputs, the limit is {}", outputs.len(), self.limits.outputs)
+        } else if bytes > self.limits.output_bytes as u64 {
+            format!("{bytes} bytes of output, the limit is {}", self.limits.output_bytes)
+        } else {
+            return None;
+        };
+        Some(Failure { code: FailureCode::Output, detail })
+    }
+
+    fn failure(&self, error: &wasmtime::Error, host: &Host, usage: &Usage) -> Failure {
+        let limits = &self.limits;
+        match host.exceeded {
+            Some(Exceeded::Memory { wanted }) => {
+                let detail = format!("asked for {wanted} bytes of memory, the limit is {}", limits.memory_bytes);
+                return Failure { code: FailureCode::Memory, detail };
+            }
+            Some(Exceeded::State { wanted }) => {
+                let detail = format!("{wanted} bytes of state, the limit is {}", limits.state_bytes);
+                return Failure { code: FailureCode::State, detail };
+            }
+            None => {}
+        }
+        match error.downcast_ref::<Trap>() {
+            Some(Trap::OutOfFuel) => {
+                Failure { code: FailureCode::Fuel, detail: format!("used up {} units of fuel", limits.fuel) }
+            }
+            Some(Trap::Interrupt) => Failure {
+                code: FailureCode::Deadline,
+                detail: format!("ran {} ms, the limit is {} ms", usage.elapsed_us / 1000, limits.timeout_ms),
+            },
+            Some(trap) => Failure { code: FailureCode::Trap, detail: trap.to_string() },
+            // What a guest returned could not be read: a list or text outside its memory, or larger than what the
+            // host is willing to copy.
+            None => Failure { code: FailureCode::Output, detail: shorten(format!("{error:#}")) },
+        }
+    }
+}
+
+fn shorten(mut text: String) -> String {
+    const MAX_BYTES: usize = 512;
+    if text.len() > MAX_BYTES {
+        let end = (0..=MAX_BYTES).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+        text.push('…');
+    }
+    text
+}
+
+fn output_bytes(output: &handler::Output) -> usize {
+    match output {
+        handler::Output::Alert(alert) => {
+            let labels: usize = alert.labels.iter().map(|(name, value)| name.len() + value.len()).sum();
+            alert.key.len() + alert.summary.len() + labels
+        }
+        handler::Output::Forward(publication) | handler::Output::Publish(publication) => {
+            publication.topic.len()
+                + publication.payload.len()
+                + publication.content_type.as_ref().map_or(0, String::len)
+        }
+    }
+}
+
+fn output(output: handler::Output) -> Output {
+    match output {
+        handler::Output::Alert(alert) => Output::Alert(Alert {
+            key: alert.key,
+            severity: match alert.severity {
+                handler::Severity::Info => Severity::Info,
+                handler::Severity::Warning => Severity::Warning,
+                handler::Severity::Critical => Severity::Critical,
+            },
+            status: match alert.status {
+                handler::AlertStatus::Firing => AlertStatus::Firing,
+                handler::AlertStatus::Resolved => AlertStatus::Resolved,
+            },
+            summary: alert.summary,
+            value: alert.value,
+            labels: alert.labels,
+        }),
+        handler::Output::Forward(publication) => Output::Forward(self::publication(publication)),
+        handler::Output::Publish(publication) => Output::Publish(self::publication(publication)),
+    }
+}
+
+fn publication(publication: handler::Publication) -> Publication {
+    Publication {
+        topic: publication.topic.into(),
+        payload: Bytes::from(publication.payload),
+        content_type: publication.content_type.map(Into::into),
+        retain: publication.retain,
+    }
+}

@@ -1,0 +1,166 @@
+//! The state of one scope as a function sees it during one run: what was stored, under what this run has written.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+
+use crate::message::StateWrite;
+
+/// All keys of one scope, as committed. The worker keeps it between runs.
+#[derive(Clone, Debug, Default)]
+pub struct State {
+    entries: BTreeMap<Box<str>, Bytes>,
+    bytes: usize,
+}
+
+impl State {
+    pub fn from_entries(entries: impl IntoIterator<Item = (Box<str>, Bytes)>) -> Self {
+        let mut state = Self::default();
+        for (key, value) in entries {
+            state.insert(key, value);
+        }
+        state
+    }
+
+    /// Keys and values together.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub fn entries(&self) -> impl Iterator<Item = (&str, &Bytes)> {
+        self.entries.iter().map(|(key, value)| (&**key, value))
+    }
+
+    pub fn apply(&mut self, writes: &[StateWrite]) {
+        for write in writes {
+            match &write.value {
+                Some(value) => self.insert(write.key.clone(), value.clone()),
+                None => self.remove(&write.key),
+            }
+        }
+    }
+
+    fn insert(&mut self, key: Box<str>, value: Bytes) {
+        self.bytes += key.len() + value.len();
+        let key_len = key.len();
+        if let Some(old) = self.entries.insert(key, value) {
+            self.bytes -= key_len + old.len();
+        }
+    }
+
+    fn remove(&mut self, key: &str) {
+        if let Some(old) = self.entries.remove(key) {
+            self.bytes -= key.len() + old.len();
+        }
+    }
+}
+
+/// One run's view. Writes are kept apart, so that a run that fails leaves nothing behind.
+#[derive(Debug, Default)]
+pub struct View {
+    state: State,
+    /// Few: looked through from the front.
+    writes: Vec<StateWrite>,
+    /// How much the writes add to, or take from, the size of the state.
+    growth: isize,
+}
+
+impl View {
+    pub fn new(state: State) -> Self {
+        Self { state, writes: Vec::new(), growth: 0 }
+    }
+
+    pub fn get(&self, key: &str) -> Option<&Bytes> {
+        match self.writes.iter().find(|write| &*write.key == key) {
+            Some(write) => write.value.as_ref(),
+            None => self.state.entries.get(key),
+        }
+    }
+
+    /// Sets or removes a key. A write that changes nothing is none: it must not cost the disk anything.
+    pub fn set(&mut self, key: &str, value: Option<&[u8]>) {
+        let old = self.get(key);
+        if old.map(|old| &**old) == value {
+            return;
+        }
+        let size = |value: Option<usize>| value.map_or(0, |len| (key.len() + len).cast_signed());
+        self.growth += size(value.map(<[u8]>::len)) - size(old.map(Bytes::len));
+        let value = value.map(Bytes::copy_from_slice);
+        match self.writes.iter_mut().find(|write| &*write.key == key) {
+            Some(write) => write.value = value,
+            None => self.writes.push(StateWrite { key: key.into(), value }),
+        }
+    }
+
+    /// The keys after `cursor`, in order, as if the writes were applied.
+    pub fn keys(&self) -> Vec<String> {
+        let mut keys: Vec<String> = self
+            .state
+            .entries
+            .keys()
+            .filter(|key| !self.writes.iter().any(|write| write.key == **key))
+            .chain(self.writes.iter().filter(|write| write.value.is_some()).map(|write| &write.key))
+            .map(|key| key.to_string())
+            .collect();
+        keys.sort_unstable();
+        keys
+    }
+
+    /// The size that the scope would have with the writes applied.
+    pub fn bytes(&self) -> usize {
+        self.state.bytes.saturating_add_signed(self.growth)
+    }
+
+    /// Ends a run: applies the writes and returns them, or forgets them.
+    pub fn finish(mut self, keep: bool) -> (State, Vec<StateWrite>) {
+        if !keep {
+            return (self.state, Vec::new());
+        }
+        self.state.apply(&self.writes);
+        (self.state, self.writes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(entries: &[(&str, &str)]) -> State {
+        State::from_entries(
+            entries.iter().map(|(key, value)| ((*key).into(), Bytes::copy_from_slice(value.as_bytes()))),
+        )
+    }
+
+    #[test]
+    fn a_run_sees_its_own_writes_over_what_is_stored() {
+        let mut view = View::new(state(&[("a", "1"), ("b", "2")]));
+        view.set("a", Some(b"10"));
+        view.set("b", None);
+        view.set("c", Some(b"3"));
+        assert_eq!(view.get("a").unwrap(), "10");
+        assert_eq!(view.get("b"), None);
+        assert_eq!(view.keys(), ["a", "c"]);
+        assert_eq!(view.bytes(), 1 + 2 + 1 + 1);
+        let (state, writes) = view.finish(true);
+        assert_eq!(writes.len(), 3);
+        assert_eq!(state.bytes(), 5);
+        assert_eq!(state.entries().map(|(key, _)| key).collect::<Vec<_>>(), ["a", "c"]);
+    }
+
+    #[test]
+    fn a_failed_run_leaves_nothing() {
+        let mut view = View::new(state(&[("a", "1")]));
+        view.set("a", Some(b"10"));
+        let (state, writes) = view.finish(false);
+        assert!(writes.is_empty());
+        assert_eq!(View::new(state).get("a").unwrap(), "1");
+    }
+
+    #[test]
+    fn a_write_that_changes_nothing_is_none() {
+        let mut view = View::new(state(&[("a", "1")]));
+        view.set("a", Some(b"1"));
+        view.set("gone", None);
+        assert!(view.finish(true).1.is_empty());
+    }
+}

@@ -1,0 +1,468 @@
+//! The counters of the daemon.
+//!
+//! All of them are written by the I/O thread only, so an addition is a plain load and store, not a locked instruction.
+//! Anyone may read. Figures that other parts keep (the store's) are joined in by [`Metrics::source`].
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use super::text::Text;
+use super::{Histogram, Sample, Value};
+use serde_json::json;
+
+use crate::message::{FailureCode, Output, Usage};
+
+/// Distinct reasons of drops that get a line of their own; a receiver that invents reasons must not fill the memory.
+const MAX_REASONS: usize = 32;
+
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    pub fn add(&self, n: u64) {
+        self.0.store(self.0.load(Relaxed).wrapping_add(n), Relaxed);
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    pub fn set(&self, value: u64) {
+        self.0.store(value, Relaxed);
+    }
+
+    /// Keeps the larger of the old and the new value.
+    pub fn raise(&self, value: u64) {
+        if value > self.get() {
+            self.set(value);
+        }
+    }
+
+    pub fn get(&self) -> u64 {
+        self.0.load(Relaxed)
+    }
+}
+
+/// A connection: not configured until it is first set.
+#[derive(Debug, Default)]
+pub struct Link(AtomicU8);
+
+impl Link {
+    pub fn set(&self, connected: bool) {
+        self.0.store(1 + u8::from(connected), Relaxed);
+    }
+
+    /// `None` when there is no such connection in this configuration.
+    pub fn connected(&self) -> Option<bool> {
+        self.0.load(Relaxed).checked_sub(1).map(|connected| connected == 1)
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputKind {
+    Alert,
+    Forward,
+    Publish,
+}
+
+impl OutputKind {
+    pub const ALL: [Self; 3] = [Self::Alert, Self::Forward, Self::Publish];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Alert => "alert",
+            Self::Forward => "forward",
+            Self::Publish => "publish",
+        }
+    }
+}
+
+impl From<&Output> for OutputKind {
+    fn from(output: &Output) -> Self {
+        match output {
+            Output::Alert(_) => Self::Alert,
+            Output::Forward(_) => Self::Forward,
+            Output::Publish(_) => Self::Publish,
+        }
+    }
+}
+
+/// The figures of one function. Kept over versions, gone when the function is removed.
+#[derive(Debug, Default)]
+pub struct FunctionMetrics {
+    pub invocations: Counter,
+    pub retries: Counter,
+    pub folded_alerts: Counter,
+    pub fuel: Counter,
+    pub fuel_per_run: Histogram,
+    pub memory_bytes: Gauge,
+    pub quarantined: Gauge,
+    pub duration: Histogram,
+    failures: [Counter; FailureCode::ALL.len()],
+    outputs: [Counter; OutputKind::ALL.len()],
+}
+
+impl FunctionMetrics {
+    /// Counts a run, whatever came of it.
+    pub fn ran(&self, usage: &Usage) {
+        self.invocations.inc();
+        self.fuel.add(usage.fuel);
+        self.fuel_per_run.observe_amount(usage.fuel);
+        self.memory_bytes.raise(usage.memory_bytes);
+        self.duration.observe(Duration::from_micros(usage.elapsed_us));
+    }
+
+    pub fn emitted(&self, kind: OutputKind) {
+        self.outputs[kind as usize].inc();
+    }
+
+    pub fn outputs(&self, kind: OutputKind) -> u64 {
+        self.outputs[kind as usize].get()
+    }
+
+    pub fn failures(&self, code: FailureCode) -> u64 {
+        self.failures[code as usize].get()
+    }
+
+    pub fn all_failures(&self) -> u64 {
+        self.failures.iter().map(Counter::get).sum()
+    }
+}
+
+type Source = Box<dyn Fn(&mut dyn FnMut(&Sample<'_>)) + Send + Sync>;
+
+/// Everything that is counted. Made once, shared by `Arc`.
+#[derive(Default)]
+pub struct Metrics {
+    pub received: Counter,
+    pub acknowledged: Counter,
+    pub redelivered: Counter,
+    pub unrouted: Counter,
+    /// Messages whose functions all did their work.
+    pub recorded: Counter,
+    /// Messages that at least one function could not process.
+    pub dead_lettered: Counter,
+    pub in_flight: Gauge,
+    pub sessions_lost: Counter,
+    pub worker_restarts: Counter,
+    /// By the number of the stream.
+    pub forwarded: [Counter; 3],
+    pub forward_errors: Counter,
+    pub broker: Link,
+    pub upstream: Link,
+    start_time_ms: u64,
+    dead_letters: [Counter; FailureCode::ALL.len()],
+    dropped: Mutex<BTreeMap<Box<str>, u64>>,
+    functions: Mutex<BTreeMap<Arc<str>, Arc<FunctionMetrics>>>,
+    sources: Mutex<Vec<Source>>,
+}
+
+/// In the order of `store::Stream`.
+const STREAMS: [&str; 3] = ["alert", "data", "local"];
+
+impl Metrics {
+    pub fn new() -> Self {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { start_time_ms: u64::try_from(now.as_millis()).unwrap_or(0), ..Self::default() }
+    }
+
+    /// The figures of a function; keep the handle instead of asking for every message.
+    pub fn function(&self, name: &Arc<str>) -> Arc<FunctionMetrics> {
+        lock(&self.functions).entry(name.clone()).or_default().clone()
+    }
+
+    pub fn forget_function(&self, name: &str) {
+        lock(&self.functions).remove(name);
+    }
+
+    /// All functions by name, for tables and the status topic.
+    pub fn functions(&self) -> Vec<(Arc<str>, Arc<FunctionMetrics>)> {
+        lock(&self.functions).iter().map(|(name, function)| (name.clone(), function.clone())).collect()
+    }
+
+    /// Counts a dead letter, for the whole and for its function. `function` is `None` when no function saw the message.
+    pub fn dead_letter(&self, function: Option<&FunctionMetrics>, code: FailureCode) {
+        self.dead_letters[code as usize].inc();
+        if let Some(function) = function {
+            function.failures[code as usize].inc();
+        }
+    }
+
+    pub fn dead_letters(&self, code: FailureCode) -> u64 {
+        self.dead_letters[code as usize].get()
+    }
+
+    pub fn all_dead_letters(&self) -> u64 {
+        self.dead_letters.iter().map(Counter::get).sum()
+    }
+
+    /// Counts committed records that are lost. The caller logs the reason.
+    pub fn dropped(&self, reason: &str, records: u64) {
+        let mut dropped = lock(&self.dropped);
+        let known = dropped.len() < MAX_REASONS || dropped.contains_key(reason);
+        *dropped.entry(if known { reason } else { "other" }.into()).or_default() += records;
+    }
+
+    pub fn all_dropped(&self) -> u64 {
+        lock(&self.dropped).values().sum()
+    }
+
+    /// Joins in the figures of a part that keeps its own. It is called on the thread of the HTTP port for each scrape.
+    /// A sample must not have the same name and labels as one of another source or of this struct.
+    pub fn source(&self, source: impl Fn(&mut dyn FnMut(&Sample<'_>)) + Send + Sync + 'static) {
+        lock(&self.sources).push(Box::new(source));
+    }
+
+    /// The sum of a family over all labels, as the sources tell it.
+    fn sum(&self, family: &str) -> u64 {
+        let mut sum = 0;
+        for source in lock(&self.sources).iter() {
+            source(&mut |sample| {
+                if let (true, Value::Integer(value)) = (sample.family == family, &sample.value) {
+                    sum += value;
+                }
+            });
+        }
+        sum
+    }
+
+    /// The figures that people ask for first, with percentiles: `/status`.
+    pub fn status(&self) -> serde_json::Value {
+        let functions: Vec<_> = self.functions().iter().map(|(name, function)| function.status(name)).collect();
+        json!({
+            "version": env!("CARGO_PKG_VERSION"),
+            "messages": {
+                "received": self.received.get(),
+                "redelivered": self.redelivered.get(),
+                "unrouted": self.unrouted.get(),
+                "recorded": self.recorded.get(),
+                "dead_lettered": self.dead_lettered.get(),
+                "acknowledged": self.acknowledged.get(),
+                "in_flight": self.in_flight.get(),
+            },
+            "functions": functions,
+            "outbox": {
+                "records": self.sum("sedge_outbox_records"),
+                "bytes": self.sum("sedge_outbox_bytes"),
+            },
+            "store": {
+                "commits": self.sum("sedge_store_commits_total"),
+                "written_bytes": self.sum("sedge_store_written_bytes_total"),
+            },
+            "dropped": self.all_dropped(),
+            "connected": { "broker": self.broker.connected(), "upstream": self.upstream.connected() },
+        })
+    }
+
+    /// The page for Prometheus, text format 0.0.4.
+    pub fn render(&self) -> String {
+        let mut text = Text::new();
+        let mut add = |family, labels: &[(&str, &str)], value: Value<'_>| text.add(&Sample { family, labels, value });
+
+        add("sedge_build_info", &[("version", env!("CARGO_PKG_VERSION"))], Value::Integer(1));
+        add("sedge_start_time_seconds", &[], Value::Float(self.start_time_ms as f64 / 1e3));
+        for (peer, link) in [("broker", &self.broker), ("upstream", &self.upstream)] {
+            if let Some(connected) = link.connected() {
+                add("sedge_connected", &[("peer", peer)], Value::Integer(connected.into()));
+            }
+        }
+        for (name, counter) in [
+            ("sedge_sessions_lost_total", &self.sessions_lost),
+            ("sedge_messages_received_total", &self.received),
+            ("sedge_messages_acknowledged_total", &self.acknowledged),
+            ("sedge_messages_redelivered_total", &self.redelivered),
+            ("sedge_messages_unrouted_total", &self.unrouted),
+            ("sedge_messages_recorded_total", &self.recorded),
+            ("sedge_messages_dead_lettered_total", &self.dead_lettered),
+            ("sedge_worker_restarts_total", &self.worker_restarts),
+            ("sedge_forward_errors_total", &self.forward_errors),
+        ] {
+            add(name, &[], Value::Integer(counter.get()));
+        }
+        add("sedge_in_flight", &[], Value::Integer(self.in_flight.get()));
+        for (stream, counter) in STREAMS.iter().zip(&self.forwarded) {
+            add("sedge_forwarded_total", &[("stream", stream)], Value::Integer(counter.get()));
+        }
+        for code in FailureCode::ALL {
+            let count = self.dead_letters(code);
+            add("sedge_dead_letters_total", &[("reason", code.as_str())], Value::Integer(count));
+        }
+        for (reason, count) in lock(&self.dropped).iter() {
+            add("sedge_dropped_total", &[("reason", reason)], Value::Integer(*count));
+        }
+        for (name, function) in self.functions() {
+            function.render(&name, &mut add);
+        }
+        for source in lock(&self.sources).iter() {
+            source(&mut |sample| text.add(sample));
+        }
+        text.finish()
+    }
+}
+
+impl FunctionMetrics {
+    fn status(&self, name: &str) -> serde_json::Value {
+        let micros = |share| self.duration.quantile(share).map(|it| it.as_nanos() as f64 / 1e3);
+        let fuel = |share| self.fuel_per_run.quantile(share).map(|it| it.as_nanos() as u64);
+        json!({
+            "name": name,
+            "invocations": self.invocations.get(),
+            "dead_letters": self.all_failures(),
+            "retries": self.retries.get(),
+            "folded_alerts": self.folded_alerts.get(),
+            "outputs": {
+                "alert": self.outputs(OutputKind::Alert),
+                "forward": self.outputs(OutputKind::Forward),
+                "publish": self.outputs(OutputKind::Publish),
+            },
+            "duration_us": { "p50": micros(0.5), "p99": micros(0.99) },
+            "fuel": { "p50": fuel(0.5), "p99": fuel(0.99) },
+            "memory_bytes": self.memory_bytes.get(),
+            "quarantined": self.quarantined.get() != 0,
+        })
+    }
+
+    fn render(&self, name: &str, add: &mut impl FnMut(&'static str, &[(&str, &str)], Value<'_>)) {
+        let function = ("function", name);
+        for (family, value) in [
+            ("sedge_function_invocations_total", self.invocations.get()),
+            ("sedge_function_retries_total", self.retries.get()),
+            ("sedge_function_folded_alerts_total", self.folded_alerts.get()),
+            ("sedge_function_fuel_total", self.fuel.get()),
+            ("sedge_function_memory_bytes", self.memory_bytes.get()),
+            ("sedge_function_quarantined", self.quarantined.get()),
+        ] {
+            add(family, &[function], Value::Integer(value));
+        }
+        for kind in OutputKind::ALL {
+            let labels = [function, ("kind", kind.as_str())];
+            add("sedge_function_outputs_total", &labels, Value::Integer(self.outputs(kind)));
+        }
+        // Fifteen reasons a function would be mostly zeros: only those that happened.
+        for code in FailureCode::ALL.into_iter().filter(|code| self.failures(*code) > 0) {
+            let labels = [function, ("reason", code.as_str())];
+            add("sedge_function_failures_total", &labels, Value::Integer(self.failures(code)));
+        }
+        add("sedge_function_duration_seconds", &[function], Value::Histogram(&self.duration));
+    }
+}
+
+/// A panic while counting leaves no figure half written, so a poisoned lock is as good as any.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use super::*;
+
+    /// Reads a page back: every sample by its full name, checked against the rules of the format.
+    fn parse(page: &str) -> HashMap<String, f64> {
+        let mut samples = HashMap::new();
+        let mut family = String::new();
+        let mut finished = Vec::new();
+        for line in page.lines() {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                finished.push(std::mem::replace(&mut family, rest.split(' ').next().unwrap().into()));
+                assert!(!finished.contains(&family), "{family} is in two places");
+            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+                let (name, kind) = rest.split_once(' ').unwrap();
+                assert_eq!(name, family);
+                assert!(["counter", "gauge", "histogram"].contains(&kind));
+            } else {
+                let (name, value) = line.rsplit_once(' ').unwrap();
+                let bare = name.split('{').next().unwrap();
+                let suffixes = ["", "_bucket", "_sum", "_count"];
+                assert!(suffixes.iter().any(|suffix| bare == format!("{family}{suffix}")), "{name} under {family}");
+                assert!(samples.insert(name.into(), value.parse().unwrap()).is_none(), "{name} twice");
+            }
+        }
+        samples
+    }
+
+    #[test]
+    fn failure_codes_index_their_counters() {
+        for (index, code) in FailureCode::ALL.into_iter().enumerate() {
+            assert_eq!(code as usize, index);
+        }
+    }
+
+    #[test]
+    fn the_page_reads_back() {
+        let metrics = Metrics::new();
+        metrics.received.add(3);
+        metrics.acknowledged.inc();
+        metrics.broker.set(true);
+        metrics.dropped("outbox-full", 2);
+        metrics.dropped("outbox-full", 3);
+        let name: Arc<str> = "threshold".into();
+        let function = metrics.function(&name);
+        function.ran(&Usage { fuel: 1_000, elapsed_us: 7, memory_bytes: 65_536, output_bytes: 9 });
+        function.ran(&Usage { fuel: 500, elapsed_us: 80, memory_bytes: 32_768, output_bytes: 9 });
+        function.emitted(OutputKind::Publish);
+        metrics.dead_letter(Some(&function), FailureCode::Fuel);
+        metrics.dead_letter(None, FailureCode::PayloadTooLarge);
+        metrics.source(|add| {
+            for stream in ["alert", "data"] {
+                let labels = [("stream", stream)];
+                add(&Sample { family: "sedge_outbox_records", labels: &labels, value: Value::Integer(4) });
+            }
+            let cumulative = [(0.001, 1), (0.01, 2)];
+            let value = Value::Buckets { cumulative: &cumulative, count: 3, sum: 0.5 };
+            add(&Sample { family: "sedge_store_sync_seconds", labels: &[], value });
+        });
+
+        let page = parse(&metrics.render());
+        for (name, value) in [
+            ("sedge_messages_received_total", 3.0),
+            ("sedge_messages_acknowledged_total", 1.0),
+            ("sedge_connected{peer=\"broker\"}", 1.0),
+            ("sedge_dropped_total{reason=\"outbox-full\"}", 5.0),
+            ("sedge_dead_letters_total{reason=\"fuel\"}", 1.0),
+            ("sedge_dead_letters_total{reason=\"payload-too-large\"}", 1.0),
+            ("sedge_dead_letters_total{reason=\"trap\"}", 0.0),
+            ("sedge_function_invocations_total{function=\"threshold\"}", 2.0),
+            ("sedge_function_fuel_total{function=\"threshold\"}", 1_500.0),
+            ("sedge_function_memory_bytes{function=\"threshold\"}", 65_536.0),
+            ("sedge_function_outputs_total{function=\"threshold\",kind=\"publish\"}", 1.0),
+            ("sedge_function_failures_total{function=\"threshold\",reason=\"fuel\"}", 1.0),
+            ("sedge_function_duration_seconds_bucket{function=\"threshold\",le=\"0.00001\"}", 1.0),
+            ("sedge_function_duration_seconds_bucket{function=\"threshold\",le=\"+Inf\"}", 2.0),
+            ("sedge_function_duration_seconds_count{function=\"threshold\"}", 2.0),
+            ("sedge_function_duration_seconds_sum{function=\"threshold\"}", 0.000_087),
+            ("sedge_outbox_records{stream=\"data\"}", 4.0),
+            ("sedge_store_sync_seconds_bucket{le=\"0.01\"}", 2.0),
+            ("sedge_store_sync_seconds_bucket{le=\"+Inf\"}", 3.0),
+        ] {
+            assert_eq!(page.get(name), Some(&value), "{name}");
+        }
+        assert!(!page.contains_key("sedge_connected{peer=\"upstream\"}"), "no upstream is configured");
+        assert!(page["sedge_start_time_seconds"] > 1.6e9);
+
+        metrics.forget_function("threshold");
+        assert!(!metrics.render().contains("threshold"));
+    }
+
+    #[test]
+    fn reasons_are_bounded() {
+        let metrics = Metrics::new();
+        for n in 0..1_000 {
+            metrics.dropped(&format!("reason {n}"), 1);
+        }
+        assert_eq!(metrics.all_dropped(), 1_000);
+        assert!(lock(&metrics.dropped).len() <= MAX_REASONS + 1);
+    }
+}

@@ -1,0 +1,14 @@
+//! The processes around the sandbox. A worker holds no keys, no network and no files: it inherits one socket, takes
+//! jobs from it and returns outcomes.
+//!
+//! ```text
+//! daemon  pool ──jobs, state──▶ socket pair ──▶ serve ── sandbox     worker
+//!              ◀──outcomes, questions──                 wall around all of it
+//! ```
+
+pub mod pool;
+pub mod protocol;
+pub mod serve;
+pub mod wall;
+
+mod cache;

@@ -1,0 +1,509 @@
+//! The daemon's side of the workers: starts them, hands out jobs, and settles what happens when one dies.
+//!
+//! A worker that dies takes nothing along: its unfinished jobs had no effect yet. They run again in its replacement, one
+//! at a time, so that the one at fault is known when it kills again; that one is given back as crashed.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream as StdStream;
+use std::process::{Child, Command, Stdio};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::{Bytes, BytesMut};
+use tokio::net::UnixStream;
+use tokio::sync::Notify;
+
+use super::protocol::{Encoder, FromWorker, Job, JobScope, ToWorker, split_frame};
+use super::serve::{Clock, Worker};
+use crate::config::Isolate;
+use crate::message::{Outcome, Scope};
+use crate::sandbox::{Limits, LogLine};
+
+/// Bytes read from a worker at once.
+const READ_BYTES: usize = 64 * 1024;
+/// A worker that answers nothing for this long beyond the longest deadline is stuck outside the guest's code.
+const STUCK_AFTER: Duration = Duration::from_secs(5);
+const RESPAWN_FIRST: Duration = Duration::from_millis(50);
+const RESPAWN_MAX: Duration = Duration::from_secs(10);
+
+/// A function as the workers need it.
+#[derive(Clone, Debug)]
+pub struct Loadable {
+    pub number: u32,
+    pub name: Arc<str>,
+    pub limits: Limits,
+    pub settings: Vec<(String, String)>,
+    pub code: Bytes,
+}
+
+#[derive(Debug)]
+pub enum Event {
+    Done {
+        token: u64,
+        outcome: Outcome,
+        log: Vec<LogLine>,
+        log_lines_dropped: u32,
+    },
+    /// Answer with [`Pool::provide_state`], from the store, after all that was committed for this scope.
+    NeedState {
+        request: StateRequest,
+        scope: Scope,
+    },
+    /// The job was running, alone, when its worker died for the second time.
+    Crashed {
+        token: u64,
+    },
+    NotLoaded {
+        function: u32,
+        error: String,
+    },
+    /// A worker died and is being replaced.
+    Died {
+        worker: usize,
+        status: String,
+    },
+}
+
+/// Which worker asked, for which of its jobs, in which of its lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StateRequest {
+    worker: usize,
+    life: u32,
+    job: u64,
+}
+
+pub struct Settings {
+    pub isolate: Isolate,
+    pub count: usize,
+    pub state_cache_bytes: usize,
+    pub memory_bytes: usize,
+    /// The longest deadline that a function may have.
+    pub max_timeout: Duration,
+}
+
+pub struct Pool {
+    settings: Settings,
+    slots: Vec<Slot>,
+    functions: Vec<Loadable>,
+    queue: Rc<Queue>,
+}
+
+/// Frames from all workers, with the life that sent them.
+#[derive(Default)]
+struct Queue {
+    frames: RefCell<VecDeque<(usize, u32, Said)>>,
+    ready: Notify,
+}
+
+enum Said {
+    Frame(FromWorker),
+    /// The socket ended, or what came made no sense.
+    Gone(String),
+}
+
+/// One place for a worker, which several may fill one after the other.
+struct Slot {
+    life: u32,
+    running: Option<Running>,
+    /// Jobs sent and not answered; a job's number on the wire is `first` plus its place.
+    unfinished: VecDeque<Option<Job>>,
+    first: u64,
+    /// After a death: these run one at a time before anything new.
+    suspects: VecDeque<Job>,
+    /// What came in meanwhile.
+    backlog: VecDeque<Job>,
+    states_asked: usize,
+    last_heard: Instant,
+    respawn_at: Option<Instant>,
+    respawn_wait: Duration,
+}
+
+struct Running {
+    stream: Rc<UnixStream>,
+    out: Rc<RefCell<Vec<u8>>>,
+    wake_writer: Rc<Notify>,
+    reader: tokio::task::JoinHandle<()>,
+    writer: tokio::task::JoinHandle<()>,
+    process: Option<Child>,
+}
+
+impl Pool {
+    /// Must be called inside a `LocalSet`.
+    pub fn start(settings: Settings, functions: Vec<Loadable>) -> io::Result<Self> {
+        let slots = (0..settings.count).map(|_| Slot::empty()).collect();
+        let mut pool = Self { settings, slots, functions, queue: Rc::default() };
+        for worker in 0..pool.slots.len() {
+            pool.spawn(worker)?;
+        }
+        Ok(pool)
+    }
+
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.slots.is_empty()
+    }
+
+    /// Process ids of the workers that are processes.
+    pub fn process_ids(&self) -> impl Iterator<Item = u32> {
+        self.slots.iter().filter_map(|slot| Some(slot.running.as_ref()?.process.as_ref()?.id()))
+    }
+
+    /// Hands a job to a worker; `job.id` comes back as the token. Sent with the next [`Pool::flush`].
+    pub fn submit(&mut self, worker: usize, job: Job) {
+        let slot = &mut self.slots[worker];
+        if slot.running.is_none() || !slot.suspects.is_empty() || !slot.backlog.is_empty() {
+            slot.backlog.push_back(job);
+        } else {
+            slot.send(job);
+        }
+    }
+
+    pub fn provide_state(&mut self, request: StateRequest, entries: Vec<(Box<str>, Bytes)>) {
+        let slot = &mut self.slots[request.worker];
+        if slot.life == request.life {
+            slot.states_asked = slot.states_asked.saturating_sub(1);
+            slot.write(&ToWorker::State { job: request.job, entries });
+        }
+    }
+
+    /// Drops every job and all state in memory: what the workers know is no longer what is stored.
+    pub fn reset(&mut self) {
+        for worker in 0..self.slots.len() {
+            // A worker may be in the middle of a job whose answer must not count any more. A new life settles that.
+            self.stop(worker);
+            let slot = &mut self.slots[worker];
+            slot.unfinished.clear();
+            slot.suspects.clear();
+            slot.backlog.clear();
+            slot.respawn_wait = RESPAWN_FIRST;
+            slot.respawn_at = Some(Instant::now());
+        }
+        self.queue.frames.borrow_mut().clear();
+        self.tend();
+    }
+
+    /// Sends what was submitted. What the sockets do not take now follows by itself.
+    pub fn flush(&mut self) {
+        for slot in &mut self.slots {
+            if let Some(running) = &slot.running {
+                let mut out = running.out.borrow_mut();
+                if out.is_empty() {
+                    continue;
+                }
+                match running.stream.try_write(&out) {
+                    Ok(written) if written == out.len() => out.clear(),
+                    Ok(written) => {
+                        out.drain(..written);
+                        running.wake_writer.notify_one();
+                    }
+                    // The reader sees the end and settles it.
+                    Err(_) => running.wake_writer.notify_one(),
+                }
+            }
+        }
+    }
+
+    /// Waits until a worker said something, then moves all of it into `into`.
+    pub async fn receive(&mut self, into: &mut VecDeque<Event>) {
+        loop {
+            let frames = std::mem::take(&mut *self.queue.frames.borrow_mut());
+            for (worker, life, said) in frames {
+                self.take(worker, life, said, into);
+            }
+            if !into.is_empty() {
+                return;
+            }
+            self.queue.ready.notified().await;
+        }
+    }
+
+    fn take(&mut self, worker: usize, life: u32, said: Said, into: &mut VecDeque<Event>) {
+        let slot = &mut self.slots[worker];
+        if slot.life != life {
+            return;
+        }
+        slot.last_heard = Instant::now();
+        match said {
+            Said::Frame(FromWorker::Done { job, outcome, log, log_lines_dropped }) => {
+                let Some(done) = slot.finish(job) else { return };
+                slot.respawn_wait = RESPAWN_FIRST;
+                into.push_back(Event::Done { token: done.id, outcome, log, log_lines_dropped });
+                slot.send_next();
+            }
+            Said::Frame(FromWorker::NeedState { job }) => {
+                let Some(asking) = slot.job(job) else { return };
+                let Some(function) = self.functions.iter().find(|it| it.number == asking.function) else { return };
+                let topic = (asking.scope == JobScope::Topic).then(|| Arc::clone(&asking.message.topic));
+                let scope = Scope { function: Arc::clone(&function.name), topic };
+                slot.states_asked += 1;
+                into.push_back(Event::NeedState { request: StateRequest { worker, life, job }, scope });
+            }
+            Said::Frame(FromWorker::Loaded { function, error }) => {
+                if let Some(error) = error {
+                    into.push_back(Event::NotLoaded { function, error });
+                }
+            }
+            Said::Gone(reason) => {
+                let status = self.stop(worker).unwrap_or(reason);
+                self.blame(worker, into);
+                into.push_back(Event::Died { worker, status });
+                self.tend();
+            }
+        }
+    }
+
+    /// Sorts a dead worker's jobs: one that ran alone is at fault, several are suspects.
+    fn blame(&mut self, worker: usize, into: &mut VecDeque<Event>) {
+        let slot = &mut self.slots[worker];
+        let unfinished: Vec<Job> = std::mem::take(&mut slot.unfinished).into_iter().flatten().collect();
+        let alone = !slot.suspects.is_empty();
+        if alone && unfinished.is_empty() {
+            // It died before the suspect was sent: nobody is to blame yet.
+        } else if alone {
+            slot.suspects.pop_front();
+            into.extend(unfinished.iter().map(|job| Event::Crashed { token: job.id }));
+        } else {
+            slot.suspects = unfinished.into();
+        }
+        slot.respawn_at = Some(Instant::now() + slot.respawn_wait);
+        // The first replacement comes at once: one death is a job's fault, a row of them the machine's.
+        if slot.respawn_wait == RESPAWN_FIRST {
+            slot.respawn_at = Some(Instant::now());
+        }
+        slot.respawn_wait = (slot.respawn_wait * 2).min(RESPAWN_MAX);
+    }
+
+    /// Replaces dead workers whose pause is over, and ends those that are stuck. Called about once a second.
+    pub fn tend(&mut self) {
+        let now = Instant::now();
+        for worker in 0..self.slots.len() {
+            let slot = &mut self.slots[worker];
+            let busy = !slot.unfinished.is_empty() && slot.states_asked == 0;
+            if busy && now.duration_since(slot.last_heard) > self.settings.max_timeout + STUCK_AFTER {
+                tracing::error!(worker, "a worker does not answer and is ended");
+                if let Some(process) = slot.running.as_mut().and_then(|running| running.process.as_mut()) {
+                    // Its socket closes, and the rest follows from that.
+                    let _ = process.kill();
+                }
+                slot.last_heard = now;
+            }
+            if slot.respawn_at.is_some_and(|at| at <= now)
+                && let Err(error) = self.spawn(worker)
+            {
+                tracing::error!(worker, %error, "failed to start a worker");
+                let slot = &mut self.slots[worker];
+                slot.respawn_at = Some(now + slot.respawn_wait);
+                slot.respawn_wait = (slot.respawn_wait * 2).min(RESPAWN_MAX);
+            }
+        }
+        self.flush();
+    }
+
+    fn spawn(&mut self, worker: usize) -> io::Result<()> {
+        let (near, far) = StdStream::pair()?;
+        near.set_nonblocking(true)?;
+        let process = match self.settings.isolate {
+            Isolate::Process => Some(self.spawn_process(far)?),
+            Isolate::Thread => {
+                let state_cache_bytes = self.settings.state_cache_bytes;
+                let clock = Clock::start()?;
+                std::thread::Builder::new().name(format!("sedge-worker-{worker}")).spawn(move || {
+                    if let Err(error) = Worker::new(far, clock, state_cache_bytes).serve() {
+                        tracing::debug!(%error, "worker thread ended");
+                    }
+                })?;
+                None
+            }
+        };
+        let slot = &mut self.slots[worker];
+        slot.life = slot.life.wrapping_add(1);
+        slot.respawn_at = None;
+        slot.states_asked = 0;
+        slot.last_heard = Instant::now();
+        let stream = Rc::new(UnixStream::from_std(near)?);
+        let out = Rc::new(RefCell::new(Vec::new()));
+        let wake_writer = Rc::new(Notify::new());
+        slot.running = Some(Running {
+            reader: tokio::task::spawn_local(read(Rc::clone(&stream), Rc::clone(&self.queue), worker, slot.life)),
+            writer: tokio::task::spawn_local(write(Rc::clone(&stream), Rc::clone(&out), Rc::clone(&wake_writer))),
+            stream,
+            out,
+            wake_writer,
+            process,
+        });
+        for function in &self.functions {
+            slot.write(&ToWorker::Load {
+                function: function.number,
+                limits: function.limits,
+                settings: function.settings.clone(),
+                code: function.code.clone(),
+            });
+        }
+        slot.send_next();
+        self.flush();
+        Ok(())
+    }
+
+    /// The worker inherits one socket, as its standard input, and nothing else: no environment, no other file.
+    fn spawn_process(&self, socket: StdStream) -> io::Result<Child> {
+        Command::new("/proc/self/exe")
+            .arg("worker")
+            .arg("--state-cache-bytes")
+            .arg(self.settings.state_cache_bytes.to_string())
+            .arg("--memory-bytes")
+            .arg(self.settings.memory_bytes.to_string())
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::from(OwnedFd::from(socket)))
+            .stdout(Stdio::null())
+            .stderr(Stdio::inherit())
+            .spawn()
+    }
+
+    /// Ends a worker if it still runs. Returns how a process ended.
+    fn stop(&mut self, worker: usize) -> Option<String> {
+        let slot = &mut self.slots[worker];
+        let mut running = slot.running.take()?;
+        slot.life = slot.life.wrapping_add(1);
+        running.reader.abort();
+        running.writer.abort();
+        let process = running.process.as_mut()?;
+        let _ = process.kill();
+        process.wait().ok().map(|status| status.to_string())
+    }
+}
+
+impl Drop for Pool {
+    fn drop(&mut self) {
+        for worker in 0..self.slots.len() {
+            self.stop(worker);
+        }
+    }
+}
+
+impl Slot {
+    fn empty() -> Self {
+        Self {
+            life: 0,
+            running: None,
+            unfinished: VecDeque::new(),
+            first: 0,
+            suspects: VecDeque::new(),
+            backlog: VecDeque::new(),
+            states_asked: 0,
+            last_heard: Instant::now(),
+            respawn_at: None,
+            respawn_wait: RESPAWN_FIRST,
+        }
+    }
+
+    fn write(&self, frame: &ToWorker) {
+        if let Some(running) = &self.running {
+            Encoder::new(&mut running.out.borrow_mut()).to_worker(frame);
+        }
+    }
+
+    fn send(&mut self, job: Job) {
+        if self.unfinished.is_empty() {
+            self.last_heard = Instant::now();
+        }
+        let number = self.first + self.unfinished.len() as u64;
+        if let Some(running) = &self.running {
+            Encoder::new(&mut running.out.borrow_mut()).run(number, &job);
+        }
+        self.unfinished.push_back(Some(job));
+    }
+
+    /// What may go next: a suspect if none is out, the backlog once no suspect is left.
+    fn send_next(&mut self) {
+        if self.running.is_none() {
+            return;
+        }
+        if let Some(suspect) = self.suspects.front() {
+            if self.unfinished.is_empty() {
+                let job = suspect.clone();
+                self.send(job);
+            }
+            return;
+        }
+        while let Some(job) = self.backlog.pop_front() {
+            self.send(job);
+        }
+    }
+
+    fn job(&self, number: u64) -> Option<&Job> {
+        self.unfinished.get(usize::try_from(number.checked_sub(self.first)?).ok()?)?.as_ref()
+    }
+
+    fn finish(&mut self, number: u64) -> Option<Job> {
+        let place = usize::try_from(number.checked_sub(self.first)?).ok()?;
+        let done = self.unfinished.get_mut(place)?.take()?;
+        while self.unfinished.front().is_some_and(Option::is_none) {
+            self.unfinished.pop_front();
+            self.first += 1;
+        }
+        if !self.suspects.is_empty() {
+            self.suspects.pop_front();
+        }
+        Some(done)
+    }
+}
+
+async fn read(stream: Rc<UnixStream>, queue: Rc<Queue>, worker: usize, life: u32) {
+    let mut input = BytesMut::with_capacity(READ_BYTES);
+    let reason = loop {
+        if let Err(error) = stream.readable().await {
+            break error.to_string();
+        }
+        input.reserve(READ_BYTES);
+        match stream.try_read_buf(&mut input) {
+            Ok(0) => break "closed its socket".to_owned(),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => break error.to_string(),
+        }
+        let mut frames = queue.frames.borrow_mut();
+        let malformed = loop {
+            match split_frame(&mut input) {
+                Ok(Some(frame)) => match FromWorker::decode(frame) {
+                    Ok(frame) => frames.push_back((worker, life, Said::Frame(frame))),
+                    Err(error) => break Some(error),
+                },
+                Ok(None) => break None,
+                Err(error) => break Some(error),
+            }
+        };
+        drop(frames);
+        queue.ready.notify_one();
+        if let Some(error) = malformed {
+            break error.to_string();
+        }
+    };
+    queue.frames.borrow_mut().push_back((worker, life, Said::Gone(reason)));
+    queue.ready.notify_one();
+}
+
+/// Writes what did not go out at once.
+async fn write(stream: Rc<UnixStream>, out: Rc<RefCell<Vec<u8>>>, wake: Rc<Notify>) {
+    loop {
+        wake.notified().await;
+        while !out.borrow().is_empty() {
+            if stream.writable().await.is_err() {
+                return;
+            }
+            let written = stream.try_write(&out.borrow());
+            match written {
+                Ok(written) => drop(out.borrow_mut().drain(..written)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(_) => return,
+            }
+        }
+    }
+}

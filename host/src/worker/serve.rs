@@ -1,0 +1,254 @@
+//! The worker's side: reads jobs, runs them one after the other, writes outcomes. The same loop serves a process and,
+//! for the smallest boards, a thread of the daemon.
+
+use std::collections::{HashMap, VecDeque};
+use std::io::{self, Read, Write};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+
+use super::cache::{ScopeKey, StateCache};
+use super::protocol::{Encoder, Job, JobScope, Malformed, ToWorker, split_frame};
+use crate::message::{Failure, FailureCode, Outcome, Usage, Verdict};
+use crate::sandbox::{EPOCH, Function, Sandbox, State, Ticker};
+
+/// Outcomes are sent when there is this much, when a while has passed, or when no job is left.
+const SEND_BYTES: usize = 32 * 1024;
+const SEND_AFTER: Duration = Duration::from_micros(500);
+
+/// Runs until the daemon closes the socket.
+pub struct Worker {
+    socket: UnixStream,
+    clock: Clock,
+    sandbox: Sandbox,
+    functions: HashMap<u32, Function>,
+    states: StateCache,
+    /// Jobs whose state was asked for, and those of the same scope behind them.
+    waiting: HashMap<ScopeKey, VecDeque<Job>>,
+    /// The scope that each question was about.
+    asked: HashMap<u64, ScopeKey>,
+    out: Vec<u8>,
+}
+
+impl Worker {
+    pub fn new(socket: UnixStream, clock: Clock, state_cache_bytes: usize) -> Self {
+        Self {
+            socket,
+            clock,
+            sandbox: Sandbox::new(),
+            functions: HashMap::new(),
+            states: StateCache::new(state_cache_bytes),
+            waiting: HashMap::new(),
+            asked: HashMap::new(),
+            out: Vec::with_capacity(2 * SEND_BYTES),
+        }
+    }
+
+    pub fn serve(mut self) -> io::Result<()> {
+        let mut input = BytesMut::with_capacity(64 * 1024);
+        loop {
+            self.clock.pause();
+            if read_some(&mut self.socket, &mut input)? == 0 {
+                return Ok(());
+            }
+            self.clock.run();
+            let mut last_sent = Instant::now();
+            while let Some(frame) = split_frame(&mut input).map_err(invalid)? {
+                self.take(ToWorker::decode(frame).map_err(invalid)?);
+                if !self.out.is_empty() && (self.out.len() >= SEND_BYTES || last_sent.elapsed() >= SEND_AFTER) {
+                    self.send()?;
+                    last_sent = Instant::now();
+                }
+            }
+            self.send()?;
+        }
+    }
+
+    fn send(&mut self) -> io::Result<()> {
+        self.socket.write_all(&self.out)?;
+        self.out.clear();
+        Ok(())
+    }
+
+    fn take(&mut self, frame: ToWorker) {
+        match frame {
+            ToWorker::Run(job) => self.accept(job),
+            ToWorker::State { job, entries } => self.resume(job, State::from_entries(entries)),
+            ToWorker::Load { function, limits, settings, code } => {
+                let error = match self.sandbox.load(&code, limits, settings.into()) {
+                    Ok(loaded) => {
+                        self.functions.insert(function, loaded);
+                        self.clock.watch(self.sandbox.ticker());
+                        None
+                    }
+                    Err(error) => Some(format!("{:#}", anyhow::Error::from(error))),
+                };
+                Encoder::new(&mut self.out).loaded(function, error.as_deref());
+            }
+            ToWorker::Unload { function } => {
+                self.functions.remove(&function);
+                self.states.forget_function(function);
+            }
+            ToWorker::Forget => {
+                self.states.clear();
+                self.waiting.clear();
+                self.asked.clear();
+            }
+        }
+    }
+
+    fn accept(&mut self, job: Job) {
+        let Some(scope) = scope_key(&job) else {
+            self.run(&job, State::default());
+            return;
+        };
+        if let Some(queue) = self.waiting.get_mut(&scope) {
+            queue.push_back(job);
+            return;
+        }
+        match self.states.take(&scope) {
+            Some(state) => {
+                let state = self.run(&job, state);
+                self.states.put(scope, state);
+            }
+            None => {
+                Encoder::new(&mut self.out).need_state(job.id);
+                self.asked.insert(job.id, scope.clone());
+                self.waiting.insert(scope, VecDeque::from([job]));
+            }
+        }
+    }
+
+    fn resume(&mut self, job: u64, mut state: State) {
+        let Some(scope) = self.asked.remove(&job) else { return };
+        for job in self.waiting.remove(&scope).into_iter().flatten() {
+            state = self.run(&job, state);
+        }
+        self.states.put(scope, state);
+    }
+
+    fn run(&mut self, job: &Job, state: State) -> State {
+        let Some(function) = self.functions.get(&job.function) else {
+            let failure = Failure { code: FailureCode::Trap, detail: "the function could not be loaded".to_owned() };
+            let outcome = Outcome { verdict: Verdict::Failed(failure), writes: Vec::new(), usage: Usage::default() };
+            Encoder::new(&mut self.out).done(job.id, &outcome, &[], 0);
+            return state;
+        };
+        let run = function.invoke(&job.message, state);
+        Encoder::new(&mut self.out).done(job.id, &run.outcome, &run.log, run.log_lines_dropped);
+        run.state
+    }
+}
+
+fn scope_key(job: &Job) -> Option<ScopeKey> {
+    match job.scope {
+        JobScope::None => None,
+        JobScope::Topic => Some((job.function, Some(Arc::clone(&job.message.topic)))),
+        JobScope::Function => Some((job.function, None)),
+    }
+}
+
+fn read_some(socket: &mut UnixStream, input: &mut BytesMut) -> io::Result<usize> {
+    const CHUNK: usize = 64 * 1024;
+    let filled = input.len();
+    let room = CHUNK.max(input.capacity() - filled);
+    input.resize(filled + room, 0);
+    let read = loop {
+        match socket.read(&mut input[filled..]) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            read => break read,
+        }
+    };
+    input.truncate(filled + read.as_ref().copied().unwrap_or(0));
+    read
+}
+
+fn invalid(error: Malformed) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+/// The thread that moves deadlines forward while a job runs, and sleeps when none does: an idle board has no wake-ups.
+#[derive(Clone)]
+pub struct Clock {
+    shared: Arc<ClockShared>,
+    thread: Thread,
+}
+
+struct ClockShared {
+    running: AtomicBool,
+    asleep: AtomicBool,
+    ended: AtomicBool,
+    ticker: Mutex<Option<Ticker>>,
+}
+
+/// Idle this long, the clock stops ticking.
+const IDLE_EPOCHS: u32 = 200;
+
+impl Clock {
+    /// Starts the thread. In a process this comes before the walls go up, which forbid new threads.
+    pub fn start() -> io::Result<Self> {
+        let shared = Arc::new(ClockShared {
+            running: AtomicBool::new(false),
+            asleep: AtomicBool::new(false),
+            ended: AtomicBool::new(false),
+            ticker: Mutex::new(None),
+        });
+        let thread = std::thread::Builder::new().name("sedge-clock".into()).stack_size(64 * 1024).spawn({
+            let shared = Arc::clone(&shared);
+            move || shared.tick()
+        })?;
+        Ok(Self { shared, thread: thread.thread().clone() })
+    }
+
+    fn watch(&self, ticker: Ticker) {
+        *self.shared.ticker.lock().unwrap_or_else(PoisonError::into_inner) = Some(ticker);
+    }
+
+    fn run(&self) {
+        // SeqCst on both flags: either this sees `asleep`, or the thread sees `running` before it sleeps.
+        self.shared.running.store(true, Ordering::SeqCst);
+        if self.shared.asleep.load(Ordering::SeqCst) {
+            self.thread.unpark();
+        }
+    }
+
+    fn pause(&self) {
+        self.shared.running.store(false, Ordering::SeqCst);
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.clock.shared.ended.store(true, Ordering::SeqCst);
+        self.clock.thread.unpark();
+    }
+}
+
+impl ClockShared {
+    fn tick(&self) {
+        let mut idle = 0;
+        while !self.ended.load(Ordering::SeqCst) {
+            std::thread::sleep(EPOCH);
+            if self.running.load(Ordering::SeqCst) {
+                idle = 0;
+                if let Some(ticker) = &*self.ticker.lock().unwrap_or_else(PoisonError::into_inner) {
+                    ticker.tick();
+                }
+                continue;
+            }
+            idle += 1;
+            if idle >= IDLE_EPOCHS {
+                self.asleep.store(true, Ordering::SeqCst);
+                while !self.running.load(Ordering::SeqCst) && !self.ended.load(Ordering::SeqCst) {
+                    std::thread::park();
+                }
+                self.asleep.store(false, Ordering::SeqCst);
+                idle = 0;
+            }
+        }
+    }
+}

@@ -1,0 +1,67 @@
+#!/usr/bin/env bash
+# Makes sure that the named tools are here: need.sh cargo cc wasm mosquitto deny
+# Installs what it may; otherwise says in one sentence what to install.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+deny_version=0.20.2
+tools=${XDG_CACHE_HOME:-$HOME/.cache}/sedge/tools
+
+fail() {
+    printf 'sedge: %s\n' "$*" >&2
+    exit 1
+}
+
+# apt, as root or through a sudo that asks nothing. Fails where neither is possible.
+apt_install() {
+    command -v apt-get >/dev/null || return 1
+    local as=()
+    if [ "$(id -u)" != 0 ]; then
+        sudo -n true 2>/dev/null || return 1
+        as=(sudo -n)
+    fi
+    printf 'sedge: installing %s\n' "$*" >&2
+    "${as[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "$@" >&2 && return
+    "${as[@]}" apt-get update >&2
+    "${as[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends "$@" >&2
+}
+
+need_cargo() {
+    command -v cargo >/dev/null || fail 'install Rust 1.95 or later: https://rustup.rs'
+    local have
+    have=$(rustc --version | sed -E 's/^rustc ([0-9]+\.[0-9]+).*/\1/')
+    printf '1.95\n%s\n' "$have" | sort --version-sort --check=quiet ||
+        fail "Rust $have is too old: 1.95 or later is needed (rustup update stable)"
+}
+
+need_cc() {
+    command -v cc >/dev/null || apt_install gcc libc6-dev ||
+        fail 'install a C compiler (Debian: apt install gcc libc6-dev): SQLite is compiled from source'
+}
+
+need_mosquitto() {
+    [ -n "${SEDGE_MOSQUITTO:-}" ] || [ -x /usr/sbin/mosquitto ] || command -v mosquitto >/dev/null && return
+    apt_install mosquitto ||
+        fail 'install Mosquitto 2 (Debian: apt install mosquitto), or name its program in SEDGE_MOSQUITTO'
+}
+
+need_wasm() {
+    if [ -x cross/wasm-target.sh ]; then
+        cross/wasm-target.sh >&2
+    elif ! rustc --print target-libdir --target wasm32-unknown-unknown 2>/dev/null | xargs -r test -d; then
+        rustup target add wasm32-unknown-unknown >&2 ||
+            fail 'add the target for functions: rustup target add wasm32-unknown-unknown'
+    fi
+}
+
+need_deny() {
+    [ "$("$tools/bin/cargo-deny" --version 2>/dev/null)" = "cargo-deny $deny_version" ] && return
+    printf 'sedge: installing cargo-deny %s into %s, once, in a few minutes\n' "$deny_version" "$tools" >&2
+    cargo install cargo-deny --version "$deny_version" --locked --root "$tools" \
+        --target-dir "$tools/target" --quiet >&2
+    rm -rf "$tools/target"
+}
+
+for tool in "$@"; do
+    "need_$tool"
+done

@@ -1,0 +1,65 @@
+//! Does what the payload says: one way for each limit to be broken, and `ok`.
+
+#![no_std]
+
+extern crate alloc;
+
+use alloc::string::String;
+use alloc::vec;
+use alloc::vec::Vec;
+use core::hint::black_box;
+
+use sedge_function::log::Level;
+use sedge_function::{Failure, Function, Message, Outcome, Output, export, log, text};
+
+struct Misbehave;
+
+impl Function for Misbehave {
+    fn handle(message: Message) -> Outcome {
+        let payload = core::str::from_utf8(&message.payload).unwrap_or("?");
+        let (command, argument) = payload.split_once(' ').unwrap_or((payload, ""));
+        match command {
+            "loop" => loop {
+                black_box(0);
+            },
+            "trap" => panic!("told to"),
+            "memory" => {
+                let mut hoard: Vec<Vec<u8>> = Vec::new();
+                loop {
+                    hoard.push(black_box(vec![1; 65_536]));
+                }
+            }
+            "recurse" => Ok(vec![Output::forward("depth", text!(depth(1)))]),
+            "output" => Ok((0..1000).map(|_| Output::forward("much", vec![b'x'; 1000])).collect()),
+            "outputs" => Ok((0..1000).map(|_| Output::forward("many", "")).collect()),
+            "log" => {
+                let line: String = core::iter::repeat_n('x', 10_000).collect();
+                loop {
+                    log::write(Level::Info, &line);
+                }
+            }
+            "reject" => Err(Failure::reject(argument)),
+            "retry" => {
+                let times: u32 = argument.parse().unwrap_or(u32::MAX);
+                if message.attempt <= times {
+                    return Err(Failure::retry(10, text!("attempt ", u64::from(message.attempt))));
+                }
+                Ok(vec![Output::forward("retried", text!(u64::from(message.attempt)))])
+            }
+            // Fails once, and works when a person has mended the cause and asks for it again.
+            "once" if message.attempt == 1 => Err(Failure::reject("not yet")),
+            "once" => Ok(vec![Output::forward("once", argument)]),
+            "publish" => Ok(vec![Output::publish(argument, "from misbehave")]),
+            _ => Ok(vec![Output::forward("ok", payload)]),
+        }
+    }
+}
+
+/// Not a tail call: something is done with the result.
+#[expect(unconditional_recursion, reason = "the stack is what is to end it")]
+fn depth(level: u64) -> u64 {
+    let frame = black_box([level; 64]);
+    depth(black_box(level + 1)) + frame[black_box(1)]
+}
+
+export!(Misbehave);

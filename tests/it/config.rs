@@ -1,0 +1,89 @@
+//! Wrong input on the command line, in the configuration and in a function's folder.
+
+use std::fs;
+use std::process::{Command, Output};
+
+use crate::harness::daemon::SEDGE;
+
+fn sedge(arguments: &[&str]) -> Output {
+    Command::new(SEDGE).args(arguments).output().expect("run sedge")
+}
+
+/// Exit code and stderr of a command on a configuration.
+fn on_config(command: &str, toml: &str) -> (Option<i32>, String) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("sedge.toml");
+    fs::write(&path, toml).unwrap();
+    let output = sedge(&[command, "--config", path.to_str().unwrap()]);
+    (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+}
+
+#[test]
+fn every_problem_of_a_configuration_is_reported_at_once_and_the_code_is_78() {
+    let toml = r#"
+[node]
+data_dir = "/tmp/sedge-test-nobody-writes-here"
+
+[mqtt]
+url = "nonsense"
+recieve_maximum = 10
+
+[store]
+when_full = "explode"
+
+[upstream]
+url = "ftp://example.org"
+"#;
+    for command in ["check", "run"] {
+        let (code, says) = on_config(command, toml);
+        assert_eq!(code, Some(78), "{command} says:\n{says}");
+        for part in
+            ["sedge.toml", "url", "recieve_maximum", "receive_maximum", "when_full", "drop-oldest-data", "upstream"]
+        {
+            assert!(says.contains(part), "{command} does not mention {part}:\n{says}");
+        }
+        for line in [6, 7, 10, 13] {
+            assert!(says.contains(&format!(":{line}")), "{command} does not name line {line}:\n{says}");
+        }
+    }
+}
+
+#[test]
+fn a_configuration_that_is_not_there_or_not_toml_is_78() {
+    let missing = sedge(&["run", "--config", "/nowhere/sedge.toml"]);
+    assert_eq!(missing.status.code(), Some(78));
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("/nowhere/sedge.toml"));
+    let (code, says) = on_config("check", "[mqtt\nurl = 1");
+    assert_eq!(code, Some(78), "{says}");
+}
+
+#[test]
+fn wrong_usage_is_2_and_every_command_has_help() {
+    assert_eq!(sedge(&["frobnicate"]).status.code(), Some(2));
+    assert_eq!(sedge(&["run", "--frobnicate"]).status.code(), Some(2));
+    for command in ["run", "check", "invoke", "build", "demo", "dead-letters"] {
+        let help = sedge(&[command, "--help"]);
+        assert_eq!(help.status.code(), Some(0), "{command} --help");
+        assert!(String::from_utf8_lossy(&help.stdout).contains("Usage"), "{command} --help");
+    }
+}
+
+#[test]
+fn a_module_that_cannot_run_is_refused_with_the_reason() {
+    let refused = |wasm: &[u8]| {
+        let folder = tempfile::tempdir().unwrap();
+        let manifest = "name = \"wrong\"\nversion = \"1.0.0\"\nserial = 1\nsubscribe = [\"a\"]\nstate = \"none\"\n";
+        fs::write(folder.path().join("function.toml"), manifest).unwrap();
+        fs::write(folder.path().join("wrong.wasm"), wasm).unwrap();
+        let output = sedge(&["invoke", folder.path().to_str().unwrap(), "--topic", "a", "--payload", "1"]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    let says = refused(b"#!/bin/sh\necho hello\n");
+    assert!(says.contains("not") && says.contains("wasm"), "{says}");
+    let says = refused(b"\0asm\x01\0\0\0");
+    assert!(says.contains("component"), "{says}");
+    // A component that exports nothing.
+    let says = refused(b"\0asm\x0d\0\x01\0");
+    assert!(says.contains("handle"), "{says}");
+}

@@ -1,0 +1,57 @@
+//! Processes are killed under load, and every message still takes effect exactly once.
+
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::harness::traffic::Traffic;
+use crate::harness::{Site, eventually};
+
+const BLOWS: usize = 20;
+
+#[test]
+fn nothing_is_lost_or_doubled_when_the_daemon_is_killed_20_times_under_load() {
+    let mut site = Site::start();
+    let traffic = Traffic::start(site.broker.port, 20);
+    for blow in 0..BLOWS {
+        // A different distance each time, so that the blows fall on different moments of a batch.
+        site.progress(50 + blow * 37 % 200);
+        site.daemon.kill();
+        site.daemon.resume();
+    }
+    let ledger = traffic.stop();
+    site.settle(&ledger);
+    assert_eq!(site.daemon.metric("sedge_dead_letters_total"), 0.0);
+}
+
+#[test]
+fn nothing_is_lost_or_doubled_when_a_worker_is_killed_20_times_under_load() {
+    let site = Site::start();
+    let traffic = Traffic::start(site.broker.port, 20);
+    for blow in 0..BLOWS {
+        site.progress(50 + blow * 37 % 200);
+        let workers = site.daemon.workers();
+        let victim = workers[blow % workers.len()];
+        let pid = Pid::from_raw(victim.cast_signed()).expect("a worker is not process 0");
+        kill_process(pid, Signal::KILL).unwrap();
+        let replaced = eventually(Duration::from_secs(20), || {
+            let now = site.daemon.workers();
+            now.len() == workers.len() && !now.contains(&victim)
+        });
+        assert!(replaced, "worker {victim} of {workers:?} was not replaced: {:?}", site.daemon.workers());
+    }
+    let ledger = traffic.stop();
+    site.settle(&ledger);
+    assert_eq!(site.daemon.metric("sedge_worker_restarts_total"), BLOWS as f64);
+    assert_eq!(site.daemon.metric("sedge_dead_letters_total"), 0.0, "none of the messages is to blame");
+}
+
+#[test]
+fn a_killed_daemon_leaves_no_worker_behind() {
+    let mut site = Site::start();
+    let workers = site.daemon.workers();
+    assert!(!workers.is_empty(), "functions run in processes of their own");
+    site.daemon.kill();
+    let alive = || workers.iter().filter(|pid| std::fs::exists(format!("/proc/{pid}/exe")).unwrap_or(false)).count();
+    assert!(eventually(Duration::from_secs(10), || alive() == 0), "{} of {workers:?} are left", alive());
+}

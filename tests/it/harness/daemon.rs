@@ -1,0 +1,248 @@
+//! The real program with a configuration, a data folder and a metrics port of its own.
+
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::mosquitto::free_port;
+use super::{eventually, process};
+
+pub const SEDGE: &str = env!("CARGO_BIN_EXE_sedge");
+
+/// The node's name in every test.
+pub const NODE: &str = "board";
+
+/// What a `sedge.toml` is made from.
+#[derive(Clone, Debug, Default)]
+pub struct Setup {
+    pub broker: String,
+    pub upstream: Option<String>,
+    pub functions: Vec<PathBuf>,
+    /// Lines of further settings by section: `("store", "when_full = \"block\"")`.
+    pub settings: Vec<(&'static str, String)>,
+}
+
+impl Setup {
+    pub fn new(broker: String) -> Self {
+        Self { broker, ..Self::default() }
+    }
+
+    pub fn function(mut self, folder: &Path) -> Self {
+        self.functions.push(folder.to_owned());
+        self
+    }
+
+    pub fn upstream(mut self, url: String) -> Self {
+        self.upstream = Some(url);
+        self
+    }
+
+    pub fn set(mut self, section: &'static str, line: impl Into<String>) -> Self {
+        self.settings.push((section, line.into()));
+        self
+    }
+
+    fn toml(&self, data: &Path, http_port: u16) -> String {
+        let mut sections: Vec<(&str, Vec<String>)> = vec![
+            ("node", vec![format!("name = {NODE:?}"), format!("data_dir = {data:?}")]),
+            ("mqtt", vec![format!("url = {:?}", self.broker), "reconnect_max_secs = 1".into()]),
+            ("functions", vec![format!("paths = {:?}", self.functions)]),
+            ("http", vec![format!("listen = \"127.0.0.1:{http_port}\"")]),
+        ];
+        if let Some(url) = &self.upstream {
+            sections.push(("upstream", vec![format!("url = {url:?}"), "backoff_max_secs = 1".into()]));
+        }
+        for (section, line) in &self.settings {
+            let key = line.split('=').next().expect("a setting has a key").trim();
+            let at = sections.iter().position(|(name, _)| name == section).unwrap_or_else(|| {
+                sections.push((section, Vec::new()));
+                sections.len() - 1
+            });
+            // A test's own value takes the place of the usual one.
+            sections[at].1.retain(|other| other.split('=').next().map(str::trim) != Some(key));
+            sections[at].1.push(line.clone());
+        }
+        sections.iter().map(|(name, lines)| format!("[{name}]\n{}\n\n", lines.join("\n"))).collect()
+    }
+}
+
+pub struct Daemon {
+    folder: tempfile::TempDir,
+    pub http_port: u16,
+    child: Option<Child>,
+    /// Shown with a failure, unless the test is about to check it.
+    starts: usize,
+}
+
+impl Daemon {
+    /// Writes the configuration and starts nothing.
+    pub fn prepare(setup: &Setup) -> Self {
+        let folder = tempfile::tempdir().expect("make a folder for the daemon");
+        let http_port = free_port();
+        let data = folder.path().join("data");
+        fs::create_dir(&data).expect("make the data folder");
+        fs::write(folder.path().join("sedge.toml"), setup.toml(&data, http_port)).expect("write sedge.toml");
+        Self { folder, http_port, child: None, starts: 0 }
+    }
+
+    /// Starts it and waits until it is ready.
+    pub fn start(setup: &Setup) -> Self {
+        let mut daemon = Self::prepare(setup);
+        daemon.resume();
+        daemon
+    }
+
+    pub fn resume(&mut self) {
+        self.launch();
+        self.wait_ready(Duration::from_secs(60));
+    }
+
+    /// Starts the program without waiting for it.
+    pub fn launch(&mut self) {
+        let mut command = Command::new(SEDGE);
+        command.arg("run").arg("--config").arg(self.config());
+        self.launch_as(command);
+    }
+
+    /// Starts it through another command, a wrapper that sets limits for one.
+    pub fn launch_as(&mut self, mut command: Command) {
+        assert!(self.child.is_none(), "the daemon already runs");
+        self.starts += 1;
+        let log = File::options().create(true).append(true).open(self.log_path()).expect("open the log");
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("start sedge");
+        self.child = Some(child);
+    }
+
+    pub fn wait_ready(&mut self, patience: Duration) {
+        let ready = eventually(patience, || {
+            if let Some(status) = self.child.as_mut().expect("it was started").try_wait().expect("ask for its end") {
+                self.child = None;
+                panic!("the daemon ended with {status} instead of getting ready; its log:\n{}", self.log());
+            }
+            self.get("/readyz").is_some_and(|(status, _)| status == 200)
+        });
+        assert!(ready, "the daemon does not get ready: {:?}; its log:\n{}", self.get("/readyz"), self.log());
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("the daemon runs").id()
+    }
+
+    pub fn workers(&self) -> Vec<u32> {
+        process::workers(self.pid())
+    }
+
+    pub fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.wait_end(Duration::from_secs(10));
+    }
+
+    /// SIGTERM; how it ended, and after how long.
+    pub fn terminate(&mut self) -> (ExitStatus, Duration) {
+        let asked = Instant::now();
+        self.signal(Signal::TERM);
+        (self.wait_end(Duration::from_secs(30)), asked.elapsed())
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("the daemon runs");
+        kill_process(Pid::from_child(child), signal).expect("signal the daemon");
+    }
+
+    pub fn wait_end(&mut self, patience: Duration) -> ExitStatus {
+        let mut child = self.child.take().expect("the daemon runs");
+        let mut ended = None;
+        eventually(patience, || {
+            ended = child.try_wait().expect("ask for its end");
+            ended.is_some()
+        });
+        let Some(status) = ended else {
+            self.child = Some(child);
+            panic!("the daemon does not end; its log:\n{}", self.log());
+        };
+        status
+    }
+
+    pub fn is_running(&mut self) -> bool {
+        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+    }
+
+    /// Runs another command of the program with this configuration.
+    pub fn command(&self, arguments: &[&str]) -> Output {
+        Command::new(SEDGE)
+            .args(arguments)
+            .arg("--config")
+            .arg(self.config())
+            .stdin(Stdio::null())
+            .output()
+            .expect("run sedge")
+    }
+
+    /// The value of a metric, summed over its labels, of those lines that hold `label`. 0 when there is none.
+    pub fn metric_with(&self, name: &str, label: &str) -> f64 {
+        let (_, page) = self.get("/metrics").unwrap_or_default();
+        page.lines()
+            .filter(|line| {
+                line.strip_prefix(name).is_some_and(|rest| rest.starts_with(['{', ' '])) && line.contains(label)
+            })
+            .filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok())
+            .sum()
+    }
+
+    pub fn metric(&self, name: &str) -> f64 {
+        self.metric_with(name, "")
+    }
+
+    /// Status and body of a page of its HTTP port, or `None` when nobody answers.
+    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.http_port)).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).ok()?;
+        let (head, body) = answer.split_once("\r\n\r\n")?;
+        Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("sedge.toml")
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    /// What it wrote to stderr, in all its lives.
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.log_path()).unwrap_or_default()
+    }
+
+    fn log_path(&self) -> PathBuf {
+        self.folder.path().join("log")
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // Its children notice that their socket is closed and end as well.
+            drop(child.kill());
+            drop(child.wait());
+        }
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            let last = lines.len().saturating_sub(60);
+            eprintln!(
+                "the daemon was started {} times; the end of its log:\n{}",
+                self.starts,
+                lines[last..].join("\n")
+            );
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! What the tests stand on: real processes on loopback ports of their own, and a ledger of what was sent.
+
+pub mod client;
+pub mod daemon;
+pub mod guest;
+pub mod ledger;
+pub mod mosquitto;
+pub mod process;
+pub mod traffic;
+pub mod upstream;
+pub mod wire;
+
+use std::time::{Duration, Instant};
+
+/// Asks until the answer is yes or patience ends. The pause between two questions is what a test waits at most too long.
+pub fn eventually(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Two brokers, a collector upstream and a daemon with the function `count` between them.
+pub struct Site {
+    // Dropped in this order: the daemon before the brokers that it talks to.
+    pub daemon: daemon::Daemon,
+    pub upstream: upstream::Upstream,
+    pub broker: mosquitto::Mosquitto,
+    pub cloud: mosquitto::Mosquitto,
+}
+
+impl Site {
+    pub fn start() -> Self {
+        Self::start_with(|setup| setup)
+    }
+
+    /// With changes to the daemon's configuration.
+    pub fn start_with(change: impl FnOnce(daemon::Setup) -> daemon::Setup) -> Self {
+        let broker = mosquitto::Mosquitto::start();
+        let cloud = mosquitto::Mosquitto::start();
+        let upstream = upstream::Upstream::collect(cloud.port);
+        let setup = daemon::Setup::new(broker.url()).upstream(cloud.url()).function(&guest::guest("count"));
+        let daemon = daemon::Daemon::start(&change(setup));
+        broker.await_daemon();
+        Self { daemon, upstream, broker, cloud }
+    }
+
+    /// Waits until all of it is upstream, then checks it.
+    #[track_caller]
+    pub fn settle(&self, ledger: &ledger::Ledger) {
+        eventually(Duration::from_secs(120), || ledger.is_complete(&self.upstream.received()));
+        ledger.check(&self.upstream.received());
+    }
+
+    /// Waits until this many more messages than now have reached upstream, so that the next blow falls on a moving system.
+    #[track_caller]
+    pub fn progress(&self, messages: usize) {
+        let goal = self.upstream.count() + messages;
+        let reached = eventually(Duration::from_secs(60), || self.upstream.count() >= goal);
+        assert!(reached, "{} messages upstream, waiting for {goal}", self.upstream.count());
+    }
+}

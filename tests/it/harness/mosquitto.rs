@@ -1,0 +1,137 @@
+//! A real Mosquitto on a loopback port of its own, with its files in a folder of its own.
+
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::client::Client;
+use super::daemon::NODE;
+use super::eventually;
+use super::wire::Hello;
+
+pub struct Mosquitto {
+    folder: tempfile::TempDir,
+    pub port: u16,
+    child: Option<Child>,
+}
+
+impl Mosquitto {
+    /// A broker that keeps its sessions over a clean restart and queues without limit.
+    pub fn start() -> Self {
+        let mut broker = Self::reserve("");
+        broker.resume();
+        broker
+    }
+
+    /// A broker with further lines of configuration.
+    pub fn start_with(extra: &str) -> Self {
+        let mut broker = Self::reserve(extra);
+        broker.resume();
+        broker
+    }
+
+    /// A port and a configuration; nothing listens until [`resume`](Self::resume).
+    pub fn reserve(extra: &str) -> Self {
+        let folder = tempfile::tempdir().expect("make a folder for mosquitto");
+        let port = free_port();
+        // Started by root, Mosquitto becomes the user `mosquitto` and can no longer write here.
+        let user = if rustix::process::getuid().is_root() { "user root\n" } else { "" };
+        let config = format!(
+            "listener {port} 127.0.0.1\nallow_anonymous true\n{user}\
+             persistence true\npersistence_location {}/\nautosave_interval 0\n\
+             max_queued_messages 0\nmax_inflight_messages 1000\nset_tcp_nodelay true\nlog_dest file {}\n\
+             log_type error\nlog_type warning\nlog_type notice\nlog_type subscribe\n{extra}\n",
+            folder.path().display(),
+            folder.path().join("log").display(),
+        );
+        fs::write(folder.path().join("mosquitto.conf"), config).expect("write mosquitto.conf");
+        Self { folder, port, child: None }
+    }
+
+    pub fn resume(&mut self) {
+        assert!(self.child.is_none(), "mosquitto already runs");
+        let child = Command::new(program())
+            .arg("-c")
+            .arg(self.folder.path().join("mosquitto.conf"))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("start mosquitto: install it (Debian: apt install mosquitto) or name it in SEDGE_MOSQUITTO");
+        self.child = Some(child);
+        let answers = eventually(Duration::from_secs(20), || Client::connect(self.port, &Hello::new("probe")).is_ok());
+        assert!(answers, "mosquitto does not answer; its log:\n{}", self.log());
+    }
+
+    /// SIGTERM: sessions and queued messages are written to its file.
+    pub fn stop(&mut self) {
+        self.end(Signal::TERM);
+    }
+
+    /// SIGKILL: what is only in its memory is gone.
+    pub fn kill(&mut self) {
+        self.end(Signal::KILL);
+    }
+
+    pub fn restart(&mut self) {
+        self.stop();
+        self.resume();
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("mosquitto runs").id()
+    }
+
+    pub fn url(&self) -> String {
+        format!("mqtt://127.0.0.1:{}", self.port)
+    }
+
+    pub fn client(&self, id: &str) -> Client {
+        Client::connect(self.port, &Hello::new(id)).expect("connect to mosquitto")
+    }
+
+    /// Waits until the daemon has subscribed. Ready, for the daemon, is also a board whose broker is away; and what is
+    /// published before the first subscription is nobody's.
+    #[track_caller]
+    pub fn await_daemon(&self) {
+        let line = format!(": sedge-{NODE} 1 ");
+        let subscribed = eventually(Duration::from_secs(30), || self.log().contains(&line));
+        assert!(subscribed, "the daemon does not subscribe; the broker's log:\n{}", self.log());
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    fn end(&mut self, signal: Signal) {
+        if let Some(mut child) = self.child.take() {
+            let pid = Pid::from_child(&child);
+            kill_process(pid, signal).expect("signal mosquitto");
+            child.wait().expect("wait for mosquitto");
+        }
+    }
+}
+
+impl Drop for Mosquitto {
+    fn drop(&mut self) {
+        self.end(Signal::KILL);
+    }
+}
+
+/// A loopback port that nothing used a moment ago. The kernel gives these out in turn, so that two tests rarely meet.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a loopback port");
+    listener.local_addr().expect("the port that was bound").port()
+}
+
+/// Debian keeps it in /usr/sbin, which is not in every user's PATH.
+fn program() -> PathBuf {
+    if let Some(named) = std::env::var_os("SEDGE_MOSQUITTO") {
+        return named.into();
+    }
+    let debian = PathBuf::from("/usr/sbin/mosquitto");
+    if debian.exists() { debian } else { "mosquitto".into() }
+}

@@ -1,0 +1,81 @@
+//! What `/proc` says about a process and its children.
+
+use std::fs;
+use std::str::FromStr;
+
+/// The children that are alive, with their arguments.
+pub fn children(pid: u32) -> Vec<(u32, Vec<String>)> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir("/proc").expect("read /proc").flatten() {
+        let Some(child) = entry.file_name().to_str().and_then(|name| u32::from_str(name).ok()) else { continue };
+        // A process may end between any two of these lines.
+        let Some((state, parent)) = state_and_parent(child) else { continue };
+        if parent == pid && state != 'Z' {
+            found.push((child, arguments(child)));
+        }
+    }
+    found
+}
+
+/// The children that run `sedge worker`.
+pub fn workers(pid: u32) -> Vec<u32> {
+    children(pid)
+        .into_iter()
+        .filter(|(_, arguments)| arguments.get(1).is_some_and(|command| command == "worker"))
+        .map(|(pid, _)| pid)
+        .collect()
+}
+
+/// CPU time of a process and the children that live, in nanoseconds: all threads, user and kernel.
+pub fn cpu_ns(pid: u32) -> u64 {
+    own_cpu_ns(pid) + children(pid).into_iter().map(|(child, _)| own_cpu_ns(child)).sum::<u64>()
+}
+
+/// Proportional set size of a process and its children: pages that they share are counted once.
+pub fn pss_kb(pid: u32) -> u64 {
+    let own = |pid| field(&read(pid, "smaps_rollup"), "Pss:");
+    own(pid) + children(pid).into_iter().map(|(child, _)| own(child)).sum::<u64>()
+}
+
+/// Bytes that a process caused to be sent to the block layer: pages it made dirty, less what was truncated away.
+pub fn written_bytes(pid: u32) -> u64 {
+    let io = read(pid, "io");
+    field(&io, "write_bytes:") - field(&io, "cancelled_write_bytes:")
+}
+
+/// `schedstat` counts nanoseconds, where `stat` counts ticks of 10 ms; it is kept for each thread.
+fn own_cpu_ns(pid: u32) -> u64 {
+    let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
+    threads.flatten().map(|thread| thread_cpu_ns(pid, &thread.file_name().to_string_lossy())).sum()
+}
+
+pub fn thread_cpu_ns(pid: u32, thread: &str) -> u64 {
+    let line = fs::read_to_string(format!("/proc/{pid}/task/{thread}/schedstat")).unwrap_or_default();
+    line.split(' ').next().and_then(|running| running.parse().ok()).unwrap_or(0)
+}
+
+fn read(pid: u32, file: &str) -> String {
+    fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default()
+}
+
+/// The number behind the name, 0 when there is none.
+fn field(text: &str, name: &str) -> u64 {
+    text.lines()
+        .find_map(|line| line.strip_prefix(name))
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|value| value.parse().ok())
+        .unwrap_or(0)
+}
+
+/// The name in the second field may hold spaces and parentheses: what counts comes after the last one.
+fn state_and_parent(pid: u32) -> Option<(char, u32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let mut fields = stat.rsplit_once(')')?.1.split_whitespace();
+    let state = fields.next()?.chars().next()?;
+    Some((state, fields.next()?.parse().ok()?))
+}
+
+fn arguments(pid: u32) -> Vec<String> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0).map(|argument| String::from_utf8_lossy(argument).into_owned()).collect()
+}

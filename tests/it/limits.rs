@@ -1,0 +1,114 @@
+//! A function that misbehaves loses that message, and nothing else happens.
+
+use std::time::Duration;
+
+use crate::harness::Site;
+use crate::harness::daemon::{Daemon, NODE, Setup};
+use crate::harness::eventually;
+use crate::harness::guest::{guest, variant};
+use crate::harness::ledger::Ledger;
+use crate::harness::mosquitto::Mosquitto;
+use crate::harness::upstream::Upstream;
+use crate::harness::wire::Publish;
+
+/// What the payload asks for, and the reasons that the dead letter may have.
+const MISBEHAVIOUR: [(&str, &[&str]); 11] = [
+    ("loop", &["fuel"]),
+    ("trap", &["trap"]),
+    ("memory", &["memory", "trap"]),
+    ("recurse", &["trap"]),
+    ("output", &["output"]),
+    ("outputs", &["output"]),
+    // A gigabyte of log: whichever limit comes first.
+    ("log", &["fuel", "deadline", "output"]),
+    ("reject because", &["rejected"]),
+    ("retry 1000", &["retries-exhausted"]),
+    ("publish elsewhere/a", &["not-allowed"]),
+    ("publish allowed/+", &["invalid-topic"]),
+];
+
+#[test]
+fn whatever_a_function_does_the_message_is_a_dead_letter_and_others_go_on() {
+    let site = Site::start_with(|setup| {
+        setup
+            .function(&guest("misbehave"))
+            .set("functions", "retry_attempts = 2")
+            .set("functions", "quarantine_after = 100")
+    });
+    let mut sensors = site.broker.client("sensors");
+    let mut ledger = Ledger::default();
+    let letters = |reason: &str| site.daemon.metric_with("sedge_dead_letters_total", &format!("reason=\"{reason}\""));
+    for (payload, reasons) in MISBEHAVIOUR {
+        let count = || reasons.iter().map(|reason| letters(reason)).sum::<f64>();
+        let (before, all) = (count(), site.daemon.metric("sedge_dead_letters_total"));
+        sensors.publish_all(ledger.batch(5, 50)).unwrap();
+        sensors.publish(Publish::new("misbehave/a", payload)).unwrap();
+        sensors.publish_all(ledger.batch(5, 50)).unwrap();
+        let found = eventually(Duration::from_secs(30), || count() > before);
+        assert!(found, "{payload:?} gave no dead letter with one of {reasons:?}; log:\n{}", site.daemon.log());
+        assert_eq!(site.daemon.metric("sedge_dead_letters_total"), all + 1.0, "{payload:?} costs one dead letter");
+    }
+    // The function itself still works.
+    sensors.publish(Publish::new("misbehave/a", "ok")).unwrap();
+    let topic = format!("sedge/{NODE}/ok");
+    assert!(eventually(Duration::from_secs(20), || site.upstream.received().iter().any(|m| m.topic == topic)));
+    site.settle(&ledger);
+    assert!(
+        site.daemon.log().len() < 2_000_000,
+        "a function filled the daemon's log: {} bytes",
+        site.daemon.log().len()
+    );
+}
+
+#[test]
+fn an_endless_loop_ends_at_its_deadline_while_health_answers_and_other_functions_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let slow = variant(&guest("misbehave"), folder.path(), "slow", "slow/#", |manifest| {
+        manifest
+            .replace("fuel = 20_000_000", "fuel = 10_000_000_000")
+            .replace("timeout_ms = 5_000", "timeout_ms = 1_000")
+    });
+    let site = Site::start_with(|setup| setup.function(&slow));
+    let mut sensors = site.broker.client("sensors");
+    for _ in 0..5 {
+        sensors.publish(Publish::new("slow/a", "loop")).unwrap();
+    }
+    let mut ledger = Ledger::default();
+    sensors.publish_all(ledger.batch(5, 200)).unwrap();
+    let letters = || site.daemon.metric_with("sedge_dead_letters_total", "reason=\"deadline\"");
+    let all = eventually(Duration::from_secs(30), || {
+        let (status, _) = site.daemon.get("/healthz").expect("health answers while functions spin");
+        assert_eq!(status, 200);
+        letters() == 5.0
+    });
+    assert!(all, "{} dead letters", letters());
+    site.settle(&ledger);
+}
+
+#[test]
+fn a_retry_runs_again_and_then_succeeds() {
+    let broker = Mosquitto::start();
+    let upstream = Upstream::collect(broker.port);
+    let setup = Setup::new(broker.url()).upstream(broker.url()).function(&guest("misbehave"));
+    let daemon = Daemon::start(&setup);
+    broker.await_daemon();
+    broker.client("sensor").publish(Publish::new("misbehave/a", "retry 2")).unwrap();
+    let topic = format!("sedge/{NODE}/retried");
+    let third = || upstream.received().iter().any(|m| m.topic == topic && m.text() == "3");
+    assert!(eventually(Duration::from_secs(20), third), "{:?}", upstream.received());
+    assert_eq!(daemon.metric("sedge_dead_letters_total"), 0.0);
+}
+
+#[test]
+fn a_function_publishes_on_the_local_broker_where_its_manifest_allows() {
+    let broker = Mosquitto::start();
+    let _daemon = Daemon::start(&Setup::new(broker.url()).function(&guest("misbehave")));
+    broker.await_daemon();
+    let mut listener = broker.client("listener");
+    listener.subscribe(&["allowed/#", "elsewhere/#"]).unwrap();
+    let mut sensor = broker.client("sensor");
+    sensor.publish(Publish::new("misbehave/a", "publish elsewhere/a")).unwrap();
+    sensor.publish(Publish::new("misbehave/a", "publish allowed/a")).unwrap();
+    let message = listener.receive(Duration::from_secs(20)).unwrap().expect("a publication");
+    assert_eq!((message.topic.as_str(), message.text().as_str()), ("allowed/a", "from misbehave"));
+}

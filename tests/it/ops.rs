@@ -1,0 +1,110 @@
+//! What a person and their tools do with a running daemon.
+
+use std::time::Duration;
+
+use crate::harness::daemon::{Daemon, NODE, Setup};
+use crate::harness::guest::guest;
+use crate::harness::mosquitto::Mosquitto;
+use crate::harness::traffic::Traffic;
+use crate::harness::upstream::Upstream;
+use crate::harness::wire::Publish;
+use crate::harness::{Site, eventually};
+
+#[test]
+fn sigterm_under_load_ends_with_0_within_5_seconds_and_loses_nothing() {
+    let mut site = Site::start();
+    let traffic = Traffic::start(site.broker.port, 10);
+    for _ in 0..3 {
+        site.progress(200);
+        let (status, after) = site.daemon.terminate();
+        assert_eq!(status.code(), Some(0), "it ended with {status}");
+        assert!(after < Duration::from_secs(5), "it took {after:?}");
+        site.daemon.resume();
+    }
+    let ledger = traffic.stop();
+    site.settle(&ledger);
+}
+
+#[test]
+fn sigterm_ends_it_while_both_brokers_are_away() {
+    let broker = Mosquitto::reserve("");
+    let setup = Setup::new(broker.url()).upstream("mqtt://127.0.0.1:9".into()).function(&guest("count"));
+    let mut daemon = Daemon::prepare(&setup);
+    daemon.launch();
+    assert!(eventually(Duration::from_secs(30), || daemon.get("/healthz").is_some()), "log:\n{}", daemon.log());
+    let (status, after) = daemon.terminate();
+    assert_eq!(status.code(), Some(0));
+    assert!(after < Duration::from_secs(5), "it took {after:?}");
+}
+
+#[test]
+fn a_second_daemon_on_one_data_folder_is_refused() {
+    let broker = Mosquitto::start();
+    let setup = Setup::new(broker.url()).function(&guest("count"));
+    let mut first = Daemon::start(&setup);
+    broker.await_daemon();
+    let data = first.data();
+    let mut second =
+        Daemon::prepare(&setup.set("node", format!("data_dir = {data:?}")).set("mqtt", "client_id = \"another\""));
+    second.launch();
+    let status = second.wait_end(Duration::from_secs(20));
+    assert!(!status.success(), "it ended with {status}");
+    let says = second.log();
+    assert!(says.contains(&data.display().to_string()), "it does not name the folder:\n{says}");
+    assert!(first.is_running());
+    assert_eq!(first.get("/readyz").map(|(status, _)| status), Some(200), "the first is not disturbed");
+}
+
+#[test]
+fn metrics_have_the_conventional_names_and_no_topics() {
+    let site = Site::start();
+    site.broker
+        .client("sensor")
+        .publish_all((0..20).map(|n| Publish::new("count/secret-topic", n.to_string())))
+        .unwrap();
+    let received = || site.daemon.metric("sedge_messages_received_total");
+    assert!(eventually(Duration::from_secs(20), || received() == 20.0), "{} received", received());
+    let (status, page) = site.daemon.get("/metrics").unwrap();
+    assert_eq!(status, 200);
+    for name in [
+        "sedge_build_info{",
+        "sedge_messages_received_total ",
+        "sedge_function_duration_seconds_bucket{",
+        "sedge_function_fuel_total{function=\"count\"}",
+        "sedge_function_memory_bytes{function=\"count\"}",
+        "sedge_outbox_records{",
+        "sedge_store_written_bytes_total ",
+    ] {
+        assert!(page.lines().any(|line| line.starts_with(name)), "no line starts with {name}:\n{page}");
+    }
+    assert!(!page.contains("secret-topic"), "topics are without number and are no labels");
+    for path in ["/healthz", "/readyz"] {
+        assert_eq!(site.daemon.get(path).map(|(status, _)| status), Some(200), "{path}");
+    }
+    assert_eq!(site.daemon.get("/nowhere").map(|(status, _)| status), Some(404));
+}
+
+#[test]
+fn dead_letters_are_listed_and_replayed_while_the_daemon_runs() {
+    let broker = Mosquitto::start();
+    let upstream = Upstream::collect(broker.port);
+    let daemon = Daemon::start(&Setup::new(broker.url()).upstream(broker.url()).function(&guest("misbehave")));
+    broker.await_daemon();
+    broker.client("sensor").publish(Publish::new("misbehave/mended-later", "once again")).unwrap();
+    assert!(eventually(Duration::from_secs(20), || daemon.metric("sedge_dead_letters_total") == 1.0));
+
+    let list = daemon.command(&["dead-letters", "list", "--json"]);
+    let text = String::from_utf8_lossy(&list.stdout).into_owned();
+    assert!(list.status.success(), "{}", String::from_utf8_lossy(&list.stderr));
+    for part in ["misbehave/mended-later", "rejected", "not yet"] {
+        assert!(text.contains(part), "no {part} in {text}");
+    }
+
+    let replay = daemon.command(&["dead-letters", "replay", "--all"]);
+    assert!(replay.status.success(), "{}", String::from_utf8_lossy(&replay.stderr));
+    let topic = format!("sedge/{NODE}/once");
+    let arrived = || upstream.received().iter().any(|message| message.topic == topic && message.text() == "again");
+    assert!(eventually(Duration::from_secs(20), arrived), "log:\n{}", daemon.log());
+    let list = daemon.command(&["dead-letters", "list", "--json"]);
+    assert!(!String::from_utf8_lossy(&list.stdout).contains("mended-later"), "it is gone from the list");
+}
