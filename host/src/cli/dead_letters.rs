@@ -117,25 +117,27 @@ fn reason(name: &str) -> Result<FailureCode, String> {
 
 /// Exit code 1 when a number that was asked for is not there.
 pub fn run(args: &DeadLettersArgs) -> anyhow::Result<ExitCode> {
-    let mut out = io::stdout().lock();
-    let written = match &args.command {
-        Command::List(args) => list(args, &mut out),
-        Command::Show(args) => show(args, &mut out),
-        Command::Replay(args) => {
-            let taken = open(&args.from)?.replay(&args.filter(), time::now_ms())?;
-            report(&mut out, args, "replayed", taken)
-        }
-        Command::Drop(args) => {
-            let taken = open(&args.from)?.drop(&args.filter())?;
-            report(&mut out, args, "dropped", taken)
-        }
-    };
-    match written {
+    match answer(args, &mut io::stdout().lock()) {
         // `sedge dead-letters list | head`
         Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {
             Ok(ExitCode::SUCCESS)
         }
         result => result,
+    }
+}
+
+fn answer(args: &DeadLettersArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    match &args.command {
+        Command::List(args) => list(args, out),
+        Command::Show(args) => show(args, out),
+        Command::Replay(args) => {
+            let taken = open(&args.from)?.replay(&args.filter(), time::now_ms())?;
+            report(out, args, "replayed", taken)
+        }
+        Command::Drop(args) => {
+            let taken = open(&args.from)?.drop(&args.filter())?;
+            report(out, args, "dropped", taken)
+        }
     }
 }
 
@@ -300,9 +302,13 @@ fn hex(bytes: &[u8]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use clap::Parser;
 
     use super::*;
+    use crate::config;
+    use crate::message::{Failure, Message, Usage};
+    use crate::store::{Commit, Event, Request, Store};
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -335,6 +341,51 @@ mod tests {
     #[test]
     fn control_characters_do_not_reach_the_terminal() {
         assert_eq!(printable("a\x1b[2Jb\r\n\u{9b}ü"), "a\\u{1b}[2Jb\\r\\n\\u{9b}ü");
+    }
+
+    #[test]
+    fn what_the_daemon_kept_is_shown_and_given_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (handle, mut events, _) = Store::open(&config::Store::default(), dir.path(), 1).unwrap();
+        let letter = |payload: &'static [u8], code| DeadLetter {
+            function: "decode".into(),
+            version: "1.2.0".into(),
+            message: Message {
+                topic: "lora/7".into(),
+                payload: Bytes::from_static(payload),
+                content_type: None,
+                properties: vec![("id".into(), "a\x07".into())],
+                received_at_ms: 1_800_000_000_000,
+                clock_synced: false,
+                attempt: 1,
+            },
+            failure: Failure { code, detail: "unreachable".into() },
+            usage: Usage { fuel: 42, ..Usage::default() },
+            at_ms: 1_800_000_000_000,
+        };
+        let dead_letters = vec![letter(b"\xff\x00", FailureCode::Trap), letter(b"text", FailureCode::Fuel)];
+        let commits = vec![Commit { dead_letters, ..Commit::default() }];
+        handle.send(Request::Commit { seq: 1, commits }).unwrap();
+        assert!(matches!(events.blocking_recv(), Some(Event::Committed { seq: 1, .. })));
+
+        let say = |line: &str| {
+            let mut out = Vec::new();
+            answer(&parse(&format!("{line} --data-dir {}", dir.path().display())).unwrap(), &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(
+            say("list"),
+            "     2  2027-01-15T08:00:00.000Z  decode  fuel  lora/7\n     1  2027-01-15T08:00:00.000Z  decode  trap  lora/7\n"
+        );
+        assert!(say("list --limit 1").ends_with("... and older ones: --limit 10\n"));
+        let shown = say("show 1");
+        assert!(shown.contains("payload    2 bytes, hex ff00") && shown.contains("id=a\\u{7}"), "{shown}");
+        let shown: Value = serde_json::from_str(&say("show 2 9 --json")).unwrap();
+        assert_eq!(shown["dead_letters"][0]["message"]["payload"], "text");
+        assert_eq!(shown["missing"], json!([9]));
+        assert_eq!(say("replay --all --reason trap"), "replayed 1 dead letter\n");
+        assert_eq!(say("drop 2 --json"), "{\"dropped\":1}\n");
+        assert_eq!(say("list"), "no dead letters\n");
     }
 
     #[test]
