@@ -53,12 +53,8 @@ fn measure(dir: &Path, upstream: Upstream, batch: u64, commits: u64) {
         let first = (seq - 1) * batch;
         let deliveries = (first..first + batch).map(|n| delivery(n, upstream, &payload)).collect();
         send(&handle, Request::Commit { seq, commits: deliveries });
-        loop {
-            match event(&mut events) {
-                Event::Committed { seq: done, .. } if done == seq => break,
-                other => panic!("{other:?}"),
-            }
-        }
+        let committed = event(&mut events);
+        assert!(matches!(committed, Event::Committed { seq: done, .. } if done == seq), "{committed:?}");
         if upstream != Upstream::Backlog {
             send(&handle, Request::Delivered { stream: Stream::Data, through: first + batch });
         }

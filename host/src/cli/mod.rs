@@ -3,6 +3,7 @@
 pub mod build;
 pub mod check;
 pub mod compile;
+pub mod dead_letters;
 pub mod demo;
 pub mod invoke;
 pub mod run;
@@ -83,6 +84,16 @@ enum Command {
     #[command(verbatim_doc_comment)]
     Run(run::RunArgs),
 
+    /// Look at messages that no function could process, replay or drop them
+    ///
+    /// The daemon may be running or not.
+    ///
+    ///   sedge dead-letters list
+    ///   sedge dead-letters show 17
+    ///   sedge dead-letters replay --all --function decode
+    #[command(verbatim_doc_comment)]
+    DeadLetters(dead_letters::DeadLettersArgs),
+
     #[command(hide = true)]
     Worker(worker::WorkerArgs),
 
@@ -112,6 +123,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Invoke(args) => invoke::run(args),
         Command::Check(args) => check::run(args),
         Command::Run(args) => run::run(args),
+        Command::DeadLetters(args) => dead_letters::run(args),
         Command::Worker(args) => worker::run(args).map(|()| ExitCode::SUCCESS),
         Command::Compile(args) => compile::run(args).map(|()| ExitCode::SUCCESS),
     };

@@ -25,7 +25,7 @@ pub(super) const FRAME_BYTES: u64 = PAGE_BYTES + 24;
 const DUE_FRAMES: u64 = (4 << 20) / FRAME_BYTES;
 
 /// What the writer copies itself: a few milliseconds, once for each 4 MiB.
-const SHORT_FRAMES: u64 = 128;
+const SHORT_FRAMES: u64 = (512 << 10) / FRAME_BYTES;
 
 /// Where the writer stops waiting for the other thread, so that the WAL is bounded however fast commits come.
 const TOO_LONG_FRAMES: u64 = 4 * DUE_FRAMES;

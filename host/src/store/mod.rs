@@ -102,7 +102,8 @@ impl Store {
 pub struct Commit {
     /// How a redelivery of this message is recognised. `None` for QoS 0 and for jobs that did not come from the broker.
     pub delivery: Option<Fingerprint>,
-    /// The publisher's own message id (user property `id`), remembered for `store.message_id_retention_secs`.
+    /// The publisher's own message id (user property `id`), remembered for `store.message_id_retention_secs`. Like the
+    /// fingerprint, it needs no write of its own where the message has no effect.
     pub message_id: Option<Box<str>>,
     pub records: Vec<Record>,
     pub state: Vec<(Scope, Vec<StateWrite>)>,
@@ -215,7 +216,9 @@ pub enum Request {
     Close,
 }
 
-/// What the store answers. Events come in the order of the requests that caused them.
+/// What the store answers. `Committed` come in the order of the requests, and so do `Outbox` after the `Committed` that
+/// they are as of. `State` does not wait for the sync: it may come before the `Committed` of writes that it shows. If
+/// that commit fails, [`Event::Failed`] takes back both.
 #[derive(Debug)]
 pub enum Event {
     /// Every `Commit` up to and including `seq` is on disk. `stored` holds what they added, in id order per stream.

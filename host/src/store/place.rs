@@ -14,7 +14,10 @@ use super::OpenError;
 /// How long a statement waits for `sedge dead-letters`, which holds the lock for one short transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(super) const PAGE_BYTES: u64 = 1024;
+/// A commit writes whole pages, and a few beside those of its records. Measured at 1 / 64 / 256 records of 200 bytes a
+/// commit: pages of 4096 write 8.3 k / 630 / 385 bytes a record, of 2048 4.2 k / 385 / 315, of 1024 2.1 k / 355 / 300;
+/// 1024 costs more CPU when there is much to write, as SQLite writes page by page.
+pub(super) const PAGE_BYTES: u64 = 2048;
 
 /// The data folder, held by this process until dropped.
 #[derive(Debug)]

@@ -1,0 +1,398 @@
+//! `sedge dead-letters`: look at the messages that no function could process, give them back, or let them go.
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::ConfigArgs;
+use crate::config::Config;
+use crate::message::FailureCode;
+use crate::store::{DeadLetter, DeadLetters, Filter};
+use crate::time;
+
+#[derive(Debug, Args)]
+pub struct DeadLettersArgs {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// The newest, one a line: number, time, function, reason, topic
+    ///
+    ///   sedge dead-letters list --function decode
+    #[command(verbatim_doc_comment)]
+    List(ListArgs),
+    /// All of some: the message, what went wrong, what the run used
+    ///
+    ///   sedge dead-letters show 17
+    #[command(verbatim_doc_comment)]
+    Show(ShowArgs),
+    /// Give messages back to their functions, as one attempt more
+    ///
+    /// Do this after mending the function. A running daemon takes them within about a second,
+    /// otherwise they run when it starts. What fails again is a dead letter again.
+    ///
+    ///   sedge dead-letters replay 17 18
+    ///   sedge dead-letters replay --all --function decode --reason trap
+    #[command(verbatim_doc_comment)]
+    Replay(SelectArgs),
+    /// Remove messages for good
+    ///
+    ///   sedge dead-letters drop 17
+    ///   sedge dead-letters drop --all --reason rejected
+    #[command(verbatim_doc_comment)]
+    Drop(SelectArgs),
+}
+
+/// Where the dead letters are. The daemon may be running or not.
+#[derive(Debug, Args)]
+struct FromArgs {
+    /// Data folder of the daemon [default: node.data_dir of the configuration]
+    #[arg(long, value_name = "DIR", conflicts_with = "config")]
+    data_dir: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which of them.
+#[derive(Debug, Args)]
+struct OfArgs {
+    /// Only those of this function
+    #[arg(long, value_name = "NAME")]
+    function: Option<String>,
+    /// Only those with this reason: rejected, trap, fuel, deadline, ...
+    #[arg(long, value_name = "CODE", value_parser = reason)]
+    reason: Option<FailureCode>,
+}
+
+#[derive(Debug, Args)]
+struct ListArgs {
+    #[command(flatten)]
+    of: OfArgs,
+    /// At most this many
+    #[arg(long, value_name = "N", default_value_t = 50)]
+    limit: usize,
+    #[command(flatten)]
+    from: FromArgs,
+}
+
+#[derive(Debug, Args)]
+struct ShowArgs {
+    /// Numbers, as listed
+    #[arg(value_name = "ID", required = true)]
+    ids: Vec<u64>,
+    #[command(flatten)]
+    from: FromArgs,
+}
+
+#[derive(Debug, Args)]
+#[group(id = "which", required = true, multiple = false, args = ["ids", "all"])]
+struct SelectArgs {
+    /// Numbers, as listed
+    #[arg(value_name = "ID", conflicts_with_all = ["function", "reason"])]
+    ids: Vec<u64>,
+    /// All, or all that --function and --reason leave
+    #[arg(long)]
+    all: bool,
+    #[command(flatten)]
+    of: OfArgs,
+    #[command(flatten)]
+    from: FromArgs,
+}
+
+fn reason(name: &str) -> Result<FailureCode, String> {
+    FailureCode::from_name(name).ok_or_else(|| {
+        let names: Vec<_> = FailureCode::ALL.into_iter().map(FailureCode::as_str).collect();
+        format!("the reasons are {}", names.join(", "))
+    })
+}
+
+/// Exit code 1 when a number that was asked for is not there.
+pub fn run(args: &DeadLettersArgs) -> anyhow::Result<ExitCode> {
+    match answer(args, &mut io::stdout().lock()) {
+        // `sedge dead-letters list | head`
+        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {
+            Ok(ExitCode::SUCCESS)
+        }
+        result => result,
+    }
+}
+
+fn answer(args: &DeadLettersArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    match &args.command {
+        Command::List(args) => list(args, out),
+        Command::Show(args) => show(args, out),
+        Command::Replay(args) => {
+            let taken = open(&args.from)?.replay(&args.filter(), time::now_ms())?;
+            report(out, args, "replayed", taken)
+        }
+        Command::Drop(args) => {
+            let taken = open(&args.from)?.drop(&args.filter())?;
+            report(out, args, "dropped", taken)
+        }
+    }
+}
+
+fn open(from: &FromArgs) -> anyhow::Result<DeadLetters> {
+    let data_dir = match &from.data_dir {
+        Some(dir) => dir.clone(),
+        None => {
+            let (config, problems) = Config::inspect(&from.config.path());
+            if problems.has_errors() {
+                return Err(problems.into());
+            }
+            config.node.data_dir
+        }
+    };
+    DeadLetters::open(&data_dir).with_context(|| format!("cannot read the dead letters in {}", data_dir.display()))
+}
+
+impl SelectArgs {
+    fn filter(&self) -> Filter {
+        let ids = (!self.all).then(|| self.ids.clone());
+        Filter { ids, function: self.of.function.clone(), reason: self.of.reason }
+    }
+}
+
+fn list(args: &ListArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    let filter = Filter { ids: None, function: args.of.function.clone(), reason: args.of.reason };
+    // One more than shown tells whether there are more.
+    let mut letters = open(&args.from)?.list(&filter, args.limit.saturating_add(1))?;
+    let more = letters.len() > args.limit;
+    letters.truncate(args.limit);
+    if args.from.json {
+        let letters: Vec<Value> = letters.iter().map(|(id, letter)| as_json(*id, letter)).collect();
+        writeln!(out, "{:#}", json!({ "dead_letters": letters, "more": more }))?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    if letters.is_empty() {
+        writeln!(out, "no dead letters")?;
+    }
+    let width = |text: fn(&DeadLetter) -> &str| letters.iter().map(|(_, letter)| text(letter).len()).max().unwrap_or(0);
+    let (functions, reasons) = (width(|it| &it.function), width(|it| it.failure.code.as_str()));
+    for (id, DeadLetter { function, failure, message, at_ms, .. }) in &letters {
+        let (at, reason) = (time::rfc3339(*at_ms), failure.code.as_str());
+        writeln!(out, "{id:>6}  {at}  {function:functions$}  {reason:reasons$}  {}", printable(&message.topic))?;
+    }
+    if more {
+        writeln!(out, "... and older ones: --limit {}", args.limit.saturating_mul(10))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn show(args: &ShowArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+    let dead_letters = open(&args.from)?;
+    let mut found = Vec::new();
+    let mut missing = Vec::new();
+    for id in &args.ids {
+        match dead_letters.show(*id)? {
+            Some(letter) => found.push((*id, letter)),
+            None => missing.push(*id),
+        }
+    }
+    if args.from.json {
+        let letters: Vec<Value> = found.iter().map(|(id, letter)| as_json(*id, letter)).collect();
+        writeln!(out, "{:#}", json!({ "dead_letters": letters, "missing": missing }))?;
+    } else {
+        for (id, letter) in &found {
+            print(out, *id, letter)?;
+        }
+        for id in &missing {
+            writeln!(out, "no dead letter {id}")?;
+        }
+    }
+    Ok(if missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn print(out: &mut impl Write, id: u64, letter: &DeadLetter) -> io::Result<()> {
+    let DeadLetter { function, version, message, failure, usage, at_ms } = letter;
+    writeln!(out, "dead letter {id}")?;
+    writeln!(out, "  at         {}", time::rfc3339(*at_ms))?;
+    writeln!(out, "  function   {function} {version}")?;
+    writeln!(out, "  reason     {}: {}", failure.code.as_str(), printable(&failure.detail))?;
+    writeln!(
+        out,
+        "  used       fuel {}, {} us, memory {} bytes, output {} bytes",
+        usage.fuel, usage.elapsed_us, usage.memory_bytes, usage.output_bytes
+    )?;
+    writeln!(out, "  topic      {}", printable(&message.topic))?;
+    let clock = if message.clock_synced { "" } else { ", by a clock that was not set" };
+    writeln!(out, "  received   {}{clock}, attempt {}", time::rfc3339(message.received_at_ms), message.attempt)?;
+    if let Some(content_type) = &message.content_type {
+        writeln!(out, "  type       {}", printable(content_type))?;
+    }
+    for (name, value) in &message.properties {
+        writeln!(out, "  property   {}={}", printable(name), printable(value))?;
+    }
+    match std::str::from_utf8(&message.payload) {
+        Ok(text) => writeln!(out, "  payload    {}", printable(text)),
+        Err(_) => writeln!(out, "  payload    {} bytes, hex {}", message.payload.len(), hex(&message.payload)),
+    }
+}
+
+fn report(out: &mut impl Write, args: &SelectArgs, done: &str, count: u64) -> anyhow::Result<ExitCode> {
+    if args.from.json {
+        writeln!(out, "{}", json!({ done: count }))?;
+    } else {
+        writeln!(out, "{done} {count} dead letter{}", if count == 1 { "" } else { "s" })?;
+    }
+    let mut ids = args.ids.clone();
+    ids.sort_unstable();
+    ids.dedup();
+    let missing = (ids.len() as u64).saturating_sub(count);
+    if missing > 0 {
+        eprintln!("{missing} of those asked for {} not there", if missing == 1 { "was" } else { "were" });
+    }
+    Ok(if missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn as_json(id: u64, letter: &DeadLetter) -> Value {
+    let DeadLetter { function, version, message, failure, usage, at_ms } = letter;
+    // A payload that is no text is given as hex, under another name so that neither is taken for the other.
+    let (text, hex) = match std::str::from_utf8(&message.payload) {
+        Ok(text) => (Some(text), None),
+        Err(_) => (None, Some(hex(&message.payload))),
+    };
+    json!({
+        "id": id,
+        "at": time::rfc3339(*at_ms),
+        "function": &**function,
+        "version": &**version,
+        "reason": failure.code.as_str(),
+        "detail": failure.detail,
+        "usage": {
+            "fuel": usage.fuel,
+            "elapsed_us": usage.elapsed_us,
+            "memory_bytes": usage.memory_bytes,
+            "output_bytes": usage.output_bytes,
+        },
+        "message": {
+            "topic": &*message.topic,
+            "payload": text,
+            "payload_hex": hex,
+            "content_type": message.content_type,
+            "properties": message.properties,
+            "received_at": time::rfc3339(message.received_at_ms),
+            "clock_synced": message.clock_synced,
+            "attempt": message.attempt,
+        },
+    })
+}
+
+/// A message comes from anyone: what it holds must not steer the terminal.
+fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use clap::Parser;
+
+    use super::*;
+    use crate::config;
+    use crate::message::{Failure, Message, Usage};
+    use crate::store::{Commit, Event, Request, Store};
+
+    #[derive(Debug, Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: DeadLettersArgs,
+    }
+
+    fn parse(line: &str) -> Result<DeadLettersArgs, String> {
+        let line = Line::try_parse_from(["sedge"].into_iter().chain(line.split_whitespace()));
+        line.map(|line| line.args).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn nothing_is_taken_by_accident() {
+        assert!(parse("drop").unwrap_err().contains("<ID|--all>"));
+        assert!(parse("replay --function decode").is_err());
+        assert!(parse("drop 3 --all").is_err());
+        assert!(parse("drop 3 --function decode").is_err(), "numbers or a filter");
+        assert!(parse("show").is_err());
+        assert!(parse("drop --all --reason trap").is_ok());
+        assert!(parse("replay 3 4 --data-dir d").is_ok());
+    }
+
+    #[test]
+    fn a_wrong_reason_is_answered_with_the_right_ones() {
+        let error = parse("list --reason oom").unwrap_err();
+        assert!(error.contains("the reasons are rejected, retries-exhausted, trap"), "{error}");
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        assert_eq!(printable("a\x1b[2Jb\r\n\u{9b}ü"), "a\\u{1b}[2Jb\\r\\n\\u{9b}ü");
+    }
+
+    #[test]
+    fn what_the_daemon_kept_is_shown_and_given_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let (handle, mut events, _) = Store::open(&config::Store::default(), dir.path(), 1).unwrap();
+        let letter = |payload: &'static [u8], code| DeadLetter {
+            function: "decode".into(),
+            version: "1.2.0".into(),
+            message: Message {
+                topic: "lora/7".into(),
+                payload: Bytes::from_static(payload),
+                content_type: None,
+                properties: vec![("id".into(), "a\x07".into())],
+                received_at_ms: 1_800_000_000_000,
+                clock_synced: false,
+                attempt: 1,
+            },
+            failure: Failure { code, detail: "unreachable".into() },
+            usage: Usage { fuel: 42, ..Usage::default() },
+            at_ms: 1_800_000_000_000,
+        };
+        let dead_letters = vec![letter(b"\xff\x00", FailureCode::Trap), letter(b"text", FailureCode::Fuel)];
+        let commits = vec![Commit { dead_letters, ..Commit::default() }];
+        handle.send(Request::Commit { seq: 1, commits }).unwrap();
+        assert!(matches!(events.blocking_recv(), Some(Event::Committed { seq: 1, .. })));
+
+        let say = |line: &str| {
+            let mut out = Vec::new();
+            answer(&parse(&format!("{line} --data-dir {}", dir.path().display())).unwrap(), &mut out).unwrap();
+            String::from_utf8(out).unwrap()
+        };
+        assert_eq!(
+            say("list"),
+            "     2  2027-01-15T08:00:00.000Z  decode  fuel  lora/7\n     1  2027-01-15T08:00:00.000Z  decode  trap  lora/7\n"
+        );
+        assert!(say("list --limit 1").ends_with("... and older ones: --limit 10\n"));
+        let shown = say("show 1");
+        assert!(shown.contains("payload    2 bytes, hex ff00") && shown.contains("id=a\\u{7}"), "{shown}");
+        let shown: Value = serde_json::from_str(&say("show 2 9 --json")).unwrap();
+        assert_eq!(shown["dead_letters"][0]["message"]["payload"], "text");
+        assert_eq!(shown["missing"], json!([9]));
+        assert_eq!(say("replay --all --reason trap"), "replayed 1 dead letter\n");
+        assert_eq!(say("drop 2 --json"), "{\"dropped\":1}\n");
+        assert_eq!(say("list"), "no dead letters\n");
+    }
+
+    #[test]
+    fn a_folder_without_a_store_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let args = parse(&format!("list --data-dir {}", dir.path().display())).unwrap();
+        let error = run(&args).unwrap_err();
+        assert!(format!("{error:#}").contains("sedge.db"), "{error:#}");
+    }
+}
