@@ -87,7 +87,9 @@ impl Ledger {
         if arrived.alerts.len() as u64 != alerts {
             writeln!(wrong, "{} alerts instead of {alerts}", arrived.alerts.len()).expect("write to a string");
         }
-        assert!(wrong.is_empty(), "of {} messages sent:\n{wrong}", self.total());
+        // The same is wrong on most topics: some of them tell it.
+        let (shown, total) = (wrong.lines().take(12).collect::<Vec<_>>(), wrong.lines().count());
+        assert!(wrong.is_empty(), "of {} messages sent, {total} lines of this:\n{}", self.total(), shown.join("\n"));
     }
 }
 
