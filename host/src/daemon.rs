@@ -31,6 +31,8 @@ const TURN: Duration = Duration::from_secs(1);
 const DRAIN: Duration = Duration::from_millis(4000);
 /// The meta key under which it is kept that the broker counts its packet ids upwards.
 const META_COUNTS_UPWARDS: &str = "packet-ids-count-upwards";
+/// Where Mosquitto says who it is.
+const BROKER_VERSION_TOPIC: &str = "$SYS/broker/version";
 /// The meta key under which the subscriptions of the session are kept, one a line.
 const META_SUBSCRIPTIONS: &str = "subscriptions";
 
@@ -40,8 +42,10 @@ pub fn run(config: Config, functions: Vec<(std::path::PathBuf, Manifest)>) -> an
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("failed to start the event loop")?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
+        // Before anything that takes time: a daemon that is told to end while it compiles ends in order, right after.
+        let shutdown = shutdown_signal()?;
         let daemon = Daemon::build(config, functions)?;
-        daemon.serve(shutdown_signal()?).await
+        daemon.serve(shutdown).await
     })
 }
 
@@ -252,8 +256,8 @@ impl Daemon {
                 self.store_failed = false;
                 self.health.ready("store");
                 self.forwarder.reopened(&recovered);
-                let counts_upwards = parts::meta(&recovered, META_COUNTS_UPWARDS).is_some();
-                self.pipeline.restore(recovered, counts_upwards, now, time::now_ms());
+                self.counts_upwards_stored = parts::meta(&recovered, META_COUNTS_UPWARDS).is_some();
+                self.pipeline.reopened(recovered, now, time::now_ms());
                 self.status.set_failed(&self.broker, None);
                 // What was delivered meanwhile was dropped unacknowledged; a new connection makes the broker send it again.
                 self.broker.reconnect();
@@ -264,6 +268,12 @@ impl Daemon {
 
     fn broker_event(&mut self, event: mqtt::Event, ending: bool, now: Instant, now_ms: u64) {
         match event {
+            mqtt::Event::Delivery(delivery) if *delivery.topic == *BROKER_VERSION_TOPIC.as_bytes() => {
+                // It numbers its packets from 1 to 65,535 for each client, and starts over only then.
+                if delivery.payload.starts_with(b"mosquitto ") {
+                    self.pipeline.set_counts_upwards();
+                }
+            }
             mqtt::Event::Delivery(delivery) => {
                 // Unacknowledged, it comes again: when the disk works, or to the next daemon.
                 if !self.store_failed && !ending {
@@ -305,6 +315,7 @@ impl Daemon {
         for gone in self.subscribed.iter().filter(|old| !wanted.iter().any(|(filter, _)| filter == *old)) {
             self.broker.unsubscribe(gone);
         }
+        self.broker.watch(BROKER_VERSION_TOPIC);
         for (filter, id) in &wanted {
             self.broker.subscribe(filter, Some(*id));
         }

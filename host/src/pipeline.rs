@@ -236,11 +236,22 @@ impl Pipeline {
         self.clock_synced = synced;
     }
 
-    /// Takes up what the store found when it was opened, or opened again.
+    /// The broker is known to count its packet ids upwards.
+    pub fn set_counts_upwards(&mut self) {
+        self.window.set_counts_upwards();
+    }
+
+    /// Takes up what the store found when it was opened again after a failure.
+    pub fn reopened(&mut self, recovered: store::Recovered, now: Instant, now_ms: u64) {
+        self.window.store_reopened(&recovered.window);
+        self.message_ids = recovered.message_ids;
+        self.unpark(recovered.parked, now, now_ms);
+    }
+
+    /// Takes up what the store found when it was opened.
     pub fn restore(&mut self, recovered: store::Recovered, counts_upwards: bool, now: Instant, now_ms: u64) {
         self.window = Window::new(self.settings.receive_maximum, counts_upwards, &recovered.window);
         self.message_ids = recovered.message_ids;
-        self.parking = Parking::default();
         self.unpark(recovered.parked, now, now_ms);
     }
 
@@ -294,11 +305,7 @@ impl Pipeline {
         let functions: Vec<usize> =
             route.as_ref().map_or_else(|_| Vec::new(), |route| route.functions(&delivery.subscriptions).collect());
         let hops = hops(&delivery);
-        let message_id = delivery
-            .properties
-            .iter()
-            .find(|(name, _)| name == ID_PROPERTY)
-            .map(|(_, value)| Box::<str>::from(value.as_str()));
+        let message_id = message_id(&delivery);
         if let Some(unit) = message_id.as_deref().and_then(|id| self.message_ids_under_way.get(id)) {
             self.metrics.redelivered.inc();
             if let (From::Broker { place, fingerprint }, Some(Some(unit))) = (from, self.units.get_mut(*unit)) {
@@ -669,7 +676,8 @@ impl Pipeline {
             }
             // A tick that was missed because the board slept, or the last one is still running, is not made up for.
             function.next_tick = Some(if at + every > now { at + every } else { now + every });
-            if std::mem::replace(&mut function.tick_under_way, true) {
+            // A paused function is not woken; a message probes it when the pause is over.
+            if function.quarantine.is_paused() || std::mem::replace(&mut function.tick_under_way, true) {
                 continue;
             }
             let message = Message {
@@ -846,7 +854,7 @@ impl Pipeline {
         self.message_ids_under_way.clear();
         self.parking = Parking::default();
         self.folding.forget();
-        self.window.disconnected();
+        self.window.store_failed();
         self.pool.reset();
         self.turn = Turn::default();
         for function in &mut self.functions {
@@ -884,11 +892,22 @@ fn hops(delivery: &Delivery) -> u32 {
     delivery.properties.iter().find(|(name, _)| name == HOPS).and_then(|(_, hops)| hops.parse().ok()).unwrap_or(0)
 }
 
+/// The publisher's id together with what it is the id of: a device that sends its own name as `id` with every reading must
+/// not lose all but the first.
+fn message_id(delivery: &Delivery) -> Option<Box<str>> {
+    let (_, id) = delivery.properties.iter().find(|(name, _)| name == ID_PROPERTY)?;
+    Some(format!("{id} {:016x}", digest(delivery)).into())
+}
+
 fn fingerprint(packet_id: u16, delivery: &Delivery) -> Fingerprint {
+    Fingerprint { packet_id, digest: digest(delivery) }
+}
+
+fn digest(delivery: &Delivery) -> u64 {
     let mut hasher = SipHasher13::new();
     delivery.topic.hash(&mut hasher);
     delivery.payload.hash(&mut hasher);
     delivery.properties.hash(&mut hasher);
     delivery.content_type.hash(&mut hasher);
-    Fingerprint { packet_id, digest: hasher.finish() }
+    hasher.finish()
 }

@@ -19,6 +19,8 @@ pub struct WorkerArgs {
 
 pub fn run(args: &WorkerArgs) -> anyhow::Result<()> {
     let socket = std::io::stdin().as_fd().try_clone_to_owned().context("failed to take the daemon's socket")?;
+    // As `ps` and `top` show it.
+    let _ = rustix::thread::set_name(c"sedge-worker");
     // The clock needs a thread, which the walls forbid.
     let clock = Clock::start().context("failed to start the worker's clock")?;
     let worker = Worker::new(UnixStream::from(socket), clock, args.state_cache_bytes);

@@ -2,7 +2,7 @@
 //! there.
 
 use std::io::{self, Read as _, Write as _};
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::process::{Command, Stdio};
 
 use bytes::Bytes;
@@ -38,6 +38,7 @@ pub enum CompileFailed {
 impl Compiler {
     pub fn compile(&self, wasm: &[u8], class: Class) -> Result<Bytes, CompileFailed> {
         let mut child = Command::new("/proc/self/exe")
+            .arg0("sedge")
             .args(["compile", "--class", class.as_str()])
             .env_clear()
             .current_dir("/")
@@ -60,7 +61,7 @@ impl Compiler {
             scope.spawn(|| {
                 let mut bytes = Vec::new();
                 let _ = stderr.take(MAX_REASON_BYTES).read_to_end(&mut bytes);
-                reason = String::from_utf8_lossy(&bytes).trim().to_owned();
+                reason = String::from_utf8_lossy(&bytes).trim().trim_start_matches("error: ").to_owned();
             });
             stdout.take(MAX_CODE_BYTES).read_to_end(&mut code)
         })?;

@@ -31,9 +31,9 @@ pub struct Installed {
 
 #[derive(Debug, thiserror::Error)]
 pub enum InstallError {
-    #[error("{function}: failed to read {path}: {source}; build it with `sedge build {dir}`")]
+    #[error("function {function}: {path} cannot be read; build it with `sedge build {dir}`")]
     Read { function: Arc<str>, path: PathBuf, dir: PathBuf, source: std::io::Error },
-    #[error("{function}: {path}: {source}")]
+    #[error("function {function}: {path} cannot run")]
     Compile { function: Arc<str>, path: PathBuf, source: CompileFailed },
     #[error(transparent)]
     Cache(#[from] CacheError),

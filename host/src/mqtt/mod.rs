@@ -290,6 +290,15 @@ impl Link {
         }
     }
 
+    /// Subscribes to one topic with QoS 0, for what the broker says of itself. Sent with every connection.
+    pub fn watch(&self, topic: &str) {
+        let mut state = self.shared.state.borrow_mut();
+        let Some(client) = state.client.clone() else { return };
+        if client.try_subscribe_many([SubscribeFilter::new(topic, QoS::AtMostOnce)]).is_ok() {
+            state.subscribing.push_back(topic.to_owned());
+        }
+    }
+
     pub fn unsubscribe(&self, filter: &str) {
         if let Some(client) = &self.shared.state.borrow().client {
             let _ = client.try_unsubscribe(filter);

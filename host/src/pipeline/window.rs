@@ -12,8 +12,8 @@
 //! - after the acknowledgement was written, the id may have been given to another message, unless this broker is known to
 //!   count its ids upwards: then the same id comes again only 65,535 messages later.
 //!
-//! A broker that reuses free ids never needs one above Receive Maximum. One above it proves that it counts. Without that
-//! proof the message is processed: twice rather than never.
+//! A broker that reuses free ids never needs one above Receive Maximum: one above it proves that it counts. Some are known
+//! to count by their name. Without evidence the message is processed: twice rather than never.
 
 use std::collections::{HashMap, VecDeque};
 
@@ -99,6 +99,11 @@ impl Window {
         self.counts_upwards
     }
 
+    /// The broker is known to count its packet ids upwards.
+    pub fn set_counts_upwards(&mut self) {
+        self.counts_upwards = true;
+    }
+
     /// Takes a delivery into the window. A new one is then given its unit with [`Window::assign`].
     pub fn receive(&mut self, token: AckToken, fingerprint: Fingerprint, dup: bool) -> Seen {
         if usize::from(fingerprint.packet_id) > self.receive_maximum {
@@ -161,6 +166,23 @@ impl Window {
         self.places.clear();
     }
 
+    /// The disk failed: what was under way is forgotten and will come again. What was committed stays known, together with
+    /// whether its acknowledgement was written.
+    pub fn store_failed(&mut self) {
+        self.disconnected();
+        self.known.retain(|_, known| known.unit.is_none());
+    }
+
+    /// The disk works again and holds these. One that is not known here was committed although the commit was reported
+    /// as failed; its acknowledgement was never written.
+    pub fn store_reopened(&mut self, committed: &[Fingerprint]) {
+        for fingerprint in committed {
+            if !self.known.contains_key(&fingerprint.packet_id) {
+                self.remember(*fingerprint, None, false);
+            }
+        }
+    }
+
     /// The broker has no session of ours: whatever comes is new.
     pub fn session_lost(&mut self) {
         self.known.clear();
@@ -208,7 +230,7 @@ mod tests {
             assert_eq!(receive(&mut window, id, id.into(), 1, false), Seen::New { place: u64::from(id) - 1 });
         }
         window.done(1, fingerprint(2, 2));
-        assert_eq!(released(&mut window), []);
+        assert!(released(&mut window).is_empty());
         window.done(0, fingerprint(1, 1));
         assert_eq!(released(&mut window), [1, 2]);
         window.done(2, fingerprint(3, 3));
@@ -275,6 +297,29 @@ mod tests {
         let mut window = Window::new(10, true, &[fingerprint(5, 55)]);
         window.session_lost();
         assert_eq!(receive(&mut window, 5, 55, 1, true), Seen::New { place: 0 });
+    }
+
+    #[test]
+    fn a_failing_disk_forgets_what_was_under_way_and_nothing_else() {
+        let mut window = Window::new(10, false, &[]);
+        for id in 1..=3 {
+            receive(&mut window, id, id.into(), 1, false);
+            window.assign(id, id.into());
+        }
+        window.done(0, fingerprint(1, 1));
+        assert_eq!(released(&mut window), [1]);
+        window.done(2, fingerprint(3, 3));
+        window.store_failed();
+        // 2 was committed after all, though the commit was reported as failed.
+        window.store_reopened(&[fingerprint(1, 1), fingerprint(2, 2), fingerprint(3, 3)]);
+        assert_eq!(receive(&mut window, 2, 2, 2, true), Seen::Done);
+        assert_eq!(receive(&mut window, 3, 3, 2, true), Seen::Done);
+        window.store_failed();
+        window.store_reopened(&[]);
+        assert_eq!(receive(&mut window, 4, 4, 3, true), Seen::New { place: 5 });
+        window.assign(4, 4);
+        window.store_failed();
+        assert_eq!(receive(&mut window, 4, 4, 4, true), Seen::New { place: 6 });
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
+use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ use crate::sandbox::{Limits, LogLine};
 const READ_BYTES: usize = 64 * 1024;
 /// A worker that answers nothing for this long beyond the longest deadline is stuck outside the guest's code.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
+/// A job over which its worker died this often while it was the only one is at fault.
+const DEATHS_ALONE: u32 = 2;
 const RESPAWN_FIRST: Duration = Duration::from_millis(50);
 const RESPAWN_MAX: Duration = Duration::from_secs(10);
 
@@ -112,8 +115,8 @@ struct Slot {
     /// Jobs sent and not answered; a job's number on the wire is `first` plus its place.
     unfinished: VecDeque<Option<Job>>,
     first: u64,
-    /// After a death: these run one at a time before anything new.
-    suspects: VecDeque<Job>,
+    /// After a death: these run one at a time before anything new. With how often the worker died over each.
+    suspects: VecDeque<(Job, u32)>,
     /// What came in meanwhile.
     backlog: VecDeque<Job>,
     states_asked: usize,
@@ -267,10 +270,16 @@ impl Pool {
         if alone && unfinished.is_empty() {
             // It died before the suspect was sent: nobody is to blame yet.
         } else if alone {
-            slot.suspects.pop_front();
-            into.extend(unfinished.iter().map(|job| Event::Crashed { token: job.id }));
+            if let Some((job, deaths)) = slot.suspects.pop_front() {
+                // Once may be somebody else's doing: the kernel's when memory is short, or a person's.
+                if deaths + 1 >= DEATHS_ALONE {
+                    into.push_back(Event::Crashed { token: job.id });
+                } else {
+                    slot.suspects.push_front((job, deaths + 1));
+                }
+            }
         } else {
-            slot.suspects = unfinished.into();
+            slot.suspects = unfinished.into_iter().map(|job| (job, 0)).collect();
         }
         slot.respawn_at = Some(Instant::now() + slot.respawn_wait);
         // The first replacement comes at once: one death is a job's fault, a row of them the machine's.
@@ -354,6 +363,7 @@ impl Pool {
     /// The worker inherits one socket, as its standard input, and nothing else: no environment, no other file.
     fn spawn_process(&self, socket: StdStream) -> io::Result<Child> {
         Command::new("/proc/self/exe")
+            .arg0("sedge")
             .arg("worker")
             .arg("--state-cache-bytes")
             .arg(self.settings.state_cache_bytes.to_string())
@@ -426,7 +436,7 @@ impl Slot {
         if self.running.is_none() {
             return;
         }
-        if let Some(suspect) = self.suspects.front() {
+        if let Some((suspect, _)) = self.suspects.front() {
             if self.unfinished.is_empty() {
                 let job = suspect.clone();
                 self.send(job);

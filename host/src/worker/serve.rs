@@ -231,13 +231,18 @@ impl Drop for Worker {
 impl ClockShared {
     fn tick(&self) {
         let mut idle = 0;
+        let mut last = Instant::now();
         while !self.ended.load(Ordering::SeqCst) {
             std::thread::sleep(EPOCH);
-            if self.running.load(Ordering::SeqCst) {
-                idle = 0;
+            // By the clock, not by the sleeps: on a busy board a sleep takes several times as long as it should.
+            while last.elapsed() >= EPOCH {
+                last += EPOCH;
                 if let Some(ticker) = &*self.ticker.lock().unwrap_or_else(PoisonError::into_inner) {
                     ticker.tick();
                 }
+            }
+            if self.running.load(Ordering::SeqCst) {
+                idle = 0;
                 continue;
             }
             idle += 1;
@@ -248,6 +253,7 @@ impl ClockShared {
                 }
                 self.asleep.store(false, Ordering::SeqCst);
                 idle = 0;
+                last = Instant::now();
             }
         }
     }

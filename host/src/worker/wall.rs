@@ -60,9 +60,14 @@ mod filter {
     use std::collections::BTreeMap;
 
     use linux_raw_sys::general as sys;
-    use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
+    use seccompiler::{
+        BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
+        TargetArch,
+    };
 
     use super::WallError;
+
+    use rustix::process::getpid;
 
     /// Memory, threads waiting for each other, clocks, signals of our own, and the sockets that are open. What is not
     /// here is refused with EPERM.
@@ -93,7 +98,6 @@ mod filter {
         sys::__NR_sigaltstack,
         sys::__NR_gettid,
         sys::__NR_getpid,
-        sys::__NR_tgkill,
         sys::__NR_membarrier,
         sys::__NR_restart_syscall,
         sys::__NR_set_robust_list,
@@ -104,7 +108,13 @@ mod filter {
 
     pub fn install() -> Result<(), WallError> {
         let failed = |error: &dyn std::fmt::Display| WallError::Filter(error.to_string());
-        let rules: BTreeMap<i64, _> = ALLOWED.iter().map(|number| (i64::from(*number), Vec::new())).collect();
+        let mut rules: BTreeMap<i64, _> = ALLOWED.iter().map(|number| (i64::from(*number), Vec::new())).collect();
+        // A process may end itself with a signal, which is how it aborts, and nobody else.
+        let own = getpid().as_raw_nonzero().get().unsigned_abs().into();
+        let own = SeccompCondition::new(0, SeccompCmpArgLen::Dword, SeccompCmpOp::Eq, own)
+            .and_then(|condition| SeccompRule::new(vec![condition]))
+            .map_err(|error| failed(&error))?;
+        rules.insert(i64::from(sys::__NR_tgkill), vec![own]);
         let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(|error| failed(&error))?;
         let filter = SeccompFilter::new(
             rules,
