@@ -32,6 +32,7 @@ use_debian() {
     # Edition 2024 and the minimum Rust version of the SDK.
     version=$(/usr/bin/rustc --version | cut -d ' ' -f 2)
     case $version in
+        "") return 1 ;;
         1.[0-9].* | 1.[0-8][0-9].* | 1.9[0-4].*)
             say "/usr/bin/rustc is $version; functions need 1.95: run apt-get update, then apt-get install $packages"
             return 1

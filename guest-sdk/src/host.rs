@@ -22,9 +22,8 @@ mod component {
     fn bucket() -> Result<ManuallyDrop<Bucket>, String> {
         static HANDLE: AtomicU32 = AtomicU32::new(0);
         if HANDLE.load(Relaxed) == 0 {
-            let bucket = open("default").map_err(describe)?;
+            let bucket = ManuallyDrop::new(open("default").map_err(describe)?);
             HANDLE.store(Bucket::take_handle(&bucket), Relaxed);
-            core::mem::forget(bucket);
         }
         // SAFETY: the handle is the one that `open` gave, and whoever uses it here does not drop it.
         Ok(ManuallyDrop::new(unsafe { Bucket::from_handle(HANDLE.load(Relaxed)) }))

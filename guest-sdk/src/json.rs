@@ -26,28 +26,29 @@ fn find<'a>(document: &'a [u8], path: &str) -> Option<&'a [u8]> {
 
 /// Looks for a key in the object that `document` begins with, down to `deepest` levels.
 fn search<'a>(document: &'a [u8], name: &[u8], deepest: usize) -> Option<&'a [u8]> {
-    let mut rest = document.trim_ascii_start();
+    let mut rest = trim_start(document);
     if rest.first() != Some(&b'{') {
         return None;
     }
     let mut depth = 0usize;
     let mut nearest = deepest.saturating_add(1);
     let mut found = None;
-    while let Some((&byte, tail)) = rest.split_first() {
+    while let Some((&byte, tail)) = skip_to_any(rest, [b'"', b'{', b'}'], 0x20).and_then(<[u8]>::split_first) {
         rest = tail;
-        match byte {
-            b'{' | b'[' => depth += 1,
-            b'}' | b']' => {
+        // This bit is all that tells a brace from a bracket.
+        match byte | 0x20 {
+            b'{' => depth += 1,
+            b'}' => {
                 depth -= 1;
                 if depth == 0 {
                     break;
                 }
             }
-            b'"' => {
+            _ => {
                 let (text, after) = string(tail)?;
-                rest = after.trim_ascii_start();
+                rest = trim_start(after);
                 if let Some((b':', value)) = rest.split_first() {
-                    rest = value.trim_ascii_start();
+                    rest = trim_start(value);
                     if depth < nearest && text.eq_ignore_ascii_case(name) {
                         if depth == 1 {
                             return Some(rest);
@@ -57,22 +58,58 @@ fn search<'a>(document: &'a [u8], name: &[u8], deepest: usize) -> Option<&'a [u8
                     }
                 }
             }
-            _ => {}
         }
     }
     found
 }
 
 /// Splits behind the quote that ends a string; `text` begins behind the one that starts it.
+#[inline]
 fn string(text: &[u8]) -> Option<(&[u8], &[u8])> {
-    let mut at = 0;
+    let mut rest = text;
     loop {
-        match text.get(at)? {
-            b'"' => return Some((text.get(..at)?, text.get(at + 1..)?)),
-            b'\\' => at += 2,
-            _ => at += 1,
+        let (byte, tail) = skip_to_any(rest, [b'"', b'\\', b'\\'], 0)?.split_first()?;
+        if *byte == b'"' {
+            return Some((text.get(..text.len() - tail.len() - 1)?, tail));
         }
+        rest = tail.get(1..)?;
     }
+}
+
+/// `text` from the first of these bytes on, the bits of `mask` ignored. Eight bytes are looked at in one go: a payload is
+/// mostly names, and this is most of what reading one costs.
+#[inline]
+fn skip_to_any(text: &[u8], bytes: [u8; 3], mask: u8) -> Option<&[u8]> {
+    const ONES: u64 = u64::from_ne_bytes([1; 8]);
+    let mut rest = text;
+    while let Some((eight, tail)) = rest.split_first_chunk() {
+        let eight = u64::from_le_bytes(*eight) | (ONES * u64::from(mask));
+        let hits = bytes.iter().fold(0, |hits, byte| {
+            // The highest bit of each byte that is zero here, and perhaps of some after the first such byte.
+            let differences = eight ^ (ONES * u64::from(*byte));
+            hits | (differences.wrapping_sub(ONES) & !differences & (ONES << 7))
+        });
+        if hits != 0 {
+            return rest.get(hits.trailing_zeros() as usize / 8..);
+        }
+        rest = tail;
+    }
+    while let Some((byte, tail)) = rest.split_first() {
+        if bytes.contains(&(byte | mask)) {
+            return Some(rest);
+        }
+        rest = tail;
+    }
+    None
+}
+
+/// White space, and what has no place in JSON.
+#[inline]
+fn trim_start(mut text: &[u8]) -> &[u8] {
+    while let Some((0..=b' ', tail)) = text.split_first() {
+        text = tail;
+    }
+    text
 }
 
 /// What may follow a number or a word inside an object. The end may not: the document was cut off, perhaps within the
@@ -82,13 +119,13 @@ fn ends_value(rest: &[u8]) -> bool {
 }
 
 fn is_object(document: &[u8]) -> bool {
-    document.trim_ascii_start().first() == Some(&b'{')
+    trim_start(document).first() == Some(&b'{')
 }
 
 /// A number, or a string that holds one. A document that is nothing but a number has every name.
 pub(crate) fn number(document: &[u8], path: &str) -> Option<f64> {
     if !is_object(document) {
-        return number::parse(unquoted(document));
+        return number::parse(document).or_else(|| number::parse(unquoted(document)));
     }
     let value = find(document, path)?;
     if let Some((b'"', text)) = value.split_first() {
@@ -316,6 +353,24 @@ mod tests {
         assert_eq!(text(contact, "n"), None);
         assert_eq!(text(b"idle", "x").as_deref(), Some("idle"));
         assert_eq!(text(br#"{"a":"\ud83c"}"#, "a"), None);
+    }
+
+    #[test]
+    fn skips_like_a_loop_over_bytes() {
+        let mut seed = 1u32;
+        let mut text = [0u8; 40];
+        for _ in 0..20_000 {
+            for byte in &mut text {
+                seed = seed.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                // Mostly the bytes looked for and their neighbours, where carries could mislead.
+                *byte = [b'"', b'!', b'#', b'{', b'z', b'[', b'}', 0xa2, 0, 0xff, b'a', b'7'][seed as usize % 97 % 12];
+            }
+            let start = seed as usize % 40;
+            let text = &text[start..];
+            let expected = text.iter().position(|byte| matches!(byte | 0x20, b'"' | b'{' | b'}'));
+            let got = skip_to_any(text, [b'"', b'{', b'}'], 0x20).map(|rest| text.len() - rest.len());
+            assert_eq!(got, expected, "{text:?}");
+        }
     }
 
     #[test]

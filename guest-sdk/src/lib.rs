@@ -22,8 +22,8 @@
 //! memory survives; what must survive is [`state`]. `sedge build` turns the crate into a component; natively,
 //! `testing::Board` runs it in unit tests.
 //!
-//! The crate is a `cdylib`. With `#![no_std]` and this crate's feature `panic-handler` a panic is a bare trap, and a
-//! component is a third of the size.
+//! The crate is a `cdylib`. With `#![no_std]` and this crate's feature `panic-handler` a panic is a bare trap, and what would
+//! word it, up to 20 KiB as soon as anything can panic, is left out.
 
 #![no_std]
 
@@ -32,22 +32,35 @@ extern crate alloc;
 extern crate std;
 
 #[cfg(all(target_family = "wasm", feature = "bump-allocator"))]
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "it hands out memory")]
 mod allocator;
-#[allow(unsafe_code, unused_macros, unused_imports, dead_code, unused_qualifications, missing_docs, clippy::all)]
+#[allow(
+    unsafe_code,
+    unused_macros,
+    unused_imports,
+    unused_qualifications,
+    dead_code,
+    clippy::all,
+    clippy::allow_attributes_without_reason,
+    clippy::mem_forget,
+    clippy::undocumented_unsafe_blocks,
+    clippy::uninlined_format_args,
+    clippy::unwrap_used,
+    reason = "generated; see guest-sdk/generate"
+)]
 #[rustfmt::skip]
 mod bindings;
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "it keeps the one handle of the state's bucket")]
 mod host;
 mod json;
 pub mod log;
 mod message;
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "digits are known to be UTF-8")]
 mod number;
 mod output;
 mod piece;
 #[doc(hidden)]
-#[allow(unsafe_code)]
+#[allow(unsafe_code, reason = "the canonical ABI passes raw blocks")]
 pub mod rt;
 mod setting;
 pub mod state;
@@ -93,7 +106,7 @@ macro_rules! export {
         const _: fn($crate::Message) -> $crate::Outcome = <$function as $crate::Function>::handle;
 
         #[cfg(target_family = "wasm")]
-        #[allow(unsafe_code)]
+        #[allow(unsafe_code, clippy::undocumented_unsafe_blocks, reason = "the canonical ABI's exports")]
         const _: () = {
             #[unsafe(export_name = "sedge:function/handler@0.1.0#handle")]
             unsafe extern "C" fn handle(
@@ -133,10 +146,11 @@ macro_rules! export {
                 unsafe { $crate::rt::realloc(old, old_len, align, new_len) }
             }
 
-            /// Tells any component encoder what the function is, in the encoding of `wit-component`.
+            // Tells any component encoder what the function is, in the encoding of `wit-component`. With `#[used]` it would
+            // be in the function's memory too.
             #[unsafe(link_section = "component-type:sedge-function:0.1.0")]
-            #[used]
-            static COMPONENT_TYPE: [u8; $crate::__private::COMPONENT_TYPE.len()] = *$crate::__private::COMPONENT_TYPE;
+            pub static COMPONENT_TYPE: [u8; $crate::__private::COMPONENT_TYPE.len()] =
+                *$crate::__private::COMPONENT_TYPE;
         };
     };
 }

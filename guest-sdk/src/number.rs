@@ -58,7 +58,9 @@ pub(crate) fn parse_prefix(text: &[u8]) -> Option<(f64, &[u8])> {
 
 /// The number that is all of `text`, but for white space around it.
 pub(crate) fn parse(text: &[u8]) -> Option<f64> {
-    parse_prefix(text.trim_ascii()).filter(|(_, rest)| rest.is_empty()).map(|(value, _)| value)
+    let all = |text| parse_prefix(text).filter(|(_, rest)| rest.is_empty()).map(|(value, _)| value);
+    // Mostly there is no white space, and looking for it costs as much as the number.
+    all(text).or_else(|| all(text.trim_ascii()))
 }
 
 fn sign(text: &[u8]) -> (bool, &[u8]) {
@@ -131,7 +133,7 @@ fn scale_slowly(mantissa: u64, mut exponent: i32) -> f64 {
 pub fn rounded(value: f64, decimals: u32) -> f64 {
     let scaled = value * power(decimals);
     // Beyond this a double has no decimals left to round.
-    if !(scaled.abs() < 1e15) {
+    if scaled.is_nan() || scaled.abs() >= 1e15 {
         return value;
     }
     (scaled + if scaled < 0.0 { -0.5 } else { 0.5 }) as i64 as f64 / power(decimals)
@@ -145,7 +147,7 @@ pub(crate) fn push_number(text: &mut String, value: f64) {
         return text.push_str("null");
     }
     if value < 0.0 {
-        text.push_str("-");
+        text.push('-');
     }
     let (mut digits, mut exponent) = fifteen_digits(value.abs());
     while digits != 0 && digits % 10 == 0 {
@@ -158,18 +160,18 @@ pub(crate) fn push_number(text: &mut String, value: f64) {
     let point = digits.len() as i32 + exponent;
     if !(-5..=21).contains(&point) {
         push_with_point(text, digits, 1);
-        text.push_str("e");
+        text.push('e');
         if point < 1 {
-            text.push_str("-");
+            text.push('-');
         }
         text.push_str(decimal(u64::from((point - 1).unsigned_abs()), &mut [0; 20]));
     } else if point <= 0 {
         text.push_str("0.");
-        (point..0).for_each(|_| text.push_str("0"));
+        (point..0).for_each(|_| text.push('0'));
         text.push_str(digits);
     } else {
         push_with_point(text, digits, point.unsigned_abs() as usize);
-        (0..exponent).for_each(|_| text.push_str("0"));
+        (0..exponent).for_each(|_| text.push('0'));
     }
 }
 
@@ -177,7 +179,7 @@ fn push_with_point(text: &mut String, digits: &str, point: usize) {
     match digits.split_at_checked(point) {
         Some((whole, fraction)) if !fraction.is_empty() => {
             text.push_str(whole);
-            text.push_str(".");
+            text.push('.');
             text.push_str(fraction);
         }
         _ => text.push_str(digits),

@@ -48,7 +48,7 @@ macro_rules! integers {
     ($($integer:ty)*) => {$(
         impl Piece for $integer {
             fn push_to(&self, text: &mut String) {
-                #[allow(unused_comparisons)]
+                #[allow(unused_comparisons, reason = "some of these integers have no sign")]
                 if *self < 0 {
                     text.push('-');
                 }

@@ -1,6 +1,7 @@
 //! What the generated bindings and `export!` call. Not for users.
 
 use alloc::alloc::{Layout, alloc, dealloc, realloc as reallocate};
+use core::mem::ManuallyDrop;
 use core::ptr::{self, NonNull};
 
 /// A block that a call to the host reads, freed after the call.
@@ -21,7 +22,7 @@ impl Cleanup {
 
     /// Hands the block to the host for good.
     pub fn forget(self) {
-        core::mem::forget(self);
+        let _ = ManuallyDrop::new(self);
     }
 }
 

@@ -185,7 +185,7 @@ fn compile(dir: &Path, toolchain: &Toolchain) -> anyhow::Result<PathBuf> {
     let mut child = match cargo.spawn() {
         Ok(child) => child,
         Err(error) if error.kind() == ErrorKind::NotFound => bail!(
-            "cannot find `{}`: functions are compiled with Rust; install it (https://rustup.rs) or name another cargo in SEDGE_GUEST_CARGO",
+            "cannot find `{}`: functions are compiled with Rust; install it (https://rustup.rs), run cross/wasm-target.sh, or name another cargo in SEDGE_GUEST_CARGO",
             toolchain.cargo.to_string_lossy()
         ),
         Err(error) => return Err(error).context("cannot start cargo"),

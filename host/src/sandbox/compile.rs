@@ -7,6 +7,7 @@ use super::engine::{self, Class};
 use super::host;
 use super::shape::{self, ShapeError};
 use super::{SandboxError, bindings};
+use crate::component::{self, ComponentError};
 
 #[derive(Debug, thiserror::Error)]
 pub enum CompileError {
@@ -14,15 +15,21 @@ pub enum CompileError {
     Shape(#[from] ShapeError),
     #[error("failed to compile")]
     Compile(#[source] wasmtime::Error),
+    /// It imports more or exports less, or something else, than the world says.
+    #[error(transparent)]
+    World(#[from] ComponentError),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
 }
 
 /// Checks the component's shape, compiles it and checks that it fits the world.
 pub fn component(wasm: &[u8], class: Class) -> Result<Vec<u8>, CompileError> {
-    shape::check(wasm)?;
-    let engine = engine::for_compiling(class)?;
-    let code = engine.precompile_component(wasm).map_err(CompileError::Compile)?;
+    shape::check(wasm, class.memory_bytes())?;
+    // The engine alone would compare the types at every run.
+    component::check_world(wasm)?;
+    let code = engine::for_compiling(class)?.precompile_component(wasm).map_err(CompileError::Compile)?;
+    // As the worker will: an engine that runs code has limits that one that compiles has not.
+    let engine = engine::for_running(class)?;
     let component = super::native::component(&engine, &code).map_err(SandboxError::Load)?;
     let mut linker = Linker::new(&engine);
     host::add_to_linker(&mut linker).map_err(SandboxError::Engine)?;

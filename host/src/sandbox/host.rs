@@ -8,11 +8,11 @@ use wasmtime::{ResourceLimiter, Result};
 use super::bindings::wasi::config::store as config;
 use super::bindings::wasi::keyvalue::{atomics, store as keyvalue};
 use super::bindings::wasi::logging::logging;
-use super::engine::MAX_TABLE_ELEMENTS;
+use super::engine::{MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS, MAX_TABLES};
 use super::state::{State, View};
 use super::{Limits, LogLine};
 
-/// Handles for compare-and-swap that one run may hold.
+/// Handles for compare-and-swap that one run may hold at a time.
 const MAX_CAS_HANDLES: usize = 64;
 /// Log lines of one run, and their length: what is more is cut off and counted.
 const MAX_LOG_LINES: usize = 32;
@@ -93,6 +93,18 @@ impl ResourceLimiter for Host {
 
     fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
         Ok(desired <= MAX_TABLE_ELEMENTS as usize)
+    }
+
+    fn instances(&self) -> usize {
+        MAX_CORE_INSTANCES as usize
+    }
+
+    fn tables(&self) -> usize {
+        MAX_TABLES as usize
+    }
+
+    fn memories(&self) -> usize {
+        1
     }
 }
 
@@ -178,13 +190,27 @@ impl atomics::Host for Host {
 
 impl atomics::HostCas for Host {
     fn new(&mut self, _: Resource<Bucket>, key: String) -> Result<Result<Resource<Cas>, keyvalue::Error>> {
-        if self.cas.len() >= MAX_CAS_HANDLES {
-            let reason = format!("a run may hold {MAX_CAS_HANDLES} compare-and-swap handles");
+        if key.len() > self.limits.state_bytes {
+            let reason = format!("a key of {} bytes, the limit of all state is {}", key.len(), self.limits.state_bytes);
             return Ok(Err(keyvalue::Error::Other(reason)));
         }
         let seen = self.view.get(&key).cloned();
-        self.cas.push(Some(Cas { key, seen }));
-        Ok(Ok(Resource::new_own(self.cas.len() as u32 - 1)))
+        let cas = Some(Cas { key, seen });
+        let index = match self.cas.iter().position(Option::is_none) {
+            Some(free) => {
+                self.cas[free] = cas;
+                free
+            }
+            None if self.cas.len() < MAX_CAS_HANDLES => {
+                self.cas.push(cas);
+                self.cas.len() - 1
+            }
+            None => {
+                let reason = format!("a run may hold {MAX_CAS_HANDLES} compare-and-swap handles at a time");
+                return Ok(Err(keyvalue::Error::Other(reason)));
+            }
+        };
+        Ok(Ok(Resource::new_own(index as u32)))
     }
 
     fn current(&mut self, cas: Resource<Cas>) -> Result<Result<Option<Vec<u8>>, keyvalue::Error>> {
@@ -216,6 +242,7 @@ impl logging::Host for Host {
         if text.len() > MAX_LOG_LINE_BYTES {
             let end = (0..=MAX_LOG_LINE_BYTES).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
             text.truncate(end);
+            text.shrink_to_fit();
             text.push('…');
         }
         // A guest must not be able to paint a terminal or forge lines of the journal.

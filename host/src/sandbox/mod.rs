@@ -8,12 +8,20 @@
 
 #[cfg(feature = "compiler")]
 pub mod compile;
+mod engine;
+#[cfg(all(test, feature = "compiler"))]
+pub mod guest;
+mod host;
+#[cfg(all(test, feature = "compiler"))]
+mod host_tests;
+pub mod shape;
+#[cfg(all(test, feature = "compiler"))]
+mod shape_tests;
+mod state;
+#[cfg(all(test, feature = "compiler"))]
+mod tests;
 #[cfg(feature = "compiler")]
 pub mod yardstick;
-mod engine;
-mod host;
-pub mod shape;
-mod state;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +29,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use wasmtime::component::{Component, Linker};
-use wasmtime::{Engine, Store, Trap};
+use wasmtime::{Engine, Store, Trap, WasmBacktrace};
 
 use crate::message::{
     Alert, AlertStatus, Failure, FailureCode, Message, Outcome, Output, Publication, Severity, Usage, Verdict,
@@ -69,6 +77,21 @@ pub struct Limits {
     pub output_bytes: usize,
     /// Keys and values of the scope together.
     pub state_bytes: usize,
+}
+
+/// What a guest may hand over in one call beyond what it may keep: a line that is cut, a value that is refused with its
+/// size.
+const HANDOVER_SLACK: usize = 1 << 20;
+/// Handles to buckets and to compare-and-swap that one run may hold.
+const MAX_HANDLES: usize = 1024;
+
+impl Limits {
+    /// The most that is copied from the guest in one call. Its memory is no bound: a list may name the same bytes again
+    /// and again.
+    fn handover_bytes(&self) -> usize {
+        let outputs = self.outputs.saturating_mul(size_of::<handler::Output>()).saturating_add(self.output_bytes);
+        outputs.max(self.state_bytes).saturating_add(HANDOVER_SLACK)
+    }
 }
 
 /// What a guest logged, cut to length and free of control characters.
@@ -178,6 +201,8 @@ impl Function {
         let started = Instant::now();
         let mut store = Store::new(&self.engine, Host::new(self.limits, Arc::clone(&self.settings), state));
         store.limiter(|host| host);
+        store.set_hostcall_fuel(self.limits.handover_bytes());
+        store.set_max_component_handles(MAX_HANDLES);
         let ended = self.call(&mut store, message);
         let fuel_left = store.get_fuel().unwrap_or(0);
         let host = store.into_data();
@@ -273,9 +298,19 @@ impl Function {
                 detail: format!("ran {} ms, the limit is {} ms", usage.elapsed_us / 1000, limits.timeout_ms),
             },
             Some(trap) => Failure { code: FailureCode::Trap, detail: trap.to_string() },
-            // What a guest returned could not be read: a list or text outside its memory, or larger than what the
-            // host is willing to copy.
-            None => Failure { code: FailureCode::Output, detail: shorten(format!("{error:#}")) },
+            None => {
+                // Known to wasmtime by a type of its own, which it keeps to itself.
+                let cause = error.root_cause().to_string();
+                let detail = if cause.contains("fuel allocated for hostcalls") {
+                    format!("handed over more than {} bytes in one call", limits.handover_bytes())
+                } else {
+                    shorten(cause)
+                };
+                // With a guest's function on the stack it was a call to the host that broke the rules. Otherwise what
+                // the guest returned cannot be read: it lies outside its memory, or is no text.
+                let in_call = error.downcast_ref::<WasmBacktrace>().is_some();
+                Failure { code: if in_call { FailureCode::Trap } else { FailureCode::Output }, detail }
+            }
         }
     }
 }

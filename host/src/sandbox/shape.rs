@@ -1,6 +1,6 @@
 //! What a component may be made of, checked by reading it, before a compiler sees it.
 
-use wasmparser::{Encoding, Instance, Parser, Payload, Validator, WasmFeatures};
+use wasmparser::{ComponentInstance, Encoding, Instance, Parser, Payload, Validator, WasmFeatures};
 
 use super::engine::{MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS, MAX_TABLES};
 
@@ -12,6 +12,9 @@ const MAX_MEMORIES: u32 = 1;
 const MAX_MODULES: u32 = 8;
 /// Components within the component, itself included.
 const MAX_COMPONENTS: u32 = 8;
+/// As written. Nested, they multiply: the engine counts what comes of it.
+const MAX_COMPONENT_INSTANCES: u32 = 16;
+const WASM_PAGE: u64 = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ShapeError {
@@ -25,19 +28,20 @@ pub enum ShapeError {
     OverLimit { what: &'static str, found: u64, limit: u64 },
 }
 
-/// Checks size, kind and counts, then validates the whole.
-pub fn check(wasm: &[u8]) -> Result<(), ShapeError> {
+/// Checks size, kind and counts, then validates the whole. `memory_bytes`: the most that any function of its class gets.
+pub fn check(wasm: &[u8], memory_bytes: usize) -> Result<(), ShapeError> {
     at_most("bytes", wasm.len() as u64, MAX_WASM_BYTES as u64)?;
     if wasm.get(..4) != Some(b"\0asm") {
         return Err(ShapeError::NotWasm { start: wasm[..wasm.len().min(4)].to_vec() });
     }
-    count(wasm)?;
+    count(wasm, memory_bytes)?;
     Validator::new_with_features(features()).validate_all(wasm)?;
     Ok(())
 }
 
-fn count(wasm: &[u8]) -> Result<(), ShapeError> {
-    let (mut functions, mut memories, mut tables, mut instances, mut modules, mut components) = (0, 0, 0, 0, 0, 0);
+fn count(wasm: &[u8], memory_bytes: usize) -> Result<(), ShapeError> {
+    let (mut functions, mut memories, mut tables) = (0, 0, 0);
+    let (mut modules, mut instances, mut components, mut component_instances) = (0, 0, 0, 0);
     for payload in Parser::new(0).parse_all(wasm) {
         match payload? {
             Payload::Version { encoding: Encoding::Module, range, .. } => {
@@ -61,6 +65,10 @@ fn count(wasm: &[u8]) -> Result<(), ShapeError> {
             Payload::MemorySection(section) => {
                 memories += u64::from(section.count());
                 at_most("memories", memories, MAX_MEMORIES.into())?;
+                for memory in section {
+                    let bytes = memory?.initial.saturating_mul(WASM_PAGE);
+                    at_most("bytes of memory to start with", bytes, memory_bytes as u64)?;
+                }
             }
             Payload::TableSection(section) => {
                 tables += u64::from(section.count());
@@ -74,6 +82,12 @@ fn count(wasm: &[u8]) -> Result<(), ShapeError> {
                     // Those made of exports alone cost nothing at run time.
                     instances += u64::from(matches!(instance?, Instance::Instantiate { .. }));
                     at_most("core instances", instances, MAX_CORE_INSTANCES.into())?;
+                }
+            }
+            Payload::ComponentInstanceSection(section) => {
+                for instance in section {
+                    component_instances += u64::from(matches!(instance?, ComponentInstance::Instantiate { .. }));
+                    at_most("component instances", component_instances, MAX_COMPONENT_INSTANCES.into())?;
                 }
             }
             _ => {}

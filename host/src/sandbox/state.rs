@@ -1,6 +1,6 @@
 //! The state of one scope as a function sees it during one run: what was stored, under what this run has written.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
@@ -77,7 +77,8 @@ impl View {
         }
     }
 
-    /// Sets or removes a key. A write that changes nothing is none: it must not cost the disk anything.
+    /// Sets or removes a key. A write that changes nothing, or takes another one back, is none: it must cost neither the
+    /// disk anything nor, however often it is done, the memory.
     pub fn set(&mut self, key: &str, value: Option<&[u8]>) {
         let old = self.get(key);
         if old.map(|old| &**old) == value {
@@ -85,25 +86,26 @@ impl View {
         }
         let size = |value: Option<usize>| value.map_or(0, |len| (key.len() + len).cast_signed());
         self.growth += size(value.map(<[u8]>::len)) - size(old.map(Bytes::len));
+        let restored = self.state.entries.get(key).map(|stored| &**stored) == value;
+        let place = self.writes.iter().position(|write| &*write.key == key);
         let value = value.map(Bytes::copy_from_slice);
-        match self.writes.iter_mut().find(|write| &*write.key == key) {
-            Some(write) => write.value = value,
+        match place {
+            Some(place) if restored => drop(self.writes.swap_remove(place)),
+            Some(place) => self.writes[place].value = value,
             None => self.writes.push(StateWrite { key: key.into(), value }),
         }
     }
 
-    /// The keys after `cursor`, in order, as if the writes were applied.
+    /// The keys, in order, as if the writes were applied.
     pub fn keys(&self) -> Vec<String> {
-        let mut keys: Vec<String> = self
-            .state
-            .entries
-            .keys()
-            .filter(|key| !self.writes.iter().any(|write| write.key == **key))
-            .chain(self.writes.iter().filter(|write| write.value.is_some()).map(|write| &write.key))
-            .map(|key| key.to_string())
-            .collect();
-        keys.sort_unstable();
-        keys
+        let mut keys: BTreeSet<&str> = self.state.entries.keys().map(|key| &**key).collect();
+        for write in &self.writes {
+            match write.value {
+                Some(_) => keys.insert(&write.key),
+                None => keys.remove(&*write.key),
+            };
+        }
+        keys.into_iter().map(str::to_owned).collect()
     }
 
     /// The size that the scope would have with the writes applied.
@@ -161,6 +163,12 @@ mod tests {
         let mut view = View::new(state(&[("a", "1")]));
         view.set("a", Some(b"1"));
         view.set("gone", None);
+        // Neither is one that is taken back.
+        view.set("a", Some(b"2"));
+        view.set("a", Some(b"1"));
+        view.set("new", Some(b"1"));
+        view.set("new", None);
+        assert_eq!(view.bytes(), 2);
         assert!(view.finish(true).1.is_empty());
     }
 }

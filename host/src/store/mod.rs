@@ -248,7 +248,7 @@ pub enum Event {
         error: String,
     },
     /// The store works again, as if just opened.
-    Reopened(Recovered),
+    Reopened(Box<Recovered>),
     Closed,
 }
 

@@ -14,7 +14,7 @@ use super::OpenError;
 /// How long a statement waits for `sedge dead-letters`, which holds the lock for one short transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-pub(super) const PAGE_BYTES: u64 = 4096;
+pub(super) const PAGE_BYTES: u64 = 1024;
 
 /// The data folder, held by this process until dropped.
 #[derive(Debug)]

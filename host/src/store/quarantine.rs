@@ -79,9 +79,8 @@ fn salvage_into(salvage: &Path, damaged: &Path) -> rusqlite::Result<u64> {
     let mut new = Connection::open_with_flags(salvage, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     new.pragma_update(None, "page_size", super::place::PAGE_BYTES)?;
     new.pragma_update(None, "synchronous", "FULL")?;
-    match schema::create(&mut new) {
-        Err(schema::Unfit::Failed(error)) => return Err(error),
-        Err(_) | Ok(()) => {}
+    if let Err(schema::Unfit::Failed(error)) = schema::create(&mut new) {
+        return Err(error);
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let Ok(old) = Connection::open_with_flags(damaged, flags) else { return Ok(0) };

@@ -270,7 +270,7 @@ impl Writer {
                 Ok((session, recovered)) => {
                     tracing::info!("the database works again");
                     self.epoch += 1;
-                    self.tell([Event::Reopened(recovered)]).ok()?;
+                    self.tell([Event::Reopened(Box::new(recovered))]).ok()?;
                     return Some(session);
                 }
                 Err(error) => {

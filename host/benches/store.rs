@@ -1,0 +1,149 @@
+//! What a committed record costs: CPU, bytes written, and time, by the number of records a commit.
+//!
+//! Repeat with `cargo bench -p sedge --bench store [DIR]`; DIR is on the disk to be measured (default: the target
+//! folder). Each record has 200 bytes of payload and comes from a delivery of its own. CPU is that of the store's threads
+//! (the sender is not counted), reading back and deleting included. Bytes are those given to `write`, for the WAL and for
+//! what checkpoints copy into the database; disk is what that comes to in blocks of the file system.
+//!
+//! - drained: upstream takes each batch as soon as it is committed
+//! - backlog: upstream takes everything at the end, read back from the disk
+//! - state: as drained, and each record comes with one write to the state of its topic (100 topics)
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rustix::time::{ClockId, clock_gettime};
+use sedge::config;
+use sedge::message::{Scope, StateWrite};
+use sedge::store::{Commit, Event, Events, Fingerprint, Handle, Record, Request, Store, Stream};
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Upstream {
+    Drained,
+    Backlog,
+    State,
+}
+
+fn main() {
+    // `cargo bench` passes --bench.
+    let dir = std::env::args().skip(1).find(|arg| !arg.starts_with("--")).map_or_else(default_dir, PathBuf::from);
+    println!(
+        "{:>8} {:>6} {:>10} {:>10} {:>9} {:>9} {:>9} {:>9}",
+        "", "batch", "records/s", "cpu us/rec", "bytes/rec", "disk/rec", "commit ms", "max ms"
+    );
+    for upstream in [Upstream::Drained, Upstream::Backlog, Upstream::State] {
+        for (batch, commits) in [(1, 1000), (64, 1000), (256, 800)] {
+            measure(&dir, upstream, batch, commits);
+        }
+    }
+}
+
+fn default_dir() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_TMPDIR").map_or_else(std::env::temp_dir, PathBuf::from)
+}
+
+fn measure(dir: &Path, upstream: Upstream, batch: u64, commits: u64) {
+    let folder = tempfile::tempdir_in(dir).expect("the folder can be written");
+    let (handle, mut events, _) =
+        Store::open(&config::Store::default(), folder.path(), 1024).expect("a new store can be opened");
+    let payload = Bytes::from(vec![b'x'; 200]);
+    let (cpu, before, started) = (cpu_time(), written(), Instant::now());
+    for seq in 1..=commits {
+        let first = (seq - 1) * batch;
+        let deliveries = (first..first + batch).map(|n| delivery(n, upstream, &payload)).collect();
+        send(&handle, Request::Commit { seq, commits: deliveries });
+        loop {
+            match event(&mut events) {
+                Event::Committed { seq: done, .. } if done == seq => break,
+                other => panic!("{other:?}"),
+            }
+        }
+        if upstream != Upstream::Backlog {
+            send(&handle, Request::Delivered { stream: Stream::Data, through: first + batch });
+        }
+    }
+    let elapsed = started.elapsed();
+    if upstream == Upstream::Backlog {
+        drain(&handle, &mut events, batch * commits);
+    }
+    let stats = handle.stats().clone();
+    send(&handle, Request::Close);
+    while !matches!(event(&mut events), Event::Closed) {}
+    let (cpu, after) = (cpu_time() - cpu, written());
+    let records = (batch * commits) as f64;
+    let load = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed) as f64;
+    println!(
+        "{:>8} {batch:>6} {:>10.0} {:>10.2} {:>9.0} {:>9.0} {:>9.2} {:>9.2}",
+        format!("{upstream:?}").to_lowercase(),
+        records / elapsed.as_secs_f64(),
+        cpu.as_secs_f64() * 1e6 / records,
+        (after.0 - before.0) as f64 / records,
+        (after.1 - before.1) as f64 / records,
+        load(&stats.commit_us) / load(&stats.commits) / 1000.0,
+        load(&stats.commit_max_us) / 1000.0,
+    );
+}
+
+fn delivery(n: u64, upstream: Upstream, payload: &Bytes) -> Commit {
+    let topic = format!("sensors/room-{}/temperature", n % 100);
+    let state = (upstream == Upstream::State).then(|| {
+        let write = StateWrite { key: "mean".into(), value: Some(Bytes::copy_from_slice(&n.to_le_bytes())) };
+        (Scope { function: "anomaly".into(), topic: Some(topic.as_str().into()) }, vec![write])
+    });
+    let record = Record {
+        stream: Stream::Data,
+        function: "anomaly".into(),
+        topic: topic.into(),
+        payload: payload.clone(),
+        content_type: Some("application/json".into()),
+        retain: false,
+        hops: 1,
+        at_ms: 1_800_000_000_000 + n,
+    };
+    Commit {
+        delivery: Some(Fingerprint { packet_id: n as u16, digest: n.wrapping_mul(0x9e37_79b9_7f4a_7c15) }),
+        records: vec![record],
+        state: state.into_iter().collect(),
+        ..Commit::default()
+    }
+}
+
+fn drain(handle: &Handle, events: &mut Events, last: u64) {
+    let mut after = 0;
+    while after < last {
+        send(handle, Request::ReadOutbox { stream: Stream::Data, after, max_bytes: 256 << 10 });
+        match event(events) {
+            Event::Outbox { stored, .. } => after = stored.last().expect("there is more").id,
+            other => panic!("{other:?}"),
+        }
+        send(handle, Request::Delivered { stream: Stream::Data, through: after });
+    }
+}
+
+fn send(handle: &Handle, request: Request) {
+    handle.send(request).expect("the store is open, and little is in flight");
+}
+
+fn event(events: &mut Events) -> Event {
+    events.blocking_recv().expect("the store is open")
+}
+
+/// Of all threads but this one.
+fn cpu_time() -> Duration {
+    let time = |clock| {
+        let time = clock_gettime(clock);
+        Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+    };
+    time(ClockId::ProcessCPUTime).saturating_sub(time(ClockId::ThreadCPUTime))
+}
+
+/// Bytes given to `write` by this process, and bytes that became dirty blocks.
+fn written() -> (u64, u64) {
+    let io = std::fs::read_to_string("/proc/self/io").expect("the kernel counts I/O");
+    let count = |name| {
+        let bytes = io.lines().find_map(|line| line.strip_prefix(name)).and_then(|bytes| bytes.trim().parse().ok());
+        bytes.expect("it counts bytes")
+    };
+    (count("wchar:"), count("write_bytes:"))
+}

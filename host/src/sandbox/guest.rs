@@ -1,0 +1,182 @@
+//! Guests for tests: a few lines of WebAssembly text, made into components of the function's world.
+//!
+//! The text speaks the canonical ABI. What the tests need to know of it:
+//!
+//! ```text
+//! handle(topic, payload: ptr len each, content type: flag ptr len, properties: ptr len, at: i64, synced, attempt) -> at
+//! at      0 ok: outputs +8 ptr len | 1 failure, +8: 0 reject +16 ptr len | 1 retry +16 ms +24 ptr len
+//! output  2 publish: +8 topic ptr len, +16 payload ptr len, +24 content type flag ptr len, +36 retain; 56 bytes each
+//! ```
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+
+use super::{Class, EPOCH, Function, Limits, Run, Sandbox, State, compile};
+use crate::message::{Failure, Message, Verdict};
+
+const WORLD: &[u8] = include_bytes!("../../../guest-sdk/src/component-type.bin");
+
+pub const LOG: &str = r#"(import "wasi:logging/logging@0.1.0-draft" "log" (func $log (param i32 i32 i32 i32 i32)))"#;
+pub const OPEN: &str = r#"(import "wasi:keyvalue/store@0.2.0-draft2" "open" (func $open (param i32 i32 i32)))"#;
+pub const SET: &str = r#"(import "wasi:keyvalue/store@0.2.0-draft2" "[method]bucket.set"
+    (func $set (param i32 i32 i32 i32 i32 i32)))"#;
+pub const GET: &str = r#"(import "wasi:keyvalue/store@0.2.0-draft2" "[method]bucket.get"
+    (func $get (param i32 i32 i32 i32)))"#;
+pub const DELETE: &str = r#"(import "wasi:keyvalue/store@0.2.0-draft2" "[method]bucket.delete"
+    (func $delete (param i32 i32 i32 i32)))"#;
+pub const LIST_KEYS: &str = r#"(import "wasi:keyvalue/store@0.2.0-draft2" "[method]bucket.list-keys"
+    (func $list-keys (param i32 i32 i32 i32 i32)))"#;
+pub const INCREMENT: &str = r#"(import "wasi:keyvalue/atomics@0.2.0-draft2" "increment"
+    (func $increment (param i32 i32 i32 i64 i32)))"#;
+pub const CAS_NEW: &str = r#"(import "wasi:keyvalue/atomics@0.2.0-draft2" "[static]cas.new"
+    (func $cas-new (param i32 i32 i32 i32)))"#;
+pub const CAS_DROP: &str = r#"(import "wasi:keyvalue/atomics@0.2.0-draft2" "[resource-drop]cas"
+    (func $cas-drop (param i32)))"#;
+
+/// Opens the only bucket and leaves its handle.
+pub const BUCKET: &str = "(call $open (i32.const 0) (i32.const 0) (i32.const 1000)) (i32.load (i32.const 1004))";
+
+/// Answers with what the zeros at 16 stand for: ok, no outputs.
+pub const NOTHING: &str = "(i32.const 16)";
+
+/// A core module whose handler runs `code`, which leaves the address of its result. `items` begin with the imports.
+pub fn module(items: &str, code: &str) -> String {
+    module_of(items, "(memory (export \"memory\") 2)", code)
+}
+
+/// The same with a memory of its own making.
+pub fn module_of(items: &str, memory: &str, code: &str) -> String {
+    format!(
+        r#"(module
+            {items}
+            {memory}
+            (global $free (mut i32) (i32.const 32768))
+            (func (export "cabi_realloc") (param i32 i32 i32) (param $size i32) (result i32) (local $at i32)
+                (local.set $at (i32.and (i32.add (global.get $free) (i32.const 7)) (i32.const -8)))
+                (global.set $free (i32.add (local.get $at) (local.get $size)))
+                (local.get $at))
+            (func $handle (export "sedge:function/handler@0.1.0#handle")
+                (param $topic i32) (param $topic-len i32) (param $payload i32) (param $payload-len i32)
+                (param i32 i32 i32 i32 i32 i64 i32) (param $attempt i32) (result i32)
+                (local $bucket i32) (local $n i32) (local $m i32)
+                {code}))"#
+    )
+}
+
+/// The component made of a core module's text.
+pub fn component_of(module: &str) -> Vec<u8> {
+    let mut module = wat::parse_str(module).unwrap_or_else(|error| panic!("{error}"));
+    let mut section = vec![b"component-type".len() as u8];
+    section.extend_from_slice(b"component-type");
+    section.extend_from_slice(WORLD);
+    module.push(0);
+    let mut length = section.len();
+    while length >= 0x80 {
+        module.push(length as u8 | 0x80);
+        length >>= 7;
+    }
+    module.push(length as u8);
+    module.extend_from_slice(&section);
+    crate::component::from_module(&module).unwrap_or_else(|error| panic!("{:#}", anyhow::Error::from(error)))
+}
+
+/// The component of [`module`].
+pub fn component(items: &str, code: &str) -> Vec<u8> {
+    component_of(&module(items, code))
+}
+
+/// The compiled code of [`component`], for functions of the small class.
+pub fn code(items: &str, code: &str) -> Bytes {
+    compile::component(&component(items, code), Class::Small).unwrap().into()
+}
+
+pub const LIMITS: Limits = Limits {
+    fuel: 10_000_000,
+    timeout_ms: 10_000,
+    memory_bytes: 4 << 20,
+    outputs: 64,
+    output_bytes: 65_536,
+    state_bytes: 65_536,
+};
+
+pub fn message(topic: &str, payload: &[u8]) -> Message {
+    Message {
+        topic: topic.into(),
+        payload: Bytes::copy_from_slice(payload),
+        content_type: None,
+        properties: Vec::new(),
+        received_at_ms: 1_700_000_000_000,
+        clock_synced: true,
+        attempt: 1,
+    }
+}
+
+/// A sandbox with a ticking clock.
+#[derive(Default)]
+pub struct Bench {
+    sandbox: Sandbox,
+    ended: Arc<AtomicBool>,
+}
+
+impl Bench {
+    pub fn load(&mut self, component: &[u8], limits: Limits) -> Function {
+        let code = compile::component(component, Class::for_memory(limits.memory_bytes))
+            .unwrap_or_else(|error| panic!("{:#}", anyhow::Error::from(error)));
+        let settings = Arc::from([("max".to_owned(), "80".to_owned())]);
+        let function = self
+            .sandbox
+            .load(&code, limits, settings)
+            .unwrap_or_else(|error| panic!("{:#}", anyhow::Error::from(error)));
+        self.tick();
+        function
+    }
+
+    fn tick(&mut self) {
+        // The ticker from before the last load may not know the last engine.
+        self.ended.store(true, Ordering::Relaxed);
+        self.ended = Arc::default();
+        let (ended, ticker) = (Arc::clone(&self.ended), self.sandbox.ticker());
+        std::thread::spawn(move || {
+            while !ended.load(Ordering::Relaxed) {
+                std::thread::sleep(EPOCH);
+                ticker.tick();
+            }
+        });
+    }
+}
+
+impl Drop for Bench {
+    fn drop(&mut self) {
+        self.ended.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Runs a component once, without state.
+pub fn run(component: &[u8], limits: Limits) -> Run {
+    run_with(component, limits, State::default())
+}
+
+pub fn run_with(component: &[u8], limits: Limits, state: State) -> Run {
+    Bench::default().load(component, limits).invoke(&message("sensors/a", b"21.5"), state)
+}
+
+impl Run {
+    #[track_caller]
+    pub fn failure(&self) -> &Failure {
+        match &self.outcome.verdict {
+            Verdict::Failed(failure) => failure,
+            other => panic!("it did not fail: {other:?}"),
+        }
+    }
+
+    /// The number of outputs of a run that succeeded.
+    #[track_caller]
+    pub fn outputs(&self) -> usize {
+        match &self.outcome.verdict {
+            Verdict::Done(outputs) => outputs.len(),
+            other => panic!("it was not done: {other:?}"),
+        }
+    }
+}
