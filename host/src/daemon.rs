@@ -257,7 +257,7 @@ impl Daemon {
                 self.health.ready("store");
                 self.forwarder.reopened(&recovered);
                 self.counts_upwards_stored = parts::meta(&recovered, META_COUNTS_UPWARDS).is_some();
-                self.pipeline.reopened(recovered, now, time::now_ms());
+                self.pipeline.reopened(*recovered, now, time::now_ms());
                 self.status.set_failed(&self.broker, None);
                 // What was delivered meanwhile was dropped unacknowledged; a new connection makes the broker send it again.
                 self.broker.reconnect();

@@ -64,8 +64,9 @@ fn microseconds(function: &Function) -> f64 {
         attempt: 1,
     };
     // Two readings in turn, so that every run finds a state that it must change.
-    let readings = [21.5, 22.5]
-        .map(|value| Bytes::from(format!("{{\"battery\":97,\"humidity\":48.2,\"linkquality\":120,\"temperature\":{value}}}")));
+    let readings = [21.5, 22.5].map(|value| {
+        Bytes::from(format!("{{\"battery\":97,\"humidity\":48.2,\"linkquality\":120,\"temperature\":{value}}}"))
+    });
     let mut state = State::default();
     let mut runs = 0_u32;
     let started = Instant::now();
