@@ -11,10 +11,10 @@ fn sedge(arguments: &[&str]) -> Output {
 
 /// Exit code and stderr of a command on a configuration.
 fn on_config(command: &str, toml: &str) -> (Option<i32>, String) {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("make a folder");
     let path = folder.path().join("sedge.toml");
-    fs::write(&path, toml).unwrap();
-    let output = sedge(&[command, "--config", path.to_str().unwrap()]);
+    fs::write(&path, toml).expect("write the configuration");
+    let output = sedge(&[command, "--config", path.to_str().expect("a path in UTF-8")]);
     (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
 }
 
