@@ -12,7 +12,7 @@ const MAY_KNOW: [(&str, &[&str]); 20] = [
     ("message", &[]),
     ("topic", &[]),
     ("time", &[]),
-    ("config", &[]),
+    ("config", &["manifest"]),
     ("manifest", &["config"]),
     ("router", &["manifest"]),
     // The leaves: their own section of the configuration, never each other.
@@ -24,10 +24,10 @@ const MAY_KNOW: [(&str, &[&str]); 20] = [
     // The process around the sandbox.
     ("worker", &["config", "manifest", "sandbox"]),
     ("compile", &["config", "sandbox", "component"]),
-    // The spines know leaves. None of them knows the sandbox: functions run elsewhere.
+    // The spines know leaves. Functions run elsewhere: only deploying asks what the sandbox accepts.
     ("pipeline", &["config", "manifest", "mqtt", "router", "store", "telemetry", "worker", "forward"]),
     ("forward", &["config", "mqtt", "store", "telemetry"]),
-    ("deploy", &["config", "manifest", "component", "mqtt", "router", "store", "telemetry"]),
+    ("deploy", &["config", "manifest", "component", "mqtt", "router", "sandbox", "store", "telemetry"]),
     // The roots.
     ("daemon", &["*"]),
     ("cli", &["*"]),
@@ -49,7 +49,7 @@ fn parts_know_only_what_the_table_allows() {
             continue;
         };
         for (file, source) in files {
-            for other in named(source) {
+            for other in named(source, if part == "main" { "sedge::" } else { "crate::" }) {
                 let known = other == *part
                     || VOCABULARY.contains(&other.as_str())
                     || allowed.contains(&"*")
@@ -83,7 +83,7 @@ fn the_reading_of_source_finds_paths_in_code_only() {
     let source = code(
         "//! Like [`crate::store`].\nuse crate::{config, mqtt::Link};\nfn f() { crate::router::go() } // crate::forward\n#[cfg(test)]\nmod tests { use crate::deploy; }\n",
     );
-    assert_eq!(named(&source), ["config", "mqtt", "router"].map(String::from).into());
+    assert_eq!(named(&source, "crate::"), ["config", "mqtt", "router"].map(String::from).into());
     assert!(mentions("use wasmtime::Engine;", "wasmtime") && mentions("wasmtime::Store::new()", "wasmtime"));
     assert!(!mentions("let wasmtimes = \"wasmtime 48\";", "wasmtime"));
 }
@@ -122,19 +122,17 @@ fn code(source: &str) -> String {
     source.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
 }
 
-/// The modules behind `crate::` and, in `main`, `sedge::`.
-fn named(source: &str) -> BTreeSet<String> {
+/// The modules behind the name of the crate.
+fn named(source: &str, root: &str) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
-    for root in ["crate::", "sedge::"] {
-        for (at, _) in source.match_indices(root) {
-            if source[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == '$') {
-                continue;
-            }
-            let rest = &source[at + root.len()..];
-            match rest.strip_prefix('{') {
-                Some(group) => found.extend(group_heads(group)),
-                None => found.extend(word(rest)),
-            }
+    for (at, _) in source.match_indices(root) {
+        if source[..at].ends_with(|before: char| before.is_alphanumeric() || before == '_' || before == '$') {
+            continue;
+        }
+        let rest = &source[at + root.len()..];
+        match rest.strip_prefix('{') {
+            Some(group) => found.extend(group_heads(group)),
+            None => found.extend(word(rest)),
         }
     }
     found

@@ -39,6 +39,12 @@ fn nothing_is_lost_or_doubled_when_a_worker_is_killed_20_times_under_load() {
             now.len() == workers.len() && !now.contains(&victim)
         });
         assert!(replaced, "worker {victim} of {workers:?} was not replaced: {:?}", site.daemon.workers());
+        // A message that is there when its worker dies a second time is the one to blame, and these are all innocent.
+        let under_way = site.daemon.metric("sedge_messages_received_total");
+        let done = eventually(Duration::from_secs(20), || {
+            site.daemon.metric("sedge_messages_acknowledged_total") >= under_way
+        });
+        assert!(done, "the messages of the worker that died are not processed again");
     }
     let ledger = traffic.stop();
     site.settle(&ledger);

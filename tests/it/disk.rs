@@ -88,8 +88,9 @@ fn a_full_disk_stops_the_intake_is_reported_and_loses_nothing() {
 fn a_data_folder_that_cannot_be_written_is_named_and_nothing_is_taken() {
     let Some(unshare) = unshare() else { return };
     let broker = Mosquitto::start();
-    let upstream = Upstream::collect(broker.port);
-    let setup = Setup::new(broker.url()).upstream(broker.url()).function(&guest("count"));
+    let cloud = Mosquitto::start();
+    let upstream = Upstream::collect(cloud.port);
+    let setup = Setup::new(broker.url()).upstream(cloud.url()).function(&guest("count"));
     let mut daemon = Daemon::start(&setup);
     broker.await_daemon();
     daemon.terminate();
@@ -100,7 +101,7 @@ fn a_data_folder_that_cannot_be_written_is_named_and_nothing_is_taken() {
     daemon.launch_as(command);
     let data = daemon.data().display().to_string();
     assert!(eventually(Duration::from_secs(20), || daemon.log().contains(&data)), "log:\n{}", daemon.log());
-    assert!(!daemon.get("/readyz").is_some_and(|(status, _)| status == 200));
+    assert_ne!(daemon.get("/readyz").map(|(status, _)| status), Some(200));
     if daemon.is_running() {
         daemon.kill();
     } else {

@@ -46,7 +46,8 @@ fn whatever_a_function_does_the_message_is_a_dead_letter_and_others_go_on() {
         sensors.publish_all(ledger.batch(5, 50)).unwrap();
         let found = eventually(Duration::from_secs(30), || count() > before);
         assert!(found, "{payload:?} gave no dead letter with one of {reasons:?}; log:\n{}", site.daemon.log());
-        assert_eq!(site.daemon.metric("sedge_dead_letters_total"), all + 1.0, "{payload:?} costs one dead letter");
+        let now = site.daemon.metric("sedge_dead_letters_total");
+        assert_eq!(now, all + 1.0, "{payload:?} costs one dead letter; all counters:\n{}", site.daemon.counters());
     }
     // The function itself still works.
     sensors.publish(Publish::new("misbehave/a", "ok")).unwrap();

@@ -33,7 +33,9 @@ pub struct Size {
 const FULL: Size = Size { rounds: 5, messages: 200_000, latency_messages: 10_000, syncs: 300 };
 const QUICK: Size = Size { rounds: 1, messages: 50_000, latency_messages: 3_000, syncs: 200 };
 
-const PARTS: [(&str, fn(&mut Report, &Size) -> std::io::Result<()>); 5] = [
+type Measure = fn(&mut Report, &Size) -> std::io::Result<()>;
+
+const PARTS: [(&str, Measure); 5] = [
     ("invoke", invoke::measure),
     ("durable", durable::measure),
     ("latency", latency::measure),

@@ -198,6 +198,14 @@ impl Daemon {
         self.metric_with(name, "")
     }
 
+    /// All counters and gauges that are not 0, for a failure's message.
+    pub fn counters(&self) -> String {
+        let (_, page) = self.get("/metrics").unwrap_or_default();
+        let shown =
+            page.lines().filter(|line| !line.starts_with('#') && !line.ends_with(" 0") && !line.contains("_bucket{"));
+        shown.collect::<Vec<_>>().join("\n")
+    }
+
     /// Status and body of a page of its HTTP port, or `None` when nobody answers.
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.http_port)).ok()?;

@@ -4,7 +4,7 @@
 //! same topic below the prefix, where `count` is what the function's state said. If each message took effect exactly once and in
 //! order, the two numbers are equal in every record.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
 
 use super::daemon::NODE;
@@ -47,7 +47,8 @@ impl Ledger {
     pub fn is_complete(&self, received: &[Publish]) -> bool {
         let arrived = Arrived::read(received);
         let alerts: u64 = self.sent.values().map(|count| count / 10).sum();
-        arrived.data.values().map(|records| records.len() as u64).sum::<u64>() >= self.total()
+        let distinct = |records: &Vec<(u64, u64)>| records.iter().map(|record| record.0).collect::<BTreeSet<_>>().len();
+        arrived.data.values().map(distinct).sum::<usize>() as u64 >= self.total()
             && arrived.alerts.len() as u64 >= alerts
     }
 
@@ -87,7 +88,9 @@ impl Ledger {
         if arrived.alerts.len() as u64 != alerts {
             writeln!(wrong, "{} alerts instead of {alerts}", arrived.alerts.len()).expect("write to a string");
         }
-        assert!(wrong.is_empty(), "of {} messages sent:\n{wrong}", self.total());
+        // The same is wrong on most topics: some of them tell it.
+        let (shown, total) = (wrong.lines().take(12).collect::<Vec<_>>(), wrong.lines().count());
+        assert!(wrong.is_empty(), "of {} messages sent, {total} lines of this:\n{}", self.total(), shown.join("\n"));
     }
 }
 

@@ -54,7 +54,9 @@ impl Site {
     /// Waits until all of it is upstream, then checks it.
     #[track_caller]
     pub fn settle(&self, ledger: &ledger::Ledger) {
-        eventually(Duration::from_secs(120), || ledger.is_complete(&self.upstream.received()));
+        if !eventually(Duration::from_secs(60), || ledger.is_complete(&self.upstream.received())) {
+            eprintln!("what the daemon counts:\n{}", self.daemon.counters());
+        }
         ledger.check(&self.upstream.received());
     }
 
