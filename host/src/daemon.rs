@@ -132,7 +132,9 @@ impl Daemon {
                     None => anyhow::bail!("the store's thread ended"),
                 },
                 () = self.pipeline.pool().receive(&mut from_workers) => {}
-                () = self.broker_events.receive(&mut from_broker), if taking => {}
+                () = self.broker_events.receive(&mut from_broker), if taking && from_broker.is_empty() => {}
+                // What was left over when the pipeline was full.
+                () = std::future::ready(()), if taking && !from_broker.is_empty() => {}
                 events = self.upstream.receive() => self.upstream_events(events),
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
@@ -145,7 +147,9 @@ impl Daemon {
             for event in from_workers.drain(..) {
                 self.pipeline.worker_event(event, now, now_ms);
             }
-            for event in from_broker.drain(..) {
+            while !self.pipeline.is_full()
+                && let Some(event) = from_broker.pop_front()
+            {
                 self.broker_event(event, ending.is_some(), now, now_ms);
             }
             self.housekeep(now, now_ms, ending.is_some());
@@ -213,16 +217,16 @@ impl Daemon {
         if !self.store_failed && !ending {
             self.pipeline.start_due(now, now_ms);
         }
+        if self.pipeline.counts_upwards() && !self.counts_upwards_stored {
+            self.counts_upwards_stored = true;
+            self.ask_store(store::Request::SetMeta { key: META_COUNTS_UPWARDS, value: "1".into() });
+        }
         if now.duration_since(self.clock_checked) < TURN {
             return;
         }
         self.clock_checked = now;
         self.pipeline.set_clock_synced(time::clock_synced());
         self.pipeline.pool().tend();
-        if self.pipeline.counts_upwards() && !self.counts_upwards_stored {
-            self.counts_upwards_stored = true;
-            self.ask_store(store::Request::SetMeta { key: META_COUNTS_UPWARDS, value: "1".into() });
-        }
     }
 
     fn store_event(&mut self, event: store::Event) {

@@ -218,3 +218,10 @@ pub struct StateWrite {
     pub key: Box<str>,
     pub value: Option<Bytes>,
 }
+
+/// What a guest logged, cut to length and free of control characters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogLine {
+    pub level: tracing::Level,
+    pub text: String,
+}

@@ -24,15 +24,14 @@ use siphasher::sip::SipHasher13;
 
 use crate::forward::HOPS;
 use crate::manifest::{Manifest, StateScope};
-use crate::message::{Digest, Failure, FailureCode, Message, Outcome, Scope, Usage, Verdict};
+use crate::message::{Digest, Failure, FailureCode, LogLine, Message, Outcome, Scope, Usage, Verdict};
 use crate::mqtt::{AckToken, Delivery};
 use crate::router::{self, BadTopic, Route, Router};
-use crate::sandbox::LogLine;
 use crate::store::{self, Commit, DeadLetter, Fingerprint, Parked};
 use crate::telemetry::{FunctionMetrics, Metrics, OutputKind};
 use crate::worker::pool::{self, Pool, StateRequest};
 use crate::worker::protocol::{Job, JobScope};
-use parking::{Key, Parking};
+use parking::{Key, Parking, Ticket};
 pub use quarantine::Settings as QuarantineSettings;
 use quarantine::{Change, Quarantine};
 use record::Folding;
@@ -73,10 +72,12 @@ struct Unit {
     message: Message,
     hops: u32,
     from: From,
-    /// The same message once more, by the publisher's id: acknowledged together with this one.
+    /// The same message once more, by the publisher's id or on another connection: acknowledged together with this one.
     copies: Vec<(u64, Fingerprint)>,
     jobs_left: usize,
     commit: Commit,
+    /// Jobs that the commit parks.
+    tickets: Vec<(Key, Ticket)>,
     message_id: Option<Box<str>>,
 }
 
@@ -140,8 +141,9 @@ pub struct Pipeline {
     batch_units: Vec<UnitId>,
     committing: VecDeque<(u64, Vec<UnitId>)>,
     sequence: u64,
-    /// State that waits in `units` for another job of the same message: not to be read from the store yet.
-    unsent_writes: HashMap<Scope, u32>,
+    /// Units whose writes to a scope wait for another job of the same message, in the order of the runs. The store must
+    /// get them in this order, and must not be asked for the scope before.
+    unsent_writes: HashMap<Scope, VecDeque<UnitId>>,
     postponed_loads: Vec<(StateRequest, Scope)>,
     loads: HashMap<u64, StateRequest>,
     next_load: u64,
@@ -220,7 +222,9 @@ impl Pipeline {
     /// Whether no more should be taken from the broker for now. Closes at twice Receive Maximum and opens again at half
     /// of that, so that a broker that keeps to it never notices.
     pub fn is_full(&mut self) -> bool {
-        let (count, most) = (self.units.len() - self.free.len(), 2 * usize::from(self.settings.receive_maximum));
+        // One slow message holds up the acknowledgements of those behind it, which are done and have no unit any more.
+        let count = (self.units.len() - self.free.len()).max(self.window.unacknowledged());
+        let most = 2 * usize::from(self.settings.receive_maximum);
         let (bytes, most_bytes) = (self.bytes_in_flight, MAX_BYTES_IN_FLIGHT);
         self.full =
             if self.full { count > most / 2 || bytes > most_bytes / 2 } else { count >= most || bytes >= most_bytes };
@@ -295,7 +299,7 @@ impl Pipeline {
                 Seen::UnderWay { unit, place } => {
                     self.metrics.redelivered.inc();
                     if let Some(Some(unit)) = self.units.get_mut(unit) {
-                        unit.from = From::Broker { place, fingerprint };
+                        unit.copies.push((place, fingerprint));
                     }
                     return;
                 }
@@ -306,10 +310,11 @@ impl Pipeline {
             route.as_ref().map_or_else(|_| Vec::new(), |route| route.functions(&delivery.subscriptions).collect());
         let hops = hops(&delivery);
         let message_id = message_id(&delivery);
-        if let Some(unit) = message_id.as_deref().and_then(|id| self.message_ids_under_way.get(id)) {
+        if let Some(&id) = message_id.as_deref().and_then(|id| self.message_ids_under_way.get(id)) {
             self.metrics.redelivered.inc();
-            if let (From::Broker { place, fingerprint }, Some(Some(unit))) = (from, self.units.get_mut(*unit)) {
+            if let (From::Broker { place, fingerprint }, Some(Some(unit))) = (from, self.units.get_mut(id)) {
                 unit.copies.push((place, fingerprint));
+                self.window.assign(fingerprint.packet_id, id);
             }
             return;
         }
@@ -426,7 +431,13 @@ impl Pipeline {
             JobScope::Function => function % self.pool.len(),
             _ => (router::hash(&unit.message.topic) % self.pool.len() as u64) as usize,
         };
-        let job = Job { id: token(id, function), function: function as u32, scope, message: unit.message.clone() };
+        let job = Job {
+            id: token(id, function),
+            function: function as u32,
+            scope,
+            resumes: is_parked,
+            message: unit.message.clone(),
+        };
         self.pool.submit(worker, job);
     }
 
@@ -454,6 +465,10 @@ impl Pipeline {
                     usage: Usage::default(),
                 };
                 self.settle(unit, function, outcome, now, now_ms);
+            }
+            pool::Event::Held { token } => {
+                let (unit, function) = untoken(token);
+                self.hold(unit, function, now, now_ms);
             }
             pool::Event::NeedState { request, scope } => self.load_state(request, scope),
             pool::Event::NotLoaded { function, error } => {
@@ -493,6 +508,7 @@ impl Pipeline {
                     Err(Failure { code: FailureCode::RetriesExhausted, detail })
                 } else {
                     function.metrics.retries.inc();
+                    function.quarantine.undecided();
                     let wait = Duration::from_millis(after_ms).min(self.settings.retry_max_delay);
                     self.park_for_retry(id, number, wait, now, now_ms);
                     self.finish_job(id, now);
@@ -552,8 +568,9 @@ impl Pipeline {
         if !writes.is_empty() {
             let topic = (function.manifest.state == StateScope::Topic).then(|| Arc::clone(&unit.message.topic));
             let scope = Scope { function: Arc::clone(&function.manifest.name), topic };
-            if unit.jobs_left > 1 {
-                *self.unsent_writes.entry(scope.clone()).or_default() += 1;
+            // Where nobody waits and this is the last job, the unit is sent at once.
+            if unit.jobs_left > 1 || !self.unsent_writes.is_empty() {
+                self.unsent_writes.entry(scope.clone()).or_default().push_back(id);
             }
             unit.commit.state.push((scope, writes));
         }
@@ -623,16 +640,28 @@ impl Pipeline {
         let mut message = unit.message.clone();
         message.attempt += 1;
         let due = now + wait;
-        match &unit.from {
+        let ticket = match &unit.from {
             From::Parked { key, .. } => {
                 let key = key.clone();
                 self.parking.finished(&key);
-                self.parking.park_again(key, message.clone(), due);
+                (key.clone(), self.parking.park_again(key, message.clone(), due))
             }
-            _ => self.parking.park(self.key(function, &unit.message), message.clone(), Some(due)),
-        }
+            _ => {
+                let key = self.key(function, &unit.message);
+                (key.clone(), self.parking.park(key, message.clone(), Some(due)))
+            }
+        };
         let due_ms = now_ms + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        self.add_parked(id, function, message, due_ms);
+        self.add_parked(id, function, message, due_ms, ticket);
+    }
+
+    /// The worker did not run the job: one before it in its key asked for another run, after this one was sent.
+    fn hold(&mut self, id: UnitId, number: usize, now: Instant, now_ms: u64) {
+        let Some(Some(unit)) = self.units.get(id) else { return };
+        let key = self.key(number, &unit.message);
+        self.functions[number].quarantine.undecided();
+        self.park_behind(id, number, key, now_ms);
+        self.finish_job(id, now);
     }
 
     /// The message waits behind one of its key that is to be run again.
@@ -645,14 +674,15 @@ impl Pipeline {
             self.fail(id, function, failure, Usage::default(), now_ms);
             return;
         }
-        self.parking.park(key, message.clone(), None);
-        self.add_parked(id, function, message, 0);
+        let ticket = self.parking.park(key.clone(), message.clone(), None);
+        self.add_parked(id, function, message, 0, (key, ticket));
     }
 
-    fn add_parked(&mut self, id: UnitId, function: usize, message: Message, due_ms: u64) {
+    fn add_parked(&mut self, id: UnitId, function: usize, message: Message, due_ms: u64, ticket: (Key, Ticket)) {
         let function = Arc::clone(&self.functions[function].manifest.name);
         if let Some(Some(unit)) = self.units.get_mut(id) {
             unit.commit.park.push(Parked { id: 0, function, message, due_ms });
+            unit.tickets.push(ticket);
         }
     }
 
@@ -676,8 +706,8 @@ impl Pipeline {
             }
             // A tick that was missed because the board slept, or the last one is still running, is not made up for.
             function.next_tick = Some(if at + every > now { at + every } else { now + every });
-            // A paused function is not woken; a message probes it when the pause is over.
-            if function.quarantine.is_paused() || std::mem::replace(&mut function.tick_under_way, true) {
+            // A paused function is not woken; when the pause is over, a tick probes it as well as a message.
+            if function.quarantine.is_closed(now) || std::mem::replace(&mut function.tick_under_way, true) {
                 continue;
             }
             let message = Message {
@@ -742,30 +772,48 @@ impl Pipeline {
         if let From::Tick { function } = unit.from {
             self.functions[function].tick_under_way = false;
         }
-        let commit = std::mem::take(&mut unit.commit);
         let counted = matches!(unit.from, From::Broker { .. } | From::Unacknowledged);
-        if !commit.dead_letters.is_empty() {
+        if !unit.commit.dead_letters.is_empty() {
             self.metrics.dead_lettered.inc();
         } else if counted {
             self.metrics.recorded.inc();
         }
-        for (scope, _) in &commit.state {
-            if let Some(count) = self.unsent_writes.get_mut(scope) {
-                *count -= 1;
-                if *count == 0 {
-                    self.unsent_writes.remove(scope);
-                }
-            }
-        }
-        if has_effect(&commit) {
-            self.batch.push(commit);
-            self.batch_units.push(id);
-        } else if let Some(unit) = self.remove(id) {
-            self.settle_without_effect(&unit.from);
-        }
+        self.send(id);
         if !self.postponed_loads.is_empty() {
             for (request, scope) in std::mem::take(&mut self.postponed_loads) {
                 self.load_state(request, scope);
+            }
+        }
+    }
+
+    /// Sends a finished unit to be committed, and then those that waited for it. It waits itself while an earlier run's
+    /// writes to the same state are not sent: the later ones hold them already, and would be overwritten by them.
+    fn send(&mut self, id: UnitId) {
+        let mut finished = vec![id];
+        while let Some(id) = finished.pop() {
+            let Some(Some(unit)) = self.units.get_mut(id) else { continue };
+            let waits = |(scope, _): &(Scope, _)| self.unsent_writes.get(scope).is_some_and(|it| it[0] != id);
+            if unit.jobs_left > 0 || unit.commit.state.iter().any(waits) {
+                continue;
+            }
+            let commit = std::mem::take(&mut unit.commit);
+            self.parking.committing(std::mem::take(&mut unit.tickets));
+            for (scope, _) in &commit.state {
+                let Some(queue) = self.unsent_writes.get_mut(scope) else { continue };
+                queue.pop_front();
+                match queue.front() {
+                    Some(next) => finished.push(*next),
+                    None => drop(self.unsent_writes.remove(scope)),
+                }
+            }
+            if has_effect(&commit) {
+                self.batch.push(commit);
+                self.batch_units.push(id);
+            } else if let Some(unit) = self.remove(id) {
+                self.settle_without_effect(&unit.from);
+                for (place, fingerprint) in unit.copies {
+                    self.settle_without_effect(&From::Broker { place, fingerprint });
+                }
             }
         }
     }
@@ -859,13 +907,14 @@ impl Pipeline {
         self.turn = Turn::default();
         for function in &mut self.functions {
             function.tick_under_way = false;
+            function.quarantine.undecided();
         }
     }
 }
 
 impl Unit {
     fn new(message: Message, hops: u32, from: From, jobs_left: usize, commit: Commit) -> Self {
-        Self { message, hops, from, copies: Vec::new(), jobs_left, commit, message_id: None }
+        Self { message, hops, from, copies: Vec::new(), jobs_left, commit, tickets: Vec::new(), message_id: None }
     }
 }
 
@@ -911,3 +960,6 @@ fn digest(delivery: &Delivery) -> u64 {
     delivery.content_type.hash(&mut hasher);
     hasher.finish()
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,7 @@ use crate::store::{self, Store};
 use crate::telemetry::{Health, Http, Metrics, Notifier};
 use crate::time;
 use crate::topic::TopicFilter;
+use crate::worker::permits::Permits;
 use crate::worker::pool::{self, Loadable, Pool};
 
 /// Our own publishes under way to the local broker. Small, because the client looks through them at every flush.
@@ -61,8 +62,11 @@ impl Daemon {
             .unwrap_or_default();
         let counts_upwards = meta(&recovered, META_COUNTS_UPWARDS).is_some();
         let router = router(&installed, &subscribed, config.mqtt.share_group.as_deref());
-        let pool = Pool::start(pool_settings(&config), installed.iter().enumerate().map(loadable).collect())
-            .context("failed to start the workers")?;
+        let pool = Pool::start(
+            pool_settings(&config),
+            installed.iter().enumerate().map(|(number, installed)| loadable(&config, number, installed)).collect(),
+        )
+        .context("failed to start the workers")?;
         let manifests = installed.iter().map(|it| (Arc::clone(&it.manifest), it.digest)).collect();
         let mut pipeline =
             Pipeline::new(pipeline_settings(&config), manifests, router, pool, Arc::clone(&metrics), now);
@@ -138,12 +142,16 @@ fn router(installed: &[Installed], subscribed: &[String], share_group: Option<&s
     Router::new(interests.collect())
 }
 
-fn loadable((number, installed): (usize, &Installed)) -> Loadable {
+fn loadable(config: &Config, number: usize, installed: &Installed) -> Loadable {
     Loadable {
         number: number as u32,
         name: Arc::clone(&installed.manifest.name),
         limits: installed.limits(),
         settings: installed.settings(),
+        permits: Permits {
+            base_topic: config.node.base_topic.as_str().into(),
+            publish: installed.manifest.allow.publish.clone(),
+        },
         code: installed.code.clone(),
     }
 }

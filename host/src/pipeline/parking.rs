@@ -10,10 +10,14 @@ use crate::message::Message;
 /// What is run in order: a function, or a function on one topic.
 pub type Key = (usize, Option<Arc<str>>);
 
+/// Finds a parked job again that has no number yet.
+pub type Ticket = u64;
+
 #[derive(Debug)]
 pub struct Waiting {
     /// The store's number. `None` until the commit that parks it is on disk.
     pub id: Option<u64>,
+    ticket: Ticket,
     pub message: Message,
     /// `None`: as soon as what is in front of it is done.
     pub due: Option<Instant>,
@@ -23,7 +27,8 @@ pub struct Waiting {
 pub struct Parking {
     queues: HashMap<Key, Queue>,
     /// Keys of parked jobs whose numbers the store has not given yet, in the order of their commits.
-    unnumbered: VecDeque<Key>,
+    unnumbered: VecDeque<(Key, Ticket)>,
+    last_ticket: Ticket,
     bytes: usize,
 }
 
@@ -43,24 +48,31 @@ impl Parking {
         self.bytes
     }
 
-    /// A job that a commit under way parks, at the end of its key's queue.
-    pub fn park(&mut self, key: Key, message: Message, due: Option<Instant>) {
-        self.unnumbered.push_back(key.clone());
-        self.add(key, Waiting { id: None, message, due });
+    /// A job that waits at the end of its key's queue. The commit that stores it is said to [`Parking::committing`].
+    pub fn park(&mut self, key: Key, message: Message, due: Option<Instant>) -> Ticket {
+        self.last_ticket += 1;
+        self.add(key, Waiting { id: None, ticket: self.last_ticket, message, due });
+        self.last_ticket
     }
 
     /// The first job of a key asked to be run yet again.
-    pub fn park_again(&mut self, key: Key, message: Message, due: Instant) {
-        self.unnumbered.push_back(key.clone());
+    pub fn park_again(&mut self, key: Key, message: Message, due: Instant) -> Ticket {
+        self.last_ticket += 1;
         self.bytes += size(&message);
         let queue = self.queues.entry(key).or_default();
         queue.running = false;
-        queue.jobs.push_front(Waiting { id: None, message, due: Some(due) });
+        queue.jobs.push_front(Waiting { id: None, ticket: self.last_ticket, message, due: Some(due) });
+        self.last_ticket
+    }
+
+    /// The commit that stores these goes to the store, after those of all that came here before.
+    pub fn committing(&mut self, parked: Vec<(Key, Ticket)>) {
+        self.unnumbered.extend(parked);
     }
 
     /// A job that is in the store already.
     pub fn restore(&mut self, key: Key, id: u64, message: Message, due: Instant) {
-        self.add(key, Waiting { id: Some(id), message, due: Some(due) });
+        self.add(key, Waiting { id: Some(id), ticket: 0, message, due: Some(due) });
     }
 
     fn add(&mut self, key: Key, waiting: Waiting) {
@@ -70,9 +82,9 @@ impl Parking {
 
     /// The store gave the oldest unnumbered job its number.
     pub fn numbered(&mut self, id: u64) {
-        let Some(key) = self.unnumbered.pop_front() else { return };
+        let Some((key, ticket)) = self.unnumbered.pop_front() else { return };
         let jobs = self.queues.get_mut(&key).map(|queue| &mut queue.jobs);
-        if let Some(job) = jobs.and_then(|jobs| jobs.iter_mut().find(|job| job.id.is_none())) {
+        if let Some(job) = jobs.and_then(|jobs| jobs.iter_mut().find(|job| job.ticket == ticket)) {
             job.id = Some(id);
         }
     }
@@ -83,7 +95,7 @@ impl Parking {
             if queue.running {
                 continue;
             }
-            if let Some(Waiting { id: Some(id), message, due }) = queue.jobs.front()
+            if let Some(Waiting { id: Some(id), message, due, .. }) = queue.jobs.front()
                 && due.is_none_or(|due| due <= now)
             {
                 queue.running = true;
@@ -153,8 +165,9 @@ mod tests {
         let later = now + std::time::Duration::from_secs(5);
         let key: Key = (0, Some("t".into()));
         let mut parking = Parking::default();
-        parking.park(key.clone(), message("a"), Some(later));
-        parking.park(key.clone(), message("b"), None);
+        let a = parking.park(key.clone(), message("a"), Some(later));
+        let b = parking.park(key.clone(), message("b"), None);
+        parking.committing(vec![(key.clone(), a), (key.clone(), b)]);
         assert!(parking.is_blocked(&key) && !parking.is_blocked(&(1, None)));
         assert_eq!(started(&mut parking, later), [], "not before it is on disk");
         parking.numbered(1);
@@ -164,7 +177,8 @@ mod tests {
         assert_eq!(started(&mut parking, later), [(1, Bytes::from("a"))]);
         assert_eq!(started(&mut parking, later), [], "one at a time");
         parking.finished(&key);
-        parking.park_again(key.clone(), message("a2"), later);
+        let again = parking.park_again(key.clone(), message("a2"), later);
+        parking.committing(vec![(key.clone(), again)]);
         parking.unblock(&key);
         assert_eq!(started(&mut parking, later), []);
         parking.numbered(3);
@@ -176,5 +190,31 @@ mod tests {
         parking.unblock(&key);
         assert!(!parking.is_blocked(&key));
         assert_eq!(parking.bytes(), 0);
+    }
+
+    /// Commits do not go out in the order in which jobs are parked: a message with another function waits for that.
+    #[test]
+    fn numbers_find_their_jobs_whatever_the_order_of_the_commits() {
+        let now = Instant::now();
+        let (key, other): (Key, Key) = ((0, Some("t".into())), (1, Some("t".into())));
+        let mut parking = Parking::default();
+        let first = parking.park(key.clone(), message("first"), Some(now));
+        let elsewhere = parking.park(other.clone(), message("elsewhere"), Some(now));
+        parking.committing(vec![(other, elsewhere)]);
+        parking.committing(vec![(key.clone(), first)]);
+        parking.numbered(1);
+        parking.numbered(2);
+        let mut running = started(&mut parking, now);
+        running.sort_unstable();
+        assert_eq!(running, [(1, Bytes::from("elsewhere")), (2, Bytes::from("first"))]);
+        // One that waits behind is being stored while the one in front asks for another run.
+        let behind = parking.park(key.clone(), message("behind"), None);
+        parking.committing(vec![(key.clone(), behind)]);
+        parking.finished(&key);
+        let again = parking.park_again(key.clone(), message("again"), now);
+        parking.committing(vec![(key.clone(), again)]);
+        parking.numbered(3);
+        parking.numbered(4);
+        assert_eq!(started(&mut parking, now), [(4, Bytes::from("again"))]);
     }
 }

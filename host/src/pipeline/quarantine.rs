@@ -39,14 +39,21 @@ impl Quarantine {
 
     /// Whether a message may be run now. After a pause one is let through; the others wait for how it ends.
     pub fn admits(&mut self, now: Instant) -> bool {
-        match self.until {
-            None => true,
-            Some(until) if now >= until && !self.probing => {
-                self.probing = true;
-                true
-            }
-            Some(_) => false,
+        if self.is_closed(now) {
+            return false;
         }
+        self.probing = self.is_paused();
+        true
+    }
+
+    /// Whether a message would be run now.
+    pub fn is_closed(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now < until || self.probing)
+    }
+
+    /// The message that was let through has neither succeeded nor failed: the next may show it.
+    pub fn undecided(&mut self) {
+        self.probing = false;
     }
 
     pub fn succeeded(&mut self) -> Option<Change> {
@@ -94,6 +101,9 @@ mod tests {
         assert!(!quarantine.admits(at(10)), "one probe at a time");
         assert_eq!(quarantine.failed(at(11)), Some(Change::Paused(Duration::from_secs(20))));
         assert!(quarantine.admits(at(31)));
+        quarantine.undecided();
+        assert!(quarantine.is_closed(at(30)) && !quarantine.is_closed(at(31)));
+        assert!(quarantine.admits(at(31)) && quarantine.is_closed(at(31)), "the next is the probe");
         assert_eq!(quarantine.failed(at(31)), Some(Change::Paused(Duration::from_secs(30))));
         assert!(quarantine.admits(at(61)));
         assert_eq!(quarantine.succeeded(), Some(Change::Released));

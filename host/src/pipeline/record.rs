@@ -9,9 +9,9 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::manifest::Manifest;
-use crate::message::{Alert, AlertStatus, Failure, FailureCode, Message, Output, Publication};
+use crate::message::{Alert, AlertStatus, Failure, Message, Output, Publication};
 use crate::store::{Record, Stream};
-use crate::topic;
+use crate::worker::permits;
 
 /// Keys of alerts that are remembered for folding.
 const MAX_FOLDED_KEYS: usize = 10_000;
@@ -119,7 +119,7 @@ pub fn record(
     at_ms: u64,
 ) -> Result<Recorded, Failure> {
     for output in &outputs {
-        check(output, manifest, origin)?;
+        permits::check(output, &manifest.allow.publish, &origin.base_topic)?;
     }
     let mut recorded = Recorded::default();
     let new = |stream, topic, payload, content_type, retain| Record {
@@ -176,26 +176,4 @@ pub fn record(
         }
     }
     Ok(recorded)
-}
-
-fn check(output: &Output, manifest: &Manifest, origin: &Origin) -> Result<(), Failure> {
-    let (publication, local) = match output {
-        Output::Alert(_) => return Ok(()),
-        Output::Forward(publication) => (publication, false),
-        Output::Publish(publication) => (publication, true),
-    };
-    let topic = &*publication.topic;
-    if let Err(error) = topic::validate_name(topic) {
-        return Err(Failure { code: FailureCode::InvalidTopic, detail: format!("{topic:?}: {error}") });
-    }
-    if !local {
-        return Ok(());
-    }
-    // Sedge's own topics command the board; no allow list opens them.
-    let own = topic.split('/').next() == Some(&*origin.base_topic) || topic.starts_with('$');
-    if own || !manifest.may_publish(topic) {
-        let detail = format!("{topic:?} is not in the function's allow list (allow.publish)");
-        return Err(Failure { code: FailureCode::NotAllowed, detail });
-    }
-    Ok(())
 }

@@ -95,6 +95,11 @@ impl Window {
         window
     }
 
+    /// Deliveries of this connection that are not acknowledged, done or not.
+    pub fn unacknowledged(&self) -> usize {
+        self.places.len()
+    }
+
     pub fn counts_upwards(&self) -> bool {
         self.counts_upwards
     }

@@ -32,7 +32,7 @@ use wasmtime::component::{Component, Linker};
 use wasmtime::{Engine, Store, Trap, UpdateDeadline, WasmBacktrace};
 
 use crate::message::{
-    Alert, AlertStatus, Failure, FailureCode, Message, Outcome, Output, Publication, Severity, Usage, Verdict,
+    Alert, AlertStatus, Failure, FailureCode, LogLine, Message, Outcome, Output, Publication, Severity, Usage, Verdict,
 };
 use bindings::exports::sedge::function::handler;
 pub use engine::{Class, settings_digest};
@@ -92,13 +92,6 @@ impl Limits {
         let outputs = self.outputs.saturating_mul(size_of::<handler::Output>()).saturating_add(self.output_bytes);
         outputs.max(self.state_bytes).saturating_add(HANDOVER_SLACK)
     }
-}
-
-/// What a guest logged, cut to length and free of control characters.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LogLine {
-    pub level: tracing::Level,
-    pub text: String,
 }
 
 /// What a run left, besides the outcome.
@@ -198,6 +191,16 @@ impl Function {
 
     /// Runs the function on one message with the state of its scope.
     pub fn invoke(&self, message: &Message, state: State) -> Run {
+        self.invoke_within(message, state, |_| Ok(()))
+    }
+
+    /// The same. Outputs that are not `permitted` fail the run, like any other failure: what it wrote does not count.
+    pub fn invoke_within(
+        &self,
+        message: &Message,
+        state: State,
+        permitted: impl FnOnce(&[Output]) -> Result<(), Failure>,
+    ) -> Run {
         let started = Instant::now();
         let host = Host::new(self.limits, Arc::clone(&self.settings), state, started);
         let mut store = Store::new(&self.engine, host);
@@ -213,7 +216,7 @@ impl Function {
             memory_bytes: host.memory_bytes as u64,
             output_bytes: 0,
         };
-        self.judge(ended, host, usage)
+        self.judge(ended, host, usage, permitted)
     }
 
     fn call(
@@ -250,12 +253,18 @@ impl Function {
         ended: wasmtime::Result<Result<Vec<handler::Output>, handler::Failure>>,
         host: Host,
         mut usage: Usage,
+        permitted: impl FnOnce(&[Output]) -> Result<(), Failure>,
     ) -> Run {
         let verdict = match ended {
             Ok(Ok(outputs)) => {
                 usage.output_bytes = outputs.iter().map(output_bytes).sum::<usize>() as u64;
-                self.check_outputs(&outputs, usage.output_bytes)
-                    .map_or_else(|| Verdict::Done(outputs.into_iter().map(output).collect()), Verdict::Failed)
+                match self.check_outputs(&outputs, usage.output_bytes) {
+                    Some(failure) => Verdict::Failed(failure),
+                    None => {
+                        let outputs: Vec<Output> = outputs.into_iter().map(output).collect();
+                        permitted(&outputs).map_or_else(Verdict::Failed, |()| Verdict::Done(outputs))
+                    }
+                }
             }
             Ok(Err(handler::Failure::Reject(reason))) => {
                 Verdict::Failed(Failure { code: FailureCode::Rejected, detail: shorten(reason) })

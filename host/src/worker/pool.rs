@@ -4,7 +4,7 @@
 //! at a time, so that the one at fault is known when it kills again; that one is given back as crashed.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
@@ -18,11 +18,12 @@ use bytes::{Bytes, BytesMut};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
+use super::permits::Permits;
 use super::protocol::{Encoder, FromWorker, Job, JobScope, ToWorker, split_frame};
 use super::serve::{Clock, Worker};
 use crate::config::Isolate;
-use crate::message::{Outcome, Scope};
-use crate::sandbox::{Limits, LogLine};
+use crate::message::{LogLine, Outcome, Scope};
+use crate::sandbox::Limits;
 
 /// Bytes read from a worker at once.
 const READ_BYTES: usize = 64 * 1024;
@@ -40,6 +41,7 @@ pub struct Loadable {
     pub name: Arc<str>,
     pub limits: Limits,
     pub settings: Vec<(String, String)>,
+    pub permits: Permits,
     pub code: Bytes,
 }
 
@@ -55,6 +57,10 @@ pub enum Event {
     NeedState {
         request: StateRequest,
         scope: Scope,
+    },
+    /// The job did not run: one before it in its key asked for another run.
+    Held {
+        token: u64,
     },
     /// The job was running, alone, when its worker died for the second time.
     Crashed {
@@ -119,7 +125,8 @@ struct Slot {
     suspects: VecDeque<(Job, u32)>,
     /// What came in meanwhile.
     backlog: VecDeque<Job>,
-    states_asked: usize,
+    /// Jobs whose state was asked for.
+    states_asked: HashSet<u64>,
     last_heard: Instant,
     respawn_at: Option<Instant>,
     respawn_wait: Duration,
@@ -171,7 +178,7 @@ impl Pool {
     pub fn provide_state(&mut self, request: StateRequest, entries: Vec<(Box<str>, Bytes)>) {
         let slot = &mut self.slots[request.worker];
         if slot.life == request.life {
-            slot.states_asked = slot.states_asked.saturating_sub(1);
+            slot.states_asked.remove(&request.job);
             slot.write(&ToWorker::State { job: request.job, entries });
         }
     }
@@ -240,12 +247,20 @@ impl Pool {
                 into.push_back(Event::Done { token: done.id, outcome, log, log_lines_dropped });
                 slot.send_next();
             }
+            Said::Frame(FromWorker::Held { job }) => {
+                let Some(held) = slot.finish(job) else { return };
+                into.push_back(Event::Held { token: held.id });
+                slot.send_next();
+            }
             Said::Frame(FromWorker::NeedState { job }) => {
                 let Some(asking) = slot.job(job) else { return };
                 let Some(function) = self.functions.iter().find(|it| it.number == asking.function) else { return };
                 let topic = (asking.scope == JobScope::Topic).then(|| Arc::clone(&asking.message.topic));
                 let scope = Scope { function: Arc::clone(&function.name), topic };
-                slot.states_asked += 1;
+                // Once is enough: a worker that was taken over must not keep the store busy.
+                if !slot.states_asked.insert(job) {
+                    return;
+                }
                 into.push_back(Event::NeedState { request: StateRequest { worker, life, job }, scope });
             }
             Said::Frame(FromWorker::Loaded { function, error }) => {
@@ -294,7 +309,7 @@ impl Pool {
         let now = Instant::now();
         for worker in 0..self.slots.len() {
             let slot = &mut self.slots[worker];
-            let busy = !slot.unfinished.is_empty() && slot.states_asked == 0;
+            let busy = !slot.unfinished.is_empty() && slot.states_asked.is_empty();
             if busy && now.duration_since(slot.last_heard) > self.settings.max_timeout + STUCK_AFTER {
                 tracing::error!(worker, "a worker does not answer and is ended");
                 if let Some(process) = slot.running.as_mut().and_then(|running| running.process.as_mut()) {
@@ -334,7 +349,7 @@ impl Pool {
         let slot = &mut self.slots[worker];
         slot.life = slot.life.wrapping_add(1);
         slot.respawn_at = None;
-        slot.states_asked = 0;
+        slot.states_asked.clear();
         slot.last_heard = Instant::now();
         let stream = Rc::new(UnixStream::from_std(near)?);
         let out = Rc::new(RefCell::new(Vec::new()));
@@ -352,6 +367,7 @@ impl Pool {
                 function: function.number,
                 limits: function.limits,
                 settings: function.settings.clone(),
+                permits: function.permits.clone(),
                 code: function.code.clone(),
             });
         }
@@ -407,7 +423,7 @@ impl Slot {
             first: 0,
             suspects: VecDeque::new(),
             backlog: VecDeque::new(),
-            states_asked: 0,
+            states_asked: HashSet::new(),
             last_heard: Instant::now(),
             respawn_at: None,
             respawn_wait: RESPAWN_FIRST,
@@ -517,3 +533,7 @@ async fn write(stream: Rc<UnixStream>, out: Rc<RefCell<Vec<u8>>>, wake: Rc<Notif
         }
     }
 }
+
+#[cfg(test)]
+#[path = "pool_tests.rs"]
+mod tests;

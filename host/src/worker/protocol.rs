@@ -14,11 +14,13 @@ use std::sync::Arc;
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use super::permits::Permits;
 use crate::message::{
-    Alert, AlertStatus, Failure, FailureCode, Message, Outcome, Output, Publication, Severity, StateWrite, Usage,
-    Verdict,
+    Alert, AlertStatus, Failure, FailureCode, LogLine, Message, Outcome, Output, Publication, Severity, StateWrite,
+    Usage, Verdict,
 };
-use crate::sandbox::{Limits, LogLine};
+use crate::sandbox::Limits;
+use crate::topic::TopicFilter;
 
 /// A frame holds at most one message, one outcome or one function's code.
 const MAX_FRAME_BYTES: usize = 128 << 20;
@@ -30,6 +32,7 @@ pub enum ToWorker {
         function: u32,
         limits: Limits,
         settings: Vec<(String, String)>,
+        permits: Permits,
         code: Bytes,
     },
     Unload {
@@ -51,6 +54,8 @@ pub struct Job {
     pub id: u64,
     pub function: u32,
     pub scope: JobScope,
+    /// The first of its key after one that asked for another run: ends what [`FromWorker::Held`] is about.
+    pub resumes: bool,
     pub message: Message,
 }
 
@@ -79,6 +84,10 @@ pub enum FromWorker {
     },
     /// The job waits, and with it all later ones of its scope, until the state comes.
     NeedState {
+        job: u64,
+    },
+    /// The job did not run, because one before it in its key asked for another run, and is behind it now.
+    Held {
         job: u64,
     },
 }
@@ -124,7 +133,7 @@ impl<'a> Encoder<'a> {
 
     pub fn to_worker(&mut self, frame: &ToWorker) {
         match frame {
-            ToWorker::Load { function, limits, settings, code } => self.frame(1, |out| {
+            ToWorker::Load { function, limits, settings, permits, code } => self.frame(1, |out| {
                 out.u32(*function);
                 out.u64(limits.fuel);
                 out.u32(limits.timeout_ms);
@@ -133,6 +142,9 @@ impl<'a> Encoder<'a> {
                 out.u64(limits.output_bytes as u64);
                 out.u64(limits.state_bytes as u64);
                 out.pairs(settings.iter().map(|(name, value)| (name.as_str(), value.as_str())));
+                out.text(&permits.base_topic);
+                out.u32(permits.publish.len() as u32);
+                permits.publish.iter().for_each(|filter| out.text(filter.as_str()));
                 out.bytes(code);
             }),
             ToWorker::Unload { function } => self.frame(2, |out| out.u32(*function)),
@@ -159,6 +171,7 @@ impl<'a> Encoder<'a> {
                 JobScope::Topic => 1,
                 JobScope::Function => 2,
             });
+            out.u8(job.resumes.into());
             let message = &job.message;
             out.text(&message.topic);
             out.bytes(&message.payload);
@@ -175,6 +188,10 @@ impl<'a> Encoder<'a> {
             out.u32(function);
             out.option(error);
         });
+    }
+
+    pub fn held(&mut self, job: u64) {
+        self.frame(4, |out| out.u64(job));
     }
 
     pub fn need_state(&mut self, job: u64) {
@@ -327,6 +344,10 @@ impl ToWorker {
                     state_bytes: input.usize()?,
                 },
                 settings: input.list(|it| Ok((it.text()?, it.text()?)))?,
+                permits: Permits {
+                    base_topic: input.shared_text()?,
+                    publish: input.list(|it| it.with_text(TopicFilter::parse)?.map_err(|_| Malformed))?,
+                },
                 code: input.bytes()?,
             },
             2 => Self::Unload { function: input.u32()? },
@@ -339,6 +360,7 @@ impl ToWorker {
                     2 => JobScope::Function,
                     _ => return Err(Malformed),
                 },
+                resumes: input.flag()?,
                 message: Message {
                     topic: input.shared_text()?,
                     payload: input.bytes()?,
@@ -380,6 +402,7 @@ impl FromWorker {
                 log: input.list(|it| Ok(LogLine { level: it.level()?, text: it.text()? }))?,
                 log_lines_dropped: input.u32()?,
             },
+            4 => Self::Held { job: input.u64()? },
             _ => return Err(Malformed),
         };
         input.end()?;
@@ -537,10 +560,11 @@ mod tests {
                 function: 9,
                 limits,
                 settings: vec![("max".into(), "80".into())],
+                permits: Permits { base_topic: "sedge".into(), publish: vec!["derived/#".parse().unwrap()] },
                 code: Bytes::from_static(b"code"),
             },
             ToWorker::Unload { function: 9 },
-            ToWorker::Run(Job { id: 5, function: 9, scope: JobScope::Topic, message: message() }),
+            ToWorker::Run(Job { id: 5, function: 9, scope: JobScope::Topic, resumes: true, message: message() }),
             ToWorker::State { job: 5, entries: vec![("k".into(), Bytes::from_static(b"v"))] },
             ToWorker::Forget,
         ];

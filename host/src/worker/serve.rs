@@ -1,7 +1,7 @@
 //! The worker's side: reads jobs, runs them one after the other, writes outcomes. The same loop serves a process and,
 //! for the smallest boards, a thread of the daemon.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 
 use super::cache::{ScopeKey, StateCache};
+use super::permits::Permits;
 use super::protocol::{Encoder, Job, JobScope, Malformed, ToWorker, split_frame};
 use crate::message::{Failure, FailureCode, Outcome, Usage, Verdict};
 use crate::sandbox::{EPOCH, Function, Sandbox, State, Ticker};
@@ -20,17 +21,22 @@ use crate::sandbox::{EPOCH, Function, Sandbox, State, Ticker};
 const SEND_BYTES: usize = 32 * 1024;
 const SEND_AFTER: Duration = Duration::from_micros(500);
 
+/// Keys that wait for another run, far more than jobs can be under way. Beyond it, order within a key is not kept.
+const MAX_HELD_KEYS: usize = 65_536;
+
 /// Runs until the daemon closes the socket.
 pub struct Worker {
     socket: UnixStream,
     clock: Clock,
     sandbox: Sandbox,
-    functions: HashMap<u32, Function>,
+    functions: HashMap<u32, (Function, Permits)>,
     states: StateCache,
     /// Jobs whose state was asked for, and those of the same scope behind them.
     waiting: HashMap<ScopeKey, VecDeque<Job>>,
     /// The scope that each question was about.
     asked: HashMap<u64, ScopeKey>,
+    /// Keys whose last job asked for another run: the jobs that were sent behind it must not overtake it.
+    held: HashSet<ScopeKey>,
     out: Vec<u8>,
 }
 
@@ -44,6 +50,7 @@ impl Worker {
             states: StateCache::new(state_cache_bytes),
             waiting: HashMap::new(),
             asked: HashMap::new(),
+            held: HashSet::new(),
             out: Vec::with_capacity(2 * SEND_BYTES),
         }
     }
@@ -78,10 +85,10 @@ impl Worker {
         match frame {
             ToWorker::Run(job) => self.accept(job),
             ToWorker::State { job, entries } => self.resume(job, State::from_entries(entries)),
-            ToWorker::Load { function, limits, settings, code } => {
+            ToWorker::Load { function, limits, settings, permits, code } => {
                 let error = match self.sandbox.load(&code, limits, settings.into()) {
                     Ok(loaded) => {
-                        self.functions.insert(function, loaded);
+                        self.functions.insert(function, (loaded, permits));
                         self.clock.watch(self.sandbox.ticker());
                         None
                     }
@@ -97,6 +104,7 @@ impl Worker {
                 self.states.clear();
                 self.waiting.clear();
                 self.asked.clear();
+                self.held.clear();
             }
         }
     }
@@ -132,16 +140,37 @@ impl Worker {
     }
 
     fn run(&mut self, job: &Job, state: State) -> State {
-        let Some(function) = self.functions.get(&job.function) else {
+        if !self.held.is_empty() {
+            let key = order_key(job);
+            if job.resumes {
+                self.held.remove(&key);
+            } else if self.held.contains(&key) {
+                Encoder::new(&mut self.out).held(job.id);
+                return state;
+            }
+        }
+        let Some((function, permits)) = self.functions.get(&job.function) else {
             let failure = Failure { code: FailureCode::Trap, detail: "the function could not be loaded".to_owned() };
             let outcome = Outcome { verdict: Verdict::Failed(failure), writes: Vec::new(), usage: Usage::default() };
             Encoder::new(&mut self.out).done(job.id, &outcome, &[], 0);
             return state;
         };
-        let run = function.invoke(&job.message, state);
+        let run = function.invoke_within(&job.message, state, |outputs| permits.check(outputs));
+        if matches!(run.outcome.verdict, Verdict::Retry { .. }) {
+            if self.held.len() >= MAX_HELD_KEYS {
+                self.held.clear();
+            }
+            self.held.insert(order_key(job));
+        }
         Encoder::new(&mut self.out).done(job.id, &run.outcome, &run.log, run.log_lines_dropped);
         run.state
     }
+}
+
+/// What is run in order, state or none.
+fn order_key(job: &Job) -> ScopeKey {
+    let topic = (job.scope != JobScope::Function).then(|| Arc::clone(&job.message.topic));
+    (job.function, topic)
 }
 
 fn scope_key(job: &Job) -> Option<ScopeKey> {
@@ -258,3 +287,7 @@ impl ClockShared {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "serve_tests.rs"]
+mod tests;

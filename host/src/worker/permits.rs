@@ -1,0 +1,93 @@
+//! Where a function's outputs may go. Checked in the worker, where a run that breaks it can still be made undone, and
+//! again in the daemon, which does not believe the worker.
+
+use std::sync::Arc;
+
+use crate::message::{Failure, FailureCode, Output};
+use crate::topic::{self, TopicFilter};
+
+/// What one function may publish.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Permits {
+    /// Sedge's own topics begin with it: they command the board.
+    pub base_topic: Arc<str>,
+    pub publish: Vec<TopicFilter>,
+}
+
+impl Permits {
+    /// The first output that is not allowed is the failure of the whole.
+    pub fn check(&self, outputs: &[Output]) -> Result<(), Failure> {
+        outputs.iter().try_for_each(|output| check(output, &self.publish, &self.base_topic))
+    }
+}
+
+pub fn check(output: &Output, publish: &[TopicFilter], base_topic: &str) -> Result<(), Failure> {
+    let (publication, local) = match output {
+        Output::Alert(_) => return Ok(()),
+        Output::Forward(publication) => (publication, false),
+        Output::Publish(publication) => (publication, true),
+    };
+    let topic = &*publication.topic;
+    if let Err(error) = topic::validate_name(topic) {
+        return Err(Failure { code: FailureCode::InvalidTopic, detail: format!("{topic:?}: {error}") });
+    }
+    if !local {
+        return Ok(());
+    }
+    // No allow list opens the board's own topics.
+    let own = topic.split('/').next() == Some(base_topic) || topic.starts_with('$');
+    if own || !publish.iter().any(|filter| filter.matches(topic)) {
+        let detail = format!("{topic:?} is not in the function's allow list (allow.publish)");
+        return Err(Failure { code: FailureCode::NotAllowed, detail });
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::message::Publication;
+
+    fn publication(topic: &str) -> Publication {
+        Publication { topic: topic.into(), payload: Bytes::new(), content_type: None, retain: false }
+    }
+
+    #[track_caller]
+    fn check_publish(topic: &str, expected: Option<FailureCode>) {
+        let permits = Permits {
+            base_topic: "sedge".into(),
+            publish: ["derived/#", "sedge/#", "+/state"].map(|filter| filter.parse().unwrap()).into(),
+        };
+        let failure = permits.check(&[Output::Publish(publication(topic))]).err();
+        assert_eq!(failure.map(|failure| failure.code), expected, "{topic:?}");
+    }
+
+    #[test]
+    fn only_what_is_listed_is_allowed() {
+        check_publish("derived/a/b", None);
+        check_publish("lamp/state", None);
+        check_publish("sensors/a", Some(FailureCode::NotAllowed));
+        check_publish("derive", Some(FailureCode::NotAllowed));
+    }
+
+    #[test]
+    fn the_boards_own_topics_are_closed_whatever_is_listed() {
+        check_publish("sedge/board/deploy/a", Some(FailureCode::NotAllowed));
+        check_publish("sedge", Some(FailureCode::NotAllowed));
+        check_publish("sedges/state", Some(FailureCode::NotAllowed));
+        check_publish("$SYS/state", Some(FailureCode::NotAllowed));
+    }
+
+    #[test]
+    fn a_topic_must_be_a_name() {
+        for topic in ["", "derived/#", "derived/+", "derived/\0", &"derived/x".repeat(8000)] {
+            check_publish(topic, Some(FailureCode::InvalidTopic));
+            let permits = Permits { base_topic: "sedge".into(), publish: Vec::new() };
+            assert!(permits.check(&[Output::Forward(publication(topic))]).is_err(), "{topic:?}");
+        }
+        let permits = Permits { base_topic: "sedge".into(), publish: Vec::new() };
+        permits.check(&[Output::Forward(publication("anything/upstream"))]).unwrap();
+    }
+}
