@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, reason = "a test says by panicking what is wrong")]
+
 use super::*;
 use crate::store::{Record, Stored};
 

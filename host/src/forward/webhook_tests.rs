@@ -1,8 +1,9 @@
 //! Against a real server on a loopback port.
 
+#![allow(clippy::unwrap_used, reason = "a test says by panicking what is wrong")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::sync::mpsc;
 
 use super::*;
 
@@ -23,10 +24,11 @@ impl Seen {
 }
 
 /// Answers each request with the next of `answers`, then stops listening. `None`: hangs up without an answer.
-fn server(answers: Vec<Option<&'static str>>) -> (SocketAddr, mpsc::Receiver<Seen>) {
+fn server(answers: Vec<Option<&'static str>>) -> (SocketAddr, Receiver<Seen>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
-    let (seen, receiver) = mpsc::channel();
+    // More than any test sends.
+    let (seen, receiver) = sync_channel(1024);
     std::thread::spawn(move || {
         let mut answers = answers.into_iter();
         for connection in 1.. {
@@ -44,7 +46,7 @@ fn converse<S: Read + Write>(
     stream: S,
     connection: usize,
     answers: &mut dyn ExactSizeIterator<Item = Option<&'static str>>,
-    seen: &mpsc::Sender<Seen>,
+    seen: &SyncSender<Seen>,
 ) {
     let mut stream = BufReader::new(stream);
     while answers.len() > 0 {
@@ -279,7 +281,8 @@ fn tls_with_an_own_authority_and_a_client_certificate() {
     let server_config = Arc::new(server_config);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
-    let (seen, receiver) = mpsc::channel();
+    // More than any test sends.
+    let (seen, receiver) = sync_channel(1024);
     std::thread::spawn(move || {
         for connection in 1.. {
             let (stream, _) = listener.accept().unwrap();

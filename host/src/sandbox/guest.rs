@@ -8,6 +8,8 @@
 //! output  2 publish: +8 topic ptr len, +16 payload ptr len, +24 content type flag ptr len, +36 retain; 56 bytes each
 //! ```
 
+#![allow(clippy::unwrap_used, reason = "a test says by panicking what is wrong")]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 

@@ -1,5 +1,7 @@
 //! What a guest reaches through the host: state and log, within their limits.
 
+#![allow(clippy::unwrap_used, reason = "a test says by panicking what is wrong")]
+
 use bytes::Bytes;
 
 use super::State;

@@ -1,5 +1,7 @@
 //! What is refused before it runs, and in which words.
 
+#![allow(clippy::unwrap_used, reason = "a test says by panicking what is wrong")]
+
 use std::sync::Arc;
 
 use wasmparser::{Parser, Payload};

@@ -1,1 +1,310 @@
+use std::io::ErrorKind;
 
+use bytes::Bytes;
+
+use super::*;
+use crate::message::Output;
+use crate::sandbox::guest::{INCREMENT, LIMITS, NOTHING, OPEN, code, message};
+use crate::sandbox::{Class, Limits};
+use crate::worker::protocol::FromWorker;
+
+/// A worker's thread and the daemon's end of its socket.
+struct Served {
+    socket: UnixStream,
+    input: BytesMut,
+    worker: std::thread::JoinHandle<io::Result<()>>,
+}
+
+/// Publishes nothing, and counts its runs under `n`.
+fn counter() -> Bytes {
+    let count = "(call $open (i32.const 0) (i32.const 0) (i32.const 1000))
+        (call $increment (i32.load (i32.const 1004)) (i32.const 900) (i32.const 1) (i64.const 1) (i32.const 1000))";
+    code(&format!("{OPEN} {INCREMENT} (data (i32.const 900) \"n\")"), &format!("{count} {NOTHING}"))
+}
+
+fn job(id: u64, function: u32, scope: JobScope, topic: &str) -> Job {
+    Job { id, function, scope, resumes: false, message: message(topic, b"") }
+}
+
+impl Served {
+    fn new(state_cache_bytes: usize) -> Self {
+        let (socket, far) = UnixStream::pair().unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let worker = std::thread::spawn(move || Worker::new(far, Clock::start()?, state_cache_bytes).serve());
+        Self { socket, input: BytesMut::new(), worker }
+    }
+
+    fn with(function: u32, limits: Limits, code: Bytes) -> Self {
+        let mut served = Self::new(1 << 20);
+        assert_eq!(served.load(function, limits, code), None);
+        served
+    }
+
+    fn send(&mut self, frames: &[ToWorker]) {
+        let mut out = Vec::new();
+        frames.iter().for_each(|frame| Encoder::new(&mut out).to_worker(frame));
+        self.socket.write_all(&out).unwrap();
+    }
+
+    fn run(&mut self, jobs: impl IntoIterator<Item = Job>) {
+        self.send(&jobs.into_iter().map(ToWorker::Run).collect::<Vec<_>>());
+    }
+
+    fn state(&mut self, job: u64, count: u64) {
+        let entries = vec![("n".into(), Bytes::copy_from_slice(&count.to_le_bytes()))];
+        self.send(&[ToWorker::State { job, entries }]);
+    }
+
+    fn load(&mut self, function: u32, limits: Limits, code: Bytes) -> Option<String> {
+        let permits = Permits { base_topic: "sedge".into(), publish: Vec::new() };
+        self.send(&[ToWorker::Load { function, limits, settings: Vec::new(), permits, code }]);
+        match self.hear() {
+            FromWorker::Loaded { function: loaded, error } if loaded == function => error,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn hear(&mut self) -> FromWorker {
+        loop {
+            if let Some(frame) = split_frame(&mut self.input).unwrap() {
+                return FromWorker::decode(frame).unwrap();
+            }
+            assert!(read_some(&mut self.socket, &mut self.input).unwrap() > 0, "the worker is gone");
+        }
+    }
+
+    /// The next answer in short: what it is, of which job, and the counter that the run wrote.
+    fn said(&mut self) -> (&'static str, u64, u64) {
+        match self.hear() {
+            FromWorker::NeedState { job } => ("needs state", job, 0),
+            FromWorker::Held { job } => ("held", job, 0),
+            FromWorker::Done { job, outcome, .. } => {
+                let written = outcome.writes.first().and_then(|write| write.value.as_ref());
+                let count = written.map_or(0, |value| u64::from_le_bytes(value[..].try_into().unwrap()));
+                let what = match outcome.verdict {
+                    Verdict::Done(_) => "done",
+                    Verdict::Retry { .. } => "retry",
+                    Verdict::Failed(failure) => failure.code.as_str(),
+                };
+                (what, job, count)
+            }
+            other @ FromWorker::Loaded { .. } => panic!("{other:?}"),
+        }
+    }
+
+    fn end(self) -> io::Result<()> {
+        drop(self.socket);
+        self.worker.join().unwrap()
+    }
+}
+
+#[test]
+fn waiting_for_state_holds_up_its_scope_alone() {
+    let mut served = Served::with(1, LIMITS, counter());
+    served.run([
+        job(1, 1, JobScope::Topic, "a"),
+        job(2, 1, JobScope::Topic, "b"),
+        job(3, 1, JobScope::Topic, "a"),
+        job(4, 1, JobScope::None, "a"),
+        job(5, 1, JobScope::Function, "a"),
+    ]);
+    assert_eq!(served.said(), ("needs state", 1, 0));
+    assert_eq!(served.said(), ("needs state", 2, 0));
+    assert_eq!(served.said(), ("done", 4, 1), "it has no state to wait for");
+    assert_eq!(served.said(), ("needs state", 5, 0));
+    served.state(2, 20);
+    assert_eq!(served.said(), ("done", 2, 21));
+    served.run([job(6, 1, JobScope::Topic, "a"), job(7, 1, JobScope::Topic, "b")]);
+    assert_eq!(served.said(), ("done", 7, 22), "its state is in memory now");
+    served.state(1, 10);
+    assert_eq!(served.said(), ("done", 1, 11));
+    assert_eq!(served.said(), ("done", 3, 12));
+    assert_eq!(served.said(), ("done", 6, 13));
+    // Nobody asked for these.
+    served.state(1, 100);
+    served.state(99, 100);
+    served.run([job(8, 1, JobScope::Topic, "a")]);
+    assert_eq!(served.said(), ("done", 8, 14));
+    served.end().unwrap();
+}
+
+#[test]
+fn state_is_asked_for_again_when_it_was_forgotten() {
+    let mut served = Served::with(1, LIMITS, counter());
+    served.run([job(1, 1, JobScope::Function, "a")]);
+    assert_eq!(served.said(), ("needs state", 1, 0));
+    served.state(1, 10);
+    assert_eq!(served.said(), ("done", 1, 11));
+    served.send(&[ToWorker::Forget]);
+    served.run([job(2, 1, JobScope::Function, "b")]);
+    assert_eq!(served.said(), ("needs state", 2, 0));
+    served.state(2, 0);
+    assert_eq!(served.said(), ("done", 2, 1));
+    served.send(&[ToWorker::Unload { function: 1 }]);
+    served.run([job(3, 1, JobScope::None, "b")]);
+    assert_eq!(served.said(), ("trap", 3, 0));
+    served.end().unwrap();
+}
+
+#[test]
+fn a_small_cache_asks_more_and_forgets_nothing() {
+    let mut served = Served::new(10_000);
+    assert_eq!(served.load(1, LIMITS, counter()), None);
+    let mut stored = [0; 100];
+    let mut asked = 0;
+    for round in 0..3 {
+        for topic in 0..100 {
+            let id = round * 100 + topic;
+            served.run([job(id, 1, JobScope::Topic, &format!("t{topic}"))]);
+            let mut said = served.said();
+            if said.0 == "needs state" {
+                asked += 1;
+                served.state(id, stored[topic as usize]);
+                said = served.said();
+            }
+            assert_eq!((said.0, said.1), ("done", id));
+            stored[topic as usize] = said.2;
+        }
+    }
+    assert_eq!(stored, [3; 100]);
+    assert!(asked > 150, "{asked}: the cache holds more than it may");
+    served.end().unwrap();
+}
+
+/// A run that asked for another keeps its place: nothing of its key that was already sent overtakes it.
+#[test]
+fn after_a_retry_its_key_is_held() {
+    let code = code(
+        "",
+        &format!(
+            "(if (local.get $payload-len) (then
+                (i32.store (i32.const 16) (i32.const 1)) (i32.store (i32.const 24) (i32.const 1)))) {NOTHING}"
+        ),
+    );
+    for scope in [JobScope::None, JobScope::Topic, JobScope::Function] {
+        let mut served = Served::with(1, LIMITS, code.clone());
+        let wants_retry = |id| Job { message: message("a", b"r"), ..job(id, 1, scope, "a") };
+        served.run([wants_retry(1), job(2, 1, scope, "a"), job(3, 1, scope, "b"), wants_retry(4)]);
+        let mut said = Vec::new();
+        while said.len() < 4 {
+            match served.said() {
+                ("needs state", id, _) => served.state(id, 0),
+                other => said.push((other.1, other.0)),
+            }
+        }
+        said.sort_unstable();
+        let other_topic = if scope == JobScope::Function { "held" } else { "done" };
+        assert_eq!(said, [(1, "retry"), (2, "held"), (3, other_topic), (4, "held")], "{scope:?}");
+        // Only the one that it waited for ends it, and may ask for a third run.
+        served.run([job(5, 1, scope, "a"), Job { resumes: true, ..wants_retry(6) }, job(7, 1, scope, "a")]);
+        assert_eq!((served.said().0, served.said().0, served.said().0), ("held", "retry", "held"));
+        served.run([Job { resumes: true, ..job(8, 1, scope, "a") }, job(9, 1, scope, "a"), job(10, 1, scope, "b")]);
+        assert_eq!((served.said().0, served.said().0, served.said().0), ("done", "done", "done"));
+        served.end().unwrap();
+    }
+}
+
+#[test]
+fn a_function_that_is_not_there_fails_its_message() {
+    let mut served = Served::new(1 << 20);
+    let error = served.load(1, LIMITS, Bytes::from_static(b"no code")).unwrap();
+    assert!(error.contains("failed to load compiled code"), "{error}");
+    served.run([job(1, 1, JobScope::None, "a"), job(2, 9, JobScope::Topic, "a")]);
+    assert_eq!(served.said(), ("trap", 1, 0));
+    assert_eq!(served.said(), ("needs state", 2, 0));
+    served.state(2, 0);
+    assert_eq!(served.said(), ("trap", 2, 0));
+    served.end().unwrap();
+}
+
+#[test]
+fn what_is_not_permitted_leaves_no_state() {
+    // Counts, then publishes to the empty topic.
+    let publishes = "(i32.store (i32.const 49152) (i32.const 2)) (i32.store (i32.const 24) (i32.const 49152))
+        (i32.store (i32.const 28) (i32.load8_u (local.get $payload)))";
+    let count = "(call $open (i32.const 0) (i32.const 0) (i32.const 1000))
+        (call $increment (i32.load (i32.const 1004)) (i32.const 900) (i32.const 1) (i64.const 1) (i32.const 1000))";
+    let code =
+        code(&format!("{OPEN} {INCREMENT} (data (i32.const 900) \"n\")"), &format!("{count} {publishes} {NOTHING}"));
+    let mut served = Served::with(1, LIMITS, code);
+    let with = |id, payload: &[u8]| Job { message: message("a", payload), ..job(id, 1, JobScope::Topic, "a") };
+    served.run([with(1, &[0]), with(2, &[1]), with(3, &[0])]);
+    assert_eq!(served.said(), ("needs state", 1, 0));
+    served.state(1, 10);
+    assert_eq!(served.said(), ("done", 1, 11));
+    assert_eq!(served.said(), ("invalid-topic", 2, 0));
+    assert_eq!(served.said(), ("done", 3, 12));
+    served.end().unwrap();
+}
+
+#[test]
+fn the_clock_stops_functions_of_every_class_also_after_it_slept() {
+    let endless = || code("", "(loop $l (br $l)) (unreachable)");
+    let limits = Limits { fuel: 1 << 60, timeout_ms: 30, ..LIMITS };
+    let mut served = Served::with(1, limits, endless());
+    let large = Limits { memory_bytes: Class::Large.memory_bytes(), ..limits };
+    let component = crate::sandbox::guest::component("", "(loop $l (br $l)) (unreachable)");
+    let code = crate::sandbox::compile::component(&component, Class::Large).unwrap();
+    assert_eq!(served.load(2, large, code.into()), None);
+    for (id, function) in [(1, 1), (2, 2), (3, 1)] {
+        served.run([job(id, function, JobScope::None, "a")]);
+        assert_eq!(served.said(), ("deadline", id, 0));
+    }
+    served.end().unwrap();
+    // Asleep, it must hear that it is needed.
+    let clock = Clock::start().unwrap();
+    let (socket, far) = UnixStream::pair().unwrap();
+    let worker = std::thread::spawn({
+        let clock = clock.clone();
+        move || Worker::new(far, clock, 0).serve()
+    });
+    let mut served = Served { socket, input: BytesMut::new(), worker };
+    assert_eq!(served.load(1, limits, endless()), None);
+    let started = Instant::now();
+    while !clock.shared.asleep.load(Ordering::SeqCst) {
+        assert!(started.elapsed() < Duration::from_secs(60), "an idle clock goes on ticking");
+        std::thread::yield_now();
+    }
+    served.run([job(1, 1, JobScope::None, "a")]);
+    assert_eq!(served.said(), ("deadline", 1, 0));
+    served.end().unwrap();
+}
+
+#[test]
+fn what_makes_no_sense_ends_the_worker() {
+    for bytes in [&[0, 0, 0, 0][..], &[255, 255, 255, 255], &[1, 0, 0, 0, 77], &[2, 0, 0, 0, 2, 1], &[2, 0, 0, 0, 5, 1]]
+    {
+        let mut served = Served::new(0);
+        served.socket.write_all(bytes).unwrap();
+        let ended = served.worker.join().unwrap();
+        assert_eq!(ended.unwrap_err().kind(), ErrorKind::InvalidData, "{bytes:?}");
+    }
+    // A frame that is cut off is the daemon's end, not nonsense.
+    let mut served = Served::new(0);
+    served.socket.write_all(&[9, 0, 0, 0, 2]).unwrap();
+    served.end().unwrap();
+}
+
+#[test]
+fn many_jobs_at_once_are_answered_in_order() {
+    let mut served = Served::with(1, LIMITS, counter());
+    served.run((0..2000).map(|id| job(id, 1, JobScope::None, "a")));
+    for id in 0..2000 {
+        assert_eq!(served.said(), ("done", id, 1));
+    }
+    served.end().unwrap();
+}
+
+#[test]
+fn outcomes_carry_what_the_function_returned() {
+    let publish = "(i32.store (i32.const 49152) (i32.const 1))
+        (i32.store (i32.const 49160) (local.get $topic)) (i32.store (i32.const 49164) (local.get $topic-len))
+        (i32.store (i32.const 24) (i32.const 49152)) (i32.store (i32.const 28) (i32.const 1))";
+    let mut served = Served::with(1, LIMITS, code("", &format!("{publish} {NOTHING}")));
+    served.run([job(1, 1, JobScope::None, "a/b")]);
+    let FromWorker::Done { outcome, .. } = served.hear() else { panic!("no outcome") };
+    let Verdict::Done(outputs) = outcome.verdict else { panic!("{outcome:?}") };
+    assert!(matches!(&outputs[..], [Output::Forward(it)] if &*it.topic == "a/b"), "{outputs:?}");
+    assert!(outcome.usage.fuel > 0 && outcome.usage.memory_bytes == 128 << 10);
+    served.end().unwrap();
+}

@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, reason = "a test says by panicking what is wrong")]
+
 use std::fs::File;
 use std::io::{self, BufRead as _, Write as _};
 use std::os::fd::AsFd as _;
@@ -29,7 +31,7 @@ fn escaped() {
     let socket = UnixStream::pair().unwrap();
     let parent = rustix::process::getppid().unwrap();
     let function = code("", NOTHING);
-    if let Err(error) = enclose(Room { memory_bytes: MEMORY_BYTES, cpu_secs: None }, Some((&socket.0).as_fd())) {
+    if let Err(error) = enclose(Room { memory_bytes: MEMORY_BYTES, cpu_secs: None }, Some(socket.0.as_fd())) {
         println!("no wall: {error}");
         return;
     }

@@ -65,7 +65,7 @@ impl Iterator for Simulated {
         let device = self.random.below(DEVICES);
         let kind = self.random.below(4);
         // Every device runs hot for a stretch of its own, so that alerts fire and are resolved.
-        let hot = (self.sent / 400 + device) % 11 == 0;
+        let hot = (self.sent / 400 + device).is_multiple_of(11);
         let degrees = 61.0 + self.random.normal() * 0.3 + if hot { 22.0 } else { 0.0 };
         let degrees = (degrees * 100.0).round() / 100.0;
         let (topic, payload) = match kind {
@@ -185,7 +185,7 @@ mod tests {
         let readings: Vec<_> = Recording::open(file.path(), None).unwrap().collect();
         let secs: Vec<_> = readings.iter().map(|it| it.after.as_secs()).collect();
         assert_eq!(secs, [0, 300, 3600]);
-        assert_eq!(readings[2].payload, br#"{"temperature":-3.0}"#);
+        assert_eq!(readings[2].payload, br#"{"temperature":-3.0,"time":"2014-03-01 01:00:00"}"#);
         assert_eq!(Recording::open(file.path(), Some(2)).unwrap().count(), 2);
     }
 
