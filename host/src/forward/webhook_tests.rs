@@ -91,12 +91,12 @@ fn config(addr: SocketAddr) -> config::Upstream {
 /// Posts and waits, as the forwarder does.
 struct Client {
     webhook: Webhook,
-    answers: tokio::sync::mpsc::Receiver<(u64, Answer)>,
+    answers: mpsc::Receiver<(u64, Answer)>,
 }
 
 impl Client {
     fn new(config: &config::Upstream) -> Self {
-        let (sender, answers) = tokio::sync::mpsc::channel(4);
+        let (sender, answers) = mpsc::channel(4);
         Self { webhook: Webhook::spawn(config, sender).unwrap(), answers }
     }
 
@@ -203,7 +203,7 @@ fn the_authorization_is_read_for_each_call() {
     let path = dir.path().join("token");
     let (addr, seen) = server(vec![OK, OK]);
     let config = config::Upstream { authorization_file: Some(path.clone()), ..config(addr) };
-    let (sender, _answers) = tokio::sync::mpsc::channel(4);
+    let (sender, _answers) = mpsc::channel(4);
     let error = Webhook::spawn(&config, sender).unwrap_err().to_string();
     assert!(error.contains("upstream.authorization_file") && error.contains("token"), "{error}");
 
@@ -251,7 +251,7 @@ fn wrong_settings_are_named() {
             ["client.pem", "cannot be used with its key"],
         ),
     ] {
-        let (sender, _answers) = tokio::sync::mpsc::channel(1);
+        let (sender, _answers) = mpsc::channel(1);
         let error = Webhook::spawn(&config, sender).unwrap_err().to_string();
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
     }
