@@ -13,8 +13,8 @@ help: ## Show this list.
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 demo: ## Build everything and run it, with sensors and an upstream. ARGS="--messages 20000 --json"
-	@scripts/need.sh cargo cc wasm >&2
-	@cargo run --release --quiet --package sedge -- demo $(ARGS)
+	@wasm=$$(scripts/need.sh cargo cc wasm) && eval "$$wasm" && \
+		cargo run --release --quiet --package sedge -- demo $(ARGS)
 
 test: ## Everything that must hold before a change is merged.
 	@scripts/test.sh
@@ -28,11 +28,11 @@ fmt: ## Format the code.
 		cargo fmt --all --manifest-path $$workspace/Cargo.toml; done
 
 guests: ## Compile the example functions.
-	@scripts/guests.sh build
+	@wasm=$$(scripts/need.sh cargo cc wasm) && eval "$$wasm" && scripts/guests.sh build
 
 bench: ## Measure a release build against its goals. ARGS="--quick"
-	@scripts/need.sh cargo cc wasm mosquitto >&2
-	cargo bench --package sedge --bench sedge -- $(ARGS)
+	@wasm=$$(scripts/need.sh cargo cc wasm mosquitto) && eval "$$wasm" && \
+		cargo bench --package sedge --bench sedge -- $(ARGS)
 
 clean: ## Remove what was compiled.
 	cargo clean

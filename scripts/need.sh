@@ -45,13 +45,10 @@ need_mosquitto() {
         fail 'install Mosquitto 2 (Debian: apt install mosquitto), or name its program in SEDGE_MOSQUITTO'
 }
 
+# The shell that tells `sedge build` which compiler to use is all that this script writes to stdout:
+#   eval "$(scripts/need.sh wasm)"
 need_wasm() {
-    if [ -x cross/wasm-target.sh ]; then
-        cross/wasm-target.sh >&2
-    elif ! rustc --print target-libdir --target wasm32-unknown-unknown 2>/dev/null | xargs -r test -d; then
-        rustup target add wasm32-unknown-unknown >&2 ||
-            fail 'add the target for functions: rustup target add wasm32-unknown-unknown'
-    fi
+    cross/wasm-target.sh || fail 'add the target for functions: rustup target add wasm32-unknown-unknown'
 }
 
 need_deny() {

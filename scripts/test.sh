@@ -40,7 +40,9 @@ start=$SECONDS
 if [ "${1:-}" = check ]; then
     stage 'tools' scripts/need.sh cargo cc
 else
-    stage 'tools' scripts/need.sh cargo cc mosquitto wasm deny
+    stage 'tools' scripts/need.sh cargo cc mosquitto deny
+    wasm=$(scripts/need.sh wasm)
+    eval "$wasm"
 fi
 stage 'format' cargo fmt --all --check
 stage 'lints' cargo clippy --quiet --workspace --all-targets -- -D warnings
