@@ -14,7 +14,11 @@ help: ## Show this list.
 
 demo: ## Build everything and run it, with sensors and an upstream. ARGS="--messages 20000 --json"
 	@wasm=$$(scripts/need.sh cargo cc wasm) && eval "$$wasm" && \
-		cargo run --release --quiet --package sedge -- demo $(ARGS)
+		cargo build --release --package sedge --bin sedge >&2 && \
+		sedge="$(or $(CARGO_TARGET_DIR),target)/release/sedge" && \
+		for function in examples/*/function.toml; do \
+			"$$sedge" build "$${function%/function.toml}" >&2 || exit; done && \
+		"$$sedge" demo $(ARGS)
 
 test: ## Everything that must hold before a change is merged.
 	@scripts/test.sh

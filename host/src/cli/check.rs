@@ -63,7 +63,7 @@ fn summary(out: &mut impl Write, config: &Config, functions: &[(PathBuf, Manifes
     writeln!(out, "broker     {}{shared}", config.mqtt.url)?;
     match &config.upstream {
         Some(upstream) => writeln!(out, "upstream   {}", upstream.url)?,
-        None => writeln!(out, "upstream   none: alerts and data stay on this board")?,
+        None => writeln!(out, "upstream   none: alerts stay on the local broker, data is dropped and counted")?,
     }
     writeln!(out, "data       {}", node.data_dir.display())?;
     match config.http.listen {

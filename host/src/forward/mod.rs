@@ -47,7 +47,7 @@ pub struct Settings {
     pub node: String,
     /// Publications under way to the local broker at once.
     pub local_in_flight: usize,
-    /// `None`: records for upstream stay in the store.
+    /// `None`: nothing is recorded for upstream; what an earlier configuration left stays in the store.
     pub upstream: Option<Upstream>,
     /// Random, so that boards that fail together do not come back together.
     pub seed: u64,

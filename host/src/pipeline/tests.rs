@@ -162,7 +162,7 @@ impl Disk {
     fn count(&self, function: &str, topic: Option<&str>) -> u64 {
         let scope = Scope { function: function.into(), topic: topic.map(Into::into) };
         let value = self.state.get(&scope).and_then(|entries| entries.get("n"));
-        value.map_or(0, |value| u64::from_le_bytes(value[..].try_into().unwrap()))
+        value.map_or(0, |value| str::from_utf8(value).unwrap().parse().unwrap())
     }
 }
 
@@ -753,7 +753,7 @@ mod model {
     }
 
     async fn play(seed: u64) {
-        let mut random = Random(seed * 0x9e37_79b9_7f4a_7c15 + 1);
+        let mut random = Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) + 1);
         let mut spine = Spine::new(functions());
         let mut unacknowledged: VecDeque<(u16, String, String)> = VecDeque::new();
         let mut sent: u16 = 0;

@@ -246,11 +246,12 @@ mod tests {
     fn a_committed_message_that_comes_again_is_only_acknowledged() {
         let mut window = Window::new(10, false, &[]);
         receive(&mut window, 1, 11, 1, false);
+        window.assign(1, 7);
         receive(&mut window, 2, 22, 1, false);
         // The second is committed, but its acknowledgement waits for the first.
         window.done(1, fingerprint(2, 22));
         window.disconnected();
-        assert_eq!(receive(&mut window, 1, 11, 2, true), Seen::New { place: 2 });
+        assert_eq!(receive(&mut window, 1, 11, 2, true), Seen::UnderWay { unit: 7, place: 2 });
         assert_eq!(receive(&mut window, 2, 22, 2, true), Seen::Done);
     }
 

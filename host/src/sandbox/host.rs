@@ -115,6 +115,8 @@ impl ResourceLimiter for Host {
 impl keyvalue::Host for Host {
     fn open(&mut self, identifier: String) -> Result<Result<Resource<Bucket>, keyvalue::Error>> {
         Ok(match identifier.as_str() {
+            // The manifest says `state = "none"`.
+            _ if self.limits.state_bytes == 0 => Err(keyvalue::Error::AccessDenied),
             "" | "default" => Ok(Resource::new_own(0)),
             _ => Err(keyvalue::Error::NoSuchStore),
         })
@@ -160,18 +162,19 @@ impl atomics::Host for Host {
     fn increment(&mut self, _: Resource<Bucket>, key: String, delta: i64) -> Result<Result<i64, keyvalue::Error>> {
         let current = match self.view.get(&key) {
             None => 0,
-            Some(bytes) => match <[u8; 8]>::try_from(&**bytes) {
-                Ok(bytes) => i64::from_le_bytes(bytes),
-                Err(_) => {
-                    let reason = format!("the value of {key:?} is no counter: it has {} bytes, not 8", bytes.len());
+            // Decimal text, which is how other hosts of this interface keep counters, and people read them.
+            Some(bytes) => match str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()) {
+                Some(current) => current,
+                None => {
+                    let reason = format!("the value of {key:?} is no whole number in decimal");
                     return Ok(Err(keyvalue::Error::Other(reason)));
                 }
             },
         };
-        let Some(next) = current.checked_add(delta) else {
+        let Some(next) = i64::checked_add(current, delta) else {
             return Ok(Err(keyvalue::Error::Other(format!("the counter {key:?} would overflow"))));
         };
-        self.set(&key, Some(&next.to_le_bytes()))?;
+        self.set(&key, Some(next.to_string().as_bytes()))?;
         Ok(Ok(next))
     }
 

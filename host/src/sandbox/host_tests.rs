@@ -70,27 +70,47 @@ fn state_is_limited() {
 
 /// `state = "none"` is a limit of no bytes.
 #[test]
-fn without_state_nothing_can_be_written() {
+fn without_state_there_is_no_bucket() {
+    let open = component(
+        OPEN,
+        &format!(
+            "(call $open (i32.const 0) (i32.const 0) (i32.const 1000))
+             (if (i32.eqz (i32.load8_u (i32.const 1000))) (then unreachable))
+             (if (i32.ne (i32.load8_u (i32.const 1004)) (i32.const 1)) (then unreachable)) ;; access denied
+             {NOTHING}"
+        ),
+    );
     let none = Limits { state_bytes: 0, ..LIMITS };
-    let run_set = run(&set(0, NOTHING), none);
-    assert_eq!(run_set.failure().detail, "1 bytes of state, the limit is 0");
-    let increment = component(
-        &format!("{OPEN} {INCREMENT}"),
-        &format!(
-            "{BUCKET} (local.set $bucket)
-            (call $increment (local.get $bucket) (i32.const 0) (i32.const 0) (i64.const 1) (i32.const 1000)) {NOTHING}"
-        ),
-    );
-    assert_eq!(run(&increment, none).failure().code, FailureCode::State);
-    assert_eq!(run(&increment, LIMITS).outcome.writes.len(), 1);
-    let reads = component(
-        &format!("{OPEN} {GET}"),
-        &format!(
-            "{BUCKET} (local.set $bucket)
-            (call $get (local.get $bucket) (i32.const 0) (i32.const 1) (i32.const 1000)) {NOTHING}"
-        ),
-    );
-    assert_eq!(run(&reads, none).outputs(), 0);
+    assert_eq!(run(&open, none).outputs(), 0);
+    assert_eq!(run(&open, LIMITS).failure().code, FailureCode::Trap);
+    // A handle made up instead.
+    assert_eq!(run(&set(0, NOTHING), none).failure().code, FailureCode::Trap);
+}
+
+#[test]
+fn counters_are_decimal_text_and_do_not_overflow() {
+    let increment = |then: &str| {
+        component(
+            &format!("{OPEN} {INCREMENT} (data (i32.const 900) \"a\")"),
+            &format!(
+                "{BUCKET} (local.set $bucket)
+                 (call $increment (local.get $bucket) (i32.const 900) (i32.const 1) (i64.const -3) (i32.const 1000))
+                 {then} {NOTHING}"
+            ),
+        )
+    };
+    let with = |value: &str| State::from_entries([("a".into(), Bytes::copy_from_slice(value.as_bytes()))]);
+    let succeeds = increment("(if (i32.load8_u (i32.const 1000)) (then unreachable))");
+    let fails = increment("(if (i32.eqz (i32.load8_u (i32.const 1000))) (then unreachable))");
+    for (before, after) in [("", "-3"), ("10", "7"), ("-9223372036854775805", "-9223372036854775808")] {
+        let state = if before.is_empty() { State::default() } else { with(before) };
+        let run = run_with(&succeeds, LIMITS, state);
+        assert_eq!((run.outputs(), &run.outcome.writes[0].value), (0, &Some(Bytes::from(after))));
+    }
+    for before in ["no number", "1.5", "99999999999999999999", "-9223372036854775806"] {
+        let run = run_with(&fails, LIMITS, with(before));
+        assert_eq!((run.outputs(), run.outcome.writes.len()), (0, 0), "{before}");
+    }
 }
 
 /// Writes the lower 16 bits of a number as the four letters of a key, at 40000.

@@ -157,7 +157,7 @@ mod tests {
         assert!(answer.contains("\r\ncontent-type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{answer}");
         assert!(answer.contains("\nsedge_messages_received_total 7\n"), "{answer}");
         assert_eq!(fetch(http.addr(), "/healthz").0, 200);
-        assert!(fetch(http.addr(), "/").1.contains("/metrics /healthz /readyz"));
+        assert!(fetch(http.addr(), "/").1.contains("/metrics /status /healthz /readyz"));
         assert_eq!(fetch(http.addr(), "/nothing").0, 404);
         health.beat(Instant::now());
     }

@@ -27,7 +27,7 @@ use crate::sandbox::Limits;
 
 /// Bytes read from a worker at once.
 const READ_BYTES: usize = 64 * 1024;
-/// A worker that answers nothing for this long beyond the longest deadline is stuck outside the guest's code.
+/// A worker that answers nothing for this long beyond the longest deadline, ten times that where it waits for a processor, is stuck outside the guest's code.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 /// A job over which its worker died this often while it was the only one is at fault.
 const DEATHS_ALONE: u32 = 2;
@@ -310,7 +310,7 @@ impl Pool {
         for worker in 0..self.slots.len() {
             let slot = &mut self.slots[worker];
             let busy = !slot.unfinished.is_empty() && slot.states_asked.is_empty();
-            if busy && now.duration_since(slot.last_heard) > self.settings.max_timeout + STUCK_AFTER {
+            if busy && now.duration_since(slot.last_heard) > 10 * self.settings.max_timeout + STUCK_AFTER {
                 tracing::error!(worker, "a worker does not answer and is ended");
                 if let Some(process) = slot.running.as_mut().and_then(|running| running.process.as_mut()) {
                     // Its socket closes, and the rest follows from that.

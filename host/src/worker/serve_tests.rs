@@ -51,7 +51,7 @@ impl Served {
     }
 
     fn state(&mut self, job: u64, count: u64) {
-        let entries = vec![("n".into(), Bytes::copy_from_slice(&count.to_le_bytes()))];
+        let entries = vec![("n".into(), Bytes::from(count.to_string()))];
         self.send(&[ToWorker::State { job, entries }]);
     }
 
@@ -80,7 +80,7 @@ impl Served {
             FromWorker::Held { job } => ("held", job, 0),
             FromWorker::Done { job, outcome, .. } => {
                 let written = outcome.writes.first().and_then(|write| write.value.as_ref());
-                let count = written.map_or(0, |value| u64::from_le_bytes(value[..].try_into().unwrap()));
+                let count = written.map_or(0, |value| str::from_utf8(value).unwrap().parse().unwrap());
                 let what = match outcome.verdict {
                     Verdict::Done(_) => "done",
                     Verdict::Retry { .. } => "retry",

@@ -24,6 +24,7 @@ fn escaped() {
     if std::env::var_os(CHILD).is_none() {
         return;
     }
+    println!();
     let dir = std::env::temp_dir();
     let (readable, executable) = (std::env::current_exe().unwrap(), std::env::current_exe().unwrap());
     let mut written = File::create(dir.join(format!("sedge-wall-{}", std::process::id()))).unwrap();
@@ -49,7 +50,7 @@ fn escaped() {
     report("limits", rustix::process::setrlimit(Resource::Nofile, Rlimit { current: Some(9), maximum: Some(9) }));
     report("write to a file", written.write_all(b"x"));
     report("write to a socket", (&inherited.0).write_all(b"x"));
-    report("memory", Vec::<u8>::new().try_reserve_exact(2 * MEMORY_BYTES as usize));
+    report("memory", Vec::<u8>::new().try_reserve_exact(MEMORY_BYTES as usize));
     // And what it must still do.
     let mut line = String::new();
     report("read", io::stdin().lock().read_line(&mut line));
