@@ -802,6 +802,7 @@ impl Pipeline {
                 let Some(queue) = self.unsent_writes.get_mut(scope) else { continue };
                 queue.pop_front();
                 match queue.front() {
+                    Some(next) if finished.contains(next) => {}
                     Some(next) => finished.push(*next),
                     None => drop(self.unsent_writes.remove(scope)),
                 }
