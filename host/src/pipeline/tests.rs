@@ -440,6 +440,24 @@ fn a_publishers_copy_is_acknowledged_with_the_first_and_not_before() {
     });
 }
 
+/// The first came at QoS 0, so that nothing in front of the copy holds up its acknowledgement.
+#[test]
+fn a_copy_of_what_is_under_way_is_not_acknowledged_when_it_comes_again() {
+    check(|| async {
+        let mut spine = Spine::new(one_with_state());
+        let id = [("id", "7")];
+        spine.receive_with("t/1", "c", 0, false, &id);
+        spine.receive_with("t/1", "c", 1, false, &id);
+        spine.until(|it| it.loads() == 1).await;
+        spine.reconnect();
+        spine.receive_with("t/1", "c", 1, true, &id);
+        spine.end_turn();
+        assert_eq!(spine.acknowledged(), [0; 0], "before the commit");
+        spine.settle().await;
+        assert_eq!((spine.acknowledged(), spine.disk.count("f", Some("t/1"))), (vec![1], 1));
+    });
+}
+
 #[test]
 fn two_functions_share_one_commit_and_one_acknowledgement() {
     check(|| async {

@@ -24,8 +24,6 @@ pub const LOG: &str = r#"(import "wasi:logging/logging@0.1.0-draft" "log" (func 
 pub const OPEN: &str = r#"(import "wasi:keyvalue/store@0.2.0-draft2" "open" (func $open (param i32 i32 i32)))"#;
 pub const SET: &str = r#"(import "wasi:keyvalue/store@0.2.0-draft2" "[method]bucket.set"
     (func $set (param i32 i32 i32 i32 i32 i32)))"#;
-pub const GET: &str = r#"(import "wasi:keyvalue/store@0.2.0-draft2" "[method]bucket.get"
-    (func $get (param i32 i32 i32 i32)))"#;
 pub const DELETE: &str = r#"(import "wasi:keyvalue/store@0.2.0-draft2" "[method]bucket.delete"
     (func $delete (param i32 i32 i32 i32)))"#;
 pub const LIST_KEYS: &str = r#"(import "wasi:keyvalue/store@0.2.0-draft2" "[method]bucket.list-keys"

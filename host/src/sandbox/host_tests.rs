@@ -6,8 +6,7 @@ use bytes::Bytes;
 
 use super::State;
 use super::guest::{
-    BUCKET, CAS_DROP, CAS_NEW, DELETE, GET, INCREMENT, LIMITS, LIST_KEYS, LOG, NOTHING, OPEN, SET, component, run,
-    run_with,
+    BUCKET, CAS_DROP, CAS_NEW, DELETE, INCREMENT, LIMITS, LIST_KEYS, LOG, NOTHING, OPEN, SET, component, run, run_with,
 };
 use super::{Limits, LogLine, Run};
 use crate::message::FailureCode;

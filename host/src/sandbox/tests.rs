@@ -75,7 +75,8 @@ fn time_is_limited() {
 #[test]
 fn no_tick_stops_a_run_before_its_time() {
     let mut bench = Bench::default();
-    let function = bench.load(&component("", &format!("{} {NOTHING}", count_to(1_000_000))), LIMITS);
+    let limits = Limits { fuel: 1 << 40, timeout_ms: 5000, ..LIMITS };
+    let function = bench.load(&component("", &format!("{} {NOTHING}", count_to(10_000_000))), limits);
     let ended = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
