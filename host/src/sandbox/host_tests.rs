@@ -185,7 +185,7 @@ fn a_run_may_hold_so_many_handles() {
     // Those given back do not count.
     assert_eq!(run(&cas(1000, "(call $cas-drop (i32.load (i32.const 1004)))"), LIMITS).outputs(), 0);
     let leak = component(OPEN, &format!("(loop $l {BUCKET} (drop) (br $l)) {NOTHING}"));
-    let run = run(&leak, LIMITS);
+    let run = run(&leak, Limits { fuel: 500_000, ..LIMITS });
     assert!(run.failure().code == FailureCode::Trap && run.failure().detail.contains("handle"), "{:?}", run.failure());
 }
 
