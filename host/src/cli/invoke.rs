@@ -35,7 +35,7 @@ pub struct InvokeArgs {
     /// State the function finds; may be given several times. Numbers and flags as the SDK stores them are text
     #[arg(long = "state", value_name = "KEY=VALUE", value_parser = pair)]
     pub state: Vec<(String, String)>,
-    /// A setting that replaces one of function.toml's [config]; may be given several times
+    /// A setting that replaces one of the section config of function.toml; may be given several times
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = pair)]
     pub settings: Vec<(String, String)>,
     /// Print one JSON object

@@ -1,7 +1,7 @@
 //! The connection to a broker: MQTT 5, a session that the broker keeps, acknowledgements by hand. The only folder that
 //! names the MQTT crate.
 //!
-//! [`connect`] gives two halves: a [`Link`] to say things with, never waiting, and a [`Driver`] future that owns the
+//! [`connect`] gives two halves: a [`Link`] to say things with, never waiting, and a future, the driver, that owns the
 //! socket, reconnects, and queues [`Event`]s. Both live on one thread.
 //!
 //! What is under way when a connection breaks is forgotten here on purpose: deliveries come again from the broker, and
