@@ -2,6 +2,7 @@
 //! anywhere else, or damaged by a worn card, is never loaded but compiled anew.
 
 use std::fs;
+use std::hash::{Hash as _, Hasher as _};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
@@ -9,9 +10,10 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
+use siphasher::sip::SipHasher13;
 
 use crate::message::Digest;
-use crate::sandbox::{self, Class};
+use crate::sandbox::Class;
 
 const TAG_BYTES: usize = 32;
 const KEY_BYTES: usize = 32;
@@ -84,8 +86,18 @@ impl Cache {
 
 /// What was compiled, for which class, by which engine with which settings.
 fn name(digest: &Digest, class: Class) -> Option<String> {
-    let settings = sandbox::settings_digest(class).ok()?;
-    Some(format!("{digest}-{}-{settings:016x}.code", class.as_str()))
+    Some(format!("{digest}-{}-{:016x}.code", class.as_str(), host()?))
+}
+
+/// This program and this processor, which together decide what code is compiled to. The engine could be asked, but making
+/// one costs the daemon memory that it otherwise does without; and the workers' engines refuse what does not fit anyway.
+fn host() -> Option<u64> {
+    let program = fs::metadata("/proc/self/exe").ok()?;
+    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let features = processor.lines().find(|line| line.starts_with("flags") || line.starts_with("Features"));
+    let mut hasher = SipHasher13::new();
+    (program.len(), program.modified().ok()?, features, env!("CARGO_PKG_VERSION")).hash(&mut hasher);
+    Some(hasher.finish())
 }
 
 fn tempfile_in(dir: &Path, name: &str) -> Result<(fs::File, PathBuf), CacheError> {

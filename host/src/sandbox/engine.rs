@@ -117,14 +117,3 @@ pub fn for_compiling(class: Class) -> Result<Engine, SandboxError> {
     config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
     Engine::new(&config).map_err(SandboxError::Engine)
 }
-
-/// What compiled code depends on besides the wasm: the engine's version, its settings and the processor.
-pub fn settings_digest(class: Class) -> Result<u64, SandboxError> {
-    use std::hash::{Hash as _, Hasher as _};
-    let mut config = config(class);
-    config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
-    let engine = Engine::new(&config).map_err(SandboxError::Engine)?;
-    let mut hasher = siphasher::sip::SipHasher13::new();
-    engine.precompile_compatibility_hash().hash(&mut hasher);
-    Ok(hasher.finish())
-}

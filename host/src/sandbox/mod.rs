@@ -35,7 +35,7 @@ use crate::message::{
     Alert, AlertStatus, Failure, FailureCode, LogLine, Message, Outcome, Output, Publication, Severity, Usage, Verdict,
 };
 use bindings::exports::sedge::function::handler;
-pub use engine::{Class, settings_digest};
+pub use engine::Class;
 use host::{Exceeded, Host};
 pub use state::State;
 
