@@ -96,7 +96,7 @@ pub struct Functions {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Worker {
     pub isolate: Isolate,
-    /// 0: half of the cores, at most four.
+    /// 0: one for each core, at most four.
     pub count: usize,
     /// State that a worker keeps in memory.
     pub state_cache_bytes: NonZeroUsize,

@@ -158,9 +158,7 @@ fn loadable(config: &Config, number: usize, installed: &Installed) -> Loadable {
 
 fn pool_settings(config: &Config) -> pool::Settings {
     let count = match config.worker.count {
-        // Half of the cores: the other half has the daemon, the database and, on most boards, the broker. One worker runs
-        // tens of thousands of small functions a second, and every further one is woken for smaller batches.
-        0 => std::thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, MAX_WORKERS)),
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_WORKERS)),
         count => count,
     };
     pool::Settings {
