@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{ConfigArgs, EXIT_CONFIG, complain};
 use crate::config::problem::{Location, Misfit, Severity};
 use crate::config::{Config, Problem, Problems};
-use crate::deploy;
+use crate::deploy::{self, Compiler};
 use crate::manifest::{Manifest, StateScope};
 
 #[derive(Debug, Args)]
@@ -30,6 +30,13 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         let component = deploy::component_path(dir, manifest);
         if !component.is_file() {
             let misfit = Misfit::new(format!("there is no {}", component.display()));
+            let at = Location::whole(dir.join(crate::manifest::FILE_NAME));
+            problems.push(Problem::error(at, "component", misfit.mend(format!("sedge build {}", dir.display()))));
+            continue;
+        }
+        // In the same child and with the same limits as when it is run.
+        if let Err(error) = deploy::install(dir, manifest.clone(), &Compiler, None) {
+            let misfit = Misfit::new(format!("{:#}", anyhow::Error::from(error)));
             let at = Location::whole(dir.join(crate::manifest::FILE_NAME));
             problems.push(Problem::error(at, "component", misfit.mend(format!("sedge build {}", dir.display()))));
         }

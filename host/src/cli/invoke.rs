@@ -11,10 +11,12 @@ use clap::Args;
 use serde_json::json;
 
 use crate::deploy::{self, Compiler};
+use crate::config::Node;
 use crate::manifest::Manifest;
 use crate::message::{Message, Output, Publication, Verdict};
 use crate::sandbox::{Run, Sandbox, State};
 use crate::time;
+use crate::worker::permits::Permits;
 
 #[derive(Debug, Args)]
 pub struct InvokeArgs {
@@ -74,7 +76,12 @@ pub fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
         attempt: 1,
     };
     let entries = args.state.iter().map(|(key, value)| (key.as_str().into(), Bytes::from(value.clone())));
-    let run = function.invoke(&message, State::from_entries(entries));
+    // As in a worker, with the base topic that a board has unless it is configured otherwise.
+    let permits = Permits {
+        base_topic: Node::default().base_topic.into(),
+        publish: installed.manifest.allow.publish.clone(),
+    };
+    let run = function.invoke_within(&message, State::from_entries(entries), |outputs| permits.check(outputs));
     let succeeded = matches!(run.outcome.verdict, Verdict::Done(_));
     if args.json {
         println!("{}", as_json(&run));
