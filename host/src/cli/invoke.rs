@@ -10,8 +10,8 @@ use bytes::Bytes;
 use clap::Args;
 use serde_json::json;
 
-use crate::deploy::{self, Compiler};
 use crate::config::Node;
+use crate::deploy::{self, Compiler};
 use crate::manifest::Manifest;
 use crate::message::{Message, Output, Publication, Verdict};
 use crate::sandbox::{Run, Sandbox, State};
@@ -77,10 +77,8 @@ pub fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
     };
     let entries = args.state.iter().map(|(key, value)| (key.as_str().into(), Bytes::from(value.clone())));
     // As in a worker, with the base topic that a board has unless it is configured otherwise.
-    let permits = Permits {
-        base_topic: Node::default().base_topic.into(),
-        publish: installed.manifest.allow.publish.clone(),
-    };
+    let permits =
+        Permits { base_topic: Node::default().base_topic.into(), publish: installed.manifest.allow.publish.clone() };
     let run = function.invoke_within(&message, State::from_entries(entries), |outputs| permits.check(outputs));
     let succeeded = matches!(run.outcome.verdict, Verdict::Done(_));
     if args.json {
