@@ -404,21 +404,21 @@ impl Pipeline {
         };
         if let Some(failure) = refused {
             self.fail(id, function, failure, Usage::default(), now_ms);
-            self.finish_job(id, now);
+            self.finish_job(id);
             return;
         }
         let key = self.key(function, &unit.message);
         let is_parked = matches!(unit.from, From::Parked { .. });
         if !is_parked && self.parking.is_blocked(&key) {
             self.park_behind(id, function, key, now_ms);
-            self.finish_job(id, now);
+            self.finish_job(id);
             return;
         }
         if !self.functions[function].quarantine.admits(now) {
             let detail = format!("{} is paused because it kept failing", self.functions[function].manifest.name);
             let failure = Failure { code: FailureCode::Quarantined, detail };
             self.fail(id, function, failure, Usage::default(), now_ms);
-            self.finish_job(id, now);
+            self.finish_job(id);
             return;
         }
         let scope = match self.functions[function].manifest.state {
@@ -468,7 +468,7 @@ impl Pipeline {
             }
             pool::Event::Held { token } => {
                 let (unit, function) = untoken(token);
-                self.hold(unit, function, now, now_ms);
+                self.hold(unit, function, now_ms);
             }
             pool::Event::NeedState { request, scope } => self.load_state(request, scope),
             pool::Event::NotLoaded { function, error } => {
@@ -511,7 +511,7 @@ impl Pipeline {
                     function.quarantine.undecided();
                     let wait = Duration::from_millis(after_ms).min(self.settings.retry_max_delay);
                     self.park_for_retry(id, number, wait, now, now_ms);
-                    self.finish_job(id, now);
+                    self.finish_job(id);
                     return;
                 }
             }
@@ -540,7 +540,7 @@ impl Pipeline {
                 }
             }
         }
-        self.finish_job(id, now);
+        self.finish_job(id);
     }
 
     /// Keeps what a run that succeeded returned.
@@ -656,12 +656,12 @@ impl Pipeline {
     }
 
     /// The worker did not run the job: one before it in its key asked for another run, after this one was sent.
-    fn hold(&mut self, id: UnitId, number: usize, now: Instant, now_ms: u64) {
+    fn hold(&mut self, id: UnitId, number: usize, now_ms: u64) {
         let Some(Some(unit)) = self.units.get(id) else { return };
         let key = self.key(number, &unit.message);
         self.functions[number].quarantine.undecided();
         self.park_behind(id, number, key, now_ms);
-        self.finish_job(id, now);
+        self.finish_job(id);
     }
 
     /// The message waits behind one of its key that is to be run again.
@@ -754,7 +754,7 @@ impl Pipeline {
     // ---- recorded ----
 
     /// One function is done with the unit; the last one sends it to be committed.
-    fn finish_job(&mut self, id: UnitId, _now: Instant) {
+    fn finish_job(&mut self, id: UnitId) {
         let Some(Some(unit)) = self.units.get_mut(id) else { return };
         unit.jobs_left -= 1;
         if unit.jobs_left > 0 {

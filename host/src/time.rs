@@ -1,7 +1,11 @@
 //! The wall clock, which may be wrong: a board without an RTC boots in the past. Timers use the monotonic clock.
 
+mod backoff;
+
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+pub use backoff::Backoff;
 
 /// Unix time in milliseconds; 0 for a clock before 1970.
 pub fn now_ms() -> u64 {

@@ -21,7 +21,7 @@ use crate::pipeline::{self, Pipeline};
 use crate::router::{Interest, Router};
 use crate::store::{self, Store};
 use crate::telemetry::{Health, Http, Metrics, Notifier};
-use crate::time;
+use crate::time::{self, Backoff};
 use crate::topic::TopicFilter;
 use crate::worker::permits::Permits;
 use crate::worker::pool::{self, Loadable, Pool};
@@ -253,13 +253,10 @@ fn upstream_options(config: &Config, upstream: &config::Upstream) -> mqtt::Optio
 }
 
 fn forward_settings(config: &Config) -> forward::Settings {
-    let mut seed = [0; 8];
-    // Without randomness boards come back in step, which is no reason not to start.
-    let _ = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty());
     forward::Settings {
         node: config.node.name.clone(),
         local_in_flight: LOCAL_IN_FLIGHT.into(),
         upstream: config.upstream.as_ref().map(forward::Upstream::new),
-        seed: u64::from_le_bytes(seed),
+        seed: Backoff::seed(),
     }
 }

@@ -6,6 +6,7 @@ use std::hash::{Hash as _, Hasher as _};
 use std::io::{self, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
 
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit as _, Mac as _};
@@ -86,19 +87,19 @@ impl Cache {
 
 /// What was compiled, for which class, by which engine with which settings.
 fn name(digest: &Digest, class: Class) -> Option<String> {
-    Some(format!("{digest}-{}-{:016x}.code", class.as_str(), host()?))
+    Some(format!("{digest}-{}-{:016x}.code", class.as_str(), (*HOST)?))
 }
 
 /// This program and this processor, which together decide what code is compiled to. The engine could be asked, but making
 /// one costs the daemon memory that it otherwise does without; and the workers' engines refuse what does not fit anyway.
-fn host() -> Option<u64> {
+static HOST: LazyLock<Option<u64>> = LazyLock::new(|| {
     let program = fs::metadata("/proc/self/exe").ok()?;
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let features = processor.lines().find(|line| line.starts_with("flags") || line.starts_with("Features"));
     let mut hasher = SipHasher13::new();
     (program.len(), program.modified().ok()?, features, env!("CARGO_PKG_VERSION")).hash(&mut hasher);
     Some(hasher.finish())
-}
+});
 
 fn tempfile_in(dir: &Path, name: &str) -> Result<(fs::File, PathBuf), CacheError> {
     let path = dir.join(format!("{name}.{}.tmp", std::process::id()));

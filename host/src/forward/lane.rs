@@ -6,10 +6,10 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::backoff::Backoff;
 use super::envelope::{Envelope, Origin};
 use super::tail::{Tail, Window};
 use crate::store::{Gap, Recovered, Request, Stream};
+use crate::time::Backoff;
 
 /// Half a megabyte is about two seconds of work for the fastest receiver, and six windows fit a small board.
 const WINDOW: Window = Window { records: 2048, bytes: 512 << 10 };

@@ -10,14 +10,13 @@ use std::time::{Duration, Instant};
 use crate::config;
 use crate::store::{Gap, Recovered, Request, Stored, Stream};
 use crate::telemetry::Metrics;
+use crate::time::Backoff;
 
-mod backoff;
 mod envelope;
 mod lane;
 mod tail;
 pub mod webhook;
 
-pub use backoff::Backoff;
 pub use envelope::{Envelope, HOPS, Origin};
 pub use lane::Answer;
 use lane::{FIRST_PAUSE, Lane, Step};

@@ -32,8 +32,13 @@ use tokio::sync::Notify;
 
 use coalesce::{Coalesce, Gate};
 
+use crate::time::Backoff;
+
 /// Events that wait for the pipeline. QoS 1 is bounded by Receive Maximum; this bounds QoS 0 as well, by not reading on.
 const EVENT_HIGH_WATER: usize = 8192;
+
+/// The pause after the first attempt that failed.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
 /// How to reach a broker.
 #[derive(Clone, Debug)]
@@ -357,7 +362,7 @@ fn packet_size(publication: &Publication<'_>) -> usize {
 }
 
 async fn drive(options: Options, shared: Rc<Shared>) {
-    let mut backoff = Backoff::new(options.reconnect_max);
+    let mut backoff = Backoff::new(FIRST_PAUSE, options.reconnect_max, Backoff::seed());
     loop {
         let reason = match mqtt_options(&options, &shared.gate) {
             Ok(mqtt) => serve_connection(mqtt, &options, &shared, &mut backoff).await,
@@ -378,7 +383,7 @@ async fn drive(options: Options, shared: Rc<Shared>) {
             }
         }
         tokio::select! {
-            () = tokio::time::sleep(backoff.next()) => {}
+            () = tokio::time::sleep(backoff.failed()) => {}
             () = shared.kick.notified() => {}
         }
         if shared.state.borrow().closing {
@@ -454,7 +459,7 @@ impl State {
                 }
             }
             rumqttc::Event::Incoming(Packet::ConnAck(ack)) => {
-                backoff.reset();
+                backoff.succeeded();
                 self.connected(&ack);
                 // From here on the client need not checkpoint anything: what is under way is in our own store.
                 eventloop.options.clear_session_store();
@@ -663,37 +668,6 @@ impl SessionStore for NothingUnderWay {
     }
 }
 
-/// Doubles from half a second up to the limit, with half of it random so that a fleet does not come back in step.
-struct Backoff {
-    next: Duration,
-    max: Duration,
-    seed: u64,
-}
-
-impl Backoff {
-    fn new(max: Duration) -> Self {
-        let mut seed = [0; 8];
-        // Without randomness the fleet comes back in step, which is no reason not to start.
-        let _ = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty());
-        Self { next: Self::FIRST, max, seed: u64::from_le_bytes(seed) | 1 }
-    }
-
-    const FIRST: Duration = Duration::from_millis(500);
-
-    fn reset(&mut self) {
-        self.next = Self::FIRST;
-    }
-
-    fn next(&mut self) -> Duration {
-        let whole = self.next.min(self.max);
-        self.next = (whole * 2).min(self.max);
-        self.seed ^= self.seed << 13;
-        self.seed ^= self.seed >> 7;
-        self.seed ^= self.seed << 17;
-        whole / 2 + whole.mul_f64((self.seed >> 11) as f64 / (1_u64 << 53) as f64) / 2
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -717,13 +691,13 @@ mod tests {
 
     #[test]
     fn backoff_grows_to_its_limit_and_starts_over() {
-        let mut backoff = Backoff::new(Duration::from_secs(4));
-        let waits: Vec<Duration> = (0..6).map(|_| backoff.next()).collect();
+        let mut backoff = Backoff::new(FIRST_PAUSE, Duration::from_secs(4), Backoff::seed());
+        let waits: Vec<Duration> = (0..6).map(|_| backoff.failed()).collect();
         for (wait, whole) in waits.iter().zip([500, 1000, 2000, 4000, 4000, 4000]) {
             let whole = Duration::from_millis(whole);
             assert!(*wait >= whole / 2 && *wait <= whole, "{wait:?} for {whole:?}");
         }
-        backoff.reset();
-        assert!(backoff.next() <= Duration::from_millis(500));
+        backoff.succeeded();
+        assert!(backoff.failed() <= Duration::from_millis(500));
     }
 }

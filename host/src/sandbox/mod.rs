@@ -185,10 +185,6 @@ mod native {
 }
 
 impl Function {
-    pub fn limits(&self) -> Limits {
-        self.limits
-    }
-
     /// Runs the function on one message with the state of its scope.
     pub fn invoke(&self, message: &Message, state: State) -> Run {
         self.invoke_within(message, state, |_| Ok(()))

@@ -160,11 +160,6 @@ impl Pool {
         self.slots.is_empty()
     }
 
-    /// Process ids of the workers that are processes.
-    pub fn process_ids(&self) -> impl Iterator<Item = u32> {
-        self.slots.iter().filter_map(|slot| Some(slot.running.as_ref()?.process.as_ref()?.id()))
-    }
-
     /// Hands a job to a worker; `job.id` comes back as the token. Sent with the next [`Pool::flush`].
     pub fn submit(&mut self, worker: usize, job: Job) {
         let slot = &mut self.slots[worker];

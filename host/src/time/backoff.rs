@@ -18,6 +18,13 @@ impl Backoff {
         Self { first, max, next: first, random: seed | 1 }
     }
 
+    /// A seed of this board's own. Without randomness a fleet comes back in step, which is no reason not to start.
+    pub fn seed() -> u64 {
+        let mut seed = [0; 8];
+        let _ = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty());
+        u64::from_le_bytes(seed)
+    }
+
     /// How long to wait after one more failure.
     pub fn failed(&mut self) -> Duration {
         let full = self.next;
