@@ -3,15 +3,18 @@
 //! All waiting happens in one place, [`Daemon::serve`]. Broker, workers, store and upstream queue what they have to say;
 //! each turn of the loop feeds it to the pipeline and the forwarder, which decide, and carries out what they decided.
 
+mod broker;
 mod parts;
 mod status;
 mod store_figures;
+mod subscriptions;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use crate::config::Config;
@@ -24,6 +27,7 @@ use crate::store;
 use crate::telemetry::{self, Health, Metrics};
 use crate::time;
 use status::Status;
+use subscriptions::Subscriptions;
 
 /// The loop turns at least this often: it tends the workers, feeds the watchdog and looks at the clock.
 const TURN: Duration = Duration::from_secs(1);
@@ -33,7 +37,7 @@ const DRAIN: Duration = Duration::from_millis(4000);
 const META_COUNTS_UPWARDS: &str = "packet-ids-count-upwards";
 /// Where Mosquitto says who it is.
 const BROKER_VERSION_TOPIC: &str = "$SYS/broker/version";
-/// The meta key under which the subscriptions of the session are kept, one a line.
+/// The meta key under which the subscriptions of the session are kept.
 const META_SUBSCRIPTIONS: &str = "subscriptions";
 
 /// Runs until SIGTERM or SIGINT.
@@ -66,9 +70,9 @@ struct Daemon {
     _http: Option<telemetry::Http>,
     store_failed: bool,
     counts_upwards_stored: bool,
-    /// What the session at the broker holds, as far as we know.
-    subscribed: Vec<String>,
-    share_group: Option<String>,
+    subscriptions: Subscriptions,
+    /// What the store has of them.
+    subscriptions_saved: Bytes,
     clock_checked: Instant,
 }
 
@@ -106,7 +110,6 @@ impl Daemon {
     async fn serve(mut self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut from_broker = VecDeque::new();
-        let mut from_workers = VecDeque::new();
         let mut ending: Option<Instant> = None;
         self.notify.ready("waiting for the broker");
         tracing::info!(functions = self.pipeline.functions().len(), workers = self.pipeline.pool().len(), "ready");
@@ -131,7 +134,7 @@ impl Daemon {
                     Some(event) => self.store_event(event),
                     None => anyhow::bail!("the store's thread ended"),
                 },
-                () = self.pipeline.pool().receive(&mut from_workers) => {}
+                () = self.pipeline.pool().ready() => {}
                 () = self.broker_events.receive(&mut from_broker), if taking && from_broker.is_empty() => {}
                 // What was left over when the pipeline was full.
                 () = std::future::ready(()), if taking && !from_broker.is_empty() => {}
@@ -144,7 +147,7 @@ impl Daemon {
             }
             let now = Instant::now();
             let now_ms = time::now_ms();
-            for event in from_workers.drain(..) {
+            while let Some(event) = self.pipeline.pool().next() {
                 self.pipeline.worker_event(event, now, now_ms);
             }
             while !self.pipeline.is_full()
@@ -167,6 +170,9 @@ impl Daemon {
     /// not what makes them safe: an acknowledgement is released by a commit that came back.
     fn end_turn(&mut self, now: Instant) {
         let turn = self.pipeline.end_turn();
+        if turn.routes_changed {
+            self.routes_changed();
+        }
         for request in turn.requests {
             self.ask_store(request);
         }
@@ -227,6 +233,7 @@ impl Daemon {
         self.clock_checked = now;
         self.pipeline.set_clock_synced(time::clock_synced());
         self.pipeline.pool().tend();
+        self.tidy_subscriptions();
     }
 
     fn store_event(&mut self, event: store::Event) {
@@ -270,70 +277,6 @@ impl Daemon {
         }
     }
 
-    fn broker_event(&mut self, event: mqtt::Event, ending: bool, now: Instant, now_ms: u64) {
-        match event {
-            mqtt::Event::Delivery(delivery) if *delivery.topic == *BROKER_VERSION_TOPIC.as_bytes() => {
-                // It numbers its packets from 1 to 65,535 for each client, and starts over only then.
-                if delivery.payload.starts_with(b"mosquitto ") {
-                    self.pipeline.set_counts_upwards();
-                }
-            }
-            mqtt::Event::Delivery(delivery) => {
-                // Unacknowledged, it comes again: when the disk works, or to the next daemon.
-                if !self.store_failed && !ending {
-                    self.pipeline.deliver(delivery, now, now_ms);
-                }
-            }
-            mqtt::Event::Connected { session_present } => self.broker_connected(session_present),
-            mqtt::Event::Disconnected { reason } => {
-                self.pipeline.disconnected();
-                self.forwarder.disconnected(Route::Local);
-                self.status.disconnected(&reason);
-            }
-            mqtt::Event::Published { token, result } => {
-                if token != status::TOKEN {
-                    self.forwarder.answered(Route::Local, token, answer(result), now);
-                }
-            }
-            mqtt::Event::NotSubscribed { filter, reason } => {
-                tracing::error!(filter, reason, "the broker refused a subscription: its functions get no messages");
-            }
-        }
-    }
-
-    fn broker_connected(&mut self, session_present: bool) {
-        tracing::info!(session_present, "connected to the broker");
-        if !session_present {
-            if !self.subscribed.is_empty() {
-                self.metrics.sessions_lost.inc();
-                tracing::warn!("the broker has forgotten our session: what it had queued for this board is lost");
-            }
-            self.pipeline.session_lost();
-        }
-        let wanted: Vec<(String, usize)> = self
-            .pipeline
-            .router()
-            .subscriptions()
-            .map(|(filter, id)| (parts::shared(self.share_group.as_deref(), filter.as_str()), id))
-            .collect();
-        for gone in self.subscribed.iter().filter(|old| !wanted.iter().any(|(filter, _)| filter == *old)) {
-            self.broker.unsubscribe(gone);
-        }
-        self.broker.watch(BROKER_VERSION_TOPIC);
-        for (filter, id) in &wanted {
-            self.broker.subscribe(filter, Some(*id));
-        }
-        let names: Vec<String> = wanted.into_iter().map(|(filter, _)| filter).collect();
-        if names != self.subscribed {
-            self.subscribed = names;
-            let value = self.subscribed.join("\n").into();
-            self.ask_store(store::Request::SetMeta { key: META_SUBSCRIPTIONS, value });
-        }
-        self.forwarder.connected(Route::Local);
-        self.status.connected(&self.broker, self.pipeline.functions());
-        self.notify.status("running");
-    }
-
     fn upstream_events(&mut self, events: UpstreamEvents) {
         let now = Instant::now();
         match events {
@@ -354,7 +297,9 @@ impl Daemon {
                         mqtt::Event::Published { token, result } => {
                             self.forwarder.answered(Route::Upstream, token, answer(result), now);
                         }
-                        mqtt::Event::Delivery(_) | mqtt::Event::NotSubscribed { .. } => {}
+                        mqtt::Event::Delivery(_)
+                        | mqtt::Event::NotSubscribed { .. }
+                        | mqtt::Event::Unsubscribed { .. } => {}
                     }
                 }
             }

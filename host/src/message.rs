@@ -189,6 +189,11 @@ impl FailureCode {
         }
     }
 
+    /// Saying no, and asking for another run, is a function's right. All else that comes of a run counts against it.
+    pub const fn is_misbehaviour(self) -> bool {
+        !matches!(self, Self::Rejected | Self::RetriesExhausted)
+    }
+
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|code| code.as_str() == name)
     }

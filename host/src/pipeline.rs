@@ -9,13 +9,18 @@
 //! One thread, no locks: broker, workers and store each queue events, the loop takes them in turn, and everything that
 //! came of one turn is sent in one batch. Nothing here waits for a disk, a socket or a function.
 
+mod deployment;
+mod function;
 mod parking;
 mod quarantine;
+mod recall;
 mod record;
+mod trial;
 mod window;
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{Hash as _, Hasher as _};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -23,36 +28,30 @@ use bytes::Bytes;
 use siphasher::sip::SipHasher13;
 
 use crate::forward::HOPS;
-use crate::manifest::{Manifest, StateScope};
-use crate::message::{Digest, Failure, FailureCode, LogLine, Message, Outcome, Scope, Usage, Verdict};
+use crate::manifest::StateScope;
+use crate::message::{Failure, FailureCode, LogLine, Message, Outcome, Scope, StateWrite, Usage, Verdict};
 use crate::mqtt::{AckToken, Delivery};
 use crate::router::{self, BadTopic, Route, Router};
 use crate::store::{self, Commit, DeadLetter, Fingerprint, Parked};
-use crate::telemetry::{FunctionMetrics, Metrics, OutputKind};
+use crate::telemetry::{Metrics, OutputKind};
 use crate::worker::pool::{self, Pool, StateRequest};
 use crate::worker::protocol::{Job, JobScope};
+pub use deployment::{Deployment, Event as Deployed};
+use function::Edition;
+pub use function::Function;
 use parking::{Key, Parking, Ticket};
 pub use quarantine::Settings as QuarantineSettings;
 use quarantine::{Change, Quarantine};
+use recall::Recall;
 use record::Folding;
 pub use record::Origin;
+use trial::Said;
+pub use trial::{Difference, Tally};
 pub use window::memory as window_memory;
 use window::{Seen, UnitId, Window};
 
 /// A publisher's own message id, honoured across reconnections and restarts.
 pub const ID_PROPERTY: &str = "id";
-
-/// A function as the spine knows it.
-pub struct Function {
-    pub manifest: Arc<Manifest>,
-    pub digest: Digest,
-    metrics: Arc<FunctionMetrics>,
-    quarantine: Quarantine,
-    next_tick: Option<Instant>,
-    tick_under_way: bool,
-    /// Said once, not for every message.
-    warned_without_upstream: bool,
-}
 
 /// What the configuration decides here.
 #[derive(Clone, Debug)]
@@ -69,15 +68,21 @@ pub struct Settings {
 
 /// A message on its way, until everything it caused is committed.
 struct Unit {
+    /// Counts up.
+    arrival: u64,
     message: Message,
     hops: u32,
     from: From,
     /// The same message once more, by the publisher's id or on another connection: acknowledged together with this one.
     copies: Vec<(u64, Fingerprint)>,
     jobs_left: usize,
+    /// It is committed after those of its topic that came before.
+    in_line: bool,
+    /// What a version and its shadow made of it.
+    compared: Option<Box<[Option<Said>; 2]>>,
     commit: Commit,
     /// Jobs that the commit parks.
-    tickets: Vec<(Key, Ticket)>,
+    tickets: Vec<Ticket>,
     message_id: Option<Box<str>>,
 }
 
@@ -104,8 +109,12 @@ enum From {
 pub struct Turn {
     pub acknowledge: Vec<AckToken>,
     pub requests: Vec<store::Request>,
-    /// Functions whose status changed.
+    /// Functions that were paused because they kept failing, or work again.
     pub changed: Vec<usize>,
+    /// What became of versions that were put into service.
+    pub deployed: Vec<(Arc<str>, u32, Deployed)>,
+    /// Other topics are wanted than before: the router must be made anew.
+    pub routes_changed: bool,
 }
 
 /// Packed into a job's id: the unit and the function.
@@ -125,11 +134,15 @@ pub const MAX_FUNCTIONS: usize = 1 << 16;
 pub struct Pipeline {
     settings: Settings,
     functions: Vec<Function>,
+    /// Versions that the workers are loading.
+    pending: Vec<deployment::Pending>,
+    recalls: HashMap<Key, Recall>,
     router: Router,
     pool: Pool,
     metrics: Arc<Metrics>,
     units: Vec<Option<Unit>>,
     free: Vec<UnitId>,
+    arrivals: u64,
     window: Window,
     parking: Parking,
     folding: Folding,
@@ -144,8 +157,13 @@ pub struct Pipeline {
     /// Units whose writes to a scope wait for another job of the same message, in the order of the runs. The store must
     /// get them in this order, and must not be asked for the scope before.
     unsent_writes: HashMap<Scope, VecDeque<UnitId>>,
+    /// Units of several functions, and those behind them, in the order of delivery: one that is done sooner must not be
+    /// committed before one of its topic that still waits for another function.
+    unsent_of_topic: HashMap<Arc<str>, VecDeque<UnitId>>,
     postponed_loads: Vec<(StateRequest, Scope)>,
-    loads: HashMap<u64, StateRequest>,
+    /// With the scope to read instead if there is nothing: a shadow begins with the state of the version that it is held
+    /// against.
+    loads: HashMap<u64, (StateRequest, Option<Scope>)>,
     next_load: u64,
     bytes_in_flight: usize,
     full: bool,
@@ -154,35 +172,19 @@ pub struct Pipeline {
 }
 
 impl Pipeline {
-    pub fn new(
-        settings: Settings,
-        functions: Vec<(Arc<Manifest>, Digest)>,
-        router: Router,
-        pool: Pool,
-        metrics: Arc<Metrics>,
-        now: Instant,
-    ) -> Self {
-        let functions = functions
-            .into_iter()
-            .map(|(manifest, digest)| Function {
-                metrics: metrics.function(&manifest.name),
-                quarantine: Quarantine::new(settings.quarantine),
-                next_tick: manifest.every.map(|every| now + every),
-                tick_under_way: false,
-                warned_without_upstream: false,
-                manifest,
-                digest,
-            })
-            .collect();
+    pub fn new(settings: Settings, pool: Pool, metrics: Arc<Metrics>) -> Self {
         Self {
             window: Window::new(settings.receive_maximum, false, &[]),
             settings,
-            functions,
-            router,
+            functions: Vec::new(),
+            pending: Vec::new(),
+            recalls: HashMap::new(),
+            router: Router::new(Vec::new()),
             pool,
             metrics,
             units: Vec::new(),
             free: Vec::new(),
+            arrivals: 0,
             parking: Parking::default(),
             folding: Folding::default(),
             message_ids: store::MessageIds::default(),
@@ -192,6 +194,7 @@ impl Pipeline {
             committing: VecDeque::new(),
             sequence: 0,
             unsent_writes: HashMap::new(),
+            unsent_of_topic: HashMap::new(),
             postponed_loads: Vec::new(),
             loads: HashMap::new(),
             next_load: 0,
@@ -214,9 +217,18 @@ impl Pipeline {
         &self.router
     }
 
+    pub fn set_router(&mut self, router: Router) {
+        self.router = router;
+    }
+
     /// Nothing is under way: no job, no commit.
     pub fn is_idle(&self) -> bool {
         self.units.len() == self.free.len() && self.committing.is_empty()
+    }
+
+    /// So little is unacknowledged that the broker holds nothing back.
+    pub fn is_nearly_idle(&self) -> bool {
+        self.window.unacknowledged() < usize::from(self.settings.receive_maximum).div_ceil(4)
     }
 
     /// Whether no more should be taken from the broker for now. Closes at twice Receive Maximum and opens again at half
@@ -262,7 +274,8 @@ impl Pipeline {
     /// Jobs that the store holds: from before a restart, or put back by a person.
     pub fn unpark(&mut self, parked: Vec<Parked>, now: Instant, now_ms: u64) {
         for Parked { id, function, message, due_ms } in parked {
-            let Some(number) = self.functions.iter().position(|it| it.manifest.name == function) else {
+            let found = self.functions.iter().enumerate().find(|(_, it)| it.name == function);
+            let Some((number, serving)) = found.and_then(|(number, it)| Some((number, it.serving()?))) else {
                 let failure =
                     Failure { code: FailureCode::Removed, detail: format!("{function} is not installed any more") };
                 let dead_letter = DeadLetter {
@@ -279,7 +292,8 @@ impl Pipeline {
             };
             // The wall clock may have jumped while the board was off: never wait longer than a retry may.
             let wait = Duration::from_millis(due_ms.saturating_sub(now_ms)).min(self.settings.retry_max_delay);
-            self.parking.restore(self.key(number, &message), id, message, now + wait);
+            let key = key_of(number, serving.manifest.state, &message);
+            self.parking.restore(key, id, message, now + wait);
         }
     }
 
@@ -306,8 +320,9 @@ impl Pipeline {
             }
         }
         let route = self.router.route(&delivery.topic);
-        let functions: Vec<usize> =
+        let mut functions: Vec<usize> =
             route.as_ref().map_or_else(|_| Vec::new(), |route| route.functions(&delivery.subscriptions).collect());
+        functions.retain(|number| self.functions.get(*number).is_some_and(|it| it.serving().is_some()));
         let hops = hops(&delivery);
         let message_id = message_id(&delivery);
         if let Some(&id) = message_id.as_deref().and_then(|id| self.message_ids_under_way.get(id)) {
@@ -336,9 +351,15 @@ impl Pipeline {
         };
         let commit = Commit { delivery: fingerprint, message_id: message_id.clone(), ..Commit::default() };
         let message = self.message(delivery, &route, now_ms);
-        let jobs_left = functions.len();
-        let unit =
-            self.insert(Unit { message_id: message_id.clone(), ..Unit::new(message, hops, from, jobs_left, commit) });
+        let compared = self.add_shadows(&mut functions, &message.topic);
+        let in_line = functions.len() > 1
+            || (!self.unsent_of_topic.is_empty() && self.unsent_of_topic.contains_key(&message.topic));
+        let topic = Arc::clone(&message.topic);
+        let unit = Unit::new(message, hops, from, functions.len(), commit);
+        let unit = self.insert(Unit { message_id: message_id.clone(), in_line, compared, ..unit });
+        if in_line {
+            self.unsent_of_topic.entry(topic).or_default().push_back(unit);
+        }
         if let Some(id) = message_id {
             self.message_ids_under_way.insert(id, unit);
         }
@@ -348,6 +369,16 @@ impl Pipeline {
         for function in functions {
             self.start(unit, function, now, now_ms);
         }
+    }
+
+    /// A version that runs as a shadow gets what the active one gets, after it.
+    fn add_shadows(&self, functions: &mut Vec<usize>, topic: &str) -> Option<Box<[Option<Said>; 2]>> {
+        let shadows = functions.iter().filter_map(|number| self.functions[*number].shadow);
+        let wants = |number: &usize| self.functions[*number].serving().is_some_and(|it| it.wants(topic));
+        let shadows: Vec<usize> = shadows.filter(wants).collect();
+        functions.extend(&shadows);
+        // Two of them on one message: the outcomes of neither are compared.
+        (shadows.len() == 1).then(Box::default)
     }
 
     fn message(&self, delivery: Delivery, route: &Route, now_ms: u64) -> Message {
@@ -363,7 +394,9 @@ impl Pipeline {
         }
     }
 
-    fn insert(&mut self, unit: Unit) -> UnitId {
+    fn insert(&mut self, mut unit: Unit) -> UnitId {
+        self.arrivals += 1;
+        unit.arrival = self.arrivals;
         self.bytes_in_flight += unit.message.payload.len();
         match self.free.pop() {
             Some(id) => {
@@ -387,7 +420,7 @@ impl Pipeline {
     // ---- invoked ----
 
     /// Runs a function on a unit's message, unless something speaks against it beforehand.
-    fn start(&mut self, id: UnitId, function: usize, now: Instant, now_ms: u64) {
+    fn start(&mut self, id: UnitId, number: usize, now: Instant, now_ms: u64) {
         let Some(unit) = self.units[id].as_ref() else { return };
         let refused = if unit.message.payload.len() > self.settings.max_payload_bytes {
             let detail = format!(
@@ -403,82 +436,104 @@ impl Pipeline {
             None
         };
         if let Some(failure) = refused {
-            self.fail(id, function, failure, Usage::default(), now_ms);
+            self.fail(id, number, "", failure, Usage::default(), now_ms);
             self.finish_job(id);
             return;
         }
-        let key = self.key(function, &unit.message);
+        let function = &mut self.functions[number];
+        if let Some(drain) = &mut function.drain {
+            drain.waiting.push(id);
+            return;
+        }
+        let is_shadow = function.is_shadow;
+        let Some(edition) = function.serving_for(&unit.message.topic).cloned() else {
+            if is_shadow {
+                self.finish_job(id);
+            } else {
+                self.fail_removed(id, number, now_ms);
+            }
+            return;
+        };
+        if is_shadow {
+            self.submit(id, number, &edition, true);
+            return;
+        }
+        let key = key_of(number, edition.manifest.state, &unit.message);
         let is_parked = matches!(unit.from, From::Parked { .. });
-        if !is_parked && self.parking.is_blocked(&key) {
-            self.park_behind(id, function, key, now_ms);
-            self.finish_job(id);
-            return;
+        if !is_parked {
+            if !self.recalls.is_empty()
+                && let Some(recall) = self.recalls.get_mut(&key)
+            {
+                recall.waiting.push(id);
+                return;
+            }
+            if self.parking.is_blocked(&key) {
+                self.park_behind(id, number, key, now_ms);
+                self.finish_job(id);
+                return;
+            }
         }
-        if !self.functions[function].quarantine.admits(now) {
-            let detail = format!("{} is paused because it kept failing", self.functions[function].manifest.name);
+        if !self.functions[number].quarantine.admits(now) {
+            let detail = format!("{} is paused because it kept failing", self.functions[number].name);
             let failure = Failure { code: FailureCode::Quarantined, detail };
-            self.fail(id, function, failure, Usage::default(), now_ms);
+            self.fail(id, number, &edition.manifest.version, failure, Usage::default(), now_ms);
             self.finish_job(id);
             return;
         }
-        let scope = match self.functions[function].manifest.state {
-            StateScope::None => JobScope::None,
-            StateScope::Topic => JobScope::Topic,
-            StateScope::Function => JobScope::Function,
-        };
+        self.submit(id, number, &edition, is_parked);
+    }
+
+    /// Hands the job to the worker that owns its key.
+    fn submit(&mut self, id: UnitId, number: usize, edition: &Rc<Edition>, resumes: bool) {
         let Some(unit) = self.units[id].as_ref() else { return };
-        let worker = match scope {
-            JobScope::Function => function % self.pool.len(),
-            _ => (router::hash(&unit.message.topic) % self.pool.len() as u64) as usize,
-        };
+        let scope = edition.scope();
+        let function = &self.functions[number];
+        let has_another = function.proven.as_ref().is_some_and(|proven| proven.number != edition.number);
         let job = Job {
-            id: token(id, function),
-            function: function as u32,
+            id: token(id, number),
+            function: number as u32,
+            edition: edition.number,
             scope,
-            resumes: is_parked,
+            resumes,
+            on_trial: has_another && edition.is_unproven.get(),
             message: unit.message.clone(),
         };
+        let worker = self.place_of(number, scope, router::hash(&unit.message.topic));
+        edition.jobs.set(edition.jobs.get() + 1);
         self.pool.submit(worker, job);
     }
 
-    /// What is run one after the other.
-    fn key(&self, function: usize, message: &Message) -> Key {
-        match self.functions[function].manifest.state {
-            StateScope::Function => (function, None),
-            StateScope::None | StateScope::Topic => (function, Some(Arc::clone(&message.topic))),
+    /// The worker that runs a function's jobs on a topic.
+    fn place_of(&self, number: usize, scope: JobScope, topic_hash: u64) -> usize {
+        match scope {
+            JobScope::Function => number % self.pool.len(),
+            JobScope::None | JobScope::Topic => (topic_hash % self.pool.len() as u64) as usize,
         }
     }
 
     pub fn worker_event(&mut self, event: pool::Event, now: Instant, now_ms: u64) {
         match event {
-            pool::Event::Done { token, outcome, log, log_lines_dropped } => {
-                let (unit, function) = untoken(token);
-                self.write_log(function, &log, log_lines_dropped);
-                self.settle(unit, function, outcome, now, now_ms);
+            pool::Event::Done { token, edition, outcome, log, log_lines_dropped } => {
+                let (unit, number) = untoken(token);
+                self.write_log(number, &log, log_lines_dropped);
+                self.job_answered(unit, number, edition, Some(outcome), now, now_ms);
             }
-            pool::Event::Crashed { token } => {
-                let (unit, function) = untoken(token);
+            pool::Event::Crashed { token, edition } => {
+                let (unit, number) = untoken(token);
                 let detail = "the worker process died twice while it ran this message".to_owned();
                 let outcome = Outcome {
                     verdict: Verdict::Failed(Failure { code: FailureCode::WorkerCrashed, detail }),
                     writes: Vec::new(),
                     usage: Usage::default(),
                 };
-                self.settle(unit, function, outcome, now, now_ms);
+                self.job_answered(unit, number, edition, Some(outcome), now, now_ms);
             }
-            pool::Event::Held { token } => {
-                let (unit, function) = untoken(token);
-                self.hold(unit, function, now_ms);
+            pool::Event::Held { token, edition } => {
+                let (unit, number) = untoken(token);
+                self.job_answered(unit, number, edition, None, now, now_ms);
             }
             pool::Event::NeedState { request, scope } => self.load_state(request, scope),
-            pool::Event::NotLoaded { function, error } => {
-                let name = self.functions.get(function as usize).map_or("?", |it| &it.manifest.name);
-                tracing::error!(
-                    function = name,
-                    error,
-                    "a worker could not load a function: its messages become dead letters"
-                );
-            }
+            pool::Event::Loaded { function, edition, error } => self.loaded(function, edition, error, now, now_ms),
             pool::Event::Died { worker, status } => {
                 self.metrics.worker_restarts.inc();
                 tracing::warn!(worker, status, "a worker died; it is replaced and its messages run again");
@@ -486,16 +541,69 @@ impl Pipeline {
         }
     }
 
+    /// A job came back from a worker; without an outcome it was not run, because one before it in its key is to be run
+    /// again first.
+    fn job_answered(
+        &mut self,
+        id: UnitId,
+        number: usize,
+        edition: u32,
+        outcome: Option<Outcome>,
+        now: Instant,
+        now_ms: u64,
+    ) {
+        let Some(edition) = self.answered(number, edition) else { return };
+        let Some(Some(unit)) = self.units.get(id) else { return };
+        let in_order = self.recalls.is_empty() && self.functions[number].drain.is_none();
+        if in_order && let Some(outcome) = outcome {
+            self.settle(id, number, &edition, outcome, now, now_ms);
+            return;
+        }
+        let key = key_of(number, edition.manifest.state, &unit.message);
+        let was_recalled = self.recalls.contains_key(&key);
+        match outcome {
+            Some(outcome) => self.settle(id, number, &edition, outcome, now, now_ms),
+            None => self.take_returned(id, number, &key, &edition),
+        }
+        self.recall_answered(&key, was_recalled, now, now_ms);
+    }
+
+    fn take_returned(&mut self, id: UnitId, number: usize, key: &Key, edition: &Rc<Edition>) {
+        self.functions[number].quarantine.undecided();
+        if let Some(drain) = &mut self.functions[number].drain {
+            drain.returned.push(id);
+        } else if let Some(recall) = self.recalls.get_mut(key) {
+            recall.returned.push(id);
+        } else {
+            // The worker alone thinks that something is to come first.
+            self.submit(id, number, edition, true);
+        }
+    }
+
     /// The one place where an outcome decides what becomes of a message.
-    fn settle(&mut self, id: UnitId, number: usize, outcome: Outcome, now: Instant, now_ms: u64) {
+    fn settle(
+        &mut self,
+        id: UnitId,
+        number: usize,
+        edition: &Rc<Edition>,
+        outcome: Outcome,
+        now: Instant,
+        now_ms: u64,
+    ) {
+        if self.functions[number].is_shadow {
+            self.settle_shadow(id, number, edition, outcome, now, now_ms);
+            return;
+        }
         let Some(Some(unit)) = self.units.get_mut(id) else { return };
         let function = &mut self.functions[number];
         let Outcome { verdict, writes, usage } = outcome;
         function.metrics.ran(&usage);
+        let is_compared = unit.compared.is_some() && function.shadow.is_some();
+        let said = is_compared.then(|| Said::of(&verdict));
         let verdict = match verdict {
             Verdict::Done(outputs) => {
                 let hops = unit.hops + 1;
-                let (manifest, origin) = (&function.manifest, &self.settings.origin);
+                let (manifest, origin) = (&edition.manifest, &self.settings.origin);
                 record::record(outputs, number, manifest, &unit.message, hops, origin, &mut self.folding, now, now_ms)
                     .map_or_else(Err, |recorded| Ok(Some(recorded)))
             }
@@ -510,41 +618,90 @@ impl Pipeline {
                     function.metrics.retries.inc();
                     function.quarantine.undecided();
                     let wait = Duration::from_millis(after_ms).min(self.settings.retry_max_delay);
-                    self.park_for_retry(id, number, wait, now, now_ms);
+                    self.park_for_retry(id, number, edition, wait, now, now_ms);
+                    self.compare(id, number, said, now, now_ms);
                     self.finish_job(id);
+                    self.tried(number, edition.number, None, now, now_ms);
                     return;
                 }
             }
             Verdict::Failed(failure) => Err(failure),
         };
+        let failure = verdict.as_ref().err().filter(|failure| failure.code.is_misbehaviour()).cloned();
+        let has_another = function.proven.as_ref().is_some_and(|proven| proven.number != edition.number);
+        if let Some(failure) = failure.as_ref().filter(|_| edition.is_unproven.get() && has_another) {
+            // A version on trial loses no message: the one before runs it.
+            self.run_again(id, number, edition, now, now_ms);
+            self.tried(number, edition.number, Some(failure), now, now_ms);
+            return;
+        }
+        let misbehaved = failure.is_some();
         match verdict {
             Ok(recorded) => {
                 if let Some(recorded) = recorded {
-                    self.keep(id, number, recorded, writes);
-                }
-                if let Some(change) = self.functions[number].quarantine.succeeded() {
-                    self.quarantine_changed(number, change);
+                    self.keep(id, number, edition, recorded, writes);
                 }
             }
-            Err(failure) => {
-                // Saying no is a function's right; everything else counts against it.
-                let misbehaved = !matches!(failure.code, FailureCode::Rejected | FailureCode::RetriesExhausted);
-                self.fail(id, number, failure, usage, now_ms);
-                let change = if misbehaved {
-                    self.functions[number].quarantine.failed(now)
-                } else {
-                    self.functions[number].quarantine.succeeded()
-                };
-                if let Some(change) = change {
-                    self.quarantine_changed(number, change);
-                }
-            }
+            Err(failure) => self.fail(id, number, &edition.manifest.version, failure, usage, now_ms),
         }
+        let quarantine = &mut self.functions[number].quarantine;
+        let change = if misbehaved { quarantine.failed(now) } else { quarantine.succeeded() };
+        if let Some(change) = change {
+            self.quarantine_changed(number, change);
+        }
+        self.compare(id, number, said, now, now_ms);
+        self.finish_job(id);
+        if edition.is_unproven.get() {
+            self.tried(number, edition.number, failure.as_ref(), now, now_ms);
+        }
+    }
+
+    /// What a shadow made of a message has no effect but on its own state, and is held against what the active version did.
+    fn settle_shadow(
+        &mut self,
+        id: UnitId,
+        number: usize,
+        edition: &Edition,
+        outcome: Outcome,
+        now: Instant,
+        now_ms: u64,
+    ) {
+        let said = Said::of(&outcome.verdict);
+        let failure = match outcome.verdict {
+            Verdict::Failed(failure) if failure.code.is_misbehaviour() => Some(failure),
+            _ => None,
+        };
+        self.keep_state(id, number, edition, outcome.writes);
+        if let Some(candidate) = &mut self.functions[number].candidate {
+            candidate.ran(failure.as_ref(), true);
+        }
+        self.compare(id, number, Some(said), now, now_ms);
         self.finish_job(id);
     }
 
+    /// Once both a version and its shadow have run a message.
+    fn compare(&mut self, id: UnitId, number: usize, said: Option<Said>, now: Instant, now_ms: u64) {
+        let (Some(said), Some(Some(unit))) = (said, self.units.get_mut(id)) else { return };
+        let Some(compared) = &mut unit.compared else { return };
+        let main = self.functions[number].shadow_of;
+        compared[usize::from(main.is_some())] = Some(said);
+        let [Some(active), Some(shadow)] = &**compared else { return };
+        let Some(number) = main.map(|_| number).or(self.functions[number].shadow) else { return };
+        if let Some(candidate) = &mut self.functions[number].candidate {
+            candidate.compare(&unit.message.topic, active, shadow);
+        }
+        self.judge(number, None, now, now_ms);
+    }
+
     /// Keeps what a run that succeeded returned.
-    fn keep(&mut self, id: UnitId, number: usize, recorded: record::Recorded, writes: Vec<crate::message::StateWrite>) {
+    fn keep(
+        &mut self,
+        id: UnitId,
+        number: usize,
+        edition: &Edition,
+        recorded: record::Recorded,
+        writes: Vec<StateWrite>,
+    ) {
         let Some(Some(unit)) = self.units.get_mut(id) else { return };
         let function = &mut self.functions[number];
         for (kind, count) in [
@@ -559,38 +716,45 @@ impl Pipeline {
             self.metrics.dropped("no-upstream", recorded.without_upstream.into());
             if !std::mem::replace(&mut function.warned_without_upstream, true) {
                 tracing::warn!(
-                    function = &*function.manifest.name,
+                    function = &*function.name,
                     "outputs for upstream are dropped: the configuration has no [upstream]"
                 );
             }
         }
         unit.commit.records.extend(recorded.records);
-        if !writes.is_empty() {
-            let topic = (function.manifest.state == StateScope::Topic).then(|| Arc::clone(&unit.message.topic));
-            let scope = Scope { function: Arc::clone(&function.manifest.name), topic };
-            // Where nobody waits and this is the last job, the unit is sent at once.
-            if unit.jobs_left > 1 || !self.unsent_writes.is_empty() {
-                self.unsent_writes.entry(scope.clone()).or_default().push_back(id);
-            }
-            unit.commit.state.push((scope, writes));
-        }
+        self.keep_state(id, number, edition, writes);
     }
 
-    /// Makes the message a dead letter of this function.
-    fn fail(&mut self, id: UnitId, number: usize, failure: Failure, usage: Usage, now_ms: u64) {
+    fn keep_state(&mut self, id: UnitId, number: usize, edition: &Edition, writes: Vec<StateWrite>) {
+        let Some(Some(unit)) = self.units.get_mut(id) else { return };
+        // A function without state has none to write, whatever a worker says: its runs have no order that writes could have.
+        if writes.is_empty() || edition.manifest.state == StateScope::None {
+            return;
+        }
+        let topic = (edition.manifest.state == StateScope::Topic).then(|| Arc::clone(&unit.message.topic));
+        let scope = Scope { function: Arc::clone(&self.functions[number].name), topic };
+        // Where nobody waits and this is the last job, the unit is sent at once.
+        if unit.jobs_left > 1 || unit.in_line || !self.unsent_writes.is_empty() {
+            self.unsent_writes.entry(scope.clone()).or_default().push_back(id);
+        }
+        unit.commit.state.push((scope, writes));
+    }
+
+    /// Makes the message a dead letter of this function. `version`: the one that ran it, if any did.
+    fn fail(&mut self, id: UnitId, number: usize, version: &str, failure: Failure, usage: Usage, now_ms: u64) {
         let Some(Some(unit)) = self.units.get_mut(id) else { return };
         let function = &self.functions[number];
         self.metrics.dead_letter(Some(&function.metrics), failure.code);
         tracing::debug!(
-            function = &*function.manifest.name,
+            function = &*function.name,
             topic = &*unit.message.topic,
             reason = failure.code.as_str(),
             detail = failure.detail,
             "dead letter"
         );
         unit.commit.dead_letters.push(DeadLetter {
-            function: Arc::clone(&function.manifest.name),
-            version: Arc::clone(&function.manifest.version),
+            function: Arc::clone(&function.name),
+            version: version.into(),
             message: unit.message.clone(),
             failure,
             usage,
@@ -600,7 +764,7 @@ impl Pipeline {
 
     fn quarantine_changed(&mut self, number: usize, change: Change) {
         let function = &self.functions[number];
-        let name = &*function.manifest.name;
+        let name = &*function.name;
         function.metrics.quarantined.set(matches!(change, Change::Paused(_)).into());
         match change {
             Change::Paused(pause) => {
@@ -619,7 +783,7 @@ impl Pipeline {
         if log.is_empty() && dropped == 0 {
             return;
         }
-        let name = self.functions.get(function).map_or("?", |it| &*it.manifest.name);
+        let name = self.functions.get(function).map_or("?", |it| &*it.name);
         for LogLine { level, text } in log {
             match *level {
                 tracing::Level::ERROR => tracing::error!(function = name, "{text}"),
@@ -635,33 +799,35 @@ impl Pipeline {
 
     // ---- waiting for another run ----
 
-    fn park_for_retry(&mut self, id: UnitId, function: usize, wait: Duration, now: Instant, now_ms: u64) {
+    fn park_for_retry(
+        &mut self,
+        id: UnitId,
+        number: usize,
+        edition: &Edition,
+        wait: Duration,
+        now: Instant,
+        now_ms: u64,
+    ) {
         let Some(unit) = self.units[id].as_ref() else { return };
         let mut message = unit.message.clone();
         message.attempt += 1;
         let due = now + wait;
+        let place = unit.commit.unpark.first().copied().unwrap_or(0);
         let ticket = match &unit.from {
             From::Parked { key, .. } => {
                 let key = key.clone();
                 self.parking.finished(&key);
-                (key.clone(), self.parking.park_again(key, message.clone(), due))
+                self.parking.park_again(key, place, message.clone(), due)
             }
             _ => {
-                let key = self.key(function, &unit.message);
-                (key.clone(), self.parking.park(key, message.clone(), Some(due)))
+                let key = key_of(number, edition.manifest.state, &unit.message);
+                let ticket = self.parking.park(key.clone(), message.clone(), Some(due));
+                self.recall_key(&key, edition, router::hash(&message.topic));
+                ticket
             }
         };
         let due_ms = now_ms + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        self.add_parked(id, function, message, due_ms, ticket);
-    }
-
-    /// The worker did not run the job: one before it in its key asked for another run, after this one was sent.
-    fn hold(&mut self, id: UnitId, number: usize, now_ms: u64) {
-        let Some(Some(unit)) = self.units.get(id) else { return };
-        let key = self.key(number, &unit.message);
-        self.functions[number].quarantine.undecided();
-        self.park_behind(id, number, key, now_ms);
-        self.finish_job(id);
+        self.add_parked(id, number, place, message, due_ms, ticket);
     }
 
     /// The message waits behind one of its key that is to be run again.
@@ -671,17 +837,17 @@ impl Pipeline {
         if self.parking.bytes() > self.settings.parked_max_bytes {
             let detail = "too much waits for a retry already (store.parked_max_bytes)".to_owned();
             let failure = Failure { code: FailureCode::RetriesExhausted, detail };
-            self.fail(id, function, failure, Usage::default(), now_ms);
+            self.fail(id, function, "", failure, Usage::default(), now_ms);
             return;
         }
-        let ticket = self.parking.park(key.clone(), message.clone(), None);
-        self.add_parked(id, function, message, 0, (key, ticket));
+        let ticket = self.parking.park(key, message.clone(), None);
+        self.add_parked(id, function, 0, message, 0, ticket);
     }
 
-    fn add_parked(&mut self, id: UnitId, function: usize, message: Message, due_ms: u64, ticket: (Key, Ticket)) {
-        let function = Arc::clone(&self.functions[function].manifest.name);
+    fn add_parked(&mut self, id: UnitId, function: usize, place: u64, message: Message, due_ms: u64, ticket: Ticket) {
+        let function = Arc::clone(&self.functions[function].name);
         if let Some(Some(unit)) = self.units.get_mut(id) {
-            unit.commit.park.push(Parked { id: 0, function, message, due_ms });
+            unit.commit.park.push(Parked { id: place, function, message, due_ms });
             unit.tickets.push(ticket);
         }
     }
@@ -700,7 +866,8 @@ impl Pipeline {
         }
         for number in 0..self.functions.len() {
             let function = &mut self.functions[number];
-            let (Some(every), Some(at)) = (function.manifest.every, function.next_tick) else { continue };
+            let every = function.serving().and_then(|edition| edition.manifest.every);
+            let (Some(every), Some(at)) = (every, function.next_tick) else { continue };
             if at > now {
                 continue;
             }
@@ -711,7 +878,7 @@ impl Pipeline {
                 continue;
             }
             let message = Message {
-                topic: format!("$timer/{}", function.manifest.name).into(),
+                topic: format!("$timer/{}", function.name).into(),
                 payload: Bytes::new(),
                 content_type: None,
                 properties: Vec::new(),
@@ -720,14 +887,21 @@ impl Pipeline {
                 attempt: 1,
             };
             let from = From::Tick { function: number };
-            let unit = self.insert(Unit::new(message, 0, from, 1, Commit::default()));
-            self.start(unit, number, now, now_ms);
+            let mut functions = vec![number];
+            let compared = self.add_shadows(&mut functions, &message.topic);
+            let unit = Unit::new(message, 0, from, functions.len(), Commit::default());
+            let unit = self.insert(Unit { compared, ..unit });
+            for function in functions {
+                self.start(unit, function, now, now_ms);
+            }
         }
+        self.judge_due(now, now_ms);
     }
 
     pub fn next_due(&self) -> Option<Instant> {
         let ticks = self.functions.iter().filter_map(|function| function.next_tick);
-        ticks.chain(self.parking.next_due()).min()
+        let trials = self.functions.iter().filter_map(|function| Some(function.candidate.as_ref()?.until()));
+        ticks.chain(trials).chain(self.parking.next_due()).min()
     }
 
     // ---- state ----
@@ -738,16 +912,23 @@ impl Pipeline {
             self.postponed_loads.push((request, scope));
             return;
         }
+        self.read_state(request, scope);
+    }
+
+    fn read_state(&mut self, request: StateRequest, scope: Scope) {
         // What this turn has gathered may hold writes to the same scope: it goes first.
         self.send_batch();
         self.next_load += 1;
-        self.loads.insert(self.next_load, request);
+        self.loads.insert(self.next_load, (request, deployment::state_to_begin_with(&scope)));
         self.turn.requests.push(store::Request::LoadState { token: self.next_load, scope });
     }
 
     pub fn state_loaded(&mut self, token: u64, entries: Vec<(Box<str>, Bytes)>) {
-        if let Some(request) = self.loads.remove(&token) {
-            self.pool.provide_state(request, entries);
+        match self.loads.remove(&token) {
+            // Without what the active version made of the very message that the shadow is to run.
+            Some((request, Some(scope))) if entries.is_empty() => self.read_state(request, scope),
+            Some((request, _)) => self.pool.provide_state(request, entries),
+            None => {}
         }
     }
 
@@ -795,6 +976,19 @@ impl Pipeline {
             let waits = |(scope, _): &(Scope, _)| self.unsent_writes.get(scope).is_some_and(|it| it[0] != id);
             if unit.jobs_left > 0 || unit.commit.state.iter().any(waits) {
                 continue;
+            }
+            if unit.in_line
+                && let Some(line) = self.unsent_of_topic.get_mut(&unit.message.topic)
+            {
+                if line.front() != Some(&id) {
+                    continue;
+                }
+                line.pop_front();
+                match line.front() {
+                    Some(next) if finished.contains(next) => {}
+                    Some(next) => finished.push(*next),
+                    None => drop(self.unsent_of_topic.remove(&unit.message.topic)),
+                }
             }
             let commit = std::mem::take(&mut unit.commit);
             self.parking.committing(std::mem::take(&mut unit.tickets));
@@ -898,8 +1092,10 @@ impl Pipeline {
         self.batch_units.clear();
         self.committing.clear();
         self.unsent_writes.clear();
+        self.unsent_of_topic.clear();
         self.postponed_loads.clear();
         self.loads.clear();
+        self.recalls.clear();
         self.message_ids_under_way.clear();
         self.parking = Parking::default();
         self.folding.forget();
@@ -910,22 +1106,33 @@ impl Pipeline {
             function.tick_under_way = false;
             function.quarantine.undecided();
         }
+        self.forget_jobs();
     }
 }
 
 impl Unit {
     fn new(message: Message, hops: u32, from: From, jobs_left: usize, commit: Commit) -> Self {
-        Self { message, hops, from, copies: Vec::new(), jobs_left, commit, tickets: Vec::new(), message_id: None }
+        Self {
+            arrival: 0,
+            message,
+            hops,
+            from,
+            copies: Vec::new(),
+            jobs_left,
+            in_line: false,
+            compared: None,
+            commit,
+            tickets: Vec::new(),
+            message_id: None,
+        }
     }
 }
 
-impl Function {
-    pub fn is_quarantined(&self) -> bool {
-        self.quarantine.is_paused()
-    }
-
-    pub fn metrics(&self) -> &FunctionMetrics {
-        &self.metrics
+/// What is run one after the other.
+fn key_of(number: usize, scope: StateScope, message: &Message) -> Key {
+    match scope {
+        StateScope::Function => (number, None),
+        StateScope::None | StateScope::Topic => (number, Some(Arc::clone(&message.topic))),
     }
 }
 

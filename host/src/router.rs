@@ -21,7 +21,10 @@ const MAX_SUBSCRIPTION_ID: u64 = 268_435_455;
 #[derive(Clone, Debug)]
 pub struct Interest {
     pub function: usize,
-    pub filters: Vec<TopicFilter>,
+    pub wanted: Vec<TopicFilter>,
+    /// What is subscribed for it, in the order in which it serves: all that is wanted, and what was wanted before and is
+    /// still subscribed.
+    pub served_by: Vec<TopicFilter>,
 }
 
 #[derive(Debug)]
@@ -55,7 +58,7 @@ impl Router {
     pub fn new(interests: Vec<Interest>) -> Self {
         let mut subscriptions = BTreeMap::new();
         let mut taken = BTreeMap::new();
-        for filter in interests.iter().flat_map(|interest| &interest.filters) {
+        for filter in interests.iter().flat_map(|interest| &interest.served_by) {
             if subscriptions.contains_key(filter) {
                 continue;
             }
@@ -90,9 +93,12 @@ impl Router {
 
     fn find(&self, topic: &str) -> Route {
         let targets = self.interests.iter().filter_map(|interest| {
+            if !interest.wanted.iter().any(|filter| filter.matches(topic)) {
+                return None;
+            }
             // The first matching filter alone serves the function: where several match, the broker may send the
             // message once for each.
-            let filter = interest.filters.iter().find(|filter| filter.matches(topic))?;
+            let filter = interest.served_by.iter().find(|filter| filter.matches(topic))?;
             Some(Target { function: interest.function, subscription: self.subscriptions[filter] })
         });
         Route { topic: topic.into(), hash: hash(topic), targets: targets.collect() }
@@ -131,9 +137,9 @@ mod tests {
     use super::*;
 
     fn router(interests: &[&[&str]]) -> Router {
-        let interests = interests.iter().enumerate().map(|(function, filters)| Interest {
-            function,
-            filters: filters.iter().map(|filter| TopicFilter::parse(filter).unwrap()).collect(),
+        let interests = interests.iter().enumerate().map(|(function, wanted)| {
+            let wanted: Vec<TopicFilter> = wanted.iter().map(|filter| filter.parse().unwrap()).collect();
+            Interest { function, served_by: wanted.clone(), wanted }
         });
         Router::new(interests.collect())
     }
@@ -161,6 +167,22 @@ mod tests {
         assert_eq!(functions(&mut router, "a/b", &[plus]), [0]);
         assert_eq!(functions(&mut router, "a/b", &[literal]), [1]);
         assert_eq!(functions(&mut router, "a/b", &[literal, plus]), [0, 1]);
+    }
+
+    #[test]
+    fn what_was_subscribed_before_serves_until_it_is_not() {
+        let filter = |text: &str| text.parse::<TopicFilter>().unwrap();
+        let interest =
+            Interest { function: 0, wanted: vec![filter("a/#")], served_by: vec![filter("a/+"), filter("a/#")] };
+        let mut router = Router::new(vec![interest]);
+        let (old, new) = (id(&router, "a/+"), id(&router, "a/#"));
+        assert_eq!(functions(&mut router, "a/b", &[old]), [0]);
+        assert_eq!(functions(&mut router, "a/b", &[new]), Vec::<usize>::new(), "the copy for the new subscription");
+        assert_eq!(functions(&mut router, "a/b/c", &[new]), [0]);
+        let narrower =
+            Interest { function: 0, wanted: vec![filter("a/b")], served_by: vec![filter("a/+"), filter("a/b")] };
+        let mut router = Router::new(vec![narrower]);
+        assert_eq!(functions(&mut router, "a/x", &[old]), Vec::<usize>::new(), "not wanted any more");
     }
 
     #[test]

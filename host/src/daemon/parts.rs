@@ -10,21 +10,20 @@ use tokio::sync::mpsc;
 
 use super::status::Status;
 use super::store_figures;
+use super::subscriptions::Subscriptions;
 use super::{Daemon, META_COUNTS_UPWARDS, META_SUBSCRIPTIONS, TURN, Upstream};
 use crate::config::{self, Config};
 use crate::deploy::{self, Cache, Compiler, Installed};
 use crate::forward::webhook::Webhook;
 use crate::forward::{self, Forwarder, UpstreamKind};
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, Trial};
 use crate::mqtt;
-use crate::pipeline::{self, Pipeline};
-use crate::router::{Interest, Router};
+use crate::pipeline::{self, Deployment, Pipeline};
 use crate::store::{self, Store};
 use crate::telemetry::{Health, Http, Metrics, Notifier};
 use crate::time::{self, Backoff};
-use crate::topic::TopicFilter;
 use crate::worker::permits::Permits;
-use crate::worker::pool::{self, Loadable, Pool};
+use crate::worker::pool::{self, Pool};
 
 /// Our own publishes under way to the local broker. Small, because the client looks through them at every flush.
 const LOCAL_IN_FLIGHT: u16 = 64;
@@ -56,20 +55,14 @@ impl Daemon {
         }
 
         let installed = install(&config, functions)?;
-        let subscribed: Vec<String> = meta(&recovered, META_SUBSCRIPTIONS)
-            .and_then(|value| str::from_utf8(value).ok())
-            .map(|text| text.lines().map(str::to_owned).collect())
-            .unwrap_or_default();
         let counts_upwards = meta(&recovered, META_COUNTS_UPWARDS).is_some();
-        let router = router(&installed, &subscribed, config.mqtt.share_group.as_deref());
-        let pool = Pool::start(
-            pool_settings(&config),
-            installed.iter().enumerate().map(|(number, installed)| loadable(&config, number, installed)).collect(),
-        )
-        .context("failed to start the workers")?;
-        let manifests = installed.iter().map(|it| (Arc::clone(&it.manifest), it.digest)).collect();
-        let mut pipeline =
-            Pipeline::new(pipeline_settings(&config), manifests, router, pool, Arc::clone(&metrics), now);
+        let subscriptions_saved = meta(&recovered, META_SUBSCRIPTIONS).cloned().unwrap_or_default();
+        let subscriptions = Subscriptions::restore(Some(&subscriptions_saved), config.mqtt.share_group.clone());
+        let pool = Pool::start(pool_settings(&config), Vec::new()).context("failed to start the workers")?;
+        let mut pipeline = Pipeline::new(pipeline_settings(&config), pool, Arc::clone(&metrics));
+        for (number, installed) in installed.iter().enumerate() {
+            pipeline.deploy(deployment(&config, number as u32, installed, None), now);
+        }
         pipeline.set_clock_synced(time::clock_synced());
 
         let status = Status::new(&config.node.base_topic, &config.node.name);
@@ -95,8 +88,8 @@ impl Daemon {
             _http: http,
             store_failed: false,
             counts_upwards_stored: counts_upwards,
-            subscribed,
-            share_group: config.mqtt.share_group,
+            subscriptions,
+            subscriptions_saved,
             clock_checked: now.checked_sub(TURN).unwrap_or(now),
         })
     }
@@ -104,11 +97,6 @@ impl Daemon {
 
 pub(super) fn meta<'a>(recovered: &'a store::Recovered, key: &str) -> Option<&'a Bytes> {
     recovered.meta.iter().find(|(name, _)| name == key).map(|(_, value)| value)
-}
-
-/// The filter as it is subscribed: shared with other hosts, or not.
-pub(super) fn shared(group: Option<&str>, filter: &str) -> String {
-    group.map_or_else(|| filter.to_owned(), |group| format!("$share/{group}/{filter}"))
 }
 
 fn install(config: &Config, functions: Vec<(PathBuf, Manifest)>) -> anyhow::Result<Vec<Installed>> {
@@ -131,21 +119,11 @@ fn install(config: &Config, functions: Vec<(PathBuf, Manifest)>) -> anyhow::Resu
         .collect()
 }
 
-/// Filters that the session already has come first: a message that was queued for one before a restart names it, and
-/// must still find its function when a new filter matches as well.
-fn router(installed: &[Installed], subscribed: &[String], share_group: Option<&str>) -> Router {
-    let interests = installed.iter().enumerate().map(|(function, installed)| {
-        let mut filters: Vec<TopicFilter> = installed.manifest.subscribe.clone();
-        filters.sort_by_key(|filter| !subscribed.contains(&shared(share_group, filter.as_str())));
-        Interest { function, filters }
-    });
-    Router::new(interests.collect())
-}
-
-fn loadable(config: &Config, number: usize, installed: &Installed) -> Loadable {
-    Loadable {
-        number: number as u32,
-        name: Arc::clone(&installed.manifest.name),
+pub(super) fn deployment(config: &Config, edition: u32, installed: &Installed, trial: Option<Trial>) -> Deployment {
+    Deployment {
+        edition,
+        manifest: Arc::clone(&installed.manifest),
+        digest: installed.digest,
         limits: installed.limits(),
         settings: installed.settings(),
         permits: Permits {
@@ -153,6 +131,7 @@ fn loadable(config: &Config, number: usize, installed: &Installed) -> Loadable {
             publish: installed.manifest.allow.publish.clone(),
         },
         code: installed.code.clone(),
+        trial,
     }
 }
 

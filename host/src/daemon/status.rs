@@ -68,12 +68,13 @@ impl Status {
     }
 
     pub fn publish_function(&self, link: &Link, function: &Function) {
-        let manifest = &function.manifest;
+        let Some(edition) = function.serving() else { return };
+        let manifest = &edition.manifest;
         let quarantined = function.is_quarantined();
         let mut status = json!({
             "name": &*manifest.name,
             "version": &*manifest.version,
-            "digest": function.digest.to_string(),
+            "digest": edition.digest.to_string(),
             "state": if quarantined { "quarantined" } else { "active" },
         });
         if quarantined {

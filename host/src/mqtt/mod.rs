@@ -86,6 +86,10 @@ pub enum Event {
         token: u64,
         result: PublishResult,
     },
+    /// The broker has dropped a subscription; what it sends from here on was matched without it.
+    Unsubscribed {
+        filter: String,
+    },
     /// The broker refused a subscription.
     NotSubscribed {
         filter: String,
@@ -174,6 +178,8 @@ struct State {
     sent: HashMap<u16, u64>,
     subscribing: VecDeque<String>,
     subscribe_ids: HashMap<u16, String>,
+    unsubscribing: VecDeque<String>,
+    unsubscribe_ids: HashMap<u16, String>,
     max_packet_bytes: usize,
     retain_available: bool,
 }
@@ -274,10 +280,19 @@ impl Link {
 
     /// Subscribes with QoS 1. Retained messages come once, when the subscription is new to the broker.
     pub fn subscribe(&self, filter: &str, id: Option<usize>) {
+        self.subscribe_with(filter, id, RetainForwardRule::OnNewSubscribe);
+    }
+
+    /// Subscribes with QoS 1. Retained messages come each time.
+    pub fn fetch(&self, filter: &str) {
+        self.subscribe_with(filter, None, RetainForwardRule::OnEverySubscribe);
+    }
+
+    fn subscribe_with(&self, filter: &str, id: Option<usize>, retained: RetainForwardRule) {
         let mut state = self.shared.state.borrow_mut();
         let Some(client) = state.client.clone() else { return };
         let mut wanted = SubscribeFilter::new(filter, QoS::AtLeastOnce);
-        wanted.retain_forward_rule = RetainForwardRule::OnNewSubscribe;
+        wanted.retain_forward_rule = retained;
         let sent = match id {
             Some(id) => client.try_subscribe_many_with_properties(
                 [wanted],
@@ -304,9 +319,12 @@ impl Link {
         }
     }
 
+    /// [`Event::Unsubscribed`] follows, unless the connection breaks first.
     pub fn unsubscribe(&self, filter: &str) {
-        if let Some(client) = &self.shared.state.borrow().client {
-            let _ = client.try_unsubscribe(filter);
+        let mut state = self.shared.state.borrow_mut();
+        let Some(client) = state.client.clone() else { return };
+        if client.try_unsubscribe(filter).is_ok() {
+            state.unsubscribing.push_back(filter.to_owned());
         }
     }
 
@@ -376,6 +394,8 @@ async fn drive(options: Options, shared: Rc<Shared>) {
             state.sent.clear();
             state.subscribing.clear();
             state.subscribe_ids.clear();
+            state.unsubscribing.clear();
+            state.unsubscribe_ids.clear();
             state.events.push_back(Event::Disconnected { reason });
             shared.ready.notify_one();
             if state.closing {
@@ -456,6 +476,16 @@ impl State {
                     ack.return_codes.iter().find(|code| !matches!(code, SubscribeReasonCode::Success(_)))
                 {
                     self.events.push_back(Event::NotSubscribed { filter, reason: format!("{code:?}") });
+                }
+            }
+            rumqttc::Event::Outgoing(Outgoing::Unsubscribe(packet_id)) => {
+                if let Some(filter) = self.unsubscribing.pop_front() {
+                    self.unsubscribe_ids.insert(packet_id, filter);
+                }
+            }
+            rumqttc::Event::Incoming(Packet::UnsubAck(ack)) => {
+                if let Some(filter) = self.unsubscribe_ids.remove(&ack.pkid) {
+                    self.events.push_back(Event::Unsubscribed { filter });
                 }
             }
             rumqttc::Event::Incoming(Packet::ConnAck(ack)) => {

@@ -18,6 +18,8 @@ pub struct Waiting {
     /// The store's number. `None` until the commit that parks it is on disk.
     pub id: Option<u64>,
     ticket: Ticket,
+    /// The number that it had and will have again.
+    had: Option<u64>,
     pub message: Message,
     /// `None`: as soon as what is in front of it is done.
     pub due: Option<Instant>,
@@ -26,8 +28,10 @@ pub struct Waiting {
 #[derive(Debug, Default)]
 pub struct Parking {
     queues: HashMap<Key, Queue>,
-    /// Keys of parked jobs whose numbers the store has not given yet, in the order of their commits.
-    unnumbered: VecDeque<(Key, Ticket)>,
+    /// Parked jobs whose numbers the store has not given yet, in the order of their commits.
+    unnumbered: VecDeque<Ticket>,
+    /// Where those are that have no number.
+    keys: HashMap<Ticket, Key>,
     last_ticket: Ticket,
     bytes: usize,
 }
@@ -51,28 +55,31 @@ impl Parking {
     /// A job that waits at the end of its key's queue. The commit that stores it is said to [`Parking::committing`].
     pub fn park(&mut self, key: Key, message: Message, due: Option<Instant>) -> Ticket {
         self.last_ticket += 1;
-        self.add(key, Waiting { id: None, ticket: self.last_ticket, message, due });
+        self.keys.insert(self.last_ticket, key.clone());
+        self.add(key, Waiting { id: None, ticket: self.last_ticket, had: None, message, due });
         self.last_ticket
     }
 
-    /// The first job of a key asked to be run yet again.
-    pub fn park_again(&mut self, key: Key, message: Message, due: Instant) -> Ticket {
+    /// The first job of a key asked to be run yet again. It keeps its number in the store.
+    pub fn park_again(&mut self, key: Key, id: u64, message: Message, due: Instant) -> Ticket {
         self.last_ticket += 1;
         self.bytes += size(&message);
+        self.keys.insert(self.last_ticket, key.clone());
         let queue = self.queues.entry(key).or_default();
         queue.running = false;
-        queue.jobs.push_front(Waiting { id: None, ticket: self.last_ticket, message, due: Some(due) });
+        let again = Waiting { id: None, ticket: self.last_ticket, had: Some(id), message, due: Some(due) };
+        queue.jobs.push_front(again);
         self.last_ticket
     }
 
     /// The commit that stores these goes to the store, after those of all that came here before.
-    pub fn committing(&mut self, parked: Vec<(Key, Ticket)>) {
+    pub fn committing(&mut self, parked: Vec<Ticket>) {
         self.unnumbered.extend(parked);
     }
 
     /// A job that is in the store already.
     pub fn restore(&mut self, key: Key, id: u64, message: Message, due: Instant) {
-        self.add(key, Waiting { id: Some(id), ticket: 0, message, due: Some(due) });
+        self.add(key, Waiting { id: Some(id), ticket: 0, had: None, message, due: Some(due) });
     }
 
     fn add(&mut self, key: Key, waiting: Waiting) {
@@ -82,7 +89,8 @@ impl Parking {
 
     /// The store gave the oldest unnumbered job its number.
     pub fn numbered(&mut self, id: u64) {
-        let Some((key, ticket)) = self.unnumbered.pop_front() else { return };
+        let Some(ticket) = self.unnumbered.pop_front() else { return };
+        let Some(key) = self.keys.remove(&ticket) else { return };
         let jobs = self.queues.get_mut(&key).map(|queue| &mut queue.jobs);
         if let Some(job) = jobs.and_then(|jobs| jobs.iter_mut().find(|job| job.ticket == ticket)) {
             job.id = Some(id);
@@ -104,6 +112,23 @@ impl Parking {
         }
     }
 
+    /// The function orders its messages in another way from now on. None of its jobs is running.
+    pub fn rekey(&mut self, function: usize, key_of: impl Fn(&Message) -> Key) {
+        let mut jobs: Vec<Waiting> = Vec::new();
+        for (_, queue) in self.queues.extract_if(|key, _| key.0 == function) {
+            jobs.extend(queue.jobs);
+        }
+        // In the order in which the store has them, and then of those that it does not have yet.
+        jobs.sort_by_key(|job| (job.id.or(job.had).unwrap_or(u64::MAX), job.ticket));
+        for job in jobs {
+            let key = key_of(&job.message);
+            if let Some(place) = self.keys.get_mut(&job.ticket).filter(|_| job.id.is_none()) {
+                place.clone_from(&key);
+            }
+            self.queues.entry(key).or_default().jobs.push_back(job);
+        }
+    }
+
     /// When the next job is due, if it waits for time alone.
     pub fn next_due(&self) -> Option<Instant> {
         self.queues
@@ -119,6 +144,13 @@ impl Parking {
         queue.running = false;
         if let Some(done) = queue.jobs.pop_front() {
             self.bytes -= size(&done.message);
+        }
+    }
+
+    /// The job that runs for this key was not run after all.
+    pub fn stopped(&mut self, key: &Key) {
+        if let Some(queue) = self.queues.get_mut(key) {
+            queue.running = false;
         }
     }
 
@@ -167,7 +199,7 @@ mod tests {
         let mut parking = Parking::default();
         let a = parking.park(key.clone(), message("a"), Some(later));
         let b = parking.park(key.clone(), message("b"), None);
-        parking.committing(vec![(key.clone(), a), (key.clone(), b)]);
+        parking.committing(vec![a, b]);
         assert!(parking.is_blocked(&key) && !parking.is_blocked(&(1, None)));
         assert_eq!(started(&mut parking, later), [], "not before it is on disk");
         parking.numbered(1);
@@ -177,8 +209,8 @@ mod tests {
         assert_eq!(started(&mut parking, later), [(1, Bytes::from("a"))]);
         assert_eq!(started(&mut parking, later), [], "one at a time");
         parking.finished(&key);
-        let again = parking.park_again(key.clone(), message("a2"), later);
-        parking.committing(vec![(key.clone(), again)]);
+        let again = parking.park_again(key.clone(), 1, message("a2"), later);
+        parking.committing(vec![again]);
         parking.unblock(&key);
         assert_eq!(started(&mut parking, later), []);
         parking.numbered(3);
@@ -200,8 +232,8 @@ mod tests {
         let mut parking = Parking::default();
         let first = parking.park(key.clone(), message("first"), Some(now));
         let elsewhere = parking.park(other.clone(), message("elsewhere"), Some(now));
-        parking.committing(vec![(other, elsewhere)]);
-        parking.committing(vec![(key.clone(), first)]);
+        parking.committing(vec![elsewhere]);
+        parking.committing(vec![first]);
         parking.numbered(1);
         parking.numbered(2);
         let mut running = started(&mut parking, now);
@@ -209,10 +241,10 @@ mod tests {
         assert_eq!(running, [(1, Bytes::from("elsewhere")), (2, Bytes::from("first"))]);
         // One that waits behind is being stored while the one in front asks for another run.
         let behind = parking.park(key.clone(), message("behind"), None);
-        parking.committing(vec![(key.clone(), behind)]);
+        parking.committing(vec![behind]);
         parking.finished(&key);
-        let again = parking.park_again(key.clone(), message("again"), now);
-        parking.committing(vec![(key.clone(), again)]);
+        let again = parking.park_again(key.clone(), 2, message("again"), now);
+        parking.committing(vec![again]);
         parking.numbered(3);
         parking.numbered(4);
         assert_eq!(started(&mut parking, now), [(4, Bytes::from("again"))]);

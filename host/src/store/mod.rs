@@ -174,7 +174,8 @@ pub struct DeadLetter {
 /// A job that waits in the store, its delivery long acknowledged.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Parked {
-    /// Given by the store; 0 in a [`Commit`].
+    /// Given by the store, in the order of parking. In a [`Commit`] it is 0, or the number of a job that the same commit
+    /// unparks, which keeps its place.
     pub id: u64,
     pub function: Arc<str>,
     pub message: Message,

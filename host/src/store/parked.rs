@@ -47,9 +47,10 @@ impl Jobs {
         job: &mut Parked,
     ) -> rusqlite::Result<()> {
         let body = encoder.parked(job);
-        connection.prepare_cached("INSERT INTO parked (body) VALUES (?1)")?.execute((body,))?;
+        let place = (job.id != 0).then_some(job.id);
+        connection.prepare_cached("INSERT INTO parked (id, body) VALUES (?1, ?2)")?.execute((place, body))?;
         job.id = connection.last_insert_rowid() as u64;
-        self.known = job.id;
+        self.known = self.known.max(job.id);
         self.count += 1;
         self.bytes += body.len() as u64;
         Ok(())

@@ -46,12 +46,6 @@ impl StateCache {
         }
     }
 
-    pub fn forget_function(&mut self, function: u32) {
-        self.young.retain(|(owner, _), _| *owner != function);
-        self.old.retain(|(owner, _), _| *owner != function);
-        self.young_bytes = self.young.values().map(|state| state.bytes() + ENTRY_OVERHEAD).sum();
-    }
-
     pub fn clear(&mut self) {
         self.young.clear();
         self.old.clear();
@@ -83,15 +77,5 @@ mod tests {
         assert!(held <= 110_000, "{held}");
         assert!(cache.take(&(0, Some("t0".into()))).is_none());
         assert!(cache.take(&(0, Some("t999".into()))).is_some());
-    }
-
-    #[test]
-    fn a_function_is_forgotten_alone() {
-        let mut cache = StateCache::new(100_000);
-        cache.put((1, None), state(10));
-        cache.put((2, None), state(10));
-        cache.forget_function(1);
-        assert!(cache.take(&(1, None)).is_none());
-        assert!(cache.take(&(2, None)).is_some());
     }
 }

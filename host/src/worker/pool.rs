@@ -38,6 +38,7 @@ const RESPAWN_MAX: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug)]
 pub struct Loadable {
     pub number: u32,
+    pub edition: u32,
     pub name: Arc<str>,
     pub limits: Limits,
     pub settings: Vec<(String, String)>,
@@ -49,6 +50,7 @@ pub struct Loadable {
 pub enum Event {
     Done {
         token: u64,
+        edition: u32,
         outcome: Outcome,
         log: Vec<LogLine>,
         log_lines_dropped: u32,
@@ -58,17 +60,21 @@ pub enum Event {
         request: StateRequest,
         scope: Scope,
     },
-    /// The job did not run: one before it in its key asked for another run.
+    /// The job did not run: one before it in its key is to be run again.
     Held {
         token: u64,
+        edition: u32,
     },
     /// The job was running, alone, when its worker died for the second time.
     Crashed {
         token: u64,
+        edition: u32,
     },
-    NotLoaded {
+    /// Every worker has it, or `error` says why one of them has not.
+    Loaded {
         function: u32,
-        error: String,
+        edition: u32,
+        error: Option<String>,
     },
     /// A worker died and is being replaced.
     Died {
@@ -98,7 +104,29 @@ pub struct Pool {
     settings: Settings,
     slots: Vec<Slot>,
     functions: Vec<Loadable>,
+    loading: Vec<Loading>,
     queue: Rc<Queue>,
+    /// What the last frame meant, as far as it was not taken yet.
+    events: VecDeque<Event>,
+}
+
+/// A version that not every worker has answered for yet.
+struct Loading {
+    function: u32,
+    edition: u32,
+    waiting_for: HashSet<usize>,
+    error: Option<String>,
+    /// How often a worker died before it answered. `None`: it is loaded however often that is.
+    deaths: Option<u32>,
+}
+
+/// The jobs of a key that were handed out and have not been answered.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Recalled {
+    /// Each of these will still be answered, in order: as held, or as done if it was too late.
+    pub outstanding: usize,
+    /// They were never sent and never will be, and come after those. With their versions.
+    pub tokens: Vec<(u64, u32)>,
 }
 
 /// Frames from all workers, with the life that sent them.
@@ -119,7 +147,7 @@ struct Slot {
     life: u32,
     running: Option<Running>,
     /// Jobs sent and not answered; a job's number on the wire is `first` plus its place.
-    unfinished: VecDeque<Option<Job>>,
+    unfinished: VecDeque<Option<Sent>>,
     first: u64,
     /// After a death: these run one at a time before anything new. With how often the worker died over each.
     suspects: VecDeque<(Job, u32)>,
@@ -130,6 +158,12 @@ struct Slot {
     last_heard: Instant,
     respawn_at: Option<Instant>,
     respawn_wait: Duration,
+}
+
+struct Sent {
+    job: Job,
+    /// Not to be run any more if its worker dies: it would overtake the one that is to be run again.
+    recalled: bool,
 }
 
 struct Running {
@@ -145,11 +179,58 @@ impl Pool {
     /// Must be called inside a `LocalSet`.
     pub fn start(settings: Settings, functions: Vec<Loadable>) -> io::Result<Self> {
         let slots = (0..settings.count).map(|_| Slot::empty()).collect();
-        let mut pool = Self { settings, slots, functions, queue: Rc::default() };
+        let loading = functions.iter().map(|function| Loading::new(function, settings.count, None)).collect();
+        let mut pool = Self { settings, slots, functions, loading, queue: Rc::default(), events: VecDeque::new() };
         for worker in 0..pool.slots.len() {
             pool.spawn(worker)?;
         }
         Ok(pool)
+    }
+
+    /// Gives a version to every worker. [`Event::Loaded`] follows; jobs for it may be submitted before. One that is
+    /// `expendable` is given up if workers die over it.
+    pub fn load(&mut self, function: Loadable, expendable: bool) {
+        self.loading.push(Loading::new(&function, self.slots.len(), expendable.then_some(0)));
+        for slot in &self.slots {
+            slot.write(&function.to_frame());
+        }
+        self.functions.push(function);
+    }
+
+    /// No job for it is under way or will come.
+    pub fn unload(&mut self, function: u32, edition: u32) {
+        let is_it = |it: &Loadable| it.number == function && it.edition == edition;
+        self.functions.retain(|it| !is_it(it));
+        self.loading.retain(|it| (it.function, it.edition) != (function, edition));
+        for slot in &self.slots {
+            slot.write(&ToWorker::Unload { function, edition });
+        }
+    }
+
+    /// Takes back what was submitted to a worker for the key of this job, because one before it is to be run again.
+    pub fn recall(&mut self, worker: usize, function: u32, topic: Option<&str>) -> Recalled {
+        let slot = &mut self.slots[worker];
+        let is_of_key = |job: &Job| job.function == function && topic.is_none_or(|topic| *job.message.topic == *topic);
+        let mut recalled = Recalled { outstanding: 0, tokens: Vec::new() };
+        for sent in slot.unfinished.iter_mut().flatten().filter(|sent| is_of_key(&sent.job)) {
+            sent.recalled = true;
+            recalled.outstanding += 1;
+        }
+        // The first suspect is one of the unfinished when it was sent.
+        let first = usize::from(!slot.unfinished.is_empty());
+        let mut place = 0;
+        slot.suspects.retain(|(job, _)| {
+            place += 1;
+            let back = place > first && is_of_key(job);
+            recalled.tokens.extend(back.then_some((job.id, job.edition)));
+            !back
+        });
+        slot.backlog.retain(|job| {
+            let back = is_of_key(job);
+            recalled.tokens.extend(back.then_some((job.id, job.edition)));
+            !back
+        });
+        recalled
     }
 
     pub fn len(&self) -> usize {
@@ -191,6 +272,7 @@ impl Pool {
             slot.respawn_at = Some(Instant::now());
         }
         self.queue.frames.borrow_mut().clear();
+        self.events.clear();
         self.tend();
     }
 
@@ -215,21 +297,23 @@ impl Pool {
         }
     }
 
-    /// Waits until a worker said something, then moves all of it into `into`.
-    pub async fn receive(&mut self, into: &mut VecDeque<Event>) {
-        loop {
-            let frames = std::mem::take(&mut *self.queue.frames.borrow_mut());
-            for (worker, life, said) in frames {
-                self.take(worker, life, said, into);
-            }
-            if !into.is_empty() {
-                return;
-            }
+    /// Waits until a worker said something, which [`Pool::next`] then tells.
+    pub async fn ready(&self) {
+        while self.events.is_empty() && self.queue.frames.borrow().is_empty() {
             self.queue.ready.notified().await;
         }
     }
 
-    fn take(&mut self, worker: usize, life: u32, said: Said, into: &mut VecDeque<Event>) {
+    /// One at a time: what is done about one decides what a recall finds of the others.
+    pub fn next(&mut self) -> Option<Event> {
+        while self.events.is_empty() {
+            let (worker, life, said) = self.queue.frames.borrow_mut().pop_front()?;
+            self.take(worker, life, said);
+        }
+        self.events.pop_front()
+    }
+
+    fn take(&mut self, worker: usize, life: u32, said: Said) {
         let slot = &mut self.slots[worker];
         if slot.life != life {
             return;
@@ -239,12 +323,13 @@ impl Pool {
             Said::Frame(FromWorker::Done { job, outcome, log, log_lines_dropped }) => {
                 let Some(done) = slot.finish(job) else { return };
                 slot.respawn_wait = RESPAWN_FIRST;
-                into.push_back(Event::Done { token: done.id, outcome, log, log_lines_dropped });
+                let (token, edition) = (done.id, done.edition);
+                self.events.push_back(Event::Done { token, edition, outcome, log, log_lines_dropped });
                 slot.send_next();
             }
             Said::Frame(FromWorker::Held { job }) => {
                 let Some(held) = slot.finish(job) else { return };
-                into.push_back(Event::Held { token: held.id });
+                self.events.push_back(Event::Held { token: held.id, edition: held.edition });
                 slot.send_next();
             }
             Said::Frame(FromWorker::NeedState { job }) => {
@@ -256,26 +341,64 @@ impl Pool {
                 if !slot.states_asked.insert(job) {
                     return;
                 }
-                into.push_back(Event::NeedState { request: StateRequest { worker, life, job }, scope });
+                self.events.push_back(Event::NeedState { request: StateRequest { worker, life, job }, scope });
             }
-            Said::Frame(FromWorker::Loaded { function, error }) => {
-                if let Some(error) = error {
-                    into.push_back(Event::NotLoaded { function, error });
-                }
+            Said::Frame(FromWorker::Loaded { function, edition, error }) => {
+                self.loaded(worker, function, edition, error);
             }
             Said::Gone(reason) => {
                 let status = self.stop(worker).unwrap_or(reason);
-                self.blame(worker, into);
-                into.push_back(Event::Died { worker, status });
+                self.blame(worker);
+                self.events.push_back(Event::Died { worker, status });
                 self.tend();
             }
         }
     }
 
+    fn loaded(&mut self, worker: usize, function: u32, edition: u32, error: Option<String>) {
+        let is_it = |it: &Loading| (it.function, it.edition) == (function, edition);
+        // A worker that was replaced loads again what all of them had.
+        let Some(place) = self.loading.iter().position(is_it) else { return };
+        let loading = &mut self.loading[place];
+        loading.waiting_for.remove(&worker);
+        loading.error = loading.error.take().or(error);
+        if loading.waiting_for.is_empty() {
+            let Loading { error, .. } = self.loading.swap_remove(place);
+            self.events.push_back(Event::Loaded { function, edition, error });
+        }
+    }
+
+    /// A worker died before it answered for a version: once may be bad luck, but one that kills every worker that loads it
+    /// must not be given to the next.
+    fn blame_loading(&mut self, worker: usize) {
+        let mut deadly = Vec::new();
+        for loading in self.loading.iter_mut().filter(|it| it.waiting_for.contains(&worker)) {
+            let Some(deaths) = &mut loading.deaths else { continue };
+            *deaths += 1;
+            if *deaths >= DEATHS_ALONE {
+                deadly.push((loading.function, loading.edition));
+            }
+        }
+        for (function, edition) in deadly {
+            self.unload(function, edition);
+            let error = Some("the worker died twice while it loaded this".to_owned());
+            self.events.push_back(Event::Loaded { function, edition, error });
+        }
+    }
+
     /// Sorts a dead worker's jobs: one that ran alone is at fault, several are suspects.
-    fn blame(&mut self, worker: usize, into: &mut VecDeque<Event>) {
+    fn blame(&mut self, worker: usize) {
+        self.blame_loading(worker);
         let slot = &mut self.slots[worker];
-        let unfinished: Vec<Job> = std::mem::take(&mut slot.unfinished).into_iter().flatten().collect();
+        let mut unfinished = Vec::new();
+        for sent in std::mem::take(&mut slot.unfinished).into_iter().flatten() {
+            if sent.recalled {
+                self.events.push_back(Event::Held { token: sent.job.id, edition: sent.job.edition });
+                slot.suspects.retain(|(job, _)| job.id != sent.job.id);
+            } else {
+                unfinished.push(sent.job);
+            }
+        }
         let alone = !slot.suspects.is_empty();
         if alone && unfinished.is_empty() {
             // It died before the suspect was sent: nobody is to blame yet.
@@ -283,7 +406,7 @@ impl Pool {
             if let Some((job, deaths)) = slot.suspects.pop_front() {
                 // Once may be somebody else's doing: the kernel's when memory is short, or a person's.
                 if deaths + 1 >= DEATHS_ALONE {
-                    into.push_back(Event::Crashed { token: job.id });
+                    self.events.push_back(Event::Crashed { token: job.id, edition: job.edition });
                 } else {
                     slot.suspects.push_front((job, deaths + 1));
                 }
@@ -358,13 +481,7 @@ impl Pool {
             process,
         });
         for function in &self.functions {
-            slot.write(&ToWorker::Load {
-                function: function.number,
-                limits: function.limits,
-                settings: function.settings.clone(),
-                permits: function.permits.clone(),
-                code: function.code.clone(),
-            });
+            slot.write(&function.to_frame());
         }
         slot.send_next();
         self.flush();
@@ -409,6 +526,26 @@ impl Drop for Pool {
     }
 }
 
+impl Loading {
+    fn new(function: &Loadable, workers: usize, deaths: Option<u32>) -> Self {
+        let Loadable { number, edition, .. } = *function;
+        Self { function: number, edition, waiting_for: (0..workers).collect(), error: None, deaths }
+    }
+}
+
+impl Loadable {
+    fn to_frame(&self) -> ToWorker {
+        ToWorker::Load {
+            function: self.number,
+            edition: self.edition,
+            limits: self.limits,
+            settings: self.settings.clone(),
+            permits: self.permits.clone(),
+            code: self.code.clone(),
+        }
+    }
+}
+
 impl Slot {
     fn empty() -> Self {
         Self {
@@ -439,7 +576,7 @@ impl Slot {
         if let Some(running) = &self.running {
             Encoder::new(&mut running.out.borrow_mut()).run(number, &job);
         }
-        self.unfinished.push_back(Some(job));
+        self.unfinished.push_back(Some(Sent { job, recalled: false }));
     }
 
     /// What may go next: a suspect if none is out, the backlog once no suspect is left.
@@ -460,7 +597,7 @@ impl Slot {
     }
 
     fn job(&self, number: u64) -> Option<&Job> {
-        self.unfinished.get(usize::try_from(number.checked_sub(self.first)?).ok()?)?.as_ref()
+        self.unfinished.get(usize::try_from(number.checked_sub(self.first)?).ok()?)?.as_ref().map(|sent| &sent.job)
     }
 
     fn finish(&mut self, number: u64) -> Option<Job> {
@@ -473,7 +610,7 @@ impl Slot {
         if !self.suspects.is_empty() {
             self.suspects.pop_front();
         }
-        Some(done)
+        Some(done.job)
     }
 }
 

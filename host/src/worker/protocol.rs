@@ -30,6 +30,7 @@ const MAX_FRAME_BYTES: usize = 128 << 20;
 pub enum ToWorker {
     Load {
         function: u32,
+        edition: u32,
         limits: Limits,
         settings: Vec<(String, String)>,
         permits: Permits,
@@ -37,6 +38,7 @@ pub enum ToWorker {
     },
     Unload {
         function: u32,
+        edition: u32,
     },
     Run(Job),
     /// The answer to [`FromWorker::NeedState`].
@@ -53,9 +55,13 @@ pub enum ToWorker {
 pub struct Job {
     pub id: u64,
     pub function: u32,
+    /// Which installed version of the function. All of them share its state and its place in the order of its keys.
+    pub edition: u32,
     pub scope: JobScope,
-    /// The first of its key after one that asked for another run: ends what [`FromWorker::Held`] is about.
+    /// The first of its key after one that is to be run again: ends what [`FromWorker::Held`] is about.
     pub resumes: bool,
+    /// The version is on trial: if it misbehaves, another will run the message, and those behind it wait.
+    pub on_trial: bool,
     pub message: Message,
 }
 
@@ -74,6 +80,7 @@ pub enum JobScope {
 pub enum FromWorker {
     Loaded {
         function: u32,
+        edition: u32,
         error: Option<String>,
     },
     Done {
@@ -86,7 +93,7 @@ pub enum FromWorker {
     NeedState {
         job: u64,
     },
-    /// The job did not run, because one before it in its key asked for another run, and is behind it now.
+    /// The job did not run, because one before it in its key is to be run again first.
     Held {
         job: u64,
     },
@@ -133,8 +140,9 @@ impl<'a> Encoder<'a> {
 
     pub fn to_worker(&mut self, frame: &ToWorker) {
         match frame {
-            ToWorker::Load { function, limits, settings, permits, code } => self.frame(1, |out| {
+            ToWorker::Load { function, edition, limits, settings, permits, code } => self.frame(1, |out| {
                 out.u32(*function);
+                out.u32(*edition);
                 out.u64(limits.fuel);
                 out.u32(limits.timeout_ms);
                 out.u64(limits.memory_bytes as u64);
@@ -147,7 +155,10 @@ impl<'a> Encoder<'a> {
                 permits.publish.iter().for_each(|filter| out.text(filter.as_str()));
                 out.bytes(code);
             }),
-            ToWorker::Unload { function } => self.frame(2, |out| out.u32(*function)),
+            ToWorker::Unload { function, edition } => self.frame(2, |out| {
+                out.u32(*function);
+                out.u32(*edition);
+            }),
             ToWorker::Run(job) => self.run(job.id, job),
             ToWorker::State { job, entries } => self.frame(4, |out| {
                 out.u64(*job);
@@ -166,12 +177,14 @@ impl<'a> Encoder<'a> {
         self.frame(3, |out| {
             out.u64(number);
             out.u32(job.function);
+            out.u32(job.edition);
             out.u8(match job.scope {
                 JobScope::None => 0,
                 JobScope::Topic => 1,
                 JobScope::Function => 2,
             });
             out.u8(job.resumes.into());
+            out.u8(job.on_trial.into());
             let message = &job.message;
             out.text(&message.topic);
             out.bytes(&message.payload);
@@ -183,9 +196,10 @@ impl<'a> Encoder<'a> {
         });
     }
 
-    pub fn loaded(&mut self, function: u32, error: Option<&str>) {
+    pub fn loaded(&mut self, function: u32, edition: u32, error: Option<&str>) {
         self.frame(1, |out| {
             out.u32(function);
+            out.u32(edition);
             out.option(error);
         });
     }
@@ -335,6 +349,7 @@ impl ToWorker {
         let decoded = match input.u8()? {
             1 => Self::Load {
                 function: input.u32()?,
+                edition: input.u32()?,
                 limits: Limits {
                     fuel: input.u64()?,
                     timeout_ms: input.u32()?,
@@ -350,10 +365,11 @@ impl ToWorker {
                 },
                 code: input.bytes()?,
             },
-            2 => Self::Unload { function: input.u32()? },
+            2 => Self::Unload { function: input.u32()?, edition: input.u32()? },
             3 => Self::Run(Job {
                 id: input.u64()?,
                 function: input.u32()?,
+                edition: input.u32()?,
                 scope: match input.u8()? {
                     0 => JobScope::None,
                     1 => JobScope::Topic,
@@ -361,6 +377,7 @@ impl ToWorker {
                     _ => return Err(Malformed),
                 },
                 resumes: input.flag()?,
+                on_trial: input.flag()?,
                 message: Message {
                     topic: input.shared_text()?,
                     payload: input.bytes()?,
@@ -384,7 +401,7 @@ impl FromWorker {
     pub fn decode(frame: Bytes) -> Result<Self> {
         let mut input = Decoder(frame);
         let decoded = match input.u8()? {
-            1 => Self::Loaded { function: input.u32()?, error: input.option(Decoder::text)? },
+            1 => Self::Loaded { function: input.u32()?, edition: input.u32()?, error: input.option(Decoder::text)? },
             2 => Self::NeedState { job: input.u64()? },
             3 => Self::Done {
                 job: input.u64()?,
@@ -558,13 +575,22 @@ mod tests {
         let frames = [
             ToWorker::Load {
                 function: 9,
+                edition: 3,
                 limits,
                 settings: vec![("max".into(), "80".into())],
                 permits: Permits { base_topic: "sedge".into(), publish: vec!["derived/#".parse().unwrap()] },
                 code: Bytes::from_static(b"code"),
             },
-            ToWorker::Unload { function: 9 },
-            ToWorker::Run(Job { id: 5, function: 9, scope: JobScope::Topic, resumes: true, message: message() }),
+            ToWorker::Unload { function: 9, edition: 3 },
+            ToWorker::Run(Job {
+                id: 5,
+                function: 9,
+                edition: 3,
+                scope: JobScope::Topic,
+                resumes: true,
+                on_trial: true,
+                message: message(),
+            }),
             ToWorker::State { job: 5, entries: vec![("k".into(), Bytes::from_static(b"v"))] },
             ToWorker::Forget,
         ];

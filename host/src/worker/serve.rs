@@ -29,13 +29,14 @@ pub struct Worker {
     socket: UnixStream,
     clock: Clock,
     sandbox: Sandbox,
-    functions: HashMap<u32, (Function, Permits)>,
+    /// By number and edition.
+    functions: HashMap<(u32, u32), (Function, Permits)>,
     states: StateCache,
     /// Jobs whose state was asked for, and those of the same scope behind them.
     waiting: HashMap<ScopeKey, VecDeque<Job>>,
     /// The scope that each question was about.
     asked: HashMap<u64, ScopeKey>,
-    /// Keys whose last job asked for another run: the jobs that were sent behind it must not overtake it.
+    /// Keys whose last job is to be run again: the jobs that were sent behind it must not overtake it.
     held: HashSet<ScopeKey>,
     out: Vec<u8>,
 }
@@ -85,20 +86,20 @@ impl Worker {
         match frame {
             ToWorker::Run(job) => self.accept(job),
             ToWorker::State { job, entries } => self.resume(job, State::from_entries(entries)),
-            ToWorker::Load { function, limits, settings, permits, code } => {
+            ToWorker::Load { function, edition, limits, settings, permits, code } => {
                 let error = match self.sandbox.load(&code, limits, settings.into()) {
                     Ok(loaded) => {
-                        self.functions.insert(function, (loaded, permits));
+                        self.functions.insert((function, edition), (loaded, permits));
                         self.clock.watch(self.sandbox.ticker());
                         None
                     }
                     Err(error) => Some(format!("{:#}", anyhow::Error::from(error))),
                 };
-                Encoder::new(&mut self.out).loaded(function, error.as_deref());
+                Encoder::new(&mut self.out).loaded(function, edition, error.as_deref());
             }
-            ToWorker::Unload { function } => {
-                self.functions.remove(&function);
-                self.states.forget_function(function);
+            // Its state stays: it is what the store has, and the next version may ask for it.
+            ToWorker::Unload { function, edition } => {
+                self.functions.remove(&(function, edition));
             }
             ToWorker::Forget => {
                 self.states.clear();
@@ -149,21 +150,33 @@ impl Worker {
                 return state;
             }
         }
-        let Some((function, permits)) = self.functions.get(&job.function) else {
+        let Some((function, permits)) = self.functions.get(&(job.function, job.edition)) else {
+            if job.on_trial {
+                self.hold(job);
+            }
             let failure = Failure { code: FailureCode::Trap, detail: "the function could not be loaded".to_owned() };
             let outcome = Outcome { verdict: Verdict::Failed(failure), writes: Vec::new(), usage: Usage::default() };
             Encoder::new(&mut self.out).done(job.id, &outcome, &[], 0);
             return state;
         };
         let run = function.invoke_within(&job.message, state, |outputs| permits.check(outputs));
-        if matches!(run.outcome.verdict, Verdict::Retry { .. }) {
-            if self.held.len() >= MAX_HELD_KEYS {
-                self.held.clear();
-            }
-            self.held.insert(order_key(job));
+        let runs_again = match &run.outcome.verdict {
+            Verdict::Done(_) => false,
+            Verdict::Retry { .. } => true,
+            Verdict::Failed(failure) => job.on_trial && failure.code.is_misbehaviour(),
+        };
+        if runs_again {
+            self.hold(job);
         }
         Encoder::new(&mut self.out).done(job.id, &run.outcome, &run.log, run.log_lines_dropped);
         run.state
+    }
+
+    fn hold(&mut self, job: &Job) {
+        if self.held.len() >= MAX_HELD_KEYS {
+            self.held.clear();
+        }
+        self.held.insert(order_key(job));
     }
 }
 

@@ -23,7 +23,7 @@ fn counter() -> Bytes {
 }
 
 fn job(id: u64, function: u32, scope: JobScope, topic: &str) -> Job {
-    Job { id, function, scope, resumes: false, message: message(topic, b"") }
+    Job { id, function, edition: 0, scope, resumes: false, on_trial: false, message: message(topic, b"") }
 }
 
 impl Served {
@@ -57,9 +57,9 @@ impl Served {
 
     fn load(&mut self, function: u32, limits: Limits, code: Bytes) -> Option<String> {
         let permits = Permits { base_topic: "sedge".into(), publish: Vec::new() };
-        self.send(&[ToWorker::Load { function, limits, settings: Vec::new(), permits, code }]);
+        self.send(&[ToWorker::Load { function, edition: 0, limits, settings: Vec::new(), permits, code }]);
         match self.hear() {
-            FromWorker::Loaded { function: loaded, error } if loaded == function => error,
+            FromWorker::Loaded { function: loaded, error, .. } if loaded == function => error,
             other => panic!("{other:?}"),
         }
     }
@@ -140,7 +140,7 @@ fn state_is_asked_for_again_when_it_was_forgotten() {
     assert_eq!(served.said(), ("needs state", 2, 0));
     served.state(2, 0);
     assert_eq!(served.said(), ("done", 2, 1));
-    served.send(&[ToWorker::Unload { function: 1 }]);
+    served.send(&[ToWorker::Unload { function: 1, edition: 0 }]);
     served.run([job(3, 1, JobScope::None, "b")]);
     assert_eq!(served.said(), ("trap", 3, 0));
     served.end().unwrap();
