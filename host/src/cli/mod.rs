@@ -6,6 +6,7 @@ pub mod compile;
 pub mod dead_letters;
 pub mod demo;
 pub mod invoke;
+pub mod new;
 pub mod run;
 pub mod worker;
 
@@ -50,6 +51,13 @@ enum Command {
     ///   sedge demo --data machine-temperature.csv --speed 3600
     #[command(verbatim_doc_comment)]
     Demo(demo::DemoArgs),
+
+    /// Begin a function: a folder that compiles, passes its test and can be pushed
+    ///
+    ///   sedge new door-alarm
+    ///   sedge new door-alarm --dir functions/door-alarm --sdk ~/sedge/guest-sdk
+    #[command(verbatim_doc_comment)]
+    New(new::NewArgs),
 
     /// Compile a function's folder into the component that the board runs
     ///
@@ -119,6 +127,7 @@ impl ConfigArgs {
 pub fn run(cli: Cli) -> ExitCode {
     let result = match &cli.command {
         Command::Demo(args) => demo::run(args),
+        Command::New(args) => new::run(args).map(|()| ExitCode::SUCCESS),
         Command::Build(args) => build::run(args).map(|()| ExitCode::SUCCESS),
         Command::Invoke(args) => invoke::run(args),
         Command::Check(args) => check::run(args),
