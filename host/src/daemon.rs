@@ -295,6 +295,7 @@ impl Daemon {
                     self.forwarder.answered(Route::Local, token, answer(result), now);
                 }
             }
+            mqtt::Event::Subscribed { .. } => {}
             mqtt::Event::NotSubscribed { filter, reason } => {
                 tracing::error!(filter, reason, "the broker refused a subscription: its functions get no messages");
             }
@@ -354,7 +355,9 @@ impl Daemon {
                         mqtt::Event::Published { token, result } => {
                             self.forwarder.answered(Route::Upstream, token, answer(result), now);
                         }
-                        mqtt::Event::Delivery(_) | mqtt::Event::NotSubscribed { .. } => {}
+                        mqtt::Event::Delivery(_)
+                        | mqtt::Event::Subscribed { .. }
+                        | mqtt::Event::NotSubscribed { .. } => {}
                     }
                 }
             }
