@@ -7,6 +7,7 @@ pub mod message;
 pub mod topic;
 
 pub mod config;
+pub mod key;
 pub mod manifest;
 
 pub mod mqtt;

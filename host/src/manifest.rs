@@ -36,6 +36,7 @@ pub struct Manifest {
     pub component: Option<String>,
     pub allow: Allow,
     pub limits: Limits,
+    pub trial: Trial,
     /// The function's own settings.
     pub config: BTreeMap<String, String>,
 }
@@ -73,6 +74,43 @@ pub struct Limits {
     pub output_bytes: usize,
     /// All keys and values of one scope together.
     pub state_bytes: usize,
+}
+
+/// How a new version proves itself before it takes the place of the one that runs.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Trial {
+    pub mode: TrialMode,
+    /// It is over after so many messages.
+    pub messages: NonZeroU32,
+    /// It is over after this time, however few messages came.
+    pub secs: NonZeroU32,
+    /// Live: traps and broken limits that are tolerated.
+    pub failures: u32,
+    /// Shadow: promoted by itself if no more answers than these differed. Absent: by `sedge promote`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub differences: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrialMode {
+    /// Serves the messages, with the version before ready to take them back.
+    #[default]
+    Live,
+    /// Runs beside the version that serves; its outputs are compared and not sent.
+    Shadow,
+}
+
+impl Default for Trial {
+    fn default() -> Self {
+        Self {
+            mode: TrialMode::Live,
+            messages: NonZeroU32::new(10).expect("a default is not zero"),
+            secs: NonZeroU32::new(60).expect("a default is not zero"),
+            failures: 0,
+            differences: None,
+        }
+    }
 }
 
 impl Default for Limits {
@@ -159,6 +197,7 @@ fn read(section: &mut Section<'_, '_>, ceilings: Option<&Functions>) -> Option<M
         component: None,
         allow: Allow::default(),
         limits: Limits::default(),
+        trial: Trial::default(),
         config: BTreeMap::new(),
     };
     section.value("serial", &mut manifest.serial);
@@ -189,6 +228,7 @@ fn read(section: &mut Section<'_, '_>, ceilings: Option<&Functions>) -> Option<M
         check_loops(allow, &manifest.subscribe, &manifest.allow.publish);
     });
     section.section("limits", |limits| read_limits(limits, &mut manifest.limits, ceilings));
+    section.section("trial", |trial| read_trial(trial, &mut manifest.trial));
     section.section("config", |config| {
         for (key, _) in config.entries() {
             let mut value = Setting(String::new());
@@ -226,6 +266,23 @@ fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits, ceilings: Opt
     }
 }
 
+fn read_trial(section: &mut Section<'_, '_>, trial: &mut Trial) {
+    section.value("mode", &mut trial.mode);
+    section.value("messages", &mut trial.messages);
+    section.value("secs", &mut trial.secs);
+    section.value("failures", &mut trial.failures);
+    section.optional("differences", &mut trial.differences);
+    if section.has("differences") && trial.mode == TrialMode::Live {
+        let misfit = Misfit::new("only a shadow is compared with the version before");
+        section.error("differences", misfit.mend("set mode = \"shadow\", or remove it"));
+    }
+    if section.has("failures") && trial.failures >= trial.messages.get() {
+        let (failures, messages) = (trial.failures, trial.messages);
+        let misfit = Misfit::new(format!("{failures} of {messages} messages may fail, so that every trial passes"));
+        section.error("failures", misfit.mend("lower it, or raise messages"));
+    }
+}
+
 const WASM_PAGE_BYTES: usize = 65_536;
 
 fn is_empty_list(item: Option<&Item>) -> bool {
@@ -249,12 +306,15 @@ fn check_subscribe(section: &mut Section<'_, '_>, subscribe: &[TopicFilter]) {
     }
 }
 
+/// How the problem begins, for those who must tell it from others.
+pub const FEEDBACK_LOOP: &str = "feedback loop";
+
 /// A function that hears what it says would run for ever.
 fn check_loops(allow: &mut Section<'_, '_>, subscribe: &[TopicFilter], publish: &[TopicFilter]) {
     for (n, out) in publish.iter().enumerate() {
         for heard in subscribe.iter().filter(|heard| heard.intersects(out)) {
             let at = allow.nth("publish", n);
-            let misfit = Misfit::new(format!("feedback loop: publish {out} can match subscribe {heard}"));
+            let misfit = Misfit::new(format!("{FEEDBACK_LOOP}: publish {out} can match subscribe {heard}"));
             allow.error_at(
                 at,
                 &format!("publish[{n}]"),
@@ -273,6 +333,21 @@ fn check_component(file: &str) -> Result<(), Misfit> {
     }
 }
 
+/// Whether a function can be called so.
+pub fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+}
+
+/// Names of functions: one, or all that begin alike (`threshold-*`, `*`).
+pub(crate) fn check_pattern(text: &str) -> Result<(), Misfit> {
+    let beginning = text.strip_suffix('*');
+    if is_name(text) || beginning.is_some_and(|beginning| beginning.is_empty() || is_name(beginning)) {
+        return Ok(());
+    }
+    Err(Misfit::new(format!("{text:?} names no function"))
+        .mend("write a name, or its beginning and *, as in \"threshold-*\""))
+}
+
 struct Name(Arc<str>);
 struct Version(Arc<str>);
 struct Period(Duration);
@@ -286,7 +361,7 @@ fn refuse<T>(item: &Item, key: &str, misfit: Misfit, problems: &mut Problems) ->
 impl Read for Name {
     fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
         let text = String::read(item, key, problems)?;
-        if text.len() <= 64 && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-')) {
+        if is_name(&text) {
             return Some(Self(text.into()));
         }
         let misfit = Misfit::new(format!("{text:?} is no function name"));
@@ -312,6 +387,12 @@ impl Read for TopicFilter {
             Ok(filter) => Some(filter),
             Err(error) => refuse(item, key, Misfit::new(error.to_string()), problems),
         }
+    }
+}
+
+impl Read for TrialMode {
+    fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
+        choice(item, key, &[("live", Self::Live), ("shadow", Self::Shadow)], problems)
     }
 }
 
@@ -418,6 +499,11 @@ mod tests {
         outputs = 8
         output_bytes = 1_024
         state_bytes = 2_048
+        [trial]
+        mode = "shadow"
+        messages = 100
+        secs = 3_600
+        differences = 2
         [config]
         max = 80
         factor = 1.50
@@ -458,6 +544,8 @@ mod tests {
         assert!(manifest.may_publish("derived/x") && !manifest.may_publish("sensors/x"));
         assert_eq!((manifest.limits.fuel.get(), manifest.limits.outputs), (20_000_000, 8));
         assert_eq!((manifest.limits.output_bytes, manifest.limits.state_bytes), (1_024, 2_048));
+        assert_eq!((manifest.trial.mode, manifest.trial.messages.get()), (TrialMode::Shadow, 100));
+        assert_eq!((manifest.trial.secs.get(), manifest.trial.differences), (3_600, Some(2)));
         let config: Vec<(&str, &str)> = manifest.config.iter().map(|(key, value)| (&**key, &**value)).collect();
         assert_eq!(config, [("factor", "1.50"), ("max", "80"), ("strict", "true"), ("unit", "°C")]);
     }
@@ -467,6 +555,7 @@ mod tests {
         let manifest = parse(SMALL).unwrap();
         assert_eq!((manifest.serial, manifest.state, manifest.every), (0, StateScope::None, None));
         assert_eq!((manifest.allow, manifest.limits.timeout_ms.get()), (Allow::default(), 100));
+        assert_eq!((manifest.trial.mode, manifest.trial.messages.get()), (TrialMode::Live, 10));
         let timer = parse("name = \"t\"\nversion = \"1\"\nevery = \"100ms\"").unwrap();
         assert_eq!((timer.subscribe, timer.every), (vec![], Some(Duration::from_millis(100))));
     }
@@ -482,7 +571,7 @@ mod tests {
         }
         assert_eq!(
             String::from_utf8(parse(SMALL).unwrap().to_json()).unwrap(),
-            r#"{"name":"a","version":"1","serial":0,"subscribe":["a"],"state":"none","allow":{"publish":[],"clock":false,"random":false},"limits":{"fuel":10000000,"timeout_ms":100,"memory_bytes":4194304,"outputs":64,"output_bytes":65536,"state_bytes":65536},"config":{}}"#
+            r#"{"name":"a","version":"1","serial":0,"subscribe":["a"],"state":"none","allow":{"publish":[],"clock":false,"random":false},"limits":{"fuel":10000000,"timeout_ms":100,"memory_bytes":4194304,"outputs":64,"output_bytes":65536,"state_bytes":65536},"trial":{"mode":"live","messages":10,"secs":60,"failures":0},"config":{}}"#
         );
     }
 
@@ -599,6 +688,20 @@ mod tests {
             &[
                 "function.toml:5:14: limits.timeout_ms: 60000 is above functions.max_timeout_ms of this board (10000); lower it here, or raise that in the configuration",
                 "function.toml:6:8: limits.fuel: 0 is too small; use at least 1",
+            ],
+        );
+        check_added(
+            "[trial]\nmode = \"Shadow\"\nmessages = 0",
+            &[
+                "function.toml:5:8: trial.mode: unknown value \"Shadow\"; did you mean \"shadow\"?",
+                "function.toml:6:12: trial.messages: 0 is too small; use at least 1",
+            ],
+        );
+        check_added(
+            "[trial]\nmessages = 3\nfailures = 3\ndifferences = 1",
+            &[
+                "function.toml:6:12: trial.failures: 3 of 3 messages may fail, so that every trial passes; lower it, or raise messages",
+                "function.toml:7:15: trial.differences: only a shadow is compared with the version before; set mode = \"shadow\", or remove it",
             ],
         );
         check_added(

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 const VOCABULARY: [&str; 3] = ["message", "time", "topic"];
 
 /// What each part may name beside the vocabulary. `*`: everything.
-const MAY_KNOW: [(&str, &[&str]); 20] = [
+const MAY_KNOW: [(&str, &[&str]); 21] = [
     ("message", &[]),
     ("topic", &[]),
     ("time", &[]),
-    ("config", &["manifest"]),
+    ("key", &[]),
+    ("config", &["manifest", "key"]),
     ("manifest", &["config"]),
     ("router", &["manifest"]),
     // The leaves: their own section of the configuration, never each other.
@@ -27,7 +28,7 @@ const MAY_KNOW: [(&str, &[&str]); 20] = [
     // The spines know leaves. Functions run elsewhere: only deploying asks what the sandbox accepts.
     ("pipeline", &["config", "manifest", "mqtt", "router", "store", "telemetry", "worker", "forward"]),
     ("forward", &["config", "mqtt", "store", "telemetry"]),
-    ("deploy", &["config", "manifest", "component", "mqtt", "router", "sandbox", "store", "telemetry"]),
+    ("deploy", &["config", "key", "manifest", "component", "sandbox", "telemetry"]),
     // The roots.
     ("daemon", &["*"]),
     ("cli", &["*"]),

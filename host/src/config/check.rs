@@ -1,12 +1,13 @@
 //! What makes a value good beyond its type: names that become topic levels, addresses, files.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read;
 use std::net::Ipv6Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::problem::Misfit;
+use crate::key::{KeyError, PublicKey};
 use crate::topic;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,24 +131,29 @@ pub(crate) enum Content {
     PrivateKey,
 }
 
+/// The Ed25519 key of a file that everybody may read.
+pub(crate) fn public_key(path: &Path) -> Result<PublicKey, Misfit> {
+    let (text, _) = read(path)?;
+    PublicKey::from_pem(&text).map_err(|error| {
+        let (what, mend) = match error {
+            KeyError::Private => (
+                "is a private key, which does not belong on a board",
+                "keep it with whoever pushes, and put the public one here: openssl pkey -in private.pem -pubout",
+            ),
+            KeyError::Certificate => ("is a certificate, not a public key", "name the file that sedge keygen wrote"),
+            KeyError::OtherAlgorithm => {
+                ("is a public key, but not of Ed25519", "make a pair with sedge keygen, and name its .pub.pem")
+            }
+            _ => ("holds no public key in PEM", "name the .pub.pem file that sedge keygen wrote"),
+        };
+        Misfit::new(format!("{} {what}", path.display())).mend(mend)
+    })
+}
+
 /// Whether the file can be read and is what it should be. `Ok(Some(_))` is a warning.
 pub(crate) fn file(path: &Path, content: Content) -> Result<Option<Misfit>, Misfit> {
     let shown = path.display();
-    let unreadable = |error: std::io::Error| {
-        let mend = match error.kind() {
-            std::io::ErrorKind::NotFound => "create it, or correct the path".into(),
-            std::io::ErrorKind::PermissionDenied => format!("let {} read it", user()),
-            _ => "correct the path".into(),
-        };
-        Misfit::new(format!("{shown} cannot be read: {error}")).mend(mend)
-    };
-    // Opening a pipe would wait for its writer, perhaps for ever.
-    let metadata = std::fs::metadata(path).map_err(unreadable)?;
-    if !metadata.is_file() {
-        return Err(Misfit::new(format!("{shown} is no file")).mend("correct the path"));
-    }
-    let mut text = Vec::new();
-    File::open(path).and_then(|file| file.take(MOST_BYTES).read_to_end(&mut text)).map_err(unreadable)?;
+    let (text, metadata) = read(path)?;
     let has = |marker: &str| text.windows(marker.len()).any(|window| window == marker.as_bytes());
     match content {
         Content::Secret if text.trim_ascii().is_empty() => {
@@ -183,6 +189,27 @@ pub(crate) fn file(path: &Path, content: Content) -> Result<Option<Misfit>, Misf
         return Ok(Some(misfit.mend(format!("chmod o= {shown}"))));
     }
     Ok(None)
+}
+
+/// The beginning of a file that holds a text.
+fn read(path: &Path) -> Result<(Vec<u8>, Metadata), Misfit> {
+    let shown = path.display();
+    let unreadable = |error: std::io::Error| {
+        let mend = match error.kind() {
+            std::io::ErrorKind::NotFound => "create it, or correct the path".into(),
+            std::io::ErrorKind::PermissionDenied => format!("let {} read it", user()),
+            _ => "correct the path".into(),
+        };
+        Misfit::new(format!("{shown} cannot be read: {error}")).mend(mend)
+    };
+    // Opening a pipe would wait for its writer, perhaps for ever.
+    let metadata = std::fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(Misfit::new(format!("{shown} is no file")).mend("correct the path"));
+    }
+    let mut text = Vec::new();
+    File::open(path).and_then(|file| file.take(MOST_BYTES).read_to_end(&mut text)).map_err(unreadable)?;
+    Ok((text, metadata))
 }
 
 const MOST_BYTES: u64 = 1 << 20;

@@ -51,7 +51,10 @@ impl Config {
     /// Every key that a configuration can have, in full, in the order of the sections.
     pub fn keys() -> Vec<String> {
         let (_, _, mut keys) = sections::read(&Table::empty(Path::new("")));
-        keys.retain(|key| key.contains('.'));
+        let is_section =
+            |key: &str| keys.iter().any(|other| other.strip_prefix(key).is_some_and(|it| it.starts_with('.')));
+        let sections: Vec<String> = keys.iter().filter(|key| is_section(key)).cloned().collect();
+        keys.retain(|key| !sections.contains(key));
         keys
     }
 }

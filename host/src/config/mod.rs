@@ -18,15 +18,20 @@ mod tests;
 
 pub use problem::{Problem, Problems};
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
+
+use crate::key::PublicKey;
+use crate::topic::TopicFilter;
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
     pub node: Node,
     pub mqtt: Mqtt,
     pub functions: Functions,
+    pub deploy: Deploy,
     pub worker: Worker,
     pub store: Store,
     pub upstream: Option<Upstream>,
@@ -90,6 +95,33 @@ pub struct Functions {
     pub max_fuel: NonZeroU64,
     pub max_timeout_ms: NonZeroU32,
     pub max_memory_bytes: NonZeroUsize,
+}
+
+/// Functions that are pushed to the board.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Deploy {
+    /// How long a push may stand still before it is given up.
+    pub receive_timeout_secs: NonZeroU32,
+    pub max_module_bytes: NonZeroU64,
+    /// Installed at once, those from folders counted.
+    pub max_functions: NonZeroU32,
+    /// Who may push. Without any, nobody.
+    pub keys: BTreeMap<String, DeployKey>,
+}
+
+/// A key whose orders are carried out.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct DeployKey {
+    /// An Ed25519 public key in PEM.
+    pub file: PathBuf,
+    /// Read from the file; absent only where that failed.
+    pub public_key: Option<PublicKey>,
+    /// Names, or beginnings of names and `*`. Empty: all.
+    pub functions: Vec<String>,
+    /// What its functions may hear and say. Empty: all topics.
+    pub topics: Vec<TopicFilter>,
+    /// Whether it may change the trusted keys with a signed order.
+    pub keys: bool,
 }
 
 /// The sandbox processes.
@@ -231,6 +263,17 @@ impl Default for Functions {
             max_fuel: nz64(10_000_000_000),
             max_timeout_ms: nz32(10_000),
             max_memory_bytes: nzsize(64 << 20),
+        }
+    }
+}
+
+impl Default for Deploy {
+    fn default() -> Self {
+        Self {
+            receive_timeout_secs: nz32(600),
+            max_module_bytes: nz64(16 << 20),
+            max_functions: nz32(100),
+            keys: BTreeMap::new(),
         }
     }
 }

@@ -8,7 +8,7 @@ use super::document::{Item, Table, Value};
 use super::problem::{Misfit, Problem, Problems};
 use super::reader::{Read, Reader, Section, choice, wrong_kind};
 use super::suggest::nearest;
-use super::{Config, Functions, Http, Isolate, Log, Mqtt, Node, Store, Upstream, WhenFull, Worker};
+use super::{Config, Deploy, DeployKey, Functions, Http, Isolate, Log, Mqtt, Node, Store, Upstream, WhenFull, Worker};
 use crate::manifest;
 
 /// The configuration as far as it could be read, what is wrong with it, and every key that there is.
@@ -18,6 +18,7 @@ pub(super) fn read(table: &Table) -> (Config, Problems, Vec<String>) {
         root.section("node", |section| node(section, &mut config.node));
         root.section("mqtt", |section| mqtt(section, &mut config.mqtt));
         root.section("functions", |section| functions(section, &mut config.functions));
+        root.section("deploy", |section| deploy(section, &mut config.deploy));
         root.section("worker", |section| worker(section, &mut config.worker, &config.functions));
         root.section("store", |section| store(section, &mut config.store, &config.mqtt));
         let wanted = root.has("upstream");
@@ -135,6 +136,57 @@ fn function_folder(path: &Path) -> Result<(), Misfit> {
         Some(first) => misfit.mend(format!("list each function, for example {:?}", first.display().to_string())),
         None => misfit.mend("name the folder of a function"),
     })
+}
+
+fn deploy(section: &mut Section<'_, '_>, deploy: &mut Deploy) {
+    section.value("receive_timeout_secs", &mut deploy.receive_timeout_secs);
+    section.value("max_module_bytes", &mut deploy.max_module_bytes);
+    section.value("max_functions", &mut deploy.max_functions);
+    section.section("keys", |keys| {
+        let entries = keys.entries();
+        if entries.is_empty() {
+            // So that the keys of such a section are known, and documented.
+            keys.section("ops", |section| deploy_key(section, false, &mut DeployKey::default()));
+        }
+        for (name, item) in entries {
+            let mut key = DeployKey::default();
+            let is_section = matches!(item.value, Value::Table(_));
+            keys.section(name, |section| deploy_key(section, is_section, &mut key));
+            let twin =
+                deploy.keys.iter().find(|(_, other)| key.public_key.is_some() && other.public_key == key.public_key);
+            if let Some((other, _)) = twin {
+                let misfit = Misfit::new(format!("the same key as deploy.keys.{other}"));
+                keys.error(name, misfit.mend("remove one: a key has one set of permissions"));
+            }
+            deploy.keys.insert(name.to_owned(), key);
+        }
+        if deploy.keys.len() > MOST_KEYS {
+            let misfit = Misfit::new(format!("{} keys are too many", deploy.keys.len()));
+            keys.error("", misfit.mend(format!("use at most {MOST_KEYS}: a signature may be tried with each")));
+        }
+    });
+}
+
+const MOST_KEYS: usize = 32;
+
+fn deploy_key(section: &mut Section<'_, '_>, wanted: bool, key: &mut DeployKey) {
+    if !wanted {
+        section.item("file");
+    } else if let Some(file) = section.required::<PathBuf>("file", "\"/etc/sedge/keys/ops.pub.pem\"") {
+        match check::public_key(&file) {
+            Ok(public_key) => key.public_key = Some(public_key),
+            Err(misfit) => section.error("file", misfit),
+        }
+        key.file = file;
+    }
+    section.value("functions", &mut key.functions);
+    for (n, pattern) in key.functions.iter().enumerate() {
+        if let Err(misfit) = manifest::check_pattern(pattern) {
+            section.error_at(section.nth("functions", n), &format!("functions[{n}]"), misfit);
+        }
+    }
+    section.value("topics", &mut key.topics);
+    section.value("keys", &mut key.keys);
 }
 
 fn worker(section: &mut Section<'_, '_>, worker: &mut Worker, functions: &Functions) {

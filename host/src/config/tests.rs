@@ -347,6 +347,44 @@ fn files_that_are_wrong() {
     ]);
 }
 
+const PUBLIC_KEY: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA8JhXTyXpizwiitRlfTJi+hDG4/ewwjJpKDG3UhNlVgc=\n-----END PUBLIC KEY-----\n";
+
+#[test]
+fn keys_of_deploying() {
+    let text = "[deploy.keys.ops]\nfile = \"pub\"\nfunctions = [\"warm-*\"]\ntopics = [\"s/#\"]\nkeys = true";
+    let folder = Folder::new().file("sedge.toml", 0o644, text).file("pub", 0o644, PUBLIC_KEY);
+    let (config, found) = folder.inspect();
+    assert_eq!(found, [""; 0]);
+    let key = &config.deploy.keys["ops"];
+    assert_eq!(key.public_key, Some(PublicKey::from_pem(PUBLIC_KEY.as_bytes()).unwrap()));
+    assert_eq!((&key.functions[..], key.keys), (&["warm-*".to_owned()][..], true));
+    assert_eq!(key.topics, ["s/#".parse().unwrap()]);
+}
+
+#[test]
+fn keys_of_deploying_that_are_wrong() {
+    let text = "[deploy.keys]\nfile = \"pub\"\n[deploy.keys.a]\n[deploy.keys.b]\nfile = \"private\"\n[deploy.keys.c]\nfile = \"none\"\n\
+                [deploy.keys.d]\nfile = \"cert\"\nfunctions = [\"A\", \"b**\"]\ntopics = [\"a/#/b\"]\n[deploy.keys.e]\nfile = \"pub\"\n\
+                [deploy.keys.f]\nfile = \"pub\"\nfunction = []\n[deploy.keys.g]\nfile = \"x25519\"\nkeys = 1";
+    let x25519 = PUBLIC_KEY.replace("MCowBQYDK2Vw", "MCowBQYDK2Vu");
+    let folder = Folder::new().file("sedge.toml", 0o644, text).file("private", 0o600, KEY);
+    let folder = folder.file("cert", 0o644, CERTIFICATE).file("pub", 0o644, PUBLIC_KEY).file("x25519", 0o644, &x25519);
+    folder.check(&[
+        "sedge.toml:2:8: deploy.keys.file: expected a section, found a string; write it as [deploy.keys.file]",
+        "sedge.toml:3:1: deploy.keys.a.file: missing; for example file = \"/etc/sedge/keys/ops.pub.pem\"",
+        "sedge.toml:5:8: deploy.keys.b.file: private is a private key, which does not belong on a board; keep it with whoever pushes, and put the public one here: openssl pkey -in private.pem -pubout",
+        "sedge.toml:7:8: deploy.keys.c.file: none cannot be read: No such file or directory (os error 2); create it, or correct the path",
+        "sedge.toml:9:8: deploy.keys.d.file: cert is a certificate, not a public key; name the file that sedge keygen wrote",
+        "sedge.toml:10:14: deploy.keys.d.functions[0]: \"A\" names no function; write a name, or its beginning and *, as in \"threshold-*\"",
+        "sedge.toml:10:19: deploy.keys.d.functions[1]: \"b**\" names no function; write a name, or its beginning and *, as in \"threshold-*\"",
+        "sedge.toml:11:11: deploy.keys.d.topics[0]: # must be the last level",
+        "sedge.toml:14:1: deploy.keys.f: the same key as deploy.keys.e; remove one: a key has one set of permissions",
+        "sedge.toml:16:1: deploy.keys.f.function: unknown key; did you mean functions?",
+        "sedge.toml:18:8: deploy.keys.g.file: x25519 is a public key, but not of Ed25519; make a pair with sedge keygen, and name its .pub.pem",
+        "sedge.toml:19:8: deploy.keys.g.keys: expected true or false, found a number",
+    ]);
+}
+
 #[test]
 fn half_an_identity() {
     let folder = Folder::new().file("sedge.toml", 0o644, "[mqtt]\nurl = \"mqtts://a\"\ncert_file = \"c\"");
@@ -466,7 +504,7 @@ fn shown() -> Vec<Shown> {
     for line in ANNOTATED.lines() {
         let plain = line.strip_prefix('#').unwrap_or(line);
         if let Some(name) = plain.strip_prefix('[') {
-            (section, why) = (name.trim_end_matches(']').to_owned(), String::new());
+            (section, why) = (name.split(']').next().unwrap().to_owned(), String::new());
         } else if let Some(text) = line.strip_prefix("# ") {
             why = format!("{why} {text}").trim().to_owned();
         } else if let Some((key, value)) = plain.split_once(" = ") {
@@ -521,7 +559,7 @@ fn the_examples_of_the_annotated_file_are_good() {
     let (_, found) = inspect(&uncommented(true));
     // Its files are not here, it cannot be a webhook and a broker at once, and this is not started by systemd.
     let expected = |line: &&String| {
-        ["_file: ", "is not encrypted", "CREDENTIALS_DIRECTORY", "the host name is"]
+        ["_file: ", "deploy.keys.ops.file: ", "is not encrypted", "CREDENTIALS_DIRECTORY", "the host name is"]
             .iter()
             .any(|known| line.contains(known))
     };

@@ -3,6 +3,13 @@
 //! [`install`] is the whole way for functions that lie in folders on the board. Functions that are pushed will join it
 //! at the same place, with their signature checked before.
 
+pub mod envelope;
+pub mod keys;
+pub mod payload;
+pub mod reason;
+pub mod report;
+pub mod topics;
+
 mod cache;
 mod compiler;
 

@@ -76,6 +76,7 @@ fn manifest(name: &str, subscribe: &str, state: StateScope) -> Manifest {
         component: None,
         allow: Allow { publish: vec!["derived/#".parse().unwrap()], ..Allow::default() },
         limits: Limits::default(),
+        trial: crate::manifest::Trial::default(),
         config: BTreeMap::new(),
     }
 }

@@ -1,0 +1,215 @@
+//! The topics of deploying, in both directions: the board and the command line read and write the same.
+//!
+//!     <base>/<node>/deploy/<function>         retained: the order for one board
+//!     <base>/group/<group>/deploy/<function>  retained: the same for a group
+//!     <base>/blob/<digest>/<index>            retained: a piece of a module
+//!     <base>/<node>/functions/<function>      retained: what the board reports
+//!     <base>/<node>/status                    retained, and the board's last will
+
+use std::fmt;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::check;
+use crate::manifest;
+use crate::message::Digest;
+
+/// In place of a function's name: the keys that the board trusts.
+pub const KEYS: &str = "_keys";
+
+/// Whom an order is for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Target {
+    Node(Box<str>),
+    Group(Box<str>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Topic {
+    /// The function's name, or [`KEYS`].
+    Deploy {
+        target: Target,
+        function: Arc<str>,
+    },
+    Blob {
+        digest: Digest,
+        index: u32,
+    },
+    Report {
+        node: Arc<str>,
+        function: Arc<str>,
+    },
+    Status {
+        node: Arc<str>,
+    },
+}
+
+/// Sedge's own topics, all under one first level.
+#[derive(Clone, Debug)]
+pub struct Topics {
+    base: Arc<str>,
+}
+
+impl Topics {
+    pub fn new(base: &str) -> Self {
+        Self { base: base.into() }
+    }
+
+    /// `None` for what is no topic of deploying, or names no function, group or node that there could be.
+    pub fn parse(&self, topic: &str) -> Option<Topic> {
+        let rest = topic.strip_prefix(&*self.base)?.strip_prefix('/')?;
+        let levels: Vec<&str> = rest.splitn(5, '/').collect();
+        match levels[..] {
+            ["group", group, "deploy", function] => {
+                Some(Topic::Deploy { target: Target::Group(level(group)?.into()), function: named(function)? })
+            }
+            ["blob", digest, index] => Some(Topic::Blob { digest: digest.parse().ok()?, index: number(index)? }),
+            [node, "deploy", function] => {
+                Some(Topic::Deploy { target: Target::Node(node_name(node)?.into()), function: named(function)? })
+            }
+            [node, "functions", function] => {
+                Some(Topic::Report { node: node_name(node)?.into(), function: named(function)? })
+            }
+            [node, "status"] => Some(Topic::Status { node: node_name(node)?.into() }),
+            _ => None,
+        }
+    }
+
+    pub fn deploy(&self, target: &Target, function: &str) -> String {
+        format!("{}/{function}", self.deploy_under(target))
+    }
+
+    pub fn blob(&self, digest: &Digest, index: u32) -> String {
+        format!("{}/blob/{digest}/{index}", self.base)
+    }
+
+    pub fn report(&self, node: &str, function: &str) -> String {
+        format!("{}/{node}/functions/{function}", self.base)
+    }
+
+    pub fn status(&self, node: &str) -> String {
+        format!("{}/{node}/status", self.base)
+    }
+
+    /// Filter: all orders for a target.
+    pub fn deploys(&self, target: &Target) -> String {
+        format!("{}/+", self.deploy_under(target))
+    }
+
+    /// Filter: all pieces of a module.
+    pub fn blobs(&self, digest: &Digest) -> String {
+        format!("{}/blob/{digest}/+", self.base)
+    }
+
+    /// Filter: what a board, or every board, reports.
+    pub fn reports(&self, node: Option<&str>) -> String {
+        format!("{}/{}/functions/+", self.base, node.unwrap_or("+"))
+    }
+
+    /// Filter: whether a board, or every board, is there.
+    pub fn statuses(&self, node: Option<&str>) -> String {
+        self.status(node.unwrap_or("+"))
+    }
+
+    fn deploy_under(&self, target: &Target) -> String {
+        match target {
+            Target::Node(node) => format!("{}/{node}/deploy", self.base),
+            Target::Group(group) => format!("{}/group/{group}/deploy", self.base),
+        }
+    }
+}
+
+fn level(text: &str) -> Option<&str> {
+    check::level(text).ok().map(|()| text)
+}
+
+/// A node named `group` or `blob` cannot be told from those levels.
+fn node_name(text: &str) -> Option<&str> {
+    if matches!(text, "group" | "blob") { None } else { level(text) }
+}
+
+fn named(text: &str) -> Option<Arc<str>> {
+    (text == KEYS || manifest::is_name(text)).then(|| text.into())
+}
+
+/// Decimal, in the one spelling that the publisher uses.
+fn number(text: &str) -> Option<u32> {
+    let number: u32 = text.parse().ok()?;
+    (number.to_string() == text).then_some(number)
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Node(node) => write!(f, "node {node}"),
+            Self::Group(group) => write!(f, "group {group}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DIGEST: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+
+    #[test]
+    fn what_is_written_is_read() {
+        let topics = Topics::new("sedge");
+        let digest: Digest = DIGEST.parse().unwrap();
+        for target in [Target::Node("pump-3".into()), Target::Group("pumps".into())] {
+            let topic = topics.deploy(&target, "threshold-alert");
+            assert_eq!(topics.parse(&topic), Some(Topic::Deploy { target, function: "threshold-alert".into() }));
+        }
+        assert_eq!(topics.parse(&topics.blob(&digest, 70)), Some(Topic::Blob { digest, index: 70 }));
+        let report = topics.report("pump-3", KEYS);
+        assert_eq!(topics.parse(&report), Some(Topic::Report { node: "pump-3".into(), function: KEYS.into() }));
+        assert_eq!(topics.parse(&topics.status("pump-3")), Some(Topic::Status { node: "pump-3".into() }));
+        assert_eq!(topics.deploy(&Target::Group("g".into()), "f"), "sedge/group/g/deploy/f");
+        assert_eq!(topics.blobs(&digest), format!("sedge/blob/{DIGEST}/+"));
+        assert_eq!(topics.deploys(&Target::Node("n".into())), "sedge/n/deploy/+");
+        assert_eq!(topics.reports(None), "sedge/+/functions/+");
+        assert_eq!(topics.statuses(Some("n")), "sedge/n/status");
+    }
+
+    #[test]
+    fn other_topics_are_nothing() {
+        let topics = Topics::new("sedge");
+        for topic in [
+            "",
+            "sedge",
+            "sedge/",
+            "sedge2/n/deploy/f",
+            "other/n/deploy/f",
+            "sedge/n/deploy/F",
+            "sedge/n/deploy/",
+            "sedge/n/deploy/_other",
+            "sedge/n/deploy/f/g",
+            "sedge//deploy/f",
+            "sedge/group/deploy/f",
+            "sedge/group//deploy/f",
+            "sedge/group/g/functions/f",
+            "sedge/blob/deploy/f",
+            &format!("sedge/blob/{DIGEST}/01"),
+            &format!("sedge/blob/{DIGEST}/+1"),
+            &format!("sedge/blob/{DIGEST}/-1"),
+            &format!("sedge/blob/{DIGEST}/4294967296"),
+            &format!("sedge/blob/{}/1", DIGEST.to_uppercase()),
+            &format!("sedge/blob/{}/1", &DIGEST[1..]),
+            &format!("sedge/n/deploy/{}", "f".repeat(65)),
+        ] {
+            assert_eq!(topics.parse(topic), None, "{topic}");
+        }
+    }
+
+    #[test]
+    fn targets_as_json() {
+        let json = serde_json::to_string(&Target::Group("pumps".into())).unwrap();
+        assert_eq!(json, r#"{"group":"pumps"}"#);
+        assert_eq!(serde_json::from_str::<Target>(r#"{"node":"n"}"#).unwrap(), Target::Node("n".into()));
+        assert!(serde_json::from_str::<Target>(r#"{"node":"n","group":"g"}"#).is_err());
+        assert!(serde_json::from_str::<Target>("{}").is_err());
+    }
+}
