@@ -72,7 +72,7 @@ impl Daemon {
             Pipeline::new(pipeline_settings(&config), manifests, router, pool, Arc::clone(&metrics), now);
         pipeline.set_clock_synced(time::clock_synced());
 
-        let status = Status::new(&config.node.base_topic, &config.node.name);
+        let status = Status::new(&config.node.base_topic, &config.node.name, &config.node.groups);
         let (broker, broker_events, drive) = mqtt::connect(broker_options(&config, &status))?;
         tokio::task::spawn_local(drive);
         let upstream = upstream(&config)?;
