@@ -153,7 +153,7 @@ fn is_sdk(folder: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::manifest::Manifest;
+    use crate::manifest::{Limits, Manifest};
 
     fn args(name: &str, dir: &Path, sdk: Option<PathBuf>) -> NewArgs {
         NewArgs { name: name.into(), dir: Some(dir.into()), sdk, json: true }
@@ -203,7 +203,7 @@ mod tests {
         };
         let text: Vec<String> = blank.lines().map(on).collect();
         let all = Manifest::from_toml(&text.join("\n"), Path::new("function.toml"), None).unwrap();
-        assert_eq!(all.limits, crate::manifest::Limits::default());
+        assert_eq!(all.limits, Limits::default());
         assert!(all.may_publish("derived/x"));
     }
 
