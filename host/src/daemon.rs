@@ -298,6 +298,7 @@ impl Daemon {
                             self.forwarder.answered(Route::Upstream, token, answer(result), now);
                         }
                         mqtt::Event::Delivery(_)
+                        | mqtt::Event::Subscribed { .. }
                         | mqtt::Event::NotSubscribed { .. }
                         | mqtt::Event::Unsubscribed { .. } => {}
                     }

@@ -12,6 +12,7 @@ mod crash;
 mod delivery;
 mod disk;
 mod limits;
+mod operator;
 mod ops;
 mod outage;
 mod selftest;

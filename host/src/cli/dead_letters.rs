@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::ConfigArgs;
+use super::{ConfigArgs, printable};
 use crate::config::Config;
 use crate::message::FailureCode;
 use crate::store::{DeadLetter, DeadLetters, Filter};
@@ -287,15 +287,6 @@ fn as_json(id: u64, letter: &DeadLetter) -> Value {
     })
 }
 
-/// A message comes from anyone: what it holds must not steer the terminal.
-fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
-    }
-    shown
-}
-
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -336,11 +327,6 @@ mod tests {
     fn a_wrong_reason_is_answered_with_the_right_ones() {
         let error = parse("list --reason oom").unwrap_err();
         assert!(error.contains("the reasons are rejected, retries-exhausted, trap"), "{error}");
-    }
-
-    #[test]
-    fn control_characters_do_not_reach_the_terminal() {
-        assert_eq!(printable("a\x1b[2Jb\r\n\u{9b}ü"), "a\\u{1b}[2Jb\\r\\n\\u{9b}ü");
     }
 
     #[test]

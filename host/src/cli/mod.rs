@@ -6,8 +6,26 @@ pub mod compile;
 pub mod dead_letters;
 pub mod demo;
 pub mod invoke;
+pub mod keygen;
+pub mod new;
+pub mod promote;
+pub mod push;
+pub mod remove;
+pub mod rollback;
 pub mod run;
+pub mod status;
+pub mod trust;
 pub mod worker;
+
+// What the operator's commands share.
+mod boards;
+mod changes;
+mod follow;
+mod order;
+mod progress;
+mod remote;
+mod signing;
+mod talk;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -50,6 +68,13 @@ enum Command {
     ///   sedge demo --data machine-temperature.csv --speed 3600
     #[command(verbatim_doc_comment)]
     Demo(demo::DemoArgs),
+
+    /// Begin a function: a folder that compiles, passes its test and can be pushed
+    ///
+    ///   sedge new door-alarm
+    ///   sedge new door-alarm --dir functions/door-alarm --sdk ~/sedge/guest-sdk
+    #[command(verbatim_doc_comment)]
+    New(new::NewArgs),
 
     /// Compile a function's folder into the component that the board runs
     ///
@@ -94,6 +119,62 @@ enum Command {
     #[command(verbatim_doc_comment)]
     DeadLetters(dead_letters::DeadLettersArgs),
 
+    /// Make a key to sign with, and the lines by which boards trust it
+    ///
+    /// Writes NAME.pem, which stays with you, and NAME.pub.pem, which goes to boards.
+    /// Nothing is written over.
+    ///
+    ///   sedge keygen --out ops.pem
+    #[command(verbatim_doc_comment)]
+    Keygen(keygen::KeygenArgs),
+
+    /// Build a function, sign it, send it to boards and follow it until it is active
+    ///
+    /// The broker keeps the module and the order, for boards that come later.
+    /// Interrupted, run it again: what the broker has is not sent twice.
+    /// The exit code is 0 only when it is active on every board.
+    ///
+    ///   sedge push door-alarm --node pump-3 --key ops.pem
+    ///   sedge push door-alarm --group pumps --key ops.pem --mode shadow
+    ///   sedge push door-alarm --group pumps --dry-run
+    #[command(verbatim_doc_comment)]
+    Push(Box<push::PushArgs>),
+
+    /// List boards, their functions, versions and states
+    ///
+    /// From what the broker keeps; no board is asked.
+    ///
+    ///   sedge status
+    ///   sedge status --node pump-3 --json
+    #[command(verbatim_doc_comment)]
+    Status(status::StatusArgs),
+
+    /// Go back to the version before, or end a trial
+    ///
+    ///   sedge rollback door-alarm --node pump-3 --key ops.pem
+    #[command(verbatim_doc_comment)]
+    Rollback(rollback::RollbackArgs),
+
+    /// Let a shadow take the place of the version that it runs beside
+    ///
+    ///   sedge promote door-alarm --group pumps --key ops.pem
+    #[command(verbatim_doc_comment)]
+    Promote(promote::PromoteArgs),
+
+    /// Remove a function from boards
+    ///
+    ///   sedge remove door-alarm --node pump-3 --key ops.pem
+    #[command(verbatim_doc_comment)]
+    Remove(remove::RemoveArgs),
+
+    /// Change the keys that boards trust, signed by one that may change keys
+    ///
+    ///   sedge trust ops-2.pub.pem --group pumps --key admin.pem
+    ///   sedge trust guest.pub.pem --functions 'demo-*' --node pump-3 --key admin.pem
+    ///   sedge trust --revoke KEY_ID --group pumps --key admin.pem
+    #[command(verbatim_doc_comment)]
+    Trust(trust::TrustArgs),
+
     #[command(hide = true)]
     Worker(worker::WorkerArgs),
 
@@ -119,11 +200,19 @@ impl ConfigArgs {
 pub fn run(cli: Cli) -> ExitCode {
     let result = match &cli.command {
         Command::Demo(args) => demo::run(args),
+        Command::New(args) => new::run(args).map(|()| ExitCode::SUCCESS),
         Command::Build(args) => build::run(args).map(|()| ExitCode::SUCCESS),
         Command::Invoke(args) => invoke::run(args),
         Command::Check(args) => check::run(args),
         Command::Run(args) => run::run(args),
         Command::DeadLetters(args) => dead_letters::run(args),
+        Command::Keygen(args) => keygen::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Push(args) => push::run(args),
+        Command::Status(args) => status::run(args),
+        Command::Rollback(args) => rollback::run(args),
+        Command::Promote(args) => promote::run(args),
+        Command::Remove(args) => remove::run(args),
+        Command::Trust(args) => trust::run(args),
         Command::Worker(args) => worker::run(args).map(|()| ExitCode::SUCCESS),
         Command::Compile(args) => compile::run(args).map(|()| ExitCode::SUCCESS),
     };
@@ -166,6 +255,15 @@ fn paint(colour: &str, text: &str) -> String {
     if std::io::stderr().is_terminal() && !refused { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
+/// Text from elsewhere without what would move the cursor or change colours.
+fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
+}
+
 #[cfg(test)]
 mod tests {
     use clap::CommandFactory as _;
@@ -185,5 +283,10 @@ mod tests {
             // Wrapped a second time by a narrow terminal, it is hard to read.
             assert!(help.lines().all(|line| line.chars().count() <= 80), "{}:\n{help}", command.get_name());
         }
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        assert_eq!(printable("a\x1b[2Jb\r\n\u{9b}ü"), "a\\u{1b}[2Jb\\r\\n\\u{9b}ü");
     }
 }

@@ -43,6 +43,7 @@ impl Daemon {
                     self.save_subscriptions();
                 }
             }
+            mqtt::Event::Subscribed { .. } => {}
             mqtt::Event::NotSubscribed { filter, reason } => {
                 tracing::error!(filter, reason, "the broker refused a subscription: its functions get no messages");
             }

@@ -65,7 +65,7 @@ impl Daemon {
         }
         pipeline.set_clock_synced(time::clock_synced());
 
-        let status = Status::new(&config.node.base_topic, &config.node.name);
+        let status = Status::new(&config.node.base_topic, &config.node.name, &config.node.groups);
         let (broker, broker_events, drive) = mqtt::connect(broker_options(&config, &status))?;
         tokio::task::spawn_local(drive);
         let upstream = upstream(&config)?;

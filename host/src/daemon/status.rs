@@ -12,6 +12,8 @@ pub const TOKEN: u64 = 0;
 #[derive(Debug)]
 pub struct Status {
     base: String,
+    /// So that an operator knows, also of a board that is away, which pushes are for it.
+    groups: Vec<String>,
     failed: Option<String>,
     blocked: bool,
     /// The last reason was logged; the same again is not.
@@ -19,13 +21,19 @@ pub struct Status {
 }
 
 impl Status {
-    pub fn new(base_topic: &str, node: &str) -> Self {
-        Self { base: format!("{base_topic}/{node}"), failed: None, blocked: false, last_reason: None }
+    pub fn new(base_topic: &str, node: &str, groups: &[String]) -> Self {
+        Self {
+            base: format!("{base_topic}/{node}"),
+            groups: groups.to_vec(),
+            failed: None,
+            blocked: false,
+            last_reason: None,
+        }
     }
 
     /// What the broker publishes when the board vanishes.
     pub fn will(&self) -> Will {
-        Will { topic: format!("{}/status", self.base), payload: json!({ "state": "offline" }).to_string() }
+        Will { topic: format!("{}/status", self.base), payload: self.away().to_string() }
     }
 
     pub fn connected(&mut self, link: &Link, functions: &[Function]) {
@@ -54,11 +62,15 @@ impl Status {
     }
 
     pub fn offline(&self, link: &Link) {
-        self.publish(link, "status", &json!({ "state": "offline" }));
+        self.publish(link, "status", &self.away());
+    }
+
+    fn away(&self) -> serde_json::Value {
+        json!({ "state": "offline", "version": env!("CARGO_PKG_VERSION"), "groups": self.groups })
     }
 
     fn publish_node(&self, link: &Link) {
-        let mut status = json!({ "state": "online", "version": env!("CARGO_PKG_VERSION") });
+        let mut status = json!({ "state": "online", "version": env!("CARGO_PKG_VERSION"), "groups": self.groups });
         if let Some(error) = &self.failed {
             status["problem"] = json!(format!("the disk failed: {error}"));
         } else if self.blocked {

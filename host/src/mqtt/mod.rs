@@ -57,7 +57,7 @@ pub struct Options {
     /// Unacknowledged messages that the broker may have under way to us.
     pub receive_maximum: u16,
     pub max_packet_bytes: u32,
-    /// How long the broker keeps the session when we are gone.
+    /// How long the broker keeps the session when we are gone. Zero: it ends with each connection.
     pub session_expiry: Duration,
     /// Our own unacknowledged publishes. Small: the client scans this window at every flush.
     pub in_flight: u16,
@@ -86,6 +86,10 @@ pub enum Event {
         token: u64,
         result: PublishResult,
     },
+    /// The broker has taken a subscription.
+    Subscribed {
+        filter: String,
+    },
     /// The broker has dropped a subscription; what it sends from here on was matched without it.
     Unsubscribed {
         filter: String,
@@ -109,6 +113,8 @@ pub struct Delivery {
     pub subscriptions: Vec<usize>,
     /// Sent before, by the broker's word.
     pub dup: bool,
+    /// Kept by the broker from before the subscription, and not published just now.
+    pub retained: bool,
     /// `None` for QoS 0.
     pub ack: Option<AckToken>,
 }
@@ -216,6 +222,11 @@ pub fn connect(options: Options) -> Result<(Link, Events, impl Future<Output = (
 impl Link {
     pub fn is_connected(&self) -> bool {
         self.shared.state.borrow().connected
+    }
+
+    /// Whether the broker keeps retained messages.
+    pub fn retains(&self) -> bool {
+        self.shared.state.borrow().retain_available
     }
 
     /// Acknowledges a delivery. One of an earlier connection is left out: the broker sends that message again.
@@ -472,11 +483,12 @@ impl State {
             }
             rumqttc::Event::Incoming(Packet::SubAck(ack)) => {
                 let filter = self.subscribe_ids.remove(&ack.pkid).unwrap_or_default();
-                if let Some(code) =
-                    ack.return_codes.iter().find(|code| !matches!(code, SubscribeReasonCode::Success(_)))
-                {
-                    self.events.push_back(Event::NotSubscribed { filter, reason: format!("{code:?}") });
-                }
+                self.events.push_back(
+                    match ack.return_codes.iter().find(|code| !matches!(code, SubscribeReasonCode::Success(_))) {
+                        Some(code) => Event::NotSubscribed { filter, reason: format!("{code:?}") },
+                        None => Event::Subscribed { filter },
+                    },
+                );
             }
             rumqttc::Event::Outgoing(Outgoing::Unsubscribe(packet_id)) => {
                 if let Some(filter) = self.unsubscribing.pop_front() {
@@ -518,6 +530,7 @@ impl State {
             properties,
             subscriptions,
             dup: publish.dup,
+            retained: publish.retain,
             ack: (publish.pkid != 0).then_some(AckToken { packet_id: publish.pkid, connection: self.connection }),
         }
     }
@@ -552,7 +565,8 @@ fn mqtt_options(options: &Options, gate: &Arc<Gate>) -> Result<MqttOptions, Opti
     let mut mqtt = MqttOptions::new(&options.client_id, (host, port));
     mqtt.set_keep_alive(options.keep_alive.as_secs().try_into().unwrap_or(u16::MAX))
         .set_connect_timeout(options.connect_timeout)
-        .set_clean_start(false)
+        // One that was cut off may still be there for the broker, with subscriptions that would not be new any more.
+        .set_clean_start(options.session_expiry.is_zero())
         .set_session_expiry_interval(Some(options.session_expiry.as_secs().try_into().unwrap_or(u32::MAX)))
         .set_receive_maximum(Some(options.receive_maximum))
         .set_max_packet_size(Some(options.max_packet_bytes))

@@ -255,6 +255,7 @@ impl Spine {
             properties: properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
             subscriptions: Vec::new(),
             dup,
+            retained: false,
             ack: (packet_id > 0).then_some(AckToken { packet_id, connection: self.connection }),
         };
         self.pipeline.deliver(delivery, self.now, 0);

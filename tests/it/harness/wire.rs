@@ -66,6 +66,7 @@ pub enum Packet {
     Publish(Publish),
     PubAck { reason: u8 },
     SubAck { reasons: Vec<u8> },
+    UnsubAck,
     PingResp,
     Disconnect { reason: u8 },
 }
@@ -128,6 +129,15 @@ pub fn subscribe(packet_id: u16, filters: &[&str]) -> Vec<u8> {
     out
 }
 
+pub fn unsubscribe(packet_id: u16, filter: &str) -> Vec<u8> {
+    let mut body = packet_id.to_be_bytes().to_vec();
+    body.push(0);
+    text(filter, &mut body);
+    let mut out = Vec::new();
+    packet(0xa2, &body, &mut out);
+    out
+}
+
 pub fn puback(packet_id: u16, out: &mut Vec<u8>) {
     out.extend([0x40, 2]);
     out.extend(packet_id.to_be_bytes());
@@ -183,6 +193,7 @@ fn decode_body(first: u8, mut fields: Fields<'_>) -> Option<Packet> {
             fields.properties()?;
             Packet::SubAck { reasons: fields.0.to_vec() }
         }
+        11 => Packet::UnsubAck,
         13 => Packet::PingResp,
         14 => Packet::Disconnect { reason: fields.byte().unwrap_or(0) },
         _ => return None,

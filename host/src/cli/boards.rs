@@ -1,0 +1,209 @@
+//! What the boards say of themselves, as the broker keeps it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::deploy::reason::Reason;
+use crate::deploy::report::{Report, State};
+use crate::deploy::topics::{Target, Topic, Topics};
+
+pub struct Boards {
+    topics: Topics,
+    boards: BTreeMap<Arc<str>, Board>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Board {
+    pub presence: Option<Presence>,
+    pub reports: BTreeMap<Arc<str>, Report>,
+}
+
+/// Its status topic.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Presence {
+    /// `online` or `offline`.
+    pub state: String,
+    #[serde(default)]
+    pub version: Option<String>,
+    #[serde(default)]
+    pub groups: Vec<String>,
+    #[serde(default)]
+    pub problem: Option<String>,
+}
+
+impl Boards {
+    pub fn new(topics: Topics) -> Self {
+        Self { topics, boards: BTreeMap::new() }
+    }
+
+    /// Takes a message from the broker. Returns whether it told anything new.
+    pub fn take(&mut self, topic: &str, payload: &[u8]) -> bool {
+        match self.topics.parse(topic) {
+            Some(Topic::Status { node }) => {
+                // Somebody has removed a board that is gone for good.
+                let presence = serde_json::from_slice(payload).ok();
+                let board = self.boards.entry(node).or_default();
+                let is_new = board.presence != presence;
+                board.presence = presence;
+                is_new
+            }
+            Some(Topic::Report { node, function }) => {
+                let reports = &mut self.boards.entry(node).or_default().reports;
+                match Report::parse(payload) {
+                    Ok(report) if reports.get(&function) == Some(&report) => false,
+                    Ok(report) => {
+                        reports.insert(function, report);
+                        true
+                    }
+                    Err(_) => reports.remove(&function).is_some(),
+                }
+            }
+            _ => false,
+        }
+    }
+
+    /// The boards that have said anything and not taken all of it back.
+    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Board)> {
+        self.boards.iter().filter(|(_, board)| **board != Board::default())
+    }
+
+    pub fn get(&self, node: &str) -> Option<&Board> {
+        self.boards.get(node)
+    }
+
+    pub fn report(&self, node: &str, function: &str) -> Option<&Report> {
+        self.boards.get(node)?.reports.get(function)
+    }
+
+    /// The boards that an order is for: of a group those that say so, and those that have taken it.
+    pub fn members(&self, target: &Target, function: &str, serial: Option<u64>) -> Vec<Arc<str>> {
+        let group = match target {
+            Target::Node(node) => return vec![Arc::from(&**node)],
+            Target::Group(group) => group,
+        };
+        let says_so = |board: &Board| {
+            board.presence.as_ref().is_some_and(|presence| presence.groups.iter().any(|name| **name == **group))
+        };
+        let has_taken = |board: &Board| {
+            serial.is_some() && board.reports.get(function).is_some_and(|report| report.serial == serial)
+        };
+        self.boards
+            .iter()
+            .filter(|(_, board)| says_so(board) || has_taken(board))
+            .map(|(node, _)| Arc::clone(node))
+            .collect()
+    }
+
+    /// The highest serial that a board of the target is known to have accepted for the function, and which board that is.
+    pub fn highest_serial(&self, target: &Target, function: &str) -> Option<(u64, Arc<str>)> {
+        self.members(target, function, None)
+            .into_iter()
+            .filter_map(|node| Some((accepted_serial(self.report(&node, function)?)?, node)))
+            .max()
+    }
+}
+
+impl Board {
+    pub fn is_offline(&self) -> bool {
+        self.presence.as_ref().is_some_and(|presence| presence.state == "offline")
+    }
+}
+
+/// The highest serial that the board has accepted, as far as its report tells.
+fn accepted_serial(report: &Report) -> Option<u64> {
+    let latest = report.serial.filter(|_| !was_turned_away(report));
+    let active = report.active.as_ref().map(|active| active.version.serial);
+    let previous = report.previous.as_ref().map(|previous| previous.serial);
+    latest.max(active).max(previous)
+}
+
+/// Whether the order was refused before its serial counted: anybody may have written it.
+fn was_turned_away(report: &Report) -> bool {
+    report.state == State::Rejected
+        && matches!(
+            report.reason,
+            None | Some(
+                Reason::BadEnvelope
+                    | Reason::Unsigned
+                    | Reason::UnknownKey
+                    | Reason::BadSignature
+                    | Reason::KeyNotAllowed
+                    | Reason::WrongTarget
+                    | Reason::Expired
+                    | Reason::ReplayedSerial
+                    | Reason::SerialTooHigh
+                    | Reason::Unknown
+            )
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn boards() -> Boards {
+        let mut boards = Boards::new(Topics::new("sedge"));
+        for (node, state, groups) in [("a", "online", json!(["pumps"])), ("b", "offline", json!(["pumps", "all"]))] {
+            let status = json!({ "state": state, "groups": groups }).to_string();
+            assert!(boards.take(&format!("sedge/{node}/status"), status.as_bytes()));
+        }
+        boards
+    }
+
+    fn report(serial: u64, state: &str, reason: Option<&str>, active: Option<u64>) -> String {
+        let digest = "0".repeat(64);
+        let active = active.map(|serial| json!({ "version": "1", "serial": serial, "digest": digest, "manifest": {} }));
+        json!({
+            "function": "warm", "state": state, "reason": reason, "serial": serial, "active": active, "previous": null,
+            "at_ms": 0, "clock_synced": true,
+        })
+        .to_string()
+    }
+
+    #[test]
+    fn a_group_is_who_says_so_and_who_took_its_order() {
+        let mut boards = boards();
+        let pumps = Target::Group("pumps".into());
+        let names = |boards: &Boards, serial| boards.members(&pumps, "warm", serial).join(" ");
+        assert_eq!(names(&boards, None), "a b");
+        assert!(boards.take("sedge/old/functions/warm", report(7, "receiving", None, None).as_bytes()));
+        assert_eq!(names(&boards, Some(7)), "a b old");
+        assert_eq!(names(&boards, Some(8)), "a b");
+        assert_eq!(boards.members(&Target::Node("z".into()), "warm", None).join(" "), "z");
+        assert!(boards.get("b").unwrap().is_offline() && !boards.get("a").unwrap().is_offline());
+    }
+
+    #[test]
+    fn the_highest_serial_is_one_that_was_accepted() {
+        let mut boards = boards();
+        let pumps = Target::Group("pumps".into());
+        let mut highest = |node: &str, text: String| {
+            assert!(boards.take(&format!("sedge/{node}/functions/warm"), text.as_bytes()));
+            boards.highest_serial(&pumps, "warm").map(|(serial, node)| (serial, node.to_string()))
+        };
+        assert_eq!(highest("a", report(5, "active", None, Some(5))), Some((5, "a".into())));
+        assert_eq!(highest("b", report(9, "rejected", Some("digest-mismatch"), Some(4))), Some((9, "b".into())));
+        // Anybody could have written these.
+        assert_eq!(highest("b", report(99, "rejected", Some("serial-too-high"), Some(4))), Some((5, "a".into())));
+        assert_eq!(highest("b", report(99, "rejected", Some("of-the-future"), Some(6))), Some((6, "b".into())));
+        assert_eq!(highest("stranger", report(100, "active", None, Some(100))), Some((6, "b".into())));
+    }
+
+    #[test]
+    fn the_same_again_is_nothing_new_and_an_empty_message_takes_it_back() {
+        let mut boards = boards();
+        let text = report(1, "active", None, Some(1));
+        assert!(boards.take("sedge/a/functions/warm", text.as_bytes()));
+        assert!(!boards.take("sedge/a/functions/warm", text.as_bytes()));
+        assert!(boards.take("sedge/a/functions/warm", b""));
+        assert!(boards.take("sedge/a/status", b""));
+        assert_eq!(boards.iter().map(|(node, _)| node.to_string()).collect::<Vec<_>>(), ["b"]);
+        for (topic, payload) in [("other/a/status", "{}"), ("sedge/a/b/status", "{}"), ("sedge/blob/status", "{}")] {
+            assert!(!boards.take(topic, payload.as_bytes()), "{topic}");
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What differs between two manifests, as the operator sees it before a push.
+
+use serde::Serialize;
+use serde_json::Value;
+
+use super::printable;
+
+/// One key that differs. A list is told by its members, everything else as a whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Change {
+    /// `limits.fuel`, `allow.publish`
+    pub key: String,
+    #[serde(flatten)]
+    pub kind: Kind,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(untagged)]
+pub enum Kind {
+    Members { added: Vec<Value>, removed: Vec<Value> },
+    Value { from: Option<Value>, to: Option<Value> },
+}
+
+/// The changes, by key. Without an old manifest everything is new.
+pub fn changes(old: Option<&Value>, new: &Value) -> Vec<Change> {
+    let mut found = Vec::new();
+    compare(String::new(), old, Some(new), &mut found);
+    found.sort_by(|a, b| a.key.cmp(&b.key));
+    found
+}
+
+fn compare(key: String, old: Option<&Value>, new: Option<&Value>, found: &mut Vec<Change>) {
+    if old == new {
+        return;
+    }
+    let within = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
+    match (old, new) {
+        (None | Some(Value::Object(_)), Some(Value::Object(members))) => {
+            let old = old.and_then(Value::as_object);
+            for (name, value) in members {
+                compare(within(name), old.and_then(|old| old.get(name)), Some(value), found);
+            }
+            for (name, value) in old.into_iter().flatten().filter(|(name, _)| !members.contains_key(*name)) {
+                compare(within(name), Some(value), None, found);
+            }
+        }
+        (Some(Value::Object(members)), None) => {
+            members.iter().for_each(|(name, value)| compare(within(name), Some(value), None, found));
+        }
+        (None | Some(Value::Array(_)), Some(Value::Array(_))) | (Some(Value::Array(_)), None) => {
+            let list = |value: Option<&Value>| value.and_then(Value::as_array).cloned().unwrap_or_default();
+            let (old, new) = (list(old), list(new));
+            let without = |these: &[Value], those: &[Value]| -> Vec<Value> {
+                these.iter().filter(|value| !those.contains(value)).cloned().collect()
+            };
+            let (added, removed) = (without(&new, &old), without(&old, &new));
+            // The order of filters means nothing, and neither does an empty list in place of none.
+            if !added.is_empty() || !removed.is_empty() {
+                found.push(Change { key, kind: Kind::Members { added, removed } });
+            }
+        }
+        _ => found.push(Change { key, kind: Kind::Value { from: old.cloned(), to: new.cloned() } }),
+    }
+}
+
+impl Change {
+    /// One line for each value or member.
+    pub fn lines(&self) -> Vec<String> {
+        match &self.kind {
+            Kind::Members { added, removed } => {
+                let line = |sign, value| format!("{sign} {:<20} {}", printable(&self.key), shown(value));
+                let removed = removed.iter().map(|value| line('-', value));
+                removed.chain(added.iter().map(|value| line('+', value))).collect()
+            }
+            Kind::Value { from, to } => {
+                let (sign, text) = match (from, to) {
+                    (Some(from), Some(to)) => ('~', format!("{} -> {}", shown(from), shown(to))),
+                    (Some(from), None) => ('-', shown(from)),
+                    (None, to) => ('+', to.as_ref().map(shown).unwrap_or_default()),
+                };
+                vec![format!("{sign} {:<20} {text}", printable(&self.key))]
+            }
+        }
+    }
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::String(text) => printable(text),
+        other => printable(&other.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[track_caller]
+    fn check(old: Option<Value>, new: &Value, expected: &[&str]) {
+        let lines: Vec<String> = changes(old.as_ref(), new).iter().flat_map(Change::lines).collect();
+        assert_eq!(lines, expected);
+    }
+
+    #[test]
+    fn topics_limits_and_permissions() {
+        let old = json!({
+            "name": "a", "version": "1", "every": "1s", "subscribe": ["x", "y"], "allow": {"publish": [], "clock": false},
+            "limits": {"fuel": 10, "outputs": 4}, "config": {"max": "80", "unit": "C"}
+        });
+        let new = json!({
+            "name": "a", "version": "2", "subscribe": ["y", "z"], "allow": {"publish": ["d/#"], "clock": true},
+            "limits": {"fuel": 20, "outputs": 4}, "config": {"max": "85"}
+        });
+        check(
+            Some(old),
+            &new,
+            &[
+                "~ allow.clock          false -> true",
+                "+ allow.publish        d/#",
+                "~ config.max           80 -> 85",
+                "- config.unit          C",
+                "- every                1s",
+                "~ limits.fuel          10 -> 20",
+                "- subscribe            x",
+                "+ subscribe            z",
+                "~ version              1 -> 2",
+            ],
+        );
+    }
+
+    #[test]
+    fn the_same_in_another_order_is_no_change() {
+        check(Some(json!({"subscribe": ["a", "b"], "name": "x"})), &json!({"name": "x", "subscribe": ["b", "a"]}), &[]);
+    }
+
+    #[test]
+    fn what_was_never_there_is_new() {
+        check(
+            None,
+            &json!({"name": "a", "subscribe": ["x"], "allow": {"publish": []}}),
+            &["+ name                 a", "+ subscribe            x"],
+        );
+    }
+
+    #[test]
+    fn as_json() {
+        let found = changes(Some(&json!({"l": [1], "n": 1})), &json!({"l": [2], "n": 2}));
+        let expected = json!([{"key": "l", "added": [2], "removed": [1]}, {"key": "n", "from": 1, "to": 2}]);
+        assert_eq!(serde_json::to_value(found).unwrap(), expected);
+    }
+}

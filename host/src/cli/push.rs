@@ -1,0 +1,176 @@
+//! `sedge push DIR`: builds a function, signs it, gives its module to the broker and follows the boards until it is active.
+
+mod bundle;
+mod chunks;
+mod plan;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::bail;
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::follow::{Aim, Follow, Outcome};
+use super::order::{self, QUIET, answered, target_json};
+use super::progress::Progress;
+use super::remote::{self, BrokerArgs};
+use super::signing::{KeyArgs, Signer, TargetArgs, WaitArgs};
+use super::talk::Talk;
+use crate::deploy::payload::{CHUNK_BYTES, DEFAULT_CHUNK_BYTES};
+use crate::manifest::TrialMode;
+use bundle::Bundle;
+
+#[derive(Debug, Args)]
+pub struct PushArgs {
+    /// The function's folder. With a Cargo.toml in it, it is built first
+    pub dir: PathBuf,
+    #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
+    pub key: KeyArgs,
+    /// Show what would change on the boards, and do nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Serial number instead of that in function.toml, or of the time where there is none
+    #[arg(long, value_name = "N")]
+    pub serial: Option<u64>,
+    /// How the new version proves itself, instead of [trial] mode in function.toml
+    #[arg(long)]
+    pub mode: Option<Mode>,
+    /// Size of the pieces that the module is sent in
+    #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_CHUNK_BYTES,
+        value_parser = clap::value_parser!(u32).range(i64::from(*CHUNK_BYTES.start())..=i64::from(*CHUNK_BYTES.end())))]
+    pub chunk_size: u32,
+    /// When it is active everywhere, remove its module from the broker. Boards that come later cannot fetch it then
+    #[arg(long, conflicts_with_all = ["no_wait", "dry_run"])]
+    pub prune: bool,
+    /// The same for every module that neither a board's report nor an order on the broker names
+    #[arg(long, conflicts_with_all = ["no_wait", "dry_run"])]
+    pub prune_unused: bool,
+    #[command(flatten)]
+    pub wait: WaitArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub broker: BrokerArgs,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Mode {
+    Live,
+    Shadow,
+}
+
+/// Exit code 0 when it is active on every board of the target, or, of a dry run, when it could be ordered.
+pub fn run(args: &PushArgs) -> anyhow::Result<ExitCode> {
+    answered(args.json, || {
+        let signer = match args.dry_run {
+            true => None,
+            false => Some(args.key.load()?),
+        };
+        let mut bundle = Bundle::build(&args.dir, args.chunk_size)?;
+        if let Some(mode) = args.mode {
+            bundle.set_mode(mode);
+        }
+        remote::block_on(async {
+            let deadline = Instant::now() + args.wait.timeout();
+            // Without an answer nothing is lost but a check, so a push does not wait for slow brokers.
+            let quiet = if args.dry_run { QUIET } else { Duration::ZERO };
+            let function = bundle.manifest.name.clone();
+            let mut talk = Talk::open(&args.broker, args.target.target(), function, deadline, quiet).await?;
+            let result = match &signer {
+                None => dry_run(args, bundle, &talk),
+                Some(signer) => push(args, bundle, &mut talk, signer).await,
+            };
+            talk.remote.close().await;
+            result
+        })
+    })
+}
+
+fn dry_run(args: &PushArgs, mut bundle: Bundle, talk: &Talk) -> anyhow::Result<(bool, Value)> {
+    bundle.manifest.serial = plan::serial(args.serial, &bundle, talk)?;
+    let previews = plan::previews(&bundle, talk);
+    if !args.json {
+        previews.iter().flat_map(|preview| preview.lines(&bundle)).for_each(|line| println!("{line}"));
+        if previews.is_empty() {
+            println!("no board of {} is known to the broker", talk.target);
+        }
+    }
+    let answer = json!({
+        "ok": true,
+        "dry_run": true,
+        "function": &*talk.function,
+        "version": &*bundle.manifest.version,
+        "serial": bundle.manifest.serial,
+        "target": target_json(&talk.target),
+        "module": bundle.module_json(),
+        "nodes": previews,
+    });
+    Ok((true, answer))
+}
+
+async fn push(args: &PushArgs, bundle: Bundle, talk: &mut Talk, signer: &Signer) -> anyhow::Result<(bool, Value)> {
+    let aim = aim(&bundle);
+    let order = plan::order(args.serial, bundle, talk, signer)?;
+    let plan::Plan { order, envelope, bundle, is_new } = order;
+    let mut progress = std::mem::replace(&mut talk.progress, Progress::new());
+    let version = &bundle.manifest.version;
+    let again = if is_new { "" } else { ", ordered before" };
+    progress.say("push", &format!("{} {version}, serial {}, to {}{again}", talk.function, order.serial, talk.target));
+    talk.progress = progress;
+
+    let kept = chunks::look(talk, &bundle).await?;
+    let missing = kept.missing(&bundle);
+    if missing.is_empty() {
+        talk.progress.say("chunks", &format!("the broker has all {}", bundle.module.chunks.len()));
+    } else {
+        let messages = chunks::messages(talk, &bundle, &missing);
+        talk.publish("chunks", &messages).await?;
+    }
+    let follow = Follow::begin(talk, order.serial, aim);
+    order::publish(talk, &envelope).await?;
+    let outcome = match args.wait.no_wait {
+        true => None,
+        false => Some(follow.run(talk).await?),
+    };
+    let mut removed = 0;
+    if outcome.as_ref().is_some_and(Outcome::is_ok) {
+        removed = prune(args, talk, &bundle, kept).await?;
+    }
+
+    let mut answer = order::answer(talk, &order, signer, outcome.as_ref(), args.json);
+    answer["version"] = json!(&**version);
+    answer["module"] = bundle.module_json();
+    answer["chunks"] = json!({ "sent": missing.len(), "kept": bundle.module.chunks.len() - missing.len() });
+    answer["removed"] = json!(removed);
+    Ok((outcome.is_none_or(|outcome| outcome.is_ok()), answer))
+}
+
+fn aim(bundle: &Bundle) -> Aim {
+    let trial = &bundle.manifest.trial;
+    if trial.mode == TrialMode::Shadow && trial.differences.is_none() { Aim::SHADOWING } else { Aim::INSTALLED }
+}
+
+/// Removes chunks from the broker, and says how many.
+async fn prune(args: &PushArgs, talk: &mut Talk, bundle: &Bundle, kept: chunks::Kept) -> anyhow::Result<usize> {
+    let mut topics = Vec::new();
+    if args.prune {
+        topics.extend(kept.all(talk, bundle));
+    }
+    if args.prune_unused {
+        topics.extend(chunks::unused(talk, &args.broker.base(), bundle).await?);
+    }
+    if topics.is_empty() {
+        return Ok(0);
+    }
+    let messages: Vec<_> = topics.into_iter().map(|topic| (topic, bytes::Bytes::new())).collect();
+    if let Err(error) = talk.publish("prune", &messages).await {
+        bail!("it is active, but its chunks could not be removed: {error:#}");
+    }
+    Ok(messages.len())
+}

@@ -1,0 +1,128 @@
+//! Which order is to be given: a new one, or the one that the broker keeps already; and what it would change.
+
+use std::sync::Arc;
+
+use anyhow::bail;
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use super::Bundle;
+use crate::cli::changes::{self, Change, Kind};
+use crate::cli::printable;
+use crate::cli::signing::Signer;
+use crate::cli::talk::Talk;
+use crate::deploy::payload::{self, Document, Install, Order};
+use crate::deploy::report::State;
+use crate::time;
+
+pub struct Plan {
+    pub order: Order,
+    pub envelope: Vec<u8>,
+    pub bundle: Bundle,
+    /// The broker does not have it yet.
+    pub is_new: bool,
+}
+
+/// The order of an earlier push of the same that is still good is given again, byte for byte: boards that have it change
+/// nothing, and the others go on with it.
+pub fn order(serial: Option<u64>, mut bundle: Bundle, talk: &Talk, signer: &Signer) -> anyhow::Result<Plan> {
+    let wanted = serial.unwrap_or(bundle.manifest.serial);
+    if let Some(envelope) = &talk.standing
+        && let Some(order) = signer.own(envelope)
+        && is_good(&order, wanted, &mut bundle, talk)
+    {
+        return Ok(Plan { order, envelope: envelope.to_vec(), bundle, is_new: false });
+    }
+    bundle.manifest.serial = self::serial(serial, &bundle, talk)?;
+    let install = Install { manifest: Document::of(&bundle.manifest), module: bundle.module.clone() };
+    let order =
+        signer.order(&talk.function, bundle.manifest.serial, &talk.target, payload::Change::Install(Box::new(install)));
+    let envelope = signer.sign(&order);
+    Ok(Plan { order, envelope, bundle, is_new: true })
+}
+
+/// Whether it orders this bundle, in time, and no board has done away with it. Leaves its serial in the manifest.
+fn is_good(order: &Order, wanted: u64, bundle: &mut Bundle, talk: &Talk) -> bool {
+    let payload::Change::Install(install) = &order.change else { return false };
+    let before = std::mem::replace(&mut bundle.manifest.serial, order.serial);
+    let is_same = (wanted == 0 || wanted == order.serial)
+        && order.target == talk.target
+        && order.expires_at_ms > time::now_ms()
+        && install.module == bundle.module
+        && install.manifest == Document::of(&bundle.manifest);
+    let is_over = talk.boards.members(&talk.target, &talk.function, None).iter().any(|node| {
+        talk.boards.report(node, &talk.function).is_some_and(|report| match report.serial {
+            // A serial that was written down stays what it is: the same order comes to the same end.
+            Some(serial) if serial == order.serial => wanted == 0 && failed(report.state),
+            Some(serial) => serial > order.serial,
+            None => false,
+        })
+    });
+    if !is_same || is_over {
+        bundle.manifest.serial = before;
+    }
+    is_same && !is_over
+}
+
+fn failed(state: State) -> bool {
+    state.is_final() && state != State::Active
+}
+
+/// The serial of the command line, of the manifest, or of the time; above what boards have reported.
+pub fn serial(named: Option<u64>, bundle: &Bundle, talk: &Talk) -> anyhow::Result<u64> {
+    let highest = talk.boards.highest_serial(&talk.target, &talk.function);
+    let wanted = named.unwrap_or(bundle.manifest.serial);
+    match highest {
+        Some((highest, _)) if wanted == 0 => Ok(time::now_ms().max(highest + 1)),
+        None if wanted == 0 => Ok(time::now_ms()),
+        Some((highest, node)) if wanted <= highest => bail!(
+            "board {node} has taken serial {highest} of {}, and this push has {wanted}: set serial = {} in {}, or \
+             leave it out",
+            talk.function,
+            highest + 1,
+            crate::manifest::FILE_NAME
+        ),
+        _ => Ok(wanted),
+    }
+}
+
+/// What would change on one board.
+#[derive(Debug, Serialize)]
+pub struct Preview {
+    pub node: String,
+    /// Version and serial that serve now.
+    pub from: Option<Value>,
+    pub changes: Vec<Change>,
+}
+
+pub fn previews(bundle: &Bundle, talk: &Talk) -> Vec<Preview> {
+    let new = serde_json::to_value(&bundle.manifest).unwrap_or_default();
+    let preview = |node: Arc<str>| {
+        let active = talk.boards.report(&node, &talk.function).and_then(|report| report.active.as_ref());
+        let mut changes = changes::changes(active.map(|active| &active.manifest), &new);
+        let digest = active.map(|active| active.version.digest);
+        if digest != Some(bundle.module.digest) {
+            let (from, to) = (digest.map(|digest| json!(digest.to_string())), json!(bundle.module.digest.to_string()));
+            changes.push(Change { key: "module".into(), kind: Kind::Value { from, to: Some(to) } });
+        }
+        let from = active.map(|active| json!({ "version": active.version.version, "serial": active.version.serial }));
+        Preview { node: node.to_string(), from, changes }
+    };
+    talk.boards.members(&talk.target, &talk.function, None).into_iter().map(preview).collect()
+}
+
+impl Preview {
+    pub fn lines(&self, bundle: &Bundle) -> Vec<String> {
+        let from = match &self.from {
+            Some(from) => {
+                format!("{} (serial {})", printable(from["version"].as_str().unwrap_or_default()), from["serial"])
+            }
+            None => "nothing".into(),
+        };
+        let manifest = &bundle.manifest;
+        let to = format!("{} (serial {})", manifest.version, manifest.serial);
+        let mut lines = vec![format!("{}: {} {from} -> {to}", self.node, manifest.name)];
+        lines.extend(self.changes.iter().flat_map(Change::lines).map(|line| format!("  {line}")));
+        lines
+    }
+}
