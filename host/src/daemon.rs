@@ -3,6 +3,7 @@
 //! All waiting happens in one place, [`Daemon::serve`]. Broker, workers, store and upstream queue what they have to say;
 //! each turn of the loop feeds it to the pipeline and the forwarder, which decide, and carries out what they decided.
 
+mod pace;
 mod parts;
 mod status;
 mod store_figures;
@@ -23,6 +24,7 @@ use crate::pipeline::Pipeline;
 use crate::store;
 use crate::telemetry::{self, Health, Metrics};
 use crate::time;
+use pace::Pace;
 use status::Status;
 
 /// The loop turns at least this often: it tends the workers, feeds the watchdog and looks at the clock.
@@ -108,6 +110,7 @@ impl Daemon {
         let mut from_broker = VecDeque::new();
         let mut from_workers = VecDeque::new();
         let mut ending: Option<Instant> = None;
+        let mut pace = Pace::new(Instant::now());
         self.notify.ready("waiting for the broker");
         tracing::info!(functions = self.pipeline.functions().len(), workers = self.pipeline.pool().len(), "ready");
         loop {
@@ -120,6 +123,7 @@ impl Daemon {
             let wake = self.wake_at(now).min(ending.unwrap_or(now + TURN));
             let taking = ending.is_none() && !self.pipeline.is_full();
             self.broker.hold_back(!taking);
+            let left_over = from_broker.len();
             tokio::select! {
                 biased;
                 () = &mut shutdown, if ending.is_none() => {
@@ -144,6 +148,7 @@ impl Daemon {
             }
             let now = Instant::now();
             let now_ms = time::now_ms();
+            let taken = from_broker.len() - left_over;
             for event in from_workers.drain(..) {
                 self.pipeline.worker_event(event, now, now_ms);
             }
@@ -154,6 +159,10 @@ impl Daemon {
             }
             self.housekeep(now, now_ms, ending.is_some());
             self.end_turn(now);
+            if let Some(pause) = pace.pause(taken, now) {
+                // Blocking on purpose: the runtime would go on reading from the sockets, a message at a time.
+                std::thread::sleep(pause);
+            }
         }
         self.close().await
     }
