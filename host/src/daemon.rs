@@ -4,6 +4,7 @@
 //! each turn of the loop feeds it to the pipeline and the forwarder, which decide, and carries out what they decided.
 
 mod broker;
+mod pace;
 mod parts;
 mod status;
 mod store_figures;
@@ -26,6 +27,7 @@ use crate::pipeline::Pipeline;
 use crate::store;
 use crate::telemetry::{self, Health, Metrics};
 use crate::time;
+use pace::Pace;
 use status::Status;
 use subscriptions::Subscriptions;
 
@@ -111,6 +113,7 @@ impl Daemon {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut from_broker = VecDeque::new();
         let mut ending: Option<Instant> = None;
+        let mut pace = Pace::new(Instant::now());
         self.notify.ready("waiting for the broker");
         tracing::info!(functions = self.pipeline.functions().len(), workers = self.pipeline.pool().len(), "ready");
         loop {
@@ -123,6 +126,7 @@ impl Daemon {
             let wake = self.wake_at(now).min(ending.unwrap_or(now + TURN));
             let taking = ending.is_none() && !self.pipeline.is_full();
             self.broker.hold_back(!taking);
+            let left_over = from_broker.len();
             tokio::select! {
                 biased;
                 () = &mut shutdown, if ending.is_none() => {
@@ -147,6 +151,7 @@ impl Daemon {
             }
             let now = Instant::now();
             let now_ms = time::now_ms();
+            let taken = from_broker.len() - left_over;
             while let Some(event) = self.pipeline.pool().next() {
                 self.pipeline.worker_event(event, now, now_ms);
             }
@@ -157,6 +162,10 @@ impl Daemon {
             }
             self.housekeep(now, now_ms, ending.is_some());
             self.end_turn(now);
+            if let Some(pause) = pace.pause(taken, now) {
+                // Blocking on purpose: the runtime would go on reading from the sockets, a message at a time.
+                std::thread::sleep(pause);
+            }
         }
         self.close().await
     }

@@ -17,7 +17,7 @@ impl State {
     pub fn from_entries(entries: impl IntoIterator<Item = (Box<str>, Bytes)>) -> Self {
         let mut state = Self::default();
         for (key, value) in entries {
-            state.insert(key, value);
+            state.insert(&key, value);
         }
         state
     }
@@ -34,17 +34,19 @@ impl State {
     pub fn apply(&mut self, writes: &[StateWrite]) {
         for write in writes {
             match &write.value {
-                Some(value) => self.insert(write.key.clone(), value.clone()),
+                Some(value) => self.insert(&write.key, value.clone()),
                 None => self.remove(&write.key),
             }
         }
     }
 
-    fn insert(&mut self, key: Box<str>, value: Bytes) {
-        self.bytes += key.len() + value.len();
-        let key_len = key.len();
-        if let Some(old) = self.entries.insert(key, value) {
-            self.bytes -= key_len + old.len();
+    fn insert(&mut self, key: &str, value: Bytes) {
+        if let Some(old) = self.entries.get_mut(key) {
+            self.bytes = self.bytes - old.len() + value.len();
+            *old = value;
+        } else {
+            self.bytes += key.len() + value.len();
+            self.entries.insert(key.into(), value);
         }
     }
 

@@ -27,6 +27,8 @@ use crate::sandbox::Limits;
 
 /// Bytes read from a worker at once.
 const READ_BYTES: usize = 64 * 1024;
+/// Jobs that wait for a worker's answer to those before are sent all the same when they are this much.
+const GATHER_BYTES: usize = 32 * 1024;
 /// A worker that answers nothing for this long beyond the longest deadline, ten times that where it waits for a processor, is stuck outside the guest's code.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 /// A job over which its worker died this often while it was the only one is at fault.
@@ -149,6 +151,12 @@ struct Slot {
     /// Jobs sent and not answered; a job's number on the wire is `first` plus its place.
     unfinished: VecDeque<Option<Sent>>,
     first: u64,
+    /// The number of the first job that no flush has sent.
+    first_unsent: u64,
+    /// It said something since the last flush.
+    heard_since: bool,
+    /// What is to be sent is more than jobs: the worker waits for it.
+    urgent: bool,
     /// After a death: these run one at a time before anything new. With how often the worker died over each.
     suspects: VecDeque<(Job, u32)>,
     /// What came in meanwhile.
@@ -276,14 +284,19 @@ impl Pool {
         self.tend();
     }
 
-    /// Sends what was submitted. What the sockets do not take now follows by itself.
+    /// Sends what was submitted, but for jobs to a worker that has not answered since the last ones: they go with the
+    /// flush after its answer. So jobs gather while it works, and it is woken for many of them at once when there are
+    /// many. What the sockets do not take now follows by itself.
     pub fn flush(&mut self) {
         for slot in &mut self.slots {
             if let Some(running) = &slot.running {
                 let mut out = running.out.borrow_mut();
-                if out.is_empty() {
+                if out.is_empty() || slot.owes_answer() && out.len() < GATHER_BYTES {
                     continue;
                 }
+                slot.first_unsent = slot.first + slot.unfinished.len() as u64;
+                slot.heard_since = false;
+                slot.urgent = false;
                 match running.stream.try_write(&out) {
                     Ok(written) if written == out.len() => out.clear(),
                     Ok(written) => {
@@ -319,6 +332,7 @@ impl Pool {
             return;
         }
         slot.last_heard = Instant::now();
+        slot.heard_since = true;
         match said {
             Said::Frame(FromWorker::Done { job, outcome, log, log_lines_dropped }) => {
                 let Some(done) = slot.finish(job) else { return };
@@ -468,6 +482,8 @@ impl Pool {
         slot.life = slot.life.wrapping_add(1);
         slot.respawn_at = None;
         slot.states_asked.clear();
+        slot.first_unsent = slot.first;
+        slot.heard_since = false;
         slot.last_heard = Instant::now();
         let stream = Rc::new(UnixStream::from_std(near)?);
         let out = Rc::new(RefCell::new(Vec::new()));
@@ -553,6 +569,9 @@ impl Slot {
             running: None,
             unfinished: VecDeque::new(),
             first: 0,
+            first_unsent: 0,
+            heard_since: false,
+            urgent: false,
             suspects: VecDeque::new(),
             backlog: VecDeque::new(),
             states_asked: HashSet::new(),
@@ -562,7 +581,8 @@ impl Slot {
         }
     }
 
-    fn write(&self, frame: &ToWorker) {
+    fn write(&mut self, frame: &ToWorker) {
+        self.urgent = true;
         if let Some(running) = &self.running {
             Encoder::new(&mut running.out.borrow_mut()).to_worker(frame);
         }
@@ -596,6 +616,11 @@ impl Slot {
         }
     }
 
+    /// Whether something will come from the worker, without anything more being sent to it.
+    fn owes_answer(&self) -> bool {
+        !self.heard_since && !self.urgent && self.first < self.first_unsent
+    }
+
     fn job(&self, number: u64) -> Option<&Job> {
         self.unfinished.get(usize::try_from(number.checked_sub(self.first)?).ok()?)?.as_ref().map(|sent| &sent.job)
     }
@@ -620,7 +645,10 @@ async fn read(stream: Rc<UnixStream>, queue: Rc<Queue>, worker: usize, life: u32
         if let Err(error) = stream.readable().await {
             break error.to_string();
         }
-        input.reserve(READ_BYTES);
+        // What was read before is still in use in part, so room is a new block: not one for every few hundred bytes.
+        if input.capacity() - input.len() < READ_BYTES / 4 {
+            input.reserve(READ_BYTES);
+        }
         match stream.try_read_buf(&mut input) {
             Ok(0) => break "closed its socket".to_owned(),
             Ok(_) => {}

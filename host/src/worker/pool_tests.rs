@@ -102,6 +102,33 @@ fn outcomes_of_a_key_come_in_the_order_of_its_jobs() {
 }
 
 #[test]
+fn jobs_gather_while_the_worker_has_not_answered() {
+    check(|| async {
+        let mut pool = Pool::start(settings(1), vec![loadable(0, counter())]).unwrap();
+        let unsent = |pool: &Pool| pool.slots[0].running.as_ref().unwrap().out.borrow().len();
+        let submit = |pool: &mut Pool, id, topic| {
+            pool.submit(0, job(id, JobScope::Topic, topic));
+            pool.flush();
+        };
+        submit(&mut pool, 0, "a");
+        assert_eq!(done(&mut pool, 1).await.len(), 1);
+        submit(&mut pool, 1, "b");
+        assert_eq!(unsent(&pool), 0, "an idle worker gets it at once");
+        submit(&mut pool, 2, "b");
+        let one = unsent(&pool);
+        assert!(one > 0);
+        submit(&mut pool, 3, "b");
+        assert_eq!(unsent(&pool), 2 * one);
+        // The first one waits for its state meanwhile, which must not wait for an answer.
+        assert_eq!(done(&mut pool, 3).await.len(), 3);
+        for id in 4..4 + (GATHER_BYTES / one + 2) as u64 {
+            submit(&mut pool, id, "b");
+        }
+        assert!(unsent(&pool) < GATHER_BYTES, "more than that is not held back");
+    });
+}
+
+#[test]
 fn a_reset_drops_what_was_under_way_and_all_state() {
     check(|| async {
         let mut pool = Pool::start(settings(1), vec![loadable(0, counter())]).unwrap();

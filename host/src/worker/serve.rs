@@ -17,6 +17,8 @@ use super::protocol::{Encoder, Job, JobScope, Malformed, ToWorker, split_frame};
 use crate::message::{Failure, FailureCode, Outcome, Usage, Verdict};
 use crate::sandbox::{EPOCH, Function, Sandbox, State, Ticker};
 
+const READ_BYTES: usize = 64 * 1024;
+
 /// Outcomes are sent when there is this much, when a while has passed, or when no job is left.
 const SEND_BYTES: usize = 32 * 1024;
 const SEND_AFTER: Duration = Duration::from_micros(500);
@@ -57,10 +59,11 @@ impl Worker {
     }
 
     pub fn serve(mut self) -> io::Result<()> {
-        let mut input = BytesMut::with_capacity(64 * 1024);
+        let mut input = BytesMut::with_capacity(READ_BYTES);
+        let mut chunk = vec![0; READ_BYTES];
         loop {
             self.clock.pause();
-            if read_some(&mut self.socket, &mut input)? == 0 {
+            if read_some(&mut self.socket, &mut chunk, &mut input)? == 0 {
                 return Ok(());
             }
             self.clock.run();
@@ -194,19 +197,19 @@ fn scope_key(job: &Job) -> Option<ScopeKey> {
     }
 }
 
-fn read_some(socket: &mut UnixStream, input: &mut BytesMut) -> io::Result<usize> {
-    const CHUNK: usize = 64 * 1024;
-    let filled = input.len();
-    let room = CHUNK.max(input.capacity() - filled);
-    input.resize(filled + room, 0);
-    let read = loop {
-        match socket.read(&mut input[filled..]) {
+/// By way of `chunk`: most reads bring a few hundred bytes, and copying those is cheaper than making room for all that there
+/// may be.
+fn read_some(socket: &mut UnixStream, chunk: &mut [u8], input: &mut BytesMut) -> io::Result<usize> {
+    loop {
+        match socket.read(chunk) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            read => break read,
+            Err(error) => return Err(error),
+            Ok(read) => {
+                input.extend_from_slice(&chunk[..read]);
+                return Ok(read);
+            }
         }
-    };
-    input.truncate(filled + read.as_ref().copied().unwrap_or(0));
-    read
+    }
 }
 
 fn invalid(error: Malformed) -> io::Error {

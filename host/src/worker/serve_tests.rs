@@ -69,7 +69,7 @@ impl Served {
             if let Some(frame) = split_frame(&mut self.input).unwrap() {
                 return FromWorker::decode(frame).unwrap();
             }
-            assert!(read_some(&mut self.socket, &mut self.input).unwrap() > 0, "the worker is gone");
+            assert!(read_some(&mut self.socket, &mut [0; 4096], &mut self.input).unwrap() > 0, "the worker is gone");
         }
     }
 
