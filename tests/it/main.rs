@@ -15,3 +15,4 @@ mod limits;
 mod ops;
 mod outage;
 mod selftest;
+mod upstream;

@@ -158,6 +158,8 @@ pub struct Upstream {
     pub fold_secs: u32,
     pub timeout_secs: NonZeroU16,
     pub backoff_max_secs: NonZeroU16,
+    /// How long a record that upstream declines holds up those behind it before it becomes a gap.
+    pub give_up_secs: Option<NonZeroU64>,
 }
 
 /// Metrics and health.
@@ -278,6 +280,7 @@ impl Default for Upstream {
             fold_secs: 60,
             timeout_secs: nz16(30),
             backoff_max_secs: nz16(300),
+            give_up_secs: Some(nz64(900)),
         }
     }
 }

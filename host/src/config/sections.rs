@@ -212,6 +212,7 @@ fn upstream(section: &mut Section<'_, '_>, wanted: bool, upstream: &mut Upstream
     section.value("fold_secs", &mut upstream.fold_secs);
     section.value("timeout_secs", &mut upstream.timeout_secs);
     section.value("backoff_max_secs", &mut upstream.backoff_max_secs);
+    section.or_off("give_up_secs", &mut upstream.give_up_secs);
 
     match scheme {
         Some(scheme) if scheme.is_mqtt() => {

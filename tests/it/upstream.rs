@@ -1,0 +1,45 @@
+//! What a receiver upstream does with records, and what becomes of them.
+
+use std::time::{Duration, Instant};
+
+use crate::harness::daemon::{Daemon, NODE, Setup};
+use crate::harness::eventually;
+use crate::harness::guest::guest;
+use crate::harness::mosquitto::Mosquitto;
+use crate::harness::upstream::Upstream;
+use crate::harness::wire::Publish;
+
+#[test]
+fn a_topic_that_upstream_does_not_allow_holds_up_its_stream_for_a_while_and_then_is_a_gap() {
+    let broker = Mosquitto::start();
+    let acl = tempfile::NamedTempFile::new().unwrap();
+    let rules = ["topic read #", "topic write sedge/board/gaps", "topic write sedge/board/count/good"];
+    std::fs::write(acl.path(), rules.join("\n")).unwrap();
+    // Mosquitto 2.0.11 closes the connection over a denied publish where the queue is without limit.
+    let cloud = Mosquitto::start_with(&format!("max_queued_messages 10000\nacl_file {}", acl.path().display()));
+    let upstream = Upstream::collect(cloud.port);
+    let setup = Setup::new(broker.url()).upstream(cloud.url()).function(&guest("count"));
+    let daemon = Daemon::start(&setup.set("upstream", "give_up_secs = 2"));
+    broker.await_daemon();
+    let mut sensor = broker.client("sensor");
+    let publish = |topic: &str, n: u32| Publish::new(&format!("count/{topic}"), n.to_string());
+    sensor.publish(publish("forbidden", 1)).unwrap();
+    let held = || daemon.metric("sedge_forward_errors_total") >= 1.0;
+    assert!(eventually(Duration::from_secs(20), held), "log:\n{}", daemon.log());
+    let held_since = Instant::now();
+    sensor.publish_all([publish("good", 1), publish("forbidden", 2), publish("good", 2)]).unwrap();
+    let good = format!("sedge/{NODE}/count/good");
+    let arrived = || upstream.received().iter().filter(|message| message.topic == good).count();
+    assert!(eventually(Duration::from_secs(20), || arrived() == 1 || arrived() == 2), "{:?}", upstream.received());
+    assert!(held_since.elapsed() >= Duration::from_secs(1), "one that came later overtook the one that is held");
+    let lost = || daemon.metric_with("sedge_dropped_total", "refused");
+    assert!(eventually(Duration::from_secs(20), || lost() == 2.0 && arrived() == 2), "{}", daemon.counters());
+    let told = || {
+        let received = upstream.received();
+        let gaps = received.iter().filter(|message| message.topic == format!("sedge/{NODE}/gaps"));
+        gaps.filter_map(|gap| gap.text().split_once("\"records\":")?.1.split(',').next()?.parse::<u32>().ok())
+            .sum::<u32>()
+    };
+    assert!(eventually(Duration::from_secs(20), || told() == 2), "{:?}", upstream.received());
+    assert!(daemon.log().contains("not-authorized"));
+}
