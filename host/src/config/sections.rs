@@ -22,7 +22,7 @@ pub(super) fn read(table: &Table) -> (Config, Problems, Vec<String>) {
         root.section("store", |section| store(section, &mut config.store, &config.mqtt));
         let wanted = root.has("upstream");
         let mut sink = Upstream::default();
-        root.section("upstream", |section| upstream(section, wanted, &mut sink, &config.mqtt));
+        root.section("upstream", |section| upstream(section, wanted, &mut sink, &config.mqtt, &config.node));
         config.upstream = wanted.then_some(sink);
         root.section("http", |section| http(section, &mut config.http));
         root.section("log", |section| log(section, &mut config.log));
@@ -183,7 +183,7 @@ fn store(section: &mut Section<'_, '_>, store: &mut Store, mqtt: &Mqtt) {
     section.value("message_id_retention_secs", &mut store.message_id_retention_secs);
 }
 
-fn upstream(section: &mut Section<'_, '_>, wanted: bool, upstream: &mut Upstream, local: &Mqtt) {
+fn upstream(section: &mut Section<'_, '_>, wanted: bool, upstream: &mut Upstream, local: &Mqtt, node: &Node) {
     let mut scheme = None;
     if wanted {
         if let Some(url) = section.required("url", "\"mqtts://broker.example.com:8883\"") {
@@ -220,11 +220,25 @@ fn upstream(section: &mut Section<'_, '_>, wanted: bool, upstream: &mut Upstream
                 let misfit = Misfit::new("only webhooks (http://, https://) take it");
                 section.error("authorization_file", misfit.mend("use username and password_file"));
             }
-            if upstream.url == local.url && upstream.client_id.is_some() && upstream.client_id == local.client_id {
+            if !check::same_broker(&upstream.url, &local.url) {
+                return;
+            }
+            if upstream.client_id.is_some() && upstream.client_id == local.client_id {
                 let misfit = Misfit::new(
                     "the same as mqtt.client_id on the same broker, which would end one session for the other",
                 );
                 section.error("client_id", misfit.mend("choose another, or leave it out"));
+            }
+            let (base, given) = (&*node.base_topic, upstream.topic_prefix.as_deref());
+            let default = format!("sedge/{}/", node.name);
+            let prefix = given.unwrap_or(&default);
+            if check::may_begin(prefix, base) {
+                let what = if given.is_some() { "it begins" } else { "missing, and the default begins" };
+                let misfit = Misfit::new(format!(
+                    "{what} with {base}/, which on the same broker (mqtt.url) holds this board's own topics: alerts would \
+                     come twice on one topic, and functions could write its status"
+                ));
+                section.error("topic_prefix", misfit.mend("for example topic_prefix = \"upstream/\""));
             }
         }
         Some(_) => {
