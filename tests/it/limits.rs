@@ -97,7 +97,7 @@ fn a_retry_runs_again_and_then_succeeds() {
     let daemon = Daemon::start(&setup);
     broker.await_daemon();
     broker.client("sensor").publish(Publish::new("misbehave/a", "retry 2")).unwrap();
-    let topic = format!("up/retried");
+    let topic = "up/retried";
     let third = || upstream.received().iter().any(|m| m.topic == topic && m.text() == "3");
     assert!(eventually(Duration::from_secs(20), third), "{:?}", upstream.received());
     assert_eq!(daemon.metric("sedge_dead_letters_total"), 0.0);

@@ -11,6 +11,7 @@ mod config;
 mod crash;
 mod delivery;
 mod disk;
+mod grants;
 mod limits;
 mod ops;
 mod outage;

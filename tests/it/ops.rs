@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::daemon::{Daemon, NODE, Setup};
+use crate::harness::daemon::{Daemon, Setup};
 use crate::harness::guest::guest;
 use crate::harness::mosquitto::Mosquitto;
 use crate::harness::traffic::Traffic;
@@ -106,7 +106,7 @@ fn dead_letters_are_listed_and_replayed_while_the_daemon_runs() {
 
     let replay = daemon.command(&["dead-letters", "replay", "--all"]);
     assert!(replay.status.success(), "{}", String::from_utf8_lossy(&replay.stderr));
-    let topic = format!("up/once");
+    let topic = "up/once";
     let arrived = || upstream.received().iter().any(|message| message.topic == topic && message.text() == "again");
     assert!(eventually(Duration::from_secs(20), arrived), "log:\n{}", daemon.log());
     let list = daemon.command(&["dead-letters", "list", "--json"]);

@@ -151,6 +151,7 @@ fn loadable(config: &Config, number: usize, installed: &Installed) -> Loadable {
         permits: Permits {
             base_topic: config.node.base_topic.as_str().into(),
             publish: installed.manifest.allow.publish.clone(),
+            grants: installed.grants(),
         },
         code: installed.code.clone(),
     }

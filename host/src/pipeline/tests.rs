@@ -191,7 +191,11 @@ impl Spine {
             name: Arc::clone(&manifest.name),
             limits: LIMITS,
             settings: Vec::new(),
-            permits: Permits { base_topic: "sedge".into(), publish: manifest.allow.publish.clone() },
+            permits: Permits {
+                base_topic: "sedge".into(),
+                publish: manifest.allow.publish.clone(),
+                grants: crate::sandbox::Grants::default(),
+            },
             code: code.clone(),
         });
         let pool_settings = pool::Settings {

@@ -4,14 +4,16 @@
 use std::sync::Arc;
 
 use crate::message::{Failure, FailureCode, Output};
+use crate::sandbox::Grants;
 use crate::topic::{self, TopicFilter};
 
-/// What one function may publish.
+/// What one function may do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Permits {
     /// Sedge's own topics begin with it: they command the board.
     pub base_topic: Arc<str>,
     pub publish: Vec<TopicFilter>,
+    pub grants: Grants,
 }
 
 impl Permits {
@@ -59,6 +61,7 @@ mod tests {
         let permits = Permits {
             base_topic: "sedge".into(),
             publish: ["derived/#", "sedge/#", "+/state"].map(|filter| filter.parse().unwrap()).into(),
+            grants: Grants::default(),
         };
         let failure = permits.check(&[Output::Publish(publication(topic))]).err();
         assert_eq!(failure.map(|failure| failure.code), expected, "{topic:?}");
@@ -84,10 +87,10 @@ mod tests {
     fn a_topic_must_be_a_name() {
         for topic in ["", "derived/#", "derived/+", "derived/\0", &"derived/x".repeat(8000)] {
             check_publish(topic, Some(FailureCode::InvalidTopic));
-            let permits = Permits { base_topic: "sedge".into(), publish: Vec::new() };
+            let permits = Permits { base_topic: "sedge".into(), publish: Vec::new(), grants: Grants::default() };
             assert!(permits.check(&[Output::Forward(publication(topic))]).is_err(), "{topic:?}");
         }
-        let permits = Permits { base_topic: "sedge".into(), publish: Vec::new() };
+        let permits = Permits { base_topic: "sedge".into(), publish: Vec::new(), grants: Grants::default() };
         permits.check(&[Output::Forward(publication("anything/upstream"))]).unwrap();
     }
 }

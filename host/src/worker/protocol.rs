@@ -19,7 +19,7 @@ use crate::message::{
     Alert, AlertStatus, Failure, FailureCode, LogLine, Message, Outcome, Output, Publication, Severity, StateWrite,
     Usage, Verdict,
 };
-use crate::sandbox::Limits;
+use crate::sandbox::{Grants, Limits};
 use crate::topic::TopicFilter;
 
 /// A frame holds at most one message, one outcome or one function's code.
@@ -145,6 +145,8 @@ impl<'a> Encoder<'a> {
                 out.text(&permits.base_topic);
                 out.u32(permits.publish.len() as u32);
                 permits.publish.iter().for_each(|filter| out.text(filter.as_str()));
+                out.u8(permits.grants.clock.into());
+                out.u8(permits.grants.random.into());
                 out.bytes(code);
             }),
             ToWorker::Unload { function } => self.frame(2, |out| out.u32(*function)),
@@ -347,6 +349,7 @@ impl ToWorker {
                 permits: Permits {
                     base_topic: input.shared_text()?,
                     publish: input.list(|it| it.with_text(TopicFilter::parse)?.map_err(|_| Malformed))?,
+                    grants: Grants { clock: input.flag()?, random: input.flag()? },
                 },
                 code: input.bytes()?,
             },
@@ -560,7 +563,11 @@ mod tests {
                 function: 9,
                 limits,
                 settings: vec![("max".into(), "80".into())],
-                permits: Permits { base_topic: "sedge".into(), publish: vec!["derived/#".parse().unwrap()] },
+                permits: Permits {
+                    base_topic: "sedge".into(),
+                    publish: vec!["derived/#".parse().unwrap()],
+                    grants: Grants { clock: true, random: false },
+                },
                 code: Bytes::from_static(b"code"),
             },
             ToWorker::Unload { function: 9 },
