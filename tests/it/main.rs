@@ -7,6 +7,7 @@
 mod harness;
 
 mod architecture;
+mod brokers;
 mod config;
 mod crash;
 mod delivery;

@@ -7,6 +7,7 @@ use crate::harness::eventually;
 use crate::harness::guest::guest;
 use crate::harness::mosquitto::Mosquitto;
 use crate::harness::upstream::Upstream;
+use crate::harness::webhook::Webhook;
 use crate::harness::wire::Publish;
 
 #[test]
@@ -42,4 +43,34 @@ fn a_topic_that_upstream_does_not_allow_holds_up_its_stream_for_a_while_and_then
     };
     assert!(eventually(Duration::from_secs(20), || told() == 2), "{:?}", upstream.received());
     assert!(daemon.log().contains("not-authorized"));
+}
+
+#[test]
+fn a_webhook_gets_every_record_in_order_with_its_attributes_and_one_that_it_fails_over_again() {
+    let broker = Mosquitto::start();
+    // Not yet, then a failure over one record, then all is well.
+    let webhook = Webhook::start(|_, call| match call {
+        1 => Some(503),
+        4 => Some(500),
+        _ => None,
+    });
+    let setup = Setup::new(broker.url()).upstream(webhook.url.clone()).function(&guest("count"));
+    let daemon = Daemon::start(&setup);
+    broker.await_daemon();
+    broker.client("sensor").publish_all((1..=20).map(|n| Publish::new("count/a", n.to_string()))).unwrap();
+    // 20 records and an alert for every tenth.
+    let all = eventually(Duration::from_secs(20), || webhook.taken().len() == 22);
+    assert!(all, "{:?}; log:\n{}", webhook.taken(), daemon.log());
+    let taken = webhook.taken();
+    let of_kind = |kind: &'static str| taken.iter().filter(move |call| call.header("ce-type") == Some(kind));
+    let data: Vec<String> = of_kind("io.sedge.data").map(|call| call.body.clone()).collect();
+    assert_eq!(data, (1..=20).map(|n| format!("{n} {n}")).collect::<Vec<_>>());
+    let alerts: Vec<&str> = of_kind("io.sedge.alert").filter_map(|call| call.header("ce-subject")).collect();
+    assert_eq!(alerts, ["sedge/board/alerts/count"; 2]);
+    for call in &taken {
+        assert_eq!(call.header("ce-specversion"), Some("1.0"));
+        assert_eq!(call.header("ce-source"), Some("sedge/board"));
+        assert!(call.header("ce-id").is_some() && call.header("ce-time").is_some(), "{call:?}");
+    }
+    assert_eq!(daemon.metric("sedge_forward_errors_total"), 2.0);
 }
