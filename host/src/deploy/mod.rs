@@ -58,16 +58,12 @@ impl Installed {
     }
 
     pub fn grants(&self) -> Grants {
-        grants(&self.manifest)
+        Grants::from(&self.manifest.allow)
     }
 
     pub fn settings(&self) -> Vec<(String, String)> {
         self.manifest.config.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
     }
-}
-
-fn grants(manifest: &Manifest) -> Grants {
-    Grants { clock: manifest.allow.clock, random: manifest.allow.random }
 }
 
 /// The component's file of a function's folder.
@@ -115,7 +111,7 @@ pub fn install(
     };
     // After the compiler's own checks, which run in its process: what is read here is well-formed.
     let name = &manifest.name;
-    grants(&manifest).check(&wasm).map_err(|source| InstallError::NotGranted {
+    Grants::from(&manifest.allow).check(&wasm).map_err(|source| InstallError::NotGranted {
         function: Arc::clone(name),
         path,
         source,

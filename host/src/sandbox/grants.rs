@@ -12,6 +12,7 @@ use wasmtime::{Result, bail};
 use super::bindings::wasi::clocks::{monotonic_clock, wall_clock};
 use super::bindings::wasi::random::{insecure, insecure_seed, random};
 use super::host::Host;
+use crate::manifest::Allow;
 
 /// Bytes that are made in one call. They are not paid for with fuel.
 const MAX_RANDOM_BYTES: u64 = 65_536;
@@ -31,6 +32,12 @@ pub struct Grants {
 pub struct NotGranted {
     pub import: String,
     pub key: &'static str,
+}
+
+impl From<&Allow> for Grants {
+    fn from(allow: &Allow) -> Self {
+        Self { clock: allow.clock, random: allow.random }
+    }
 }
 
 impl Grants {
