@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{ConfigArgs, EXIT_CONFIG, complain};
 use crate::config::problem::{Location, Misfit, Severity};
 use crate::config::{Config, Problem, Problems};
-use crate::deploy::{self, Compiler, InstallError};
+use crate::deploy::{self, CompileFailed, Compiler, InstallError};
 use crate::manifest::{Manifest, StateScope};
 
 #[derive(Debug, Args)]
@@ -40,6 +40,9 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
             problems.push(match error {
                 InstallError::NotGranted { source, .. } => {
                     Problem::error(at, format!("allow.{}", source.key), Misfit::new(source.to_string()))
+                }
+                InstallError::Compile { source: error @ CompileFailed::NoCompiler, .. } => {
+                    Problem::error(at, "component", Misfit::new(error.to_string()))
                 }
                 error => {
                     let misfit = Misfit::new(format!("{:#}", anyhow::Error::from(error)));

@@ -1,10 +1,14 @@
 //! The command line: one file a command.
 
+#[cfg(feature = "compiler")]
 pub mod build;
 pub mod check;
+#[cfg(feature = "compiler")]
 pub mod compile;
 pub mod dead_letters;
+#[cfg(feature = "demo")]
 pub mod demo;
+#[cfg(feature = "compiler")]
 pub mod invoke;
 pub mod run;
 pub mod worker;
@@ -49,12 +53,14 @@ enum Command {
     ///   sedge demo --messages 20000 --json
     ///   sedge demo --data machine-temperature.csv --speed 3600
     #[command(verbatim_doc_comment)]
+    #[cfg(feature = "demo")]
     Demo(demo::DemoArgs),
 
     /// Compile a function's folder into the component that the board runs
     ///
     ///   sedge build examples/threshold-alert
     #[command(verbatim_doc_comment)]
+    #[cfg(feature = "compiler")]
     Build(build::BuildArgs),
 
     /// Run one message through one function and show what comes out
@@ -64,6 +70,7 @@ enum Command {
     ///   sedge invoke examples/threshold-alert --topic attic/temperature --payload 81.5
     ///   sedge invoke examples/decode --topic lora/7 --payload @frame.bin
     #[command(verbatim_doc_comment)]
+    #[cfg(feature = "compiler")]
     Invoke(invoke::InvokeArgs),
 
     /// Check the configuration and every function in it, and show what would run
@@ -98,6 +105,7 @@ enum Command {
     Worker(worker::WorkerArgs),
 
     #[command(hide = true)]
+    #[cfg(feature = "compiler")]
     Compile(compile::CompileArgs),
 }
 
@@ -118,13 +126,17 @@ impl ConfigArgs {
 
 pub fn run(cli: Cli) -> ExitCode {
     let result = match &cli.command {
+        #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(args),
+        #[cfg(feature = "compiler")]
         Command::Build(args) => build::run(args).map(|()| ExitCode::SUCCESS),
+        #[cfg(feature = "compiler")]
         Command::Invoke(args) => invoke::run(args),
         Command::Check(args) => check::run(args),
         Command::Run(args) => run::run(args),
         Command::DeadLetters(args) => dead_letters::run(args),
         Command::Worker(args) => worker::run(args).map(|()| ExitCode::SUCCESS),
+        #[cfg(feature = "compiler")]
         Command::Compile(args) => compile::run(args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| match error.downcast_ref::<Problems>() {
