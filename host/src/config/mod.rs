@@ -90,6 +90,9 @@ pub struct Functions {
     pub max_fuel: NonZeroU64,
     pub max_timeout_ms: NonZeroU32,
     pub max_memory_bytes: NonZeroUsize,
+    pub max_outputs: u32,
+    pub max_output_bytes: usize,
+    pub max_state_bytes: usize,
 }
 
 /// The sandbox processes.
@@ -233,6 +236,9 @@ impl Default for Functions {
             max_fuel: nz64(10_000_000_000),
             max_timeout_ms: nz32(10_000),
             max_memory_bytes: nzsize(64 << 20),
+            max_outputs: 1_000,
+            max_output_bytes: 1 << 20,
+            max_state_bytes: 1 << 20,
         }
     }
 }

@@ -116,6 +116,15 @@ fn functions(section: &mut Section<'_, '_>, functions: &mut Functions) {
     section.value("max_timeout_ms", &mut functions.max_timeout_ms);
     section.value("max_memory_bytes", &mut functions.max_memory_bytes);
     within(section, "max_memory_bytes", functions.max_memory_bytes.get() as u64, 65_536..=4 << 30);
+    section.value("max_outputs", &mut functions.max_outputs);
+    within(section, "max_outputs", functions.max_outputs.into(), 1..=100_000);
+    section.value("max_output_bytes", &mut functions.max_output_bytes);
+    section.value("max_state_bytes", &mut functions.max_state_bytes);
+    for (key, bytes) in
+        [("max_output_bytes", functions.max_output_bytes), ("max_state_bytes", functions.max_state_bytes)]
+    {
+        within(section, key, bytes as u64, 0..=64 << 20);
+    }
 }
 
 fn function_folder(path: &Path) -> Result<(), Misfit> {

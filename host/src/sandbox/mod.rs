@@ -41,6 +41,7 @@ use bindings::exports::sedge::function::handler;
 pub use engine::Class;
 pub use grants::{Grants, NotGranted};
 use host::{Exceeded, Host};
+pub use host::{MAX_LOG_LINE_BYTES, MAX_LOG_LINES};
 pub use state::State;
 
 mod bindings {
@@ -94,7 +95,7 @@ const MAX_HANDLES: usize = 1024;
 impl Limits {
     /// The most that is copied from the guest in one call. Its memory is no bound: a list may name the same bytes again
     /// and again.
-    fn handover_bytes(&self) -> usize {
+    pub fn handover_bytes(&self) -> usize {
         let outputs = self.outputs.saturating_mul(size_of::<handler::Output>()).saturating_add(self.output_bytes);
         outputs.max(self.state_bytes).saturating_add(HANDOVER_SLACK)
     }

@@ -31,7 +31,7 @@ pub fn check(output: &Output, publish: &[TopicFilter], base_topic: &str) -> Resu
     };
     let topic = &*publication.topic;
     if let Err(error) = topic::validate_name(topic) {
-        return Err(Failure { code: FailureCode::InvalidTopic, detail: format!("{topic:?}: {error}") });
+        return Err(Failure { code: FailureCode::InvalidTopic, detail: format!("{}: {error}", shown(topic)) });
     }
     if !local {
         return Ok(());
@@ -39,10 +39,20 @@ pub fn check(output: &Output, publish: &[TopicFilter], base_topic: &str) -> Resu
     // No allow list opens the board's own topics.
     let own = topic.split('/').next() == Some(base_topic) || topic.starts_with('$');
     if own || !publish.iter().any(|filter| filter.matches(topic)) {
-        let detail = format!("{topic:?} is not in the function's allow list (allow.publish)");
+        let topic = shown(topic);
+        let detail = format!("{topic} is not in the function's allow list (allow.publish)");
         return Err(Failure { code: FailureCode::NotAllowed, detail });
     }
     Ok(())
+}
+
+/// Its beginning is enough to find it by.
+fn shown(topic: &str) -> String {
+    const SHOWN_CHARS: usize = 100;
+    match topic.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{:?}… of {} bytes", &topic[..end], topic.len()),
+        None => format!("{topic:?}"),
+    }
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 //! A worker that dies takes nothing along: its unfinished jobs had no effect yet. They run again in its replacement, one
 //! at a time, so that the one at fault is known when it kills again; that one is given back as crashed.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,8 +18,9 @@ use bytes::{Bytes, BytesMut};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
+use super::bounds;
 use super::permits::Permits;
-use super::protocol::{Encoder, FromWorker, Job, JobScope, ToWorker, split_frame};
+use super::protocol::{Encoder, FromWorker, Job, JobScope, ToWorker, frame_length, split_frame};
 use super::serve::{Clock, Worker};
 use crate::config::Isolate;
 use crate::message::{LogLine, Outcome, Scope};
@@ -105,6 +106,8 @@ pub struct Pool {
 #[derive(Default)]
 struct Queue {
     frames: RefCell<VecDeque<(usize, u32, Said)>>,
+    /// The longest that a worker may send, by the functions that it has.
+    max_frame_bytes: Cell<usize>,
     ready: Notify,
 }
 
@@ -237,6 +240,12 @@ impl Pool {
         slot.last_heard = Instant::now();
         match said {
             Said::Frame(FromWorker::Done { job, outcome, log, log_lines_dropped }) => {
+                let Some(asked) = slot.job(job) else { return };
+                let number = asked.function;
+                let limits = function(&self.functions, number).map(|it| &it.limits);
+                if let Some(Err(excess)) = limits.map(|limits| bounds::check(&outcome, &log, limits)) {
+                    return self.condemn(worker, excess.to_string(), into);
+                }
                 let Some(done) = slot.finish(job) else { return };
                 slot.respawn_wait = RESPAWN_FIRST;
                 into.push_back(Event::Done { token: done.id, outcome, log, log_lines_dropped });
@@ -249,7 +258,7 @@ impl Pool {
             }
             Said::Frame(FromWorker::NeedState { job }) => {
                 let Some(asking) = slot.job(job) else { return };
-                let Some(function) = self.functions.iter().find(|it| it.number == asking.function) else { return };
+                let Some(function) = function(&self.functions, asking.function) else { return };
                 let topic = (asking.scope == JobScope::Topic).then(|| Arc::clone(&asking.message.topic));
                 let scope = Scope { function: Arc::clone(&function.name), topic };
                 // Once is enough: a worker that was taken over must not keep the store busy.
@@ -265,11 +274,22 @@ impl Pool {
             }
             Said::Gone(reason) => {
                 let status = self.stop(worker).unwrap_or(reason);
-                self.blame(worker, into);
-                into.push_back(Event::Died { worker, status });
-                self.tend();
+                self.bury(worker, status, into);
             }
         }
+    }
+
+    /// Ends a worker whose answer is out of bounds: it is no longer ours.
+    fn condemn(&mut self, worker: usize, reason: String, into: &mut VecDeque<Event>) {
+        tracing::error!(worker, reason, "a worker is out of bounds and is ended");
+        self.stop(worker);
+        self.bury(worker, reason, into);
+    }
+
+    fn bury(&mut self, worker: usize, status: String, into: &mut VecDeque<Event>) {
+        self.blame(worker, into);
+        into.push_back(Event::Died { worker, status });
+        self.tend();
     }
 
     /// Sorts a dead worker's jobs: one that ran alone is at fault, several are suspects.
@@ -357,6 +377,7 @@ impl Pool {
             wake_writer,
             process,
         });
+        self.queue.max_frame_bytes.set(bounds::frame_bytes(self.functions.iter().map(|it| &it.limits)));
         for function in &self.functions {
             slot.write(&ToWorker::Load {
                 function: function.number,
@@ -477,6 +498,12 @@ impl Slot {
     }
 }
 
+/// Usually its number is its place.
+fn function(functions: &[Loadable], number: u32) -> Option<&Loadable> {
+    let at_place = functions.get(number as usize).filter(|it| it.number == number);
+    at_place.or_else(|| functions.iter().find(|it| it.number == number))
+}
+
 async fn read(stream: Rc<UnixStream>, queue: Rc<Queue>, worker: usize, life: u32) {
     let mut input = BytesMut::with_capacity(READ_BYTES);
     let reason = loop {
@@ -491,20 +518,25 @@ async fn read(stream: Rc<UnixStream>, queue: Rc<Queue>, worker: usize, life: u32
             Err(error) => break error.to_string(),
         }
         let mut frames = queue.frames.borrow_mut();
+        let limit = queue.max_frame_bytes.get();
         let malformed = loop {
+            // Before room is made for it.
+            if let Some(length) = frame_length(&input).filter(|length| *length > limit) {
+                break Some(format!("announced a frame of {length} bytes, the limit is {limit}"));
+            }
             match split_frame(&mut input) {
                 Ok(Some(frame)) => match FromWorker::decode(frame) {
                     Ok(frame) => frames.push_back((worker, life, Said::Frame(frame))),
-                    Err(error) => break Some(error),
+                    Err(error) => break Some(error.to_string()),
                 },
                 Ok(None) => break None,
-                Err(error) => break Some(error),
+                Err(error) => break Some(error.to_string()),
             }
         };
         drop(frames);
         queue.ready.notify_one();
-        if let Some(error) = malformed {
-            break error.to_string();
+        if let Some(reason) = malformed {
+            break reason;
         }
     };
     queue.frames.borrow_mut().push_back((worker, life, Said::Gone(reason)));

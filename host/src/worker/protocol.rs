@@ -99,10 +99,14 @@ pub struct Malformed;
 
 type Result<T> = std::result::Result<T, Malformed>;
 
+/// The length that the frame at the front announces, without the announcement.
+pub fn frame_length(buffer: &[u8]) -> Option<usize> {
+    buffer.first_chunk::<4>().map(|prefix| u32::from_le_bytes(*prefix) as usize)
+}
+
 /// Takes one whole frame off the front, if it is there.
 pub fn split_frame(buffer: &mut BytesMut) -> Result<Option<Bytes>> {
-    let Some(prefix) = buffer.first_chunk::<4>() else { return Ok(None) };
-    let length = u32::from_le_bytes(*prefix) as usize;
+    let Some(length) = frame_length(buffer) else { return Ok(None) };
     if length == 0 || length > MAX_FRAME_BYTES {
         return Err(Malformed);
     }
