@@ -128,6 +128,8 @@ pub struct Store {
     /// Least time between two commits, for boards whose SD card must last. 0: commit as soon as the last sync is done.
     pub flash_saver_ms: u32,
     pub message_id_retention_secs: NonZeroU32,
+    /// How long the state of a function that is not installed any more is kept.
+    pub state_retention_secs: Option<NonZeroU64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -265,6 +267,7 @@ impl Default for Store {
             parked_max_bytes: nz64(16 << 20),
             flash_saver_ms: 0,
             message_id_retention_secs: nz32(24 * 3600),
+            state_retention_secs: Some(nz64(30 * 24 * 3600)),
         }
     }
 }

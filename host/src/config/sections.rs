@@ -190,6 +190,7 @@ fn store(section: &mut Section<'_, '_>, store: &mut Store, mqtt: &Mqtt) {
     section.value("flash_saver_ms", &mut store.flash_saver_ms);
     within(section, "flash_saver_ms", store.flash_saver_ms.into(), 0..=60_000);
     section.value("message_id_retention_secs", &mut store.message_id_retention_secs);
+    section.or_off("state_retention_secs", &mut store.state_retention_secs);
 }
 
 fn upstream(section: &mut Section<'_, '_>, wanted: bool, upstream: &mut Upstream, local: &Mqtt, node: &Node) {

@@ -46,6 +46,8 @@ impl Daemon {
             Store::open(&config.store, &config.node.data_dir, remembered)?
         };
         store_figures::join(&metrics, store.stats());
+        // Channels are new and have room.
+        let _ = store.send(store::Request::Installed(functions.iter().map(|(_, it)| Arc::clone(&it.name)).collect()));
         if let Some(quarantined) = &recovered.quarantined {
             tracing::error!(
                 moved_to = %quarantined.moved_to.display(),
