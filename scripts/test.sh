@@ -50,6 +50,7 @@ if [ "${1:-}" = check ]; then
     stage 'unit tests' cargo test --quiet --workspace --lib --bins
     exit
 fi
+stage 'runtime-only build: lints' cargo clippy --quiet --package sedge --no-default-features -- -D warnings
 stage 'dependencies' dependencies
 stage 'documentation' documentation
 stage 'functions: lints' scripts/guests.sh lint

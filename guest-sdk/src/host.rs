@@ -13,10 +13,12 @@ mod component {
     use core::mem::ManuallyDrop;
     use core::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+    use crate::bindings::wasi::clocks::{monotonic_clock, wall_clock};
     use crate::bindings::wasi::config::store as config;
     use crate::bindings::wasi::keyvalue::atomics;
     use crate::bindings::wasi::keyvalue::store::{Bucket, Error, open};
     use crate::bindings::wasi::logging::logging::{self, Level};
+    use crate::bindings::wasi::random::random;
 
     /// The bucket is opened once and never dropped: the instance ends with the message.
     fn bucket() -> Result<ManuallyDrop<Bucket>, String> {
@@ -58,6 +60,23 @@ mod component {
         config::get(key).map_err(|error| match error {
             config::Error::Upstream(text) | config::Error::Io(text) => text,
         })
+    }
+
+    pub(crate) fn wall_ms() -> u64 {
+        let now = wall_clock::now();
+        now.seconds * 1000 + u64::from(now.nanoseconds / 1_000_000)
+    }
+
+    pub(crate) fn monotonic_ns() -> u64 {
+        monotonic_clock::now()
+    }
+
+    pub(crate) fn random_bytes(len: usize) -> Vec<u8> {
+        random::get_random_bytes(len as u64)
+    }
+
+    pub(crate) fn random_u64() -> u64 {
+        random::get_random_u64()
     }
 
     pub(crate) fn log(level: Level, line: &str) {

@@ -50,6 +50,7 @@ mod allocator;
 )]
 #[rustfmt::skip]
 mod bindings;
+pub mod clock;
 #[allow(unsafe_code, reason = "it keeps the one handle of the state's bucket")]
 mod host;
 mod json;
@@ -59,6 +60,7 @@ mod message;
 mod number;
 mod output;
 mod piece;
+pub mod random;
 #[doc(hidden)]
 #[allow(unsafe_code, reason = "the canonical ABI passes raw blocks")]
 pub mod rt;

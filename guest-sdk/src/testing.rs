@@ -84,6 +84,10 @@ pub(crate) mod host {
     use alloc::string::{String, ToString};
     use alloc::vec::Vec;
 
+    use std::hash::{BuildHasher, Hasher, RandomState};
+    use std::sync::OnceLock;
+    use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
     use super::{Level, RUN, Run};
 
     fn with<R>(use_run: impl FnOnce(&mut Run) -> R) -> R {
@@ -121,6 +125,25 @@ pub(crate) mod host {
 
     pub(crate) fn setting(key: &str) -> Result<Option<String>, String> {
         Ok(with(|run| run.settings.get(key).cloned()))
+    }
+
+    pub(crate) fn wall_ms() -> u64 {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        since.as_millis().try_into().unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn monotonic_ns() -> u64 {
+        static START: OnceLock<Instant> = OnceLock::new();
+        START.get_or_init(Instant::now).elapsed().as_nanos().try_into().unwrap_or(u64::MAX)
+    }
+
+    pub(crate) fn random_bytes(len: usize) -> Vec<u8> {
+        (0..len).map(|_| random_u64() as u8).collect()
+    }
+
+    /// Each state has keys of its own, which is random enough for a test.
+    pub(crate) fn random_u64() -> u64 {
+        RandomState::new().build_hasher().finish()
     }
 
     pub(crate) fn log(level: Level, line: &str) {

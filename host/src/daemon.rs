@@ -301,7 +301,7 @@ impl Daemon {
                         }
                         mqtt::Event::Disconnected { reason } => {
                             tracing::warn!(reason, "not connected upstream: what is to be sent waits in the store");
-                            self.forwarder.disconnected(Route::Upstream);
+                            self.forwarder.disconnected(Route::Upstream, now);
                         }
                         mqtt::Event::Published { token, result } => {
                             self.forwarder.answered(Route::Upstream, token, answer(result), now);
@@ -370,6 +370,7 @@ fn answer(result: PublishResult) -> Answer {
     match result {
         PublishResult::Taken => Answer::Taken,
         PublishResult::Refused(reason) => Answer::Refused(reason.into()),
+        PublishResult::Declined(reason) => Answer::Declined(reason.into()),
         PublishResult::Retry(reason) => Answer::Again { reason, after: None },
     }
 }

@@ -24,5 +24,6 @@ pub mod telemetry;
 pub mod time;
 
 pub mod cli;
+#[cfg(feature = "compiler")]
 pub mod component;
 pub mod daemon;

@@ -257,6 +257,9 @@ fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits, ceilings: Opt
         ("fuel", "max_fuel", limits.fuel.get(), most.max_fuel.get()),
         ("timeout_ms", "max_timeout_ms", limits.timeout_ms.get().into(), most.max_timeout_ms.get().into()),
         ("memory_bytes", "max_memory_bytes", limits.memory_bytes.get() as u64, most.max_memory_bytes.get() as u64),
+        ("outputs", "max_outputs", limits.outputs.into(), most.max_outputs.into()),
+        ("output_bytes", "max_output_bytes", limits.output_bytes as u64, most.max_output_bytes as u64),
+        ("state_bytes", "max_state_bytes", limits.state_bytes as u64, most.max_state_bytes as u64),
     ];
     for (key, ceiling, asked, most) in asked {
         if asked > most {

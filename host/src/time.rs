@@ -1,8 +1,8 @@
 //! The wall clock, which may be wrong: a board without an RTC boots in the past. Timers use the monotonic clock.
 
 mod backoff;
+mod sync;
 
-use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub use backoff::Backoff;
@@ -13,10 +13,10 @@ pub fn now_ms() -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Whether systemd-timesyncd has set the clock since the board booted. Asked at most every few seconds, not for every
-/// message: it looks at a file. Other time services leave no such trace, and then the answer is a cautious `false`.
+/// Whether a time service has set the clock since the board booted, as far as can be told. Asked at most every few
+/// seconds, not for every message: it looks at files.
 pub fn clock_synced() -> bool {
-    Path::new("/run/systemd/timesync/synchronized").exists()
+    sync::synced()
 }
 
 /// RFC 3339 in UTC with milliseconds, as CloudEvents wants its `time`: `2026-03-01T12:00:00.250Z`.

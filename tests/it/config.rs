@@ -89,3 +89,32 @@ fn a_module_that_cannot_run_is_refused_with_the_reason() {
     let says = refused(b"\0asm\x0d\0\x01\0");
     assert!(says.contains("handle"), "{says}");
 }
+
+#[test]
+fn building_names_every_problem_of_the_manifest_as_checking_does() {
+    let folder = tempfile::tempdir().unwrap();
+    let manifest = "name = \"Wrong Name\"\nversion = \"1\"\nsubscribe = [\"a/#/b\"]\n[limits]\nfuell = 1\n";
+    fs::write(folder.path().join("function.toml"), manifest).unwrap();
+    let dir = folder.path().to_str().unwrap();
+    let built = sedge(&["build", dir]);
+    assert_eq!(built.status.code(), Some(78), "{built:?}");
+    let says = String::from_utf8_lossy(&built.stderr).into_owned();
+    for part in [
+        "function.toml:1:",
+        "function.toml:3:",
+        "function.toml:5:",
+        "Wrong Name",
+        "subscribe[0]",
+        "fuell",
+        "3 problems",
+    ] {
+        assert!(says.contains(part), "no {part} in:\n{says}");
+    }
+    let (_, checked) = on_config("check", &format!("[functions]\npaths = [{dir:?}]\n"));
+    for line in says.lines().filter(|line| line.contains("function.toml")) {
+        assert!(checked.contains(line), "check does not say {line}:\n{checked}");
+    }
+    fs::remove_file(folder.path().join("function.toml")).unwrap();
+    let says = sedge(&["build", dir]);
+    assert!(String::from_utf8_lossy(&says.stderr).contains("no function.toml in"), "{says:?}");
+}

@@ -89,12 +89,15 @@ fn an_endless_loop_ends_at_its_deadline_while_health_answers_and_other_functions
 #[test]
 fn a_retry_runs_again_and_then_succeeds() {
     let broker = Mosquitto::start();
-    let upstream = Upstream::collect(broker.port);
-    let setup = Setup::new(broker.url()).upstream(broker.url()).function(&guest("misbehave"));
+    let upstream = Upstream::collect_filter(broker.port, "upstream", "up/#");
+    let setup = Setup::new(broker.url())
+        .upstream(broker.url())
+        .set("upstream", "topic_prefix = \"up/\"")
+        .function(&guest("misbehave"));
     let daemon = Daemon::start(&setup);
     broker.await_daemon();
     broker.client("sensor").publish(Publish::new("misbehave/a", "retry 2")).unwrap();
-    let topic = format!("sedge/{NODE}/retried");
+    let topic = "up/retried";
     let third = || upstream.received().iter().any(|m| m.topic == topic && m.text() == "3");
     assert!(eventually(Duration::from_secs(20), third), "{:?}", upstream.received());
     assert_eq!(daemon.metric("sedge_dead_letters_total"), 0.0);

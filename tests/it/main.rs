@@ -7,12 +7,15 @@
 mod harness;
 
 mod architecture;
+mod brokers;
 mod config;
 mod crash;
 mod delivery;
 mod disk;
+mod grants;
 mod limits;
 mod operator;
 mod ops;
 mod outage;
 mod selftest;
+mod upstream;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::harness::daemon::{Daemon, NODE, Setup};
+use crate::harness::daemon::{Daemon, Setup};
 use crate::harness::guest::guest;
 use crate::harness::mosquitto::Mosquitto;
 use crate::harness::traffic::Traffic;
@@ -86,8 +86,13 @@ fn metrics_have_the_conventional_names_and_no_topics() {
 #[test]
 fn dead_letters_are_listed_and_replayed_while_the_daemon_runs() {
     let broker = Mosquitto::start();
-    let upstream = Upstream::collect(broker.port);
-    let daemon = Daemon::start(&Setup::new(broker.url()).upstream(broker.url()).function(&guest("misbehave")));
+    let upstream = Upstream::collect_filter(broker.port, "upstream", "up/#");
+    let daemon = Daemon::start(
+        &Setup::new(broker.url())
+            .upstream(broker.url())
+            .set("upstream", "topic_prefix = \"up/\"")
+            .function(&guest("misbehave")),
+    );
     broker.await_daemon();
     broker.client("sensor").publish(Publish::new("misbehave/mended-later", "once again")).unwrap();
     assert!(eventually(Duration::from_secs(20), || daemon.metric("sedge_dead_letters_total") == 1.0));
@@ -101,7 +106,7 @@ fn dead_letters_are_listed_and_replayed_while_the_daemon_runs() {
 
     let replay = daemon.command(&["dead-letters", "replay", "--all"]);
     assert!(replay.status.success(), "{}", String::from_utf8_lossy(&replay.stderr));
-    let topic = format!("sedge/{NODE}/once");
+    let topic = "up/once";
     let arrived = || upstream.received().iter().any(|message| message.topic == topic && message.text() == "again");
     assert!(eventually(Duration::from_secs(20), arrived), "log:\n{}", daemon.log());
     let list = daemon.command(&["dead-letters", "list", "--json"]);

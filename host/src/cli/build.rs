@@ -9,10 +9,10 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest as _, Sha256};
 
-use crate::component;
-use crate::message::Digest;
+use crate::manifest::{self, Manifest};
+use crate::sandbox::Grants;
+use crate::{component, deploy};
 
 const TARGET: &str = "wasm32-unknown-unknown";
 
@@ -61,7 +61,7 @@ pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
 
 /// Builds the function in a folder. Cargo's progress and its complaints go to stderr.
 pub fn build(dir: &Path) -> anyhow::Result<Built> {
-    let names = read_names(dir)?;
+    let manifest = read_manifest(dir)?;
     if !dir.join("Cargo.toml").is_file() {
         bail!(
             "no Cargo.toml in {}: `sedge build` compiles Rust crates; for other languages, put the component that function.toml names into the folder",
@@ -75,15 +75,19 @@ pub fn build(dir: &Path) -> anyhow::Result<Built> {
     let wasm = component::from_module(&module).with_context(|| module_path.display().to_string())?;
     let anatomy = component::anatomy(&wasm)?;
 
-    let component = dir.join(&names.component);
+    for import in &anatomy.imports {
+        // The board would refuse it.
+        Grants::from(&manifest.allow).check_name(import).with_context(|| manifest.name.to_string())?;
+    }
+    let component = deploy::component_path(dir, &manifest);
     // Renamed into place: a running daemon that reads the folder never sees half a component.
     let unfinished = component.with_extension("wasm.part");
     fs::write(&unfinished, &wasm).with_context(|| format!("cannot write {}", unfinished.display()))?;
     fs::rename(&unfinished, &component).with_context(|| format!("cannot write {}", component.display()))?;
     Ok(Built {
-        name: names.name,
+        name: manifest.name.to_string(),
         component,
-        digest: Digest(Sha256::digest(&wasm).into()).to_string(),
+        digest: deploy::digest(&wasm).to_string(),
         size_bytes: wasm.len(),
         imports: anatomy.imports,
         memory_bytes: anatomy.memory_bytes,
@@ -91,33 +95,15 @@ pub fn build(dir: &Path) -> anyhow::Result<Built> {
     })
 }
 
-struct Names {
-    name: String,
-    /// File name, relative to the folder.
-    component: PathBuf,
-}
-
-/// The two entries of the manifest that building needs.
-fn read_names(dir: &Path) -> anyhow::Result<Names> {
-    #[derive(Deserialize)]
-    struct Manifest {
-        name: String,
-        component: Option<PathBuf>,
+/// The manifest, with every problem in it, as `sedge check` tells them.
+fn read_manifest(dir: &Path) -> anyhow::Result<Manifest> {
+    if !dir.join(manifest::FILE_NAME).exists() {
+        bail!(
+            "no function.toml in {}: name the folder of a function, which has function.toml and Cargo.toml",
+            dir.display()
+        )
     }
-    let path = dir.join("function.toml");
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == ErrorKind::NotFound => {
-            bail!(
-                "no function.toml in {}: name the folder of a function, which has function.toml and Cargo.toml",
-                dir.display()
-            )
-        }
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
-    };
-    let manifest: Manifest = toml::from_str(&text).with_context(|| path.display().to_string())?;
-    let component = manifest.component.unwrap_or_else(|| format!("{}.wasm", manifest.name).into());
-    Ok(Names { name: manifest.name, component })
+    Ok(Manifest::load(dir)?)
 }
 
 /// Which cargo compiles functions. `cross/wasm-target.sh` says what to set.

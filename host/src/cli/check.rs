@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{ConfigArgs, EXIT_CONFIG, complain};
 use crate::config::problem::{Location, Misfit, Severity};
 use crate::config::{Config, Problem, Problems};
-use crate::deploy::{self, Compiler};
+use crate::deploy::{self, CompileFailed, Compiler, InstallError};
 use crate::manifest::{Manifest, StateScope};
 
 #[derive(Debug, Args)]
@@ -36,9 +36,19 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         }
         // In the same child and with the same limits as when it is run.
         if let Err(error) = deploy::install(dir, manifest.clone(), &Compiler, None) {
-            let misfit = Misfit::new(format!("{:#}", anyhow::Error::from(error)));
             let at = Location::whole(dir.join(crate::manifest::FILE_NAME));
-            problems.push(Problem::error(at, "component", misfit.mend(format!("sedge build {}", dir.display()))));
+            problems.push(match error {
+                InstallError::NotGranted { source, .. } => {
+                    Problem::error(at, format!("allow.{}", source.key), Misfit::new(source.to_string()))
+                }
+                InstallError::Compile { source: error @ CompileFailed::NoCompiler, .. } => {
+                    Problem::error(at, "component", Misfit::new(error.to_string()))
+                }
+                error => {
+                    let misfit = Misfit::new(format!("{:#}", anyhow::Error::from(error)));
+                    Problem::error(at, "component", misfit.mend(format!("sedge build {}", dir.display())))
+                }
+            });
         }
     }
     if functions.is_empty() && !problems.has_errors() {

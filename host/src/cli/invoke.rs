@@ -58,7 +58,7 @@ pub fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
     settings.extend(args.settings.iter().cloned());
     let settings: Vec<(String, String)> = settings.into_iter().collect();
     let mut sandbox = Sandbox::new();
-    let function = sandbox.load(&installed.code, installed.limits(), settings.into())?;
+    let function = sandbox.load_granted(&installed.code, installed.limits(), installed.grants(), settings.into())?;
     let ticker = sandbox.ticker();
     std::thread::Builder::new().name("sedge-clock".into()).spawn(move || {
         loop {
@@ -77,8 +77,11 @@ pub fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
     };
     let entries = args.state.iter().map(|(key, value)| (key.as_str().into(), Bytes::from(value.clone())));
     // As in a worker, with the base topic that a board has unless it is configured otherwise.
-    let permits =
-        Permits { base_topic: Node::default().base_topic.into(), publish: installed.manifest.allow.publish.clone() };
+    let permits = Permits {
+        base_topic: Node::default().base_topic.into(),
+        publish: installed.manifest.allow.publish.clone(),
+        grants: installed.grants(),
+    };
     let run = function.invoke_within(&message, State::from_entries(entries), |outputs| permits.check(outputs));
     let succeeded = matches!(run.outcome.verdict, Verdict::Done(_));
     if args.json {

@@ -1,10 +1,14 @@
 //! The command line: one file a command.
 
+#[cfg(feature = "compiler")]
 pub mod build;
 pub mod check;
+#[cfg(feature = "compiler")]
 pub mod compile;
 pub mod dead_letters;
+#[cfg(feature = "demo")]
 pub mod demo;
+#[cfg(feature = "compiler")]
 pub mod invoke;
 pub mod keygen;
 pub mod new;
@@ -67,6 +71,7 @@ enum Command {
     ///   sedge demo --messages 20000 --json
     ///   sedge demo --data machine-temperature.csv --speed 3600
     #[command(verbatim_doc_comment)]
+    #[cfg(feature = "demo")]
     Demo(demo::DemoArgs),
 
     /// Begin a function: a folder that compiles, passes its test and can be pushed
@@ -80,6 +85,7 @@ enum Command {
     ///
     ///   sedge build examples/threshold-alert
     #[command(verbatim_doc_comment)]
+    #[cfg(feature = "compiler")]
     Build(build::BuildArgs),
 
     /// Run one message through one function and show what comes out
@@ -89,6 +95,7 @@ enum Command {
     ///   sedge invoke examples/threshold-alert --topic attic/temperature --payload 81.5
     ///   sedge invoke examples/decode --topic lora/7 --payload @frame.bin
     #[command(verbatim_doc_comment)]
+    #[cfg(feature = "compiler")]
     Invoke(invoke::InvokeArgs),
 
     /// Check the configuration and every function in it, and show what would run
@@ -179,6 +186,7 @@ enum Command {
     Worker(worker::WorkerArgs),
 
     #[command(hide = true)]
+    #[cfg(feature = "compiler")]
     Compile(compile::CompileArgs),
 }
 
@@ -199,9 +207,12 @@ impl ConfigArgs {
 
 pub fn run(cli: Cli) -> ExitCode {
     let result = match &cli.command {
+        #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(args),
         Command::New(args) => new::run(args).map(|()| ExitCode::SUCCESS),
+        #[cfg(feature = "compiler")]
         Command::Build(args) => build::run(args).map(|()| ExitCode::SUCCESS),
+        #[cfg(feature = "compiler")]
         Command::Invoke(args) => invoke::run(args),
         Command::Check(args) => check::run(args),
         Command::Run(args) => run::run(args),
@@ -214,6 +225,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Remove(args) => remove::run(args),
         Command::Trust(args) => trust::run(args),
         Command::Worker(args) => worker::run(args).map(|()| ExitCode::SUCCESS),
+        #[cfg(feature = "compiler")]
         Command::Compile(args) => compile::run(args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| match error.downcast_ref::<Problems>() {

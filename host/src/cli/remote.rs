@@ -165,10 +165,14 @@ impl Remote {
                     return Ok(News::Message { topic, payload: delivery.payload });
                 }
                 Event::Published { token, result: PublishResult::Taken } => return Ok(News::Taken(token)),
+                Event::Published { result: PublishResult::Declined(reason), .. } => {
+                    bail!("the broker at {} declined a message: {reason}", self.url)
+                }
                 Event::Published { result: PublishResult::Refused(reason) | PublishResult::Retry(reason), .. } => {
                     bail!("failed to publish at {}: {reason}", self.url)
                 }
                 Event::Subscribed { filter } => return Ok(News::Subscribed(filter)),
+                Event::Unsubscribed { .. } => {}
                 Event::NotSubscribed { filter, reason } => {
                     bail!("the broker at {} refused the subscription {filter}: {reason}", self.url)
                 }

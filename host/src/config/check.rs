@@ -113,6 +113,30 @@ pub(crate) fn topic_prefix(text: &str) -> Result<(), Misfit> {
     topic::validate_name(text).map_err(|error| Misfit::new(error.to_string()).mend("for example plant-3/"))
 }
 
+/// Whether topics made with this prefix may have this first level.
+pub(crate) fn may_begin(prefix: &str, level: &str) -> bool {
+    match prefix.split_once('/') {
+        Some((first, _)) => first == level,
+        // The rest of the level is the sender's to choose.
+        None => level.starts_with(prefix),
+    }
+}
+
+/// Whether two good addresses are plainly of one broker. A name that is given to it elsewhere is not looked up.
+pub(crate) fn same_broker(one: &str, other: &str) -> bool {
+    let place = |url: &str| -> Option<(String, u16)> {
+        let (scheme, rest) = url.split_once("://")?;
+        let authority = rest.trim_end_matches('/').to_ascii_lowercase();
+        let (host, port) = match authority.rsplit_once(':') {
+            Some((host, port)) if !port.contains(']') => (host, port.parse().ok()?),
+            _ => (&*authority, if scheme == "mqtts" { 8883 } else { 1883 }),
+        };
+        let host = if host == "[::1]" || host.starts_with("127.") { "localhost" } else { host };
+        Some((host.to_owned(), port))
+    };
+    place(one).is_some() && place(one) == place(other)
+}
+
 /// A string as MQTT carries them.
 pub(crate) fn mqtt_string(text: &str) -> Result<(), Misfit> {
     if text.len() > topic::MAX_BYTES {

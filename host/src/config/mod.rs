@@ -95,6 +95,9 @@ pub struct Functions {
     pub max_fuel: NonZeroU64,
     pub max_timeout_ms: NonZeroU32,
     pub max_memory_bytes: NonZeroUsize,
+    pub max_outputs: u32,
+    pub max_output_bytes: usize,
+    pub max_state_bytes: usize,
 }
 
 /// Functions that are pushed to the board.
@@ -157,6 +160,8 @@ pub struct Store {
     /// Least time between two commits, for boards whose SD card must last. 0: commit as soon as the last sync is done.
     pub flash_saver_ms: u32,
     pub message_id_retention_secs: NonZeroU32,
+    /// How long the state of a function that is not installed any more is kept.
+    pub state_retention_secs: Option<NonZeroU64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -190,6 +195,8 @@ pub struct Upstream {
     pub fold_secs: u32,
     pub timeout_secs: NonZeroU16,
     pub backoff_max_secs: NonZeroU16,
+    /// How long a record that upstream declines holds up those behind it before it becomes a gap.
+    pub give_up_secs: Option<NonZeroU64>,
 }
 
 /// Metrics and health.
@@ -263,6 +270,9 @@ impl Default for Functions {
             max_fuel: nz64(10_000_000_000),
             max_timeout_ms: nz32(10_000),
             max_memory_bytes: nzsize(64 << 20),
+            max_outputs: 1_000,
+            max_output_bytes: 1 << 20,
+            max_state_bytes: 1 << 20,
         }
     }
 }
@@ -300,6 +310,7 @@ impl Default for Store {
             parked_max_bytes: nz64(16 << 20),
             flash_saver_ms: 0,
             message_id_retention_secs: nz32(24 * 3600),
+            state_retention_secs: Some(nz64(30 * 24 * 3600)),
         }
     }
 }
@@ -321,6 +332,7 @@ impl Default for Upstream {
             fold_secs: 60,
             timeout_secs: nz16(30),
             backoff_max_secs: nz16(300),
+            give_up_secs: Some(nz64(900)),
         }
     }
 }

@@ -23,7 +23,7 @@ pub(super) fn read(table: &Table) -> (Config, Problems, Vec<String>) {
         root.section("store", |section| store(section, &mut config.store, &config.mqtt));
         let wanted = root.has("upstream");
         let mut sink = Upstream::default();
-        root.section("upstream", |section| upstream(section, wanted, &mut sink, &config.mqtt));
+        root.section("upstream", |section| upstream(section, wanted, &mut sink, &config.mqtt, &config.node));
         config.upstream = wanted.then_some(sink);
         root.section("http", |section| http(section, &mut config.http));
         root.section("log", |section| log(section, &mut config.log));
@@ -117,6 +117,15 @@ fn functions(section: &mut Section<'_, '_>, functions: &mut Functions) {
     section.value("max_timeout_ms", &mut functions.max_timeout_ms);
     section.value("max_memory_bytes", &mut functions.max_memory_bytes);
     within(section, "max_memory_bytes", functions.max_memory_bytes.get() as u64, 65_536..=4 << 30);
+    section.value("max_outputs", &mut functions.max_outputs);
+    within(section, "max_outputs", functions.max_outputs.into(), 1..=100_000);
+    section.value("max_output_bytes", &mut functions.max_output_bytes);
+    section.value("max_state_bytes", &mut functions.max_state_bytes);
+    for (key, bytes) in
+        [("max_output_bytes", functions.max_output_bytes), ("max_state_bytes", functions.max_state_bytes)]
+    {
+        within(section, key, bytes as u64, 0..=64 << 20);
+    }
 }
 
 fn function_folder(path: &Path) -> Result<(), Misfit> {
@@ -233,9 +242,10 @@ fn store(section: &mut Section<'_, '_>, store: &mut Store, mqtt: &Mqtt) {
     section.value("flash_saver_ms", &mut store.flash_saver_ms);
     within(section, "flash_saver_ms", store.flash_saver_ms.into(), 0..=60_000);
     section.value("message_id_retention_secs", &mut store.message_id_retention_secs);
+    section.or_off("state_retention_secs", &mut store.state_retention_secs);
 }
 
-fn upstream(section: &mut Section<'_, '_>, wanted: bool, upstream: &mut Upstream, local: &Mqtt) {
+fn upstream(section: &mut Section<'_, '_>, wanted: bool, upstream: &mut Upstream, local: &Mqtt, node: &Node) {
     let mut scheme = None;
     if wanted {
         if let Some(url) = section.required("url", "\"mqtts://broker.example.com:8883\"") {
@@ -264,6 +274,7 @@ fn upstream(section: &mut Section<'_, '_>, wanted: bool, upstream: &mut Upstream
     section.value("fold_secs", &mut upstream.fold_secs);
     section.value("timeout_secs", &mut upstream.timeout_secs);
     section.value("backoff_max_secs", &mut upstream.backoff_max_secs);
+    section.or_off("give_up_secs", &mut upstream.give_up_secs);
 
     match scheme {
         Some(scheme) if scheme.is_mqtt() => {
@@ -271,11 +282,25 @@ fn upstream(section: &mut Section<'_, '_>, wanted: bool, upstream: &mut Upstream
                 let misfit = Misfit::new("only webhooks (http://, https://) take it");
                 section.error("authorization_file", misfit.mend("use username and password_file"));
             }
-            if upstream.url == local.url && upstream.client_id.is_some() && upstream.client_id == local.client_id {
+            if !check::same_broker(&upstream.url, &local.url) {
+                return;
+            }
+            if upstream.client_id.is_some() && upstream.client_id == local.client_id {
                 let misfit = Misfit::new(
                     "the same as mqtt.client_id on the same broker, which would end one session for the other",
                 );
                 section.error("client_id", misfit.mend("choose another, or leave it out"));
+            }
+            let (base, given) = (&*node.base_topic, upstream.topic_prefix.as_deref());
+            let default = format!("sedge/{}/", node.name);
+            let prefix = given.unwrap_or(&default);
+            if check::may_begin(prefix, base) {
+                let what = if given.is_some() { "it begins" } else { "missing, and the default begins" };
+                let misfit = Misfit::new(format!(
+                    "{what} with {base}/, which on the same broker (mqtt.url) holds this board's own topics: alerts would \
+                     come twice on one topic, and functions could write its status"
+                ));
+                section.error("topic_prefix", misfit.mend("for example topic_prefix = \"upstream/\""));
             }
         }
         Some(_) => {

@@ -226,11 +226,38 @@ fn upstream() {
         ],
     );
     check(
-        "[mqtt]\nclient_id = \"a\"\n[upstream]\nurl = \"mqtt://localhost:1883\"\nclient_id = \"a\"",
+        "[mqtt]\nclient_id = \"a\"\n[upstream]\nurl = \"mqtt://localhost:1883\"\ntopic_prefix = \"up/\"\nclient_id = \"a\"",
         &[
-            "sedge.toml:5:13: upstream.client_id: the same as mqtt.client_id on the same broker, which would end one session for the other; choose another, or leave it out",
+            "sedge.toml:6:13: upstream.client_id: the same as mqtt.client_id on the same broker, which would end one session for the other; choose another, or leave it out",
         ],
     );
+}
+
+#[test]
+fn an_upstream_that_is_the_local_broker() {
+    let same =
+        |upstream: &str| format!("[node]\nname = \"n\"\n[mqtt]\nurl = \"mqtt://localhost\"\n[upstream]\n{upstream}");
+    let shared = |at: &str, what: &str| {
+        format!(
+            "sedge.toml:{at}: upstream.topic_prefix: {what} with sedge/, which on the same broker (mqtt.url) holds this board's \
+             own topics: alerts would come twice on one topic, and functions could write its status; for example \
+             topic_prefix = \"upstream/\""
+        )
+    };
+    for url in ["mqtt://localhost", "mqtt://127.0.0.1:1883", "mqtt://LOCALHOST:1883/", "mqtt://[::1]"] {
+        let text = same(&format!("url = {url:?}"));
+        check(&text, &[&shared("5:1", "missing, and the default begins")]);
+        check(&format!("{text}\ntopic_prefix = \"up/\""), &[]);
+        check(&format!("{text}\ntopic_prefix = \"up\""), &[]);
+        for prefix in ["sedge/x", "sed", "sedge"] {
+            check(&format!("{text}\ntopic_prefix = {prefix:?}"), &[&shared("7:16", "it begins")]);
+        }
+        // The board's own topics lie elsewhere.
+        check(&text.replace("name = \"n\"", "name = \"n\"\nbase_topic = \"edge\""), &[]);
+    }
+    for url in ["mqtt://localhost:1884", "mqtts://localhost", "mqtt://elsewhere", "http://localhost:1883"] {
+        check(&same(&format!("url = {url:?}")), &[]);
+    }
 }
 
 #[test]

@@ -29,7 +29,7 @@ impl Daemon {
             mqtt::Event::Disconnected { reason } => {
                 self.subscriptions.disconnected();
                 self.pipeline.disconnected();
-                self.forwarder.disconnected(Route::Local);
+                self.forwarder.disconnected(Route::Local, now);
                 self.status.disconnected(&reason);
             }
             mqtt::Event::Published { token, result } => {
@@ -75,6 +75,8 @@ impl Daemon {
         let wanted = self.pipeline.functions().iter().filter(|it| it.is_routed());
         let changes = self.subscriptions.want(wanted.map(|it| (Arc::clone(&it.name), it.wanted())));
         self.make_router();
+        let installed = self.pipeline.functions().iter().filter(|it| it.serving().is_some());
+        self.ask_store(store::Request::Installed(installed.map(|it| Arc::clone(&it.name)).collect()));
         if changes.subscribe.is_empty() && changes.unsubscribe.is_empty() {
             return;
         }

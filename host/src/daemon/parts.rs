@@ -129,6 +129,7 @@ pub(super) fn deployment(config: &Config, edition: u32, installed: &Installed, t
         permits: Permits {
             base_topic: config.node.base_topic.as_str().into(),
             publish: installed.manifest.allow.publish.clone(),
+            grants: installed.grants(),
         },
         code: installed.code.clone(),
         trial,

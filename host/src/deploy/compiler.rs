@@ -3,6 +3,7 @@
 
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use bytes::Bytes;
@@ -33,11 +34,26 @@ pub enum CompileFailed {
     Ended(String),
     #[error("failed to run the compiler")]
     Run(#[from] io::Error),
+    #[error(
+        "this build of sedge has no compiler and has not run this module before: name a full build of sedge {} in \
+         SEDGE_COMPILER, once, or install that instead",
+        env!("CARGO_PKG_VERSION")
+    )]
+    NoCompiler,
+}
+
+/// This program, or the one that a build without a compiler is told of. What it makes is kept like our own: it is the
+/// board's administrator who names it.
+fn program() -> Option<PathBuf> {
+    if cfg!(feature = "compiler") {
+        return Some("/proc/self/exe".into());
+    }
+    std::env::var_os("SEDGE_COMPILER").filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 impl Compiler {
     pub fn compile(&self, wasm: &[u8], class: Class) -> Result<Bytes, CompileFailed> {
-        let mut child = Command::new("/proc/self/exe")
+        let mut child = Command::new(program().ok_or(CompileFailed::NoCompiler)?)
             .arg0("sedge")
             .args(["compile", "--class", class.as_str()])
             .env_clear()

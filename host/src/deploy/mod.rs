@@ -24,7 +24,7 @@ pub use compiler::{CPU_SECS as COMPILE_CPU_SECS, CompileFailed, Compiler, MEMORY
 
 use crate::manifest::Manifest;
 use crate::message::Digest;
-use crate::sandbox::{Class, Limits};
+use crate::sandbox::{Class, Grants, Limits, NotGranted};
 
 /// A function that is ready to be loaded by workers.
 #[derive(Clone, Debug)]
@@ -42,6 +42,8 @@ pub enum InstallError {
     Read { function: Arc<str>, path: PathBuf, dir: PathBuf, source: std::io::Error },
     #[error("function {function}: {path} cannot run")]
     Compile { function: Arc<str>, path: PathBuf, source: CompileFailed },
+    #[error("function {function}: {path} may not run: {source}")]
+    NotGranted { function: Arc<str>, path: PathBuf, source: NotGranted },
     #[error(transparent)]
     Cache(#[from] CacheError),
 }
@@ -60,6 +62,10 @@ impl Installed {
                 _ => limits.state_bytes,
             },
         }
+    }
+
+    pub fn grants(&self) -> Grants {
+        Grants::from(&self.manifest.allow)
     }
 
     pub fn settings(&self) -> Vec<(String, String)> {
@@ -92,16 +98,30 @@ pub fn install(
     })?;
     let digest = digest(&wasm);
     let class = Class::for_memory(manifest.limits.memory_bytes.get());
-    if let Some(code) = cache.and_then(|cache| cache.load(&digest, class)) {
-        return Ok(Installed { manifest: manifest.into(), digest, code, from_cache: true });
-    }
-    let code = compiler.compile(&wasm, class).map_err(|source| InstallError::Compile {
-        function: Arc::clone(&manifest.name),
+    let cached = cache.and_then(|cache| cache.load(&digest, class));
+    let from_cache = cached.is_some();
+    let code = match cached {
+        Some(code) => code,
+        None => {
+            let compiled = compiler.compile(&wasm, class);
+            let function = || Arc::clone(&manifest.name);
+            let code = compiled.map_err(|source| InstallError::Compile {
+                function: function(),
+                path: path.clone(),
+                source,
+            })?;
+            if let Some(cache) = cache {
+                cache.store(&digest, class, &code)?;
+            }
+            code
+        }
+    };
+    // After the compiler's own checks, which run in its process: what is read here is well-formed.
+    let name = &manifest.name;
+    Grants::from(&manifest.allow).check(&wasm).map_err(|source| InstallError::NotGranted {
+        function: Arc::clone(name),
         path,
         source,
     })?;
-    if let Some(cache) = cache {
-        cache.store(&digest, class, &code)?;
-    }
-    Ok(Installed { manifest: manifest.into(), digest, code, from_cache: false })
+    Ok(Installed { manifest: manifest.into(), digest, code, from_cache })
 }

@@ -2,8 +2,19 @@
 //!
 //! Streams are in order of precedence. While one has anything to send, in memory or on disk, none behind it sends. Gaps
 //! are reported after alerts and before data.
+//!
+//! A record that the receiver declines holds its stream: nothing new of that stream is sent before it, it is tried with
+//! growing pauses and nothing else under way, and between tries the other streams go on. What was under way with it at
+//! first may still be taken. When the lane's patience is over, the record becomes a gap. Its topic is remembered: later
+//! records there that are declined too are given up at once, if the receiver has taken anything since. Without that proof
+//! each has the full patience, so that a receiver that declines everything for a while costs one record of a stream in
+//! that time, and not all of them.
+//!
+//! Some brokers decline by closing the connection; networks break young connections, too. After a connection that broke
+//! before anything was taken, the lane is careful until something is: it waits until the next one has stood for a while,
+//! and sends one envelope at a time. A record over which such a connection breaks is declined.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::envelope::{Envelope, Origin};
@@ -17,13 +28,25 @@ const WINDOW: Window = Window { records: 2048, bytes: 512 << 10 };
 /// The first pause after a receiver asked to be left alone for a while.
 pub const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
+/// A record is given up after this many tries at least, however long ago the first was.
+const LEAST_TRIES: u32 = 3;
+
+/// A connection that has stood for so long does not break by itself the moment that something is sent.
+const STEADY: Duration = Duration::from_secs(2);
+
+/// Topics that are remembered as given up. One that is forgotten gets the full patience again.
+const GIVEN_UP_TOPICS: usize = 64;
+
 /// What a receiver said about one envelope.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     Taken,
     /// It will never take this one. The reason is short and without figures of its own: gaps are folded by it.
     Refused(Box<str>),
-    /// Not now; the pause is at least `after`.
+    /// It does not take this one, now or for ever, and may well take others: a topic that it does not allow. The reason is
+    /// as short.
+    Declined(Box<str>),
+    /// Not now, whatever is sent; the pause is at least `after`.
     Again {
         reason: String,
         after: Option<Duration>,
@@ -40,7 +63,7 @@ pub enum Step {
 #[derive(Debug)]
 pub struct Lane {
     origin: Origin,
-    tails: Vec<(Stream, Tail)>,
+    lines: Vec<Line>,
     gaps: Vec<PendingGap>,
     /// All gaps in `gaps` are reported when this number may be told to the store.
     gaps_through: u64,
@@ -49,13 +72,46 @@ pub struct Lane {
     in_flight_limit: usize,
     next_token: u64,
     connected: bool,
+    /// A careful lane has waited on this connection.
+    waited: bool,
+    /// `taken` when the connection began.
+    taken_before: u64,
+    /// The last connection broke before anything was taken.
+    careful: bool,
     /// The channel to the receiver had no room.
     full: bool,
     paused_until: Option<Instant>,
+    /// The first token that was not under way when the receiver last asked for a pause. Success before it proves nothing.
+    resumed: u64,
     backoff: Backoff,
+    /// How long a declined record is tried. `None`: until it is taken or the store drops it.
+    patience: Option<Duration>,
+    /// Topics whose records were given up, with `taken` at that time.
+    given_up: VecDeque<(Box<str>, u64)>,
+    /// How many envelopes the receiver has taken.
+    taken: u64,
     /// Refusals, then at most one watermark a stream.
     requests: Vec<Request>,
     watermarks: [Option<u64>; 3],
+}
+
+/// A stream on its way to the receiver.
+#[derive(Debug)]
+struct Line {
+    stream: Stream,
+    tail: Tail,
+    hold: Option<Hold>,
+    backoff: Backoff,
+}
+
+/// The first of a stream's declined records.
+#[derive(Debug)]
+struct Hold {
+    id: u64,
+    since: Instant,
+    tries: u32,
+    /// `None`: it may be sent.
+    until: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,31 +141,44 @@ impl Lane {
         recovered: &Recovered,
         in_flight_limit: usize,
         backoff: Backoff,
+        patience: Option<Duration>,
     ) -> Self {
-        let tail = |stream: &Stream| {
+        let line = |stream: &Stream| {
             let n = *stream as usize;
-            (*stream, Tail::new(WINDOW, recovered.delivered[n], recovered.last[n]))
+            let tail = Tail::new(WINDOW, recovered.delivered[n], recovered.last[n]);
+            Line { stream: *stream, tail, hold: None, backoff: backoff.clone() }
         };
-        let tails = streams.iter().map(tail).collect();
+        let lines = streams.iter().map(line).collect();
         Self {
             origin,
-            tails,
+            lines,
             gaps: Vec::new(),
             gaps_through: 0,
             in_flight: HashMap::new(),
             in_flight_limit,
             next_token: 1,
             connected: false,
+            waited: false,
+            taken_before: 0,
+            careful: false,
             full: false,
             paused_until: None,
+            resumed: 0,
             backoff,
+            patience,
+            given_up: VecDeque::new(),
+            taken: 0,
             requests: Vec::new(),
             watermarks: [None; 3],
         }
     }
 
     pub fn tail(&mut self, stream: Stream) -> Option<&mut Tail> {
-        self.tails.iter_mut().find(|(of, _)| *of == stream).map(|(_, tail)| tail)
+        self.line(stream).map(|line| &mut line.tail)
+    }
+
+    fn line(&mut self, stream: Stream) -> Option<&mut Line> {
+        self.lines.iter_mut().find(|line| line.stream == stream)
     }
 
     /// The store hands out the next gaps only when it was told that the ones before are reported.
@@ -120,16 +189,24 @@ impl Lane {
 
     pub fn connected(&mut self) {
         self.connected = true;
+        self.waited = false;
+        self.taken_before = self.taken;
         self.full = false;
         self.paused_until = None;
     }
 
     /// Everything without an answer is sent again on the next connection.
-    pub fn disconnected(&mut self) {
+    pub fn disconnected(&mut self, now: Instant) {
         self.connected = false;
-        self.in_flight.clear();
-        for (_, tail) in &mut self.tails {
-            tail.rewind();
+        let broke: Vec<Item> = self.in_flight.drain().map(|(_, item)| item).collect();
+        if let [Item::Record(stream, id)] = broke[..]
+            && self.careful
+        {
+            self.declined(stream, id, "connection-broken".into(), now);
+        }
+        self.careful |= !broke.is_empty() && self.taken == self.taken_before;
+        for line in &mut self.lines {
+            line.tail.rewind();
         }
         for gap in &mut self.gaps {
             if gap.state == GapState::Sent {
@@ -142,21 +219,24 @@ impl Lane {
     pub fn answered(&mut self, token: u64, answer: Answer, now: Instant) -> Option<Stream> {
         self.full = false;
         let item = self.in_flight.remove(&token)?;
+        let taken = answer == Answer::Taken;
+        if taken {
+            self.taken += 1;
+            self.careful = false;
+        }
+        if (taken || matches!(answer, Answer::Refused(_))) && token >= self.resumed {
+            self.backoff.succeeded();
+        }
         match (item, answer) {
             (Item::Record(stream, id), Answer::Taken) => {
-                self.backoff.succeeded();
+                self.take_back_topic(stream, id);
                 self.done(stream, id);
                 return Some(stream);
             }
-            (Item::Record(stream, id), Answer::Refused(reason)) => {
-                self.backoff.succeeded();
-                // Before the watermark: afterwards the store no longer has the record and could not account for it.
-                self.requests.push(Request::Refused { stream, id, reason });
-                self.done(stream, id);
-            }
-            (Item::Gap(place), Answer::Taken | Answer::Refused(_)) => {
+            (Item::Record(stream, id), Answer::Refused(reason)) => self.lose(stream, id, reason),
+            (Item::Record(stream, id), Answer::Declined(reason)) => self.declined(stream, id, reason, now),
+            (Item::Gap(place), Answer::Taken | Answer::Refused(_) | Answer::Declined(_)) => {
                 // A receiver that refuses to hear of gaps must not stop the data behind them.
-                self.backoff.succeeded();
                 self.gaps[place].state = GapState::Done;
                 if self.gaps.iter().all(|gap| gap.state == GapState::Done) {
                     self.gaps.clear();
@@ -169,6 +249,7 @@ impl Lane {
                 if !self.paused(now) {
                     let pause = self.backoff.failed().max(after.unwrap_or_default()).min(self.backoff.max());
                     self.paused_until = Some(now + pause);
+                    self.resumed = self.next_token;
                 }
             }
         }
@@ -196,9 +277,11 @@ impl Lane {
         self.in_flight.clear();
         // It hands out unreported gaps anew, perhaps grown.
         self.gaps.clear();
-        for (stream, tail) in &mut self.tails {
-            let n = *stream as usize;
-            tail.reopened(recovered.delivered[n], recovered.last[n]);
+        for line in &mut self.lines {
+            let n = line.stream as usize;
+            line.tail.reopened(recovered.delivered[n], recovered.last[n]);
+            // Its ids may be those of another file.
+            line.hold = None;
         }
     }
 
@@ -212,16 +295,21 @@ impl Lane {
                 return Some(Step::Store(Request::Delivered { stream, through }));
             }
         }
-        for (stream, tail) in &mut self.tails {
-            if let Some(load) = tail.load() {
-                let (stream, after, max_bytes) = (*stream, load.after, load.max_bytes);
+        for line in &mut self.lines {
+            if let Some(load) = line.tail.load() {
+                let (stream, after, max_bytes) = (line.stream, load.after, load.max_bytes);
                 return Some(Step::Store(Request::ReadOutbox { stream, after, max_bytes }));
             }
         }
-        if !self.connected || self.full || self.paused(now) || self.in_flight.len() >= self.in_flight_limit {
+        self.end_pauses(now);
+        if self.connected && self.careful && !self.waited {
+            self.waited = true;
+            self.paused_until = Some(now + STEADY);
+        }
+        let limit = if self.careful { 1 } else { self.in_flight_limit };
+        if !self.connected || self.full || self.paused_until.is_some() || self.in_flight.len() >= limit {
             return None;
         }
-        self.paused_until = None;
         let (item, envelope) = self.next_envelope()?;
         let token = self.next_token;
         self.next_token += 1;
@@ -236,17 +324,41 @@ impl Lane {
 
     /// When to poll again although nothing happened.
     pub fn wake_at(&self) -> Option<Instant> {
-        self.paused_until.filter(|_| self.connected)
+        let holds = self.lines.iter().filter_map(|line| line.hold.as_ref()?.until);
+        self.paused_until.into_iter().chain(holds).min().filter(|_| self.connected)
     }
 
     /// Whether everything that was committed is delivered.
     pub fn is_empty(&self) -> bool {
-        self.gaps.is_empty() && self.tails.iter().all(|(_, tail)| tail.is_empty())
+        self.gaps.is_empty() && self.lines.iter().all(|line| line.tail.is_empty())
+    }
+
+    fn end_pauses(&mut self, now: Instant) {
+        let over = |until: &mut Option<Instant>| {
+            until.take_if(|until| *until <= now);
+        };
+        over(&mut self.paused_until);
+        self.lines.iter_mut().filter_map(|line| line.hold.as_mut()).for_each(|hold| over(&mut hold.until));
     }
 
     fn next_envelope(&mut self) -> Option<(Item, Envelope)> {
-        for (stream, tail) in &mut self.tails {
-            if *stream != Stream::Alert
+        // Some stream's held record is due: it is sent when nothing else is under way, and nothing is until its answer.
+        let due = self
+            .lines
+            .iter()
+            .find_map(|line| line.hold.as_ref().filter(|hold| hold.until.is_none()).map(|_| line.stream));
+        if due.is_some() && !self.in_flight.is_empty() {
+            return None;
+        }
+        for Line { stream, tail, hold, .. } in &mut self.lines {
+            if due.is_some_and(|due| due != *stream) {
+                continue;
+            }
+            if hold.as_ref().is_some_and(|hold| hold.until.is_some()) {
+                continue;
+            }
+            if due.is_none()
+                && *stream != Stream::Alert
                 && let Some(place) = self.gaps.iter().position(|gap| gap.state == GapState::Waiting)
             {
                 let gap = &mut self.gaps[place];
@@ -263,8 +375,65 @@ impl Lane {
         None
     }
 
+    fn declined(&mut self, stream: Stream, id: u64, reason: Box<str>, now: Instant) {
+        let (patience, taken) = (self.patience, self.taken);
+        let Some(line) = self.lines.iter_mut().find(|line| line.stream == stream) else { return };
+        let Some(topic) = line.tail.sent(id).map(|stored| stored.record.topic.clone()) else { return };
+        let hopeless = self.given_up.iter().any(|(other, then)| **other == *topic && taken > *then);
+        if patience.is_some() && hopeless {
+            return self.lose(stream, id, reason);
+        }
+        match &mut line.hold {
+            Some(hold) if hold.id == id => {
+                hold.tries += 1;
+                let over = patience.is_some_and(|patience| now.duration_since(hold.since) >= patience);
+                if over && hold.tries >= LEAST_TRIES {
+                    self.given_up.retain(|(other, _)| **other != *topic);
+                    self.given_up.truncate(GIVEN_UP_TOPICS - 1);
+                    self.given_up.push_front((topic, taken));
+                    return self.lose(stream, id, reason);
+                }
+                hold.until = Some(now + line.backoff.failed());
+            }
+            // One before it is with the receiver, or waits already.
+            Some(hold) if hold.id < id => {}
+            hold => {
+                tracing::warn!(
+                    ?stream,
+                    id,
+                    topic = &*topic,
+                    reason = &*reason,
+                    "a record is declined: its stream waits"
+                );
+                line.backoff.succeeded();
+                *hold = Some(Hold { id, since: now, tries: 1, until: Some(now + line.backoff.failed()) });
+            }
+        }
+        line.tail.again(id);
+    }
+
+    /// The record will not be delivered.
+    fn lose(&mut self, stream: Stream, id: u64, reason: Box<str>) {
+        // Before the watermark: afterwards the store no longer has the record and could not account for it.
+        self.requests.push(Request::Refused { stream, id, reason });
+        self.done(stream, id);
+    }
+
+    /// The receiver has taken a record of this topic: it is no longer given up.
+    fn take_back_topic(&mut self, stream: Stream, id: u64) {
+        if self.given_up.is_empty() {
+            return;
+        }
+        let Some(line) = self.lines.iter().find(|line| line.stream == stream) else { return };
+        if let Some(stored) = line.tail.sent(id) {
+            self.given_up.retain(|(topic, _)| **topic != *stored.record.topic);
+        }
+    }
+
     fn done(&mut self, stream: Stream, id: u64) {
-        if let Some(through) = self.tail(stream).and_then(|tail| tail.done(id)) {
+        let Some(line) = self.line(stream) else { return };
+        line.hold.take_if(|hold| hold.id == id);
+        if let Some(through) = line.tail.done(id) {
             self.watermarks[stream as usize] = Some(through);
         }
     }

@@ -8,16 +8,21 @@ const STREAMS: [Stream; 2] = [Stream::Alert, Stream::Data];
 fn lane(limit: usize) -> Lane {
     let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 7);
     let recovered = Recovered { store_id: "s".into(), ..Recovered::default() };
-    let mut lane = Lane::new(&STREAMS, Origin::new("s", "n", None), &recovered, limit, backoff);
+    let mut lane =
+        Lane::new(&STREAMS, Origin::new("s", "n", None), &recovered, limit, backoff, Some(Duration::from_secs(600)));
     lane.connected();
     lane
 }
 
 fn commit(lane: &mut Lane, stream: Stream, id: u64) {
+    commit_on(lane, stream, id, "t");
+}
+
+fn commit_on(lane: &mut Lane, stream: Stream, id: u64, topic: &str) {
     let record = Record {
         stream,
         function: "f".into(),
-        topic: "t".into(),
+        topic: topic.into(),
         payload: "{}".into(),
         content_type: None,
         retain: false,
@@ -72,7 +77,7 @@ fn data_waits_for_alerts_that_are_still_on_disk() {
     let now = Instant::now();
     let recovered = Recovered { store_id: "s".into(), last: [3, 3, 0], ..Recovered::default() };
     let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 7);
-    let mut lane = Lane::new(&STREAMS, Origin::new("s", "n", None), &recovered, 10, backoff);
+    let mut lane = Lane::new(&STREAMS, Origin::new("s", "n", None), &recovered, 10, backoff, None);
     lane.connected();
     let (sent, requests) = run(&mut lane, now);
     assert!(sent.is_empty());
@@ -169,17 +174,22 @@ fn a_lost_connection_sends_again_under_the_same_ids_and_ignores_late_answers() {
     lane.gaps(5, vec![gap(9)]);
     (1..=2).for_each(|id| commit(&mut lane, Stream::Data, id));
     let (first, _) = run(&mut lane, now);
-    lane.disconnected();
+    lane.disconnected(now);
     assert!(run(&mut lane, now).0.is_empty());
     lane.connected();
-    let (second, _) = run(&mut lane, now);
-    assert_eq!(names(&first), names(&second));
-    for (_, token) in first {
-        assert_eq!(lane.answered(token, Answer::Taken, now), None);
+    assert!(run(&mut lane, now).0.is_empty(), "the next connection is given a moment");
+    let now = lane.wake_at().unwrap();
+    for (_, token) in &first {
+        assert_eq!(lane.answered(*token, Answer::Taken, now), None);
     }
     assert!(!lane.is_empty());
-    for (_, token) in second {
-        lane.answered(token, Answer::Taken, now);
+    let mut second = run(&mut lane, now).0;
+    assert_eq!(second.len(), 1, "and one record to begin with");
+    lane.answered(second[0].1, Answer::Taken, now);
+    second.extend(run(&mut lane, now).0);
+    assert_eq!(names(&first), names(&second));
+    for (_, token) in &second[1..] {
+        lane.answered(*token, Answer::Taken, now);
     }
     assert!(lane.is_empty());
 }
@@ -226,4 +236,198 @@ fn a_reopened_store_gets_nothing_that_belongs_to_before() {
     let (sent, requests) = run(&mut lane, now);
     assert!(sent.is_empty());
     assert!(matches!(requests[..], [Request::ReadOutbox { after: 0, .. }]), "{requests:?}");
+}
+
+fn declined() -> Answer {
+    Answer::Declined("not-authorized".into())
+}
+
+/// Has the first record of what is sent declined until the lane gives it up. Returns when that was.
+fn give_up(lane: &mut Lane, stream: Stream, id: u64, mut now: Instant) -> Instant {
+    let begin = now;
+    let name = format!("s-{}-{id}", if stream == Stream::Alert { "a" } else { "d" });
+    for _ in 0..100 {
+        let (sent, _) = run(lane, now);
+        assert_eq!(names(&sent), [&*name], "it is tried alone");
+        lane.answered(sent[0].1, declined(), now);
+        match lane.poll(now) {
+            Some(Step::Store(Request::Refused { stream: of, id: lost, reason })) => {
+                assert_eq!((of, lost, &*reason), (stream, id, "not-authorized"));
+                assert!(now - begin >= Duration::from_secs(600), "{:?}", now - begin);
+                return now;
+            }
+            None => now = lane.wake_at().unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+    panic!("it is never given up")
+}
+
+#[test]
+fn nothing_new_of_a_stream_is_sent_before_a_record_that_was_declined() {
+    let now = Instant::now();
+    let mut lane = lane(2);
+    (1..=4).for_each(|id| commit(&mut lane, Stream::Data, id));
+    let (sent, _) = run(&mut lane, now);
+    assert_eq!(names(&sent), ["s-d-1", "s-d-2"]);
+    lane.answered(sent[0].1, declined(), now);
+    assert!(run(&mut lane, now).0.is_empty());
+    lane.answered(sent[1].1, Answer::Taken, now);
+    assert!(run(&mut lane, now).0.is_empty(), "the success of another is no reason to go on");
+    let later = lane.wake_at().unwrap();
+    let (sent, _) = run(&mut lane, later);
+    assert_eq!(names(&sent), ["s-d-1"], "alone");
+    assert_eq!(lane.wake_at(), None, "there is only its answer to wait for");
+    lane.answered(sent[0].1, Answer::Taken, later);
+    assert_eq!(names(&run(&mut lane, later).0), ["s-d-3", "s-d-4"]);
+}
+
+#[test]
+fn the_pauses_of_a_declined_record_grow_although_others_are_taken() {
+    let mut now = Instant::now();
+    let mut lane = lane(2);
+    commit(&mut lane, Stream::Alert, 1);
+    let mut pauses = Vec::new();
+    for id in 1..=6 {
+        let (sent, _) = run(&mut lane, now);
+        lane.answered(sent[0].1, declined(), now);
+        commit(&mut lane, Stream::Data, id);
+        let (sent, _) = run(&mut lane, now);
+        assert_eq!(names(&sent), [&*format!("s-d-{id}")], "other streams go on");
+        lane.answered(sent[0].1, Answer::Taken, now);
+        run(&mut lane, now);
+        let until = lane.wake_at().unwrap();
+        pauses.push((until - now).as_secs());
+        now = until;
+    }
+    assert!(pauses[5] >= 16, "{pauses:?}");
+}
+
+#[test]
+fn a_record_that_is_declined_for_ever_becomes_a_gap_and_the_stream_goes_on() {
+    let now = Instant::now();
+    let mut lane = lane(1);
+    (1..=2).for_each(|id| commit_on(&mut lane, Stream::Data, id, "forbidden"));
+    commit_on(&mut lane, Stream::Data, 3, "good");
+    let now = give_up(&mut lane, Stream::Data, 1, now);
+    // Nothing was taken since: perhaps the receiver declines everything, and the next record has the full patience too.
+    let now = give_up(&mut lane, Stream::Data, 2, now);
+    let (sent, _) = run(&mut lane, now);
+    assert_eq!(names(&sent), ["s-d-3"]);
+    lane.answered(sent[0].1, Answer::Taken, now);
+    assert!(matches!(run(&mut lane, now).1[..], [Request::Delivered { stream: Stream::Data, through: 3 }]));
+    assert!(lane.is_empty());
+}
+
+#[test]
+fn a_topic_that_was_given_up_costs_no_more_time_while_others_are_taken() {
+    let now = Instant::now();
+    let mut lane = lane(4);
+    commit_on(&mut lane, Stream::Alert, 1, "forbidden");
+    let now = give_up(&mut lane, Stream::Alert, 1, now);
+    commit_on(&mut lane, Stream::Alert, 2, "good");
+    (3..=4).for_each(|id| commit_on(&mut lane, Stream::Alert, id, "forbidden"));
+    let (sent, _) = run(&mut lane, now);
+    lane.answered(sent[0].1, Answer::Taken, now);
+    lane.answered(sent[1].1, declined(), now);
+    let (_, requests) = run(&mut lane, now);
+    assert!(matches!(requests[..], [Request::Refused { id: 3, .. }, Request::Delivered { through: 3, .. }]));
+    // Permission came: the topic is like any other again.
+    lane.answered(sent[2].1, Answer::Taken, now);
+    commit_on(&mut lane, Stream::Alert, 5, "forbidden");
+    let (sent, _) = run(&mut lane, now);
+    lane.answered(sent[0].1, declined(), now);
+    assert!(run(&mut lane, now).1.is_empty());
+    assert!(!lane.is_empty());
+}
+
+#[test]
+fn the_first_of_several_declined_records_is_tried_first() {
+    let now = Instant::now();
+    let mut lane = lane(3);
+    (1..=4).for_each(|id| commit(&mut lane, Stream::Data, id));
+    let (sent, _) = run(&mut lane, now);
+    for (_, token) in sent.iter().rev() {
+        lane.answered(*token, declined(), now);
+    }
+    let later = now + Duration::from_secs(1);
+    let (sent, _) = run(&mut lane, later);
+    assert_eq!(names(&sent), ["s-d-1"]);
+    lane.disconnected(later);
+    lane.connected();
+    assert!(run(&mut lane, later).0.is_empty());
+    let later = lane.wake_at().unwrap();
+    assert_eq!(names(&run(&mut lane, later).0), ["s-d-1"], "also on the next connection");
+}
+
+#[test]
+fn a_success_from_before_a_pause_does_not_shorten_the_next() {
+    let mut now = Instant::now();
+    let mut lane = lane(2);
+    let mut pauses = Vec::new();
+    for id in 1..=5 {
+        commit(&mut lane, Stream::Data, 2 * id);
+        commit(&mut lane, Stream::Data, 2 * id + 1);
+        let (sent, _) = run(&mut lane, now);
+        lane.answered(sent[0].1, Answer::Again { reason: "busy".into(), after: None }, now);
+        lane.answered(sent[1].1, Answer::Taken, now);
+        run(&mut lane, now);
+        let until = lane.wake_at().unwrap();
+        pauses.push((until - now).as_secs());
+        now = until;
+    }
+    assert!(pauses[4] >= 8, "{pauses:?}");
+}
+
+#[test]
+fn a_record_that_breaks_every_connection_is_found_and_given_up() {
+    let mut now = Instant::now();
+    let mut lane = lane(8);
+    (1..=3).for_each(|id| commit_on(&mut lane, Stream::Data, id, "t"));
+    let (sent, _) = run(&mut lane, now);
+    lane.answered(sent[0].1, Answer::Taken, now);
+    // The second is what the broker closes the connection over, each time.
+    let mut breaks = 0;
+    let begin = now;
+    loop {
+        lane.disconnected(now);
+        breaks += 1;
+        let (_, requests) = run(&mut lane, now);
+        if requests.iter().any(|request| matches!(request, Request::Refused { id: 2, .. })) {
+            break;
+        }
+        assert!(breaks < 50);
+        lane.connected();
+        let (mut sent, _) = run(&mut lane, now);
+        while sent.is_empty() {
+            now = lane.wake_at().unwrap();
+            sent = run(&mut lane, now).0;
+        }
+        assert_eq!(sent[0].0, "s-d-2");
+        assert!(sent.len() == 1 || breaks == 1, "one at a time after a break: {sent:?}");
+    }
+    assert!(now - begin >= Duration::from_secs(600));
+    lane.connected();
+    assert!(run(&mut lane, now).0.is_empty());
+    now = lane.wake_at().unwrap();
+    assert_eq!(names(&run(&mut lane, now).0), ["s-d-3"]);
+}
+
+#[test]
+fn a_network_that_breaks_young_connections_loses_nothing() {
+    let mut now = Instant::now();
+    let mut lane = lane(8);
+    commit(&mut lane, Stream::Data, 1);
+    lane.connected();
+    for n in 0..200 {
+        let (sent, requests) = run(&mut lane, now);
+        assert!(requests.is_empty(), "{requests:?}");
+        assert_eq!(sent.is_empty(), n > 0);
+        now += STEADY / 2;
+        lane.disconnected(now);
+        lane.connected();
+    }
+    run(&mut lane, now);
+    now = lane.wake_at().unwrap();
+    assert_eq!(names(&run(&mut lane, now).0), ["s-d-1"]);
 }

@@ -21,6 +21,9 @@ pub use envelope::{Envelope, HOPS, Origin};
 pub use lane::Answer;
 use lane::{FIRST_PAUSE, Lane, Step};
 
+/// How long a publication that the local broker declines holds up those behind it.
+const LOCAL_PATIENCE: Option<Duration> = Some(Duration::from_secs(60));
+
 /// A receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Route {
@@ -58,6 +61,8 @@ pub struct Upstream {
     pub topic_prefix: Option<String>,
     pub in_flight: usize,
     pub backoff_max: Duration,
+    /// How long a record that upstream declines is tried. `None`: for as long as the store keeps it.
+    pub patience: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +81,7 @@ impl Upstream {
             // One call at a time: a record must not overtake one whose call failed.
             in_flight: if webhook { 1 } else { config.in_flight.get().into() },
             backoff_max: Duration::from_secs(config.backoff_max_secs.get().into()),
+            patience: config.give_up_secs.map(|secs| Duration::from_secs(secs.get())),
         }
     }
 }
@@ -92,12 +98,13 @@ impl Forwarder {
         let origin = |prefix| Origin::new(&recovered.store_id, &settings.node, prefix);
         // The local broker refuses or takes; a pause is for the rare quota. Seconds, for alarms wait here too.
         let backoff = Backoff::new(FIRST_PAUSE, Duration::from_secs(10), settings.seed);
-        let local = Lane::new(&[Stream::Local], origin(None), recovered, settings.local_in_flight, backoff);
+        let local =
+            Lane::new(&[Stream::Local], origin(None), recovered, settings.local_in_flight, backoff, LOCAL_PATIENCE);
         let upstream = settings.upstream.as_ref().map(|upstream| {
             let backoff = Backoff::new(FIRST_PAUSE, upstream.backoff_max, settings.seed.rotate_left(32));
             let origin = origin(upstream.topic_prefix.as_deref());
             let streams = [Stream::Alert, Stream::Data];
-            let mut lane = Lane::new(&streams, origin, recovered, upstream.in_flight, backoff);
+            let mut lane = Lane::new(&streams, origin, recovered, upstream.in_flight, backoff, upstream.patience);
             if upstream.kind == UpstreamKind::Webhook {
                 lane.connected();
             }
@@ -150,10 +157,10 @@ impl Forwarder {
     }
 
     /// The connection is gone and will not deliver anything more: what has no answer is sent again.
-    pub fn disconnected(&mut self, route: Route) {
+    pub fn disconnected(&mut self, route: Route, now: Instant) {
         self.link(route, false);
         if let Some(lane) = self.lane(route) {
-            lane.disconnected();
+            lane.disconnected(now);
         }
     }
 
@@ -163,6 +170,8 @@ impl Forwarder {
             Answer::Taken => {}
             // The store logs and counts the loss when it makes the gap.
             Answer::Refused(reason) => tracing::debug!(?route, reason, "a record was refused"),
+            // The lane says what waits behind it.
+            Answer::Declined(_) => self.metrics.forward_errors.inc(),
             Answer::Again { reason, .. } => {
                 self.metrics.forward_errors.inc();
                 // All that was under way fails together; one line is enough.

@@ -147,6 +147,14 @@ impl Tail {
         }
     }
 
+    /// A record that was sent and has no answer.
+    pub fn sent(&self, id: u64) -> Option<&Stored> {
+        match &self.slots[self.find(id)?].state {
+            State::Sent(stored) => Some(stored),
+            State::Waiting(_) | State::Done => None,
+        }
+    }
+
     /// The receiver has taken the record, or will never take it. Returns the watermark when it moved.
     pub fn done(&mut self, id: u64) -> Option<u64> {
         let index = self.find(id)?;

@@ -9,6 +9,7 @@ fn settings(upstream: Option<UpstreamKind>) -> Settings {
         topic_prefix: None,
         in_flight: if kind == UpstreamKind::Webhook { 1 } else { 8 },
         backoff_max: Duration::from_secs(60),
+        patience: Some(Duration::from_secs(60)),
     });
     Settings { node: "n".into(), local_in_flight: 8, upstream, seed: 1 }
 }
@@ -85,7 +86,7 @@ fn one_receiver_away_does_not_hold_up_the_other() {
     let (mut forwarder, _) = forwarder(Some(UpstreamKind::Mqtt));
     forwarder.connected(Route::Local);
     forwarder.connected(Route::Upstream);
-    forwarder.disconnected(Route::Upstream);
+    forwarder.disconnected(Route::Upstream, now);
     forwarder.committed(one_of_each());
     let local = sent(&mut forwarder, now);
     assert_eq!(local.len(), 1);

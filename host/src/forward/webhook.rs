@@ -155,11 +155,13 @@ fn judge(status: StatusCode, headers: &HeaderMap) -> Answer {
     match code {
         200..=299 => Answer::Taken,
         // Not there, not allowed, moved: the address or the key is wrong, not the record.
-        300..=399 | 401 | 403 | 404 | 407 | 408 | 425 | 429 | 500..=599 => {
+        300..=399 | 401 | 403 | 404 | 407 | 408 | 425 | 429 | 501..=599 => {
             // A date (the other form) would need a clock that is right.
             let after = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
             Answer::Again { reason: format!("the receiver answered {status}"), after: after.map(Duration::from_secs) }
         }
+        // It failed over this record, perhaps over every one.
+        500 => Answer::Declined("http-500".into()),
         _ => Answer::Refused(format!("http-{code}").into()),
     }
 }

@@ -170,9 +170,10 @@ fn every_status_is_decided() {
     for code in [200, 201, 202, 299] {
         assert_eq!(judge(code), Answer::Taken, "{code}");
     }
-    for code in [301, 308, 401, 403, 404, 407, 408, 425, 429, 500, 502, 503, 504] {
+    for code in [301, 308, 401, 403, 404, 407, 408, 425, 429, 502, 503, 504] {
         assert!(is_again(&judge(code), None), "{code}");
     }
+    assert_eq!(judge(500), Answer::Declined("http-500".into()));
     for code in [400, 405, 409, 410, 413, 415, 422] {
         assert_eq!(judge(code), Answer::Refused(format!("http-{code}").into()));
     }

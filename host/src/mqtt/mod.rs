@@ -131,6 +131,8 @@ pub enum PublishResult {
     Taken,
     /// Never to be taken: the topic or the payload is wrong, or too large, for this broker.
     Refused(String),
+    /// Not this one, for a reason that others may not have: the topic is not allowed. Always the same words.
+    Declined(&'static str),
     /// Not now.
     Retry(String),
 }
@@ -542,6 +544,9 @@ fn publish_result(ack: &PubAck) -> PublishResult {
         PubAckReason::TopicNameInvalid | PubAckReason::PayloadFormatInvalid => {
             PublishResult::Refused(format!("the broker refused it: {:?}", ack.reason))
         }
+        PubAckReason::NotAuthorized => PublishResult::Declined("not-authorized"),
+        PubAckReason::UnspecifiedError => PublishResult::Declined("unspecified-error"),
+        PubAckReason::ImplementationSpecificError => PublishResult::Declined("implementation-specific-error"),
         reason => PublishResult::Retry(format!("the broker did not take it: {reason:?}")),
     }
 }

@@ -234,7 +234,11 @@ impl Spine {
             digest: Digest([self.edition as u8; 32]),
             limits: LIMITS,
             settings: Vec::new(),
-            permits: Permits { base_topic: "sedge".into(), publish: manifest.allow.publish.clone() },
+            permits: Permits {
+                base_topic: "sedge".into(),
+                publish: manifest.allow.publish.clone(),
+                grants: crate::sandbox::Grants::default(),
+            },
             code,
             trial,
             manifest: manifest.into(),

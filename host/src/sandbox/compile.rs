@@ -4,6 +4,7 @@
 use wasmtime::component::Linker;
 
 use super::engine::{self, Class};
+use super::grants::Grants;
 use super::host;
 use super::shape::{self, ShapeError};
 use super::{SandboxError, bindings};
@@ -33,6 +34,8 @@ pub fn component(wasm: &[u8], class: Class) -> Result<Vec<u8>, CompileError> {
     let component = super::native::component(&engine, &code).map_err(SandboxError::Load)?;
     let mut linker = Linker::new(&engine);
     host::add_to_linker(&mut linker).map_err(SandboxError::Engine)?;
+    // Code is kept for any manifest; what this one allows is checked when it is installed and loaded.
+    Grants::ALL.add_to_linker(&mut linker).map_err(SandboxError::Engine)?;
     linker.instantiate_pre(&component).and_then(bindings::FunctionPre::new).map_err(SandboxError::World)?;
     Ok(code)
 }

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
-use super::{Class, EPOCH, Function, Limits, Run, Sandbox, State, compile};
+use super::{Class, EPOCH, Function, Grants, Limits, Run, Sandbox, State, compile};
 use crate::message::{Failure, Message, Verdict};
 
 const WORLD: &[u8] = include_bytes!("../../../guest-sdk/src/component-type.bin");
@@ -122,12 +122,16 @@ pub struct Bench {
 
 impl Bench {
     pub fn load(&mut self, component: &[u8], limits: Limits) -> Function {
+        self.load_granted(component, limits, Grants::default())
+    }
+
+    pub fn load_granted(&mut self, component: &[u8], limits: Limits, grants: Grants) -> Function {
         let code = compile::component(component, Class::for_memory(limits.memory_bytes))
             .unwrap_or_else(|error| panic!("{:#}", anyhow::Error::from(error)));
         let settings = Arc::from([("max".to_owned(), "80".to_owned())]);
         let function = self
             .sandbox
-            .load(&code, limits, settings)
+            .load_granted(&code, limits, grants, settings)
             .unwrap_or_else(|error| panic!("{:#}", anyhow::Error::from(error)));
         self.start_ticking();
         function

@@ -16,8 +16,8 @@ use super::{Limits, LogLine};
 /// Handles for compare-and-swap that one run may hold at a time.
 const MAX_CAS_HANDLES: usize = 64;
 /// Log lines of one run, and their length: what is more is cut off and counted.
-const MAX_LOG_LINES: usize = 32;
-const MAX_LOG_LINE_BYTES: usize = 1024;
+pub const MAX_LOG_LINES: usize = 32;
+pub const MAX_LOG_LINE_BYTES: usize = 1024;
 
 /// A function's state has one bucket. Its handle carries nothing.
 pub struct Bucket;

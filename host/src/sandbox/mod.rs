@@ -9,6 +9,9 @@
 #[cfg(feature = "compiler")]
 pub mod compile;
 mod engine;
+mod grants;
+#[cfg(all(test, feature = "compiler"))]
+mod grants_tests;
 #[cfg(all(test, feature = "compiler"))]
 pub mod guest;
 mod host;
@@ -36,7 +39,9 @@ use crate::message::{
 };
 use bindings::exports::sedge::function::handler;
 pub use engine::Class;
+pub use grants::{Grants, NotGranted};
 use host::{Exceeded, Host};
+pub use host::{MAX_LOG_LINE_BYTES, MAX_LOG_LINES};
 pub use state::State;
 
 mod bindings {
@@ -64,6 +69,8 @@ pub enum SandboxError {
     Load(#[source] wasmtime::Error),
     #[error("the component does not fit the world sedge:function/function")]
     World(#[source] wasmtime::Error),
+    #[error(transparent)]
+    NotGranted(#[from] NotGranted),
 }
 
 /// The limits of one invocation, all enforced.
@@ -88,7 +95,7 @@ const MAX_HANDLES: usize = 1024;
 impl Limits {
     /// The most that is copied from the guest in one call. Its memory is no bound: a list may name the same bytes again
     /// and again.
-    fn handover_bytes(&self) -> usize {
+    pub fn handover_bytes(&self) -> usize {
         let outputs = self.outputs.saturating_mul(size_of::<handler::Output>()).saturating_add(self.output_bytes);
         outputs.max(self.state_bytes).saturating_add(HANDOVER_SLACK)
     }
@@ -146,8 +153,24 @@ impl Sandbox {
         limits: Limits,
         settings: Arc<[(String, String)]>,
     ) -> Result<Function, SandboxError> {
+        self.load_granted(code, limits, Grants::default(), settings)
+    }
+
+    /// The same for a function whose manifest asks for more than every function has.
+    pub fn load_granted(
+        &mut self,
+        code: &[u8],
+        limits: Limits,
+        grants: Grants,
+        settings: Arc<[(String, String)]>,
+    ) -> Result<Function, SandboxError> {
         let (engine, linker) = self.class(Class::for_memory(limits.memory_bytes))?;
+        let mut linker = linker.clone();
+        grants.add_to_linker(&mut linker).map_err(SandboxError::Engine)?;
         let component = native::component(engine, code).map_err(SandboxError::Load)?;
+        for (import, _) in component.component_type().imports(engine) {
+            grants.check_name(import)?;
+        }
         let pre =
             linker.instantiate_pre(&component).and_then(bindings::FunctionPre::new).map_err(SandboxError::World)?;
         Ok(Function { pre, engine: engine.clone(), limits, settings })

@@ -3,6 +3,7 @@
 //! Nothing here knows MQTT, wasm or upstream. The rest of the daemon sends [`Request`]s and receives [`Event`]s; both
 //! channels are bounded by what is in flight, which the pipeline bounds.
 
+mod absent;
 mod checkpoint;
 mod dead_letters;
 mod gaps;
@@ -213,6 +214,8 @@ pub enum Request {
     GapsReported { through: u64 },
     /// A small durable setting of the daemon itself (the subscriptions of the session, for one).
     SetMeta { key: &'static str, value: Bytes },
+    /// The functions that there are now. State of others is kept for `store.state_retention_secs`.
+    Installed(Vec<Arc<str>>),
     /// Commit what is waiting, checkpoint, close.
     Close,
 }

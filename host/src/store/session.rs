@@ -9,6 +9,7 @@ use bytes::Bytes;
 use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, MAIN_DB};
 
+use super::absent::{self, Absent, Change};
 use super::checkpoint::{Checkpointer, FRAME_BYTES};
 use super::dead_letters::Bounds;
 use super::gaps::Gaps;
@@ -127,6 +128,7 @@ impl Session {
                         }
                     }
                     "opened" => {}
+                    key if key.starts_with(absent::META) => {}
                     _ => recovered.meta.push((key, value.into())),
                 }
             }
@@ -319,6 +321,18 @@ impl Session {
             self.dead_letters.expire(&self.connection, now.1, &self.stats)?;
         }
         self.outbox.gauge(&self.connection, &self.stats)
+    }
+
+    /// State of functions that are not installed.
+    pub(super) fn age_state(&mut self, absent: &mut Absent) -> rusqlite::Result<()> {
+        for change in absent.changes(&self.connection, Instant::now())? {
+            self.begin()?;
+            change.write(&self.connection)?;
+            if let Change::Forget { function } = &change {
+                self.state.forget(function);
+            }
+        }
+        Ok(())
     }
 
     /// Whether watermarks have waited long enough for a commit to ride on.

@@ -39,6 +39,11 @@ impl State {
         self.scopes.insert(scope, id);
     }
 
+    /// The rows of this function are gone.
+    pub(super) fn forget(&mut self, function: &str) {
+        self.scopes.retain(|scope, _| *scope.function != *function);
+    }
+
     pub(super) fn load(&mut self, connection: &Connection, scope: &Scope) -> rusqlite::Result<Vec<(Box<str>, Bytes)>> {
         let Some(id) = self.scope(connection, scope)? else { return Ok(Vec::new()) };
         let mut statement = connection.prepare_cached("SELECT key, value FROM state WHERE scope = ?1")?;

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender;
 
+use super::absent::Absent;
 use super::place::Place;
 use super::session::Session;
 use super::stats::{Stats, thread_bytes_written};
@@ -64,6 +65,7 @@ pub(super) struct Writer {
     committed_at: Instant,
     ticked_at: Instant,
     closing: bool,
+    absent: Absent,
 }
 
 /// Why the loop cannot go on.
@@ -83,7 +85,9 @@ impl From<rusqlite::Error> for Stop {
 
 impl Writer {
     pub(super) fn new(ground: Ground, requests: Receiver<(u64, Request)>, events: Sender<(u64, Event)>) -> Self {
+        let retention = ground.settings.state_retention_secs.map(|secs| Duration::from_secs(secs.get()));
         Self {
+            absent: Absent::new(retention, Instant::now()),
             ground,
             requests,
             events,
@@ -129,6 +133,7 @@ impl Writer {
             if self.ticked_at.elapsed() >= TICK {
                 self.ticked_at = Instant::now();
                 session.tick()?;
+                session.age_state(&mut self.absent)?;
                 flush |= session.is_behind() || session.must_commit();
                 self.ground.stats.writer_bytes.store(thread_bytes_written(), Relaxed);
             }
@@ -170,7 +175,7 @@ impl Writer {
 
     fn admit(&mut self, session: &mut Session, (epoch, request): (u64, Request)) -> Result<(), Stop> {
         // Sent before the daemon heard of a failure: built on commits that never happened.
-        let stale = epoch != self.epoch && !matches!(request, Request::Close);
+        let stale = epoch != self.epoch && !matches!(request, Request::Close | Request::Installed(_));
         if stale { Ok(()) } else { self.apply(session, request) }
     }
 
@@ -196,6 +201,7 @@ impl Writer {
             Request::Refused { stream, id, reason } => session.refuse(stream, id, &reason)?,
             Request::GapsReported { through } => session.gaps_reported(through)?,
             Request::SetMeta { key, value } => session.set_meta(key, &value)?,
+            Request::Installed(functions) => self.absent.installed(functions),
             Request::Close => self.closing = true,
         }
         Ok(())

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Doubles from `first` to `max`; each pause is a random half of it or more.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,
     max: Duration,

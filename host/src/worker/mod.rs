@@ -6,6 +6,7 @@
 //!              ◀──outcomes, questions──                 wall around all of it
 //! ```
 
+mod bounds;
 pub mod permits;
 pub mod pool;
 pub mod protocol;

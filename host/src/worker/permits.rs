@@ -4,14 +4,16 @@
 use std::sync::Arc;
 
 use crate::message::{Failure, FailureCode, Output};
+use crate::sandbox::Grants;
 use crate::topic::{self, TopicFilter};
 
-/// What one function may publish.
+/// What one function may do.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Permits {
     /// Sedge's own topics begin with it: they command the board.
     pub base_topic: Arc<str>,
     pub publish: Vec<TopicFilter>,
+    pub grants: Grants,
 }
 
 impl Permits {
@@ -29,7 +31,7 @@ pub fn check(output: &Output, publish: &[TopicFilter], base_topic: &str) -> Resu
     };
     let topic = &*publication.topic;
     if let Err(error) = topic::validate_name(topic) {
-        return Err(Failure { code: FailureCode::InvalidTopic, detail: format!("{topic:?}: {error}") });
+        return Err(Failure { code: FailureCode::InvalidTopic, detail: format!("{}: {error}", shown(topic)) });
     }
     if !local {
         return Ok(());
@@ -37,10 +39,20 @@ pub fn check(output: &Output, publish: &[TopicFilter], base_topic: &str) -> Resu
     // No allow list opens the board's own topics.
     let own = topic.split('/').next() == Some(base_topic) || topic.starts_with('$');
     if own || !publish.iter().any(|filter| filter.matches(topic)) {
-        let detail = format!("{topic:?} is not in the function's allow list (allow.publish)");
+        let topic = shown(topic);
+        let detail = format!("{topic} is not in the function's allow list (allow.publish)");
         return Err(Failure { code: FailureCode::NotAllowed, detail });
     }
     Ok(())
+}
+
+/// Its beginning is enough to find it by.
+fn shown(topic: &str) -> String {
+    const SHOWN_CHARS: usize = 100;
+    match topic.char_indices().nth(SHOWN_CHARS) {
+        Some((end, _)) => format!("{:?}… of {} bytes", &topic[..end], topic.len()),
+        None => format!("{topic:?}"),
+    }
 }
 
 #[cfg(test)]
@@ -59,6 +71,7 @@ mod tests {
         let permits = Permits {
             base_topic: "sedge".into(),
             publish: ["derived/#", "sedge/#", "+/state"].map(|filter| filter.parse().unwrap()).into(),
+            grants: Grants::default(),
         };
         let failure = permits.check(&[Output::Publish(publication(topic))]).err();
         assert_eq!(failure.map(|failure| failure.code), expected, "{topic:?}");
@@ -84,10 +97,10 @@ mod tests {
     fn a_topic_must_be_a_name() {
         for topic in ["", "derived/#", "derived/+", "derived/\0", &"derived/x".repeat(8000)] {
             check_publish(topic, Some(FailureCode::InvalidTopic));
-            let permits = Permits { base_topic: "sedge".into(), publish: Vec::new() };
+            let permits = Permits { base_topic: "sedge".into(), publish: Vec::new(), grants: Grants::default() };
             assert!(permits.check(&[Output::Forward(publication(topic))]).is_err(), "{topic:?}");
         }
-        let permits = Permits { base_topic: "sedge".into(), publish: Vec::new() };
+        let permits = Permits { base_topic: "sedge".into(), publish: Vec::new(), grants: Grants::default() };
         permits.check(&[Output::Forward(publication("anything/upstream"))]).unwrap();
     }
 }

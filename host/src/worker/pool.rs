@@ -3,7 +3,7 @@
 //! A worker that dies takes nothing along: its unfinished jobs had no effect yet. They run again in its replacement, one
 //! at a time, so that the one at fault is known when it kills again; that one is given back as crashed.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
@@ -18,8 +18,9 @@ use bytes::{Bytes, BytesMut};
 use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
+use super::bounds;
 use super::permits::Permits;
-use super::protocol::{Encoder, FromWorker, Job, JobScope, ToWorker, split_frame};
+use super::protocol::{Encoder, FromWorker, Job, JobScope, ToWorker, frame_length, split_frame};
 use super::serve::{Clock, Worker};
 use crate::config::Isolate;
 use crate::message::{LogLine, Outcome, Scope};
@@ -135,6 +136,8 @@ pub struct Recalled {
 #[derive(Default)]
 struct Queue {
     frames: RefCell<VecDeque<(usize, u32, Said)>>,
+    /// The longest that a worker may send, by the functions that it has.
+    max_frame_bytes: Cell<usize>,
     ready: Notify,
 }
 
@@ -189,6 +192,7 @@ impl Pool {
         let slots = (0..settings.count).map(|_| Slot::empty()).collect();
         let loading = functions.iter().map(|function| Loading::new(function, settings.count, None)).collect();
         let mut pool = Self { settings, slots, functions, loading, queue: Rc::default(), events: VecDeque::new() };
+        pool.bound_frames();
         for worker in 0..pool.slots.len() {
             pool.spawn(worker)?;
         }
@@ -199,10 +203,15 @@ impl Pool {
     /// `expendable` is given up if workers die over it.
     pub fn load(&mut self, function: Loadable, expendable: bool) {
         self.loading.push(Loading::new(&function, self.slots.len(), expendable.then_some(0)));
-        for slot in &self.slots {
+        for slot in &mut self.slots {
             slot.write(&function.to_frame());
         }
         self.functions.push(function);
+        self.bound_frames();
+    }
+
+    fn bound_frames(&self) {
+        self.queue.max_frame_bytes.set(bounds::frame_bytes(self.functions.iter().map(|it| &it.limits)));
     }
 
     /// No job for it is under way or will come.
@@ -210,7 +219,8 @@ impl Pool {
         let is_it = |it: &Loadable| it.number == function && it.edition == edition;
         self.functions.retain(|it| !is_it(it));
         self.loading.retain(|it| (it.function, it.edition) != (function, edition));
-        for slot in &self.slots {
+        self.bound_frames();
+        for slot in &mut self.slots {
             slot.write(&ToWorker::Unload { function, edition });
         }
     }
@@ -335,6 +345,11 @@ impl Pool {
         slot.heard_since = true;
         match said {
             Said::Frame(FromWorker::Done { job, outcome, log, log_lines_dropped }) => {
+                let Some(asked) = slot.job(job) else { return };
+                let limits = function(&self.functions, asked.function, asked.edition).map(|it| &it.limits);
+                if let Some(Err(excess)) = limits.map(|limits| bounds::check(&outcome, &log, limits)) {
+                    return self.condemn(worker, excess.to_string());
+                }
                 let Some(done) = slot.finish(job) else { return };
                 slot.respawn_wait = RESPAWN_FIRST;
                 let (token, edition) = (done.id, done.edition);
@@ -348,7 +363,7 @@ impl Pool {
             }
             Said::Frame(FromWorker::NeedState { job }) => {
                 let Some(asking) = slot.job(job) else { return };
-                let Some(function) = self.functions.iter().find(|it| it.number == asking.function) else { return };
+                let Some(function) = function(&self.functions, asking.function, asking.edition) else { return };
                 let topic = (asking.scope == JobScope::Topic).then(|| Arc::clone(&asking.message.topic));
                 let scope = Scope { function: Arc::clone(&function.name), topic };
                 // Once is enough: a worker that was taken over must not keep the store busy.
@@ -362,9 +377,7 @@ impl Pool {
             }
             Said::Gone(reason) => {
                 let status = self.stop(worker).unwrap_or(reason);
-                self.blame(worker);
-                self.events.push_back(Event::Died { worker, status });
-                self.tend();
+                self.bury(worker, status);
             }
         }
     }
@@ -398,6 +411,19 @@ impl Pool {
             let error = Some("the worker died twice while it loaded this".to_owned());
             self.events.push_back(Event::Loaded { function, edition, error });
         }
+    }
+
+    /// Ends a worker whose answer is out of bounds: it is no longer ours.
+    fn condemn(&mut self, worker: usize, reason: String) {
+        tracing::error!(worker, reason, "a worker is out of bounds and is ended");
+        self.stop(worker);
+        self.bury(worker, reason);
+    }
+
+    fn bury(&mut self, worker: usize, status: String) {
+        self.blame(worker);
+        self.events.push_back(Event::Died { worker, status });
+        self.tend();
     }
 
     /// Sorts a dead worker's jobs: one that ran alone is at fault, several are suspects.
@@ -639,6 +665,12 @@ impl Slot {
     }
 }
 
+/// Where no function was ever replaced, its number is its place.
+fn function(functions: &[Loadable], number: u32, edition: u32) -> Option<&Loadable> {
+    let is_it = |it: &&Loadable| it.number == number && it.edition == edition;
+    functions.get(number as usize).filter(is_it).or_else(|| functions.iter().find(is_it))
+}
+
 async fn read(stream: Rc<UnixStream>, queue: Rc<Queue>, worker: usize, life: u32) {
     let mut input = BytesMut::with_capacity(READ_BYTES);
     let reason = loop {
@@ -656,20 +688,25 @@ async fn read(stream: Rc<UnixStream>, queue: Rc<Queue>, worker: usize, life: u32
             Err(error) => break error.to_string(),
         }
         let mut frames = queue.frames.borrow_mut();
+        let limit = queue.max_frame_bytes.get();
         let malformed = loop {
+            // Before room is made for it.
+            if let Some(length) = frame_length(&input).filter(|length| *length > limit) {
+                break Some(format!("announced a frame of {length} bytes, the limit is {limit}"));
+            }
             match split_frame(&mut input) {
                 Ok(Some(frame)) => match FromWorker::decode(frame) {
                     Ok(frame) => frames.push_back((worker, life, Said::Frame(frame))),
-                    Err(error) => break Some(error),
+                    Err(error) => break Some(error.to_string()),
                 },
                 Ok(None) => break None,
-                Err(error) => break Some(error),
+                Err(error) => break Some(error.to_string()),
             }
         };
         drop(frames);
         queue.ready.notify_one();
-        if let Some(error) = malformed {
-            break error.to_string();
+        if let Some(reason) = malformed {
+            break reason;
         }
     };
     queue.frames.borrow_mut().push_back((worker, life, Said::Gone(reason)));

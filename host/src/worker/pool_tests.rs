@@ -17,7 +17,7 @@ fn settings(count: usize) -> Settings {
 }
 
 fn loadable(number: u32, code: Bytes) -> Loadable {
-    let permits = Permits { base_topic: "sedge".into(), publish: Vec::new() };
+    let permits = Permits { base_topic: "sedge".into(), publish: Vec::new(), grants: crate::sandbox::Grants::default() };
     Loadable {
         number,
         edition: 0,
@@ -299,4 +299,75 @@ fn the_job_at_fault_is_found() {
         let tokens: Vec<u64> = done(&mut pool, 2).await.into_iter().map(|(token, _)| token).collect();
         assert_eq!(tokens, [2, 3]);
     });
+}
+
+/// Answers to the one job that it is given, as a worker that was taken over; the job then runs in a replacement.
+fn check_ended(answer: impl FnOnce(&mut Vec<u8>), reason: &'static str) {
+    use std::io::Write as _;
+    check(|| async move {
+        let mut pool = Pool::start(settings(1), vec![loadable(0, counter())]).unwrap();
+        let mut far = imposter(&mut pool).await;
+        pool.submit(0, job(7, JobScope::Function, "a"));
+        let mut said = Vec::new();
+        answer(&mut said);
+        far.write_all(&said).unwrap();
+        let (mut died, mut events) = (None, VecDeque::new());
+        loop {
+            pool.flush();
+            hear(&mut pool, &mut events).await;
+            for event in events.drain(..) {
+                match event {
+                    Event::Died { status, .. } => died = Some(status),
+                    Event::NeedState { request, .. } => pool.provide_state(request, Vec::new()),
+                    Event::Done { token: 7, outcome, .. } => {
+                        assert_eq!(died.as_deref(), Some(reason));
+                        assert_eq!(count(&outcome), 1, "by a worker that works");
+                        return;
+                    }
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+    });
+}
+
+fn done_with(outputs: Vec<crate::message::Output>, writes: Vec<crate::message::StateWrite>, fuel: u64) -> Outcome {
+    let usage = crate::message::Usage { fuel, ..Default::default() };
+    Outcome { verdict: Verdict::Done(outputs), writes, usage }
+}
+
+#[test]
+fn a_worker_that_answers_with_more_than_the_function_may_is_ended() {
+    let publication = crate::message::Publication {
+        topic: "a".into(),
+        payload: Bytes::from(vec![0; 65_536]),
+        content_type: None,
+        retain: false,
+    };
+    let outputs = vec![crate::message::Output::Forward(publication)];
+    let outcome = done_with(outputs, Vec::new(), 0);
+    check_ended(
+        |said| Encoder::new(said).done(0, &outcome, &[], 0),
+        "answered with 65537 bytes of output, the limit is 65536",
+    );
+    let write = crate::message::StateWrite { key: "n".into(), value: Some(Bytes::from(vec![0; 65_536])) };
+    let outcome = done_with(Vec::new(), vec![write], 0);
+    check_ended(
+        |said| Encoder::new(said).done(0, &outcome, &[], 0),
+        "answered with 65537 bytes of state, the limit is 65536",
+    );
+    let outcome = done_with(Vec::new(), Vec::new(), u64::MAX);
+    check_ended(
+        |said| Encoder::new(said).done(0, &outcome, &[], 0),
+        "answered with 18446744073709551615 units of fuel, the limit is 10000000",
+    );
+}
+
+#[test]
+fn a_worker_that_announces_an_endless_answer_is_ended_before_room_is_made() {
+    let limit = bounds::frame_bytes([LIMITS].iter());
+    assert!(limit < 4 << 20, "{limit}");
+    let announced = u32::try_from(limit + 1).unwrap();
+    let reason = format!("announced a frame of {announced} bytes, the limit is {limit}");
+    check_ended(|said| said.extend_from_slice(&announced.to_le_bytes()), reason.leak());
 }

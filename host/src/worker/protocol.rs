@@ -19,7 +19,7 @@ use crate::message::{
     Alert, AlertStatus, Failure, FailureCode, LogLine, Message, Outcome, Output, Publication, Severity, StateWrite,
     Usage, Verdict,
 };
-use crate::sandbox::Limits;
+use crate::sandbox::{Grants, Limits};
 use crate::topic::TopicFilter;
 
 /// A frame holds at most one message, one outcome or one function's code.
@@ -106,10 +106,14 @@ pub struct Malformed;
 
 type Result<T> = std::result::Result<T, Malformed>;
 
+/// The length that the frame at the front announces, without the announcement.
+pub fn frame_length(buffer: &[u8]) -> Option<usize> {
+    buffer.first_chunk::<4>().map(|prefix| u32::from_le_bytes(*prefix) as usize)
+}
+
 /// Takes one whole frame off the front, if it is there.
 pub fn split_frame(buffer: &mut BytesMut) -> Result<Option<Bytes>> {
-    let Some(prefix) = buffer.first_chunk::<4>() else { return Ok(None) };
-    let length = u32::from_le_bytes(*prefix) as usize;
+    let Some(length) = frame_length(buffer) else { return Ok(None) };
     if length == 0 || length > MAX_FRAME_BYTES {
         return Err(Malformed);
     }
@@ -153,6 +157,8 @@ impl<'a> Encoder<'a> {
                 out.text(&permits.base_topic);
                 out.u32(permits.publish.len() as u32);
                 permits.publish.iter().for_each(|filter| out.text(filter.as_str()));
+                out.u8(permits.grants.clock.into());
+                out.u8(permits.grants.random.into());
                 out.bytes(code);
             }),
             ToWorker::Unload { function, edition } => self.frame(2, |out| {
@@ -362,6 +368,7 @@ impl ToWorker {
                 permits: Permits {
                     base_topic: input.shared_text()?,
                     publish: input.list(|it| it.with_text(TopicFilter::parse)?.map_err(|_| Malformed))?,
+                    grants: Grants { clock: input.flag()?, random: input.flag()? },
                 },
                 code: input.bytes()?,
             },
@@ -578,7 +585,11 @@ mod tests {
                 edition: 3,
                 limits,
                 settings: vec![("max".into(), "80".into())],
-                permits: Permits { base_topic: "sedge".into(), publish: vec!["derived/#".parse().unwrap()] },
+                permits: Permits {
+                    base_topic: "sedge".into(),
+                    publish: vec!["derived/#".parse().unwrap()],
+                    grants: Grants { clock: true, random: false },
+                },
                 code: Bytes::from_static(b"code"),
             },
             ToWorker::Unload { function: 9, edition: 3 },

@@ -90,7 +90,7 @@ impl Worker {
             ToWorker::Run(job) => self.accept(job),
             ToWorker::State { job, entries } => self.resume(job, State::from_entries(entries)),
             ToWorker::Load { function, edition, limits, settings, permits, code } => {
-                let error = match self.sandbox.load(&code, limits, settings.into()) {
+                let error = match self.sandbox.load_granted(&code, limits, permits.grants, settings.into()) {
                     Ok(loaded) => {
                         self.functions.insert((function, edition), (loaded, permits));
                         self.clock.watch(self.sandbox.ticker());

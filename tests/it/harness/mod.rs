@@ -8,6 +8,7 @@ pub mod mosquitto;
 pub mod process;
 pub mod traffic;
 pub mod upstream;
+pub mod webhook;
 pub mod wire;
 
 use std::time::{Duration, Instant};

@@ -1,0 +1,128 @@
+//! Ways to be connected: encrypted and known, and several hosts at one broker.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::harness::daemon::{Daemon, Setup};
+use crate::harness::eventually;
+use crate::harness::guest::{guest, variant};
+use crate::harness::mosquitto::{Mosquitto, free_port};
+use crate::harness::upstream::Upstream;
+use crate::harness::wire::Publish;
+
+/// Of the user `board`: `correct horse`, as `mosquitto_passwd` writes it.
+const PASSWORDS: &str = "board:$7$101$O1Oa08i6KBYntNod$d212amMjQZODNChCmb3Q+6eEE9ndsLN1Za2dD6HjjVuhobWhJIFenQvf3WvM1MCQr5/1ibl+zTxrhbScgo66FQ==\n";
+
+/// Only the user `board` may hear what sensors say.
+const RULES: &str = "topic write count/#\ntopic read up/#\n\nuser board\ntopic readwrite #\n";
+
+/// Made with openssl for `localhost`; shared with the tests of the webhook.
+fn certificate(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/forward/testdata").join(name)
+}
+
+#[test]
+fn with_tls_a_client_certificate_and_a_password_it_is_known_and_without_one_of_them_it_is_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
+        path
+    };
+    let port = free_port();
+    let broker = Mosquitto::start_with(&format!(
+        "password_file {}\nacl_file {}\nlistener {port} 127.0.0.1\ncafile {}\ncertfile {}\nkeyfile {}\nrequire_certificate true",
+        file("passwords", PASSWORDS).display(),
+        file("rules", RULES).display(),
+        certificate("ca.pem").display(),
+        certificate("server.pem").display(),
+        certificate("server.key").display(),
+    ));
+    let url = format!("mqtts://localhost:{port}");
+    let known = |setup: Setup, section: &'static str| {
+        setup
+            .set(section, "username = \"board\"")
+            .set(section, format!("password_file = {:?}", file("password", "correct horse\n")))
+            .set(section, format!("ca_file = {:?}", certificate("ca.pem")))
+            .set(section, format!("cert_file = {:?}", certificate("client.pem")))
+            .set(section, format!("key_file = {:?}", certificate("client.key")))
+    };
+    let setup = || known(Setup::new(url.clone()).function(&guest("count")), "mqtt");
+
+    let upstream = Upstream::collect_filter(broker.port, "upstream", "up/#");
+    let both = known(setup().upstream(url.clone()).set("upstream", "topic_prefix = \"up/\""), "upstream");
+    let daemon = Daemon::start(&both);
+    broker.await_daemon();
+    broker.client("sensor").publish_all((1..=10).map(|n| Publish::new("count/a", n.to_string()))).unwrap();
+    let all = eventually(Duration::from_secs(20), || upstream.count() == 11);
+    assert!(all, "{:?}; log:\n{}", upstream.received(), daemon.log());
+    drop(daemon);
+
+    let wrong = file("wrong", "incorrect horse\n");
+    let other_roots = format!("ca_file = {:?}", certificate("client.pem"));
+    let mut nameless = setup();
+    nameless.settings.retain(|(_, line)| !line.starts_with("cert_file") && !line.starts_with("key_file"));
+    for (what, setup) in [
+        ("a wrong password", setup().set("mqtt", format!("password_file = {wrong:?}"))),
+        ("a broker that somebody else vouches for", setup().set("mqtt", other_roots)),
+        ("no certificate", nameless),
+    ] {
+        let daemon = Daemon::start(&setup);
+        let told = eventually(Duration::from_secs(20), || daemon.log().contains("not connected to the broker"));
+        assert!(told, "{what}; log:\n{}", daemon.log());
+        assert!(!daemon.log().contains("connected to the broker session_present"), "{what}; log:\n{}", daemon.log());
+        assert_eq!(daemon.metric_with("sedge_connected", "broker"), 0.0, "{what}");
+    }
+}
+
+#[test]
+fn hosts_of_one_share_group_handle_each_message_once() {
+    let broker = Mosquitto::start();
+    let cloud = Mosquitto::start();
+    let upstream = Upstream::collect_filter(cloud.port, "upstream", "sedge/#");
+    let daemons = ["one", "two"].map(|name| {
+        let setup = Setup::new(broker.url()).upstream(cloud.url()).function(&guest("relay"));
+        let setup = setup.set("node", format!("name = {name:?}")).set("mqtt", "share_group = \"pool\"");
+        let daemon = Daemon::start(&setup);
+        let line = format!(": sedge-{name} 1 $share/pool/relay/#");
+        assert!(eventually(Duration::from_secs(20), || broker.log().contains(&line)), "{}", broker.log());
+        daemon
+    });
+    let readings = (0..400).map(|n| Publish::new(&format!("relay/{}", n % 20), n.to_string()));
+    broker.client("sensors").publish_all(readings).unwrap();
+    let all = eventually(Duration::from_secs(30), || upstream.count() >= 400);
+    assert!(all, "{} of 400 upstream", upstream.count());
+    let received = upstream.received();
+    let distinct: BTreeSet<String> = received.iter().map(|message| message.text()).collect();
+    assert_eq!((distinct.len(), received.len()), (400, 400), "each is handled once");
+    let shares = daemons.map(|daemon| daemon.metric("sedge_messages_received_total"));
+    assert_eq!(shares[0] + shares[1], 400.0);
+    assert!(shares[0] > 0.0 && shares[1] > 0.0, "{shares:?}");
+}
+
+#[test]
+fn a_timer_calls_its_function_again_and_again_with_state_of_its_own() {
+    let broker = Mosquitto::start();
+    let cloud = Mosquitto::start();
+    let upstream = Upstream::collect(cloud.port);
+    let folder = tempfile::tempdir().unwrap();
+    let ticking = variant(&guest("count"), folder.path(), "ticking", "nothing/#", |manifest| {
+        format!("every = \"100ms\"\n{manifest}")
+    });
+    let daemon = Daemon::start(&Setup::new(broker.url()).upstream(cloud.url()).function(&ticking));
+    let ticks = || {
+        upstream
+            .received()
+            .into_iter()
+            .filter(|message| message.topic == "sedge/board/$timer/ticking")
+            .collect::<Vec<_>>()
+    };
+    assert!(eventually(Duration::from_secs(20), || ticks().len() >= 5), "log:\n{}", daemon.log());
+    let counted: Vec<String> = ticks().iter().take(5).map(|tick| tick.text()).collect();
+    assert_eq!(counted, (1..=5).map(|n| format!(" {n}")).collect::<Vec<_>>(), "the payload is empty");
+    assert_eq!(daemon.metric("sedge_messages_received_total"), 0.0, "a tick is no message of the broker");
+}

@@ -1,0 +1,81 @@
+//! An HTTP server that takes records, as a receiver upstream.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+/// One call.
+#[derive(Clone, Debug)]
+pub struct Call {
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Call {
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| &**value)
+    }
+}
+
+pub struct Webhook {
+    pub url: String,
+    taken: Arc<Mutex<Vec<Call>>>,
+}
+
+impl Webhook {
+    /// Answers with 200 but to calls that `refuse` gives another status, which it does not keep.
+    pub fn start(refuse: impl Fn(&Call, usize) -> Option<u16> + Send + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("bind a loopback port");
+        let url = format!("http://{}/in", listener.local_addr().expect("the port that was bound"));
+        let taken = Arc::new(Mutex::new(Vec::new()));
+        let kept = Arc::clone(&taken);
+        std::thread::spawn(move || {
+            let mut calls = 0;
+            // One connection after the other: a daemon has one. The thread ends with the test's process.
+            for stream in listener.incoming().flatten() {
+                let mut reader = BufReader::new(stream);
+                while let Some(call) = read(&mut reader) {
+                    calls += 1;
+                    let status = refuse(&call, calls).unwrap_or(200);
+                    if status == 200 {
+                        lock(&kept).push(call);
+                    }
+                    let answer = format!("HTTP/1.1 {status} So\r\ncontent-length: 0\r\n\r\n");
+                    if reader.get_mut().write_all(answer.as_bytes()).is_err() {
+                        break;
+                    }
+                }
+            }
+        });
+        Self { url, taken }
+    }
+
+    pub fn taken(&self) -> Vec<Call> {
+        lock(&self.taken).clone()
+    }
+}
+
+fn read(stream: &mut BufReader<TcpStream>) -> Option<Call> {
+    let mut lines = Vec::new();
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line).ok()? == 0 {
+            return None;
+        }
+        match line.trim_end() {
+            "" => break,
+            line => lines.push(line.to_owned()),
+        }
+    }
+    let headers = lines.iter().filter_map(|line| line.split_once(": "));
+    let headers = headers.map(|(name, value)| (name.to_lowercase(), value.to_owned())).collect();
+    let mut call = Call { headers, body: String::new() };
+    let mut body = vec![0; call.header("content-length")?.parse().ok()?];
+    stream.read_exact(&mut body).ok()?;
+    call.body = String::from_utf8_lossy(&body).into_owned();
+    Some(call)
+}
+
+fn lock(calls: &Mutex<Vec<Call>>) -> MutexGuard<'_, Vec<Call>> {
+    calls.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
