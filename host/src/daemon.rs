@@ -114,6 +114,8 @@ impl Daemon {
         let mut from_broker = VecDeque::new();
         let mut ending: Option<Instant> = None;
         let mut pace = Pace::new(Instant::now());
+        // Before the first message: what was queued for this board comes with the connection.
+        self.end_turn(Instant::now());
         self.notify.ready("waiting for the broker");
         tracing::info!(functions = self.pipeline.functions().len(), workers = self.pipeline.pool().len(), "ready");
         loop {

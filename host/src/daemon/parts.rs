@@ -23,7 +23,7 @@ use crate::store::{self, Store};
 use crate::telemetry::{Health, Http, Metrics, Notifier};
 use crate::time::{self, Backoff};
 use crate::worker::permits::Permits;
-use crate::worker::pool::{self, Pool};
+use crate::worker::pool::{self, Loadable, Pool};
 
 /// Our own publishes under way to the local broker. Small, because the client looks through them at every flush.
 const LOCAL_IN_FLIGHT: u16 = 64;
@@ -120,20 +120,21 @@ fn install(config: &Config, functions: Vec<(PathBuf, Manifest)>) -> anyhow::Resu
 }
 
 pub(super) fn deployment(config: &Config, edition: u32, installed: &Installed, trial: Option<Trial>) -> Deployment {
-    Deployment {
+    let permits = Permits {
+        base_topic: config.node.base_topic.as_str().into(),
+        publish: installed.manifest.allow.publish.clone(),
+        grants: installed.grants(),
+    };
+    let loadable = Loadable {
+        number: 0,
         edition,
-        manifest: Arc::clone(&installed.manifest),
-        digest: installed.digest,
+        name: Arc::clone(&installed.manifest.name),
         limits: installed.limits(),
         settings: installed.settings(),
-        permits: Permits {
-            base_topic: config.node.base_topic.as_str().into(),
-            publish: installed.manifest.allow.publish.clone(),
-            grants: installed.grants(),
-        },
+        permits,
         code: installed.code.clone(),
-        trial,
-    }
+    };
+    Deployment { manifest: Arc::clone(&installed.manifest), digest: installed.digest, loadable, trial }
 }
 
 fn pool_settings(config: &Config) -> pool::Settings {

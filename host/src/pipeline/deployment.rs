@@ -9,8 +9,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
-use bytes::Bytes;
-
 use super::function::{Edition, Function};
 use super::recall::Recall;
 use super::trial::{Candidate, Difference, Judgement, Tally};
@@ -19,22 +17,15 @@ use super::{From, MAX_FUNCTIONS, Pipeline, Unit};
 use crate::manifest::{Manifest, Trial, TrialMode};
 use crate::message::{Digest, Failure, FailureCode, Scope, Usage};
 use crate::router;
-use crate::sandbox::Limits;
-use crate::worker::permits::Permits;
 use crate::worker::pool::Loadable;
 
 /// A version to be put into service.
 #[derive(Clone, Debug)]
 pub struct Deployment {
-    /// Never used before in the life of this process.
-    pub edition: u32,
     pub manifest: Arc<Manifest>,
     pub digest: Digest,
-    pub limits: Limits,
-    pub settings: Vec<(String, String)>,
-    pub permits: Permits,
-    /// Native code, made by this host.
-    pub code: Bytes,
+    /// Its edition was never used before in the life of this process; its number and name are given here.
+    pub loadable: Loadable,
     /// `None`: it serves at once.
     pub trial: Option<Trial>,
 }
@@ -90,14 +81,14 @@ impl Pipeline {
         };
         let Some(number) = number else {
             let error = format!("{MAX_FUNCTIONS} functions have run since the start; restart the daemon");
-            self.tell(&name, deployment.edition, Event::NotLoaded { error });
+            self.tell(&name, deployment.loadable.edition, Event::NotLoaded { error });
             return;
         };
-        let Deployment { edition, manifest, digest, limits, settings, permits, code, trial } = deployment;
+        let Deployment { manifest, digest, loadable, trial } = deployment;
         let terms = trial.map(|trial| if is_shadow { trial } else { Trial { mode: TrialMode::Live, ..trial } });
         let name = Arc::clone(&self.functions[number].name);
-        let loadable = Loadable { number: number as u32, edition, name, limits, settings, permits, code };
-        self.pool.load(loadable, terms.is_some());
+        let edition = loadable.edition;
+        self.pool.load(Loadable { number: number as u32, name, ..loadable }, terms.is_some());
         let edition = Rc::new(Edition::new(edition, manifest, digest, terms.is_some()));
         // What waits already is older.
         self.forget_pending(number);

@@ -16,6 +16,7 @@ use crate::router::Interest;
 use crate::sandbox::guest::{INCREMENT, LIMITS, NOTHING, OPEN, code};
 use crate::store::{Record, Stream};
 use crate::worker::permits::Permits;
+use crate::worker::pool::Loadable;
 
 /// The first letter of the payload says what the function does. What it publishes is the payload.
 fn function() -> Bytes {
@@ -229,9 +230,10 @@ impl Spine {
     /// Puts a version into service, and says which edition it is.
     fn deploy(&mut self, manifest: Manifest, code: Bytes, trial: Option<Trial>) -> u32 {
         self.edition += 1;
-        let deployment = Deployment {
+        let loadable = Loadable {
+            number: 0,
             edition: self.edition,
-            digest: Digest([self.edition as u8; 32]),
+            name: Arc::clone(&manifest.name),
             limits: LIMITS,
             settings: Vec::new(),
             permits: Permits {
@@ -240,9 +242,9 @@ impl Spine {
                 grants: crate::sandbox::Grants::default(),
             },
             code,
-            trial,
-            manifest: manifest.into(),
         };
+        let digest = Digest([self.edition as u8; 32]);
+        let deployment = Deployment { digest, loadable, trial, manifest: manifest.into() };
         self.pipeline.deploy(deployment, self.now);
         self.edition
     }

@@ -17,7 +17,8 @@ fn settings(count: usize) -> Settings {
 }
 
 fn loadable(number: u32, code: Bytes) -> Loadable {
-    let permits = Permits { base_topic: "sedge".into(), publish: Vec::new(), grants: crate::sandbox::Grants::default() };
+    let permits =
+        Permits { base_topic: "sedge".into(), publish: Vec::new(), grants: crate::sandbox::Grants::default() };
     Loadable {
         number,
         edition: 0,

@@ -56,7 +56,8 @@ impl Served {
     }
 
     fn load(&mut self, function: u32, limits: Limits, code: Bytes) -> Option<String> {
-        let permits = Permits { base_topic: "sedge".into(), publish: Vec::new(), grants: crate::sandbox::Grants::default() };
+        let permits =
+            Permits { base_topic: "sedge".into(), publish: Vec::new(), grants: crate::sandbox::Grants::default() };
         self.send(&[ToWorker::Load { function, edition: 0, limits, settings: Vec::new(), permits, code }]);
         match self.hear() {
             FromWorker::Loaded { function: loaded, error, .. } if loaded == function => error,
