@@ -4,6 +4,7 @@
 //! each turn of the loop feeds it to the pipeline and the forwarder, which decide, and carries out what they decided.
 
 mod broker;
+mod orders;
 mod pace;
 mod parts;
 mod status;
@@ -11,14 +12,17 @@ mod store_figures;
 mod subscriptions;
 
 use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::config::Config;
+use crate::deploy;
 use crate::forward::webhook::{self, Webhook};
 use crate::forward::{Action, Answer, Envelope, Forwarder, Route};
 use crate::manifest::Manifest;
@@ -27,6 +31,7 @@ use crate::pipeline::Pipeline;
 use crate::store;
 use crate::telemetry::{self, Health, Metrics};
 use crate::time;
+use orders::Orders;
 use pace::Pace;
 use status::Status;
 use subscriptions::Subscriptions;
@@ -43,15 +48,16 @@ const BROKER_VERSION_TOPIC: &str = "$SYS/broker/version";
 const META_SUBSCRIPTIONS: &str = "subscriptions";
 
 /// Runs until SIGTERM or SIGINT.
-pub fn run(config: Config, functions: Vec<(std::path::PathBuf, Manifest)>) -> anyhow::Result<()> {
+pub fn run(config_file: &Path, config: Config, functions: Vec<(PathBuf, Manifest)>) -> anyhow::Result<()> {
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().context("failed to start the event loop")?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, async {
         // Before anything that takes time: a daemon that is told to end while it compiles ends in order, right after.
         let shutdown = shutdown_signal()?;
-        let daemon = Daemon::build(config, functions)?;
-        daemon.serve(shutdown).await
+        let reload = signal(SignalKind::hangup()).context("failed to listen for SIGHUP")?;
+        let daemon = Daemon::build(config_file, config, functions)?;
+        daemon.serve(shutdown, reload).await
     })
 }
 
@@ -73,6 +79,8 @@ struct Daemon {
     store_failed: bool,
     counts_upwards_stored: bool,
     subscriptions: Subscriptions,
+    orders: Orders,
+    decisions: mpsc::Receiver<deploy::Action>,
     /// What the store has of them.
     subscriptions_saved: Bytes,
     clock_checked: Instant,
@@ -109,7 +117,7 @@ impl Upstream {
 }
 
 impl Daemon {
-    async fn serve(mut self, shutdown: impl Future<Output = ()>) -> anyhow::Result<()> {
+    async fn serve(mut self, shutdown: impl Future<Output = ()>, mut reload: Signal) -> anyhow::Result<()> {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut from_broker = VecDeque::new();
         let mut ending: Option<Instant> = None;
@@ -144,6 +152,13 @@ impl Daemon {
                 () = self.broker_events.receive(&mut from_broker), if taking && from_broker.is_empty() => {}
                 // What was left over when the pipeline was full.
                 () = std::future::ready(()), if taking && !from_broker.is_empty() => {}
+                Some(action) = self.decisions.recv() => {
+                    self.carry_out(action, Instant::now(), time::now_ms());
+                    while let Ok(action) = self.decisions.try_recv() {
+                        self.carry_out(action, Instant::now(), time::now_ms());
+                    }
+                }
+                Some(()) = reload.recv() => self.reload(),
                 events = self.upstream.receive() => self.upstream_events(events),
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
@@ -191,8 +206,14 @@ impl Daemon {
             self.broker.acknowledge(token);
         }
         for number in turn.changed {
-            self.status.publish_function(&self.broker, &self.pipeline.functions()[number]);
+            let function = &self.pipeline.functions()[number];
+            let (function, is_quarantined) = (Arc::clone(&function.name), function.is_quarantined());
+            self.orders.handle.tell(deploy::Request::Quarantined { function, is_quarantined });
         }
+        for (function, edition, event) in turn.deployed {
+            self.tell_deployed(function, edition, event);
+        }
+        self.status.flush(&self.broker);
         while let Some(action) = self.forwarder.poll(now) {
             match action {
                 Action::Store(request) => self.ask_store(request),
@@ -379,7 +400,6 @@ fn answer(result: PublishResult) -> Answer {
 
 /// Completes at the first SIGTERM or SIGINT.
 fn shutdown_signal() -> anyhow::Result<impl Future<Output = ()>> {
-    use tokio::signal::unix::{SignalKind, signal};
     let mut term = signal(SignalKind::terminate()).context("failed to listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("failed to listen for SIGINT")?;
     Ok(async move {

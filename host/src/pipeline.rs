@@ -371,6 +371,17 @@ impl Pipeline {
         }
     }
 
+    /// A message that is not for functions: it is acknowledged in its turn.
+    pub fn pass_over(&mut self, delivery: &Delivery) {
+        self.metrics.received.inc();
+        if let Some(ack) = delivery.ack {
+            let fingerprint = fingerprint(ack.packet_id, delivery);
+            if let Seen::New { place } = self.window.receive(ack, fingerprint, delivery.dup) {
+                self.settle_without_effect(&From::Broker { place, fingerprint });
+            }
+        }
+    }
+
     /// A version that runs as a shadow gets what the active one gets, after it.
     fn add_shadows(&self, functions: &mut Vec<usize>, topic: &str) -> Option<Box<[Option<Said>; 2]>> {
         let shadows = functions.iter().filter_map(|number| self.functions[*number].shadow);
@@ -900,7 +911,7 @@ impl Pipeline {
 
     pub fn next_due(&self) -> Option<Instant> {
         let ticks = self.functions.iter().filter_map(|function| function.next_tick);
-        let trials = self.functions.iter().filter_map(|function| Some(function.candidate.as_ref()?.until()));
+        let trials = self.functions.iter().filter_map(|function| function.candidate.as_ref()?.until());
         ticks.chain(trials).chain(self.parking.next_due()).min()
     }
 

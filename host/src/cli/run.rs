@@ -25,6 +25,6 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     for warning in problems.warnings() {
         tracing::warn!(at = %warning.at, key = warning.key, mend = warning.mend, "{}", warning.what);
     }
-    daemon::run(config, functions)?;
+    daemon::run(&args.config.path(), config, functions)?;
     Ok(ExitCode::SUCCESS)
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::{BROKER_VERSION_TOPIC, Daemon, META_SUBSCRIPTIONS, answer, status};
+use crate::deploy;
 use crate::forward::Route;
 use crate::mqtt;
 use crate::router::Router;
@@ -21,13 +22,17 @@ impl Daemon {
             }
             mqtt::Event::Delivery(delivery) => {
                 // Unacknowledged, it comes again: when the disk works, or to the next daemon.
-                if !self.store_failed && !ending {
+                if self.store_failed || ending {
+                } else if self.orders.take(&delivery) {
+                    self.pipeline.pass_over(&delivery);
+                } else {
                     self.pipeline.deliver(delivery, now, now_ms);
                 }
             }
             mqtt::Event::Connected { session_present } => self.broker_connected(session_present),
             mqtt::Event::Disconnected { reason } => {
                 self.subscriptions.disconnected();
+                self.orders.handle.tell(deploy::Request::Disconnected);
                 self.pipeline.disconnected();
                 self.forwarder.disconnected(Route::Local, now);
                 self.status.disconnected(&reason);
@@ -66,7 +71,8 @@ impl Daemon {
         self.save_subscriptions();
         self.subscribe(&all);
         self.forwarder.connected(Route::Local);
-        self.status.connected(&self.broker, self.pipeline.functions());
+        self.status.connected(&self.broker);
+        self.hear_orders();
         self.notify.status("running");
     }
 

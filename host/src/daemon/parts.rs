@@ -1,6 +1,6 @@
 //! Builds the parts of the daemon from its configuration.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,12 +8,13 @@ use anyhow::Context as _;
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use super::orders::{META_ORDERS, Orders};
 use super::status::Status;
 use super::store_figures;
 use super::subscriptions::Subscriptions;
 use super::{Daemon, META_COUNTS_UPWARDS, META_SUBSCRIPTIONS, TURN, Upstream};
 use crate::config::{self, Config};
-use crate::deploy::{self, Cache, Compiler, Installed};
+use crate::deploy::{self, Cache, Compiler, Deployer, Installed, Workshop};
 use crate::forward::webhook::Webhook;
 use crate::forward::{self, Forwarder, UpstreamKind};
 use crate::manifest::{Manifest, Trial};
@@ -32,7 +33,11 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 const MAX_WORKERS: usize = 4;
 
 impl Daemon {
-    pub(super) fn build(config: Config, functions: Vec<(PathBuf, Manifest)>) -> anyhow::Result<Self> {
+    pub(super) fn build(
+        config_file: &Path,
+        config: Config,
+        functions: Vec<(PathBuf, Manifest)>,
+    ) -> anyhow::Result<Self> {
         let now = Instant::now();
         let metrics = Arc::new(Metrics::new());
         let health = Arc::new(Health::new(now, HEARTBEAT));
@@ -54,15 +59,28 @@ impl Daemon {
             );
         }
 
-        let installed = install(&config, functions)?;
+        let mut deployer = Deployer::open(&config.node.data_dir.join("deploy"), deploy_settings(&config), functions)?;
+        let workshop = Workshop { cache: Cache::open(&config.node.data_dir)?, compiler: Compiler };
+        let unix_ms = time::now_ms();
+        let starts = deployer
+            .boot(&workshop, deploy::Now { since_start: Duration::ZERO, unix_ms, is_synced: time::clock_synced() });
         let counts_upwards = meta(&recovered, META_COUNTS_UPWARDS).is_some();
         let subscriptions_saved = meta(&recovered, META_SUBSCRIPTIONS).cloned().unwrap_or_default();
         let subscriptions = Subscriptions::restore(Some(&subscriptions_saved), config.mqtt.share_group.clone());
         let pool = Pool::start(pool_settings(&config), Vec::new()).context("failed to start the workers")?;
         let mut pipeline = Pipeline::new(pipeline_settings(&config), pool, Arc::clone(&metrics));
-        for (number, installed) in installed.iter().enumerate() {
-            pipeline.deploy(deployment(&config, number as u32, installed, None), now);
+        for deploy::Start { edition, installed, trial } in starts {
+            tracing::info!(
+                function = &*installed.manifest.name,
+                version = &*installed.manifest.version,
+                digest = %installed.digest,
+                from_cache = installed.from_cache,
+                "function installed"
+            );
+            pipeline.deploy(deployment(&config, edition, &installed, trial), now);
         }
+        let (handle, decisions) = deploy::thread::spawn(deployer, workshop).context("failed to start deploying")?;
+        let orders_held = meta(&recovered, META_ORDERS).cloned();
         pipeline.set_clock_synced(time::clock_synced());
 
         let status = Status::new(&config.node.base_topic, &config.node.name, &config.node.groups);
@@ -90,6 +108,8 @@ impl Daemon {
             counts_upwards_stored: counts_upwards,
             subscriptions,
             subscriptions_saved,
+            decisions,
+            orders: Orders::new(handle, config, config_file.to_owned(), orders_held.as_ref()),
             clock_checked: now.checked_sub(TURN).unwrap_or(now),
         })
     }
@@ -99,24 +119,14 @@ pub(super) fn meta<'a>(recovered: &'a store::Recovered, key: &str) -> Option<&'a
     recovered.meta.iter().find(|(name, _)| name == key).map(|(_, value)| value)
 }
 
-fn install(config: &Config, functions: Vec<(PathBuf, Manifest)>) -> anyhow::Result<Vec<Installed>> {
-    let cache = Cache::open(&config.node.data_dir)?;
-    functions
-        .into_iter()
-        .map(|(dir, manifest)| {
-            let started = Instant::now();
-            let installed = deploy::install(&dir, manifest, &Compiler, Some(&cache))?;
-            tracing::info!(
-                function = &*installed.manifest.name,
-                version = &*installed.manifest.version,
-                digest = %installed.digest,
-                from_cache = installed.from_cache,
-                ms = started.elapsed().as_millis() as u64,
-                "function installed"
-            );
-            Ok(installed)
-        })
-        .collect()
+fn deploy_settings(config: &Config) -> deploy::Settings {
+    deploy::Settings {
+        node: config.node.name.clone(),
+        groups: config.node.groups.clone(),
+        base_topic: config.node.base_topic.clone(),
+        deploy: config.deploy.clone(),
+        ceilings: config.functions.clone(),
+    }
 }
 
 pub(super) fn deployment(config: &Config, edition: u32, installed: &Installed, trial: Option<Trial>) -> Deployment {

@@ -1,10 +1,12 @@
 //! What the board says of itself on the broker, retained: `<base>/<node>/status` and `<base>/<node>/functions/<name>`.
 
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::mqtt::{Link, Publication, Will};
-use crate::pipeline::Function;
+use crate::mqtt::{Full, Link, Publication, Will};
 
 /// Status goes out beside the outbox: it is the state of now, and is published anew at every connection.
 pub const TOKEN: u64 = 0;
@@ -16,6 +18,9 @@ pub struct Status {
     groups: Vec<String>,
     failed: Option<String>,
     blocked: bool,
+    /// Of each function, what was said last.
+    reports: BTreeMap<Arc<str>, Bytes>,
+    unsent: VecDeque<Arc<str>>,
     /// The last reason was logged; the same again is not.
     last_reason: Option<String>,
 }
@@ -27,6 +32,8 @@ impl Status {
             groups: groups.to_vec(),
             failed: None,
             blocked: false,
+            reports: BTreeMap::new(),
+            unsent: VecDeque::new(),
             last_reason: None,
         }
     }
@@ -36,12 +43,11 @@ impl Status {
         Will { topic: format!("{}/status", self.base), payload: self.away().to_string() }
     }
 
-    pub fn connected(&mut self, link: &Link, functions: &[Function]) {
+    pub fn connected(&mut self, link: &Link) {
         self.last_reason = None;
         self.publish_node(link);
-        for function in functions {
-            self.publish_function(link, function);
-        }
+        self.unsent = self.reports.keys().cloned().collect();
+        self.flush(link);
     }
 
     pub fn disconnected(&mut self, reason: &str) {
@@ -79,33 +85,44 @@ impl Status {
         self.publish(link, "status", &status);
     }
 
-    pub fn publish_function(&self, link: &Link, function: &Function) {
-        let Some(edition) = function.serving() else { return };
-        let manifest = &edition.manifest;
-        let quarantined = function.is_quarantined();
-        let mut status = json!({
-            "name": &*manifest.name,
-            "version": &*manifest.version,
-            "digest": edition.digest.to_string(),
-            "state": if quarantined { "quarantined" } else { "active" },
-        });
-        if quarantined {
-            status["reason"] = json!("it kept failing; its messages become dead letters until it works again");
+    /// Keeps what is said of a function, and says it. An empty report takes an earlier one back.
+    pub fn report(&mut self, link: &Link, function: Arc<str>, report: Bytes) {
+        if !self.unsent.contains(&function) {
+            self.unsent.push_back(Arc::clone(&function));
         }
-        self.publish(link, &format!("functions/{}", manifest.name), &status);
+        self.reports.insert(function, report);
+        self.flush(link);
+    }
+
+    /// Sends what found no room so far.
+    pub fn flush(&mut self, link: &Link) {
+        while let Some(function) = self.unsent.front() {
+            let report = self.reports.get(function).cloned().unwrap_or_default();
+            if self.publish_bytes(link, &format!("functions/{function}"), report.clone()).is_err() {
+                return;
+            }
+            if report.is_empty() {
+                self.reports.remove(function);
+            }
+            self.unsent.pop_front();
+        }
     }
 
     fn publish(&self, link: &Link, topic: &str, status: &serde_json::Value) {
         // When it cannot go out now, it goes out at the next connection.
-        let _ = link.publish(
+        let _ = self.publish_bytes(link, topic, Bytes::from(status.to_string()));
+    }
+
+    fn publish_bytes(&self, link: &Link, topic: &str, payload: Bytes) -> Result<(), Full> {
+        link.publish(
             Publication {
                 topic: &format!("{}/{topic}", self.base),
-                payload: Bytes::from(status.to_string()),
+                payload,
                 content_type: Some("application/json"),
                 properties: &[],
                 retain: true,
             },
             TOKEN,
-        );
+        )
     }
 }

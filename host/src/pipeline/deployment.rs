@@ -84,9 +84,12 @@ impl Pipeline {
             self.tell(&name, deployment.loadable.edition, Event::NotLoaded { error });
             return;
         };
+        // It is loaded anew under the function's own number when it is promoted.
+        let kept = is_shadow.then(|| deployment.clone());
         let Deployment { manifest, digest, loadable, trial } = deployment;
         let terms = trial.map(|trial| if is_shadow { trial } else { Trial { mode: TrialMode::Live, ..trial } });
         let name = Arc::clone(&self.functions[number].name);
+        self.functions[number].deployment = kept;
         let edition = loadable.edition;
         self.pool.load(Loadable { number: number as u32, name, ..loadable }, terms.is_some());
         let edition = Rc::new(Edition::new(edition, manifest, digest, terms.is_some()));
@@ -230,6 +233,30 @@ impl Pipeline {
         }
     }
 
+    /// A shadow takes the active version's place; a version on trial is believed.
+    pub fn promote(&mut self, name: &str, edition: u32, now: Instant) {
+        if let Some(number) = self.shadow_named(name).filter(|number| self.has_candidate(*number, edition)) {
+            let deployment = self.functions[number].deployment.take();
+            self.end_shadow(name);
+            if let Some(deployment) = deployment {
+                self.deploy(Deployment { trial: None, ..deployment }, now);
+            }
+        } else if let Some(number) = self.function_named(name).filter(|number| self.has_candidate(*number, edition)) {
+            self.believe(number);
+        }
+    }
+
+    /// The version on trial has proven itself.
+    fn believe(&mut self, number: usize) {
+        let function = &mut self.functions[number];
+        let Some(candidate) = function.candidate.take() else { return };
+        candidate.edition.is_unproven.set(false);
+        if let Some(older) = function.proven.replace(candidate.edition) {
+            self.retire(number, older);
+        }
+        self.turn.routes_changed = true;
+    }
+
     fn has_candidate(&self, number: usize, edition: u32) -> bool {
         let candidate = self.functions[number].candidate.as_ref();
         candidate.is_some_and(|it| it.edition.number == edition)
@@ -251,6 +278,7 @@ impl Pipeline {
     pub fn end_shadow(&mut self, name: &str) {
         let Some(number) = self.shadow_named(name) else { return };
         self.forget_pending(number);
+        self.functions[number].deployment = None;
         if let Some(main) = self.functions[number].shadow_of.take() {
             self.functions[main].shadow = None;
         }
@@ -278,25 +306,17 @@ impl Pipeline {
         let name = self.reported_name(number);
         let Some(candidate) = self.functions[number].candidate.as_mut() else { return };
         let edition = candidate.edition.number;
-        let judgement = judgement.or_else(|| candidate.is_over(now).then(|| candidate.judge()).flatten());
+        let judgement = judgement.or_else(|| candidate.judge(now));
         if let Some((tally, samples)) = candidate.progress(now) {
             self.tell(&name, edition, Event::Progress { tally, samples });
         }
         let is_shadow = self.functions[number].is_shadow;
         match judgement {
             None => {}
-            Some(Judgement::Passed) if is_shadow => {
-                self.end_shadow(&name);
-                self.tell(&name, edition, Event::Passed);
-            }
+            // It goes on until it is promoted.
+            Some(Judgement::Passed) if is_shadow => self.tell(&name, edition, Event::Passed),
             Some(Judgement::Passed) => {
-                let function = &mut self.functions[number];
-                let Some(candidate) = function.candidate.take() else { return };
-                candidate.edition.is_unproven.set(false);
-                if let Some(older) = function.proven.replace(candidate.edition) {
-                    self.retire(number, older);
-                }
-                self.turn.routes_changed = true;
+                self.believe(number);
                 self.tell(&name, edition, Event::Passed);
             }
             Some(Judgement::Failed(failure)) => {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::deployment::Deployment;
 use super::quarantine::{self, Quarantine};
 use super::recall::Recall;
 use super::trial::Candidate;
@@ -46,6 +47,8 @@ pub struct Function {
     pub shadow: Option<usize>,
     /// What it does has no effect.
     pub is_shadow: bool,
+    /// What a shadow was made of.
+    pub deployment: Option<Deployment>,
     /// The function that this one runs beside.
     pub shadow_of: Option<usize>,
 }
@@ -89,6 +92,7 @@ impl Function {
             drain: None,
             shadow: None,
             is_shadow: false,
+            deployment: None,
             shadow_of: None,
         }
     }

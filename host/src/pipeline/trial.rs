@@ -18,6 +18,7 @@ pub struct Candidate {
     pub edition: Rc<Edition>,
     terms: Trial,
     until: Instant,
+    is_judged: bool,
     tally: Tally,
     told: Option<(Instant, Tally)>,
     /// What went wrong last.
@@ -64,6 +65,7 @@ impl Candidate {
             until: now + Duration::from_secs(terms.secs.get().into()),
             edition,
             terms,
+            is_judged: false,
             tally: Tally::default(),
             told: None,
             last_failure: None,
@@ -97,17 +99,17 @@ impl Candidate {
         }
     }
 
-    pub fn is_over(&self, now: Instant) -> bool {
-        self.tally.run >= self.terms.messages.get() || now >= self.until
+    /// When it is over at the latest, if it is not over yet.
+    pub fn until(&self) -> Option<Instant> {
+        (!self.is_judged).then_some(self.until)
     }
 
-    /// When it is over at the latest.
-    pub fn until(&self) -> Instant {
-        self.until
-    }
-
-    /// How it ends, once it is over. `None`: a person decides.
-    pub fn judge(&self) -> Option<Judgement> {
+    /// How it ends, once it is over; said once. `None`: it is not over, or a person decides.
+    pub fn judge(&mut self, now: Instant) -> Option<Judgement> {
+        let is_over = self.tally.run >= self.terms.messages.get() || now >= self.until;
+        if !is_over || std::mem::replace(&mut self.is_judged, true) {
+            return None;
+        }
         let differences = match self.terms.mode {
             TrialMode::Live => return Some(Judgement::Passed),
             TrialMode::Shadow => self.terms.differences?,
