@@ -69,16 +69,11 @@ pub struct OpenFailed {
 impl Deployer {
     /// `dir` is the folder of deploying; `folders` are the functions of the configuration, each with its folder.
     pub fn open(dir: &Path, settings: Settings, folders: Vec<(PathBuf, Manifest)>) -> Result<Self, OpenFailed> {
-        Self::open_on(|| Disk::open(dir.to_owned()), settings, folders)
-            .map_err(|source| OpenFailed { path: dir.to_owned(), source })
+        Self::try_open(dir, settings, folders).map_err(|source| OpenFailed { path: dir.to_owned(), source })
     }
 
-    pub(super) fn open_on(
-        disk: impl FnOnce() -> io::Result<Disk>,
-        settings: Settings,
-        folders: Vec<(PathBuf, Manifest)>,
-    ) -> io::Result<Self> {
-        let disk = disk()?;
+    fn try_open(dir: &Path, settings: Settings, folders: Vec<(PathBuf, Manifest)>) -> io::Result<Self> {
+        let disk = Disk::open(dir.to_owned())?;
         let trust = Trust::open(&disk, &settings.deploy)?;
         if trust.keys().is_empty() {
             tracing::info!("no key is trusted: nothing can be pushed to this board (deploy.keys)");
