@@ -59,8 +59,9 @@ impl Daemon {
             );
         }
 
-        let mut deployer = Deployer::open(&config.node.data_dir.join("deploy"), deploy_settings(&config), functions)?;
-        let workshop = Workshop { cache: Cache::open(&config.node.data_dir)?, compiler: Compiler };
+        let mut deployer = Deployer::open(&config.node.data_dir.join("deploy"), deploy::Settings::of(&config), functions)?;
+        let workshop = Arc::new(Workshop { cache: Cache::open(&config.node.data_dir)?, compiler: Compiler });
+        deployer.figures().join(&metrics);
         let unix_ms = time::now_ms();
         let starts = deployer
             .boot(&workshop, deploy::Now { since_start: Duration::ZERO, unix_ms, is_synced: time::clock_synced() });
@@ -117,16 +118,6 @@ impl Daemon {
 
 pub(super) fn meta<'a>(recovered: &'a store::Recovered, key: &str) -> Option<&'a Bytes> {
     recovered.meta.iter().find(|(name, _)| name == key).map(|(_, value)| value)
-}
-
-fn deploy_settings(config: &Config) -> deploy::Settings {
-    deploy::Settings {
-        node: config.node.name.clone(),
-        groups: config.node.groups.clone(),
-        base_topic: config.node.base_topic.clone(),
-        deploy: config.deploy.clone(),
-        ceilings: config.functions.clone(),
-    }
 }
 
 pub(super) fn deployment(config: &Config, edition: u32, installed: &Installed, trial: Option<Trial>) -> Deployment {

@@ -12,153 +12,26 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::Installed;
 use super::acceptance::one_line;
+use super::action::Action;
+use super::boot;
 use super::compiler::CompileFailed;
 use super::disk::{Disk, FUNCTIONS, MODULES, STAGING};
 use super::figures::Figures;
 use super::function::{Function, Work};
-use super::payload::Document;
 use super::reason::{Reason, Refusal};
-use super::record::{self, Outcome, Record, SUFFIX, Stored};
-use super::report::{Difference, State};
+use super::record::{self, Record, SUFFIX, Stored};
+use super::report::State;
+use super::request::{Now, Request, Settings};
 use super::staging::{module_name, staging_name};
 use super::strangers::Strangers;
 use super::topics::{KEYS, Topics};
 use super::trust::Trust;
-use super::workshop::Compile;
-use crate::config;
-use crate::manifest::{self, Manifest, Trial};
-use crate::message::{Digest, Failure};
-use crate::sandbox::Class;
-
-/// Who the board is and what it allows.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    pub node: String,
-    pub groups: Vec<String>,
-    pub base_topic: String,
-    pub deploy: config::Deploy,
-    pub ceilings: config::Functions,
-}
-
-/// The time, as an argument.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Now {
-    /// Monotonic.
-    pub since_start: Duration,
-    pub unix_ms: u64,
-    /// Whether `unix_ms` can be believed.
-    pub is_synced: bool,
-}
-
-/// What happened.
-#[derive(Debug)]
-pub enum Request {
-    /// Any message under the topics of orders and pieces.
-    Message {
-        topic: Box<str>,
-        payload: Bytes,
-    },
-    Compiled {
-        function: Arc<str>,
-        edition: u32,
-        result: Result<Bytes, CompileFailed>,
-    },
-    Trial {
-        function: Arc<str>,
-        edition: u32,
-        event: TrialEvent,
-    },
-    Quarantined {
-        function: Arc<str>,
-        is_quarantined: bool,
-    },
-    /// The configuration was read again.
-    Keys(Box<config::Deploy>),
-    Connected,
-    Disconnected,
-    /// Once a second.
-    Tick,
-}
-
-#[derive(Debug)]
-pub enum TrialEvent {
-    /// Every worker has loaded it and it serves, or runs as a shadow.
-    Ready,
-    NotLoaded {
-        error: String,
-    },
-    Progress {
-        run: u32,
-        failed: u32,
-        different: u32,
-        samples: Vec<Difference>,
-    },
-    Passed,
-    Failed {
-        failure: Failure,
-    },
-}
-
-/// What is to be done.
-#[derive(Debug)]
-pub enum Action {
-    /// Subscribe, also again, to the pieces of a module: the broker then hands over those that it keeps.
-    Fetch {
-        digest: Digest,
-    },
-    /// They are no longer wanted.
-    Fetched {
-        digest: Digest,
-    },
-    /// Subscribe again to the orders: some were not looked at, or may be judged otherwise now.
-    FetchOrders,
-    Compile {
-        function: Arc<str>,
-        edition: u32,
-        digest: Digest,
-        wasm: Bytes,
-        class: Class,
-    },
-    Start(Start),
-    /// Nothing of it serves any longer.
-    Stop {
-        function: Arc<str>,
-    },
-    /// A candidate ends; what served before it serves.
-    Drop {
-        function: Arc<str>,
-        edition: u32,
-    },
-    /// A candidate on trial is the active version from now on.
-    Promote {
-        function: Arc<str>,
-        edition: u32,
-    },
-    /// Retained. An empty payload takes an earlier report back.
-    Report {
-        function: Arc<str>,
-        payload: Bytes,
-    },
-    /// Compiled code of other modules may be deleted.
-    Keep {
-        digests: BTreeSet<Digest>,
-    },
-}
-
-#[derive(Clone, Debug)]
-pub struct Start {
-    /// Names one version of one function for as long as the daemon lives.
-    pub edition: u32,
-    pub installed: Installed,
-    /// `None`: serves at once, in place of what served.
-    pub trial: Option<Trial>,
-}
+use crate::manifest::Manifest;
+use crate::message::Digest;
 
 #[derive(Debug)]
 pub struct Deployer {
@@ -183,7 +56,7 @@ pub struct Deployer {
     /// Files that nothing needs may be there.
     has_litter: bool,
     /// Decided before the first request.
-    first: Vec<Action>,
+    pub(super) first: Vec<Action>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -196,22 +69,17 @@ pub struct OpenFailed {
 impl Deployer {
     /// `dir` is the folder of deploying; `folders` are the functions of the configuration, each with its folder.
     pub fn open(dir: &Path, settings: Settings, folders: Vec<(PathBuf, Manifest)>) -> Result<Self, OpenFailed> {
-        Self::open_on(|| Disk::open(dir.to_owned()), settings, folders)
-            .map_err(|source| OpenFailed { path: dir.to_owned(), source })
+        Self::try_open(dir, settings, folders).map_err(|source| OpenFailed { path: dir.to_owned(), source })
     }
 
-    pub(super) fn open_on(
-        disk: impl FnOnce() -> io::Result<Disk>,
-        settings: Settings,
-        folders: Vec<(PathBuf, Manifest)>,
-    ) -> io::Result<Self> {
-        let disk = disk()?;
+    fn try_open(dir: &Path, settings: Settings, folders: Vec<(PathBuf, Manifest)>) -> io::Result<Self> {
+        let disk = Disk::open(dir.to_owned())?;
         let trust = Trust::open(&disk, &settings.deploy)?;
         if trust.keys().is_empty() {
             tracing::info!("no key is trusted: nothing can be pushed to this board (deploy.keys)");
         }
         let mut deployer = Self {
-            functions: load(&disk)?,
+            functions: boot::load(&disk)?,
             topics: Topics::new(&settings.base_topic),
             disk,
             settings,
@@ -236,35 +104,6 @@ impl Deployer {
 
     pub fn figures(&self) -> &Arc<Figures> {
         &self.figures
-    }
-
-    /// What serves from the start. What was under way goes on by itself.
-    pub fn boot(&mut self, compile: &dyn Compile, now: Now) -> Vec<Start> {
-        let mut starts = Vec::new();
-        let names: Vec<Arc<str>> = self.functions.keys().cloned().collect();
-        for name in &names {
-            let Some(active) = self.functions[name].record.active.clone() else { continue };
-            let edition = self.next_edition();
-            let installed = self.install(name, &active, compile);
-            let Some(function) = self.functions.get_mut(name) else { continue };
-            match installed {
-                Ok(installed) => {
-                    function.serving = Some(edition);
-                    starts.push(Start { edition, installed, trial: None });
-                }
-                Err(refusal) => {
-                    tracing::error!(function = &**name, %refusal, "the function cannot run");
-                    function.trouble = Some(refusal);
-                }
-            }
-        }
-        let mut actions = Vec::new();
-        for name in &names {
-            self.begin(name, now, &mut actions);
-        }
-        self.end_orphans(now, &mut actions);
-        self.first = actions;
-        starts
     }
 
     pub fn handle(&mut self, request: Request, now: Now, actions: &mut Vec<Action>) {
@@ -345,54 +184,6 @@ impl Deployer {
         actions.push(report_now(function, now));
     }
 
-    /// A version of a folder counts as the active one unless something newer was pushed, or it was removed.
-    fn place_folder(&mut self, dir: &Path, manifest: &Manifest) {
-        let name = Arc::clone(&manifest.name);
-        let function = self.functions.entry(Arc::clone(&name)).or_insert_with(|| Function::new(name));
-        if function.record.line.serial.is_some_and(|serial| serial >= manifest.serial) {
-            tracing::info!(
-                function = &*manifest.name,
-                folder = %dir.display(),
-                serial = manifest.serial,
-                "what was pushed is newer than the folder, which is not used"
-            );
-            return;
-        }
-        let path = super::component_path(dir, manifest);
-        // Without a component it has no digest, and does not run.
-        let digest = std::fs::read(&path).map_or(Digest([0; 32]), |wasm| super::digest(&wasm));
-        let active = Stored { manifest: Document::of(manifest), digest };
-        let record = &mut function.record;
-        if let Some(pushed) = record.active.take() {
-            record.previous = Some(pushed);
-        }
-        record.active = Some(active);
-        record.candidate = None;
-        record.outcome = None;
-        record.line.serial = Some(manifest.serial);
-        function.folder = Some(path);
-    }
-
-    fn install(&self, name: &str, stored: &Stored, compile: &dyn Compile) -> Result<Installed, Refusal> {
-        let manifest = self.manifest(stored)?;
-        let class = Class::for_memory(manifest.limits.memory_bytes.get());
-        if let Some(code) = compile.cached(&stored.digest, class) {
-            return Ok(Installed { manifest: manifest.into(), digest: stored.digest, code, from_cache: true });
-        }
-        let missing = |why: String| Refusal::new(Reason::ModuleMissing, why);
-        let folder = self.functions.get(name).and_then(|function| function.folder.as_deref());
-        let wasm = match folder {
-            Some(path) => std::fs::read(path).map(Bytes::from).map_err(|error| {
-                missing(format!("{} cannot be read ({error}); build it with `sedge build`", path.display()))
-            })?,
-            None => self.read_module(&stored.digest).map_err(|error| {
-                missing(format!("module {} cannot be read ({error}); push it again", stored.digest))
-            })?,
-        };
-        let code = compile.compile(&stored.digest, &wasm, class).map_err(compile_refusal)?;
-        Ok(Installed { manifest: manifest.into(), digest: stored.digest, code, from_cache: false })
-    }
-
     pub(super) fn manifest(&self, stored: &Stored) -> Result<Manifest, Refusal> {
         Manifest::from_json(&stored.manifest.to_json(), Some(&self.settings.ceilings))
             .map_err(|problems| Refusal::new(Reason::OverLimit, one_line(&problems)))
@@ -435,44 +226,6 @@ impl Deployer {
         }
         actions.push(Action::Keep { digests });
     }
-}
-
-/// The records of all functions. One that cannot be read is set aside.
-fn load(disk: &Disk) -> io::Result<BTreeMap<Arc<str>, Function>> {
-    let mut functions = BTreeMap::new();
-    for file in disk.list(FUNCTIONS)? {
-        let Some(name) = file.strip_suffix(SUFFIX).filter(|name| manifest::is_name(name)) else { continue };
-        let record: Option<Record> = match disk.read(FUNCTIONS, &file) {
-            Ok(bytes) => record::decode(&bytes),
-            Err(error) => {
-                tracing::error!(function = name, %error, "a record could not be read");
-                None
-            }
-        };
-        let name: Arc<str> = name.into();
-        match record.filter(|record| *record.function == *name) {
-            Some(record) => {
-                let stored = Some(record.clone());
-                let mut function = Function::of(record, Arc::clone(&name));
-                function.stored = stored;
-                functions.insert(name, function);
-            }
-            None => {
-                let moved_to = disk.set_aside(FUNCTIONS, &file)?;
-                tracing::error!(
-                    function = &*name,
-                    moved_to = %moved_to.display(),
-                    "what was pushed of a function is damaged: it is as if it had never been; push it again"
-                );
-                let mut function = Function::new(Arc::clone(&name));
-                let detail = "its record on the disk was damaged and set aside; push it again";
-                let why = Refusal::new(Reason::DamagedRecord, detail);
-                function.record.outcome = Some(Outcome::new(State::Rejected, Some(&why), None));
-                functions.insert(name, function);
-            }
-        }
-    }
-    Ok(functions)
 }
 
 pub(super) fn write(disk: &Disk, record: &Record) -> io::Result<()> {

@@ -37,6 +37,9 @@ impl Disk {
             fs::create_dir_all(root.join(folder))?;
         }
         sync_folder(&root)?;
+        if let Some(parent) = root.parent() {
+            sync_folder(parent)?;
+        }
         let disk = Self {
             root,
             #[cfg(test)]

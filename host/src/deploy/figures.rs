@@ -1,8 +1,10 @@
 //! What is counted, for the metrics.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::reason::Reason;
+use crate::telemetry::{Metrics, Sample, Value};
 
 #[derive(Debug, Default)]
 pub struct Figures {
@@ -40,6 +42,30 @@ impl Figures {
         self.flooded.fetch_add(1, Relaxed);
     }
 
+    pub fn join(self: &Arc<Self>, metrics: &Metrics) {
+        let figures = Arc::clone(self);
+        metrics.source(move |add| {
+            let mut integer = |family, labels: &[(&str, &str)], value| {
+                add(&Sample { family, labels, value: Value::Integer(value) });
+            };
+            // Thirty reasons would be mostly zeros: only those that happened.
+            for reason in Reason::ALL {
+                match figures.orders_refused(reason) {
+                    0 => {}
+                    count => integer("sedge_deploy_orders_refused_total", &[("reason", reason.as_str())], count),
+                }
+            }
+            for (family, value) in [
+                ("sedge_deploy_orders_accepted_total", figures.orders_accepted()),
+                ("sedge_deploy_chunks_total", figures.chunks_taken()),
+                ("sedge_deploy_chunks_refused_total", figures.chunks_refused()),
+                ("sedge_deploy_messages_dropped_total", figures.messages_flooded()),
+            ] {
+                integer(family, &[], value);
+            }
+        });
+    }
+
     pub fn orders_accepted(&self) -> u64 {
         self.accepted.load(Relaxed)
     }
@@ -58,5 +84,29 @@ impl Figures {
 
     pub fn messages_flooded(&self) -> u64 {
         self.flooded.load(Relaxed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_counted_is_on_the_page() {
+        let (figures, metrics) = (Arc::<Figures>::default(), Metrics::new());
+        figures.join(&metrics);
+        figures.accepted();
+        figures.refused(Reason::Unsigned);
+        figures.chunk(false);
+        let page = metrics.render();
+        for line in [
+            "sedge_deploy_orders_accepted_total 1\n",
+            "sedge_deploy_orders_refused_total{reason=\"unsigned\"} 1\n",
+            "sedge_deploy_chunks_refused_total 1\n",
+            "sedge_deploy_chunks_total 0\n",
+        ] {
+            assert!(page.contains(line), "{line}");
+        }
+        assert!(!page.contains("unknown-key"));
     }
 }

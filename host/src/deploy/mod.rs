@@ -13,7 +13,12 @@ pub mod topics;
 pub mod deployer;
 pub mod thread;
 
+mod action;
+mod request;
+
 mod acceptance;
+mod boot;
+mod decision;
 mod orders;
 mod receiving;
 mod trial;
@@ -42,10 +47,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
+pub use action::{Action, Start};
 pub use cache::{Cache, CacheError};
 pub use compiler::{CPU_SECS as COMPILE_CPU_SECS, CompileFailed, Compiler, MEMORY_BYTES as COMPILE_MEMORY_BYTES};
-pub use deployer::{Action, Deployer, Now, OpenFailed, Request, Settings, Start, TrialEvent};
+pub use deployer::{Deployer, OpenFailed};
 pub use figures::Figures;
+pub use request::{Now, Request, Settings, TrialEvent};
 pub use workshop::{Compile, Workshop};
 
 use crate::manifest::Manifest;

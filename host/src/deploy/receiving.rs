@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Now;
-use super::deployer::{Action, Deployer, disk_refusal, report, report_now};
+use super::action::Action;
+use super::deployer::{Deployer, disk_refusal, report, report_now};
 use super::disk::MODULES;
 use super::function::{Cause, Function, Receiving, Stage, Work};
 use super::reason::{Reason, Refusal};

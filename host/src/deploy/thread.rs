@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio::sync::mpsc;
 
+use super::action::Action;
 use super::compiler::CompileFailed;
-use super::deployer::{Action, Deployer, Now, Request};
+use super::deployer::Deployer;
 use super::figures::Figures;
-use super::workshop::{Compile, Workshop};
+use super::request::{Now, Request};
+use super::workshop::Compile;
 use crate::time;
 
 /// Messages that wait to be looked at: 16 MiB at the most. What comes beyond is fetched again.
@@ -44,14 +46,14 @@ struct Flood {
 }
 
 /// `deployer` has booted. The actions are to be carried out in their order.
-pub fn spawn(deployer: Deployer, workshop: Workshop) -> io::Result<(Handle, mpsc::Receiver<Action>)> {
+pub fn spawn(deployer: Deployer, workshop: Arc<dyn Compile>) -> io::Result<(Handle, mpsc::Receiver<Action>)> {
     let (requests, received) = sync_channel(MESSAGES + WORDS);
     let (actions, decided) = mpsc::channel(ACTIONS);
     let flood = Arc::new(Flood::default());
     let figures = Arc::clone(deployer.figures());
     let shell = Shell {
         deployer,
-        workshop: workshop.into(),
+        workshop,
         requests: requests.clone(),
         actions,
         flood: Arc::clone(&flood),
@@ -98,7 +100,7 @@ impl Drop for Shared {
 
 struct Shell {
     deployer: Deployer,
-    workshop: Arc<Workshop>,
+    workshop: Arc<dyn Compile>,
     /// For what the compiler has to say.
     requests: SyncSender<Request>,
     actions: mpsc::Sender<Action>,
@@ -180,10 +182,101 @@ impl Shell {
                 None
             }
             Action::Keep { digests } => {
-                self.workshop.cache.keep(&digests);
+                self.workshop.keep(&digests);
                 None
             }
             action => Some(action),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::deploy::envelope::Envelope;
+    use crate::deploy::payload::Module;
+    use crate::deploy::report::{Report, State};
+    use crate::deploy::tests::board;
+    use crate::deploy::topics::Topics;
+    use crate::deploy::{Start, TrialEvent};
+    use crate::message::Digest;
+    use crate::sandbox::Class;
+
+    struct Copy;
+
+    impl Compile for Copy {
+        fn cached(&self, _: &Digest, _: Class) -> Option<Bytes> {
+            None
+        }
+
+        fn compile(&self, _: &Digest, wasm: &[u8], _: Class) -> Result<Bytes, CompileFailed> {
+            Ok(Bytes::copy_from_slice(wasm))
+        }
+
+        fn keep(&self, _: &BTreeSet<Digest>) {}
+    }
+
+    fn start() -> (tempfile::TempDir, Handle, mpsc::Receiver<Action>) {
+        let dir = tempfile::tempdir().unwrap();
+        let settings = board::settings(&[("ops", &board::key())]);
+        let mut deployer = Deployer::open(&dir.path().join("deploy"), settings, Vec::new()).unwrap();
+        assert!(deployer.boot(&Copy, Now::default()).is_empty());
+        let (handle, actions) = spawn(deployer, Arc::new(Copy)).unwrap();
+        (dir, handle, actions)
+    }
+
+    fn until<T>(actions: &mut mpsc::Receiver<Action>, mut found: impl FnMut(Action) -> Option<T>) -> T {
+        loop {
+            let action = actions.blocking_recv().expect("the thread goes on");
+            if let Some(value) = found(action) {
+                return value;
+            }
+        }
+    }
+
+    #[test]
+    fn a_push_goes_through_the_thread() {
+        let (_dir, handle, mut actions) = start();
+        handle.tell(Request::Connected);
+        let wasm = board::module(1);
+        let mut order = board::install(&board::manifest(1, ""), &wasm);
+        (order.issued_at_ms, order.expires_at_ms) = (time::now_ms(), time::now_ms() + 3_600_000);
+        let envelope = Envelope::sign(&order.to_json(), &[&board::key()]).to_json();
+        handle.message("sedge/pump-3/deploy/warm", envelope.into());
+        until(&mut actions, |action| matches!(action, Action::Fetch { .. }).then_some(()));
+        let module = Module::of(&wasm, board::CHUNK);
+        for index in 0..module.chunks.len() as u32 {
+            let range = module.range(index);
+            let piece = Bytes::copy_from_slice(&wasm[range.start as usize..range.end as usize]);
+            handle.message(&Topics::new("sedge").blob(&module.digest, index), piece);
+        }
+        let Start { edition, installed, .. } = until(&mut actions, |action| match action {
+            Action::Start(start) => Some(start),
+            _ => None,
+        });
+        assert_eq!(installed.code, wasm);
+        for event in [TrialEvent::Ready, TrialEvent::Passed] {
+            handle.tell(Request::Trial { function: "warm".into(), edition, event });
+        }
+        until(&mut actions, |action| match action {
+            Action::Report { payload, .. } => (Report::parse(&payload).unwrap().state == State::Active).then_some(()),
+            _ => None,
+        });
+        drop(handle);
+        while actions.blocking_recv().is_some() {}
+    }
+
+    #[test]
+    fn a_flood_is_dropped_and_asked_for_again() {
+        let (_dir, handle, mut actions) = start();
+        // The thread stands still while nobody takes its actions, so that it cannot keep up.
+        for n in 0..20_000 {
+            handle.message(&format!("sedge/pump-3/deploy/f{n}"), Bytes::from_static(b"junk"));
+        }
+        let flooded = handle.0.figures.messages_flooded();
+        assert!(flooded > 0 && handle.0.flood.waiting.load(Relaxed) <= MESSAGES, "{flooded} dropped");
+        until(&mut actions, |action| matches!(action, Action::FetchOrders).then_some(()));
     }
 }

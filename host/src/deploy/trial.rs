@@ -5,11 +5,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Now;
+use super::action::{Action, Start};
 use super::compiler::CompileFailed;
-use super::deployer::{Action, Deployer, Start, TrialEvent, compile_refusal, report, report_now};
+use super::deployer::{Deployer, compile_refusal, report, report_now};
 use super::function::{Function, Stage, TrialProgress};
 use super::reason::{Reason, Refusal};
 use super::report::{MAX_DIFFERENCE_BYTES, MAX_DIFFERENCES, State};
+use super::request::TrialEvent;
 use super::{Installed, staging};
 use crate::manifest::TrialMode;
 use crate::message::Failure;

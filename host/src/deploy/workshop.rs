@@ -1,5 +1,7 @@
 //! Where modules become code that workers load: the cache of this host, else the compiler.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use super::cache::Cache;
@@ -7,11 +9,14 @@ use super::compiler::{CompileFailed, Compiler};
 use crate::message::Digest;
 use crate::sandbox::Class;
 
-pub trait Compile {
+pub trait Compile: Send + Sync {
     fn cached(&self, digest: &Digest, class: Class) -> Option<Bytes>;
 
     /// Takes long.
     fn compile(&self, digest: &Digest, wasm: &[u8], class: Class) -> Result<Bytes, CompileFailed>;
+
+    /// Nothing else is needed any longer.
+    fn keep(&self, digests: &BTreeSet<Digest>);
 }
 
 pub struct Workshop {
@@ -30,5 +35,9 @@ impl Compile for Workshop {
             tracing::warn!(error = %anyhow::Error::from(error), "compiled code is not kept; it is compiled again at the next start");
         }
         Ok(code)
+    }
+
+    fn keep(&self, digests: &BTreeSet<Digest>) {
+        self.cache.keep(digests);
     }
 }

@@ -73,6 +73,11 @@ pub const FAMILIES: &[Family] = &[
     counter("sedge_store_failures_total", "Times that the disk failed and nothing was acknowledged until it was back."),
     gauge("sedge_store_wal_bytes", "Size of the write-ahead log that is in use."),
     counter("sedge_store_written_bytes_total", "Bytes written to the database files."),
+    counter("sedge_deploy_orders_accepted_total", "Orders of trusted keys that were set about."),
+    counter("sedge_deploy_orders_refused_total", "Orders that were refused, or that did not end well."),
+    counter("sedge_deploy_chunks_total", "Pieces of modules that were taken."),
+    counter("sedge_deploy_chunks_refused_total", "Pieces of modules that were not what was signed."),
+    counter("sedge_deploy_messages_dropped_total", "Messages of deploying that came too fast, and are fetched again."),
 ];
 
 /// One figure of a family. The labels are in the order of the page.

@@ -8,7 +8,6 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::config;
-use crate::deploy::deployer::{Action, Deployer, Now, Request, Settings, Start, TrialEvent};
 use crate::deploy::disk::Disk;
 use crate::deploy::envelope::Envelope;
 use crate::deploy::faults::Faults;
@@ -16,6 +15,7 @@ use crate::deploy::keys::SigningKey;
 use crate::deploy::payload::{Change, Document, Install, Module, Order};
 use crate::deploy::report::Report;
 use crate::deploy::topics::{Target, Topics};
+use crate::deploy::{Action, Deployer, Now, Request, Settings, Start, TrialEvent};
 use crate::deploy::{Compile, CompileFailed};
 use crate::manifest::Manifest;
 use crate::message::{Digest, Failure, FailureCode};
@@ -70,6 +70,8 @@ impl Compile for Fake {
             _ => Ok([b"code:", wasm].concat().into()),
         }
     }
+
+    fn keep(&self, _: &BTreeSet<Digest>) {}
 }
 
 pub fn settings(keys: &[(&str, &SigningKey)]) -> Settings {

@@ -1,12 +1,12 @@
 //! What becomes of orders that are in order.
 
 use super::board::{Board, FUNCTION, GROUP, failure, install, key, manifest, module, order, settings};
-use crate::deploy::deployer::{Request, TrialEvent};
 use crate::deploy::disk::{MODULES, STAGING};
 use crate::deploy::payload::Change;
 use crate::deploy::reason::Reason;
 use crate::deploy::report::{Difference, Progress, State};
 use crate::deploy::topics::Target;
+use crate::deploy::{Request, TrialEvent};
 use crate::manifest::Manifest;
 
 fn states(board: &Board) -> Vec<&str> {

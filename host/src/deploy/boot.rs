@@ -1,0 +1,140 @@
+//! What a start finds on the disk and in folders, and makes serve.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::action::Start;
+use super::deployer::{Deployer, compile_refusal};
+use super::disk::{Disk, FUNCTIONS};
+use super::function::Function;
+use super::payload::Document;
+use super::reason::{Reason, Refusal};
+use super::record::{self, Outcome, Record, SUFFIX, Stored};
+use super::report::State;
+use super::request::Now;
+use super::workshop::Compile;
+use super::{Installed, component_path, digest};
+use crate::manifest::{self, Manifest};
+use crate::message::Digest;
+use crate::sandbox::Class;
+
+impl Deployer {
+    /// What serves from the start. What was under way goes on by itself.
+    pub fn boot(&mut self, compile: &dyn Compile, now: Now) -> Vec<Start> {
+        let mut starts = Vec::new();
+        let names: Vec<Arc<str>> = self.functions.keys().cloned().collect();
+        for name in &names {
+            let Some(active) = self.functions[name].record.active.clone() else { continue };
+            let edition = self.next_edition();
+            let installed = self.install(name, &active, compile);
+            let Some(function) = self.functions.get_mut(name) else { continue };
+            match installed {
+                Ok(installed) => {
+                    function.serving = Some(edition);
+                    starts.push(Start { edition, installed, trial: None });
+                }
+                Err(refusal) => {
+                    tracing::error!(function = &**name, %refusal, "the function cannot run");
+                    function.trouble = Some(refusal);
+                }
+            }
+        }
+        let mut actions = Vec::new();
+        for name in &names {
+            self.begin(name, now, &mut actions);
+        }
+        self.end_orphans(now, &mut actions);
+        self.first = actions;
+        starts
+    }
+
+    /// A version of a folder counts as the active one unless something newer was pushed, or it was removed.
+    pub(super) fn place_folder(&mut self, dir: &Path, manifest: &Manifest) {
+        let name = Arc::clone(&manifest.name);
+        let function = self.functions.entry(Arc::clone(&name)).or_insert_with(|| Function::new(name));
+        if function.record.line.serial.is_some_and(|serial| serial >= manifest.serial) {
+            tracing::info!(
+                function = &*manifest.name,
+                folder = %dir.display(),
+                serial = manifest.serial,
+                "what was pushed is newer than the folder, which is not used"
+            );
+            return;
+        }
+        let path = component_path(dir, manifest);
+        // Without a component it has no digest, and does not run.
+        let digest = std::fs::read(&path).map_or(Digest([0; 32]), |wasm| digest(&wasm));
+        let active = Stored { manifest: Document::of(manifest), digest };
+        let record = &mut function.record;
+        if let Some(pushed) = record.active.take() {
+            record.previous = Some(pushed);
+        }
+        record.active = Some(active);
+        record.candidate = None;
+        record.outcome = None;
+        record.line.serial = Some(manifest.serial);
+        function.folder = Some(path);
+    }
+
+    fn install(&self, name: &str, stored: &Stored, compile: &dyn Compile) -> Result<Installed, Refusal> {
+        let manifest = self.manifest(stored)?;
+        let class = Class::for_memory(manifest.limits.memory_bytes.get());
+        if let Some(code) = compile.cached(&stored.digest, class) {
+            return Ok(Installed { manifest: manifest.into(), digest: stored.digest, code, from_cache: true });
+        }
+        let missing = |why: String| Refusal::new(Reason::ModuleMissing, why);
+        let folder = self.functions.get(name).and_then(|function| function.folder.as_deref());
+        let wasm = match folder {
+            Some(path) => std::fs::read(path).map(Bytes::from).map_err(|error| {
+                missing(format!("{} cannot be read ({error}); build it with `sedge build`", path.display()))
+            })?,
+            None => self.read_module(&stored.digest).map_err(|error| {
+                missing(format!("module {} cannot be read ({error}); push it again", stored.digest))
+            })?,
+        };
+        let code = compile.compile(&stored.digest, &wasm, class).map_err(compile_refusal)?;
+        Ok(Installed { manifest: manifest.into(), digest: stored.digest, code, from_cache: false })
+    }
+}
+
+/// The records of all functions. One that cannot be read is set aside.
+pub(super) fn load(disk: &Disk) -> io::Result<BTreeMap<Arc<str>, Function>> {
+    let mut functions = BTreeMap::new();
+    for file in disk.list(FUNCTIONS)? {
+        let Some(name) = file.strip_suffix(SUFFIX).filter(|name| manifest::is_name(name)) else { continue };
+        let record: Option<Record> = match disk.read(FUNCTIONS, &file) {
+            Ok(bytes) => record::decode(&bytes),
+            Err(error) => {
+                tracing::error!(function = name, %error, "a record could not be read");
+                None
+            }
+        };
+        let name: Arc<str> = name.into();
+        match record.filter(|record| *record.function == *name) {
+            Some(record) => {
+                let stored = Some(record.clone());
+                let mut function = Function::of(record, Arc::clone(&name));
+                function.stored = stored;
+                functions.insert(name, function);
+            }
+            None => {
+                let moved_to = disk.set_aside(FUNCTIONS, &file)?;
+                tracing::error!(
+                    function = &*name,
+                    moved_to = %moved_to.display(),
+                    "what was pushed of a function is damaged: it is as if it had never been; push it again"
+                );
+                let mut function = Function::new(Arc::clone(&name));
+                let detail = "its record on the disk was damaged and set aside; push it again";
+                let why = Refusal::new(Reason::DamagedRecord, detail);
+                function.record.outcome = Some(Outcome::new(State::Rejected, Some(&why), None));
+                functions.insert(name, function);
+            }
+        }
+    }
+    Ok(functions)
+}

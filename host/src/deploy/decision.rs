@@ -1,0 +1,108 @@
+//! What a record is to be after an order, and what follows from that.
+
+use super::function::{Function, Stage};
+use super::payload::Change;
+use super::reason::{Reason, Refusal};
+use super::record::{Candidate, Kind, Outcome, Record, Stored};
+use super::report::State;
+use crate::key::KeyId;
+
+/// What to do once the record is on disk.
+pub enum Then {
+    /// Work on the new candidate.
+    Begin,
+    /// The candidate is no more.
+    Ended,
+    Promoted {
+        edition: u32,
+    },
+    Removed,
+    /// The candidate stays as it is.
+    Nothing,
+}
+
+/// The record as the order wants it.
+pub fn decide(
+    function: &Function,
+    serial: u64,
+    change: Change,
+    signers: Vec<KeyId>,
+) -> Result<(Record, Then), Refusal> {
+    let mut record = function.record.clone();
+    let name = &function.name;
+    let not_installed = || Err(Refusal::new(Reason::NotInstalled, format!("{name} is not installed on this board")));
+    let requested = Refusal::new(Reason::Requested, "an order said so");
+    let then = match change {
+        Change::Install(install) => {
+            let stored = Stored { manifest: install.manifest, digest: install.module.digest };
+            record.candidate = Some(Candidate { stored, kind: Kind::Install(install.module), serial, signers });
+            record.outcome = None;
+            Then::Begin
+        }
+        Change::Remove if record.line.serial.is_none() => return not_installed(),
+        Change::Remove => {
+            (record.active, record.previous, record.candidate) = (None, None, None);
+            record.outcome =
+                Some(Outcome { serial: Some(serial), ..Outcome::new(State::Removed, Some(&requested), None) });
+            Then::Removed
+        }
+        Change::Rollback => match &mut record.candidate {
+            Some(candidate) if candidate.kind == Kind::Rollback => {
+                candidate.serial = serial;
+                candidate.signers = signers;
+                Then::Nothing
+            }
+            Some(_) => {
+                record.candidate = None;
+                let active = record.active.as_ref().map(|it| (it.version(), serial, it.digest));
+                let outcome = Outcome::new(State::RolledBack, Some(&requested), active);
+                record.outcome = Some(Outcome { serial: Some(serial), ..outcome });
+                Then::Ended
+            }
+            None if record.active.is_none() => return not_installed(),
+            None => match &record.previous {
+                Some(previous) => {
+                    let stored = previous.clone();
+                    record.candidate = Some(Candidate { stored, kind: Kind::Rollback, serial, signers });
+                    record.outcome = None;
+                    Then::Begin
+                }
+                None => {
+                    let detail = format!("there is no version of {name} before the one that runs");
+                    return Err(Refusal::new(Reason::NoPrevious, detail));
+                }
+            },
+        },
+        Change::Promote => {
+            let trial = function.work.as_ref().filter(|work| matches!(work.stage, Stage::Trial(_)));
+            let (Some(work), Some(_)) = (trial, &record.candidate) else {
+                let detail = format!("no version of {name} is on trial");
+                return Err(Refusal::new(Reason::NoTrial, detail));
+            };
+            if let Some(candidate) = &mut record.candidate {
+                candidate.serial = serial;
+            }
+            record.promote();
+            Then::Promoted { edition: work.edition }
+        }
+        Change::Keys(_) => return Err(Refusal::new(Reason::BadEnvelope, "a change of keys is for _keys")),
+    };
+    Ok((record, then))
+}
+
+impl Record {
+    /// The candidate has proved itself.
+    pub fn promote(&mut self) {
+        let Some(candidate) = self.candidate.take() else { return };
+        let (state, why) = match candidate.kind {
+            Kind::Install(_) => (State::Active, None),
+            Kind::Rollback => (State::RolledBack, Some(Refusal::new(Reason::Requested, "an order said so"))),
+        };
+        self.outcome = Some(Outcome::of(state, why.as_ref(), &candidate));
+        // The same version pushed again leaves what a rollback returns to.
+        if self.active.as_ref() != Some(&candidate.stored) {
+            self.previous = self.active.take();
+        }
+        self.active = Some(candidate.stored);
+    }
+}

@@ -1,0 +1,92 @@
+//! What the deployer is told, and the time at which.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::compiler::CompileFailed;
+use super::report::Difference;
+use crate::config::{self, Config};
+use crate::message::Failure;
+
+/// Who the board is and what it allows.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub node: String,
+    pub groups: Vec<String>,
+    pub base_topic: String,
+    pub deploy: config::Deploy,
+    pub ceilings: config::Functions,
+}
+
+impl Settings {
+    pub fn of(config: &Config) -> Self {
+        Self {
+            node: config.node.name.clone(),
+            groups: config.node.groups.clone(),
+            base_topic: config.node.base_topic.clone(),
+            deploy: config.deploy.clone(),
+            ceilings: config.functions.clone(),
+        }
+    }
+}
+
+/// The time, as an argument.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Now {
+    /// Monotonic.
+    pub since_start: Duration,
+    pub unix_ms: u64,
+    /// Whether `unix_ms` can be believed.
+    pub is_synced: bool,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Request {
+    /// Any message under the topics of orders and pieces.
+    Message {
+        topic: Box<str>,
+        payload: Bytes,
+    },
+    Compiled {
+        function: Arc<str>,
+        edition: u32,
+        result: Result<Bytes, CompileFailed>,
+    },
+    Trial {
+        function: Arc<str>,
+        edition: u32,
+        event: TrialEvent,
+    },
+    Quarantined {
+        function: Arc<str>,
+        is_quarantined: bool,
+    },
+    /// The configuration was read again.
+    Keys(Box<config::Deploy>),
+    Connected,
+    Disconnected,
+    /// Once a second.
+    Tick,
+}
+
+#[derive(Debug)]
+pub enum TrialEvent {
+    /// Every worker has loaded it and it serves, or runs as a shadow.
+    Ready,
+    NotLoaded {
+        error: String,
+    },
+    Progress {
+        run: u32,
+        failed: u32,
+        different: u32,
+        samples: Vec<Difference>,
+    },
+    Passed,
+    Failed {
+        failure: Failure,
+    },
+}
