@@ -6,6 +6,7 @@
 
 mod disk;
 mod durable;
+mod fleet;
 #[allow(dead_code, reason = "the tests use it too, and each of the two uses a part")]
 #[path = "../../../tests/it/harness/mod.rs"]
 mod harness;
@@ -28,19 +29,22 @@ pub struct Size {
     latency_messages: usize,
     /// Syncs of the disk before and after each latency run.
     syncs: usize,
+    /// Boards of the fleet.
+    nodes: usize,
 }
 
-const FULL: Size = Size { rounds: 5, messages: 200_000, latency_messages: 10_000, syncs: 300 };
-const QUICK: Size = Size { rounds: 1, messages: 50_000, latency_messages: 3_000, syncs: 200 };
+const FULL: Size = Size { rounds: 5, messages: 200_000, latency_messages: 10_000, syncs: 300, nodes: 1000 };
+const QUICK: Size = Size { rounds: 1, messages: 50_000, latency_messages: 3_000, syncs: 200, nodes: 1000 };
 
 type Measure = fn(&mut Report, &Size) -> std::io::Result<()>;
 
-const PARTS: [(&str, Measure); 5] = [
+const PARTS: [(&str, Measure); 6] = [
     ("invoke", invoke::measure),
     ("durable", durable::measure),
     ("latency", latency::measure),
     ("memory", durable::measure_memory),
     ("growth", durable::measure_growth),
+    ("fleet", fleet::measure),
 ];
 
 fn main() -> std::io::Result<ExitCode> {

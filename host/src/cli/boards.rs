@@ -97,10 +97,25 @@ impl Boards {
     }
 
     /// The highest serial that a board of the target is known to have accepted for the function, and which board that is.
-    pub fn highest_serial(&self, target: &Target, function: &str) -> Option<(u64, Arc<str>)> {
+    pub fn highest_accepted(&self, target: &Target, function: &str) -> Option<(u64, Arc<str>)> {
+        self.highest(target, function, was_accepted)
+    }
+
+    /// The highest serial that somebody with a key has used, be it accepted or not: one above it is free.
+    pub fn highest_used(&self, target: &Target, function: &str) -> Option<u64> {
+        self.highest(target, function, was_signed).map(|(serial, _)| serial)
+    }
+
+    fn highest(&self, target: &Target, function: &str, counts: fn(&Report) -> bool) -> Option<(u64, Arc<str>)> {
+        let serial = |report: &Report| {
+            let latest = report.serial.filter(|_| counts(report));
+            let active = report.active.as_ref().map(|active| active.version.serial);
+            let previous = report.previous.as_ref().map(|previous| previous.serial);
+            latest.max(active).max(previous)
+        };
         self.members(target, function, None)
             .into_iter()
-            .filter_map(|node| Some((accepted_serial(self.report(&node, function)?)?, node)))
+            .filter_map(|node| Some((serial(self.report(&node, function)?)?, node)))
             .max()
     }
 }
@@ -111,32 +126,41 @@ impl Board {
     }
 }
 
-/// The highest serial that the board has accepted, as far as its report tells.
-fn accepted_serial(report: &Report) -> Option<u64> {
-    let latest = report.serial.filter(|_| !was_turned_away(report));
-    let active = report.active.as_ref().map(|active| active.version.serial);
-    let previous = report.previous.as_ref().map(|previous| previous.serial);
-    latest.max(active).max(previous)
-}
-
-/// Whether the order was refused before its serial counted: anybody may have written it.
-fn was_turned_away(report: &Report) -> bool {
-    report.state == State::Rejected
-        && matches!(
+/// Whether the serial of the latest order counts for the board. Where that cannot be told the board itself answers.
+fn was_accepted(report: &Report) -> bool {
+    report.state != State::Rejected
+        || matches!(
             report.reason,
-            None | Some(
-                Reason::BadEnvelope
-                    | Reason::Unsigned
-                    | Reason::UnknownKey
-                    | Reason::BadSignature
-                    | Reason::KeyNotAllowed
-                    | Reason::WrongTarget
-                    | Reason::Expired
-                    | Reason::ReplayedSerial
-                    | Reason::SerialTooHigh
-                    | Reason::Unknown
+            Some(
+                Reason::DigestMismatch
+                    | Reason::Truncated
+                    | Reason::InvalidModule
+                    | Reason::CompilerFailed
+                    | Reason::NotLoaded
+                    | Reason::ModuleMissing
+                    | Reason::Superseded
             )
         )
+}
+
+/// Whether the latest order came from somebody with a key, and not from anybody who may publish.
+fn was_signed(report: &Report) -> bool {
+    let by_anybody = matches!(
+        report.reason,
+        None | Some(
+            Reason::BadEnvelope
+                | Reason::Unsigned
+                | Reason::UnknownKey
+                | Reason::BadSignature
+                | Reason::KeyNotAllowed
+                | Reason::WrongTarget
+                | Reason::Expired
+                | Reason::ReplayedSerial
+                | Reason::SerialTooHigh
+                | Reason::Unknown
+        )
+    );
+    report.state != State::Rejected || !by_anybody
 }
 
 #[cfg(test)]
@@ -183,14 +207,17 @@ mod tests {
         let pumps = Target::Group("pumps".into());
         let mut highest = |node: &str, text: String| {
             assert!(boards.take(&format!("sedge/{node}/functions/warm"), text.as_bytes()));
-            boards.highest_serial(&pumps, "warm").map(|(serial, node)| (serial, node.to_string()))
+            boards.highest_accepted(&pumps, "warm").map(|(serial, node)| (serial, node.to_string()))
         };
         assert_eq!(highest("a", report(5, "active", None, Some(5))), Some((5, "a".into())));
         assert_eq!(highest("b", report(9, "rejected", Some("digest-mismatch"), Some(4))), Some((9, "b".into())));
         // Anybody could have written these.
         assert_eq!(highest("b", report(99, "rejected", Some("serial-too-high"), Some(4))), Some((5, "a".into())));
         assert_eq!(highest("b", report(99, "rejected", Some("of-the-future"), Some(6))), Some((6, "b".into())));
+        // Refused before it counted: the same serial may be used again, and one above it is free in any case.
+        assert_eq!(highest("b", report(50, "rejected", Some("over-limit"), Some(6))), Some((6, "b".into())));
         assert_eq!(highest("stranger", report(100, "active", None, Some(100))), Some((6, "b".into())));
+        assert_eq!(boards.highest_used(&pumps, "warm"), Some(50));
     }
 
     #[test]

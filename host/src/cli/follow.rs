@@ -15,7 +15,8 @@ use super::talk::Talk;
 use crate::deploy::reason::Reason;
 use crate::deploy::report::{Progress, Report, State};
 
-/// A refusal that names no serial is perhaps of somebody else's order: if ours is on its way, its own report comes soon.
+/// A refusal that names no serial is perhaps of somebody else's order, and an old one perhaps not the last word: if ours is
+/// on its way, its own report comes soon.
 const DOUBT: Duration = Duration::from_secs(3);
 
 /// With more boards than this their news is looked at together, or looking would take longer than hearing.
@@ -44,7 +45,7 @@ enum Standing {
     UnderWay,
     Done,
     Failed,
-    /// It refused an order that it does not name.
+    /// It has refused an order that it does not name, or this one when it was given before.
     Doubtful,
 }
 
@@ -176,6 +177,8 @@ fn standing(report: &Report, is_news: bool, serial: u64, aim: Aim) -> Standing {
     match report.serial {
         Some(other) if other == serial => match report.state {
             state if aim.states.contains(&state) => Standing::Done,
+            // Of an order that is given again: perhaps the board takes it now.
+            state if state.is_final() && !is_news => Standing::Doubtful,
             state if state.is_final() => Standing::Failed,
             _ => Standing::UnderWay,
         },
@@ -277,6 +280,7 @@ mod tests {
         check("active", Some(7), false, Standing::Done);
         check("rolled-back", Some(7), true, Standing::Failed);
         check("rejected", Some(7), true, Standing::Failed);
+        check("rejected", Some(7), false, Standing::Doubtful);
         check("quarantined", Some(7), true, Standing::Failed);
         check("active", Some(6), true, Standing::Silent);
         check("receiving", Some(8), true, Standing::Failed);

@@ -88,11 +88,13 @@ pub async fn publish(talk: &mut Talk, envelope: &[u8]) -> anyhow::Result<()> {
 
 /// One above what boards and broker know of. Keys are nobody's to number by hand, so theirs is the time.
 fn next_serial(talk: &Talk, signer: &Signer) -> anyhow::Result<u64> {
-    let reported = talk.boards.highest_serial(&talk.target, &talk.function).map(|(serial, _)| serial);
+    let reported = talk.boards.highest_used(&talk.target, &talk.function);
     let standing = talk.standing.as_ref().and_then(|envelope| signer.own(envelope)).map(|order| order.serial);
     match reported.max(standing) {
-        highest if *talk.function == *KEYS => Ok(time::now_ms().max(highest.map_or(0, |highest| highest + 1))),
-        Some(highest) => Ok(highest + 1),
+        highest if *talk.function == *KEYS => {
+            Ok(time::now_ms().max(highest.map_or(0, |highest| highest.saturating_add(1))))
+        }
+        Some(highest) => Ok(highest.saturating_add(1)),
         None => bail!(
             "nothing is known of {} on {}: no board has reported it, and the broker keeps no order of this key for it; \
              with --serial it is ordered all the same",

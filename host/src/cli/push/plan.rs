@@ -70,16 +70,17 @@ fn failed(state: State) -> bool {
 
 /// The serial of the command line, of the manifest, or of the time; above what boards have reported.
 pub fn serial(named: Option<u64>, bundle: &Bundle, talk: &Talk) -> anyhow::Result<u64> {
-    let highest = talk.boards.highest_serial(&talk.target, &talk.function);
     let wanted = named.unwrap_or(bundle.manifest.serial);
-    match highest {
-        Some((highest, _)) if wanted == 0 => Ok(time::now_ms().max(highest + 1)),
-        None if wanted == 0 => Ok(time::now_ms()),
+    match talk.boards.highest_accepted(&talk.target, &talk.function) {
+        _ if wanted == 0 => {
+            let used = talk.boards.highest_used(&talk.target, &talk.function);
+            Ok(time::now_ms().max(used.map_or(0, |used| used.saturating_add(1))))
+        }
         Some((highest, node)) if wanted <= highest => bail!(
             "board {node} has taken serial {highest} of {}, and this push has {wanted}: set serial = {} in {}, or \
              leave it out",
             talk.function,
-            highest + 1,
+            highest.saturating_add(1),
             crate::manifest::FILE_NAME
         ),
         _ => Ok(wanted),

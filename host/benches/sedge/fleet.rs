@@ -1,0 +1,315 @@
+//! A thousand boards at the level of the protocol, in this process, against one Mosquitto that takes one push to their group.
+//!
+//! The operator is the real program. Each board has a connection of its own, checks the signature with the library, fetches
+//! the chunks, checks their digests, and reports every state as a board does; it does not compile and runs nothing.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::path::Path;
+use std::process::Stdio;
+use std::rc::Rc;
+use std::time::{Duration, Instant};
+
+use sedge::deploy::envelope::Envelope;
+use sedge::deploy::keys::{Keys, PublicKey, TrustedKey};
+use sedge::deploy::payload::{Change, Install, Order};
+use sedge::deploy::topics::{Target, Topic, Topics};
+use serde_json::json;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+use tokio::task::LocalSet;
+
+use crate::Size;
+use crate::harness::daemon::SEDGE;
+use crate::harness::guest::{guest, variant};
+use crate::harness::mosquitto::Mosquitto;
+use crate::harness::wire::{self, Hello, Packet, Publish};
+use crate::report::{Goal, Report, median};
+
+const GROUP: &str = "fleet";
+const FUNCTION: &str = "warm";
+
+/// What the figures of a push are measured with: one component of 60 KB.
+const MODULE_BYTES: usize = 60 * 1024;
+
+const ROUNDS: usize = 3;
+
+/// Mosquitto brings its figures up to date this often, and a little later.
+const FIGURES: Duration = Duration::from_millis(2500);
+
+pub fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
+    // Ours and, inherited, the broker's.
+    let mut limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    limits.current = limits.maximum;
+    rustix::process::setrlimit(rustix::process::Resource::Nofile, limits)?;
+
+    let folder = tempfile::tempdir()?;
+    let function = component(folder.path())?;
+    let key = folder.path().join("ops.pem");
+    let made = std::process::Command::new(SEDGE).arg("keygen").arg("--out").arg(&key).stdout(Stdio::null()).status()?;
+    assert!(made.success(), "sedge keygen failed");
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (mut last_active, mut messages, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..ROUNDS.min(size.rounds) {
+        let broker = Mosquitto::start_with("sys_interval 1\nmax_connections -1");
+        let run = LocalSet::new().block_on(&runtime, run(&broker, size.nodes, &function, &key))?;
+        last_active.push(run.last_active.as_secs_f64() * 1e3);
+        messages.push(run.messages);
+        bytes.push(run.bytes);
+    }
+    report.add("fleet_nodes", size.nodes as f64, Goal::None, "boards that take one push to their group");
+    let what = "from the start of sedge push until the last of them is active";
+    report.add_median("fleet_last_active_ms", last_active, Goal::None, what);
+    report.add(
+        "fleet_broker_messages",
+        median(&messages),
+        Goal::None,
+        "publishes that the broker took and gave meanwhile",
+    );
+    report.add("fleet_broker_bytes", median(&bytes), Goal::None, "bytes that it read and wrote meanwhile");
+    Ok(())
+}
+
+/// A function's folder without a crate, with a component that is made as large as it should be.
+fn component(folder: &Path) -> io::Result<std::path::PathBuf> {
+    let function = variant(&guest("count"), folder, FUNCTION, "warm/#", |manifest| {
+        manifest.lines().filter(|line| !line.starts_with("serial")).collect::<Vec<_>>().join("\n")
+    });
+    let path = function.join(format!("{FUNCTION}.wasm"));
+    let mut wasm = fs::read(&path)?;
+    // A custom section: id 0, length in three bytes of LEB128, a name of one letter.
+    let padding = MODULE_BYTES.saturating_sub(wasm.len() + 6);
+    let length = padding + 2;
+    wasm.extend([0, (length & 0x7f) as u8 | 0x80, (length >> 7 & 0x7f) as u8 | 0x80, (length >> 14) as u8, 1, b'x']);
+    wasm.extend((0..padding).map(|n| (n * 31 % 251) as u8));
+    fs::write(path, wasm)?;
+    Ok(function)
+}
+
+struct Run {
+    last_active: Duration,
+    messages: f64,
+    bytes: f64,
+}
+
+/// What the boards have in common.
+struct Fleet {
+    port: u16,
+    topics: Topics,
+    keys: Keys,
+    started: Cell<Option<Instant>>,
+    listening: Cell<usize>,
+    active: Cell<usize>,
+    last_active: Cell<Duration>,
+    /// What the boards have published.
+    said: Cell<u64>,
+}
+
+async fn run(broker: &Mosquitto, nodes: usize, function: &Path, key: &Path) -> io::Result<Run> {
+    let pem = fs::read(key.with_extension("pub.pem"))?;
+    let key_of_boards = TrustedKey {
+        name: "ops".into(),
+        public_key: PublicKey::from_pem(&pem).map_err(io::Error::other)?,
+        functions: Vec::new(),
+        topics: Vec::new(),
+        keys: false,
+    };
+    let fleet = Rc::new(Fleet {
+        port: broker.port,
+        topics: Topics::new("sedge"),
+        keys: Keys::new([key_of_boards]),
+        started: Cell::new(None),
+        listening: Cell::new(0),
+        active: Cell::new(0),
+        last_active: Cell::new(Duration::ZERO),
+        said: Cell::new(0),
+    });
+    for n in 0..nodes {
+        let fleet = Rc::clone(&fleet);
+        tokio::task::spawn_local(async move {
+            let node = format!("node-{n}");
+            Node::new(&fleet, node).await.expect("a board connects").serve().await.expect("a board's connection holds");
+        });
+    }
+    wait(Duration::from_secs(120), || fleet.listening.get() == nodes).await?;
+    tokio::time::sleep(FIGURES).await;
+    let before = figures(broker)?;
+    fleet.said.set(0);
+
+    // A pipe would be full before it is read.
+    let answer = tempfile::NamedTempFile::new()?;
+    fleet.started.set(Some(Instant::now()));
+    let mut push = std::process::Command::new(SEDGE)
+        .args(["push", "--json", "--group", GROUP, "--broker", &broker.url(), "--timeout", "120", "--key"])
+        .arg(key)
+        .arg(function)
+        .stdout(answer.reopen()?)
+        .stderr(Stdio::null())
+        .spawn()?;
+    let mut ended = None;
+    wait(Duration::from_secs(150), || {
+        ended = push.try_wait().ok().flatten();
+        ended.is_some()
+    })
+    .await?;
+    assert!(ended.is_some_and(|status| status.success()), "sedge push: {}", fs::read_to_string(answer.path())?);
+    assert_eq!(fleet.active.get(), nodes, "sedge push ended before all boards were active");
+    tokio::time::sleep(FIGURES).await;
+    let after = figures(broker)?;
+    let answer: serde_json::Value = serde_json::from_slice(&fs::read(answer.path())?)?;
+    let from_operator = answer["chunks"]["sent"].as_f64().unwrap_or(f64::NAN) + 1.0;
+    let taken = fleet.said.get() as f64 + from_operator;
+    Ok(Run { last_active: fleet.last_active.get(), messages: taken + after.0 - before.0, bytes: after.1 - before.1 })
+}
+
+async fn wait(patience: Duration, mut condition: impl FnMut() -> bool) -> io::Result<()> {
+    let deadline = Instant::now() + patience;
+    while !condition() {
+        if Instant::now() >= deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// Publishes that the broker gave, and bytes in both directions. What it says of publishes that it took is always 0
+/// (Mosquitto 2.0.11).
+fn figures(broker: &Mosquitto) -> io::Result<(f64, f64)> {
+    const NAMES: [&str; 3] = ["publish/messages/sent", "bytes/received", "bytes/sent"];
+    let topics = NAMES.map(|name| format!("$SYS/broker/{name}"));
+    let mut client = broker.client("figures");
+    client.send(&wire::subscribe(1, &topics.each_ref().map(|topic| &**topic)))?;
+    let mut found: BTreeMap<String, f64> = BTreeMap::new();
+    while found.len() < topics.len() {
+        let Some(message) = client.receive(Duration::from_secs(10))? else {
+            return Err(io::Error::other("the broker does not publish its figures"));
+        };
+        found.insert(message.topic.clone(), message.text().parse().unwrap_or(f64::NAN));
+    }
+    let [sent, bytes_in, bytes_out] = topics.map(|topic| found[&topic]);
+    Ok((sent, bytes_in + bytes_out))
+}
+
+struct Node<'f> {
+    fleet: &'f Fleet,
+    name: String,
+    stream: TcpStream,
+    next_packet_id: u16,
+    out: Vec<u8>,
+    receiving: Option<(Order, Install, BTreeMap<u32, Vec<u8>>)>,
+}
+
+impl<'f> Node<'f> {
+    async fn new(fleet: &'f Fleet, name: String) -> io::Result<Self> {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, fleet.port)).await?;
+        stream.set_nodelay(true)?;
+        let out = Hello::new(&name).encode();
+        Ok(Self { fleet, name, stream, next_packet_id: 0, out, receiving: None })
+    }
+
+    async fn serve(mut self) -> io::Result<()> {
+        let (mut read, mut chunk) = (Vec::new(), vec![0; 16 << 10]);
+        loop {
+            self.stream.write_all(&self.out).await?;
+            self.out.clear();
+            match self.stream.read(&mut chunk).await? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                count => read.extend(&chunk[..count]),
+            }
+            let mut start = 0;
+            while let Some((packet, length)) = wire::decode(&read[start..])? {
+                start += length;
+                self.take(packet);
+            }
+            read.drain(..start);
+        }
+    }
+
+    fn take(&mut self, packet: Packet) {
+        match packet {
+            Packet::ConnAck { .. } => {
+                let status = json!({ "state": "online", "groups": [GROUP] });
+                self.say(&self.fleet.topics.status(&self.name), &status);
+                let targets = [Target::Node(self.name.as_str().into()), Target::Group(GROUP.into())];
+                let filters = targets.map(|target| self.fleet.topics.deploys(&target));
+                let packet_id = self.packet_id();
+                self.out.extend(wire::subscribe(packet_id, &[&filters[0], &filters[1]]));
+            }
+            // Of the orders; later ones are of chunks.
+            Packet::SubAck { .. } if self.receiving.is_none() => {
+                self.fleet.listening.set(self.fleet.listening.get() + 1);
+            }
+            Packet::Publish(message) => {
+                if message.qos > 0 {
+                    wire::puback(message.packet_id, &mut self.out);
+                }
+                match self.fleet.topics.parse(&message.topic) {
+                    Some(Topic::Deploy { .. }) => self.order(&message.payload),
+                    Some(Topic::Blob { index, .. }) => self.chunk(index, message.payload),
+                    _ => {}
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn order(&mut self, envelope: &[u8]) {
+        let envelope = Envelope::parse(envelope).expect("an envelope");
+        let (payload, _) = envelope.verify(&self.fleet.keys).expect("a signature of the key");
+        let order = Order::parse(payload).expect("an order");
+        let Change::Install(install) = &order.change else { return };
+        let install = Install::clone(install);
+        let filter = self.fleet.topics.blobs(&install.module.digest);
+        let packet_id = self.packet_id();
+        self.out.extend(wire::subscribe(packet_id, &[&filter]));
+        self.report(&order, &install, "receiving");
+        self.receiving = Some((order, install, BTreeMap::new()));
+    }
+
+    fn chunk(&mut self, index: u32, payload: Vec<u8>) {
+        let Some((order, install, mut pieces)) = self.receiving.take() else { return };
+        assert_eq!(sedge::deploy::digest(&payload), install.module.chunks[index as usize]);
+        pieces.insert(index, payload);
+        if pieces.len() < install.module.chunks.len() {
+            self.receiving = Some((order, install, pieces));
+            return;
+        }
+        let whole: Vec<u8> = pieces.into_values().flatten().collect();
+        assert_eq!(sedge::deploy::digest(&whole), install.module.digest);
+        let packet_id = self.packet_id();
+        self.out.extend(wire::unsubscribe(packet_id, &self.fleet.topics.blobs(&install.module.digest)));
+        for state in ["verifying", "compiling", "trial", "active"] {
+            self.report(&order, &install, state);
+        }
+        self.fleet.active.set(self.fleet.active.get() + 1);
+        self.fleet.last_active.set(self.fleet.started.get().map_or(Duration::ZERO, |started| started.elapsed()));
+    }
+
+    fn report(&mut self, order: &Order, install: &Install, state: &str) {
+        let manifest = install.manifest.as_value();
+        let active = (state == "active").then(|| {
+            json!({ "version": manifest["version"], "serial": order.serial, "digest": install.module.digest, "manifest": manifest })
+        });
+        let report = json!({
+            "function": &*order.function, "state": state, "version": manifest["version"], "serial": order.serial,
+            "digest": install.module.digest, "active": active, "previous": null, "at_ms": 0, "clock_synced": true,
+        });
+        self.say(&self.fleet.topics.report(&self.name, &order.function), &report);
+    }
+
+    fn say(&mut self, topic: &str, value: &serde_json::Value) {
+        self.fleet.said.set(self.fleet.said.get() + 1);
+        let packet_id = self.packet_id();
+        Publish { retain: true, packet_id, ..Publish::new(topic, value.to_string()) }.encode(&mut self.out);
+    }
+
+    fn packet_id(&mut self) -> u16 {
+        self.next_packet_id = self.next_packet_id.checked_add(1).unwrap_or(1);
+        self.next_packet_id
+    }
+}
