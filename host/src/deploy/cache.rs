@@ -1,6 +1,7 @@
 //! Compiled code, kept between starts. A file is `tag | code`, with a tag that only this host can make: native code from
 //! anywhere else, or damaged by a worn card, is never loaded but compiled anew.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::hash::{Hash as _, Hasher as _};
 use std::io::{self, Write as _};
@@ -74,6 +75,25 @@ impl Cache {
         file.0.write_all(&tag).and_then(|()| file.0.write_all(code)).map_err(io_error("write", &file.1))?;
         // Without a sync: a torn file has a wrong tag and is compiled anew.
         fs::rename(&file.1, &path).map_err(io_error("write", &path))
+    }
+
+    /// Deletes code of other modules, and what another version of this program left.
+    pub fn keep(&self, digests: &BTreeSet<Digest>) {
+        let Some(host) = *HOST else { return };
+        let unfinished = format!(".{}.tmp", std::process::id());
+        let is_needed = |file: &str| {
+            let digest = file.split('-').next().and_then(|digest| digest.parse().ok());
+            let is_ours = file.ends_with(&format!("-{host:016x}.code"));
+            // The compiler's thread may be writing.
+            let is_unfinished = file.ends_with(&unfinished);
+            digest.is_some_and(|digest| digests.contains(&digest)) && (is_ours || is_unfinished)
+        };
+        let files = fs::read_dir(&self.dir).into_iter().flatten().flatten();
+        for file in files.filter(|file| file.file_name().to_str().is_some_and(|name| !is_needed(name))) {
+            if let Err(error) = fs::remove_file(file.path()) {
+                tracing::warn!(file = %file.path().display(), %error, "compiled code that nothing needs could not be deleted");
+            }
+        }
     }
 
     fn mac(&self, name: &str, code: &[u8]) -> Hmac<Sha256> {
@@ -154,6 +174,12 @@ mod tests {
         let stranger = Cache::open(other.path()).unwrap();
         fs::copy(&path, other.path().join("cache").join(path.file_name().unwrap())).unwrap();
         assert_eq!(stranger.load(&digest, Class::Small), None);
+
+        fs::write(cache.dir.join("left-over.tmp"), "").unwrap();
+        cache.store(&Digest([9; 32]), Class::Small, b"other").unwrap();
+        cache.keep(&[digest].into());
+        assert_eq!(fs::read_dir(&cache.dir).unwrap().count(), 1);
+        assert_eq!(cache.load(&digest, Class::Small).unwrap(), "native code");
 
         let swapped = Digest([8; 32]);
         fs::copy(&path, dir.path().join("cache").join(name(&swapped, Class::Small).unwrap())).unwrap();

@@ -1,7 +1,7 @@
-//! From a function's file to code that the workers can load: read, compile in a child, keep.
+//! How functions come to a board and change there: pushed as signed orders over MQTT, or lying in folders.
 //!
-//! [`install`] is the whole way for functions that lie in folders on the board. Functions that are pushed will join it
-//! at the same place, with their signature checked before.
+//! The words of it are plain data that board and command line share: [`keys`], [`envelope`], [`payload`], [`topics`],
+//! [`reason`], [`report`]. [`deployer`] is the board's side, which [`thread`] runs. `docs/deploying.md` tells the whole.
 
 pub mod envelope;
 pub mod keys;
@@ -10,8 +10,31 @@ pub mod reason;
 pub mod report;
 pub mod topics;
 
+pub mod deployer;
+pub mod thread;
+
+mod acceptance;
+mod orders;
+mod receiving;
+mod trial;
+
+mod function;
+mod record;
+mod staging;
+mod strangers;
+mod trust;
+
+mod disk;
+mod figures;
+
 mod cache;
 mod compiler;
+mod workshop;
+
+#[cfg(test)]
+mod faults;
+#[cfg(test)]
+mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -21,6 +44,9 @@ use sha2::{Digest as _, Sha256};
 
 pub use cache::{Cache, CacheError};
 pub use compiler::{CPU_SECS as COMPILE_CPU_SECS, CompileFailed, Compiler, MEMORY_BYTES as COMPILE_MEMORY_BYTES};
+pub use deployer::{Action, Deployer, Now, OpenFailed, Request, Settings, Start, TrialEvent};
+pub use figures::Figures;
+pub use workshop::{Compile, Workshop};
 
 use crate::manifest::Manifest;
 use crate::message::Digest;

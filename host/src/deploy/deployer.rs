@@ -1,0 +1,547 @@
+//! The board's side of pushing functions: a state machine that is told what happened and says what is to be done.
+//!
+//!     order ─▶ accepted ─▶ receiving ─▶ verifying ─▶ compiling ─▶ trial ─▶ active
+//!                │ refused    │ truncated   │ digest    │ refused   │ failed
+//!                ▼            ▼             ▼           ▼           ▼
+//!              what served before serves, and the reason is reported
+//!
+//! It has no thread, clock or connection of its own, so that a test can lead it through any sequence of events. What it
+//! must not forget is on disk before it has an effect: a record changes only by being replaced as a whole.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::Installed;
+use super::acceptance::one_line;
+use super::compiler::CompileFailed;
+use super::disk::{Disk, FUNCTIONS, MODULES, STAGING};
+use super::figures::Figures;
+use super::function::{Function, Work};
+use super::payload::Document;
+use super::reason::{Reason, Refusal};
+use super::record::{self, Outcome, Record, SUFFIX, Stored};
+use super::report::{Difference, State};
+use super::staging::{module_name, staging_name};
+use super::strangers::Strangers;
+use super::topics::{KEYS, Topics};
+use super::trust::Trust;
+use super::workshop::Compile;
+use crate::config;
+use crate::manifest::{self, Manifest, Trial};
+use crate::message::{Digest, Failure};
+use crate::sandbox::Class;
+
+/// Who the board is and what it allows.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub node: String,
+    pub groups: Vec<String>,
+    pub base_topic: String,
+    pub deploy: config::Deploy,
+    pub ceilings: config::Functions,
+}
+
+/// The time, as an argument.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Now {
+    /// Monotonic.
+    pub since_start: Duration,
+    pub unix_ms: u64,
+    /// Whether `unix_ms` can be believed.
+    pub is_synced: bool,
+}
+
+/// What happened.
+#[derive(Debug)]
+pub enum Request {
+    /// Any message under the topics of orders and pieces.
+    Message {
+        topic: Box<str>,
+        payload: Bytes,
+    },
+    Compiled {
+        function: Arc<str>,
+        edition: u32,
+        result: Result<Bytes, CompileFailed>,
+    },
+    Trial {
+        function: Arc<str>,
+        edition: u32,
+        event: TrialEvent,
+    },
+    Quarantined {
+        function: Arc<str>,
+        is_quarantined: bool,
+    },
+    /// The configuration was read again.
+    Keys(Box<config::Deploy>),
+    Connected,
+    Disconnected,
+    /// Once a second.
+    Tick,
+}
+
+#[derive(Debug)]
+pub enum TrialEvent {
+    /// Every worker has loaded it and it serves, or runs as a shadow.
+    Ready,
+    NotLoaded {
+        error: String,
+    },
+    Progress {
+        run: u32,
+        failed: u32,
+        different: u32,
+        samples: Vec<Difference>,
+    },
+    Passed,
+    Failed {
+        failure: Failure,
+    },
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Action {
+    /// Subscribe, also again, to the pieces of a module: the broker then hands over those that it keeps.
+    Fetch {
+        digest: Digest,
+    },
+    /// They are no longer wanted.
+    Fetched {
+        digest: Digest,
+    },
+    /// Subscribe again to the orders: some were not looked at, or may be judged otherwise now.
+    FetchOrders,
+    Compile {
+        function: Arc<str>,
+        edition: u32,
+        digest: Digest,
+        wasm: Bytes,
+        class: Class,
+    },
+    Start(Start),
+    /// Nothing of it serves any longer.
+    Stop {
+        function: Arc<str>,
+    },
+    /// A candidate ends; what served before it serves.
+    Drop {
+        function: Arc<str>,
+        edition: u32,
+    },
+    /// A candidate on trial is the active version from now on.
+    Promote {
+        function: Arc<str>,
+        edition: u32,
+    },
+    /// Retained. An empty payload takes an earlier report back.
+    Report {
+        function: Arc<str>,
+        payload: Bytes,
+    },
+    /// Compiled code of other modules may be deleted.
+    Keep {
+        digests: BTreeSet<Digest>,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub struct Start {
+    /// Names one version of one function for as long as the daemon lives.
+    pub edition: u32,
+    pub installed: Installed,
+    /// `None`: serves at once, in place of what served.
+    pub trial: Option<Trial>,
+}
+
+#[derive(Debug)]
+pub struct Deployer {
+    pub(super) disk: Disk,
+    pub(super) topics: Topics,
+    pub(super) settings: Settings,
+    pub(super) trust: Trust,
+    pub(super) functions: BTreeMap<Arc<str>, Function>,
+    /// The changes of keys, which are reported like a function.
+    pub(super) keys: Function,
+    pub(super) strangers: Strangers,
+    /// Orders that could not be kept for want of disk.
+    pub(super) waiting: BTreeMap<Arc<str>, (Box<str>, Bytes)>,
+    /// Functions whose modules are to be compiled, one at a time.
+    pub(super) queue: VecDeque<Arc<str>>,
+    /// Those for which the compiler could not be run, until the next tick.
+    pub(super) retries: Vec<Arc<str>>,
+    pub(super) compiling: Option<(Arc<str>, u32)>,
+    pub(super) is_connected: bool,
+    pub(super) figures: Arc<Figures>,
+    editions: u32,
+    /// Files that nothing needs may be there.
+    has_litter: bool,
+    /// Decided before the first request.
+    first: Vec<Action>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("failed to open {path}")]
+pub struct OpenFailed {
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl Deployer {
+    /// `dir` is the folder of deploying; `folders` are the functions of the configuration, each with its folder.
+    pub fn open(dir: &Path, settings: Settings, folders: Vec<(PathBuf, Manifest)>) -> Result<Self, OpenFailed> {
+        Self::open_on(|| Disk::open(dir.to_owned()), settings, folders)
+            .map_err(|source| OpenFailed { path: dir.to_owned(), source })
+    }
+
+    pub(super) fn open_on(
+        disk: impl FnOnce() -> io::Result<Disk>,
+        settings: Settings,
+        folders: Vec<(PathBuf, Manifest)>,
+    ) -> io::Result<Self> {
+        let disk = disk()?;
+        let trust = Trust::open(&disk, &settings.deploy)?;
+        if trust.keys().is_empty() {
+            tracing::info!("no key is trusted: nothing can be pushed to this board (deploy.keys)");
+        }
+        let mut deployer = Self {
+            functions: load(&disk)?,
+            topics: Topics::new(&settings.base_topic),
+            disk,
+            settings,
+            trust,
+            keys: Function::new(KEYS.into()),
+            strangers: Strangers::default(),
+            waiting: BTreeMap::new(),
+            queue: VecDeque::new(),
+            retries: Vec::new(),
+            compiling: None,
+            is_connected: false,
+            figures: Arc::default(),
+            editions: 0,
+            has_litter: true,
+            first: Vec::new(),
+        };
+        for (dir, manifest) in folders {
+            deployer.place_folder(&dir, &manifest);
+        }
+        Ok(deployer)
+    }
+
+    pub fn figures(&self) -> &Arc<Figures> {
+        &self.figures
+    }
+
+    /// What serves from the start. What was under way goes on by itself.
+    pub fn boot(&mut self, compile: &dyn Compile, now: Now) -> Vec<Start> {
+        let mut starts = Vec::new();
+        let names: Vec<Arc<str>> = self.functions.keys().cloned().collect();
+        for name in &names {
+            let Some(active) = self.functions[name].record.active.clone() else { continue };
+            let edition = self.next_edition();
+            let installed = self.install(name, &active, compile);
+            let Some(function) = self.functions.get_mut(name) else { continue };
+            match installed {
+                Ok(installed) => {
+                    function.serving = Some(edition);
+                    starts.push(Start { edition, installed, trial: None });
+                }
+                Err(refusal) => {
+                    tracing::error!(function = &**name, %refusal, "the function cannot run");
+                    function.trouble = Some(refusal);
+                }
+            }
+        }
+        let mut actions = Vec::new();
+        for name in &names {
+            self.begin(name, now, &mut actions);
+        }
+        self.end_orphans(now, &mut actions);
+        self.first = actions;
+        starts
+    }
+
+    pub fn handle(&mut self, request: Request, now: Now, actions: &mut Vec<Action>) {
+        actions.append(&mut self.first);
+        match request {
+            Request::Message { topic, payload } => self.message(topic, payload, now, actions),
+            Request::Compiled { function, edition, result } => self.compiled(&function, edition, result, now, actions),
+            Request::Trial { function, edition, event } => self.trial(&function, edition, event, now, actions),
+            Request::Quarantined { function, is_quarantined } => {
+                if let Some(function) = self.functions.get_mut(&function) {
+                    function.is_quarantined = is_quarantined;
+                    actions.extend(report(function, now));
+                }
+            }
+            Request::Keys(deploy) => {
+                self.trust.configure(&deploy);
+                self.settings.deploy = *deploy;
+                self.end_orphans(now, actions);
+                self.keys.touch();
+                // An order that no key vouched for may have one now.
+                actions.push(Action::FetchOrders);
+            }
+            Request::Connected => {
+                self.is_connected = true;
+                self.fetch_all(now, actions);
+            }
+            Request::Disconnected => self.is_connected = false,
+            Request::Tick => self.tick(now, actions),
+        }
+        self.compile_next(now, actions);
+    }
+
+    fn tick(&mut self, now: Now, actions: &mut Vec<Action>) {
+        for (name, (topic, payload)) in std::mem::take(&mut self.waiting) {
+            tracing::debug!(function = &*name, "trying again to keep an order");
+            self.message(topic, payload, now, actions);
+        }
+        self.tend_receiving(now, actions);
+        self.queue.extend(std::mem::take(&mut self.retries));
+        for function in self.functions.values_mut() {
+            if function.unsaved.is_some() {
+                save(&self.disk, function);
+            }
+        }
+        self.sweep(actions);
+        let functions = self.functions.values_mut().chain(self.strangers.iter_mut());
+        for function in functions.filter(|function| function.may_report(now)) {
+            actions.push(report_now(function, now));
+        }
+        if self.keys.may_report(now) && !(self.trust.keys().is_empty() && self.keys.refused.is_none()) {
+            self.report_keys(now, actions);
+        }
+    }
+
+    /// Files may be there that nothing needs.
+    pub(super) fn litter(&mut self) {
+        self.has_litter = true;
+    }
+
+    pub(super) fn next_edition(&mut self) -> u32 {
+        self.editions += 1;
+        self.editions
+    }
+
+    /// Writes what was decided, and reports it. A disk that fails is asked again at every tick.
+    pub(super) fn settle(
+        &mut self,
+        name: &str,
+        decide: impl FnOnce(&mut Function),
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
+        let Some(function) = self.functions.get_mut(name) else { return };
+        decide(function);
+        save(&self.disk, function);
+        self.has_litter = true;
+        log(function);
+        actions.push(report_now(function, now));
+    }
+
+    /// A version of a folder counts as the active one unless something newer was pushed, or it was removed.
+    fn place_folder(&mut self, dir: &Path, manifest: &Manifest) {
+        let name = Arc::clone(&manifest.name);
+        let function = self.functions.entry(Arc::clone(&name)).or_insert_with(|| Function::new(name));
+        if function.record.line.serial.is_some_and(|serial| serial >= manifest.serial) {
+            tracing::info!(
+                function = &*manifest.name,
+                folder = %dir.display(),
+                serial = manifest.serial,
+                "what was pushed is newer than the folder, which is not used"
+            );
+            return;
+        }
+        let path = super::component_path(dir, manifest);
+        // Without a component it has no digest, and does not run.
+        let digest = std::fs::read(&path).map_or(Digest([0; 32]), |wasm| super::digest(&wasm));
+        let active = Stored { manifest: Document::of(manifest), digest };
+        let record = &mut function.record;
+        if let Some(pushed) = record.active.take() {
+            record.previous = Some(pushed);
+        }
+        record.active = Some(active);
+        record.candidate = None;
+        record.outcome = None;
+        record.line.serial = Some(manifest.serial);
+        function.folder = Some(path);
+    }
+
+    fn install(&self, name: &str, stored: &Stored, compile: &dyn Compile) -> Result<Installed, Refusal> {
+        let manifest = self.manifest(stored)?;
+        let class = Class::for_memory(manifest.limits.memory_bytes.get());
+        if let Some(code) = compile.cached(&stored.digest, class) {
+            return Ok(Installed { manifest: manifest.into(), digest: stored.digest, code, from_cache: true });
+        }
+        let missing = |why: String| Refusal::new(Reason::ModuleMissing, why);
+        let folder = self.functions.get(name).and_then(|function| function.folder.as_deref());
+        let wasm = match folder {
+            Some(path) => std::fs::read(path).map(Bytes::from).map_err(|error| {
+                missing(format!("{} cannot be read ({error}); build it with `sedge build`", path.display()))
+            })?,
+            None => self.read_module(&stored.digest).map_err(|error| {
+                missing(format!("module {} cannot be read ({error}); push it again", stored.digest))
+            })?,
+        };
+        let code = compile.compile(&stored.digest, &wasm, class).map_err(compile_refusal)?;
+        Ok(Installed { manifest: manifest.into(), digest: stored.digest, code, from_cache: false })
+    }
+
+    pub(super) fn manifest(&self, stored: &Stored) -> Result<Manifest, Refusal> {
+        Manifest::from_json(&stored.manifest.to_json(), Some(&self.settings.ceilings))
+            .map_err(|problems| Refusal::new(Reason::OverLimit, one_line(&problems)))
+    }
+
+    /// Only the module that it says it is.
+    pub(super) fn read_module(&self, digest: &Digest) -> io::Result<Bytes> {
+        let name = module_name(digest);
+        let wasm = self.disk.read(MODULES, &name)?;
+        if super::digest(&wasm) != *digest {
+            self.disk.remove(MODULES, &name)?;
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "it was damaged on the disk"));
+        }
+        Ok(wasm.into())
+    }
+
+    /// Deletes what no record names, on disk or in memory.
+    fn sweep(&mut self, actions: &mut Vec<Action>) {
+        if !self.has_litter || self.functions.values().any(|function| function.unsaved.is_some()) {
+            return;
+        }
+        self.has_litter = false;
+        let (mut modules, mut staging, mut digests) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        for function in self.functions.values() {
+            for record in [Some(&function.record), function.stored.as_ref()].into_iter().flatten() {
+                digests.extend(record.digests());
+                modules.extend(record.digests().map(|digest| module_name(&digest)));
+                if let Some(candidate) = &record.candidate {
+                    staging.insert(staging_name(&function.name, &candidate.stored.digest));
+                }
+            }
+        }
+        for (folder, needed) in [(MODULES, modules), (STAGING, staging)] {
+            let swept = self.disk.list(folder).and_then(|names| {
+                names.iter().filter(|name| !needed.contains(*name)).try_for_each(|name| self.disk.remove(folder, name))
+            });
+            if let Err(error) = swept {
+                tracing::warn!(folder, %error, "what no function needs could not be deleted");
+            }
+        }
+        actions.push(Action::Keep { digests });
+    }
+}
+
+/// The records of all functions. One that cannot be read is set aside.
+fn load(disk: &Disk) -> io::Result<BTreeMap<Arc<str>, Function>> {
+    let mut functions = BTreeMap::new();
+    for file in disk.list(FUNCTIONS)? {
+        let Some(name) = file.strip_suffix(SUFFIX).filter(|name| manifest::is_name(name)) else { continue };
+        let record: Option<Record> = match disk.read(FUNCTIONS, &file) {
+            Ok(bytes) => record::decode(&bytes),
+            Err(error) => {
+                tracing::error!(function = name, %error, "a record could not be read");
+                None
+            }
+        };
+        let name: Arc<str> = name.into();
+        match record.filter(|record| *record.function == *name) {
+            Some(record) => {
+                let stored = Some(record.clone());
+                let mut function = Function::of(record, Arc::clone(&name));
+                function.stored = stored;
+                functions.insert(name, function);
+            }
+            None => {
+                let moved_to = disk.set_aside(FUNCTIONS, &file)?;
+                tracing::error!(
+                    function = &*name,
+                    moved_to = %moved_to.display(),
+                    "what was pushed of a function is damaged: it is as if it had never been; push it again"
+                );
+                let mut function = Function::new(Arc::clone(&name));
+                let detail = "its record on the disk was damaged and set aside; push it again";
+                let why = Refusal::new(Reason::DamagedRecord, detail);
+                function.record.outcome = Some(Outcome::new(State::Rejected, Some(&why), None));
+                functions.insert(name, function);
+            }
+        }
+    }
+    Ok(functions)
+}
+
+pub(super) fn write(disk: &Disk, record: &Record) -> io::Result<()> {
+    disk.replace(FUNCTIONS, &format!("{}{SUFFIX}", record.function), &record::encode(record))
+}
+
+/// Brings the disk up to what is decided.
+fn save(disk: &Disk, function: &mut Function) {
+    match write(disk, &function.record) {
+        Ok(()) => {
+            function.stored = Some(function.record.clone());
+            if function.unsaved.take().is_some() {
+                function.touch();
+            }
+        }
+        Err(error) => {
+            let refusal = disk_refusal("what was decided cannot be written", &error);
+            if function.unsaved.is_none() {
+                tracing::error!(function = &*function.name, %refusal, "trying again every second");
+                function.touch();
+            }
+            function.unsaved = Some(refusal);
+        }
+    }
+}
+
+pub(super) fn disk_refusal(what: &str, error: &io::Error) -> Refusal {
+    Refusal::new(super::disk::reason(error), format!("{what}: {error}"))
+}
+
+pub(super) fn compile_refusal(error: CompileFailed) -> Refusal {
+    let reason = match error {
+        CompileFailed::Refused(_) => Reason::InvalidModule,
+        CompileFailed::Time | CompileFailed::Memory => Reason::OverLimit,
+        CompileFailed::Ended(_) | CompileFailed::Run(_) => Reason::CompilerFailed,
+    };
+    let mut detail = error.to_string();
+    if let CompileFailed::Run(source) = &error {
+        detail = format!("{detail}: {source}");
+    }
+    Refusal::new(reason, detail.replace('\n', "; "))
+}
+
+/// At once, if it was not reported just now; otherwise with the next tick.
+pub(super) fn report(function: &mut Function, now: Now) -> Option<Action> {
+    function.touch();
+    function.may_report(now).then(|| report_now(function, now))
+}
+
+pub(super) fn report_now(function: &mut Function, now: Now) -> Action {
+    let payload = function.report(now).to_json().into();
+    Action::Report { function: Arc::clone(&function.name), payload }
+}
+
+pub(super) fn log(function: &Function) {
+    let Some(outcome) = &function.record.outcome else { return };
+    let (version, serial) = (outcome.version.as_deref().unwrap_or_default(), outcome.serial.unwrap_or_default());
+    let (name, state) = (&*function.name, outcome.state.as_str());
+    match (outcome.reason, &outcome.error) {
+        (Some(reason), error) if outcome.state == State::Rejected || reason == Reason::FailedTrial => {
+            let error = error.as_deref().unwrap_or_default();
+            tracing::warn!(function = name, version, serial, state, reason = reason.as_str(), error, "order ended");
+        }
+        _ => tracing::info!(function = name, version, serial, state, "order ended"),
+    }
+}
+
+impl Function {
+    pub(super) fn fresh_work(&mut self) -> &mut Work {
+        self.work.insert(Work::new())
+    }
+}

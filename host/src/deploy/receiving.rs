@@ -1,0 +1,211 @@
+//! From an accepted order to a module that can be compiled: which pieces are missing, who is asked for them, and for how
+//! long.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Now;
+use super::deployer::{Action, Deployer, disk_refusal, report, report_now};
+use super::disk::MODULES;
+use super::function::{Cause, Function, Receiving, Stage, Work};
+use super::reason::{Reason, Refusal};
+use super::record::{Kind, Outcome};
+use super::report::State;
+use super::staging::{Piece, Transfer, Whole, module_name};
+use crate::message::Digest;
+
+/// Retained pieces come at once; what has not come after so long was lost, to a flood or a full disk.
+const FETCH_AFTER: Duration = Duration::from_secs(5);
+const FETCH_AFTER_MOST: Duration = Duration::from_secs(60);
+
+impl Deployer {
+    /// Sets about the candidate of the record.
+    pub(super) fn begin(&mut self, name: &Arc<str>, now: Now, actions: &mut Vec<Action>) {
+        let Some(function) = self.functions.get_mut(name) else { return };
+        let Some(candidate) = function.candidate() else { return };
+        let digest = candidate.stored.digest;
+        if self.disk.exists(MODULES, &module_name(&digest)) {
+            function.fresh_work();
+            self.queue.push_back(Arc::clone(name));
+            return;
+        }
+        match candidate.kind.clone() {
+            Kind::Install(module) => {
+                let transfer = Transfer::resume(&self.disk, name, module);
+                let receiving = Receiving {
+                    transfer,
+                    moved_at: now.since_start,
+                    fetch_at: now.since_start + FETCH_AFTER,
+                    fetch_after: FETCH_AFTER,
+                };
+                let is_complete = receiving.transfer.is_complete();
+                function.fresh_work().stage = Stage::Receiving(receiving);
+                if is_complete {
+                    self.complete(name, now, actions);
+                } else {
+                    actions.push(Action::Fetch { digest });
+                }
+            }
+            Kind::Rollback => {
+                function.fresh_work();
+                let detail = format!("module {digest} of the previous version is not on this board; push it again");
+                self.reject(name, Refusal::new(Reason::ModuleMissing, detail), now, actions);
+            }
+        }
+    }
+
+    /// Ends what is under way, after the record says so.
+    pub(super) fn cancel(&mut self, name: &Arc<str>, actions: &mut Vec<Action>) {
+        self.queue.retain(|queued| queued != name);
+        self.retries.retain(|queued| queued != name);
+        let Some(work) = self.functions.get_mut(name).and_then(|function| function.work.take()) else { return };
+        if work.is_started() {
+            actions.push(Action::Drop { function: Arc::clone(name), edition: work.edition });
+        }
+        if let Stage::Receiving(receiving) = &work.stage {
+            self.unwanted(receiving.transfer.digest(), actions);
+        }
+    }
+
+    /// The order ends here; what served before serves.
+    pub(super) fn reject(&mut self, name: &Arc<str>, why: Refusal, now: Now, actions: &mut Vec<Action>) {
+        self.figures.refused(why.reason);
+        self.end(name, State::Rejected, &why, now, actions);
+    }
+
+    pub(super) fn end(&mut self, name: &Arc<str>, state: State, why: &Refusal, now: Now, actions: &mut Vec<Action>) {
+        self.cancel(name, actions);
+        let decide = |function: &mut Function| {
+            if let Some(candidate) = function.record.candidate.take() {
+                function.record.outcome = Some(Outcome::of(state, Some(why), &candidate));
+            }
+        };
+        self.settle(name, decide, now, actions);
+    }
+
+    pub(super) fn piece(&mut self, digest: &Digest, index: u32, bytes: &[u8], now: Now, actions: &mut Vec<Action>) {
+        let receives = |function: &&mut Function| function.work.as_ref().is_some_and(|work| work.receives(digest));
+        let mut complete = Vec::new();
+        let mut impossible = Vec::new();
+        for function in self.functions.values_mut().filter(receives) {
+            let Some(Work { stage: Stage::Receiving(receiving), cause, .. }) = &mut function.work else { continue };
+            match receiving.transfer.take(&self.disk, index, bytes) {
+                Ok(Piece::Taken) => {
+                    self.figures.chunk(true);
+                    receiving.moved_at = now.since_start;
+                    receiving.fetch_at = now.since_start + FETCH_AFTER;
+                    receiving.fetch_after = FETCH_AFTER;
+                    if cause.as_ref().is_some_and(|cause| cause.index.is_none_or(|about| about == index)) {
+                        *cause = None;
+                    }
+                    if receiving.transfer.is_complete() {
+                        complete.push(Arc::clone(&function.name));
+                    } else {
+                        actions.extend(report(function, now));
+                    }
+                }
+                Ok(Piece::Known) => {}
+                Ok(Piece::Bad(refusal)) => {
+                    self.figures.chunk(false);
+                    *cause = Some(Cause { refusal, index: Some(index) });
+                    actions.extend(report(function, now));
+                }
+                Ok(Piece::Impossible(refusal)) => impossible.push((Arc::clone(&function.name), refusal)),
+                Err(error) => {
+                    // It came, and will again: a full disk is no reason to give the push up.
+                    receiving.moved_at = now.since_start;
+                    let refusal = disk_refusal(&format!("chunk {index} cannot be kept, and is fetched again"), &error);
+                    *cause = Some(Cause { refusal, index: Some(index) });
+                    actions.extend(report(function, now));
+                }
+            }
+        }
+        for name in complete {
+            self.complete(&name, now, actions);
+        }
+        for (name, refusal) in impossible {
+            self.reject(&name, refusal, now, actions);
+        }
+    }
+
+    fn complete(&mut self, name: &Arc<str>, now: Now, actions: &mut Vec<Action>) {
+        let Some(function) = self.functions.get_mut(name) else { return };
+        // Still receiving, with all of it there: that is what is called verifying.
+        actions.push(report_now(function, now));
+        let Some(work) = function.work.as_mut() else { return };
+        let Some(receiving) = work.receiving() else { return };
+        let digest = receiving.transfer.digest();
+        match receiving.transfer.complete(&self.disk) {
+            Ok(Whole::Module) => {
+                function.fresh_work();
+                self.queue.push_back(Arc::clone(name));
+                self.unwanted(digest, actions);
+            }
+            Ok(Whole::Damaged) => {
+                receiving.fetch_at = now.since_start + receiving.fetch_after;
+                function.touch();
+                actions.push(Action::Fetch { digest });
+            }
+            Ok(Whole::Impossible(refusal)) => {
+                receiving.transfer.forget(&self.disk);
+                self.reject(name, refusal, now, actions);
+            }
+            Err(error) => {
+                receiving.moved_at = now.since_start;
+                receiving.transfer.forget(&self.disk);
+                let refusal = disk_refusal("the module cannot be kept, and is fetched again", &error);
+                work.cause = Some(Cause { refusal, index: None });
+                actions.extend(report(function, now));
+            }
+        }
+    }
+
+    /// After a connection was made: what was sent to the one before may not have come.
+    pub(super) fn fetch_all(&mut self, now: Now, actions: &mut Vec<Action>) {
+        for function in self.functions.values_mut() {
+            if let Some(receiving) = function.work.as_mut().and_then(Work::receiving) {
+                receiving.moved_at = now.since_start;
+                receiving.fetch_at = now.since_start + FETCH_AFTER;
+                receiving.fetch_after = FETCH_AFTER;
+                actions.push(Action::Fetch { digest: receiving.transfer.digest() });
+            }
+        }
+    }
+
+    /// Asks again for what has not come, and gives up what stands still. An absent broker is waited for.
+    pub(super) fn tend_receiving(&mut self, now: Now, actions: &mut Vec<Action>) {
+        let timeout = Duration::from_secs(self.settings.deploy.receive_timeout_secs.get().into());
+        let mut late = Vec::new();
+        for function in self.functions.values_mut() {
+            let Some(Work { stage: Stage::Receiving(receiving), cause, .. }) = &mut function.work else { continue };
+            if !self.is_connected {
+                receiving.moved_at = now.since_start;
+                continue;
+            }
+            let quiet = now.since_start.saturating_sub(receiving.moved_at);
+            if quiet >= timeout {
+                let (received, chunks) = (receiving.transfer.received(), receiving.transfer.chunks());
+                let detail = format!(
+                    "{received} of {chunks} chunks came, and no other for {} s; push it again",
+                    quiet.as_secs()
+                );
+                let refusal = Refusal::new(Reason::Truncated, detail);
+                late.push((Arc::clone(&function.name), cause.take().map_or(refusal, |cause| cause.refusal)));
+            } else if now.since_start >= receiving.fetch_at {
+                receiving.fetch_at = now.since_start + receiving.fetch_after;
+                receiving.fetch_after = (receiving.fetch_after * 2).min(FETCH_AFTER_MOST);
+                actions.push(Action::Fetch { digest: receiving.transfer.digest() });
+            }
+        }
+        for (name, refusal) in late {
+            self.reject(&name, refusal, now, actions);
+        }
+    }
+
+    fn unwanted(&self, digest: Digest, actions: &mut Vec<Action>) {
+        let receives = |function: &Function| function.work.as_ref().is_some_and(|work| work.receives(&digest));
+        if !self.functions.values().any(receives) {
+            actions.push(Action::Fetched { digest });
+        }
+    }
+}

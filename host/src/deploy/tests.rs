@@ -1,0 +1,7 @@
+//! The deployer as the rest of the board sees it: messages in, actions out, and what a restart finds.
+
+mod bad_input;
+mod board;
+mod keys;
+mod life;
+mod losses;

@@ -1,0 +1,357 @@
+//! A board without threads: broker, compiler and pipeline are a few lines each, and time is an argument.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::config;
+use crate::deploy::deployer::{Action, Deployer, Now, Request, Settings, Start, TrialEvent};
+use crate::deploy::disk::Disk;
+use crate::deploy::envelope::Envelope;
+use crate::deploy::faults::Faults;
+use crate::deploy::keys::SigningKey;
+use crate::deploy::payload::{Change, Document, Install, Module, Order};
+use crate::deploy::report::Report;
+use crate::deploy::topics::{Target, Topics};
+use crate::deploy::{Compile, CompileFailed};
+use crate::manifest::Manifest;
+use crate::message::{Digest, Failure, FailureCode};
+use crate::sandbox::Class;
+
+pub const NODE: &str = "pump-3";
+pub const GROUP: &str = "pumps";
+pub const FUNCTION: &str = "warm";
+pub const CHUNK: u32 = 1024;
+/// When the tests take place.
+pub const TODAY_MS: u64 = 1_767_225_600_000;
+pub const HOUR_MS: u64 = 3_600_000;
+
+pub struct Board {
+    pub deployer: Deployer,
+    pub settings: Settings,
+    pub folders: Vec<(PathBuf, Manifest)>,
+    dir: Arc<tempfile::TempDir>,
+    pub now: Now,
+    /// The latest of each function, as the broker keeps it.
+    pub reports: BTreeMap<String, Report>,
+    pub reported: Vec<Report>,
+    pub fetched: Vec<Digest>,
+    pub orders_fetched: u32,
+    /// What the workers have: the active edition and the candidate of each function.
+    pub pipeline: BTreeMap<String, Running>,
+    pub compiled: u32,
+    /// Trials are ready and pass by themselves.
+    pub is_lenient: bool,
+    /// Compilations that were asked for and not carried out.
+    pub held: Option<VecDeque<Request>>,
+}
+
+#[derive(Clone, Debug, Default)]
+pub struct Running {
+    pub active: Option<Start>,
+    pub candidate: Option<Start>,
+}
+
+/// Code is the module behind a word.
+struct Fake;
+
+impl Compile for Fake {
+    fn cached(&self, _: &Digest, _: Class) -> Option<Bytes> {
+        None
+    }
+
+    fn compile(&self, _: &Digest, wasm: &[u8], _: Class) -> Result<Bytes, CompileFailed> {
+        match wasm {
+            [b'w', b'o', b'r', b'l', b'd', ..] => Err(CompileFailed::Refused("it is for another world".into())),
+            [b'b', b'o', b'm', b'b', ..] => Err(CompileFailed::Time),
+            _ => Ok([b"code:", wasm].concat().into()),
+        }
+    }
+}
+
+pub fn settings(keys: &[(&str, &SigningKey)]) -> Settings {
+    let entry = |(name, key): &(&str, &SigningKey)| {
+        ((*name).to_owned(), config::DeployKey { public_key: Some(key.public()), ..config::DeployKey::default() })
+    };
+    Settings {
+        node: NODE.into(),
+        groups: vec![GROUP.into()],
+        base_topic: "sedge".into(),
+        deploy: config::Deploy { keys: keys.iter().map(entry).collect(), ..config::Deploy::default() },
+        ceilings: config::Functions::default(),
+    }
+}
+
+/// The same in every test: nothing depends on which.
+pub fn key() -> SigningKey {
+    SigningKey::from_pem(include_bytes!("../testdata/private.pem")).unwrap()
+}
+
+pub fn manifest(serial: u64, more: &str) -> Manifest {
+    let text =
+        format!("name = \"{FUNCTION}\"\nversion = \"1.{serial}.0\"\nserial = {serial}\nsubscribe = [\"s/#\"]\n{more}");
+    Manifest::from_toml(&text, Path::new("function.toml"), None).unwrap()
+}
+
+/// A module of a few pieces, each unlike the others and those of other modules.
+pub fn module(seed: u64) -> Vec<u8> {
+    (0..3500_u64).map(|n| (n.wrapping_mul(seed + 7) >> 3) as u8 ^ (n >> 8) as u8).collect()
+}
+
+pub fn install(manifest: &Manifest, wasm: &[u8]) -> Order {
+    let install = Install { manifest: Document::of(manifest), module: Module::of(wasm, CHUNK) };
+    Order {
+        function: FUNCTION.into(),
+        serial: manifest.serial,
+        target: Target::Node(NODE.into()),
+        issued_at_ms: TODAY_MS,
+        expires_at_ms: TODAY_MS + HOUR_MS,
+        change: Change::Install(Box::new(install)),
+    }
+}
+
+pub fn order(serial: u64, change: Change) -> Order {
+    Order { serial, change, ..install(&manifest(serial, ""), b"x") }
+}
+
+pub fn sign(order: &Order) -> Vec<u8> {
+    Envelope::sign(&order.to_json(), &[&key()]).to_json()
+}
+
+impl Board {
+    pub fn new() -> Self {
+        Self::with(settings(&[("ops", &key())]), Vec::new())
+    }
+
+    pub fn with(settings: Settings, folders: Vec<(PathBuf, Manifest)>) -> Self {
+        Self::on(tempfile::tempdir().unwrap().into(), settings, folders, true)
+    }
+
+    fn on(
+        dir: Arc<tempfile::TempDir>,
+        settings: Settings,
+        folders: Vec<(PathBuf, Manifest)>,
+        is_lenient: bool,
+    ) -> Self {
+        let path = dir.path().join("deploy");
+        let mut deployer = Deployer::open(&path, settings.clone(), folders.clone()).unwrap();
+        let now = Now { since_start: Duration::from_secs(1), unix_ms: TODAY_MS, is_synced: true };
+        let starts = deployer.boot(&Fake, now);
+        let mut board = Self {
+            deployer,
+            settings,
+            folders,
+            dir,
+            now,
+            reports: BTreeMap::new(),
+            reported: Vec::new(),
+            fetched: Vec::new(),
+            orders_fetched: 0,
+            pipeline: BTreeMap::new(),
+            compiled: 0,
+            is_lenient,
+            held: None,
+        };
+        for start in starts {
+            board.start(start);
+        }
+        board.tell(Request::Connected);
+        board.tick(1);
+        board
+    }
+
+    /// Ends without a word and starts again on the same folder.
+    pub fn restart(self) -> Self {
+        let Self { dir, settings, folders, deployer, is_lenient, .. } = self;
+        drop(deployer);
+        Self::on(dir, settings, folders, is_lenient)
+    }
+
+    pub fn disk(&self) -> &Disk {
+        &self.deployer.disk
+    }
+
+    pub fn faults(&self) -> Faults {
+        self.deployer.disk.faults.clone()
+    }
+
+    pub fn tell(&mut self, request: Request) {
+        let mut requests = VecDeque::from([request]);
+        while let Some(request) = requests.pop_front() {
+            let mut actions = Vec::new();
+            self.deployer.handle(request, self.now, &mut actions);
+            for action in actions {
+                self.carry_out(action, &mut requests);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, action: Action, requests: &mut VecDeque<Request>) {
+        match action {
+            Action::Fetch { digest } => self.fetched.push(digest),
+            Action::Fetched { .. } | Action::Keep { .. } => {}
+            Action::FetchOrders => self.orders_fetched += 1,
+            Action::Compile { function, edition, digest, wasm, class } => {
+                self.compiled += 1;
+                let result = Fake.compile(&digest, &wasm, class);
+                let request = Request::Compiled { function, edition, result };
+                match &mut self.held {
+                    Some(held) => held.push_back(request),
+                    None => requests.push_back(request),
+                }
+            }
+            Action::Start(start) => {
+                let (function, edition) = (Arc::clone(&start.installed.manifest.name), start.edition);
+                let traps = start.installed.code.starts_with(b"code:trap");
+                let is_trial = start.trial.is_some();
+                self.start(start);
+                if self.is_lenient {
+                    let mut tell = |event| {
+                        requests.push_back(Request::Trial { function: Arc::clone(&function), edition, event });
+                    };
+                    tell(TrialEvent::Ready);
+                    if is_trial && traps {
+                        tell(TrialEvent::Failed { failure: failure() });
+                    } else if is_trial {
+                        tell(TrialEvent::Passed);
+                    }
+                }
+                if is_trial && self.is_lenient {
+                    let running = self.pipeline.get_mut(&*function).unwrap();
+                    let candidate = running.candidate.take();
+                    if !traps {
+                        running.active = candidate;
+                    }
+                }
+            }
+            Action::Stop { function } => {
+                self.pipeline.remove(&*function);
+            }
+            Action::Drop { function, edition } => {
+                let running = self.pipeline.get_mut(&*function).expect("only what was started is dropped");
+                let candidate = running.candidate.take().expect("only a candidate is dropped");
+                assert_eq!(candidate.edition, edition);
+            }
+            Action::Promote { function, edition } => {
+                let running = self.pipeline.get_mut(&*function).expect("only what was started is promoted");
+                if let Some(candidate) = running.candidate.take() {
+                    assert_eq!(candidate.edition, edition);
+                    running.active = Some(candidate);
+                }
+            }
+            Action::Report { function, payload } => {
+                if payload.is_empty() {
+                    self.reports.remove(&*function);
+                    return;
+                }
+                let report = Report::parse(&payload).unwrap();
+                assert_eq!(report.function, *function);
+                self.reported.push(report.clone());
+                self.reports.insert(function.to_string(), report);
+            }
+        }
+    }
+
+    fn start(&mut self, start: Start) {
+        let name = start.installed.manifest.name.to_string();
+        assert!(start.installed.code.starts_with(b"code:"));
+        let running = self.pipeline.entry(name).or_default();
+        match start.trial {
+            Some(_) => running.candidate = Some(start),
+            None => *running = Running { active: Some(start), candidate: None },
+        }
+    }
+
+    /// Carries out the compilations that were held.
+    pub fn release(&mut self) {
+        for request in self.held.take().unwrap_or_default() {
+            self.tell(request);
+        }
+    }
+
+    pub fn deliver(&mut self, topic: &str, payload: &[u8]) {
+        self.tell(Request::Message { topic: topic.into(), payload: Bytes::copy_from_slice(payload) });
+    }
+
+    /// The order, under the topic that it is for.
+    pub fn send(&mut self, order: &Order) {
+        let topic = Topics::new("sedge").deploy(&order.target, &order.function);
+        self.deliver(&topic, &sign(order));
+    }
+
+    pub fn piece(&mut self, wasm: &[u8], index: u32) {
+        let module = Module::of(wasm, CHUNK);
+        let range = module.range(index);
+        self.raw_piece(&module.digest, index, &wasm[range.start as usize..range.end as usize]);
+    }
+
+    pub fn raw_piece(&mut self, digest: &Digest, index: u32, bytes: &[u8]) {
+        self.deliver(&Topics::new("sedge").blob(digest, index), bytes);
+    }
+
+    pub fn pieces(&mut self, wasm: &[u8]) {
+        for index in 0..Module::of(wasm, CHUNK).chunks.len() as u32 {
+            self.piece(wasm, index);
+        }
+    }
+
+    /// Order and pieces of a new version.
+    pub fn push(&mut self, serial: u64, wasm: &[u8]) {
+        self.send(&install(&manifest(serial, ""), wasm));
+        self.pieces(wasm);
+    }
+
+    pub fn tick(&mut self, secs: u64) {
+        for _ in 0..secs {
+            self.now.since_start += Duration::from_secs(1);
+            self.now.unix_ms += 1000;
+            self.tell(Request::Tick);
+        }
+    }
+
+    /// The event of the trial that is under way.
+    pub fn trial(&mut self, event: TrialEvent) {
+        let edition = self.pipeline[FUNCTION].candidate.as_ref().expect("a trial is under way").edition;
+        let function: Arc<str> = FUNCTION.into();
+        match event {
+            TrialEvent::Passed => {
+                let running = self.pipeline.get_mut(FUNCTION).unwrap();
+                running.active = running.candidate.take();
+            }
+            TrialEvent::Failed { .. } => self.pipeline.get_mut(FUNCTION).unwrap().candidate = None,
+            _ => {}
+        }
+        self.tell(Request::Trial { function, edition, event });
+    }
+
+    #[track_caller]
+    pub fn report(&self) -> &Report {
+        self.reports.get(FUNCTION).expect("the function was reported")
+    }
+
+    /// State and reason of the latest order, after what may be delayed was reported.
+    pub fn state(&mut self) -> String {
+        self.tick(2);
+        let report = self.report();
+        match report.reason {
+            None => report.state.to_string(),
+            Some(reason) => format!("{} {reason}", report.state),
+        }
+    }
+
+    /// The serial of what the workers run.
+    pub fn serving(&self) -> Option<u64> {
+        Some(self.pipeline.get(FUNCTION)?.active.as_ref()?.installed.manifest.serial)
+    }
+
+    pub fn files(&self, folder: &str) -> BTreeSet<String> {
+        self.disk().list(folder).unwrap().into_iter().collect()
+    }
+}
+
+pub fn failure() -> Failure {
+    Failure { code: FailureCode::Trap, detail: "unreachable".into() }
+}

@@ -1,0 +1,139 @@
+//! Who may, and until when.
+
+use super::board::{Board, NODE, install, key, manifest, module, order, settings, sign};
+use crate::deploy::deployer::{Request, TrialEvent};
+use crate::deploy::envelope::Envelope;
+use crate::deploy::keys::{SigningKey, TrustedKey};
+use crate::deploy::payload::{Change, KeyUpdate, Order};
+use crate::deploy::topics::{KEYS, Target};
+
+fn trusted(name: &str, key: &SigningKey) -> TrustedKey {
+    TrustedKey { name: name.into(), public_key: key.public(), functions: vec![], topics: vec![], keys: false }
+}
+
+fn update(serial: u64, trust: Vec<TrustedKey>, revoke: &[&SigningKey]) -> Order {
+    let revoke = revoke.iter().map(|key| key.public().id()).collect();
+    let change = Change::Keys(KeyUpdate { trust, revoke });
+    Order { function: KEYS.into(), target: Target::Node(NODE.into()), ..order(serial, change) }
+}
+
+/// A board whose key may change the keys.
+fn board() -> Board {
+    let mut settings = settings(&[("ops", &key())]);
+    settings.deploy.keys.get_mut("ops").unwrap().keys = true;
+    Board::with(settings, Vec::new())
+}
+
+fn signed(order: &Order, key: &SigningKey) -> Vec<u8> {
+    Envelope::sign(&order.to_json(), &[key]).to_json()
+}
+
+#[test]
+fn keys_rotate_by_a_signed_order_and_old_ones_stop_at_once() {
+    let new = SigningKey::generate().unwrap();
+    let mut board = board();
+    let second = install(&manifest(2, ""), &module(2));
+    board.push(1, &module(1));
+    board.send(&update(1, vec![trusted("new", &new)], &[&key()]));
+    let report = &board.reports[KEYS];
+    assert_eq!(report.state.as_str(), "active");
+    assert_eq!(report.keys.as_ref().unwrap().iter().map(|key| &*key.name).collect::<Vec<_>>(), ["new"]);
+    assert_eq!(board.orders_fetched, 1);
+    board.send(&second);
+    assert_eq!((board.serving(), board.state()), (Some(1), "rejected unknown-key".into()));
+    board.deliver("sedge/pump-3/deploy/warm", &signed(&second, &new));
+    board.pieces(&module(2));
+    assert_eq!(board.serving(), Some(2));
+    let mut board = board.restart();
+    board.push(3, &module(3));
+    assert_eq!((board.serving(), board.state()), (Some(2), "rejected unknown-key".into()));
+}
+
+#[test]
+fn keys_change_only_by_a_key_that_may() {
+    let stranger = SigningKey::generate().unwrap();
+    let mut board = Board::new();
+    board.send(&update(1, vec![trusted("new", &stranger)], &[]));
+    board.tick(2);
+    let reason = |board: &Board| board.reports[KEYS].reason.unwrap().to_string();
+    assert_eq!(reason(&board), "key-not-allowed");
+    board.deliver("sedge/pump-3/deploy/_keys", &signed(&update(2, vec![], &[]), &stranger));
+    board.tick(2);
+    assert_eq!(reason(&board), "unknown-key");
+    // What is for keys is for no function, and the other way round.
+    board.deliver("sedge/pump-3/deploy/warm", &sign(&update(3, vec![], &[])));
+    assert_eq!(board.state(), "rejected wrong-target");
+    board.deliver("sedge/pump-3/deploy/_keys", &sign(&install(&manifest(4, ""), b"x")));
+    board.tick(2);
+    assert_eq!(reason(&board), "wrong-target");
+}
+
+#[test]
+fn a_change_of_keys_cannot_be_replayed() {
+    let (one, two) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
+    let mut board = board();
+    let first = update(1, vec![trusted("one", &one)], &[]);
+    board.send(&first);
+    board.send(&update(2, vec![trusted("two", &two)], &[&one]));
+    board.send(&first);
+    board.tick(2);
+    let report = &board.reports[KEYS];
+    assert_eq!(report.reason.unwrap().as_str(), "replayed-serial");
+    let names: Vec<&str> = report.keys.as_ref().unwrap().iter().map(|key| &*key.name).collect();
+    assert_eq!(names, ["ops", "two"]);
+}
+
+#[test]
+fn a_reload_brings_keys_in_and_takes_them_away() {
+    let new = SigningKey::generate().unwrap();
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    let second = signed(&install(&manifest(2, ""), &module(2)), &new);
+    board.deliver("sedge/pump-3/deploy/warm", &second);
+    assert_eq!(board.state(), "rejected unknown-key");
+    board.tell(Request::Keys(Box::new(settings(&[("new", &new)]).deploy)));
+    assert_eq!(board.orders_fetched, 1, "what was refused is looked at again");
+    board.deliver("sedge/pump-3/deploy/warm", &second);
+    board.pieces(&module(2));
+    assert_eq!(board.serving(), Some(2));
+    board.push(3, &module(3));
+    assert_eq!((board.serving(), board.state()), (Some(2), "rejected unknown-key".into()));
+}
+
+#[test]
+fn orders_under_way_end_with_their_key_and_what_is_installed_goes_on() {
+    let other = SigningKey::generate().unwrap();
+    for stage in ["receiving", "compiling", "trial"] {
+        let mut board = Board::new();
+        board.push(1, &module(1));
+        board.is_lenient = false;
+        board.send(&install(&manifest(2, ""), &module(2)));
+        if stage == "compiling" {
+            board.held = Some(Default::default());
+        }
+        if stage != "receiving" {
+            board.pieces(&module(2));
+        }
+        if stage == "trial" {
+            board.trial(TrialEvent::Ready);
+        }
+        assert_eq!(board.state(), stage);
+        board.tell(Request::Keys(Box::new(settings(&[("other", &other)]).deploy)));
+        board.release();
+        assert_eq!((board.serving(), board.state()), (Some(1), "rejected unknown-key".into()), "{stage}");
+        assert!(board.pipeline["warm"].candidate.is_none());
+        assert_eq!(board.restart().serving(), Some(1));
+    }
+}
+
+#[test]
+fn a_key_that_went_while_the_board_was_off_ends_its_orders_too() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.send(&install(&manifest(2, ""), &module(2)));
+    board.settings = settings(&[]);
+    let mut board = board.restart();
+    assert_eq!((board.serving(), board.state()), (Some(1), "rejected unknown-key".into()));
+    board.pieces(&module(2));
+    assert_eq!(board.serving(), Some(1));
+}

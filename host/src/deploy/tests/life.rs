@@ -1,0 +1,478 @@
+//! What becomes of orders that are in order.
+
+use super::board::{Board, FUNCTION, GROUP, failure, install, key, manifest, module, order, settings};
+use crate::deploy::deployer::{Request, TrialEvent};
+use crate::deploy::disk::{MODULES, STAGING};
+use crate::deploy::payload::Change;
+use crate::deploy::reason::Reason;
+use crate::deploy::report::{Difference, Progress, State};
+use crate::deploy::topics::Target;
+use crate::manifest::Manifest;
+
+fn states(board: &Board) -> Vec<&str> {
+    let reported = board.reported.iter().filter(|report| report.function == FUNCTION);
+    let mut states: Vec<&str> = reported.map(|report| report.state.as_str()).collect();
+    states.dedup();
+    states
+}
+
+#[test]
+fn a_push_goes_through_all_states() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    assert_eq!(states(&board), ["receiving", "verifying", "compiling", "trial", "active"]);
+    let report = board.report();
+    assert_eq!((report.serial, report.version.as_deref(), report.reason), (Some(1), Some("1.1.0"), None));
+    let active = report.active.as_ref().unwrap();
+    assert_eq!((active.version.serial, active.version.digest), (1, crate::deploy::digest(&module(1))));
+    assert_eq!(active.manifest["subscribe"][0], "s/#");
+    assert_eq!(report.previous, None);
+    assert_eq!(board.serving(), Some(1));
+
+    board.push(2, &module(2));
+    assert_eq!((board.serving(), board.report().state), (Some(2), State::Active));
+    assert_eq!(board.report().previous.as_ref().unwrap().serial, 1);
+    board.tick(1);
+    assert!(board.files(STAGING).is_empty());
+    assert_eq!(board.files(MODULES).len(), 2);
+    // A third version, and the first is needed by nothing.
+    board.push(3, &module(3));
+    board.tick(1);
+    assert_eq!(board.files(MODULES).len(), 2);
+}
+
+#[test]
+fn a_restart_runs_what_ran_without_a_broker() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.push(2, &module(2));
+    let before = board.report().clone();
+    let board = board.restart();
+    assert_eq!(board.serving(), Some(2));
+    let after = board.report();
+    assert_eq!((&after.active, &after.previous, after.state), (&before.active, &before.previous, State::Active));
+    assert_eq!(after.serial, Some(2));
+}
+
+#[test]
+fn what_the_broker_hands_over_again_changes_nothing() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    let in_group =
+        crate::deploy::payload::Order { target: Target::Group(GROUP.into()), ..install(&manifest(2, ""), &module(2)) };
+    board.send(&in_group);
+    board.pieces(&module(2));
+    board.push(3, &module(3));
+    for restart in [false, true] {
+        if restart {
+            board = board.restart();
+        }
+        let (files, compiled) = (board.files("functions"), board.compiled);
+        board.tick(2);
+        board.reported.clear();
+        // The last order of each topic is retained.
+        board.send(&in_group);
+        board.send(&install(&manifest(3, ""), &module(3)));
+        board.tick(5);
+        assert!(board.reported.is_empty(), "{:?}", board.reported);
+        assert_eq!((board.files("functions"), board.compiled, board.serving()), (files, compiled, Some(3)));
+    }
+}
+
+#[test]
+fn an_older_order_of_another_topic_is_told_once() {
+    let mut board = Board::new();
+    board.push(5, &module(5));
+    let in_group =
+        crate::deploy::payload::Order { target: Target::Group(GROUP.into()), ..install(&manifest(2, ""), &module(2)) };
+    board.send(&in_group);
+    assert_eq!(board.state(), "rejected replayed-serial");
+    board.push(6, &module(6));
+    assert_eq!(board.state(), "active");
+    board.send(&in_group);
+    assert_eq!(board.state(), "active");
+}
+
+#[test]
+fn the_same_module_is_not_fetched_again() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.fetched.clear();
+    board.send(&install(&manifest(2, "[config]\nmax = 9"), &module(1)));
+    assert_eq!((board.serving(), board.fetched.len()), (Some(2), 0));
+    board.tick(1);
+    assert_eq!(board.files(MODULES).len(), 1);
+}
+
+#[test]
+fn a_push_goes_on_after_a_restart_in_the_middle() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.send(&install(&manifest(2, ""), &module(2)));
+    board.piece(&module(2), 1);
+    board.piece(&module(2), 3);
+    let mut board = board.restart();
+    assert_eq!(board.serving(), Some(1));
+    assert_eq!(board.report().progress, Some(Progress::Chunks { chunks: 4, received: 2 }));
+    assert_eq!(board.fetched.first(), Some(&crate::deploy::digest(&module(2))), "the broker is asked for the rest");
+    board.piece(&module(2), 0);
+    board.piece(&module(2), 2);
+    assert_eq!(board.serving(), Some(2));
+}
+
+#[test]
+fn a_second_push_of_the_same_module_goes_on_where_the_first_ended() {
+    let mut board = Board::new();
+    board.send(&install(&manifest(1, ""), &module(1)));
+    board.piece(&module(1), 0);
+    board.tick(700);
+    assert_eq!(board.state(), "rejected truncated");
+    assert!(board.files(STAGING).is_empty(), "nothing needs the pieces");
+    board.send(&install(&manifest(2, ""), &module(1)));
+    board.piece(&module(1), 0);
+    board.send(&install(&manifest(3, ""), &module(1)));
+    assert_eq!(board.report().progress, Some(Progress::Chunks { chunks: 4, received: 1 }));
+    board.pieces(&module(1));
+    assert_eq!(board.serving(), Some(3));
+}
+
+#[test]
+fn pieces_that_did_not_come_are_fetched_again_until_time_is_up() {
+    let mut board = Board::new();
+    board.send(&install(&manifest(1, ""), &module(1)));
+    assert_eq!(board.fetched.len(), 1);
+    board.tick(4);
+    assert_eq!(board.fetched.len(), 1);
+    board.tick(596);
+    let count = board.fetched.len();
+    assert!((10..20).contains(&count), "{count} fetches in ten minutes");
+    assert_eq!(board.state(), "rejected truncated");
+    assert_eq!(board.report().error.as_deref(), Some("0 of 4 chunks came, and no other for 600 s; push it again"));
+    board.tick(100);
+    assert_eq!(board.fetched.len(), count);
+}
+
+#[test]
+fn without_a_connection_no_time_passes_for_a_push() {
+    let mut board = Board::new();
+    board.send(&install(&manifest(1, ""), &module(1)));
+    board.tell(Request::Disconnected);
+    board.tick(10_000);
+    assert_eq!((board.state(), board.fetched.len()), ("receiving".into(), 1));
+    board.tell(Request::Connected);
+    assert_eq!(board.fetched.len(), 2);
+    board.pieces(&module(1));
+    assert_eq!(board.serving(), Some(1));
+}
+
+#[test]
+fn a_failed_trial_brings_the_predecessor_back() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.push(2, b"trap");
+    assert_eq!((board.serving(), board.state()), (Some(1), "rolled-back failed-trial".into()));
+    let report = board.report();
+    assert_eq!(report.error.as_deref(), Some("trap: unreachable"));
+    assert_eq!((report.serial, report.active.as_ref().unwrap().version.serial), (Some(2), 1));
+    let board = board.restart();
+    assert_eq!((board.serving(), board.compiled), (Some(1), 0), "it is not tried again");
+    assert_eq!(board.report().state, State::RolledBack);
+}
+
+#[test]
+fn the_first_version_that_fails_leaves_nothing() {
+    let mut board = Board::new();
+    board.push(1, b"trap");
+    assert_eq!((board.serving(), board.state()), (None, "rolled-back failed-trial".into()));
+    assert_eq!(board.report().active, None);
+    board.push(2, &module(2));
+    assert_eq!((board.serving(), board.report().previous.as_ref()), (Some(2), None));
+}
+
+#[test]
+fn a_trial_begins_anew_after_a_restart() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.is_lenient = false;
+    board.push(2, &module(2));
+    board.trial(TrialEvent::Ready);
+    board.trial(TrialEvent::Progress { run: 9, failed: 0, different: 0, samples: vec![] });
+    assert_eq!(board.state(), "trial");
+    let progress = Progress::Trial { messages: 10, run: 9, failed: 0, different: 0 };
+    assert_eq!(board.report().progress, Some(progress));
+    let mut board = board.restart();
+    board.trial(TrialEvent::Ready);
+    assert_eq!(board.report().progress, Some(Progress::Trial { messages: 10, run: 0, failed: 0, different: 0 }));
+    assert_eq!(board.serving(), Some(1));
+    board.trial(TrialEvent::Passed);
+    assert_eq!((board.serving(), board.state()), (Some(2), "active".into()));
+}
+
+#[test]
+fn events_of_editions_that_are_gone_mean_nothing() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.is_lenient = false;
+    board.push(2, &module(2));
+    let edition = board.pipeline[FUNCTION].candidate.as_ref().unwrap().edition;
+    board.push(3, &module(3));
+    let before = board.report().clone();
+    for event in [TrialEvent::Ready, TrialEvent::Passed, TrialEvent::Failed { failure: failure() }] {
+        board.tell(Request::Trial { function: FUNCTION.into(), edition, event });
+    }
+    assert_eq!(*board.report(), before);
+    board.trial(TrialEvent::Ready);
+    board.trial(TrialEvent::Passed);
+    assert_eq!(board.report().active.as_ref().unwrap().version.serial, 3);
+}
+
+#[test]
+fn the_newest_of_several_pushes_wins_and_the_last_good_one_is_kept() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.send(&install(&manifest(2, ""), &module(2)));
+    board.piece(&module(2), 0);
+    board.held = Some(Default::default());
+    board.push(3, &module(3));
+    board.send(&install(&manifest(4, ""), &module(4)));
+    // Late pieces and results of those that were overtaken.
+    board.pieces(&module(2));
+    board.release();
+    board.pieces(&module(4));
+    assert_eq!((board.serving(), board.state()), (Some(4), "active".into()));
+    assert_eq!(board.report().previous.as_ref().unwrap().serial, 1);
+    board.tick(1);
+    assert_eq!((board.files(MODULES).len(), board.files(STAGING).len()), (2, 0));
+}
+
+#[test]
+fn a_rollback_changes_places_and_back() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.push(2, &module(2));
+    board.send(&order(3, Change::Rollback));
+    assert_eq!((board.serving(), board.state()), (Some(1), "rolled-back requested".into()));
+    let report = board.report();
+    assert_eq!((report.serial, report.version.as_deref()), (Some(3), Some("1.1.0")));
+    assert_eq!(report.previous.as_ref().unwrap().serial, 2);
+    let mut board = board.restart();
+    assert_eq!(board.serving(), Some(1));
+    board.send(&order(4, Change::Rollback));
+    assert_eq!(board.serving(), Some(2));
+    // The line of serials goes on above what was rolled back.
+    board.push(4, &module(3));
+    assert_eq!(board.state(), "rejected replayed-serial");
+}
+
+#[test]
+fn a_rollback_ends_a_trial() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.is_lenient = false;
+    board.push(2, &module(2));
+    board.trial(TrialEvent::Ready);
+    board.send(&order(3, Change::Rollback));
+    assert!(board.pipeline[FUNCTION].candidate.is_none());
+    assert_eq!((board.serving(), board.state()), (Some(1), "rolled-back requested".into()));
+    assert_eq!(board.restart().serving(), Some(1));
+}
+
+#[test]
+fn nothing_to_go_back_to() {
+    let mut board = Board::new();
+    board.send(&order(1, Change::Rollback));
+    assert_eq!(board.state(), "rejected not-installed");
+    board.push(2, &module(2));
+    board.send(&order(3, Change::Rollback));
+    assert_eq!((board.serving(), board.state()), (Some(2), "rejected no-previous".into()));
+    board.send(&order(4, Change::Promote));
+    assert_eq!(board.state(), "rejected no-trial");
+}
+
+#[test]
+fn a_rollback_whose_module_is_lost_keeps_what_runs() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.push(2, &module(2));
+    let lost = crate::deploy::staging::module_name(&crate::deploy::digest(&module(1)));
+    std::fs::write(board.disk().path(MODULES, &lost), b"rot").unwrap();
+    board.send(&order(3, Change::Rollback));
+    assert_eq!((board.serving(), board.state()), (Some(2), "rejected module-missing".into()));
+}
+
+#[test]
+fn what_is_removed_stays_removed_and_its_serials_known() {
+    let mut board = Board::new();
+    board.send(&order(1, Change::Remove));
+    assert_eq!(board.state(), "rejected not-installed");
+    board.push(2, &module(2));
+    board.send(&order(3, Change::Remove));
+    assert_eq!((board.serving(), board.state()), (None, "removed requested".into()));
+    board.tick(1);
+    assert!(board.files(MODULES).is_empty());
+    let mut board = board.restart();
+    assert_eq!((board.serving(), board.state()), (None, "removed requested".into()));
+    board.push(2, &module(2));
+    assert_eq!(board.state(), "rejected replayed-serial");
+    board.push(4, &module(4));
+    assert_eq!((board.serving(), board.report().previous.as_ref()), (Some(4), None));
+}
+
+#[test]
+fn a_shadow_waits_for_a_word() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.is_lenient = false;
+    board.send(&install(&manifest(2, "[trial]\nmode = \"shadow\""), &module(2)));
+    board.pieces(&module(2));
+    board.trial(TrialEvent::Ready);
+    let long = "é".repeat(400);
+    let sample = Difference { topic: "s/1".into(), active: long.clone(), candidate: "2".into() };
+    let samples = vec![sample; 9];
+    board.trial(TrialEvent::Progress { run: 10, failed: 0, different: 9, samples });
+    assert_eq!(board.state(), "trial");
+    let report = board.report();
+    assert_eq!(report.differences.len(), 5);
+    assert_eq!(report.differences[0].active.len(), 512);
+    assert_eq!(report.progress, Some(Progress::Trial { messages: 10, run: 10, failed: 0, different: 9 }));
+    board.tick(1000);
+    assert_eq!((board.serving(), board.state()), (Some(1), "trial".into()));
+    board.send(&order(3, Change::Promote));
+    assert_eq!((board.serving(), board.state()), (Some(2), "active".into()));
+    assert_eq!(board.report().previous.as_ref().unwrap().serial, 1);
+    assert_eq!(board.restart().serving(), Some(2));
+}
+
+#[test]
+fn a_function_that_is_paused_is_reported_so() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.tick(1);
+    board.tell(Request::Quarantined { function: FUNCTION.into(), is_quarantined: true });
+    assert_eq!(board.state(), "quarantined quarantined");
+    assert!(board.report().active.is_some());
+    board.tell(Request::Quarantined { function: FUNCTION.into(), is_quarantined: false });
+    assert_eq!(board.state(), "active");
+}
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new(wasm: &[u8]) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join(format!("{FUNCTION}.wasm")), wasm).unwrap();
+        Self(dir)
+    }
+
+    fn listed(&self, manifest: Manifest) -> Vec<(std::path::PathBuf, Manifest)> {
+        vec![(self.0.path().to_owned(), manifest)]
+    }
+}
+
+#[test]
+fn a_folder_is_version_zero_and_can_be_returned_to() {
+    let folder = Folder::new(&module(0));
+    let mut board = Board::with(settings(&[("ops", &key())]), folder.listed(manifest(0, "")));
+    assert_eq!((board.serving(), board.state()), (Some(0), "active".into()));
+    assert!(board.files("functions").is_empty() && board.files(MODULES).is_empty());
+    board.push(1, &module(1));
+    assert_eq!(board.serving(), Some(1));
+    // The folder may go: what it held is kept.
+    std::fs::remove_file(folder.0.path().join(format!("{FUNCTION}.wasm"))).unwrap();
+    let mut board = board.restart();
+    assert_eq!(board.serving(), Some(1));
+    board.send(&order(2, Change::Rollback));
+    assert_eq!(board.serving(), Some(0));
+    board.folders.clear();
+    assert_eq!(board.restart().serving(), Some(0));
+}
+
+#[test]
+fn a_newer_folder_wins_at_the_start_and_a_removed_one_does_not() {
+    let folder = Folder::new(&module(9));
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.push(2, &module(2));
+    board.folders = folder.listed(manifest(2, ""));
+    let mut board = board.restart();
+    assert_eq!(board.report().active.as_ref().unwrap().version.digest, crate::deploy::digest(&module(2)));
+    board.folders = folder.listed(manifest(5, ""));
+    let mut board = board.restart();
+    assert_eq!((board.serving(), board.report().previous.as_ref().unwrap().serial), (Some(5), 2));
+    board.tick(2);
+    assert_eq!(board.files(MODULES).len(), 2, "what the record names is kept");
+    board.push(4, &module(4));
+    assert_eq!(board.state(), "rejected replayed-serial");
+    board.send(&order(6, Change::Remove));
+    let board = board.restart();
+    assert_eq!(board.serving(), None);
+}
+
+#[test]
+fn a_folder_without_its_component_is_left_out_and_told() {
+    let folder = Folder::new(b"world");
+    let mut board = Board::with(settings(&[]), folder.listed(manifest(0, "")));
+    assert_eq!((board.serving(), board.state()), (None, "rejected invalid-module".into()));
+    std::fs::remove_file(folder.0.path().join(format!("{FUNCTION}.wasm"))).unwrap();
+    let mut board = board.restart();
+    assert_eq!((board.serving(), board.state()), (None, "rejected module-missing".into()));
+    assert_eq!(board.report().active, None);
+}
+
+#[test]
+fn a_module_that_is_lost_leaves_the_others_running_and_a_push_mends_it() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    let name = crate::deploy::staging::module_name(&crate::deploy::digest(&module(1)));
+    std::fs::remove_file(board.disk().path(MODULES, &name)).unwrap();
+    let mut board = board.restart();
+    assert_eq!((board.serving(), board.state()), (None, "rejected module-missing".into()));
+    board.push(2, &module(2));
+    assert_eq!((board.serving(), board.state()), (Some(2), "active".into()));
+}
+
+#[test]
+fn reports_are_made_at_most_once_a_second_between_changes_of_state() {
+    let mut board = Board::new();
+    let wasm = [module(1), module(2), module(3), module(4)].concat();
+    board.send(&install(&manifest(1, ""), &wasm));
+    let before = board.reported.len();
+    for index in 0..13 {
+        board.piece(&wasm, index);
+    }
+    assert_eq!(board.reported.len(), before);
+    board.tick(1);
+    assert_eq!(board.report().progress, Some(Progress::Chunks { chunks: 14, received: 13 }));
+    assert_eq!(board.reported.len(), before + 1);
+    board.tick(5);
+    assert_eq!(board.reported.len(), before + 1, "nothing new");
+}
+
+#[test]
+fn workers_that_cannot_load_it_keep_the_predecessor() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.is_lenient = false;
+    board.push(2, &module(2));
+    board.trial(TrialEvent::NotLoaded { error: "out of memory".into() });
+    assert_eq!((board.serving(), board.state()), (Some(1), "rejected not-loaded".into()));
+    assert!(board.pipeline[FUNCTION].candidate.is_none());
+}
+
+#[test]
+fn a_compiler_that_cannot_be_run_is_tried_again_and_then_given_up() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.held = Some(Default::default());
+    board.push(2, &module(2));
+    for attempt in 1..=3 {
+        let Some(Request::Compiled { function, edition, .. }) = board.held.as_mut().unwrap().pop_front() else {
+            panic!("attempt {attempt} was not made");
+        };
+        let result = Err(std::io::Error::from(std::io::ErrorKind::OutOfMemory).into());
+        board.tell(Request::Compiled { function, edition, result });
+        board.tick(1);
+    }
+    assert_eq!((board.serving(), board.state()), (Some(1), "rejected compiler-failed".into()));
+    assert_eq!(board.report().reason, Some(Reason::CompilerFailed));
+}

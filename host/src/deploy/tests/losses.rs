@@ -1,0 +1,245 @@
+//! Power that fails at any step, disks that are full, and messages in any order: the end is the same.
+
+use std::collections::BTreeSet;
+
+use proptest::prelude::*;
+
+use super::board::{Board, CHUNK, FUNCTION, install, manifest, module, order};
+use crate::deploy::disk::{FUNCTIONS, MODULES, STAGING};
+use crate::deploy::payload::{Change, Module, Order};
+use crate::deploy::record::{self, Record};
+
+/// What the broker keeps, handed over at a connection; then time to do something about it.
+fn hand_over(board: &mut Board, order: &Order, modules: &[Vec<u8>]) {
+    board.tell(crate::deploy::Request::Connected);
+    board.send(order);
+    for _ in 0..2 {
+        modules.iter().for_each(|wasm| board.pieces(wasm));
+        board.tick(2);
+    }
+}
+
+/// All that is to be the same in the end: record, modules, leftovers.
+fn end(board: &mut Board) -> (Record, BTreeSet<String>, BTreeSet<String>, Option<u64>) {
+    board.tick(2);
+    let bytes = board.disk().read(FUNCTIONS, &format!("{FUNCTION}.record")).unwrap();
+    let record = record::decode(&bytes).expect("the record is whole");
+    (record, board.files(MODULES), board.files(STAGING), board.serving())
+}
+
+/// Numbers that are the same in every run.
+fn coin(mut seed: u64) -> impl FnMut() -> bool {
+    move || {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        seed >> 40 & 1 == 1
+    }
+}
+
+/// Version 1 works, version 2 is pushed; the power fails before every step in turn, and the disk forgets some of what it
+/// was not told to keep.
+#[test]
+fn power_that_fails_at_any_step_of_a_push() {
+    let push = |board: &mut Board| {
+        board.push(2, &module(2));
+        board.tick(2);
+    };
+    let (expected, steps) = {
+        let mut board = Board::new();
+        board.push(1, &module(1));
+        board.tick(2);
+        let before = board.faults().steps();
+        push(&mut board);
+        let steps = board.faults().steps() - before;
+        (end(&mut board), steps)
+    };
+    assert!(steps > 15, "{steps} steps");
+    assert_eq!(expected.3, Some(2));
+    for step in 0..=steps {
+        for seed in 0..8 {
+            let mut board = Board::new();
+            board.push(1, &module(1));
+            board.tick(2);
+            let faults = board.faults();
+            faults.cut_power_at(faults.steps() + step);
+            push(&mut board);
+            assert_eq!(faults.is_cut(), step < steps);
+            let mut coin = coin(seed);
+            match seed {
+                0 => faults.lose(|| false),
+                1 => faults.lose(|| true),
+                _ => faults.lose(&mut coin),
+            }
+            let mut board = board.restart();
+            let serving = board.serving();
+            assert!(serving == Some(1) || serving == Some(2), "step {step}, seed {seed}: {serving:?}");
+            hand_over(&mut board, &install(&manifest(2, ""), &module(2)), &[module(2)]);
+            assert_eq!(end(&mut board), expected, "step {step}, seed {seed}");
+        }
+    }
+}
+
+/// The same for a rollback and a removal.
+#[test]
+fn power_that_fails_at_any_step_of_other_orders() {
+    for (change, before, after) in [(Change::Rollback, Some(2), Some(1)), (Change::Remove, Some(2), None)] {
+        for step in 0..12 {
+            for seed in 0..4 {
+                let mut board = Board::new();
+                board.push(1, &module(1));
+                board.push(2, &module(2));
+                board.tick(2);
+                let faults = board.faults();
+                faults.cut_power_at(faults.steps() + step);
+                board.send(&order(3, change.clone()));
+                board.tick(2);
+                faults.lose(coin(seed));
+                let mut board = board.restart();
+                let serving = board.serving();
+                assert!(serving == before || serving == after, "{change:?}, step {step}: {serving:?}");
+                hand_over(&mut board, &order(3, change.clone()), &[]);
+                assert_eq!(board.serving(), after, "{change:?}, step {step}");
+            }
+        }
+    }
+}
+
+/// However much room there is: what works goes on, the report says what is wrong, and with room again the push ends well.
+#[test]
+fn disk_full_while_staging() {
+    let expected = {
+        let mut board = Board::new();
+        board.push(1, &module(1));
+        board.push(2, &module(2));
+        end(&mut board)
+    };
+    let mut seen = BTreeSet::new();
+    for room in (0..10_000).step_by(250) {
+        let mut board = Board::new();
+        board.push(1, &module(1));
+        board.tick(2);
+        board.faults().set_room(Some(room));
+        board.push(2, &module(2));
+        let state = board.state();
+        assert!(board.serving().is_some());
+        if board.serving() == Some(1) {
+            assert_eq!(state, "receiving disk-full", "{room} bytes of room");
+        }
+        seen.insert(state);
+        // It is not given up for that, however long it takes.
+        for _ in 0..5 {
+            board.tick(300);
+            board.pieces(&module(2));
+        }
+        assert!(board.state() != "rejected disk-full");
+        let crashed = room % 500 == 0;
+        let mut board = if crashed { board.restart() } else { board };
+        board.faults().set_room(None);
+        board.tick(2);
+        hand_over(&mut board, &install(&manifest(2, ""), &module(2)), &[module(2)]);
+        assert_eq!(end(&mut board), expected, "{room} bytes of room");
+    }
+    assert!(seen.contains("receiving disk-full") && seen.contains("active"), "{seen:?}");
+}
+
+#[test]
+fn a_record_cut_short_at_any_length_is_set_aside_and_never_believed() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.tick(2);
+    let path = board.disk().path(FUNCTIONS, &format!("{FUNCTION}.record"));
+    let whole = std::fs::read(&path).unwrap();
+    for len in 0..whole.len() {
+        std::fs::write(&path, &whole[..len]).unwrap();
+        board = board.restart();
+        assert_eq!(board.serving(), None, "{len} of {} bytes", whole.len());
+        assert_eq!(board.state(), "rejected damaged-record");
+        assert!(!path.exists());
+    }
+    board.push(1, &module(1));
+    assert_eq!((board.serving(), board.state()), (Some(1), "active".into()));
+    assert_eq!(board.restart().serving(), Some(1));
+}
+
+#[derive(Clone, Debug)]
+enum Event {
+    Order(u64),
+    Piece { of: u64, index: u32 },
+    BadPiece { of: u64, index: u32 },
+    Junk,
+    Restart,
+    PowerCut { seed: u64 },
+    Reconnect,
+    Wait(u64),
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let of = 2..4_u64;
+    prop_oneof![
+        3 => of.clone().prop_map(Event::Order),
+        10 => (of.clone(), 0..4_u32).prop_map(|(of, index)| Event::Piece { of, index }),
+        2 => (of, 0..6_u32).prop_map(|(of, index)| Event::BadPiece { of, index }),
+        1 => Just(Event::Junk),
+        1 => Just(Event::Restart),
+        1 => any::<u64>().prop_map(|seed| Event::PowerCut { seed }),
+        1 => Just(Event::Reconnect),
+        2 => (1..8_u64).prop_map(Event::Wait),
+    ]
+}
+
+fn happen(mut board: Board, event: &Event) -> Board {
+    match *event {
+        Event::Order(serial) => board.send(&install(&manifest(serial, ""), &module(serial))),
+        Event::Piece { of, index } => board.piece(&module(of), index),
+        Event::BadPiece { of, index } => {
+            let digest = Module::of(&module(of), CHUNK).digest;
+            board.raw_piece(&digest, index, &module(of)[7..1031]);
+        }
+        Event::Junk => board.deliver("sedge/pump-3/deploy/warm", b"junk"),
+        Event::Restart => board = board.restart(),
+        Event::PowerCut { seed } => {
+            let faults = board.faults();
+            faults.cut_power_at(faults.steps() + seed % 6);
+            board.pieces(&module(2 + seed % 2));
+            board.tick(1);
+            faults.lose(coin(seed));
+            board = board.restart();
+        }
+        Event::Reconnect => {
+            board.tell(crate::deploy::Request::Disconnected);
+            board.tell(crate::deploy::Request::Connected);
+        }
+        Event::Wait(secs) => board.tick(secs),
+    }
+    board
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
+
+    /// Pieces and orders of two pushes: lost, doubled, out of order, with restarts and power cuts between. Something
+    /// always serves; and when the broker hands over what it keeps, the board is where it would have been at once.
+    #[test]
+    fn any_sequence_ends_in_the_same_state(events in prop::collection::vec(event(), 0..60)) {
+        let mut board = Board::new();
+        board.push(1, &module(1));
+        board.tick(2);
+        let mut highest = 1;
+        for event in &events {
+            board = happen(board, event);
+            let serving = board.serving();
+            prop_assert!(serving.is_some_and(|serial| serial >= highest), "{serving:?} after {event:?}");
+            highest = serving.unwrap_or(highest);
+        }
+        hand_over(&mut board, &install(&manifest(3, ""), &module(3)), &[module(2), module(3)]);
+        let (record, modules, staging, serving) = end(&mut board);
+        prop_assert_eq!(serving, Some(3));
+        prop_assert_eq!(board.report().state.as_str(), "active");
+        prop_assert!(staging.is_empty());
+        prop_assert_eq!(modules.len(), 2);
+        // The last good version before it is the first, unless the second had its turn.
+        let previous = record.previous.as_ref().map(|previous| previous.serial());
+        prop_assert!(previous == Some(1) || previous == Some(2), "{previous:?}");
+        let mut again = board.restart();
+        prop_assert_eq!(end(&mut again), (record, modules, staging, serving));
+    }
+}

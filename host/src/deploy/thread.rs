@@ -1,0 +1,189 @@
+//! The deployer on a thread of its own, since it waits for the disk, and each compilation on another.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::compiler::CompileFailed;
+use super::deployer::{Action, Deployer, Now, Request};
+use super::figures::Figures;
+use super::workshop::{Compile, Workshop};
+use crate::time;
+
+/// Messages that wait to be looked at: 16 MiB at the most. What comes beyond is fetched again.
+const MESSAGES: usize = 64;
+/// What the daemon itself has to say: a few for each function, and no more than one a second of each.
+const WORDS: usize = 1024;
+const ACTIONS: usize = 256;
+const TICK: Duration = Duration::from_secs(1);
+/// After a flood, orders are fetched again this late, so as not to feed it.
+const FETCH_AFTER_FLOOD: Duration = Duration::from_secs(10);
+
+/// The last one dropped ends the thread.
+#[derive(Clone, Debug)]
+pub struct Handle(Arc<Shared>);
+
+#[derive(Debug)]
+struct Shared {
+    requests: SyncSender<Request>,
+    figures: Arc<Figures>,
+    flood: Arc<Flood>,
+}
+
+#[derive(Debug, Default)]
+struct Flood {
+    /// Messages in the channel.
+    waiting: AtomicUsize,
+    has_dropped: AtomicBool,
+    is_over: AtomicBool,
+}
+
+/// `deployer` has booted. The actions are to be carried out in their order.
+pub fn spawn(deployer: Deployer, workshop: Workshop) -> io::Result<(Handle, mpsc::Receiver<Action>)> {
+    let (requests, received) = sync_channel(MESSAGES + WORDS);
+    let (actions, decided) = mpsc::channel(ACTIONS);
+    let flood = Arc::new(Flood::default());
+    let figures = Arc::clone(deployer.figures());
+    let shell = Shell {
+        deployer,
+        workshop: workshop.into(),
+        requests: requests.clone(),
+        actions,
+        flood: Arc::clone(&flood),
+        started: Instant::now(),
+        fetch_at: None,
+    };
+    std::thread::Builder::new().name("deploy".into()).spawn(move || shell.run(&received))?;
+    Ok((Handle(Arc::new(Shared { requests, figures, flood })), decided))
+}
+
+impl Handle {
+    /// A delivery under the topics of orders or pieces. One too many is dropped and fetched again later, so it may be
+    /// acknowledged either way. Never waits.
+    pub fn message(&self, topic: &str, payload: Bytes) {
+        let Shared { flood, figures, .. } = &*self.0;
+        if flood.waiting.fetch_add(1, Relaxed) >= MESSAGES {
+            flood.waiting.fetch_sub(1, Relaxed);
+            flood.has_dropped.store(true, Relaxed);
+            figures.flooded();
+            return;
+        }
+        self.tell(Request::Message { topic: topic.into(), payload });
+    }
+
+    /// Anything but a message. Never waits.
+    pub fn tell(&self, request: Request) {
+        match self.0.requests.try_send(request) {
+            Ok(()) => {}
+            Err(TrySendError::Full(request)) => {
+                tracing::error!(?request, "deploying is {WORDS} requests behind; this one is lost");
+            }
+            Err(TrySendError::Disconnected(_)) => tracing::error!("the thread of deploying has ended"),
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        self.flood.is_over.store(true, Relaxed);
+        // Only to wake it.
+        let _ = self.requests.try_send(Request::Tick);
+    }
+}
+
+struct Shell {
+    deployer: Deployer,
+    workshop: Arc<Workshop>,
+    /// For what the compiler has to say.
+    requests: SyncSender<Request>,
+    actions: mpsc::Sender<Action>,
+    flood: Arc<Flood>,
+    started: Instant,
+    /// When orders that were dropped are asked for again.
+    fetch_at: Option<Instant>,
+}
+
+impl Shell {
+    fn run(mut self, received: &Receiver<Request>) {
+        let mut ticked = Instant::now();
+        let mut is_synced = time::clock_synced();
+        let mut actions = Vec::new();
+        loop {
+            let request = match received.recv_timeout(TICK.saturating_sub(ticked.elapsed())) {
+                Ok(request) => Some(request),
+                Err(RecvTimeoutError::Timeout) => None,
+                Err(RecvTimeoutError::Disconnected) => return,
+            };
+            if self.flood.is_over.load(Relaxed) {
+                return;
+            }
+            if matches!(request, Some(Request::Message { .. })) {
+                self.flood.waiting.fetch_sub(1, Relaxed);
+            }
+            let is_tick = ticked.elapsed() >= TICK;
+            if is_tick {
+                ticked = Instant::now();
+                is_synced = time::clock_synced();
+            }
+            let now = Now { since_start: self.started.elapsed(), unix_ms: time::now_ms(), is_synced };
+            for request in request.into_iter().chain(is_tick.then_some(Request::Tick)) {
+                self.deployer.handle(request, now, &mut actions);
+            }
+            self.ask_again(&mut actions);
+            for action in actions.drain(..) {
+                if let Some(action) = self.carry_out(action)
+                    && self.actions.blocking_send(action).is_err()
+                {
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Pieces that a flood took are missed by whoever waits for them; orders are missed by nobody.
+    fn ask_again(&mut self, actions: &mut Vec<Action>) {
+        if self.flood.has_dropped.swap(false, Relaxed) && self.fetch_at.is_none() {
+            tracing::warn!(
+                "messages of deploying come faster than they can be looked at; some were dropped and are fetched again"
+            );
+            self.fetch_at = Some(Instant::now() + FETCH_AFTER_FLOOD);
+        }
+        if self.fetch_at.is_some_and(|at| Instant::now() >= at) {
+            self.fetch_at = None;
+            actions.push(Action::FetchOrders);
+        }
+    }
+
+    /// What is left is for the daemon.
+    fn carry_out(&self, action: Action) -> Option<Action> {
+        match action {
+            Action::Compile { function, edition, digest, wasm, class } => {
+                let (workshop, requests) = (Arc::clone(&self.workshop), self.requests.clone());
+                let name = Arc::clone(&function);
+                let work = move || {
+                    let result = match workshop.cached(&digest, class) {
+                        Some(code) => Ok(code),
+                        None => workshop.compile(&digest, &wasm, class),
+                    };
+                    // Nobody waits for it when the daemon ends.
+                    let _ = requests.try_send(Request::Compiled { function, edition, result });
+                };
+                if let Err(error) = std::thread::Builder::new().name("compile".into()).spawn(work) {
+                    let result = Err(CompileFailed::Run(error));
+                    let _ = self.requests.try_send(Request::Compiled { function: name, edition, result });
+                }
+                None
+            }
+            Action::Keep { digests } => {
+                self.workshop.cache.keep(&digests);
+                None
+            }
+            action => Some(action),
+        }
+    }
+}

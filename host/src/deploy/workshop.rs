@@ -1,0 +1,34 @@
+//! Where modules become code that workers load: the cache of this host, else the compiler.
+
+use bytes::Bytes;
+
+use super::cache::Cache;
+use super::compiler::{CompileFailed, Compiler};
+use crate::message::Digest;
+use crate::sandbox::Class;
+
+pub trait Compile {
+    fn cached(&self, digest: &Digest, class: Class) -> Option<Bytes>;
+
+    /// Takes long.
+    fn compile(&self, digest: &Digest, wasm: &[u8], class: Class) -> Result<Bytes, CompileFailed>;
+}
+
+pub struct Workshop {
+    pub cache: Cache,
+    pub compiler: Compiler,
+}
+
+impl Compile for Workshop {
+    fn cached(&self, digest: &Digest, class: Class) -> Option<Bytes> {
+        self.cache.load(digest, class)
+    }
+
+    fn compile(&self, digest: &Digest, wasm: &[u8], class: Class) -> Result<Bytes, CompileFailed> {
+        let code = self.compiler.compile(wasm, class)?;
+        if let Err(error) = self.cache.store(digest, class, &code) {
+            tracing::warn!(error = %anyhow::Error::from(error), "compiled code is not kept; it is compiled again at the next start");
+        }
+        Ok(code)
+    }
+}
