@@ -266,6 +266,18 @@ fn a_serial_that_is_not_higher_is_refused_before_anything_is_sent() {
 }
 
 #[test]
+fn a_push_that_was_over_a_limit_is_mended_under_its_serial() {
+    let office = Office::open();
+    office.edit("version", "serial = 7\nversion");
+    let _board = office.board("pump-3", Manner::RefusesFirst("over-limit", "too much time"));
+    let (code, answer) = office.push(&["--node", "pump-3"]);
+    assert_eq!((code, &answer["nodes"][0]["reason"]), (Some(1), &json!("over-limit")), "{answer}");
+    office.edit("timeout_ms = 10_000", "timeout_ms = 5_000");
+    let (code, answer) = office.push(&["--node", "pump-3"]);
+    assert_eq!((code, &answer["serial"]), (Some(0), &json!(7)), "{answer}");
+}
+
+#[test]
 fn a_dry_run_shows_topics_limits_and_permissions_and_changes_nothing() {
     let office = Office::open();
     let board = office.board("pump-3", Manner::Obeys);

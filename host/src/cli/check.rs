@@ -51,7 +51,8 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
             });
         }
     }
-    if functions.is_empty() && !problems.has_errors() {
+    // With a key to trust, functions can be pushed.
+    if functions.is_empty() && config.deploy.keys.is_empty() && !problems.has_errors() {
         let misfit = Misfit::new("no function, so nothing would run").mend("list the folders of functions");
         let problem = Problem::error(Location::whole(args.config.path()), "functions.paths", misfit);
         problems.push(Problem { severity: Severity::Warning, ..problem });

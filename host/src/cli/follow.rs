@@ -14,6 +14,7 @@ use super::printable;
 use super::talk::Talk;
 use crate::deploy::reason::Reason;
 use crate::deploy::report::{Progress, Report, State};
+use crate::deploy::topics::KEYS;
 
 /// A refusal that names no serial is perhaps of somebody else's order, and an old one perhaps not the last word: if ours is
 /// on its way, its own report comes soon.
@@ -194,9 +195,11 @@ fn shown(outcome: &Outcome, talk: &Talk) -> String {
     match &outcome.fates[..] {
         [] => format!("no board of {} has said anything yet", talk.target),
         [fate] => {
-            let progress = talk.boards.report(&fate.node, &talk.function).and_then(|report| report.progress);
+            let report = talk.boards.report(&fate.node, &talk.function);
+            // While it waits, its report is of the order before.
+            let report = report.filter(|report| !fate.ok && report.state.as_str() == fate.state);
             let mut line = format!("{} {}", fate.node, fate.state);
-            if let Some(progress) = progress.filter(|_| !fate.ok) {
+            if let Some(progress) = report.and_then(|report| report.progress) {
                 let _ = write!(line, ", {}", progress_text(progress));
             }
             line
@@ -231,17 +234,19 @@ pub fn why(reason: Option<Reason>, error: Option<&str>) -> String {
 pub fn lines(outcome: &Outcome, talk: &Talk) -> Vec<String> {
     let line = |fate: &Fate| {
         let serves = match &fate.active {
-            Value::Null => "serves nothing".into(),
+            // Keys serve no messages.
+            _ if *talk.function == *KEYS => String::new(),
+            Value::Null => ", serves nothing".into(),
             active => {
                 let version = printable(active["version"].as_str().unwrap_or_default());
-                format!("serves {version} (serial {})", active["serial"])
+                format!(", serves {version} (serial {})", active["serial"])
             }
         };
         let why = match why(fate.reason, fate.error.as_deref()) {
             why if why.is_empty() => why,
             why => format!(": {why}"),
         };
-        format!("{:<11} {} on {}, {serves}{why}", fate.state, talk.function, fate.node)
+        format!("{:<11} {} on {}{serves}{why}", fate.state, talk.function, fate.node)
     };
     let mut lines: Vec<String> = match outcome.fates.len() {
         0 => vec![format!("waiting     no board of {} has said anything", talk.target)],

@@ -99,9 +99,12 @@ fn print(out: &mut impl Write, boards: &Shown<'_>) -> io::Result<()> {
         }
         for (function, report) in &board.reports {
             let active = report.active.as_ref().map(|active| &active.version);
-            let why = match follow::why(report.reason, report.error.as_deref()) {
-                why if why.is_empty() => report.progress.filter(|_| !report.state.is_final()).map(progress_text),
-                why => Some(why),
+            let why = match (follow::why(report.reason, report.error.as_deref()), &report.keys) {
+                (why, Some(keys)) if why.is_empty() => {
+                    Some(keys.iter().map(|key| printable(&key.name)).collect::<Vec<_>>().join(", "))
+                }
+                (why, _) if why.is_empty() => report.progress.filter(|_| !report.state.is_final()).map(progress_text),
+                (why, _) => Some(why),
             };
             rows.push([
                 name.to_string(),

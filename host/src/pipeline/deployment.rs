@@ -394,7 +394,7 @@ impl Pipeline {
 
     /// Calls back all jobs of a function.
     fn drain(&mut self, number: usize, now: Instant, now_ms: u64) {
-        let mut drain = Recall::default();
+        let mut drain = self.functions[number].drain.take().unwrap_or_default();
         let keys: Vec<super::Key> = self.recalls.keys().filter(|key| key.0 == number).cloned().collect();
         for key in keys {
             drain.absorb(self.recalls.remove(&key).unwrap_or_default());

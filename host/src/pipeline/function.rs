@@ -71,9 +71,10 @@ impl Edition {
         }
     }
 
-    /// Whether the two order their messages, and place their jobs, in the same way.
+    /// Whether the two order their messages, place their jobs and wait for state in the same way. Between versions with
+    /// state and without, one that needs not wait would overtake one that does.
     pub fn has_keys_of(&self, other: &Self) -> bool {
-        (self.manifest.state == StateScope::Function) == (other.manifest.state == StateScope::Function)
+        self.manifest.state == other.manifest.state
     }
 }
 

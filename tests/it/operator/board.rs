@@ -21,6 +21,8 @@ use crate::harness::wire::{self, Hello, Publish};
 pub enum Manner {
     Obeys,
     Refuses(&'static str, &'static str),
+    /// The same, and obeys the orders after it.
+    RefusesFirst(&'static str, &'static str),
     RollsBack,
     /// Leaves it on trial.
     Shadows,
@@ -153,16 +155,20 @@ impl Play {
                 return self.report(function, report);
             }
         };
-        {
+        let is_first = {
             let mut seen = self.seen.lock().expect("the test has not panicked");
             if seen.orders.contains(&order) {
                 return;
             }
             seen.orders.push(order.clone());
-        }
+            seen.orders.len() == 1
+        };
         match (self.manner, &order.change) {
             (Manner::Silent, _) => {}
             (Manner::Refuses(reason, error), _) => {
+                self.progress(&order, json!({ "state": "rejected", "reason": reason, "error": error }));
+            }
+            (Manner::RefusesFirst(reason, error), _) if is_first => {
                 self.progress(&order, json!({ "state": "rejected", "reason": reason, "error": error }));
             }
             (_, Change::Install(install)) => {
