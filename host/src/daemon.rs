@@ -169,7 +169,7 @@ impl Daemon {
             let now = Instant::now();
             let now_ms = time::now_ms();
             let taken = from_broker.len() - left_over;
-            while let Some(event) = self.pipeline.pool().next() {
+            while let Some(event) = self.pipeline.pool().next_event() {
                 self.pipeline.worker_event(event, now, now_ms);
             }
             while !self.pipeline.is_full()

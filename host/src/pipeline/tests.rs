@@ -285,7 +285,7 @@ impl Spine {
     /// Takes what the workers say next. `false` if they say nothing for a while.
     async fn hear(&mut self, patience: Duration) -> bool {
         let heard = tokio::time::timeout(patience, self.pipeline.pool().ready()).await.is_ok();
-        while let Some(event) = self.pipeline.pool().next() {
+        while let Some(event) = self.pipeline.pool().next_event() {
             self.pipeline.worker_event(event, self.now, 0);
         }
         heard

@@ -320,7 +320,7 @@ impl Pool {
         }
     }
 
-    /// Waits until a worker said something, which [`Pool::next`] then tells.
+    /// Waits until a worker said something, which [`Pool::next_event`] then tells.
     pub async fn ready(&self) {
         while self.events.is_empty() && self.queue.frames.borrow().is_empty() {
             self.queue.ready.notified().await;
@@ -328,7 +328,7 @@ impl Pool {
     }
 
     /// One at a time: what is done about one decides what a recall finds of the others.
-    pub fn next(&mut self) -> Option<Event> {
+    pub fn next_event(&mut self) -> Option<Event> {
         while self.events.is_empty() {
             let (worker, life, said) = self.queue.frames.borrow_mut().pop_front()?;
             self.take(worker, life, said);

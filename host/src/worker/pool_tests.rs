@@ -51,7 +51,7 @@ fn check<F: Future<Output = ()>>(test: impl FnOnce() -> F) {
 /// Waits for events and takes all that are there.
 async fn hear(pool: &mut Pool, into: &mut VecDeque<Event>) {
     pool.ready().await;
-    while let Some(event) = pool.next() {
+    while let Some(event) = pool.next_event() {
         // What is loaded without an error is of interest to one test alone.
         if !matches!(event, Event::Loaded { error: None, .. }) {
             into.push_back(event);
