@@ -19,6 +19,7 @@ pub struct Subscriptions {
     /// By function: all that is subscribed for it, in the order in which it serves.
     serving: BTreeMap<Arc<str>, Vec<TopicFilter>>,
     wanted: BTreeMap<Arc<str>, Vec<TopicFilter>>,
+    had_session: bool,
     /// What the session has, as far as we know.
     held: BTreeSet<TopicFilter>,
     /// The broker was asked to drop it and has not answered.
@@ -40,8 +41,8 @@ impl Subscriptions {
         let parse = |filters: Vec<String>| filters.iter().filter_map(|filter| filter.parse().ok()).collect();
         let serving: BTreeMap<Arc<str>, Vec<TopicFilter>> =
             saved.into_iter().map(|(function, filters)| (function.into(), parse(filters))).collect();
-        let held = serving.values().flatten().cloned().collect();
-        Self { share_group, serving, held, ..Self::default() }
+        let held: BTreeSet<TopicFilter> = serving.values().flatten().cloned().collect();
+        Self { share_group, had_session: !held.is_empty(), serving, held, ..Self::default() }
     }
 
     pub fn save(&self) -> Bytes {
@@ -53,9 +54,9 @@ impl Subscriptions {
         serde_json::to_vec(&serving).expect("only strings").into()
     }
 
-    /// The session holds nothing yet, or nothing any more.
-    pub fn is_empty(&self) -> bool {
-        self.held.is_empty()
+    /// Whether the broker has been asked for something before, in this process or an earlier one.
+    pub fn had_session(&self) -> bool {
+        self.had_session
     }
 
     /// The filter as the broker knows it: shared with other hosts, or not.
@@ -107,6 +108,7 @@ impl Subscriptions {
 
     /// All that the session is to hold; asking for it again does no harm.
     pub fn all(&mut self) -> Vec<TopicFilter> {
+        self.had_session = true;
         self.held = self.serving.values().flatten().cloned().collect();
         self.held.iter().cloned().collect()
     }
@@ -208,8 +210,9 @@ mod tests {
         want(&mut subscriptions, &[("f", &["a/+"])]);
         want(&mut subscriptions, &[("f", &["a/#"])]);
         subscriptions.session_lost();
-        assert!(subscriptions.is_empty());
+        assert!(!subscriptions.had_session());
         assert_eq!(subscriptions.all(), filters(&["a/#"]));
+        assert!(subscriptions.had_session());
     }
 
     #[test]

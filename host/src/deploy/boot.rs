@@ -38,8 +38,22 @@ impl Deployer {
                     starts.push(Start { edition, installed, trial: None });
                 }
                 Err(refusal) => {
-                    tracing::error!(function = &**name, %refusal, "the function cannot run");
+                    tracing::error!(
+                        function = &**name,
+                        %refusal,
+                        "the function cannot run: its messages become dead letters, to be replayed when it can"
+                    );
                     function.trouble = Some(refusal);
+                    // Without code no worker can load it. Were it left out, its messages would be nobody's, and lost.
+                    if let Ok(manifest) = self.manifest(&active) {
+                        let installed = Installed {
+                            manifest: manifest.into(),
+                            digest: active.digest,
+                            code: Bytes::new(),
+                            from_cache: false,
+                        };
+                        starts.push(Start { edition, installed, trial: None });
+                    }
                 }
             }
         }
