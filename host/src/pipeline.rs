@@ -6,6 +6,9 @@
 //!                 └──────────────┴─────────────────┴─▶ acknowledge in turn
 //! ```
 //!
+//! This file is the way of a message. What stands beside it: [`unit`] is a message on its way, [`window`] what is not
+//! acknowledged, [`recording`] the commit, [`waiting`] retries and timers, [`deployment`] how versions of a function change.
+//!
 //! One thread, no locks: broker, workers and store each queue events, the loop takes them in turn, and everything that
 //! came of one turn is sent in one batch. Nothing here waits for a disk, a socket or a function.
 
@@ -15,38 +18,37 @@ mod parking;
 mod quarantine;
 mod recall;
 mod record;
+mod recording;
+mod shadow;
 mod trial;
+mod unit;
+mod waiting;
 mod window;
 
 use std::collections::{HashMap, VecDeque};
-use std::hash::{Hash as _, Hasher as _};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use siphasher::sip::SipHasher13;
-
-use crate::forward::HOPS;
-use crate::manifest::StateScope;
-use crate::message::{Failure, FailureCode, LogLine, Message, Outcome, Scope, StateWrite, Usage, Verdict};
+use crate::message::{Failure, FailureCode, LogLine, Message, Outcome, Scope, Usage, Verdict};
 use crate::mqtt::{AckToken, Delivery};
 use crate::router::{self, BadTopic, Route, Router};
-use crate::store::{self, Commit, DeadLetter, Fingerprint, Parked};
-use crate::telemetry::{Metrics, OutputKind};
+use crate::store::{self, Commit};
+use crate::telemetry::Metrics;
 use crate::worker::pool::{self, Pool, StateRequest};
 use crate::worker::protocol::{Job, JobScope};
 pub use deployment::{Deployment, Event as Deployed};
 use function::Edition;
 pub use function::Function;
-use parking::{Key, Parking, Ticket};
+use parking::{Key, Parking};
+use quarantine::Change;
 pub use quarantine::Settings as QuarantineSettings;
-use quarantine::{Change, Quarantine};
 use recall::Recall;
 use record::Folding;
 pub use record::Origin;
 use trial::Said;
 pub use trial::{Difference, Tally};
+use unit::{From, Unit, fingerprint, hops, key_of, message_id, token, untoken};
 pub use window::memory as window_memory;
 use window::{Seen, UnitId, Window};
 
@@ -66,44 +68,6 @@ pub struct Settings {
     pub quarantine: quarantine::Settings,
 }
 
-/// A message on its way, until everything it caused is committed.
-struct Unit {
-    /// Counts up.
-    arrival: u64,
-    message: Message,
-    hops: u32,
-    from: From,
-    /// The same message once more, by the publisher's id or on another connection: acknowledged together with this one.
-    copies: Vec<(u64, Fingerprint)>,
-    jobs_left: usize,
-    /// It is committed after those of its topic that came before.
-    in_line: bool,
-    /// What a version and its shadow made of it.
-    compared: Option<Box<[Option<Said>; 2]>>,
-    commit: Commit,
-    /// Jobs that the commit parks.
-    tickets: Vec<Ticket>,
-    message_id: Option<Box<str>>,
-}
-
-#[derive(Clone)]
-enum From {
-    /// A QoS 1 delivery, with its place in the window.
-    Broker {
-        place: u64,
-        fingerprint: Fingerprint,
-    },
-    /// A QoS 0 delivery: nothing to acknowledge.
-    Unacknowledged,
-    Tick {
-        function: usize,
-    },
-    /// It waited in the store under this number.
-    Parked {
-        key: Key,
-    },
-}
-
 /// What a turn of the loop wants done by those who may do it.
 #[derive(Debug, Default)]
 pub struct Turn {
@@ -115,15 +79,6 @@ pub struct Turn {
     pub deployed: Vec<(Arc<str>, u32, Deployed)>,
     /// Other topics are wanted than before: the router must be made anew.
     pub routes_changed: bool,
-}
-
-/// Packed into a job's id: the unit and the function.
-fn token(unit: UnitId, function: usize) -> u64 {
-    (unit as u64) << 16 | function as u64
-}
-
-const fn untoken(token: u64) -> (UnitId, usize) {
-    ((token >> 16) as usize, (token & 0xffff) as usize)
 }
 
 /// Payload bytes under way above which nothing more is taken from the broker.
@@ -271,32 +226,6 @@ impl Pipeline {
         self.unpark(recovered.parked, now, now_ms);
     }
 
-    /// Jobs that the store holds: from before a restart, or put back by a person.
-    pub fn unpark(&mut self, parked: Vec<Parked>, now: Instant, now_ms: u64) {
-        for Parked { id, function, message, due_ms } in parked {
-            let found = self.functions.iter().enumerate().find(|(_, it)| it.name == function);
-            let Some((number, serving)) = found.and_then(|(number, it)| Some((number, it.serving()?))) else {
-                let failure =
-                    Failure { code: FailureCode::Removed, detail: format!("{function} is not installed any more") };
-                let dead_letter = DeadLetter {
-                    function,
-                    version: "".into(),
-                    message,
-                    failure,
-                    usage: Usage::default(),
-                    at_ms: now_ms,
-                };
-                self.metrics.dead_letter(None, FailureCode::Removed);
-                self.batch.push(Commit { dead_letters: vec![dead_letter], unpark: vec![id], ..Commit::default() });
-                continue;
-            };
-            // The wall clock may have jumped while the board was off: never wait longer than a retry may.
-            let wait = Duration::from_millis(due_ms.saturating_sub(now_ms)).min(self.settings.retry_max_delay);
-            let key = key_of(number, serving.manifest.state, &message);
-            self.parking.restore(key, id, message, now + wait);
-        }
-    }
-
     // ---- delivered ----
 
     pub fn deliver(&mut self, delivery: Delivery, now: Instant, now_ms: u64) {
@@ -380,16 +309,6 @@ impl Pipeline {
                 self.settle_without_effect(&From::Broker { place, fingerprint });
             }
         }
-    }
-
-    /// A version that runs as a shadow gets what the active one gets, after it.
-    fn add_shadows(&self, functions: &mut Vec<usize>, topic: &str) -> Option<Box<[Option<Said>; 2]>> {
-        let shadows = functions.iter().filter_map(|number| self.functions[*number].shadow);
-        let wants = |number: &usize| self.functions[*number].serving().is_some_and(|it| it.wants(topic));
-        let shadows: Vec<usize> = shadows.filter(wants).collect();
-        functions.extend(&shadows);
-        // Two of them on one message: the outcomes of neither are compared.
-        (shadows.len() == 1).then(Box::default)
     }
 
     fn message(&self, delivery: Delivery, route: &Route, now_ms: u64) -> Message {
@@ -667,112 +586,6 @@ impl Pipeline {
         }
     }
 
-    /// What a shadow made of a message has no effect but on its own state, and is held against what the active version did.
-    fn settle_shadow(
-        &mut self,
-        id: UnitId,
-        number: usize,
-        edition: &Edition,
-        outcome: Outcome,
-        now: Instant,
-        now_ms: u64,
-    ) {
-        let said = Said::of(&outcome.verdict);
-        let failure = match outcome.verdict {
-            Verdict::Failed(failure) if failure.code.is_misbehaviour() => Some(failure),
-            _ => None,
-        };
-        self.keep_state(id, number, edition, outcome.writes);
-        if let Some(candidate) = &mut self.functions[number].candidate {
-            candidate.ran(failure.as_ref(), true);
-        }
-        self.compare(id, number, Some(said), now, now_ms);
-        self.finish_job(id);
-    }
-
-    /// Once both a version and its shadow have run a message.
-    fn compare(&mut self, id: UnitId, number: usize, said: Option<Said>, now: Instant, now_ms: u64) {
-        let (Some(said), Some(Some(unit))) = (said, self.units.get_mut(id)) else { return };
-        let Some(compared) = &mut unit.compared else { return };
-        let main = self.functions[number].shadow_of;
-        compared[usize::from(main.is_some())] = Some(said);
-        let [Some(active), Some(shadow)] = &**compared else { return };
-        let Some(number) = main.map(|_| number).or(self.functions[number].shadow) else { return };
-        if let Some(candidate) = &mut self.functions[number].candidate {
-            candidate.compare(&unit.message.topic, active, shadow);
-        }
-        self.judge(number, None, now, now_ms);
-    }
-
-    /// Keeps what a run that succeeded returned.
-    fn keep(
-        &mut self,
-        id: UnitId,
-        number: usize,
-        edition: &Edition,
-        recorded: record::Recorded,
-        writes: Vec<StateWrite>,
-    ) {
-        let Some(Some(unit)) = self.units.get_mut(id) else { return };
-        let function = &mut self.functions[number];
-        for (kind, count) in [
-            (OutputKind::Alert, recorded.alerts),
-            (OutputKind::Forward, recorded.forwards),
-            (OutputKind::Publish, recorded.publishes),
-        ] {
-            (0..count).for_each(|_| function.metrics.emitted(kind));
-        }
-        function.metrics.folded_alerts.add(recorded.folded.into());
-        if recorded.without_upstream > 0 {
-            self.metrics.dropped("no-upstream", recorded.without_upstream.into());
-            if !std::mem::replace(&mut function.warned_without_upstream, true) {
-                tracing::warn!(
-                    function = &*function.name,
-                    "outputs for upstream are dropped: the configuration has no [upstream]"
-                );
-            }
-        }
-        unit.commit.records.extend(recorded.records);
-        self.keep_state(id, number, edition, writes);
-    }
-
-    fn keep_state(&mut self, id: UnitId, number: usize, edition: &Edition, writes: Vec<StateWrite>) {
-        let Some(Some(unit)) = self.units.get_mut(id) else { return };
-        // A function without state has none to write, whatever a worker says: its runs have no order that writes could have.
-        if writes.is_empty() || edition.manifest.state == StateScope::None {
-            return;
-        }
-        let topic = (edition.manifest.state == StateScope::Topic).then(|| Arc::clone(&unit.message.topic));
-        let scope = Scope { function: Arc::clone(&self.functions[number].name), topic };
-        // Where nobody waits and this is the last job, the unit is sent at once.
-        if unit.jobs_left > 1 || unit.in_line || !self.unsent_writes.is_empty() {
-            self.unsent_writes.entry(scope.clone()).or_default().push_back(id);
-        }
-        unit.commit.state.push((scope, writes));
-    }
-
-    /// Makes the message a dead letter of this function. `version`: the one that ran it, if any did.
-    fn fail(&mut self, id: UnitId, number: usize, version: &str, failure: Failure, usage: Usage, now_ms: u64) {
-        let Some(Some(unit)) = self.units.get_mut(id) else { return };
-        let function = &self.functions[number];
-        self.metrics.dead_letter(Some(&function.metrics), failure.code);
-        tracing::debug!(
-            function = &*function.name,
-            topic = &*unit.message.topic,
-            reason = failure.code.as_str(),
-            detail = failure.detail,
-            "dead letter"
-        );
-        unit.commit.dead_letters.push(DeadLetter {
-            function: Arc::clone(&function.name),
-            version: version.into(),
-            message: unit.message.clone(),
-            failure,
-            usage,
-            at_ms: now_ms,
-        });
-    }
-
     fn quarantine_changed(&mut self, number: usize, change: Change) {
         let function = &self.functions[number];
         let name = &*function.name;
@@ -805,268 +618,6 @@ impl Pipeline {
         }
         if dropped > 0 {
             self.metrics.dropped("log-lines", dropped.into());
-        }
-    }
-
-    // ---- waiting for another run ----
-
-    fn park_for_retry(
-        &mut self,
-        id: UnitId,
-        number: usize,
-        edition: &Edition,
-        wait: Duration,
-        now: Instant,
-        now_ms: u64,
-    ) {
-        let Some(unit) = self.units[id].as_ref() else { return };
-        let mut message = unit.message.clone();
-        message.attempt += 1;
-        let due = now + wait;
-        let place = unit.commit.unpark.first().copied().unwrap_or(0);
-        let ticket = match &unit.from {
-            From::Parked { key, .. } => {
-                let key = key.clone();
-                self.parking.finished(&key);
-                self.parking.park_again(key, place, message.clone(), due)
-            }
-            _ => {
-                let key = key_of(number, edition.manifest.state, &unit.message);
-                let ticket = self.parking.park(key.clone(), message.clone(), Some(due));
-                self.recall_key(&key, edition, router::hash(&message.topic));
-                ticket
-            }
-        };
-        let due_ms = now_ms + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
-        self.add_parked(id, number, place, message, due_ms, ticket);
-    }
-
-    /// The message waits behind one of its key that is to be run again.
-    fn park_behind(&mut self, id: UnitId, function: usize, key: Key, now_ms: u64) {
-        let Some(unit) = self.units[id].as_ref() else { return };
-        let message = unit.message.clone();
-        if self.parking.bytes() > self.settings.parked_max_bytes {
-            let detail = "too much waits for a retry already (store.parked_max_bytes)".to_owned();
-            let failure = Failure { code: FailureCode::RetriesExhausted, detail };
-            self.fail(id, function, "", failure, Usage::default(), now_ms);
-            return;
-        }
-        let ticket = self.parking.park(key, message.clone(), None);
-        self.add_parked(id, function, 0, message, 0, ticket);
-    }
-
-    fn add_parked(&mut self, id: UnitId, function: usize, place: u64, message: Message, due_ms: u64, ticket: Ticket) {
-        let function = Arc::clone(&self.functions[function].name);
-        if let Some(Some(unit)) = self.units.get_mut(id) {
-            unit.commit.park.push(Parked { id: place, function, message, due_ms });
-            unit.tickets.push(ticket);
-        }
-    }
-
-    /// Starts what is due: parked jobs and timers.
-    pub fn start_due(&mut self, now: Instant, now_ms: u64) {
-        let mut due = Vec::new();
-        self.parking.start_due(now, |key, id, message| due.push((key.clone(), id, message.clone())));
-        for (key, parked, message) in due {
-            let function = key.0;
-            let hops = message.property(HOPS).and_then(|hops| hops.parse().ok()).unwrap_or(0);
-            let commit = Commit { unpark: vec![parked], ..Commit::default() };
-            let from = From::Parked { key };
-            let unit = self.insert(Unit::new(message, hops, from, 1, commit));
-            self.start(unit, function, now, now_ms);
-        }
-        for number in 0..self.functions.len() {
-            let function = &mut self.functions[number];
-            let every = function.serving().and_then(|edition| edition.manifest.every);
-            let (Some(every), Some(at)) = (every, function.next_tick) else { continue };
-            if at > now {
-                continue;
-            }
-            // A tick that was missed because the board slept, or the last one is still running, is not made up for.
-            function.next_tick = Some(if at + every > now { at + every } else { now + every });
-            // A paused function is not woken; when the pause is over, a tick probes it as well as a message.
-            if function.quarantine.is_closed(now) || std::mem::replace(&mut function.tick_under_way, true) {
-                continue;
-            }
-            let message = Message {
-                topic: format!("$timer/{}", function.name).into(),
-                payload: Bytes::new(),
-                content_type: None,
-                properties: Vec::new(),
-                received_at_ms: now_ms,
-                clock_synced: self.clock_synced,
-                attempt: 1,
-            };
-            let from = From::Tick { function: number };
-            let mut functions = vec![number];
-            let compared = self.add_shadows(&mut functions, &message.topic);
-            let unit = Unit::new(message, 0, from, functions.len(), Commit::default());
-            let unit = self.insert(Unit { compared, ..unit });
-            for function in functions {
-                self.start(unit, function, now, now_ms);
-            }
-        }
-        self.judge_due(now, now_ms);
-    }
-
-    pub fn next_due(&self) -> Option<Instant> {
-        let ticks = self.functions.iter().filter_map(|function| function.next_tick);
-        let trials = self.functions.iter().filter_map(|function| function.candidate.as_ref()?.until());
-        ticks.chain(trials).chain(self.parking.next_due()).min()
-    }
-
-    // ---- state ----
-
-    /// Reads a scope's state from the store, once all that is known about it has been sent there.
-    fn load_state(&mut self, request: StateRequest, scope: Scope) {
-        if self.unsent_writes.contains_key(&scope) {
-            self.postponed_loads.push((request, scope));
-            return;
-        }
-        self.read_state(request, scope);
-    }
-
-    fn read_state(&mut self, request: StateRequest, scope: Scope) {
-        // What this turn has gathered may hold writes to the same scope: it goes first.
-        self.send_batch();
-        self.next_load += 1;
-        self.loads.insert(self.next_load, (request, deployment::state_to_begin_with(&scope)));
-        self.turn.requests.push(store::Request::LoadState { token: self.next_load, scope });
-    }
-
-    pub fn state_loaded(&mut self, token: u64, entries: Vec<(Box<str>, Bytes)>) {
-        match self.loads.remove(&token) {
-            // Without what the active version made of the very message that the shadow is to run.
-            Some((request, Some(scope))) if entries.is_empty() => self.read_state(request, scope),
-            Some((request, _)) => self.pool.provide_state(request, entries),
-            None => {}
-        }
-    }
-
-    // ---- recorded ----
-
-    /// One function is done with the unit; the last one sends it to be committed.
-    fn finish_job(&mut self, id: UnitId) {
-        let Some(Some(unit)) = self.units.get_mut(id) else { return };
-        unit.jobs_left -= 1;
-        if unit.jobs_left > 0 {
-            return;
-        }
-        if let From::Parked { key, .. } = &unit.from {
-            let key = key.clone();
-            // One that asked for another run has taken its own place in front already.
-            if unit.commit.park.is_empty() {
-                self.parking.finished(&key);
-            }
-            self.parking.unblock(&key);
-        }
-        let Some(Some(unit)) = self.units.get_mut(id) else { return };
-        if let From::Tick { function } = unit.from {
-            self.functions[function].tick_under_way = false;
-        }
-        let counted = matches!(unit.from, From::Broker { .. } | From::Unacknowledged);
-        if !unit.commit.dead_letters.is_empty() {
-            self.metrics.dead_lettered.inc();
-        } else if counted {
-            self.metrics.recorded.inc();
-        }
-        self.send(id);
-        if !self.postponed_loads.is_empty() {
-            for (request, scope) in std::mem::take(&mut self.postponed_loads) {
-                self.load_state(request, scope);
-            }
-        }
-    }
-
-    /// Sends a finished unit to be committed, and then those that waited for it. It waits itself while an earlier run's
-    /// writes to the same state are not sent: the later ones hold them already, and would be overwritten by them.
-    fn send(&mut self, id: UnitId) {
-        let mut finished = vec![id];
-        while let Some(id) = finished.pop() {
-            let Some(Some(unit)) = self.units.get_mut(id) else { continue };
-            let waits = |(scope, _): &(Scope, _)| self.unsent_writes.get(scope).is_some_and(|it| it[0] != id);
-            if unit.jobs_left > 0 || unit.commit.state.iter().any(waits) {
-                continue;
-            }
-            if unit.in_line
-                && let Some(line) = self.unsent_of_topic.get_mut(&unit.message.topic)
-            {
-                if line.front() != Some(&id) {
-                    continue;
-                }
-                line.pop_front();
-                match line.front() {
-                    Some(next) if finished.contains(next) => {}
-                    Some(next) => finished.push(*next),
-                    None => drop(self.unsent_of_topic.remove(&unit.message.topic)),
-                }
-            }
-            let commit = std::mem::take(&mut unit.commit);
-            self.parking.committing(std::mem::take(&mut unit.tickets));
-            for (scope, _) in &commit.state {
-                let Some(queue) = self.unsent_writes.get_mut(scope) else { continue };
-                queue.pop_front();
-                match queue.front() {
-                    Some(next) if finished.contains(next) => {}
-                    Some(next) => finished.push(*next),
-                    None => drop(self.unsent_writes.remove(scope)),
-                }
-            }
-            if has_effect(&commit) {
-                self.batch.push(commit);
-                self.batch_units.push(id);
-            } else if let Some(unit) = self.remove(id) {
-                self.settle_without_effect(&unit.from);
-                for (place, fingerprint) in unit.copies {
-                    self.settle_without_effect(&From::Broker { place, fingerprint });
-                }
-            }
-        }
-    }
-
-    /// Nothing came of it, so there is nothing to make durable: it is done. Its fingerprint is written with the next
-    /// commit, so that it is not run again after one that came later.
-    fn settle_without_effect(&mut self, from: &From) {
-        if let From::Broker { place, fingerprint } = *from {
-            self.window.done(place, fingerprint);
-            self.batch.push(Commit { delivery: Some(fingerprint), ..Commit::default() });
-        }
-    }
-
-    fn send_batch(&mut self) {
-        // Fingerprints alone wait for company; the store's window is as long as ours, so no more are worth keeping.
-        if self.batch_units.is_empty() && !self.batch.iter().any(has_effect) {
-            let excess = self.batch.len().saturating_sub(self.settings.receive_maximum.into());
-            self.batch.drain(..excess);
-            return;
-        }
-        self.sequence += 1;
-        let commits = std::mem::take(&mut self.batch);
-        self.committing.push_back((self.sequence, std::mem::take(&mut self.batch_units)));
-        self.turn.requests.push(store::Request::Commit { seq: self.sequence, commits });
-    }
-
-    /// Everything up to this batch is on disk. Returns what was stored, for the forwarders.
-    pub fn committed(&mut self, sequence: u64, parked: &[Parked], now_ms: u64) {
-        for parked in parked {
-            self.parking.numbered(parked.id);
-        }
-        while self.committing.front().is_some_and(|(number, _)| *number <= sequence) {
-            let Some((_, units)) = self.committing.pop_front() else { break };
-            for id in units {
-                let Some(unit) = self.remove(id) else { continue };
-                let first = match unit.from {
-                    From::Broker { place, fingerprint } => Some((place, fingerprint)),
-                    _ => None,
-                };
-                for (place, fingerprint) in first.into_iter().chain(unit.copies) {
-                    self.window.done(place, fingerprint);
-                }
-                if let Some(id) = unit.message_id {
-                    self.message_ids_under_way.remove(&id);
-                    self.message_ids.insert(&id, now_ms / 1000);
-                }
-            }
         }
     }
 
@@ -1119,65 +670,6 @@ impl Pipeline {
         }
         self.forget_jobs();
     }
-}
-
-impl Unit {
-    fn new(message: Message, hops: u32, from: From, jobs_left: usize, commit: Commit) -> Self {
-        Self {
-            arrival: 0,
-            message,
-            hops,
-            from,
-            copies: Vec::new(),
-            jobs_left,
-            in_line: false,
-            compared: None,
-            commit,
-            tickets: Vec::new(),
-            message_id: None,
-        }
-    }
-}
-
-/// What is run one after the other.
-fn key_of(number: usize, scope: StateScope, message: &Message) -> Key {
-    match scope {
-        StateScope::Function => (number, None),
-        StateScope::None | StateScope::Topic => (number, Some(Arc::clone(&message.topic))),
-    }
-}
-
-fn has_effect(commit: &Commit) -> bool {
-    !commit.records.is_empty()
-        || !commit.state.is_empty()
-        || !commit.dead_letters.is_empty()
-        || !commit.park.is_empty()
-        || !commit.unpark.is_empty()
-        || commit.message_id.is_some()
-}
-
-fn hops(delivery: &Delivery) -> u32 {
-    delivery.properties.iter().find(|(name, _)| name == HOPS).and_then(|(_, hops)| hops.parse().ok()).unwrap_or(0)
-}
-
-/// The publisher's id together with what it is the id of: a device that sends its own name as `id` with every reading must
-/// not lose all but the first.
-fn message_id(delivery: &Delivery) -> Option<Box<str>> {
-    let (_, id) = delivery.properties.iter().find(|(name, _)| name == ID_PROPERTY)?;
-    Some(format!("{id} {:016x}", digest(delivery)).into())
-}
-
-fn fingerprint(packet_id: u16, delivery: &Delivery) -> Fingerprint {
-    Fingerprint { packet_id, digest: digest(delivery) }
-}
-
-fn digest(delivery: &Delivery) -> u64 {
-    let mut hasher = SipHasher13::new();
-    delivery.topic.hash(&mut hasher);
-    delivery.payload.hash(&mut hasher);
-    delivery.properties.hash(&mut hasher);
-    delivery.content_type.hash(&mut hasher);
-    hasher.finish()
 }
 
 #[cfg(test)]

@@ -10,10 +10,13 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::function::{Edition, Function};
+use super::parking::Key;
+use super::quarantine::Quarantine;
 use super::recall::Recall;
 use super::trial::{Candidate, Difference, Judgement, Tally};
+use super::unit::{From, Unit, key_of, untoken};
 use super::window::UnitId;
-use super::{From, MAX_FUNCTIONS, Pipeline, Unit};
+use super::{MAX_FUNCTIONS, Pipeline};
 use crate::manifest::{Manifest, Trial, TrialMode};
 use crate::message::{Digest, Failure, FailureCode, Scope, Usage};
 use crate::router;
@@ -162,7 +165,7 @@ impl Pipeline {
     fn rekey(&mut self, number: usize) {
         if let Some(serving) = self.functions[number].serving() {
             let scope = serving.manifest.state;
-            self.parking.rekey(number, |message| super::key_of(number, scope, message));
+            self.parking.rekey(number, |message| key_of(number, scope, message));
         }
     }
 
@@ -194,7 +197,7 @@ impl Pipeline {
     /// Another version serves than a moment ago.
     fn serves_anew(&mut self, number: usize, now: Instant) {
         let function = &mut self.functions[number];
-        function.quarantine = super::Quarantine::new(self.settings.quarantine);
+        function.quarantine = Quarantine::new(self.settings.quarantine);
         if function.metrics.quarantined.get() != 0 {
             function.metrics.quarantined.set(0);
             self.turn.changed.push(number);
@@ -357,7 +360,7 @@ impl Pipeline {
         let Some(Some(unit)) = self.units.get(id) else { return };
         let function = &self.functions[number];
         let Some(other) = function.proven.as_ref().map(|edition| edition.number) else { return };
-        let key = super::key_of(number, failed.manifest.state, &unit.message);
+        let key = key_of(number, failed.manifest.state, &unit.message);
         if let Some(drain) = &mut self.functions[number].drain {
             drain.again.push((id, other));
             return;
@@ -378,7 +381,7 @@ impl Pipeline {
 
     /// The first of a key asked for another run, and is parked: what was sent behind it comes back first, so that nothing
     /// newer is put between.
-    pub(super) fn recall_key(&mut self, key: &super::Key, edition: &Edition, topic_hash: u64) {
+    pub(super) fn recall_key(&mut self, key: &Key, edition: &Edition, topic_hash: u64) {
         let number = key.0;
         if self.functions[number].drain.is_some() || self.recalls.contains_key(key) {
             return;
@@ -395,7 +398,7 @@ impl Pipeline {
     /// Calls back all jobs of a function.
     fn drain(&mut self, number: usize, now: Instant, now_ms: u64) {
         let mut drain = self.functions[number].drain.take().unwrap_or_default();
-        let keys: Vec<super::Key> = self.recalls.keys().filter(|key| key.0 == number).cloned().collect();
+        let keys: Vec<Key> = self.recalls.keys().filter(|key| key.0 == number).cloned().collect();
         for key in keys {
             drain.absorb(self.recalls.remove(&key).unwrap_or_default());
         }
@@ -412,7 +415,7 @@ impl Pipeline {
         let mut units = Vec::with_capacity(tokens.len());
         for (token, edition) in tokens {
             self.answered(number, *edition);
-            units.push(super::untoken(*token).0);
+            units.push(untoken(*token).0);
         }
         units
     }
@@ -433,7 +436,7 @@ impl Pipeline {
     }
 
     /// A job has been answered. `was_recalled`: its key had been called back before that.
-    pub(super) fn recall_answered(&mut self, key: &super::Key, was_recalled: bool, now: Instant, now_ms: u64) {
+    pub(super) fn recall_answered(&mut self, key: &Key, was_recalled: bool, now: Instant, now_ms: u64) {
         if self.functions[key.0].drain.is_some() {
             self.end_drain(key.0, now, now_ms);
         } else if let Some(recall) = self.recalls.get_mut(key).filter(|_| was_recalled) {
@@ -442,7 +445,7 @@ impl Pipeline {
         }
     }
 
-    fn end_recall(&mut self, key: &super::Key, now: Instant, now_ms: u64) {
+    fn end_recall(&mut self, key: &Key, now: Instant, now_ms: u64) {
         if self.recalls.get(key).is_some_and(|recall| recall.outstanding == 0)
             && let Some(recall) = self.recalls.remove(key)
         {

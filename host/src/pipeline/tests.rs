@@ -10,11 +10,12 @@ use tokio::task::LocalSet;
 
 use super::*;
 use crate::config::Isolate;
-use crate::manifest::{Allow, Limits, Manifest, Trial};
+use crate::forward::HOPS;
+use crate::manifest::{Allow, Limits, Manifest, StateScope, Trial};
 use crate::message::Digest;
 use crate::router::Interest;
 use crate::sandbox::guest::{INCREMENT, LIMITS, NOTHING, OPEN, code};
-use crate::store::{Record, Stream};
+use crate::store::{DeadLetter, Fingerprint, Parked, Record, Stream};
 use crate::worker::permits::Permits;
 use crate::worker::pool::Loadable;
 
