@@ -100,6 +100,21 @@ enum UpstreamEvents {
 }
 
 impl Upstream {
+    /// What happened already, without waiting.
+    fn waiting(&mut self) -> Option<UpstreamEvents> {
+        match self {
+            Self::None => None,
+            Self::Mqtt { events, .. } => {
+                let mut received = VecDeque::new();
+                events.take(&mut received);
+                (!received.is_empty()).then_some(UpstreamEvents::Mqtt(received))
+            }
+            Self::Webhook { answers, .. } => {
+                answers.try_recv().ok().map(|(token, answer)| UpstreamEvents::Webhook(token, answer))
+            }
+        }
+    }
+
     async fn receive(&mut self) -> UpstreamEvents {
         match self {
             Self::None => std::future::pending().await,
@@ -144,6 +159,7 @@ impl Daemon {
                     self.notify.stopping();
                     ending = Some(Instant::now() + DRAIN);
                 }
+                Some(()) = reload.recv() => self.reload(),
                 event = self.store_events.recv() => match event {
                     Some(event) => self.store_event(event),
                     None => anyhow::bail!("the store's thread ended"),
@@ -152,13 +168,7 @@ impl Daemon {
                 () = self.broker_events.receive(&mut from_broker), if taking && from_broker.is_empty() => {}
                 // What was left over when the pipeline was full.
                 () = std::future::ready(()), if taking && !from_broker.is_empty() => {}
-                Some(action) = self.decisions.recv() => {
-                    self.carry_out(action, Instant::now(), time::now_ms());
-                    while let Ok(action) = self.decisions.try_recv() {
-                        self.carry_out(action, Instant::now(), time::now_ms());
-                    }
-                }
-                Some(()) = reload.recv() => self.reload(),
+                Some(action) = self.decisions.recv() => self.carry_out(action, now, time::now_ms()),
                 events = self.upstream.receive() => self.upstream_events(events),
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
@@ -168,6 +178,13 @@ impl Daemon {
             }
             let now = Instant::now();
             let now_ms = time::now_ms();
+            // Under load there is always a message, and these would never have their turn.
+            while let Ok(action) = self.decisions.try_recv() {
+                self.carry_out(action, now, now_ms);
+            }
+            if let Some(events) = self.upstream.waiting() {
+                self.upstream_events(events);
+            }
             let taken = from_broker.len() - left_over;
             while let Some(event) = self.pipeline.pool().next_event() {
                 self.pipeline.worker_event(event, now, now_ms);

@@ -360,8 +360,11 @@ impl Link {
 impl Events {
     /// Moves the events that are there into `into`, without waiting.
     pub fn take(&self, into: &mut VecDeque<Event>) {
-        into.append(&mut self.shared.state.borrow_mut().events);
-        self.shared.drained.notify_one();
+        let mut state = self.shared.state.borrow_mut();
+        if !state.events.is_empty() {
+            into.append(&mut state.events);
+            self.shared.drained.notify_one();
+        }
     }
 
     /// Waits until there are events, then moves all of them into `into`.
