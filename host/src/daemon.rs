@@ -152,12 +152,7 @@ impl Daemon {
                 () = self.broker_events.receive(&mut from_broker), if taking && from_broker.is_empty() => {}
                 // What was left over when the pipeline was full.
                 () = std::future::ready(()), if taking && !from_broker.is_empty() => {}
-                Some(action) = self.decisions.recv() => {
-                    self.carry_out(action, Instant::now(), time::now_ms());
-                    while let Ok(action) = self.decisions.try_recv() {
-                        self.carry_out(action, Instant::now(), time::now_ms());
-                    }
-                }
+                Some(action) = self.decisions.recv() => self.carry_out(action, Instant::now(), time::now_ms()),
                 Some(()) = reload.recv() => self.reload(),
                 events = self.upstream.receive() => self.upstream_events(events),
                 () = tokio::time::sleep_until(wake.into()) => {}
@@ -168,6 +163,10 @@ impl Daemon {
             }
             let now = Instant::now();
             let now_ms = time::now_ms();
+            // In every turn, or a broker that always has messages would hold up every push.
+            while let Ok(action) = self.decisions.try_recv() {
+                self.carry_out(action, now, now_ms);
+            }
             let taken = from_broker.len() - left_over;
             while let Some(event) = self.pipeline.pool().next() {
                 self.pipeline.worker_event(event, now, now_ms);

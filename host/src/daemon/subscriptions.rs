@@ -21,6 +21,8 @@ pub struct Subscriptions {
     wanted: BTreeMap<Arc<str>, Vec<TopicFilter>>,
     /// What the session has, as far as we know.
     held: BTreeSet<TopicFilter>,
+    /// A session of ours has had subscriptions: what is wanted before the first connection was never held.
+    has_held: bool,
     /// The broker was asked to drop it and has not answered.
     leaving: Option<TopicFilter>,
 }
@@ -40,8 +42,8 @@ impl Subscriptions {
         let parse = |filters: Vec<String>| filters.iter().filter_map(|filter| filter.parse().ok()).collect();
         let serving: BTreeMap<Arc<str>, Vec<TopicFilter>> =
             saved.into_iter().map(|(function, filters)| (function.into(), parse(filters))).collect();
-        let held = serving.values().flatten().cloned().collect();
-        Self { share_group, serving, held, ..Self::default() }
+        let held: BTreeSet<TopicFilter> = serving.values().flatten().cloned().collect();
+        Self { share_group, serving, has_held: !held.is_empty(), held, ..Self::default() }
     }
 
     pub fn save(&self) -> Bytes {
@@ -53,9 +55,9 @@ impl Subscriptions {
         serde_json::to_vec(&serving).expect("only strings").into()
     }
 
-    /// The session holds nothing yet, or nothing any more.
-    pub fn is_empty(&self) -> bool {
-        self.held.is_empty()
+    /// Whether there was a session that could have been lost, with what was queued in it.
+    pub fn has_held(&self) -> bool {
+        self.has_held
     }
 
     /// The filter as the broker knows it: shared with other hosts, or not.
@@ -108,6 +110,7 @@ impl Subscriptions {
     /// All that the session is to hold; asking for it again does no harm.
     pub fn all(&mut self) -> Vec<TopicFilter> {
         self.held = self.serving.values().flatten().cloned().collect();
+        self.has_held = !self.held.is_empty();
         self.held.iter().cloned().collect()
     }
 
@@ -208,7 +211,7 @@ mod tests {
         want(&mut subscriptions, &[("f", &["a/+"])]);
         want(&mut subscriptions, &[("f", &["a/#"])]);
         subscriptions.session_lost();
-        assert!(subscriptions.is_empty());
+        assert!(!subscriptions.has_held());
         assert_eq!(subscriptions.all(), filters(&["a/#"]));
     }
 
