@@ -14,7 +14,7 @@ use crate::harness::mosquitto::Mosquitto;
 use crate::harness::upstream::Upstream;
 
 /// `unshare` with what this user needs to mount something for itself.
-fn unshare() -> Option<Command> {
+pub fn unshare() -> Option<Command> {
     let flags = if rustix::process::getuid().is_root() { "-m" } else { "-rm" };
     let works = Command::new("unshare").args([flags, "mount", "-t", "tmpfs", "none", "/mnt"]).output();
     if !works.is_ok_and(|output| output.status.success()) {
@@ -27,7 +27,7 @@ fn unshare() -> Option<Command> {
 }
 
 /// The daemon with a data folder that is a file system of its own with these options.
-fn on_mount(mut unshare: Command, daemon: &Daemon, options: &str) -> Command {
+pub fn on_mount(mut unshare: Command, daemon: &Daemon, options: &str) -> Command {
     unshare
         .args(["sh", "-c", r#"mount -t tmpfs -o "$1" none "$2" && shift 2 && exec "$@""#, "sh", options])
         .arg(daemon.data())
@@ -37,7 +37,7 @@ fn on_mount(mut unshare: Command, daemon: &Daemon, options: &str) -> Command {
 }
 
 /// The data folder as the daemon sees it.
-fn inside(daemon: &Daemon) -> PathBuf {
+pub fn inside(daemon: &Daemon) -> PathBuf {
     let data = daemon.data();
     Path::new("/proc")
         .join(daemon.pid().to_string())

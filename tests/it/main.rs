@@ -11,6 +11,7 @@ mod brokers;
 mod config;
 mod crash;
 mod delivery;
+mod deploy;
 mod disk;
 mod grants;
 mod limits;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,6 +13,7 @@ use tokio::time::Instant;
 use super::boards::Board;
 use super::printable;
 use super::talk::Talk;
+use crate::deploy::payload::Install;
 use crate::deploy::reason::Reason;
 use crate::deploy::report::{Progress, Report, State};
 use crate::deploy::topics::KEYS;
@@ -90,6 +92,10 @@ impl Outcome {
 pub struct Follow {
     pub serial: u64,
     pub aim: Aim,
+    /// What is installed: another push may have the same serial.
+    pub install: Option<Install>,
+    /// After this a trial is over, however few the messages.
+    pub trial_secs: Option<NonZeroU32>,
     /// What the boards said before it was published.
     before: BTreeMap<Arc<str>, Report>,
     doubts: BTreeMap<Arc<str>, Instant>,
@@ -100,14 +106,14 @@ impl Follow {
     pub fn begin(talk: &Talk, serial: u64, aim: Aim) -> Self {
         let reports = talk.boards.iter().filter_map(|(node, board)| Some((node, board.reports.get(&talk.function)?)));
         let before = reports.map(|(node, report)| (Arc::clone(node), report.clone())).collect();
-        Self { serial, aim, before, doubts: BTreeMap::new() }
+        Self { serial, aim, install: None, trial_secs: None, before, doubts: BTreeMap::new() }
     }
 
     /// Returns when every board of the target is done with it, or at the deadline.
     pub async fn run(mut self, talk: &mut Talk) -> anyhow::Result<Outcome> {
         loop {
             let outcome = self.outcome(talk);
-            talk.progress.now("boards", &shown(&outcome, talk));
+            talk.progress.now("boards", &shown(&outcome, talk, self.trial_secs));
             let members = talk.boards.members(&talk.target, &talk.function, Some(self.serial));
             let is_over = |node: &Arc<str>| match self.standing(talk, node) {
                 Standing::Done | Standing::Failed => true,
@@ -151,11 +157,22 @@ impl Follow {
         let silent = || if board.is_some_and(Board::is_offline) { "offline" } else { "waiting" };
         let told = report.filter(|_| standing != Standing::Silent);
         let superseded = told.is_some_and(|report| report.serial > Some(self.serial));
+        let is_other = told.is_some_and(|report| self.is_other(report));
         Fate {
             ok: standing == Standing::Done,
-            state: told.map_or_else(|| silent().into(), |report| report.state.to_string()),
-            reason: if superseded { Some(Reason::Superseded) } else { told.and_then(|report| report.reason) },
+            state: match told {
+                Some(_) if is_other => State::Rejected.to_string(),
+                told => told.map_or_else(|| silent().into(), |report| report.state.to_string()),
+            },
+            reason: if is_other {
+                Some(Reason::ReplayedSerial)
+            } else if superseded {
+                Some(Reason::Superseded)
+            } else {
+                told.and_then(|report| report.reason)
+            },
             error: match told {
+                Some(_) if is_other => Some("another order took the same serial just before; push again".into()),
                 Some(report) if superseded => Some(format!(
                     "the board has taken a later order, with serial {}",
                     report.serial.unwrap_or_default()
@@ -170,7 +187,20 @@ impl Follow {
     fn standing(&self, talk: &Talk, node: &str) -> Standing {
         let Some(report) = talk.boards.report(node, &talk.function) else { return Standing::Silent };
         let is_news = self.before.get(node) != Some(report);
+        if self.is_other(report) {
+            return Standing::Failed;
+        }
         standing(report, is_news, self.serial, self.aim)
+    }
+}
+
+impl Follow {
+    /// It has our serial, and is not what we sent.
+    fn is_other(&self, report: &Report) -> bool {
+        let Some(install) = self.install.as_ref().filter(|_| report.serial == Some(self.serial)) else { return false };
+        let active = report.active.as_ref().filter(|active| active.version.serial == self.serial);
+        report.digest.is_some_and(|digest| digest != install.module.digest)
+            || active.is_some_and(|active| active.manifest != *install.manifest.as_value())
     }
 }
 
@@ -191,7 +221,7 @@ fn standing(report: &Report, is_news: bool, serial: u64, aim: Aim) -> Standing {
 }
 
 /// One line for what is under way.
-fn shown(outcome: &Outcome, talk: &Talk) -> String {
+fn shown(outcome: &Outcome, talk: &Talk, trial_secs: Option<NonZeroU32>) -> String {
     match &outcome.fates[..] {
         [] => format!("no board of {} has said anything yet", talk.target),
         [fate] => {
@@ -201,6 +231,9 @@ fn shown(outcome: &Outcome, talk: &Talk) -> String {
             let mut line = format!("{} {}", fate.node, fate.state);
             if let Some(progress) = report.and_then(|report| report.progress) {
                 let _ = write!(line, ", {}", progress_text(progress));
+                if let (Progress::Trial { .. }, Some(secs)) = (progress, trial_secs) {
+                    let _ = write!(line, "; it takes {secs} s at most");
+                }
             }
             line
         }
@@ -216,7 +249,13 @@ pub fn progress_text(progress: Progress) -> String {
     match progress {
         Progress::Chunks { chunks, received } => format!("{received} of {chunks} chunks"),
         Progress::Trial { messages, run, failed, different } => {
-            format!("{run} of {messages} messages, {failed} failed, {different} different")
+            let mut text = format!("{run} of {messages} messages");
+            for (count, what) in [(failed, "failed"), (different, "different")] {
+                if count > 0 {
+                    let _ = write!(text, ", {count} {what}");
+                }
+            }
+            text
         }
     }
 }
@@ -243,7 +282,8 @@ pub fn lines(outcome: &Outcome, talk: &Talk) -> Vec<String> {
             }
         };
         let why = match why(fate.reason, fate.error.as_deref()) {
-            why if why.is_empty() => why,
+            // That an order said so is known to whoever gave it.
+            why if why.is_empty() || fate.ok => String::new(),
             why => format!(": {why}"),
         };
         format!("{:<11} {} on {}{serves}{why}", fate.state, talk.function, fate.node)

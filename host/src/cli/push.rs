@@ -20,6 +20,7 @@ use super::remote::{self, BrokerArgs};
 use super::signing::{KeyArgs, Signer, TargetArgs, WaitArgs};
 use super::talk::Talk;
 use crate::deploy::payload::{CHUNK_BYTES, DEFAULT_CHUNK_BYTES};
+use crate::deploy::payload::{Change, Install};
 use crate::manifest::TrialMode;
 use bundle::Bundle;
 
@@ -132,7 +133,12 @@ async fn push(args: &PushArgs, bundle: Bundle, talk: &mut Talk, signer: &Signer)
         let messages = chunks::messages(talk, &bundle, &missing);
         talk.publish("chunks", &messages).await?;
     }
-    let follow = Follow::begin(talk, order.serial, aim);
+    let trial = &bundle.manifest.trial;
+    let mut follow = Follow::begin(talk, order.serial, aim);
+    follow.trial_secs = Some(trial.secs);
+    if let Change::Install(install) = &order.change {
+        follow.install = Some(Install::clone(install));
+    }
     order::publish(talk, &envelope).await?;
     let outcome = match args.wait.no_wait {
         true => None,

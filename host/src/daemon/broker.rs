@@ -58,7 +58,7 @@ impl Daemon {
     fn broker_connected(&mut self, session_present: bool) {
         tracing::info!(session_present, "connected to the broker");
         if !session_present {
-            if self.subscriptions.had_session() {
+            if self.subscriptions.has_held() {
                 self.metrics.sessions_lost.inc();
                 tracing::warn!("the broker has forgotten our session: what it had queued for this board is lost");
             }

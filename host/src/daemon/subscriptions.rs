@@ -19,9 +19,10 @@ pub struct Subscriptions {
     /// By function: all that is subscribed for it, in the order in which it serves.
     serving: BTreeMap<Arc<str>, Vec<TopicFilter>>,
     wanted: BTreeMap<Arc<str>, Vec<TopicFilter>>,
-    had_session: bool,
     /// What the session has, as far as we know.
     held: BTreeSet<TopicFilter>,
+    /// A session of ours has had subscriptions: what is wanted before the first connection was never held.
+    has_held: bool,
     /// The broker was asked to drop it and has not answered.
     leaving: Option<TopicFilter>,
 }
@@ -42,7 +43,7 @@ impl Subscriptions {
         let serving: BTreeMap<Arc<str>, Vec<TopicFilter>> =
             saved.into_iter().map(|(function, filters)| (function.into(), parse(filters))).collect();
         let held: BTreeSet<TopicFilter> = serving.values().flatten().cloned().collect();
-        Self { share_group, had_session: !held.is_empty(), serving, held, ..Self::default() }
+        Self { share_group, serving, has_held: !held.is_empty(), held, ..Self::default() }
     }
 
     pub fn save(&self) -> Bytes {
@@ -54,9 +55,9 @@ impl Subscriptions {
         serde_json::to_vec(&serving).expect("only strings").into()
     }
 
-    /// Whether the broker has been asked for something before, in this process or an earlier one.
-    pub fn had_session(&self) -> bool {
-        self.had_session
+    /// Whether there was a session that could have been lost, with what was queued in it.
+    pub fn has_held(&self) -> bool {
+        self.has_held
     }
 
     /// The filter as the broker knows it: shared with other hosts, or not.
@@ -108,8 +109,8 @@ impl Subscriptions {
 
     /// All that the session is to hold; asking for it again does no harm.
     pub fn all(&mut self) -> Vec<TopicFilter> {
-        self.had_session = true;
         self.held = self.serving.values().flatten().cloned().collect();
+        self.has_held = !self.held.is_empty();
         self.held.iter().cloned().collect()
     }
 
@@ -210,9 +211,8 @@ mod tests {
         want(&mut subscriptions, &[("f", &["a/+"])]);
         want(&mut subscriptions, &[("f", &["a/#"])]);
         subscriptions.session_lost();
-        assert!(!subscriptions.had_session());
+        assert!(!subscriptions.has_held());
         assert_eq!(subscriptions.all(), filters(&["a/#"]));
-        assert!(subscriptions.had_session());
     }
 
     #[test]

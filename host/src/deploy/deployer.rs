@@ -129,6 +129,7 @@ impl Deployer {
             Request::Connected => {
                 self.is_connected = true;
                 self.fetch_all(now, actions);
+                self.report_due(now, actions);
             }
             Request::Disconnected => self.is_connected = false,
             Request::Tick => self.tick(now, actions),
@@ -149,6 +150,10 @@ impl Deployer {
             }
         }
         self.sweep(actions);
+        self.report_due(now, actions);
+    }
+
+    fn report_due(&mut self, now: Now, actions: &mut Vec<Action>) {
         let functions = self.functions.values_mut().chain(self.strangers.iter_mut());
         for function in functions.filter(|function| function.may_report(now)) {
             actions.push(report_now(function, now));

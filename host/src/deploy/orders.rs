@@ -11,6 +11,7 @@ use super::action::Action;
 use super::decision::{Then, decide};
 use super::deployer::{Deployer, disk_refusal, log, report, report_now, write};
 use super::disk::MODULES;
+use super::envelope::Envelope;
 use super::function::{Function, Stage};
 use super::keys::Keys;
 use super::payload::{Change, Order};
@@ -51,6 +52,8 @@ impl Deployer {
         let board = self.board(now);
         let authentic = match Authentic::read(&delivered, self.trust.keys(), &board) {
             Ok(authentic) => authentic,
+            // What was taken before changes nothing, also when its key has gone since.
+            Err(refusal) if refusal.reason == Reason::UnknownKey && self.was_taken(target, &name, &message.1) => return,
             Err(refusal) => return self.refuse(&name, None, refusal, now, actions),
         };
         let known = if *name == *KEYS { None } else { self.functions.get(&name) };
@@ -100,6 +103,16 @@ impl Deployer {
                 let refusal = disk_refusal("the order cannot be kept, and is tried again", &error);
                 self.wait(name, named, refusal, message, now, actions);
             }
+        }
+    }
+
+    fn was_taken(&self, target: &Target, name: &str, envelope: &[u8]) -> bool {
+        let Ok(envelope) = Envelope::parse(envelope) else { return false };
+        let key = (target.clone(), super::digest(envelope.unverified()));
+        match self.functions.get(name) {
+            _ if *name == *KEYS => self.trust.line().is_redelivery(target, key.1),
+            Some(function) => function.record.line.is_redelivery(target, key.1) || function.stale.contains(&key),
+            None => false,
         }
     }
 

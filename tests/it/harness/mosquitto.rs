@@ -102,6 +102,18 @@ impl Mosquitto {
         assert!(subscribed, "the daemon does not subscribe; the broker's log:\n{}", self.log());
     }
 
+    /// Waits until the daemon has subscribed to such a filter so many times.
+    #[track_caller]
+    pub fn await_subscription(&self, filter: &str, times: usize) {
+        let client = format!(": sedge-{NODE} ");
+        let subscriptions = || {
+            let log = self.log();
+            log.lines().filter(|line| line.contains(&client) && line.contains(filter)).count()
+        };
+        let came = eventually(Duration::from_secs(30), || subscriptions() >= times);
+        assert!(came, "{} subscriptions to {filter}; the broker's log:\n{}", subscriptions(), self.log());
+    }
+
     pub fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }

@@ -1,0 +1,126 @@
+//! Trusted keys change while the board runs, and old ones stop working at once.
+
+use std::fs;
+
+use rustix::process::Signal;
+use sedge::deploy::payload::{Change, KeyUpdate};
+use sedge::deploy::reason::Reason;
+use sedge::deploy::report::State;
+use sedge::deploy::topics::KEYS;
+use serde_json::json;
+
+use super::{PATIENCE, Yard, new_key, public};
+use crate::harness::eventually;
+
+#[test]
+fn a_key_that_a_reload_takes_away_stops_working_at_once() {
+    let yard = Yard::start();
+    let wasm = yard.other_module(b'k');
+    // One is under way while its key goes.
+    yard.send(&yard.install_of(2, &wasm, |_| {}));
+    yard.await_state(2, State::Receiving);
+
+    let next = new_key(yard.folder.path(), "next");
+    let config = fs::read_to_string(yard.daemon.config()).unwrap();
+    fs::write(yard.daemon.config(), config.replace("ops.pub.pem", "next.pub.pem")).unwrap();
+    yard.daemon.signal(Signal::HUP);
+    yard.refused(Reason::UnknownKey, "no longer trusted");
+    yard.send_chunks(&wasm);
+    yard.send(&yard.install_of(3, &wasm, |_| {}));
+    yard.refused(Reason::UnknownKey, &yard.key.public().id().to_string()[..16]);
+
+    let yard = Yard { key: next, ..yard };
+    yard.send(&yard.install_of(4, &wasm, |_| {}));
+    yard.await_active(4);
+    let keys = yard.await_report_of(KEYS, |report| report.keys.is_some()).keys.unwrap();
+    assert_eq!(keys.iter().map(|key| key.id).collect::<Vec<_>>(), [yard.key.public().id()]);
+}
+
+#[test]
+fn a_key_that_a_reload_brings_makes_an_order_good_that_was_not() {
+    let yard = Yard::start();
+    let ops = fs::read(public(yard.folder.path(), "ops")).unwrap();
+    let next = new_key(yard.folder.path(), "next");
+    let yard = Yard { key: next, ..yard };
+    yard.send_chunks(&yard.module());
+    yard.send(&yard.install(2));
+    yard.refused(Reason::UnknownKey, "does not trust");
+    assert!(!ops.is_empty());
+    let more = format!("\n[deploy.keys.next]\nfile = {:?}\n", public(yard.folder.path(), "next"));
+    let config = fs::read_to_string(yard.daemon.config()).unwrap();
+    fs::write(yard.daemon.config(), config + &more).unwrap();
+    yard.daemon.signal(Signal::HUP);
+    yard.await_active(2);
+}
+
+#[test]
+fn a_configuration_with_a_mistake_leaves_the_keys_as_they_are() {
+    let yard = Yard::start();
+    let config = fs::read_to_string(yard.daemon.config()).unwrap();
+    fs::write(yard.daemon.config(), config.replace("ops.pub.pem", "gone.pub.pem")).unwrap();
+    yard.daemon.signal(Signal::HUP);
+    assert!(eventually(PATIENCE, || yard.daemon.log().contains("the one from before stays")), "{}", yard.daemon.log());
+    yard.send_chunks(&yard.module());
+    yard.send(&yard.install(2));
+    yard.await_active(2);
+}
+
+#[test]
+fn a_signed_change_of_the_keys_counts_at_once_and_over_a_restart() {
+    let yard = Yard::start_with(|setup| setup.set("deploy.keys.ops", "keys = true"));
+    let next = new_key(yard.folder.path(), "next");
+    let file = public(yard.folder.path(), "next");
+    let (code, answer) = yard.ask(&["trust", file.to_str().unwrap(), "--keys"]);
+    assert_eq!((code, &answer["nodes"][0]["state"]), (Some(0), &json!("active")), "{answer}");
+    assert_eq!(yard.push(&yard.source("v2", |toml| toml)).0, Some(0), "the old key still works");
+    yard.serves("v2");
+
+    let old = yard.key.public().id();
+    fs::rename(yard.folder.path().join("next.pem"), yard.key_file()).unwrap();
+    let mut yard = Yard { key: next, ..yard };
+    let (code, answer) = yard.ask(&["trust", "--revoke", &old.to_string()]);
+    assert_eq!(code, Some(0), "{answer}");
+    let (code, answer) = yard.push(&yard.source("v3", |toml| toml));
+    assert_eq!(code, Some(0), "{answer}");
+    yard.serves("v3");
+    yard.daemon.terminate();
+    yard.daemon.resume();
+    yard.serves("v3");
+    let keys = yard.await_report_of(KEYS, |report| report.keys.is_some()).keys.unwrap();
+    assert!(keys.iter().all(|key| key.id != old), "the configuration still names it, and it is revoked: {keys:?}");
+}
+
+#[test]
+fn orders_of_a_revoked_key_that_were_carried_out_are_no_news() {
+    let yard = Yard::start_with(|setup| setup.set("deploy.keys.ops", "keys = true"));
+    yard.send_chunks(&yard.module());
+    yard.send(&yard.install(2));
+    yard.await_active(2);
+    // The key's last order takes itself away, and the broker keeps all three.
+    let update = KeyUpdate { trust: Vec::new(), revoke: vec![yard.key.public().id()] };
+    let mut order = yard.order(sedge::time::now_ms(), Change::Keys(update));
+    order.function = KEYS.into();
+    yard.send(&order);
+    yard.await_report_of(KEYS, |report| report.keys.as_ref().is_some_and(Vec::is_empty));
+    let refused = || yard.daemon.metric("sedge_deploy_orders_refused_total");
+    assert_eq!(refused(), 0.0, "{}", yard.daemon.log());
+    let reports = yard.history().len();
+    let mut yard = yard;
+    yard.daemon.terminate();
+    yard.daemon.resume();
+    assert!(eventually(PATIENCE, || yard.history().len() > reports), "it reports again");
+    yard.serves("v2");
+    yard.send(&yard.install(3));
+    yard.refused_beside(Reason::UnknownKey, "trusts no key", 2);
+    assert_eq!(yard.daemon.metric("sedge_deploy_orders_refused_total"), 1.0, "only the new one is refused");
+}
+
+#[test]
+fn a_key_that_may_not_change_keys_does_not() {
+    let yard = Yard::start();
+    new_key(yard.folder.path(), "next");
+    let file = public(yard.folder.path(), "next");
+    let (code, answer) = yard.ask(&["trust", file.to_str().unwrap()]);
+    assert_eq!((code, &answer["nodes"][0]["reason"]), (Some(1), &json!("key-not-allowed")), "{answer}");
+    yard.serves("v1");
+}

@@ -1,0 +1,141 @@
+//! The board or the broker goes down in the middle of a push.
+
+use std::time::Duration;
+
+use sedge::deploy::digest;
+use sedge::deploy::payload::Module;
+use sedge::deploy::report::{Progress, Report, State};
+use sedge::deploy::topics::Topics;
+use serde_json::json;
+
+use super::{CHUNK, Yard, chunk};
+use crate::harness::wire::Publish;
+
+#[test]
+fn a_board_that_is_killed_while_pieces_come_goes_on_with_those_it_has() {
+    let mut yard = Yard::start();
+    let wasm = yard.other_module(b'r');
+    let chunks = Module::of(&wasm, CHUNK).chunks.len() as u32;
+    yard.send(&yard.install_of(2, &wasm, |_| {}));
+    yard.await_state(2, State::Receiving);
+    for index in 0..chunks - 1 {
+        yard.publish(piece(&wasm, index));
+        let has = |it: &Report| matches!(it.progress, Some(Progress::Chunks { received, .. }) if received == index + 1);
+        // The broker keeps no piece: what the board forgets would be missed.
+        yard.await_report(|it| it.serial == Some(2) && has(it));
+        yard.daemon.kill();
+        yard.daemon.resume();
+        yard.serves("v1");
+        // It asks for pieces again.
+        yard.await_report(|it| it.serial == Some(2) && has(it));
+        yard.broker.await_subscription("sedge/blob/", index as usize + 2);
+    }
+    yard.publish(piece(&wasm, chunks - 1));
+    yard.await_active(2);
+}
+
+#[test]
+fn a_board_that_is_killed_at_any_moment_of_a_push_ends_with_the_new_version() {
+    let mut yard = Yard::start();
+    let mut serial = 1;
+    // From the order to the trial it takes a debug build some 200 ms.
+    for wait_ms in [0, 2, 5, 10, 20, 40, 80, 160, 320] {
+        serial += 1;
+        let wasm = yard.other_module(serial as u8);
+        yard.send_chunks(&wasm);
+        yard.send(&yard.install_of(serial, &wasm, |_| {}));
+        std::thread::sleep(Duration::from_millis(wait_ms));
+        yard.daemon.kill();
+        yard.daemon.resume();
+        yard.await_state(serial, State::Active);
+    }
+    yard.serves(&format!("v{serial}"));
+}
+
+#[test]
+fn a_trial_begins_anew_after_the_board_was_killed() {
+    let mut yard = Yard::start();
+    yard.send_chunks(&yard.module());
+    let trial = json!({ "messages": 2, "secs": 60 });
+    yard.send(&yard.install_of(2, &yard.module(), |manifest| manifest["trial"] = trial));
+    yard.await_state(2, State::Trial);
+    yard.serves("v2");
+    yard.daemon.kill();
+    yard.daemon.resume();
+    yard.await_report(|it| it.state == State::Trial && matches!(it.progress, Some(Progress::Trial { run: 0, .. })));
+    for _ in 0..2 {
+        yard.serves("v2");
+    }
+    yard.await_active(2);
+}
+
+#[test]
+fn a_shadow_begins_anew_after_the_board_was_killed() {
+    let mut yard = Yard::start();
+    yard.send_chunks(&yard.module());
+    yard.send(&yard.install_of(2, &yard.module(), |it| it["trial"] = json!({ "mode": "shadow", "messages": 2 })));
+    yard.await_state(2, State::Trial);
+    yard.serves("v1");
+    yard.daemon.kill();
+    yard.daemon.resume();
+    yard.serves("v1");
+    yard.await_report(|it| it.state == State::Trial && !it.differences.is_empty());
+    assert_eq!(yard.ask(&["promote", "edition"]).0, Some(0));
+    yard.serves("v2");
+}
+
+#[test]
+fn a_push_goes_on_when_the_broker_comes_back() {
+    let mut yard = Yard::start();
+    let wasm = yard.other_module(b'm');
+    let chunks = Module::of(&wasm, CHUNK).chunks.len() as u32;
+    yard.send(&yard.install_of(2, &wasm, |_| {}));
+    yard.send_chunk(&wasm, 0, &chunk(&wasm, 0));
+    yard.await_report(|it| matches!(it.progress, Some(Progress::Chunks { received: 1, .. })));
+    yard.broker.restart();
+    for index in 1..chunks {
+        yard.send_chunk(&wasm, index, &chunk(&wasm, index));
+    }
+    yard.await_active(2);
+}
+
+#[test]
+fn a_board_without_a_broker_runs_what_it_last_ran_and_learns_the_rest_later() {
+    let mut yard = Yard::start();
+    yard.send_chunks(&yard.module());
+    yard.send(&yard.install(2));
+    yard.await_active(2);
+    yard.daemon.terminate();
+    // Ordered while the board is away.
+    yard.send(&yard.install(3));
+    yard.broker.stop();
+    yard.daemon.resume();
+    let (_, functions) = yard.daemon.get("/status").expect("it answers");
+    assert!(functions.contains("1.0.2"), "{functions}");
+    yard.broker.resume();
+    yard.await_active(3);
+}
+
+#[test]
+fn retained_orders_that_come_again_change_nothing() {
+    let mut yard = Yard::start();
+    yard.send_chunks(&yard.module());
+    yard.send(&yard.install(2));
+    yard.await_active(2);
+    for _ in 0..2 {
+        yard.broker.restart();
+        yard.serves("v2");
+        yard.daemon.terminate();
+        yard.daemon.resume();
+        yard.serves("v2");
+    }
+    let log = yard.daemon.log();
+    assert_eq!(log.matches("order accepted").count(), 1, "{log}");
+    assert_eq!(log.matches("order refused").count(), 0, "{log}");
+    assert_eq!(log.matches("a version is put into service").count(), 1, "{log}");
+}
+
+/// As nobody keeps it.
+fn piece(wasm: &[u8], index: u32) -> Publish {
+    Publish::new(&Topics::new("sedge").blob(&digest(wasm), index), chunk(wasm, index))
+}
