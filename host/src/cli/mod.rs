@@ -10,25 +10,41 @@ pub mod dead_letters;
 pub mod demo;
 #[cfg(feature = "compiler")]
 pub mod invoke;
+#[cfg(feature = "operator")]
 pub mod keygen;
+#[cfg(feature = "operator")]
 pub mod new;
+#[cfg(feature = "operator")]
 pub mod promote;
+#[cfg(feature = "operator")]
 pub mod push;
+#[cfg(feature = "operator")]
 pub mod remove;
+#[cfg(feature = "operator")]
 pub mod rollback;
 pub mod run;
+#[cfg(feature = "operator")]
 pub mod status;
+#[cfg(feature = "operator")]
 pub mod trust;
 pub mod worker;
 
 // What the operator's commands share.
+#[cfg(feature = "operator")]
 mod boards;
+#[cfg(feature = "operator")]
 mod changes;
+#[cfg(feature = "operator")]
 mod follow;
+#[cfg(feature = "operator")]
 mod order;
+#[cfg(feature = "operator")]
 mod progress;
+#[cfg(feature = "operator")]
 mod remote;
+#[cfg(feature = "operator")]
 mod signing;
+#[cfg(feature = "operator")]
 mod talk;
 
 use std::io::IsTerminal;
@@ -79,6 +95,7 @@ enum Command {
     ///   sedge new door-alarm
     ///   sedge new door-alarm --dir functions/door-alarm --sdk ~/sedge/guest-sdk
     #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
     New(new::NewArgs),
 
     /// Compile a function's folder into the component that the board runs
@@ -133,6 +150,7 @@ enum Command {
     ///
     ///   sedge keygen --out ops.pem
     #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
     Keygen(keygen::KeygenArgs),
 
     /// Build a function, sign it, send it to boards and follow it until it is active
@@ -145,6 +163,7 @@ enum Command {
     ///   sedge push door-alarm --group pumps --key ops.pem --mode shadow
     ///   sedge push door-alarm --group pumps --dry-run
     #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
     Push(Box<push::PushArgs>),
 
     /// List boards, their functions, versions and states
@@ -154,24 +173,28 @@ enum Command {
     ///   sedge status
     ///   sedge status --node pump-3 --json
     #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
     Status(status::StatusArgs),
 
     /// Go back to the version before, or end a trial
     ///
     ///   sedge rollback door-alarm --node pump-3 --key ops.pem
     #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
     Rollback(rollback::RollbackArgs),
 
     /// Let a shadow take the place of the version that it runs beside
     ///
     ///   sedge promote door-alarm --group pumps --key ops.pem
     #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
     Promote(promote::PromoteArgs),
 
     /// Remove a function from boards
     ///
     ///   sedge remove door-alarm --node pump-3 --key ops.pem
     #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
     Remove(remove::RemoveArgs),
 
     /// Change the keys that boards trust, signed by one that may change keys
@@ -180,6 +203,7 @@ enum Command {
     ///   sedge trust guest.pub.pem --functions 'demo-*' --node pump-3 --key admin.pem
     ///   sedge trust --revoke KEY_ID --group pumps --key admin.pem
     #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
     Trust(trust::TrustArgs),
 
     #[command(hide = true)]
@@ -209,6 +233,7 @@ pub fn run(cli: Cli) -> ExitCode {
     let result = match &cli.command {
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(args),
+        #[cfg(feature = "operator")]
         Command::New(args) => new::run(args).map(|()| ExitCode::SUCCESS),
         #[cfg(feature = "compiler")]
         Command::Build(args) => build::run(args).map(|()| ExitCode::SUCCESS),
@@ -217,12 +242,19 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Check(args) => check::run(args),
         Command::Run(args) => run::run(args),
         Command::DeadLetters(args) => dead_letters::run(args),
+        #[cfg(feature = "operator")]
         Command::Keygen(args) => keygen::run(args).map(|()| ExitCode::SUCCESS),
+        #[cfg(feature = "operator")]
         Command::Push(args) => push::run(args),
+        #[cfg(feature = "operator")]
         Command::Status(args) => status::run(args),
+        #[cfg(feature = "operator")]
         Command::Rollback(args) => rollback::run(args),
+        #[cfg(feature = "operator")]
         Command::Promote(args) => promote::run(args),
+        #[cfg(feature = "operator")]
         Command::Remove(args) => remove::run(args),
+        #[cfg(feature = "operator")]
         Command::Trust(args) => trust::run(args),
         Command::Worker(args) => worker::run(args).map(|()| ExitCode::SUCCESS),
         #[cfg(feature = "compiler")]
