@@ -6,7 +6,7 @@
 //!                 └──────────────┴─────────────────┴─▶ acknowledge in turn
 //! ```
 //!
-//! This file is the way of a message. What stands beside it: [`unit`] is a message on its way, [`window`] what is not
+//! This file is the way of a message. What stands beside it: [`Unit`] is a message on its way, [`window`] what is not
 //! acknowledged, [`recording`] the commit, [`waiting`] retries and timers, [`deployment`] how versions of a function change.
 //!
 //! One thread, no locks: broker, workers and store each queue events, the loop takes them in turn, and everything that

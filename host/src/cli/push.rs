@@ -38,7 +38,7 @@ pub struct PushArgs {
     /// Serial number instead of that in function.toml, or of the time where there is none
     #[arg(long, value_name = "N")]
     pub serial: Option<u64>,
-    /// How the new version proves itself, instead of [trial] mode in function.toml
+    /// How the new version proves itself, instead of trial.mode in function.toml
     #[arg(long)]
     pub mode: Option<Mode>,
     /// Size of the pieces that the module is sent in

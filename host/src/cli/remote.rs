@@ -35,7 +35,7 @@ const GOODBYE: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Broker")]
 pub struct BrokerArgs {
-    /// mqtt://HOST[:PORT] or mqtts://HOST[:PORT] [default: SEDGE_BROKER, or mqtt://localhost:1883]
+    /// Address, mqtt://HOST:PORT or mqtts://HOST:PORT; the port may be left out [default: SEDGE_BROKER, or mqtt://localhost:1883]
     #[arg(long, value_name = "URL")]
     pub broker: Option<String>,
     /// Name to log in with

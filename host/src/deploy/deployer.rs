@@ -1,9 +1,11 @@
 //! The board's side of pushing functions: a state machine that is told what happened and says what is to be done.
 //!
-//!     order ─▶ accepted ─▶ receiving ─▶ verifying ─▶ compiling ─▶ trial ─▶ active
-//!                │ refused    │ truncated   │ digest    │ refused   │ failed
-//!                ▼            ▼             ▼           ▼           ▼
-//!              what served before serves, and the reason is reported
+//! ```text
+//! order ─▶ accepted ─▶ receiving ─▶ verifying ─▶ compiling ─▶ trial ─▶ active
+//!            │ refused    │ truncated   │ digest    │ refused   │ failed
+//!            ▼            ▼             ▼           ▼           ▼
+//!          what served before serves, and the reason is reported
+//! ```
 //!
 //! It has no thread, clock or connection of its own, so that a test can lead it through any sequence of events. What it
 //! must not forget is on disk before it has an effect: a record changes only by being replaced as a whole.

@@ -1,9 +1,11 @@
 //! The folder of deploying, and how files in it are made to be whole or not there, whenever the power fails.
 //!
-//!     functions/<name>.record     what is known of a function (see `record`)
-//!     keys.record                 changes of the trusted keys
-//!     staging/<name>.<digest>     pieces of a module; any of them may be missing or wrong
-//!     modules/<digest>.wasm       whole modules
+//! ```text
+//! functions/<name>.record     what is known of a function (see `record`)
+//! keys.record                 changes of the trusted keys
+//! staging/<name>.<digest>     pieces of a module; any of them may be missing or wrong
+//! modules/<digest>.wasm       whole modules
+//! ```
 //!
 //! A name appears in `functions` and `modules` only by a rename of a file that was synced, and counts only when the
 //! folder was synced after.

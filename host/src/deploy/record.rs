@@ -1,7 +1,9 @@
 //! What is kept about a function: one file, whole or not there.
 //!
-//!     <sha256 of the rest, hex>\n
-//!     {"function": ..., "serial": ..., "active": ..., "previous": ..., "candidate": ..., ...}
+//! ```text
+//! <sha256 of the rest, hex>\n
+//! {"function": ..., "serial": ..., "active": ..., "previous": ..., "candidate": ..., ...}
+//! ```
 //!
 //! The digest tells a file that a worn card has changed; cut short or damaged, it is as if it were not there.
 

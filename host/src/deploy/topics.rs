@@ -1,10 +1,12 @@
 //! The topics of deploying, in both directions: the board and the command line read and write the same.
 //!
-//!     <base>/<node>/deploy/<function>         retained: the order for one board
-//!     <base>/group/<group>/deploy/<function>  retained: the same for a group
-//!     <base>/blob/<digest>/<index>            retained: a piece of a module
-//!     <base>/<node>/functions/<function>      retained: what the board reports
-//!     <base>/<node>/status                    retained, and the board's last will
+//! ```text
+//! <base>/<node>/deploy/<function>         retained: the order for one board
+//! <base>/group/<group>/deploy/<function>  retained: the same for a group
+//! <base>/blob/<digest>/<index>            retained: a piece of a module
+//! <base>/<node>/functions/<function>      retained: what the board reports
+//! <base>/<node>/status                    retained, and the board's last will
+//! ```
 
 use std::fmt;
 use std::sync::Arc;
