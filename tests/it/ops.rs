@@ -1,8 +1,12 @@
 //! What a person and their tools do with a running daemon.
 
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
 use std::time::Duration;
 
-use crate::harness::daemon::{Daemon, Setup};
+use rustix::process::Signal;
+
+use crate::harness::daemon::{Daemon, SEDGE, Setup};
 use crate::harness::guest::guest;
 use crate::harness::mosquitto::Mosquitto;
 use crate::harness::traffic::Traffic;
@@ -34,6 +38,43 @@ fn sigterm_ends_it_while_both_brokers_are_away() {
     let (status, after) = daemon.terminate();
     assert_eq!(status.code(), Some(0));
     assert!(after < Duration::from_secs(5), "it took {after:?}");
+}
+
+#[test]
+fn systemd_is_told_of_start_reload_and_end_and_hears_from_the_loop() {
+    let broker = Mosquitto::start();
+    let mut daemon = Daemon::prepare(&Setup::new(broker.url()).function(&guest("count")));
+    let notify = daemon.data().join("notify");
+    let socket = UnixDatagram::bind(&notify).expect("bind the service manager's socket");
+    socket.set_read_timeout(Some(Duration::from_secs(30))).expect("set the patience");
+    let hear = |word: &str| {
+        let mut heard = Vec::new();
+        // The heartbeat goes on meanwhile.
+        while heard.len() < 60 {
+            let mut message = [0; 512];
+            let len = socket.recv(&mut message).unwrap_or_else(|error| panic!("no {word}: {error}; {heard:?}"));
+            let message = String::from_utf8_lossy(&message[..len]).into_owned();
+            if message.lines().any(|line| line == word) {
+                return message;
+            }
+            heard.push(message);
+        }
+        panic!("no {word}: {heard:?}");
+    };
+    let mut command = Command::new(SEDGE);
+    command.arg("run").arg("--config").arg(daemon.config());
+    command.env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "2000000");
+    daemon.launch_as(command);
+    hear("READY=1");
+    hear("STATUS=running");
+    hear("WATCHDOG=1");
+    daemon.signal(Signal::HUP);
+    assert!(hear("RELOADING=1").contains("\nMONOTONIC_USEC="), "systemd 253 asks for the time");
+    hear("READY=1");
+    hear("WATCHDOG=1");
+    daemon.signal(Signal::TERM);
+    hear("STOPPING=1");
+    assert_eq!(daemon.wait_end(Duration::from_secs(10)).code(), Some(0));
 }
 
 #[test]
