@@ -12,6 +12,7 @@ mod config;
 mod crash;
 mod delivery;
 mod disk;
+mod doctor;
 mod grants;
 mod limits;
 mod operator;
