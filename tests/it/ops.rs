@@ -1,6 +1,9 @@
 //! What a person and their tools do with a running daemon.
 
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::net::UnixDatagram;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -38,6 +41,42 @@ fn sigterm_ends_it_while_both_brokers_are_away() {
     let (status, after) = daemon.terminate();
     assert_eq!(status.code(), Some(0));
     assert!(after < Duration::from_secs(5), "it took {after:?}");
+}
+
+#[test]
+fn a_port_in_use_ends_it_with_1_and_one_sentence() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("take a port");
+    let addr = taken.local_addr().expect("the port that was taken");
+    let mut daemon =
+        Daemon::prepare(&Setup::new("mqtt://127.0.0.1:9".into()).set("http", format!("listen = \"{addr}\"")));
+    daemon.launch();
+    assert_eq!(daemon.wait_end(Duration::from_secs(20)).code(), Some(1));
+    let says = daemon.log();
+    let errors: Vec<&str> = says.lines().filter(|line| line.contains("error")).collect();
+    assert_eq!(errors.len(), 1, "{says}");
+    assert!(errors[0].contains(&format!("cannot listen on {addr}")) && errors[0].contains("http.listen"), "{says}");
+    assert_eq!(errors[0].matches("in use").count(), 1, "{says}");
+}
+
+#[test]
+fn a_missing_credential_ends_it_with_78_and_names_where_it_belongs() {
+    let setup = Setup::new("mqtt://127.0.0.1:9".into())
+        .set("mqtt", "username = \"u\"")
+        .set("mqtt", "password_file = \"${CREDENTIALS_DIRECTORY}/sedge.mqtt-password\"");
+    let mut daemon = Daemon::prepare(&setup);
+    let start = |daemon: &mut Daemon, folder: &Path| {
+        let mut command = Command::new(SEDGE);
+        command.arg("run").arg("--config").arg(daemon.config()).env("CREDENTIALS_DIRECTORY", folder);
+        daemon.launch_as(command);
+    };
+    let folder = daemon.data();
+    start(&mut daemon, &folder);
+    assert_eq!(daemon.wait_end(Duration::from_secs(20)).code(), Some(78));
+    let says = daemon.log();
+    assert!(says.contains("mqtt.password_file") && says.contains("/etc/credstore/sedge.mqtt-password"), "{says}");
+    fs::write(folder.join("sedge.mqtt-password"), "hush\n").expect("write the credential");
+    start(&mut daemon, &folder);
+    daemon.wait_ready(Duration::from_secs(30));
 }
 
 #[test]

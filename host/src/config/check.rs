@@ -223,7 +223,9 @@ fn read(path: &Path) -> Result<(Vec<u8>, Metadata), Misfit> {
     let unreadable = |error: std::io::Error| {
         let mend = match error.kind() {
             std::io::ErrorKind::NotFound => absent(path, std::env::var_os("CREDENTIALS_DIRECTORY").as_deref()),
-            std::io::ErrorKind::PermissionDenied => format!("let {} read it", user()),
+            std::io::ErrorKind::PermissionDenied => {
+                format!("let {} read it, or hand it over with LoadCredential= in the unit", user())
+            }
             _ => "correct the path".into(),
         };
         Misfit::new(format!("{shown} cannot be read: {error}")).mend(mend)
