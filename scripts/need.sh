@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes sure that the named tools are here: need.sh cargo cc wasm mosquitto deny
+# Makes sure that the named tools are here: need.sh cargo cc wasm mosquitto deny systemd
 # Installs what it may; otherwise says in one sentence what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -49,6 +49,11 @@ need_mosquitto() {
 #   eval "$(scripts/need.sh wasm)"
 need_wasm() {
     cross/wasm-target.sh || fail 'add the target for functions: rustup target add wasm32-unknown-unknown'
+}
+
+need_systemd() {
+    command -v systemd-analyze >/dev/null || apt_install systemd ||
+        fail 'install systemd-analyze (Debian: apt install systemd): the unit file is checked with it'
 }
 
 need_deny() {

@@ -13,6 +13,7 @@ mod crash;
 mod delivery;
 mod deploy;
 mod disk;
+mod doctor;
 mod grants;
 mod limits;
 mod operator;

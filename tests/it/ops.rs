@@ -1,8 +1,15 @@
 //! What a person and their tools do with a running daemon.
 
+use std::fs;
+use std::net::{Ipv4Addr, TcpListener};
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use crate::harness::daemon::{Daemon, Setup};
+use rustix::process::Signal;
+
+use crate::harness::daemon::{Daemon, SEDGE, Setup};
 use crate::harness::guest::guest;
 use crate::harness::mosquitto::Mosquitto;
 use crate::harness::traffic::Traffic;
@@ -34,6 +41,79 @@ fn sigterm_ends_it_while_both_brokers_are_away() {
     let (status, after) = daemon.terminate();
     assert_eq!(status.code(), Some(0));
     assert!(after < Duration::from_secs(5), "it took {after:?}");
+}
+
+#[test]
+fn a_port_in_use_ends_it_with_1_and_one_sentence() {
+    let taken = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("take a port");
+    let addr = taken.local_addr().expect("the port that was taken");
+    let mut daemon =
+        Daemon::prepare(&Setup::new("mqtt://127.0.0.1:9".into()).set("http", format!("listen = \"{addr}\"")));
+    daemon.launch();
+    assert_eq!(daemon.wait_end(Duration::from_secs(20)).code(), Some(1));
+    let says = daemon.log();
+    let errors: Vec<&str> = says.lines().filter(|line| line.contains("error")).collect();
+    assert_eq!(errors.len(), 1, "{says}");
+    assert!(errors[0].contains(&format!("cannot listen on {addr}")) && errors[0].contains("http.listen"), "{says}");
+    assert_eq!(errors[0].matches("in use").count(), 1, "{says}");
+}
+
+#[test]
+fn a_missing_credential_ends_it_with_78_and_names_where_it_belongs() {
+    let setup = Setup::new("mqtt://127.0.0.1:9".into())
+        .set("mqtt", "username = \"u\"")
+        .set("mqtt", "password_file = \"${CREDENTIALS_DIRECTORY}/sedge.mqtt-password\"");
+    let mut daemon = Daemon::prepare(&setup);
+    let start = |daemon: &mut Daemon, folder: &Path| {
+        let mut command = Command::new(SEDGE);
+        command.arg("run").arg("--config").arg(daemon.config()).env("CREDENTIALS_DIRECTORY", folder);
+        daemon.launch_as(command);
+    };
+    let folder = daemon.data();
+    start(&mut daemon, &folder);
+    assert_eq!(daemon.wait_end(Duration::from_secs(20)).code(), Some(78));
+    let says = daemon.log();
+    assert!(says.contains("mqtt.password_file") && says.contains("/etc/credstore/sedge.mqtt-password"), "{says}");
+    fs::write(folder.join("sedge.mqtt-password"), "hush\n").expect("write the credential");
+    start(&mut daemon, &folder);
+    daemon.wait_ready(Duration::from_secs(30));
+}
+
+#[test]
+fn systemd_is_told_of_start_reload_and_end_and_hears_from_the_loop() {
+    let broker = Mosquitto::start();
+    let mut daemon = Daemon::prepare(&Setup::new(broker.url()).function(&guest("count")));
+    let notify = daemon.data().join("notify");
+    let socket = UnixDatagram::bind(&notify).expect("bind the service manager's socket");
+    socket.set_read_timeout(Some(Duration::from_secs(30))).expect("set the patience");
+    let hear = |word: &str| {
+        let mut heard = Vec::new();
+        // The heartbeat goes on meanwhile.
+        while heard.len() < 60 {
+            let mut message = [0; 512];
+            let len = socket.recv(&mut message).unwrap_or_else(|error| panic!("no {word}: {error}; {heard:?}"));
+            let message = String::from_utf8_lossy(&message[..len]).into_owned();
+            if message.lines().any(|line| line == word) {
+                return message;
+            }
+            heard.push(message);
+        }
+        panic!("no {word}: {heard:?}");
+    };
+    let mut command = Command::new(SEDGE);
+    command.arg("run").arg("--config").arg(daemon.config());
+    command.env("NOTIFY_SOCKET", &notify).env("WATCHDOG_USEC", "2000000");
+    daemon.launch_as(command);
+    hear("READY=1");
+    hear("STATUS=running");
+    hear("WATCHDOG=1");
+    daemon.signal(Signal::HUP);
+    assert!(hear("RELOADING=1").contains("\nMONOTONIC_USEC="), "systemd 253 asks for the time");
+    hear("READY=1");
+    hear("WATCHDOG=1");
+    daemon.signal(Signal::TERM);
+    hear("STOPPING=1");
+    assert_eq!(daemon.wait_end(Duration::from_secs(10)).code(), Some(0));
 }
 
 #[test]

@@ -8,6 +8,7 @@ pub mod compile;
 pub mod dead_letters;
 #[cfg(feature = "demo")]
 pub mod demo;
+pub mod doctor;
 #[cfg(feature = "compiler")]
 pub mod invoke;
 #[cfg(feature = "operator")]
@@ -123,6 +124,16 @@ enum Command {
     ///   sedge check --config sedge.toml
     #[command(verbatim_doc_comment)]
     Check(check::CheckArgs),
+
+    /// Say what of the board, the broker and the configuration will hurt, and the mend
+    ///
+    /// Best run as root, which may see more: disk, clock, swap, Mosquitto's settings.
+    /// The exit code is 1 if something will hurt, 78 if the configuration is wrong.
+    ///
+    ///   sedge doctor
+    ///   sedge doctor --config sedge.toml --json
+    #[command(verbatim_doc_comment)]
+    Doctor(doctor::DoctorArgs),
 
     /// Run the daemon until SIGTERM or Ctrl-C
     ///
@@ -240,6 +251,7 @@ pub fn run(cli: Cli) -> ExitCode {
         #[cfg(feature = "compiler")]
         Command::Invoke(args) => invoke::run(args),
         Command::Check(args) => check::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Run(args) => run::run(args),
         Command::DeadLetters(args) => dead_letters::run(args),
         #[cfg(feature = "operator")]

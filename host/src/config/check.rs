@@ -1,5 +1,6 @@
 //! What makes a value good beyond its type: names that become topic levels, addresses, files.
 
+use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io::Read;
 use std::net::Ipv6Addr;
@@ -7,6 +8,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use super::problem::Misfit;
+use super::reader::CREDENTIAL_STORE;
 use crate::key::{KeyError, PublicKey};
 use crate::topic;
 
@@ -220,8 +222,10 @@ fn read(path: &Path) -> Result<(Vec<u8>, Metadata), Misfit> {
     let shown = path.display();
     let unreadable = |error: std::io::Error| {
         let mend = match error.kind() {
-            std::io::ErrorKind::NotFound => "create it, or correct the path".into(),
-            std::io::ErrorKind::PermissionDenied => format!("let {} read it", user()),
+            std::io::ErrorKind::NotFound => absent(path, std::env::var_os("CREDENTIALS_DIRECTORY").as_deref()),
+            std::io::ErrorKind::PermissionDenied => {
+                format!("let {} read it, or hand it over with LoadCredential= in the unit", user())
+            }
             _ => "correct the path".into(),
         };
         Misfit::new(format!("{shown} cannot be read: {error}")).mend(mend)
@@ -234,6 +238,17 @@ fn read(path: &Path) -> Result<(Vec<u8>, Metadata), Misfit> {
     let mut text = Vec::new();
     File::open(path).and_then(|file| file.take(MOST_BYTES).read_to_end(&mut text)).map_err(unreadable)?;
     Ok((text, metadata))
+}
+
+/// How to mend that there is no such file, or no such credential.
+fn absent(path: &Path, credentials: Option<&OsStr>) -> String {
+    match credentials.and_then(|folder| path.strip_prefix(folder).ok()) {
+        Some(name) => {
+            let name = name.display();
+            format!("write it to {CREDENTIAL_STORE}/{name}, or name its file in the unit: LoadCredential={name}:FILE")
+        }
+        None => "create it, or correct the path".into(),
+    }
 }
 
 const MOST_BYTES: u64 = 1 << 20;
@@ -250,5 +265,23 @@ pub(crate) fn data_dir(path: &Path) -> Result<(), Misfit> {
             Err(Misfit::new(format!("{} is no folder", path.display())).mend("name a folder"))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_credential_that_is_not_there_is_told_from_a_file() {
+        let path = Path::new("/run/credentials/sedge.service/sedge.mqtt-password");
+        let mend = absent(path, Some("/run/credentials/sedge.service".as_ref()));
+        assert_eq!(
+            mend,
+            "write it to /etc/credstore/sedge.mqtt-password, or name its file in the unit: \
+             LoadCredential=sedge.mqtt-password:FILE"
+        );
+        assert_eq!(absent(path, Some("/run/other".as_ref())), "create it, or correct the path");
+        assert_eq!(absent(path, None), "create it, or correct the path");
     }
 }

@@ -1,6 +1,7 @@
 //! Typed reading of a [`Table`] that goes on after a mistake. Which keys exist is not written down anywhere: they are
 //! the ones that were asked for.
 
+use std::ffi::OsString;
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
@@ -258,6 +259,14 @@ impl<T: Read> Read for Vec<T> {
     }
 }
 
+/// Where the unit takes credentials from.
+pub(crate) const CREDENTIAL_STORE: &str = "/etc/credstore";
+
+/// Where systemd has put the credentials; for a command that a person runs, where it takes them from.
+fn credentials(given: Option<OsString>, store: &Path) -> Option<PathBuf> {
+    given.map(PathBuf::from).or_else(|| store.is_dir().then(|| store.to_owned()))
+}
+
 impl Read for PathBuf {
     /// Relative to the folder of the file that names it. `${CREDENTIALS_DIRECTORY}` is where systemd puts
     /// `LoadCredential=` files.
@@ -269,8 +278,8 @@ impl Read for PathBuf {
             None
         };
         let path = match text.strip_prefix(CREDENTIALS) {
-            Some(rest) => match std::env::var_os("CREDENTIALS_DIRECTORY") {
-                Some(folder) => Path::new(&folder).join(rest.trim_start_matches('/')),
+            Some(rest) => match credentials(std::env::var_os("CREDENTIALS_DIRECTORY"), Path::new(CREDENTIAL_STORE)) {
+                Some(folder) => folder.join(rest.trim_start_matches('/')),
                 None => {
                     let mend = "add LoadCredential= to the unit, or write a path";
                     return refuse(Misfit::new("CREDENTIALS_DIRECTORY is not set: not started by systemd").mend(mend));
@@ -321,4 +330,17 @@ numbers! {
     NonZeroU32, u32, 1;
     NonZeroU64, u64, 1;
     NonZeroUsize, usize, 1;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_where_systemd_says_or_where_it_takes_them_from() {
+        let store = tempfile::tempdir().unwrap();
+        assert_eq!(credentials(Some("/run/given".into()), store.path()), Some("/run/given".into()));
+        assert_eq!(credentials(None, store.path()), Some(store.path().to_owned()));
+        assert_eq!(credentials(None, &store.path().join("absent")), None);
+    }
 }

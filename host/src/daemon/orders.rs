@@ -141,8 +141,14 @@ impl Daemon {
         self.orders.handle.tell(deploy::Request::Trial { function, edition, event });
     }
 
-    /// Reads the configuration again. Of it the trusted keys can change while the daemon runs.
     pub(super) fn reload(&mut self) {
+        self.notify.reloading();
+        self.read_again();
+        self.notify.reloaded();
+    }
+
+    /// Reads the configuration again. Of it the trusted keys can change while the daemon runs.
+    fn read_again(&mut self) {
         let (config, problems) = Config::inspect(&self.orders.config_file);
         if problems.has_errors() {
             for problem in problems.errors() {

@@ -23,6 +23,7 @@ mod tests;
 mod window;
 mod writer;
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
@@ -46,12 +47,22 @@ pub struct Store;
 pub enum OpenError {
     #[error("data folder {dir} is in use by another sedge{}", pid.map(|pid| format!(" (process {pid})")).unwrap_or_default())]
     Held { dir: PathBuf, pid: Option<u32> },
-    #[error("cannot use {path}")]
+    #[error("cannot use {path}{}", mend(source))]
     Unusable { path: PathBuf, source: std::io::Error },
     #[error("cannot use database {path}")]
     Database { path: PathBuf, source: rusqlite::Error },
     #[error("database {path} was written by a newer sedge: it has layout {found}, this one knows {}", schema::VERSION)]
     Newer { path: PathBuf, found: u32 },
+}
+
+/// What a person can do about a data folder that cannot be used, in brackets.
+fn mend(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        ErrorKind::ReadOnlyFilesystem => " (mount it for writing, or name another node.data_dir)",
+        ErrorKind::PermissionDenied => " (give it to the user that sedge runs as, or name another node.data_dir)",
+        ErrorKind::StorageFull => " (free some room)",
+        _ => "",
+    }
 }
 
 impl OpenError {

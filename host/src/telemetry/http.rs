@@ -19,8 +19,7 @@ use super::{Health, Metrics};
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     #[error(
-        "cannot listen on {addr} for metrics and health: {source} (change `http.listen`, or set it to \"off\"; \
-         port 0 takes a free port)"
+        "cannot listen on {addr} for metrics and health (change http.listen, or set it to \"off\"; port 0 takes a free port)"
     )]
     Listen { addr: SocketAddr, source: io::Error },
     #[error("cannot start the thread for metrics and health: {0}")]

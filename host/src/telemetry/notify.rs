@@ -58,11 +58,16 @@ impl Notifier {
         }
     }
 
-    /// Configuration is being read again; to be followed by [`Self::ready`].
+    /// Configuration is being read again; to be followed by [`Self::reloaded`].
     pub fn reloading(&self) {
         let now = clock_gettime(ClockId::Monotonic);
         let us = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1_000;
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={us}"));
+    }
+
+    /// The status is what it was.
+    pub fn reloaded(&self) {
+        self.send("READY=1");
     }
 
     pub fn stopping(&self) {
@@ -128,6 +133,8 @@ mod tests {
         assert_eq!(receive(&socket), "WATCHDOG=1");
         notifier.reloading();
         assert!(receive(&socket).starts_with("RELOADING=1\nMONOTONIC_USEC="));
+        notifier.reloaded();
+        assert_eq!(receive(&socket), "READY=1");
         notifier.stopping();
         assert_eq!(receive(&socket), "STOPPING=1\nSTATUS=draining");
     }

@@ -56,7 +56,7 @@ impl Mosquitto {
         assert!(self.child.is_none(), "mosquitto already runs");
         let child = Command::new(program())
             .arg("-c")
-            .arg(self.folder.path().join("mosquitto.conf"))
+            .arg(self.config())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             .spawn()
@@ -83,6 +83,10 @@ impl Mosquitto {
 
     pub fn pid(&self) -> u32 {
         self.child.as_ref().expect("mosquitto runs").id()
+    }
+
+    pub fn config(&self) -> PathBuf {
+        self.folder.path().join("mosquitto.conf")
     }
 
     pub fn url(&self) -> String {

@@ -1,0 +1,152 @@
+//! `sedge doctor`: what of the board, the broker and the configuration will hurt, and how to mend it.
+//!
+//! Each check has two halves: one looks, the other judges what was seen, and only the first needs a board.
+
+mod address;
+mod board;
+mod broker;
+mod finding;
+mod mosquitto;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{ConfigArgs, EXIT_CONFIG, printable};
+use crate::config::{Config, Problems};
+use crate::time;
+use address::Address;
+use finding::{Finding, Verdict};
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    #[command(flatten)]
+    pub config: ConfigArgs,
+    /// Configuration of the Mosquitto on this board
+    #[arg(long, value_name = "FILE", default_value = "/etc/mosquitto/mosquitto.conf")]
+    pub mosquitto_conf: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Exit code 1 when something will hurt, 78 when the configuration is wrong.
+pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+    let (config, problems) = Config::inspect(&args.config.path());
+    let mut findings = configured(&problems);
+    findings.push(board::clock(time::clock_synced()));
+    findings.extend(board::look(&config));
+    // What could not be read has the value of its default, which says nothing about this board's broker.
+    if !problems.has_errors() {
+        findings.extend(look_at_brokers(&config, args)?);
+    }
+    let hurting = findings.iter().filter(|finding| finding.verdict == Verdict::Hurts).count();
+    let mut out = io::stdout().lock();
+    if args.json {
+        writeln!(out, "{:#}", as_json(&findings, hurting))?;
+    } else {
+        print(&mut out, &findings, hurting)?;
+    }
+    Ok(match (problems.has_errors(), hurting) {
+        (true, _) => ExitCode::from(EXIT_CONFIG),
+        (false, 0) => ExitCode::SUCCESS,
+        (false, _) => ExitCode::FAILURE,
+    })
+}
+
+fn look_at_brokers(config: &Config, args: &DoctorArgs) -> anyhow::Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    let address = Address::of(&config.mqtt.url);
+    findings.extend(address.as_ref().and_then(|address| broker::plain("mqtt.url", address)));
+    let upstream = config.upstream.as_ref().and_then(|upstream| Address::of(&upstream.url));
+    findings.extend(upstream.and_then(|address| broker::plain("upstream.url", &address)));
+    let seen = broker::look(&config.mqtt)?;
+    let version = seen.as_ref().ok().and_then(|seen| seen.version.clone());
+    let open = address.as_ref().is_none_or(|address| !address.is_local() || broker::is_open(address.port));
+    findings.extend(broker::judge(&config.mqtt, seen, open));
+    let is_mosquitto = version.is_none_or(|version| version.starts_with("mosquitto"));
+    if is_mosquitto {
+        let is_here = address.is_some_and(|address| address.is_local());
+        findings.extend(mosquitto::look(&args.mosquitto_conf, is_here, config.mqtt.session_expiry_secs.get().into()));
+    }
+    Ok(findings)
+}
+
+/// Mistakes and warnings of the configuration: secrets that everybody can read are among the latter.
+fn configured(problems: &Problems) -> Vec<Finding> {
+    if problems.is_empty() {
+        return vec![Finding::good("configuration", "read, and nothing is wrong with it")];
+    }
+    let finding = |problem: &crate::config::Problem| {
+        let key = if problem.key.is_empty() { String::new() } else { format!("{}: ", problem.key) };
+        Finding {
+            check: "configuration",
+            verdict: Verdict::Hurts,
+            what: format!("{}: {key}{}", problem.at, problem.what),
+            mend: problem.mend.clone(),
+        }
+    };
+    problems.iter().map(finding).collect()
+}
+
+fn print(out: &mut impl Write, findings: &[Finding], hurting: usize) -> io::Result<()> {
+    for finding in findings {
+        writeln!(out, "{:<14} {:<8} {}", finding.check, finding.verdict.as_str(), printable(&finding.what))?;
+        if let Some(mend) = &finding.mend {
+            writeln!(out, "{:23} -> {}", "", printable(mend))?;
+        }
+    }
+    match hurting {
+        0 => writeln!(out, "\nnothing of this will hurt"),
+        1 => writeln!(out, "\n1 thing will hurt"),
+        many => writeln!(out, "\n{many} things will hurt"),
+    }
+}
+
+fn as_json(findings: &[Finding], hurting: usize) -> Value {
+    json!({ "ok": hurting == 0, "findings": findings })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn the_mend_stands_below_what_hurts() {
+        let findings = [
+            Finding::good("clock", "set"),
+            Finding::hurts("sync", "a synced write takes 30 ms", "set store.flash_saver_ms"),
+            Finding::unknown("mosquitto", "it is elsewhere\x1b[2J", "look there"),
+        ];
+        let mut out = Vec::new();
+        print(&mut out, &findings, 1).unwrap();
+        let expected = "\
+clock          good     set
+sync           hurts    a synced write takes 30 ms
+                        -> set store.flash_saver_ms
+mosquitto      unknown  it is elsewhere\\u{1b}[2J
+                        -> look there
+
+1 thing will hurt
+";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+        let json = as_json(&findings, 1);
+        assert_eq!(json["ok"], false);
+        assert_eq!(json["findings"][0], json!({ "check": "clock", "verdict": "good", "what": "set" }));
+        assert_eq!(json["findings"][1]["mend"], "set store.flash_saver_ms");
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_configuration_hurts() {
+        let (_, problems) = Config::parse("[mqtt]\nurl = 1\n", Path::new("sedge.toml"));
+        let findings = configured(&problems);
+        assert_eq!(findings[0].what, "sedge.toml:2:7: mqtt.url: expected a string, found a number");
+        assert_eq!(findings[0].mend.as_deref(), Some("put it in quotes"));
+        assert_eq!(configured(&Problems::default())[0].verdict, Verdict::Good);
+    }
+}

@@ -1,0 +1,210 @@
+//! What the configuration of the Mosquitto on this board means for messages that wait in it.
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::{Path, PathBuf};
+
+use super::finding::Finding;
+
+const CHECK: &str = "mosquitto";
+/// The most that may be lost to a power cut.
+const OFTEN_SECS: u64 = 60;
+/// Ten a second for an hour.
+const MANY_MESSAGES: u64 = 36_000;
+
+/// Its defaults are those of Mosquitto 2.
+#[derive(Debug, PartialEq, Eq)]
+struct Settings {
+    persistence: bool,
+    autosave_interval: u64,
+    /// Then the interval counts changes, not seconds.
+    autosave_on_changes: bool,
+    max_queued_messages: u64,
+    client_expiration_secs: Option<u64>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            persistence: false,
+            autosave_interval: 1800,
+            autosave_on_changes: false,
+            max_queued_messages: 1000,
+            client_expiration_secs: None,
+        }
+    }
+}
+
+pub fn look(conf: &Path, is_here: bool, session_expiry_secs: u64) -> Vec<Finding> {
+    let mend = "see that persistence is true, autosave_interval at most 60 and max_queued_messages 0";
+    if !is_here {
+        return vec![Finding::unknown(CHECK, "the broker is on another machine", format!("there, {mend}"))];
+    }
+    match read(conf) {
+        Ok(settings) => judge(&settings, session_expiry_secs),
+        Err(error) => {
+            let what = format!("{} cannot be read: {error}", conf.display());
+            let mend = match error.kind() {
+                ErrorKind::PermissionDenied => "ask again as root: sudo sedge doctor".into(),
+                _ => format!("name it with --mosquitto-conf; {mend}"),
+            };
+            vec![Finding::unknown(CHECK, what, mend)]
+        }
+    }
+}
+
+fn read(conf: &Path) -> io::Result<Settings> {
+    let mut settings = Settings::default();
+    for folder in settings.apply(&fs::read_to_string(conf)?) {
+        let mut parts: Vec<PathBuf> = fs::read_dir(folder)?.flatten().map(|entry| entry.path()).collect();
+        parts.retain(|path| path.extension().is_some_and(|extension| extension == "conf"));
+        parts.sort();
+        for part in parts {
+            settings.apply(&fs::read_to_string(part)?);
+        }
+    }
+    Ok(settings)
+}
+
+impl Settings {
+    /// Takes over what a file says, and returns the folders that it includes.
+    fn apply(&mut self, text: &str) -> Vec<PathBuf> {
+        let mut folders = Vec::new();
+        for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
+            let Some((key, value)) = line.split_once(char::is_whitespace) else { continue };
+            let value = value.trim();
+            let number = value.parse().ok();
+            match key {
+                "include_dir" => folders.push(value.into()),
+                "persistence" => self.persistence = value == "true",
+                "autosave_interval" => self.autosave_interval = number.unwrap_or(self.autosave_interval),
+                "autosave_on_changes" => self.autosave_on_changes = value == "true",
+                "max_queued_messages" => self.max_queued_messages = number.unwrap_or(self.max_queued_messages),
+                "persistent_client_expiration" => self.client_expiration_secs = seconds(value),
+                _ => {}
+            }
+        }
+        folders
+    }
+}
+
+/// `14d`, `2m`: hours, days, weeks, months, years.
+fn seconds(value: &str) -> Option<u64> {
+    let (number, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
+    let hours = match unit {
+        "h" => 1,
+        "d" => 24,
+        "w" => 7 * 24,
+        "m" => 30 * 24,
+        "y" => 365 * 24,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(hours * 3600)
+}
+
+fn judge(settings: &Settings, session_expiry_secs: u64) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut hurts = |what: String, mend: &str| {
+        findings.push(Finding::hurts(CHECK, what, format!("in mosquitto.conf: {mend}")));
+    };
+    let interval = settings.autosave_interval;
+    if !settings.persistence {
+        hurts(
+            "it keeps sessions and what waits in them in memory only: they are gone when it ends".into(),
+            "persistence true, and persistence_location /var/lib/mosquitto/",
+        );
+    } else if interval == 0 {
+        hurts(
+            "it writes what waits in it only when it ends in order: a power cut takes all of it".into(),
+            "autosave_interval 30",
+        );
+    } else if !settings.autosave_on_changes && interval > OFTEN_SECS {
+        hurts(
+            format!("it writes what waits in it every {interval} s: a power cut takes what came since"),
+            "autosave_interval 30",
+        );
+    }
+    if settings.max_queued_messages != 0 && settings.max_queued_messages < MANY_MESSAGES {
+        hurts(
+            format!(
+                "it drops what is beyond {} messages for one client: while sedge is away, or when it starts with many \
+                 retained messages",
+                settings.max_queued_messages
+            ),
+            "max_queued_messages 0, and max_queued_bytes 100000000 to bound its memory",
+        );
+    }
+    if let Some(secs) = settings.client_expiration_secs.filter(|secs| *secs < session_expiry_secs) {
+        hurts(
+            format!("it forgets clients that are away for {} h, before mqtt.session_expiry_secs is over", secs / 3600),
+            "a longer persistent_client_expiration, or none",
+        );
+    }
+    if findings.is_empty() {
+        findings.push(Finding::good(CHECK, "it keeps what waits in it over restarts and power cuts"));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::Verdict;
+    use super::*;
+
+    const WEEK: u64 = 7 * 24 * 3600;
+    const GOOD: &str = "persistence true\nautosave_interval 30\nmax_queued_messages 0\n";
+
+    fn found(text: &str) -> Vec<String> {
+        let mut settings = Settings::default();
+        settings.apply(text);
+        let findings = judge(&settings, WEEK);
+        findings.into_iter().filter(|it| it.verdict == Verdict::Hurts).map(|it| it.mend.unwrap_or_default()).collect()
+    }
+
+    #[test]
+    fn what_debian_ships_loses_messages() {
+        let mends = found(
+            "# As installed\npid_file /run/mosquitto/mosquitto.pid\n\npersistence true\npersistence_location /var/lib/mosquitto/\n",
+        );
+        assert_eq!(mends.len(), 2, "{mends:?}");
+        assert!(mends[0].contains("autosave_interval 30") && mends[1].contains("max_queued_messages 0"), "{mends:?}");
+    }
+
+    #[test]
+    fn each_setting_is_judged_by_itself() {
+        assert_eq!(found(GOOD), [""; 0]);
+        let one = |change: &str, expected: &str| {
+            let mends = found(&format!("{GOOD}{change}\n"));
+            assert!(mends.len() == 1 && mends[0].contains(expected), "{change}: {mends:?}");
+        };
+        one("persistence false", "persistence true");
+        one("autosave_interval 0", "autosave_interval 30");
+        one("autosave_interval 61", "autosave_interval 30");
+        one("max_queued_messages 100", "max_queued_messages 0");
+        one("persistent_client_expiration 1d", "persistent_client_expiration");
+        assert_eq!(found(&format!("{GOOD}persistent_client_expiration 2m\n#persistence false\n")), [""; 0]);
+        assert_eq!(found(&format!("{GOOD}autosave_on_changes true\nautosave_interval 100\n")), [""; 0]);
+    }
+
+    #[test]
+    fn included_folders_are_read_in_order() {
+        let folder = tempfile::tempdir().unwrap();
+        let (conf, included) = (folder.path().join("mosquitto.conf"), folder.path().join("conf.d"));
+        fs::create_dir(&included).unwrap();
+        fs::write(&conf, format!("persistence false\ninclude_dir {}\n", included.display())).unwrap();
+        fs::write(included.join("b.conf"), "persistence true\n").unwrap();
+        fs::write(included.join("a.conf"), "persistence false\nmax_queued_messages 7\n").unwrap();
+        fs::write(included.join("c.old"), "max_queued_messages 9\n").unwrap();
+        let settings = read(&conf).unwrap();
+        assert_eq!((settings.persistence, settings.max_queued_messages), (true, 7));
+    }
+
+    #[test]
+    fn a_broker_elsewhere_or_without_a_file_is_unknown() {
+        let absent = Path::new("/nonexistent/mosquitto.conf");
+        assert_eq!(look(absent, false, WEEK)[0].verdict, Verdict::Unknown);
+        let here = &look(absent, true, WEEK)[0];
+        assert_eq!(here.verdict, Verdict::Unknown);
+        assert!(here.mend.as_deref().unwrap().contains("--mosquitto-conf"));
+    }
+}
