@@ -311,6 +311,12 @@ fn paint(colour: &str, text: &str) -> String {
     if std::io::stderr().is_terminal() && !refused { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
+/// Runs a command's conversation with the broker.
+fn block_on<T>(talk: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, talk)
+}
+
 /// Text from elsewhere without what would move the cursor or change colours.
 fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());

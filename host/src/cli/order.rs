@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::follow::{self, Aim, Follow, Outcome};
-use super::remote::{self, BrokerArgs};
+use super::remote::BrokerArgs;
 use super::signing::{KeyArgs, Signer, TargetArgs, WaitArgs};
 use super::talk::Talk;
 use crate::deploy::payload::{Change, Order};
@@ -52,7 +52,7 @@ pub fn function(text: &str) -> Result<String, String> {
 pub fn run(args: &OrderArgs, function: &str, change: Change, aim: Aim) -> anyhow::Result<ExitCode> {
     answered(args.json, || {
         let signer = args.key.load()?;
-        remote::block_on(talk(args, function.into(), change, aim, &signer))
+        super::block_on(talk(args, function.into(), change, aim, &signer))
     })
 }
 

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::follow::{Aim, Follow, Outcome};
 use super::order::{self, QUIET, answered, target_json};
 use super::progress::Progress;
-use super::remote::{self, BrokerArgs};
+use super::remote::BrokerArgs;
 use super::signing::{KeyArgs, Signer, TargetArgs, WaitArgs};
 use super::talk::Talk;
 use crate::deploy::payload::{CHUNK_BYTES, DEFAULT_CHUNK_BYTES};
@@ -77,7 +77,7 @@ pub fn run(args: &PushArgs) -> anyhow::Result<ExitCode> {
         if let Some(mode) = args.mode {
             bundle.set_mode(mode);
         }
-        remote::block_on(async {
+        super::block_on(async {
             let deadline = Instant::now() + args.wait.timeout();
             // Without an answer nothing is lost but a check, so a push does not wait for slow brokers.
             let quiet = if args.dry_run { QUIET } else { Duration::ZERO };

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use clap::Args;
-use tokio::task::{JoinHandle, LocalSet};
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::config::Node;
@@ -91,12 +91,6 @@ impl BrokerArgs {
             will: None,
         })
     }
-}
-
-/// Runs a command's conversation with the broker.
-pub fn block_on<T>(talk: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    LocalSet::new().block_on(&runtime, talk)
 }
 
 pub struct Remote {

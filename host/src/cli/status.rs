@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use super::boards::{Board, Boards};
 use super::follow::{self, progress_text};
 use super::order::{QUIET, answered};
-use super::remote::{self, BrokerArgs, Remote};
+use super::remote::{BrokerArgs, Remote};
 use super::{printable, signing};
 use crate::deploy::topics::Topics;
 
@@ -37,7 +37,7 @@ pub struct StatusArgs {
 /// Exit code 1 when a board that was asked for has said nothing.
 pub fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     answered(args.json, || {
-        let boards = remote::block_on(read(args))?;
+        let boards = super::block_on(read(args))?;
         if let Some(node) = args.node.as_ref().filter(|_| boards.iter().next().is_none()) {
             bail!("the broker knows nothing of a board {node}");
         }

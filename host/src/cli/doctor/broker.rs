@@ -8,7 +8,6 @@ use tokio::time::{Instant, timeout_at};
 
 use super::address::Address;
 use super::finding::Finding;
-use crate::cli::remote;
 use crate::config::Mqtt;
 use crate::mqtt::{self, Event};
 
@@ -37,7 +36,7 @@ pub fn plain(key: &'static str, address: &Address) -> Option<Finding> {
 
 /// `Err`: why the broker cannot be reached.
 pub fn look(mqtt: &Mqtt) -> anyhow::Result<Result<Seen, String>> {
-    remote::block_on(async {
+    crate::cli::block_on(async {
         let mut seen = match meet(options(mqtt, true)?).await {
             Ok(seen) => seen,
             Err(reason) => return Ok(Err(reason)),
