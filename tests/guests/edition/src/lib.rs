@@ -17,7 +17,7 @@ impl Function for Edition {
         let payload = core::str::from_utf8(&message.payload).unwrap_or("?");
         let trap: u64 = setting_or("trap", 0)?;
         let number: u64 = payload.parse().unwrap_or(0);
-        if trap > 0 && number % trap == 0 {
+        if trap > 0 && number.is_multiple_of(trap) {
             panic!("told to");
         }
         let label: alloc::string::String = setting_or("label", "".into())?;
