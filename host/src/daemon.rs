@@ -139,6 +139,7 @@ impl Daemon {
         let mut pace = Pace::new(Instant::now());
         // Before the first message: what was queued for this board comes with the connection.
         self.end_turn(Instant::now());
+        self.health.ready(parts::STARTING);
         self.notify.ready("waiting for the broker");
         tracing::info!(functions = self.pipeline.functions().len(), workers = self.pipeline.pool().len(), "ready");
         loop {

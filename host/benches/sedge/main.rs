@@ -14,6 +14,7 @@ mod invoke;
 mod latency;
 mod load;
 mod noop;
+mod push;
 mod report;
 
 use std::path::Path;
@@ -38,12 +39,13 @@ const QUICK: Size = Size { rounds: 1, messages: 50_000, latency_messages: 3_000,
 
 type Measure = fn(&mut Report, &Size) -> std::io::Result<()>;
 
-const PARTS: [(&str, Measure); 6] = [
+const PARTS: [(&str, Measure); 7] = [
     ("invoke", invoke::measure),
     ("durable", durable::measure),
     ("latency", latency::measure),
     ("memory", durable::measure_memory),
     ("growth", durable::measure_growth),
+    ("push", push::measure),
     ("fleet", fleet::measure),
 ];
 

@@ -28,6 +28,8 @@ use crate::worker::pool::{self, Loadable, Pool};
 
 /// Our own publishes under way to the local broker. Small, because the client looks through them at every flush.
 const LOCAL_IN_FLIGHT: u16 = 64;
+/// A part of what `/readyz` waits for.
+pub(super) const STARTING: &str = "functions";
 /// The message loop is called dead after this long without a turn.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 const MAX_WORKERS: usize = 4;
@@ -41,6 +43,8 @@ impl Daemon {
         let now = Instant::now();
         let metrics = Arc::new(Metrics::new());
         let health = Arc::new(Health::new(now, HEARTBEAT));
+        // It answers from the first moment on, and a board may have much to compile.
+        health.missing(STARTING, "functions are being made ready");
         let http = match config.http.listen {
             Some(addr) => Some(Http::spawn(addr, Arc::clone(&metrics), Arc::clone(&health))?),
             None => None,

@@ -109,7 +109,10 @@ fn a_shadow_that_says_the_same_is_promoted_by_rule_and_another_is_not() {
     assert_eq!(report.reason, Some(Reason::FailedTrial));
     yard.serves("v1");
 
-    yard.send(&yard.install_of(3, &yard.module(), |manifest| {
+    // Another module: a shadow's state is kept under its digest, and outlives it.
+    let other = yard.other_module(b's');
+    yard.send_chunks(&other);
+    yard.send(&yard.install_of(3, &other, |manifest| {
         manifest["trial"] = shadow;
         manifest["config"]["label"] = json!("v1");
     }));

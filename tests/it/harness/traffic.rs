@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::client::Client;
 use super::ledger::Ledger;
@@ -17,13 +17,23 @@ pub struct Traffic {
 impl Traffic {
     /// Some two thousand messages a second on this many topics, as long as the broker takes them.
     pub fn start(port: u16, sources: usize) -> Self {
+        Self::start_at(port, sources, 2000)
+    }
+
+    /// So many a second, and no fewer after a pause: what is late follows at once.
+    pub fn start_at(port: u16, sources: usize, per_second: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
             let mut client = Client::connect(port, &Hello::new("traffic")).expect("connect the sensors");
             let mut ledger = Ledger::default();
+            let begun = Instant::now();
             while !ended.load(Ordering::Relaxed) {
-                client.publish_all(ledger.batch(sources, 40)).expect("publish");
+                let due = (begun.elapsed().as_secs_f64() * per_second as f64) as usize;
+                // Sequences continue within a batch, and a batch on the next source.
+                client
+                    .publish_all(ledger.batch(sources, due.saturating_sub(ledger.total() as usize)))
+                    .expect("publish");
                 std::thread::sleep(Duration::from_millis(20));
             }
             ledger

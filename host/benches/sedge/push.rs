@@ -1,0 +1,312 @@
+//! From an order to the first message that the new version handles, and how long messages stand still when it takes over.
+
+use std::collections::HashMap;
+use std::io::{self, Write as _};
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use sedge::deploy::envelope::Envelope;
+use sedge::deploy::keys::SigningKey;
+use sedge::deploy::payload::{Change, DEFAULT_CHUNK_BYTES, Install, Module, Order};
+use sedge::deploy::report::{Report as Said, State};
+use sedge::deploy::topics::{Target, Topics};
+use sedge::manifest::Manifest;
+use serde_json::{Value, json};
+
+use crate::Size;
+use crate::harness::client::Client;
+use crate::harness::daemon::{Daemon, NODE, SEDGE, Setup};
+use crate::harness::guest::guest;
+use crate::harness::mosquitto::Mosquitto;
+use crate::harness::wire::{Hello, Publish};
+use crate::load::paced;
+use crate::report::{Goal, Report};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+const COMPONENT_BYTES: usize = 60_000;
+const PROBES_PER_SECOND: u32 = 1000;
+const FLOW_PER_SECOND: u32 = 5000;
+const SOURCES: usize = 16;
+
+pub fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
+    let mut times = Times::default();
+    for round in 0..size.rounds * 3 {
+        eprintln!("push, round {} of {}", round + 1, size.rounds * 3);
+        let bench = Bench::start()?;
+        bench.push_times(&mut times, round)?;
+    }
+    let what = "60 KB component, pieces and order published until a message is handled by it";
+    report.add_median("push_to_first_message_ms", times.cold.clone(), Goal::AtMost(400.0), what);
+    report.add_median("push_compile_ms", times.compile.clone(), Goal::None, "of that `sedge compile`, by itself");
+    let rest = times.cold.iter().zip(&times.compile).map(|(whole, compile)| whole - compile).collect();
+    report.add_median("push_rest_ms", rest, Goal::AtMost(50.0), "the difference of the two");
+    report.add_median("push_cached_ms", times.cached, Goal::AtMost(20.0), "the same module with another manifest");
+
+    let mut gaps = Gaps::default();
+    for round in 0..size.rounds {
+        eprintln!("swap, round {} of {}", round + 1, size.rounds);
+        let bench = Bench::start()?;
+        bench.swap_gaps(&mut gaps, round)?;
+    }
+    let ratio = gaps.swap.iter().zip(&gaps.usual).map(|(swap, usual)| swap / usual).collect();
+    let what = "longest pause between two results while versions change, 5,000 messages/s, code cached";
+    report.add_median("swap_gap_ms", gaps.swap, Goal::AtMost(5.0), what);
+    report.add_median("swap_usual_gap_ms", gaps.usual, Goal::None, "the same, as long, just before, with no change");
+    report.add_median("swap_gap_ratio", ratio, Goal::None, "the first over the second");
+    report.add_median(
+        "swap_compiling_gap_ms",
+        gaps.compiling,
+        Goal::None,
+        "the first with compiling on the same cores",
+    );
+    Ok(())
+}
+
+#[derive(Default)]
+struct Times {
+    cold: Vec<f64>,
+    compile: Vec<f64>,
+    cached: Vec<f64>,
+}
+
+#[derive(Default)]
+struct Gaps {
+    swap: Vec<f64>,
+    usual: Vec<f64>,
+    compiling: Vec<f64>,
+}
+
+/// A result as it came back: which version, which message, when.
+struct Result {
+    version: String,
+    number: usize,
+    at: Instant,
+}
+
+struct Bench {
+    _daemon: Daemon,
+    broker: Mosquitto,
+    key: SigningKey,
+    _folder: tempfile::TempDir,
+}
+
+impl Bench {
+    /// Version 1 runs from a folder.
+    fn start() -> io::Result<Self> {
+        let broker = Mosquitto::start();
+        let folder = tempfile::tempdir()?;
+        let key = SigningKey::generate().map_err(io::Error::other)?;
+        let file = folder.path().join("ops.pub.pem");
+        std::fs::write(&file, key.public().to_pem())?;
+        let setup =
+            Setup::new(broker.url()).function(&guest("edition")).set("deploy.keys.ops", format!("file = {file:?}"));
+        let daemon = Daemon::start(&setup);
+        broker.await_daemon();
+        Ok(Self { _daemon: daemon, broker, key, _folder: folder })
+    }
+
+    fn push_times(&self, times: &mut Times, round: usize) -> io::Result<()> {
+        let wasm = component(round)?;
+        times.compile.push(compile_ms(&wasm)?);
+        let mut reports = self.reports()?;
+        let results = self.listen()?;
+        // Until the end of this function, which the thread notices by its socket.
+        let flow = self.flow(PROBES_PER_SECOND, PROBES_PER_SECOND as usize * 8)?;
+        let mut hand = self.broker.client("hand");
+        wait_for(&results, "v1")?;
+        for (serial, all) in [(2, &mut times.cold), (3, &mut times.cached)] {
+            let messages = self.messages(&wasm, serial, 1);
+            let begun = Instant::now();
+            hand.publish_all(messages)?;
+            let first = wait_for(&results, &format!("v{serial}"))?;
+            all.push(first.duration_since(begun).as_secs_f64() * 1e3);
+            active(&mut reports, serial)?;
+        }
+        drop(flow);
+        Ok(())
+    }
+
+    fn swap_gaps(&self, gaps: &mut Gaps, round: usize) -> io::Result<()> {
+        let wasm = component(100 + round)?;
+        let mut reports = self.reports()?;
+        let results = self.listen()?;
+        let count = FLOW_PER_SECOND as usize * 8;
+        let flow = self.flow(FLOW_PER_SECOND, count)?;
+        let mut hand = self.broker.client("hand");
+        let mut windows = Vec::new();
+        for serial in [2, 3] {
+            std::thread::sleep(Duration::from_millis(1500));
+            let begun = Instant::now();
+            hand.publish_all(self.messages(&wasm, serial, 200))?;
+            active(&mut reports, serial)?;
+            windows.push((begun, Instant::now()));
+        }
+        flow.join().expect("the publisher does not panic")?;
+        let mut all = Vec::with_capacity(count);
+        while all.len() < count {
+            all.push(results.recv_timeout(PATIENCE).map_err(|_| lost(all.len(), count))?);
+        }
+        check(&all, count);
+        let longest = |from: Instant, until: Instant| {
+            let within = all.windows(2).filter(|pair| pair[1].at >= from && pair[0].at <= until);
+            let pauses = within.map(|pair| pair[1].at.duration_since(pair[0].at).as_secs_f64() * 1e3);
+            pauses.fold(0.0, f64::max)
+        };
+        let [(from, until), (cached_from, cached_until)] = windows[..] else { panic!("two versions were pushed") };
+        gaps.compiling.push(longest(from, until));
+        gaps.swap.push(longest(cached_from, cached_until));
+        gaps.usual.push(longest(cached_from - cached_until.duration_since(cached_from), cached_from));
+        Ok(())
+    }
+
+    /// The pieces, and the order for them.
+    fn messages(&self, wasm: &[u8], serial: u64, trial: u32) -> Vec<Publish> {
+        let topics = Topics::new("sedge");
+        let manifest = Manifest::load(&guest("edition")).expect("the function has a manifest");
+        let mut manifest: Value = serde_json::from_slice(&manifest.to_json()).expect("a manifest is JSON");
+        manifest["serial"] = json!(serial);
+        manifest["config"]["label"] = json!(format!("v{serial}"));
+        manifest["trial"] = json!({ "messages": trial, "secs": 60 });
+        let module = Module::of(wasm, DEFAULT_CHUNK_BYTES);
+        let now_ms = sedge::time::now_ms();
+        let (digest, manifest) = (module.digest, serde_json::from_value(manifest).expect("a manifest is a document"));
+        let order = Order {
+            function: "edition".into(),
+            serial,
+            target: Target::Node(NODE.into()),
+            issued_at_ms: now_ms,
+            expires_at_ms: now_ms + 3_600_000,
+            change: Change::Install(Box::new(Install { manifest, module })),
+        };
+        let envelope = Envelope::sign(&order.to_json(), &[&self.key]).to_json();
+        let pieces = wasm.chunks(DEFAULT_CHUNK_BYTES as usize).enumerate();
+        let mut messages: Vec<Publish> =
+            pieces.map(|(index, piece)| retained(&topics.blob(&digest, index as u32), piece.to_vec())).collect();
+        messages.push(retained(&topics.deploy(&order.target, "edition"), envelope));
+        messages
+    }
+
+    fn reports(&self) -> io::Result<Client> {
+        let mut client = self.broker.client("reports");
+        client.subscribe(&[&Topics::new("sedge").reports(Some(NODE))])?;
+        Ok(client)
+    }
+
+    /// The results as they come, until nobody wants them.
+    fn listen(&self) -> io::Result<Receiver<Result>> {
+        let mut client = self.broker.client("listener");
+        client.subscribe(&["said/#"])?;
+        let (sender, results) = channel();
+        std::thread::spawn(move || {
+            while let Ok(message) = client.receive(PATIENCE) {
+                let Some(message) = message else { continue };
+                let (version, number) = (message.topic.strip_prefix("said/"), message.text().parse());
+                let (Some(version), Ok(number)) = (version, number) else { continue };
+                if sender.send(Result { version: version.to_owned(), number, at: Instant::now() }).is_err() {
+                    break;
+                }
+            }
+        });
+        Ok(results)
+    }
+
+    fn flow(&self, per_second: u32, count: usize) -> io::Result<std::thread::JoinHandle<io::Result<()>>> {
+        let (mut stream, _) = Client::connect(self.broker.port, &Hello::new("load"))?.into_parts();
+        Ok(std::thread::spawn(move || {
+            let message = |index| Publish::new(&format!("count/s{}", index % SOURCES), index.to_string());
+            paced(&mut stream, per_second, count, message).map(drop)
+        }))
+    }
+}
+
+/// Every message came back once, and those of each topic in order.
+fn check(all: &[Result], count: usize) {
+    let mut times = vec![0; count];
+    let mut last: HashMap<usize, (usize, &str)> = HashMap::new();
+    for result in all {
+        times[result.number] += 1;
+        let now = (result.number, &*result.version);
+        if let Some(before) = last.insert(result.number % SOURCES, now) {
+            assert!(before.0 < now.0 && before.1 <= now.1, "{before:?} before {now:?}");
+        }
+    }
+    assert!(times.iter().all(|times| *times == 1), "each message is handled once, by one version");
+}
+
+/// When the first result of this version came.
+fn wait_for(results: &Receiver<Result>, version: &str) -> io::Result<Instant> {
+    loop {
+        let result = results.recv_timeout(PATIENCE).map_err(|_| io::Error::other(format!("{version} says nothing")))?;
+        if result.version == version {
+            return Ok(result.at);
+        }
+    }
+}
+
+fn active(reports: &mut Client, serial: u64) -> io::Result<()> {
+    while let Some(message) = reports.receive(PATIENCE)? {
+        let report = Said::parse(&message.payload)?;
+        if report.serial == Some(serial) && report.state == State::Active {
+            return Ok(());
+        }
+        assert!(!report.state.is_final() || report.serial != Some(serial), "{report:?}");
+    }
+    Err(io::Error::other(format!("version {serial} does not become active")))
+}
+
+/// What the daemon waits for when it compiles, process and all.
+fn compile_ms(wasm: &[u8]) -> io::Result<f64> {
+    let begun = Instant::now();
+    let mut command = Command::new(SEDGE);
+    let mut child =
+        command.args(["compile", "--class", "small"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+    child.stdin.take().expect("it is piped").write_all(wasm)?;
+    let output = child.wait_with_output()?;
+    assert!(output.status.success() && !output.stdout.is_empty(), "{}", output.status);
+    Ok(begun.elapsed().as_secs_f64() * 1e3)
+}
+
+/// The function with its own code beside it until it has 60 KB. No two are the same.
+fn component(tag: usize) -> io::Result<Vec<u8>> {
+    let mut wasm = std::fs::read(guest("edition").join("edition.wasm"))?;
+    let code = largest_core_module(&wasm).to_vec();
+    while wasm.len() + code.len() < COMPONENT_BYTES {
+        wasm.extend(&code);
+    }
+    // A custom section.
+    wasm.extend([0, 6, 3, b't', b'a', b'g']);
+    wasm.extend((tag as u16).to_le_bytes());
+    Ok(wasm)
+}
+
+/// The section, with its head. A component is 8 bytes and then sections: an id, a length in LEB128, so many bytes.
+fn largest_core_module(wasm: &[u8]) -> &[u8] {
+    let mut largest: &[u8] = &[];
+    let mut at = 8;
+    while at < wasm.len() {
+        let (mut length, mut head) = (0, 1);
+        loop {
+            let byte = wasm[at + head];
+            length |= usize::from(byte & 0x7f) << (7 * (head - 1));
+            head += 1;
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        let section = &wasm[at..at + head + length];
+        if section[0] == 1 && section.len() > largest.len() {
+            largest = section;
+        }
+        at += section.len();
+    }
+    largest
+}
+
+fn retained(topic: &str, payload: Vec<u8>) -> Publish {
+    Publish { retain: true, ..Publish::new(topic, payload) }
+}
+
+fn lost(came: usize, count: usize) -> io::Error {
+    io::Error::other(format!("{came} of {count} messages came back"))
+}
