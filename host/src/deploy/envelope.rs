@@ -1,6 +1,8 @@
 //! The envelope around an order: DSSE, version 1 (<https://github.com/secure-systems-lab/dsse>), with Ed25519.
 //!
-//!     {"payloadType":"application/vnd.sedge.deploy+json","payload":"<base64>","signatures":[{"keyid":"<hex>","sig":"<base64>"}]}
+//! ```text
+//! {"payloadType":"application/vnd.sedge.deploy+json","payload":"<base64>","signatures":[{"keyid":"<hex>","sig":"<base64>"}]}
+//! ```
 //!
 //! Signed is `DSSEv1 <length> <payloadType> <length> <payload>`. The key id says which key to try; it proves nothing.
 
