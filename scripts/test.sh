@@ -54,11 +54,26 @@ service() {
     return "$status"
 }
 
+# The package of this machine's own build: made, and where root may mount, installed, used and purged.
+package() {
+    local deb
+    deb=$(cross/deb.sh '' dev) || return
+    if [ "$(id -u)" != 0 ] || ! unshare --mount mount -t tmpfs none /mnt 2>/dev/null; then
+        printf 'skipped: the package was made and NOT installed, because that takes root and the right to mount\n'
+        return 0
+    fi
+    if ! scripts/need.sh tree; then
+        printf 'skipped: the package was made and NOT installed, because there is no Debian tree to install it in\n'
+        return 0
+    fi
+    cross/try-deb.sh "$deb" "$tools/bookworm"
+}
+
 start=$SECONDS
 if [ "${1:-}" = check ]; then
     stage 'tools' scripts/need.sh cargo cc
 else
-    stage 'tools' scripts/need.sh cargo cc mosquitto deny systemd
+    stage 'tools' scripts/need.sh cargo cc mosquitto deny systemd deb
     wasm=$(scripts/need.sh wasm)
     eval "$wasm"
 fi
@@ -79,4 +94,5 @@ stage 'documentation tests' cargo test --workspace --doc
 stage 'functions: tests' scripts/guests.sh test
 # Each test runs processes of its own; more at once than cores only makes them wait for each other.
 stage 'black-box tests' cargo test --package sedge --test '*' -- --test-threads "${SEDGE_TEST_THREADS:-2}"
+stage 'package' package
 printf '\n== all of it passed in %d min %d s\n' $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60))
