@@ -1,6 +1,6 @@
 # The commands of the project. Continuous integration runs `make test`, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt guests bench clean
+.PHONY: help demo test check fmt guests bench deb clean
 SHELL := /bin/bash
 
 # In CI the checkout is new every time; what was compiled is kept beside it.
@@ -37,6 +37,9 @@ guests: ## Compile the example functions.
 bench: ## Measure a release build against its goals. ARGS="--quick"
 	@wasm=$$(scripts/need.sh cargo cc wasm mosquitto) && eval "$$wasm" && \
 		cargo bench --package sedge --bench sedge -- $(ARGS)
+
+deb: ## Build a Debian package in target/debian. TARGET=x86_64-unknown-linux-gnu PROFILE=dist
+	@wasm=$$(scripts/need.sh cargo cc wasm deb) && eval "$$wasm" && cross/deb.sh "$(TARGET)" "$(or $(PROFILE),dist)"
 
 clean: ## Remove what was compiled.
 	cargo clean

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Makes sure that the named tools are here: need.sh cargo cc wasm mosquitto deny systemd
+# Makes sure that the named tools are here: need.sh cargo cc wasm mosquitto deny systemd deb tree
 # Installs what it may; otherwise says in one sentence what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 deny_version=0.20.2
+deb_version=3.8.0
 tools=${XDG_CACHE_HOME:-$HOME/.cache}/sedge/tools
 
 fail() {
@@ -62,6 +63,28 @@ need_deny() {
     cargo install cargo-deny --version "$deny_version" --locked --root "$tools" \
         --target-dir "$tools/target" --quiet >&2
     rm -rf "$tools/target"
+}
+
+need_deb() {
+    command -v dpkg-shlibdeps >/dev/null || apt_install dpkg-dev ||
+        fail 'install dpkg-shlibdeps (Debian: apt install dpkg-dev): it finds out which libraries a package needs'
+    [ "$("$tools/bin/cargo-deb" --version 2>/dev/null)" = "$deb_version" ] && return
+    printf 'sedge: installing cargo-deb %s into %s, once, in a minute or two\n' "$deb_version" "$tools" >&2
+    cargo install cargo-deb --version "$deb_version" --locked --no-default-features --root "$tools" \
+        --target-dir "$tools/target" --quiet >&2
+    rm -rf "$tools/target"
+}
+
+# A Debian tree to install packages in, made once.
+need_tree() {
+    local tree=$tools/bookworm
+    [ ! -x "$tree/usr/bin/dpkg" ] || return 0
+    command -v debootstrap >/dev/null || apt_install debootstrap || fail 'install debootstrap (Debian: apt install debootstrap)'
+    printf 'sedge: making a Debian tree in %s, once, in a minute\n' "$tree" >&2
+    rm -rf "$tree.new"
+    debootstrap --variant=minbase --include=systemd,init-system-helpers bookworm "$tree.new" >&2 ||
+        fail 'the Debian tree could not be made: see the messages above'
+    mv "$tree.new" "$tree"
 }
 
 for tool in "$@"; do

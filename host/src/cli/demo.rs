@@ -42,9 +42,10 @@ pub struct DemoArgs {
     /// Replay the recording this many times faster than it was recorded; 0: as fast as it goes
     #[arg(long, default_value_t = 0.0, requires = "data")]
     pub speed: f64,
-    /// Folder whose subfolders are the functions to run, built with `sedge build`
-    #[arg(long, value_name = "DIR", default_value = "examples")]
-    pub functions: PathBuf,
+    /// Folder whose subfolders are the functions to run, built with `sedge build` [default: examples, or those of the
+    /// package]
+    #[arg(long, value_name = "DIR")]
+    pub functions: Option<PathBuf>,
     /// Print the result as one JSON object on standard output; everything else goes to standard error
     #[arg(long)]
     pub json: bool,
@@ -63,7 +64,7 @@ pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
 }
 
 async fn demo(args: &DemoArgs) -> anyhow::Result<Report> {
-    let functions = functions(&args.functions)?;
+    let functions = functions(&args.functions.clone().unwrap_or_else(usual_functions))?;
     let broker = broker::start()?;
     eprintln!("broker     on {broker}, in this process");
     let mut upstream = Upstream::connect(broker).await?;
@@ -131,6 +132,12 @@ async fn settle(
             return Ok(Report { totals: last.0, status, took: started.elapsed() });
         }
     }
+}
+
+/// Those of a checkout, or on a board those of the package.
+fn usual_functions() -> PathBuf {
+    let (checkout, package) = (Path::new("examples"), Path::new("/usr/share/sedge/functions"));
+    if package.is_dir() && !checkout.is_dir() { package.into() } else { checkout.into() }
 }
 
 /// Every subfolder with a manifest.
