@@ -214,7 +214,7 @@ impl Bench {
     fn flow(&self, per_second: u32, count: usize) -> io::Result<std::thread::JoinHandle<io::Result<()>>> {
         let (mut stream, _) = Client::connect(self.broker.port, &Hello::new("load"))?.into_parts();
         Ok(std::thread::spawn(move || {
-            let message = |index| Publish::new(&format!("count/s{}", index % SOURCES), index.to_string());
+            let message = |index: usize| Publish::new(&format!("count/s{}", index % SOURCES), index.to_string());
             paced(&mut stream, per_second, count, message).map(drop)
         }))
     }
