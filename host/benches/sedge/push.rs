@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::io::{self, Write as _};
 use std::process::{Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use sedge::deploy::envelope::Envelope;
@@ -197,7 +197,8 @@ impl Bench {
     fn listen(&self) -> io::Result<Receiver<Result>> {
         let mut client = self.broker.client("listener");
         client.subscribe(&["said/#"])?;
-        let (sender, results) = channel();
+        // All that a run sends, so that the listener never waits.
+        let (sender, results) = sync_channel(FLOW_PER_SECOND as usize * 8);
         std::thread::spawn(move || {
             while let Ok(message) = client.receive(PATIENCE) {
                 let Some(message) = message else { continue };
