@@ -103,7 +103,9 @@ fn a_shadow_takes_nothing_from_the_stream() {
     let stream = Stream::start();
     let traffic = Traffic::start_at(stream.yard.broker.port, 20, PER_SECOND);
     stream.flows(PER_SECOND / 3);
-    stream.push(2, |it| it["trial"] = json!({ "mode": "shadow", "messages": TRIAL_MESSAGES, "secs": 60, "differences": 0 }));
+    stream.push(2, |it| {
+        it["trial"] = json!({ "mode": "shadow", "messages": TRIAL_MESSAGES, "secs": 60, "differences": 0 })
+    });
     stream.yard.await_state(2, State::Active);
     stream.flows(PER_SECOND / 3);
     stream.settle(traffic);
