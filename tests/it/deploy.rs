@@ -202,9 +202,12 @@ impl Yard {
     /// Waits until it is active, and sees that it serves.
     #[track_caller]
     fn await_active(&self, serial: u64) {
+        let serves = |it: &Report| it.serial == Some(serial) && [State::Trial, State::Active].contains(&it.state);
+        self.await_report(serves);
+        // Which ends the trial as well.
+        self.serves(&format!("v{serial}"));
         let report = self.await_state(serial, State::Active);
         assert_eq!(report.active.map(|active| active.version.serial), Some(serial));
-        self.serves(&format!("v{serial}"));
     }
 
     /// One message is handled, by this version and no other.

@@ -27,6 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const COMPONENT_BYTES: usize = 60_000;
 const PROBES_PER_SECOND: u32 = 1000;
 const FLOW_PER_SECOND: u32 = 5000;
+const FLOW_SECS: usize = 8;
 const SOURCES: usize = 16;
 
 pub fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
@@ -108,13 +109,14 @@ impl Bench {
 
     fn push_times(&self, times: &mut Times, round: usize) -> io::Result<()> {
         let wasm = component(round)?;
-        times.compile.push(compile_ms(&wasm)?);
         let mut reports = self.reports()?;
         let results = self.listen()?;
         // Until the end of this function, which the thread notices by its socket.
-        let flow = self.flow(PROBES_PER_SECOND, PROBES_PER_SECOND as usize * 8)?;
+        let flow = self.flow(PROBES_PER_SECOND, PROBES_PER_SECOND as usize * FLOW_SECS)?;
         let mut hand = self.broker.client("hand");
         wait_for(&results, "v1")?;
+        // Beside the same messages.
+        times.compile.push(compile_ms(&wasm)?);
         for (serial, all) in [(2, &mut times.cold), (3, &mut times.cached)] {
             let messages = self.messages(&wasm, serial, 1);
             let begun = Instant::now();
@@ -131,7 +133,7 @@ impl Bench {
         let wasm = component(100 + round)?;
         let mut reports = self.reports()?;
         let results = self.listen()?;
-        let count = FLOW_PER_SECOND as usize * 8;
+        let count = FLOW_PER_SECOND as usize * FLOW_SECS;
         let flow = self.flow(FLOW_PER_SECOND, count)?;
         let mut hand = self.broker.client("hand");
         let mut windows = Vec::new();
@@ -198,7 +200,7 @@ impl Bench {
         let mut client = self.broker.client("listener");
         client.subscribe(&["said/#"])?;
         // All that a run sends, so that the listener never waits.
-        let (sender, results) = sync_channel(FLOW_PER_SECOND as usize * 8);
+        let (sender, results) = sync_channel(FLOW_PER_SECOND as usize * FLOW_SECS);
         std::thread::spawn(move || {
             while let Ok(message) = client.receive(PATIENCE) {
                 let Some(message) = message else { continue };
