@@ -20,6 +20,7 @@ use super::{MAX_FUNCTIONS, Pipeline};
 use crate::manifest::{Manifest, Trial, TrialMode};
 use crate::message::{Digest, Failure, FailureCode, Scope, Usage};
 use crate::router;
+use crate::time;
 use crate::worker::pool::Loadable;
 
 /// A version to be put into service.
@@ -66,7 +67,7 @@ pub(super) fn state_to_begin_with(scope: &Scope) -> Option<Scope> {
     Some(Scope { function: function.into(), topic: scope.topic.clone() })
 }
 
-/// Stands between a function's name and the digest of a version that runs as its shadow, in the name under which that one
+/// Stands between a function's name and the trial of a version that runs as its shadow, in the name under which that one
 /// keeps its state. No function's name holds it.
 const SHADOW: char = '~';
 
@@ -78,7 +79,9 @@ impl Pipeline {
         let is_shadow = deployment.trial.as_ref().is_some_and(|trial| trial.mode == TrialMode::Shadow) && !is_first;
         let number = if is_shadow {
             self.end_shadow(&name);
-            self.place(&format!("{name}{SHADOW}{}", deployment.digest).into())
+            // Of this trial alone: what an earlier one of the same module left must not be taken for its state.
+            let trial = format!("{}-{}-{:x}", deployment.digest, deployment.loadable.edition, time::now_ms());
+            self.place(&format!("{name}{SHADOW}{trial}").into())
         } else {
             self.place(&name)
         };

@@ -12,6 +12,10 @@ fn shadow(messages: u32, differences: Option<u32>) -> Trial {
     Trial { mode: TrialMode::Shadow, differences, ..trial(messages, 0) }
 }
 
+fn shadow_of(messages: u32) -> Trial {
+    shadow(messages, None)
+}
+
 /// Publishes elsewhere than the first version, so that one sees which of them ran.
 fn second() -> Bytes {
     version("derived/y", "")
@@ -251,7 +255,7 @@ fn a_shadow_has_no_effect_and_its_differences_are_told() {
         assert_eq!(spine.ran(), [('x', "c1"), ('x', "c2"), ('x', "t5")]);
         assert_eq!(spine.disk.reasons(), ["rejected", "trap"], "those of the active version alone");
         assert_eq!(spine.disk.count("f", Some("t/1")), 2);
-        let own = format!("f~{}", Digest([shadow as u8; 32]));
+        let own = spine.disk.state.keys().find(|scope| scope.function.starts_with("f~")).unwrap().function.clone();
         assert_eq!(spine.disk.count(&own, Some("t/1")), 2, "it began with the state of the active version");
         let last = spine.deployed.iter().rev().find_map(|(_, event)| match event {
             Deployed::Progress { tally, samples } => Some((*tally, samples.clone())),
@@ -269,6 +273,15 @@ fn a_shadow_has_no_effect_and_its_differences_are_told() {
         spine.settle().await;
         assert_eq!(spine.ran().last(), Some(&('x', "c9")));
         assert_eq!(spine.disk.count(&own, Some("t/1")), 2);
+        // The same module again begins with the state of now, not with what its first trial left.
+        let again = spine.deploy(one_with_state().remove(0), second(), Some(shadow_of(3)));
+        spine.until_ready(again).await;
+        spine.receive("t/1", "c10", 10, false);
+        spine.settle().await;
+        let trials = |it: &&Scope| it.function.starts_with("f~");
+        let counts: Vec<u64> =
+            spine.disk.state.keys().filter(trials).map(|it| spine.disk.count(&it.function, Some("t/1"))).collect();
+        assert!(counts.contains(&4) && counts.len() == 2, "{counts:?}");
     });
 }
 
