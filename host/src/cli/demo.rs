@@ -18,7 +18,8 @@ use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use clap::Args;
 
-use crate::manifest;
+use crate::deploy;
+use crate::manifest::{self, Manifest};
 use crate::mqtt::{self, Link};
 use report::{Report, Totals};
 use sensors::{Reading, Recording, Simulated};
@@ -151,6 +152,12 @@ fn functions(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     found.sort();
     if found.is_empty() {
         bail!("no folder in {} holds a {}", dir.display(), manifest::FILE_NAME);
+    }
+    for folder in &found {
+        let component = deploy::component_path(folder, &Manifest::load(folder)?);
+        if !component.is_file() {
+            bail!("there is no {}; make it with `sedge build {}`", component.display(), folder.display());
+        }
     }
     found.iter().map(|path| path.canonicalize().with_context(|| format!("failed to open {}", path.display()))).collect()
 }
