@@ -215,6 +215,8 @@ fn standing(report: &Report, is_news: bool, serial: u64, aim: Aim) -> Standing {
         },
         // A refused one of that serial says nothing: anybody may have written it.
         Some(later) if later > serial && is_news && report.state != State::Rejected => Standing::Failed,
+        // What was sent is an envelope and signed: that is about somebody else's junk.
+        None if matches!(report.reason, Some(Reason::BadEnvelope | Reason::Unsigned)) => Standing::Silent,
         None if is_news && report.state == State::Rejected => Standing::Doubtful,
         _ => Standing::Silent,
     }
