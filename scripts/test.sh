@@ -75,6 +75,13 @@ package() {
     cross/try-deb.sh "$deb" "$tools/bookworm"
 }
 
+# Those that `make test` has the time for; `make cross-all` makes the rest, and with the optimisations of what is shipped.
+boards=(aarch64-unknown-linux-gnu armv7-unknown-linux-gnueabihf)
+board_programs() {
+    local target
+    for target in "${boards[@]}"; do cross/build.sh "$target" cross || return; done
+}
+
 start=$SECONDS
 if [ "${1:-}" = check ]; then
     stage 'tools' scripts/need.sh cargo cc
@@ -98,7 +105,10 @@ stage 'functions: build' scripts/guests.sh build
 stage 'unit and property tests' cargo test --workspace --lib --bins
 stage 'documentation tests' cargo test --workspace --doc
 stage 'functions: tests' scripts/guests.sh test
+# Some of the black-box tests run these as well.
+stage 'boards: programs' board_programs
 # Each test runs processes of its own; more at once than cores only makes them wait for each other.
 stage 'black-box tests' cargo test --package sedge --test '*' -- --test-threads "${SEDGE_TEST_THREADS:-2}"
 stage 'package' package
+stage 'boards: packages' cross/boards.sh cross full -- "${boards[@]}"
 printf '\n== all of it passed in %d min %d s\n' $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60))
