@@ -17,6 +17,8 @@ pub mod guest;
 mod host;
 #[cfg(all(test, feature = "compiler"))]
 mod host_tests;
+#[cfg(all(test, feature = "compiler", target_pointer_width = "64"))]
+mod room_tests;
 pub mod shape;
 #[cfg(all(test, feature = "compiler"))]
 mod shape_tests;

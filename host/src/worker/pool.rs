@@ -24,6 +24,7 @@ use super::protocol::{Encoder, FromWorker, Job, JobScope, ToWorker, frame_length
 use super::serve::{Clock, Worker};
 use crate::config::Isolate;
 use crate::message::{LogLine, Outcome, Scope};
+use crate::program;
 use crate::sandbox::Limits;
 
 /// Bytes read from a worker at once.
@@ -532,7 +533,7 @@ impl Pool {
 
     /// The worker inherits one socket, as its standard input, and nothing else: no environment, no other file.
     fn spawn_process(&self, socket: StdStream) -> io::Result<Child> {
-        Command::new("/proc/self/exe")
+        Command::new(program::own())
             .arg0("sedge")
             .arg("worker")
             .arg("--state-cache-bytes")
