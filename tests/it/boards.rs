@@ -1,11 +1,12 @@
 //! Small boards: little address space, little memory. What Sedge takes must fit where the sandbox's usual reservations do not
 //! (`sandbox/room_tests.rs` shows that they do not).
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use crate::harness::cgroup::MemoryCgroup;
-use crate::harness::daemon::{Daemon, Setup, board_program};
+use crate::harness::daemon::{Daemon, SEDGE, Setup, board_program};
 use crate::harness::eventually;
 use crate::harness::guest::{example, guest, variant};
 use crate::harness::ledger::Ledger;
@@ -128,4 +129,39 @@ fn what_is_too_large_to_compile_is_refused_with_the_reason_and_the_daemon_goes_o
         daemon.metric_with("sedge_function_invocations_total", "function=\"count\"") == 1.0
     });
     assert!(served, "the function beside it is served: {}", daemon.counters());
+}
+
+/// `MemoryDenyWriteExecute=yes` of the unit, as the kernel has it since 6.3: inherited by all that is started.
+fn without_new_code(program: &Path) -> Command {
+    let mut command = Command::new("perl");
+    // PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN
+    command.args(["-e", r#"syscall(157, 65, 1, 0, 0, 0) == 0 or exit 99; exec @ARGV"#]).arg(program);
+    command
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn it_serves_where_memory_that_was_written_is_never_executed() {
+    let this = Path::new(SEDGE);
+    let allowed = without_new_code(this).arg("--version").output();
+    if !allowed.is_ok_and(|output| output.status.success()) {
+        eprintln!("skipped: this kernel, older than 6.3, cannot be asked for it, or there is no perl");
+        return;
+    }
+    // For one run by hand code is made in memory, so that this shows that the kernel would refuse it.
+    let count = guest("count");
+    let by_hand = without_new_code(this).arg("invoke").arg(&count).args(["-t", "count/a", "-p", "1"]).output().unwrap();
+    assert!(!by_hand.status.success(), "{}", String::from_utf8_lossy(&by_hand.stdout));
+
+    for isolate in ["process", "thread"] {
+        let broker = Mosquitto::start();
+        let upstream = Upstream::collect(broker.port);
+        let setup = Setup::new(broker.url()).upstream(broker.url()).function(&count);
+        let mut daemon = Daemon::prepare_program(this.into(), &setup.set("worker", format!("isolate = {isolate:?}")));
+        let mut command = without_new_code(this);
+        command.args(["run", "--config"]).arg(daemon.config());
+        daemon.launch_as(command);
+        daemon.wait_ready(Duration::from_secs(60));
+        serves(&daemon, &broker, &upstream);
+    }
 }

@@ -145,7 +145,7 @@ pub(super) fn deployment(config: &Config, edition: u32, installed: &Installed, t
         limits: installed.limits(),
         settings: installed.settings(),
         permits,
-        code: installed.code.clone(),
+        code: installed.code.clone().into(),
     };
     Deployment { manifest: Arc::clone(&installed.manifest), digest: installed.digest, loadable, trial }
 }

@@ -8,7 +8,7 @@ mod filter;
 
 use std::fs;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -36,8 +36,9 @@ pub fn has_filter() -> bool {
 }
 
 /// Closes the process in, for good, with all its threads. Comes last: afterwards nothing can be opened. Besides the three
-/// standard streams only `socket` can be used, whatever else the process has inherited.
-pub fn enclose(room: Room, socket: Option<BorrowedFd<'_>>) -> Result<(), WallError> {
+/// standard streams only `socket` can be used, whatever else the process has inherited, and by `codes` files come, which can be
+/// mapped and nothing else. No memory that can be written can become executable.
+pub fn enclose(room: Room, socket: Option<BorrowedFd<'_>>, codes: Option<BorrowedFd<'_>>) -> Result<(), WallError> {
     prefer_to_the_daemon();
     limit("memory", Resource::As, room.memory_bytes)?;
     // Reading and writing go on through what is open; nothing else can be opened, and no file can grow.
@@ -49,10 +50,10 @@ pub fn enclose(room: Room, socket: Option<BorrowedFd<'_>>) -> Result<(), WallErr
     }
     rustix::thread::set_no_new_privs(true).map_err(|error| WallError::Privileges(error.into()))?;
     restrict();
-    limit("open files", Resource::Nofile, 0)?;
+    limit("open files", Resource::Nofile, codes.map_or(Ok(0), room_for_one_more)?)?;
     limit("processes", Resource::Nproc, 0)?;
     if filter::is_available() {
-        filter::install(socket).map_err(WallError::Filter)?;
+        filter::install(socket, codes).map_err(WallError::Filter)?;
     }
     Ok(())
 }
@@ -73,6 +74,12 @@ fn prefer_to_the_daemon() {
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "800") {
         tracing::debug!(%error, "the kernel is not told whom to end first when memory runs out");
     }
+}
+
+/// A file that comes takes the lowest number that is free.
+fn room_for_one_more(any: BorrowedFd<'_>) -> Result<u64, WallError> {
+    let free = any.try_clone_to_owned().map_err(|source| WallError::Limit { what: "open files", source })?;
+    Ok(u64::from(free.as_raw_fd().cast_unsigned()) + 1)
 }
 
 /// Landlock takes files, network and signals to others away even where there is no system call filter. Not every board's
@@ -97,7 +104,9 @@ mod filter {
         false
     }
 
-    pub fn install(_: Option<std::os::fd::BorrowedFd<'_>>) -> Result<(), seccompiler::Error> {
+    use std::os::fd::BorrowedFd;
+
+    pub fn install(_: Option<BorrowedFd<'_>>, _: Option<BorrowedFd<'_>>) -> Result<(), seccompiler::Error> {
         Ok(())
     }
 }

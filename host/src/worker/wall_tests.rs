@@ -7,12 +7,15 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
 use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{Resource, Rlimit};
 
 use super::{Room, enclose, has_filter};
 use crate::sandbox::guest::{LIMITS, NOTHING, code, message};
-use crate::sandbox::{Sandbox, State};
+use crate::sandbox::sealed::SealedCode;
+use crate::sandbox::{Grants, Sandbox, State};
+use crate::worker::codes::{self, Code};
 
 /// Set for the child that plays a function that has escaped.
 const CHILD: &str = "SEDGE_TEST_ESCAPED";
@@ -32,7 +35,14 @@ fn escaped() {
     let socket = UnixStream::pair().unwrap();
     let parent = rustix::process::getppid().unwrap();
     let function = code("", NOTHING);
-    if let Err(error) = enclose(Room { memory_bytes: MEMORY_BYTES, cpu_secs: None }, Some(socket.0.as_fd())) {
+    let passed = Code::is_passed().then(|| UnixStream::pair().unwrap());
+    if let Some((near, _)) = &passed {
+        for _ in 0..2 {
+            codes::send(near, &SealedCode::seal(&function).unwrap()).unwrap();
+        }
+    }
+    let room = Room { memory_bytes: MEMORY_BYTES, cpu_secs: None };
+    if let Err(error) = enclose(room, Some(socket.0.as_fd()), passed.as_ref().map(|(_, far)| far.as_fd())) {
         println!("no wall: {error}");
         return;
     }
@@ -57,11 +67,31 @@ fn escaped() {
     report("socket", (&socket.0).write_all(b"x"));
     report("a megabyte", Vec::<u8>::new().try_reserve_exact(1 << 20));
     report("clock", std::time::Instant::now().elapsed().checked_mul(1).ok_or("no time"));
-    let mut sandbox = Sandbox::new();
-    let loaded = sandbox.load(&function, LIMITS, Arc::from([]));
+    let loaded = match &passed {
+        None => Sandbox::new().load(&function, LIMITS, Arc::from([])),
+        Some((_, far)) => {
+            let mut sandbox = Sandbox::of_sealed_code();
+            report("make code", sandbox.load(&function, LIMITS, Arc::from([])).map(drop));
+            let code = codes::receive(far).unwrap();
+            report("a second file", codes::receive(far));
+            sandbox.load_sealed(&code, LIMITS, Grants::default(), Arc::from([]))
+        }
+    };
+    report("executable memory", executable(ProtFlags::READ | ProtFlags::WRITE | ProtFlags::EXEC));
+    report("memory made executable", executable(ProtFlags::READ | ProtFlags::WRITE));
     let run = loaded.map(|function| function.invoke(&message("t", b""), State::default()));
     report("function", run.map(|run| assert_eq!(run.outputs(), 0)));
     println!("heard {line}");
+}
+
+/// A page of memory with these rights, made executable.
+#[expect(unsafe_code, reason = "rights of memory are changed")]
+fn executable(rights: ProtFlags) -> rustix::io::Result<()> {
+    // SAFETY: the page is new, and nobody else knows of it.
+    unsafe {
+        let page = mmap_anonymous(std::ptr::null_mut(), 4096, rights, MapFlags::PRIVATE)?;
+        mprotect(page, 4096, MprotectFlags::READ | MprotectFlags::EXEC)
+    }
 }
 
 fn report<T, E: std::fmt::Debug>(what: &str, result: Result<T, E>) {
@@ -95,6 +125,10 @@ fn an_escaped_function_finds_an_empty_room() {
     let mut refused = vec!["open", "create", "network", "network 6", "unix socket", "pair", "execute", "memory"];
     if has_filter() {
         refused.extend(["remove", "list", "thread", "signal", "limits", "write to a file", "write to a socket"]);
+        refused.extend(["executable memory", "memory made executable"]);
+        if Code::is_passed() {
+            refused.extend(["make code", "a second file"]);
+        }
     } else {
         println!("this kernel has no system call filter: only the limits were tested");
     }
@@ -115,7 +149,7 @@ mod filter {
     use linux_raw_sys::general as sys;
     use seccompiler::BpfProgram;
 
-    use super::super::calls::{ARM, Calls, HERE, MAP_ANONYMOUS, arm};
+    use super::super::calls::{ARM, Calls, HERE, MAP_ANONYMOUS, PROT_EXEC, PROT_WRITE, arm};
     use super::super::filter::program;
 
     const ALLOW: u32 = 0x7fff_0000;
@@ -225,12 +259,10 @@ mod filter {
             arm::__NR_keyctl,
         ];
         for (calls, refused) in [(&HERE, &refused_here[..]), (&ARM, &refused_on_arm[..])] {
-            let program = program(calls, Some(socket.as_fd())).unwrap();
+            let program = program(calls, Some(socket.as_fd()), None).unwrap();
             let ask = |number: u32, arguments: [u64; 6]| judge(&program, calls.arch, number, arguments);
             let allowed: Vec<u32> = (0..2000).filter(|number| ask(*number, [u64::MAX; 6]) == ALLOW).collect();
             let mut expected = calls.allowed.to_vec();
-            // With every flag set it is memory, too.
-            expected.push(calls.mmap);
             expected.sort_unstable();
             assert_eq!(allowed, expected);
             for number in refused {
@@ -256,7 +288,8 @@ mod filter {
         let socket = UnixStream::pair().unwrap().0;
         let number = socket.as_raw_fd().cast_unsigned();
         for calls in BOTH {
-            let (with, without) = (program(calls, Some(socket.as_fd())).unwrap(), program(calls, None).unwrap());
+            let (with, without) =
+                (program(calls, Some(socket.as_fd()), None).unwrap(), program(calls, None, None).unwrap());
             for call in calls.on_streams {
                 let ask =
                     |program, descriptor: u32| judge(program, calls.arch, *call, [descriptor.into(), 0, 0, 0, 0, 0]);
@@ -272,21 +305,45 @@ mod filter {
     }
 
     #[test]
-    fn memory_is_no_view_of_a_file() {
+    fn memory_is_either_written_or_executed_and_only_what_is_passed_is_a_file() {
+        const READ_WRITE: u32 = 1 | PROT_WRITE;
+        const READ_EXEC: u32 = 1 | PROT_EXEC;
+        let codes = UnixStream::pair().unwrap().0;
+        let number = codes.as_raw_fd().cast_unsigned();
         for calls in BOTH {
-            let program = program(calls, None).unwrap();
-            let map = |flags: u32| judge(&program, calls.arch, calls.mmap, [0, 4096, 3, flags.into(), 3, 0]);
-            assert_eq!(map(sys::MAP_PRIVATE | MAP_ANONYMOUS), ALLOW);
-            assert_eq!(map(sys::MAP_PRIVATE | MAP_ANONYMOUS | sys::MAP_NORESERVE), ALLOW);
-            assert_eq!(map(sys::MAP_PRIVATE), REFUSE_EPERM);
-            assert_eq!(map(sys::MAP_SHARED), REFUSE_EPERM);
+            let (with, without) =
+                (program(calls, None, Some(codes.as_fd())).unwrap(), program(calls, None, None).unwrap());
+            for program in [&with, &without] {
+                let map = |rights: u32, flags: u32| {
+                    judge(program, calls.arch, calls.mmap, [0, 4096, rights.into(), flags.into(), u64::MAX, 0])
+                };
+                assert_eq!(map(READ_WRITE, sys::MAP_PRIVATE | MAP_ANONYMOUS), ALLOW);
+                assert_eq!(map(READ_WRITE, sys::MAP_PRIVATE | MAP_ANONYMOUS | sys::MAP_NORESERVE), ALLOW);
+                assert_eq!(map(READ_EXEC, sys::MAP_PRIVATE | MAP_ANONYMOUS), REFUSE_EPERM);
+                assert_eq!(map(READ_WRITE | PROT_EXEC, sys::MAP_PRIVATE | MAP_ANONYMOUS), REFUSE_EPERM);
+                let protect =
+                    |rights: u32| judge(program, calls.arch, calls.mprotect, [0, 4096, rights.into(), 0, 0, 0]);
+                assert_eq!((protect(READ_WRITE), protect(READ_EXEC)), (ALLOW, REFUSE_EPERM));
+                for stream in 0..=2 {
+                    let view = [0, 4096, 1, sys::MAP_PRIVATE.into(), stream, 0];
+                    assert_eq!(judge(program, calls.arch, calls.mmap, view), REFUSE_EPERM);
+                }
+            }
+            let view = |program, rights: u32| {
+                judge(program, calls.arch, calls.mmap, [0, 4096, rights.into(), sys::MAP_PRIVATE.into(), 7, 0])
+            };
+            assert_eq!((view(&with, READ_EXEC), view(&without, READ_EXEC)), (ALLOW, REFUSE_EPERM));
+            assert_eq!((view(&with, READ_WRITE), view(&without, READ_WRITE)), (REFUSE_EPERM, REFUSE_EPERM));
+            let receive = |program, file: u32| judge(program, calls.arch, calls.recvmsg, [file.into(), 0, 0, 0, 0, 0]);
+            assert_eq!((receive(&with, number), receive(&without, number)), (ALLOW, REFUSE_EPERM));
+            assert_eq!((receive(&with, number + 1), receive(&with, 0)), (REFUSE_EPERM, REFUSE_EPERM));
         }
     }
 
     #[test]
     fn a_process_signals_nobody_but_itself() {
         for calls in BOTH {
-            let program = program(calls, None).unwrap();
+            let program = program(calls, None, None).unwrap();
             let signal = |pid: u32| judge(&program, calls.arch, calls.tgkill, [pid.into(), pid.into(), 6, 0, 0, 0]);
             assert_eq!(signal(std::process::id()), ALLOW);
             for other in [std::os::unix::process::parent_id(), 1, 0, u32::MAX] {

@@ -7,6 +7,8 @@ use linux_raw_sys::general as sys;
 
 /// The same on every processor that Sedge runs on.
 pub const MAP_ANONYMOUS: u32 = 0x20;
+pub const PROT_WRITE: u32 = 2;
+pub const PROT_EXEC: u32 = 4;
 
 pub struct Calls {
     /// As the kernel names the calling convention: `AUDIT_ARCH_*`.
@@ -18,7 +20,9 @@ pub struct Calls {
     /// kernel send signals to others.
     pub on_streams: &'static [u32],
     pub mmap: u32,
+    pub mprotect: u32,
     pub tgkill: u32,
+    pub recvmsg: u32,
 }
 
 #[cfg(not(target_arch = "arm"))]
@@ -27,9 +31,9 @@ pub const HERE: Calls = Calls {
     allowed: &[
         sys::__NR_munmap,
         sys::__NR_mremap,
-        sys::__NR_mprotect,
         sys::__NR_madvise,
         sys::__NR_brk,
+        sys::__NR_close,
         sys::__NR_futex,
         sys::__NR_clock_gettime,
         sys::__NR_clock_nanosleep,
@@ -56,10 +60,11 @@ pub const HERE: Calls = Calls {
         sys::__NR_writev,
         sys::__NR_recvfrom,
         sys::__NR_sendto,
-        sys::__NR_close,
     ],
     mmap: sys::__NR_mmap,
+    mprotect: sys::__NR_mprotect,
     tgkill: sys::__NR_tgkill,
+    recvmsg: sys::__NR_recvmsg,
 };
 
 #[cfg(target_arch = "arm")]
@@ -73,9 +78,9 @@ pub const ARM: Calls = Calls {
     allowed: &[
         arm::__NR_munmap,
         arm::__NR_mremap,
-        arm::__NR_mprotect,
         arm::__NR_madvise,
         arm::__NR_brk,
+        arm::__NR_close,
         arm::__NR_futex,
         arm::__NR_futex_time64,
         arm::__NR_clock_gettime,
@@ -109,10 +114,11 @@ pub const ARM: Calls = Calls {
         arm::__NR_recvfrom,
         arm::__NR_send,
         arm::__NR_sendto,
-        arm::__NR_close,
     ],
     mmap: arm::__NR_mmap2,
+    mprotect: arm::__NR_mprotect,
     tgkill: arm::__NR_tgkill,
+    recvmsg: arm::__NR_recvmsg,
 };
 
 /// `arch/arm/tools/syscall.tbl` of the kernel, for tests on other machines.

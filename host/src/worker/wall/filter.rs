@@ -11,7 +11,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-use super::calls::{Calls, HERE, MAP_ANONYMOUS};
+use super::calls::{Calls, HERE, MAP_ANONYMOUS, PROT_EXEC, PROT_WRITE};
 
 const LAST_STREAM: u64 = 2;
 
@@ -20,24 +20,35 @@ pub fn is_available() -> bool {
     !matches!(set_secure_computing_mode(SecureComputingMode::Filter), Err(Errno::INVAL | Errno::NOSYS))
 }
 
-pub fn install(socket: Option<BorrowedFd<'_>>) -> Result<(), seccompiler::Error> {
-    let program = program(&HERE, socket).map_err(seccompiler::Error::Backend)?;
+pub fn install(socket: Option<BorrowedFd<'_>>, codes: Option<BorrowedFd<'_>>) -> Result<(), seccompiler::Error> {
+    let program = program(&HERE, socket, codes).map_err(seccompiler::Error::Backend)?;
     seccompiler::apply_filter_all_threads(&program)
 }
 
-pub(super) fn program(calls: &Calls, socket: Option<BorrowedFd<'_>>) -> Result<BpfProgram, BackendError> {
-    use SeccompCmpOp::{Eq, Le, MaskedEq};
+pub(super) fn program(
+    calls: &Calls,
+    socket: Option<BorrowedFd<'_>>,
+    codes: Option<BorrowedFd<'_>>,
+) -> Result<BpfProgram, BackendError> {
+    use SeccompCmpOp::{Eq, Gt, Le, MaskedEq};
     let mut rules: BTreeMap<i64, _> = calls.allowed.iter().map(|number| (i64::from(*number), Vec::new())).collect();
     for number in calls.on_streams {
         let mut open = vec![only(0, Le, LAST_STREAM)?];
         if let Some(socket) = socket {
-            open.push(only(0, Eq, socket.as_raw_fd().cast_unsigned().into())?);
+            open.push(only(0, Eq, number_of(socket))?);
         }
         rules.insert((*number).into(), open);
     }
-    // Memory, and no view of a file.
-    let anonymous = MAP_ANONYMOUS.into();
-    rules.insert(calls.mmap.into(), vec![only(3, MaskedEq(anonymous), anonymous)?]);
+    // Memory that is never executable, and code that can never be written. What comes by `codes` is sealed, and there is no
+    // other file.
+    let (anonymous, write, exec) = (MAP_ANONYMOUS.into(), PROT_WRITE.into(), PROT_EXEC.into());
+    let mut maps = vec![all([(3, MaskedEq(anonymous), anonymous), (2, MaskedEq(exec), 0)])?];
+    if let Some(codes) = codes {
+        rules.insert(calls.recvmsg.into(), vec![only(0, Eq, number_of(codes))?]);
+        maps.push(all([(3, MaskedEq(anonymous), 0), (2, MaskedEq(write), 0), (4, Gt, LAST_STREAM)])?);
+    }
+    rules.insert(calls.mmap.into(), maps);
+    rules.insert(calls.mprotect.into(), vec![only(2, MaskedEq(exec), 0)?]);
     // A process may end itself with a signal, which is how it aborts, and nobody else.
     let own = getpid().as_raw_nonzero().get().cast_unsigned().into();
     rules.insert(calls.tgkill.into(), vec![only(0, Eq, own)?]);
@@ -56,7 +67,19 @@ const AUDIT_ARCH_AARCH64: u32 = 0xc000_00b7;
 /// `BPF_JMP | BPF_JEQ | BPF_K`
 const JUMP_IF_EQUAL: u16 = 0x15;
 
+fn number_of(file: BorrowedFd<'_>) -> u64 {
+    file.as_raw_fd().cast_unsigned().into()
+}
+
 /// Calls whose argument compares so.
 fn only(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
-    SeccompRule::new(vec![SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?])
+    all([(argument, operator, value)])
+}
+
+/// Calls whose arguments all compare so.
+fn all<const N: usize>(conditions: [(u8, SeccompCmpOp, u64); N]) -> Result<SeccompRule, BackendError> {
+    let conditions = conditions
+        .into_iter()
+        .map(|(argument, operator, value)| SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value));
+    SeccompRule::new(conditions.collect::<Result<_, _>>()?)
 }
