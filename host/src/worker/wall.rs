@@ -100,11 +100,11 @@ fn restrict() {
 /// Elsewhere the other walls stand alone: the limits, no new privileges, and landlock.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "arm")))]
 mod filter {
+    use std::os::fd::BorrowedFd;
+
     pub fn is_available() -> bool {
         false
     }
-
-    use std::os::fd::BorrowedFd;
 
     pub fn install(_: Option<BorrowedFd<'_>>, _: Option<BorrowedFd<'_>>) -> Result<(), seccompiler::Error> {
         Ok(())
