@@ -36,8 +36,7 @@ dependencies() {
     return "$status"
 }
 
-# The unit, with and without what native code needs: no mistakes in it, and little that it is exposed to (Mosquitto's own
-# has 9.6).
+# The unit: no mistakes in it, and little that it is exposed to (Mosquitto's own has 9.6).
 service() {
     local folder analyze=(systemd-analyze --no-pager)
     # A key that it does not know is only a word on standard error; words about other units are not ours.
@@ -50,10 +49,7 @@ service() {
     # Elsewhere than in the package the programs that it names are not there.
     sed "s,/usr/bin/sedge,$(command -v true)," systemd/sedge.service >"$folder/sedge.service" &&
         verify "$folder/sedge.service" &&
-        "${analyze[@]}" security --offline=true --threshold=12 "$folder/sedge.service" >"$folder/report" &&
-        mkdir "$folder/sedge.service.d" && cp systemd/native-code.conf "$folder/sedge.service.d/" &&
-        verify "$folder/sedge.service" &&
-        "${analyze[@]}" security --offline=true --threshold=12 "$folder/sedge.service" >>"$folder/report"
+        "${analyze[@]}" security --offline=true --threshold=12 "$folder/sedge.service" >"$folder/report"
     local status=$?
     if [ "$status" = 0 ]; then grep -h 'Overall exposure' "$folder/report"; else cat "$folder/report" 2>/dev/null; fi
     rm -rf "$folder"

@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use super::Mode;
 use crate::cli::build;
 use crate::component;
+use crate::deploy;
 use crate::deploy::payload::Module;
-use crate::deploy::{self};
 use crate::manifest::{Manifest, TrialMode};
 
 pub struct Bundle {

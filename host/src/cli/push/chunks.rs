@@ -24,19 +24,15 @@ pub struct Kept(BTreeMap<u32, Digest>);
 pub async fn look(talk: &mut Talk, bundle: &Bundle) -> anyhow::Result<Kept> {
     let filter = talk.topics.blobs(&bundle.module.digest);
     let (boards, topics, mut kept) = (&mut talk.boards, &talk.topics, Kept::default());
-    let look =
-        talk.remote.look(std::slice::from_ref(&filter), Duration::ZERO, |topic, payload| match topics.parse(topic) {
-            Some(Topic::Blob { index, .. }) if payload.is_empty() => kept.0.remove(&index).is_some(),
-            Some(Topic::Blob { index, .. }) => {
-                let digest = deploy::digest(payload);
-                kept.0.insert(index, digest) != Some(digest)
-            }
-            _ => boards.take(topic, payload),
-        });
-    match tokio::time::timeout_at(talk.deadline, look).await {
-        Ok(looked) => looked?,
-        Err(_) => anyhow::bail!("the broker at {} did not answer in time", talk.remote.url()),
-    }
+    let take = |topic: &str, payload: &Bytes| match topics.parse(topic) {
+        Some(Topic::Blob { index, .. }) if payload.is_empty() => kept.0.remove(&index).is_some(),
+        Some(Topic::Blob { index, .. }) => {
+            let digest = deploy::digest(payload);
+            kept.0.insert(index, digest) != Some(digest)
+        }
+        _ => boards.take(topic, payload),
+    };
+    talk.remote.look(std::slice::from_ref(&filter), Duration::ZERO, talk.deadline, take).await?;
     // Or it would send us every chunk that we publish.
     talk.remote.unsubscribe(&filter);
     Ok(kept)
@@ -73,7 +69,7 @@ pub async fn unused(talk: &mut Talk, base: &str, bundle: &Bundle) -> anyhow::Res
     let mut named = BTreeSet::from([bundle.module.digest]);
     let mut chunks: BTreeSet<(Digest, u32)> = BTreeSet::new();
     let topics = talk.topics.clone();
-    let look = talk.remote.look(&filters, QUIET, |topic, payload| match topics.parse(topic) {
+    let take = |topic: &str, payload: &Bytes| match topics.parse(topic) {
         Some(Topic::Blob { digest, index }) if !payload.is_empty() => chunks.insert((digest, index)),
         Some(Topic::Deploy { .. }) => {
             let before = named.len();
@@ -86,11 +82,8 @@ pub async fn unused(talk: &mut Talk, base: &str, bundle: &Bundle) -> anyhow::Res
             named.len() > before
         }
         _ => false,
-    });
-    match tokio::time::timeout_at(talk.deadline, look).await {
-        Ok(looked) => looked?,
-        Err(_) => anyhow::bail!("the broker at {} did not answer in time", talk.remote.url()),
-    }
+    };
+    talk.remote.look(&filters, QUIET, talk.deadline, take).await?;
     filters.iter().for_each(|filter| talk.remote.unsubscribe(filter));
     chunks.retain(|(digest, _)| !named.contains(digest));
     Ok(chunks.into_iter().map(|(digest, index)| topics.blob(&digest, index)).collect())
