@@ -25,7 +25,7 @@ enum Class {
 }
 
 pub fn run(args: &CompileArgs) -> anyhow::Result<()> {
-    wall::enclose(Room { memory_bytes: COMPILE_MEMORY_BYTES, cpu_secs: Some(COMPILE_CPU_SECS) }, None)?;
+    wall::enclose(Room { memory_bytes: COMPILE_MEMORY_BYTES, cpu_secs: Some(COMPILE_CPU_SECS) }, None, None)?;
     let mut wasm = Vec::new();
     std::io::stdin().take(MAX_WASM_BYTES as u64 + 1).read_to_end(&mut wasm).context("failed to read the module")?;
     let class = match args.class {
