@@ -28,10 +28,10 @@ if [ "${SEDGE_FOREIGN:-}" != inside ] && readelf --program-headers "$@" | grep -
     exit
 fi
 
-# Everything in everywhere.rs, and of the rest what a processor could change.
+# Everything in everywhere.rs, and of the rest what a processor could change. What an emulator takes of memory says nothing.
 core=(
     everywhere::
-    boards::
+    boards::it_
     limits::whatever_a_function_does_the_message_is_a_dead_letter_and_others_go_on
     deploy::push::a_push_ends_with_the_new_version_at_work
 )

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 use crate::program;
 use crate::sandbox::Class;
 
-/// What one compilation may use. A small function takes 50 ms and 60 MB.
+/// What one compilation may use. A small function takes 50 ms and 7 MB, and the program itself 50 MB of addresses.
 pub const MEMORY_BYTES: u64 = 512 << 20;
 pub const CPU_SECS: u64 = 30;
 
@@ -34,8 +34,8 @@ pub enum CompileFailed {
     Memory,
     /// Nobody else sends it that signal on a board, a person aside.
     #[error(
-        "the kernel killed the compiler, as it does when memory runs out: compiling a small function takes some 60 MB; give \
-         the board more, or push the function with code that was compiled elsewhere"
+        "the kernel killed the compiler, as it does when memory runs out: give the board or the service more of it, or push \
+         the function with code that was compiled elsewhere"
     )]
     Killed,
     #[error("the compiler ended with {0}")]
