@@ -17,6 +17,7 @@ pub mod guest;
 mod host;
 #[cfg(all(test, feature = "compiler"))]
 mod host_tests;
+mod isa;
 pub mod shape;
 #[cfg(all(test, feature = "compiler"))]
 mod shape_tests;
@@ -38,10 +39,11 @@ use crate::message::{
     Alert, AlertStatus, Failure, FailureCode, LogLine, Message, Outcome, Output, Publication, Severity, Usage, Verdict,
 };
 use bindings::exports::sedge::function::handler;
-pub use engine::Class;
+pub use engine::{Class, SETTINGS, WASMTIME};
 pub use grants::{Grants, NotGranted};
 use host::{Exceeded, Host};
 pub use host::{MAX_LOG_LINE_BYTES, MAX_LOG_LINES};
+pub use isa::{Isa, UnknownIsa};
 pub use state::State;
 
 mod bindings {
@@ -145,8 +147,8 @@ impl Sandbox {
 
     /// Makes compiled code runnable.
     ///
-    /// The bytes are native code: they must come from this host's own compiler, unchanged. The caller has checked that
-    /// (`deploy::cache`); the engine checks version and settings.
+    /// The bytes are native code: they must come unchanged from this host's own compiler (`deploy::cache`), or from somebody
+    /// who may send such code (`deploy::code`). The caller has checked that; the engine checks version and settings.
     pub fn load(
         &mut self,
         code: &[u8],
@@ -202,7 +204,8 @@ mod native {
 
     pub fn component(engine: &Engine, code: &[u8]) -> wasmtime::Result<Component> {
         // SAFETY: `code` was made by `compile::component` of this host and is authenticated by the cache's key before it
-        // gets here; the engine refuses other versions and settings.
+        // gets here, or it is signed by keys that the board's administrator lets send native code, or lies in a folder whose
+        // owner may; the engine refuses other versions and settings.
         unsafe { Component::deserialize(engine, code) }
     }
 }
