@@ -52,9 +52,10 @@ fn it_starts_compiles_and_serves_with_little_address_space() {
 #[test]
 fn it_serves_with_39_bits_of_addresses() {
     let broker = Mosquitto::start();
-    let upstream = Upstream::collect(broker.port);
+    let cloud = Mosquitto::start();
+    let upstream = Upstream::collect(cloud.port);
     // The emulator of a worker process does not hear of it, since workers inherit no environment.
-    let setup = Setup::new(broker.url()).upstream(broker.url()).function(&guest("count"));
+    let setup = Setup::new(broker.url()).upstream(cloud.url()).function(&guest("count"));
     let mut daemon = Daemon::prepare(&setup.set("worker", "isolate = \"thread\""));
     let mut command = Command::new(board_program());
     command.args(["run", "--config"]).arg(daemon.config()).env("QEMU_RESERVED_VA", "0x8000000000");

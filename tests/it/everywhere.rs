@@ -184,6 +184,6 @@ fn without_time(alert: &[u8]) -> Vec<u8> {
 #[test]
 fn the_same_day_has_the_same_outputs_to_the_byte() {
     let here = live(SEDGE.into());
-    assert!(here.values().map(Vec::len).sum::<usize>() > 20, "{:?}", here.keys());
+    assert!(here.values().map(Vec::len).sum::<usize>() > 10, "{here:?}");
     assert_eq!(live(board_program()), here);
 }
