@@ -673,4 +673,5 @@ impl Pipeline {
 }
 
 #[cfg(test)]
+#[cfg(feature = "compiler")]
 mod tests;
