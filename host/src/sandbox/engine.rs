@@ -9,7 +9,9 @@ use std::num::NonZeroUsize;
 use serde::{Deserialize, Serialize};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, OperatorCost, PoolingAllocationConfig};
 
-use super::{Isa, SandboxError};
+#[cfg(feature = "compiler")]
+use super::Isa;
+use super::SandboxError;
 
 /// Pages of 64 KiB are zeroed by the host on growth: about what that many simple instructions cost.
 const FUEL_PER_GROWN_PAGE: u8 = 255;
