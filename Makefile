@@ -1,6 +1,6 @@
 # The commands of the project. Continuous integration runs `make test`, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt guests bench deb clean
+.PHONY: help demo test check fmt guests bench cross cross-all deb clean
 SHELL := /bin/bash
 
 # In CI the checkout is new every time; what was compiled is kept beside it.
@@ -36,10 +36,19 @@ guests: ## Compile the example functions.
 
 bench: ## Measure a release build against its goals. ARGS="--quick"
 	@wasm=$$(scripts/need.sh cargo cc wasm mosquitto) && eval "$$wasm" && \
-		cargo bench --package sedge --bench sedge -- $(ARGS)
+		cargo bench --package sedge --bench sedge --features pulley -- $(ARGS)
 
-deb: ## Build a Debian package in target/debian. TARGET=x86_64-unknown-linux-gnu PROFILE=dist
-	@wasm=$$(scripts/need.sh cargo cc wasm deb) && eval "$$wasm" && cross/deb.sh "$(TARGET)" "$(or $(PROFILE),dist)"
+cross: ## Compile for a board, into target/$(TARGET)/dist. TARGET=aarch64-unknown-linux-gnu RUNTIME_ONLY=1 PROFILE=dist
+	@scripts/need.sh cargo cc && cross/build.sh "$(TARGET)" "$(or $(PROFILE),dist)" $(if $(RUNTIME_ONLY),runtime)
+
+cross-all: ## Both builds for every board, each tried and packaged. Takes hours.
+	@wasm=$$(scripts/need.sh cargo cc wasm deb) && eval "$$wasm" && cross/boards.sh "$(or $(PROFILE),dist)" full runtime -- \
+		aarch64-unknown-linux-gnu armv7-unknown-linux-gnueabihf arm-unknown-linux-musleabihf \
+		x86_64-unknown-linux-gnu aarch64-unknown-linux-musl
+
+deb: ## Build a Debian package in target/debian. TARGET=aarch64-unknown-linux-gnu RUNTIME_ONLY=1 PROFILE=dist
+	@wasm=$$(scripts/need.sh cargo cc wasm deb) && eval "$$wasm" && \
+		cross/deb.sh "$(TARGET)" "$(or $(PROFILE),dist)" $(if $(RUNTIME_ONLY),runtime)
 
 clean: ## Remove what was compiled.
 	cargo clean

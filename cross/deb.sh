@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds a Debian package: deb.sh [TARGET] [PROFILE]. Prints its path.
-# The pages and the functions in it are made by this machine's own build; they are the same for every board.
+# Builds a Debian package: deb.sh [TARGET] [PROFILE] [runtime]. Prints its path.
+# Without a target: for this machine and its libraries. The pages and the functions in it are made by this machine's own
+# build; they are the same for every board.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,25 +10,49 @@ fail() {
     exit 1
 }
 
-host=$(rustc -vV | sed -n 's/^host: //p')
-target=${1:-$host}
-profile=${2:-dist}
+target=${1:-} profile=${2:-dist} build=${3:-full}
 tools=${XDG_CACHE_HOME:-$HOME/.cache}/sedge/tools
+# The oldest glibc of those that the package depends on (host/Cargo.toml).
+glibc=2.31
 
+features=() variant=$build
+[ "$build" != runtime ] || features=(--no-default-features)
+if [ -n "$target" ]; then
+    program=$(cross/build.sh "$target" "$profile" "$build")
+    for_target=(--target "$target")
+else
+    cargo build --package sedge --bin sedge --profile "$profile" "${features[@]}" >&2
+    folder=$profile
+    case $profile in dev) folder=debug ;; esac
+    program=${CARGO_TARGET_DIR:-target}/$folder/sedge
+    for_target=() variant=$build-here
+fi
 case $target in
-    x86_64-*-linux-* | aarch64-*-linux-*) variant=(--variant native) ;;
-    arm*-*-linux-*) variant=() ;;
-    *) fail "there is no package for $target: use aarch64-, armv7-, arm- or x86_64-unknown-linux-*" ;;
+    *-musl*) variant=$build-static ;;
+    *-gnu*)
+        # What the package says of the libraries that it needs is written down, and must be true.
+        newest=$(readelf --wide --version-info "$program" | grep -o 'GLIBC_[0-9.]*' | cut -d _ -f 2 | sort --version-sort | tail -n 1)
+        printf '%s\n%s\n' "$newest" "$glibc" | sort --version-sort --check=quiet ||
+            fail "$program needs glibc $newest, and its package promises $glibc: compile it with cross/build.sh"
+        ;;
 esac
-# A target of its own folder would compile everything again for the machine itself.
-for_target=() quick=()
-[ "$target" = "$host" ] || for_target=(--target "$target")
 
-# Not for boards: it is made to be tried.
-[ "$profile" != dev ] || quick=(--fast)
+# What depends on the target, laid out as on the board.
+tree=host/debian/tree
+rm -rf "$tree"
+install -D --mode 755 "$program" "$tree/usr/bin/sedge"
+case ${target:-$(rustc -vV | sed -n 's/^host: //p')} in
+    arm*) ;;
+    # Functions are compiled to native code.
+    *) install -D --mode 644 systemd/native-code.conf "$tree/usr/lib/systemd/system/sedge.service.d/native-code.conf" ;;
+esac
 
-cargo run --quiet --package sedge --example pages -- host/debian/pages >&2
+rm -rf host/debian/pages
+cargo run --quiet --package sedge "${features[@]}" --example pages -- host/debian/pages >&2
 scripts/guests.sh build >&2
-cargo build --package sedge --bin sedge --profile "$profile" "${for_target[@]}" >&2
-"$tools/bin/cargo-deb" --package sedge --no-build --profile "$profile" "${for_target[@]}" "${variant[@]}" "${quick[@]}" \
-    --output target/debian/
+quick=()
+# Not for boards: it is made to be tried.
+case $profile in dev | cross) quick=(--fast) ;; esac
+[ "$variant" != full ] || variant=''
+"$tools/bin/cargo-deb" --package sedge --no-build --profile "$profile" "${for_target[@]}" ${variant:+--variant "$variant"} \
+    "${quick[@]}" --output target/debian/

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs a package into a Debian tree of its architecture, uses it there, upgrades, removes and purges it:
-# try-deb.sh PACKAGE TREE. Needs root; the tree is not changed. One for another architecture needs qemu-user-static:
-#   debootstrap --arch=arm64 --variant=minbase --include=systemd,init-system-helpers bookworm TREE
+# try-deb.sh PACKAGE TREE [OTHER]. Needs root; the tree is not changed. `scripts/need.sh tree-arm64` makes one. With OTHER, another
+# build of Sedge for the same board, also that one takes the place of the other.
 set -euo pipefail
 
 fail() {
@@ -9,12 +9,13 @@ fail() {
     exit 1
 }
 
-[ $# = 2 ] || fail 'usage: try-deb.sh PACKAGE TREE'
-package=$(realpath "$1") tree=$(realpath "$2")
+[ $# = 2 ] || [ $# = 3 ] || fail 'usage: try-deb.sh PACKAGE TREE [OTHER]'
+package=$(realpath "$1") tree=$(realpath "$2") other=${3:+$(realpath "$3")}
+name=$(dpkg-deb --field "$package" Package) architecture=$(dpkg-deb --field "$package" Architecture)
 [ "$(id -u)" = 0 ] || fail 'become root: packages are installed as root'
 # A namespace of its own: whatever happens, no mount stays behind.
 if [ "${SEDGE_TRY_DEB:-}" != inside ]; then
-    SEDGE_TRY_DEB=inside exec unshare --mount --propagation private "$0" "$package" "$tree"
+    SEDGE_TRY_DEB=inside exec unshare --mount --propagation private "$0" "$package" "$tree" ${other:+"$other"}
 fi
 
 # The changes are kept in memory, away from the tree.
@@ -27,9 +28,38 @@ mount --rbind /dev "$root/dev"
 
 inside() { chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 "$@"; }
 must() { "$@" || fail "failed: $*"; }
-install() { must dpkg --root="$root" --force-confdef --force-confold --install "$package" >&2; }
+install() {
+    cp "$1" "$root/tmp/package.deb"
+    must inside dpkg --force-confdef --force-confold --install /tmp/package.deb >&2
+}
+# Does what must fail, and say why.
+refused() {
+    local why=$1 said
+    shift
+    if said=$("$@" 2>&1); then fail "not refused: $*"; fi
+    grep -q "$why" <<<"$said" || fail "refused without '$why': $said"
+}
 
-install
+[ "$(inside dpkg --print-architecture)" = "$architecture" ] || fail "$tree is not a tree for $architecture"
+if dpkg-deb --field "$package" Pre-Depends | grep -q libc6; then
+    cp "$package" "$root/tmp/package.deb"
+    cp "$root/var/lib/dpkg/status" /mnt/status
+    sed -i '/^Package: libc6$/,/^$/s/^Version: .*/Version: 2.28-10/' "$root/var/lib/dpkg/status"
+    refused 'pre-depends on libc6 (>= 2.31)' inside dpkg --install /tmp/package.deb
+    [ ! -e "$root/usr/bin/sedge" ] || fail 'a package was unpacked that its glibc is too old for'
+    cp /mnt/status "$root/var/lib/dpkg/status"
+fi
+if [ "$architecture" = armhf ] && [[ $name != *-static ]]; then
+    mkdir /mnt/control
+    dpkg-deb --control "$package" /mnt/control
+    mkdir "$root/tmp/old"
+    printf '#!/bin/sh\necho armv6l\n' >"$root/tmp/old/uname"
+    chmod +x "$root/tmp/old/uname"
+    cp /mnt/control/preinst "$root/tmp/preinst"
+    refused "install $name-static instead" inside PATH=/tmp/old:/usr/bin:/bin DPKG_MAINTSCRIPT_PACKAGE="$name" sh /tmp/preinst install
+fi
+
+install "$package"
 must inside getent passwd sedge >&2
 [ "$(stat -c %a "$root/var/lib/sedge")" = 700 ] || fail '/var/lib/sedge can be read by others'
 [ -L "$root/etc/systemd/system/multi-user.target.wants/sedge.service" ] || fail 'it does not start with the board'
@@ -48,14 +78,25 @@ if inside sedge demo --help >/dev/null 2>&1; then
 fi
 
 echo state >"$root/var/lib/sedge/kept"
-install
+install "$package"
 [ -e "$root/var/lib/sedge/kept" ] || fail 'an upgrade lost the state'
 grep -q tried "$root/etc/sedge/conf.d/here.toml" || fail 'an upgrade lost the configuration'
 
-must dpkg --root="$root" --remove sedge >&2
+if [ -n "$other" ]; then
+    install "$other"
+    # What is left of the first would take everything along.
+    must inside dpkg --purge "$name" >&2
+    name=$(dpkg-deb --field "$other" Package)
+    must inside setpriv --reuid=sedge --regid=sedge --clear-groups sedge --version >&2
+    [ -e "$root/var/lib/sedge/kept" ] || fail "$name lost the state in taking over"
+    grep -q tried "$root/etc/sedge/conf.d/here.toml" || fail "$name lost the configuration in taking over"
+    [ -e "$root/etc/sedge/sedge.toml" ] || fail "$name is without its /etc/sedge/sedge.toml after taking over"
+fi
+
+must inside dpkg --remove "$name" >&2
 [ -e "$root/var/lib/sedge/kept" ] || fail 'removing lost the state'
 [ ! -e "$root/usr/bin/sedge" ] || fail 'removing left the program'
-must dpkg --root="$root" --purge sedge >&2
+must inside dpkg --purge "$name" >&2
 for path in etc/sedge var/lib/sedge usr/share/sedge usr/lib/systemd/system/sedge.service usr/lib/systemd/system/sedge.service.d \
     etc/systemd/system/multi-user.target.wants/sedge.service; do
     [ ! -e "$root/$path" ] || fail "purging left /$path: $(find "$root/$path")"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes sure that the named tools are here: need.sh cargo cc wasm mosquitto deny systemd deb tree
+# Makes sure that the named tools are here: need.sh cargo cc wasm mosquitto deny systemd deb qemu tree
 # Installs what it may; otherwise says in one sentence what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -75,17 +75,39 @@ need_deb() {
     rm -rf "$tools/target"
 }
 
-# A Debian tree to install packages in, made once.
-need_tree() {
-    local tree=$tools/bookworm
+# Programs for boards run here as if they were this machine's own, also those that they start.
+need_qemu() {
+    local formats=/proc/sys/fs/binfmt_misc
+    emulated() { grep -qs '^enabled' "$formats/qemu-aarch64" && grep -qs '^enabled' "$formats/qemu-arm"; }
+    # A service mounts it where systemd runs; containers go without. Root may do what a service would.
+    enable() {
+        [ "$(id -u)" = 0 ] || return 0
+        [ -e "$formats/register" ] || mount -t binfmt_misc binfmt_misc "$formats" 2>/dev/null || true
+        local format
+        for format in qemu-aarch64 qemu-arm; do update-binfmts --enable "$format" 2>/dev/null || true; done
+    }
+    ! emulated || return 0
+    enable
+    ! emulated || return 0
+    apt_install qemu-user-static binfmt-support || true
+    enable
+    emulated || fail 'let programs for ARM run here (Debian: apt install qemu-user-static binfmt-support, as root)'
+}
+
+# A Debian tree of an architecture to install packages in, made once: tree-arm64.
+make_tree() {
+    local tree=$1 architecture=$2
     [ ! -x "$tree/usr/bin/dpkg" ] || return 0
     command -v debootstrap >/dev/null || apt_install debootstrap || fail 'install debootstrap (Debian: apt install debootstrap)'
-    printf 'sedge: making a Debian tree in %s, once, in a minute\n' "$tree" >&2
+    printf 'sedge: making a Debian tree for %s in %s, once, in a few minutes\n' "$architecture" "$tree" >&2
     rm -rf "$tree.new"
-    debootstrap --variant=minbase --include=systemd,init-system-helpers bookworm "$tree.new" >&2 ||
+    debootstrap --arch="$architecture" --variant=minbase --include=systemd,init-system-helpers bookworm "$tree.new" >&2 ||
         fail 'the Debian tree could not be made: see the messages above'
     mv "$tree.new" "$tree"
 }
+need_tree() { make_tree "$tools/bookworm" "$(dpkg --print-architecture)"; }
+need_tree-arm64() { make_tree "$tools/bookworm-arm64" arm64; }
+need_tree-armhf() { make_tree "$tools/bookworm-armhf" armhf; }
 
 for tool in "$@"; do
     "need_$tool"

@@ -4,6 +4,7 @@
 //! code, read [`pipeline`].
 
 pub mod message;
+pub mod program;
 pub mod topic;
 
 pub mod config;

@@ -418,14 +418,13 @@ impl Pipeline {
         let Some(unit) = self.units[id].as_ref() else { return };
         let scope = edition.scope();
         let function = &self.functions[number];
-        let has_another = function.proven.as_ref().is_some_and(|proven| proven.number != edition.number);
         let job = Job {
             id: token(id, number),
             function: number as u32,
             edition: edition.number,
             scope,
             resumes,
-            on_trial: has_another && edition.is_unproven.get(),
+            on_trial: function.can_fall_back(edition),
             message: unit.message.clone(),
         };
         let worker = self.place_of(number, scope, router::hash(&unit.message.topic));
@@ -535,7 +534,6 @@ impl Pipeline {
                 let hops = unit.hops + 1;
                 let (manifest, origin) = (&edition.manifest, &self.settings.origin);
                 record::record(outputs, number, manifest, &unit.message, hops, origin, &mut self.folding, now, now_ms)
-                    .map_or_else(Err, |recorded| Ok(Some(recorded)))
             }
             Verdict::Retry { after_ms, reason } => {
                 if unit.message.attempt > self.settings.retry_attempts {
@@ -558,8 +556,7 @@ impl Pipeline {
             Verdict::Failed(failure) => Err(failure),
         };
         let failure = verdict.as_ref().err().filter(|failure| failure.code.is_misbehaviour()).cloned();
-        let has_another = function.proven.as_ref().is_some_and(|proven| proven.number != edition.number);
-        if let Some(failure) = failure.as_ref().filter(|_| edition.is_unproven.get() && has_another) {
+        if let Some(failure) = failure.as_ref().filter(|_| function.can_fall_back(edition)) {
             // A version on trial loses no message: the one before runs it.
             self.run_again(id, number, edition, now, now_ms);
             self.tried(number, edition.number, Some(failure), now, now_ms);
@@ -567,11 +564,7 @@ impl Pipeline {
         }
         let misbehaved = failure.is_some();
         match verdict {
-            Ok(recorded) => {
-                if let Some(recorded) = recorded {
-                    self.keep(id, number, edition, recorded, writes);
-                }
-            }
+            Ok(recorded) => self.keep(id, number, edition, recorded, writes),
             Err(failure) => self.fail(id, number, &edition.manifest.version, failure, usage, now_ms),
         }
         let quarantine = &mut self.functions[number].quarantine;

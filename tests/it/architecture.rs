@@ -5,12 +5,13 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Everybody's words: plain data and the clock.
-const VOCABULARY: [&str; 3] = ["message", "time", "topic"];
+const VOCABULARY: [&str; 4] = ["message", "program", "time", "topic"];
 
 /// What each part may name beside the vocabulary. `*`: everything.
-const MAY_KNOW: [(&str, &[&str]); 21] = [
+const MAY_KNOW: [(&str, &[&str]); 22] = [
     ("message", &[]),
     ("topic", &[]),
+    ("program", &[]),
     ("time", &[]),
     ("key", &[]),
     ("config", &["manifest", "key"]),

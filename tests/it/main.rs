@@ -7,6 +7,7 @@
 mod harness;
 
 mod architecture;
+mod boards;
 mod brokers;
 mod config;
 mod crash;
@@ -14,6 +15,7 @@ mod delivery;
 mod deploy;
 mod disk;
 mod doctor;
+mod everywhere;
 mod grants;
 mod limits;
 mod operator;

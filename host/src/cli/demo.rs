@@ -21,6 +21,7 @@ use clap::Args;
 use crate::deploy;
 use crate::manifest::{self, Manifest};
 use crate::mqtt::{self, Link};
+use crate::program;
 use report::{Report, Totals};
 use sensors::{Reading, Recording, Simulated};
 
@@ -343,7 +344,7 @@ impl Daemon {
         );
         let path = dir.join("sedge.toml");
         std::fs::write(&path, config).with_context(|| format!("failed to write {}", path.display()))?;
-        let child = Command::new("/proc/self/exe")
+        let child = Command::new(program::own())
             .arg("run")
             .arg("--config")
             .arg(&path)

@@ -15,12 +15,10 @@ use tokio::time::Instant;
 
 use super::follow::{Aim, Follow, Outcome};
 use super::order::{self, QUIET, answered, target_json};
-use super::progress::Progress;
 use super::remote::BrokerArgs;
 use super::signing::{KeyArgs, Signer, TargetArgs, WaitArgs};
 use super::talk::Talk;
-use crate::deploy::payload::{CHUNK_BYTES, DEFAULT_CHUNK_BYTES};
-use crate::deploy::payload::{Change, Install};
+use crate::deploy::payload::{CHUNK_BYTES, Change, DEFAULT_CHUNK_BYTES, Install};
 use crate::manifest::TrialMode;
 use crate::sandbox::Isa;
 use bundle::{Bundle, Wanted};
@@ -133,11 +131,10 @@ async fn push(args: &PushArgs, bundle: Bundle, talk: &mut Talk, signer: &Signer)
     let aim = aim(&bundle);
     let order = plan::order(args.serial, bundle, talk, signer)?;
     let plan::Plan { order, envelope, bundle, is_new } = order;
-    let mut progress = std::mem::replace(&mut talk.progress, Progress::new());
     let version = &bundle.manifest.version;
     let again = if is_new { "" } else { ", ordered before" };
-    progress.say("push", &format!("{} {version}, serial {}, to {}{again}", talk.function, order.serial, talk.target));
-    talk.progress = progress;
+    let what = format!("{} {version}, serial {}, to {}{again}", talk.function, order.serial, talk.target);
+    talk.progress.say("push", &what);
 
     let kept = chunks::look(talk, &bundle).await?;
     let missing = kept.missing(talk, &bundle);

@@ -206,6 +206,19 @@ impl Remote {
         &mut self,
         filters: &[String],
         quiet: Duration,
+        deadline: Instant,
+        take: impl FnMut(&str, &Bytes) -> bool,
+    ) -> anyhow::Result<()> {
+        match tokio::time::timeout_at(deadline, self.look_on(filters, quiet, take)).await {
+            Ok(looked) => looked,
+            Err(_) => bail!("the broker at {} did not answer in time", self.url()),
+        }
+    }
+
+    async fn look_on(
+        &mut self,
+        filters: &[String],
+        quiet: Duration,
         mut take: impl FnMut(&str, &Bytes) -> bool,
     ) -> anyhow::Result<()> {
         filters.iter().for_each(|filter| self.subscribe(filter));

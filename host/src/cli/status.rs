@@ -6,9 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::bail;
+use bytes::Bytes;
 use clap::Args;
 use serde_json::{Value, json};
-use tokio::time::timeout;
+use tokio::time::Instant;
 
 use super::boards::{Board, Boards};
 use super::follow::{self, progress_text};
@@ -63,11 +64,8 @@ async fn read(args: &StatusArgs) -> anyhow::Result<Boards> {
     let filters = [topics.statuses(node), topics.reports(node)];
     let mut boards = Boards::new(topics);
     let mut remote = Remote::connect(&args.broker).await?;
-    let look = remote.look(&filters, QUIET, |topic, payload| boards.take(topic, payload));
-    match timeout(PATIENCE, look).await {
-        Ok(looked) => looked?,
-        Err(_) => bail!("the broker at {} did not answer in time", remote.url()),
-    }
+    let take = |topic: &str, payload: &Bytes| boards.take(topic, payload);
+    remote.look(&filters, QUIET, Instant::now() + PATIENCE, take).await?;
     remote.close().await;
     Ok(boards)
 }

@@ -54,7 +54,7 @@ impl Talk {
         let filters =
             [talk.topics.statuses(node), talk.topics.report(node.unwrap_or("+"), &talk.function), order.clone()];
         let (boards, standing) = (&mut talk.boards, &mut talk.standing);
-        let look = talk.remote.look(&filters, quiet, |topic, payload| {
+        let take = |topic: &str, payload: &Bytes| {
             if topic != order {
                 return boards.take(topic, payload);
             }
@@ -62,11 +62,8 @@ impl Talk {
             let is_new = *standing != payload;
             *standing = payload;
             is_new
-        });
-        match tokio::time::timeout_at(deadline, look).await {
-            Ok(looked) => looked?,
-            Err(_) => bail!("the broker at {} did not answer in time", talk.remote.url()),
-        }
+        };
+        talk.remote.look(&filters, quiet, deadline, take).await?;
         // What comes from here on is our own.
         talk.remote.unsubscribe(&order);
         Ok(talk)

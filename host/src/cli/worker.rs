@@ -1,6 +1,6 @@
 //! `sedge worker`: started by the daemon, never by hand. Standard input is its socket; it has nothing else.
 
-use std::os::fd::AsFd as _;
+use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use anyhow::Context as _;
@@ -15,14 +15,22 @@ pub struct WorkerArgs {
     state_cache_bytes: usize,
     #[arg(long)]
     memory_bytes: u64,
+    /// Compiled code comes by standard output
+    #[arg(long)]
+    codes: bool,
 }
 
 pub fn run(args: &WorkerArgs) -> anyhow::Result<()> {
     let socket = std::io::stdin().as_fd().try_clone_to_owned().context("failed to take the daemon's socket")?;
+    let codes = args.codes.then(|| std::io::stdout().as_fd().try_clone_to_owned()).transpose();
+    let codes = codes.context("failed to take the socket for code")?;
     // As `ps` and `top` show it.
     let _ = rustix::thread::set_name(c"sedge-worker");
     // The clock needs a thread, which the walls forbid.
     let clock = Clock::start().context("failed to start the worker's clock")?;
-    wall::enclose(Room { memory_bytes: args.memory_bytes, cpu_secs: None }, Some(socket.as_fd()))?;
-    Worker::new(UnixStream::from(socket), clock, args.state_cache_bytes).serve().context("the daemon's socket failed")
+    let room = Room { memory_bytes: args.memory_bytes, cpu_secs: None };
+    wall::enclose(room, Some(socket.as_fd()), codes.as_ref().map(AsFd::as_fd))?;
+    Worker::new(UnixStream::from(socket), codes.map(UnixStream::from), clock, args.state_cache_bytes)
+        .serve()
+        .context("the daemon's socket failed")
 }

@@ -20,10 +20,10 @@ impl Daemon {
                     self.pipeline.set_counts_upwards();
                 }
             }
+            // Unacknowledged, it comes again: when the disk works, or to the next daemon.
+            mqtt::Event::Delivery(_) if self.store_failed || ending => {}
             mqtt::Event::Delivery(delivery) => {
-                // Unacknowledged, it comes again: when the disk works, or to the next daemon.
-                if self.store_failed || ending {
-                } else if self.orders.take(&delivery) {
+                if self.orders.take(&delivery) {
                     self.pipeline.pass_over(&delivery);
                 } else {
                     self.pipeline.deliver(delivery, now, now_ms);

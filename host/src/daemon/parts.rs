@@ -13,7 +13,7 @@ use super::status::Status;
 use super::store_figures;
 use super::subscriptions::Subscriptions;
 use super::{Daemon, META_COUNTS_UPWARDS, META_SUBSCRIPTIONS, TURN, Upstream};
-use crate::config::{self, Config};
+use crate::config::{self, Config, Isolate};
 use crate::deploy::{self, Cache, Compiler, Deployer, Installed, Workshop};
 use crate::forward::webhook::Webhook;
 use crate::forward::{self, Forwarder, UpstreamKind};
@@ -25,6 +25,7 @@ use crate::telemetry::{Health, Http, Metrics, Notifier};
 use crate::time::{self, Backoff};
 use crate::worker::permits::Permits;
 use crate::worker::pool::{self, Loadable, Pool};
+use crate::worker::wall;
 
 /// Our own publishes under way to the local broker. Small, because the client looks through them at every flush.
 const LOCAL_IN_FLIGHT: u16 = 64;
@@ -73,6 +74,12 @@ impl Daemon {
         let counts_upwards = meta(&recovered, META_COUNTS_UPWARDS).is_some();
         let subscriptions_saved = meta(&recovered, META_SUBSCRIPTIONS).cloned().unwrap_or_default();
         let subscriptions = Subscriptions::restore(Some(&subscriptions_saved), config.mqtt.share_group.clone());
+        if config.worker.isolate == Isolate::Process && !wall::has_filter() {
+            tracing::warn!(
+                mend = "run a kernel with CONFIG_SECCOMP_FILTER",
+                "this kernel does not filter system calls: the walls around functions are thinner"
+            );
+        }
         let pool = Pool::start(pool_settings(&config), Vec::new()).context("failed to start the workers")?;
         let mut pipeline = Pipeline::new(pipeline_settings(&config), pool, Arc::clone(&metrics));
         for deploy::Start { edition, installed, trial } in starts {
@@ -138,7 +145,7 @@ pub(super) fn deployment(config: &Config, edition: u32, installed: &Installed, t
         limits: installed.limits(),
         settings: installed.settings(),
         permits,
-        code: installed.code.clone(),
+        code: installed.code.clone().into(),
     };
     Deployment { manifest: Arc::clone(&installed.manifest), digest: installed.digest, loadable, trial }
 }

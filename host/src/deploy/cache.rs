@@ -15,6 +15,7 @@ use sha2::Sha256;
 use siphasher::sip::SipHasher13;
 
 use crate::message::Digest;
+use crate::program;
 use crate::sandbox::Class;
 
 const TAG_BYTES: usize = 32;
@@ -113,7 +114,7 @@ fn name(digest: &Digest, class: Class) -> Option<String> {
 /// This program and this processor, which together decide what code is compiled to. The engine could be asked, but making
 /// one costs the daemon memory that it otherwise does without; and the workers' engines refuse what does not fit anyway.
 static HOST: LazyLock<Option<u64>> = LazyLock::new(|| {
-    let program = fs::metadata("/proc/self/exe").ok()?;
+    let program = fs::metadata(program::own()).ok()?;
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let features = processor.lines().find(|line| line.starts_with("flags") || line.starts_with("Features"));
     let mut hasher = SipHasher13::new();

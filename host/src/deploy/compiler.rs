@@ -7,11 +7,13 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use bytes::Bytes;
+use rustix::process::Signal;
 
 use super::code::Code;
+use crate::program;
 use crate::sandbox::{Class, Isa};
 
-/// What one compilation may use. A small function takes 50 ms and 60 MB.
+/// What one compilation may use. A small function takes 50 ms and 7 MB, and the program itself 50 MB of addresses.
 pub const MEMORY_BYTES: u64 = 512 << 20;
 pub const CPU_SECS: u64 = 30;
 
@@ -31,6 +33,12 @@ pub enum CompileFailed {
     Time,
     #[error("compiling took more than {} MiB of memory: the module is too complex for this host", MEMORY_BYTES >> 20)]
     Memory,
+    /// Nobody else sends it that signal on a board, a person aside.
+    #[error(
+        "the kernel killed the compiler, as it does when memory runs out: give the board or the service more of it, or push \
+         the function with code that was compiled elsewhere"
+    )]
+    Killed,
     #[error("the compiler ended with {0}")]
     Ended(String),
     #[error("failed to run the compiler")]
@@ -45,16 +53,16 @@ pub enum CompileFailed {
 
 /// This program, or the one that a build without a compiler is told of. What it makes is kept like our own: it is the
 /// board's administrator who names it.
-fn program() -> Option<PathBuf> {
+fn compiler() -> Option<PathBuf> {
     if cfg!(feature = "compiler") {
-        return Some("/proc/self/exe".into());
+        return Some(program::own());
     }
     std::env::var_os("SEDGE_COMPILER").filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
 impl Compiler {
     pub fn is_there() -> bool {
-        program().is_some()
+        compiler().is_some()
     }
 
     /// To be carried to a host without a compiler.
@@ -65,7 +73,7 @@ impl Compiler {
 
     /// For this host, or for another target.
     pub fn compile(&self, wasm: &[u8], class: Class, target: Option<Isa>) -> Result<Bytes, CompileFailed> {
-        let mut child = Command::new(program().ok_or(CompileFailed::NoCompiler)?)
+        let mut child = Command::new(compiler().ok_or(CompileFailed::NoCompiler)?)
             .arg0("sedge")
             .args(["compile", "--class", class.as_str()])
             .args(target.iter().flat_map(|target| ["--target", target.as_str()]))
@@ -98,13 +106,9 @@ impl Compiler {
         match (status.code(), status.signal()) {
             (Some(0), _) => Ok(code.into()),
             (Some(1), _) => Err(CompileFailed::Refused(reason)),
-            (_, Some(signal))
-                if signal == rustix::process::Signal::XCPU.as_raw()
-                    || signal == rustix::process::Signal::KILL.as_raw() =>
-            {
-                Err(CompileFailed::Time)
-            }
-            (_, Some(signal)) if signal == rustix::process::Signal::ABORT.as_raw() => Err(CompileFailed::Memory),
+            (_, Some(signal)) if signal == Signal::XCPU.as_raw() => Err(CompileFailed::Time),
+            (_, Some(signal)) if signal == Signal::KILL.as_raw() => Err(CompileFailed::Killed),
+            (_, Some(signal)) if signal == Signal::ABORT.as_raw() => Err(CompileFailed::Memory),
             _ => Err(CompileFailed::Ended(format!("{status}: {reason}"))),
         }
     }

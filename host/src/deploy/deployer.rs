@@ -282,7 +282,9 @@ pub(super) fn compile_refusal(error: CompileFailed) -> Refusal {
     let reason = match error {
         CompileFailed::Refused(_) => Reason::InvalidModule,
         CompileFailed::Time | CompileFailed::Memory => Reason::OverLimit,
-        CompileFailed::Ended(_) | CompileFailed::Run(_) | CompileFailed::NoCompiler => Reason::CompilerFailed,
+        CompileFailed::Killed | CompileFailed::Ended(_) | CompileFailed::Run(_) | CompileFailed::NoCompiler => {
+            Reason::CompilerFailed
+        }
     };
     let mut detail = error.to_string();
     if let CompileFailed::Run(source) = &error {

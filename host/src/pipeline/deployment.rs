@@ -92,13 +92,13 @@ impl Pipeline {
         };
         // It is loaded anew under the function's own number when it is promoted.
         let kept = is_shadow.then(|| deployment.clone());
-        let Deployment { manifest, digest, loadable, trial } = deployment;
+        let Deployment { manifest, loadable, trial, .. } = deployment;
         let terms = trial.map(|trial| if is_shadow { trial } else { Trial { mode: TrialMode::Live, ..trial } });
         let name = Arc::clone(&self.functions[number].name);
         self.functions[number].deployment = kept;
         let edition = loadable.edition;
         self.pool.load(Loadable { number: number as u32, name, ..loadable }, terms.is_some());
-        let edition = Rc::new(Edition::new(edition, manifest, digest, terms.is_some()));
+        let edition = Rc::new(Edition::new(edition, manifest, terms.is_some()));
         // What waits already is older.
         self.forget_pending(number);
         if is_first && terms.is_none() {
@@ -145,16 +145,14 @@ impl Pipeline {
         let edition = &self.pending[place].edition;
         let function = &self.functions[number];
         let keeps_keys = function.serving().is_none_or(|serving| serving.has_keys_of(edition));
-        if !keeps_keys && (function.drain.is_some() || function.jobs_under_way() > 0) {
-            if function.drain.is_none() {
-                self.drain(number, now, now_ms);
-            }
-            // The end of the drain comes back here.
-            if self.functions[number].drain.is_some() || self.functions[number].jobs_under_way() > 0 {
-                return;
-            }
+        if !keeps_keys && function.drain.is_some() {
+            // Its end comes back here.
+            return;
         }
-        let Some(place) = self.pending.iter().position(|it| it.number == number && it.loaded) else { return };
+        if !keeps_keys && function.jobs_under_way() > 0 {
+            self.drain(number, now, now_ms);
+            return;
+        }
         let Pending { edition, trial, .. } = self.pending.remove(place);
         self.begin(number, &edition, trial, now);
         if !keeps_keys {
@@ -200,8 +198,8 @@ impl Pipeline {
     /// Another version serves than a moment ago.
     fn serves_anew(&mut self, number: usize, now: Instant) {
         let function = &mut self.functions[number];
-        function.quarantine = Quarantine::new(self.settings.quarantine);
-        if function.metrics.quarantined.get() != 0 {
+        let older = std::mem::replace(&mut function.quarantine, Quarantine::new(self.settings.quarantine));
+        if older.is_paused() {
             function.metrics.quarantined.set(0);
             self.turn.changed.push(number);
         }
@@ -295,7 +293,7 @@ impl Pipeline {
 
     // ---- trials ----
 
-    /// Counts a run of the version on trial. `true` if its failure must not stand: another version runs the message.
+    /// Counts a run of the version on trial, which may end it.
     pub(super) fn tried(&mut self, number: usize, edition: u32, failure: Option<&Failure>, now: Instant, now_ms: u64) {
         let function = &mut self.functions[number];
         let tolerant = match (&function.proven, &function.candidate) {
@@ -372,30 +370,29 @@ impl Pipeline {
             recall.again.push((id, other));
             return;
         }
-        let hash = router::hash(&unit.message.topic);
-        let topic = key.1.as_deref();
-        let recalled = self.pool.recall(self.place_of(number, failed.scope(), hash), number as u32, topic);
-        let waiting = self.take_back(number, &recalled.tokens);
-        let recall =
-            Recall { outstanding: recalled.outstanding, again: vec![(id, other)], waiting, ..Recall::default() };
-        self.recalls.insert(key.clone(), recall);
+        let recall = self.recall(&key, failed, router::hash(&unit.message.topic));
+        self.recalls.insert(key.clone(), Recall { again: vec![(id, other)], ..recall });
         self.end_recall(&key, now, now_ms);
     }
 
     /// The first of a key asked for another run, and is parked: what was sent behind it comes back first, so that nothing
     /// newer is put between.
     pub(super) fn recall_key(&mut self, key: &Key, edition: &Edition, topic_hash: u64) {
-        let number = key.0;
-        if self.functions[number].drain.is_some() || self.recalls.contains_key(key) {
+        if self.functions[key.0].drain.is_some() || self.recalls.contains_key(key) {
             return;
         }
-        let worker = self.place_of(number, edition.scope(), topic_hash);
-        let recalled = self.pool.recall(worker, number as u32, key.1.as_deref());
-        let waiting = self.take_back(number, &recalled.tokens);
-        if recalled.outstanding > 0 || !waiting.is_empty() {
-            let recall = Recall { outstanding: recalled.outstanding, waiting, ..Recall::default() };
+        let recall = self.recall(key, edition, topic_hash);
+        if recall.outstanding > 0 || !recall.waiting.is_empty() {
             self.recalls.insert(key.clone(), recall);
         }
+    }
+
+    /// Calls back the jobs of one key.
+    fn recall(&mut self, key: &Key, edition: &Edition, topic_hash: u64) -> Recall {
+        let worker = self.place_of(key.0, edition.scope(), topic_hash);
+        let recalled = self.pool.recall(worker, key.0 as u32, key.1.as_deref());
+        let waiting = self.take_back(key.0, &recalled.tokens);
+        Recall { outstanding: recalled.outstanding, waiting, ..Recall::default() }
     }
 
     /// Calls back all jobs of a function.
@@ -502,7 +499,7 @@ impl Pipeline {
             let function = &mut self.functions[number];
             let retired = std::mem::take(&mut function.retired);
             function.drain = None;
-            for edition in function.proven.iter().chain(function.candidate.iter().map(|it| &it.edition)) {
+            for edition in function.current() {
                 edition.jobs.set(0);
             }
             for edition in retired {

@@ -10,7 +10,6 @@ use super::quarantine::{self, Quarantine};
 use super::recall::Recall;
 use super::trial::Candidate;
 use crate::manifest::{Manifest, StateScope};
-use crate::message::Digest;
 use crate::telemetry::FunctionMetrics;
 use crate::topic::TopicFilter;
 use crate::worker::protocol::JobScope;
@@ -20,7 +19,6 @@ use crate::worker::protocol::JobScope;
 pub struct Edition {
     pub number: u32,
     pub manifest: Arc<Manifest>,
-    pub digest: Digest,
     /// Its jobs that the workers have not answered.
     pub jobs: Cell<u32>,
     /// On trial, or it has failed it: if it misbehaves, another version runs the message.
@@ -54,8 +52,8 @@ pub struct Function {
 }
 
 impl Edition {
-    pub fn new(number: u32, manifest: Arc<Manifest>, digest: Digest, on_trial: bool) -> Self {
-        Self { number, manifest, digest, jobs: Cell::new(0), is_unproven: Cell::new(on_trial) }
+    pub fn new(number: u32, manifest: Arc<Manifest>, on_trial: bool) -> Self {
+        Self { number, manifest, jobs: Cell::new(0), is_unproven: Cell::new(on_trial) }
     }
 
     pub fn wants(&self, topic: &str) -> bool {
@@ -100,7 +98,7 @@ impl Function {
 
     /// The version that messages go to.
     pub fn serving(&self) -> Option<&Rc<Edition>> {
-        self.candidate.as_ref().map(|candidate| &candidate.edition).or(self.proven.as_ref())
+        self.current().next()
     }
 
     /// The version that a message of this topic goes to. While one is on trial, topics that it does not want any more go
@@ -113,15 +111,24 @@ impl Function {
         }
     }
 
+    /// The version on trial, and the one that has proven itself.
+    pub fn current(&self) -> impl Iterator<Item = &Rc<Edition>> {
+        self.candidate.iter().map(|candidate| &candidate.edition).chain(&self.proven)
+    }
+
     pub fn edition(&self, number: u32) -> Option<&Rc<Edition>> {
-        let current = self.proven.iter().chain(self.candidate.iter().map(|it| &it.edition));
-        current.chain(&self.retired).find(|edition| edition.number == number)
+        self.current().chain(&self.retired).find(|edition| edition.number == number)
+    }
+
+    /// Whether another version runs what this one misbehaves over.
+    pub fn can_fall_back(&self, edition: &Edition) -> bool {
+        edition.is_unproven.get() && self.proven.as_ref().is_some_and(|proven| proven.number != edition.number)
     }
 
     /// What it must hear, now and if the version on trial fails.
     pub fn wanted(&self) -> Vec<TopicFilter> {
         let mut wanted: Vec<TopicFilter> = Vec::new();
-        for edition in self.candidate.iter().map(|it| &it.edition).chain(&self.proven) {
+        for edition in self.current() {
             for filter in &edition.manifest.subscribe {
                 if !wanted.contains(filter) {
                     wanted.push(filter.clone());
@@ -137,8 +144,7 @@ impl Function {
     }
 
     pub fn jobs_under_way(&self) -> usize {
-        let current = self.proven.iter().chain(self.candidate.iter().map(|it| &it.edition));
-        current.chain(&self.retired).map(|edition| edition.jobs.get() as usize).sum()
+        self.current().chain(&self.retired).map(|edition| edition.jobs.get() as usize).sum()
     }
 
     pub fn is_quarantined(&self) -> bool {

@@ -242,7 +242,7 @@ impl Spine {
                 publish: manifest.allow.publish.clone(),
                 grants: crate::sandbox::Grants::default(),
             },
-            code,
+            code: code.into(),
         };
         let digest = Digest([self.edition as u8; 32]);
         let deployment = Deployment { digest, loadable, trial, manifest: manifest.into() };

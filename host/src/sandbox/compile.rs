@@ -3,7 +3,7 @@
 
 use wasmtime::component::Linker;
 
-use super::engine::{self, Class};
+use super::engine::{self, Class, Executable};
 use super::grants::Grants;
 use super::host;
 use super::shape::{self, ShapeError};
@@ -32,7 +32,7 @@ pub fn component(wasm: &[u8], class: Class) -> Result<Vec<u8>, CompileError> {
     component::check_world(wasm)?;
     let code = engine::for_compiling(class, None)?.precompile_component(wasm).map_err(CompileError::Compile)?;
     // As the worker will: an engine that runs code has limits that one that compiles has not.
-    let engine = engine::for_running(class)?;
+    let engine = engine::for_running(class, Executable::Already)?;
     let component = super::native::component(&engine, &code).map_err(SandboxError::Load)?;
     let mut linker = Linker::new(&engine);
     host::add_to_linker(&mut linker).map_err(SandboxError::Engine)?;

@@ -5,6 +5,7 @@
 //! by writing zeros over the little that a function touched. `docs/decisions/0001-engine-profile.md` has the figures.
 
 use std::num::NonZeroUsize;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, OperatorCost, PoolingAllocationConfig};
@@ -12,6 +13,7 @@ use wasmtime::{Config, Engine, InstanceAllocationStrategy, OperatorCost, Pooling
 #[cfg(feature = "compiler")]
 use super::Isa;
 use super::SandboxError;
+use super::sealed::NothingToDo;
 
 /// Pages of 64 KiB are zeroed by the host on growth: about what that many simple instructions cost.
 const FUEL_PER_GROWN_PAGE: u8 = 255;
@@ -95,8 +97,18 @@ fn operator_cost() -> OperatorCost {
     cost
 }
 
+/// Who makes code executable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Executable {
+    /// The engine, in memory of its own.
+    #[default]
+    Made,
+    /// Nobody: it is so already, or nothing is run.
+    Already,
+}
+
 /// An engine to run functions with: one at a time, so the pool holds one instance and one spare.
-pub fn for_running(class: Class) -> Result<Engine, SandboxError> {
+pub fn for_running(class: Class, executable: Executable) -> Result<Engine, SandboxError> {
     const INSTANCES: u32 = 2;
     let mut pool = PoolingAllocationConfig::new();
     pool.total_memories(INSTANCES)
@@ -117,6 +129,9 @@ pub fn for_running(class: Class) -> Result<Engine, SandboxError> {
         .table_keep_resident(64 * 1024);
     let mut config = config(class);
     config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    if executable == Executable::Already {
+        config.with_custom_code_memory(Some(Arc::new(NothingToDo)));
+    }
     Engine::new(&config).map_err(SandboxError::Engine)
 }
 

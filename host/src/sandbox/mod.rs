@@ -18,6 +18,9 @@ mod host;
 #[cfg(all(test, feature = "compiler"))]
 mod host_tests;
 mod isa;
+#[cfg(all(test, feature = "compiler", target_pointer_width = "64"))]
+mod room_tests;
+pub mod sealed;
 pub mod shape;
 #[cfg(all(test, feature = "compiler"))]
 mod shape_tests;
@@ -28,6 +31,7 @@ mod tests;
 pub mod yardstick;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -39,11 +43,13 @@ use crate::message::{
     Alert, AlertStatus, Failure, FailureCode, LogLine, Message, Outcome, Output, Publication, Severity, Usage, Verdict,
 };
 use bindings::exports::sedge::function::handler;
+use engine::Executable;
 pub use engine::{Class, SETTINGS, WASMTIME};
 pub use grants::{Grants, NotGranted};
 use host::{Exceeded, Host};
 pub use host::{MAX_LOG_LINE_BYTES, MAX_LOG_LINES};
 pub use isa::{Isa, UnknownIsa};
+use sealed::{IS_NATIVE, Image, SealedCode};
 pub use state::State;
 
 mod bindings {
@@ -69,6 +75,8 @@ pub enum SandboxError {
     Engine(#[source] wasmtime::Error),
     #[error("failed to load compiled code")]
     Load(#[source] wasmtime::Error),
+    #[error("failed to map compiled code")]
+    Map(#[source] io::Error),
     #[error("the component does not fit the world sedge:function/function")]
     World(#[source] wasmtime::Error),
     #[error(transparent)]
@@ -93,12 +101,15 @@ pub struct Limits {
 const HANDOVER_SLACK: usize = 1 << 20;
 /// Handles to buckets and to compare-and-swap that one run may hold.
 const MAX_HANDLES: usize = 1024;
+/// What an output takes here beside its bytes, and less on a processor of 32 bits: a limit is the same everywhere.
+const OUTPUT_BYTES: usize = 256;
+const _: () = assert!(size_of::<handler::Output>() <= OUTPUT_BYTES);
 
 impl Limits {
     /// The most that is copied from the guest in one call. Its memory is no bound: a list may name the same bytes again
     /// and again.
     pub fn handover_bytes(&self) -> usize {
-        let outputs = self.outputs.saturating_mul(size_of::<handler::Output>()).saturating_add(self.output_bytes);
+        let outputs = self.outputs.saturating_mul(OUTPUT_BYTES).saturating_add(self.output_bytes);
         outputs.max(self.state_bytes).saturating_add(HANDOVER_SLACK)
     }
 }
@@ -119,12 +130,15 @@ pub struct Function {
     engine: Engine,
     limits: Limits,
     settings: Arc<[(String, String)]>,
+    /// What `pre` runs. Dropped after it, as the last of the fields.
+    _image: Option<Image>,
 }
 
 /// The engines of one thread. Not shared: the pool holds what one run at a time needs.
 #[derive(Default)]
 pub struct Sandbox {
     classes: BTreeMap<Class, (Engine, Linker<Host>)>,
+    executable: Executable,
 }
 
 impl Sandbox {
@@ -132,12 +146,17 @@ impl Sandbox {
         Self::default()
     }
 
+    /// One that never makes memory executable, and takes sealed code alone where code is native.
+    pub fn of_sealed_code() -> Self {
+        Self { executable: Executable::Already, ..Self::default() }
+    }
+
     fn class(&mut self, class: Class) -> Result<&(Engine, Linker<Host>), SandboxError> {
         use std::collections::btree_map::Entry;
         match self.classes.entry(class) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
-                let engine = engine::for_running(class)?;
+                let engine = engine::for_running(class, self.executable)?;
                 let mut linker = Linker::new(&engine);
                 host::add_to_linker(&mut linker).map_err(SandboxError::Engine)?;
                 Ok(entry.insert((engine, linker)))
@@ -166,16 +185,46 @@ impl Sandbox {
         grants: Grants,
         settings: Arc<[(String, String)]>,
     ) -> Result<Function, SandboxError> {
+        if IS_NATIVE && self.executable == Executable::Already {
+            let code = SealedCode::seal(code).map_err(SandboxError::Map)?;
+            return self.load_sealed(&code, limits, grants, settings);
+        }
+        self.load_with(limits, grants, settings, |engine| Ok((None, native::component(engine, code)?)))
+    }
+
+    /// The same for code in a sealed file, which can be closed afterwards. For a sandbox [`of_sealed_code`](Self::of_sealed_code).
+    pub fn load_sealed(
+        &mut self,
+        code: &SealedCode,
+        limits: Limits,
+        grants: Grants,
+        settings: Arc<[(String, String)]>,
+    ) -> Result<Function, SandboxError> {
+        let image = Image::new(code).map_err(SandboxError::Map)?;
+        self.load_with(limits, grants, settings, |engine| {
+            let component = image.component(engine)?;
+            Ok((Some(image), component))
+        })
+    }
+
+    fn load_with(
+        &mut self,
+        limits: Limits,
+        grants: Grants,
+        settings: Arc<[(String, String)]>,
+        load: impl FnOnce(&Engine) -> wasmtime::Result<(Option<Image>, Component)>,
+    ) -> Result<Function, SandboxError> {
         let (engine, linker) = self.class(Class::for_memory(limits.memory_bytes))?;
         let mut linker = linker.clone();
         grants.add_to_linker(&mut linker).map_err(SandboxError::Engine)?;
-        let component = native::component(engine, code).map_err(SandboxError::Load)?;
+        // In this order: whatever fails below, the component is dropped first.
+        let (image, component) = load(engine).map_err(SandboxError::Load)?;
         for (import, _) in component.component_type().imports(engine) {
             grants.check_name(import)?;
         }
         let pre =
             linker.instantiate_pre(&component).and_then(bindings::FunctionPre::new).map_err(SandboxError::World)?;
-        Ok(Function { pre, engine: engine.clone(), limits, settings })
+        Ok(Function { pre, engine: engine.clone(), limits, settings, _image: image })
     }
 
     /// Moves the clock that deadlines are kept by. Called every [`EPOCH`] while anything runs.

@@ -21,5 +21,5 @@ pub fn with_wasmtime_defaults(
     let code = engine.precompile_component(wasm).map_err(SandboxError::Load)?;
     let component = super::native::component(&engine, &code).map_err(SandboxError::Load)?;
     let pre = linker.instantiate_pre(&component).and_then(bindings::FunctionPre::new).map_err(SandboxError::World)?;
-    Ok(Function { pre, engine, limits, settings })
+    Ok(Function { pre, engine, limits, settings, _image: None })
 }

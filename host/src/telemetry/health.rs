@@ -12,15 +12,18 @@ pub struct Health {
     start: Instant,
     /// A message loop that stands still for longer is called dead.
     limit: Duration,
-    /// Milliseconds after `start`.
+    /// Milliseconds after `start`, or [`NEVER`].
     beat_ms: AtomicU64,
     missing: Mutex<BTreeMap<&'static str, String>>,
 }
 
+/// A start that compiles many functions on a slow board takes minutes. How many is for the supervisor to say.
+const NEVER: u64 = u64::MAX;
+
 impl Health {
-    /// `now` counts as the first beat.
+    /// Counts as alive until the first beat, which begins the measure.
     pub fn new(now: Instant, limit: Duration) -> Self {
-        Self { start: now, limit, beat_ms: AtomicU64::new(0), missing: Mutex::default() }
+        Self { start: now, limit, beat_ms: AtomicU64::new(NEVER), missing: Mutex::default() }
     }
 
     /// The message loop calls this on every turn, and at least a few times within the limit.
@@ -30,7 +33,8 @@ impl Health {
 
     /// `Err` with the time since the last beat when that is too long.
     pub fn alive(&self, now: Instant) -> Result<(), Duration> {
-        let silent = Duration::from_millis(self.since_start(now).saturating_sub(self.beat_ms.load(Relaxed)));
+        let beat_ms = self.beat_ms.load(Relaxed);
+        let silent = Duration::from_millis(self.since_start(now).saturating_sub(beat_ms));
         if silent > self.limit { Err(silent) } else { Ok(()) }
     }
 
@@ -48,6 +52,6 @@ impl Health {
     }
 
     fn since_start(&self, now: Instant) -> u64 {
-        u64::try_from(now.saturating_duration_since(self.start).as_millis()).unwrap_or(u64::MAX)
+        u64::try_from(now.saturating_duration_since(self.start).as_millis()).unwrap_or(NEVER)
     }
 }

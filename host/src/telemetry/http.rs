@@ -165,10 +165,16 @@ mod tests {
     fn a_silent_loop_is_unhealthy_until_it_moves() {
         let limit = Duration::from_millis(1);
         let (http, _, health) = start(limit);
-        let born = Instant::now();
-        while born.elapsed() < 4 * limit {
-            std::hint::spin_loop();
-        }
+        let pass = || {
+            let from = Instant::now();
+            while from.elapsed() < 4 * limit {
+                std::hint::spin_loop();
+            }
+        };
+        pass();
+        assert_eq!(fetch(http.addr(), "/healthz").0, 200, "it starts");
+        health.beat(Instant::now());
+        pass();
         let (status, answer) = fetch(http.addr(), "/healthz");
         assert_eq!(status, 503);
         assert!(answer.contains("the message loop has not moved for 0.0 s"), "{answer}");

@@ -7,6 +7,7 @@
 //! ```
 
 mod bounds;
+pub mod codes;
 pub mod permits;
 pub mod pool;
 pub mod protocol;

@@ -19,11 +19,13 @@ use tokio::net::UnixStream;
 use tokio::sync::Notify;
 
 use super::bounds;
+use super::codes::{self, Code};
 use super::permits::Permits;
 use super::protocol::{Encoder, FromWorker, Job, JobScope, ToWorker, frame_length, split_frame};
 use super::serve::{Clock, Worker};
 use crate::config::Isolate;
 use crate::message::{LogLine, Outcome, Scope};
+use crate::program;
 use crate::sandbox::Limits;
 
 /// Bytes read from a worker at once.
@@ -46,7 +48,7 @@ pub struct Loadable {
     pub limits: Limits,
     pub settings: Vec<(String, String)>,
     pub permits: Permits,
-    pub code: Bytes,
+    pub code: Code,
 }
 
 #[derive(Debug)]
@@ -183,6 +185,7 @@ struct Running {
     wake_writer: Rc<Notify>,
     reader: tokio::task::JoinHandle<()>,
     writer: tokio::task::JoinHandle<()>,
+    codes: Option<StdStream>,
     process: Option<Child>,
 }
 
@@ -204,7 +207,7 @@ impl Pool {
     pub fn load(&mut self, function: Loadable, expendable: bool) {
         self.loading.push(Loading::new(&function, self.slots.len(), expendable.then_some(0)));
         for slot in &mut self.slots {
-            slot.write(&function.to_frame());
+            slot.load(&function);
         }
         self.functions.push(function);
         self.bound_frames();
@@ -491,13 +494,17 @@ impl Pool {
     fn spawn(&mut self, worker: usize) -> io::Result<()> {
         let (near, far) = StdStream::pair()?;
         near.set_nonblocking(true)?;
+        let (codes, far_codes) = match Code::is_passed() {
+            true => StdStream::pair().map(|(near, far)| (Some(near), Some(far)))?,
+            false => (None, None),
+        };
         let process = match self.settings.isolate {
-            Isolate::Process => Some(self.spawn_process(far)?),
+            Isolate::Process => Some(self.spawn_process(far, far_codes)?),
             Isolate::Thread => {
                 let state_cache_bytes = self.settings.state_cache_bytes;
                 let clock = Clock::start()?;
                 std::thread::Builder::new().name(format!("sedge-worker-{worker}")).spawn(move || {
-                    if let Err(error) = Worker::new(far, clock, state_cache_bytes).serve() {
+                    if let Err(error) = Worker::new(far, far_codes, clock, state_cache_bytes).serve() {
                         tracing::debug!(%error, "worker thread ended");
                     }
                 })?;
@@ -520,29 +527,35 @@ impl Pool {
             stream,
             out,
             wake_writer,
+            codes,
             process,
         });
         for function in &self.functions {
-            slot.write(&function.to_frame());
+            slot.load(function);
         }
         slot.send_next();
         self.flush();
         Ok(())
     }
 
-    /// The worker inherits one socket, as its standard input, and nothing else: no environment, no other file.
-    fn spawn_process(&self, socket: StdStream) -> io::Result<Child> {
-        Command::new("/proc/self/exe")
+    /// The worker inherits one socket, as its standard input, and the one that code comes by, as its standard output.
+    /// Nothing else: no environment, no other file.
+    fn spawn_process(&self, socket: StdStream, codes: Option<StdStream>) -> io::Result<Child> {
+        let mut worker = Command::new(program::own())
             .arg0("sedge")
             .arg("worker")
             .arg("--state-cache-bytes")
             .arg(self.settings.state_cache_bytes.to_string())
             .arg("--memory-bytes")
-            .arg(self.settings.memory_bytes.to_string())
+            .arg(self.settings.memory_bytes.to_string());
+        if codes.is_some() {
+            worker.arg("--codes");
+        }
+        worker
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(socket)))
-            .stdout(Stdio::null())
+            .stdout(codes.map_or_else(Stdio::null, |codes| OwnedFd::from(codes).into()))
             .stderr(Stdio::inherit())
             .spawn()
     }
@@ -576,6 +589,7 @@ impl Loading {
 }
 
 impl Loadable {
+    /// Code that was passed is not in it.
     fn to_frame(&self) -> ToWorker {
         ToWorker::Load {
             function: self.number,
@@ -583,7 +597,10 @@ impl Loadable {
             limits: self.limits,
             settings: self.settings.clone(),
             permits: self.permits.clone(),
-            code: self.code.clone(),
+            code: match &self.code {
+                Code::Sealed(_) => Bytes::new(),
+                Code::Plain(code) => code.clone(),
+            },
         }
     }
 }
@@ -612,6 +629,18 @@ impl Slot {
         if let Some(running) = &self.running {
             Encoder::new(&mut running.out.borrow_mut()).to_worker(frame);
         }
+    }
+
+    fn load(&mut self, function: &Loadable) {
+        if let (Code::Sealed(code), Some(codes)) =
+            (&function.code, self.running.as_ref().and_then(|it| it.codes.as_ref()))
+        {
+            // The worker waits for it in vain, and is replaced for being stuck.
+            if let Err(error) = codes::send(codes, code) {
+                tracing::error!(function = &*function.name, %error, "compiled code could not be passed to a worker");
+            }
+        }
+        self.write(&function.to_frame());
     }
 
     fn send(&mut self, job: Job) {

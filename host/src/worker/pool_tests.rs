@@ -26,7 +26,7 @@ fn loadable(number: u32, code: Bytes) -> Loadable {
         limits: LIMITS,
         settings: Vec::new(),
         permits,
-        code,
+        code: code.into(),
     }
 }
 

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::BytesMut;
 
 use super::cache::{ScopeKey, StateCache};
+use super::codes;
 use super::permits::Permits;
 use super::protocol::{Encoder, Job, JobScope, Malformed, ToWorker, split_frame};
 use crate::message::{Failure, FailureCode, Outcome, Usage, Verdict};
@@ -29,6 +30,8 @@ const MAX_HELD_KEYS: usize = 65_536;
 /// Runs until the daemon closes the socket.
 pub struct Worker {
     socket: UnixStream,
+    /// Where compiled code comes, if not with its frame.
+    codes: Option<UnixStream>,
     clock: Clock,
     sandbox: Sandbox,
     /// By number and edition.
@@ -44,11 +47,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    pub fn new(socket: UnixStream, clock: Clock, state_cache_bytes: usize) -> Self {
+    pub fn new(socket: UnixStream, codes: Option<UnixStream>, clock: Clock, state_cache_bytes: usize) -> Self {
+        let sandbox = if codes.is_some() { Sandbox::of_sealed_code() } else { Sandbox::new() };
         Self {
             socket,
+            codes,
             clock,
-            sandbox: Sandbox::new(),
+            sandbox,
             functions: HashMap::new(),
             states: StateCache::new(state_cache_bytes),
             waiting: HashMap::new(),
@@ -69,7 +74,7 @@ impl Worker {
             self.clock.run();
             let mut last_sent = Instant::now();
             while let Some(frame) = split_frame(&mut input).map_err(invalid)? {
-                self.take(ToWorker::decode(frame).map_err(invalid)?);
+                self.take(ToWorker::decode(frame).map_err(invalid)?)?;
                 if !self.out.is_empty() && (self.out.len() >= SEND_BYTES || last_sent.elapsed() >= SEND_AFTER) {
                     self.send()?;
                     last_sent = Instant::now();
@@ -85,12 +90,19 @@ impl Worker {
         Ok(())
     }
 
-    fn take(&mut self, frame: ToWorker) {
+    fn take(&mut self, frame: ToWorker) -> io::Result<()> {
         match frame {
             ToWorker::Run(job) => self.accept(job),
             ToWorker::State { job, entries } => self.resume(job, State::from_entries(entries)),
             ToWorker::Load { function, edition, limits, settings, permits, code } => {
-                let error = match self.sandbox.load_granted(&code, limits, permits.grants, settings.into()) {
+                let grants = permits.grants;
+                let loaded = match &self.codes {
+                    Some(codes) if code.is_empty() => {
+                        self.sandbox.load_sealed(&codes::receive(codes)?, limits, grants, settings.into())
+                    }
+                    _ => self.sandbox.load_granted(&code, limits, grants, settings.into()),
+                };
+                let error = match loaded {
                     Ok(loaded) => {
                         self.functions.insert((function, edition), (loaded, permits));
                         self.clock.watch(self.sandbox.ticker());
@@ -111,6 +123,7 @@ impl Worker {
                 self.held.clear();
             }
         }
+        Ok(())
     }
 
     fn accept(&mut self, job: Job) {

@@ -30,7 +30,7 @@ impl Served {
     fn new(state_cache_bytes: usize) -> Self {
         let (socket, far) = UnixStream::pair().unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
-        let worker = std::thread::spawn(move || Worker::new(far, Clock::start()?, state_cache_bytes).serve());
+        let worker = std::thread::spawn(move || Worker::new(far, None, Clock::start()?, state_cache_bytes).serve());
         Self { socket, input: BytesMut::new(), worker }
     }
 
@@ -257,7 +257,7 @@ fn the_clock_stops_functions_of_every_class_also_after_it_slept() {
     let (socket, far) = UnixStream::pair().unwrap();
     let worker = std::thread::spawn({
         let clock = clock.clone();
-        move || Worker::new(far, clock, 0).serve()
+        move || Worker::new(far, None, clock, 0).serve()
     });
     let mut served = Served { socket, input: BytesMut::new(), worker };
     assert_eq!(served.load(1, limits, endless()), None);

@@ -1,10 +1,16 @@
 //! The second wall: what a worker or compile process may still do once it is up. No files, no network, no new processes
 //! or privileges, bounded memory. A function that breaks out of the sandbox finds itself in an empty room.
 
-use std::io;
-use std::os::fd::BorrowedFd;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "arm"))]
+mod calls;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "arm"))]
+mod filter;
 
-use rustix::process::{Resource, Rlimit, setrlimit};
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// What a walled process may use.
 #[derive(Clone, Copy, Debug)]
@@ -19,30 +25,61 @@ pub enum WallError {
     Limit { what: &'static str, source: io::Error },
     #[error("failed to forbid new privileges")]
     Privileges(#[source] io::Error),
-    #[error("failed to install the system call filter: {0}")]
-    Filter(String),
+    #[error("failed to install the system call filter")]
+    Filter(#[source] seccompiler::Error),
+}
+
+/// Whether the kernel can filter system calls. One that cannot leaves the other walls standing, and whoever starts walled
+/// processes says so.
+pub fn has_filter() -> bool {
+    filter::is_available()
 }
 
 /// Closes the process in, for good, with all its threads. Comes last: afterwards nothing can be opened. Besides the three
-/// standard streams only `socket` can be used, whatever else the process has inherited.
-pub fn enclose(room: Room, socket: Option<BorrowedFd<'_>>) -> Result<(), WallError> {
+/// standard streams only `socket` can be used, whatever else the process has inherited, and by `codes` files come, which can be
+/// mapped and nothing else. No memory that can be written can become executable.
+pub fn enclose(room: Room, socket: Option<BorrowedFd<'_>>, codes: Option<BorrowedFd<'_>>) -> Result<(), WallError> {
+    prefer_to_the_daemon();
     limit("memory", Resource::As, room.memory_bytes)?;
     // Reading and writing go on through what is open; nothing else can be opened, and no file can grow.
     limit("file size", Resource::Fsize, 0)?;
     limit("core dumps", Resource::Core, 0)?;
     if let Some(seconds) = room.cpu_secs {
-        limit("processor time", Resource::Cpu, seconds)?;
+        // The first of the two says why it ends; the kernel also kills for want of memory.
+        limit_between("processor time", Resource::Cpu, seconds, seconds + 1)?;
     }
     rustix::thread::set_no_new_privs(true).map_err(|error| WallError::Privileges(error.into()))?;
     restrict();
-    limit("open files", Resource::Nofile, 0)?;
+    limit("open files", Resource::Nofile, codes.map_or(Ok(0), room_for_one_more)?)?;
     limit("processes", Resource::Nproc, 0)?;
-    filter::install(socket)
+    if filter::is_available() {
+        filter::install(socket, codes).map_err(WallError::Filter)?;
+    }
+    Ok(())
 }
 
 fn limit(what: &'static str, resource: Resource, value: u64) -> Result<(), WallError> {
-    setrlimit(resource, Rlimit { current: Some(value), maximum: Some(value) })
+    limit_between(what, resource, value, value)
+}
+
+/// A limit that the whole service has already stays where it is lower.
+fn limit_between(what: &'static str, resource: Resource, current: u64, maximum: u64) -> Result<(), WallError> {
+    let most = getrlimit(resource).maximum.unwrap_or(u64::MAX);
+    setrlimit(resource, Rlimit { current: Some(current.min(most)), maximum: Some(maximum.min(most)) })
         .map_err(|error| WallError::Limit { what, source: error.into() })
+}
+
+/// Where memory runs out, the kernel is to end a process that the daemon can replace, and not the daemon.
+fn prefer_to_the_daemon() {
+    if let Err(error) = fs::write("/proc/self/oom_score_adj", "800") {
+        tracing::debug!(%error, "the kernel is not told whom to end first when memory runs out");
+    }
+}
+
+/// A file that comes takes the lowest number that is free.
+fn room_for_one_more(any: BorrowedFd<'_>) -> Result<u64, WallError> {
+    let free = any.try_clone_to_owned().map_err(|source| WallError::Limit { what: "open files", source })?;
+    Ok(u64::from(free.as_raw_fd().cast_unsigned()) + 1)
 }
 
 /// Landlock takes files, network and signals to others away even where there is no system call filter. Not every board's
@@ -60,98 +97,16 @@ fn restrict() {
     }
 }
 
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+/// Elsewhere the other walls stand alone: the limits, no new privileges, and landlock.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "arm")))]
 mod filter {
-    use std::collections::BTreeMap;
-    use std::os::fd::{AsRawFd as _, BorrowedFd};
+    use std::os::fd::BorrowedFd;
 
-    use linux_raw_sys::general as sys;
-    use rustix::process::getpid;
-    use seccompiler::{
-        BackendError, BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
-        SeccompRule, TargetArch,
-    };
-
-    use super::WallError;
-
-    /// Memory, threads waiting for each other, clocks, and signals of our own. What is neither here nor below is refused
-    /// with EPERM.
-    const ALLOWED: &[u32] = &[
-        sys::__NR_munmap,
-        sys::__NR_mremap,
-        sys::__NR_mprotect,
-        sys::__NR_madvise,
-        sys::__NR_brk,
-        sys::__NR_futex,
-        sys::__NR_clock_gettime,
-        sys::__NR_clock_nanosleep,
-        sys::__NR_nanosleep,
-        sys::__NR_sched_yield,
-        sys::__NR_getrandom,
-        sys::__NR_rt_sigaction,
-        sys::__NR_rt_sigprocmask,
-        sys::__NR_rt_sigreturn,
-        sys::__NR_sigaltstack,
-        sys::__NR_gettid,
-        sys::__NR_getpid,
-        sys::__NR_membarrier,
-        sys::__NR_restart_syscall,
-        sys::__NR_set_robust_list,
-        sys::__NR_rseq,
-        sys::__NR_exit,
-        sys::__NR_exit_group,
-    ];
-
-    /// The same, on the streams and the socket alone: none that sends descriptors, and no `fcntl`, which can make the
-    /// kernel send signals to others.
-    const ON_STREAMS: &[u32] = &[
-        sys::__NR_read,
-        sys::__NR_write,
-        sys::__NR_readv,
-        sys::__NR_writev,
-        sys::__NR_recvfrom,
-        sys::__NR_sendto,
-        sys::__NR_close,
-    ];
-
-    const LAST_STREAM: u64 = 2;
-
-    pub fn install(socket: Option<BorrowedFd<'_>>) -> Result<(), WallError> {
-        let program = program(socket).map_err(|error| WallError::Filter(error.to_string()))?;
-        seccompiler::apply_filter_all_threads(&program).map_err(|error| WallError::Filter(error.to_string()))
+    pub fn is_available() -> bool {
+        false
     }
 
-    pub(super) fn program(socket: Option<BorrowedFd<'_>>) -> Result<BpfProgram, BackendError> {
-        use SeccompCmpOp::{Eq, Le, MaskedEq};
-        let mut rules: BTreeMap<i64, _> = ALLOWED.iter().map(|number| (i64::from(*number), Vec::new())).collect();
-        for number in ON_STREAMS {
-            let mut open = vec![only(0, Le, LAST_STREAM)?];
-            if let Some(socket) = socket {
-                open.push(only(0, Eq, socket.as_raw_fd().cast_unsigned().into())?);
-            }
-            rules.insert((*number).into(), open);
-        }
-        // Memory, and no view of a file.
-        let anonymous = sys::MAP_ANONYMOUS.into();
-        rules.insert(sys::__NR_mmap.into(), vec![only(3, MaskedEq(anonymous), anonymous)?]);
-        // A process may end itself with a signal, which is how it aborts, and nobody else.
-        let own = getpid().as_raw_nonzero().get().cast_unsigned().into();
-        rules.insert(sys::__NR_tgkill.into(), vec![only(0, Eq, own)?]);
-        let refuse = SeccompAction::Errno(rustix::io::Errno::PERM.raw_os_error().cast_unsigned());
-        let arch = TargetArch::try_from(std::env::consts::ARCH)?;
-        SeccompFilter::new(rules, refuse, SeccompAction::Allow, arch)?.try_into()
-    }
-
-    /// Calls whose argument compares so.
-    fn only(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
-        SeccompRule::new(vec![SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value)?])
-    }
-}
-
-/// Elsewhere (armv7, armv6) the other walls stand alone: the limits, no new privileges, and landlock.
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-mod filter {
-    pub fn install(_: Option<std::os::fd::BorrowedFd<'_>>) -> Result<(), super::WallError> {
+    pub fn install(_: Option<BorrowedFd<'_>>, _: Option<BorrowedFd<'_>>) -> Result<(), seccompiler::Error> {
         Ok(())
     }
 }

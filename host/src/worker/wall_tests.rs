@@ -7,12 +7,15 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
 use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{Resource, Rlimit};
 
-use super::{Room, enclose};
+use super::{Room, enclose, has_filter};
 use crate::sandbox::guest::{LIMITS, NOTHING, code, message};
-use crate::sandbox::{Sandbox, State};
+use crate::sandbox::sealed::SealedCode;
+use crate::sandbox::{Grants, Sandbox, State};
+use crate::worker::codes::{self, Code};
 
 /// Set for the child that plays a function that has escaped.
 const CHILD: &str = "SEDGE_TEST_ESCAPED";
@@ -32,7 +35,14 @@ fn escaped() {
     let socket = UnixStream::pair().unwrap();
     let parent = rustix::process::getppid().unwrap();
     let function = code("", NOTHING);
-    if let Err(error) = enclose(Room { memory_bytes: MEMORY_BYTES, cpu_secs: None }, Some(socket.0.as_fd())) {
+    let passed = Code::is_passed().then(|| UnixStream::pair().unwrap());
+    if let Some((near, _)) = &passed {
+        for _ in 0..2 {
+            codes::send(near, &SealedCode::seal(&function).unwrap()).unwrap();
+        }
+    }
+    let room = Room { memory_bytes: MEMORY_BYTES, cpu_secs: None };
+    if let Err(error) = enclose(room, Some(socket.0.as_fd()), passed.as_ref().map(|(_, far)| far.as_fd())) {
         println!("no wall: {error}");
         return;
     }
@@ -57,11 +67,31 @@ fn escaped() {
     report("socket", (&socket.0).write_all(b"x"));
     report("a megabyte", Vec::<u8>::new().try_reserve_exact(1 << 20));
     report("clock", std::time::Instant::now().elapsed().checked_mul(1).ok_or("no time"));
-    let mut sandbox = Sandbox::new();
-    let loaded = sandbox.load(&function, LIMITS, Arc::from([]));
+    let loaded = match &passed {
+        None => Sandbox::new().load(&function, LIMITS, Arc::from([])),
+        Some((_, far)) => {
+            let mut sandbox = Sandbox::of_sealed_code();
+            report("make code", sandbox.load(&function, LIMITS, Arc::from([])).map(drop));
+            let code = codes::receive(far).unwrap();
+            report("a second file", codes::receive(far));
+            sandbox.load_sealed(&code, LIMITS, Grants::default(), Arc::from([]))
+        }
+    };
+    report("executable memory", executable(ProtFlags::READ | ProtFlags::WRITE | ProtFlags::EXEC));
+    report("memory made executable", executable(ProtFlags::READ | ProtFlags::WRITE));
     let run = loaded.map(|function| function.invoke(&message("t", b""), State::default()));
     report("function", run.map(|run| assert_eq!(run.outputs(), 0)));
     println!("heard {line}");
+}
+
+/// A page of memory with these rights, made executable.
+#[expect(unsafe_code, reason = "rights of memory are changed")]
+fn executable(rights: ProtFlags) -> rustix::io::Result<()> {
+    // SAFETY: the page is new, and nobody else knows of it.
+    unsafe {
+        let page = mmap_anonymous(std::ptr::null_mut(), 4096, rights, MapFlags::PRIVATE)?;
+        mprotect(page, 4096, MprotectFlags::READ | MprotectFlags::EXEC)
+    }
 }
 
 fn report<T, E: std::fmt::Debug>(what: &str, result: Result<T, E>) {
@@ -86,17 +116,21 @@ fn an_escaped_function_finds_an_empty_room() {
     let _ = std::fs::remove_file(std::env::temp_dir().join(format!("sedge-wall-{pid}")));
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{}\n{said}", output.status);
-    assert!(!said.contains("no wall:"), "this kernel has no system call filter, so nothing is tested: {said}");
+    assert!(!said.contains("no wall:"), "{said}");
     let result = |what: &str| {
         let line = said.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(": "));
         line.unwrap_or_else(|| panic!("nothing is said of {what}:\n{said}"))
     };
-    // Elsewhere the limits alone stand, and refuse these.
+    // Without a filter the limits alone stand, and refuse these.
     let mut refused = vec!["open", "create", "network", "network 6", "unix socket", "pair", "execute", "memory"];
-    if cfg!(any(target_arch = "x86_64", target_arch = "aarch64")) {
+    if has_filter() {
         refused.extend(["remove", "list", "thread", "signal", "limits", "write to a file", "write to a socket"]);
+        refused.extend(["executable memory", "memory made executable"]);
+        if Code::is_passed() {
+            refused.extend(["make code", "a second file"]);
+        }
     } else {
-        println!("there is no system call filter for {}: only the limits were tested", std::env::consts::ARCH);
+        println!("this kernel has no system call filter: only the limits were tested");
     }
     for what in refused {
         assert!(result(what).starts_with("refused"), "{what}: {}", result(what));
@@ -108,7 +142,6 @@ fn an_escaped_function_finds_an_empty_room() {
 }
 
 /// The filter as the kernel reads it, asked about calls that no test should really make.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod filter {
     use std::os::fd::{AsFd as _, AsRawFd as _};
     use std::os::unix::net::UnixStream;
@@ -116,15 +149,14 @@ mod filter {
     use linux_raw_sys::general as sys;
     use seccompiler::BpfProgram;
 
+    use super::super::calls::{ARM, Calls, HERE, MAP_ANONYMOUS, PROT_EXEC, PROT_WRITE, arm};
     use super::super::filter::program;
 
     const ALLOW: u32 = 0x7fff_0000;
     const REFUSE_EPERM: u32 = 0x0005_0001;
     const KILL_PROCESS: u32 = 0x8000_0000;
 
-    const fn arch() -> u32 {
-        if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 }
-    }
+    const BOTH: [&Calls; 2] = [&HERE, &ARM];
 
     /// Runs the program on one call, as `seccomp(2)` says.
     fn judge(program: &BpfProgram, arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
@@ -154,11 +186,7 @@ mod filter {
     #[test]
     fn calls_are_refused_unless_they_are_needed() {
         let socket = UnixStream::pair().unwrap().0;
-        let program = program(Some(socket.as_fd())).unwrap();
-        let ask = |number: u32, arguments: [u64; 6]| judge(&program, arch(), number, arguments);
-        let allowed: Vec<u32> = (0..2000).filter(|number| ask(*number, [u64::MAX; 6]) == ALLOW).collect();
-        assert!(allowed.len() < 26, "{allowed:?}");
-        for number in [
+        let refused_here = [
             sys::__NR_openat,
             sys::__NR_openat2,
             sys::__NR_socket,
@@ -192,53 +220,141 @@ mod filter {
             sys::__NR_mount,
             sys::__NR_perf_event_open,
             sys::__NR_keyctl,
-        ] {
-            for arguments in [[0; 6], [u64::MAX; 6], [1; 6]] {
-                assert_eq!(ask(number, arguments), REFUSE_EPERM, "{number}");
+        ];
+        let refused_on_arm = [
+            arm::__NR_open,
+            arm::__NR_openat,
+            arm::__NR_openat2,
+            arm::__NR_creat,
+            arm::__NR_socket,
+            arm::__NR_socketpair,
+            arm::__NR_connect,
+            arm::__NR_sendmsg,
+            arm::__NR_sendmmsg,
+            arm::__NR_recvmsg,
+            arm::__NR_clone,
+            arm::__NR_clone3,
+            arm::__NR_fork,
+            arm::__NR_vfork,
+            arm::__NR_execve,
+            arm::__NR_execveat,
+            arm::__NR_kill,
+            arm::__NR_tkill,
+            arm::__NR_ptrace,
+            arm::__NR_process_vm_readv,
+            arm::__NR_process_vm_writev,
+            arm::__NR_fcntl,
+            arm::__NR_fcntl64,
+            arm::__NR_ioctl,
+            arm::__NR_prctl,
+            arm::__NR_prlimit64,
+            arm::__NR_setrlimit,
+            arm::__NR_seccomp,
+            arm::__NR_bpf,
+            arm::__NR_memfd_create,
+            arm::__NR_dup,
+            arm::__NR_pipe2,
+            arm::__NR_unshare,
+            arm::__NR_mount,
+            arm::__NR_keyctl,
+        ];
+        for (calls, refused) in [(&HERE, &refused_here[..]), (&ARM, &refused_on_arm[..])] {
+            let program = program(calls, Some(socket.as_fd()), None).unwrap();
+            let ask = |number: u32, arguments: [u64; 6]| judge(&program, calls.arch, number, arguments);
+            let allowed: Vec<u32> = (0..2000).filter(|number| ask(*number, [u64::MAX; 6]) == ALLOW).collect();
+            let mut expected = calls.allowed.to_vec();
+            expected.sort_unstable();
+            assert_eq!(allowed, expected);
+            for number in refused {
+                for arguments in [[0; 6], [u64::MAX; 6], [1; 6]] {
+                    assert_eq!(ask(*number, arguments), REFUSE_EPERM, "{number}");
+                }
             }
+            for number in 500..2000 {
+                assert_eq!(ask(number, [0; 6]), REFUSE_EPERM, "{number}, which no kernel has yet");
+            }
+            // Other calling conventions: of the same processor, and of none.
+            for arch in
+                [0x4000_0003, 0x4000_0028, 0xc000_003e, 0xc000_00b7, 0].into_iter().filter(|it| *it != calls.arch)
+            {
+                assert_eq!(judge(&program, arch, calls.on_streams[0], [0; 6]), KILL_PROCESS);
+            }
+            assert_eq!(ask(calls.on_streams[0] | 0x4000_0000, [0; 6]), REFUSE_EPERM);
         }
-        for number in 500..2000 {
-            assert_eq!(ask(number, [0; 6]), REFUSE_EPERM, "{number}, which no kernel has yet");
-        }
-        // The other calling convention of the same processor.
-        assert_eq!(judge(&program, 0x4000_0003, sys::__NR_read, [0; 6]), KILL_PROCESS);
-        assert_eq!(ask(sys::__NR_read | 0x4000_0000, [0; 6]), REFUSE_EPERM);
     }
 
     #[test]
     fn only_the_streams_and_the_socket_can_be_used() {
         let socket = UnixStream::pair().unwrap().0;
         let number = socket.as_raw_fd().cast_unsigned();
-        let (with, without) = (program(Some(socket.as_fd())).unwrap(), program(None).unwrap());
-        for call in [sys::__NR_read, sys::__NR_write, sys::__NR_sendto, sys::__NR_recvfrom, sys::__NR_close] {
-            let ask = |program, descriptor: u32| judge(program, arch(), call, [descriptor.into(), 0, 0, 0, 0, 0]);
-            for stream in 0..=2 {
-                assert_eq!((ask(&with, stream), ask(&without, stream)), (ALLOW, ALLOW));
-            }
-            assert_eq!((ask(&with, number), ask(&without, number)), (ALLOW, REFUSE_EPERM));
-            for other in [number - 1, number + 1, u32::MAX].into_iter().filter(|other| *other > 2) {
-                assert_eq!((ask(&with, other), ask(&without, other)), (REFUSE_EPERM, REFUSE_EPERM));
+        for calls in BOTH {
+            let (with, without) =
+                (program(calls, Some(socket.as_fd()), None).unwrap(), program(calls, None, None).unwrap());
+            for call in calls.on_streams {
+                let ask =
+                    |program, descriptor: u32| judge(program, calls.arch, *call, [descriptor.into(), 0, 0, 0, 0, 0]);
+                for stream in 0..=2 {
+                    assert_eq!((ask(&with, stream), ask(&without, stream)), (ALLOW, ALLOW));
+                }
+                assert_eq!((ask(&with, number), ask(&without, number)), (ALLOW, REFUSE_EPERM));
+                for other in [number - 1, number + 1, u32::MAX].into_iter().filter(|other| *other > 2) {
+                    assert_eq!((ask(&with, other), ask(&without, other)), (REFUSE_EPERM, REFUSE_EPERM));
+                }
             }
         }
     }
 
     #[test]
-    fn memory_is_no_view_of_a_file() {
-        let program = program(None).unwrap();
-        let map = |flags: u32| judge(&program, arch(), sys::__NR_mmap, [0, 4096, 3, flags.into(), 3, 0]);
-        assert_eq!(map(sys::MAP_PRIVATE | sys::MAP_ANONYMOUS), ALLOW);
-        assert_eq!(map(sys::MAP_PRIVATE | sys::MAP_ANONYMOUS | sys::MAP_NORESERVE), ALLOW);
-        assert_eq!(map(sys::MAP_PRIVATE), REFUSE_EPERM);
-        assert_eq!(map(sys::MAP_SHARED), REFUSE_EPERM);
+    fn memory_is_either_written_or_executed_and_only_what_is_passed_is_a_file() {
+        const READ_WRITE: u32 = 1 | PROT_WRITE;
+        const READ_EXEC: u32 = 1 | PROT_EXEC;
+        let codes = UnixStream::pair().unwrap().0;
+        let number = codes.as_raw_fd().cast_unsigned();
+        for calls in BOTH {
+            let (with, without) =
+                (program(calls, None, Some(codes.as_fd())).unwrap(), program(calls, None, None).unwrap());
+            for program in [&with, &without] {
+                let map = |rights: u32, flags: u32| {
+                    judge(program, calls.arch, calls.mmap, [0, 4096, rights.into(), flags.into(), u64::MAX, 0])
+                };
+                assert_eq!(map(READ_WRITE, sys::MAP_PRIVATE | MAP_ANONYMOUS), ALLOW);
+                assert_eq!(map(READ_WRITE, sys::MAP_PRIVATE | MAP_ANONYMOUS | sys::MAP_NORESERVE), ALLOW);
+                assert_eq!(map(READ_EXEC, sys::MAP_PRIVATE | MAP_ANONYMOUS), REFUSE_EPERM);
+                assert_eq!(map(READ_WRITE | PROT_EXEC, sys::MAP_PRIVATE | MAP_ANONYMOUS), REFUSE_EPERM);
+                let protect =
+                    |rights: u32| judge(program, calls.arch, calls.mprotect, [0, 4096, rights.into(), 0, 0, 0]);
+                assert_eq!((protect(READ_WRITE), protect(READ_EXEC)), (ALLOW, REFUSE_EPERM));
+                for stream in 0..=2 {
+                    let view = [0, 4096, 1, sys::MAP_PRIVATE.into(), stream, 0];
+                    assert_eq!(judge(program, calls.arch, calls.mmap, view), REFUSE_EPERM);
+                }
+            }
+            let view = |program, rights: u32| {
+                judge(program, calls.arch, calls.mmap, [0, 4096, rights.into(), sys::MAP_PRIVATE.into(), 7, 0])
+            };
+            assert_eq!((view(&with, READ_EXEC), view(&without, READ_EXEC)), (ALLOW, REFUSE_EPERM));
+            assert_eq!((view(&with, READ_WRITE), view(&without, READ_WRITE)), (REFUSE_EPERM, REFUSE_EPERM));
+            let receive = |program, file: u32| judge(program, calls.arch, calls.recvmsg, [file.into(), 0, 0, 0, 0, 0]);
+            assert_eq!((receive(&with, number), receive(&without, number)), (ALLOW, REFUSE_EPERM));
+            assert_eq!((receive(&with, number + 1), receive(&with, 0)), (REFUSE_EPERM, REFUSE_EPERM));
+        }
     }
 
     #[test]
     fn a_process_signals_nobody_but_itself() {
-        let program = program(None).unwrap();
-        let signal = |pid: u32| judge(&program, arch(), sys::__NR_tgkill, [pid.into(), pid.into(), 6, 0, 0, 0]);
-        assert_eq!(signal(std::process::id()), ALLOW);
-        for other in [std::os::unix::process::parent_id(), 1, 0, u32::MAX] {
-            assert_eq!(signal(other), REFUSE_EPERM);
+        for calls in BOTH {
+            let program = program(calls, None, None).unwrap();
+            let signal = |pid: u32| judge(&program, calls.arch, calls.tgkill, [pid.into(), pid.into(), 6, 0, 0, 0]);
+            assert_eq!(signal(std::process::id()), ALLOW);
+            for other in [std::os::unix::process::parent_id(), 1, 0, u32::MAX] {
+                assert_eq!(signal(other), REFUSE_EPERM);
+            }
         }
+    }
+
+    #[test]
+    fn a_kernel_is_asked_for_filters_without_being_given_one() {
+        assert_eq!(super::has_filter(), std::fs::exists("/proc/sys/kernel/seccomp/actions_avail").unwrap());
+        assert!(std::fs::exists("/proc/self/exe").unwrap(), "calls are still allowed");
     }
 }

@@ -17,7 +17,7 @@ use super::{CHUNK, FUNCTION, PATIENCE, Yard, answer, chunk};
 use crate::disk::{inside, on_mount, unshare};
 use crate::harness::daemon::{NODE, SEDGE};
 use crate::harness::eventually;
-use crate::harness::wire::Publish;
+use crate::harness::wire::{Publish, varint};
 
 fn module(order: &mut Order) -> &mut Module {
     match &mut order.change {
@@ -343,7 +343,7 @@ fn a_module_for_another_world_is_refused() {
 fn bomb(component: &[u8], rounds: usize) -> Vec<u8> {
     let section = |id: u8, body: &[u8], out: &mut Vec<u8>| {
         out.push(id);
-        leb(body.len(), out);
+        varint(body.len(), out);
         out.extend(body);
     };
     // (local i64): local = local * local + local, again and again.
@@ -353,7 +353,7 @@ fn bomb(component: &[u8], rounds: usize) -> Vec<u8> {
     }
     code.push(0x0b);
     let mut body = vec![1];
-    leb(code.len(), &mut body);
+    varint(code.len(), &mut body);
     body.extend(code);
     let mut module = b"\0asm\x01\0\0\0".to_vec();
     section(1, &[1, 0x60, 0, 0], &mut module);
@@ -362,17 +362,6 @@ fn bomb(component: &[u8], rounds: usize) -> Vec<u8> {
     let mut wasm = component.to_vec();
     section(1, &module, &mut wasm);
     wasm
-}
-
-fn leb(mut value: usize, out: &mut Vec<u8>) {
-    loop {
-        let low = (value & 0x7f) as u8;
-        value >>= 7;
-        if value == 0 {
-            return out.push(low);
-        }
-        out.push(low | 0x80);
-    }
 }
 
 #[test]
@@ -433,7 +422,7 @@ fn a_full_disk_holds_a_push_up_and_no_more() {
     let mut section = vec![3, b'b', b'i', b'g'];
     section.extend(&tail);
     wasm.push(0);
-    leb(section.len(), &mut wasm);
+    varint(section.len(), &mut wasm);
     wasm.extend(section);
     yard.send(&yard.install_of(2, &wasm, |_| {}));
     yard.await_state(2, State::Receiving);

@@ -4,6 +4,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::{Duration, Instant};
 
+use super::patiently;
 use super::wire::{self, Hello, Packet, Publish};
 
 pub struct Client {
@@ -132,7 +133,7 @@ impl Client {
 
     /// The next message, acknowledged, or `None` after `patience`.
     pub fn receive(&mut self, patience: Duration) -> io::Result<Option<Publish>> {
-        let deadline = Instant::now() + patience;
+        let deadline = Instant::now() + patiently(patience);
         loop {
             match self.next(deadline.saturating_duration_since(Instant::now()))? {
                 Some(Packet::Publish(message)) => {

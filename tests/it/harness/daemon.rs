@@ -10,9 +10,15 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::mosquitto::free_port;
-use super::{eventually, process};
+use super::{eventually, patiently, process};
 
+/// This machine's own build: the operator's program, and what builds functions.
 pub const SEDGE: &str = env!("CARGO_BIN_EXE_sedge");
+
+/// The board's program. SEDGE_BINARY names that of another processor, which runs here under qemu-user.
+pub fn board_program() -> PathBuf {
+    std::env::var_os("SEDGE_BINARY").map_or_else(|| SEDGE.into(), PathBuf::from)
+}
 
 /// The node's name in every test.
 pub const NODE: &str = "board";
@@ -74,6 +80,7 @@ impl Setup {
 pub struct Daemon {
     folder: tempfile::TempDir,
     pub http_port: u16,
+    program: PathBuf,
     child: Option<Child>,
     /// Shown with a failure, unless the test is about to check it.
     starts: usize,
@@ -82,12 +89,17 @@ pub struct Daemon {
 impl Daemon {
     /// Writes the configuration and starts nothing.
     pub fn prepare(setup: &Setup) -> Self {
+        Self::prepare_program(board_program(), setup)
+    }
+
+    /// The same for another program than the board's.
+    pub fn prepare_program(program: PathBuf, setup: &Setup) -> Self {
         let folder = tempfile::tempdir().expect("make a folder for the daemon");
         let http_port = free_port();
         let data = folder.path().join("data");
         fs::create_dir(&data).expect("make the data folder");
         fs::write(folder.path().join("sedge.toml"), setup.toml(&data, http_port)).expect("write sedge.toml");
-        Self { folder, http_port, child: None, starts: 0 }
+        Self { folder, http_port, program, child: None, starts: 0 }
     }
 
     /// Starts it and waits until it is ready.
@@ -104,7 +116,7 @@ impl Daemon {
 
     /// Starts the program without waiting for it.
     pub fn launch(&mut self) {
-        let mut command = Command::new(SEDGE);
+        let mut command = Command::new(&self.program);
         command.arg("run").arg("--config").arg(self.config());
         self.launch_as(command);
     }
@@ -174,7 +186,7 @@ impl Daemon {
 
     /// Runs another command of the program with this configuration.
     pub fn command(&self, arguments: &[&str]) -> Output {
-        Command::new(SEDGE)
+        Command::new(&self.program)
             .args(arguments)
             .arg("--config")
             .arg(self.config())
@@ -209,7 +221,7 @@ impl Daemon {
     /// Status and body of a page of its HTTP port, or `None` when nobody answers.
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.http_port)).ok()?;
-        stream.set_read_timeout(Some(Duration::from_secs(5))).ok()?;
+        stream.set_read_timeout(Some(patiently(Duration::from_secs(5)))).ok()?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer).ok()?;

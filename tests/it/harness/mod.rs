@@ -1,5 +1,6 @@
 //! What the tests stand on: real processes on loopback ports of their own, and a ledger of what was sent.
 
+pub mod cgroup;
 pub mod client;
 pub mod daemon;
 pub mod guest;
@@ -11,11 +12,22 @@ pub mod upstream;
 pub mod webhook;
 pub mod wire;
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
+
+/// So long where the board's program runs on its own processor. SEDGE_PATIENCE says how many times as long to wait where
+/// it is emulated.
+pub fn patiently(time: Duration) -> Duration {
+    static FACTOR: LazyLock<f64> = LazyLock::new(|| {
+        let factor = std::env::var("SEDGE_PATIENCE").ok();
+        factor.map_or(1.0, |text| text.parse().expect("SEDGE_PATIENCE is a number"))
+    });
+    time.mul_f64(*FACTOR)
+}
 
 /// Asks until the answer is yes or patience ends. The pause between two questions is what a test waits at most too long.
 pub fn eventually(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + patiently(patience);
     loop {
         if condition() {
             return true;

@@ -272,7 +272,8 @@ fn packet(first: u8, body: &[u8], out: &mut Vec<u8>) {
     out.extend(body);
 }
 
-fn varint(mut value: usize, out: &mut Vec<u8>) {
+/// Seven bits a byte, the lowest first. WebAssembly calls it LEB128.
+pub fn varint(mut value: usize, out: &mut Vec<u8>) {
     loop {
         let low = (value & 0x7f) as u8;
         value >>= 7;

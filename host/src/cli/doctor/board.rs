@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use rustix::fs::{major, statfs, statvfs};
 
 use super::finding::Finding;
-use crate::config::{Config, Store};
+use crate::config::{Config, Isolate, Store};
+use crate::worker::wall;
 
 /// One synced write in the middle of many. A good card takes 2 to 5 ms.
 const SLOW: Duration = Duration::from_millis(20);
@@ -38,6 +39,7 @@ pub fn look(config: &Config) -> Vec<Finding> {
         Ok(swaps) => judge_swap(&on_mmc(&swaps, |path| Some(major(fs::metadata(path).ok()?.st_dev())))),
         Err(error) => unseen("swap", Path::new("/proc/swaps"), &error),
     });
+    findings.push(walls(config.worker.isolate, wall::has_filter()));
     findings
 }
 
@@ -143,6 +145,25 @@ fn judge_syncs(dir: &Path, mut times: Vec<Duration>) -> Finding {
     Finding::hurts("sync", what, mend)
 }
 
+/// What a function that escaped from its sandbox would run into.
+fn walls(isolate: Isolate, has_filter: bool) -> Finding {
+    match (isolate, has_filter) {
+        (Isolate::Thread, _) => Finding::hurts(
+            "walls",
+            "functions run in the daemon's own process: one that escapes from its sandbox has the daemon's keys",
+            "worker.isolate = \"process\", where the memory suffices",
+        ),
+        (Isolate::Process, false) => Finding::hurts(
+            "walls",
+            "this kernel does not filter system calls: the walls around functions are thinner",
+            "run a kernel with CONFIG_SECCOMP_FILTER",
+        ),
+        (Isolate::Process, true) => {
+            Finding::good("walls", "functions run in processes that can open nothing and reach nobody")
+        }
+    }
+}
+
 /// The swap areas on SD cards, by the device that the area or its file is on.
 fn on_mmc(swaps: &str, device: impl Fn(&Path) -> Option<u32>) -> Vec<PathBuf> {
     let areas = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next());
@@ -238,6 +259,14 @@ mod tests {
         assert_eq!(judge_swap(&found(8)).verdict, Verdict::Good);
         let partition = on_mmc("head\n/dev/mmcblk0p3 partition 1 0 -2\n", |_| None);
         assert_eq!(judge_swap(&partition).verdict, Verdict::Hurts);
+    }
+
+    #[test]
+    fn thin_walls_hurt() {
+        let judged = |isolate, has_filter| walls(isolate, has_filter).verdict;
+        assert_eq!(judged(Isolate::Process, true), Verdict::Good);
+        assert_eq!(judged(Isolate::Process, false), Verdict::Hurts);
+        assert_eq!(judged(Isolate::Thread, true), Verdict::Hurts);
     }
 
     #[test]

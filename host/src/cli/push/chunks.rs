@@ -24,18 +24,15 @@ pub struct Kept(BTreeMap<(Digest, u32), Digest>);
 pub async fn look(talk: &mut Talk, bundle: &Bundle) -> anyhow::Result<Kept> {
     let filters: Vec<String> = bundle.digests().map(|digest| talk.topics.blobs(&digest)).collect();
     let (boards, topics, mut kept) = (&mut talk.boards, &talk.topics, Kept::default());
-    let look = talk.remote.look(&filters, Duration::ZERO, |topic, payload| match topics.parse(topic) {
+    let take = |topic: &str, payload: &Bytes| match topics.parse(topic) {
         Some(Topic::Blob { digest, index }) if payload.is_empty() => kept.0.remove(&(digest, index)).is_some(),
         Some(Topic::Blob { digest, index }) => {
             let held = deploy::digest(payload);
             kept.0.insert((digest, index), held) != Some(held)
         }
         _ => boards.take(topic, payload),
-    });
-    match tokio::time::timeout_at(talk.deadline, look).await {
-        Ok(looked) => looked?,
-        Err(_) => anyhow::bail!("the broker at {} did not answer in time", talk.remote.url()),
-    }
+    };
+    talk.remote.look(&filters, Duration::ZERO, talk.deadline, take).await?;
     // Or it would send us every chunk that we publish.
     filters.iter().for_each(|filter| talk.remote.unsubscribe(filter));
     Ok(kept)
@@ -78,7 +75,7 @@ pub async fn unused(talk: &mut Talk, base: &str, bundle: &Bundle) -> anyhow::Res
     let mut named = bundle.digests().collect::<BTreeSet<_>>();
     let mut chunks: BTreeSet<(Digest, u32)> = BTreeSet::new();
     let topics = talk.topics.clone();
-    let look = talk.remote.look(&filters, QUIET, |topic, payload| match topics.parse(topic) {
+    let take = |topic: &str, payload: &Bytes| match topics.parse(topic) {
         Some(Topic::Blob { digest, index }) if !payload.is_empty() => chunks.insert((digest, index)),
         Some(Topic::Deploy { .. }) => {
             let before = named.len();
@@ -91,11 +88,8 @@ pub async fn unused(talk: &mut Talk, base: &str, bundle: &Bundle) -> anyhow::Res
             named.len() > before
         }
         _ => false,
-    });
-    match tokio::time::timeout_at(talk.deadline, look).await {
-        Ok(looked) => looked?,
-        Err(_) => anyhow::bail!("the broker at {} did not answer in time", talk.remote.url()),
-    }
+    };
+    talk.remote.look(&filters, QUIET, talk.deadline, take).await?;
     filters.iter().for_each(|filter| talk.remote.unsubscribe(filter));
     chunks.retain(|(digest, _)| !named.contains(digest));
     Ok(chunks.into_iter().map(|(digest, index)| topics.blob(&digest, index)).collect())

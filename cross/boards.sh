@@ -1,0 +1,51 @@
+#!/usr/bin/env bash
+# Makes packages for boards and tries each as far as this machine allows: boards.sh PROFILE BUILD... -- TARGET...
+# With both builds, full and runtime, the second is also tried as the one that takes the place of the first.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+fail() {
+    printf 'sedge: %s\n' "$*" >&2
+    exit 1
+}
+
+tools=${XDG_CACHE_HOME:-$HOME/.cache}/sedge/tools
+profile=$1 builds=()
+shift
+while [ $# -gt 0 ] && [ "$1" != -- ]; do
+    builds+=("$1")
+    shift
+done
+[ $# -gt 1 ] && [ "${#builds[@]}" -gt 0 ] || fail 'usage: boards.sh PROFILE BUILD... -- TARGET...'
+shift
+
+# Why packages cannot be installed here, if they cannot.
+obstacle() {
+    if [ "$(id -u)" != 0 ] || ! unshare --mount mount -t tmpfs none /mnt 2>/dev/null; then
+        echo 'that takes root and the right to mount'
+    elif ! scripts/need.sh qemu "$1"; then
+        echo 'there is no emulator or no Debian tree for it'
+    fi
+}
+
+for target in "$@"; do
+    case $target in
+        aarch64-*) tree=tree-arm64 folder=bookworm-arm64 ;;
+        arm*) tree=tree-armhf folder=bookworm-armhf ;;
+        *) tree=tree folder=bookworm ;;
+    esac
+    debs=()
+    for build in "${builds[@]}"; do debs+=("$(cross/deb.sh "$target" "$profile" "$build")"); done
+    if obstacle=$(obstacle "$tree") && [ -n "$obstacle" ]; then
+        printf 'skipped: %s was made and NOT installed, because %s\n' "${debs[*]##*/}" "$obstacle"
+        continue
+    fi
+    cross/try-deb.sh "${debs[0]}" "$tools/$folder" "${debs[@]:1}"
+    # The tree's own programs need an ARMv7; a static program needs no tree.
+    if [ "$target" = arm-unknown-linux-musleabihf ]; then
+        program=${CARGO_TARGET_DIR:-target}/$target/$profile/sedge
+        QEMU_CPU=arm1176 "$program" --version
+        QEMU_CPU=arm1176 "$program" demo --messages 300 --json >/dev/null
+        printf '%s: ran on an arm1176\n' "$program"
+    fi
+done

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Compiles the program for a board: build.sh TARGET [PROFILE] [runtime]. Prints its path.
+# `runtime` is the build without compiler, tools and demo; it lies beside the full one, as sedge-runtime.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+fail() {
+    printf 'sedge: %s\n' "$*" >&2
+    exit 1
+}
+
+target=${1:-} profile=${2:-dist} variant=${3:-full}
+# That of Debian 11.
+glibc=2.31
+# A panic ends the process, so that nothing reads these tables: a tenth of the program.
+flags='-C force-unwind-tables=no'
+case $target in
+    aarch64-unknown-linux-gnu | armv7-unknown-linux-gnueabihf | x86_64-unknown-linux-gnu) for_zig=$target.$glibc ;;
+    aarch64-unknown-linux-musl) for_zig=$target ;;
+    arm-unknown-linux-musleabihf)
+        for_zig=$target
+        # The processor of Pi Zero and Pi 1. The target's own default is older than its 64-bit atomic instructions.
+        flags+=' -C target-cpu=arm1176jzf-s'
+        ;;
+    *) fail "there is no build for '$target': use TARGET=aarch64-unknown-linux-gnu, armv7-unknown-linux-gnueabihf, arm-unknown-linux-musleabihf, x86_64-unknown-linux-gnu or aarch64-unknown-linux-musl" ;;
+esac
+case $variant in
+    full) features=() name=sedge ;;
+    runtime) features=(--no-default-features) name=sedge-runtime ;;
+    *) fail "'$variant' is not a build: leave it out, or say runtime" ;;
+esac
+
+build_std=()
+toolchain=$(cross/toolchain.sh "$target")
+eval "$toolchain"
+export RUSTFLAGS="${RUSTFLAGS:-} $flags"
+
+folder=${CARGO_TARGET_DIR:-target}/$target/$profile
+# Cargo writes both builds to the same place. The full one is put back, so that neither is taken for the other.
+full=$folder/sedge
+if [ "$variant" = runtime ] && [ -e "$full" ]; then mv "$full" "$full.full"; fi
+status=0
+cargo-zigbuild zigbuild --package sedge --bin sedge --profile "$profile" --target "$for_zig" \
+    "${features[@]}" "${build_std[@]}" >&2 || status=$?
+if [ "$variant" = runtime ]; then
+    [ "$status" != 0 ] || mv "$full" "$folder/$name"
+    [ ! -e "$full.full" ] || mv "$full.full" "$full"
+fi
+[ "$status" = 0 ] || exit "$status"
+printf '%s\n' "$folder/$name"

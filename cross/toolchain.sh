@@ -1,0 +1,87 @@
+#!/usr/bin/env bash
+# Obtains what compiles Sedge for a board: toolchain.sh TARGET
+#
+# Progress goes to stderr. What cross/build.sh must be told goes to stdout, as shell:
+#
+#     eval "$(cross/toolchain.sh TARGET)"
+#
+# C and linking: zig, which brings the headers and libraries of every target. The standard library, in this order; each way
+# is used only if the one before is not possible:
+#   1. the toolchain at hand has the target, or rustup downloads it
+#   2. it is built from its source, which rustup downloads; always for ARMv6, which then is compiled for its processor
+#   3. Debian 12's rustc-web and rust-web-src, also from source; asked for by SEDGE_CROSS_TOOLCHAIN=debian
+set -euo pipefail
+
+zigbuild_version=0.24.0
+zig_version=0.17.1
+packages=(rustc-web cargo-web rust-web-src)
+tools=${XDG_CACHE_HOME:-$HOME/.cache}/sedge/tools
+zig=$tools/zig-$zig_version
+
+say() { printf 'toolchain: %s\n' "$*" >&2; }
+fail() {
+    printf 'sedge: %s\n' "$*" >&2
+    exit 1
+}
+
+target=$1
+
+need_zig() {
+    ! "$zig/bin/python" -c 'import ziglang' 2>/dev/null || [ ! -x "$zig/bin/cargo-zigbuild" ] || return 0
+    command -v python3 >/dev/null ||
+        fail 'install Python (Debian: apt install python3-venv): the C compiler for boards, zig, comes as a Python package'
+    say "installing cargo-zigbuild $zigbuild_version and zig $zig_version into $zig, once (100 MB)"
+    rm -rf "$zig"
+    python3 -m venv "$zig" >&2 ||
+        fail 'install what makes Python environments (Debian: apt install python3-venv): zig is installed into one'
+    "$zig/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
+        "cargo-zigbuild==$zigbuild_version" "ziglang==$zig_version" >&2 ||
+        fail "pip could not download cargo-zigbuild $zigbuild_version and ziglang $zig_version: connect this machine and try again"
+}
+
+has_target() {
+    local libraries
+    libraries=$(rustc --print target-libdir --target "$target" 2>/dev/null) && [ -d "$libraries" ]
+}
+
+has_source() { [ -f "$(rustc --print sysroot)/lib/rustlib/src/rust/library/Cargo.lock" ]; }
+
+# From source takes an unstable option of a stable cargo.
+from_source() {
+    say "the standard library is built from source for $target"
+    echo 'export RUSTC_BOOTSTRAP=1'
+    echo 'build_std=(-Z build-std=std,panic_abort)'
+}
+
+use_own() {
+    command -v rustc >/dev/null || return 1
+    ! has_target || return 0
+    command -v rustup >/dev/null || return 1
+    # Its library for ARMv6 is made for an older processor.
+    if [ "$target" != arm-unknown-linux-musleabihf ]; then
+        say "rustup target add $target"
+        ! rustup target add "$target" >&2 || ! has_target || return 0
+        say 'rustup could not install it'
+    fi
+    if ! has_source; then
+        say 'rustup component add rust-src'
+        rustup component add rust-src >&2 && has_source || return 1
+    fi
+    from_source
+}
+
+use_debian() {
+    local package
+    for package in "${packages[@]}"; do
+        [ "$(dpkg-query -W -f '${db:Status-Status}' "$package" 2>/dev/null)" = installed ] ||
+            fail "this machine's Rust cannot compile for $target: install rustup (https://rustup.rs), or on Debian 12: apt install ${packages[*]}"
+    done
+    say "using Debian's $(/usr/bin/rustc --version)"
+    echo 'export CARGO=/usr/bin/cargo RUSTC=/usr/bin/rustc'
+    from_source
+}
+
+need_zig
+# cargo-zigbuild looks for zig in the environment that it was installed into.
+printf 'export CARGO_ZIGBUILD_PYTHON_PATH=%q PATH=%q:$PATH\n' "$zig/bin/python" "$zig/bin"
+if [ "${SEDGE_CROSS_TOOLCHAIN:-}" = debian ] || ! use_own; then use_debian; fi

@@ -1,0 +1,186 @@
+//! What must hold on every processor that Sedge runs on. `scripts/foreign.sh` runs these for programs of other processors,
+//! named by SEDGE_BINARY; otherwise this machine's own program is held against itself.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::harness::daemon::{Daemon, SEDGE, Setup, board_program};
+use crate::harness::guest::{example, guest, variant};
+use crate::harness::mosquitto::Mosquitto;
+use crate::harness::traffic::Traffic;
+use crate::harness::upstream::Upstream;
+use crate::harness::wire::Publish;
+use crate::harness::{Site, eventually};
+
+const EXAMPLES: [&str; 3] = ["threshold-alert", "anomaly", "decode"];
+
+#[test]
+fn the_demo_accounts_for_every_message() {
+    let examples = example("threshold-alert").parent().expect("examples are in a folder").to_owned();
+    EXAMPLES.map(example);
+    let mut demo = Command::new(board_program());
+    demo.args(["demo", "--messages", "400", "--json", "--functions"]).arg(examples);
+    let output = demo.output().expect("run sedge demo");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{}: {said}{}", output.status, String::from_utf8_lossy(&output.stderr));
+    let account: Value = serde_json::from_str(&said).expect("the account is JSON");
+    assert_eq!(account["unaccounted"], 0, "{account}");
+    assert_eq!(account["sent"], 400, "{account}");
+}
+
+#[test]
+fn nothing_is_lost_or_doubled_when_daemon_and_worker_are_killed() {
+    let mut site = Site::start();
+    let traffic = Traffic::start_at(site.broker.port, 5, 200);
+    for _ in 0..2 {
+        site.progress(50);
+        site.daemon.kill();
+        site.daemon.resume();
+        site.progress(50);
+        let worker = rustix::process::Pid::from_raw(site.daemon.workers()[0].cast_signed());
+        rustix::process::kill_process(worker.expect("a worker is not process 0"), rustix::process::Signal::KILL)
+            .unwrap();
+    }
+    site.progress(50);
+    let ledger = traffic.stop();
+    site.settle(&ledger);
+    assert_eq!(site.daemon.metric("sedge_dead_letters_total"), 0.0);
+}
+
+/// One message through one function: everything but the time that it took.
+fn invoke(program: &Path, function: &Path, topic: &str, payload: &[u8], state: &[(&str, &str)]) -> Value {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("payload");
+    std::fs::write(&file, payload).unwrap();
+    let mut invoke = Command::new(program);
+    invoke.arg("invoke").arg(function).args(["--json", "--topic", topic, "--payload"]);
+    invoke.arg(format!("@{}", file.display()));
+    for (key, value) in state {
+        invoke.args(["--state", &format!("{key}={value}")]);
+    }
+    let output = invoke.output().expect("run sedge invoke");
+    let said = String::from_utf8_lossy(&output.stdout);
+    let mut run: Value = serde_json::from_str(&said).unwrap_or_else(|error| {
+        panic!("{error}: {}: {said}{}", output.status, String::from_utf8_lossy(&output.stderr))
+    });
+    run.as_object_mut().expect("a run is an object").remove("elapsed_us").expect("it takes time");
+    run
+}
+
+/// Limits, errors, fuel, memory: all figures are counted by the sandbox and none of them is measured.
+#[test]
+fn whatever_a_function_does_ends_the_same_with_the_same_figures() {
+    let folder = tempfile::tempdir().unwrap();
+    // Fuel is to end it, not the clock of an emulated board.
+    let function = variant(&guest("misbehave"), folder.path(), "everywhere", "misbehave/#", |manifest| {
+        manifest.replace("fuel = 20_000_000", "fuel = 3_000_000").replace("timeout_ms = 5_000", "timeout_ms = 60_000")
+    });
+    let expected = [
+        ("loop", "fuel"),
+        ("trap", "trap"),
+        ("memory", "memory"),
+        ("recurse", "trap"),
+        ("output", "output"),
+        ("outputs", "output"),
+        ("log", "fuel"),
+        ("reject because", "rejected"),
+        ("publish elsewhere/a", "not-allowed"),
+        ("publish allowed/+", "invalid-topic"),
+    ];
+    for (payload, reason) in expected {
+        let here = invoke(Path::new(SEDGE), &function, "misbehave/a", payload.as_bytes(), &[]);
+        let there = invoke(&board_program(), &function, "misbehave/a", payload.as_bytes(), &[]);
+        assert_eq!(there["failure"]["reason"], reason, "{payload:?}: {there}");
+        assert_eq!(there, here, "{payload:?}");
+        assert!(there["fuel"].as_u64().is_some_and(|fuel| fuel > 0), "{payload:?}: {there}");
+    }
+}
+
+#[test]
+fn floating_point_rounds_the_same() {
+    let anomaly = example("anomaly");
+    let payloads =
+        ["20.1", "1e308", "-0.0", "4.9e-324", "{\"temperature\":3.3333333333333335}", "NaN", "{\"temperature\":[]}"];
+    for payload in payloads {
+        let here = invoke(Path::new(SEDGE), &anomaly, "sensors/a/temperature", payload.as_bytes(), &[]);
+        let there = invoke(&board_program(), &anomaly, "sensors/a/temperature", payload.as_bytes(), &[]);
+        assert_eq!(there, here, "{payload:?}");
+    }
+}
+
+/// What the sensors of a small house say in a day: some of it runs hot, some of it is binary, some of it is no sense at all.
+fn day() -> Vec<Publish> {
+    let mut said = Vec::new();
+    for minute in 0..400_i32 {
+        let swing = f64::from(minute % 60 - 30) / 10.0;
+        said.push(Publish::new("sensors/attic/temperature", format!("{:.2}", 78.0 + swing)));
+        said.push(Publish::new("zigbee2mqtt/oven", format!("{{\"temperature\":{:.3},\"battery\":97}}", 81.5 - swing)));
+        if minute % 5 == 0 {
+            let tenths = (270 + minute).to_be_bytes();
+            let mut frame = vec![1, 0x67];
+            frame.extend(&tenths[2..]);
+            said.push(Publish { payload: frame, ..Publish::new("lpp/cellar", "") });
+        }
+        if minute % 50 == 7 {
+            said.push(Publish::new("tele/plug/SENSOR", "{\"DS18B20\":{\"Temperature\":99.5}}"));
+            said.push(Publish::new("zigbee2mqtt/oven", "{\"temperature\":"));
+        }
+    }
+    said
+}
+
+/// The payloads that went upstream, by topic, in order.
+fn live(program: PathBuf) -> BTreeMap<String, Vec<Vec<u8>>> {
+    let broker = Mosquitto::start();
+    let upstream = Upstream::collect_filter(broker.port, "upstream", "up/#");
+    let setup = Setup::new(broker.url()).upstream(broker.url()).set("upstream", "topic_prefix = \"up/\"");
+    // Folding goes by the clock.
+    let setup = setup.set("upstream", "fold_secs = 0");
+    let setup = EXAMPLES.iter().fold(setup, |setup, name| setup.function(&example(name)));
+    let mut daemon = Daemon::prepare_program(program, &setup);
+    daemon.resume();
+    broker.await_daemon();
+    let day = day();
+    let count = day.len() as f64;
+    broker.client("house").publish_all(day).unwrap();
+    // Of what `decode` publishes the daemon hears as well.
+    let done = eventually(Duration::from_secs(30), || {
+        let derived = daemon.metric_with("sedge_function_outputs_total", "kind=\"publish\"");
+        daemon.metric("sedge_messages_acknowledged_total") >= count + derived && derived >= 80.0
+    });
+    assert!(done, "not all of it is processed:\n{}", daemon.counters());
+    let sent = eventually(Duration::from_secs(30), || daemon.metric("sedge_outbox_records") == 0.0);
+    assert!(sent, "not all of it is upstream:\n{}", daemon.counters());
+    assert!(daemon.metric("sedge_dead_letters_total") > 0.0, "what makes no sense is a dead letter");
+    // Behind all the rest.
+    broker.client("hand").publish(Publish::new("up/end", "")).unwrap();
+    let ended = || upstream.received().iter().any(|message| message.topic == "up/end");
+    assert!(eventually(Duration::from_secs(10), ended), "the broker keeps something back");
+    let mut by_topic: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
+    for message in upstream.received() {
+        let payload = match message.topic.starts_with("up/alerts/") {
+            true => without_time(&message.payload),
+            false => message.payload,
+        };
+        by_topic.entry(message.topic).or_default().push(payload);
+    }
+    by_topic
+}
+
+/// The envelope of an alert says when it was.
+fn without_time(alert: &[u8]) -> Vec<u8> {
+    let mut alert: Value = serde_json::from_slice(alert).expect("an alert is JSON");
+    alert.as_object_mut().expect("an alert is an object").remove("at_ms").expect("it says when it was");
+    alert.to_string().into()
+}
+
+#[test]
+fn the_same_day_has_the_same_outputs_to_the_byte() {
+    let here = live(SEDGE.into());
+    assert!(here.values().map(Vec::len).sum::<usize>() > 20, "{:?}", here.keys());
+    assert_eq!(live(board_program()), here);
+}

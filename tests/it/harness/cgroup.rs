@@ -1,0 +1,93 @@
+//! A memory cgroup of a test's own, of version 2 or 1, whichever this machine has. Needs root.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use super::eventually;
+
+pub struct MemoryCgroup {
+    dir: PathBuf,
+    is_v2: bool,
+}
+
+impl MemoryCgroup {
+    /// `None`, and a sentence about why, where none can be made.
+    pub fn create(bytes: u64) -> Option<Self> {
+        static MADE: AtomicU32 = AtomicU32::new(0);
+        let name = format!("sedge-test-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
+        let made = match Self::v2_root() {
+            Some(root) => Self::make(&root.join(&name), true, bytes),
+            None => Self::make(&Path::new("/sys/fs/cgroup/memory").join(&name), false, bytes),
+        };
+        match made {
+            Ok(cgroup) => Some(cgroup),
+            Err(error) => {
+                eprintln!("skipped: no memory cgroup can be made here, which takes root and the controller: {error}");
+                None
+            }
+        }
+    }
+
+    /// Where the second version has the controller.
+    fn v2_root() -> Option<PathBuf> {
+        let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
+        roots.into_iter().find(|root| {
+            let controllers = fs::read_to_string(root.join("cgroup.controllers")).unwrap_or_default();
+            controllers.split_whitespace().any(|controller| controller == "memory")
+        })
+    }
+
+    fn make(dir: &Path, is_v2: bool, bytes: u64) -> io::Result<Self> {
+        if let (true, Some(root)) = (is_v2, dir.parent()) {
+            fs::write(root.join("cgroup.subtree_control"), "+memory")?;
+        } else if !fs::exists(dir.with_file_name("memory.limit_in_bytes"))? {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "the memory controller is not mounted"));
+        }
+        fs::create_dir(dir)?;
+        let cgroup = Self { dir: dir.to_owned(), is_v2 };
+        let (limit, swap) = if is_v2 {
+            ("memory.max", ("memory.swap.max", "0".to_owned()))
+        } else {
+            ("memory.limit_in_bytes", ("memory.memsw.limit_in_bytes", bytes.to_string()))
+        };
+        fs::write(cgroup.dir.join(limit), bytes.to_string())?;
+        // Not there where the machine has no swap or does not account for it.
+        let _ = fs::write(cgroup.dir.join(swap.0), swap.1);
+        Ok(cgroup)
+    }
+
+    /// A command whose process, and what it starts, is in the group from the first instruction on.
+    pub fn command(&self, program: &Path) -> Command {
+        let mut command = Command::new("sh");
+        let procs = self.dir.join("cgroup.procs");
+        command.args(["-c", r#"echo $$ > "$1" && shift && exec "$@""#, "sh"]).arg(procs).arg(program);
+        command
+    }
+
+    /// How many processes the kernel ended here for want of memory.
+    pub fn kills(&self) -> u64 {
+        let file = if self.is_v2 { "memory.events" } else { "memory.oom_control" };
+        let text = fs::read_to_string(self.dir.join(file)).expect("read the group's events");
+        let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
+        line.and_then(|count| count.trim().parse().ok()).expect("the kernel counts its kills")
+    }
+
+    /// Memory that its processes have to themselves, in KiB: what the kernel cannot take back.
+    pub fn anonymous_kb(&self) -> u64 {
+        let name = if self.is_v2 { "anon " } else { "total_rss " };
+        let text = fs::read_to_string(self.dir.join("memory.stat")).expect("read the group's figures");
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.and_then(|bytes| bytes.trim().parse::<u64>().ok()).expect("the kernel counts memory") / 1024
+    }
+}
+
+impl Drop for MemoryCgroup {
+    fn drop(&mut self) {
+        // The processes that were ended leave it a moment later.
+        eventually(Duration::from_secs(5), || fs::remove_dir(&self.dir).is_ok());
+    }
+}
