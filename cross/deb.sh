@@ -41,11 +41,6 @@ esac
 tree=host/debian/tree
 rm -rf "$tree"
 install -D --mode 755 "$program" "$tree/usr/bin/sedge"
-case ${target:-$(rustc -vV | sed -n 's/^host: //p')} in
-    arm*) ;;
-    # Functions are compiled to native code.
-    *) install -D --mode 644 systemd/native-code.conf "$tree/usr/lib/systemd/system/sedge.service.d/native-code.conf" ;;
-esac
 
 rm -rf host/debian/pages
 cargo run --quiet --package sedge "${features[@]}" --example pages -- host/debian/pages >&2

@@ -78,6 +78,31 @@ board_programs() {
     for target in "${boards[@]}"; do cross/build.sh "$target" cross || return; done
 }
 
+# The same functions, limits and errors on the boards' processors, and the page that says how to begin on such a board.
+boards_behave() {
+    local target programs=()
+    if [ "$(id -u)" != 0 ] || ! unshare --mount mount -t tmpfs none /mnt 2>/dev/null; then
+        printf 'skipped: the programs of boards were made and NOT run, because that takes root and the right to mount\n'
+        return 0
+    fi
+    if ! scripts/need.sh qemu tree-arm64 tree-armhf; then
+        printf 'skipped: the programs of boards were made and NOT run, because there is no emulator or no Debian tree for it\n'
+        return 0
+    fi
+    for target in "${boards[@]}"; do programs+=("${CARGO_TARGET_DIR:-target}/$target/cross/sedge"); done
+    scripts/foreign.sh "${programs[@]}"
+}
+
+board_page() {
+    local deb
+    deb=$(find target/debian -name 'sedge_*_arm64.deb' | sort | tail -n 1)
+    if [ -z "$deb" ] || [ "$(id -u)" != 0 ] || [ ! -x "$tools/bookworm-arm64/usr/bin/dpkg" ]; then
+        printf 'skipped: docs/raspberry-pi.md was NOT followed, because no package for arm64 could be installed here\n'
+        return 0
+    fi
+    scripts/follow-page.sh "$deb" "$tools/bookworm-arm64"
+}
+
 start=$SECONDS
 if [ "${1:-}" = check ]; then
     stage 'tools' scripts/need.sh cargo cc
@@ -107,4 +132,6 @@ stage 'boards: programs' board_programs
 stage 'black-box tests' cargo test --package sedge --test '*' -- --test-threads "${SEDGE_TEST_THREADS:-2}"
 stage 'package' package
 stage 'boards: packages' cross/boards.sh cross full -- "${boards[@]}"
+stage 'boards: the same behaviour' boards_behave
+stage 'boards: the page' board_page
 printf '\n== all of it passed in %d min %d s\n' $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60))

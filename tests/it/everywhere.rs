@@ -21,7 +21,9 @@ const EXAMPLES: [&str; 3] = ["threshold-alert", "anomaly", "decode"];
 #[test]
 fn the_demo_accounts_for_every_message() {
     let examples = example("threshold-alert").parent().expect("examples are in a folder").to_owned();
-    EXAMPLES.map(example);
+    for name in EXAMPLES {
+        example(name);
+    }
     let mut demo = Command::new(board_program());
     demo.args(["demo", "--messages", "400", "--json", "--functions"]).arg(examples);
     let output = demo.output().expect("run sedge demo");

@@ -541,7 +541,8 @@ impl Pool {
     /// The worker inherits one socket, as its standard input, and the one that code comes by, as its standard output.
     /// Nothing else: no environment, no other file.
     fn spawn_process(&self, socket: StdStream, codes: Option<StdStream>) -> io::Result<Child> {
-        let mut worker = Command::new(program::own())
+        let mut worker = Command::new(program::own());
+        worker
             .arg0("sedge")
             .arg("worker")
             .arg("--state-cache-bytes")

@@ -194,6 +194,7 @@ async fn imposter(pool: &mut Pool) -> StdStream {
         stream,
         out,
         wake_writer,
+        codes: None,
         process: None,
     });
     far

@@ -77,8 +77,8 @@ fn escaped() {
             sandbox.load_sealed(&code, LIMITS, Grants::default(), Arc::from([]))
         }
     };
-    report("executable memory", executable(ProtFlags::READ | ProtFlags::WRITE | ProtFlags::EXEC));
-    report("memory made executable", executable(ProtFlags::READ | ProtFlags::WRITE));
+    report("executable memory", made_executable(ProtFlags::READ | ProtFlags::WRITE | ProtFlags::EXEC));
+    report("memory made executable", made_executable(ProtFlags::READ | ProtFlags::WRITE));
     let run = loaded.map(|function| function.invoke(&message("t", b""), State::default()));
     report("function", run.map(|run| assert_eq!(run.outputs(), 0)));
     println!("heard {line}");
@@ -86,7 +86,7 @@ fn escaped() {
 
 /// A page of memory with these rights, made executable.
 #[expect(unsafe_code, reason = "rights of memory are changed")]
-fn executable(rights: ProtFlags) -> rustix::io::Result<()> {
+fn made_executable(rights: ProtFlags) -> rustix::io::Result<()> {
     // SAFETY: the page is new, and nobody else knows of it.
     unsafe {
         let page = mmap_anonymous(std::ptr::null_mut(), 4096, rights, MapFlags::PRIVATE)?;
