@@ -26,7 +26,7 @@ fn serves(daemon: &Daemon, broker: &Mosquitto, upstream: &Upstream) {
     broker.await_daemon();
     let mut sensors = broker.client("sensors");
     let mut ledger = Ledger::default();
-    sensors.publish_all(ledger.batch(5, 500)).unwrap();
+    sensors.publish_all(ledger.batch(5, 500)).expect("publish");
     let done = eventually(Duration::from_secs(60), || ledger.is_complete(&upstream.received()));
     assert!(done, "{}\n{}", daemon.counters(), daemon.log());
     ledger.check(&upstream.received());
@@ -35,8 +35,9 @@ fn serves(daemon: &Daemon, broker: &Mosquitto, upstream: &Upstream) {
 #[test]
 fn it_starts_compiles_and_serves_with_little_address_space() {
     let broker = Mosquitto::start();
-    let upstream = Upstream::collect(broker.port);
-    let setup = Setup::new(broker.url()).upstream(broker.url()).function(&guest("count"));
+    let cloud = Mosquitto::start();
+    let upstream = Upstream::collect(cloud.port);
+    let setup = Setup::new(broker.url()).upstream(cloud.url()).function(&guest("count"));
     let mut daemon = Daemon::prepare(&setup);
     let mut command = Command::new("sh");
     command.args(["-c", r#"ulimit -v "$1" && shift && exec "$@""#, "sh", &ADDRESSES_KB.to_string()]);
@@ -51,9 +52,10 @@ fn it_starts_compiles_and_serves_with_little_address_space() {
 #[test]
 fn it_serves_with_39_bits_of_addresses() {
     let broker = Mosquitto::start();
-    let upstream = Upstream::collect(broker.port);
+    let cloud = Mosquitto::start();
+    let upstream = Upstream::collect(cloud.port);
     // The emulator of a worker process does not hear of it, since workers inherit no environment.
-    let setup = Setup::new(broker.url()).upstream(broker.url()).function(&guest("count"));
+    let setup = Setup::new(broker.url()).upstream(cloud.url()).function(&guest("count"));
     let mut daemon = Daemon::prepare(&setup.set("worker", "isolate = \"thread\""));
     let mut command = Command::new(board_program());
     command.args(["run", "--config"]).arg(daemon.config()).env("QEMU_RESERVED_VA", "0x8000000000");
@@ -67,8 +69,9 @@ fn it_serves_with_39_bits_of_addresses() {
 fn three_functions_run_under_load_in_48_megabytes() {
     let Some(cgroup) = MemoryCgroup::create(MEMORY_BYTES) else { return };
     let broker = Mosquitto::start();
-    let upstream = Upstream::collect(broker.port);
-    let setup = Setup::new(broker.url()).upstream(broker.url()).set("worker", "count = 1");
+    let cloud = Mosquitto::start();
+    let upstream = Upstream::collect(cloud.port);
+    let setup = Setup::new(broker.url()).upstream(cloud.url()).set("worker", "count = 1");
     let setup = setup.function(&guest("count")).function(&example("threshold-alert")).function(&example("anomaly"));
     let mut daemon = Daemon::prepare(&setup);
     // The three are compiled there, too.
@@ -155,8 +158,9 @@ fn it_serves_where_memory_that_was_written_is_never_executed() {
 
     for isolate in ["process", "thread"] {
         let broker = Mosquitto::start();
-        let upstream = Upstream::collect(broker.port);
-        let setup = Setup::new(broker.url()).upstream(broker.url()).function(&count);
+        let cloud = Mosquitto::start();
+        let upstream = Upstream::collect(cloud.port);
+        let setup = Setup::new(broker.url()).upstream(cloud.url()).function(&count);
         let mut daemon = Daemon::prepare_program(this.into(), &setup.set("worker", format!("isolate = {isolate:?}")));
         let mut command = without_new_code(this);
         command.args(["run", "--config"]).arg(daemon.config());

@@ -55,9 +55,9 @@ fn nothing_is_lost_or_doubled_when_daemon_and_worker_are_killed() {
 
 /// One message through one function: everything but the time that it took.
 fn invoke(program: &Path, function: &Path, topic: &str, payload: &[u8], state: &[(&str, &str)]) -> Value {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = tempfile::tempdir().expect("make a folder");
     let file = folder.path().join("payload");
-    std::fs::write(&file, payload).unwrap();
+    std::fs::write(&file, payload).expect("write the payload");
     let mut invoke = Command::new(program);
     invoke.arg("invoke").arg(function).args(["--json", "--topic", topic, "--payload"]);
     invoke.arg(format!("@{}", file.display()));
@@ -79,7 +79,7 @@ fn whatever_a_function_does_ends_the_same_with_the_same_figures() {
     let folder = tempfile::tempdir().unwrap();
     // Fuel is to end it, not the clock of an emulated board.
     let function = variant(&guest("misbehave"), folder.path(), "everywhere", "misbehave/#", |manifest| {
-        manifest.replace("fuel = 20_000_000", "fuel = 3_000_000").replace("timeout_ms = 5_000", "timeout_ms = 60_000")
+        manifest.replace("timeout_ms = 5_000", "timeout_ms = 120_000")
     });
     let expected = [
         ("loop", "fuel"),
@@ -130,6 +130,7 @@ fn day() -> Vec<Publish> {
         if minute % 50 == 7 {
             said.push(Publish::new("tele/plug/SENSOR", "{\"DS18B20\":{\"Temperature\":99.5}}"));
             said.push(Publish::new("zigbee2mqtt/oven", "{\"temperature\":"));
+            said.push(Publish { payload: vec![1, 0x67, 1], ..Publish::new("lpp/cellar", "") });
         }
     }
     said
@@ -148,7 +149,7 @@ fn live(program: PathBuf) -> BTreeMap<String, Vec<Vec<u8>>> {
     broker.await_daemon();
     let day = day();
     let count = day.len() as f64;
-    broker.client("house").publish_all(day).unwrap();
+    broker.client("house").publish_all(day).expect("publish");
     // Of what `decode` publishes the daemon hears as well.
     let done = eventually(Duration::from_secs(30), || {
         let derived = daemon.metric_with("sedge_function_outputs_total", "kind=\"publish\"");
@@ -159,7 +160,7 @@ fn live(program: PathBuf) -> BTreeMap<String, Vec<Vec<u8>>> {
     assert!(sent, "not all of it is upstream:\n{}", daemon.counters());
     assert!(daemon.metric("sedge_dead_letters_total") > 0.0, "what makes no sense is a dead letter");
     // Behind all the rest.
-    broker.client("hand").publish(Publish::new("up/end", "")).unwrap();
+    broker.client("hand").publish(Publish::new("up/end", "")).expect("publish");
     let ended = || upstream.received().iter().any(|message| message.topic == "up/end");
     assert!(eventually(Duration::from_secs(10), ended), "the broker keeps something back");
     let mut by_topic: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
@@ -183,6 +184,6 @@ fn without_time(alert: &[u8]) -> Vec<u8> {
 #[test]
 fn the_same_day_has_the_same_outputs_to_the_byte() {
     let here = live(SEDGE.into());
-    assert!(here.values().map(Vec::len).sum::<usize>() > 20, "{:?}", here.keys());
+    assert!(here.values().map(Vec::len).sum::<usize>() > 10, "{here:?}");
     assert_eq!(live(board_program()), here);
 }

@@ -52,7 +52,7 @@ pub struct NothingToDo;
 
 impl CustomCodeMemory for NothingToDo {
     fn required_alignment(&self) -> usize {
-        rustix::param::page_size()
+        1
     }
 
     fn publish_executable(&self, _: *const u8, _: usize) -> wasmtime::Result<()> {
