@@ -19,12 +19,13 @@ pub struct Source {
     pub is_code: bool,
 }
 
+/// Each is told as one sentence, with its cause in it.
 #[derive(Debug, thiserror::Error)]
 pub enum FolderError {
-    #[error("{path} cannot be read ({source}): `sedge compile` makes it")]
-    Read { path: PathBuf, source: io::Error },
-    #[error("{path} cannot run: {source}")]
-    Code { path: PathBuf, source: CodeError },
+    #[error("{path} cannot be read ({error}): `sedge compile` makes it")]
+    Read { path: PathBuf, error: io::Error },
+    #[error("{path} cannot run: {error}")]
+    Code { path: PathBuf, error: CodeError },
     #[error("{path} was compiled from another component than {component}: run `sedge compile` again")]
     Stale { path: PathBuf, component: PathBuf },
 }
@@ -61,9 +62,9 @@ pub struct FolderCode {
 }
 
 pub fn read_code(path: &Path, manifest: &Manifest, host: Host) -> Result<FolderCode, FolderError> {
-    let file = std::fs::read(path).map_err(|source| FolderError::Read { path: path.to_owned(), source })?;
+    let file = std::fs::read(path).map_err(|error| FolderError::Read { path: path.to_owned(), error })?;
     let digest = super::digest(&file);
-    let wrong = |source| FolderError::Code { path: path.to_owned(), source };
+    let wrong = |error| FolderError::Code { path: path.to_owned(), error };
     let code = Code::parse(&file.into()).map_err(wrong)?;
     // Where the component is there as well, they belong together: new code of a function comes with its old name.
     let component = component_path(path.parent().unwrap_or(Path::new("")), manifest);

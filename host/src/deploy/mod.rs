@@ -160,7 +160,7 @@ pub fn install_code(dir: &Path, manifest: Manifest) -> Result<Installed, Install
     let failed = |source| InstallError::Folder { function: Arc::clone(&manifest.name), source };
     let target = host.target.ok_or(CodeError::NoTarget);
     let path = target.map(|target| code_path(dir, &manifest.name, target));
-    let path = path.map_err(|source| failed(FolderError::Code { path: dir.to_owned(), source }))?;
+    let path = path.map_err(|error| failed(FolderError::Code { path: dir.to_owned(), error }))?;
     let FolderCode { digest, code } = folder::read_code(&path, &manifest, host).map_err(failed)?;
     Ok(Installed { manifest: manifest.into(), digest, code, from_cache: false })
 }

@@ -10,8 +10,10 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, OperatorCost, PoolingAllocationConfig};
 
+#[cfg(feature = "compiler")]
+use super::Isa;
+use super::SandboxError;
 use super::sealed::NothingToDo;
-use super::{Isa, SandboxError};
 
 /// Pages of 64 KiB are zeroed by the host on growth: about what that many simple instructions cost.
 const FUEL_PER_GROWN_PAGE: u8 = 255;

@@ -180,6 +180,9 @@ fn code_in_a_folder_runs_where_the_configuration_says_so() {
 
     let check = yard.daemon.command(&["check"]);
     assert_eq!(check.status.code(), Some(0), "{check:?}");
+    let mut invoke = Command::new(SEDGE);
+    let invoked = invoke.arg("invoke").arg(&dir).args(["--code", "-t", "count/x", "-p", "1"]).output().expect("run it");
+    assert_eq!(invoked.status.code(), Some(0), "{invoked:?}");
     yard.daemon.resume();
     yard.await_board();
     yard.serves("v1");
