@@ -46,7 +46,11 @@ fn measure_memory(report: &mut Report) -> io::Result<()> {
     const GOAL: Goal = Goal::AtMost(8_000.0);
     let runtime = program(&format!("{}-unknown-linux-gnu", std::env::consts::ARCH), "sedge-runtime");
     if !runtime.exists() {
-        report.add_missing(KEY, GOAL, "compile it: make cross TARGET=<this machine's, x86_64-unknown-linux-gnu> RUNTIME_ONLY=1");
+        report.add_missing(
+            KEY,
+            GOAL,
+            "compile it: make cross TARGET=<this machine's, x86_64-unknown-linux-gnu> RUNTIME_ONLY=1",
+        );
         return Ok(());
     }
     let broker = Mosquitto::start();

@@ -24,11 +24,7 @@ pub fn with_wasmtime_defaults(
 
 /// Makes a component runnable by the interpreter, under our profile otherwise.
 #[cfg(feature = "pulley")]
-pub fn interpreted(
-    wasm: &[u8],
-    limits: Limits,
-    settings: Arc<[(String, String)]>,
-) -> Result<Function, SandboxError> {
+pub fn interpreted(wasm: &[u8], limits: Limits, settings: Arc<[(String, String)]>) -> Result<Function, SandboxError> {
     runnable(engine::interpreter(engine::Class::Small)?, wasm, limits, settings)
 }
 

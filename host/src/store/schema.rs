@@ -160,7 +160,8 @@ mod tests {
         let before = id(&connection);
         bring_up_to_date(&mut connection, CREATE, &STEPS).unwrap();
         assert_eq!((layout(&connection), id(&connection)), (3, before));
-        let size: u32 = connection.query_row("SELECT size FROM state WHERE key = 'count'", (), |row| row.get(0)).unwrap();
+        let size: u32 =
+            connection.query_row("SELECT size FROM state WHERE key = 'count'", (), |row| row.get(0)).unwrap();
         assert_eq!(size, 2);
         bring_up_to_date(&mut connection, CREATE, &STEPS).unwrap();
         assert_eq!(layout(&connection), 3, "a second time there is nothing to do");
