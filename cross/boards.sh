@@ -19,15 +19,6 @@ done
 [ $# -gt 1 ] && [ "${#builds[@]}" -gt 0 ] || fail 'usage: boards.sh PROFILE BUILD... -- TARGET...'
 shift
 
-# Why packages cannot be installed here, if they cannot.
-obstacle() {
-    if [ "$(id -u)" != 0 ] || ! unshare --mount mount -t tmpfs none /mnt 2>/dev/null; then
-        echo 'that takes root and the right to mount'
-    elif ! scripts/need.sh qemu "$1"; then
-        echo 'there is no emulator or no Debian tree for it'
-    fi
-}
-
 for target in "$@"; do
     case $target in
         aarch64-*) tree=tree-arm64 folder=bookworm-arm64 ;;
@@ -36,7 +27,8 @@ for target in "$@"; do
     esac
     debs=()
     for build in "${builds[@]}"; do debs+=("$(cross/deb.sh "$target" "$profile" "$build")"); done
-    if obstacle=$(obstacle "$tree") && [ -n "$obstacle" ]; then
+    obstacle=$(cross/obstacle.sh "$tree")
+    if [ -n "$obstacle" ]; then
         printf 'skipped: %s was made and NOT installed, because %s\n' "${debs[*]##*/}" "$obstacle"
         continue
     fi

@@ -14,6 +14,7 @@ target=${1:-} profile=${2:-dist} variant=${3:-full}
 glibc=2.31
 # A panic ends the process, so that nothing reads these tables: a tenth of the program.
 flags='-C force-unwind-tables=no'
+export TARGET_CFLAGS="${TARGET_CFLAGS:-} -fno-asynchronous-unwind-tables -fno-unwind-tables"
 case $target in
     aarch64-unknown-linux-gnu | armv7-unknown-linux-gnueabihf | x86_64-unknown-linux-gnu) for_zig=$target.$glibc ;;
     aarch64-unknown-linux-musl) for_zig=$target ;;

@@ -37,10 +37,8 @@ case $target in
         ;;
 esac
 
-# What depends on the target, laid out as on the board.
-tree=host/debian/tree
-rm -rf "$tree"
-install -D --mode 755 "$program" "$tree/usr/bin/sedge"
+# Where host/Cargo.toml expects it, whatever it was compiled for.
+install -D --mode 755 "$program" host/debian/program/sedge
 
 rm -rf host/debian/pages
 cargo run --quiet --package sedge "${features[@]}" --example pages -- host/debian/pages >&2

@@ -58,14 +58,11 @@ service() {
 
 # The package of this machine's own build: made, and where root may mount, installed, used and purged.
 package() {
-    local deb
+    local deb obstacle
     deb=$(cross/deb.sh '' dev) || return
-    if [ "$(id -u)" != 0 ] || ! unshare --mount mount -t tmpfs none /mnt 2>/dev/null; then
-        printf 'skipped: the package was made and NOT installed, because that takes root and the right to mount\n'
-        return 0
-    fi
-    if ! scripts/need.sh tree; then
-        printf 'skipped: the package was made and NOT installed, because there is no Debian tree to install it in\n'
+    obstacle=$(cross/obstacle.sh tree) || return
+    if [ -n "$obstacle" ]; then
+        printf 'skipped: the package was made and NOT installed, because %s\n' "$obstacle"
         return 0
     fi
     cross/try-deb.sh "$deb" "$tools/bookworm"
@@ -73,34 +70,33 @@ package() {
 
 # Those that `make test` has the time for; `make cross-all` makes the rest, and with the optimisations of what is shipped.
 boards=(aarch64-unknown-linux-gnu armv7-unknown-linux-gnueabihf)
+
 board_programs() {
     local target
     for target in "${boards[@]}"; do cross/build.sh "$target" cross || return; done
 }
 
-# The same functions, limits and errors on the boards' processors, and the page that says how to begin on such a board.
-boards_behave() {
-    local target programs=()
-    if [ "$(id -u)" != 0 ] || ! unshare --mount mount -t tmpfs none /mnt 2>/dev/null; then
-        printf 'skipped: the programs of boards were made and NOT run, because that takes root and the right to mount\n'
+board_core() {
+    local obstacle
+    obstacle=$(cross/obstacle.sh tree-arm64 tree-armhf) || return
+    if [ -n "$obstacle" ]; then
+        printf 'skipped: the programs for boards were made and NOT tested, because %s\n' "$obstacle"
         return 0
     fi
-    if ! scripts/need.sh qemu tree-arm64 tree-armhf; then
-        printf 'skipped: the programs of boards were made and NOT run, because there is no emulator or no Debian tree for it\n'
-        return 0
-    fi
-    for target in "${boards[@]}"; do programs+=("${CARGO_TARGET_DIR:-target}/$target/cross/sedge"); done
-    scripts/foreign.sh "${programs[@]}"
+    local programs=("${boards[@]/#/${CARGO_TARGET_DIR:-target}/}")
+    scripts/foreign.sh "${programs[@]/%//cross/sedge}"
 }
 
+# The page for a Raspberry Pi, word by word, with the package of the stage before.
 board_page() {
-    local deb
-    deb=$(find target/debian -name 'sedge_*_arm64.deb' | sort | tail -n 1)
-    if [ -z "$deb" ] || [ "$(id -u)" != 0 ] || [ ! -x "$tools/bookworm-arm64/usr/bin/dpkg" ]; then
-        printf 'skipped: docs/raspberry-pi.md was NOT followed, because no package for arm64 could be installed here\n'
+    local obstacle package
+    obstacle=$(cross/obstacle.sh tree-arm64) || return
+    if [ -n "$obstacle" ]; then
+        printf 'skipped: docs/raspberry-pi.md was NOT followed, because %s\n' "$obstacle"
         return 0
     fi
-    scripts/follow-page.sh "$deb" "$tools/bookworm-arm64"
+    package=$(ls -t target/debian/sedge_*_arm64.deb | head -n 1)
+    scripts/follow-page.sh "$package" "$tools/bookworm-arm64"
 }
 
 start=$SECONDS
@@ -126,12 +122,11 @@ stage 'functions: build' scripts/guests.sh build
 stage 'unit and property tests' cargo test --workspace --lib --bins
 stage 'documentation tests' cargo test --workspace --doc
 stage 'functions: tests' scripts/guests.sh test
-# Some of the black-box tests run these as well.
-stage 'boards: programs' board_programs
 # Each test runs processes of its own; more at once than cores only makes them wait for each other.
 stage 'black-box tests' cargo test --package sedge --test '*' -- --test-threads "${SEDGE_TEST_THREADS:-2}"
 stage 'package' package
+stage 'boards: programs' board_programs
+stage 'boards: black-box core' board_core
 stage 'boards: packages' cross/boards.sh cross full -- "${boards[@]}"
-stage 'boards: the same behaviour' boards_behave
-stage 'boards: the page' board_page
+stage 'boards: the page for a Raspberry Pi' board_page
 printf '\n== all of it passed in %d min %d s\n' $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60))

@@ -15,7 +15,7 @@ use crate::report::{Goal, Report};
 /// Long enough that a tick of the scheduler does not show, short enough to be interleaved often.
 const SLICE: Duration = Duration::from_millis(100);
 
-const LIMITS: Limits = Limits {
+pub const LIMITS: Limits = Limits {
     fuel: 10_000_000,
     timeout_ms: 100,
     memory_bytes: 4 << 20,
@@ -53,7 +53,8 @@ pub fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
     Ok(())
 }
 
-fn microseconds(function: &Function) -> f64 {
+/// What a message takes, on average over a slice of time.
+pub fn microseconds(function: &Function) -> f64 {
     let mut message = Message {
         topic: "last/greenhouse".into(),
         payload: Bytes::new(),

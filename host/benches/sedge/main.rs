@@ -14,8 +14,10 @@ mod invoke;
 mod latency;
 mod load;
 mod noop;
+mod pulley;
 mod push;
 mod report;
+mod shipped;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -39,14 +41,16 @@ const QUICK: Size = Size { rounds: 1, messages: 50_000, latency_messages: 3_000,
 
 type Measure = fn(&mut Report, &Size) -> std::io::Result<()>;
 
-const PARTS: [(&str, Measure); 7] = [
+const PARTS: [(&str, Measure); 9] = [
     ("invoke", invoke::measure),
+    ("pulley", pulley::measure),
     ("durable", durable::measure),
     ("latency", latency::measure),
     ("memory", durable::measure_memory),
     ("growth", durable::measure_growth),
     ("push", push::measure),
     ("fleet", fleet::measure),
+    ("shipped", shipped::measure),
 ];
 
 fn main() -> std::io::Result<ExitCode> {

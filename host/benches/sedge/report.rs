@@ -24,7 +24,8 @@ impl Goal {
 
 struct Figure {
     key: &'static str,
-    value: f64,
+    /// `None` for what could not be measured; `what` says then what to do.
+    value: Option<f64>,
     goal: Goal,
     what: &'static str,
 }
@@ -39,7 +40,13 @@ pub struct Report {
 impl Report {
     pub fn add(&mut self, key: &'static str, value: f64, goal: Goal, what: &'static str) {
         eprintln!("  {key} = {}", rounded(value));
-        self.figures.push(Figure { key, value, goal, what });
+        self.figures.push(Figure { key, value: Some(value), goal, what });
+    }
+
+    /// A figure that is not there, and how to get it.
+    pub fn add_missing(&mut self, key: &'static str, goal: Goal, mend: &'static str) {
+        eprintln!("  {key}: not measured; {mend}");
+        self.figures.push(Figure { key, value: None, goal, what: mend });
     }
 
     /// The median of the runs, which are kept.
@@ -56,12 +63,13 @@ impl Report {
                 Goal::AtLeast(least) => format!(">= {}", rounded(*least)),
                 Goal::None => String::new(),
             };
-            let verdict = match goal.is_met(*value) {
+            let verdict = match value.and_then(|value| goal.is_met(value)) {
                 Some(true) => "pass",
                 Some(false) => "FAIL",
                 None => "",
             };
-            println!("{key:<24} {:>12} {wanted:>12}  {verdict:<5} {what}", rounded(*value));
+            let value = value.map_or_else(|| "-".into(), rounded);
+            println!("{key:<24} {value:>12} {wanted:>12}  {verdict:<5} {what}");
         }
     }
 
@@ -69,7 +77,7 @@ impl Report {
         let mut all = serde_json::Map::new();
         for Figure { key, value, goal, .. } in &self.figures {
             all.insert((*key).into(), (*value).into());
-            if let Some(met) = goal.is_met(*value) {
+            if let Some(met) = value.and_then(|value| goal.is_met(value)) {
                 all.insert(format!("{key}_met"), met.into());
             }
         }

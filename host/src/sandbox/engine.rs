@@ -109,6 +109,24 @@ pub enum Executable {
 
 /// An engine to run functions with: one at a time, so the pool holds one instance and one spare.
 pub fn for_running(class: Class, executable: Executable) -> Result<Engine, SandboxError> {
+    let mut config = config(class);
+    config.allocation_strategy(pool(class));
+    if executable == Executable::Already {
+        config.with_custom_code_memory(Some(Arc::new(NothingToDo)));
+    }
+    Engine::new(&config).map_err(SandboxError::Engine)
+}
+
+/// The same by interpretation, on a machine that could compile.
+#[cfg(feature = "pulley")]
+pub fn interpreter(class: Class) -> Result<Engine, SandboxError> {
+    let mut config = config(class);
+    config.target("pulley64").map_err(SandboxError::Engine)?;
+    config.allocation_strategy(pool(class));
+    Engine::new(&config).map_err(SandboxError::Engine)
+}
+
+fn pool(class: Class) -> InstanceAllocationStrategy {
     const INSTANCES: u32 = 2;
     let mut pool = PoolingAllocationConfig::new();
     pool.total_memories(INSTANCES)
@@ -127,12 +145,7 @@ pub fn for_running(class: Class, executable: Executable) -> Result<Engine, Sandb
         .max_unused_warm_slots(INSTANCES)
         .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
         .table_keep_resident(64 * 1024);
-    let mut config = config(class);
-    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
-    if executable == Executable::Already {
-        config.with_custom_code_memory(Some(Arc::new(NothingToDo)));
-    }
-    Engine::new(&config).map_err(SandboxError::Engine)
+    InstanceAllocationStrategy::Pooling(pool)
 }
 
 /// An engine to compile with, for this host or another target. It reserves no memory for instances.

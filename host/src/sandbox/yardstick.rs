@@ -1,10 +1,13 @@
-//! The same functions under Wasmtime's defaults. Only the benchmark uses it, to say what our profile is worth.
+//! The same functions under Wasmtime's defaults, and interpreted. Only the benchmark uses it, to say what our profile is
+//! worth and what a board without a compiler pays.
 
 use std::sync::Arc;
 
 use wasmtime::component::Linker;
 use wasmtime::{Config, Engine};
 
+#[cfg(feature = "pulley")]
+use super::engine;
 use super::{Function, Limits, SandboxError, bindings, host};
 
 /// Compiles a component and makes it runnable in an engine whose only settings are the two meters.
@@ -16,6 +19,21 @@ pub fn with_wasmtime_defaults(
     let mut config = Config::new();
     config.consume_fuel(true).epoch_interruption(true);
     let engine = Engine::new(&config).map_err(SandboxError::Engine)?;
+    runnable(engine, wasm, limits, settings)
+}
+
+/// Makes a component runnable by the interpreter, under our profile otherwise.
+#[cfg(feature = "pulley")]
+pub fn interpreted(wasm: &[u8], limits: Limits, settings: Arc<[(String, String)]>) -> Result<Function, SandboxError> {
+    runnable(engine::interpreter(engine::Class::Small)?, wasm, limits, settings)
+}
+
+fn runnable(
+    engine: Engine,
+    wasm: &[u8],
+    limits: Limits,
+    settings: Arc<[(String, String)]>,
+) -> Result<Function, SandboxError> {
     let mut linker = Linker::new(&engine);
     host::add_to_linker(&mut linker).map_err(SandboxError::Engine)?;
     let code = engine.precompile_component(wasm).map_err(SandboxError::Load)?;

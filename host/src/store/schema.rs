@@ -18,7 +18,10 @@ use rusqlite::{Connection, ErrorCode};
 use super::OpenError;
 
 /// Kept in `user_version`. Files of a higher number are refused, lower ones rolled forward.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 1 + STEPS.len() as u32;
+
+/// What makes layout n + 2 of layout n + 1. A step stays as it is for good; [`CREATE`] is what all of them come to.
+const STEPS: [&str; 0] = [];
 
 const CREATE: &str = "
 CREATE TABLE alert (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
@@ -100,15 +103,94 @@ pub(super) fn prepare(connection: &mut Connection) -> Result<(), Unfit> {
 }
 
 pub(super) fn create(connection: &mut Connection) -> Result<(), Unfit> {
-    let version: u32 = connection.query_row("PRAGMA user_version", (), |row| row.get(0))?;
-    match version {
-        0 => {
-            let transaction = connection.transaction()?;
-            transaction.execute_batch(CREATE)?;
-            transaction.pragma_update(None, "user_version", VERSION)?;
-            Ok(transaction.commit()?)
-        }
-        VERSION => Ok(()),
-        newer => Err(Unfit::Newer(newer)),
+    bring_up_to_date(connection, CREATE, &STEPS)
+}
+
+/// All of it or nothing: after a power cut the file has a layout that some version of Sedge knows.
+fn bring_up_to_date(connection: &mut Connection, create: &str, steps: &[&str]) -> Result<(), Unfit> {
+    let newest = 1 + steps.len();
+    let found: u32 = connection.query_row("PRAGMA user_version", (), |row| row.get(0))?;
+    let missing = match found as usize {
+        0 => &[create],
+        layout if layout <= newest => &steps[layout - 1..],
+        _ => return Err(Unfit::Newer(found)),
+    };
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let transaction = connection.transaction()?;
+    for step in missing {
+        transaction.execute_batch(step)?;
+    }
+    transaction.pragma_update(None, "user_version", newest as u32)?;
+    transaction.commit()?;
+    if found > 0 {
+        tracing::info!(from = found, to = newest, "the database has the layout of this version now");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What later versions may need: another column, and rows made over.
+    const STEPS: [&str; 2] = [
+        "ALTER TABLE gap ADD COLUMN note TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE state ADD COLUMN size INTEGER; UPDATE state SET size = length(value);",
+    ];
+
+    fn layout(connection: &Connection) -> u32 {
+        connection.query_row("PRAGMA user_version", (), |row| row.get(0)).unwrap()
+    }
+
+    fn file_of_layout_1() -> Connection {
+        let mut connection = Connection::open_in_memory().unwrap();
+        bring_up_to_date(&mut connection, CREATE, &[]).unwrap();
+        connection.execute("INSERT INTO state VALUES (1, 'count', x'0102')", ()).unwrap();
+        connection
+    }
+
+    #[test]
+    fn an_older_file_is_rolled_forward_with_what_is_in_it() {
+        let mut connection = file_of_layout_1();
+        let id = |connection: &Connection| -> Vec<u8> {
+            connection.query_row("SELECT value FROM meta WHERE key = 'store_id'", (), |row| row.get(0)).unwrap()
+        };
+        let before = id(&connection);
+        bring_up_to_date(&mut connection, CREATE, &STEPS).unwrap();
+        assert_eq!((layout(&connection), id(&connection)), (3, before));
+        let size: u32 =
+            connection.query_row("SELECT size FROM state WHERE key = 'count'", (), |row| row.get(0)).unwrap();
+        assert_eq!(size, 2);
+        bring_up_to_date(&mut connection, CREATE, &STEPS).unwrap();
+        assert_eq!(layout(&connection), 3, "a second time there is nothing to do");
+    }
+
+    #[test]
+    fn only_the_steps_that_a_file_lacks_are_made() {
+        let mut connection = file_of_layout_1();
+        bring_up_to_date(&mut connection, CREATE, &STEPS[..1]).unwrap();
+        assert_eq!(layout(&connection), 2);
+        // Adding the first column again would fail.
+        bring_up_to_date(&mut connection, CREATE, &STEPS).unwrap();
+        assert_eq!(layout(&connection), 3);
+    }
+
+    #[test]
+    fn a_step_that_fails_leaves_the_file_as_it_was() {
+        let mut connection = file_of_layout_1();
+        let steps = [STEPS[0], "UPDATE no_such_table SET size = 0"];
+        assert!(matches!(bring_up_to_date(&mut connection, CREATE, &steps), Err(Unfit::Failed(_))));
+        assert_eq!(layout(&connection), 1);
+        bring_up_to_date(&mut connection, CREATE, &STEPS).unwrap();
+        assert_eq!(layout(&connection), 3);
+    }
+
+    #[test]
+    fn a_file_of_a_newer_sedge_is_refused() {
+        let mut connection = file_of_layout_1();
+        bring_up_to_date(&mut connection, CREATE, &STEPS).unwrap();
+        assert!(matches!(bring_up_to_date(&mut connection, CREATE, &STEPS[..1]), Err(Unfit::Newer(3))));
     }
 }
