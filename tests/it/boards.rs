@@ -33,7 +33,7 @@ fn serves(daemon: &Daemon, broker: &Mosquitto, upstream: &Upstream) {
 }
 
 #[test]
-fn it_starts_compiles_and_serves_with_little_address_space() {
+fn little_address_space_is_enough_to_start_compile_and_serve() {
     let broker = Mosquitto::start();
     let cloud = Mosquitto::start();
     let upstream = Upstream::collect(cloud.port);
