@@ -666,4 +666,5 @@ impl Pipeline {
 }
 
 #[cfg(test)]
+#[cfg(feature = "compiler")]
 mod tests;

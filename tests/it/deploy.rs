@@ -1,6 +1,7 @@
 //! Pushing functions to the real program: orders good and bad, made with its own library, and its own command line.
 
 mod bad_input;
+mod code;
 mod keys;
 mod push;
 mod recovery;
@@ -103,7 +104,8 @@ impl Yard {
         base["trial"] = json!({ "messages": 1, "secs": 1 });
         change(base);
         let manifest = serde_json::from_value(manifest).expect("a manifest is a document");
-        self.order(serial, Change::Install(Box::new(Install { manifest, module: Module::of(wasm, CHUNK) })))
+        let module = Some(Module::of(wasm, CHUNK));
+        self.order(serial, Change::Install(Box::new(Install { manifest, module, code: Vec::new() })))
     }
 
     fn order(&self, serial: u64, change: Change) -> Order {

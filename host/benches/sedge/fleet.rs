@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use sedge::deploy::envelope::Envelope;
 use sedge::deploy::keys::{Keys, PublicKey, TrustedKey};
-use sedge::deploy::payload::{Change, Install, Order};
+use sedge::deploy::payload::{Change, Install, Module, Order};
 use sedge::deploy::topics::{Target, Topic, Topics};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -117,6 +117,7 @@ async fn run(broker: &Mosquitto, nodes: usize, function: &Path, key: &Path) -> i
         functions: Vec::new(),
         topics: Vec::new(),
         keys: false,
+        native_code: false,
     };
     let fleet = Rc::new(Fleet {
         port: broker.port,
@@ -264,7 +265,7 @@ impl<'f> Node<'f> {
         let order = Order::parse(payload).expect("an order");
         let Change::Install(install) = &order.change else { return };
         let install = Install::clone(install);
-        let filter = self.fleet.topics.blobs(&install.module.digest);
+        let filter = self.fleet.topics.blobs(&module(&install).digest);
         let packet_id = self.packet_id();
         self.out.extend(wire::subscribe(packet_id, &[&filter]));
         self.report(&order, &install, "receiving");
@@ -273,16 +274,16 @@ impl<'f> Node<'f> {
 
     fn chunk(&mut self, index: u32, payload: Vec<u8>) {
         let Some((order, install, mut pieces)) = self.receiving.take() else { return };
-        assert_eq!(sedge::deploy::digest(&payload), install.module.chunks[index as usize]);
+        assert_eq!(sedge::deploy::digest(&payload), module(&install).chunks[index as usize]);
         pieces.insert(index, payload);
-        if pieces.len() < install.module.chunks.len() {
+        if pieces.len() < module(&install).chunks.len() {
             self.receiving = Some((order, install, pieces));
             return;
         }
         let whole: Vec<u8> = pieces.into_values().flatten().collect();
-        assert_eq!(sedge::deploy::digest(&whole), install.module.digest);
+        assert_eq!(sedge::deploy::digest(&whole), module(&install).digest);
         let packet_id = self.packet_id();
-        self.out.extend(wire::unsubscribe(packet_id, &self.fleet.topics.blobs(&install.module.digest)));
+        self.out.extend(wire::unsubscribe(packet_id, &self.fleet.topics.blobs(&module(&install).digest)));
         for state in ["verifying", "compiling", "trial", "active"] {
             self.report(&order, &install, state);
         }
@@ -293,11 +294,11 @@ impl<'f> Node<'f> {
     fn report(&mut self, order: &Order, install: &Install, state: &str) {
         let manifest = install.manifest.as_value();
         let active = (state == "active").then(|| {
-            json!({ "version": manifest["version"], "serial": order.serial, "digest": install.module.digest, "manifest": manifest })
+            json!({ "version": manifest["version"], "serial": order.serial, "digest": module(install).digest, "manifest": manifest })
         });
         let report = json!({
             "function": &*order.function, "state": state, "version": manifest["version"], "serial": order.serial,
-            "digest": install.module.digest, "active": active, "previous": null, "at_ms": 0, "clock_synced": true,
+            "digest": module(install).digest, "active": active, "previous": null, "at_ms": 0, "clock_synced": true,
         });
         self.say(&self.fleet.topics.report(&self.name, &order.function), &report);
     }
@@ -312,4 +313,9 @@ impl<'f> Node<'f> {
         self.next_packet_id = self.next_packet_id.checked_add(1).unwrap_or(1);
         self.next_packet_id
     }
+}
+
+/// A board with a compiler takes this.
+fn module(install: &Install) -> &Module {
+    install.module.as_ref().expect("a push without --code-only brings the module")
 }

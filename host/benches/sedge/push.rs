@@ -179,7 +179,7 @@ impl Bench {
             target: Target::Node(NODE.into()),
             issued_at_ms: now_ms,
             expires_at_ms: now_ms + 3_600_000,
-            change: Change::Install(Box::new(Install { manifest, module })),
+            change: Change::Install(Box::new(Install { manifest, module: Some(module), code: Vec::new() })),
         };
         let envelope = Envelope::sign(&order.to_json(), &[&self.key]).to_json();
         let pieces = wasm.chunks(DEFAULT_CHUNK_BYTES as usize).enumerate();

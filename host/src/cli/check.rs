@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{ConfigArgs, EXIT_CONFIG, complain};
 use crate::config::problem::{Location, Misfit, Severity};
 use crate::config::{Config, Problem, Problems};
-use crate::deploy::{self, CompileFailed, Compiler, InstallError};
+use crate::deploy::{self, Compiler, Host, InstallError, Source};
 use crate::manifest::{Manifest, StateScope};
 
 #[derive(Debug, Args)]
@@ -27,22 +27,25 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let (functions, more) = config.functions.load_present();
     problems.extend(more);
     for (dir, manifest) in &functions {
-        let component = deploy::component_path(dir, manifest);
-        if !component.is_file() {
+        let takes_code = config.functions.native_code;
+        let Source { path: component, is_code } = Source::find(dir, manifest, Host::here(), takes_code);
+        if !is_code && Host::here().has_compiler && !component.is_file() {
             let misfit = Misfit::new(format!("there is no {}", component.display()));
             let at = Location::whole(dir.join(crate::manifest::FILE_NAME));
             problems.push(Problem::error(at, "component", misfit.mend(format!("sedge build {}", dir.display()))));
             continue;
         }
         // In the same child and with the same limits as when it is run.
-        if let Err(error) = deploy::install(dir, manifest.clone(), &Compiler, None) {
+        if let Err(error) = deploy::install(dir, manifest.clone(), &Compiler, takes_code) {
             let at = Location::whole(dir.join(crate::manifest::FILE_NAME));
             problems.push(match error {
                 InstallError::NotGranted { source, .. } => {
                     Problem::error(at, format!("allow.{}", source.key), Misfit::new(source.to_string()))
                 }
-                InstallError::Compile { source: error @ CompileFailed::NoCompiler, .. } => {
-                    Problem::error(at, "component", Misfit::new(error.to_string()))
+                InstallError::NoCompiler { what, .. } => Problem::error(at, "component", Misfit::new(what)),
+                InstallError::Folder { source, .. } => {
+                    let misfit = Misfit::new(source.to_string());
+                    Problem::error(at, "component", misfit.mend(format!("sedge compile {}", dir.display())))
                 }
                 error => {
                     let misfit = Misfit::new(format!("{:#}", anyhow::Error::from(error)));
@@ -55,6 +58,13 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     if functions.is_empty() && config.deploy.keys.is_empty() && !problems.has_errors() {
         let misfit = Misfit::new("no function, so nothing would run").mend("list the folders of functions");
         let problem = Problem::error(Location::whole(args.config.path()), "functions.paths", misfit);
+        problems.push(Problem { severity: Severity::Warning, ..problem });
+    }
+    let keys = &config.deploy.keys;
+    if !Host::here().has_compiler && !keys.is_empty() && !keys.values().any(|key| key.native_code) {
+        let misfit = Misfit::new("this build has no compiler, and no key may send native code: nothing pushed can run");
+        let misfit = misfit.mend("set native_code = true for a key, if who has it may run anything in a worker");
+        let problem = Problem::error(Location::whole(args.config.path()), "deploy.keys", misfit);
         problems.push(Problem { severity: Severity::Warning, ..problem });
     }
 

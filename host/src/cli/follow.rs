@@ -199,7 +199,7 @@ impl Follow {
     fn is_other(&self, report: &Report) -> bool {
         let Some(install) = self.install.as_ref().filter(|_| report.serial == Some(self.serial)) else { return false };
         let active = report.active.as_ref().filter(|active| active.version.serial == self.serial);
-        report.digest.is_some_and(|digest| digest != install.module.digest)
+        report.digest.is_some_and(|digest| !install.has(digest))
             || active.is_some_and(|active| active.manifest != *install.manifest.as_value())
     }
 }

@@ -11,7 +11,7 @@ use clap::Args;
 use serde_json::json;
 
 use crate::config::Node;
-use crate::deploy::{self, Compiler};
+use crate::deploy::{self, Compiler, Host};
 use crate::manifest::Manifest;
 use crate::message::{Message, Output, Publication, Verdict};
 use crate::sandbox::{Run, Sandbox, State};
@@ -40,6 +40,9 @@ pub struct InvokeArgs {
     /// A setting that replaces one of the section config of function.toml; may be given several times
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = pair)]
     pub settings: Vec<(String, String)>,
+    /// Run the code that `sedge compile` put into the folder, as a board without a compiler does, and such a build always
+    #[arg(long)]
+    pub code: bool,
     /// Print one JSON object
     #[arg(long)]
     pub json: bool,
@@ -53,7 +56,10 @@ fn pair(text: &str) -> Result<(String, String), String> {
 /// Exit code 0 when the function returned outputs, 1 when the message would become a dead letter or be run again.
 pub fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
     let manifest = Manifest::load(&args.dir).map_err(anyhow::Error::new)?;
-    let installed = deploy::install(&args.dir, manifest, &Compiler, None)?;
+    let installed = match args.code || !Host::here().has_compiler {
+        true => deploy::install_code(&args.dir, manifest)?,
+        false => deploy::install(&args.dir, manifest, &Compiler, false)?,
+    };
     let mut settings: BTreeMap<String, String> = installed.settings().into_iter().collect();
     settings.extend(args.settings.iter().cloned());
     let settings: Vec<(String, String)> = settings.into_iter().collect();

@@ -9,7 +9,6 @@ pub mod dead_letters;
 #[cfg(feature = "demo")]
 pub mod demo;
 pub mod doctor;
-#[cfg(feature = "compiler")]
 pub mod invoke;
 #[cfg(feature = "operator")]
 pub mod keygen;
@@ -106,6 +105,18 @@ enum Command {
     #[cfg(feature = "compiler")]
     Build(build::BuildArgs),
 
+    /// Compile a function here for boards that have no compiler
+    ///
+    /// Writes NAME.TARGET.code into the folder, for the folder on the board.
+    /// Boards run it unchecked: they take it from folders only with
+    /// functions.native_code = true. `sedge push --code` sends it, signed.
+    ///
+    ///   sedge compile examples/decode --target aarch64
+    ///   sedge compile examples/decode --target armv7,aarch64 --json
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "compiler")]
+    Compile(compile::CompileArgs),
+
     /// Run one message through one function and show what comes out
     ///
     /// The limits are those of production; no broker and no daemon is needed.
@@ -113,7 +124,6 @@ enum Command {
     ///   sedge invoke examples/threshold-alert --topic attic/temperature --payload 81.5
     ///   sedge invoke examples/decode --topic lora/7 --payload @frame.bin
     #[command(verbatim_doc_comment)]
-    #[cfg(feature = "compiler")]
     Invoke(invoke::InvokeArgs),
 
     /// Check the configuration and every function in it, and show what would run
@@ -173,6 +183,7 @@ enum Command {
     ///   sedge push door-alarm --node pump-3 --key ops.pem
     ///   sedge push door-alarm --group pumps --key ops.pem --mode shadow
     ///   sedge push door-alarm --group pumps --dry-run
+    ///   sedge push door-alarm --group zeros --key ops.pem --code armv6
     #[command(verbatim_doc_comment)]
     #[cfg(feature = "operator")]
     Push(Box<push::PushArgs>),
@@ -219,10 +230,6 @@ enum Command {
 
     #[command(hide = true)]
     Worker(worker::WorkerArgs),
-
-    #[command(hide = true)]
-    #[cfg(feature = "compiler")]
-    Compile(compile::CompileArgs),
 }
 
 /// Where the configuration is.
@@ -248,7 +255,6 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::New(args) => new::run(args).map(|()| ExitCode::SUCCESS),
         #[cfg(feature = "compiler")]
         Command::Build(args) => build::run(args).map(|()| ExitCode::SUCCESS),
-        #[cfg(feature = "compiler")]
         Command::Invoke(args) => invoke::run(args),
         Command::Check(args) => check::run(args),
         Command::Doctor(args) => doctor::run(args),

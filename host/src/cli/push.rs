@@ -20,7 +20,8 @@ use super::signing::{KeyArgs, Signer, TargetArgs, WaitArgs};
 use super::talk::Talk;
 use crate::deploy::payload::{CHUNK_BYTES, Change, DEFAULT_CHUNK_BYTES, Install};
 use crate::manifest::TrialMode;
-use bundle::Bundle;
+use crate::sandbox::Isa;
+use bundle::{Bundle, Wanted};
 
 #[derive(Debug, Args)]
 pub struct PushArgs {
@@ -39,6 +40,13 @@ pub struct PushArgs {
     /// How the new version proves itself, instead of trial.mode in function.toml
     #[arg(long)]
     pub mode: Option<Mode>,
+    /// Compile it here as well, for boards without a compiler: aarch64, x86_64, or pulley32 for 32-bit ARM; several with
+    /// commas. They run it unchecked, and only if the key may send such code
+    #[arg(long, value_name = "TARGETS", value_delimiter = ',')]
+    pub code: Vec<Isa>,
+    /// Send that code alone, to boards that all run one of its targets
+    #[arg(long, requires = "code")]
+    pub code_only: bool,
     /// Size of the pieces that the module is sent in
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_CHUNK_BYTES,
         value_parser = clap::value_parser!(u32).range(i64::from(*CHUNK_BYTES.start())..=i64::from(*CHUNK_BYTES.end())))]
@@ -71,7 +79,8 @@ pub fn run(args: &PushArgs) -> anyhow::Result<ExitCode> {
             true => None,
             false => Some(args.key.load()?),
         };
-        let mut bundle = Bundle::build(&args.dir, args.chunk_size)?;
+        let wanted = Wanted { targets: &args.code, has_component: !args.code_only, chunk_size: args.chunk_size };
+        let mut bundle = Bundle::build(&args.dir, &wanted)?;
         if let Some(mode) = args.mode {
             bundle.set_mode(mode);
         }
@@ -95,11 +104,15 @@ fn dry_run(args: &PushArgs, mut bundle: Bundle, talk: &Talk) -> anyhow::Result<(
     bundle.manifest.serial = plan::serial(args.serial, &bundle, talk)?;
     let previews = plan::previews(&bundle, talk);
     if !args.json {
+        for part in &bundle.parts {
+            println!("{:<10} {} bytes in {} chunks", part.name(), part.module.size, part.module.chunks.len());
+        }
         previews.iter().flat_map(|preview| preview.lines(&bundle)).for_each(|line| println!("{line}"));
         if previews.is_empty() {
             println!("no board of {} is known to the broker", talk.target);
         }
     }
+    let (module, code) = bundle.json();
     let answer = json!({
         "ok": true,
         "dry_run": true,
@@ -107,7 +120,8 @@ fn dry_run(args: &PushArgs, mut bundle: Bundle, talk: &Talk) -> anyhow::Result<(
         "version": &*bundle.manifest.version,
         "serial": bundle.manifest.serial,
         "target": target_json(&talk.target),
-        "module": bundle.module_json(),
+        "module": module,
+        "code": code,
         "nodes": previews,
     });
     Ok((true, answer))
@@ -123,12 +137,11 @@ async fn push(args: &PushArgs, bundle: Bundle, talk: &mut Talk, signer: &Signer)
     talk.progress.say("push", &what);
 
     let kept = chunks::look(talk, &bundle).await?;
-    let missing = kept.missing(&bundle);
+    let missing = kept.missing(talk, &bundle);
     if missing.is_empty() {
-        talk.progress.say("chunks", &format!("the broker has all {}", bundle.module.chunks.len()));
+        talk.progress.say("chunks", &format!("the broker has all {}", bundle.chunks()));
     } else {
-        let messages = chunks::messages(talk, &bundle, &missing);
-        talk.publish("chunks", &messages).await?;
+        talk.publish("chunks", &missing).await?;
     }
     let trial = &bundle.manifest.trial;
     let mut follow = Follow::begin(talk, order.serial, aim);
@@ -148,8 +161,8 @@ async fn push(args: &PushArgs, bundle: Bundle, talk: &mut Talk, signer: &Signer)
 
     let mut answer = order::answer(talk, &order, signer, outcome.as_ref(), args.json);
     answer["version"] = json!(&**version);
-    answer["module"] = bundle.module_json();
-    answer["chunks"] = json!({ "sent": missing.len(), "kept": bundle.module.chunks.len() - missing.len() });
+    (answer["module"], answer["code"]) = bundle.json();
+    answer["chunks"] = json!({ "sent": missing.len(), "kept": bundle.chunks() - missing.len() });
     answer["removed"] = json!(removed);
     Ok((outcome.is_none_or(|outcome| outcome.is_ok()), answer))
 }

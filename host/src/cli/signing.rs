@@ -108,6 +108,7 @@ impl Signer {
             functions: Vec::new(),
             topics: Vec::new(),
             keys: true,
+            native_code: true,
         };
         let keys = Keys::new([key]);
         let envelope = Envelope::parse(envelope).ok()?;

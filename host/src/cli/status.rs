@@ -108,7 +108,13 @@ fn print(out: &mut impl Write, boards: &Shown<'_>) -> io::Result<()> {
                 name.to_string(),
                 is.clone(),
                 function.to_string(),
-                active.map_or_else(|| "-".into(), |active| printable(&active.version)),
+                active.map_or_else(
+                    || "-".into(),
+                    |active| {
+                        let code = if active.native_code { ", native code" } else { "" };
+                        printable(&active.version) + code
+                    },
+                ),
                 active.map_or_else(|| "-".into(), |active| active.serial.to_string()),
                 report.state.to_string(),
                 why.unwrap_or_default(),

@@ -31,6 +31,9 @@ pub struct TrustArgs {
     /// The new keys may change the trusted keys as well
     #[arg(long, requires = "add")]
     keys: bool,
+    /// The new keys may send code that was compiled elsewhere, which boards run unchecked
+    #[arg(long, requires = "add")]
+    native_code: bool,
     #[command(flatten)]
     order: OrderArgs,
 }
@@ -50,6 +53,7 @@ fn trusted(args: &TrustArgs, path: &Path) -> anyhow::Result<TrustedKey> {
         functions: args.functions.clone(),
         topics: args.topics.clone(),
         keys: args.keys,
+        native_code: args.native_code,
     })
 }
 

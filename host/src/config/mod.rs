@@ -83,6 +83,8 @@ pub struct Mqtt {
 pub struct Functions {
     /// Folders that each hold a `function.toml` and the component that it names.
     pub paths: Vec<PathBuf>,
+    /// Whether code that was compiled elsewhere is taken from these folders.
+    pub native_code: bool,
     pub retry_attempts: NonZeroU32,
     pub retry_max_delay_secs: NonZeroU32,
     /// Failures in a row after which a function is paused.
@@ -125,6 +127,8 @@ pub struct DeployKey {
     pub topics: Vec<TopicFilter>,
     /// Whether it may change the trusted keys with a signed order.
     pub keys: bool,
+    /// Whether it may send code that was compiled elsewhere, which runs unchecked.
+    pub native_code: bool,
 }
 
 /// The sandbox processes.
@@ -261,6 +265,7 @@ impl Default for Functions {
     fn default() -> Self {
         Self {
             paths: Vec::new(),
+            native_code: false,
             retry_attempts: nz32(5),
             retry_max_delay_secs: nz32(3600),
             quarantine_after: nz32(20),

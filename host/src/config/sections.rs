@@ -102,6 +102,7 @@ fn functions(section: &mut Section<'_, '_>, functions: &mut Functions) {
             section.error_at(section.nth("paths", n), &format!("paths[{n}]"), misfit);
         }
     }
+    section.value("native_code", &mut functions.native_code);
     section.value("retry_attempts", &mut functions.retry_attempts);
     section.value("retry_max_delay_secs", &mut functions.retry_max_delay_secs);
     section.value("quarantine_after", &mut functions.quarantine_after);
@@ -196,6 +197,7 @@ fn deploy_key(section: &mut Section<'_, '_>, wanted: bool, key: &mut DeployKey) 
     }
     section.value("topics", &mut key.topics);
     section.value("keys", &mut key.keys);
+    section.value("native_code", &mut key.native_code);
 }
 
 fn worker(section: &mut Section<'_, '_>, worker: &mut Worker, functions: &Functions) {

@@ -1,8 +1,9 @@
 //! Whether an order is carried out. Pure rules, in this order; the first that fails is the reason:
 //!
-//! envelope → signature → function and target → redelivery → expiry → serial → permissions of the key → manifest → module
+//! envelope → signature → function and target → redelivery → expiry → serial → permissions of the key → manifest → module or code
 
 use super::envelope::Envelope;
+use super::host::{Chosen, Host};
 use super::keys::{Keys, TrustedKey};
 use super::payload::{Change, Install, Order};
 use super::reason::{Reason, Refusal};
@@ -12,6 +13,7 @@ use crate::config;
 use crate::key::KeyId;
 use crate::manifest::{FEEDBACK_LOOP, Manifest};
 use crate::message::Digest;
+use crate::sandbox::Class;
 
 /// How far a serial may jump: Unix time in milliseconds fits from the beginning, and nobody reaches the end in one order.
 const MOST_AHEAD: u64 = 1 << 42;
@@ -22,6 +24,7 @@ pub const CLOCK_SLACK_MS: u64 = 24 * 3_600_000;
 pub struct Board<'a> {
     pub node: &'a str,
     pub groups: &'a [String],
+    pub host: Host,
     pub deploy: &'a config::Deploy,
     pub ceilings: &'a config::Functions,
     /// Unix time, where it can be believed.
@@ -52,6 +55,10 @@ pub struct Accepted {
     pub payload: Digest,
     /// Those whose permissions cover it.
     pub signers: Vec<KeyId>,
+    /// Of an install: what this board takes of it.
+    pub chosen: Option<Chosen>,
+    /// Whether all that signed it may send code.
+    pub is_by_code_senders: bool,
     /// What it adds to the floor.
     pub floor_ms: u64,
 }
@@ -88,11 +95,20 @@ impl<'k> Authentic<'k> {
             Change::Keys(_) => key.may_change_keys(),
             _ => key.may_change(&order.function),
         };
+        let all = signers.clone();
         let mut signers = filter(signers, permitted)?;
+        let send_code = all.iter().try_for_each(|key| key.may_send_code());
+        let mut chosen = None;
         if let Change::Install(install) = &order.change {
             let manifest = check_manifest(&order, install, board.ceilings)?;
             signers = filter(signers, |key| key.may_use(&manifest))?;
-            install.module.check(board.deploy.max_module_bytes.get())?;
+            let class = Class::for_memory(manifest.limits.memory_bytes.get());
+            let chosen = chosen.insert(board.host.choose(install, class)?);
+            if chosen.is_code {
+                // Of all: a second signature must not lend its permission to what only the first one vouches for.
+                send_code.clone()?;
+            }
+            chosen.module.check(board.deploy.max_module_bytes.get())?;
         }
         let signers = signers.into_iter().map(TrustedKey::id).collect();
         // A clock that is years ahead must not make all later orders look expired.
@@ -100,7 +116,8 @@ impl<'k> Authentic<'k> {
             Some(now_ms) => order.issued_at_ms.min(now_ms.saturating_add(CLOCK_SLACK_MS)),
             None => order.issued_at_ms,
         };
-        Ok(Accepted { order, payload, signers, floor_ms })
+        let is_by_code_senders = send_code.is_ok();
+        Ok(Accepted { order, payload, signers, chosen, is_by_code_senders, floor_ms })
     }
 }
 

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use super::action::Start;
 use super::deployer::{Deployer, compile_refusal};
 use super::disk::{Disk, FUNCTIONS};
+use super::folder::{Source, no_compiler, read_code};
 use super::function::Function;
 use super::payload::Document;
 use super::reason::{Reason, Refusal};
@@ -17,7 +18,7 @@ use super::record::{self, Outcome, Record, SUFFIX, Stored};
 use super::report::State;
 use super::request::Now;
 use super::workshop::Compile;
-use super::{Installed, component_path, digest};
+use super::{Installed, digest};
 use crate::manifest::{self, Manifest};
 use crate::message::Digest;
 use crate::sandbox::Class;
@@ -79,10 +80,11 @@ impl Deployer {
             );
             return;
         }
-        let path = component_path(dir, manifest);
+        let takes_code = self.settings.ceilings.native_code;
+        let Source { path, is_code } = Source::find(dir, manifest, self.settings.host, takes_code);
         // Without a component it has no digest, and does not run.
-        let digest = std::fs::read(&path).map_or(Digest([0; 32]), |wasm| digest(&wasm));
-        let active = Stored { manifest: Document::of(manifest), digest };
+        let digest = std::fs::read(&path).map_or(Digest([0; 32]), |file| digest(&file));
+        let active = Stored { manifest: Document::of(manifest), digest, is_code };
         let record = &mut function.record;
         if let Some(pushed) = record.active.take() {
             record.previous = Some(pushed);
@@ -97,21 +99,38 @@ impl Deployer {
     fn install(&self, name: &str, stored: &Stored, compile: &dyn Compile) -> Result<Installed, Refusal> {
         let manifest = self.manifest(stored)?;
         let class = Class::for_memory(manifest.limits.memory_bytes.get());
-        if let Some(code) = compile.cached(&stored.digest, class) {
-            return Ok(Installed { manifest: manifest.into(), digest: stored.digest, code, from_cache: true });
+        let digest = stored.digest;
+        if !stored.is_code
+            && let Some(code) = compile.cached(&digest, class)
+        {
+            return Ok(Installed { manifest: manifest.into(), digest, code, from_cache: true });
         }
         let missing = |why: String| Refusal::new(Reason::ModuleMissing, why);
-        let folder = self.functions.get(name).and_then(|function| function.folder.as_deref());
-        let wasm = match folder {
-            Some(path) => std::fs::read(path).map(Bytes::from).map_err(|error| {
-                missing(format!("{} cannot be read ({error}); build it with `sedge build`", path.display()))
-            })?,
-            None => self.read_module(&stored.digest).map_err(|error| {
-                missing(format!("module {} cannot be read ({error}); push it again", stored.digest))
-            })?,
+        let module = || {
+            let read = self.read_module(&digest);
+            read.map_err(|error| missing(format!("module {digest} cannot be read ({error}); push it again")))
         };
-        let code = compile.compile(&stored.digest, &wasm, class).map_err(compile_refusal)?;
-        Ok(Installed { manifest: manifest.into(), digest: stored.digest, code, from_cache: false })
+        let folder = self.functions.get(name).and_then(|function| function.folder.as_deref());
+        let code = match folder {
+            Some(path) if stored.is_code => {
+                let read = read_code(path, &manifest, self.settings.host);
+                read.map_err(|error| Refusal::new(Reason::NoCode, error.to_string()))?.code
+            }
+            Some(path) if !self.settings.host.has_compiler => {
+                let dir = path.parent().unwrap_or(Path::new(""));
+                let takes_code = self.settings.ceilings.native_code;
+                return Err(Refusal::new(Reason::NoCode, no_compiler(dir, name, self.settings.host, takes_code)));
+            }
+            Some(path) => {
+                let wasm = std::fs::read(path).map_err(|error| {
+                    missing(format!("{} cannot be read ({error}); build it with `sedge build`", path.display()))
+                })?;
+                compile.compile(&digest, &wasm, class).map_err(compile_refusal)?
+            }
+            None if stored.is_code => self.unpack(&module()?, class)?,
+            None => compile.compile(&digest, &module()?, class).map_err(compile_refusal)?,
+        };
+        Ok(Installed { manifest: manifest.into(), digest, code, from_cache: false })
     }
 }
 

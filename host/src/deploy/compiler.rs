@@ -9,8 +9,9 @@ use std::process::{Command, Stdio};
 use bytes::Bytes;
 use rustix::process::Signal;
 
+use super::code::Code;
 use crate::program;
-use crate::sandbox::Class;
+use crate::sandbox::{Class, Isa};
 
 /// What one compilation may use. A small function takes 50 ms and 7 MB, and the program itself 50 MB of addresses.
 pub const MEMORY_BYTES: u64 = 512 << 20;
@@ -43,8 +44,8 @@ pub enum CompileFailed {
     #[error("failed to run the compiler")]
     Run(#[from] io::Error),
     #[error(
-        "this build of sedge has no compiler and has not run this module before: name a full build of sedge {} in \
-         SEDGE_COMPILER, once, or install that instead",
+        "this build of sedge has no compiler and has not run this module before: push code that was compiled for this \
+         board (`sedge push --code`), or install a full build of sedge {}",
         env!("CARGO_PKG_VERSION")
     )]
     NoCompiler,
@@ -60,10 +61,22 @@ fn compiler() -> Option<PathBuf> {
 }
 
 impl Compiler {
-    pub fn compile(&self, wasm: &[u8], class: Class) -> Result<Bytes, CompileFailed> {
+    pub fn is_there() -> bool {
+        compiler().is_some()
+    }
+
+    /// To be carried to a host without a compiler.
+    pub fn code_for(&self, wasm: &[u8], class: Class, target: Isa) -> Result<Code, CompileFailed> {
+        let bytes = self.compile(wasm, class, Some(target))?;
+        Ok(Code::new(target, class, super::digest(wasm), bytes))
+    }
+
+    /// For this host, or for another target.
+    pub fn compile(&self, wasm: &[u8], class: Class, target: Option<Isa>) -> Result<Bytes, CompileFailed> {
         let mut child = Command::new(compiler().ok_or(CompileFailed::NoCompiler)?)
             .arg0("sedge")
             .args(["compile", "--class", class.as_str()])
+            .args(target.iter().flat_map(|target| ["--target", target.as_str()]))
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::piped())

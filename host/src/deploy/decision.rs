@@ -1,6 +1,7 @@
 //! What a record is to be after an order, and what follows from that.
 
 use super::function::{Function, Stage};
+use super::host::Chosen;
 use super::payload::Change;
 use super::reason::{Reason, Refusal};
 use super::record::{Candidate, Kind, Outcome, Record, Stored};
@@ -26,6 +27,7 @@ pub fn decide(
     function: &Function,
     serial: u64,
     change: Change,
+    chosen: Option<Chosen>,
     signers: Vec<KeyId>,
 ) -> Result<(Record, Then), Refusal> {
     let mut record = function.record.clone();
@@ -34,8 +36,11 @@ pub fn decide(
     let requested = Refusal::new(Reason::Requested, "an order said so");
     let then = match change {
         Change::Install(install) => {
-            let stored = Stored { manifest: install.manifest, digest: install.module.digest };
-            record.candidate = Some(Candidate { stored, kind: Kind::Install(install.module), serial, signers });
+            let Some(Chosen { module, is_code }) = chosen else {
+                return Err(Refusal::new(Reason::NoCode, "nothing in it is for this board"));
+            };
+            let stored = Stored { manifest: install.manifest, digest: module.digest, is_code };
+            record.candidate = Some(Candidate { stored, kind: Kind::Install(module), serial, signers });
             record.outcome = None;
             Then::Begin
         }

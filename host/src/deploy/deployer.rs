@@ -20,6 +20,7 @@ use bytes::Bytes;
 use super::acceptance::one_line;
 use super::action::Action;
 use super::boot;
+use super::code::{Code, CodeError};
 use super::compiler::CompileFailed;
 use super::disk::{Disk, FUNCTIONS, MODULES, STAGING};
 use super::figures::Figures;
@@ -34,6 +35,7 @@ use super::topics::{KEYS, Topics};
 use super::trust::Trust;
 use crate::manifest::Manifest;
 use crate::message::Digest;
+use crate::sandbox::Class;
 
 #[derive(Debug)]
 pub struct Deployer {
@@ -194,6 +196,19 @@ impl Deployer {
     pub(super) fn manifest(&self, stored: &Stored) -> Result<Manifest, Refusal> {
         Manifest::from_json(&stored.manifest.to_json(), Some(&self.settings.ceilings))
             .map_err(|problems| Refusal::new(Reason::OverLimit, one_line(&problems)))
+    }
+
+    /// The code of a module that was compiled elsewhere, if it runs here: it may be of a version of this program that
+    /// compiled otherwise.
+    pub(super) fn unpack(&self, file: &Bytes, class: Class) -> Result<Bytes, Refusal> {
+        let code = Code::parse(file).and_then(|code| code.fitting(self.settings.host.abi(class)));
+        code.map_err(|error| {
+            let reason = match error {
+                CodeError::NotCode { .. } | CodeError::Header(_) => Reason::InvalidModule,
+                CodeError::Misfit { .. } | CodeError::NoTarget => Reason::NoCode,
+            };
+            Refusal::new(reason, format!("{error}, and push it again"))
+        })
     }
 
     /// Only the module that it says it is.

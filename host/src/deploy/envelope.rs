@@ -177,7 +177,14 @@ mod tests {
     const PAYLOAD: &[u8] = include_bytes!("testdata/payload.json");
 
     fn trusted(public_key: PublicKey) -> TrustedKey {
-        TrustedKey { name: "ops".into(), public_key, functions: vec![], topics: vec![], keys: false }
+        TrustedKey {
+            name: "ops".into(),
+            public_key,
+            functions: vec![],
+            topics: vec![],
+            keys: false,
+            native_code: false,
+        }
     }
 
     fn check(envelope: &[u8], keys: &Keys, expected: Reason) {

@@ -29,6 +29,10 @@ pub struct TrustedKey {
     /// Whether it may change the trusted keys.
     #[serde(default)]
     pub keys: bool,
+    /// Whether it may send compiled code, which no sandbox has checked. Not written when it is not so: older boards do not
+    /// know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub native_code: bool,
 }
 
 /// A function's name, or the beginning of one and a `*`.
@@ -51,6 +55,7 @@ impl TrustedKey {
             functions: key.functions.iter().map(|text| Pattern(text.clone())).collect(),
             topics: key.topics.clone(),
             keys: key.keys,
+            native_code: key.native_code,
         })
     }
 
@@ -69,6 +74,18 @@ impl TrustedKey {
         }
         let detail = format!("key {} may not change the trusted keys; one with keys = true may", self.name);
         Err(Refusal::new(Reason::KeyNotAllowed, detail))
+    }
+
+    pub fn may_send_code(&self) -> Result<(), Refusal> {
+        if self.native_code {
+            return Ok(());
+        }
+        let detail = format!(
+            "key {} may not send native code: set native_code = true in its section on the board, or push the module to a \
+             board with a compiler",
+            self.name
+        );
+        Err(Refusal::new(Reason::CodeNotAllowed, detail))
     }
 
     /// Whether all that the function hears and says lies within the key's topics.
@@ -171,6 +188,7 @@ mod tests {
             functions: functions.iter().map(|text| text.parse().unwrap()).collect(),
             topics: topics.iter().map(|text| text.parse().unwrap()).collect(),
             keys: false,
+            native_code: false,
         }
     }
 

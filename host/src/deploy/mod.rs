@@ -3,6 +3,7 @@
 //! The words of it are plain data that board and command line share: [`keys`], [`envelope`], [`payload`], [`topics`],
 //! [`reason`], [`report`]. [`deployer`] is the board's side, which [`thread`] runs. `docs/deploying.md` tells the whole.
 
+pub mod code;
 pub mod envelope;
 pub mod keys;
 pub mod payload;
@@ -14,6 +15,7 @@ pub mod deployer;
 pub mod thread;
 
 mod action;
+mod host;
 mod request;
 
 mod acceptance;
@@ -34,6 +36,7 @@ mod figures;
 
 mod cache;
 mod compiler;
+mod folder;
 mod workshop;
 
 #[cfg(test)]
@@ -47,11 +50,15 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
+use code::CodeError;
+
 pub use action::{Action, Start};
 pub use cache::{Cache, CacheError};
 pub use compiler::{CPU_SECS as COMPILE_CPU_SECS, CompileFailed, Compiler, MEMORY_BYTES as COMPILE_MEMORY_BYTES};
 pub use deployer::{Deployer, OpenFailed};
 pub use figures::Figures;
+pub use folder::{FolderCode, FolderError, Source, code_path, component_path};
+pub use host::Host;
 pub use request::{Now, Request, Settings, TrialEvent};
 pub use workshop::{Compile, Workshop};
 
@@ -64,7 +71,7 @@ use crate::sandbox::{Class, Grants, Limits, NotGranted};
 pub struct Installed {
     pub manifest: Arc<Manifest>,
     pub digest: Digest,
-    /// Native code, made by this host.
+    /// Native code, made by this host or by somebody who may send such code to it.
     pub code: Bytes,
     pub from_cache: bool,
 }
@@ -77,8 +84,10 @@ pub enum InstallError {
     Compile { function: Arc<str>, path: PathBuf, source: CompileFailed },
     #[error("function {function}: {path} may not run: {source}")]
     NotGranted { function: Arc<str>, path: PathBuf, source: NotGranted },
-    #[error(transparent)]
-    Cache(#[from] CacheError),
+    #[error("function {function}: {what}")]
+    NoCompiler { function: Arc<str>, what: String },
+    #[error("function {function}")]
+    Folder { function: Arc<str>, source: FolderError },
 }
 
 impl Installed {
@@ -106,55 +115,52 @@ impl Installed {
     }
 }
 
-/// The component's file of a function's folder.
-pub fn component_path(dir: &Path, manifest: &Manifest) -> PathBuf {
-    dir.join(manifest.component.clone().unwrap_or_else(|| format!("{}.wasm", manifest.name)))
-}
-
 pub fn digest(wasm: &[u8]) -> Digest {
     Digest(Sha256::digest(wasm).into())
 }
 
-/// Reads a function's component and compiles it, unless this host has compiled the same before.
+/// Makes a function of a folder ready to run. `takes_code`: also what was compiled elsewhere, if it is needed.
 pub fn install(
     dir: &Path,
     manifest: Manifest,
     compiler: &Compiler,
-    cache: Option<&Cache>,
+    takes_code: bool,
 ) -> Result<Installed, InstallError> {
-    let path = component_path(dir, &manifest);
-    let wasm = std::fs::read(&path).map_err(|source| InstallError::Read {
-        function: Arc::clone(&manifest.name),
+    let host = Host::here();
+    let Source { path, is_code } = Source::find(dir, &manifest, host, takes_code);
+    let function = || Arc::clone(&manifest.name);
+    let read = |source| InstallError::Read { function: function(), path: path.clone(), dir: dir.to_owned(), source };
+    if is_code {
+        return install_code(dir, manifest);
+    }
+    if !host.has_compiler {
+        let what = folder::no_compiler(dir, &manifest.name, host, takes_code);
+        return Err(InstallError::NoCompiler { function: function(), what });
+    }
+    let wasm = std::fs::read(&path).map_err(read)?;
+    let class = Class::for_memory(manifest.limits.memory_bytes.get());
+    let code = compiler.compile(&wasm, class, None).map_err(|source| InstallError::Compile {
+        function: function(),
         path: path.clone(),
-        dir: dir.to_owned(),
+        source,
+    })?;
+    // After the compiler's own checks, which run in its process: what is read here is well-formed.
+    Grants::from(&manifest.allow).check(&wasm).map_err(|source| InstallError::NotGranted {
+        function: function(),
+        path: path.clone(),
         source,
     })?;
     let digest = digest(&wasm);
-    let class = Class::for_memory(manifest.limits.memory_bytes.get());
-    let cached = cache.and_then(|cache| cache.load(&digest, class));
-    let from_cache = cached.is_some();
-    let code = match cached {
-        Some(code) => code,
-        None => {
-            let compiled = compiler.compile(&wasm, class);
-            let function = || Arc::clone(&manifest.name);
-            let code = compiled.map_err(|source| InstallError::Compile {
-                function: function(),
-                path: path.clone(),
-                source,
-            })?;
-            if let Some(cache) = cache {
-                cache.store(&digest, class, &code)?;
-            }
-            code
-        }
-    };
-    // After the compiler's own checks, which run in its process: what is read here is well-formed.
-    let name = &manifest.name;
-    Grants::from(&manifest.allow).check(&wasm).map_err(|source| InstallError::NotGranted {
-        function: Arc::clone(name),
-        path,
-        source,
-    })?;
-    Ok(Installed { manifest: manifest.into(), digest, code, from_cache })
+    Ok(Installed { manifest: manifest.into(), digest, code, from_cache: false })
+}
+
+/// The same for the code that lies in a folder. Whoever calls this trusts it.
+pub fn install_code(dir: &Path, manifest: Manifest) -> Result<Installed, InstallError> {
+    let host = Host::here();
+    let failed = |source| InstallError::Folder { function: Arc::clone(&manifest.name), source };
+    let target = host.target.ok_or(CodeError::NoTarget);
+    let path = target.map(|target| code_path(dir, &manifest.name, target));
+    let path = path.map_err(|error| failed(FolderError::Code { path: dir.to_owned(), error }))?;
+    let FolderCode { digest, code } = folder::read_code(&path, &manifest, host).map_err(failed)?;
+    Ok(Installed { manifest: manifest.into(), digest, code, from_cache: false })
 }

@@ -16,7 +16,7 @@ use super::function::{Function, Stage};
 use super::keys::Keys;
 use super::payload::{Change, Order};
 use super::reason::{Reason, Refusal};
-use super::record::{Line, Outcome};
+use super::record::{Kind, Line, Outcome};
 use super::report::{KeyName, State};
 use super::staging::module_name;
 use super::topics::{KEYS, Target, Topic};
@@ -130,6 +130,7 @@ impl Deployer {
         Board {
             node: &self.settings.node,
             groups: &self.settings.groups,
+            host: self.settings.host,
             deploy: &self.settings.deploy,
             ceilings: &self.settings.ceilings,
             now_ms: now.is_synced.then_some(now.unix_ms),
@@ -145,14 +146,14 @@ impl Deployer {
         now: Now,
         actions: &mut Vec<Action>,
     ) -> Result<(), Failed> {
-        let Accepted { order, payload, signers, floor_ms } = accepted;
+        let Accepted { order, payload, signers, chosen, floor_ms, .. } = accepted;
         let Order { serial, target, change, .. } = order;
         if matches!(change, Change::Install(_)) {
             self.check_room(name)?;
         }
         let fresh = Function::new(Arc::clone(name));
         let function = self.functions.get(name).unwrap_or(&fresh);
-        let (mut record, then) = decide(function, serial, change, signers)?;
+        let (mut record, then) = decide(function, serial, change, chosen, signers)?;
         record.line.accept(serial, &target, payload, floor_ms);
         // What is in a folder may change there; a record names only what is kept here.
         let adopts = function.folder.is_some() && record.digests().any(|it| Some(it) == active_digest(function));
@@ -231,7 +232,7 @@ impl Deployer {
         Ok(())
     }
 
-    /// Copies the component of a folder among the modules, so that it can be returned to.
+    /// Copies the component of a folder, or its code, among the modules, so that it can be returned to.
     fn adopt(&self, name: &str) -> Result<(), Failed> {
         let Some(function) = self.functions.get(name) else { return Ok(()) };
         let (Some(path), Some(digest)) = (&function.folder, active_digest(function)) else { return Ok(()) };
@@ -252,11 +253,11 @@ impl Deployer {
     }
 
     fn change_keys(&mut self, accepted: Accepted, now: Now, actions: &mut Vec<Action>) -> Result<(), Failed> {
-        let Accepted { order, payload, floor_ms, .. } = accepted;
+        let Accepted { order, payload, is_by_code_senders, floor_ms, .. } = accepted;
         let Change::Keys(update) = &order.change else { return Ok(()) };
         let mut line = self.trust.line().clone();
         line.accept(order.serial, &order.target, payload, floor_ms);
-        self.trust.update(&self.disk, update, line).map_err(|failed| match failed {
+        self.trust.update(&self.disk, update, line, is_by_code_senders).map_err(|failed| match failed {
             UpdateFailed::Refused(refusal) => Failed::Refused(refusal),
             UpdateFailed::Disk(error) => Failed::Disk(error),
         })?;
@@ -274,7 +275,12 @@ impl Deployer {
     pub(super) fn end_orphans(&mut self, now: Now, actions: &mut Vec<Action>) {
         let is_orphan = |function: &Function| {
             let candidate = function.candidate()?;
-            let vouches = |id| self.trust.keys().get(id).is_some_and(|key| key.may_change(&function.name).is_ok());
+            // Going back to code is for any key that may: who sends it was asked when it came.
+            let brings_code = candidate.stored.is_code && matches!(candidate.kind, Kind::Install(_));
+            let vouches = |id| {
+                let key = self.trust.keys().get(id);
+                key.is_some_and(|key| key.may_change(&function.name).is_ok() && (key.native_code || !brings_code))
+            };
             (!candidate.signers.iter().copied().any(vouches)).then(|| Arc::clone(&function.name))
         };
         let orphans: Vec<Arc<str>> = self.functions.values().filter_map(is_orphan).collect();
@@ -377,7 +383,7 @@ impl Named {
             // It may be too long for a version.
             version: version.map(|version| version.chars().take(64).collect()),
             serial: Some(order.serial),
-            digest: install.map(|install| install.module.digest),
+            digest: install.and_then(|install| install.modules().next()).map(|module| module.digest),
         }
     }
 

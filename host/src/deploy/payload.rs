@@ -7,12 +7,14 @@ use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use super::code::Abi;
 use super::keys::TrustedKey;
 use super::reason::{Reason, Refusal};
 use super::topics::{KEYS, Target};
 use crate::key::KeyId;
 use crate::manifest::Manifest;
 use crate::message::Digest;
+use crate::sandbox::Class;
 
 /// What a piece of a module may measure.
 pub const CHUNK_BYTES: std::ops::RangeInclusive<u32> = 1 << 10..=256 << 10;
@@ -46,6 +48,20 @@ pub enum Change {
 pub struct Install {
     /// Read with [`Manifest::from_json`] only when all before it is right.
     pub manifest: Document,
+    pub module: Option<Module>,
+    /// The same, compiled. One of both is there.
+    pub code: Vec<NativeCode>,
+}
+
+/// An artefact of [`super::code`] and what it is for, so that a board fetches none that it cannot run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NativeCode {
+    pub target: Box<str>,
+    pub wasmtime: u32,
+    pub settings: u32,
+    pub class: Class,
+    /// The artefact and its pieces.
     pub module: Module,
 }
 
@@ -94,6 +110,30 @@ impl Change {
             Self::Promote => "promote",
             Self::Keys(_) => "keys",
         }
+    }
+}
+
+impl Install {
+    /// All that boards may fetch.
+    pub fn modules(&self) -> impl Iterator<Item = &Module> {
+        self.module.iter().chain(self.code.iter().map(|code| &code.module))
+    }
+
+    /// Whether a board that reports this digest has what it was sent.
+    pub fn has(&self, digest: Digest) -> bool {
+        self.modules().any(|module| module.digest == digest)
+    }
+}
+
+impl NativeCode {
+    pub fn new(abi: Abi, module: Module) -> Self {
+        let Abi { target, wasmtime, settings, class } = abi;
+        Self { target, wasmtime, settings, class, module }
+    }
+
+    pub fn abi(&self) -> Abi {
+        let Self { target, wasmtime, settings, class, .. } = self;
+        Abi { target: target.clone(), wasmtime: *wasmtime, settings: *settings, class: *class }
     }
 }
 
@@ -163,6 +203,8 @@ struct Wire {
     manifest: Option<Document>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     module: Option<Module>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    code: Vec<NativeCode>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     keys: Option<KeyUpdate>,
 }
@@ -181,18 +223,21 @@ impl TryFrom<Wire> for Order {
     type Error = &'static str;
 
     fn try_from(wire: Wire) -> Result<Self, &'static str> {
-        let Wire { action, function, serial, target, issued_at_ms, expires_at_ms, manifest, module, keys } = wire;
-        let change = match (action, manifest, module, keys) {
-            (Action::Install, Some(manifest), Some(module), None) => {
-                Change::Install(Box::new(Install { manifest, module }))
+        let Wire { action, function, serial, target, issued_at_ms, expires_at_ms, manifest, module, code, keys } = wire;
+        let runs = module.is_some() || !code.is_empty();
+        let change = match (action, manifest, runs, keys) {
+            (Action::Install, Some(manifest), true, None) => {
+                Change::Install(Box::new(Install { manifest, module, code }))
             }
-            (Action::Install, ..) => return Err("an install holds manifest and module, and nothing else"),
-            (Action::Keys, None, None, Some(keys)) => Change::Keys(keys),
+            (Action::Install, ..) => {
+                return Err("an install holds manifest and module, code or both, and nothing else");
+            }
+            (Action::Keys, None, false, Some(keys)) => Change::Keys(keys),
             (Action::Keys, ..) => return Err("a change of keys holds keys, and nothing else"),
-            (Action::Remove, None, None, None) => Change::Remove,
-            (Action::Rollback, None, None, None) => Change::Rollback,
-            (Action::Promote, None, None, None) => Change::Promote,
-            _ => return Err("only an install holds manifest and module, and only a change of keys holds keys"),
+            (Action::Remove, None, false, None) => Change::Remove,
+            (Action::Rollback, None, false, None) => Change::Rollback,
+            (Action::Promote, None, false, None) => Change::Promote,
+            _ => return Err("only an install holds manifest, module and code, and only a change of keys holds keys"),
         };
         if matches!(change, Change::Keys(_)) != (*function == *KEYS) {
             return Err("a change of keys, and nothing else, is for the function _keys");
@@ -204,14 +249,29 @@ impl TryFrom<Wire> for Order {
 impl From<Order> for Wire {
     fn from(order: Order) -> Self {
         let Order { function, serial, target, issued_at_ms, expires_at_ms, change } = order;
-        let (action, manifest, module, keys) = match change {
-            Change::Install(install) => (Action::Install, Some(install.manifest), Some(install.module), None),
-            Change::Remove => (Action::Remove, None, None, None),
-            Change::Rollback => (Action::Rollback, None, None, None),
-            Change::Promote => (Action::Promote, None, None, None),
-            Change::Keys(keys) => (Action::Keys, None, None, Some(keys)),
+        let mut wire = Self {
+            action: Action::Remove,
+            function,
+            serial,
+            target,
+            issued_at_ms,
+            expires_at_ms,
+            manifest: None,
+            module: None,
+            code: Vec::new(),
+            keys: None,
         };
-        Self { action, function, serial, target, issued_at_ms, expires_at_ms, manifest, module, keys }
+        match change {
+            Change::Install(install) => {
+                let Install { manifest, module, code } = *install;
+                (wire.action, wire.manifest, wire.module, wire.code) = (Action::Install, Some(manifest), module, code);
+            }
+            Change::Remove => {}
+            Change::Rollback => wire.action = Action::Rollback,
+            Change::Promote => wire.action = Action::Promote,
+            Change::Keys(keys) => (wire.action, wire.keys) = (Action::Keys, Some(keys)),
+        }
+        wire
     }
 }
 
@@ -290,6 +350,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::sandbox::Isa;
 
     fn manifest() -> Manifest {
         let text = "name = \"warm\"\nversion = \"1\"\nserial = 7\nsubscribe = [\"s/#\"]\n[config]\nfactor = 1.5";
@@ -309,14 +370,26 @@ mod tests {
     }
 
     fn install() -> Change {
-        let module = Module::of(&[9; 2500], 1024);
-        Change::Install(Box::new(Install { manifest: Document::of(&manifest()), module }))
+        let module = Some(Module::of(&[9; 2500], 1024));
+        Change::Install(Box::new(Install { manifest: Document::of(&manifest()), module, code: Vec::new() }))
+    }
+
+    fn with_code() -> Change {
+        let code = [Isa::Aarch64, Isa::Pulley32]
+            .map(|target| NativeCode::new(Abi::of(target, Class::Small), Module::of(target.as_str().as_bytes(), 1024)));
+        Change::Install(Box::new(Install { manifest: Document::of(&manifest()), module: None, code: code.into() }))
     }
 
     #[test]
     fn orders_come_back_as_they_were_written() {
-        for change in [install(), Change::Remove, Change::Rollback, Change::Promote, Change::Keys(KeyUpdate::default())]
-        {
+        for change in [
+            install(),
+            with_code(),
+            Change::Remove,
+            Change::Rollback,
+            Change::Promote,
+            Change::Keys(KeyUpdate::default()),
+        ] {
             let order = order(change);
             assert_eq!(Order::parse(&order.to_json()).unwrap(), order);
         }
@@ -327,6 +400,18 @@ mod tests {
             removal,
             r#"{"action":"remove","function":"warm","serial":7,"target":{"node":"n"},"issued_at_ms":1,"expires_at_ms":2}"#
         );
+    }
+
+    #[test]
+    fn an_order_without_code_says_nothing_of_it() {
+        let plain = String::from_utf8(order(install()).to_json()).unwrap();
+        assert!(!plain.contains("code"), "an older board would refuse it: {plain}");
+        let json: Value = serde_json::from_slice(&order(with_code()).to_json()).unwrap();
+        assert_eq!((&json["code"][1]["target"], &json["code"][1]["class"]), (&"pulley32".into(), &"small".into()));
+        assert_eq!(json.get("module"), None);
+        // An order for tomorrow's boards is good for those of today among them.
+        let tomorrow = String::from_utf8(order(with_code()).to_json()).unwrap().replace("pulley32", "pulley128");
+        assert!(Order::parse(tomorrow.as_bytes()).is_ok());
     }
 
     #[test]
@@ -347,6 +432,11 @@ mod tests {
         check(good.replace("\"warm\"", "\"_keys\""), "_keys");
         check(good.replace("\"serial\":7", "\"serial\":7,\"keys\":{}"), "only an install");
         check(good.replace("\"serial\":7", "\"serial\":7,\"manifest\":{}"), "only an install");
+        let code = String::from_utf8(order(with_code()).to_json()).unwrap();
+        check(code.replace("install", "remove"), "only an install");
+        check(code.replace("\"settings\"", "\"set\""), "unknown field");
+        let (before, _) = code.split_once(",\"code\"").unwrap();
+        check(format!("{before}}}"), "module, code or both");
         check(String::new(), "EOF");
         check(format!("{good}x"), "trailing");
         let deep = format!("\"serial\":7,\"manifest\":{}", "[".repeat(100_000));

@@ -16,6 +16,8 @@ pub enum Reason {
     BadSignature,
     /// The key is trusted, but not for this function, these topics, or changing keys.
     KeyNotAllowed,
+    /// Signed by a key that may not send native code.
+    CodeNotAllowed,
     /// For another node, group or function than the topic says, or not for this board.
     WrongTarget,
     Expired,
@@ -38,6 +40,8 @@ pub enum Reason {
     Truncated,
     DiskFull,
     DiskFailed,
+    /// It brings nothing that this board can run: it has no compiler, or code for other boards only.
+    NoCode,
     /// No WebAssembly, another world, or it cannot run.
     InvalidModule,
     /// The compiler itself could not be run: the board's trouble, not the module's.
@@ -66,12 +70,13 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const ALL: [Self; 31] = [
+    pub const ALL: [Self; 33] = [
         Self::BadEnvelope,
         Self::Unsigned,
         Self::UnknownKey,
         Self::BadSignature,
         Self::KeyNotAllowed,
+        Self::CodeNotAllowed,
         Self::WrongTarget,
         Self::Expired,
         Self::ReplayedSerial,
@@ -85,6 +90,7 @@ impl Reason {
         Self::Truncated,
         Self::DiskFull,
         Self::DiskFailed,
+        Self::NoCode,
         Self::InvalidModule,
         Self::CompilerFailed,
         Self::NotLoaded,
@@ -107,6 +113,7 @@ impl Reason {
             Self::UnknownKey => "unknown-key",
             Self::BadSignature => "bad-signature",
             Self::KeyNotAllowed => "key-not-allowed",
+            Self::CodeNotAllowed => "code-not-allowed",
             Self::WrongTarget => "wrong-target",
             Self::Expired => "expired",
             Self::ReplayedSerial => "replayed-serial",
@@ -120,6 +127,7 @@ impl Reason {
             Self::Truncated => "truncated",
             Self::DiskFull => "disk-full",
             Self::DiskFailed => "disk-failed",
+            Self::NoCode => "no-code",
             Self::InvalidModule => "invalid-module",
             Self::CompilerFailed => "compiler-failed",
             Self::NotLoaded => "not-loaded",

@@ -51,6 +51,9 @@ pub struct Line {
 pub struct Stored {
     pub manifest: Document,
     pub digest: Digest,
+    /// Whether the module is code that was compiled elsewhere.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_code: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -134,7 +137,12 @@ impl Stored {
     }
 
     pub fn reported(&self) -> report::Version {
-        report::Version { version: self.version(), serial: self.serial(), digest: self.digest }
+        report::Version {
+            version: self.version(),
+            serial: self.serial(),
+            digest: self.digest,
+            native_code: self.is_code,
+        }
     }
 }
 
@@ -176,6 +184,21 @@ mod tests {
             assert_eq!(decode::<Record>(&changed), None, "byte {place}");
         }
         assert_eq!(decode::<Record>(&[whole, b" ".to_vec()].concat()), None);
+    }
+
+    #[test]
+    fn a_record_from_before_there_was_code_is_still_read() {
+        let stored = |is_code| {
+            let text = "name = \"warm\"\nversion = \"1\"\nserial = 7\nsubscribe = [\"s/#\"]";
+            let manifest = Manifest::from_toml(text, std::path::Path::new("function.toml"), None).unwrap();
+            Stored { manifest: Document::of(&manifest), digest: Digest([1; 32]), is_code }
+        };
+        let json = |stored: &Stored| serde_json::to_string(stored).unwrap();
+        assert!(!json(&stored(false)).contains("code"));
+        for is_code in [false, true] {
+            let stored = stored(is_code);
+            assert_eq!(serde_json::from_str::<Stored>(&json(&stored)).unwrap(), stored);
+        }
     }
 
     #[test]

@@ -69,6 +69,9 @@ pub struct Version {
     pub version: String,
     pub serial: u64,
     pub digest: Digest,
+    /// It was compiled elsewhere, and the digest is that of the compiled code.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub native_code: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -173,7 +176,7 @@ mod tests {
     #[test]
     fn a_report_is_read_as_it_was_written() {
         let digest = Digest([7; 32]);
-        let version = Version { version: "1.2.0".into(), serial: 7, digest };
+        let version = Version { version: "1.2.0".into(), serial: 7, digest, native_code: true };
         let mut report = Report {
             function: "warm".into(),
             state: State::Trial,
@@ -192,11 +195,12 @@ mod tests {
         };
         assert_eq!(Report::parse(&report.to_json()).unwrap(), report);
         let json: serde_json::Value = serde_json::from_slice(&report.to_json()).unwrap();
-        assert_eq!(json["active"]["serial"], 7);
+        assert_eq!((&json["active"]["serial"], &json["active"]["native_code"]), (&7.into(), &true.into()));
         assert_eq!(json["progress"]["run"], 3);
         assert!(json.get("reason").is_none());
         report.progress = Some(Progress::Chunks { chunks: 5, received: 3 });
         report.active = None;
+        report.previous.as_mut().unwrap().native_code = false;
         assert_eq!(Report::parse(&report.to_json()).unwrap(), report);
         assert!(serde_json::from_slice::<serde_json::Value>(&report.to_json()).unwrap()["active"].is_null());
     }

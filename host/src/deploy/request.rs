@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::compiler::CompileFailed;
+use super::host::Host;
 use super::report::Difference;
 use crate::config::{self, Config};
 use crate::message::Failure;
@@ -16,6 +17,7 @@ pub struct Settings {
     pub node: String,
     pub groups: Vec<String>,
     pub base_topic: String,
+    pub host: Host,
     pub deploy: config::Deploy,
     pub ceilings: config::Functions,
 }
@@ -26,6 +28,7 @@ impl Settings {
             node: config.node.name.clone(),
             groups: config.node.groups.clone(),
             base_topic: config.node.base_topic.clone(),
+            host: Host::here(),
             deploy: config.deploy.clone(),
             ceilings: config.functions.clone(),
         }

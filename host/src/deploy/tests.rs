@@ -2,6 +2,7 @@
 
 mod bad_input;
 pub mod board;
+mod code;
 mod keys;
 mod life;
 mod losses;

@@ -50,14 +50,16 @@ impl Deployer {
             work.edition = edition;
             work.stage = Stage::Compiling;
             actions.push(report_now(function, now));
+            let class = Class::for_memory(manifest.limits.memory_bytes.get());
+            if stored.is_code {
+                match self.unpack(&wasm, class) {
+                    Ok(code) => self.load(&name, code, now, actions),
+                    Err(refusal) => self.reject(&name, refusal, now, actions),
+                }
+                continue;
+            }
             self.compiling = Some((Arc::clone(&name), edition));
-            actions.push(Action::Compile {
-                function: name,
-                edition,
-                digest: stored.digest,
-                wasm,
-                class: Class::for_memory(manifest.limits.memory_bytes.get()),
-            });
+            actions.push(Action::Compile { function: name, edition, digest: stored.digest, wasm, class });
         }
     }
 
@@ -78,18 +80,23 @@ impl Deployer {
         if !matches!(work.stage, Stage::Compiling) {
             return;
         }
-        let code = match result {
-            Ok(code) => code,
+        match result {
+            Ok(code) => self.load(name, code, now, actions),
             Err(CompileFailed::Run(error)) if work.attempts + 1 < MOST_ATTEMPTS => {
                 tracing::warn!(function = &**name, %error, "the compiler could not be run; trying again");
                 work.attempts += 1;
                 work.stage = Stage::Queued;
                 self.retries.push(Arc::clone(name));
-                return;
             }
-            Err(error) => return self.reject(name, compile_refusal(error), now, actions),
-        };
-        let Some(candidate) = function.record.candidate.clone() else { return };
+            Err(error) => self.reject(name, compile_refusal(error), now, actions),
+        }
+    }
+
+    /// Hands code to the workers, wherever it was compiled.
+    fn load(&mut self, name: &Arc<str>, code: Bytes, now: Now, actions: &mut Vec<Action>) {
+        let Some(function) = self.functions.get(name) else { return };
+        let (Some(work), Some(candidate)) = (&function.work, function.record.candidate.clone()) else { return };
+        let edition = work.edition;
         let manifest = match self.manifest(&candidate.stored) {
             Ok(manifest) => manifest,
             Err(refusal) => return self.reject(name, refusal, now, actions),

@@ -66,8 +66,15 @@ impl Trust {
         &self.changes.line
     }
 
-    /// Nothing is changed unless all of it is on disk.
-    pub fn update(&mut self, disk: &Disk, update: &KeyUpdate, line: Line) -> Result<(), UpdateFailed> {
+    /// Nothing is changed unless all of it is on disk. Nobody hands on what he has not: `may_give_code` says whether all
+    /// that signed the change may send native code themselves.
+    pub fn update(
+        &mut self,
+        disk: &Disk,
+        update: &KeyUpdate,
+        line: Line,
+        may_give_code: bool,
+    ) -> Result<(), UpdateFailed> {
         let mut changes = Changes { line, ..self.changes.clone() };
         changes.trusted.retain(|known| !update.revoke.contains(&known.id()));
         for id in &update.revoke {
@@ -85,8 +92,19 @@ impl Trust {
             let detail = format!("a board trusts at most {MOST_KEYS} keys, and remembers {MOST_REVOKED} revoked ones");
             return Err(Refusal::new(Reason::OverLimit, detail).into());
         }
+        let effective = effective(&self.configured, &changes);
+        // Of what comes of it, not of what it says: trusted again, a key has the permissions of the configuration.
+        let had = |key: &TrustedKey| self.effective.get(key.id()).is_some_and(|before| before.native_code);
+        if let Some(key) = effective.iter().find(|key| key.native_code && !had(key) && !may_give_code) {
+            let detail = format!(
+                "key {} would then send native code, which a key that signed this may not: only keys with \
+                 native_code = true hand that on",
+                key.name
+            );
+            return Err(Refusal::new(Reason::KeyNotAllowed, detail).into());
+        }
         disk.replace("", FILE, &record::encode(&changes))?;
-        self.effective = effective(&self.configured, &changes);
+        self.effective = effective;
         self.changes = changes;
         Ok(())
     }
@@ -122,7 +140,14 @@ mod tests {
     }
 
     fn trusted(name: &str, key: &SigningKey) -> TrustedKey {
-        TrustedKey { name: name.into(), public_key: key.public(), functions: vec![], topics: vec![], keys: false }
+        TrustedKey {
+            name: name.into(),
+            public_key: key.public(),
+            functions: vec![],
+            topics: vec![],
+            keys: false,
+            native_code: false,
+        }
     }
 
     fn names(trust: &Trust) -> Vec<&str> {
@@ -139,7 +164,7 @@ mod tests {
         assert_eq!(names(&trust), ["old"]);
         let update = KeyUpdate { trust: vec![trusted("new", &new)], revoke: vec![old.public().id()] };
         let line = Line { serial: Some(3), ..Line::default() };
-        trust.update(&disk, &update, line.clone()).unwrap();
+        trust.update(&disk, &update, line.clone(), false).unwrap();
         assert_eq!(names(&trust), ["new"]);
         let mut trust = Trust::open(&disk, &config).unwrap();
         assert_eq!((names(&trust), trust.line()), (vec!["new"], &line));
@@ -147,7 +172,7 @@ mod tests {
         assert_eq!(names(&trust), ["new"], "a reload does not bring a revoked key back");
         // Trusted again by an order, it is.
         let update = KeyUpdate { trust: vec![trusted("again", &old)], revoke: vec![new.public().id()] };
-        trust.update(&disk, &update, line).unwrap();
+        trust.update(&disk, &update, line, false).unwrap();
         assert_eq!(names(&trust), ["old"]);
     }
 
@@ -158,11 +183,33 @@ mod tests {
         let old = SigningKey::generate().unwrap();
         let config = config(&[("old", &old)]);
         let mut trust = Trust::open(&disk, &config).unwrap();
-        trust.update(&disk, &KeyUpdate { trust: vec![], revoke: vec![old.public().id()] }, Line::default()).unwrap();
+        trust
+            .update(&disk, &KeyUpdate { trust: vec![], revoke: vec![old.public().id()] }, Line::default(), false)
+            .unwrap();
         let whole = disk.read("", FILE).unwrap();
         std::fs::write(disk.path("", FILE), &whole[..whole.len() - 1]).unwrap();
         assert_eq!(names(&Trust::open(&disk, &config).unwrap()), ["old"]);
         assert!(disk.exists("", "keys.record.damaged") && !disk.exists("", FILE));
+    }
+
+    #[test]
+    fn nobody_gives_a_permission_that_he_has_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let disk = Disk::open(dir.path().join("deploy")).unwrap();
+        let (old, new) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
+        let mut config = config(&[("old", &old)]);
+        config.keys.get_mut("old").unwrap().native_code = true;
+        let mut trust = Trust::open(&disk, &config).unwrap();
+        let sender = TrustedKey { native_code: true, ..trusted("new", &new) };
+        let given = KeyUpdate { trust: vec![sender], revoke: vec![] };
+        let gone = KeyUpdate { trust: vec![], revoke: vec![old.public().id()] };
+        // Of a revoked key the configuration still says that it may.
+        let back = KeyUpdate { trust: vec![trusted("old", &old)], revoke: vec![] };
+        let mut update = |update, may_give_code| trust.update(&disk, update, Line::default(), may_give_code).is_ok();
+        assert!(!update(&given, false));
+        assert!(update(&gone, false) && !update(&back, false));
+        assert!(update(&back, true) && update(&given, true));
+        assert_eq!(names(&trust), ["old", "new"]);
     }
 
     #[test]
@@ -173,7 +220,7 @@ mod tests {
         let mut trust = Trust::open(&disk, &config(&[("old", &old)])).unwrap();
         disk.faults.set_room(Some(10));
         let update = KeyUpdate { trust: vec![], revoke: vec![old.public().id()] };
-        assert!(matches!(trust.update(&disk, &update, Line::default()), Err(UpdateFailed::Disk(_))));
+        assert!(matches!(trust.update(&disk, &update, Line::default(), false), Err(UpdateFailed::Disk(_))));
         assert_eq!(names(&trust), ["old"]);
         assert!(disk.list("").unwrap().is_empty());
     }

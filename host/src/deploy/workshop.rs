@@ -30,7 +30,7 @@ impl Compile for Workshop {
     }
 
     fn compile(&self, digest: &Digest, wasm: &[u8], class: Class) -> Result<Bytes, CompileFailed> {
-        let code = self.compiler.compile(wasm, class)?;
+        let code = self.compiler.compile(wasm, class, None)?;
         if let Err(error) = self.cache.store(digest, class, &code) {
             tracing::warn!(error = %anyhow::Error::from(error), "compiled code is not kept; it is compiled again at the next start");
         }

@@ -7,8 +7,11 @@
 use std::num::NonZeroUsize;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
 use wasmtime::{Config, Engine, InstanceAllocationStrategy, OperatorCost, PoolingAllocationConfig};
 
+#[cfg(feature = "compiler")]
+use super::Isa;
 use super::SandboxError;
 use super::sealed::NothingToDo;
 
@@ -20,12 +23,20 @@ pub const MAX_CORE_INSTANCES: u32 = 16;
 pub const MAX_TABLES: u32 = 4;
 pub const MAX_TABLE_ELEMENTS: u32 = 10_000;
 
+/// Counts the changes of what [`config`] says: code that was compiled elsewhere names the number it was made with. Raise it
+/// when a test says so.
+pub const SETTINGS: u32 = 1;
+
+/// Wasmtime's major version. Code of another one is refused by it, and so is told apart before.
+pub const WASMTIME: u32 = 48;
+
 /// How much of a memory is wiped by writing zeros; what lies above is given back to the kernel instead.
 const KEEP_RESIDENT_BYTES: usize = 256 * 1024;
 
 /// A size class of functions. Each has an engine of its own, because the size of a slot is a property of the compiled
 /// code; small functions do not pay for large ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Class {
     /// Up to 4 MiB: everything written for Sedge.
     Small,
@@ -124,11 +135,71 @@ pub fn for_running(class: Class, executable: Executable) -> Result<Engine, Sandb
     Engine::new(&config).map_err(SandboxError::Engine)
 }
 
-/// An engine to compile with. It reserves no memory for instances.
+/// An engine to compile with, for this host or another target. It reserves no memory for instances.
 #[cfg(feature = "compiler")]
-pub fn for_compiling(class: Class) -> Result<Engine, SandboxError> {
+pub fn for_compiling(class: Class, target: Option<Isa>) -> Result<Engine, SandboxError> {
+    Engine::new(&compiling(class, target)?).map_err(SandboxError::Engine)
+}
+
+#[cfg(feature = "compiler")]
+fn compiling(class: Class, target: Option<Isa>) -> Result<Config, SandboxError> {
     let mut config = config(class);
     // The compile child has its memory limited, and must not reserve a pool that it never uses.
     config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
-    Engine::new(&config).map_err(SandboxError::Engine)
+    if let Some(target) = target {
+        // Also where it is this machine's own: nothing is inferred from this processor then.
+        config.target(target.triple()).map_err(SandboxError::Engine)?;
+    }
+    Ok(config)
+}
+
+#[cfg(all(test, feature = "operator", target_arch = "x86_64"))]
+mod tests {
+    use std::hash::{Hash as _, Hasher as _};
+
+    use siphasher::sip::SipHasher13;
+    use wasmtime::ModuleVersionStrategy;
+
+    use super::*;
+
+    /// What code of each class and target depends on, as it was when [`SETTINGS`] got its number.
+    const RECORDED: (u32, [u64; 6]) = (
+        1,
+        [
+            0x8552_7d64_9494_7e0a,
+            0xc6e1_b450_77fb_b096,
+            0xe26a_2c17_b5be_2f87,
+            0x7eef_dd42_f41c_ee93,
+            0xfe42_0df8_7c0a_340f,
+            0x1397_c032_9d1e_5817,
+        ],
+    );
+
+    #[test]
+    fn the_number_of_the_settings_is_raised_when_they_change() {
+        let mut hashes = Vec::new();
+        for class in [Class::Small, Class::Large] {
+            for target in Isa::ALL {
+                let mut config = compiling(class, Some(target)).unwrap();
+                // Patches of one version read each other's code; which version it is, `WASMTIME` says.
+                config.module_version(ModuleVersionStrategy::None).unwrap();
+                let mut hasher = SipHasher13::new();
+                Engine::new(&config).unwrap().precompile_compatibility_hash().hash(&mut hasher);
+                hashes.push(hasher.finish());
+            }
+        }
+        assert_eq!(
+            (SETTINGS, &hashes[..]),
+            (RECORDED.0, &RECORDED.1[..]),
+            "code that was compiled elsewhere with these settings does not run with those: raise SETTINGS by one and \
+             record both here"
+        );
+    }
+
+    #[test]
+    fn the_version_is_that_of_the_lock_file() {
+        let lock = include_str!("../../../Cargo.lock");
+        let (_, wasmtime) = lock.split_once("name = \"wasmtime\"\nversion = \"").unwrap();
+        assert_eq!(wasmtime.split('.').next(), Some(&*WASMTIME.to_string()), "raise WASMTIME, and see about SETTINGS");
+    }
 }

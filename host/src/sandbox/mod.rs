@@ -17,6 +17,7 @@ pub mod guest;
 mod host;
 #[cfg(all(test, feature = "compiler"))]
 mod host_tests;
+mod isa;
 #[cfg(all(test, feature = "compiler", target_pointer_width = "64"))]
 mod room_tests;
 pub mod sealed;
@@ -42,11 +43,12 @@ use crate::message::{
     Alert, AlertStatus, Failure, FailureCode, LogLine, Message, Outcome, Output, Publication, Severity, Usage, Verdict,
 };
 use bindings::exports::sedge::function::handler;
-pub use engine::Class;
 use engine::Executable;
+pub use engine::{Class, SETTINGS, WASMTIME};
 pub use grants::{Grants, NotGranted};
 use host::{Exceeded, Host};
 pub use host::{MAX_LOG_LINE_BYTES, MAX_LOG_LINES};
+pub use isa::{Isa, UnknownIsa};
 use sealed::{IS_NATIVE, Image, SealedCode};
 pub use state::State;
 
@@ -164,8 +166,8 @@ impl Sandbox {
 
     /// Makes compiled code runnable.
     ///
-    /// The bytes are native code: they must come from this host's own compiler, unchanged. The caller has checked that
-    /// (`deploy::cache`); the engine checks version and settings.
+    /// The bytes are native code: they must come unchanged from this host's own compiler (`deploy::cache`), or from somebody
+    /// who may send such code (`deploy::code`). The caller has checked that; the engine checks version and settings.
     pub fn load(
         &mut self,
         code: &[u8],
@@ -251,7 +253,8 @@ mod native {
 
     pub fn component(engine: &Engine, code: &[u8]) -> wasmtime::Result<Component> {
         // SAFETY: `code` was made by `compile::component` of this host and is authenticated by the cache's key before it
-        // gets here; the engine refuses other versions and settings.
+        // gets here, or it is signed by keys that the board's administrator lets send native code, or lies in a folder whose
+        // owner may; the engine refuses other versions and settings.
         unsafe { Component::deserialize(engine, code) }
     }
 }

@@ -101,9 +101,10 @@ mod mapped {
         /// The image must be dropped after the component.
         pub fn component(&self, engine: &Engine) -> wasmtime::Result<Component> {
             let bytes = NonNull::slice_from_raw_parts(self.at.cast(), self.len);
-            // SAFETY: the code was made by `compile::component` of this host and is authenticated by the cache's key before
-            // it is sealed, since when it can neither change nor shrink. The only caller keeps the image for longer than
-            // the component. The engine refuses other versions and settings.
+            // SAFETY: the code was made by `compile::component` of this host and is authenticated by the cache's key, or comes
+            // from somebody who may send native code (`deploy::code`), before it is sealed, since when it can neither change
+            // nor shrink. The only caller keeps the image for longer than the component. The engine refuses other versions
+            // and settings.
             unsafe { Component::deserialize_raw(engine, bytes) }
         }
     }

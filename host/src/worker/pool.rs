@@ -762,5 +762,6 @@ async fn write(stream: Rc<UnixStream>, out: Rc<RefCell<Vec<u8>>>, wake: Rc<Notif
 }
 
 #[cfg(test)]
+#[cfg(feature = "compiler")]
 #[path = "pool_tests.rs"]
 mod tests;

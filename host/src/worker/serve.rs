@@ -330,5 +330,6 @@ impl ClockShared {
 }
 
 #[cfg(test)]
+#[cfg(feature = "compiler")]
 #[path = "serve_tests.rs"]
 mod tests;

@@ -112,5 +112,6 @@ mod filter {
 }
 
 #[cfg(test)]
+#[cfg(feature = "compiler")]
 #[path = "wall_tests.rs"]
 mod tests;

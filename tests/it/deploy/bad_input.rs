@@ -21,7 +21,7 @@ use crate::harness::wire::{Publish, varint};
 
 fn module(order: &mut Order) -> &mut Module {
     match &mut order.change {
-        Change::Install(install) => &mut install.module,
+        Change::Install(install) => install.module.as_mut().expect("it brings the module"),
         _ => panic!("no install"),
     }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use sedge::deploy::envelope::Envelope;
 use sedge::deploy::keys::{Keys, PublicKey, TrustedKey};
-use sedge::deploy::payload::{Change, Install, Order};
+use sedge::deploy::payload::{Change, Install, Module, Order};
 use sedge::deploy::topics::{Target, Topic, Topics};
 use serde_json::{Value, json};
 
@@ -59,6 +59,7 @@ impl Board {
             functions: Vec::new(),
             topics: Vec::new(),
             keys: true,
+            native_code: false,
         };
         let (seen, stop) = (Arc::default(), Arc::new(AtomicBool::new(false)));
         let mut play = Play {
@@ -172,10 +173,10 @@ impl Play {
                 self.progress(&order, json!({ "state": "rejected", "reason": reason, "error": error }));
             }
             (_, Change::Install(install)) => {
-                let chunks = install.module.chunks.len();
+                let chunks = module(install).chunks.len();
                 let progress = json!({ "chunks": chunks, "received": 0 });
                 self.progress(&order, json!({ "state": "receiving", "progress": progress }));
-                let filter = self.topics.blobs(&install.module.digest);
+                let filter = self.topics.blobs(&module(install).digest);
                 self.ear.send(&wire::subscribe(60_001, &[&filter])).expect("subscribe");
                 let install = Install::clone(install);
                 self.receiving = Some((order, install, BTreeMap::new()));
@@ -191,18 +192,18 @@ impl Play {
 
     fn chunk(&mut self, index: u32, payload: &[u8]) {
         let Some((order, install, pieces)) = &mut self.receiving else { return };
-        if install.module.chunks.get(index as usize) != Some(&sedge::deploy::digest(payload)) {
+        if module(install).chunks.get(index as usize) != Some(&sedge::deploy::digest(payload)) {
             return;
         }
         pieces.insert(index, payload.to_vec());
-        if pieces.len() < install.module.chunks.len() {
+        if pieces.len() < module(install).chunks.len() {
             return;
         }
         let whole: Vec<u8> = pieces.values().flatten().copied().collect();
-        assert_eq!(sedge::deploy::digest(&whole), install.module.digest);
+        assert_eq!(sedge::deploy::digest(&whole), module(install).digest);
         let (order, install) = (order.clone(), install.clone());
         self.receiving = None;
-        self.ear.send(&wire::unsubscribe(60_002, &self.topics.blobs(&install.module.digest))).expect("unsubscribe");
+        self.ear.send(&wire::unsubscribe(60_002, &self.topics.blobs(&module(&install).digest))).expect("unsubscribe");
         self.seen.lock().expect("the test has not panicked").modules.push(whole);
         for state in ["verifying", "compiling"] {
             self.progress(&order, json!({ "state": state }));
@@ -220,7 +221,7 @@ impl Play {
             _ => {
                 let manifest = install.manifest.as_value().clone();
                 let active = json!({
-                    "version": manifest["version"], "serial": order.serial, "digest": install.module.digest,
+                    "version": manifest["version"], "serial": order.serial, "digest": module(&install).digest,
                     "manifest": manifest,
                 });
                 self.active.insert(order.function.to_string(), active);
@@ -265,4 +266,9 @@ pub fn retained(port: u16, filter: &str) -> Vec<Publish> {
     }
     kept.sort_by(|a, b| a.topic.cmp(&b.topic));
     kept
+}
+
+/// A board with a compiler takes this.
+fn module(install: &Install) -> &Module {
+    install.module.as_ref().expect("a push without --code-only brings the module")
 }

@@ -1,5 +1,6 @@
-//! What is pushed: a manifest and a component.
+//! What is pushed: a manifest, a component, and code that was compiled from that.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -10,19 +11,37 @@ use serde_json::{Value, json};
 use super::Mode;
 use crate::cli::build;
 use crate::component;
-use crate::deploy;
-use crate::deploy::payload::Module;
+use crate::deploy::code::Abi;
+use crate::deploy::payload::{Document, Install, Module, NativeCode};
+use crate::deploy::{self, Compiler};
 use crate::manifest::{Manifest, TrialMode};
+use crate::message::Digest;
+use crate::sandbox::{Class, Grants, Isa};
 
 pub struct Bundle {
     pub manifest: Manifest,
-    pub wasm: Bytes,
+    /// At least one.
+    pub parts: Vec<Part>,
+}
+
+/// Something that boards may fetch.
+pub struct Part {
+    /// What the code is for. `None`: the component, which every board with a compiler takes.
+    pub abi: Option<Abi>,
     pub module: Module,
+    bytes: Bytes,
+}
+
+/// Which parts there are to be.
+pub struct Wanted<'a> {
+    pub targets: &'a [Isa],
+    pub has_component: bool,
+    pub chunk_size: u32,
 }
 
 impl Bundle {
-    /// Builds the function if it is a Rust crate, and reads it.
-    pub fn build(dir: &Path, chunk_size: u32) -> anyhow::Result<Self> {
+    /// Builds the function if it is a Rust crate, reads it, and compiles it for the targets.
+    pub fn build(dir: &Path, wanted: &Wanted<'_>) -> anyhow::Result<Self> {
         let manifest = Manifest::load(dir).map_err(anyhow::Error::new)?;
         if dir.join("Cargo.toml").is_file() {
             build::build(dir)?;
@@ -36,9 +55,21 @@ impl Bundle {
             )
         })?;
         component::check_world(&wasm).with_context(|| path.display().to_string())?;
-        let module = Module::of(&wasm, chunk_size);
-        module.check(u64::MAX).with_context(|| path.display().to_string())?;
-        Ok(Self { manifest, wasm: wasm.into(), module })
+        let class = Class::for_memory(manifest.limits.memory_bytes.get());
+        let mut parts = Vec::new();
+        for target in wanted.targets.iter().copied().collect::<BTreeSet<_>>() {
+            let code = Compiler.code_for(&wasm, class, target).with_context(|| path.display().to_string())?;
+            // Where it is compiled, the board sees to it.
+            Grants::from(&manifest.allow).check(&wasm).with_context(|| manifest.name.to_string())?;
+            parts.push(Part::new(Some(Abi::of(target, class)), code.to_bytes(), wanted.chunk_size));
+        }
+        if wanted.has_component {
+            parts.insert(0, Part::new(None, wasm.into(), wanted.chunk_size));
+        }
+        for part in &parts {
+            part.module.check(u64::MAX).with_context(|| path.display().to_string())?;
+        }
+        Ok(Self { manifest, parts })
     }
 
     pub fn set_mode(&mut self, mode: Mode) {
@@ -49,17 +80,60 @@ impl Bundle {
         }
     }
 
-    pub fn chunk(&self, index: u32) -> Bytes {
-        let range = self.module.range(index);
-        self.wasm.slice(range.start as usize..range.end as usize)
+    pub fn install(&self) -> Install {
+        let code = |part: &Part| Some(NativeCode::new(part.abi.clone()?, part.module.clone()));
+        Install {
+            manifest: Document::of(&self.manifest),
+            module: self.component().cloned(),
+            code: self.parts.iter().filter_map(code).collect(),
+        }
     }
 
-    pub fn module_json(&self) -> Value {
-        json!({
-            "digest": self.module.digest.to_string(),
-            "size_bytes": self.module.size,
-            "chunk_size": self.module.chunk_size,
-            "chunks": self.module.chunks.len(),
-        })
+    pub fn component(&self) -> Option<&Module> {
+        self.parts.iter().find(|part| part.abi.is_none()).map(|part| &part.module)
     }
+
+    pub fn digests(&self) -> impl Iterator<Item = Digest> {
+        self.parts.iter().map(|part| part.module.digest)
+    }
+
+    /// How many chunks there are in all.
+    pub fn chunks(&self) -> usize {
+        self.parts.iter().map(|part| part.module.chunks.len()).sum()
+    }
+
+    /// For one JSON object: the component, and the code for each target.
+    pub fn json(&self) -> (Value, Value) {
+        let code = self.parts.iter().filter_map(|part| {
+            let mut json = module_json(&part.module);
+            json["target"] = json!(part.abi.as_ref()?.target);
+            Some(json)
+        });
+        (self.component().map_or(Value::Null, module_json), code.collect())
+    }
+}
+
+impl Part {
+    fn new(abi: Option<Abi>, bytes: Bytes, chunk_size: u32) -> Self {
+        Self { abi, module: Module::of(&bytes, chunk_size), bytes }
+    }
+
+    pub fn chunk(&self, index: u32) -> Bytes {
+        let range = self.module.range(index);
+        self.bytes.slice(range.start as usize..range.end as usize)
+    }
+
+    /// `module`, or the target.
+    pub fn name(&self) -> &str {
+        self.abi.as_ref().map_or("module", |abi| &abi.target)
+    }
+}
+
+fn module_json(module: &Module) -> Value {
+    json!({
+        "digest": module.digest.to_string(),
+        "size_bytes": module.size,
+        "chunk_size": module.chunk_size,
+        "chunks": module.chunks.len(),
+    })
 }

@@ -16,46 +16,52 @@ use crate::deploy::report::Report;
 use crate::deploy::topics::Topic;
 use crate::message::Digest;
 
-/// The chunks of one module that the broker keeps, with the digest of what they hold.
+/// The chunks of our modules that the broker keeps, with the digest of what they hold.
 #[derive(Debug, Default)]
-pub struct Kept(BTreeMap<u32, Digest>);
+pub struct Kept(BTreeMap<(Digest, u32), Digest>);
 
-/// Asks the broker what it keeps of the module.
+/// Asks the broker what it keeps of the modules.
 pub async fn look(talk: &mut Talk, bundle: &Bundle) -> anyhow::Result<Kept> {
-    let filter = talk.topics.blobs(&bundle.module.digest);
+    let filters: Vec<String> = bundle.digests().map(|digest| talk.topics.blobs(&digest)).collect();
     let (boards, topics, mut kept) = (&mut talk.boards, &talk.topics, Kept::default());
     let take = |topic: &str, payload: &Bytes| match topics.parse(topic) {
-        Some(Topic::Blob { index, .. }) if payload.is_empty() => kept.0.remove(&index).is_some(),
-        Some(Topic::Blob { index, .. }) => {
-            let digest = deploy::digest(payload);
-            kept.0.insert(index, digest) != Some(digest)
+        Some(Topic::Blob { digest, index }) if payload.is_empty() => kept.0.remove(&(digest, index)).is_some(),
+        Some(Topic::Blob { digest, index }) => {
+            let held = deploy::digest(payload);
+            kept.0.insert((digest, index), held) != Some(held)
         }
         _ => boards.take(topic, payload),
     };
-    talk.remote.look(std::slice::from_ref(&filter), Duration::ZERO, talk.deadline, take).await?;
+    talk.remote.look(&filters, Duration::ZERO, talk.deadline, take).await?;
     // Or it would send us every chunk that we publish.
-    talk.remote.unsubscribe(&filter);
+    filters.iter().for_each(|filter| talk.remote.unsubscribe(filter));
     Ok(kept)
 }
 
 impl Kept {
     /// The chunks that are not there, or not what they should be.
-    pub fn missing(&self, bundle: &Bundle) -> Vec<u32> {
-        let wanted = (0..).zip(&bundle.module.chunks);
-        wanted.filter(|(index, digest)| self.0.get(index) != Some(*digest)).map(|(index, _)| index).collect()
+    pub fn missing(&self, talk: &Talk, bundle: &Bundle) -> Vec<(String, Bytes)> {
+        let mut missing = Vec::new();
+        for part in &bundle.parts {
+            let digest = &part.module.digest;
+            for (index, chunk) in (0..).zip(&part.module.chunks) {
+                if self.0.get(&(*digest, index)) != Some(chunk) {
+                    missing.push((talk.topics.blob(digest, index), part.chunk(index)));
+                }
+            }
+        }
+        missing
     }
 
     /// The topics of all chunks, of those too that an earlier push has cut otherwise.
     pub fn all(self, talk: &Talk, bundle: &Bundle) -> Vec<String> {
-        let ours = (0..).zip(&bundle.module.chunks).map(|(index, _)| index);
-        let indices: BTreeSet<u32> = self.0.into_keys().chain(ours).collect();
-        indices.into_iter().map(|index| talk.topics.blob(&bundle.module.digest, index)).collect()
+        let ours = bundle.parts.iter().flat_map(|part| {
+            let indices = 0..part.module.chunks.len() as u32;
+            indices.map(|index| (part.module.digest, index))
+        });
+        let chunks: BTreeSet<(Digest, u32)> = self.0.into_keys().chain(ours).collect();
+        chunks.into_iter().map(|(digest, index)| talk.topics.blob(&digest, index)).collect()
     }
-}
-
-pub fn messages(talk: &Talk, bundle: &Bundle, indices: &[u32]) -> Vec<(String, Bytes)> {
-    let message = |index: &u32| (talk.topics.blob(&bundle.module.digest, *index), bundle.chunk(*index));
-    indices.iter().map(message).collect()
 }
 
 /// The topics of all chunks of modules that no board's report and no order on the broker names.
@@ -66,7 +72,7 @@ pub async fn unused(talk: &mut Talk, base: &str, bundle: &Bundle) -> anyhow::Res
         format!("{base}/group/+/deploy/+"),
         format!("{base}/blob/+/+"),
     ];
-    let mut named = BTreeSet::from([bundle.module.digest]);
+    let mut named = bundle.digests().collect::<BTreeSet<_>>();
     let mut chunks: BTreeSet<(Digest, u32)> = BTreeSet::new();
     let topics = talk.topics.clone();
     let take = |topic: &str, payload: &Bytes| match topics.parse(topic) {
@@ -89,11 +95,12 @@ pub async fn unused(talk: &mut Talk, base: &str, bundle: &Bundle) -> anyhow::Res
     Ok(chunks.into_iter().map(|(digest, index)| topics.blob(&digest, index)).collect())
 }
 
-/// The module that an order installs. Whoever has signed it: what is doubtful is kept.
-fn ordered(envelope: &[u8]) -> Option<Digest> {
-    match Order::parse(Envelope::parse(envelope).ok()?.unverified()).ok()?.change {
-        Change::Install(install) => Some(install.module.digest),
-        _ => None,
+/// The modules that an order may bring. Whoever has signed it: what is doubtful is kept.
+fn ordered(envelope: &[u8]) -> Vec<Digest> {
+    let order = Envelope::parse(envelope).and_then(|envelope| Order::parse(envelope.unverified()));
+    match order.map(|order| order.change) {
+        Ok(Change::Install(install)) => install.modules().map(|module| module.digest).collect(),
+        _ => Vec::new(),
     }
 }
 

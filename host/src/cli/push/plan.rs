@@ -11,7 +11,7 @@ use crate::cli::changes::{self, Change, Kind};
 use crate::cli::printable;
 use crate::cli::signing::Signer;
 use crate::cli::talk::Talk;
-use crate::deploy::payload::{self, Document, Install, Order};
+use crate::deploy::payload::{self, Order};
 use crate::deploy::report::State;
 use crate::time;
 
@@ -34,9 +34,8 @@ pub fn order(serial: Option<u64>, mut bundle: Bundle, talk: &Talk, signer: &Sign
         return Ok(Plan { order, envelope: envelope.to_vec(), bundle, is_new: false });
     }
     bundle.manifest.serial = self::serial(serial, &bundle, talk)?;
-    let install = Install { manifest: Document::of(&bundle.manifest), module: bundle.module.clone() };
-    let order =
-        signer.order(&talk.function, bundle.manifest.serial, &talk.target, payload::Change::Install(Box::new(install)));
+    let change = payload::Change::Install(Box::new(bundle.install()));
+    let order = signer.order(&talk.function, bundle.manifest.serial, &talk.target, change);
     let envelope = signer.sign(&order);
     Ok(Plan { order, envelope, bundle, is_new: true })
 }
@@ -48,8 +47,7 @@ fn is_good(order: &Order, wanted: u64, bundle: &mut Bundle, talk: &Talk) -> bool
     let is_same = (wanted == 0 || wanted == order.serial)
         && order.target == talk.target
         && order.expires_at_ms > time::now_ms()
-        && install.module == bundle.module
-        && install.manifest == Document::of(&bundle.manifest);
+        && **install == bundle.install();
     let is_over = talk.boards.members(&talk.target, &talk.function, None).iter().any(|node| {
         talk.boards.report(node, &talk.function).is_some_and(|report| match report.serial {
             // A serial that was written down stays what it is: the same order comes to the same end.
@@ -102,9 +100,11 @@ pub fn previews(bundle: &Bundle, talk: &Talk) -> Vec<Preview> {
         let active = talk.boards.report(&node, &talk.function).and_then(|report| report.active.as_ref());
         let mut changes = changes::changes(active.map(|active| &active.manifest), &new);
         let digest = active.map(|active| active.version.digest);
-        if digest != Some(bundle.module.digest) {
-            let (from, to) = (digest.map(|digest| json!(digest.to_string())), json!(bundle.module.digest.to_string()));
-            changes.push(Change { key: "module".into(), kind: Kind::Value { from, to: Some(to) } });
+        if digest.is_none_or(|digest| bundle.digests().all(|new| new != digest)) {
+            // Of code it depends on the board which it takes.
+            let to = bundle.digests().next().map(|digest| json!(digest.to_string()));
+            let from = digest.map(|digest| json!(digest.to_string()));
+            changes.push(Change { key: "module".into(), kind: Kind::Value { from, to } });
         }
         let from = active.map(|active| json!({ "version": active.version.version, "serial": active.version.serial }));
         Preview { node: node.to_string(), from, changes }

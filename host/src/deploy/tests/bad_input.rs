@@ -37,7 +37,7 @@ fn check(board: &mut Board, expected: &str) {
 fn with_module(change: impl FnOnce(&mut Module)) -> Order {
     let mut order = install(&manifest(2, ""), &module(2));
     if let Change::Install(install) = &mut order.change {
-        change(&mut install.module);
+        change(install.module.as_mut().unwrap());
     }
     order
 }
@@ -382,7 +382,8 @@ fn manifest_that_hears_itself_or_is_none() {
         let mut order = install(&manifest(2, ""), &module(2));
         let manifest: Document = serde_json::from_str(json).unwrap();
         let Change::Install(install) = &order.change else { unreachable!() };
-        order.change = Change::Install(Box::new(Install { manifest, module: install.module.clone() }));
+        order.change =
+            Change::Install(Box::new(Install { manifest, module: install.module.clone(), code: Vec::new() }));
         order
     };
     let mut board = working();

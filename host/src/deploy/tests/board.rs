@@ -16,10 +16,10 @@ use crate::deploy::payload::{Change, Document, Install, Module, Order};
 use crate::deploy::report::Report;
 use crate::deploy::topics::{Target, Topics};
 use crate::deploy::{Action, Deployer, Now, Request, Settings, Start, TrialEvent};
-use crate::deploy::{Compile, CompileFailed};
+use crate::deploy::{Compile, CompileFailed, Host};
 use crate::manifest::Manifest;
 use crate::message::{Digest, Failure, FailureCode};
-use crate::sandbox::Class;
+use crate::sandbox::{Class, Isa};
 
 pub const NODE: &str = "pump-3";
 pub const GROUP: &str = "pumps";
@@ -82,6 +82,7 @@ pub fn settings(keys: &[(&str, &SigningKey)]) -> Settings {
         node: NODE.into(),
         groups: vec![GROUP.into()],
         base_topic: "sedge".into(),
+        host: Host { has_compiler: true, target: Some(Isa::Aarch64) },
         deploy: config::Deploy { keys: keys.iter().map(entry).collect(), ..config::Deploy::default() },
         ceilings: config::Functions::default(),
     }
@@ -104,7 +105,8 @@ pub fn module(seed: u64) -> Vec<u8> {
 }
 
 pub fn install(manifest: &Manifest, wasm: &[u8]) -> Order {
-    let install = Install { manifest: Document::of(manifest), module: Module::of(wasm, CHUNK) };
+    let module = Some(Module::of(wasm, CHUNK));
+    let install = Install { manifest: Document::of(manifest), module, code: Vec::new() };
     Order {
         function: FUNCTION.into(),
         serial: manifest.serial,

@@ -8,7 +8,14 @@ use crate::deploy::topics::{KEYS, Target};
 use crate::deploy::{Request, TrialEvent};
 
 fn trusted(name: &str, key: &SigningKey) -> TrustedKey {
-    TrustedKey { name: name.into(), public_key: key.public(), functions: vec![], topics: vec![], keys: false }
+    TrustedKey {
+        name: name.into(),
+        public_key: key.public(),
+        functions: vec![],
+        topics: vec![],
+        keys: false,
+        native_code: false,
+    }
 }
 
 fn update(serial: u64, trust: Vec<TrustedKey>, revoke: &[&SigningKey]) -> Order {
