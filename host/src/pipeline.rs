@@ -19,6 +19,7 @@ mod quarantine;
 mod recall;
 mod record;
 mod recording;
+mod remembered;
 mod shadow;
 mod trial;
 mod unit;
