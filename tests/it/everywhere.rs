@@ -136,10 +136,11 @@ fn day() -> Vec<Publish> {
     said
 }
 
-/// The payloads that went upstream, by topic, in order.
+/// The payloads that went upstream and to the local broker, by topic, in order.
 fn live(program: PathBuf) -> BTreeMap<String, Vec<String>> {
     let broker = Mosquitto::start();
     let upstream = Upstream::collect_filter(broker.port, "upstream", "up/#");
+    let published = Upstream::collect_filter(broker.port, "neighbour", "derived/#");
     let setup = Setup::new(broker.url()).upstream(broker.url()).set("upstream", "topic_prefix = \"up/\"");
     // Folding goes by the clock.
     let setup = setup.set("upstream", "fold_secs = 0");
@@ -163,8 +164,9 @@ fn live(program: PathBuf) -> BTreeMap<String, Vec<String>> {
     broker.client("hand").publish(Publish::new("up/end", "")).expect("publish");
     let ended = || upstream.received().iter().any(|message| message.topic == "up/end");
     assert!(eventually(Duration::from_secs(10), ended), "the broker keeps something back");
+    assert!(eventually(Duration::from_secs(10), || published.count() >= 80), "{} published", published.count());
     let mut by_topic: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    for message in upstream.received() {
+    for message in upstream.received().into_iter().chain(published.received()) {
         let (topic, payload) = match message.topic.starts_with("up/alerts/") {
             true => alert(&message),
             false => (message.topic.clone(), message.text()),
