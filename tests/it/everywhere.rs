@@ -136,10 +136,11 @@ fn day() -> Vec<Publish> {
     said
 }
 
-/// The payloads that went upstream, by topic, in order.
-fn live(program: PathBuf) -> BTreeMap<String, Vec<Vec<u8>>> {
+/// The payloads that went upstream and to the local broker, by topic, in order.
+fn live(program: PathBuf) -> BTreeMap<String, Vec<String>> {
     let broker = Mosquitto::start();
     let upstream = Upstream::collect_filter(broker.port, "upstream", "up/#");
+    let published = Upstream::collect_filter(broker.port, "neighbour", "derived/#");
     let setup = Setup::new(broker.url()).upstream(broker.url()).set("upstream", "topic_prefix = \"up/\"");
     // Folding goes by the clock.
     let setup = setup.set("upstream", "fold_secs = 0");
@@ -163,22 +164,23 @@ fn live(program: PathBuf) -> BTreeMap<String, Vec<Vec<u8>>> {
     broker.client("hand").publish(Publish::new("up/end", "")).expect("publish");
     let ended = || upstream.received().iter().any(|message| message.topic == "up/end");
     assert!(eventually(Duration::from_secs(10), ended), "the broker keeps something back");
-    let mut by_topic: BTreeMap<String, Vec<Vec<u8>>> = BTreeMap::new();
-    for message in upstream.received() {
-        let payload = match message.topic.starts_with("up/alerts/") {
-            true => without_time(&message.payload),
-            false => message.payload,
+    assert!(eventually(Duration::from_secs(10), || published.count() >= 80), "{} published", published.count());
+    let mut by_topic: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for message in upstream.received().into_iter().chain(published.received()) {
+        let (topic, payload) = match message.topic.starts_with("up/alerts/") {
+            true => alert(&message),
+            false => (message.topic.clone(), message.text()),
         };
-        by_topic.entry(message.topic).or_default().push(payload);
+        by_topic.entry(topic).or_default().push(payload);
     }
     by_topic
 }
 
-/// The envelope of an alert says when it was.
-fn without_time(alert: &[u8]) -> Vec<u8> {
-    let mut alert: Value = serde_json::from_slice(alert).expect("an alert is JSON");
+/// With the topic that it is about, since order is kept within each of those, and without the time, which its envelope says.
+fn alert(message: &Publish) -> (String, String) {
+    let mut alert: Value = serde_json::from_slice(&message.payload).expect("an alert is JSON");
     alert.as_object_mut().expect("an alert is an object").remove("at_ms").expect("it says when it was");
-    alert.to_string().into()
+    (format!("{} {}", message.topic, alert["topic"]), alert.to_string())
 }
 
 #[test]
