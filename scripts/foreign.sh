@@ -28,10 +28,11 @@ if [ "${SEDGE_FOREIGN:-}" != inside ] && readelf --program-headers "$@" | grep -
     exit
 fi
 
-# Everything in everywhere.rs, and of the rest what a processor could change. What an emulator takes of memory says nothing.
+# Everything in everywhere.rs, and of the rest what a processor could change. What an emulator takes of memory says
+# nothing.
 core=(
     everywhere::
-    boards::it_
+    boards::it_serves_with_39_bits_of_addresses
     limits::whatever_a_function_does_the_message_is_a_dead_letter_and_others_go_on
     deploy::push::a_push_ends_with_the_new_version_at_work
 )

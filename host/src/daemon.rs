@@ -198,8 +198,14 @@ impl Daemon {
             self.housekeep(now, now_ms, ending.is_some());
             self.end_turn(now);
             if let Some(pause) = pace.pause(taken, now) {
+                // What this turn had to say to the broker leaves now.
+                tokio::task::yield_now().await;
                 // Blocking on purpose: the runtime would go on reading from the sockets, a message at a time.
                 std::thread::sleep(pause);
+                // The runtime looks at the sockets in the first of these and reads from them in the second, so that all that
+                // came meanwhile is one turn, and not one for each that has something to say.
+                tokio::task::yield_now().await;
+                tokio::task::yield_now().await;
             }
         }
         self.close().await

@@ -19,13 +19,14 @@ mod quarantine;
 mod recall;
 mod record;
 mod recording;
+mod remembered;
 mod shadow;
 mod trial;
 mod unit;
 mod waiting;
 mod window;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -89,6 +90,9 @@ pub const MAX_FUNCTIONS: usize = 1 << 16;
 pub struct Pipeline {
     settings: Settings,
     functions: Vec<Function>,
+    /// Functions with a timer or a version on trial, and some that had one: most boards have few of them, and every turn
+    /// of the loop asks what is due.
+    timed: BTreeSet<usize>,
     /// Versions that the workers are loading.
     pending: Vec<deployment::Pending>,
     recalls: HashMap<Key, Recall>,
@@ -132,6 +136,7 @@ impl Pipeline {
             window: Window::new(settings.receive_maximum, false, &[]),
             settings,
             functions: Vec::new(),
+            timed: BTreeSet::new(),
             pending: Vec::new(),
             recalls: HashMap::new(),
             router: Router::new(Vec::new()),

@@ -33,7 +33,7 @@ fn serves(daemon: &Daemon, broker: &Mosquitto, upstream: &Upstream) {
 }
 
 #[test]
-fn it_starts_compiles_and_serves_with_little_address_space() {
+fn little_address_space_is_enough_to_start_compile_and_serve() {
     let broker = Mosquitto::start();
     let cloud = Mosquitto::start();
     let upstream = Upstream::collect(cloud.port);
@@ -51,6 +51,11 @@ fn it_starts_compiles_and_serves_with_little_address_space() {
 /// processor the test above stands for it.
 #[test]
 fn it_serves_with_39_bits_of_addresses() {
+    // The fifth byte of a program says how wide its addresses are.
+    if std::fs::read(board_program()).expect("read the program").get(4) == Some(&1) {
+        println!("{} has 32 bits of addresses", board_program().display());
+        return;
+    }
     let broker = Mosquitto::start();
     let cloud = Mosquitto::start();
     let upstream = Upstream::collect(cloud.port);

@@ -177,7 +177,10 @@ impl Pipeline {
         }
         let function = &mut self.functions[number];
         match trial {
-            Some(terms) => function.candidate = Some(Candidate::new(Rc::clone(edition), terms, now)),
+            Some(terms) => {
+                function.candidate = Some(Candidate::new(Rc::clone(edition), terms, now));
+                self.timed.insert(number);
+            }
             None => {
                 if let Some(older) = function.proven.replace(Rc::clone(edition)) {
                     self.retire(number, older);
@@ -206,6 +209,7 @@ impl Pipeline {
         function.warned_without_upstream = false;
         let every = function.serving().and_then(|edition| edition.manifest.every);
         function.next_tick = every.map(|every| now + every);
+        self.timed.insert(number);
         self.turn.routes_changed = true;
     }
 
@@ -347,7 +351,7 @@ impl Pipeline {
 
     /// Trials that end by the clock.
     pub(super) fn judge_due(&mut self, now: Instant, now_ms: u64) {
-        for number in 0..self.functions.len() {
+        for number in self.timed.iter().copied().collect::<Vec<_>>() {
             if self.functions[number].candidate.is_some() {
                 self.judge(number, None, now, now_ms);
             }

@@ -115,7 +115,9 @@ impl Pipeline {
             let unit = self.insert(Unit::new(message, hops, from, 1, commit));
             self.start(unit, function, now, now_ms);
         }
-        for number in 0..self.functions.len() {
+        let functions = &self.functions;
+        self.timed.retain(|number| functions[*number].next_tick.is_some() || functions[*number].candidate.is_some());
+        for number in self.timed.iter().copied().collect::<Vec<_>>() {
             let function = &mut self.functions[number];
             let every = function.serving().and_then(|edition| edition.manifest.every);
             let (Some(every), Some(at)) = (every, function.next_tick) else { continue };
@@ -150,8 +152,9 @@ impl Pipeline {
     }
 
     pub fn next_due(&self) -> Option<Instant> {
-        let ticks = self.functions.iter().filter_map(|function| function.next_tick);
-        let trials = self.functions.iter().filter_map(|function| function.candidate.as_ref()?.until());
+        let timed = || self.timed.iter().map(|number| &self.functions[*number]);
+        let ticks = timed().filter_map(|function| function.next_tick);
+        let trials = timed().filter_map(|function| function.candidate.as_ref()?.until());
         ticks.chain(trials).chain(self.parking.next_due()).min()
     }
 }

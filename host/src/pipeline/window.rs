@@ -15,8 +15,9 @@
 //! A broker that reuses free ids never needs one above Receive Maximum: one above it proves that it counts. Some are known
 //! to count by their name. Without evidence the message is processed: twice rather than never.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 
+use super::remembered::{Known, Remembered};
 use crate::mqtt::AckToken;
 use crate::store::Fingerprint;
 
@@ -27,14 +28,8 @@ pub struct Window {
     places: VecDeque<Place>,
     /// The number of the first place.
     first: u64,
-    known: HashMap<u16, Known>,
-    /// Packet ids of `known`, in the order in which they came. An id that came again is in it twice; the older entry is
-    /// passed over.
-    order: VecDeque<(u16, u64)>,
-    came: u64,
+    known: Remembered,
     receive_maximum: usize,
-    /// How many messages are remembered.
-    memory: usize,
     counts_upwards: bool,
 }
 
@@ -50,14 +45,6 @@ pub const fn memory(receive_maximum: u16) -> u16 {
 struct Place {
     token: AckToken,
     done: bool,
-}
-
-struct Known {
-    digest: u64,
-    /// `None` once it is committed.
-    unit: Option<UnitId>,
-    ack_written: bool,
-    came: u64,
 }
 
 /// What a delivery is.
@@ -81,16 +68,13 @@ impl Window {
         let mut window = Self {
             places: VecDeque::new(),
             first: 0,
-            known: HashMap::new(),
-            order: VecDeque::new(),
-            came: 0,
+            known: Remembered::new(memory(receive_maximum).into()),
             receive_maximum: receive_maximum.into(),
-            memory: memory(receive_maximum).into(),
             counts_upwards,
         };
         for fingerprint in committed {
             // Whether the last process wrote the acknowledgement is not known: it may have.
-            window.remember(*fingerprint, None, true);
+            window.known.insert(*fingerprint, None, true);
         }
         window
     }
@@ -117,7 +101,7 @@ impl Window {
         let place = self.first + self.places.len() as u64;
         let known = self
             .known
-            .get(&fingerprint.packet_id)
+            .get(fingerprint.packet_id)
             .filter(|known| dup && known.digest == fingerprint.digest && (self.counts_upwards || !known.ack_written));
         let seen = match known {
             Some(Known { unit: None, .. }) => Seen::Done,
@@ -125,24 +109,21 @@ impl Window {
             None => Seen::New { place },
         };
         self.places.push_back(Place { token, done: seen == Seen::Done });
-        match seen {
-            Seen::New { .. } => self.remember(fingerprint, None, false),
-            Seen::Done => self.remember(fingerprint, None, false),
-            Seen::UnderWay { unit, .. } => self.remember(fingerprint, Some(unit), false),
-        }
+        let unit = if let Seen::UnderWay { unit, .. } = seen { Some(unit) } else { None };
+        self.known.insert(fingerprint, unit, false);
         seen
     }
 
     /// Says which unit a new delivery became.
     pub fn assign(&mut self, packet_id: u16, unit: UnitId) {
-        if let Some(known) = self.known.get_mut(&packet_id) {
+        if let Some(known) = self.known.get_mut(packet_id) {
             known.unit = Some(unit);
         }
     }
 
     /// The delivery at this place is committed. Its acknowledgement follows when all before it are.
     pub fn done(&mut self, place: u64, fingerprint: Fingerprint) {
-        if let Some(known) = self.known.get_mut(&fingerprint.packet_id)
+        if let Some(known) = self.known.get_mut(fingerprint.packet_id)
             && known.digest == fingerprint.digest
         {
             known.unit = None;
@@ -159,7 +140,7 @@ impl Window {
         }
         self.first += 1;
         let token = self.places.pop_front()?.token;
-        if let Some(known) = self.known.get_mut(&token.packet_id) {
+        if let Some(known) = self.known.get_mut(token.packet_id) {
             known.ack_written = true;
         }
         Some(token)
@@ -175,15 +156,15 @@ impl Window {
     /// whether its acknowledgement was written.
     pub fn store_failed(&mut self) {
         self.disconnected();
-        self.known.retain(|_, known| known.unit.is_none());
+        self.known.retain(|known| known.unit.is_none());
     }
 
     /// The disk works again and holds these. One that is not known here was committed although the commit was reported
     /// as failed; its acknowledgement was never written.
     pub fn store_reopened(&mut self, committed: &[Fingerprint]) {
         for fingerprint in committed {
-            if !self.known.contains_key(&fingerprint.packet_id) {
-                self.remember(*fingerprint, None, false);
+            if self.known.get(fingerprint.packet_id).is_none() {
+                self.known.insert(*fingerprint, None, false);
             }
         }
     }
@@ -191,20 +172,6 @@ impl Window {
     /// The broker has no session of ours: whatever comes is new.
     pub fn session_lost(&mut self) {
         self.known.clear();
-        self.order.clear();
-    }
-
-    fn remember(&mut self, fingerprint: Fingerprint, unit: Option<UnitId>, ack_written: bool) {
-        self.came += 1;
-        let known = Known { digest: fingerprint.digest, unit, ack_written, came: self.came };
-        self.known.insert(fingerprint.packet_id, known);
-        self.order.push_back((fingerprint.packet_id, self.came));
-        while self.order.len() > self.memory {
-            let Some((packet_id, came)) = self.order.pop_front() else { break };
-            if self.known.get(&packet_id).is_some_and(|known| known.came == came) {
-                self.known.remove(&packet_id);
-            }
-        }
     }
 }
 
@@ -336,6 +303,7 @@ mod tests {
             window.done(u64::from(id), fingerprint(id, id.into()));
             window.release();
         }
-        assert!(window.known.len() <= 80 && window.order.len() <= 80);
+        let remembered = (0..10_000).filter(|id| window.known.get(*id).is_some());
+        assert_eq!(remembered.collect::<Vec<_>>(), (9_920..10_000).collect::<Vec<_>>());
     }
 }

@@ -64,7 +64,7 @@ impl Checkpointer {
         Ok(Self { wake: Some(wake), running, thread: Some(thread) })
     }
 
-    /// Called by the writer after each commit. Returns the length of the WAL in frames.
+    /// Called by the writer between two commits. Returns the length of the WAL in frames.
     pub(super) fn after_commit(&self, writer: &Connection) -> rusqlite::Result<u64> {
         let (frames, copied) = writer.wal_checkpoint_v2(Some(MAIN_DB), CheckpointMode::NOOP)?;
         let frames = u64::try_from(frames).unwrap_or(0);

@@ -56,6 +56,8 @@ pub(super) struct Session {
     /// The newest `Commit` request that was taken.
     seq: Option<u64>,
     in_transaction: bool,
+    /// The write-ahead log is longer than at the last [`Self::checkpoint`].
+    has_appended: bool,
     /// Added by the transaction under way.
     parked: Vec<Parked>,
     /// Added by another process, and not told to the daemon yet.
@@ -157,6 +159,7 @@ impl Session {
             pending: Vec::new(),
             seq: None,
             in_transaction: false,
+            has_appended: false,
             parked: Vec::new(),
             replayed: Vec::new(),
             behind_since: None,
@@ -282,12 +285,20 @@ impl Session {
         self.stats.committed(started.elapsed());
         self.in_transaction = false;
         self.behind_since = None;
-        let frames = self.checkpointer.after_commit(&self.connection)?;
-        self.stats.wal_bytes.store(frames * FRAME_BYTES, Relaxed);
+        self.has_appended = true;
         self.count();
         let parked = std::mem::take(&mut self.parked);
         // Without a `Commit` request nothing was stored or parked.
         Ok(self.seq.take().map(|seq| Committed { seq, stored, parked }))
+    }
+
+    /// Keeps the write-ahead log short. After the last commit was told of: who waits for that need not wait for this.
+    pub(super) fn checkpoint(&mut self) -> rusqlite::Result<()> {
+        if std::mem::take(&mut self.has_appended) {
+            let frames = self.checkpointer.after_commit(&self.connection)?;
+            self.stats.wal_bytes.store(frames * FRAME_BYTES, Relaxed);
+        }
+        Ok(())
     }
 
     /// What the last commit makes known, beside `Committed`.

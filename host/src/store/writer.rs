@@ -218,6 +218,7 @@ impl Writer {
             let super::session::Committed { seq, stored, parked } = committed;
             self.tell([Event::Committed { seq, stored, parked }])?;
         }
+        session.checkpoint()?;
         for (stream, after, max_bytes) in std::mem::take(&mut self.reads) {
             self.read(session, stream, after, max_bytes)?;
         }

@@ -15,7 +15,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 
 use super::bounds;
@@ -180,7 +182,7 @@ struct Sent {
 }
 
 struct Running {
-    stream: Rc<UnixStream>,
+    stream: Rc<OwnedWriteHalf>,
     out: Rc<RefCell<Vec<u8>>>,
     wake_writer: Rc<Notify>,
     reader: tokio::task::JoinHandle<()>,
@@ -518,11 +520,12 @@ impl Pool {
         slot.first_unsent = slot.first;
         slot.heard_since = false;
         slot.last_heard = Instant::now();
-        let stream = Rc::new(UnixStream::from_std(near)?);
+        let (from_worker, to_worker) = UnixStream::from_std(near)?.into_split();
+        let stream = Rc::new(to_worker);
         let out = Rc::new(RefCell::new(Vec::new()));
         let wake_writer = Rc::new(Notify::new());
         slot.running = Some(Running {
-            reader: tokio::task::spawn_local(read(Rc::clone(&stream), Rc::clone(&self.queue), worker, slot.life)),
+            reader: tokio::task::spawn_local(read(from_worker, Rc::clone(&self.queue), worker, slot.life)),
             writer: tokio::task::spawn_local(write(Rc::clone(&stream), Rc::clone(&out), Rc::clone(&wake_writer))),
             stream,
             out,
@@ -701,20 +704,17 @@ fn function(functions: &[Loadable], number: u32, edition: u32) -> Option<&Loadab
     functions.get(number as usize).filter(is_it).or_else(|| functions.iter().find(is_it))
 }
 
-async fn read(stream: Rc<UnixStream>, queue: Rc<Queue>, worker: usize, life: u32) {
+async fn read(mut stream: OwnedReadHalf, queue: Rc<Queue>, worker: usize, life: u32) {
     let mut input = BytesMut::with_capacity(READ_BYTES);
     let reason = loop {
-        if let Err(error) = stream.readable().await {
-            break error.to_string();
-        }
         // What was read before is still in use in part, so room is a new block: not one for every few hundred bytes.
         if input.capacity() - input.len() < READ_BYTES / 4 {
             input.reserve(READ_BYTES);
         }
-        match stream.try_read_buf(&mut input) {
+        // Knows from a read that did not fill the buffer that the socket is empty; `try_read_buf` would ask once more.
+        match stream.read_buf(&mut input).await {
             Ok(0) => break "closed its socket".to_owned(),
             Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => break error.to_string(),
         }
         let mut frames = queue.frames.borrow_mut();
@@ -744,7 +744,7 @@ async fn read(stream: Rc<UnixStream>, queue: Rc<Queue>, worker: usize, life: u32
 }
 
 /// Writes what did not go out at once.
-async fn write(stream: Rc<UnixStream>, out: Rc<RefCell<Vec<u8>>>, wake: Rc<Notify>) {
+async fn write(stream: Rc<OwnedWriteHalf>, out: Rc<RefCell<Vec<u8>>>, wake: Rc<Notify>) {
     loop {
         wake.notified().await;
         while !out.borrow().is_empty() {

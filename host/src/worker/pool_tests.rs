@@ -186,10 +186,11 @@ async fn imposter(pool: &mut Pool) -> StdStream {
     pool.stop(0);
     let slot = &mut pool.slots[0];
     slot.life += 1;
-    let stream = Rc::new(UnixStream::from_std(near).unwrap());
+    let (from_worker, to_worker) = UnixStream::from_std(near).unwrap().into_split();
+    let stream = Rc::new(to_worker);
     let (out, wake_writer) = (Rc::default(), Rc::new(Notify::new()));
     slot.running = Some(Running {
-        reader: tokio::task::spawn_local(read(Rc::clone(&stream), Rc::clone(&pool.queue), 0, slot.life)),
+        reader: tokio::task::spawn_local(read(from_worker, Rc::clone(&pool.queue), 0, slot.life)),
         writer: tokio::task::spawn_local(write(Rc::clone(&stream), Rc::clone(&out), Rc::clone(&wake_writer))),
         stream,
         out,

@@ -21,8 +21,8 @@ pub fn children(pid: u32) -> Vec<(u32, Vec<String>)> {
 pub fn workers(pid: u32) -> Vec<u32> {
     children(pid)
         .into_iter()
-        // An emulator and its program come before it.
-        .filter(|(_, arguments)| arguments.iter().skip(1).take(2).any(|command| command == "worker"))
+        // An emulator and the file that it runs come before its name.
+        .filter(|(_, arguments)| arguments.iter().skip(1).take(3).any(|command| command == "worker"))
         .map(|(pid, _)| pid)
         .collect()
 }
