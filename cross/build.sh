@@ -12,7 +12,7 @@ fail() {
 target=${1:-} profile=${2:-dist} variant=${3:-full}
 # That of Debian 11.
 glibc=2.31
-# A panic ends the process, so that nothing reads these tables: a tenth of the program.
+# A panic ends the process, so that nothing reads the tables for unwinding; trim.py takes out what is written all the same.
 flags='-C force-unwind-tables=no'
 export TARGET_CFLAGS="${TARGET_CFLAGS:-} -fno-asynchronous-unwind-tables -fno-unwind-tables"
 case $target in
@@ -43,6 +43,7 @@ if [ "$variant" = runtime ] && [ -e "$full" ]; then mv "$full" "$full.full"; fi
 status=0
 cargo-zigbuild zigbuild --package sedge --bin sedge --profile "$profile" --target "$for_zig" \
     "${features[@]}" "${build_std[@]}" >&2 || status=$?
+[ "$status" != 0 ] || cross/trim.py "$full"
 if [ "$variant" = runtime ]; then
     [ "$status" != 0 ] || mv "$full" "$folder/$name"
     [ ! -e "$full.full" ] || mv "$full.full" "$full"
