@@ -129,6 +129,7 @@ fn effective(configured: &[TrustedKey], changes: &Changes) -> Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::deploy::tests::board::trusted;
     use crate::key::SigningKey;
 
     fn config(keys: &[(&str, &SigningKey)]) -> config::Deploy {
@@ -137,17 +138,6 @@ mod tests {
             ((*name).to_owned(), key)
         };
         config::Deploy { keys: keys.iter().map(entry).collect(), ..config::Deploy::default() }
-    }
-
-    fn trusted(name: &str, key: &SigningKey) -> TrustedKey {
-        TrustedKey {
-            name: name.into(),
-            public_key: key.public(),
-            functions: vec![],
-            topics: vec![],
-            keys: false,
-            native_code: false,
-        }
     }
 
     fn names(trust: &Trust) -> Vec<&str> {

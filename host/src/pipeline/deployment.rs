@@ -74,6 +74,11 @@ const SHADOW: char = '~';
 impl Pipeline {
     /// Loads a version; it serves, or its trial begins, when all workers have it.
     pub fn deploy(&mut self, deployment: Deployment, now: Instant) {
+        self.put(deployment, false, now);
+    }
+
+    /// `has_run`: the workers have had it under another number, so that nobody needs to see first whether they can load it.
+    fn put(&mut self, deployment: Deployment, has_run: bool, now: Instant) {
         let name = Arc::clone(&deployment.manifest.name);
         let is_first = self.function_named(&name).is_none_or(|number| self.functions[number].serving().is_none());
         let is_shadow = deployment.trial.as_ref().is_some_and(|trial| trial.mode == TrialMode::Shadow) && !is_first;
@@ -101,7 +106,8 @@ impl Pipeline {
         let edition = Rc::new(Edition::new(edition, manifest, terms.is_some()));
         // What waits already is older.
         self.forget_pending(number);
-        if is_first && terms.is_none() {
+        let keeps_keys = self.functions[number].serving().is_none_or(|serving| serving.has_keys_of(&edition));
+        if terms.is_none() && (is_first || has_run && keeps_keys) {
             // Jobs reach a worker behind the code that they need.
             self.begin(number, &edition, None, now);
         }
@@ -247,7 +253,7 @@ impl Pipeline {
             let deployment = self.functions[number].deployment.take();
             self.end_shadow(name);
             if let Some(deployment) = deployment {
-                self.deploy(Deployment { trial: None, ..deployment }, now);
+                self.put(Deployment { trial: None, ..deployment }, true, now);
             }
         } else if let Some(number) = self.function_named(name).filter(|number| self.has_candidate(*number, edition)) {
             self.believe(number);

@@ -11,7 +11,7 @@ use crate::config;
 use crate::deploy::disk::Disk;
 use crate::deploy::envelope::Envelope;
 use crate::deploy::faults::Faults;
-use crate::deploy::keys::SigningKey;
+use crate::deploy::keys::{SigningKey, TrustedKey};
 use crate::deploy::payload::{Change, Document, Install, Module, Order};
 use crate::deploy::report::Report;
 use crate::deploy::topics::{Target, Topics};
@@ -72,6 +72,18 @@ impl Compile for Fake {
     }
 
     fn keep(&self, _: &BTreeSet<Digest>) {}
+}
+
+/// A key as an order brings it, without further permissions.
+pub fn trusted(name: &str, key: &SigningKey) -> TrustedKey {
+    TrustedKey {
+        name: name.into(),
+        public_key: key.public(),
+        functions: vec![],
+        topics: vec![],
+        keys: false,
+        native_code: false,
+    }
 }
 
 pub fn settings(keys: &[(&str, &SigningKey)]) -> Settings {

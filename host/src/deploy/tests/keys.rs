@@ -1,22 +1,11 @@
 //! Who may, and until when.
 
-use super::board::{Board, NODE, install, key, manifest, module, order, settings, sign};
+use super::board::{Board, NODE, install, key, manifest, module, order, settings, sign, trusted};
 use crate::deploy::envelope::Envelope;
 use crate::deploy::keys::{SigningKey, TrustedKey};
 use crate::deploy::payload::{Change, KeyUpdate, Order};
 use crate::deploy::topics::{KEYS, Target};
 use crate::deploy::{Request, TrialEvent};
-
-fn trusted(name: &str, key: &SigningKey) -> TrustedKey {
-    TrustedKey {
-        name: name.into(),
-        public_key: key.public(),
-        functions: vec![],
-        topics: vec![],
-        keys: false,
-        native_code: false,
-    }
-}
 
 fn update(serial: u64, trust: Vec<TrustedKey>, revoke: &[&SigningKey]) -> Order {
     let revoke = revoke.iter().map(|key| key.public().id()).collect();
