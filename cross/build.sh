@@ -21,7 +21,8 @@ case $target in
     arm-unknown-linux-musleabihf)
         for_zig=$target
         # The processor of Pi Zero and Pi 1. The target's own default is older than its 64-bit atomic instructions.
-        flags+=' -C target-cpu=arm1176jzf-s'
+        # What starts a program comes from zig, since there is no compiled standard library to bring it.
+        flags+=' -C target-cpu=arm1176jzf-s -C link-self-contained=no'
         ;;
     *) fail "there is no build for '$target': use TARGET=aarch64-unknown-linux-gnu, armv7-unknown-linux-gnueabihf, arm-unknown-linux-musleabihf, x86_64-unknown-linux-gnu or aarch64-unknown-linux-musl" ;;
 esac
