@@ -47,8 +47,8 @@ impl From<Bytes> for Code {
     }
 }
 
-/// Its length and the file. Does not wait: a worker takes a file with each frame, so that they do not pile up.
-pub fn send(socket: &UnixStream, code: &SealedCode) -> io::Result<()> {
+/// Its length and the file. Does not wait: where the socket, or the user, has too many files under way already, it says so.
+pub fn send(socket: &UnixStream, code: &SealedCode) -> rustix::io::Result<()> {
     let files = [code.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = SendAncillaryBuffer::new(&mut space);

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use rustix::io::Errno;
 use tokio::io::AsyncReadExt as _;
 use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
@@ -29,6 +30,7 @@ use crate::config::Isolate;
 use crate::message::{LogLine, Outcome, Scope};
 use crate::program;
 use crate::sandbox::Limits;
+use crate::sandbox::sealed::SealedCode;
 
 /// Bytes read from a worker at once.
 const READ_BYTES: usize = 64 * 1024;
@@ -188,6 +190,8 @@ struct Running {
     reader: tokio::task::JoinHandle<()>,
     writer: tokio::task::JoinHandle<()>,
     codes: Option<StdStream>,
+    /// Code that the socket did not take yet: it holds some 250 files.
+    codes_waiting: VecDeque<Arc<SealedCode>>,
     process: Option<Child>,
 }
 
@@ -304,6 +308,7 @@ impl Pool {
     /// many. What the sockets do not take now follows by itself.
     pub fn flush(&mut self) {
         for slot in &mut self.slots {
+            slot.pass_codes();
             if let Some(running) = &slot.running {
                 let mut out = running.out.borrow_mut();
                 if out.is_empty() || slot.owes_answer() && out.len() < GATHER_BYTES {
@@ -531,6 +536,7 @@ impl Pool {
             out,
             wake_writer,
             codes,
+            codes_waiting: VecDeque::new(),
             process,
         });
         for function in &self.functions {
@@ -636,15 +642,25 @@ impl Slot {
     }
 
     fn load(&mut self, function: &Loadable) {
-        if let (Code::Sealed(code), Some(codes)) =
-            (&function.code, self.running.as_ref().and_then(|it| it.codes.as_ref()))
-        {
-            // The worker waits for it in vain, and is replaced for being stuck.
-            if let Err(error) = codes::send(codes, code) {
-                tracing::error!(function = &*function.name, %error, "compiled code could not be passed to a worker");
-            }
+        if let (Code::Sealed(code), Some(running)) = (&function.code, &mut self.running) {
+            running.codes_waiting.push_back(Arc::clone(code));
+            self.pass_codes();
         }
         self.write(&function.to_frame());
+    }
+
+    /// As much as the socket takes; the worker empties it as it comes to the frames.
+    fn pass_codes(&mut self) {
+        let Some(Running { codes: Some(codes), codes_waiting, .. }) = &mut self.running else { return };
+        while let Some(code) = codes_waiting.front() {
+            match codes::send(codes, code) {
+                Ok(()) => {}
+                Err(Errno::AGAIN | Errno::TOOMANYREFS) => return,
+                // The worker waits for it in vain, and is replaced for being stuck.
+                Err(error) => tracing::error!(%error, "compiled code could not be passed to a worker"),
+            }
+            codes_waiting.pop_front();
+        }
     }
 
     fn send(&mut self, job: Job) {

@@ -179,6 +179,30 @@ fn a_function_that_cannot_be_loaded_is_told_and_its_jobs_are_answered() {
     });
 }
 
+#[test]
+fn more_code_than_a_socket_holds_is_passed_as_it_empties() {
+    const FUNCTIONS: u32 = 600;
+    check(|| async {
+        let one = loadable(0, counter());
+        let mut pool = Pool::start(settings(1), Vec::new()).unwrap();
+        for number in 0..FUNCTIONS {
+            pool.load(Loadable { number, ..one.clone() }, false);
+        }
+        let mut loaded = Vec::new();
+        while loaded.len() < FUNCTIONS as usize {
+            pool.flush();
+            pool.ready().await;
+            while let Some(event) = pool.next_event() {
+                match event {
+                    Event::Loaded { function, error: None, .. } => loaded.push(function),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        assert_eq!(loaded, (0..FUNCTIONS).collect::<Vec<_>>());
+    });
+}
+
 /// The far end of a worker's socket, for playing a worker that was taken over.
 async fn imposter(pool: &mut Pool) -> StdStream {
     let (near, far) = StdStream::pair().unwrap();
@@ -196,6 +220,7 @@ async fn imposter(pool: &mut Pool) -> StdStream {
         out,
         wake_writer,
         codes: None,
+        codes_waiting: VecDeque::new(),
         process: None,
     });
     far
