@@ -18,13 +18,8 @@ if [ "${SEDGE_TRY_DEB:-}" != inside ]; then
     SEDGE_TRY_DEB=inside exec unshare --mount --propagation private "$0" "$package" "$tree" ${other:+"$other"}
 fi
 
-# The changes are kept in memory, away from the tree.
-mount -t tmpfs -o size=1g none /mnt
-mkdir /mnt/upper /mnt/work /mnt/root
-root=/mnt/root
-mount -t overlay -o "lowerdir=$tree,upperdir=/mnt/upper,workdir=/mnt/work" none "$root"
-mount -t proc proc "$root/proc"
-mount --rbind /dev "$root/dev"
+source "$(dirname "$0")/overlay.sh"
+overlay "$tree" 1g
 
 inside() { chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 "$@"; }
 must() { "$@" || fail "failed: $*"; }

@@ -24,12 +24,8 @@ if [ "${SEDGE_FOLLOW:-}" != inside ]; then
 fi
 
 mount -t proc proc /proc
-mount -t tmpfs -o size=2g none /mnt
-mkdir /mnt/upper /mnt/work /mnt/root
-root=/mnt/root
-mount -t overlay -o "lowerdir=$tree,upperdir=/mnt/upper,workdir=/mnt/work" none "$root"
-mount -t proc proc "$root/proc"
-mount --rbind /dev "$root/dev"
+source "$here/../cross/overlay.sh"
+overlay "$tree" 2g
 cp /etc/resolv.conf "$root/etc/resolv.conf"
 # What the installer of a board writes, and debootstrap does not.
 printf '127.0.0.1 localhost\n' >"$root/etc/hosts"
