@@ -4,13 +4,10 @@
 //! generators for other languages). What comes out has no custom sections: names and producers would only be sent over the
 //! air, stored and hashed.
 
-mod memory;
-mod wiring;
-
 use std::borrow::Cow;
 
 use thiserror::Error;
-use wasmparser::{ComponentExternalKind, Instance, Parser, Payload, Validator};
+use wasmparser::{ComponentExternalKind, Instance, Parser, Payload};
 use wit_component::ComponentEncoder;
 
 /// The world, as the SDK's generator encoded it from `guest-sdk/wit`.
@@ -78,9 +75,6 @@ pub fn from_module(module: &[u8]) -> Result<Vec<u8>, ComponentError> {
         .and_then(|mut encoder| encoder.encode())
         .map_err(ComponentError::Encode)?;
     let component = without_custom_sections(&encoded, |_| false)?;
-    // A module that is too odd for it keeps the encoder's wiring.
-    let direct = wiring::direct(&component).filter(|direct| Validator::new().validate_all(direct).is_ok());
-    let component = direct.unwrap_or(component);
     check_world(&component)?;
     Ok(component)
 }
@@ -269,25 +263,6 @@ mod tests {
         let import = r#"(import "wasi:logging/logging@0.1.0-draft" "log" (func (param i32 i32 i32 i32 i32)))"#;
         let component = from_module(&with_world(module(import, HANDLE))).unwrap();
         assert_eq!(anatomy(&component).unwrap().imports, ["wasi:logging/logging@0.1.0-draft"]);
-    }
-
-    #[test]
-    fn an_import_costs_one_instance_more() {
-        let import = r#"(import "wasi:config/store@0.2.0-rc.1" "get" (func (param i32 i32 i32)))"#;
-        let component = from_module(&with_world(module(import, HANDLE))).unwrap();
-        let anatomy = anatomy(&component).unwrap();
-        assert_eq!(anatomy.core_instances, 2);
-        assert_eq!(anatomy.memory_bytes, 65_536);
-        assert_eq!(anatomy.exports, [EXPORT]);
-    }
-
-    #[test]
-    fn an_allocator_with_a_variable_stays_with_its_module() {
-        let import = r#"(import "wasi:config/store@0.2.0-rc.1" "get" (func (param i32 i32 i32)))
-            (global $next (mut i32) (i32.const 2048))"#;
-        let module = wat::parse_str(text(import, HANDLE).replace("i32.const 1024)", "global.get $next)")).unwrap();
-        let component = from_module(&with_world(module)).unwrap();
-        assert_eq!(anatomy(&component).unwrap().core_instances, 3);
     }
 
     #[test]

@@ -32,10 +32,12 @@ pub fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
     let mut sandbox = Sandbox::new();
     let ours = sandbox.load(&code, LIMITS, settings()).map_err(io::Error::other)?;
     let default = yardstick::with_wasmtime_defaults(&wasm, LIMITS, settings()).map_err(io::Error::other)?;
-    let (mut ours_us, mut ratios) = (Vec::new(), Vec::new());
+    let whole = yardstick::as_component(&wasm, LIMITS, settings()).map_err(io::Error::other)?;
+    let (mut ours_us, mut whole_us, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..size.rounds * 4 {
-        let (ours, default) = (microseconds(&ours), microseconds(&default));
+        let (ours, whole, default) = (microseconds(&ours), microseconds(&whole), microseconds(&default));
         ours_us.push(ours);
+        whole_us.push(whole);
         ratios.push(default / ours);
     }
     report.add_median(
@@ -43,6 +45,12 @@ pub fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
         ours_us,
         Goal::AtMost(5.0),
         "store, instance, JSON threshold, state get and set, drop",
+    );
+    report.add_median(
+        "invoke_component_us",
+        whole_us,
+        Goal::None,
+        "the same as a component with all its parts, which is what others' are run as",
     );
     report.add_median(
         "invoke_default_ratio",

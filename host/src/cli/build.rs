@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 use crate::manifest::{self, Manifest};
-use crate::sandbox::Grants;
+use crate::sandbox::{Grants, compile};
 use crate::{component, deploy};
 
 const TARGET: &str = "wasm32-unknown-unknown";
@@ -91,7 +91,7 @@ pub fn build(dir: &Path) -> anyhow::Result<Built> {
         size_bytes: wasm.len(),
         imports: anatomy.imports,
         memory_bytes: anatomy.memory_bytes,
-        core_instances: anatomy.core_instances,
+        core_instances: if compile::is_one_module(&wasm) { 1 } else { anatomy.core_instances },
     })
 }
 

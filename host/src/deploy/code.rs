@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! sedge-code 1\n
-//! {"target":"aarch64","wasmtime":48,"settings":1,"class":"small","wasm":"<sha256 of the component>"}\n
+//! {"target":"aarch64","wasmtime":48,"settings":2,"class":"small","wasm":"<sha256 of the component>"}\n
 //! <what the compiler made>
 //! ```
 //!

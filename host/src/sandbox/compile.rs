@@ -1,13 +1,13 @@
 //! Wasm in, compiled code out. Runs in a process of its own (`sedge compile`): a compiler fed by a stranger is the
 //! largest thing there is to attack, and some small inputs take it minutes and gigabytes.
 
-use wasmtime::component::Linker;
+use wasmtime::Engine;
 
 use super::engine::{self, Class, Executable};
 use super::grants::Grants;
-use super::host;
+use super::main_module::main_module;
 use super::shape::{self, ShapeError};
-use super::{Isa, SandboxError, bindings};
+use super::{Body, Isa, SandboxError};
 use crate::component::{self, ComponentError};
 
 #[derive(Debug, thiserror::Error)]
@@ -26,19 +26,18 @@ pub enum CompileError {
 }
 
 /// Checks the component's shape, compiles it and checks that it fits the world.
+///
+/// What is compiled is the component's one module, where it comes down to that.
 pub fn component(wasm: &[u8], class: Class) -> Result<Vec<u8>, CompileError> {
     shape::check(wasm, class.memory_bytes())?;
     // The engine alone would compare the types at every run.
     component::check_world(wasm)?;
-    let code = engine::for_compiling(class, None)?.precompile_component(wasm).map_err(CompileError::Compile)?;
+    let code = precompile(&engine::for_compiling(class, None)?, wasm)?;
     // As the worker will: an engine that runs code has limits that one that compiles has not.
     let engine = engine::for_running(class, Executable::Already)?;
-    let component = super::native::component(&engine, &code).map_err(SandboxError::Load)?;
-    let mut linker = Linker::new(&engine);
-    host::add_to_linker(&mut linker).map_err(SandboxError::Engine)?;
+    let loaded = super::native::load(&engine, &code).map_err(SandboxError::Load)?;
     // Code is kept for any manifest; what this one allows is checked when it is installed and loaded.
-    Grants::ALL.add_to_linker(&mut linker).map_err(SandboxError::Engine)?;
-    linker.instantiate_pre(&component).and_then(bindings::FunctionPre::new).map_err(SandboxError::World)?;
+    Body::new(&engine, &loaded, Grants::ALL)?;
     Ok(code)
 }
 
@@ -50,7 +49,20 @@ pub fn component_for(wasm: &[u8], class: Class, target: Isa) -> Result<Vec<u8>, 
         return Err(CompileError::Isa { target });
     }
     component(wasm, class)?;
-    engine::for_compiling(class, Some(target))?.precompile_component(wasm).map_err(CompileError::Compile)
+    precompile(&engine::for_compiling(class, Some(target))?, wasm)
+}
+
+pub(super) fn precompile(engine: &Engine, wasm: &[u8]) -> Result<Vec<u8>, CompileError> {
+    let code = match main_module(wasm) {
+        Some(module) => engine.precompile_module(module),
+        None => engine.precompile_component(wasm),
+    };
+    code.map_err(CompileError::Compile)
+}
+
+/// Whether a run needs one instance of the component's modules, and not one of each.
+pub fn is_one_module(wasm: &[u8]) -> bool {
+    main_module(wasm).is_some()
 }
 
 fn known() -> String {

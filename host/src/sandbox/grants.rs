@@ -9,8 +9,8 @@ use wasmparser::{Parser, Payload};
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Result, bail};
 
-use super::bindings::wasi::clocks::{monotonic_clock, wall_clock};
-use super::bindings::wasi::random::{insecure, insecure_seed, random};
+use super::component::bindings::wasi::clocks::{monotonic_clock, wall_clock};
+use super::component::bindings::wasi::random::{insecure, insecure_seed, random};
 use super::host::Host;
 use crate::manifest::Allow;
 
@@ -87,12 +87,20 @@ impl Grants {
 
 impl wall_clock::Host for Host {
     fn now(&mut self) -> Result<wall_clock::Datetime> {
-        Ok(datetime(clock_gettime(ClockId::Realtime)))
+        Ok(wall_now())
     }
 
     fn resolution(&mut self) -> Result<wall_clock::Datetime> {
-        Ok(datetime(clock_getres(ClockId::Realtime)))
+        Ok(wall_resolution())
     }
+}
+
+pub(super) fn wall_now() -> wall_clock::Datetime {
+    datetime(clock_gettime(ClockId::Realtime))
+}
+
+pub(super) fn wall_resolution() -> wall_clock::Datetime {
+    datetime(clock_getres(ClockId::Realtime))
 }
 
 /// The type has no time before 1970; a board without a battery may well boot there.
@@ -103,12 +111,20 @@ fn datetime(time: Timespec) -> wall_clock::Datetime {
 
 impl monotonic_clock::Host for Host {
     fn now(&mut self) -> Result<u64> {
-        Ok(nanoseconds(clock_gettime(ClockId::Monotonic)))
+        Ok(monotonic_now())
     }
 
     fn resolution(&mut self) -> Result<u64> {
-        Ok(nanoseconds(clock_getres(ClockId::Monotonic)))
+        Ok(monotonic_resolution())
     }
+}
+
+pub(super) fn monotonic_now() -> u64 {
+    nanoseconds(clock_gettime(ClockId::Monotonic))
+}
+
+pub(super) fn monotonic_resolution() -> u64 {
+    nanoseconds(clock_getres(ClockId::Monotonic))
 }
 
 fn nanoseconds(time: Timespec) -> u64 {
@@ -142,7 +158,7 @@ impl insecure_seed::Host for Host {
     }
 }
 
-fn random_bytes(len: u64) -> Result<Vec<u8>> {
+pub(super) fn random_bytes(len: u64) -> Result<Vec<u8>> {
     if len > MAX_RANDOM_BYTES {
         bail!("{len} random bytes in one call, the limit is {MAX_RANDOM_BYTES}");
     }
@@ -151,7 +167,7 @@ fn random_bytes(len: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn random_u64() -> Result<u64> {
+pub(super) fn random_u64() -> Result<u64> {
     let mut bytes = [0; 8];
     fill(&mut bytes)?;
     Ok(u64::from_le_bytes(bytes))

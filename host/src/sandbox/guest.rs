@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
-use super::{Class, EPOCH, Function, Grants, Limits, Run, Sandbox, State, compile};
-use crate::message::{Failure, Message, Verdict};
+use super::{Body, Class, EPOCH, Function, Grants, Limits, Run, Sandbox, State, Ticker, compile, engine};
+use crate::message::{Failure, FailureCode, Message, Verdict};
 
 const WORLD: &[u8] = include_bytes!("../../../guest-sdk/src/component-type.bin");
 
@@ -113,46 +113,88 @@ pub fn message(topic: &str, payload: &[u8]) -> Message {
     }
 }
 
-/// A sandbox with a ticking clock.
+/// Sandboxes with a ticking clock: one for functions as they are compiled, and one for the same as components whole.
 #[derive(Default)]
 pub struct Bench {
     sandbox: Sandbox,
+    whole: Sandbox,
     ended: Arc<AtomicBool>,
 }
 
+/// One function in both ways. They have to agree in everything but fuel, which the parts of a component cost too.
+pub struct Both {
+    /// As it is compiled: the one module that the component comes down to.
+    pub module: Function,
+    pub component: Function,
+}
+
 impl Bench {
-    pub fn load(&mut self, component: &[u8], limits: Limits) -> Function {
+    pub fn load(&mut self, component: &[u8], limits: Limits) -> Both {
         self.load_granted(component, limits, Grants::default())
     }
 
-    pub fn load_granted(&mut self, component: &[u8], limits: Limits, grants: Grants) -> Function {
-        let code = compile::component(component, Class::for_memory(limits.memory_bytes))
-            .unwrap_or_else(|error| panic!("{:#}", anyhow::Error::from(error)));
-        let settings = Arc::from([("max".to_owned(), "80".to_owned())]);
-        let function = self
-            .sandbox
-            .load_granted(&code, limits, grants, settings)
-            .unwrap_or_else(|error| panic!("{:#}", anyhow::Error::from(error)));
+    pub fn load_granted(&mut self, component: &[u8], limits: Limits, grants: Grants) -> Both {
+        let class = Class::for_memory(limits.memory_bytes);
+        let code =
+            compile::component(component, class).unwrap_or_else(|error| panic!("{:#}", anyhow::Error::from(error)));
+        let whole = engine::for_compiling(class, None).unwrap().precompile_component(component).unwrap();
+        let both = Both {
+            module: load(&mut self.sandbox, &code, limits, grants),
+            component: load(&mut self.whole, &whole, limits, grants),
+        };
+        assert!(matches!((&both.module.body, &both.component.body), (Body::Module(_), Body::Component(_))));
         self.start_ticking();
-        function
+        both
     }
 
     /// One tick more than the clock makes.
     pub fn tick(&self) {
         self.sandbox.ticker().tick();
+        self.whole.ticker().tick();
     }
 
     fn start_ticking(&mut self) {
-        // The ticker from before the last load may not know the last engine.
+        // The tickers from before the last load may not know the last engine.
         self.ended.store(true, Ordering::Relaxed);
         self.ended = Arc::default();
-        let (ended, ticker) = (Arc::clone(&self.ended), self.sandbox.ticker());
+        let (ended, tickers) = (Arc::clone(&self.ended), [self.sandbox.ticker(), self.whole.ticker()]);
         std::thread::spawn(move || {
             while !ended.load(Ordering::Relaxed) {
                 std::thread::sleep(EPOCH);
-                ticker.tick();
+                tickers.iter().for_each(Ticker::tick);
             }
         });
+    }
+}
+
+fn load(sandbox: &mut Sandbox, code: &[u8], limits: Limits, grants: Grants) -> Function {
+    let settings = Arc::from([("max".to_owned(), "80".to_owned())]);
+    sandbox
+        .load_granted(code, limits, grants, settings)
+        .unwrap_or_else(|error| panic!("{:#}", anyhow::Error::from(error)))
+}
+
+impl Both {
+    #[track_caller]
+    pub fn invoke(&self, message: &Message, state: State) -> Run {
+        let whole = self.component.invoke(message, state.clone());
+        let run = self.module.invoke(message, state);
+        match (&run.outcome.verdict, &whole.outcome.verdict) {
+            (Verdict::Failed(one), Verdict::Failed(other)) => {
+                assert_eq!(one.code, other.code, "{one:?} {other:?}");
+                // Of what is broken otherwise the engine speaks in its own words.
+                if matches!(one.code, FailureCode::Fuel | FailureCode::Memory | FailureCode::State) {
+                    assert_eq!(one.detail, other.detail);
+                }
+            }
+            (one, other) => assert_eq!(one, other),
+        }
+        assert_eq!(run.outcome.writes, whole.outcome.writes);
+        assert_eq!((&run.log, run.log_lines_dropped), (&whole.log, whole.log_lines_dropped));
+        let (one, other) = (run.outcome.usage, whole.outcome.usage);
+        assert_eq!((one.memory_bytes, one.output_bytes), (other.memory_bytes, other.output_bytes));
+        assert!(run.state.entries().eq(whole.state.entries()) && run.state.bytes() == whole.state.bytes());
+        run
     }
 }
 
@@ -163,10 +205,12 @@ impl Drop for Bench {
 }
 
 /// Runs a component once, without state.
+#[track_caller]
 pub fn run(component: &[u8], limits: Limits) -> Run {
     run_with(component, limits, State::default())
 }
 
+#[track_caller]
 pub fn run_with(component: &[u8], limits: Limits, state: State) -> Run {
     Bench::default().load(component, limits).invoke(&message("sensors/a", b"21.5"), state)
 }

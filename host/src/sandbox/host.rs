@@ -3,13 +3,16 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use wasmtime::ResourceLimiter;
 use wasmtime::component::{HasSelf, Linker, Resource};
-use wasmtime::{ResourceLimiter, Result};
 
-use super::bindings::wasi::config::store as config;
-use super::bindings::wasi::keyvalue::{atomics, store as keyvalue};
-use super::bindings::wasi::logging::logging;
+use super::abi::Guest;
+use super::component::bindings::wasi::config::store as config;
+use super::component::bindings::wasi::keyvalue::{atomics, store as keyvalue};
+use super::component::bindings::wasi::logging::logging::{self, Level};
 use super::engine::{MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS, MAX_TABLES};
+use super::handles::Handles;
 use super::state::{State, View};
 use super::{Limits, LogLine};
 
@@ -25,7 +28,7 @@ pub struct Bucket;
 /// What a key held when the guest asked; a swap succeeds only while it still does.
 pub struct Cas {
     key: String,
-    seen: Option<bytes::Bytes>,
+    seen: Option<Bytes>,
 }
 
 pub struct Host {
@@ -35,6 +38,10 @@ pub struct Host {
     pub log: Vec<LogLine>,
     pub log_lines_dropped: u32,
     cas: Vec<Option<Cas>>,
+    /// Of a function of one module: how to reach it, while it may call.
+    pub guest: Option<Guest>,
+    /// Of the same. Those of other components are the engine's affair.
+    pub handles: Handles,
     /// Which limit was hit: the guest only sees an allocation fail, or a trap.
     pub exceeded: Option<Exceeded>,
     /// When the run has to be over.
@@ -47,6 +54,13 @@ pub struct Host {
 pub enum Exceeded {
     Memory { wanted: usize },
     State { wanted: usize },
+}
+
+/// Why a compare-and-swap did nothing.
+pub enum NotSwapped {
+    /// The key has another value by now, which the handle has now seen.
+    Changed,
+    Because(keyvalue::Error),
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -62,13 +76,24 @@ impl Host {
             log: Vec::new(),
             log_lines_dropped: 0,
             cas: Vec::new(),
+            guest: None,
+            handles: Handles::default(),
             exceeded: None,
             deadline: started + Duration::from_millis(limits.timeout_ms.into()),
             memory_bytes: 0,
         }
     }
 
-    fn set(&mut self, key: &str, value: Option<&[u8]>) -> Result<()> {
+    pub fn open(&self, bucket: &str) -> Result<(), keyvalue::Error> {
+        match bucket {
+            // The manifest says `state = "none"`.
+            _ if self.limits.state_bytes == 0 => Err(keyvalue::Error::AccessDenied),
+            "" | "default" => Ok(()),
+            _ => Err(keyvalue::Error::NoSuchStore),
+        }
+    }
+
+    pub fn set(&mut self, key: &str, value: Option<&[u8]>) -> wasmtime::Result<()> {
         self.view.set(key, value);
         if self.view.bytes() > self.limits.state_bytes {
             self.exceeded = Some(Exceeded::State { wanted: self.view.bytes() });
@@ -76,9 +101,125 @@ impl Host {
         }
         Ok(())
     }
+
+    /// The keys behind the cursor. The state of a scope is small by limit, so one answer holds all of them.
+    pub fn keys(&self, cursor: Option<&str>) -> Vec<String> {
+        let mut keys = self.view.keys();
+        if let Some(cursor) = cursor {
+            keys.retain(|key| &**key > cursor);
+        }
+        keys
+    }
+
+    pub fn increment(&mut self, key: &str, delta: i64) -> wasmtime::Result<Result<i64, keyvalue::Error>> {
+        let current = match self.view.get(key) {
+            None => 0,
+            // Decimal text, which is how other hosts of this interface keep counters, and people read them.
+            Some(bytes) => match str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()) {
+                Some(current) => current,
+                None => {
+                    let reason = format!("the value of {key:?} is no whole number in decimal");
+                    return Ok(Err(keyvalue::Error::Other(reason)));
+                }
+            },
+        };
+        let Some(next) = i64::checked_add(current, delta) else {
+            return Ok(Err(keyvalue::Error::Other(format!("the counter {key:?} would overflow"))));
+        };
+        self.set(key, Some(next.to_string().as_bytes()))?;
+        Ok(Ok(next))
+    }
+
+    /// Remembers what a key holds now, and returns a number for that.
+    pub fn look(&mut self, key: &str) -> Result<u32, keyvalue::Error> {
+        if key.len() > self.limits.state_bytes {
+            let reason = format!("a key of {} bytes, the limit of all state is {}", key.len(), self.limits.state_bytes);
+            return Err(keyvalue::Error::Other(reason));
+        }
+        let cas = Some(Cas { key: key.to_owned(), seen: self.view.get(key).cloned() });
+        let index = match self.cas.iter().position(Option::is_none) {
+            Some(free) => {
+                self.cas[free] = cas;
+                free
+            }
+            None if self.cas.len() < MAX_CAS_HANDLES => {
+                self.cas.push(cas);
+                self.cas.len() - 1
+            }
+            None => {
+                let reason = format!("a run may hold {MAX_CAS_HANDLES} compare-and-swap handles at a time");
+                return Err(keyvalue::Error::Other(reason));
+            }
+        };
+        Ok(index as u32)
+    }
+
+    pub fn seen(&self, cas: u32) -> Option<&Bytes> {
+        self.cas.get(cas as usize)?.as_ref()?.seen.as_ref()
+    }
+
+    pub fn swap(&mut self, cas: u32, value: &[u8]) -> wasmtime::Result<Result<(), NotSwapped>> {
+        let Some(Cas { key, seen }) = self.cas.get_mut(cas as usize).and_then(Option::take) else {
+            let reason = "this compare-and-swap handle is used up".to_owned();
+            return Ok(Err(NotSwapped::Because(keyvalue::Error::Other(reason))));
+        };
+        if self.view.get(&key) != seen.as_ref() {
+            // Only this run can have changed it, between the two calls.
+            let seen = self.view.get(&key).cloned();
+            self.cas[cas as usize] = Some(Cas { key, seen });
+            return Ok(Err(NotSwapped::Changed));
+        }
+        self.set(&key, Some(value))?;
+        Ok(Ok(()))
+    }
+
+    pub fn forget(&mut self, cas: u32) {
+        if let Some(slot) = self.cas.get_mut(cas as usize) {
+            *slot = None;
+        }
+    }
+
+    pub fn log(&mut self, level: Level, context: &str, message: &str) {
+        if self.log.len() >= MAX_LOG_LINES {
+            self.log_lines_dropped += 1;
+            return;
+        }
+        let level = match level {
+            Level::Trace | Level::Debug => tracing::Level::DEBUG,
+            Level::Info => tracing::Level::INFO,
+            Level::Warn => tracing::Level::WARN,
+            Level::Error | Level::Critical => tracing::Level::ERROR,
+        };
+        // No more of it is copied than is kept.
+        let mut text = start_of(context).to_owned();
+        if !context.is_empty() {
+            text.push_str(": ");
+        }
+        text.push_str(start_of(message));
+        if message.len() > MAX_LOG_LINE_BYTES || text.len() > MAX_LOG_LINE_BYTES {
+            text.truncate(start_of(&text).len());
+            text.shrink_to_fit();
+            text.push('…');
+        }
+        // A guest must not be able to paint a terminal or forge lines of the journal.
+        if text.contains(char::is_control) {
+            text = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        }
+        self.log.push(LogLine { level, text });
+    }
+
+    pub fn setting(&self, key: &str) -> Option<&str> {
+        self.settings.iter().find(|(name, _)| name == key).map(|(_, value)| &**value)
+    }
 }
 
-pub fn add_to_linker(linker: &mut Linker<Host>) -> Result<()> {
+/// As much of a text as fits a line of the log.
+fn start_of(text: &str) -> &str {
+    let end = (0..=MAX_LOG_LINE_BYTES.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
+}
+
+pub fn add_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
     keyvalue::add_to_linker::<_, HasSelf<_>>(linker, |host| host)?;
     atomics::add_to_linker::<_, HasSelf<_>>(linker, |host| host)?;
     logging::add_to_linker::<_, HasSelf<_>>(linker, |host| host)?;
@@ -86,7 +227,7 @@ pub fn add_to_linker(linker: &mut Linker<Host>) -> Result<()> {
 }
 
 impl ResourceLimiter for Host {
-    fn memory_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
+    fn memory_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
         if desired > self.limits.memory_bytes {
             self.exceeded = Some(Exceeded::Memory { wanted: desired });
             return Err(LimitExceeded.into());
@@ -95,7 +236,7 @@ impl ResourceLimiter for Host {
         Ok(true)
     }
 
-    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
+    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
         Ok(desired <= MAX_TABLE_ELEMENTS as usize)
     }
 
@@ -113,30 +254,30 @@ impl ResourceLimiter for Host {
 }
 
 impl keyvalue::Host for Host {
-    fn open(&mut self, identifier: String) -> Result<Result<Resource<Bucket>, keyvalue::Error>> {
-        Ok(match identifier.as_str() {
-            // The manifest says `state = "none"`.
-            _ if self.limits.state_bytes == 0 => Err(keyvalue::Error::AccessDenied),
-            "" | "default" => Ok(Resource::new_own(0)),
-            _ => Err(keyvalue::Error::NoSuchStore),
-        })
+    fn open(&mut self, identifier: String) -> wasmtime::Result<Result<Resource<Bucket>, keyvalue::Error>> {
+        Ok(Host::open(self, &identifier).map(|()| Resource::new_own(0)))
     }
 }
 
 impl keyvalue::HostBucket for Host {
-    fn get(&mut self, _: Resource<Bucket>, key: String) -> Result<Result<Option<Vec<u8>>, keyvalue::Error>> {
+    fn get(&mut self, _: Resource<Bucket>, key: String) -> wasmtime::Result<Result<Option<Vec<u8>>, keyvalue::Error>> {
         Ok(Ok(self.view.get(&key).map(|value| value.to_vec())))
     }
 
-    fn set(&mut self, _: Resource<Bucket>, key: String, value: Vec<u8>) -> Result<Result<(), keyvalue::Error>> {
-        self.set(&key, Some(&value)).map(Ok)
+    fn set(
+        &mut self,
+        _: Resource<Bucket>,
+        key: String,
+        value: Vec<u8>,
+    ) -> wasmtime::Result<Result<(), keyvalue::Error>> {
+        Host::set(self, &key, Some(&value)).map(Ok)
     }
 
-    fn delete(&mut self, _: Resource<Bucket>, key: String) -> Result<Result<(), keyvalue::Error>> {
-        self.set(&key, None).map(Ok)
+    fn delete(&mut self, _: Resource<Bucket>, key: String) -> wasmtime::Result<Result<(), keyvalue::Error>> {
+        Host::set(self, &key, None).map(Ok)
     }
 
-    fn exists(&mut self, _: Resource<Bucket>, key: String) -> Result<Result<bool, keyvalue::Error>> {
+    fn exists(&mut self, _: Resource<Bucket>, key: String) -> wasmtime::Result<Result<bool, keyvalue::Error>> {
         Ok(Ok(self.view.get(&key).is_some()))
     }
 
@@ -144,129 +285,61 @@ impl keyvalue::HostBucket for Host {
         &mut self,
         _: Resource<Bucket>,
         cursor: Option<String>,
-    ) -> Result<Result<keyvalue::KeyResponse, keyvalue::Error>> {
-        // The state of a scope is small by limit, so one answer holds all keys.
-        let mut keys = self.view.keys();
-        if let Some(cursor) = cursor {
-            keys.retain(|key| *key > cursor);
-        }
-        Ok(Ok(keyvalue::KeyResponse { keys, cursor: None }))
+    ) -> wasmtime::Result<Result<keyvalue::KeyResponse, keyvalue::Error>> {
+        Ok(Ok(keyvalue::KeyResponse { keys: self.keys(cursor.as_deref()), cursor: None }))
     }
 
-    fn drop(&mut self, _: Resource<Bucket>) -> Result<()> {
+    fn drop(&mut self, _: Resource<Bucket>) -> wasmtime::Result<()> {
         Ok(())
     }
 }
 
 impl atomics::Host for Host {
-    fn increment(&mut self, _: Resource<Bucket>, key: String, delta: i64) -> Result<Result<i64, keyvalue::Error>> {
-        let current = match self.view.get(&key) {
-            None => 0,
-            // Decimal text, which is how other hosts of this interface keep counters, and people read them.
-            Some(bytes) => match str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()) {
-                Some(current) => current,
-                None => {
-                    let reason = format!("the value of {key:?} is no whole number in decimal");
-                    return Ok(Err(keyvalue::Error::Other(reason)));
-                }
-            },
-        };
-        let Some(next) = i64::checked_add(current, delta) else {
-            return Ok(Err(keyvalue::Error::Other(format!("the counter {key:?} would overflow"))));
-        };
-        self.set(&key, Some(next.to_string().as_bytes()))?;
-        Ok(Ok(next))
+    fn increment(
+        &mut self,
+        _: Resource<Bucket>,
+        key: String,
+        delta: i64,
+    ) -> wasmtime::Result<Result<i64, keyvalue::Error>> {
+        Host::increment(self, &key, delta)
     }
 
-    fn swap(&mut self, cas: Resource<Cas>, value: Vec<u8>) -> Result<Result<(), atomics::CasError>> {
-        let index = cas.rep() as usize;
-        let Some(Cas { key, seen }) = self.cas.get_mut(index).and_then(Option::take) else {
-            let reason = "this compare-and-swap handle is used up".to_owned();
-            return Ok(Err(atomics::CasError::StoreError(keyvalue::Error::Other(reason))));
-        };
-        if self.view.get(&key) != seen.as_ref() {
-            // Only this run can have changed it, between the two calls.
-            let seen = self.view.get(&key).cloned();
-            self.cas[index] = Some(Cas { key, seen });
-            return Ok(Err(atomics::CasError::CasFailed(Resource::new_own(cas.rep()))));
-        }
-        self.set(&key, Some(&value))?;
-        Ok(Ok(()))
+    fn swap(&mut self, cas: Resource<Cas>, value: Vec<u8>) -> wasmtime::Result<Result<(), atomics::CasError>> {
+        Ok(Host::swap(self, cas.rep(), &value)?.map_err(|error| match error {
+            NotSwapped::Changed => atomics::CasError::CasFailed(Resource::new_own(cas.rep())),
+            NotSwapped::Because(error) => atomics::CasError::StoreError(error),
+        }))
     }
 }
 
 impl atomics::HostCas for Host {
-    fn new(&mut self, _: Resource<Bucket>, key: String) -> Result<Result<Resource<Cas>, keyvalue::Error>> {
-        if key.len() > self.limits.state_bytes {
-            let reason = format!("a key of {} bytes, the limit of all state is {}", key.len(), self.limits.state_bytes);
-            return Ok(Err(keyvalue::Error::Other(reason)));
-        }
-        let seen = self.view.get(&key).cloned();
-        let cas = Some(Cas { key, seen });
-        let index = match self.cas.iter().position(Option::is_none) {
-            Some(free) => {
-                self.cas[free] = cas;
-                free
-            }
-            None if self.cas.len() < MAX_CAS_HANDLES => {
-                self.cas.push(cas);
-                self.cas.len() - 1
-            }
-            None => {
-                let reason = format!("a run may hold {MAX_CAS_HANDLES} compare-and-swap handles at a time");
-                return Ok(Err(keyvalue::Error::Other(reason)));
-            }
-        };
-        Ok(Ok(Resource::new_own(index as u32)))
+    fn new(&mut self, _: Resource<Bucket>, key: String) -> wasmtime::Result<Result<Resource<Cas>, keyvalue::Error>> {
+        Ok(self.look(&key).map(Resource::new_own))
     }
 
-    fn current(&mut self, cas: Resource<Cas>) -> Result<Result<Option<Vec<u8>>, keyvalue::Error>> {
-        let seen = self.cas.get(cas.rep() as usize).and_then(Option::as_ref).and_then(|cas| cas.seen.as_ref());
-        Ok(Ok(seen.map(|value| value.to_vec())))
+    fn current(&mut self, cas: Resource<Cas>) -> wasmtime::Result<Result<Option<Vec<u8>>, keyvalue::Error>> {
+        Ok(Ok(self.seen(cas.rep()).map(|value| value.to_vec())))
     }
 
-    fn drop(&mut self, cas: Resource<Cas>) -> Result<()> {
-        if let Some(slot) = self.cas.get_mut(cas.rep() as usize) {
-            *slot = None;
-        }
+    fn drop(&mut self, cas: Resource<Cas>) -> wasmtime::Result<()> {
+        self.forget(cas.rep());
         Ok(())
     }
 }
 
 impl logging::Host for Host {
-    fn log(&mut self, level: logging::Level, context: String, message: String) -> Result<()> {
-        if self.log.len() >= MAX_LOG_LINES {
-            self.log_lines_dropped += 1;
-            return Ok(());
-        }
-        let level = match level {
-            logging::Level::Trace | logging::Level::Debug => tracing::Level::DEBUG,
-            logging::Level::Info => tracing::Level::INFO,
-            logging::Level::Warn => tracing::Level::WARN,
-            logging::Level::Error | logging::Level::Critical => tracing::Level::ERROR,
-        };
-        let mut text = if context.is_empty() { message } else { format!("{context}: {message}") };
-        if text.len() > MAX_LOG_LINE_BYTES {
-            let end = (0..=MAX_LOG_LINE_BYTES).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
-            text.truncate(end);
-            text.shrink_to_fit();
-            text.push('…');
-        }
-        // A guest must not be able to paint a terminal or forge lines of the journal.
-        if text.contains(char::is_control) {
-            text = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        }
-        self.log.push(LogLine { level, text });
+    fn log(&mut self, level: Level, context: String, message: String) -> wasmtime::Result<()> {
+        Host::log(self, level, &context, &message);
         Ok(())
     }
 }
 
 impl config::Host for Host {
-    fn get(&mut self, key: String) -> Result<Result<Option<String>, config::Error>> {
-        Ok(Ok(self.settings.iter().find(|(name, _)| *name == key).map(|(_, value)| value.clone())))
+    fn get(&mut self, key: String) -> wasmtime::Result<Result<Option<String>, config::Error>> {
+        Ok(Ok(self.setting(&key).map(str::to_owned)))
     }
 
-    fn get_all(&mut self) -> Result<Result<Vec<(String, String)>, config::Error>> {
+    fn get_all(&mut self) -> wasmtime::Result<Result<Vec<(String, String)>, config::Error>> {
         Ok(Ok(self.settings.to_vec()))
     }
 }

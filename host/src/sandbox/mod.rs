@@ -6,18 +6,27 @@
 //! Every invocation gets a fresh store and instance, four limits, and the state of its scope. A guest's failure is an
 //! [`Outcome`]; an error is only what the host itself could not do.
 
+mod abi;
+#[cfg(all(test, feature = "compiler"))]
+mod abi_tests;
 #[cfg(feature = "compiler")]
 pub mod compile;
+mod component;
 mod engine;
 mod grants;
 #[cfg(all(test, feature = "compiler"))]
 mod grants_tests;
 #[cfg(all(test, feature = "compiler"))]
 pub mod guest;
+mod handles;
 mod host;
 #[cfg(all(test, feature = "compiler"))]
 mod host_tests;
+mod imports;
 mod isa;
+#[cfg(feature = "compiler")]
+mod main_module;
+mod module;
 #[cfg(all(test, feature = "compiler", target_pointer_width = "64"))]
 mod room_tests;
 pub mod sealed;
@@ -35,14 +44,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use wasmtime::component::{Component, Linker};
 use wasmtime::{Engine, Store, Trap, UpdateDeadline, WasmBacktrace};
 
-use crate::message::{
-    Alert, AlertStatus, Failure, FailureCode, LogLine, Message, Outcome, Output, Publication, Severity, Usage, Verdict,
-};
-use bindings::exports::sedge::function::handler;
+use crate::message::{Failure, FailureCode, LogLine, Message, Outcome, Output, Usage, Verdict};
+use abi::HandedTooMuch;
 use engine::Executable;
 pub use engine::{Class, SETTINGS, WASMTIME};
 pub use grants::{Grants, NotGranted};
@@ -51,20 +56,6 @@ pub use host::{MAX_LOG_LINE_BYTES, MAX_LOG_LINES};
 pub use isa::{Isa, UnknownIsa};
 use sealed::{IS_NATIVE, Image, SealedCode};
 pub use state::State;
-
-mod bindings {
-    wasmtime::component::bindgen!({
-        path: "../guest-sdk/wit",
-        world: "function",
-        ownership: Borrowing { duplicate_if_necessary: true },
-        imports: { default: trappable },
-        with: {
-            "wasi:keyvalue/store.bucket": super::host::Bucket,
-            "wasi:keyvalue/atomics.cas": super::host::Cas,
-        },
-        require_store_data_send: false,
-    });
-}
 
 /// How often the epoch moves, and so how exactly a deadline is kept: a function is stopped at most this much late.
 pub const EPOCH: Duration = Duration::from_millis(5);
@@ -103,7 +94,6 @@ const HANDOVER_SLACK: usize = 1 << 20;
 const MAX_HANDLES: usize = 1024;
 /// What an output takes here beside its bytes, and less on a processor of 32 bits: a limit is the same everywhere.
 const OUTPUT_BYTES: usize = 256;
-const _: () = assert!(size_of::<handler::Output>() <= OUTPUT_BYTES);
 
 impl Limits {
     /// The most that is copied from the guest in one call. Its memory is no bound: a list may name the same bytes again
@@ -126,18 +116,40 @@ pub struct Run {
 
 /// A function ready to run. Bound to the sandbox that loaded it.
 pub struct Function {
-    pre: bindings::FunctionPre<Host>,
+    body: Body,
     engine: Engine,
     limits: Limits,
     settings: Arc<[(String, String)]>,
-    /// What `pre` runs. Dropped after it, as the last of the fields.
+    /// What `body` runs. Dropped after it, as the last of the fields.
     _image: Option<Image>,
+}
+
+/// Two ways to the same: what a component comes down to decides which one it takes (`compile.rs`).
+enum Body {
+    Module(module::Ready),
+    Component(component::Ready),
+}
+
+impl Body {
+    fn new(engine: &Engine, code: &Code, grants: Grants) -> Result<Self, SandboxError> {
+        Ok(match code {
+            Code::Module(code) => Self::Module(module::Ready::new(engine, code, grants)?),
+            Code::Component(code) => Self::Component(component::Ready::new(engine, code, grants)?),
+        })
+    }
+
+    fn call(&self, store: &mut Store<Host>, message: &Message) -> wasmtime::Result<Verdict> {
+        match self {
+            Self::Module(ready) => ready.call(store, message),
+            Self::Component(ready) => ready.call(store, message),
+        }
+    }
 }
 
 /// The engines of one thread. Not shared: the pool holds what one run at a time needs.
 #[derive(Default)]
 pub struct Sandbox {
-    classes: BTreeMap<Class, (Engine, Linker<Host>)>,
+    classes: BTreeMap<Class, Engine>,
     executable: Executable,
 }
 
@@ -151,16 +163,11 @@ impl Sandbox {
         Self { executable: Executable::Already, ..Self::default() }
     }
 
-    fn class(&mut self, class: Class) -> Result<&(Engine, Linker<Host>), SandboxError> {
+    fn class(&mut self, class: Class) -> Result<&Engine, SandboxError> {
         use std::collections::btree_map::Entry;
         match self.classes.entry(class) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
-            Entry::Vacant(entry) => {
-                let engine = engine::for_running(class, self.executable)?;
-                let mut linker = Linker::new(&engine);
-                host::add_to_linker(&mut linker).map_err(SandboxError::Engine)?;
-                Ok(entry.insert((engine, linker)))
-            }
+            Entry::Vacant(entry) => Ok(entry.insert(engine::for_running(class, self.executable)?)),
         }
     }
 
@@ -189,7 +196,7 @@ impl Sandbox {
             let code = SealedCode::seal(code).map_err(SandboxError::Map)?;
             return self.load_sealed(&code, limits, grants, settings);
         }
-        self.load_with(limits, grants, settings, |engine| Ok((None, native::component(engine, code)?)))
+        self.load_with(limits, grants, settings, |engine| Ok((None, native::load(engine, code)?)))
     }
 
     /// The same for code in a sealed file, which can be closed afterwards. For a sandbox [`of_sealed_code`](Self::of_sealed_code).
@@ -202,8 +209,8 @@ impl Sandbox {
     ) -> Result<Function, SandboxError> {
         let image = Image::new(code).map_err(SandboxError::Map)?;
         self.load_with(limits, grants, settings, |engine| {
-            let component = image.component(engine)?;
-            Ok((Some(image), component))
+            let code = image.load(engine)?;
+            Ok((Some(image), code))
         })
     }
 
@@ -212,24 +219,18 @@ impl Sandbox {
         limits: Limits,
         grants: Grants,
         settings: Arc<[(String, String)]>,
-        load: impl FnOnce(&Engine) -> wasmtime::Result<(Option<Image>, Component)>,
+        load: impl FnOnce(&Engine) -> wasmtime::Result<(Option<Image>, Code)>,
     ) -> Result<Function, SandboxError> {
-        let (engine, linker) = self.class(Class::for_memory(limits.memory_bytes))?;
-        let mut linker = linker.clone();
-        grants.add_to_linker(&mut linker).map_err(SandboxError::Engine)?;
-        // In this order: whatever fails below, the component is dropped first.
-        let (image, component) = load(engine).map_err(SandboxError::Load)?;
-        for (import, _) in component.component_type().imports(engine) {
-            grants.check_name(import)?;
-        }
-        let pre =
-            linker.instantiate_pre(&component).and_then(bindings::FunctionPre::new).map_err(SandboxError::World)?;
-        Ok(Function { pre, engine: engine.clone(), limits, settings, _image: image })
+        let engine = self.class(Class::for_memory(limits.memory_bytes))?;
+        // In this order: whatever fails below, the code is dropped first.
+        let (image, code) = load(engine).map_err(SandboxError::Load)?;
+        let body = Body::new(engine, &code, grants)?;
+        Ok(Function { body, engine: engine.clone(), limits, settings, _image: image })
     }
 
     /// Moves the clock that deadlines are kept by. Called every [`EPOCH`] while anything runs.
     pub fn ticker(&self) -> Ticker {
-        Ticker { engines: self.classes.values().map(|(engine, _)| engine.clone()).collect() }
+        Ticker { engines: self.classes.values().cloned().collect() }
     }
 }
 
@@ -246,16 +247,30 @@ impl Ticker {
     }
 }
 
+/// Compiled code, loaded.
+enum Code {
+    Module(wasmtime::Module),
+    Component(wasmtime::component::Component),
+}
+
 /// The one place that turns bytes into executable code.
 #[expect(unsafe_code, reason = "wasmtime cannot check that compiled code is what a compiler made")]
 mod native {
-    use super::{Component, Engine};
+    use wasmtime::component::Component;
+    use wasmtime::{Engine, Module, Precompiled};
 
-    pub fn component(engine: &Engine, code: &[u8]) -> wasmtime::Result<Component> {
+    use super::Code;
+
+    pub fn load(engine: &Engine, code: &[u8]) -> wasmtime::Result<Code> {
         // SAFETY: `code` was made by `compile::component` of this host and is authenticated by the cache's key before it
         // gets here, or it is signed by keys that the board's administrator lets send native code, or lies in a folder whose
         // owner may; the engine refuses other versions and settings.
-        unsafe { Component::deserialize(engine, code) }
+        Ok(unsafe {
+            match Engine::detect_precompiled(code) {
+                Some(Precompiled::Module) => Code::Module(Module::deserialize(engine, code)?),
+                _ => Code::Component(Component::deserialize(engine, code)?),
+            }
+        })
     }
 }
 
@@ -276,8 +291,6 @@ impl Function {
         let host = Host::new(self.limits, Arc::clone(&self.settings), state, started);
         let mut store = Store::new(&self.engine, host);
         store.limiter(|host| host);
-        store.set_hostcall_fuel(self.limits.handover_bytes());
-        store.set_max_component_handles(MAX_HANDLES);
         let ended = self.call(&mut store, message);
         let fuel_left = store.get_fuel().unwrap_or(0);
         let host = store.into_data();
@@ -290,11 +303,7 @@ impl Function {
         self.judge(ended, host, usage, permitted)
     }
 
-    fn call(
-        &self,
-        store: &mut Store<Host>,
-        message: &Message,
-    ) -> wasmtime::Result<Result<Vec<handler::Output>, handler::Failure>> {
+    fn call(&self, store: &mut Store<Host>, message: &Message) -> wasmtime::Result<Verdict> {
         store.set_fuel(self.limits.fuel)?;
         store.set_epoch_deadline(ticks_in(Duration::from_millis(self.limits.timeout_ms.into())));
         // The clock's thread may be late and then make up for it with many ticks at once. They stop nobody before his time.
@@ -302,47 +311,25 @@ impl Function {
             let left = store.data().deadline.saturating_duration_since(Instant::now());
             Ok(if left.is_zero() { UpdateDeadline::Interrupt } else { UpdateDeadline::Continue(ticks_in(left)) })
         });
-        let properties: Vec<(&str, &str)> =
-            message.properties.iter().map(|(name, value)| (&**name, &**value)).collect();
-        let guest = self.pre.instantiate(&mut *store)?;
-        guest.sedge_function_handler().call_handle(
-            store,
-            handler::Message {
-                topic: &message.topic,
-                payload: &message.payload,
-                content_type: message.content_type.as_deref(),
-                properties: &properties,
-                received_at_ms: message.received_at_ms,
-                clock_synced: message.clock_synced,
-                attempt: message.attempt,
-            },
-        )
+        self.body.call(store, message)
     }
 
     fn judge(
         &self,
-        ended: wasmtime::Result<Result<Vec<handler::Output>, handler::Failure>>,
+        ended: wasmtime::Result<Verdict>,
         host: Host,
         mut usage: Usage,
         permitted: impl FnOnce(&[Output]) -> Result<(), Failure>,
     ) -> Run {
         let verdict = match ended {
-            Ok(Ok(outputs)) => {
+            Ok(Verdict::Done(outputs)) => {
                 usage.output_bytes = outputs.iter().map(output_bytes).sum::<usize>() as u64;
-                match self.check_outputs(&outputs, usage.output_bytes) {
-                    Some(failure) => Verdict::Failed(failure),
-                    None => {
-                        let outputs: Vec<Output> = outputs.into_iter().map(output).collect();
-                        permitted(&outputs).map_or_else(Verdict::Failed, |()| Verdict::Done(outputs))
-                    }
+                match self.check_outputs(&outputs, usage.output_bytes).map_or_else(|| permitted(&outputs), Err) {
+                    Ok(()) => Verdict::Done(outputs),
+                    Err(failure) => Verdict::Failed(failure),
                 }
             }
-            Ok(Err(handler::Failure::Reject(reason))) => {
-                Verdict::Failed(Failure { code: FailureCode::Rejected, detail: shorten(reason) })
-            }
-            Ok(Err(handler::Failure::Retry(retry))) => {
-                Verdict::Retry { after_ms: retry.after_ms, reason: shorten(retry.reason) }
-            }
+            Ok(verdict) => verdict,
             Err(error) => Verdict::Failed(self.failure(&error, &host, &usage)),
         };
         let Host { view, log, log_lines_dropped, .. } = host;
@@ -350,7 +337,7 @@ impl Function {
         Run { outcome: Outcome { verdict, writes, usage }, state, log, log_lines_dropped }
     }
 
-    fn check_outputs(&self, outputs: &[handler::Output], bytes: u64) -> Option<Failure> {
+    fn check_outputs(&self, outputs: &[Output], bytes: u64) -> Option<Failure> {
         let detail = if outputs.len() > self.limits.outputs {
             format!("{} outputs, the limit is {}", outputs.len(), self.limits.outputs)
         } else if bytes > self.limits.output_bytes as u64 {
@@ -384,9 +371,10 @@ impl Function {
             },
             Some(trap) => Failure { code: FailureCode::Trap, detail: trap.to_string() },
             None => {
-                // Known to wasmtime by a type of its own, which it keeps to itself.
                 let cause = error.root_cause().to_string();
-                let detail = if cause.contains("fuel allocated for hostcalls") {
+                // Wasmtime has a type of its own for it, which it keeps to itself.
+                let is_too_much = error.is::<HandedTooMuch>() || cause.contains("fuel allocated for hostcalls");
+                let detail = if is_too_much {
                     format!("handed over more than {} bytes in one call", limits.handover_bytes())
                 } else {
                     shorten(cause)
@@ -415,47 +403,16 @@ fn shorten(mut text: String) -> String {
     text
 }
 
-fn output_bytes(output: &handler::Output) -> usize {
+fn output_bytes(output: &Output) -> usize {
     match output {
-        handler::Output::Alert(alert) => {
+        Output::Alert(alert) => {
             let labels: usize = alert.labels.iter().map(|(name, value)| name.len() + value.len()).sum();
             alert.key.len() + alert.summary.len() + labels
         }
-        handler::Output::Forward(publication) | handler::Output::Publish(publication) => {
+        Output::Forward(publication) | Output::Publish(publication) => {
             publication.topic.len()
                 + publication.payload.len()
-                + publication.content_type.as_ref().map_or(0, String::len)
+                + publication.content_type.as_ref().map_or(0, |kind| kind.len())
         }
-    }
-}
-
-fn output(output: handler::Output) -> Output {
-    match output {
-        handler::Output::Alert(alert) => Output::Alert(Alert {
-            key: alert.key,
-            severity: match alert.severity {
-                handler::Severity::Info => Severity::Info,
-                handler::Severity::Warning => Severity::Warning,
-                handler::Severity::Critical => Severity::Critical,
-            },
-            status: match alert.status {
-                handler::AlertStatus::Firing => AlertStatus::Firing,
-                handler::AlertStatus::Resolved => AlertStatus::Resolved,
-            },
-            summary: alert.summary,
-            value: alert.value,
-            labels: alert.labels,
-        }),
-        handler::Output::Forward(publication) => Output::Forward(self::publication(publication)),
-        handler::Output::Publish(publication) => Output::Publish(self::publication(publication)),
-    }
-}
-
-fn publication(publication: handler::Publication) -> Publication {
-    Publication {
-        topic: publication.topic.into(),
-        payload: Bytes::from(publication.payload),
-        content_type: publication.content_type.map(Into::into),
-        retain: publication.retain,
     }
 }

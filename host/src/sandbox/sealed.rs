@@ -73,9 +73,10 @@ mod mapped {
     use std::ptr::{self, NonNull};
 
     use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
-    use wasmtime::Engine;
     use wasmtime::component::Component;
+    use wasmtime::{Engine, Module, Precompiled};
 
+    use super::super::Code;
     use super::SealedCode;
 
     /// A sealed file, in memory that can be read and executed.
@@ -98,14 +99,19 @@ mod mapped {
             Ok(Self { at, len: code.len() })
         }
 
-        /// The image must be dropped after the component.
-        pub fn component(&self, engine: &Engine) -> wasmtime::Result<Component> {
+        /// The image must be dropped after the code.
+        pub(in super::super) fn load(&self, engine: &Engine) -> wasmtime::Result<Code> {
             let bytes = NonNull::slice_from_raw_parts(self.at.cast(), self.len);
             // SAFETY: the code was made by `compile::component` of this host and is authenticated by the cache's key, or comes
             // from somebody who may send native code (`deploy::code`), before it is sealed, since when it can neither change
-            // nor shrink. The only caller keeps the image for longer than the component. The engine refuses other versions
+            // nor shrink. The only caller keeps the image for longer than what is loaded. The engine refuses other versions
             // and settings.
-            unsafe { Component::deserialize_raw(engine, bytes) }
+            Ok(unsafe {
+                match Engine::detect_precompiled(bytes.as_ref()) {
+                    Some(Precompiled::Module) => Code::Module(Module::deserialize_raw(engine, bytes)?),
+                    _ => Code::Component(Component::deserialize_raw(engine, bytes)?),
+                }
+            })
         }
     }
 

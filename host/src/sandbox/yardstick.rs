@@ -1,43 +1,58 @@
-//! The same functions under Wasmtime's defaults, and interpreted. Only the benchmark uses it, to say what our profile is
-//! worth and what a board without a compiler pays.
+//! The same functions in other ways: under Wasmtime's defaults, as components whole, and interpreted. The benchmark says with
+//! it what our profile is worth and what a board without a compiler pays; tests hold both ways against each other.
 
 use std::sync::Arc;
 
-use wasmtime::component::Linker;
 use wasmtime::{Config, Engine};
 
 #[cfg(feature = "pulley")]
-use super::engine;
-use super::{Function, Limits, SandboxError, bindings, host};
+use super::compile;
+use super::compile::CompileError;
+use super::engine::{self, Class, Executable};
+use super::{Body, Code, Function, Grants, Limits, SandboxError, native};
 
 /// Compiles a component and makes it runnable in an engine whose only settings are the two meters.
 pub fn with_wasmtime_defaults(
     wasm: &[u8],
     limits: Limits,
     settings: Arc<[(String, String)]>,
-) -> Result<Function, SandboxError> {
+) -> Result<Function, CompileError> {
     let mut config = Config::new();
     config.consume_fuel(true).epoch_interruption(true);
-    let engine = Engine::new(&config).map_err(SandboxError::Engine)?;
-    runnable(engine, wasm, limits, settings)
+    whole(Engine::new(&config).map_err(SandboxError::Engine)?, wasm, limits, settings)
+}
+
+/// Makes a component runnable under our profile with all its parts, even if one of them would do.
+pub fn as_component(wasm: &[u8], limits: Limits, settings: Arc<[(String, String)]>) -> Result<Function, CompileError> {
+    let engine = engine::for_running(Class::for_memory(limits.memory_bytes), Executable::Made)?;
+    whole(engine, wasm, limits, settings)
 }
 
 /// Makes a component runnable by the interpreter, under our profile otherwise.
 #[cfg(feature = "pulley")]
-pub fn interpreted(wasm: &[u8], limits: Limits, settings: Arc<[(String, String)]>) -> Result<Function, SandboxError> {
-    runnable(engine::interpreter(engine::Class::Small)?, wasm, limits, settings)
+pub fn interpreted(wasm: &[u8], limits: Limits, settings: Arc<[(String, String)]>) -> Result<Function, CompileError> {
+    let engine = engine::interpreter(Class::Small)?;
+    let code = compile::precompile(&engine, wasm)?;
+    runnable(engine, &code, limits, settings)
 }
 
-fn runnable(
+fn whole(
     engine: Engine,
     wasm: &[u8],
     limits: Limits,
     settings: Arc<[(String, String)]>,
-) -> Result<Function, SandboxError> {
-    let mut linker = Linker::new(&engine);
-    host::add_to_linker(&mut linker).map_err(SandboxError::Engine)?;
-    let code = engine.precompile_component(wasm).map_err(SandboxError::Load)?;
-    let component = super::native::component(&engine, &code).map_err(SandboxError::Load)?;
-    let pre = linker.instantiate_pre(&component).and_then(bindings::FunctionPre::new).map_err(SandboxError::World)?;
-    Ok(Function { pre, engine, limits, settings, _image: None })
+) -> Result<Function, CompileError> {
+    let code = engine.precompile_component(wasm).map_err(CompileError::Compile)?;
+    runnable(engine, &code, limits, settings)
+}
+
+fn runnable(
+    engine: Engine,
+    code: &[u8],
+    limits: Limits,
+    settings: Arc<[(String, String)]>,
+) -> Result<Function, CompileError> {
+    let code: Code = native::load(&engine, code).map_err(SandboxError::Load)?;
+    let body = Body::new(&engine, &code, Grants::default())?;
+    Ok(Function { body, engine, limits, settings, _image: None })
 }

@@ -1,0 +1,198 @@
+//! How values cross between the host and a function that is one core module: the canonical ABI, as far as the world
+//! `sedge:function/function` needs it. Text and lists lie in the guest's memory, at an address and with a length; what the
+//! host hands in goes where the guest's own allocator says.
+//!
+//! Every address and every length comes from the guest and is checked against its memory. What may not be is an error that ends
+//! the run.
+
+use wasmtime::{AsContextMut, Caller, Memory, Result, StoreContextMut, TypedFunc, bail};
+
+use super::host::Host;
+
+/// By which the host reaches into a guest.
+pub struct Guest {
+    pub memory: Memory,
+    /// Old address, old size, alignment and new size; back comes the new address.
+    pub realloc: TypedFunc<(u32, u32, u32, u32), u32>,
+}
+
+/// An address and a length, as they lie in memory.
+pub type Slice = [u8; 8];
+
+/// One crossing: a guest's call to the host, or the host's to the guest.
+///
+/// Meanwhile the host has no [`Guest`] to serve: whatever the allocator calls, it is not the host.
+pub struct Crossing<'a> {
+    store: StoreContextMut<'a, Host>,
+    guest: Guest,
+    /// How many bytes the guest may still hand over.
+    allowance: usize,
+}
+
+/// What the guest asked for is done by `work`.
+pub fn serve<R>(mut caller: Caller<'_, Host>, work: impl FnOnce(&mut Crossing<'_>) -> Result<R>) -> Result<R> {
+    let Some(guest) = caller.data_mut().guest.take() else {
+        bail!("it called the host before it was ready, or while it allocated memory for the host");
+    };
+    let mut crossing = Crossing::new(caller.as_context_mut(), guest);
+    let result = work(&mut crossing)?;
+    // After an error nobody runs that could call again.
+    let guest = crossing.guest;
+    caller.data_mut().guest = Some(guest);
+    Ok(result)
+}
+
+impl<'a> Crossing<'a> {
+    pub fn new(store: StoreContextMut<'a, Host>, guest: Guest) -> Self {
+        let allowance = store.data().limits.handover_bytes();
+        Self { store, guest, allowance }
+    }
+
+    pub fn into_guest(self) -> Guest {
+        self.guest
+    }
+
+    pub fn host(&mut self) -> &mut Host {
+        self.store.data_mut()
+    }
+
+    /// The guest's memory to read, and the host at the same time.
+    pub fn reader(&mut self) -> (Reader<'_>, &mut Host) {
+        let (memory, host) = self.guest.memory.data_and_store_mut(&mut self.store);
+        (Reader { memory, allowance: &mut self.allowance }, host)
+    }
+
+    /// Copies bytes to where the guest wants them.
+    pub fn hand_in(&mut self, bytes: &[u8]) -> Result<Slice> {
+        let at = self.allocate(1, bytes.len())?;
+        self.write(at, bytes)?;
+        Ok(slice(at, bytes.len()))
+    }
+
+    /// The same for a list of texts.
+    pub fn hand_in_texts<'t>(&mut self, texts: impl ExactSizeIterator<Item = &'t str>) -> Result<Slice> {
+        self.hand_in_list(texts.map(|text| [text]))
+    }
+
+    /// The same for pairs of texts.
+    pub fn hand_in_pairs<'t>(&mut self, pairs: impl ExactSizeIterator<Item = (&'t str, &'t str)>) -> Result<Slice> {
+        self.hand_in_list(pairs.map(|(name, value)| [name, value]))
+    }
+
+    fn hand_in_list<'t, const N: usize>(&mut self, list: impl ExactSizeIterator<Item = [&'t str; N]>) -> Result<Slice> {
+        let len = list.len();
+        let at = self.allocate(4, len.saturating_mul(N * size_of::<Slice>()))?;
+        let mut place = at;
+        for text in list.flatten() {
+            let text = self.hand_in(text.as_bytes())?;
+            self.write(place, &text)?;
+            // Within what was just written.
+            place += size_of::<Slice>() as u32;
+        }
+        Ok(slice(at, len))
+    }
+
+    /// Writes the result of a call where the guest said.
+    pub fn answer(&mut self, at: u32, align: u32, result: &[u8]) -> Result<()> {
+        if !at.is_multiple_of(align) {
+            bail!("pointer not aligned");
+        }
+        self.write(at, result)
+    }
+
+    fn allocate(&mut self, align: u32, len: usize) -> Result<u32> {
+        let Ok(len) = u32::try_from(len) else { bail!("{len} bytes are more than a guest can address") };
+        let at = self.guest.realloc.call(&mut self.store, (0, 0, align, len))?;
+        if !at.is_multiple_of(align) {
+            bail!("realloc return: result not aligned");
+        }
+        let end = u64::from(at) + u64::from(len);
+        if end > self.guest.memory.data_size(&self.store) as u64 {
+            bail!("realloc return: beyond end of memory");
+        }
+        Ok(at)
+    }
+
+    fn write(&mut self, at: u32, bytes: &[u8]) -> Result<()> {
+        let memory = self.guest.memory.data_mut(&mut self.store);
+        match memory.get_mut(at as usize..).and_then(|memory| memory.get_mut(..bytes.len())) {
+            Some(place) => place.copy_from_slice(bytes),
+            None => bail!("pointer out of bounds of memory"),
+        }
+        Ok(())
+    }
+}
+
+/// A guest's memory.
+pub struct Reader<'a> {
+    memory: &'a [u8],
+    allowance: &'a mut usize,
+}
+
+impl<'a> Reader<'a> {
+    /// What the guest says lies at `at`. Each time it says so is paid for: it may say the same again and again.
+    pub fn bytes(&mut self, at: u32, len: u32) -> Result<&'a [u8]> {
+        self.take("list", at, len as usize, len as usize)
+    }
+
+    pub fn text(&mut self, at: u32, len: u32) -> Result<&'a str> {
+        Ok(str::from_utf8(self.take("string", at, len as usize, len as usize)?)?)
+    }
+
+    /// The pieces of a list, `N` bytes each, which are `cost` bytes to the host.
+    pub fn list<const N: usize>(&mut self, at: u32, len: u32, align: u32, cost: usize) -> Result<&'a [[u8; N]]> {
+        let times = |size: usize| (len as usize).saturating_mul(size);
+        let bytes = self.take("list", at, times(N), times(cost))?;
+        if !at.is_multiple_of(align) {
+            bail!("list pointer is not aligned");
+        }
+        Ok(bytes.as_chunks().0)
+    }
+
+    /// What is returned by its address.
+    pub fn record<const N: usize>(&self, at: u32, align: u32) -> Result<&'a [u8; N]> {
+        if !at.is_multiple_of(align) {
+            bail!("return pointer not aligned");
+        }
+        match self.memory.get(at as usize..).and_then(|memory| memory.first_chunk()) {
+            Some(record) => Ok(record),
+            None => bail!("pointer out of bounds of memory"),
+        }
+    }
+
+    fn take(&mut self, what: &str, at: u32, len: usize, cost: usize) -> Result<&'a [u8]> {
+        let Some(bytes) = self.memory.get(at as usize..).and_then(|memory| memory.get(..len)) else {
+            bail!("{what} pointer/length out of bounds of memory");
+        };
+        match self.allowance.checked_sub(cost) {
+            Some(left) => *self.allowance = left,
+            None => return Err(HandedTooMuch.into()),
+        }
+        Ok(bytes)
+    }
+}
+
+/// More was handed over in one call than [`handover_bytes`](super::Limits::handover_bytes).
+#[derive(Debug, thiserror::Error)]
+#[error("more was handed over in one call than is allowed")]
+pub struct HandedTooMuch;
+
+/// The 32 bits at `place` of what lies in a guest's memory.
+pub fn u32_at(bytes: &[u8], place: usize) -> u32 {
+    u32::from_le_bytes(array(&bytes[place..place + 4]))
+}
+
+pub fn u64_at(bytes: &[u8], place: usize) -> u64 {
+    u64::from_le_bytes(array(&bytes[place..place + 8]))
+}
+
+fn slice(at: u32, len: usize) -> Slice {
+    let mut slice = [0; 8];
+    slice[..4].copy_from_slice(&at.to_le_bytes());
+    slice[4..].copy_from_slice(&(len as u32).to_le_bytes());
+    slice
+}
+
+fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
+    bytes.try_into().expect("the caller cut it to size")
+}

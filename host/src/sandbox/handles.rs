@@ -1,0 +1,91 @@
+//! The handles that a function of one module holds: small numbers that only it and its host know.
+
+use wasmtime::{Result, bail};
+
+use super::MAX_HANDLES;
+
+#[derive(Default)]
+pub struct Handles(Vec<Option<Handle>>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handle {
+    /// Of the one bucket.
+    Bucket,
+    /// By the host's own number for it.
+    Cas(u32),
+}
+
+impl Handles {
+    /// Gives a handle away. 0 is none, as in every component.
+    pub fn add(&mut self, handle: Handle) -> Result<u32> {
+        let place = self.0.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.0.push(None);
+            self.0.len() - 1
+        });
+        if place >= MAX_HANDLES {
+            bail!("more than {MAX_HANDLES} handles at a time");
+        }
+        self.0[place] = Some(handle);
+        Ok(place as u32 + 1)
+    }
+
+    pub fn bucket(&self, number: u32) -> Result<()> {
+        match self.get(number)? {
+            Handle::Bucket => Ok(()),
+            Handle::Cas(_) => bail!("handle {number} is of another kind"),
+        }
+    }
+
+    pub fn cas(&self, number: u32) -> Result<u32> {
+        match self.get(number)? {
+            Handle::Cas(cas) => Ok(cas),
+            Handle::Bucket => bail!("handle {number} is of another kind"),
+        }
+    }
+
+    /// Takes a handle back after one of the above.
+    pub fn remove(&mut self, number: u32) {
+        if let Some(handle) = self.0.get_mut((number as usize).wrapping_sub(1)) {
+            *handle = None;
+        }
+    }
+
+    fn get(&self, number: u32) -> Result<Handle> {
+        match self.0.get((number as usize).wrapping_sub(1)) {
+            Some(Some(handle)) => Ok(*handle),
+            _ => bail!("unknown handle index {number}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handle_is_what_it_was_given_for() {
+        let mut handles = Handles::default();
+        let (bucket, cas) = (handles.add(Handle::Bucket).unwrap(), handles.add(Handle::Cas(7)).unwrap());
+        assert_eq!((bucket, cas), (1, 2));
+        assert!(handles.bucket(bucket).is_ok() && handles.bucket(cas).is_err());
+        assert_eq!(handles.cas(cas).unwrap(), 7);
+        for unknown in [0, 3, u32::MAX] {
+            assert!(handles.bucket(unknown).is_err() && handles.cas(unknown).is_err());
+            handles.remove(unknown);
+        }
+        handles.remove(bucket);
+        assert!(handles.bucket(bucket).is_err());
+        assert_eq!(handles.add(Handle::Cas(8)).unwrap(), bucket);
+    }
+
+    #[test]
+    fn there_are_only_so_many() {
+        let mut handles = Handles::default();
+        for _ in 0..MAX_HANDLES {
+            handles.add(Handle::Bucket).unwrap();
+        }
+        assert!(handles.add(Handle::Bucket).is_err());
+        handles.remove(5);
+        assert_eq!(handles.add(Handle::Bucket).unwrap(), 5);
+    }
+}

@@ -1,0 +1,357 @@
+//! What a function of one module imports: the same [`Host`] that other components reach through the engine's bindings, with
+//! the layouts of results written out. Those of `wasi:keyvalue`, as the canonical ABI has them:
+//!
+//! ```text
+//! error                        +0 which: 0 no such store, 1 access denied, 2 other | +4 text
+//! result<_, error>             +0 is error | +4 the value or the error
+//! result<s64, error>           +0 is error | +8 the value or the error
+//! result<_, cas-error>         +0 is error | +4 which: 0 store error, 1 failed | +8 the error or the new handle
+//! option                       +0 is there | +4 what
+//! text, list                   +0 address | +4 length
+//! ```
+
+use wasmtime::{Caller, Linker, Result, bail};
+
+use super::abi::{Crossing, Reader, serve};
+use super::component::bindings::wasi::keyvalue::store::Error;
+use super::component::bindings::wasi::logging::logging::Level;
+use super::grants::{self, Grants};
+use super::handles::Handle;
+use super::host::{Host, NotSwapped};
+
+/// Defines one import, by the names that the module has for it. What is not known is left out, and so is what is not
+/// granted.
+pub fn define(linker: &mut Linker<Host>, grants: Grants, interface: &str, name: &str) -> Result<()> {
+    match interface {
+        "wasi:keyvalue/store@0.2.0-draft2" => define_store(linker, interface, name),
+        "wasi:keyvalue/atomics@0.2.0-draft2" => define_atomics(linker, interface, name),
+        "wasi:logging/logging@0.1.0-draft" => define_logging(linker, interface, name),
+        "wasi:config/store@0.2.0-rc.1" => define_config(linker, interface, name),
+        _ => match interface.split_once("@0.2.") {
+            Some(("wasi:clocks/wall-clock", _)) if grants.clock => define_wall_clock(linker, interface, name),
+            Some(("wasi:clocks/monotonic-clock", _)) if grants.clock => define_monotonic(linker, interface, name),
+            Some(("wasi:random/random" | "wasi:random/insecure", _)) if grants.random => {
+                define_random(linker, interface, name)
+            }
+            Some(("wasi:random/insecure-seed", _)) if grants.random => define_seed(linker, interface, name),
+            _ => Ok(()),
+        },
+    }
+}
+
+fn define_store(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
+    match name {
+        "open" => linker.func_wrap(interface, name, |caller: Caller<'_, Host>, id: u32, len: u32, at: u32| {
+            serve(caller, |crossing| {
+                let (mut reader, host) = crossing.reader();
+                let opened = match host.open(reader.text(id, len)?) {
+                    Ok(()) => Ok(host.handles.add(Handle::Bucket)?.to_le_bytes()),
+                    Err(error) => Err(error),
+                };
+                answer(crossing, at, opened)
+            })
+        }),
+        "[method]bucket.get" => {
+            linker.func_wrap(interface, name, |caller: Caller<'_, Host>, bucket: u32, key: u32, len: u32, at: u32| {
+                serve(caller, |crossing| {
+                    let (mut reader, host) = crossing.reader();
+                    host.handles.bucket(bucket)?;
+                    let value = host.view.get(reader.text(key, len)?).cloned();
+                    let value = option(crossing, value.as_deref())?;
+                    answer(crossing, at, Ok(value))
+                })
+            })
+        }
+        "[method]bucket.set" => linker.func_wrap(
+            interface,
+            name,
+            |caller: Caller<'_, Host>, bucket: u32, key: u32, key_len: u32, value: u32, len: u32, at: u32| {
+                serve(caller, |crossing| {
+                    let (mut reader, host) = crossing.reader();
+                    host.handles.bucket(bucket)?;
+                    host.set(reader.text(key, key_len)?, Some(reader.bytes(value, len)?))?;
+                    answer(crossing, at, Ok([]))
+                })
+            },
+        ),
+        "[method]bucket.delete" => {
+            linker.func_wrap(interface, name, |caller: Caller<'_, Host>, bucket: u32, key: u32, len: u32, at: u32| {
+                serve(caller, |crossing| {
+                    let (mut reader, host) = crossing.reader();
+                    host.handles.bucket(bucket)?;
+                    host.set(reader.text(key, len)?, None)?;
+                    answer(crossing, at, Ok([]))
+                })
+            })
+        }
+        "[method]bucket.exists" => {
+            linker.func_wrap(interface, name, |caller: Caller<'_, Host>, bucket: u32, key: u32, len: u32, at: u32| {
+                serve(caller, |crossing| {
+                    let (mut reader, host) = crossing.reader();
+                    host.handles.bucket(bucket)?;
+                    let exists = host.view.get(reader.text(key, len)?).is_some();
+                    answer(crossing, at, Ok([exists.into()]))
+                })
+            })
+        }
+        "[method]bucket.list-keys" => linker.func_wrap(
+            interface,
+            name,
+            |caller: Caller<'_, Host>, bucket: u32, has_cursor: u32, cursor: u32, len: u32, at: u32| {
+                serve(caller, |crossing| {
+                    let (mut reader, host) = crossing.reader();
+                    host.handles.bucket(bucket)?;
+                    let keys = host.keys(optional_text(&mut reader, has_cursor, cursor, len)?);
+                    // The list, and a cursor that is not there.
+                    let mut response = [0; 20];
+                    response[..8].copy_from_slice(&crossing.hand_in_texts(keys.iter().map(|key| &**key))?);
+                    answer(crossing, at, Ok(response))
+                })
+            },
+        ),
+        "[resource-drop]bucket" => linker.func_wrap(interface, name, |caller: Caller<'_, Host>, bucket: u32| {
+            serve(caller, |crossing| {
+                let handles = &mut crossing.host().handles;
+                handles.bucket(bucket)?;
+                handles.remove(bucket);
+                Ok(())
+            })
+        }),
+        _ => return Ok(()),
+    }?;
+    Ok(())
+}
+
+fn define_atomics(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
+    match name {
+        "increment" => linker.func_wrap(
+            interface,
+            name,
+            |caller: Caller<'_, Host>, bucket: u32, key: u32, len: u32, delta: i64, at: u32| {
+                serve(caller, |crossing| {
+                    let (mut reader, host) = crossing.reader();
+                    host.handles.bucket(bucket)?;
+                    let mut result = [0; 24];
+                    match host.increment(reader.text(key, len)?, delta)? {
+                        Ok(sum) => result[8..16].copy_from_slice(&sum.to_le_bytes()),
+                        Err(error) => {
+                            result[0] = 1;
+                            result[8..20].copy_from_slice(&described(crossing, error)?);
+                        }
+                    }
+                    crossing.answer(at, 8, &result)
+                })
+            },
+        ),
+        "swap" => {
+            linker.func_wrap(interface, name, |caller: Caller<'_, Host>, number: u32, value: u32, len: u32, at: u32| {
+                serve(caller, |crossing| {
+                    let (mut reader, host) = crossing.reader();
+                    let cas = host.handles.cas(number)?;
+                    // It is given away with the call.
+                    host.handles.remove(number);
+                    let mut result = [0; 20];
+                    match host.swap(cas, reader.bytes(value, len)?)? {
+                        Ok(()) => {}
+                        Err(NotSwapped::Changed) => {
+                            (result[0], result[4]) = (1, 1);
+                            let again = host.handles.add(Handle::Cas(cas))?;
+                            result[8..12].copy_from_slice(&again.to_le_bytes());
+                        }
+                        Err(NotSwapped::Because(error)) => {
+                            result[0] = 1;
+                            result[8..20].copy_from_slice(&described(crossing, error)?);
+                        }
+                    }
+                    crossing.answer(at, 4, &result)
+                })
+            })
+        }
+        "[static]cas.new" => {
+            linker.func_wrap(interface, name, |caller: Caller<'_, Host>, bucket: u32, key: u32, len: u32, at: u32| {
+                serve(caller, |crossing| {
+                    let (mut reader, host) = crossing.reader();
+                    host.handles.bucket(bucket)?;
+                    let looked = match host.look(reader.text(key, len)?) {
+                        Ok(cas) => Ok(host.handles.add(Handle::Cas(cas))?.to_le_bytes()),
+                        Err(error) => Err(error),
+                    };
+                    answer(crossing, at, looked)
+                })
+            })
+        }
+        "[method]cas.current" => linker.func_wrap(interface, name, |caller: Caller<'_, Host>, number: u32, at: u32| {
+            serve(caller, |crossing| {
+                let host = crossing.host();
+                let cas = host.handles.cas(number)?;
+                let seen = host.seen(cas).cloned();
+                let seen = option(crossing, seen.as_deref())?;
+                answer(crossing, at, Ok(seen))
+            })
+        }),
+        "[resource-drop]cas" => linker.func_wrap(interface, name, |caller: Caller<'_, Host>, number: u32| {
+            serve(caller, |crossing| {
+                let host = crossing.host();
+                let cas = host.handles.cas(number)?;
+                host.handles.remove(number);
+                host.forget(cas);
+                Ok(())
+            })
+        }),
+        _ => return Ok(()),
+    }?;
+    Ok(())
+}
+
+fn define_logging(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
+    if name == "log" {
+        linker.func_wrap(
+            interface,
+            name,
+            |caller: Caller<'_, Host>, level: u32, context: u32, context_len: u32, message: u32, len: u32| {
+                serve(caller, |crossing| {
+                    let level = match level {
+                        0 => Level::Trace,
+                        1 => Level::Debug,
+                        2 => Level::Info,
+                        3 => Level::Warn,
+                        4 => Level::Error,
+                        5 => Level::Critical,
+                        other => bail!("unexpected discriminant: {other}"),
+                    };
+                    let (mut reader, host) = crossing.reader();
+                    host.log(level, reader.text(context, context_len)?, reader.text(message, len)?);
+                    Ok(())
+                })
+            },
+        )?;
+    }
+    Ok(())
+}
+
+/// Neither of the two fails here.
+fn define_config(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
+    match name {
+        "get" => linker.func_wrap(interface, name, |caller: Caller<'_, Host>, key: u32, len: u32, at: u32| {
+            serve(caller, |crossing| {
+                let (mut reader, host) = crossing.reader();
+                let key = reader.text(key, len)?;
+                let value = host.settings.iter().position(|(name, _)| name == key);
+                let settings = host.settings.clone();
+                let value = option(crossing, value.map(|place| settings[place].1.as_bytes()))?;
+                answer(crossing, at, Ok(value))
+            })
+        }),
+        "get-all" => linker.func_wrap(interface, name, |caller: Caller<'_, Host>, at: u32| {
+            serve(caller, |crossing| {
+                let settings = crossing.host().settings.clone();
+                let all = crossing.hand_in_pairs(settings.iter().map(|(name, value)| (&**name, &**value)))?;
+                answer(crossing, at, Ok(all))
+            })
+        }),
+        _ => return Ok(()),
+    }?;
+    Ok(())
+}
+
+fn define_wall_clock(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
+    let read = match name {
+        "now" => grants::wall_now,
+        "resolution" => grants::wall_resolution,
+        _ => return Ok(()),
+    };
+    linker.func_wrap(interface, name, move |caller: Caller<'_, Host>, at: u32| {
+        serve(caller, |crossing| {
+            let time = read();
+            let mut record = [0; 16];
+            record[..8].copy_from_slice(&time.seconds.to_le_bytes());
+            record[8..12].copy_from_slice(&time.nanoseconds.to_le_bytes());
+            crossing.answer(at, 8, &record)
+        })
+    })?;
+    Ok(())
+}
+
+fn define_monotonic(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
+    let read = match name {
+        "now" => grants::monotonic_now,
+        "resolution" => grants::monotonic_resolution,
+        _ => return Ok(()),
+    };
+    linker.func_wrap(interface, name, move |caller: Caller<'_, Host>| serve(caller, |_| Ok(read())))?;
+    Ok(())
+}
+
+fn define_random(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
+    match name {
+        "get-random-bytes" | "get-insecure-random-bytes" => {
+            linker.func_wrap(interface, name, |caller: Caller<'_, Host>, len: u64, at: u32| {
+                serve(caller, |crossing| {
+                    let bytes = crossing.hand_in(&grants::random_bytes(len)?)?;
+                    crossing.answer(at, 4, &bytes)
+                })
+            })
+        }
+        "get-random-u64" | "get-insecure-random-u64" => {
+            linker.func_wrap(interface, name, |caller: Caller<'_, Host>| serve(caller, |_| grants::random_u64()))
+        }
+        _ => return Ok(()),
+    }?;
+    Ok(())
+}
+
+fn define_seed(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
+    if name == "insecure-seed" {
+        linker.func_wrap(interface, name, |caller: Caller<'_, Host>, at: u32| {
+            serve(caller, |crossing| {
+                let seed = [grants::random_u64()?.to_le_bytes(), grants::random_u64()?.to_le_bytes()];
+                crossing.answer(at, 8, seed.as_flattened())
+            })
+        })?;
+    }
+    Ok(())
+}
+
+/// Writes a `result` whose value is at most 20 bytes and is aligned to 4.
+fn answer<const N: usize>(crossing: &mut Crossing<'_>, at: u32, result: Result<[u8; N], Error>) -> Result<()> {
+    let mut bytes = [0; 24];
+    match result {
+        Ok(value) => bytes[4..4 + N].copy_from_slice(&value),
+        Err(error) => {
+            bytes[0] = 1;
+            bytes[4..16].copy_from_slice(&described(crossing, error)?);
+        }
+    }
+    // Whichever of the two is longer says how long it is.
+    crossing.answer(at, 4, &bytes[..4 + N.max(12)])
+}
+
+fn option(crossing: &mut Crossing<'_>, value: Option<&[u8]>) -> Result<[u8; 12]> {
+    let mut bytes = [0; 12];
+    if let Some(value) = value {
+        bytes[0] = 1;
+        bytes[4..].copy_from_slice(&crossing.hand_in(value)?);
+    }
+    Ok(bytes)
+}
+
+fn optional_text<'a>(reader: &mut Reader<'a>, is_some: u32, at: u32, len: u32) -> Result<Option<&'a str>> {
+    match is_some {
+        0 => Ok(None),
+        1 => reader.text(at, len).map(Some),
+        other => bail!("unexpected discriminant: {other}"),
+    }
+}
+
+fn described(crossing: &mut Crossing<'_>, error: Error) -> Result<[u8; 12]> {
+    let mut bytes = [0; 12];
+    match error {
+        Error::NoSuchStore => {}
+        Error::AccessDenied => bytes[0] = 1,
+        Error::Other(reason) => {
+            bytes[0] = 2;
+            bytes[4..].copy_from_slice(&crossing.hand_in(reason.as_bytes())?);
+        }
+    }
+    Ok(bytes)
+}
