@@ -23,6 +23,7 @@ use tokio::sync::mpsc;
 
 use crate::config::Config;
 use crate::deploy;
+use crate::footprint::Footprint;
 use crate::forward::webhook::{self, Webhook};
 use crate::forward::{Action, Answer, Envelope, Forwarder, Route};
 use crate::manifest::Manifest;
@@ -38,6 +39,8 @@ use subscriptions::Subscriptions;
 
 /// The loop turns at least this often: it tends the workers, feeds the watchdog and looks at the clock.
 const TURN: Duration = Duration::from_secs(1);
+/// After that long it is connected, if it can be, and starting up is over.
+const STARTED: Duration = Duration::from_secs(2);
 /// How long the daemon may take to end after it was asked to.
 const DRAIN: Duration = Duration::from_millis(4000);
 /// The meta key under which it is kept that the broker counts its packet ids upwards.
@@ -84,6 +87,8 @@ struct Daemon {
     /// What the store has of them.
     subscriptions_saved: Bytes,
     clock_checked: Instant,
+    /// Until what only starting up needed is given back.
+    starting: Option<Instant>,
 }
 
 /// Where the outbox is emptied to.
@@ -287,6 +292,11 @@ impl Daemon {
             return;
         }
         self.clock_checked = now;
+        if self.starting.take_if(|since| now.duration_since(*since) >= STARTED).is_some()
+            && let Ok(footprint) = Footprint::of_this_process()
+        {
+            footprint.give_back();
+        }
         self.pipeline.set_clock_synced(time::clock_synced());
         self.pipeline.pool().tend();
         self.tidy_subscriptions();

@@ -3,6 +3,7 @@
 //! The way of a message through these modules, and what each may know of the others, is in ARCHITECTURE.md. To see it in
 //! code, read [`pipeline`].
 
+pub mod footprint;
 pub mod message;
 pub mod program;
 pub mod topic;

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 const VOCABULARY: [&str; 4] = ["message", "program", "time", "topic"];
 
 /// What each part may name beside the vocabulary. `*`: everything.
-const MAY_KNOW: [(&str, &[&str]); 22] = [
+const MAY_KNOW: [(&str, &[&str]); 23] = [
     ("message", &[]),
     ("topic", &[]),
     ("program", &[]),
+    ("footprint", &[]),
     ("time", &[]),
     ("key", &[]),
     ("config", &["manifest", "key"]),
@@ -24,7 +25,7 @@ const MAY_KNOW: [(&str, &[&str]); 22] = [
     ("component", &[]),
     ("telemetry", &["config"]),
     // The process around the sandbox.
-    ("worker", &["config", "manifest", "sandbox"]),
+    ("worker", &["config", "footprint", "manifest", "sandbox"]),
     ("compile", &["config", "sandbox", "component"]),
     // The spines know leaves. Functions run elsewhere: only deploying asks what the sandbox accepts.
     ("pipeline", &["config", "manifest", "mqtt", "router", "store", "telemetry", "worker", "forward"]),

@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use anyhow::Context as _;
 use clap::Args;
 
+use crate::footprint::Footprint;
 use crate::worker::serve::{Clock, Worker};
 use crate::worker::wall::{self, Room};
 
@@ -28,9 +29,12 @@ pub fn run(args: &WorkerArgs) -> anyhow::Result<()> {
     let _ = rustix::thread::set_name(c"sedge-worker");
     // The clock needs a thread, which the walls forbid.
     let clock = Clock::start().context("failed to start the worker's clock")?;
+    // Read here, because behind the wall there are no files.
+    let footprint = Footprint::of_this_process().ok();
     let room = Room { memory_bytes: args.memory_bytes, cpu_secs: None };
     wall::enclose(room, Some(socket.as_fd()), codes.as_ref().map(AsFd::as_fd))?;
     Worker::new(UnixStream::from(socket), codes.map(UnixStream::from), clock, args.state_cache_bytes)
+        .with_footprint(footprint)
         .serve()
         .context("the daemon's socket failed")
 }

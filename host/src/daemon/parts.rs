@@ -124,6 +124,7 @@ impl Daemon {
             decisions,
             orders: Orders::new(handle, config, config_file.to_owned(), orders_held.as_ref()),
             clock_checked: now.checked_sub(TURN).unwrap_or(now),
+            starting: Some(now),
         })
     }
 }

@@ -15,6 +15,7 @@ use super::cache::{ScopeKey, StateCache};
 use super::codes;
 use super::permits::Permits;
 use super::protocol::{Encoder, Job, JobScope, Malformed, ToWorker, split_frame};
+use crate::footprint::Footprint;
 use crate::message::{Failure, FailureCode, Outcome, Usage, Verdict};
 use crate::sandbox::{EPOCH, Function, Sandbox, State, Ticker};
 
@@ -43,6 +44,8 @@ pub struct Worker {
     asked: HashMap<u64, ScopeKey>,
     /// Keys whose last job is to be run again: the jobs that were sent behind it must not overtake it.
     held: HashSet<ScopeKey>,
+    /// Until the first job: loading functions is the last thing that only starting up needs.
+    footprint: Option<Footprint>,
     out: Vec<u8>,
 }
 
@@ -59,8 +62,15 @@ impl Worker {
             waiting: HashMap::new(),
             asked: HashMap::new(),
             held: HashSet::new(),
+            footprint: None,
             out: Vec::with_capacity(2 * SEND_BYTES),
         }
+    }
+
+    /// For a worker that is a process of its own.
+    pub fn with_footprint(mut self, footprint: Option<Footprint>) -> Self {
+        self.footprint = footprint;
+        self
     }
 
     pub fn serve(mut self) -> io::Result<()> {
@@ -92,7 +102,10 @@ impl Worker {
 
     fn take(&mut self, frame: ToWorker) -> io::Result<()> {
         match frame {
-            ToWorker::Run(job) => self.accept(job),
+            ToWorker::Run(job) => {
+                self.footprint = None;
+                self.accept(job);
+            }
             ToWorker::State { job, entries } => self.resume(job, State::from_entries(entries)),
             ToWorker::Load { function, edition, limits, settings, permits, code } => {
                 let grants = permits.grants;
@@ -110,6 +123,9 @@ impl Worker {
                     }
                     Err(error) => Some(format!("{:#}", anyhow::Error::from(error))),
                 };
+                if let Some(footprint) = &self.footprint {
+                    footprint.give_back();
+                }
                 Encoder::new(&mut self.out).loaded(function, edition, error.as_deref());
             }
             // Its state stays: it is what the store has, and the next version may ask for it.
