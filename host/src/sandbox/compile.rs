@@ -5,6 +5,7 @@ use wasmtime::Engine;
 
 use super::engine::{self, Class, Executable};
 use super::grants::Grants;
+use super::imports::Imports;
 use super::main_module::main_module;
 use super::shape::{self, ShapeError};
 use super::{Body, Isa, SandboxError};
@@ -37,7 +38,7 @@ pub fn component(wasm: &[u8], class: Class) -> Result<Vec<u8>, CompileError> {
     let engine = engine::for_running(class, Executable::Already)?;
     let loaded = super::native::load(&engine, &code).map_err(SandboxError::Load)?;
     // Code is kept for any manifest; what this one allows is checked when it is installed and loaded.
-    Body::new(&engine, &loaded, Grants::ALL)?;
+    Body::new(&mut Imports::new(&engine), &loaded, Grants::ALL)?;
     Ok(code)
 }
 

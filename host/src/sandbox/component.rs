@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use wasmtime::component::{Component, Linker};
-use wasmtime::{Engine, Result, Store};
+use wasmtime::{Result, Store};
 
 use super::grants::Grants;
 use super::host::{self, Host};
@@ -30,7 +30,8 @@ const _: () = assert!(size_of::<handler::Output>() <= OUTPUT_BYTES);
 pub struct Ready(bindings::FunctionPre<Host>);
 
 impl Ready {
-    pub fn new(engine: &Engine, component: &Component, grants: Grants) -> Result<Self, SandboxError> {
+    pub fn new(component: &Component, grants: Grants) -> Result<Self, SandboxError> {
+        let engine = component.engine();
         let mut linker = Linker::new(engine);
         host::add_to_linker(&mut linker).map_err(SandboxError::Engine)?;
         grants.add_to_linker(&mut linker).map_err(SandboxError::Engine)?;

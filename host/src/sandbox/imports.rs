@@ -10,30 +10,51 @@
 //! text, list                   +0 address | +4 length
 //! ```
 
-use wasmtime::{Caller, Linker, Result, bail};
+use std::collections::BTreeSet;
+
+use wasmtime::{Caller, Engine, InstancePre, Linker, Module, Result, bail};
 
 use super::abi::{Crossing, Reader, serve};
 use super::component::bindings::wasi::keyvalue::store::Error;
 use super::component::bindings::wasi::logging::logging::Level;
-use super::grants::{self, Grants};
+use super::grants;
 use super::handles::Handle;
 use super::host::{Host, NotSwapped};
 
-/// Defines one import, by the names that the module has for it. What is not known is left out, and so is what is not
-/// granted.
-pub fn define(linker: &mut Linker<Host>, grants: Grants, interface: &str, name: &str) -> Result<()> {
+/// What the functions of one engine import. They share it: what the host does for one is warm for the next.
+pub struct Imports {
+    linker: Linker<Host>,
+    defined: BTreeSet<(Box<str>, Box<str>)>,
+}
+
+impl Imports {
+    pub fn new(engine: &Engine) -> Self {
+        Self { linker: Linker::new(engine), defined: BTreeSet::new() }
+    }
+
+    /// Makes a module ready to be instantiated. What it imports and nobody knows is an error.
+    pub fn connect(&mut self, module: &Module) -> Result<InstancePre<Host>> {
+        for import in module.imports() {
+            if self.defined.insert((import.module().into(), import.name().into())) {
+                define(&mut self.linker, import.module(), import.name())?;
+            }
+        }
+        self.linker.instantiate_pre(module)
+    }
+}
+
+/// Defines one import, by the names that modules have for it. What is not known is left out.
+fn define(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
     match interface {
         "wasi:keyvalue/store@0.2.0-draft2" => define_store(linker, interface, name),
         "wasi:keyvalue/atomics@0.2.0-draft2" => define_atomics(linker, interface, name),
         "wasi:logging/logging@0.1.0-draft" => define_logging(linker, interface, name),
         "wasi:config/store@0.2.0-rc.1" => define_config(linker, interface, name),
         _ => match interface.split_once("@0.2.") {
-            Some(("wasi:clocks/wall-clock", _)) if grants.clock => define_wall_clock(linker, interface, name),
-            Some(("wasi:clocks/monotonic-clock", _)) if grants.clock => define_monotonic(linker, interface, name),
-            Some(("wasi:random/random" | "wasi:random/insecure", _)) if grants.random => {
-                define_random(linker, interface, name)
-            }
-            Some(("wasi:random/insecure-seed", _)) if grants.random => define_seed(linker, interface, name),
+            Some(("wasi:clocks/wall-clock", _)) => define_wall_clock(linker, interface, name),
+            Some(("wasi:clocks/monotonic-clock", _)) => define_monotonic(linker, interface, name),
+            Some(("wasi:random/random" | "wasi:random/insecure", _)) => define_random(linker, interface, name),
+            Some(("wasi:random/insecure-seed", _)) => define_seed(linker, interface, name),
             _ => Ok(()),
         },
     }

@@ -53,6 +53,7 @@ pub use engine::{Class, SETTINGS, WASMTIME};
 pub use grants::{Grants, NotGranted};
 use host::{Exceeded, Host};
 pub use host::{MAX_LOG_LINE_BYTES, MAX_LOG_LINES};
+use imports::Imports;
 pub use isa::{Isa, UnknownIsa};
 use sealed::{IS_NATIVE, Image, SealedCode};
 pub use state::State;
@@ -66,6 +67,9 @@ pub enum SandboxError {
     Engine(#[source] wasmtime::Error),
     #[error("failed to load compiled code")]
     Load(#[source] wasmtime::Error),
+    /// It could not be compiled, for a reason that was given before.
+    #[error("there is no compiled code")]
+    NoCode,
     #[error("failed to map compiled code")]
     Map(#[source] io::Error),
     #[error("the component does not fit the world sedge:function/function")]
@@ -131,10 +135,10 @@ enum Body {
 }
 
 impl Body {
-    fn new(engine: &Engine, code: &Code, grants: Grants) -> Result<Self, SandboxError> {
+    fn new(imports: &mut Imports, code: &Code, grants: Grants) -> Result<Self, SandboxError> {
         Ok(match code {
-            Code::Module(code) => Self::Module(module::Ready::new(engine, code, grants)?),
-            Code::Component(code) => Self::Component(component::Ready::new(engine, code, grants)?),
+            Code::Module(code) => Self::Module(module::Ready::new(imports, code, grants)?),
+            Code::Component(code) => Self::Component(component::Ready::new(code, grants)?),
         })
     }
 
@@ -149,7 +153,7 @@ impl Body {
 /// The engines of one thread. Not shared: the pool holds what one run at a time needs.
 #[derive(Default)]
 pub struct Sandbox {
-    classes: BTreeMap<Class, Engine>,
+    classes: BTreeMap<Class, (Engine, Imports)>,
     executable: Executable,
 }
 
@@ -163,11 +167,15 @@ impl Sandbox {
         Self { executable: Executable::Already, ..Self::default() }
     }
 
-    fn class(&mut self, class: Class) -> Result<&Engine, SandboxError> {
+    fn class(&mut self, class: Class) -> Result<&mut (Engine, Imports), SandboxError> {
         use std::collections::btree_map::Entry;
         match self.classes.entry(class) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
-            Entry::Vacant(entry) => Ok(entry.insert(engine::for_running(class, self.executable)?)),
+            Entry::Vacant(entry) => {
+                let engine = engine::for_running(class, self.executable)?;
+                let imports = Imports::new(&engine);
+                Ok(entry.insert((engine, imports)))
+            }
         }
     }
 
@@ -192,6 +200,9 @@ impl Sandbox {
         grants: Grants,
         settings: Arc<[(String, String)]>,
     ) -> Result<Function, SandboxError> {
+        if code.is_empty() {
+            return Err(SandboxError::NoCode);
+        }
         if IS_NATIVE && self.executable == Executable::Already {
             let code = SealedCode::seal(code).map_err(SandboxError::Map)?;
             return self.load_sealed(&code, limits, grants, settings);
@@ -207,6 +218,9 @@ impl Sandbox {
         grants: Grants,
         settings: Arc<[(String, String)]>,
     ) -> Result<Function, SandboxError> {
+        if code.is_empty() {
+            return Err(SandboxError::NoCode);
+        }
         let image = Image::new(code).map_err(SandboxError::Map)?;
         self.load_with(limits, grants, settings, |engine| {
             let code = image.load(engine)?;
@@ -221,16 +235,16 @@ impl Sandbox {
         settings: Arc<[(String, String)]>,
         load: impl FnOnce(&Engine) -> wasmtime::Result<(Option<Image>, Code)>,
     ) -> Result<Function, SandboxError> {
-        let engine = self.class(Class::for_memory(limits.memory_bytes))?;
+        let (engine, imports) = self.class(Class::for_memory(limits.memory_bytes))?;
         // In this order: whatever fails below, the code is dropped first.
         let (image, code) = load(engine).map_err(SandboxError::Load)?;
-        let body = Body::new(engine, &code, grants)?;
+        let body = Body::new(imports, &code, grants)?;
         Ok(Function { body, engine: engine.clone(), limits, settings, _image: image })
     }
 
     /// Moves the clock that deadlines are kept by. Called every [`EPOCH`] while anything runs.
     pub fn ticker(&self) -> Ticker {
-        Ticker { engines: self.classes.values().cloned().collect() }
+        Ticker { engines: self.classes.values().map(|(engine, _)| engine.clone()).collect() }
     }
 }
 

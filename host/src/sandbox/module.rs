@@ -5,14 +5,13 @@
 //! adapters, handles of resources. `docs/decisions/0009-one-instance.md` has the figures.
 
 use bytes::Bytes;
-use wasmtime::{
-    AsContextMut, Engine, Instance, InstancePre, Linker, Module, ModuleExport, Result, Store, bail, format_err,
-};
+use wasmtime::{AsContextMut, Instance, InstancePre, Module, ModuleExport, Result, Store, bail, format_err};
 
 use super::abi::{Crossing, Guest, Reader, u32_at, u64_at};
 use super::grants::Grants;
 use super::host::Host;
-use super::{OUTPUT_BYTES, SandboxError, imports, shorten};
+use super::imports::Imports;
+use super::{OUTPUT_BYTES, SandboxError, shorten};
 use crate::message::{Alert, AlertStatus, Failure, FailureCode, Message, Output, Publication, Severity, Verdict};
 
 /// What such a module exports. The names are those of the canonical ABI's tools.
@@ -35,11 +34,10 @@ pub struct Ready {
 }
 
 impl Ready {
-    pub fn new(engine: &Engine, module: &Module, grants: Grants) -> Result<Self, SandboxError> {
-        let mut linker = Linker::new(engine);
+    pub fn new(imports: &mut Imports, module: &Module, grants: Grants) -> Result<Self, SandboxError> {
+        // The imports are shared: what others may use is defined in them too.
         for import in module.imports() {
             grants.check_name(import.module())?;
-            imports::define(&mut linker, grants, import.module(), import.name()).map_err(SandboxError::Engine)?;
         }
         let export = |name: &str| {
             let export = module.get_export_index(name);
@@ -49,7 +47,7 @@ impl Ready {
             memory: export(MEMORY)?,
             realloc: export(REALLOC)?,
             handle: export(HANDLE)?,
-            pre: linker.instantiate_pre(module).map_err(SandboxError::World)?,
+            pre: imports.connect(module).map_err(SandboxError::World)?,
         })
     }
 

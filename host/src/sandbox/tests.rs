@@ -1,10 +1,11 @@
 //! Hostile guests: every limit once obeyed and once broken.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::guest::{Bench, LIMITS, LOG, NOTHING, component, component_of, message, module, module_of, run, run_with};
-use super::{Class, Limits, State};
+use super::{Class, Limits, Sandbox, State};
 use crate::message::{FailureCode, Output, Verdict};
 
 /// Goes round `times` times.
@@ -337,6 +338,14 @@ fn after_a_failure_others_run_as_before() {
             bad.invoke(&message, State::default()).failure();
             assert_eq!(good.invoke(&message, State::default()).outputs(), 2);
         }
+    }
+}
+
+#[test]
+fn code_that_is_missing_is_named() {
+    for mut sandbox in [Sandbox::new(), Sandbox::of_sealed_code()] {
+        let loaded = sandbox.load(b"", LIMITS, Arc::from([]));
+        assert_eq!(loaded.err().unwrap().to_string(), "there is no compiled code");
     }
 }
 

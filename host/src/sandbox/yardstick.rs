@@ -9,6 +9,7 @@ use wasmtime::{Config, Engine};
 use super::compile;
 use super::compile::CompileError;
 use super::engine::{self, Class, Executable};
+use super::imports::Imports;
 use super::{Body, Code, Function, Grants, Limits, SandboxError, native};
 
 /// Compiles a component and makes it runnable in an engine whose only settings are the two meters.
@@ -53,6 +54,6 @@ fn runnable(
     settings: Arc<[(String, String)]>,
 ) -> Result<Function, CompileError> {
     let code: Code = native::load(&engine, code).map_err(SandboxError::Load)?;
-    let body = Body::new(&engine, &code, Grants::default())?;
+    let body = Body::new(&mut Imports::new(&engine), &code, Grants::default())?;
     Ok(Function { body, engine, limits, settings, _image: None })
 }
