@@ -5,6 +5,7 @@
 
 pub mod message;
 pub mod program;
+pub mod queue;
 pub mod topic;
 
 pub mod config;
