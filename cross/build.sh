@@ -40,7 +40,12 @@ export RUSTFLAGS="${RUSTFLAGS:-} $flags"
 folder=${CARGO_TARGET_DIR:-target}/$target/$profile
 # Cargo writes both builds to the same place. The full one is put back, so that neither is taken for the other.
 full=$folder/sedge
-if [ "$variant" = runtime ] && [ -e "$full" ]; then mv "$full" "$full.full"; fi
+# What an earlier run left is in the way: where nothing has changed, cargo links the same file once more, and a file is not moved
+# onto itself.
+if [ "$variant" = runtime ]; then
+    rm -f "$folder/$name"
+    if [ -e "$full" ]; then rm -f "$full.full" && mv "$full" "$full.full"; fi
+fi
 status=0
 cargo-zigbuild zigbuild --package sedge --bin sedge --profile "$profile" --target "$for_zig" \
     "${features[@]}" "${build_std[@]}" >&2 || status=$?

@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::{RecvTimeoutError, TrySendError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -15,6 +15,7 @@ use super::deployer::Deployer;
 use super::figures::Figures;
 use super::request::{Now, Request};
 use super::workshop::Compile;
+use crate::queue::{self, Receiver, Sender};
 use crate::time;
 
 /// Messages that wait to be looked at: 16 MiB at the most. What comes beyond is fetched again.
@@ -32,7 +33,7 @@ pub struct Handle(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    requests: SyncSender<Request>,
+    requests: Sender<Request>,
     figures: Arc<Figures>,
     flood: Arc<Flood>,
 }
@@ -47,7 +48,7 @@ struct Flood {
 
 /// `deployer` has booted. The actions are to be carried out in their order.
 pub fn spawn(deployer: Deployer, workshop: Arc<dyn Compile>) -> io::Result<(Handle, mpsc::Receiver<Action>)> {
-    let (requests, received) = sync_channel(MESSAGES + WORDS);
+    let (requests, received) = queue::bounded(MESSAGES + WORDS);
     let (actions, decided) = mpsc::channel(ACTIONS);
     let flood = Arc::new(Flood::default());
     let figures = Arc::clone(deployer.figures());
@@ -102,7 +103,7 @@ struct Shell {
     deployer: Deployer,
     workshop: Arc<dyn Compile>,
     /// For what the compiler has to say.
-    requests: SyncSender<Request>,
+    requests: Sender<Request>,
     actions: mpsc::Sender<Action>,
     flood: Arc<Flood>,
     started: Instant,

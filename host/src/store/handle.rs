@@ -11,12 +11,13 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::mpsc::TrySendError;
 
 use tokio::sync::mpsc::Receiver;
 
 use super::stats::Stats;
 use super::{Event, Request};
+use crate::queue;
 
 /// Requests that may wait for the writer. The pipeline bounds what is in flight by Receive Maximum (1024 by default),
 /// and each delivery has at most a few requests of its own; batching makes them fewer.
@@ -27,7 +28,7 @@ pub(super) const EVENTS: usize = 256;
 
 #[derive(Clone, Debug)]
 pub struct Handle {
-    pub(super) requests: SyncSender<(u64, Request)>,
+    pub(super) requests: queue::Sender<(u64, Request)>,
     pub(super) epoch: Arc<AtomicU64>,
     pub(super) stats: Arc<Stats>,
 }

@@ -26,12 +26,12 @@ mod writer;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::sync_channel;
 
 use bytes::Bytes;
 
 use crate::config;
 use crate::message::{Failure, Message, Scope, StateWrite, Usage};
+use crate::queue;
 
 pub use dead_letters::{DeadLetters, DeadLettersError, Filter};
 pub use handle::{Events, Handle, SendError};
@@ -97,7 +97,7 @@ impl Store {
             stats: stats.clone(),
         };
         let (session, recovered) = ground.open()?;
-        let (request_sender, requests) = sync_channel(handle::REQUESTS);
+        let (request_sender, requests) = queue::bounded(handle::REQUESTS);
         let (event_sender, events) = tokio::sync::mpsc::channel(handle::EVENTS);
         let writer = writer::Writer::new(ground, requests, event_sender);
         std::thread::Builder::new()

@@ -13,7 +13,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
+use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender;
@@ -24,6 +24,7 @@ use super::session::Session;
 use super::stats::{Stats, thread_bytes_written};
 use super::{Event, OpenError, Recovered, Request, Stream};
 use crate::config;
+use crate::queue::Receiver;
 
 /// How often the writer looks at the clock and at other processes' changes.
 const TICK: Duration = Duration::from_secs(1);
