@@ -4,15 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Everybody's words: plain data and the clock.
-const VOCABULARY: [&str; 4] = ["message", "program", "time", "topic"];
+/// Everybody's words: plain data, the clock, and a queue that holds either.
+const VOCABULARY: [&str; 5] = ["message", "program", "queue", "time", "topic"];
 
 /// What each part may name beside the vocabulary. `*`: everything.
-const MAY_KNOW: [(&str, &[&str]); 23] = [
+const MAY_KNOW: [(&str, &[&str]); 24] = [
     ("message", &[]),
     ("topic", &[]),
     ("program", &[]),
     ("footprint", &[]),
+    ("queue", &[]),
     ("time", &[]),
     ("key", &[]),
     ("config", &["manifest", "key"]),
