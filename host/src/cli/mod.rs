@@ -11,41 +11,9 @@ pub mod demo;
 pub mod doctor;
 pub mod invoke;
 #[cfg(feature = "operator")]
-pub mod keygen;
-#[cfg(feature = "operator")]
-pub mod new;
-#[cfg(feature = "operator")]
-pub mod promote;
-#[cfg(feature = "operator")]
-pub mod push;
-#[cfg(feature = "operator")]
-pub mod remove;
-#[cfg(feature = "operator")]
-pub mod rollback;
+pub mod operator;
 pub mod run;
-#[cfg(feature = "operator")]
-pub mod status;
-#[cfg(feature = "operator")]
-pub mod trust;
 pub mod worker;
-
-// What the operator's commands share.
-#[cfg(feature = "operator")]
-mod boards;
-#[cfg(feature = "operator")]
-mod changes;
-#[cfg(feature = "operator")]
-mod follow;
-#[cfg(feature = "operator")]
-mod order;
-#[cfg(feature = "operator")]
-mod progress;
-#[cfg(feature = "operator")]
-mod remote;
-#[cfg(feature = "operator")]
-mod signing;
-#[cfg(feature = "operator")]
-mod talk;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
@@ -55,6 +23,8 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::config::Problems;
 use crate::config::problem::Severity;
+#[cfg(feature = "operator")]
+use operator::{keygen, new, promote, push, remove, rollback, status, trust};
 
 /// `EX_CONFIG` of sysexits.h. The unit file tells systemd not to restart on it: a person must act first.
 pub const EXIT_CONFIG: u8 = 78;

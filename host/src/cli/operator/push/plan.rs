@@ -7,10 +7,10 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::Bundle;
-use crate::cli::changes::{self, Change, Kind};
+use crate::cli::operator::changes::{self, Change, Kind};
+use crate::cli::operator::signing::Signer;
+use crate::cli::operator::talk::Talk;
 use crate::cli::printable;
-use crate::cli::signing::Signer;
-use crate::cli::talk::Talk;
 use crate::deploy::payload::{self, Order};
 use crate::deploy::report::State;
 use crate::time;

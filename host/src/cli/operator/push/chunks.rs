@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Bundle;
-use crate::cli::order::QUIET;
-use crate::cli::talk::Talk;
+use crate::cli::operator::order::QUIET;
+use crate::cli::operator::talk::Talk;
 use crate::deploy;
 use crate::deploy::envelope::Envelope;
 use crate::deploy::payload::{Change, Order};
