@@ -61,16 +61,15 @@ must inside getent passwd sedge >&2
 for page in "$root"/usr/share/man/man1/sedge*.1.gz; do must gzip --test "$page"; done
 must bash -n "$root/usr/share/bash-completion/completions/sedge"
 
-cat >"$root/etc/sedge/conf.d/here.toml" <<'toml'
-[node]
-name = "tried"
-[functions]
-paths = ["/usr/share/sedge/functions/threshold-alert"]
-toml
-must inside setpriv --reuid=sedge --regid=sedge --clear-groups sedge check >&2
+echo 'node.name = "tried"' >"$root/etc/sedge/conf.d/here.toml"
+# The functions that the package brings are to be compiled, which the runtime-only build cannot.
+is_full=
 if inside sedge demo --help >/dev/null 2>&1; then
-    must inside sedge demo --messages 300 --json >&2
+    is_full=yes
+    echo 'functions.paths = ["/usr/share/sedge/functions/threshold-alert"]' >>"$root/etc/sedge/conf.d/here.toml"
 fi
+must inside setpriv --reuid=sedge --regid=sedge --clear-groups sedge check >&2
+[ -z "$is_full" ] || must inside sedge demo --messages 300 --json >&2
 
 echo state >"$root/var/lib/sedge/kept"
 install "$package"
