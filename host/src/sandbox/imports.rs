@@ -11,10 +11,12 @@
 //! ```
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use wasmtime::{Caller, Engine, InstancePre, Linker, Module, Result, bail};
 
 use super::abi::{Crossing, Reader, serve};
+use super::component::bindings::wasi::clocks::wall_clock::Datetime;
 use super::component::bindings::wasi::keyvalue::store::Error;
 use super::component::bindings::wasi::logging::logging::Level;
 use super::grants;
@@ -62,275 +64,318 @@ fn define(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> 
 
 fn define_store(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
     match name {
-        "open" => linker.func_wrap(interface, name, |caller: Caller<'_, Host>, id: u32, len: u32, at: u32| {
-            serve(caller, |crossing| {
-                let (mut reader, host) = crossing.reader();
-                let opened = match host.open(reader.text(id, len)?) {
-                    Ok(()) => Ok(host.handles.add(Handle::Bucket)?.to_le_bytes()),
-                    Err(error) => Err(error),
-                };
-                answer(crossing, at, opened)
-            })
-        }),
-        "[method]bucket.get" => {
-            linker.func_wrap(interface, name, |caller: Caller<'_, Host>, bucket: u32, key: u32, len: u32, at: u32| {
-                serve(caller, |crossing| {
-                    let (mut reader, host) = crossing.reader();
-                    host.handles.bucket(bucket)?;
-                    let value = host.view.get(reader.text(key, len)?).cloned();
-                    let value = option(crossing, value.as_deref())?;
-                    answer(crossing, at, Ok(value))
-                })
-            })
-        }
-        "[method]bucket.set" => linker.func_wrap(
-            interface,
-            name,
-            |caller: Caller<'_, Host>, bucket: u32, key: u32, key_len: u32, value: u32, len: u32, at: u32| {
-                serve(caller, |crossing| {
-                    let (mut reader, host) = crossing.reader();
-                    host.handles.bucket(bucket)?;
-                    host.set(reader.text(key, key_len)?, Some(reader.bytes(value, len)?))?;
-                    answer(crossing, at, Ok([]))
-                })
-            },
-        ),
-        "[method]bucket.delete" => {
-            linker.func_wrap(interface, name, |caller: Caller<'_, Host>, bucket: u32, key: u32, len: u32, at: u32| {
-                serve(caller, |crossing| {
-                    let (mut reader, host) = crossing.reader();
-                    host.handles.bucket(bucket)?;
-                    host.set(reader.text(key, len)?, None)?;
-                    answer(crossing, at, Ok([]))
-                })
-            })
-        }
-        "[method]bucket.exists" => {
-            linker.func_wrap(interface, name, |caller: Caller<'_, Host>, bucket: u32, key: u32, len: u32, at: u32| {
-                serve(caller, |crossing| {
-                    let (mut reader, host) = crossing.reader();
-                    host.handles.bucket(bucket)?;
-                    let exists = host.view.get(reader.text(key, len)?).is_some();
-                    answer(crossing, at, Ok([exists.into()]))
-                })
-            })
-        }
-        "[method]bucket.list-keys" => linker.func_wrap(
-            interface,
-            name,
-            |caller: Caller<'_, Host>, bucket: u32, has_cursor: u32, cursor: u32, len: u32, at: u32| {
-                serve(caller, |crossing| {
-                    let (mut reader, host) = crossing.reader();
-                    host.handles.bucket(bucket)?;
-                    let keys = host.keys(optional_text(&mut reader, has_cursor, cursor, len)?);
-                    // The list, and a cursor that is not there.
-                    let mut response = [0; 20];
-                    response[..8].copy_from_slice(&crossing.hand_in_texts(keys.iter().map(|key| &**key))?);
-                    answer(crossing, at, Ok(response))
-                })
-            },
-        ),
-        "[resource-drop]bucket" => linker.func_wrap(interface, name, |caller: Caller<'_, Host>, bucket: u32| {
-            serve(caller, |crossing| {
-                let handles = &mut crossing.host().handles;
-                handles.bucket(bucket)?;
-                handles.remove(bucket);
-                Ok(())
-            })
-        }),
-        _ => return Ok(()),
-    }?;
+        "open" => three(linker, interface, name, open),
+        "[method]bucket.get" => four(linker, interface, name, get),
+        "[method]bucket.set" => six(linker, interface, name, set),
+        "[method]bucket.delete" => four(linker, interface, name, delete),
+        "[method]bucket.exists" => four(linker, interface, name, exists),
+        "[method]bucket.list-keys" => five(linker, interface, name, list_keys),
+        "[resource-drop]bucket" => one(linker, interface, name, drop_bucket),
+        _ => Ok(()),
+    }
+}
+
+fn open(crossing: &mut Crossing<'_>, id: u32, len: u32, at: u32) -> Result<()> {
+    let (mut reader, host) = crossing.reader();
+    let opened = match host.open(reader.text(id, len)?) {
+        Ok(()) => Ok(host.handles.add(Handle::Bucket)?),
+        Err(error) => Err(error),
+    };
+    answer(crossing, at, opened.map(u32::to_le_bytes))
+}
+
+fn get(crossing: &mut Crossing<'_>, bucket: u32, key: u32, len: u32, at: u32) -> Result<()> {
+    let (mut reader, host) = crossing.reader();
+    host.handles.bucket(bucket)?;
+    let value = host.view.get(reader.text(key, len)?).cloned();
+    let value = option(crossing, value.as_deref())?;
+    answer(crossing, at, Ok(value))
+}
+
+fn set(crossing: &mut Crossing<'_>, bucket: u32, key: u32, key_len: u32, value: u32, len: u32, at: u32) -> Result<()> {
+    let (mut reader, host) = crossing.reader();
+    host.handles.bucket(bucket)?;
+    host.set(reader.text(key, key_len)?, Some(reader.bytes(value, len)?))?;
+    answer(crossing, at, Ok([]))
+}
+
+fn delete(crossing: &mut Crossing<'_>, bucket: u32, key: u32, len: u32, at: u32) -> Result<()> {
+    let (mut reader, host) = crossing.reader();
+    host.handles.bucket(bucket)?;
+    host.set(reader.text(key, len)?, None)?;
+    answer(crossing, at, Ok([]))
+}
+
+fn exists(crossing: &mut Crossing<'_>, bucket: u32, key: u32, len: u32, at: u32) -> Result<()> {
+    let (mut reader, host) = crossing.reader();
+    host.handles.bucket(bucket)?;
+    let exists = host.view.get(reader.text(key, len)?).is_some();
+    answer(crossing, at, Ok([exists.into()]))
+}
+
+fn list_keys(crossing: &mut Crossing<'_>, bucket: u32, has_cursor: u32, cursor: u32, len: u32, at: u32) -> Result<()> {
+    let (mut reader, host) = crossing.reader();
+    host.handles.bucket(bucket)?;
+    let keys = host.keys(optional_text(&mut reader, has_cursor, cursor, len)?);
+    // The list, and a cursor that is not there.
+    let mut response = [0; 20];
+    response[..8].copy_from_slice(&crossing.hand_in_texts(keys.iter().map(|key| &**key))?);
+    answer(crossing, at, Ok(response))
+}
+
+fn drop_bucket(crossing: &mut Crossing<'_>, bucket: u32) -> Result<()> {
+    let handles = &mut crossing.host().handles;
+    handles.bucket(bucket)?;
+    handles.remove(bucket);
     Ok(())
 }
 
 fn define_atomics(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
     match name {
-        "increment" => linker.func_wrap(
-            interface,
-            name,
-            |caller: Caller<'_, Host>, bucket: u32, key: u32, len: u32, delta: i64, at: u32| {
-                serve(caller, |crossing| {
-                    let (mut reader, host) = crossing.reader();
-                    host.handles.bucket(bucket)?;
-                    let mut result = [0; 24];
-                    match host.increment(reader.text(key, len)?, delta)? {
-                        Ok(sum) => result[8..16].copy_from_slice(&sum.to_le_bytes()),
-                        Err(error) => {
-                            result[0] = 1;
-                            result[8..20].copy_from_slice(&described(crossing, error)?);
-                        }
-                    }
-                    crossing.answer(at, 8, &result)
-                })
-            },
-        ),
-        "swap" => {
-            linker.func_wrap(interface, name, |caller: Caller<'_, Host>, number: u32, value: u32, len: u32, at: u32| {
-                serve(caller, |crossing| {
-                    let (mut reader, host) = crossing.reader();
-                    let cas = host.handles.cas(number)?;
-                    // It is given away with the call.
-                    host.handles.remove(number);
-                    let mut result = [0; 20];
-                    match host.swap(cas, reader.bytes(value, len)?)? {
-                        Ok(()) => {}
-                        Err(NotSwapped::Changed) => {
-                            (result[0], result[4]) = (1, 1);
-                            let again = host.handles.add(Handle::Cas(cas))?;
-                            result[8..12].copy_from_slice(&again.to_le_bytes());
-                        }
-                        Err(NotSwapped::Because(error)) => {
-                            result[0] = 1;
-                            result[8..20].copy_from_slice(&described(crossing, error)?);
-                        }
-                    }
-                    crossing.answer(at, 4, &result)
-                })
-            })
+        "increment" => {
+            let increment = |caller: Caller<'_, Host>, bucket: u32, key: u32, len: u32, delta: i64, at: u32| {
+                serve(caller, |crossing| increment(crossing, bucket, key, len, delta, at))
+            };
+            linker.func_wrap(interface, name, increment).map(drop)
         }
-        "[static]cas.new" => {
-            linker.func_wrap(interface, name, |caller: Caller<'_, Host>, bucket: u32, key: u32, len: u32, at: u32| {
-                serve(caller, |crossing| {
-                    let (mut reader, host) = crossing.reader();
-                    host.handles.bucket(bucket)?;
-                    let looked = match host.look(reader.text(key, len)?) {
-                        Ok(cas) => Ok(host.handles.add(Handle::Cas(cas))?.to_le_bytes()),
-                        Err(error) => Err(error),
-                    };
-                    answer(crossing, at, looked)
-                })
-            })
+        "swap" => four(linker, interface, name, swap),
+        "[static]cas.new" => four(linker, interface, name, new_cas),
+        "[method]cas.current" => two(linker, interface, name, current),
+        "[resource-drop]cas" => one(linker, interface, name, drop_cas),
+        _ => Ok(()),
+    }
+}
+
+fn increment(crossing: &mut Crossing<'_>, bucket: u32, key: u32, len: u32, delta: i64, at: u32) -> Result<()> {
+    let (mut reader, host) = crossing.reader();
+    host.handles.bucket(bucket)?;
+    let mut result = [0; 24];
+    match host.increment(reader.text(key, len)?, delta)? {
+        Ok(sum) => result[8..16].copy_from_slice(&sum.to_le_bytes()),
+        Err(error) => {
+            result[0] = 1;
+            result[8..20].copy_from_slice(&described(crossing, error)?);
         }
-        "[method]cas.current" => linker.func_wrap(interface, name, |caller: Caller<'_, Host>, number: u32, at: u32| {
-            serve(caller, |crossing| {
-                let host = crossing.host();
-                let cas = host.handles.cas(number)?;
-                let seen = host.seen(cas).cloned();
-                let seen = option(crossing, seen.as_deref())?;
-                answer(crossing, at, Ok(seen))
-            })
-        }),
-        "[resource-drop]cas" => linker.func_wrap(interface, name, |caller: Caller<'_, Host>, number: u32| {
-            serve(caller, |crossing| {
-                let host = crossing.host();
-                let cas = host.handles.cas(number)?;
-                host.handles.remove(number);
-                host.forget(cas);
-                Ok(())
-            })
-        }),
-        _ => return Ok(()),
-    }?;
+    }
+    crossing.answer(at, 8, &result)
+}
+
+fn swap(crossing: &mut Crossing<'_>, number: u32, value: u32, len: u32, at: u32) -> Result<()> {
+    let (mut reader, host) = crossing.reader();
+    let cas = host.handles.cas(number)?;
+    // It is given away with the call.
+    host.handles.remove(number);
+    let mut result = [0; 20];
+    match host.swap(cas, reader.bytes(value, len)?)? {
+        Ok(()) => {}
+        Err(NotSwapped::Changed) => {
+            (result[0], result[4]) = (1, 1);
+            let again = host.handles.add(Handle::Cas(cas))?;
+            result[8..12].copy_from_slice(&again.to_le_bytes());
+        }
+        Err(NotSwapped::Because(error)) => {
+            result[0] = 1;
+            result[8..20].copy_from_slice(&described(crossing, error)?);
+        }
+    }
+    crossing.answer(at, 4, &result)
+}
+
+fn new_cas(crossing: &mut Crossing<'_>, bucket: u32, key: u32, len: u32, at: u32) -> Result<()> {
+    let (mut reader, host) = crossing.reader();
+    host.handles.bucket(bucket)?;
+    let looked = match host.look(reader.text(key, len)?) {
+        Ok(cas) => Ok(host.handles.add(Handle::Cas(cas))?),
+        Err(error) => Err(error),
+    };
+    answer(crossing, at, looked.map(u32::to_le_bytes))
+}
+
+fn current(crossing: &mut Crossing<'_>, number: u32, at: u32) -> Result<()> {
+    let host = crossing.host();
+    let cas = host.handles.cas(number)?;
+    let seen = host.seen(cas).cloned();
+    let seen = option(crossing, seen.as_deref())?;
+    answer(crossing, at, Ok(seen))
+}
+
+fn drop_cas(crossing: &mut Crossing<'_>, number: u32) -> Result<()> {
+    let host = crossing.host();
+    let cas = host.handles.cas(number)?;
+    host.handles.remove(number);
+    host.forget(cas);
     Ok(())
 }
 
 fn define_logging(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
-    if name == "log" {
-        linker.func_wrap(
-            interface,
-            name,
-            |caller: Caller<'_, Host>, level: u32, context: u32, context_len: u32, message: u32, len: u32| {
-                serve(caller, |crossing| {
-                    let level = match level {
-                        0 => Level::Trace,
-                        1 => Level::Debug,
-                        2 => Level::Info,
-                        3 => Level::Warn,
-                        4 => Level::Error,
-                        5 => Level::Critical,
-                        other => bail!("unexpected discriminant: {other}"),
-                    };
-                    let (mut reader, host) = crossing.reader();
-                    host.log(level, reader.text(context, context_len)?, reader.text(message, len)?);
-                    Ok(())
-                })
-            },
-        )?;
+    match name {
+        "log" => five(linker, interface, name, log),
+        _ => Ok(()),
     }
+}
+
+fn log(crossing: &mut Crossing<'_>, level: u32, context: u32, context_len: u32, message: u32, len: u32) -> Result<()> {
+    let level = match level {
+        0 => Level::Trace,
+        1 => Level::Debug,
+        2 => Level::Info,
+        3 => Level::Warn,
+        4 => Level::Error,
+        5 => Level::Critical,
+        other => bail!("unexpected discriminant: {other}"),
+    };
+    let (mut reader, host) = crossing.reader();
+    host.log(level, reader.text(context, context_len)?, reader.text(message, len)?);
     Ok(())
 }
 
 /// Neither of the two fails here.
 fn define_config(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
     match name {
-        "get" => linker.func_wrap(interface, name, |caller: Caller<'_, Host>, key: u32, len: u32, at: u32| {
-            serve(caller, |crossing| {
-                let (mut reader, host) = crossing.reader();
-                let key = reader.text(key, len)?;
-                let value = host.settings.iter().position(|(name, _)| name == key);
-                let settings = host.settings.clone();
-                let value = option(crossing, value.map(|place| settings[place].1.as_bytes()))?;
-                answer(crossing, at, Ok(value))
-            })
-        }),
-        "get-all" => linker.func_wrap(interface, name, |caller: Caller<'_, Host>, at: u32| {
-            serve(caller, |crossing| {
-                let settings = crossing.host().settings.clone();
-                let all = crossing.hand_in_pairs(settings.iter().map(|(name, value)| (&**name, &**value)))?;
-                answer(crossing, at, Ok(all))
-            })
-        }),
-        _ => return Ok(()),
-    }?;
-    Ok(())
+        "get" => three(linker, interface, name, setting),
+        "get-all" => one(linker, interface, name, settings),
+        _ => Ok(()),
+    }
+}
+
+fn setting(crossing: &mut Crossing<'_>, key: u32, len: u32, at: u32) -> Result<()> {
+    let (mut reader, host) = crossing.reader();
+    let key = reader.text(key, len)?;
+    let settings = Arc::clone(&host.settings);
+    let value = settings.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_bytes());
+    let value = option(crossing, value)?;
+    answer(crossing, at, Ok(value))
+}
+
+fn settings(crossing: &mut Crossing<'_>, at: u32) -> Result<()> {
+    let settings = Arc::clone(&crossing.host().settings);
+    let all = crossing.hand_in_pairs(settings.iter().map(|(name, value)| (&**name, &**value)))?;
+    answer(crossing, at, Ok(all))
 }
 
 fn define_wall_clock(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
-    let read = match name {
-        "now" => grants::wall_now,
-        "resolution" => grants::wall_resolution,
-        _ => return Ok(()),
-    };
-    linker.func_wrap(interface, name, move |caller: Caller<'_, Host>, at: u32| {
-        serve(caller, |crossing| {
-            let time = read();
-            let mut record = [0; 16];
-            record[..8].copy_from_slice(&time.seconds.to_le_bytes());
-            record[8..12].copy_from_slice(&time.nanoseconds.to_le_bytes());
-            crossing.answer(at, 8, &record)
-        })
-    })?;
-    Ok(())
+    match name {
+        "now" => one(linker, interface, name, |crossing, at| tell(crossing, at, grants::wall_now())),
+        "resolution" => one(linker, interface, name, |crossing, at| tell(crossing, at, grants::wall_resolution())),
+        _ => Ok(()),
+    }
+}
+
+fn tell(crossing: &mut Crossing<'_>, at: u32, time: Datetime) -> Result<()> {
+    let mut record = [0; 16];
+    record[..8].copy_from_slice(&time.seconds.to_le_bytes());
+    record[8..12].copy_from_slice(&time.nanoseconds.to_le_bytes());
+    crossing.answer(at, 8, &record)
 }
 
 fn define_monotonic(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
-    let read = match name {
-        "now" => grants::monotonic_now,
-        "resolution" => grants::monotonic_resolution,
-        _ => return Ok(()),
-    };
-    linker.func_wrap(interface, name, move |caller: Caller<'_, Host>| serve(caller, |_| Ok(read())))?;
-    Ok(())
+    match name {
+        "now" => number(linker, interface, name, || Ok(grants::monotonic_now())),
+        "resolution" => number(linker, interface, name, || Ok(grants::monotonic_resolution())),
+        _ => Ok(()),
+    }
 }
 
 fn define_random(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
     match name {
         "get-random-bytes" | "get-insecure-random-bytes" => {
-            linker.func_wrap(interface, name, |caller: Caller<'_, Host>, len: u64, at: u32| {
-                serve(caller, |crossing| {
-                    let bytes = crossing.hand_in(&grants::random_bytes(len)?)?;
-                    crossing.answer(at, 4, &bytes)
-                })
-            })
+            let bytes =
+                |caller: Caller<'_, Host>, len: u64, at: u32| serve(caller, |crossing| random_bytes(crossing, len, at));
+            linker.func_wrap(interface, name, bytes).map(drop)
         }
-        "get-random-u64" | "get-insecure-random-u64" => {
-            linker.func_wrap(interface, name, |caller: Caller<'_, Host>| serve(caller, |_| grants::random_u64()))
-        }
-        _ => return Ok(()),
-    }?;
-    Ok(())
+        "get-random-u64" | "get-insecure-random-u64" => number(linker, interface, name, grants::random_u64),
+        _ => Ok(()),
+    }
+}
+
+fn random_bytes(crossing: &mut Crossing<'_>, len: u64, at: u32) -> Result<()> {
+    let bytes = crossing.hand_in(&grants::random_bytes(len)?)?;
+    crossing.answer(at, 4, &bytes)
 }
 
 fn define_seed(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
-    if name == "insecure-seed" {
-        linker.func_wrap(interface, name, |caller: Caller<'_, Host>, at: u32| {
-            serve(caller, |crossing| {
-                let seed = [grants::random_u64()?.to_le_bytes(), grants::random_u64()?.to_le_bytes()];
-                crossing.answer(at, 8, seed.as_flattened())
-            })
-        })?;
+    match name {
+        "insecure-seed" => one(linker, interface, name, seed),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+fn seed(crossing: &mut Crossing<'_>, at: u32) -> Result<()> {
+    let seed = [grants::random_u64()?.to_le_bytes(), grants::random_u64()?.to_le_bytes()];
+    crossing.answer(at, 8, seed.as_flattened())
+}
+
+// By the number of parameters: what the engine needs for a function of the host is compiled once for each type, and not for each
+// function.
+
+type Import = Result<()>;
+
+fn one(linker: &mut Linker<Host>, interface: &str, name: &str, run: fn(&mut Crossing<'_>, u32) -> Import) -> Import {
+    let import = move |caller: Caller<'_, Host>, a: u32| serve(caller, |crossing| run(crossing, a));
+    linker.func_wrap(interface, name, import).map(drop)
+}
+
+fn two(
+    linker: &mut Linker<Host>,
+    interface: &str,
+    name: &str,
+    run: fn(&mut Crossing<'_>, u32, u32) -> Import,
+) -> Import {
+    let import = move |caller: Caller<'_, Host>, a: u32, b: u32| serve(caller, |crossing| run(crossing, a, b));
+    linker.func_wrap(interface, name, import).map(drop)
+}
+
+fn three(
+    linker: &mut Linker<Host>,
+    interface: &str,
+    name: &str,
+    run: fn(&mut Crossing<'_>, u32, u32, u32) -> Import,
+) -> Import {
+    let import =
+        move |caller: Caller<'_, Host>, a: u32, b: u32, c: u32| serve(caller, |crossing| run(crossing, a, b, c));
+    linker.func_wrap(interface, name, import).map(drop)
+}
+
+fn four(
+    linker: &mut Linker<Host>,
+    interface: &str,
+    name: &str,
+    run: fn(&mut Crossing<'_>, u32, u32, u32, u32) -> Import,
+) -> Import {
+    let import = move |caller: Caller<'_, Host>, a: u32, b: u32, c: u32, d: u32| {
+        serve(caller, |crossing| run(crossing, a, b, c, d))
+    };
+    linker.func_wrap(interface, name, import).map(drop)
+}
+
+fn five(
+    linker: &mut Linker<Host>,
+    interface: &str,
+    name: &str,
+    run: fn(&mut Crossing<'_>, u32, u32, u32, u32, u32) -> Import,
+) -> Import {
+    let import = move |caller: Caller<'_, Host>, a: u32, b: u32, c: u32, d: u32, e: u32| {
+        serve(caller, |crossing| run(crossing, a, b, c, d, e))
+    };
+    linker.func_wrap(interface, name, import).map(drop)
+}
+
+fn six(
+    linker: &mut Linker<Host>,
+    interface: &str,
+    name: &str,
+    run: fn(&mut Crossing<'_>, u32, u32, u32, u32, u32, u32) -> Import,
+) -> Import {
+    let import = move |caller: Caller<'_, Host>, a: u32, b: u32, c: u32, d: u32, e: u32, f: u32| {
+        serve(caller, |crossing| run(crossing, a, b, c, d, e, f))
+    };
+    linker.func_wrap(interface, name, import).map(drop)
+}
+
+/// No parameters, and a number for a result.
+fn number(linker: &mut Linker<Host>, interface: &str, name: &str, read: fn() -> Result<u64>) -> Import {
+    let import = move |caller: Caller<'_, Host>| serve(caller, |_| read());
+    linker.func_wrap(interface, name, import).map(drop)
 }
 
 /// Writes a `result` whose value is at most 20 bytes and is aligned to 4.
