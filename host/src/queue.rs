@@ -1,63 +1,136 @@
 //! A bounded queue between threads, that takes memory for what waits in it and not for what could: the one of std makes its
-//! slots at once and writes to each of them, which the idle daemon of a small board would carry along.
+//! slots at once and writes to each of them, which the idle daemon of a small board would carry along, and is ten times the code.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::{self, RecvTimeoutError, TryRecvError, TrySendError};
-use std::time::Duration;
+use std::collections::VecDeque;
+use std::sync::mpsc::{RecvError, RecvTimeoutError, TryRecvError, TrySendError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 /// At most `capacity` items wait.
-#[expect(clippy::disallowed_methods, reason = "the senders count what waits, and so bound it")]
 pub fn bounded<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
-    let (sender, receiver) = mpsc::channel();
-    let waiting = Arc::new(AtomicUsize::new(0));
-    (Sender { items: sender, waiting: Arc::clone(&waiting), capacity }, Receiver { items: receiver, waiting })
+    let waiting = Waiting { items: VecDeque::new(), senders: 1, has_receiver: true };
+    let shared = Arc::new(Shared { waiting: Mutex::new(waiting), came: Condvar::new(), capacity });
+    (Sender(Arc::clone(&shared)), Receiver(shared))
 }
 
 #[derive(Debug)]
-pub struct Sender<T> {
-    items: mpsc::Sender<T>,
-    waiting: Arc<AtomicUsize>,
+pub struct Sender<T>(Arc<Shared<T>>);
+
+#[derive(Debug)]
+pub struct Receiver<T>(Arc<Shared<T>>);
+
+#[derive(Debug)]
+struct Shared<T> {
+    waiting: Mutex<Waiting<T>>,
+    /// An item, or the end of the last sender.
+    came: Condvar,
     capacity: usize,
 }
 
 #[derive(Debug)]
-pub struct Receiver<T> {
-    items: mpsc::Receiver<T>,
-    waiting: Arc<AtomicUsize>,
+struct Waiting<T> {
+    items: VecDeque<T>,
+    senders: usize,
+    has_receiver: bool,
+}
+
+impl<T> Shared<T> {
+    /// Nobody panics while he holds it.
+    fn lock(&self) -> MutexGuard<'_, Waiting<T>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl<T> Sender<T> {
     /// Never waits.
     pub fn try_send(&self, item: T) -> Result<(), TrySendError<T>> {
-        // Counted before it is there, so that the receiver never counts down what was not counted up.
-        if self.waiting.fetch_add(1, Relaxed) >= self.capacity {
-            self.waiting.fetch_sub(1, Relaxed);
+        let mut waiting = self.0.lock();
+        if !waiting.has_receiver {
+            return Err(TrySendError::Disconnected(item));
+        }
+        if waiting.items.len() >= self.0.capacity {
             return Err(TrySendError::Full(item));
         }
-        self.items.send(item).map_err(|mpsc::SendError(item)| TrySendError::Disconnected(item))
+        waiting.items.push_back(item);
+        drop(waiting);
+        self.0.came.notify_one();
+        Ok(())
     }
 }
 
 impl<T> Clone for Sender<T> {
     fn clone(&self) -> Self {
-        Self { items: self.items.clone(), waiting: Arc::clone(&self.waiting), capacity: self.capacity }
+        self.0.lock().senders += 1;
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<T> Drop for Sender<T> {
+    fn drop(&mut self) {
+        let mut waiting = self.0.lock();
+        waiting.senders -= 1;
+        if waiting.senders == 0 {
+            drop(waiting);
+            self.0.came.notify_one();
+        }
     }
 }
 
 impl<T> Receiver<T> {
     /// Waits no longer than `timeout`.
     pub fn recv_timeout(&self, timeout: Duration) -> Result<T, RecvTimeoutError> {
-        self.items.recv_timeout(timeout).inspect(|_| self.taken())
+        let until = Instant::now() + timeout;
+        let mut waiting = self.0.lock();
+        loop {
+            match take(&mut waiting) {
+                Ok(item) => return Ok(item),
+                Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
+                Err(TryRecvError::Empty) => {}
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(RecvTimeoutError::Timeout);
+            }
+            waiting = self.0.came.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Waits for as long as there is a sender.
+    pub fn recv(&self) -> Result<T, RecvError> {
+        let mut waiting = self.0.lock();
+        loop {
+            match take(&mut waiting) {
+                Ok(item) => return Ok(item),
+                Err(TryRecvError::Disconnected) => return Err(RecvError),
+                Err(TryRecvError::Empty) => {
+                    waiting = self.0.came.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+                }
+            }
+        }
     }
 
     /// What is there already.
     pub fn try_recv(&self) -> Result<T, TryRecvError> {
-        self.items.try_recv().inspect(|_| self.taken())
+        take(&mut self.0.lock())
     }
+}
 
-    fn taken(&self) {
-        self.waiting.fetch_sub(1, Relaxed);
+impl<T> Drop for Receiver<T> {
+    fn drop(&mut self) {
+        let mut waiting = self.0.lock();
+        waiting.has_receiver = false;
+        // Nobody takes them any more. They are dropped without the lock: one of them may hold a sender.
+        let items = std::mem::take(&mut waiting.items);
+        drop(waiting);
+        drop(items);
+    }
+}
+
+fn take<T>(waiting: &mut Waiting<T>) -> Result<T, TryRecvError> {
+    match waiting.items.pop_front() {
+        Some(item) => Ok(item),
+        None if waiting.senders == 0 => Err(TryRecvError::Disconnected),
+        None => Err(TryRecvError::Empty),
     }
 }
 
@@ -78,6 +151,22 @@ mod tests {
         assert_eq!(receiver.recv_timeout(Duration::ZERO), Ok(2));
         assert_eq!(receiver.try_recv(), Ok(4));
         assert_eq!(receiver.try_recv(), Err(TryRecvError::Empty));
+    }
+
+    #[test]
+    fn who_waits_is_woken() {
+        let (sender, receiver) = bounded(1);
+        let waits = std::thread::spawn(move || {
+            let first = receiver.recv();
+            (first, receiver.recv_timeout(Duration::from_secs(60)), receiver.recv())
+        });
+        sender.try_send(1).unwrap();
+        let other = sender.clone();
+        while other.try_send(2).is_err() {
+            std::thread::yield_now();
+        }
+        drop((sender, other));
+        assert_eq!(waits.join().unwrap(), (Ok(1), Ok(2), Err(RecvError)));
     }
 
     #[test]

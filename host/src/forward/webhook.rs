@@ -6,7 +6,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
+use std::sync::mpsc::TrySendError;
 use std::time::Duration;
 
 use rustls::crypto::{CryptoProvider, ring};
@@ -20,6 +20,7 @@ use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 use super::Envelope;
 use super::lane::Answer;
 use crate::config;
+use crate::queue;
 
 /// What is read of an answer's body, for the connection to be usable again.
 const MAX_ANSWER_BYTES: u64 = 64 << 10;
@@ -45,7 +46,7 @@ pub enum WebhookError {
 /// The thread that calls. It ends when this is dropped, after the call that is under way.
 #[derive(Debug)]
 pub struct Webhook {
-    calls: SyncSender<(u64, Envelope)>,
+    calls: queue::Sender<(u64, Envelope)>,
 }
 
 /// The call before is not finished.
@@ -57,7 +58,7 @@ impl Webhook {
     pub fn spawn(config: &config::Upstream, answers: mpsc::Sender<(u64, Answer)>) -> Result<Self, WebhookError> {
         let caller = Caller::new(config)?;
         // The forwarder has one record under way; the next is not accepted before its answer.
-        let (calls, receiver) = sync_channel(1);
+        let (calls, receiver) = queue::bounded(1);
         std::thread::Builder::new().name("webhook".into()).spawn(move || caller.run(&receiver, &answers))?;
         Ok(Self { calls })
     }
@@ -101,7 +102,7 @@ impl Caller {
         Ok(caller)
     }
 
-    fn run(&self, calls: &Receiver<(u64, Envelope)>, answers: &mpsc::Sender<(u64, Answer)>) {
+    fn run(&self, calls: &queue::Receiver<(u64, Envelope)>, answers: &mpsc::Sender<(u64, Answer)>) {
         while let Ok((token, envelope)) = calls.recv() {
             let answer = self.call(&envelope);
             if answers.blocking_send((token, answer)).is_err() {

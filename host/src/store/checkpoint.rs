@@ -8,7 +8,6 @@
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;
 
 use rusqlite::wal::CheckpointMode;
@@ -17,6 +16,7 @@ use rusqlite::{Connection, ErrorCode, MAIN_DB};
 use super::OpenError;
 use super::place::{self, PAGE_BYTES};
 use super::stats::{Stats, thread_bytes_written};
+use crate::queue;
 
 pub(super) const FRAME_BYTES: u64 = PAGE_BYTES + 24;
 
@@ -36,7 +36,7 @@ const HOPELESS_FRAMES: u64 = 16 * DUE_FRAMES;
 #[derive(Debug)]
 pub(super) struct Checkpointer {
     /// `None` only while it is dropped.
-    wake: Option<SyncSender<()>>,
+    wake: Option<queue::Sender<()>>,
     running: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -44,13 +44,13 @@ pub(super) struct Checkpointer {
 impl Checkpointer {
     pub(super) fn start(path: &Path, stats: Arc<Stats>) -> Result<Self, OpenError> {
         let connection = place::connect(path)?;
-        let (wake, woken) = sync_channel(1);
+        let (wake, woken) = queue::bounded(1);
         let running = Arc::new(AtomicBool::new(false));
         let thread = {
             let running = running.clone();
             let before = stats.checkpoint_bytes.load(Ordering::Relaxed);
             let work = move || {
-                for () in woken {
+                while let Ok(()) = woken.recv() {
                     if let Err(error) = connection.wal_checkpoint_v2(Some(MAIN_DB), CheckpointMode::PASSIVE) {
                         tracing::warn!(%error, "the write-ahead log could not be copied into the database");
                     }
