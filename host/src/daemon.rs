@@ -217,7 +217,8 @@ impl Daemon {
     }
 
     fn wake_at(&self, now: Instant) -> Instant {
-        let wakes = [self.pipeline.next_due(), self.forwarder.wake_at()];
+        let started = self.starting.map(|since| since + STARTED);
+        let wakes = [self.pipeline.next_due(), self.forwarder.wake_at(), started];
         wakes.into_iter().flatten().chain([now + TURN]).min().unwrap_or(now + TURN)
     }
 
@@ -288,15 +289,15 @@ impl Daemon {
             self.counts_upwards_stored = true;
             self.ask_store(store::Request::SetMeta { key: META_COUNTS_UPWARDS, value: "1".into() });
         }
-        if now.duration_since(self.clock_checked) < TURN {
-            return;
-        }
-        self.clock_checked = now;
         if self.starting.take_if(|since| now.duration_since(*since) >= STARTED).is_some()
             && let Ok(footprint) = Footprint::of_this_process()
         {
             footprint.give_back();
         }
+        if now.duration_since(self.clock_checked) < TURN {
+            return;
+        }
+        self.clock_checked = now;
         self.pipeline.set_clock_synced(time::clock_synced());
         self.pipeline.pool().tend();
         self.tidy_subscriptions();
