@@ -332,6 +332,16 @@ fn only_a_component_of_the_usual_kind_comes_down_to_one_module() {
         component[at..][..13].copy_from_slice(b"bucket.delete");
     }
     assert!(main_module(&component).is_some());
+    // Stand-ins that call each other's place, and a table with two of them exchanged.
+    for (names, exchanged) in [
+        (&b"\x011\x00\x01\x012\x00\x02"[..], &b"\x011\x00\x02\x012\x00\x01"[..]),
+        (b"\x41\x00\x0b\x03\x00\x01\x02", b"\x41\x00\x0b\x03\x00\x02\x01"),
+    ] {
+        let [at] = places(&component, names)[..] else { panic!("{names:x?}") };
+        component[at..][..names.len()].copy_from_slice(exchanged);
+        assert!(main_module(&component).is_none(), "{exchanged:x?}");
+        component[at..][..names.len()].copy_from_slice(names);
+    }
     for wasm in [&b""[..], b"\0asm\x01\0\0\0", b"\0asm\x0d\0\x01\0"] {
         assert!(main_module(wasm).is_none());
     }

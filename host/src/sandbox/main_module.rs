@@ -13,7 +13,8 @@
 
 use wasmparser::{
     CanonicalFunction, CanonicalOption, ComponentAlias, ComponentExternalKind, ComponentOuterAliasKind,
-    ComponentTypeRef, Export, ExternalKind, Instance, Operator, Parser, Payload,
+    ComponentTypeRef, ElementItems, ElementKind, ElementSectionReader, Export, ExternalKind, FunctionBody, Instance,
+    Operator, Parser, Payload, TypeRef,
 };
 
 use super::module::{HANDLE, MEMORY, REALLOC};
@@ -74,10 +75,9 @@ impl<'a> Parts<'a> {
                 Payload::ModuleSection { unchecked_range, .. } => parts.modules.push(&component[unchecked_range]),
                 Payload::CoreTypeSection(_) | Payload::ComponentStartSection { .. } => return None,
                 Payload::InstanceSection(section) => {
-                    parts.instances = section.into_iter().try_fold(parts.instances, |mut instances, instance| {
-                        instances.push(instance.ok()?);
-                        Some(instances)
-                    })?;
+                    for instance in section {
+                        parts.instances.push(instance.ok()?);
+                    }
                 }
                 Payload::ComponentImportSection(section) => {
                     for import in section {
@@ -156,8 +156,8 @@ impl<'a> Parts<'a> {
         let module = *self.modules.get(*module_index as usize)?;
         // Called once the module is set up, by the fixup.
         let starts_late = exports(module, "_initialize");
-        let has_memory = self.memories.iter().all(|memory| *memory == (*instance, MEMORY));
-        (*name == HANDLE && !starts_late && has_memory && self.are_usual(*instance, options))
+        let no_other_memory = self.memories.iter().all(|memory| *memory == (*instance, MEMORY));
+        (*name == HANDLE && !starts_late && no_other_memory && self.are_usual(*instance, options))
             .then_some((*instance, module))
     }
 
@@ -210,27 +210,89 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Whether a module of the component can only be a stand-in or fill in a table: it calls what it is given, and nothing begins
-/// in it.
+/// Whether a module does what its names say, and nothing begins in it: each stand-in is called by the place in the table that it
+/// calls, and each import that fills the table in by the place that it comes to.
 fn only_connects(module: &[u8]) -> bool {
-    let is_quiet = |payload| match payload {
-        Payload::StartSection { .. } | Payload::MemorySection(_) | Payload::GlobalSection(_) => Some(false),
-        // `local.get`s, the stand-in's number, a call through the table.
-        Payload::CodeSectionEntry(body) => {
-            let mut operators = body.get_operators_reader().ok()?.into_iter();
-            Some(operators.all(|operator| {
-                matches!(
-                    operator,
-                    Ok(Operator::LocalGet { .. }
-                        | Operator::I32Const { .. }
-                        | Operator::CallIndirect { .. }
-                        | Operator::End)
-                )
-            }))
+    connects(module).is_some()
+}
+
+fn connects(module: &[u8]) -> Option<()> {
+    let (mut imported, mut bodies, mut types) = (0_u32, 0_u32, Vec::new());
+    for payload in Parser::new(0).parse_all(module) {
+        match payload.ok()? {
+            Payload::ImportSection(section) => {
+                for import in section.into_imports() {
+                    let import = import.ok()?;
+                    match import.ty {
+                        TypeRef::Func(_) if import.name == imported.to_string() => imported += 1,
+                        TypeRef::Table(_) => {}
+                        _ => return None,
+                    }
+                }
+            }
+            Payload::FunctionSection(section) => types = section.into_iter().collect::<Result<_, _>>().ok()?,
+            Payload::ExportSection(section) => {
+                for export in section {
+                    let export = export.ok()?;
+                    match export.kind {
+                        ExternalKind::Func if export.name == export.index.to_string() => {}
+                        ExternalKind::Table => {}
+                        _ => return None,
+                    }
+                }
+            }
+            Payload::CodeSectionEntry(body) if imported == 0 => {
+                passes_on(&body, bodies, *types.get(bodies as usize)?)?;
+                bodies += 1;
+            }
+            Payload::ElementSection(section) if section.count() == 1 => fills_in_order(section)?,
+            Payload::Version { .. }
+            | Payload::TypeSection(_)
+            | Payload::TableSection(_)
+            | Payload::CodeSectionStart { .. }
+            | Payload::CustomSection(_)
+            | Payload::End(_) => {}
+            _ => return None,
         }
-        _ => Some(true),
+    }
+    Some(())
+}
+
+/// All parameters in their order, and a call of what is at that place of the table.
+fn passes_on(body: &FunctionBody<'_>, place: u32, own_type: u32) -> Option<()> {
+    let operators = body.get_operators_reader().ok()?.into_iter().collect::<Result<Vec<_>, _>>().ok()?;
+    let [
+        parameters @ ..,
+        Operator::I32Const { value },
+        Operator::CallIndirect { type_index, table_index: 0 },
+        Operator::End,
+    ] = &operators[..]
+    else {
+        return None;
     };
-    Parser::new(0).parse_all(module).all(|payload| payload.ok().and_then(is_quiet) == Some(true))
+    let in_order = |(number, operator): (usize, &Operator<'_>)| matches!(operator, Operator::LocalGet { local_index } if *local_index as usize == number);
+    (value.cast_unsigned() == place && *type_index == own_type && parameters.iter().enumerate().all(in_order))
+        .then_some(())
+}
+
+/// From the first place on, the functions in their order.
+fn fills_in_order(section: ElementSectionReader<'_>) -> Option<()> {
+    for element in section {
+        let element = element.ok()?;
+        let ElementKind::Active { table_index: None | Some(0), offset_expr } = element.kind else { return None };
+        let offset = offset_expr.get_operators_reader().into_iter().collect::<Result<Vec<_>, _>>().ok()?;
+        let ([Operator::I32Const { value: 0 }, Operator::End], ElementItems::Functions(functions)) =
+            (&offset[..], element.items)
+        else {
+            return None;
+        };
+        for (place, function) in functions.into_iter().enumerate() {
+            if function.ok()? as usize != place {
+                return None;
+            }
+        }
+    }
+    Some(())
 }
 
 fn exports(module: &[u8], name: &str) -> bool {
