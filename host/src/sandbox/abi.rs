@@ -86,7 +86,7 @@ impl<'a> Crossing<'a> {
         for text in list.flatten() {
             let text = self.hand_in(text.as_bytes())?;
             self.write(place, &text)?;
-            // Within what was just written.
+            // Within what was allocated, and at its end after the last.
             place += size_of::<Slice>() as u32;
         }
         Ok(slice(at, len))

@@ -100,7 +100,7 @@ mod mapped {
         }
 
         /// The image must be dropped after the code.
-        pub(in super::super) fn load(&self, engine: &Engine) -> wasmtime::Result<Code> {
+        pub(in crate::sandbox) fn load(&self, engine: &Engine) -> wasmtime::Result<Code> {
             let bytes = NonNull::slice_from_raw_parts(self.at.cast(), self.len);
             // SAFETY: the code was made by `compile::component` of this host and is authenticated by the cache's key, or comes
             // from somebody who may send native code (`deploy::code`), before it is sealed, since when it can neither change

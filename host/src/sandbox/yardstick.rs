@@ -1,5 +1,5 @@
 //! The same functions in other ways: under Wasmtime's defaults, as components whole, and interpreted. The benchmark says with
-//! it what our profile is worth and what a board without a compiler pays; tests hold both ways against each other.
+//! it what our profile is worth and what a board without a compiler pays.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use super::compile;
 use super::compile::CompileError;
 use super::engine::{self, Class, Executable};
 use super::imports::Imports;
-use super::{Body, Code, Function, Grants, Limits, SandboxError, native};
+use super::{Body, Function, Grants, Limits, SandboxError, native};
 
 /// Compiles a component and makes it runnable in an engine whose only settings are the two meters.
 pub fn with_wasmtime_defaults(
@@ -53,7 +53,7 @@ fn runnable(
     limits: Limits,
     settings: Arc<[(String, String)]>,
 ) -> Result<Function, CompileError> {
-    let code: Code = native::load(&engine, code).map_err(SandboxError::Load)?;
+    let code = native::load(&engine, code).map_err(SandboxError::Load)?;
     let body = Body::new(&mut Imports::new(&engine), &code, Grants::default())?;
     Ok(Function { body, engine, limits, settings, _image: None })
 }

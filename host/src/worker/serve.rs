@@ -91,6 +91,9 @@ impl Worker {
                 }
             }
             self.send()?;
+            if let Some(footprint) = &self.footprint {
+                footprint.give_back();
+            }
         }
     }
 
@@ -123,9 +126,6 @@ impl Worker {
                     }
                     Err(error) => Some(format!("{:#}", anyhow::Error::from(error))),
                 };
-                if let Some(footprint) = &self.footprint {
-                    footprint.give_back();
-                }
                 Encoder::new(&mut self.out).loaded(function, edition, error.as_deref());
             }
             // Its state stays: it is what the store has, and the next version may ask for it.
