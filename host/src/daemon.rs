@@ -141,7 +141,7 @@ impl Daemon {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut from_broker = VecDeque::new();
         let mut ending: Option<Instant> = None;
-        let mut pace = Pace::new(Instant::now());
+        let mut pace = Pace::new(self.pipeline.receive_maximum(), Instant::now());
         // Before the first message: what was queued for this board comes with the connection.
         self.end_turn(Instant::now());
         self.health.ready(parts::STARTING);

@@ -130,6 +130,20 @@ fn waiting_for_state_holds_up_its_scope_alone() {
 }
 
 #[test]
+fn what_comes_at_once_runs_one_function_after_the_other() {
+    let mut served = Served::with(1, LIMITS, counter());
+    assert_eq!(served.load(2, LIMITS, counter()), None);
+    let run = |id, function| ToWorker::Run(job(id, function, JobScope::None, "a"));
+    let unload = ToWorker::Unload { function: 1, edition: 0 };
+    served.send(&[run(1, 2), run(2, 1), run(3, 2), run(4, 1), unload, run(5, 2), run(6, 1)]);
+    let said: Vec<_> = (0..6).map(|_| served.said()).map(|(what, job, _)| (what, job)).collect();
+    let before = [("done", 2), ("done", 4), ("done", 1), ("done", 3)];
+    assert_eq!(said[..4], before, "what was sent after them waits");
+    assert_eq!(said[4..], [("trap", 6), ("done", 5)], "the first is gone");
+    served.end().unwrap();
+}
+
+#[test]
 fn state_is_asked_for_again_when_it_was_forgotten() {
     let mut served = Served::with(1, LIMITS, counter());
     served.run([job(1, 1, JobScope::Function, "a")]);
