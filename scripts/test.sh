@@ -127,13 +127,14 @@ if [ "${1:-}" = check ]; then
     stage 'unit tests' cargo test --quiet --workspace --lib --bins
     exit
 fi
-stage 'runtime-only build: lints' cargo clippy --quiet --package sedge --no-default-features -- -D warnings
+stage 'runtime-only build: lints' cargo clippy --quiet --package sedge --lib --bins --tests --no-default-features -- -D warnings
 stage 'dependencies' dependencies
 stage 'service' service
 stage 'documentation' documentation
 stage 'functions: lints' scripts/guests.sh lint
 stage 'functions: build' scripts/guests.sh build
 stage 'unit and property tests' cargo test --workspace --lib --bins
+stage 'runtime-only build: unit tests' cargo test --package sedge --lib --no-default-features
 stage 'documentation tests' cargo test --workspace --doc
 stage 'functions: tests' scripts/guests.sh test
 # Each test runs processes of its own; more at once than cores only makes them wait for each other.

@@ -83,3 +83,7 @@ fn all<const N: usize>(conditions: [(u8, SeccompCmpOp, u64); N]) -> Result<Secco
         .map(|(argument, operator, value)| SeccompCondition::new(argument, SeccompCmpArgLen::Dword, operator, value));
     SeccompRule::new(conditions.collect::<Result<_, _>>()?)
 }
+
+#[cfg(test)]
+#[path = "filter_tests.rs"]
+mod tests;
