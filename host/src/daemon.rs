@@ -141,7 +141,7 @@ impl Daemon {
         let mut shutdown = std::pin::pin!(shutdown);
         let mut from_broker = VecDeque::new();
         let mut ending: Option<Instant> = None;
-        let mut pace = Pace::new(self.pipeline.receive_maximum(), Instant::now());
+        let mut pace = Pace::new(Instant::now());
         // Before the first message: what was queued for this board comes with the connection.
         self.end_turn(Instant::now());
         self.health.ready(parts::STARTING);
@@ -191,7 +191,7 @@ impl Daemon {
             if let Some(events) = self.upstream.waiting() {
                 self.upstream_events(events);
             }
-            let taken = from_broker.len() - left_over;
+            let came = from_broker.range(left_over..).filter(|event| matches!(event, mqtt::Event::Delivery(_))).count();
             while let Some(event) = self.pipeline.pool().next_event() {
                 self.pipeline.worker_event(event, now, now_ms);
             }
@@ -202,7 +202,7 @@ impl Daemon {
             }
             self.housekeep(now, now_ms, ending.is_some());
             self.end_turn(now);
-            if let Some(pause) = pace.pause(taken, now) {
+            if let Some(pause) = pace.pause(came, self.forwarder.awaits_answers(), now) {
                 // What this turn had to say to the broker leaves now.
                 tokio::task::yield_now().await;
                 // Blocking on purpose: the runtime would go on reading from the sockets, a message at a time.

@@ -5,50 +5,94 @@
 //! then leaves everything alone for a moment, and the sockets hold what comes meanwhile. A message meets about three of
 //! these moments on its way. The faster messages come, the longer they are: who sends that many looks at how many
 //! are through in a second, and not at how long one takes.
+//!
+//! Where somebody waits for this board before more is sent, pauses cost messages: a broker with a small window, a publisher
+//! that wants an answer. That cannot be seen from here, so it is tried: one epoch in sixteen is the other way around, and
+//! whichever brings more is kept.
 
 use std::time::{Duration, Instant};
 
 /// How long for each message a millisecond: 2 ms at 4,000 messages a second, and no more than 8 at four times that.
 const PAUSE: Duration = Duration::from_micros(500);
-const LONGEST_PAUSE: Duration = Duration::from_millis(8);
+const LONGEST: Duration = Duration::from_millis(8);
+/// While a receiver's answers decide how fast the outbox is emptied: 64 records in 2 ms are 32,000 a second.
+const LONGEST_WITH_BACKLOG: Duration = Duration::from_millis(2);
 
-/// Messages come fast when there are so many a millisecond, over a window.
+/// Messages come fast when there are so many a millisecond.
 const FAST: f64 = 4.0;
-const WINDOW: Duration = Duration::from_millis(40);
+
+/// A turn that takes this many is worth its price without a pause. Where there is too much to do every turn is such a one.
+const LARGE_TURN: usize = 256;
+
+/// Messages are counted for so long, with pauses or without, once the change from one to the other is over.
+const EPOCH: Duration = Duration::from_millis(80);
+const CHANGE: Duration = Duration::from_millis(20);
+const TRY_EVERY: u32 = 16;
+/// Pauses stay if they bring this share of what comes without them; rates vary by more than a few per cent by themselves.
+const KEPT: f64 = 0.85;
 
 pub struct Pace {
-    /// A turn that takes this many is worth its price without a pause, and no pause is longer than they take to come. Where
-    /// there is too much to do every turn is such a one.
-    large_turn: usize,
     since: Instant,
-    messages: usize,
-    /// After a turn, while messages come fast.
-    pause: Option<Duration>,
+    came: usize,
+    counts: bool,
+    epochs: u32,
+    pauses: bool,
+    /// This epoch is the one in sixteen.
+    trying: bool,
+    pause: Duration,
+    /// Messages a millisecond, without pauses and with them, as far as that is known.
+    rates: [Option<f64>; 2],
 }
 
 impl Pace {
-    /// The broker sends `receive_maximum` messages and then waits for acknowledgements. Three pauses must not take so many.
-    pub fn new(receive_maximum: u16, now: Instant) -> Self {
-        Self { large_turn: usize::from(receive_maximum).div_ceil(4), since: now, messages: 0, pause: None }
+    pub fn new(now: Instant) -> Self {
+        Self {
+            since: now,
+            came: 0,
+            counts: true,
+            epochs: 0,
+            pauses: false,
+            trying: false,
+            pause: Duration::ZERO,
+            rates: [None; 2],
+        }
     }
 
-    /// How long to leave everything alone after a turn that took so many messages. Where a turn takes none although they
-    /// come fast, the broker may be waiting for acknowledgements, and a pause would be one for it too.
-    pub fn pause(&mut self, messages: usize, now: Instant) -> Option<Duration> {
-        self.messages += messages;
-        let window = now.duration_since(self.since);
-        if window >= WINDOW {
-            let per_ms = self.messages as f64 / (window.as_secs_f64() * 1e3);
-            // A much longer window is one in which the loop slept.
-            let fast = per_ms >= FAST && window < 2 * WINDOW;
-            self.pause = fast.then(|| {
-                let full = Duration::from_secs_f64(self.large_turn as f64 / per_ms / 1e3);
-                PAUSE.mul_f64(per_ms).min(LONGEST_PAUSE).min(full)
-            });
+    /// How long to leave everything alone after a turn to which so many messages came. `backlog` says that more could be
+    /// sent if answers were read.
+    pub fn pause(&mut self, came: usize, backlog: bool, now: Instant) -> Option<Duration> {
+        self.came += came;
+        let passed = now.duration_since(self.since);
+        if passed >= 2 * EPOCH {
+            // The loop slept.
+            *self = Self::new(now);
+        } else if passed >= if self.counts { EPOCH } else { CHANGE } {
+            if self.counts {
+                self.decide(self.came as f64 / (passed.as_secs_f64() * 1e3));
+            }
+            self.counts = !self.counts;
             self.since = now;
-            self.messages = 0;
+            self.came = 0;
         }
-        self.pause.filter(|_| messages > 0 && messages < self.large_turn)
+        // A turn to which none came although they come fast may be one in which the broker waits for acknowledgements.
+        let longest = if backlog { LONGEST_WITH_BACKLOG } else { LONGEST };
+        (self.pauses && came > 0 && came < LARGE_TURN).then(|| self.pause.min(longest))
+    }
+
+    fn decide(&mut self, rate: f64) {
+        let known = &mut self.rates[usize::from(self.pauses)];
+        // What the last try found may have been long ago.
+        *known = Some(known.filter(|_| !self.trying).map_or(rate, |before| (before + rate) / 2.0));
+        let [without, with] = self.rates;
+        if without.map_or(rate, |without| without.max(rate)) < FAST {
+            (self.rates, self.pauses, self.trying) = ([None; 2], false, false);
+            return;
+        }
+        let pays = without.is_some_and(|without| with.is_none_or(|with| with >= KEPT * without));
+        self.epochs = self.epochs.wrapping_add(1);
+        self.trying = self.epochs.is_multiple_of(TRY_EVERY);
+        self.pauses = pays != self.trying;
+        self.pause = PAUSE.mul_f64(rate);
     }
 }
 
@@ -56,47 +100,86 @@ impl Pace {
 mod tests {
     use super::*;
 
-    /// Turns of `messages`, one each millisecond. Returns the pauses that followed them.
-    fn pauses(pace: &mut Pace, from: Instant, turns: u64, messages: usize) -> Vec<Duration> {
-        (0..turns).filter_map(|turn| pace.pause(messages, from + Duration::from_millis(turn))).collect()
+    const MS: Duration = Duration::from_millis(1);
+
+    /// What comes to a turn, by the time since the turn before.
+    type Source<'a> = &'a dyn Fn(f64) -> usize;
+
+    /// Turns of a millisecond for so long. Returns the share of them that were followed by a pause, the longest of these, and the
+    /// messages a millisecond.
+    fn run(pace: &mut Pace, now: &mut Instant, time: Duration, source: Source<'_>) -> (f64, Duration, f64) {
+        let begun = *now;
+        let (mut turns, mut pauses, mut longest, mut all, mut passed) = (0, 0, Duration::ZERO, 0, MS);
+        while now.duration_since(begun) < time {
+            *now += MS;
+            let came = source(passed.as_secs_f64() * 1e3);
+            let pause = pace.pause(came, false, *now);
+            longest = longest.max(pause.unwrap_or_default());
+            passed = MS + pause.unwrap_or_default();
+            *now += pause.unwrap_or_default();
+            (turns, pauses, all) = (turns + 1, pauses + usize::from(pause.is_some()), all + came);
+        }
+        let rate = all as f64 / (now.duration_since(begun).as_secs_f64() * 1e3);
+        (pauses as f64 / f64::from(turns), longest, rate)
+    }
+
+    fn fresh(seconds: u32, source: Source<'_>) -> (f64, Duration, f64) {
+        let mut now = Instant::now();
+        run(&mut Pace::new(now), &mut now, seconds * 1000 * MS, source)
+    }
+
+    /// So many a millisecond, whatever the board does.
+    fn steady(per_ms: f64) -> impl Fn(f64) -> usize {
+        move |ms| (per_ms * ms).round() as usize
     }
 
     #[test]
-    fn pauses_only_while_messages_come_fast_and_few_at_a_time() {
-        let start = Instant::now();
-        let mut pace = Pace::new(1024, start);
-        assert_eq!(pauses(&mut pace, start, 100, 3), [], "3,000 a second");
-        let fast = start + Duration::from_millis(100);
-        assert!(pauses(&mut pace, fast, 100, 5).len() >= 50, "5,000 a second");
-        let large = start + Duration::from_millis(200);
-        assert_eq!(pauses(&mut pace, large, 100, 256), []);
-        let slow = start + Duration::from_millis(300);
-        assert!(pauses(&mut pace, slow, 200, 1).len() <= 100, "1,000 a second");
+    fn pauses_while_messages_come_fast_and_few_at_a_time() {
+        assert_eq!(fresh(5, &steady(3.0)).0, 0.0, "3,000 a second");
+        let (share, longest, _) = fresh(5, &steady(5.0));
+        assert!(share > 0.7, "{share}");
+        assert!((2400..=2700).contains(&longest.as_micros()), "{longest:?}");
+        let (share, longest, _) = fresh(5, &steady(20.0));
+        assert!(share > 0.5, "{share}: most of the turns without are those of the one epoch in sixteen");
+        assert_eq!(longest, LONGEST);
+        assert_eq!(fresh(5, &|_| LARGE_TURN).0, 0.0, "there is enough to do");
+    }
+
+    /// So many come, and no more before they are acknowledged, which takes a pause longer if there is one.
+    #[test]
+    fn nobody_who_waits_for_this_board_is_held_up() {
+        let (share, _, rate) = fresh(5, &|_| 12);
+        assert!(share < 0.1, "{share}");
+        assert!(rate > 0.75 * 12.0, "{rate} a millisecond, 12 without pauses");
     }
 
     #[test]
-    fn pauses_longer_the_faster_they_come_and_not_longer_than_the_broker_waits() {
-        let last = |receive_maximum, per_ms| {
-            let start = Instant::now();
-            pauses(&mut Pace::new(receive_maximum, start), start, 200, per_ms).pop().map(|it| it.as_micros())
-        };
-        assert_eq!(last(1024, 4), Some(2000));
-        assert_eq!(last(1024, 8), Some(4000));
-        assert_eq!(last(1024, 16), Some(8000));
-        assert_eq!(last(1024, 30), Some(8000));
-        assert_eq!(last(1024, 64), Some(4000), "256 messages");
-        assert_eq!(last(20, 4), Some(1250), "5 messages");
-        assert_eq!(last(20, 5), None, "turns of 5 are large for such a broker");
-        assert_eq!(last(1, 10), None);
+    fn finds_out_when_the_source_changes() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        run(&mut pace, &mut now, 3000 * MS, &steady(20.0));
+        run(&mut pace, &mut now, 2000 * MS, &|_| 12);
+        assert!(run(&mut pace, &mut now, 3000 * MS, &|_| 12).0 < 0.1);
+        run(&mut pace, &mut now, 3000 * MS, &steady(8.0));
+        assert!(run(&mut pace, &mut now, 3000 * MS, &steady(8.0)).0 > 0.6);
+        run(&mut pace, &mut now, 1000 * MS, &steady(1.0));
+        assert_eq!(run(&mut pace, &mut now, 3000 * MS, &steady(1.0)).0, 0.0);
+    }
+
+    #[test]
+    fn a_receiver_with_a_backlog_is_not_held_up_for_long() {
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        run(&mut pace, &mut now, 600 * MS, &steady(20.0));
+        assert_eq!(pace.pause(20, false, now), Some(LONGEST));
+        assert_eq!(pace.pause(20, true, now), Some(LONGEST_WITH_BACKLOG));
     }
 
     #[test]
     fn a_message_after_silence_is_not_held_up() {
-        let start = Instant::now();
-        let mut pace = Pace::new(1024, start);
-        assert!(!pauses(&mut pace, start, 100, 10).is_empty());
-        assert_eq!(pace.pause(0, start + Duration::from_millis(100)), None, "the broker may wait for this board");
-        let later = start + Duration::from_secs(1);
-        assert_eq!(pace.pause(1, later), None);
+        let mut now = Instant::now();
+        let mut pace = Pace::new(now);
+        assert!(run(&mut pace, &mut now, 500 * MS, &steady(10.0)).0 > 0.0);
+        assert_eq!(pace.pause(1, false, now + 1000 * MS), None);
     }
 }

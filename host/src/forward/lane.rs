@@ -306,8 +306,7 @@ impl Lane {
             self.waited = true;
             self.paused_until = Some(now + STEADY);
         }
-        let limit = if self.careful { 1 } else { self.in_flight_limit };
-        if !self.connected || self.full || self.paused_until.is_some() || self.in_flight.len() >= limit {
+        if !self.connected || self.full || self.paused_until.is_some() || self.awaits_answers() {
             return None;
         }
         let (item, envelope) = self.next_envelope()?;
@@ -315,6 +314,11 @@ impl Lane {
         self.next_token += 1;
         self.in_flight.insert(token, item);
         Some(Step::Send { token, envelope })
+    }
+
+    /// So much is under way that nothing more is sent before the receiver answers.
+    pub fn awaits_answers(&self) -> bool {
+        self.in_flight.len() >= if self.careful { 1 } else { self.in_flight_limit }
     }
 
     /// Whether the receiver asked to be left alone.

@@ -214,6 +214,11 @@ impl Forwarder {
         self.upstream.as_mut()?.poll(now).map(|upstream| step(Route::Upstream, upstream))
     }
 
+    /// More may be waiting to be sent than may be under way: it leaves as fast as answers are read.
+    pub fn awaits_answers(&self) -> bool {
+        self.local.awaits_answers() || self.upstream.as_ref().is_some_and(Lane::awaits_answers)
+    }
+
     /// When to poll again although nothing happened.
     pub fn wake_at(&self) -> Option<Instant> {
         [self.local.wake_at(), self.upstream.as_ref().and_then(Lane::wake_at)].into_iter().flatten().min()
