@@ -36,7 +36,7 @@ refused() {
 }
 
 [ "$(inside dpkg --print-architecture)" = "$architecture" ] || fail "$tree is not a tree for $architecture"
-if dpkg-deb --field "$package" Pre-Depends | grep -q libc6; then
+if [[ $(dpkg-deb --field "$package" Pre-Depends) == *libc6* ]]; then
     cp "$package" "$root/tmp/package.deb"
     cp "$root/var/lib/dpkg/status" /mnt/status
     sed -i '/^Package: libc6$/,/^$/s/^Version: .*/Version: 2.28-10/' "$root/var/lib/dpkg/status"

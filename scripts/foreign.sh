@@ -15,7 +15,8 @@ tools=${XDG_CACHE_HOME:-$HOME/.cache}/sedge/tools
 
 # A program that is not static needs its C library, and so do the workers that it starts, without any environment. Debian's
 # emulators look for it below /etc/qemu-binfmt. A namespace of its own has it there, and the machine stays as it is.
-if [ "${SEDGE_FOREIGN:-}" != inside ] && readelf --program-headers "$@" | grep -q 'program interpreter'; then
+headers=$(readelf --program-headers "$@")
+if [ "${SEDGE_FOREIGN:-}" != inside ] && [[ $headers == *'program interpreter'* ]]; then
     [ "$(id -u)" = 0 ] || fail 'become root: the libraries of other processors are mounted'
     etc=$(mktemp -d)
     trap 'rm -r "$etc"' EXIT

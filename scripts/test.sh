@@ -103,14 +103,14 @@ board_core() {
 
 # The page for a Raspberry Pi, word by word, with the package of the stage before.
 board_page() {
-    local obstacle package
+    local obstacle packages
     obstacle=$(cross/obstacle.sh tree-arm64) || return
     if [ -n "$obstacle" ]; then
         printf 'skipped: docs/raspberry-pi.md was NOT followed, because %s\n' "$obstacle"
         return 0
     fi
-    package=$(ls -t target/debian/sedge_*_arm64.deb | head -n 1)
-    scripts/follow-page.sh "$package" "$tools/bookworm-arm64"
+    packages=$(ls -t target/debian/sedge_*_arm64.deb) || return
+    scripts/follow-page.sh "${packages%%$'\n'*}" "$tools/bookworm-arm64"
 }
 
 start=$SECONDS
