@@ -165,10 +165,6 @@ impl Pipeline {
         }
     }
 
-    pub fn receive_maximum(&self) -> u16 {
-        self.settings.receive_maximum
-    }
-
     pub fn functions(&self) -> &[Function] {
         &self.functions
     }

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 use std::sync::mpsc::{RecvError, RecvTimeoutError, TryRecvError, TrySendError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// At most `capacity` items wait.
 pub fn bounded<T>(capacity: usize) -> (Sender<T>, Receiver<T>) {
@@ -32,6 +32,12 @@ struct Waiting<T> {
     items: VecDeque<T>,
     senders: usize,
     has_receiver: bool,
+}
+
+impl<T> Waiting<T> {
+    fn is_worth_waiting(&self) -> bool {
+        self.items.is_empty() && self.senders > 0
+    }
 }
 
 impl<T> Shared<T> {
@@ -79,34 +85,18 @@ impl<T> Drop for Sender<T> {
 impl<T> Receiver<T> {
     /// Waits no longer than `timeout`.
     pub fn recv_timeout(&self, timeout: Duration) -> Result<T, RecvTimeoutError> {
-        let until = Instant::now() + timeout;
-        let mut waiting = self.0.lock();
-        loop {
-            match take(&mut waiting) {
-                Ok(item) => return Ok(item),
-                Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
-                Err(TryRecvError::Empty) => {}
-            }
-            let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(RecvTimeoutError::Timeout);
-            }
-            waiting = self.0.came.wait_timeout(waiting, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
+        let waited = self.0.came.wait_timeout_while(self.0.lock(), timeout, |it| it.is_worth_waiting());
+        let (mut waiting, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        take(&mut waiting).map_err(|error| match error {
+            TryRecvError::Empty => RecvTimeoutError::Timeout,
+            TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+        })
     }
 
     /// Waits for as long as there is a sender.
     pub fn recv(&self) -> Result<T, RecvError> {
-        let mut waiting = self.0.lock();
-        loop {
-            match take(&mut waiting) {
-                Ok(item) => return Ok(item),
-                Err(TryRecvError::Disconnected) => return Err(RecvError),
-                Err(TryRecvError::Empty) => {
-                    waiting = self.0.came.wait(waiting).unwrap_or_else(PoisonError::into_inner);
-                }
-            }
-        }
+        let waited = self.0.came.wait_while(self.0.lock(), |it| it.is_worth_waiting());
+        take(&mut waited.unwrap_or_else(PoisonError::into_inner)).map_err(|_| RecvError)
     }
 
     /// What is there already.

@@ -37,8 +37,6 @@ pub struct Pace {
     counts: bool,
     epochs: u32,
     pauses: bool,
-    /// This epoch is the one in sixteen.
-    trying: bool,
     pause: Duration,
     /// Messages a millisecond, without pauses and with them, as far as that is known.
     rates: [Option<f64>; 2],
@@ -46,16 +44,7 @@ pub struct Pace {
 
 impl Pace {
     pub fn new(now: Instant) -> Self {
-        Self {
-            since: now,
-            came: 0,
-            counts: true,
-            epochs: 0,
-            pauses: false,
-            trying: false,
-            pause: Duration::ZERO,
-            rates: [None; 2],
-        }
+        Self { since: now, came: 0, counts: true, epochs: 0, pauses: false, pause: Duration::ZERO, rates: [None; 2] }
     }
 
     /// How long to leave everything alone after a turn to which so many messages came. `backlog` says that more could be
@@ -82,16 +71,16 @@ impl Pace {
     fn decide(&mut self, rate: f64) {
         let known = &mut self.rates[usize::from(self.pauses)];
         // What the last try found may have been long ago.
-        *known = Some(known.filter(|_| !self.trying).map_or(rate, |before| (before + rate) / 2.0));
+        let tried = self.epochs.is_multiple_of(TRY_EVERY);
+        *known = Some(known.filter(|_| !tried).map_or(rate, |before| (before + rate) / 2.0));
         let [without, with] = self.rates;
         if without.map_or(rate, |without| without.max(rate)) < FAST {
-            (self.rates, self.pauses, self.trying) = ([None; 2], false, false);
+            (self.rates, self.pauses) = ([None; 2], false);
             return;
         }
         let pays = without.is_some_and(|without| with.is_none_or(|with| with >= KEPT * without));
         self.epochs = self.epochs.wrapping_add(1);
-        self.trying = self.epochs.is_multiple_of(TRY_EVERY);
-        self.pauses = pays != self.trying;
+        self.pauses = pays != self.epochs.is_multiple_of(TRY_EVERY);
         self.pause = PAUSE.mul_f64(rate);
     }
 }

@@ -89,14 +89,8 @@ impl Worker {
             self.clock.run();
             self.last_sent = Instant::now();
             while let Some(frame) = split_frame(&mut input).map_err(invalid)? {
-                match ToWorker::decode(frame).map_err(invalid)? {
-                    ToWorker::Run(job) => self.gathered.push(job),
-                    other => {
-                        self.run_gathered()?;
-                        self.take(other)?;
-                        self.send_if_due()?;
-                    }
-                }
+                self.take(ToWorker::decode(frame).map_err(invalid)?)?;
+                self.send_if_due()?;
             }
             self.run_gathered()?;
             self.send()?;
@@ -110,9 +104,6 @@ impl Worker {
     /// hundred functions a message costs 8 % less. The order of a key's messages stays.
     fn run_gathered(&mut self) -> io::Result<()> {
         let mut jobs = std::mem::take(&mut self.gathered);
-        if !jobs.is_empty() {
-            self.footprint = None;
-        }
         if jobs.iter().any(|job| job.function != jobs[0].function) {
             jobs.sort_by_cached_key(|job| job.function);
         }
@@ -139,8 +130,15 @@ impl Worker {
     }
 
     fn take(&mut self, frame: ToWorker) -> io::Result<()> {
+        // Whatever else comes is for those behind it.
+        if !matches!(frame, ToWorker::Run(_)) {
+            self.run_gathered()?;
+        }
         match frame {
-            ToWorker::Run(job) => self.accept(job),
+            ToWorker::Run(job) => {
+                self.footprint = None;
+                self.gathered.push(job);
+            }
             ToWorker::State { job, entries } => self.resume(job, State::from_entries(entries)),
             ToWorker::Load { function, edition, limits, settings, permits, code } => {
                 let grants = permits.grants;
