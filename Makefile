@@ -1,6 +1,6 @@
 # The commands of the project. Continuous integration runs `make test`, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt guests bench cross cross-all deb clean
+.PHONY: help demo test check fmt guests bench cross cross-all deb boot clean
 SHELL := /bin/bash
 
 # In CI the checkout is new every time; what was compiled is kept beside it.
@@ -49,6 +49,10 @@ cross-all: ## Both builds for every board, each tried and packaged. Takes hours.
 deb: ## Build a Debian package in target/debian. TARGET=aarch64-unknown-linux-gnu RUNTIME_ONLY=1 PROFILE=dist
 	@wasm=$$(scripts/need.sh cargo cc wasm deb) && eval "$$wasm" && \
 		cross/deb.sh "$(TARGET)" "$(or $(PROFILE),dist)" $(if $(RUNTIME_ONLY),runtime)
+
+boot: ## Boot an emulated board with that package, push a function to it, pull its plug. TARGET=armv7-unknown-linux-gnueabihf
+	@wasm=$$(scripts/need.sh cargo cc wasm deb) && eval "$$wasm" && \
+		package=$$(cross/deb.sh "$(TARGET)" "$(or $(PROFILE),dist)" $(if $(RUNTIME_ONLY),runtime)) && cross/boot-deb.sh "$$package"
 
 clean: ## Remove what was compiled.
 	cargo clean

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes sure that the named tools are here: need.sh cargo cc wasm mosquitto deny systemd deb qemu tree
+# Makes sure that the named tools are here: need.sh cargo cc wasm mosquitto deny systemd deb qemu board tree
 # Installs what it may; otherwise says in one sentence what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -92,6 +92,14 @@ need_qemu() {
     apt_install qemu-user-static binfmt-support || true
     enable
     emulated || fail 'let programs for ARM run here (Debian: apt install qemu-user-static binfmt-support, as root)'
+}
+
+# Whole boards run here, and sensors.
+need_board() {
+    command -v mosquitto_sub >/dev/null || apt_install mosquitto-clients ||
+        fail "install Mosquitto's clients (Debian: apt install mosquitto-clients)"
+    command -v qemu-system-aarch64 >/dev/null && command -v qemu-system-arm >/dev/null || apt_install qemu-system-arm ||
+        fail 'install the emulator of whole boards (Debian: apt install qemu-system-arm)'
 }
 
 # A Debian tree of an architecture to install packages in, made once: tree-arm64.
