@@ -41,6 +41,8 @@ use subscriptions::Subscriptions;
 const TURN: Duration = Duration::from_secs(1);
 /// After that long it is connected, if it can be, and starting up is over.
 const STARTED: Duration = Duration::from_secs(2);
+/// After that long an attempt to connect that has failed is over.
+const FAILED: Duration = Duration::from_millis(200);
 /// How long the daemon may take to end after it was asked to.
 const DRAIN: Duration = Duration::from_millis(4000);
 /// The meta key under which it is kept that the broker counts its packet ids upwards.
@@ -87,8 +89,8 @@ struct Daemon {
     /// What the store has of them.
     subscriptions_saved: Bytes,
     clock_checked: Instant,
-    /// Until what only starting up needed is given back.
-    starting: Option<Instant>,
+    /// When what only starting up, or an attempt to connect, needed is given back.
+    give_back_at: Option<Instant>,
 }
 
 /// Where the outbox is emptied to.
@@ -217,8 +219,7 @@ impl Daemon {
     }
 
     fn wake_at(&self, now: Instant) -> Instant {
-        let started = self.starting.map(|since| since + STARTED);
-        let wakes = [self.pipeline.next_due(), self.forwarder.wake_at(), started];
+        let wakes = [self.pipeline.next_due(), self.forwarder.wake_at(), self.give_back_at];
         wakes.into_iter().flatten().chain([now + TURN]).min().unwrap_or(now + TURN)
     }
 
@@ -289,7 +290,7 @@ impl Daemon {
             self.counts_upwards_stored = true;
             self.ask_store(store::Request::SetMeta { key: META_COUNTS_UPWARDS, value: "1".into() });
         }
-        if self.starting.take_if(|since| now.duration_since(*since) >= STARTED).is_some()
+        if self.give_back_at.take_if(|at| *at <= now).is_some()
             && let Ok(footprint) = Footprint::of_this_process()
         {
             footprint.give_back();
@@ -360,6 +361,7 @@ impl Daemon {
                         mqtt::Event::Disconnected { reason } => {
                             tracing::warn!(reason, "not connected upstream: what is to be sent waits in the store");
                             self.forwarder.disconnected(Route::Upstream, now);
+                            self.give_back_at.get_or_insert(now + FAILED);
                         }
                         mqtt::Event::Published { token, result } => {
                             self.forwarder.answered(Route::Upstream, token, answer(result), now);

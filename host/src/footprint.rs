@@ -1,8 +1,10 @@
-//! Gives back the memory that only starting up needed: pages of the program's own file, code and constants.
+//! Gives back the memory that only starting up, or an attempt to connect, needed: pages of the program's own file, code and
+//! constants.
 //!
 //! With every page that is touched the kernel maps the fifteen around it, and what is mapped stays and counts as this process's.
-//! Starting up goes once through code that is never needed again. What is needed is mapped anew at its next use, from
-//! memory that the kernel keeps for files and may take back when it is short.
+//! Starting up goes once through code that is never needed again, an attempt through code that is needed again in half a
+//! minute. What is needed is mapped anew at its next use, from memory that the kernel keeps for files and may take back when it
+//! is short.
 
 use std::fs;
 use std::io;

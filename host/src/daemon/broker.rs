@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::{BROKER_VERSION_TOPIC, Daemon, META_SUBSCRIPTIONS, answer, status};
+use super::{BROKER_VERSION_TOPIC, Daemon, FAILED, META_SUBSCRIPTIONS, answer, status};
 use crate::deploy;
 use crate::forward::Route;
 use crate::mqtt;
@@ -36,6 +36,7 @@ impl Daemon {
                 self.pipeline.disconnected();
                 self.forwarder.disconnected(Route::Local, now);
                 self.status.disconnected(&reason);
+                self.give_back_at.get_or_insert(now + FAILED);
             }
             mqtt::Event::Published { token, result } => {
                 if token != status::TOKEN {

@@ -12,7 +12,7 @@ use super::orders::{META_ORDERS, Orders};
 use super::status::Status;
 use super::store_figures;
 use super::subscriptions::Subscriptions;
-use super::{Daemon, META_COUNTS_UPWARDS, META_SUBSCRIPTIONS, TURN, Upstream};
+use super::{Daemon, META_COUNTS_UPWARDS, META_SUBSCRIPTIONS, STARTED, TURN, Upstream};
 use crate::config::{self, Config, Isolate};
 use crate::deploy::{self, Cache, Compiler, Deployer, Installed, Workshop};
 use crate::forward::webhook::Webhook;
@@ -124,7 +124,7 @@ impl Daemon {
             decisions,
             orders: Orders::new(handle, config, config_file.to_owned(), orders_held.as_ref()),
             clock_checked: now.checked_sub(TURN).unwrap_or(now),
-            starting: Some(now),
+            give_back_at: Some(now + STARTED),
         })
     }
 }
