@@ -114,13 +114,12 @@ if ! [ -x /usr/bin/sedge ]; then
 fi
 until systemctl --quiet is-active sedge; do sleep 1; done
 main=$(systemctl show --property MainPID --value sedge)
-# Workers come with the first function.
 until grep --quiet . "/proc/$main/task/$main/children"; do sleep 1; done
 sleep 5
 for process in "$main" $(cat "/proc/$main/task/"*/children); do
-    echo "board: process $(grep -E '^(Name|NoNewPrivs|Seccomp|Seccomp_filters):' "/proc/$process/status" | tr '\t\n' '  ')"
+    walls=$(grep -E '^(Name|NoNewPrivs|Seccomp|Seccomp_filters):' "/proc/$process/status" | tr '\t\n' '  ')
+    echo "board: process ${walls}Mapped: $(grep -c ' rwx' "/proc/$process/maps") rwx $(grep -c ' r-x.*memfd' "/proc/$process/maps") sealed code"
 done
-echo "board: written and executable: $(cat "/proc/$main/maps" | grep -c rwxp)"
 journalctl --unit sedge --boot --no-pager --output cat | sed 's/^/board: log: /'
 echo "board: looked at"
 sh
@@ -132,7 +131,7 @@ power_on() {
     "${emulator[@]}" -accel tcg,thread=multi -smp 2 -m 512 -nographic -no-reboot \
         -kernel "$board/kernel" -initrd "$board/initrd" -append 'root=/dev/vda rw console=ttyAMA0 quiet' \
         -drive "file=$work/disk,format=raw,if=virtio" -drive "file=$work/kit.disk,format=raw,if=virtio,readonly=on" \
-        -netdev user,id=net -device virtio-net-pci,netdev=net,romfile= </dev/null >>"$work/console" 2>&1 &
+        -netdev user,id=net -device virtio-net-pci,netdev=net,romfile= </dev/null >"$work/console" 2>&1 &
     machine=$!
 }
 pull_the_plug() {
@@ -198,10 +197,10 @@ difference=$(wrong)
 printf '%s: %d messages, %d alerts, each once and in order, %d seen again under its id\n' \
     "$name" "$messages" "$(came)" $(($(wc -l <"$work/upstream") - $(came)))
 
-# Compiled code and walls, on a kernel of the board's own.
+# Compiled code and walls, on a kernel of the board's own, after the last cut.
 until_true 300 'the board has looked at itself' grep --quiet 'board: looked at' "$work/console"
 grep --text 'board: ' "$work/console"
 grep --quiet 'Name: sedge-worker NoNewPrivs: 1 Seccomp: 2' "$work/console" || fail 'the workers are without their walls'
-! grep --quiet 'written and executable: [^0]' "$work/console" || fail 'memory can be written and executed'
+! grep --quiet 'Mapped: [^0]' "$work/console" || fail 'memory can be written and executed'
 ! grep --text --quiet 'board: log:.*\(WARN\|ERROR\)' "$work/console" || fail 'the log complains'
 printf '%s: booted, walled in, cut off %d times and complete after %d s\n' "${package##*/}" "$cuts" $((SECONDS - start))
