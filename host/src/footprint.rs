@@ -24,11 +24,10 @@ impl Footprint {
         Ok(Self { unchanged: unchanged(&fs::read_to_string("/proc/self/smaps")?, &program) })
     }
 
+    /// What the kernel does not take stays as it is.
     pub fn give_back(&self) {
         for range in &self.unchanged {
-            if let Err(error) = pages::give_back(range) {
-                tracing::debug!(%error, "pages of the program could not be given back");
-            }
+            pages::give_back(range);
         }
     }
 }
@@ -65,16 +64,14 @@ fn range(addresses: &str) -> Option<Range<usize>> {
 
 #[expect(unsafe_code, reason = "the kernel is told to forget memory")]
 mod pages {
-    use std::io;
     use std::ops::Range;
 
     use rustix::mm::{Advice, madvise};
 
-    pub fn give_back(range: &Range<usize>) -> io::Result<()> {
+    pub fn give_back(range: &Range<usize>) {
         // SAFETY: the range is a mapping of the program's file that cannot be written and has no page of its own, so that each
         // page comes back from the file as it was. It is mapped for as long as the process lives.
-        unsafe { madvise(range.start as *mut _, range.len(), Advice::LinuxDontNeed)? };
-        Ok(())
+        let _ = unsafe { madvise(range.start as *mut _, range.len(), Advice::LinuxDontNeed) };
     }
 }
 
