@@ -33,13 +33,12 @@ make_board() {
     source cross/overlay.sh
     overlay "$tree" 3g
     cp /etc/resolv.conf "$root/etc/resolv.conf"
-    inside() { chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 DEBIAN_FRONTEND=noninteractive "$@"; }
     inside apt-get update --quiet --quiet
     # What such a machine is made of is enough.
     mkdir -p "$root/etc/initramfs-tools/conf.d"
     echo 'MODULES=list' >"$root/etc/initramfs-tools/conf.d/board"
     printf '%s\n' virtio_pci virtio_mmio virtio_blk virtio_net ext4 >"$root/etc/initramfs-tools/modules"
-    inside apt-get install --yes --quiet --no-install-recommends "$kernel" initramfs-tools systemd-sysv >&2
+    inside DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet --no-install-recommends "$kernel" initramfs-tools systemd-sysv >&2
     echo board >"$root/etc/hostname"
     printf '127.0.0.1 localhost board\n' >"$root/etc/hosts"
     echo '/dev/vda / ext4 errors=remount-ro 0 1' >"$root/etc/fstab"

@@ -10,3 +10,6 @@ overlay() {
     mount -t proc proc "$root/proc"
     mount --rbind /dev "$root/dev"
 }
+
+# Runs a command in the copy, without anything of this machine's environment: inside [NAME=VALUE...] COMMAND...
+inside() { chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 "$@"; }

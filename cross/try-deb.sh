@@ -21,7 +21,6 @@ fi
 source "$(dirname "$0")/overlay.sh"
 overlay "$tree" 1g
 
-inside() { chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 "$@"; }
 must() { "$@" || fail "failed: $*"; }
 install() {
     cp "$1" "$root/tmp/package.deb"

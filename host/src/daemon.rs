@@ -91,6 +91,7 @@ struct Daemon {
     clock_checked: Instant,
     /// When what only starting up, or an attempt to connect, needed is given back.
     give_back_at: Option<Instant>,
+    footprint: Option<Footprint>,
 }
 
 /// Where the outbox is emptied to.
@@ -291,7 +292,7 @@ impl Daemon {
             self.ask_store(store::Request::SetMeta { key: META_COUNTS_UPWARDS, value: "1".into() });
         }
         if self.give_back_at.take_if(|at| *at <= now).is_some()
-            && let Ok(footprint) = Footprint::of_this_process()
+            && let Some(footprint) = &self.footprint
         {
             footprint.give_back();
         }

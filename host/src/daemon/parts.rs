@@ -15,6 +15,7 @@ use super::subscriptions::Subscriptions;
 use super::{Daemon, META_COUNTS_UPWARDS, META_SUBSCRIPTIONS, STARTED, TURN, Upstream};
 use crate::config::{self, Config, Isolate};
 use crate::deploy::{self, Cache, Compiler, Deployer, Installed, Workshop};
+use crate::footprint::Footprint;
 use crate::forward::webhook::Webhook;
 use crate::forward::{self, Forwarder, UpstreamKind};
 use crate::manifest::{Manifest, Trial};
@@ -125,6 +126,7 @@ impl Daemon {
             orders: Orders::new(handle, config, config_file.to_owned(), orders_held.as_ref()),
             clock_checked: now.checked_sub(TURN).unwrap_or(now),
             give_back_at: Some(now + STARTED),
+            footprint: Footprint::of_this_process().ok(),
         })
     }
 }
