@@ -3,9 +3,27 @@
 mod backoff;
 mod sync;
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 pub use backoff::Backoff;
+
+/// The time as an argument. Every part below the daemon's event loop takes it and reads no clock itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// For timers, deadlines and durations. Never jumps.
+    pub monotonic: Instant,
+    /// Wall clock, milliseconds since 1970 in UTC. May jump, and is wrong until `synced`.
+    pub unix_ms: u64,
+    /// Whether a time service has set the wall clock since the board booted.
+    pub synced: bool,
+}
+
+impl Now {
+    /// Reads both clocks. For the event loop of a thread, nowhere below.
+    pub fn read(synced: bool) -> Self {
+        Self { monotonic: Instant::now(), unix_ms: now_ms(), synced }
+    }
+}
 
 /// Unix time in milliseconds; 0 for a clock before 1970.
 pub fn now_ms() -> u64 {
