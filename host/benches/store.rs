@@ -16,7 +16,7 @@ use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
 use sedge::config;
 use sedge::message::{Scope, StateWrite};
-use sedge::store::{Commit, Event, Events, Fingerprint, Handle, Record, Request, Store, Stream};
+use sedge::store::{Commit, Fingerprint, Record, Store, StoreEvent, StoreEvents, StoreHandle, StoreRequest, Stream};
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Upstream {
@@ -52,11 +52,11 @@ fn measure(dir: &Path, upstream: Upstream, batch: u64, commits: u64) {
     for seq in 1..=commits {
         let first = (seq - 1) * batch;
         let deliveries = (first..first + batch).map(|n| delivery(n, upstream, &payload)).collect();
-        send(&handle, Request::Commit { seq, commits: deliveries });
+        send(&handle, StoreRequest::Commit { seq, commits: deliveries });
         let committed = event(&mut events);
-        assert!(matches!(committed, Event::Committed { seq: done, .. } if done == seq), "{committed:?}");
+        assert!(matches!(committed, StoreEvent::Committed { seq: done, .. } if done == seq), "{committed:?}");
         if upstream != Upstream::Backlog {
-            send(&handle, Request::Delivered { stream: Stream::Data, through: first + batch });
+            send(&handle, StoreRequest::Delivered { stream: Stream::Data, through: first + batch });
         }
     }
     let elapsed = started.elapsed();
@@ -64,8 +64,8 @@ fn measure(dir: &Path, upstream: Upstream, batch: u64, commits: u64) {
         drain(&handle, &mut events, batch * commits);
     }
     let stats = handle.stats().clone();
-    send(&handle, Request::Close);
-    while !matches!(event(&mut events), Event::Closed) {}
+    send(&handle, StoreRequest::Close);
+    while !matches!(event(&mut events), StoreEvent::Closed) {}
     let (cpu, after) = (cpu_time() - cpu, written());
     let records = (batch * commits) as f64;
     let load = |counter: &std::sync::atomic::AtomicU64| counter.load(std::sync::atomic::Ordering::Relaxed) as f64;
@@ -105,23 +105,23 @@ fn delivery(n: u64, upstream: Upstream, payload: &Bytes) -> Commit {
     }
 }
 
-fn drain(handle: &Handle, events: &mut Events, last: u64) {
+fn drain(handle: &StoreHandle, events: &mut StoreEvents, last: u64) {
     let mut after = 0;
     while after < last {
-        send(handle, Request::ReadOutbox { stream: Stream::Data, after, max_bytes: 256 << 10 });
+        send(handle, StoreRequest::ReadOutbox { stream: Stream::Data, after, max_bytes: 256 << 10 });
         match event(events) {
-            Event::Outbox { stored, .. } => after = stored.last().expect("there is more").id,
+            StoreEvent::Outbox { stored, .. } => after = stored.last().expect("there is more").id,
             other => panic!("{other:?}"),
         }
-        send(handle, Request::Delivered { stream: Stream::Data, through: after });
+        send(handle, StoreRequest::Delivered { stream: Stream::Data, through: after });
     }
 }
 
-fn send(handle: &Handle, request: Request) {
+fn send(handle: &StoreHandle, request: StoreRequest) {
     handle.send(request).expect("the store is open, and little is in flight");
 }
 
-fn event(events: &mut Events) -> Event {
+fn event(events: &mut StoreEvents) -> StoreEvent {
     events.blocking_recv().expect("the store is open")
 }
 

@@ -69,8 +69,8 @@ pub fn run(config_file: &Path, config: Config, functions: Vec<(PathBuf, Manifest
 struct Daemon {
     pipeline: Pipeline,
     forwarder: Forwarder,
-    store: store::Handle,
-    store_events: store::Events,
+    store: store::StoreHandle,
+    store_events: store::StoreEvents,
     broker: Link,
     broker_events: mqtt::Events,
     upstream: Upstream,
@@ -254,7 +254,7 @@ impl Daemon {
         }
     }
 
-    fn ask_store(&mut self, request: store::Request) {
+    fn ask_store(&mut self, request: store::StoreRequest) {
         if self.store_failed {
             return;
         }
@@ -289,7 +289,7 @@ impl Daemon {
         }
         if self.pipeline.counts_upwards() && !self.counts_upwards_stored {
             self.counts_upwards_stored = true;
-            self.ask_store(store::Request::SetMeta { key: META_COUNTS_UPWARDS, value: "1".into() });
+            self.ask_store(store::StoreRequest::SetMeta { key: META_COUNTS_UPWARDS, value: "1".into() });
         }
         if self.give_back_at.take_if(|at| *at <= now).is_some()
             && let Some(footprint) = &self.footprint
@@ -305,18 +305,18 @@ impl Daemon {
         self.tidy_subscriptions();
     }
 
-    fn store_event(&mut self, event: store::Event) {
+    fn store_event(&mut self, event: store::StoreEvent) {
         let now = Instant::now();
         match event {
-            store::Event::Committed { seq, stored, parked } => {
+            store::StoreEvent::Committed { seq, stored, parked } => {
                 self.pipeline.committed(seq, &parked, time::now_ms());
                 self.forwarder.committed(stored);
             }
-            store::Event::State { token, entries } => self.pipeline.state_loaded(token, entries),
-            store::Event::Outbox { stream, stored, end } => self.forwarder.loaded(stream, stored, end),
-            store::Event::Gaps { through, gaps } => self.forwarder.gaps(through, gaps),
-            store::Event::Parked(parked) => self.pipeline.unpark(parked, now, time::now_ms()),
-            store::Event::Blocked(blocked) => {
+            store::StoreEvent::State { token, entries } => self.pipeline.state_loaded(token, entries),
+            store::StoreEvent::Outbox { stream, stored, end } => self.forwarder.loaded(stream, stored, end),
+            store::StoreEvent::Gaps { through, gaps } => self.forwarder.gaps(through, gaps),
+            store::StoreEvent::Parked(parked) => self.pipeline.unpark(parked, now, time::now_ms()),
+            store::StoreEvent::Blocked(blocked) => {
                 if blocked {
                     tracing::warn!("the outbox is full: nothing more is acknowledged until upstream takes some of it");
                 } else {
@@ -324,14 +324,14 @@ impl Daemon {
                 }
                 self.status.set_blocked(&self.broker, blocked);
             }
-            store::Event::Failed { error } => {
+            store::StoreEvent::Failed { error } => {
                 tracing::error!(error, "the disk failed: nothing is acknowledged until it works again");
                 self.store_failed = true;
                 self.health.missing("store", error.clone());
                 self.pipeline.store_failed();
                 self.status.set_failed(&self.broker, Some(error));
             }
-            store::Event::Reopened(recovered) => {
+            store::StoreEvent::Reopened(recovered) => {
                 tracing::info!("the disk works again");
                 self.store_failed = false;
                 self.health.ready("store");
@@ -342,7 +342,7 @@ impl Daemon {
                 // What was delivered meanwhile was dropped unacknowledged; a new connection makes the broker send it again.
                 self.broker.reconnect();
             }
-            store::Event::Closed => {}
+            store::StoreEvent::Closed => {}
         }
     }
 
@@ -398,10 +398,10 @@ impl Daemon {
             }
         };
         let _ = tokio::time::timeout(Duration::from_millis(300), goodbye).await;
-        let _ = self.store.send(store::Request::Close);
+        let _ = self.store.send(store::StoreRequest::Close);
         let closed = async {
             while let Some(event) = self.store_events.recv().await {
-                if matches!(event, store::Event::Closed) {
+                if matches!(event, store::StoreEvent::Closed) {
                     break;
                 }
             }

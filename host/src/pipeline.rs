@@ -73,7 +73,7 @@ pub struct Settings {
 #[derive(Debug, Default)]
 pub struct Turn {
     pub acknowledge: Vec<AckToken>,
-    pub requests: Vec<store::Request>,
+    pub requests: Vec<store::StoreRequest>,
     /// Functions that were paused because they kept failing, or work again.
     pub changed: Vec<usize>,
     /// What became of versions that were put into service.

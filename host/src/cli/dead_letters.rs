@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{ConfigArgs, printable};
 use crate::config::Config;
 use crate::message::FailureCode;
-use crate::store::{DeadLetter, DeadLetters, Filter};
+use crate::store::{DeadLetter, DeadLetterFilter, DeadLetters};
 use crate::time;
 
 #[derive(Debug, Args)]
@@ -156,14 +156,14 @@ fn open(from: &FromArgs) -> anyhow::Result<DeadLetters> {
 }
 
 impl SelectArgs {
-    fn filter(&self) -> Filter {
+    fn filter(&self) -> DeadLetterFilter {
         let ids = (!self.all).then(|| self.ids.clone());
-        Filter { ids, function: self.of.function.clone(), reason: self.of.reason }
+        DeadLetterFilter { ids, function: self.of.function.clone(), reason: self.of.reason }
     }
 }
 
 fn list(args: &ListArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let filter = Filter { ids: None, function: args.of.function.clone(), reason: args.of.reason };
+    let filter = DeadLetterFilter { ids: None, function: args.of.function.clone(), reason: args.of.reason };
     // One more than shown tells whether there are more.
     let mut letters = open(&args.from)?.list(&filter, args.limit.saturating_add(1))?;
     let more = letters.len() > args.limit;
@@ -299,7 +299,7 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::message::{Failure, Message, Usage};
-    use crate::store::{Commit, Event, Request, Store};
+    use crate::store::{Commit, Store, StoreEvent, StoreRequest};
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -351,8 +351,8 @@ mod tests {
         };
         let dead_letters = vec![letter(b"\xff\x00", FailureCode::Trap), letter(b"text", FailureCode::Fuel)];
         let commits = vec![Commit { dead_letters, ..Commit::default() }];
-        handle.send(Request::Commit { seq: 1, commits }).unwrap();
-        assert!(matches!(events.blocking_recv(), Some(Event::Committed { seq: 1, .. })));
+        handle.send(StoreRequest::Commit { seq: 1, commits }).unwrap();
+        assert!(matches!(events.blocking_recv(), Some(StoreEvent::Committed { seq: 1, .. })));
 
         let say = |line: &str| {
             let mut out = Vec::new();

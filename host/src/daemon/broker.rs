@@ -83,7 +83,7 @@ impl Daemon {
         let changes = self.subscriptions.want(wanted.map(|it| (Arc::clone(&it.name), it.wanted())));
         self.make_router();
         let installed = self.pipeline.functions().iter().filter(|it| it.serving().is_some());
-        self.ask_store(store::Request::Installed(installed.map(|it| Arc::clone(&it.name)).collect()));
+        self.ask_store(store::StoreRequest::Installed(installed.map(|it| Arc::clone(&it.name)).collect()));
         if changes.subscribe.is_empty() && changes.unsubscribe.is_empty() {
             return;
         }
@@ -112,7 +112,7 @@ impl Daemon {
         let value = self.subscriptions.save();
         if self.subscriptions_saved != value {
             self.subscriptions_saved = value.clone();
-            self.ask_store(store::Request::SetMeta { key: META_SUBSCRIPTIONS, value });
+            self.ask_store(store::StoreRequest::SetMeta { key: META_SUBSCRIPTIONS, value });
         }
     }
 

@@ -77,7 +77,7 @@ impl Daemon {
         if orders.held != held {
             let value = orders.filters.join("\n").into();
             orders.held = held;
-            self.ask_store(store::Request::SetMeta { key: META_ORDERS, value });
+            self.ask_store(store::StoreRequest::SetMeta { key: META_ORDERS, value });
         }
         self.fetch_orders();
         self.orders.handle.tell(deploy::Request::Connected);

@@ -56,11 +56,11 @@ impl Daemon {
             Store::open(&config.store, &config.node.data_dir, remembered)?
         };
         store_figures::join(&metrics, store.stats());
-        if let Some(quarantined) = &recovered.quarantined {
+        if let Some(moved_aside) = &recovered.moved_aside {
             tracing::error!(
-                moved_to = %quarantined.moved_to.display(),
-                rows_saved = quarantined.rows_saved,
-                reason = quarantined.reason,
+                moved_to = %moved_aside.moved_to.display(),
+                rows_saved = moved_aside.rows_saved,
+                reason = moved_aside.reason,
                 "the database was damaged; it was moved away and a new one holds what could be read"
             );
         }

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::store::{Gap, Record, Stored, Stream};
+use crate::store::{Gap, Record, StoredRecord, Stream};
 use crate::time::rfc3339;
 
 /// How many functions a local publication went through. The pipeline reads it back to end loops.
@@ -46,8 +46,8 @@ impl Origin {
         Self { store_id: store_id.into(), source: source.into(), topic_prefix: topic_prefix.into() }
     }
 
-    pub fn record(&self, stored: &Stored) -> Envelope {
-        let Stored { id, record } = stored;
+    pub fn record(&self, stored: &StoredRecord) -> Envelope {
+        let StoredRecord { id, record } = stored;
         let id = format!("{}-{}-{id}", self.store_id, letter(record.stream));
         match record.stream {
             Stream::Alert => self.upstream(id, "io.sedge.alert", record),
@@ -123,7 +123,7 @@ const fn letter(stream: Stream) -> char {
 mod tests {
     use super::*;
 
-    fn stored(stream: Stream, topic: &str) -> Stored {
+    fn stored(stream: Stream, topic: &str) -> StoredRecord {
         let record = Record {
             stream,
             function: "f".into(),
@@ -134,7 +134,7 @@ mod tests {
             hops: 3,
             at_ms: 1_386_656_700_250,
         };
-        Stored { id: 42, record }
+        StoredRecord { id: 42, record }
     }
 
     #[test]

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use super::envelope::{Envelope, Origin};
 use super::tail::{Tail, Window};
-use crate::store::{Gap, Recovered, Request, Stream};
+use crate::store::{Gap, Recovered, StoreRequest, Stream};
 use crate::time::Backoff;
 
 /// Half a megabyte is about two seconds of work for the fastest receiver, and six windows fit a small board.
@@ -57,7 +57,7 @@ pub enum Answer {
 #[derive(Debug)]
 pub enum Step {
     Send { token: u64, envelope: Envelope },
-    Store(Request),
+    Store(StoreRequest),
 }
 
 #[derive(Debug)]
@@ -91,7 +91,7 @@ pub struct Lane {
     /// How many envelopes the receiver has taken.
     taken: u64,
     /// Refusals, then at most one watermark a stream.
-    requests: Vec<Request>,
+    requests: Vec<StoreRequest>,
     watermarks: [Option<u64>; 3],
 }
 
@@ -240,7 +240,7 @@ impl Lane {
                 self.gaps[place].state = GapState::Done;
                 if self.gaps.iter().all(|gap| gap.state == GapState::Done) {
                     self.gaps.clear();
-                    self.requests.push(Request::GapsReported { through: self.gaps_through });
+                    self.requests.push(StoreRequest::GapsReported { through: self.gaps_through });
                 }
             }
             (item, Answer::Again { after, .. }) => {
@@ -292,13 +292,13 @@ impl Lane {
         }
         for stream in Stream::ALL {
             if let Some(through) = self.watermarks[stream as usize].take() {
-                return Some(Step::Store(Request::Delivered { stream, through }));
+                return Some(Step::Store(StoreRequest::Delivered { stream, through }));
             }
         }
         for line in &mut self.lines {
             if let Some(load) = line.tail.load() {
                 let (stream, after, max_bytes) = (line.stream, load.after, load.max_bytes);
-                return Some(Step::Store(Request::ReadOutbox { stream, after, max_bytes }));
+                return Some(Step::Store(StoreRequest::ReadOutbox { stream, after, max_bytes }));
             }
         }
         self.end_pauses(now);
@@ -419,7 +419,7 @@ impl Lane {
     /// The record will not be delivered.
     fn lose(&mut self, stream: Stream, id: u64, reason: Box<str>) {
         // Before the watermark: afterwards the store no longer has the record and could not account for it.
-        self.requests.push(Request::Refused { stream, id, reason });
+        self.requests.push(StoreRequest::Refused { stream, id, reason });
         self.done(stream, id);
     }
 

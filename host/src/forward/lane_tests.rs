@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a test says by panicking what is wrong")]
 
 use super::*;
-use crate::store::{Record, Stored};
+use crate::store::{Record, StoredRecord};
 
 const STREAMS: [Stream; 2] = [Stream::Alert, Stream::Data];
 
@@ -29,7 +29,7 @@ fn commit_on(lane: &mut Lane, stream: Stream, id: u64, topic: &str) {
         hops: 1,
         at_ms: 0,
     };
-    lane.tail(stream).unwrap().committed(Stored { id, record });
+    lane.tail(stream).unwrap().committed(StoredRecord { id, record });
 }
 
 fn gap(first_id: u64) -> Gap {
@@ -46,7 +46,7 @@ fn gap(first_id: u64) -> Gap {
 }
 
 /// Everything there is to do now: ids of what is sent with their tokens, and the requests to the store.
-fn run(lane: &mut Lane, now: Instant) -> (Vec<(String, u64)>, Vec<Request>) {
+fn run(lane: &mut Lane, now: Instant) -> (Vec<(String, u64)>, Vec<StoreRequest>) {
     let (mut sent, mut requests) = (Vec::new(), Vec::new());
     while let Some(step) = lane.poll(now) {
         match step {
@@ -84,8 +84,8 @@ fn data_waits_for_alerts_that_are_still_on_disk() {
     assert!(matches!(
         requests[..],
         [
-            Request::ReadOutbox { stream: Stream::Alert, after: 0, .. },
-            Request::ReadOutbox { stream: Stream::Data, after: 0, .. }
+            StoreRequest::ReadOutbox { stream: Stream::Alert, after: 0, .. },
+            StoreRequest::ReadOutbox { stream: Stream::Data, after: 0, .. }
         ]
     ));
     let stored = |stream, id| {
@@ -122,7 +122,7 @@ fn one_watermark_is_told_for_many_answers() {
         lane.answered(token, Answer::Taken, now);
     }
     let (_, requests) = run(&mut lane, now);
-    assert!(matches!(requests[..], [Request::Delivered { stream: Stream::Alert, through: 4 }]), "{requests:?}");
+    assert!(matches!(requests[..], [StoreRequest::Delivered { stream: Stream::Alert, through: 4 }]), "{requests:?}");
     assert!(lane.is_empty());
 }
 
@@ -135,7 +135,7 @@ fn a_refusal_is_told_before_the_watermark_that_passes_it() {
     assert_eq!(lane.answered(sent[0].1, Answer::Refused("http-422".into()), now), None);
     lane.answered(sent[1].1, Answer::Taken, now);
     let (_, requests) = run(&mut lane, now);
-    let [Request::Refused { stream: Stream::Data, id: 1, reason }, Request::Delivered { through: 2, .. }] =
+    let [StoreRequest::Refused { stream: Stream::Data, id: 1, reason }, StoreRequest::Delivered { through: 2, .. }] =
         &requests[..]
     else {
         panic!("{requests:?}");
@@ -204,7 +204,7 @@ fn gaps_are_reported_to_the_store_when_all_are_answered() {
     assert!(run(&mut lane, now).1.is_empty());
     lane.answered(sent[0].1, Answer::Refused("http-422".into()), now);
     let (_, requests) = run(&mut lane, now);
-    assert!(matches!(requests[..], [Request::GapsReported { through: 7 }]), "{requests:?}");
+    assert!(matches!(requests[..], [StoreRequest::GapsReported { through: 7 }]), "{requests:?}");
 }
 
 #[test]
@@ -235,7 +235,7 @@ fn a_reopened_store_gets_nothing_that_belongs_to_before() {
     lane.answered(sent[2].1, Answer::Taken, now);
     let (sent, requests) = run(&mut lane, now);
     assert!(sent.is_empty());
-    assert!(matches!(requests[..], [Request::ReadOutbox { after: 0, .. }]), "{requests:?}");
+    assert!(matches!(requests[..], [StoreRequest::ReadOutbox { after: 0, .. }]), "{requests:?}");
 }
 
 fn declined() -> Answer {
@@ -251,7 +251,7 @@ fn give_up(lane: &mut Lane, stream: Stream, id: u64, mut now: Instant) -> Instan
         assert_eq!(names(&sent), [&*name], "it is tried alone");
         lane.answered(sent[0].1, declined(), now);
         match lane.poll(now) {
-            Some(Step::Store(Request::Refused { stream: of, id: lost, reason })) => {
+            Some(Step::Store(StoreRequest::Refused { stream: of, id: lost, reason })) => {
                 assert_eq!((of, lost, &*reason), (stream, id, "not-authorized"));
                 assert!(now - begin >= Duration::from_secs(600), "{:?}", now - begin);
                 return now;
@@ -315,7 +315,7 @@ fn a_record_that_is_declined_for_ever_becomes_a_gap_and_the_stream_goes_on() {
     let (sent, _) = run(&mut lane, now);
     assert_eq!(names(&sent), ["s-d-3"]);
     lane.answered(sent[0].1, Answer::Taken, now);
-    assert!(matches!(run(&mut lane, now).1[..], [Request::Delivered { stream: Stream::Data, through: 3 }]));
+    assert!(matches!(run(&mut lane, now).1[..], [StoreRequest::Delivered { stream: Stream::Data, through: 3 }]));
     assert!(lane.is_empty());
 }
 
@@ -331,7 +331,7 @@ fn a_topic_that_was_given_up_costs_no_more_time_while_others_are_taken() {
     lane.answered(sent[0].1, Answer::Taken, now);
     lane.answered(sent[1].1, declined(), now);
     let (_, requests) = run(&mut lane, now);
-    assert!(matches!(requests[..], [Request::Refused { id: 3, .. }, Request::Delivered { through: 3, .. }]));
+    assert!(matches!(requests[..], [StoreRequest::Refused { id: 3, .. }, StoreRequest::Delivered { through: 3, .. }]));
     // Permission came: the topic is like any other again.
     lane.answered(sent[2].1, Answer::Taken, now);
     commit_on(&mut lane, Stream::Alert, 5, "forbidden");
@@ -393,7 +393,7 @@ fn a_record_that_breaks_every_connection_is_found_and_given_up() {
         lane.disconnected(now);
         breaks += 1;
         let (_, requests) = run(&mut lane, now);
-        if requests.iter().any(|request| matches!(request, Request::Refused { id: 2, .. })) {
+        if requests.iter().any(|request| matches!(request, StoreRequest::Refused { id: 2, .. })) {
             break;
         }
         assert!(breaks < 50);

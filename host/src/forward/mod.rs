@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config;
-use crate::store::{Gap, Recovered, Request, Stored, Stream};
+use crate::store::{Gap, Recovered, StoreRequest, StoredRecord, Stream};
 use crate::telemetry::Metrics;
 use crate::time::Backoff;
 
@@ -40,7 +40,7 @@ pub enum Action {
         token: u64,
         envelope: Envelope,
     },
-    Store(Request),
+    Store(StoreRequest),
 }
 
 /// How the forwarder is set up.
@@ -117,8 +117,8 @@ impl Forwarder {
         Self { settings, metrics, local, upstream }
     }
 
-    /// `Event::Committed`.
-    pub fn committed(&mut self, stored: Vec<Stored>) {
+    /// `StoreEvent::Committed`.
+    pub fn committed(&mut self, stored: Vec<StoredRecord>) {
         for stored in stored {
             if let Some(tail) = self.lane_of(stored.record.stream).and_then(|lane| lane.tail(stored.record.stream)) {
                 tail.committed(stored);
@@ -126,21 +126,21 @@ impl Forwarder {
         }
     }
 
-    /// `Event::Outbox`.
-    pub fn loaded(&mut self, stream: Stream, stored: Vec<Stored>, end: bool) {
+    /// `StoreEvent::Outbox`.
+    pub fn loaded(&mut self, stream: Stream, stored: Vec<StoredRecord>, end: bool) {
         if let Some(tail) = self.lane_of(stream).and_then(|lane| lane.tail(stream)) {
             tail.loaded(stored, end);
         }
     }
 
-    /// `Event::Gaps`. Without an upstream they stay in the store until there is one.
+    /// `StoreEvent::Gaps`. Without an upstream they stay in the store until there is one.
     pub fn gaps(&mut self, through: u64, gaps: Vec<Gap>) {
         if let Some(upstream) = &mut self.upstream {
             upstream.gaps(through, gaps);
         }
     }
 
-    /// `Event::Reopened`.
+    /// `StoreEvent::Reopened`.
     pub fn reopened(&mut self, recovered: &Recovered) {
         let origin = |prefix| Origin::new(&recovered.store_id, &self.settings.node, prefix);
         self.local.reopened(recovered, origin(None));

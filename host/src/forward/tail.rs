@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 
-use crate::store::Stored;
+use crate::store::StoredRecord;
 
 /// What a window may hold. A record larger than `bytes` is held alone.
 #[derive(Clone, Copy, Debug)]
@@ -52,8 +52,8 @@ struct Slot {
 
 #[derive(Debug)]
 enum State {
-    Waiting(Stored),
-    Sent(Stored),
+    Waiting(StoredRecord),
+    Sent(StoredRecord),
     Done,
 }
 
@@ -81,7 +81,7 @@ impl Tail {
     }
 
     /// Records that were just committed, in order. Those that do not fit are loaded later.
-    pub fn committed(&mut self, stored: Stored) {
+    pub fn committed(&mut self, stored: StoredRecord) {
         if stored.id <= self.last {
             return;
         }
@@ -93,7 +93,7 @@ impl Tail {
     }
 
     /// The answer to a [`Load`]. `end`: the store had nothing after these.
-    pub fn loaded(&mut self, stored: Vec<Stored>, end: bool) {
+    pub fn loaded(&mut self, stored: Vec<StoredRecord>, end: bool) {
         self.loading = false;
         if self.stale_loads > 0 {
             // Perhaps it is none of them: then it is asked for once more.
@@ -129,7 +129,7 @@ impl Tail {
     }
 
     /// Marks the next record as sent and returns it. `None`: nothing waits in memory.
-    pub fn next(&mut self) -> Option<&Stored> {
+    pub fn next(&mut self) -> Option<&StoredRecord> {
         while let Some(slot) = self.slots.get(self.cursor) {
             if matches!(slot.state, State::Waiting(_)) {
                 break;
@@ -148,7 +148,7 @@ impl Tail {
     }
 
     /// A record that was sent and has no answer.
-    pub fn sent(&self, id: u64) -> Option<&Stored> {
+    pub fn sent(&self, id: u64) -> Option<&StoredRecord> {
         match &self.slots[self.find(id)?].state {
             State::Sent(stored) => Some(stored),
             State::Waiting(_) | State::Done => None,
@@ -203,12 +203,12 @@ impl Tail {
         self.slots.is_empty() && self.held >= self.last
     }
 
-    fn fits(&self, stored: &Stored) -> bool {
+    fn fits(&self, stored: &StoredRecord) -> bool {
         self.slots.is_empty()
             || self.slots.len() < self.window.records && self.bytes + weight(stored) <= self.window.bytes
     }
 
-    fn hold(&mut self, stored: Stored) {
+    fn hold(&mut self, stored: StoredRecord) {
         self.held = stored.id;
         self.bytes += weight(&stored);
         self.slots.push_back(Slot { id: stored.id, state: State::Waiting(stored) });
@@ -227,7 +227,7 @@ impl Tail {
     }
 }
 
-fn weight(stored: &Stored) -> usize {
+fn weight(stored: &StoredRecord) -> usize {
     let record = &stored.record;
     SLOT_BYTES + record.payload.len() + record.topic.len() + record.content_type.as_ref().map_or(0, |kind| kind.len())
 }

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::store::{Record, Stream};
 
-fn stored(id: u64, size: usize) -> Stored {
+fn stored(id: u64, size: usize) -> StoredRecord {
     let record = Record {
         stream: Stream::Data,
         function: "f".into(),
@@ -19,7 +19,7 @@ fn stored(id: u64, size: usize) -> Stored {
         hops: 1,
         at_ms: 0,
     };
-    Stored { id, record }
+    StoredRecord { id, record }
 }
 
 fn ids(tail: &mut Tail) -> Vec<u64> {

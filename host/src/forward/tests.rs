@@ -20,7 +20,7 @@ fn forwarder(upstream: Option<UpstreamKind>) -> (Forwarder, Arc<Metrics>) {
     (Forwarder::new(settings(upstream), &recovered, metrics.clone()), metrics)
 }
 
-fn stored(stream: Stream, id: u64) -> Stored {
+fn stored(stream: Stream, id: u64) -> StoredRecord {
     let record = Record {
         stream,
         function: "f".into(),
@@ -31,10 +31,10 @@ fn stored(stream: Stream, id: u64) -> Stored {
         hops: 1,
         at_ms: 0,
     };
-    Stored { id, record }
+    StoredRecord { id, record }
 }
 
-fn one_of_each() -> Vec<Stored> {
+fn one_of_each() -> Vec<StoredRecord> {
     Stream::ALL.into_iter().map(|stream| stored(stream, 1)).collect()
 }
 

@@ -110,7 +110,7 @@ impl Pipeline {
         self.send_batch();
         self.next_load += 1;
         self.loads.insert(self.next_load, (request, deployment::state_to_begin_with(&scope)));
-        self.turn.requests.push(store::Request::LoadState { token: self.next_load, scope });
+        self.turn.requests.push(store::StoreRequest::LoadState { token: self.next_load, scope });
     }
 
     pub fn state_loaded(&mut self, token: u64, entries: Vec<(Box<str>, Bytes)>) {
@@ -222,7 +222,7 @@ impl Pipeline {
         self.sequence += 1;
         let commits = std::mem::take(&mut self.batch);
         self.committing.push_back((self.sequence, std::mem::take(&mut self.batch_units)));
-        self.turn.requests.push(store::Request::Commit { seq: self.sequence, commits });
+        self.turn.requests.push(store::StoreRequest::Commit { seq: self.sequence, commits });
     }
 
     /// Everything up to this batch is on disk. Returns what was stored, for the forwarders.

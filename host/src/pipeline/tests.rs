@@ -183,7 +183,7 @@ struct Spine {
     pipeline: Pipeline,
     disk: Disk,
     /// Asked of the store, and not answered yet.
-    requests: VecDeque<store::Request>,
+    requests: VecDeque<store::StoreRequest>,
     acknowledged: Vec<AckToken>,
     changed: Vec<usize>,
     deployed: Vec<(u32, Deployed)>,
@@ -295,11 +295,11 @@ impl Spine {
     /// Lets the store answer the oldest request.
     fn answer(&mut self) {
         match self.requests.pop_front() {
-            Some(store::Request::Commit { seq, commits }) => {
+            Some(store::StoreRequest::Commit { seq, commits }) => {
                 let parked: Vec<Parked> = commits.into_iter().flat_map(|it| self.disk.commit(it)).collect();
                 self.pipeline.committed(seq, &parked, 0);
             }
-            Some(store::Request::LoadState { token, scope }) => {
+            Some(store::StoreRequest::LoadState { token, scope }) => {
                 self.pipeline.state_loaded(token, self.disk.entries(&scope));
             }
             None => {}
@@ -308,7 +308,7 @@ impl Spine {
     }
 
     fn loads(&self) -> usize {
-        self.requests.iter().filter(|it| matches!(it, store::Request::LoadState { .. })).count()
+        self.requests.iter().filter(|it| matches!(it, store::StoreRequest::LoadState { .. })).count()
     }
 
     /// Until the spine has made these many commits, or loads, that the store has not answered.
@@ -430,12 +430,13 @@ fn a_message_that_comes_again_runs_once() {
         spine.until(|it| it.loads() == 2).await;
         let first = spine.requests.pop_front().unwrap();
         let second_is_first =
-            matches!(&first, store::Request::LoadState { scope, .. } if scope.topic.as_deref() == Some("t/2"));
+            matches!(&first, store::StoreRequest::LoadState { scope, .. } if scope.topic.as_deref() == Some("t/2"));
         let held = if second_is_first { spine.requests.pop_front().unwrap() } else { first };
         if second_is_first {
-            spine
-                .requests
-                .push_front(store::Request::LoadState { token: 1, scope: Scope { function: "f".into(), topic: None } });
+            spine.requests.push_front(store::StoreRequest::LoadState {
+                token: 1,
+                scope: Scope { function: "f".into(), topic: None },
+            });
         }
         spine.answer();
         spine.until(|it| !it.requests.is_empty()).await;
@@ -533,7 +534,7 @@ fn state_is_stored_in_the_order_of_the_runs() {
         let slow = spine
             .requests
             .iter()
-            .position(|it| matches!(it, store::Request::LoadState { scope, .. } if &*scope.function == "slow"));
+            .position(|it| matches!(it, store::StoreRequest::LoadState { scope, .. } if &*scope.function == "slow"));
         let slow = spine.requests.remove(slow.unwrap()).unwrap();
         spine.answer();
         while spine.hear(Duration::from_millis(300)).await {}

@@ -14,7 +14,7 @@ use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, ErrorCode, MAIN_DB};
 
 use super::OpenError;
-use super::place::{self, PAGE_BYTES};
+use super::folder::{self, PAGE_BYTES};
 use super::stats::{Stats, thread_bytes_written};
 use crate::queue;
 
@@ -43,7 +43,7 @@ pub(super) struct Checkpointer {
 
 impl Checkpointer {
     pub(super) fn start(path: &Path, stats: Arc<Stats>) -> Result<Self, OpenError> {
-        let connection = place::connect(path)?;
+        let connection = folder::connect(path)?;
         let (wake, woken) = queue::bounded(1);
         let running = Arc::new(AtomicBool::new(false));
         let thread = {

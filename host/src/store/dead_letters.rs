@@ -10,9 +10,9 @@ use bytes::Bytes;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior};
 
-use super::record::{self, DeadLetterColumns, Encoder};
+use super::row::{self, DeadLetterColumns, Encoder};
 use super::stats::Stats;
-use super::{DeadLetter, Parked, place, schema};
+use super::{DeadLetter, Parked, folder, schema};
 use crate::config;
 use crate::message::FailureCode;
 
@@ -21,14 +21,14 @@ const CLOCK_NEVER_SET_BEFORE_MS: u64 = 1_700_000_000_000;
 
 /// The daemon's side: appended by the writer, bounded by bytes and age.
 #[derive(Debug)]
-pub(super) struct Bounds {
+pub(super) struct DeadLetterTable {
     max_bytes: u64,
     max_age_ms: Option<u64>,
     count: u64,
     bytes: u64,
 }
 
-impl Bounds {
+impl DeadLetterTable {
     pub(super) fn load(connection: &Connection, settings: &config::Store) -> rusqlite::Result<Self> {
         let mut bounds = Self {
             max_bytes: settings.dead_letter_max_bytes.get(),
@@ -111,7 +111,7 @@ pub struct DeadLetters {
 
 /// Which dead letters are meant. Empty: all.
 #[derive(Clone, Debug, Default)]
-pub struct Filter {
+pub struct DeadLetterFilter {
     /// Those with these numbers; `None`: whatever their number.
     pub ids: Option<Vec<u64>>,
     pub function: Option<String>,
@@ -132,11 +132,11 @@ const COLUMNS: &str = "SELECT id, at_ms, function, reason, body FROM dead_letter
 
 impl DeadLetters {
     pub fn open(data_dir: &Path) -> Result<Self, DeadLettersError> {
-        let path = data_dir.join(place::DATABASE);
+        let path = data_dir.join(folder::DATABASE);
         if !path.is_file() {
             return Err(DeadLettersError::Missing(path));
         }
-        let mut connection = place::set_up(&path)?;
+        let mut connection = folder::set_up(&path)?;
         // The daemon holds the lock most of the time when it is busy, and SQLite does not queue: ask often, for 10 s.
         connection.busy_handler(Some(|tries| {
             std::thread::sleep(Duration::from_millis(1));
@@ -151,7 +151,7 @@ impl DeadLetters {
     }
 
     /// Newest first, with their numbers. A damaged one is left out, with a warning.
-    pub fn list(&self, filter: &Filter, limit: usize) -> Result<Vec<(u64, DeadLetter)>, DeadLettersError> {
+    pub fn list(&self, filter: &DeadLetterFilter, limit: usize) -> Result<Vec<(u64, DeadLetter)>, DeadLettersError> {
         let mut statement = self.connection.prepare(&format!("{COLUMNS} ORDER BY id DESC"))?;
         let mut rows = statement.query(())?;
         let mut letters = Vec::new();
@@ -171,13 +171,13 @@ impl DeadLetters {
     }
 
     /// Removes them for good. Returns how many.
-    pub fn drop(&mut self, filter: &Filter) -> Result<u64, DeadLettersError> {
+    pub fn drop(&mut self, filter: &DeadLetterFilter) -> Result<u64, DeadLettersError> {
         self.take(filter, |_, _| Ok(true))
     }
 
     /// Gives them back to their functions, to run now, as one attempt more. A running daemon sees them within about a
     /// second, another at its next start. Returns how many.
-    pub fn replay(&mut self, filter: &Filter, now_ms: u64) -> Result<u64, DeadLettersError> {
+    pub fn replay(&mut self, filter: &DeadLetterFilter, now_ms: u64) -> Result<u64, DeadLettersError> {
         let mut encoder = Encoder::default();
         self.take(filter, |connection, row| {
             let Some((_, DeadLetter { function, mut message, .. })) = letter(row)? else { return Ok(false) };
@@ -191,7 +191,7 @@ impl DeadLetters {
     /// In one transaction, removes those for which `each` says so, together with what it does.
     fn take(
         &mut self,
-        filter: &Filter,
+        filter: &DeadLetterFilter,
         mut each: impl FnMut(&Connection, &Row<'_>) -> rusqlite::Result<bool>,
     ) -> Result<u64, DeadLettersError> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
@@ -213,7 +213,7 @@ impl DeadLetters {
     }
 }
 
-impl Filter {
+impl DeadLetterFilter {
     fn takes(&self, row: &Row<'_>) -> rusqlite::Result<bool> {
         let id = row.get(0)?;
         Ok(self.ids.as_ref().is_none_or(|ids| ids.contains(&id))
@@ -237,7 +237,7 @@ fn letter(row: &Row<'_>) -> rusqlite::Result<Option<(u64, DeadLetter)>> {
     };
     let columns = DeadLetterColumns { at_ms: row.get(1)?, function: Arc::from(row.get_ref(2)?.as_str()?), code };
     let body = Bytes::copy_from_slice(row.get_ref(4)?.as_blob()?);
-    match record::dead_letter(columns, &body) {
+    match row::dead_letter(columns, &body) {
         Ok(letter) => Ok(Some((id, letter))),
         Err(damage) => {
             tracing::warn!(id, %damage, "dead letter cannot be read");

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use rusqlite::Connection;
 
 use super::stats::Stats;
-use super::{Event, Gap, Stream};
+use super::{Gap, StoreEvent, Stream};
 
 #[derive(Debug)]
 pub(super) struct Gaps {
@@ -106,7 +106,7 @@ impl Gaps {
     }
 
     /// What is on disk and not reported, unless a report is under way already.
-    pub(super) fn hand_out(&mut self) -> Option<Event> {
+    pub(super) fn hand_out(&mut self) -> Option<StoreEvent> {
         let under_way = self.rows.first().is_some_and(|row| row.id <= self.handed_out);
         let through = self.rows.iter().take_while(|row| row.written).last()?.id;
         if under_way {
@@ -114,7 +114,7 @@ impl Gaps {
         }
         self.handed_out = through;
         let gaps = self.rows.iter().filter(|row| row.id <= through).map(|row| row.gap.clone()).collect();
-        Some(Event::Gaps { through: through as u64, gaps })
+        Some(StoreEvent::Gaps { through: through as u64, gaps })
     }
 
     pub(super) fn reported(&mut self, connection: &Connection, through: u64) -> rusqlite::Result<()> {

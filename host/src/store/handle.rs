@@ -4,9 +4,9 @@
 //!
 //! When the disk fails, requests may be on their way that were sent in the belief that everything before them is
 //! stored. Each request therefore carries an *epoch*. The writer counts its epoch up when it fails and once more when
-//! it works again, and discards requests of another epoch. The sender's epoch is set by [`Events`] at the moment when
+//! it works again, and discards requests of another epoch. The sender's epoch is set by [`StoreEvents`] at the moment when
 //! it hands out an event, to the epoch in which that event was made: so it changes exactly when the daemon hears
-//! [`Event::Failed`] and [`Event::Reopened`], and what is sent between the two is discarded as well. Handle and events
+//! [`StoreEvent::Failed`] and [`StoreEvent::Reopened`], and what is sent between the two is discarded as well. StoreHandle and events
 //! must be used by one thread (or task), else "sent before it was heard" has no meaning.
 
 use std::sync::Arc;
@@ -16,19 +16,19 @@ use std::sync::mpsc::TrySendError;
 use tokio::sync::mpsc::Receiver;
 
 use super::stats::Stats;
-use super::{Event, Request};
+use super::{StoreEvent, StoreRequest};
 use crate::queue;
 
 /// Requests that may wait for the writer. The pipeline bounds what is in flight by Receive Maximum (1024 by default),
 /// and each delivery has at most a few requests of its own; batching makes them fewer.
 pub(super) const REQUESTS: usize = 4096;
 
-/// Events that may wait for the daemon. The writer waits when there are more; each answers a whole batch.
+/// StoreEvents that may wait for the daemon. The writer waits when there are more; each answers a whole batch.
 pub(super) const EVENTS: usize = 256;
 
 #[derive(Clone, Debug)]
-pub struct Handle {
-    pub(super) requests: queue::Sender<(u64, Request)>,
+pub struct StoreHandle {
+    pub(super) requests: queue::Sender<(u64, StoreRequest)>,
     pub(super) epoch: Arc<AtomicU64>,
     pub(super) stats: Arc<Stats>,
 }
@@ -43,9 +43,9 @@ pub enum SendError {
     Full,
 }
 
-impl Handle {
+impl StoreHandle {
     /// Never blocks.
-    pub fn send(&self, request: Request) -> Result<(), SendError> {
+    pub fn send(&self, request: StoreRequest) -> Result<(), SendError> {
         self.requests.try_send((self.epoch.load(Ordering::Relaxed), request)).map_err(|error| match error {
             TrySendError::Full(_) => SendError::Full,
             TrySendError::Disconnected(_) => SendError::Closed,
@@ -58,31 +58,31 @@ impl Handle {
 }
 
 #[derive(Debug)]
-pub struct Events {
-    pub(super) events: Receiver<(u64, Event)>,
+pub struct StoreEvents {
+    pub(super) events: Receiver<(u64, StoreEvent)>,
     pub(super) epoch: Arc<AtomicU64>,
 }
 
-impl Events {
-    /// `None` when the store is gone, after [`Event::Closed`]. Cancel safe.
-    pub async fn recv(&mut self) -> Option<Event> {
+impl StoreEvents {
+    /// `None` when the store is gone, after [`StoreEvent::Closed`]. Cancel safe.
+    pub async fn recv(&mut self) -> Option<StoreEvent> {
         let received = self.events.recv().await;
         received.map(|event| self.hand_out(event))
     }
 
     /// As [`Self::recv`], outside of a runtime.
-    pub fn blocking_recv(&mut self) -> Option<Event> {
+    pub fn blocking_recv(&mut self) -> Option<StoreEvent> {
         let received = self.events.blocking_recv();
         received.map(|event| self.hand_out(event))
     }
 
     /// The next event, if it is there already.
-    pub fn try_recv(&mut self) -> Option<Event> {
+    pub fn try_recv(&mut self) -> Option<StoreEvent> {
         let received = self.events.try_recv().ok();
         received.map(|event| self.hand_out(event))
     }
 
-    fn hand_out(&self, (epoch, event): (u64, Event)) -> Event {
+    fn hand_out(&self, (epoch, event): (u64, StoreEvent)) -> StoreEvent {
         self.epoch.store(epoch, Ordering::Relaxed);
         event
     }

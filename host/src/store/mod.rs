@@ -1,22 +1,22 @@
 //! The durable store: one SQLite file, one writer thread, one transaction for all that arrived during the last sync.
 //!
-//! Nothing here knows MQTT, wasm or upstream. The rest of the daemon sends [`Request`]s and receives [`Event`]s; both
+//! Nothing here knows MQTT, wasm or upstream. The rest of the daemon sends [`StoreRequest`]s and receives [`StoreEvent`]s; both
 //! channels are bounded by what is in flight, which the pipeline bounds.
 
-mod absent;
 mod checkpoint;
 mod dead_letters;
+mod folder;
 mod gaps;
 mod handle;
 mod message_ids;
 mod outbox;
 mod parked;
-mod place;
-mod quarantine;
-mod record;
+mod row;
+mod salvage;
 mod schema;
 mod session;
 mod state;
+mod state_retention;
 mod stats;
 #[cfg(test)]
 mod tests;
@@ -33,8 +33,8 @@ use crate::config;
 use crate::message::{Failure, Message, Scope, StateWrite, Usage};
 use crate::queue;
 
-pub use dead_letters::{DeadLetters, DeadLettersError, Filter};
-pub use handle::{Events, Handle, SendError};
+pub use dead_letters::{DeadLetterFilter, DeadLetters, DeadLettersError};
+pub use handle::{SendError, StoreEvents, StoreHandle};
 pub use message_ids::MessageIds;
 pub use stats::{COMMIT_BUCKETS_US, Stats};
 
@@ -70,11 +70,11 @@ impl OpenError {
         Self::Database { path: path.to_owned(), source }
     }
 
-    fn unfit(path: &Path, unfit: schema::Unfit) -> Self {
-        match unfit {
-            schema::Unfit::Newer(found) => Self::Newer { path: path.to_owned(), found },
-            schema::Unfit::Failed(source) => Self::sqlite(path, source),
-            schema::Unfit::Damaged(reason) => {
+    fn failure(path: &Path, failure: schema::OpenFailure) -> Self {
+        match failure {
+            schema::OpenFailure::Newer(found) => Self::Newer { path: path.to_owned(), found },
+            schema::OpenFailure::Failed(source) => Self::sqlite(path, source),
+            schema::OpenFailure::Damaged(reason) => {
                 let damaged = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_CORRUPT);
                 Self::sqlite(path, rusqlite::Error::SqliteFailure(damaged, Some(reason)))
             }
@@ -88,24 +88,28 @@ impl Store {
         settings: &config::Store,
         data_dir: &Path,
         receive_maximum: u16,
-    ) -> Result<(Handle, Events, Recovered), OpenError> {
+    ) -> Result<(StoreHandle, StoreEvents, Recovered), OpenError> {
         let stats = Arc::new(Stats::default());
-        let ground = writer::Ground {
-            place: place::Place::hold(data_dir)?,
+        let context = writer::StoreContext {
+            place: folder::DataFolder::hold(data_dir)?,
             settings: settings.clone(),
             receive_maximum: receive_maximum.into(),
             stats: stats.clone(),
         };
-        let (session, recovered) = ground.open()?;
+        let (session, recovered) = context.open()?;
         let (request_sender, requests) = queue::bounded(handle::REQUESTS);
         let (event_sender, events) = tokio::sync::mpsc::channel(handle::EVENTS);
-        let writer = writer::Writer::new(ground, requests, event_sender);
+        let writer = writer::Writer::new(context, requests, event_sender);
         std::thread::Builder::new()
             .name("sedge-store".into())
             .spawn(move || writer.run(session))
             .map_err(|source| OpenError::Unusable { path: data_dir.to_owned(), source })?;
         let epoch = Arc::new(std::sync::atomic::AtomicU64::new(0));
-        Ok((Handle { requests: request_sender, epoch: epoch.clone(), stats }, Events { events, epoch }, recovered))
+        Ok((
+            StoreHandle { requests: request_sender, epoch: epoch.clone(), stats },
+            StoreEvents { events, epoch },
+            recovered,
+        ))
     }
 }
 
@@ -120,7 +124,7 @@ pub struct Commit {
     pub records: Vec<Record>,
     pub state: Vec<(Scope, Vec<StateWrite>)>,
     pub dead_letters: Vec<DeadLetter>,
-    /// Jobs that must run (again) later: a retry, or a message that waits behind one.
+    /// ParkedJobs that must run (again) later: a retry, or a message that waits behind one.
     pub park: Vec<Parked>,
     /// Parked jobs that this commit finishes.
     pub unpark: Vec<u64>,
@@ -168,7 +172,7 @@ pub struct Record {
 /// A committed record and its number in its stream. Numbers only grow and are never used twice, not even when the
 /// stream was emptied and the daemon restarted.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Stored {
+pub struct StoredRecord {
     pub id: u64,
     pub record: Record,
 }
@@ -210,7 +214,7 @@ pub struct Gap {
 
 /// What the rest of the daemon asks of the store. Requests are carried out in the order of sending.
 #[derive(Debug)]
-pub enum Request {
+pub enum StoreRequest {
     /// Commit all of these, in one transaction with whatever else is waiting.
     Commit { seq: u64, commits: Vec<Commit> },
     /// All state of a scope, as of everything sent before this request.
@@ -233,13 +237,13 @@ pub enum Request {
 
 /// What the store answers. `Committed` come in the order of the requests, and so do `Outbox` after the `Committed` that
 /// they are as of. `State` does not wait for the sync: it may come before the `Committed` of writes that it shows. If
-/// that commit fails, [`Event::Failed`] takes back both.
+/// that commit fails, [`StoreEvent::Failed`] takes back both.
 #[derive(Debug)]
-pub enum Event {
+pub enum StoreEvent {
     /// Every `Commit` up to and including `seq` is on disk. `stored` holds what they added, in id order per stream.
     Committed {
         seq: u64,
-        stored: Vec<Stored>,
+        stored: Vec<StoredRecord>,
         parked: Vec<Parked>,
     },
     State {
@@ -248,7 +252,7 @@ pub enum Event {
     },
     Outbox {
         stream: Stream,
-        stored: Vec<Stored>,
+        stored: Vec<StoredRecord>,
         end: bool,
     },
     /// There are lost records to report, up to gap number `through`.
@@ -256,11 +260,11 @@ pub enum Event {
         through: u64,
         gaps: Vec<Gap>,
     },
-    /// Jobs that another process (`sedge dead-letters replay`) put back.
+    /// ParkedJobs that another process (`sedge dead-letters replay`) put back.
     Parked(Vec<Parked>),
     /// The outbox is full and the policy is to block: nothing is committed until there is room. `false`: there is.
     Blocked(bool),
-    /// The disk failed. Nothing after the last `Committed` is stored, everything sent before [`Event::Reopened`] is
+    /// The disk failed. Nothing after the last `Committed` is stored, everything sent before [`StoreEvent::Reopened`] is
     /// discarded, and the store tries to reopen the file by itself.
     Failed {
         error: String,
@@ -286,11 +290,11 @@ pub struct Recovered {
     pub last: [u64; 3],
     pub meta: Vec<(String, Bytes)>,
     /// Set when the file was damaged: where it was moved, and how many rows were saved from it.
-    pub quarantined: Option<Quarantined>,
+    pub moved_aside: Option<MovedAside>,
 }
 
 #[derive(Clone, Debug)]
-pub struct Quarantined {
+pub struct MovedAside {
     pub moved_to: PathBuf,
     pub rows_saved: u64,
     pub reason: String,

@@ -6,10 +6,10 @@ use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::gaps::{DAMAGED, EXPIRED, FULL, Gaps};
-use super::record::{Damaged, Encoder, Segment};
+use super::row::{DamagedRow, Encoder, Segment};
 use super::stats::Stats;
 use super::window::Watermarks;
-use super::{Gap, Record, Stored, Stream};
+use super::{Gap, Record, StoredRecord, Stream};
 use crate::config::{self, WhenFull};
 
 /// A segment is read, dropped and deleted as a whole: small beside the bounds, large beside a page.
@@ -33,7 +33,7 @@ pub(super) struct Outbox {
     /// Bytes of the rows, by stream.
     bytes: [u64; 3],
     /// Records that the next transaction adds.
-    fresh: [Vec<Stored>; 3],
+    fresh: [Vec<StoredRecord>; 3],
     fresh_bytes: u64,
     /// Records up to these ids were made before the clock was set: their age is not known.
     ageless: [u64; 3],
@@ -124,7 +124,7 @@ impl Outbox {
         self.fresh_bytes += Self::weight(&record);
         let n = record.stream as usize;
         self.marks.last[n] += 1;
-        self.fresh[n].push(Stored { id: self.marks.last[n], record });
+        self.fresh[n].push(StoredRecord { id: self.marks.last[n], record });
     }
 
     pub(super) fn has_fresh(&self) -> bool {
@@ -148,7 +148,7 @@ impl Outbox {
         connection: &Connection,
         gaps: &mut Gaps,
         stats: &Stats,
-    ) -> rusqlite::Result<Vec<Stored>> {
+    ) -> rusqlite::Result<Vec<StoredRecord>> {
         let mut fresh = std::mem::take(&mut self.fresh);
         self.fresh_bytes = 0;
         let segment_bytes = SEGMENT_BYTES.min(self.max_bytes / 16);
@@ -333,7 +333,7 @@ impl Outbox {
         after: u64,
         max_bytes: usize,
         gaps: &mut Gaps,
-    ) -> rusqlite::Result<(Vec<Stored>, bool)> {
+    ) -> rusqlite::Result<(Vec<StoredRecord>, bool)> {
         let n = stream as usize;
         let after = after.max(self.marks.delivered[n]);
         let mut stored = Vec::new();
@@ -356,7 +356,7 @@ impl Outbox {
                         stored.push(entry.stored);
                     }
                 }
-                Ok::<_, Damaged>(())
+                Ok::<_, DamagedRow>(())
             };
             if let Err(damage) = read()
                 && !self.damaged.contains(&(stream, last_id))

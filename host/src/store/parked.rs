@@ -1,4 +1,4 @@
-//! Jobs that wait in the store: put there by the daemon, or by `sedge dead-letters replay` in another process.
+//! ParkedJobs that wait in the store: put there by the daemon, or by `sedge dead-letters replay` in another process.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -6,18 +6,18 @@ use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension};
 
 use super::Parked;
-use super::record::{self, Encoder};
+use super::row::{self, Encoder};
 use super::stats::Stats;
 
 #[derive(Debug, Default)]
-pub(super) struct Jobs {
+pub(super) struct ParkedJobs {
     /// The last id that the daemon knows of. Another process adds above it.
     known: u64,
     count: u64,
     bytes: u64,
 }
 
-impl Jobs {
+impl ParkedJobs {
     /// The jobs that the daemon does not know of yet.
     pub(super) fn new_ones(&mut self, connection: &Connection) -> rusqlite::Result<Vec<Parked>> {
         let mut statement = connection.prepare_cached("SELECT id, body FROM parked WHERE id > ?1 ORDER BY id")?;
@@ -28,7 +28,7 @@ impl Jobs {
             let body = Bytes::copy_from_slice(row.get_ref(1)?.as_blob()?);
             self.count += 1;
             self.bytes += body.len() as u64;
-            match record::parked(self.known, &body) {
+            match row::parked(self.known, &body) {
                 Ok(job) => jobs.push(job),
                 Err(damage) => {
                     tracing::error!(id = self.known, %damage, "a parked message cannot be read: it is lost");

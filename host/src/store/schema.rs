@@ -66,14 +66,14 @@ pub(super) const TABLES: [(&str, &str, &str); 11] = [
 
 /// Why a file cannot be used as it is.
 #[derive(Debug)]
-pub(super) enum Unfit {
-    /// Not a database, or damaged: to be quarantined.
+pub(super) enum OpenFailure {
+    /// Not a database, or damaged: to be moved_aside.
     Damaged(String),
     Newer(u32),
     Failed(rusqlite::Error),
 }
 
-impl From<rusqlite::Error> for Unfit {
+impl From<rusqlite::Error> for OpenFailure {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Damaged(error.to_string()),
@@ -82,7 +82,7 @@ impl From<rusqlite::Error> for Unfit {
     }
 }
 
-impl From<OpenError> for Unfit {
+impl From<OpenError> for OpenFailure {
     fn from(error: OpenError) -> Self {
         match error {
             OpenError::Database { source, .. } => source.into(),
@@ -94,26 +94,26 @@ impl From<OpenError> for Unfit {
 }
 
 /// Checks the whole file and brings its tables up to date.
-pub(super) fn prepare(connection: &mut Connection) -> Result<(), Unfit> {
+pub(super) fn prepare(connection: &mut Connection) -> Result<(), OpenFailure> {
     let verdict: String = connection.query_row("PRAGMA quick_check(1)", (), |row| row.get(0))?;
     if verdict != "ok" {
-        return Err(Unfit::Damaged(verdict));
+        return Err(OpenFailure::Damaged(verdict));
     }
     create(connection)
 }
 
-pub(super) fn create(connection: &mut Connection) -> Result<(), Unfit> {
+pub(super) fn create(connection: &mut Connection) -> Result<(), OpenFailure> {
     bring_up_to_date(connection, CREATE, &STEPS)
 }
 
 /// All of it or nothing: after a power cut the file has a layout that some version of Sedge knows.
-fn bring_up_to_date(connection: &mut Connection, create: &str, steps: &[&str]) -> Result<(), Unfit> {
+fn bring_up_to_date(connection: &mut Connection, create: &str, steps: &[&str]) -> Result<(), OpenFailure> {
     let newest = 1 + steps.len();
     let found: u32 = connection.query_row("PRAGMA user_version", (), |row| row.get(0))?;
     let missing = match found as usize {
         0 => &[create],
         layout if layout <= newest => &steps[layout - 1..],
-        _ => return Err(Unfit::Newer(found)),
+        _ => return Err(OpenFailure::Newer(found)),
     };
     if missing.is_empty() {
         return Ok(());
@@ -181,7 +181,7 @@ mod tests {
     fn a_step_that_fails_leaves_the_file_as_it_was() {
         let mut connection = file_of_layout_1();
         let steps = [STEPS[0], "UPDATE no_such_table SET size = 0"];
-        assert!(matches!(bring_up_to_date(&mut connection, CREATE, &steps), Err(Unfit::Failed(_))));
+        assert!(matches!(bring_up_to_date(&mut connection, CREATE, &steps), Err(OpenFailure::Failed(_))));
         assert_eq!(layout(&connection), 1);
         bring_up_to_date(&mut connection, CREATE, &STEPS).unwrap();
         assert_eq!(layout(&connection), 3);
@@ -191,6 +191,6 @@ mod tests {
     fn a_file_of_a_newer_sedge_is_refused() {
         let mut connection = file_of_layout_1();
         bring_up_to_date(&mut connection, CREATE, &STEPS).unwrap();
-        assert!(matches!(bring_up_to_date(&mut connection, CREATE, &STEPS[..1]), Err(Unfit::Newer(3))));
+        assert!(matches!(bring_up_to_date(&mut connection, CREATE, &STEPS[..1]), Err(OpenFailure::Newer(3))));
     }
 }

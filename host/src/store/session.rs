@@ -9,21 +9,21 @@ use bytes::Bytes;
 use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, MAIN_DB};
 
-use super::absent::{self, Absent, Change};
 use super::checkpoint::{Checkpointer, FRAME_BYTES};
-use super::dead_letters::Bounds;
+use super::dead_letters::DeadLetterTable;
+use super::folder::{self, DataFolder};
 use super::gaps::Gaps;
 use super::message_ids::MessageIdRows;
 use super::outbox::Outbox;
-use super::parked::Jobs;
-use super::place::{self, Place};
-use super::quarantine;
-use super::record::Encoder;
-use super::schema::{self, Unfit};
-use super::state::State;
+use super::parked::ParkedJobs;
+use super::row::Encoder;
+use super::salvage;
+use super::schema::{self, OpenFailure};
+use super::state::StateTable;
+use super::state_retention::{self, RetentionChange, StateRetention};
 use super::stats::Stats;
-use super::window::Window;
-use super::{Commit, Event, OpenError, Parked, Recovered, Stored, Stream};
+use super::window::RedeliveryWindow;
+use super::{Commit, OpenError, Parked, Recovered, StoreEvent, StoredRecord, Stream};
 use crate::config;
 use crate::message::Scope;
 
@@ -43,12 +43,12 @@ pub(super) struct Session {
     connection: Connection,
     checkpointer: Checkpointer,
     outbox: Outbox,
-    window: Window,
+    window: RedeliveryWindow,
     message_ids: MessageIdRows,
-    state: State,
+    state: StateTable,
     gaps: Gaps,
-    dead_letters: Bounds,
-    jobs: Jobs,
+    dead_letters: DeadLetterTable,
+    jobs: ParkedJobs,
     encoder: Encoder,
     stats: Arc<Stats>,
     /// What has an effect and is not in the transaction yet.
@@ -71,41 +71,41 @@ pub(super) struct Session {
 /// What a transaction put on disk.
 pub(super) struct Committed {
     pub(super) seq: u64,
-    pub(super) stored: Vec<Stored>,
+    pub(super) stored: Vec<StoredRecord>,
     pub(super) parked: Vec<Parked>,
 }
 
 impl Session {
     /// Opens the database, whatever state it is in. A damaged one is replaced.
     pub(super) fn open(
-        place: &Place,
+        place: &DataFolder,
         settings: &config::Store,
         receive_maximum: usize,
         stats: &Arc<Stats>,
     ) -> Result<(Self, Recovered), OpenError> {
-        quarantine::resume(place)?;
+        salvage::resume(place)?;
         let path = place.database();
         let reason = match Self::load(place, settings, receive_maximum, stats) {
             Ok(opened) => return Ok(opened),
-            Err(Unfit::Damaged(reason)) => reason,
-            Err(other) => return Err(OpenError::unfit(&path, other)),
+            Err(OpenFailure::Damaged(reason)) => reason,
+            Err(other) => return Err(OpenError::failure(&path, other)),
         };
-        let quarantined = quarantine::quarantine(place, reason)?;
+        let moved_aside = salvage::replace_damaged(place, reason)?;
         let (mut session, recovered) =
-            Self::load(place, settings, receive_maximum, stats).map_err(|error| OpenError::unfit(&path, error))?;
+            Self::load(place, settings, receive_maximum, stats).map_err(|error| OpenError::failure(&path, error))?;
         session.outbox.skip_ids();
         let super::window::Watermarks { delivered, last } = *session.outbox.marks();
-        Ok((session, Recovered { quarantined: Some(quarantined), delivered, last, ..recovered }))
+        Ok((session, Recovered { moved_aside: Some(moved_aside), delivered, last, ..recovered }))
     }
 
     fn load(
-        place: &Place,
+        place: &DataFolder,
         settings: &config::Store,
         receive_maximum: usize,
         stats: &Arc<Stats>,
-    ) -> Result<(Self, Recovered), Unfit> {
+    ) -> Result<(Self, Recovered), OpenFailure> {
         let path = place.database();
-        let mut connection = place::connect(&path)?;
+        let mut connection = folder::connect(&path)?;
         schema::prepare(&mut connection)?;
         // A process that was killed in the middle of a commit leaves a transaction in the log that was written but
         // perhaps never synced. It counts as committed from here on, so it is made durable before anyone hears of it:
@@ -130,16 +130,16 @@ impl Session {
                         }
                     }
                     "opened" => {}
-                    key if key.starts_with(absent::META) => {}
+                    key if key.starts_with(state_retention::META) => {}
                     _ => recovered.meta.push((key, value.into())),
                 }
             }
         }
-        let (window, watermarks, fingerprints) = Window::load(&connection, receive_maximum)?;
+        let (window, watermarks, fingerprints) = RedeliveryWindow::load(&connection, receive_maximum)?;
         let retention_secs = u64::from(settings.message_id_retention_secs.get());
         let (message_ids, known) = MessageIdRows::load(&connection, &recovered.store_id, retention_secs)?;
         let outbox = Outbox::load(&connection, settings, watermarks, ageless)?;
-        let mut jobs = Jobs::default();
+        let mut jobs = ParkedJobs::default();
         recovered.window = fingerprints;
         recovered.message_ids = known;
         recovered.parked = jobs.new_ones(&connection)?;
@@ -150,9 +150,9 @@ impl Session {
             outbox,
             window,
             message_ids,
-            state: State::default(),
+            state: StateTable::default(),
             gaps: Gaps::load(&connection, stats.clone())?,
-            dead_letters: Bounds::load(&connection, settings)?,
+            dead_letters: DeadLetterTable::load(&connection, settings)?,
             jobs,
             encoder: Encoder::default(),
             stats: stats.clone(),
@@ -242,7 +242,7 @@ impl Session {
         stream: Stream,
         after: u64,
         max_bytes: usize,
-    ) -> rusqlite::Result<(Vec<Stored>, bool)> {
+    ) -> rusqlite::Result<(Vec<StoredRecord>, bool)> {
         self.outbox.read(&self.connection, stream, after, max_bytes, &mut self.gaps)
     }
 
@@ -302,9 +302,9 @@ impl Session {
     }
 
     /// What the last commit makes known, beside `Committed`.
-    pub(super) fn news(&mut self) -> impl Iterator<Item = Event> {
+    pub(super) fn news(&mut self) -> impl Iterator<Item = StoreEvent> {
         let replayed = std::mem::take(&mut self.replayed);
-        let parked = (!replayed.is_empty()).then_some(Event::Parked(replayed));
+        let parked = (!replayed.is_empty()).then_some(StoreEvent::Parked(replayed));
         parked.into_iter().chain(self.gaps.hand_out())
     }
 
@@ -335,11 +335,11 @@ impl Session {
     }
 
     /// State of functions that are not installed.
-    pub(super) fn age_state(&mut self, absent: &mut Absent) -> rusqlite::Result<()> {
+    pub(super) fn age_state(&mut self, absent: &mut StateRetention) -> rusqlite::Result<()> {
         for change in absent.changes(&self.connection, Instant::now())? {
             self.begin()?;
             change.write(&self.connection)?;
-            if let Change::Forget { function } = &change {
+            if let RetentionChange::Forget { function } = &change {
                 self.state.forget(function);
             }
         }

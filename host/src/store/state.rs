@@ -12,11 +12,11 @@ const SCOPES: usize = 4096;
 
 /// The numbers of the scopes. Valid within one connection: a rolled back transaction ends it.
 #[derive(Debug, Default)]
-pub(super) struct State {
+pub(super) struct StateTable {
     scopes: HashMap<Scope, i64>,
 }
 
-impl State {
+impl StateTable {
     fn scope(&mut self, connection: &Connection, scope: &Scope) -> rusqlite::Result<Option<i64>> {
         if let Some(id) = self.scopes.get(scope) {
             return Ok(Some(*id));

@@ -4,5 +4,5 @@ mod damage;
 mod model;
 mod other_process;
 mod outbox;
-mod rig;
+mod testing;
 mod window;

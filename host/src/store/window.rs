@@ -24,7 +24,7 @@ pub(super) struct Watermarks {
 }
 
 #[derive(Debug)]
-pub(super) struct Window {
+pub(super) struct RedeliveryWindow {
     /// Deliveries that the broker may have under way: Receive Maximum.
     limit: usize,
     /// Not on disk yet.
@@ -38,7 +38,7 @@ pub(super) struct Window {
     row: Vec<u8>,
 }
 
-impl Window {
+impl RedeliveryWindow {
     /// The window, the watermarks, and the last `limit` fingerprints, oldest first.
     pub(super) fn load(
         connection: &Connection,

@@ -18,11 +18,11 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender;
 
-use super::absent::Absent;
-use super::place::Place;
+use super::folder::DataFolder;
 use super::session::Session;
+use super::state_retention::StateRetention;
 use super::stats::{Stats, thread_bytes_written};
-use super::{Event, OpenError, Recovered, Request, Stream};
+use super::{OpenError, Recovered, StoreEvent, StoreRequest, Stream};
 use crate::config;
 use crate::queue::Receiver;
 
@@ -37,14 +37,14 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// What every session needs.
 #[derive(Debug)]
-pub(super) struct Ground {
-    pub(super) place: Place,
+pub(super) struct StoreContext {
+    pub(super) place: DataFolder,
     pub(super) settings: config::Store,
     pub(super) receive_maximum: usize,
     pub(super) stats: Arc<Stats>,
 }
 
-impl Ground {
+impl StoreContext {
     pub(super) fn open(&self) -> Result<(Session, Recovered), OpenError> {
         Session::open(&self.place, &self.settings, self.receive_maximum, &self.stats)
     }
@@ -52,21 +52,21 @@ impl Ground {
 
 #[derive(Debug)]
 pub(super) struct Writer {
-    ground: Ground,
-    /// With the epoch that the sender knew of, see [`super::Handle`].
-    requests: Receiver<(u64, Request)>,
-    events: Sender<(u64, Event)>,
+    context: StoreContext,
+    /// With the epoch that the sender knew of, see [`super::StoreHandle`].
+    requests: Receiver<(u64, StoreRequest)>,
+    events: Sender<(u64, StoreEvent)>,
     epoch: u64,
     /// Reads of committed rows, answered after the commit under way.
     reads: Vec<(Stream, u64, usize)>,
     /// With `when_full = "block"` and a full outbox: what waits for room, in order.
-    held: VecDeque<Request>,
+    held: VecDeque<StoreRequest>,
     /// What the daemon was told about that.
     blocked: bool,
     committed_at: Instant,
     ticked_at: Instant,
     closing: bool,
-    absent: Absent,
+    absent: StateRetention,
 }
 
 /// Why the loop cannot go on.
@@ -85,11 +85,15 @@ impl From<rusqlite::Error> for Stop {
 }
 
 impl Writer {
-    pub(super) fn new(ground: Ground, requests: Receiver<(u64, Request)>, events: Sender<(u64, Event)>) -> Self {
-        let retention = ground.settings.state_retention_secs.map(|secs| Duration::from_secs(secs.get()));
+    pub(super) fn new(
+        context: StoreContext,
+        requests: Receiver<(u64, StoreRequest)>,
+        events: Sender<(u64, StoreEvent)>,
+    ) -> Self {
+        let retention = context.settings.state_retention_secs.map(|secs| Duration::from_secs(secs.get()));
         Self {
-            absent: Absent::new(retention, Instant::now()),
-            ground,
+            absent: StateRetention::new(retention, Instant::now()),
+            context,
             requests,
             events,
             epoch: 0,
@@ -113,10 +117,10 @@ impl Writer {
                 Err(Stop::Failed(error)) => session = self.reopen(&error),
             }
         }
-        let Self { ground, events, epoch, .. } = self;
+        let Self { context, events, epoch, .. } = self;
         // The folder is free before anyone hears that it is.
-        drop(ground);
-        let _ = events.blocking_send((epoch, Event::Closed));
+        drop(context);
+        let _ = events.blocking_send((epoch, StoreEvent::Closed));
     }
 
     /// Until closed, or until something fails.
@@ -136,7 +140,7 @@ impl Writer {
                 session.tick()?;
                 session.age_state(&mut self.absent)?;
                 flush |= session.is_behind() || session.must_commit();
-                self.ground.stats.writer_bytes.store(thread_bytes_written(), Relaxed);
+                self.context.stats.writer_bytes.store(thread_bytes_written(), Relaxed);
             }
         }
     }
@@ -149,7 +153,7 @@ impl Writer {
             Err(RecvTimeoutError::Timeout) => return Ok(()),
             Err(RecvTimeoutError::Disconnected) => self.closing = true,
         }
-        let spare = Duration::from_millis(self.ground.settings.flash_saver_ms.into());
+        let spare = Duration::from_millis(self.context.settings.flash_saver_ms.into());
         for _ in 1..TRANSACTION_REQUESTS {
             if self.closing {
                 break;
@@ -174,36 +178,36 @@ impl Writer {
         Ok(())
     }
 
-    fn admit(&mut self, session: &mut Session, (epoch, request): (u64, Request)) -> Result<(), Stop> {
+    fn admit(&mut self, session: &mut Session, (epoch, request): (u64, StoreRequest)) -> Result<(), Stop> {
         // Sent before the daemon heard of a failure: built on commits that never happened.
-        let stale = epoch != self.epoch && !matches!(request, Request::Close | Request::Installed(_));
+        let stale = epoch != self.epoch && !matches!(request, StoreRequest::Close | StoreRequest::Installed(_));
         if stale { Ok(()) } else { self.apply(session, request) }
     }
 
-    fn apply(&mut self, session: &mut Session, request: Request) -> Result<(), Stop> {
+    fn apply(&mut self, session: &mut Session, request: StoreRequest) -> Result<(), Stop> {
         match request {
-            Request::Commit { ref commits, .. } if !self.held.is_empty() || session.is_full_for(commits) => {
+            StoreRequest::Commit { ref commits, .. } if !self.held.is_empty() || session.is_full_for(commits) => {
                 self.held.push_back(request);
             }
             // These see or follow what is held.
-            Request::LoadState { .. } | Request::SetMeta { .. } if !self.held.is_empty() => {
+            StoreRequest::LoadState { .. } | StoreRequest::SetMeta { .. } if !self.held.is_empty() => {
                 self.held.push_back(request);
             }
-            Request::Commit { seq, commits } => session.enqueue(seq, commits),
-            Request::LoadState { token, scope } => {
+            StoreRequest::Commit { seq, commits } => session.enqueue(seq, commits),
+            StoreRequest::LoadState { token, scope } => {
                 let entries = session.load_state(&scope)?;
-                self.tell([Event::State { token, entries }])?;
+                self.tell([StoreEvent::State { token, entries }])?;
             }
-            Request::ReadOutbox { stream, after, max_bytes } if session.must_commit() => {
+            StoreRequest::ReadOutbox { stream, after, max_bytes } if session.must_commit() => {
                 self.reads.push((stream, after, max_bytes));
             }
-            Request::ReadOutbox { stream, after, max_bytes } => self.read(session, stream, after, max_bytes)?,
-            Request::Delivered { stream, through } => session.delivered(stream, through),
-            Request::Refused { stream, id, reason } => session.refuse(stream, id, &reason)?,
-            Request::GapsReported { through } => session.gaps_reported(through)?,
-            Request::SetMeta { key, value } => session.set_meta(key, &value)?,
-            Request::Installed(functions) => self.absent.installed(functions),
-            Request::Close => self.closing = true,
+            StoreRequest::ReadOutbox { stream, after, max_bytes } => self.read(session, stream, after, max_bytes)?,
+            StoreRequest::Delivered { stream, through } => session.delivered(stream, through),
+            StoreRequest::Refused { stream, id, reason } => session.refuse(stream, id, &reason)?,
+            StoreRequest::GapsReported { through } => session.gaps_reported(through)?,
+            StoreRequest::SetMeta { key, value } => session.set_meta(key, &value)?,
+            StoreRequest::Installed(functions) => self.absent.installed(functions),
+            StoreRequest::Close => self.closing = true,
         }
         Ok(())
     }
@@ -217,19 +221,19 @@ impl Writer {
         }
         if let Some(committed) = session.commit(flush)? {
             let super::session::Committed { seq, stored, parked } = committed;
-            self.tell([Event::Committed { seq, stored, parked }])?;
+            self.tell([StoreEvent::Committed { seq, stored, parked }])?;
         }
         session.checkpoint()?;
         for (stream, after, max_bytes) in std::mem::take(&mut self.reads) {
             self.read(session, stream, after, max_bytes)?;
         }
         let full = match self.held.front() {
-            Some(Request::Commit { commits, .. }) => session.is_full_for(commits),
+            Some(StoreRequest::Commit { commits, .. }) => session.is_full_for(commits),
             _ => false,
         };
         if full != self.blocked {
             self.blocked = full;
-            self.tell([Event::Blocked(full)])?;
+            self.tell([StoreEvent::Blocked(full)])?;
         }
         if full || self.held.is_empty() {
             return Ok(false);
@@ -242,10 +246,10 @@ impl Writer {
 
     fn read(&self, session: &mut Session, stream: Stream, after: u64, max_bytes: usize) -> Result<(), Stop> {
         let (stored, end) = session.read_outbox(stream, after, max_bytes)?;
-        self.tell([Event::Outbox { stream, stored, end }])
+        self.tell([StoreEvent::Outbox { stream, stored, end }])
     }
 
-    fn tell(&self, events: impl IntoIterator<Item = Event>) -> Result<(), Stop> {
+    fn tell(&self, events: impl IntoIterator<Item = StoreEvent>) -> Result<(), Stop> {
         for event in events {
             self.events.blocking_send((self.epoch, event)).map_err(|_| Stop::Abandoned)?;
         }
@@ -255,18 +259,18 @@ impl Writer {
     /// After a failure: says so, discards what comes in, and tries until the disk works again. `None` when closed.
     fn reopen(&mut self, error: &rusqlite::Error) -> Option<Session> {
         tracing::error!(%error, "the database failed: nothing is acknowledged until it works again");
-        self.ground.stats.failures.fetch_add(1, Relaxed);
+        self.context.stats.failures.fetch_add(1, Relaxed);
         self.reads.clear();
         self.held.clear();
         self.blocked = false;
         self.epoch += 1;
-        self.tell([Event::Failed { error: error.to_string() }]).ok()?;
+        self.tell([StoreEvent::Failed { error: error.to_string() }]).ok()?;
         let mut delay = RETRY_FIRST;
         loop {
             let until = Instant::now() + delay;
             while !self.closing {
                 match self.requests.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                    Ok((_, Request::Close)) | Err(RecvTimeoutError::Disconnected) => self.closing = true,
+                    Ok((_, StoreRequest::Close)) | Err(RecvTimeoutError::Disconnected) => self.closing = true,
                     Ok(_) => {}
                     Err(RecvTimeoutError::Timeout) => break,
                 }
@@ -274,11 +278,11 @@ impl Writer {
             if self.closing {
                 return None;
             }
-            match self.ground.place.probe().and_then(|()| self.ground.open()) {
+            match self.context.place.probe().and_then(|()| self.context.open()) {
                 Ok((session, recovered)) => {
                     tracing::info!("the database works again");
                     self.epoch += 1;
-                    self.tell([Event::Reopened(Box::new(recovered))]).ok()?;
+                    self.tell([StoreEvent::Reopened(Box::new(recovered))]).ok()?;
                     return Some(session);
                 }
                 Err(error) => {

@@ -8,9 +8,9 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use super::rig::*;
+use super::testing::*;
 use crate::config;
-use crate::store::{Commit, DeadLetters, Event, Filter, OpenError, Request, Store, Stream};
+use crate::store::{Commit, DeadLetterFilter, DeadLetters, OpenError, Store, StoreEvent, StoreRequest, Stream};
 
 #[test]
 fn a_second_daemon_is_refused() {
@@ -79,12 +79,12 @@ fn a_file_that_is_no_database_is_moved_aside() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("sedge.db"), "a shopping list, or what was left of it".repeat(1000)).unwrap();
     let mut rig = Rig::open(dir.path());
-    let quarantined = rig.recovered.quarantined.clone().unwrap();
-    assert_eq!(quarantined.rows_saved, 0);
-    assert!(fs::read(&quarantined.moved_to).unwrap().starts_with(b"a shopping list"));
+    let moved_aside = rig.recovered.moved_aside.clone().unwrap();
+    assert_eq!(moved_aside.rows_saved, 0);
+    assert!(fs::read(&moved_aside.moved_to).unwrap().starts_with(b"a shopping list"));
     assert_eq!(rig.commit(vec![records(vec![record(Stream::Data, "x")])]).len(), 1);
     rig.close();
-    assert!(Rig::open(dir.path()).recovered.quarantined.is_none());
+    assert!(Rig::open(dir.path()).recovered.moved_aside.is_none());
 }
 
 #[test]
@@ -101,9 +101,9 @@ fn what_can_be_read_of_a_damaged_database_is_saved() {
     drop(file);
 
     let mut rig = Rig::open(dir.path());
-    let quarantined = rig.recovered.quarantined.clone().unwrap();
-    assert!(quarantined.moved_to.exists());
-    assert!(quarantined.rows_saved > 500, "{} rows were saved", quarantined.rows_saved);
+    let moved_aside = rig.recovered.moved_aside.clone().unwrap();
+    assert!(moved_aside.moved_to.exists());
+    assert!(moved_aside.rows_saved > 500, "{} rows were saved", moved_aside.rows_saved);
     assert_eq!(rig.recovered.store_id, store_id);
     assert_eq!(rig.read_all(Stream::Alert).len() + rig.read_all(Stream::Data).len(), {
         let lost = 400 - rig.read_all(Stream::Alert).len() - rig.read_all(Stream::Data).len();
@@ -145,13 +145,13 @@ fn any_damage_is_survived() {
             rig.read_all(stream);
         }
         rig.commit(vec![records(vec![record(Stream::Data, "x")])]);
-        let quarantined = rig.recovered.quarantined.is_some();
+        let moved_aside = rig.recovered.moved_aside.is_some();
         rig.close();
-        assert_eq!(corrupt_files(dir.path()), usize::from(quarantined));
-        if quarantined {
-            DeadLetters::open(dir.path()).unwrap().list(&Filter::default(), 1).unwrap();
+        assert_eq!(corrupt_files(dir.path()), usize::from(moved_aside));
+        if moved_aside {
+            DeadLetters::open(dir.path()).unwrap().list(&DeadLetterFilter::default(), 1).unwrap();
         }
-        assert!(Rig::open(dir.path()).recovered.quarantined.is_none());
+        assert!(Rig::open(dir.path()).recovered.moved_aside.is_none());
     }
 }
 
@@ -223,11 +223,11 @@ fn child_with_a_full_disk() {
     }
     let error = loop {
         match rig.event() {
-            Event::Committed { seq, stored: more, .. } => {
+            StoreEvent::Committed { seq, stored: more, .. } => {
                 stored += more.len();
                 assert!(seq < sent, "the disk was never full");
             }
-            Event::Failed { error } => break error,
+            StoreEvent::Failed { error } => break error,
             other => panic!("{other:?}"),
         }
     };
@@ -236,8 +236,8 @@ fn child_with_a_full_disk() {
     setrlimit(Resource::Fsize, unlimited).unwrap();
     let recovered = loop {
         match rig.event() {
-            Event::Reopened(recovered) => break recovered,
-            Event::Failed { .. } => {}
+            StoreEvent::Reopened(recovered) => break recovered,
+            StoreEvent::Failed { .. } => {}
             other => panic!("{other:?}"),
         }
     };
@@ -280,7 +280,7 @@ fn child_in_a_read_only_folder() {
     let unlimited = getrlimit(Resource::Fsize);
     setrlimit(Resource::Fsize, Rlimit { current: Some(0), maximum: unlimited.maximum }).unwrap();
     rig.start(vec![records(vec![record(Stream::Data, "y")])]);
-    assert!(matches!(rig.event(), Event::Failed { .. }));
+    assert!(matches!(rig.event(), StoreEvent::Failed { .. }));
     setrlimit(Resource::Fsize, unlimited).unwrap();
     let started = std::time::Instant::now();
     while started.elapsed().as_millis() < 2500 {
@@ -288,7 +288,7 @@ fn child_in_a_read_only_folder() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     set_mode(0o600, 0o700);
-    let Event::Reopened(recovered) = rig.event() else { panic!("only this can come") };
+    let StoreEvent::Reopened(recovered) = rig.event() else { panic!("only this can come") };
     assert_eq!(recovered.last[1], 1);
     assert_eq!(rig.read_all(Stream::Data).len(), 1);
     rig.close();
@@ -318,14 +318,14 @@ fn child_that_hears_late() {
     // The store opens again while the daemon, which has not looked at its events, goes on sending.
     let before = stats.commits.load(Relaxed);
     for _ in 0..2000 {
-        let late = Request::Commit { seq: 1000, commits: vec![records(vec![record(Stream::Data, "too late")])] };
+        let late = StoreRequest::Commit { seq: 1000, commits: vec![records(vec![record(Stream::Data, "too late")])] };
         rig.send(late);
         patience();
     }
     assert_eq!(stats.commits.load(Relaxed), before);
-    assert!(matches!(rig.event(), Event::Failed { .. }));
-    rig.send(Request::Commit { seq: 1001, commits: vec![records(vec![record(Stream::Data, "between")])] });
-    assert!(matches!(rig.event(), Event::Reopened(_)));
+    assert!(matches!(rig.event(), StoreEvent::Failed { .. }));
+    rig.send(StoreRequest::Commit { seq: 1001, commits: vec![records(vec![record(Stream::Data, "between")])] });
+    assert!(matches!(rig.event(), StoreEvent::Reopened(_)));
     let stored = rig.commit(vec![records(vec![record(Stream::Data, "second")])]);
     assert_eq!(stored[0].id, 2);
     let payloads: Vec<_> = rig.read_all(Stream::Data).into_iter().map(|stored| stored.record.payload).collect();

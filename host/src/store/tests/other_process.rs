@@ -3,10 +3,10 @@
 use std::num::NonZeroU64;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::rig::*;
+use super::testing::*;
 use crate::config;
 use crate::message::FailureCode;
-use crate::store::{Commit, DeadLetters, DeadLettersError, Event, Filter, Parked, Request, Stream};
+use crate::store::{Commit, DeadLetterFilter, DeadLetters, DeadLettersError, Parked, StoreEvent, StoreRequest, Stream};
 
 fn letters(rig: &mut Rig, count: usize) {
     for n in 0..count {
@@ -16,8 +16,8 @@ fn letters(rig: &mut Rig, count: usize) {
     }
 }
 
-fn only(id: u64) -> Filter {
-    Filter { ids: Some(vec![id]), ..Filter::default() }
+fn only(id: u64) -> DeadLetterFilter {
+    DeadLetterFilter { ids: Some(vec![id]), ..DeadLetterFilter::default() }
 }
 
 #[test]
@@ -26,12 +26,15 @@ fn dead_letters_are_listed_newest_first_and_whole() {
     let mut rig = Rig::open(dir.path());
     letters(&mut rig, 12);
     let letters = DeadLetters::open(dir.path()).unwrap();
-    let ids = |filter: &Filter, limit| -> Vec<u64> {
+    let ids = |filter: &DeadLetterFilter, limit| -> Vec<u64> {
         letters.list(filter, limit).unwrap().into_iter().map(|(id, _)| id).collect()
     };
-    assert_eq!(ids(&Filter::default(), 3), [12, 11, 10]);
-    assert_eq!(ids(&Filter { function: Some("decode".into()), ..Filter::default() }, 99), [10, 7, 4, 1]);
-    let trapped = Filter { function: Some("decode".into()), reason: Some(FailureCode::Trap), ids: None };
+    assert_eq!(ids(&DeadLetterFilter::default(), 3), [12, 11, 10]);
+    assert_eq!(
+        ids(&DeadLetterFilter { function: Some("decode".into()), ..DeadLetterFilter::default() }, 99),
+        [10, 7, 4, 1]
+    );
+    let trapped = DeadLetterFilter { function: Some("decode".into()), reason: Some(FailureCode::Trap), ids: None };
     assert_eq!(ids(&trapped, 99), [7, 1]);
     assert_eq!(letters.show(1).unwrap().unwrap(), dead_letter("decode", FailureCode::Trap, "payload 0"));
     assert_eq!(letters.show(99).unwrap(), None);
@@ -44,11 +47,11 @@ fn a_running_daemon_is_given_what_is_replayed() {
     letters(&mut rig, 3);
     let mut letters = DeadLetters::open(dir.path()).unwrap();
     assert_eq!(letters.replay(&only(2), 5).unwrap(), 1);
-    let Event::Parked(jobs) = rig.event() else { panic!("nothing was replayed") };
+    let StoreEvent::Parked(jobs) = rig.event() else { panic!("nothing was replayed") };
     let mut message = dead_letter("anomaly", FailureCode::Fuel, "payload 1").message;
     message.attempt = 2;
     assert_eq!(jobs, [Parked { id: jobs[0].id, function: "anomaly".into(), message, due_ms: 5 }]);
-    assert_eq!(letters.list(&Filter::default(), 99).unwrap().len(), 2);
+    assert_eq!(letters.list(&DeadLetterFilter::default(), 99).unwrap().len(), 2);
     assert_eq!(letters.replay(&only(2), 5).unwrap(), 0);
 
     // The daemon runs it and is done with it.
@@ -65,7 +68,7 @@ fn what_is_replayed_while_no_daemon_runs_is_there_when_it_starts() {
     let mut rig = Rig::open(dir.path());
     letters(&mut rig, 3);
     rig.close();
-    assert_eq!(DeadLetters::open(dir.path()).unwrap().replay(&Filter::default(), 5).unwrap(), 3);
+    assert_eq!(DeadLetters::open(dir.path()).unwrap().replay(&DeadLetterFilter::default(), 5).unwrap(), 3);
     let rig = Rig::open(dir.path());
     assert_eq!(rig.recovered.parked.len(), 3);
     assert_eq!(rig.handle.stats().dead_letters.load(Relaxed), 0);
@@ -82,8 +85,8 @@ fn a_replay_just_before_the_daemon_parks_a_job_is_not_missed() {
     let (mut own, mut replayed) = (None, None);
     while own.is_none() || replayed.is_none() {
         match rig.event() {
-            Event::Committed { parked, .. } => own = Some(parked[0].id),
-            Event::Parked(jobs) => replayed = Some(jobs[0].id),
+            StoreEvent::Committed { parked, .. } => own = Some(parked[0].id),
+            StoreEvent::Parked(jobs) => replayed = Some(jobs[0].id),
             other => panic!("{other:?}"),
         }
     }
@@ -96,9 +99,9 @@ fn dropped_dead_letters_are_gone_and_their_numbers_stay_theirs() {
     let mut rig = Rig::open(dir.path());
     letters(&mut rig, 3);
     let mut dead_letters = DeadLetters::open(dir.path()).unwrap();
-    assert_eq!(dead_letters.drop(&Filter::default()).unwrap(), 3);
+    assert_eq!(dead_letters.drop(&DeadLetterFilter::default()).unwrap(), 3);
     letters(&mut rig, 1);
-    assert_eq!(dead_letters.list(&Filter::default(), 9).unwrap()[0].0, 4);
+    assert_eq!(dead_letters.list(&DeadLetterFilter::default(), 9).unwrap()[0].0, 4);
 }
 
 #[test]
@@ -107,7 +110,7 @@ fn dead_letters_are_bounded() {
     let settings = config::Store { dead_letter_max_bytes: NonZeroU64::new(1000).unwrap(), ..config::Store::default() };
     let mut rig = Rig::open_with(dir.path(), &settings);
     letters(&mut rig, 50);
-    let kept = DeadLetters::open(dir.path()).unwrap().list(&Filter::default(), 99).unwrap();
+    let kept = DeadLetters::open(dir.path()).unwrap().list(&DeadLetterFilter::default(), 99).unwrap();
     assert!(kept.len() < 15 && kept[0].0 == 50, "{} are kept", kept.len());
     assert_eq!(rig.handle.stats().dead_letters_dropped.load(Relaxed), 50 - kept.len() as u64);
 }
@@ -129,7 +132,7 @@ fn old_dead_letters_are_dropped_unless_the_clock_was_never_set() {
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     rig.close();
-    let kept = DeadLetters::open(dir.path()).unwrap().list(&Filter::default(), 99).unwrap();
+    let kept = DeadLetters::open(dir.path()).unwrap().list(&DeadLetterFilter::default(), 99).unwrap();
     assert_eq!(kept.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [2]);
 }
 
@@ -148,9 +151,9 @@ fn the_other_process_gets_its_turn_under_load() {
         while sent < committed + 4 {
             sent = rig.start(vec![records(vec![record(Stream::Data, vec![1; 2000])])]);
         }
-        if let Event::Committed { seq, stored, .. } = rig.event() {
+        if let StoreEvent::Committed { seq, stored, .. } = rig.event() {
             committed = seq;
-            rig.send(Request::Delivered { stream: Stream::Data, through: stored.last().unwrap().id });
+            rig.send(StoreRequest::Delivered { stream: Stream::Data, through: stored.last().unwrap().id });
         }
     }
     assert_eq!(other.join().unwrap(), 20);

@@ -4,15 +4,15 @@ use std::num::NonZeroU64;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
-use super::rig::*;
+use super::testing::*;
 use crate::config::{self, WhenFull};
-use crate::store::{Event, Gap, Request, Stream};
+use crate::store::{Gap, StoreEvent, StoreRequest, Stream};
 
 fn bounded(max_bytes: u64, when_full: WhenFull) -> config::Store {
     config::Store { max_bytes: NonZeroU64::new(max_bytes).unwrap(), when_full, ..config::Store::default() }
 }
 
-fn ids(stored: &[crate::store::Stored]) -> Vec<u64> {
+fn ids(stored: &[crate::store::StoredRecord]) -> Vec<u64> {
     stored.iter().map(|stored| stored.id).collect()
 }
 
@@ -23,7 +23,7 @@ fn ids_are_never_used_again_although_the_stream_was_emptied() {
     for _ in 0..3 {
         rig.commit(vec![records(vec![record(Stream::Alert, "x")])]);
     }
-    rig.send(Request::Delivered { stream: Stream::Alert, through: 3 });
+    rig.send(StoreRequest::Delivered { stream: Stream::Alert, through: 3 });
     rig.close();
     let mut rig = Rig::open(dir.path());
     assert_eq!((rig.recovered.delivered[0], rig.recovered.last[0]), (3, 3));
@@ -36,7 +36,7 @@ fn a_watermark_in_the_middle_of_a_segment_hides_its_beginning() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     rig.commit(vec![records((0..10).map(|n| record(Stream::Data, n.to_string())).collect())]);
-    rig.send(Request::Delivered { stream: Stream::Data, through: 4 });
+    rig.send(StoreRequest::Delivered { stream: Stream::Data, through: 4 });
     assert_eq!(ids(&rig.read_all(Stream::Data)), [5, 6, 7, 8, 9, 10]);
     rig.close();
     let mut rig = Rig::open(dir.path());
@@ -50,7 +50,7 @@ fn delivered_rows_are_deleted_and_their_room_is_used_again() {
     let mut rig = Rig::open(dir.path());
     for _ in 0..200 {
         let stored = rig.commit(vec![records(vec![record(Stream::Data, vec![7; 50_000])])]);
-        rig.send(Request::Delivered { stream: Stream::Data, through: stored[0].id });
+        rig.send(StoreRequest::Delivered { stream: Stream::Data, through: stored[0].id });
     }
     rig.close();
     let size = std::fs::metadata(dir.path().join("sedge.db")).unwrap().len();
@@ -72,7 +72,7 @@ fn a_long_backlog_is_read_in_pieces() {
 /// All gaps there are by now, merged by the caller's eye: stream, reason, ids, records.
 fn gaps(rig: &mut Rig) -> Vec<Gap> {
     loop {
-        if let Event::Gaps { gaps, .. } = rig.event() {
+        if let StoreEvent::Gaps { gaps, .. } = rig.event() {
             return gaps;
         }
     }
@@ -135,16 +135,16 @@ fn a_gap_is_reported_once() {
     }
     let mut reported = 0;
     while rig.handle.stats().dropped_full.load(Relaxed) < 6 || reported < 6 {
-        if let Event::Gaps { through, gaps } = rig.event() {
+        if let StoreEvent::Gaps { through, gaps } = rig.event() {
             reported += gaps.iter().map(|gap| gap.records).sum::<u64>();
-            rig.send(Request::GapsReported { through });
+            rig.send(StoreRequest::GapsReported { through });
         }
     }
     assert_eq!(reported, rig.handle.stats().dropped_full.load(Relaxed));
     rig.close();
     let mut rig = Rig::open(dir.path());
-    rig.send(Request::Close);
-    assert!(matches!(rig.event(), Event::Closed), "nothing is left to report");
+    rig.send(StoreRequest::Close);
+    assert!(matches!(rig.event(), StoreEvent::Closed), "nothing is left to report");
 }
 
 #[test]
@@ -155,12 +155,12 @@ fn a_full_outbox_blocks_until_there_is_room() {
     for _ in 0..20 {
         sent = rig.start(vec![records(vec![record(Stream::Data, vec![1; 1000])])]);
     }
-    rig.send(Request::LoadState { token: 1, scope: scope(None) });
+    rig.send(StoreRequest::LoadState { token: 1, scope: scope(None) });
     let mut committed = 0;
     loop {
         match rig.event() {
-            Event::Committed { stored, .. } => committed += stored.len() as u64,
-            Event::Blocked(blocked) => {
+            StoreEvent::Committed { stored, .. } => committed += stored.len() as u64,
+            StoreEvent::Blocked(blocked) => {
                 assert!(blocked);
                 break;
             }
@@ -170,18 +170,18 @@ fn a_full_outbox_blocks_until_there_is_room() {
     assert!((8..10).contains(&committed), "{committed} records fit");
     assert_eq!(rig.read(Stream::Data, 0, 1 << 20).0.len() as u64, committed);
     // Room for some, not for all: it may say "not blocked" and "blocked" in between.
-    rig.send(Request::Delivered { stream: Stream::Data, through: committed });
+    rig.send(StoreRequest::Delivered { stream: Stream::Data, through: committed });
     let mut last_seq = 0;
     let mut state_loaded = false;
     while last_seq < sent || !state_loaded {
         match rig.event() {
-            Event::Committed { seq, stored, .. } => {
+            StoreEvent::Committed { seq, stored, .. } => {
                 last_seq = seq;
                 committed += stored.len() as u64;
-                rig.send(Request::Delivered { stream: Stream::Data, through: committed });
+                rig.send(StoreRequest::Delivered { stream: Stream::Data, through: committed });
             }
-            Event::Blocked(_) => {}
-            Event::State { token: 1, .. } => {
+            StoreEvent::Blocked(_) => {}
+            StoreEvent::State { token: 1, .. } => {
                 state_loaded = true;
             }
             other => panic!("{other:?}"),
@@ -206,7 +206,7 @@ fn a_closing_store_leaves_what_is_blocked_to_the_broker() {
     for _ in 0..20 {
         rig.start(vec![records(vec![record(Stream::Data, vec![1; 1000])])]);
     }
-    while !matches!(rig.event(), Event::Blocked(true)) {}
+    while !matches!(rig.event(), StoreEvent::Blocked(true)) {}
     rig.close();
     assert_eq!(Rig::open_with(dir.path(), &settings).read_all(Stream::Data).len(), 4);
 }
@@ -217,7 +217,7 @@ fn a_refused_record_becomes_a_gap_and_is_not_read_again() {
     let mut rig = Rig::open(dir.path());
     rig.commit(vec![records((0..5).map(|n| record(Stream::Data, n.to_string())).collect())]);
     for _ in 0..2 {
-        rig.send(Request::Refused { stream: Stream::Data, id: 3, reason: "too-large".into() });
+        rig.send(StoreRequest::Refused { stream: Stream::Data, id: 3, reason: "too-large".into() });
     }
     let gaps = gaps(&mut rig);
     assert_eq!(gaps.len(), 1);
@@ -252,9 +252,9 @@ fn the_log_stays_bounded_and_is_written_over() {
     for _ in 0..1200 {
         // 64 KiB each, 8 under way: about 80 MB in all.
         while sent - committed > 8 {
-            if let Event::Committed { seq, stored, .. } = rig.event() {
+            if let StoreEvent::Committed { seq, stored, .. } = rig.event() {
                 committed = seq;
-                rig.send(Request::Delivered { stream: Stream::Data, through: stored.last().unwrap().id });
+                rig.send(StoreRequest::Delivered { stream: Stream::Data, through: stored.last().unwrap().id });
             }
         }
         sent = rig.start(vec![records(vec![record(Stream::Data, vec![3; 64 << 10])])]);

@@ -2,8 +2,8 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::rig::*;
-use crate::store::{Commit, Event, Request, Stream};
+use super::testing::*;
+use crate::store::{Commit, StoreEvent, StoreRequest, Stream};
 
 fn digests(rig: &Rig) -> Vec<u64> {
     rig.recovered.window.iter().map(|fingerprint| fingerprint.digest).collect()
@@ -86,7 +86,7 @@ fn settings_of_the_daemon_are_kept() {
     let rig = Rig::open(dir.path());
     let store_id = rig.recovered.store_id.clone();
     assert_eq!(store_id.len(), 16);
-    rig.send(Request::SetMeta { key: "subscriptions", value: "a/#".into() });
+    rig.send(StoreRequest::SetMeta { key: "subscriptions", value: "a/#".into() });
     rig.close();
     let rig = Rig::open(dir.path());
     assert_eq!(rig.recovered.store_id, store_id);
@@ -118,7 +118,7 @@ fn commits_are_answered_in_order_and_all_of_them() {
     }
     let (mut answered, mut ids) = (0, Vec::new());
     while answered < 500 {
-        let Event::Committed { seq, stored, .. } = rig.event() else { panic!("only commits were sent") };
+        let StoreEvent::Committed { seq, stored, .. } = rig.event() else { panic!("only commits were sent") };
         assert!(seq > answered);
         answered = seq;
         ids.extend(stored.iter().map(|stored| stored.id));

@@ -15,7 +15,7 @@ const EVERY: Duration = Duration::from_secs(3600);
 pub(super) const META: &str = "absent/";
 
 #[derive(Debug)]
-pub(super) struct Absent {
+pub(super) struct StateRetention {
     retention: Option<Duration>,
     /// `None` before the daemon has said what there is.
     installed: Option<Vec<Arc<str>>>,
@@ -24,7 +24,7 @@ pub(super) struct Absent {
 
 /// What to write.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub(super) enum RetentionChange {
     Away {
         function: String,
         secs: u64,
@@ -38,7 +38,7 @@ pub(super) enum Change {
     },
 }
 
-impl Absent {
+impl StateRetention {
     pub(super) fn new(retention: Option<Duration>, now: Instant) -> Self {
         Self { retention, installed: None, counted: now }
     }
@@ -48,7 +48,7 @@ impl Absent {
     }
 
     /// What time has brought about. Rarely anything.
-    pub(super) fn changes(&mut self, connection: &Connection, now: Instant) -> rusqlite::Result<Vec<Change>> {
+    pub(super) fn changes(&mut self, connection: &Connection, now: Instant) -> rusqlite::Result<Vec<RetentionChange>> {
         let (Some(installed), Some(retention)) = (&self.installed, self.retention) else { return Ok(Vec::new()) };
         let passed = now.duration_since(self.counted);
         if passed < EVERY {
@@ -68,8 +68,8 @@ impl Absent {
             let before = before.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
             let secs = before.saturating_add(passed.as_secs());
             changes.push(match secs > retention.as_secs() {
-                true => Change::Forget { function: function.clone() },
-                false => Change::Away { function: function.clone(), secs },
+                true => RetentionChange::Forget { function: function.clone() },
+                false => RetentionChange::Away { function: function.clone(), secs },
             });
         }
         let mut noted = connection.prepare_cached("SELECT key FROM meta WHERE key >= ?1 AND key < ?2")?;
@@ -79,14 +79,14 @@ impl Absent {
             let key = key?;
             let function = key.strip_prefix(META).unwrap_or_default();
             if !(is_away(function) && stored.iter().any(|it| it == function)) {
-                changes.push(Change::Known { key });
+                changes.push(RetentionChange::Known { key });
             }
         }
         Ok(changes)
     }
 }
 
-impl Change {
+impl RetentionChange {
     /// Part of a transaction.
     pub(super) fn write(&self, connection: &Connection) -> rusqlite::Result<()> {
         let forget = |key: &str| connection.prepare_cached("DELETE FROM meta WHERE key = ?1")?.execute((key,));
@@ -135,7 +135,7 @@ mod tests {
         connection.query_row("SELECT count(*) FROM meta WHERE key LIKE 'absent/%'", (), |row| row.get(0)).unwrap()
     }
 
-    fn pass(absent: &mut Absent, connection: &Connection, now: Instant) -> usize {
+    fn pass(absent: &mut StateRetention, connection: &Connection, now: Instant) -> usize {
         let changes = absent.changes(connection, now).unwrap();
         changes.iter().for_each(|change| change.write(connection).unwrap());
         changes.len()
@@ -145,12 +145,12 @@ mod tests {
     fn state_of_a_function_that_stays_away_goes_and_no_other() {
         let connection = database();
         let mut now = Instant::now();
-        let mut absent = Absent::new(Some(30 * DAY), now);
+        let mut absent = StateRetention::new(Some(30 * DAY), now);
         now += DAY;
         assert_eq!(pass(&mut absent, &connection, now), 0, "what is installed is not known yet");
         // A restart every day: what counts is in the database.
         for day in 1..=31 {
-            let mut absent = Absent::new(Some(30 * DAY), now);
+            let mut absent = StateRetention::new(Some(30 * DAY), now);
             absent.installed(vec!["here".into()]);
             assert_eq!(pass(&mut absent, &connection, now + EVERY / 2), 0, "not at every tick");
             now += DAY;
@@ -165,7 +165,7 @@ mod tests {
     fn a_function_that_comes_back_finds_its_state_and_has_all_the_time_again() {
         let connection = database();
         let now = Instant::now();
-        let mut absent = Absent::new(Some(30 * DAY), now);
+        let mut absent = StateRetention::new(Some(30 * DAY), now);
         absent.installed(vec!["here".into()]);
         assert_eq!(pass(&mut absent, &connection, now + 29 * DAY), 1);
         assert_eq!(noted(&connection), 1);
@@ -181,7 +181,7 @@ mod tests {
     fn switched_off_nothing_goes() {
         let connection = database();
         let now = Instant::now();
-        let mut absent = Absent::new(None, now);
+        let mut absent = StateRetention::new(None, now);
         absent.installed(Vec::new());
         assert_eq!(pass(&mut absent, &connection, now + 1000 * DAY), 0);
     }

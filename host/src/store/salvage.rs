@@ -19,15 +19,15 @@ use rusqlite::config::DbConfig;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, Statement};
 
-use super::place::Place;
+use super::folder::DataFolder;
 use super::schema::{self, TABLES};
-use super::{OpenError, Quarantined};
+use super::{MovedAside, OpenError};
 
 /// How often the rows between two damaged pages are searched for more readable ones.
 const PROBES: u32 = 32;
 
 /// Finishes what a power cut interrupted. Called before the database is opened.
-pub(super) fn resume(place: &Place) -> Result<(), OpenError> {
+pub(super) fn resume(place: &DataFolder) -> Result<(), OpenError> {
     let (database, salvage) = (place.database(), sibling(&place.database(), ".salvage"));
     if !salvage.exists() {
         return Ok(());
@@ -37,7 +37,7 @@ pub(super) fn resume(place: &Place) -> Result<(), OpenError> {
     result.and_then(|()| place.sync()).map_err(|source| OpenError::Unusable { path: salvage, source })
 }
 
-pub(super) fn quarantine(place: &Place, reason: String) -> Result<Quarantined, OpenError> {
+pub(super) fn replace_damaged(place: &DataFolder, reason: String) -> Result<MovedAside, OpenError> {
     let database = place.database();
     let salvage = sibling(&database, ".salvage");
     let rows_saved = salvage_into(&salvage, &database).map_err(|error| OpenError::sqlite(&salvage, error))?;
@@ -62,7 +62,7 @@ pub(super) fn quarantine(place: &Place, reason: String) -> Result<Quarantined, O
     };
     let moved_to = moved().map_err(|source| OpenError::Unusable { path: database.clone(), source })?;
     tracing::error!(%reason, moved_to = %moved_to.display(), rows_saved, "the database was damaged and was moved aside");
-    Ok(Quarantined { moved_to, rows_saved, reason })
+    Ok(MovedAside { moved_to, rows_saved, reason })
 }
 
 fn sibling(path: &Path, suffix: &str) -> PathBuf {
@@ -77,9 +77,9 @@ fn salvage_into(salvage: &Path, damaged: &Path) -> rusqlite::Result<u64> {
     // Made here so that it is for this user alone.
     create_private(salvage).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
     let mut new = Connection::open_with_flags(salvage, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    new.pragma_update(None, "page_size", super::place::PAGE_BYTES)?;
+    new.pragma_update(None, "page_size", super::folder::PAGE_BYTES)?;
     new.pragma_update(None, "synchronous", "FULL")?;
-    if let Err(schema::Unfit::Failed(error)) = schema::create(&mut new) {
+    if let Err(schema::OpenFailure::Failed(error)) = schema::create(&mut new) {
         return Err(error);
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -93,7 +93,7 @@ fn salvage_into(salvage: &Path, damaged: &Path) -> rusqlite::Result<u64> {
         let places = (1..=count).map(|n| format!("?{n}")).collect::<Vec<_>>().join(", ");
         // The new file has a store_id already; the old one is the better.
         let insert = transaction.prepare(&format!("REPLACE INTO {table} ({columns}) VALUES ({places})"))?;
-        let walk = Walk { old: &old, table, columns, key, count, insert, probes: PROBES, saved: 0 };
+        let walk = TableSalvage { old: &old, table, columns, key, count, insert, probes: PROBES, saved: 0 };
         saved += walk.all()?;
     }
     transaction.commit()?;
@@ -105,7 +105,7 @@ fn create_private(path: &Path) -> io::Result<fs::File> {
 }
 
 /// Copies one table around its damaged pages.
-struct Walk<'a> {
+struct TableSalvage<'a> {
     old: &'a Connection,
     table: &'a str,
     columns: &'a str,
@@ -116,7 +116,7 @@ struct Walk<'a> {
     saved: u64,
 }
 
-impl Walk<'_> {
+impl TableSalvage<'_> {
     fn all(mut self) -> rusqlite::Result<u64> {
         if self.key == "key" {
             for order in ["ASC", "DESC"] {
@@ -132,10 +132,10 @@ impl Walk<'_> {
     fn range(&mut self, from: i64, to: i64) -> rusqlite::Result<()> {
         let key = self.key;
         let forward = self.scan(&format!("{key} BETWEEN {from} AND {to} ORDER BY {key}"))?;
-        let Reached::Damage { last } = forward else { return Ok(()) };
+        let ScanEnd::Damage { last } = forward else { return Ok(()) };
         let from = last.map_or(from, |last| last.saturating_add(1));
         let backward = self.scan(&format!("{key} BETWEEN {from} AND {to} ORDER BY {key} DESC"))?;
-        let Reached::Damage { last } = backward else { return Ok(()) };
+        let ScanEnd::Damage { last } = backward else { return Ok(()) };
         let Some(first) = last else { return self.halves(from, to) };
         self.halves(from, first.saturating_sub(1))
     }
@@ -151,19 +151,19 @@ impl Walk<'_> {
     }
 
     /// Stops at the end of the rows or at the first that cannot be read.
-    fn scan(&mut self, which: &str) -> rusqlite::Result<Reached> {
+    fn scan(&mut self, which: &str) -> rusqlite::Result<ScanEnd> {
         let mut last = None;
         let sql = format!("SELECT {} FROM {} WHERE {which}", self.columns, self.table);
-        let Ok(mut statement) = self.old.prepare(&sql) else { return Ok(Reached::Damage { last }) };
-        let Ok(mut rows) = statement.query(()) else { return Ok(Reached::Damage { last }) };
+        let Ok(mut statement) = self.old.prepare(&sql) else { return Ok(ScanEnd::Damage { last }) };
+        let Ok(mut rows) = statement.query(()) else { return Ok(ScanEnd::Damage { last }) };
         loop {
             let row = match rows.next() {
                 Ok(Some(row)) => row,
-                Ok(None) => return Ok(Reached::End),
-                Err(_) => return Ok(Reached::Damage { last }),
+                Ok(None) => return Ok(ScanEnd::End),
+                Err(_) => return Ok(ScanEnd::Damage { last }),
             };
             let values: Result<Vec<Value>, _> = (0..self.count).map(|column| row.get(column)).collect();
-            let Ok(values) = values else { return Ok(Reached::Damage { last }) };
+            let Ok(values) = values else { return Ok(ScanEnd::Damage { last }) };
             if let Some(Value::Integer(id)) = values.first() {
                 last = Some(*id);
             }
@@ -177,7 +177,7 @@ impl Walk<'_> {
     }
 }
 
-enum Reached {
+enum ScanEnd {
     End,
     Damage { last: Option<i64> },
 }

@@ -8,16 +8,16 @@ use bytes::Bytes;
 use crate::config;
 use crate::message::{Failure, FailureCode, Message, Scope, StateWrite, Usage};
 use crate::store::{
-    Commit, DeadLetter, Event, Events, Fingerprint, Handle, OpenError, Record, Recovered, Request, Store, Stored,
-    Stream,
+    Commit, DeadLetter, Fingerprint, OpenError, Record, Recovered, Store, StoreEvent, StoreEvents, StoreHandle,
+    StoreRequest, StoredRecord, Stream,
 };
 
 pub(super) const RECEIVE_MAXIMUM: u16 = 16;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(super) struct Rig {
-    pub(super) handle: Handle,
-    pub(super) events: Events,
+    pub(super) handle: StoreHandle,
+    pub(super) events: StoreEvents,
     pub(super) recovered: Recovered,
     seq: u64,
 }
@@ -41,12 +41,12 @@ impl Rig {
         }
     }
 
-    pub(super) fn send(&self, request: Request) {
+    pub(super) fn send(&self, request: StoreRequest) {
         self.handle.send(request).unwrap();
     }
 
     /// The next event; panics when none comes.
-    pub(super) fn event(&mut self) -> Event {
+    pub(super) fn event(&mut self) -> StoreEvent {
         let started = Instant::now();
         loop {
             if let Some(event) = self.events.try_recv() {
@@ -60,54 +60,54 @@ impl Rig {
     /// Sends without waiting. Returns the number of the request.
     pub(super) fn start(&mut self, commits: Vec<Commit>) -> u64 {
         self.seq += 1;
-        self.send(Request::Commit { seq: self.seq, commits });
+        self.send(StoreRequest::Commit { seq: self.seq, commits });
         self.seq
     }
 
     /// Commits, and waits until it is on disk. Returns what was stored since the last event that was looked at.
-    pub(super) fn commit(&mut self, commits: Vec<Commit>) -> Vec<Stored> {
+    pub(super) fn commit(&mut self, commits: Vec<Commit>) -> Vec<StoredRecord> {
         let sent = self.start(commits);
         let mut all = Vec::new();
         loop {
             match self.event() {
-                Event::Committed { seq, stored, .. } => {
+                StoreEvent::Committed { seq, stored, .. } => {
                     all.extend(stored);
                     if seq == sent {
                         return all;
                     }
                 }
-                Event::Gaps { .. } | Event::Blocked(_) => {}
+                StoreEvent::Gaps { .. } | StoreEvent::Blocked(_) => {}
                 other => panic!("{other:?}"),
             }
         }
     }
 
     pub(super) fn state(&mut self, scope: &Scope) -> Vec<(String, Bytes)> {
-        self.send(Request::LoadState { token: 9, scope: scope.clone() });
+        self.send(StoreRequest::LoadState { token: 9, scope: scope.clone() });
         loop {
             match self.event() {
-                Event::State { token: 9, entries } => {
+                StoreEvent::State { token: 9, entries } => {
                     return entries.into_iter().map(|(key, value)| (key.into(), value)).collect();
                 }
-                Event::Committed { .. } => {}
+                StoreEvent::Committed { .. } => {}
                 other => panic!("{other:?}"),
             }
         }
     }
 
-    pub(super) fn read(&mut self, stream: Stream, after: u64, max_bytes: usize) -> (Vec<Stored>, bool) {
-        self.send(Request::ReadOutbox { stream, after, max_bytes });
+    pub(super) fn read(&mut self, stream: Stream, after: u64, max_bytes: usize) -> (Vec<StoredRecord>, bool) {
+        self.send(StoreRequest::ReadOutbox { stream, after, max_bytes });
         loop {
             match self.event() {
-                Event::Outbox { stream: of, stored, end } if of == stream => return (stored, end),
-                Event::Committed { .. } | Event::Gaps { .. } | Event::Blocked(_) => {}
+                StoreEvent::Outbox { stream: of, stored, end } if of == stream => return (stored, end),
+                StoreEvent::Committed { .. } | StoreEvent::Gaps { .. } | StoreEvent::Blocked(_) => {}
                 other => panic!("{other:?}"),
             }
         }
     }
 
-    pub(super) fn read_all(&mut self, stream: Stream) -> Vec<Stored> {
-        let mut all: Vec<Stored> = Vec::new();
+    pub(super) fn read_all(&mut self, stream: Stream) -> Vec<StoredRecord> {
+        let mut all: Vec<StoredRecord> = Vec::new();
         loop {
             let (stored, end) = self.read(stream, all.last().map_or(0, |stored| stored.id), 300);
             all.extend(stored);
@@ -118,8 +118,8 @@ impl Rig {
     }
 
     pub(super) fn close(mut self) {
-        self.send(Request::Close);
-        while !matches!(self.event(), Event::Closed) {}
+        self.send(StoreRequest::Close);
+        while !matches!(self.event(), StoreEvent::Closed) {}
     }
 }
 

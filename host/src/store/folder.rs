@@ -21,13 +21,13 @@ pub(super) const PAGE_BYTES: u64 = 2048;
 
 /// The data folder, held by this process until dropped.
 #[derive(Debug)]
-pub(super) struct Place {
+pub(super) struct DataFolder {
     dir: PathBuf,
     /// Holds the `flock`. The kernel lets go of it however the process ends.
     _lock: File,
 }
 
-impl Place {
+impl DataFolder {
     pub(super) fn hold(dir: &Path) -> Result<Self, OpenError> {
         let unusable = |source| OpenError::Unusable { path: dir.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(unusable)?;

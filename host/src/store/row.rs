@@ -18,7 +18,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{DeadLetter, Parked, Record, Stored, Stream};
+use super::{DeadLetter, Parked, Record, StoredRecord, Stream};
 use crate::message::{Failure, FailureCode, Message, Usage};
 
 const VERSION: u8 = 1;
@@ -33,7 +33,7 @@ const MESSAGE_CLOCK_SYNCED: u8 = 2;
 /// A row that cannot be read. SQLite's check finds damaged pages, not damaged bytes within a row.
 #[derive(Debug, thiserror::Error)]
 #[error("row is damaged at byte {0}")]
-pub(super) struct Damaged(pub usize);
+pub(super) struct DamagedRow(pub usize);
 
 /// Writes one row. Kept by the writer so that its buffer is reused.
 #[derive(Debug)]
@@ -83,12 +83,12 @@ impl Encoder {
     }
 
     /// The row for these records, which are of one stream and have consecutive ids.
-    pub(super) fn segment(&mut self, records: &[Stored]) -> &[u8] {
+    pub(super) fn segment(&mut self, records: &[StoredRecord]) -> &[u8] {
         self.begin();
         let mut at_ms = records.first().map_or(0, |stored| stored.record.at_ms);
         self.varint(records.len() as u64);
         self.varint(at_ms);
-        for Stored { record, .. } in records {
+        for StoredRecord { record, .. } in records {
             let content_type = if record.content_type.is_some() { CONTENT_TYPE } else { 0 };
             self.row.push(if record.retain { RETAIN } else { 0 } | content_type);
             self.varint(record.hops.into());
@@ -161,20 +161,20 @@ struct Decoder<'a> {
 }
 
 impl<'a> Decoder<'a> {
-    fn begin(row: &'a [u8]) -> Result<Self, Damaged> {
+    fn begin(row: &'a [u8]) -> Result<Self, DamagedRow> {
         match row.first() {
             Some(&VERSION) => Ok(Self { row, at: 1 }),
-            _ => Err(Damaged(0)),
+            _ => Err(DamagedRow(0)),
         }
     }
 
-    fn byte(&mut self) -> Result<u8, Damaged> {
-        let byte = *self.row.get(self.at).ok_or(Damaged(self.at))?;
+    fn byte(&mut self) -> Result<u8, DamagedRow> {
+        let byte = *self.row.get(self.at).ok_or(DamagedRow(self.at))?;
         self.at += 1;
         Ok(byte)
     }
 
-    fn varint(&mut self) -> Result<u64, Damaged> {
+    fn varint(&mut self) -> Result<u64, DamagedRow> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;
@@ -183,54 +183,54 @@ impl<'a> Decoder<'a> {
                 return Ok(value);
             }
         }
-        Err(Damaged(self.at))
+        Err(DamagedRow(self.at))
     }
 
-    fn varint_u32(&mut self) -> Result<u32, Damaged> {
-        u32::try_from(self.varint()?).map_err(|_| Damaged(self.at))
+    fn varint_u32(&mut self) -> Result<u32, DamagedRow> {
+        u32::try_from(self.varint()?).map_err(|_| DamagedRow(self.at))
     }
 
-    fn take(&mut self, length: u64) -> Result<&'a [u8], Damaged> {
-        let length = usize::try_from(length).map_err(|_| Damaged(self.at))?;
-        let end = self.at.checked_add(length).ok_or(Damaged(self.at))?;
-        let bytes = self.row.get(self.at..end).ok_or(Damaged(self.at))?;
+    fn take(&mut self, length: u64) -> Result<&'a [u8], DamagedRow> {
+        let length = usize::try_from(length).map_err(|_| DamagedRow(self.at))?;
+        let end = self.at.checked_add(length).ok_or(DamagedRow(self.at))?;
+        let bytes = self.row.get(self.at..end).ok_or(DamagedRow(self.at))?;
         self.at = end;
         Ok(bytes)
     }
 
-    fn literal(&mut self) -> Result<&'a [u8], Damaged> {
+    fn literal(&mut self) -> Result<&'a [u8], DamagedRow> {
         match self.varint()? {
             length if length % 2 == 0 => self.take(length / 2),
-            _ => Err(Damaged(self.at)),
+            _ => Err(DamagedRow(self.at)),
         }
     }
 
-    fn string(&mut self) -> Result<&'a str, Damaged> {
+    fn string(&mut self) -> Result<&'a str, DamagedRow> {
         let start = self.at;
         let bytes = match self.varint()? {
             length if length % 2 == 0 => self.take(length / 2)?,
             place => {
-                let at = usize::try_from(place / 2).ok().filter(|at| *at < start).ok_or(Damaged(start))?;
+                let at = usize::try_from(place / 2).ok().filter(|at| *at < start).ok_or(DamagedRow(start))?;
                 Decoder { row: self.row, at }.literal()?
             }
         };
-        std::str::from_utf8(bytes).map_err(|_| Damaged(start))
+        std::str::from_utf8(bytes).map_err(|_| DamagedRow(start))
     }
 
     /// The payload shares the row's memory instead of being copied.
-    fn payload(&mut self, row: &Bytes) -> Result<Bytes, Damaged> {
+    fn payload(&mut self, row: &Bytes) -> Result<Bytes, DamagedRow> {
         let length = self.varint()?;
         Ok(row.slice_ref(self.take(length)?))
     }
 
-    fn message(&mut self, row: &Bytes) -> Result<Message, Damaged> {
+    fn message(&mut self, row: &Bytes) -> Result<Message, DamagedRow> {
         let flags = self.byte()?;
         let topic = self.string()?.into();
         let content_type = if flags & MESSAGE_CONTENT_TYPE == 0 { None } else { Some(self.string()?.into()) };
         let payload = self.payload(row)?;
         let properties = (0..self.varint()?)
             .map(|_| Ok((self.string()?.into(), self.string()?.into())))
-            .collect::<Result<_, Damaged>>()?;
+            .collect::<Result<_, DamagedRow>>()?;
         Ok(Message {
             topic,
             payload,
@@ -257,7 +257,7 @@ pub(super) struct Segment<'a> {
 
 /// One record of a segment as it lies there.
 pub(super) struct Entry {
-    pub(super) stored: Stored,
+    pub(super) stored: StoredRecord,
     pub(super) refused: bool,
     /// Where its flags are in the row.
     flags_at: usize,
@@ -265,11 +265,11 @@ pub(super) struct Entry {
 
 impl<'a> Segment<'a> {
     /// `last_id` is the key of the row.
-    pub(super) fn decode(row: &'a Bytes, stream: Stream, last_id: u64) -> Result<Self, Damaged> {
+    pub(super) fn decode(row: &'a Bytes, stream: Stream, last_id: u64) -> Result<Self, DamagedRow> {
         let mut decoder = Decoder::begin(row)?;
         let count = decoder.varint()?;
         let at_ms = decoder.varint()?;
-        let next_id = (last_id + 1).checked_sub(count).ok_or(Damaged(1))?;
+        let next_id = (last_id + 1).checked_sub(count).ok_or(DamagedRow(1))?;
         Ok(Self { row, decoder, stream, next_id, last_id, at_ms, function: "".into() })
     }
 
@@ -282,7 +282,7 @@ impl<'a> Segment<'a> {
         self.at_ms
     }
 
-    fn entry(&mut self) -> Result<Entry, Damaged> {
+    fn entry(&mut self) -> Result<Entry, DamagedRow> {
         let decoder = &mut self.decoder;
         let flags_at = decoder.at;
         let flags = decoder.byte()?;
@@ -305,12 +305,12 @@ impl<'a> Segment<'a> {
         };
         let id = self.next_id;
         self.next_id += 1;
-        Ok(Entry { stored: Stored { id, record }, refused: flags & REFUSED != 0, flags_at })
+        Ok(Entry { stored: StoredRecord { id, record }, refused: flags & REFUSED != 0, flags_at })
     }
 }
 
 impl Iterator for Segment<'_> {
-    type Item = Result<Entry, Damaged>;
+    type Item = Result<Entry, DamagedRow>;
 
     fn next(&mut self) -> Option<Self::Item> {
         if self.next_id > self.last_id {
@@ -340,7 +340,7 @@ pub(super) struct DeadLetterColumns {
     pub(super) at_ms: u64,
 }
 
-pub(super) fn dead_letter(columns: DeadLetterColumns, body: &Bytes) -> Result<DeadLetter, Damaged> {
+pub(super) fn dead_letter(columns: DeadLetterColumns, body: &Bytes) -> Result<DeadLetter, DamagedRow> {
     let mut decoder = Decoder::begin(body)?;
     let DeadLetterColumns { function, code, at_ms } = columns;
     Ok(DeadLetter {
@@ -358,7 +358,7 @@ pub(super) fn dead_letter(columns: DeadLetterColumns, body: &Bytes) -> Result<De
     })
 }
 
-pub(super) fn parked(id: u64, body: &Bytes) -> Result<Parked, Damaged> {
+pub(super) fn parked(id: u64, body: &Bytes) -> Result<Parked, DamagedRow> {
     let mut decoder = Decoder::begin(body)?;
     Ok(Parked { id, due_ms: decoder.varint()?, function: decoder.string()?.into(), message: decoder.message(body)? })
 }
@@ -410,7 +410,7 @@ mod tests {
         #[test]
         fn a_segment_reads_as_it_was_written(records in vec(record(), 1..40), first_id in 1..u64::MAX / 2) {
             let stored: Vec<_> =
-                (first_id..).zip(records).map(|(id, record)| Stored { id, record }).collect();
+                (first_id..).zip(records).map(|(id, record)| StoredRecord { id, record }).collect();
             let last_id = stored.last().unwrap().id;
             let row = Bytes::copy_from_slice(Encoder::default().segment(&stored));
             let read: Vec<_> =
@@ -474,7 +474,7 @@ mod tests {
             hops: 1,
             at_ms: 1_700_000_000_000,
         };
-        let stored: Vec<_> = (1..=256).map(|id| Stored { id, record: record.clone() }).collect();
+        let stored: Vec<_> = (1..=256).map(|id| StoredRecord { id, record: record.clone() }).collect();
         let mut encoder = Encoder::default();
         assert!(encoder.segment(&stored).len() <= 256 * 209);
     }
