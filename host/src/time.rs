@@ -1,9 +1,12 @@
-//! The wall clock, which may be wrong: a board without an RTC boots in the past. Timers use the monotonic clock.
+//! Clocks and time formats. The wall clock may be wrong: a board without an RTC boots in the past.
 
 mod backoff;
 mod sync;
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::path::Path;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::time::{ClockId, clock_gettime};
 
 pub use backoff::Backoff;
 
@@ -25,19 +28,20 @@ impl Now {
     }
 }
 
-/// Unix time in milliseconds; 0 for a clock before 1970.
+/// Reads the Unix time in milliseconds; 0 for a clock before 1970.
 pub fn now_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// Whether a time service has set the clock since the board booted, as far as can be told. Asked at most every few
-/// seconds, not for every message: it looks at files.
+/// Whether a time service has set the wall clock since the board booted, as far as is known. Reads metadata of files, so
+/// it is called every few seconds, not per message.
 pub fn clock_synced() -> bool {
-    sync::synced()
+    let uptime = Duration::from_secs(clock_gettime(ClockId::Boottime).tv_sec.try_into().unwrap_or(0));
+    sync::synced(Path::new("/"), now_ms(), uptime)
 }
 
-/// RFC 3339 in UTC with milliseconds, as CloudEvents wants its `time`: `2026-03-01T12:00:00.250Z`.
+/// Formats a time as RFC 3339 in UTC with milliseconds: `2026-03-01T12:00:00.250Z`.
 pub fn rfc3339(unix_ms: u64) -> String {
     let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
     let (year, month, day) = civil(days);
@@ -46,7 +50,7 @@ pub fn rfc3339(unix_ms: u64) -> String {
     format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
 }
 
-/// The Gregorian date of a day after 1970-01-01 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+/// Converts days after 1970-01-01 to a Gregorian date (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
 fn civil(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;
     let era = shifted / 146_097;
@@ -64,7 +68,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn dates_are_those_of_date_u() {
+    fn dates_agree_with_date_u() {
         for (secs, expected) in [
             (0, "1970-01-01T00:00:00.000Z"),
             (68_169_599, "1972-02-28T23:59:59.000Z"),

@@ -1,8 +1,8 @@
-//! Growing pauses between attempts, jittered so that a fleet of boards does not come back in step.
+//! Exponential backoff with jitter, so that a fleet of boards does not reconnect in step.
 
 use std::time::Duration;
 
-/// Doubles from `first` to `max`; each pause is a random half of it or more.
+/// Pauses that double from `first` to `max`. Each is shortened at random, to no less than half.
 #[derive(Clone, Debug)]
 pub struct Backoff {
     first: Duration,
@@ -18,14 +18,14 @@ impl Backoff {
         Self { first, max, next: first, random: seed | 1 }
     }
 
-    /// A seed of this board's own. Without randomness a fleet comes back in step, which is no reason not to start.
+    /// Returns a random seed, or 0 if the kernel has no randomness yet.
     pub fn seed() -> u64 {
         let mut seed = [0; 8];
         let _ = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty());
         u64::from_le_bytes(seed)
     }
 
-    /// How long to wait after one more failure.
+    /// Returns the pause after another failure.
     pub fn failed(&mut self) -> Duration {
         let full = self.next;
         self.next = full.saturating_mul(2).min(self.max);
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn pauses_double_up_to_the_limit_and_begin_again() {
+    fn pauses_double_up_to_the_limit_and_reset_on_success() {
         for seed in 0..200 {
             let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(10), seed);
             for full in [1.0, 2.0, 4.0, 8.0, 10.0, 10.0] {
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn boards_spread() {
+    fn pauses_differ_between_seeds() {
         let pause = |seed| Backoff::new(Duration::from_secs(60), Duration::from_secs(60), seed).failed();
         let mut pauses: Vec<_> =
             (0..100).map(|n: u64| pause(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)).as_secs()).collect();
