@@ -16,7 +16,10 @@ use bytes::Bytes;
 use rustix::time::{ClockId, clock_gettime};
 use sedge::config;
 use sedge::message::{Scope, StateWrite};
-use sedge::store::{Commit, Fingerprint, Record, Store, StoreEvent, StoreEvents, StoreHandle, StoreRequest, Stream};
+use sedge::store::{
+    BatchNo, Commit, Fingerprint, Record, RecordId, Store, StoreEvent, StoreEvents, StoreHandle, StoreRequest, Stream,
+};
+use sedge::time::Now;
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Upstream {
@@ -45,18 +48,21 @@ fn default_dir() -> PathBuf {
 
 fn measure(dir: &Path, upstream: Upstream, batch: u64, commits: u64) {
     let folder = tempfile::tempdir_in(dir).expect("the folder can be written");
-    let (handle, mut events, _) =
-        Store::open(&config::Store::default(), folder.path(), 1024).expect("a new store can be opened");
+    let (handle, mut events, _) = Store::open(&config::Store::default(), folder.path(), 1024, Now::read(true))
+        .expect("a new store can be opened");
     let payload = Bytes::from(vec![b'x'; 200]);
     let (cpu, before, started) = (cpu_time(), written(), Instant::now());
-    for seq in 1..=commits {
-        let first = (seq - 1) * batch;
+    for number in 1..=commits {
+        let first = (number - 1) * batch;
         let deliveries = (first..first + batch).map(|n| delivery(n, upstream, &payload)).collect();
-        send(&handle, StoreRequest::Commit { seq, commits: deliveries });
+        send(&handle, StoreRequest::Commit { batch: BatchNo(number), commits: deliveries });
         let committed = event(&mut events);
-        assert!(matches!(committed, StoreEvent::Committed { seq: done, .. } if done == seq), "{committed:?}");
+        assert!(
+            matches!(committed, StoreEvent::Committed { batch: BatchNo(done), .. } if done == number),
+            "{committed:?}"
+        );
         if upstream != Upstream::Backlog {
-            send(&handle, StoreRequest::Delivered { stream: Stream::Data, through: first + batch });
+            send(&handle, StoreRequest::Delivered { stream: Stream::Data, through: RecordId(first + batch) });
         }
     }
     let elapsed = started.elapsed();
@@ -106,8 +112,8 @@ fn delivery(n: u64, upstream: Upstream, payload: &Bytes) -> Commit {
 }
 
 fn drain(handle: &StoreHandle, events: &mut StoreEvents, last: u64) {
-    let mut after = 0;
-    while after < last {
+    let mut after = RecordId(0);
+    while after.0 < last {
         send(handle, StoreRequest::ReadOutbox { stream: Stream::Data, after, max_bytes: 256 << 10 });
         match event(events) {
             StoreEvent::Outbox { stored, .. } => after = stored.last().expect("there is more").id,

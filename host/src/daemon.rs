@@ -308,11 +308,11 @@ impl Daemon {
     fn store_event(&mut self, event: store::StoreEvent) {
         let now = Instant::now();
         match event {
-            store::StoreEvent::Committed { seq, stored, parked } => {
-                self.pipeline.committed(seq, &parked, time::now_ms());
+            store::StoreEvent::Committed { batch, stored, parked } => {
+                self.pipeline.committed(batch, &parked, time::now_ms());
                 self.forwarder.committed(stored);
             }
-            store::StoreEvent::State { token, entries } => self.pipeline.state_loaded(token, entries),
+            store::StoreEvent::State { id, entries } => self.pipeline.state_loaded(id, entries),
             store::StoreEvent::Outbox { stream, stored, end } => self.forwarder.loaded(stream, stored, end),
             store::StoreEvent::Gaps { through, gaps } => self.forwarder.gaps(through, gaps),
             store::StoreEvent::Parked(parked) => self.pipeline.unpark(parked, now, time::now_ms()),

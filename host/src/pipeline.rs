@@ -34,7 +34,7 @@ use std::time::{Duration, Instant};
 use crate::message::{Failure, FailureCode, LogLine, Message, Outcome, Scope, Usage, Verdict};
 use crate::mqtt::{AckToken, Delivery};
 use crate::router::{self, BadTopic, Route, Router};
-use crate::store::{self, Commit};
+use crate::store::{self, BatchNo, Commit, LoadId};
 use crate::telemetry::Metrics;
 use crate::worker::pool::{self, Pool, StateRequest};
 use crate::worker::protocol::{Job, JobScope};
@@ -111,8 +111,8 @@ pub struct Pipeline {
     batch: Vec<Commit>,
     /// Deliveries in `batch`, and those whose commits are under way, by the number of their batch.
     batch_units: Vec<UnitId>,
-    committing: VecDeque<(u64, Vec<UnitId>)>,
-    sequence: u64,
+    committing: VecDeque<(BatchNo, Vec<UnitId>)>,
+    sequence: BatchNo,
     /// Units whose writes to a scope wait for another job of the same message, in the order of the runs. The store must
     /// get them in this order, and must not be asked for the scope before.
     unsent_writes: HashMap<Scope, VecDeque<UnitId>>,
@@ -122,8 +122,8 @@ pub struct Pipeline {
     postponed_loads: Vec<(StateRequest, Scope)>,
     /// With the scope to read instead if there is nothing: a shadow begins with the state of the version that it is held
     /// against.
-    loads: HashMap<u64, (StateRequest, Option<Scope>)>,
-    next_load: u64,
+    loads: HashMap<LoadId, (StateRequest, Option<Scope>)>,
+    next_load: LoadId,
     bytes_in_flight: usize,
     full: bool,
     turn: Turn,
@@ -152,12 +152,12 @@ impl Pipeline {
             batch: Vec::new(),
             batch_units: Vec::new(),
             committing: VecDeque::new(),
-            sequence: 0,
+            sequence: BatchNo::default(),
             unsent_writes: HashMap::new(),
             unsent_of_topic: HashMap::new(),
             postponed_loads: Vec::new(),
             loads: HashMap::new(),
-            next_load: 0,
+            next_load: LoadId::default(),
             bytes_in_flight: 0,
             full: false,
             turn: Turn::default(),

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use super::{ConfigArgs, printable};
 use crate::config::Config;
 use crate::message::FailureCode;
-use crate::store::{DeadLetter, DeadLetterFilter, DeadLetters};
+use crate::store::{DeadLetter, DeadLetterFilter, DeadLetterId, DeadLetters};
 use crate::time;
 
 #[derive(Debug, Args)]
@@ -157,7 +157,7 @@ fn open(from: &FromArgs) -> anyhow::Result<DeadLetters> {
 
 impl SelectArgs {
     fn filter(&self) -> DeadLetterFilter {
-        let ids = (!self.all).then(|| self.ids.clone());
+        let ids = (!self.all).then(|| self.ids.iter().copied().map(DeadLetterId).collect());
         DeadLetterFilter { ids, function: self.of.function.clone(), reason: self.of.reason }
     }
 }
@@ -192,10 +192,10 @@ fn show(args: &ShowArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let dead_letters = open(&args.from)?;
     let mut found = Vec::new();
     let mut missing = Vec::new();
-    for id in &args.ids {
-        match dead_letters.show(*id)? {
-            Some(letter) => found.push((*id, letter)),
-            None => missing.push(*id),
+    for id in args.ids.iter().copied().map(DeadLetterId) {
+        match dead_letters.show(id)? {
+            Some(letter) => found.push((id, letter)),
+            None => missing.push(id.0),
         }
     }
     if args.from.json {
@@ -212,7 +212,7 @@ fn show(args: &ShowArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     Ok(if missing.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn print(out: &mut impl Write, id: u64, letter: &DeadLetter) -> io::Result<()> {
+fn print(out: &mut impl Write, id: DeadLetterId, letter: &DeadLetter) -> io::Result<()> {
     let DeadLetter { function, version, message, failure, usage, at_ms } = letter;
     writeln!(out, "dead letter {id}")?;
     writeln!(out, "  at         {}", time::rfc3339(*at_ms))?;
@@ -254,7 +254,7 @@ fn report(out: &mut impl Write, args: &SelectArgs, done: &str, count: u64) -> an
     Ok(if missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn as_json(id: u64, letter: &DeadLetter) -> Value {
+fn as_json(id: DeadLetterId, letter: &DeadLetter) -> Value {
     let DeadLetter { function, version, message, failure, usage, at_ms } = letter;
     // A payload that is no text is given as hex, under another name so that neither is taken for the other.
     let (text, hex) = match std::str::from_utf8(&message.payload) {
@@ -262,7 +262,7 @@ fn as_json(id: u64, letter: &DeadLetter) -> Value {
         Err(_) => (None, Some(hex(&message.payload))),
     };
     json!({
-        "id": id,
+        "id": id.0,
         "at": time::rfc3339(*at_ms),
         "function": &**function,
         "version": &**version,
@@ -299,7 +299,8 @@ mod tests {
     use super::*;
     use crate::config;
     use crate::message::{Failure, Message, Usage};
-    use crate::store::{Commit, Store, StoreEvent, StoreRequest};
+    use crate::store::{BatchNo, Commit, Store, StoreEvent, StoreRequest};
+    use crate::time::Now;
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -332,7 +333,7 @@ mod tests {
     #[test]
     fn what_the_daemon_kept_is_shown_and_given_back() {
         let dir = tempfile::tempdir().unwrap();
-        let (handle, mut events, _) = Store::open(&config::Store::default(), dir.path(), 1).unwrap();
+        let (handle, mut events, _) = Store::open(&config::Store::default(), dir.path(), 1, Now::read(true)).unwrap();
         let letter = |payload: &'static [u8], code| DeadLetter {
             function: "decode".into(),
             version: "1.2.0".into(),
@@ -351,8 +352,8 @@ mod tests {
         };
         let dead_letters = vec![letter(b"\xff\x00", FailureCode::Trap), letter(b"text", FailureCode::Fuel)];
         let commits = vec![Commit { dead_letters, ..Commit::default() }];
-        handle.send(StoreRequest::Commit { seq: 1, commits }).unwrap();
-        assert!(matches!(events.blocking_recv(), Some(StoreEvent::Committed { seq: 1, .. })));
+        handle.send(StoreRequest::Commit { batch: BatchNo(1), commits }).unwrap();
+        assert!(matches!(events.blocking_recv(), Some(StoreEvent::Committed { batch: BatchNo(1), .. })));
 
         let say = |line: &str| {
             let mut out = Vec::new();

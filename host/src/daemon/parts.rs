@@ -23,7 +23,7 @@ use crate::mqtt;
 use crate::pipeline::{self, Deployment, Pipeline};
 use crate::store::{self, Store};
 use crate::telemetry::{Health, Http, Metrics, Notifier};
-use crate::time::{self, Backoff};
+use crate::time::{self, Backoff, Now};
 use crate::worker::permits::Permits;
 use crate::worker::pool::{self, Loadable, Pool};
 use crate::worker::wall;
@@ -53,7 +53,7 @@ impl Daemon {
         };
         let (store, store_events, mut recovered) = {
             let remembered = pipeline::window_memory(config.mqtt.receive_maximum.get());
-            Store::open(&config.store, &config.node.data_dir, remembered)?
+            Store::open(&config.store, &config.node.data_dir, remembered, Now::read(time::clock_synced()))?
         };
         store_figures::join(&metrics, store.stats());
         if let Some(moved_aside) = &recovered.moved_aside {

@@ -122,6 +122,7 @@ const fn letter(stream: Stream) -> char {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::RecordId;
 
     fn stored(stream: Stream, topic: &str) -> StoredRecord {
         let record = Record {
@@ -134,7 +135,7 @@ mod tests {
             hops: 3,
             at_ms: 1_386_656_700_250,
         };
-        StoredRecord { id: 42, record }
+        StoredRecord { id: RecordId(42), record }
     }
 
     #[test]
@@ -170,8 +171,8 @@ mod tests {
         let gap = Gap {
             stream: Stream::Data,
             reason: "full".into(),
-            first_id: 812,
-            last_id: 990,
+            first_id: RecordId(812),
+            last_id: RecordId(990),
             records: 179,
             bytes: 35_800,
             first_at_ms: 1_000,

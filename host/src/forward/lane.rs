@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use super::envelope::{Envelope, Origin};
 use super::tail::{Tail, Window};
-use crate::store::{Gap, Recovered, StoreRequest, Stream};
+use crate::store::{Gap, GapId, RecordId, Recovered, StoreRequest, Stream};
 use crate::time::Backoff;
 
 /// Half a megabyte is about two seconds of work for the fastest receiver, and six windows fit a small board.
@@ -66,7 +66,7 @@ pub struct Lane {
     lines: Vec<Line>,
     gaps: Vec<PendingGap>,
     /// All gaps in `gaps` are reported when this number may be told to the store.
-    gaps_through: u64,
+    gaps_through: GapId,
     /// What was sent and not answered. Tokens are never used twice, so an answer from an old connection finds nothing.
     in_flight: HashMap<u64, Item>,
     in_flight_limit: usize,
@@ -92,7 +92,7 @@ pub struct Lane {
     taken: u64,
     /// Refusals, then at most one watermark a stream.
     requests: Vec<StoreRequest>,
-    watermarks: [Option<u64>; 3],
+    watermarks: [Option<RecordId>; 3],
 }
 
 /// A stream on its way to the receiver.
@@ -107,7 +107,7 @@ struct Line {
 /// The first of a stream's declined records.
 #[derive(Debug)]
 struct Hold {
-    id: u64,
+    id: RecordId,
     since: Instant,
     tries: u32,
     /// `None`: it may be sent.
@@ -116,7 +116,7 @@ struct Hold {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Item {
-    Record(Stream, u64),
+    Record(Stream, RecordId),
     /// Its place in `gaps`.
     Gap(usize),
 }
@@ -153,7 +153,7 @@ impl Lane {
             origin,
             lines,
             gaps: Vec::new(),
-            gaps_through: 0,
+            gaps_through: GapId::default(),
             in_flight: HashMap::new(),
             in_flight_limit,
             next_token: 1,
@@ -182,7 +182,7 @@ impl Lane {
     }
 
     /// The store hands out the next gaps only when it was told that the ones before are reported.
-    pub fn gaps(&mut self, through: u64, gaps: Vec<Gap>) {
+    pub fn gaps(&mut self, through: GapId, gaps: Vec<Gap>) {
         self.gaps_through = self.gaps_through.max(through);
         self.gaps.extend(gaps.into_iter().map(|gap| PendingGap { gap, state: GapState::Waiting }));
     }
@@ -379,7 +379,7 @@ impl Lane {
         None
     }
 
-    fn declined(&mut self, stream: Stream, id: u64, reason: Box<str>, now: Instant) {
+    fn declined(&mut self, stream: Stream, id: RecordId, reason: Box<str>, now: Instant) {
         let (patience, taken) = (self.patience, self.taken);
         let Some(line) = self.lines.iter_mut().find(|line| line.stream == stream) else { return };
         let Some(topic) = line.tail.sent(id).map(|stored| stored.record.topic.clone()) else { return };
@@ -404,7 +404,7 @@ impl Lane {
             hold => {
                 tracing::warn!(
                     ?stream,
-                    id,
+                    id = id.0,
                     topic = &*topic,
                     reason = &*reason,
                     "a record is declined: its stream waits"
@@ -417,14 +417,14 @@ impl Lane {
     }
 
     /// The record will not be delivered.
-    fn lose(&mut self, stream: Stream, id: u64, reason: Box<str>) {
+    fn lose(&mut self, stream: Stream, id: RecordId, reason: Box<str>) {
         // Before the watermark: afterwards the store no longer has the record and could not account for it.
         self.requests.push(StoreRequest::Refused { stream, id, reason });
         self.done(stream, id);
     }
 
     /// The receiver has taken a record of this topic: it is no longer given up.
-    fn take_back_topic(&mut self, stream: Stream, id: u64) {
+    fn take_back_topic(&mut self, stream: Stream, id: RecordId) {
         if self.given_up.is_empty() {
             return;
         }
@@ -434,7 +434,7 @@ impl Lane {
         }
     }
 
-    fn done(&mut self, stream: Stream, id: u64) {
+    fn done(&mut self, stream: Stream, id: RecordId) {
         let Some(line) = self.line(stream) else { return };
         line.hold.take_if(|hold| hold.id == id);
         if let Some(through) = line.tail.done(id) {

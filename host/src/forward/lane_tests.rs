@@ -29,15 +29,15 @@ fn commit_on(lane: &mut Lane, stream: Stream, id: u64, topic: &str) {
         hops: 1,
         at_ms: 0,
     };
-    lane.tail(stream).unwrap().committed(StoredRecord { id, record });
+    lane.tail(stream).unwrap().committed(StoredRecord { id: RecordId(id), record });
 }
 
 fn gap(first_id: u64) -> Gap {
     Gap {
         stream: Stream::Data,
         reason: "full".into(),
-        first_id,
-        last_id: first_id,
+        first_id: RecordId(first_id),
+        last_id: RecordId(first_id),
         records: 1,
         bytes: 1,
         first_at_ms: 0,
@@ -67,7 +67,7 @@ fn alerts_go_before_gaps_and_gaps_before_data() {
     let mut lane = lane(10);
     commit(&mut lane, Stream::Data, 1);
     commit(&mut lane, Stream::Data, 2);
-    lane.gaps(1, vec![gap(9)]);
+    lane.gaps(GapId(1), vec![gap(9)]);
     commit(&mut lane, Stream::Alert, 1);
     assert_eq!(names(&run(&mut lane, now).0), ["s-a-1", "s-g-d-9-9", "s-d-1", "s-d-2"]);
 }
@@ -75,7 +75,7 @@ fn alerts_go_before_gaps_and_gaps_before_data() {
 #[test]
 fn data_waits_for_alerts_that_are_still_on_disk() {
     let now = Instant::now();
-    let recovered = Recovered { store_id: "s".into(), last: [3, 3, 0], ..Recovered::default() };
+    let recovered = Recovered { store_id: "s".into(), last: [3, 3, 0].map(RecordId), ..Recovered::default() };
     let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 7);
     let mut lane = Lane::new(&STREAMS, Origin::new("s", "n", None), &recovered, 10, backoff, None);
     lane.connected();
@@ -84,8 +84,8 @@ fn data_waits_for_alerts_that_are_still_on_disk() {
     assert!(matches!(
         requests[..],
         [
-            StoreRequest::ReadOutbox { stream: Stream::Alert, after: 0, .. },
-            StoreRequest::ReadOutbox { stream: Stream::Data, after: 0, .. }
+            StoreRequest::ReadOutbox { stream: Stream::Alert, after: RecordId(0), .. },
+            StoreRequest::ReadOutbox { stream: Stream::Data, after: RecordId(0), .. }
         ]
     ));
     let stored = |stream, id| {
@@ -122,7 +122,10 @@ fn one_watermark_is_told_for_many_answers() {
         lane.answered(token, Answer::Taken, now);
     }
     let (_, requests) = run(&mut lane, now);
-    assert!(matches!(requests[..], [StoreRequest::Delivered { stream: Stream::Alert, through: 4 }]), "{requests:?}");
+    assert!(
+        matches!(requests[..], [StoreRequest::Delivered { stream: Stream::Alert, through: RecordId(4) }]),
+        "{requests:?}"
+    );
     assert!(lane.is_empty());
 }
 
@@ -135,8 +138,10 @@ fn a_refusal_is_told_before_the_watermark_that_passes_it() {
     assert_eq!(lane.answered(sent[0].1, Answer::Refused("http-422".into()), now), None);
     lane.answered(sent[1].1, Answer::Taken, now);
     let (_, requests) = run(&mut lane, now);
-    let [StoreRequest::Refused { stream: Stream::Data, id: 1, reason }, StoreRequest::Delivered { through: 2, .. }] =
-        &requests[..]
+    let [
+        StoreRequest::Refused { stream: Stream::Data, id: RecordId(1), reason },
+        StoreRequest::Delivered { through: RecordId(2), .. },
+    ] = &requests[..]
     else {
         panic!("{requests:?}");
     };
@@ -171,7 +176,7 @@ fn a_receiver_that_asks_for_time_gets_it_once_for_all() {
 fn a_lost_connection_sends_again_under_the_same_ids_and_ignores_late_answers() {
     let now = Instant::now();
     let mut lane = lane(10);
-    lane.gaps(5, vec![gap(9)]);
+    lane.gaps(GapId(5), vec![gap(9)]);
     (1..=2).for_each(|id| commit(&mut lane, Stream::Data, id));
     let (first, _) = run(&mut lane, now);
     lane.disconnected(now);
@@ -198,13 +203,13 @@ fn a_lost_connection_sends_again_under_the_same_ids_and_ignores_late_answers() {
 fn gaps_are_reported_to_the_store_when_all_are_answered() {
     let now = Instant::now();
     let mut lane = lane(10);
-    lane.gaps(7, vec![gap(1), gap(2)]);
+    lane.gaps(GapId(7), vec![gap(1), gap(2)]);
     let (sent, _) = run(&mut lane, now);
     lane.answered(sent[1].1, Answer::Taken, now);
     assert!(run(&mut lane, now).1.is_empty());
     lane.answered(sent[0].1, Answer::Refused("http-422".into()), now);
     let (_, requests) = run(&mut lane, now);
-    assert!(matches!(requests[..], [StoreRequest::GapsReported { through: 7 }]), "{requests:?}");
+    assert!(matches!(requests[..], [StoreRequest::GapsReported { through: GapId(7) }]), "{requests:?}");
 }
 
 #[test]
@@ -224,18 +229,18 @@ fn a_full_channel_stops_sending_until_there_is_room() {
 fn a_reopened_store_gets_nothing_that_belongs_to_before() {
     let now = Instant::now();
     let mut lane = lane(10);
-    lane.gaps(7, vec![gap(1)]);
+    lane.gaps(GapId(7), vec![gap(1)]);
     (1..=3).for_each(|id| commit(&mut lane, Stream::Data, id));
     let (sent, _) = run(&mut lane, now);
     for (_, token) in &sent[..2] {
         lane.answered(*token, Answer::Refused("no".into()), now);
     }
-    let recovered = Recovered { store_id: "new".into(), last: [0, 3, 0], ..Recovered::default() };
+    let recovered = Recovered { store_id: "new".into(), last: [0, 3, 0].map(RecordId), ..Recovered::default() };
     lane.reopened(&recovered, Origin::new("new", "n", None));
     lane.answered(sent[2].1, Answer::Taken, now);
     let (sent, requests) = run(&mut lane, now);
     assert!(sent.is_empty());
-    assert!(matches!(requests[..], [StoreRequest::ReadOutbox { after: 0, .. }]), "{requests:?}");
+    assert!(matches!(requests[..], [StoreRequest::ReadOutbox { after: RecordId(0), .. }]), "{requests:?}");
 }
 
 fn declined() -> Answer {
@@ -252,7 +257,7 @@ fn give_up(lane: &mut Lane, stream: Stream, id: u64, mut now: Instant) -> Instan
         lane.answered(sent[0].1, declined(), now);
         match lane.poll(now) {
             Some(Step::Store(StoreRequest::Refused { stream: of, id: lost, reason })) => {
-                assert_eq!((of, lost, &*reason), (stream, id, "not-authorized"));
+                assert_eq!((of, lost, &*reason), (stream, RecordId(id), "not-authorized"));
                 assert!(now - begin >= Duration::from_secs(600), "{:?}", now - begin);
                 return now;
             }
@@ -315,7 +320,10 @@ fn a_record_that_is_declined_for_ever_becomes_a_gap_and_the_stream_goes_on() {
     let (sent, _) = run(&mut lane, now);
     assert_eq!(names(&sent), ["s-d-3"]);
     lane.answered(sent[0].1, Answer::Taken, now);
-    assert!(matches!(run(&mut lane, now).1[..], [StoreRequest::Delivered { stream: Stream::Data, through: 3 }]));
+    assert!(matches!(
+        run(&mut lane, now).1[..],
+        [StoreRequest::Delivered { stream: Stream::Data, through: RecordId(3) }]
+    ));
     assert!(lane.is_empty());
 }
 
@@ -331,7 +339,10 @@ fn a_topic_that_was_given_up_costs_no_more_time_while_others_are_taken() {
     lane.answered(sent[0].1, Answer::Taken, now);
     lane.answered(sent[1].1, declined(), now);
     let (_, requests) = run(&mut lane, now);
-    assert!(matches!(requests[..], [StoreRequest::Refused { id: 3, .. }, StoreRequest::Delivered { through: 3, .. }]));
+    assert!(matches!(
+        requests[..],
+        [StoreRequest::Refused { id: RecordId(3), .. }, StoreRequest::Delivered { through: RecordId(3), .. }]
+    ));
     // Permission came: the topic is like any other again.
     lane.answered(sent[2].1, Answer::Taken, now);
     commit_on(&mut lane, Stream::Alert, 5, "forbidden");
@@ -393,7 +404,7 @@ fn a_record_that_breaks_every_connection_is_found_and_given_up() {
         lane.disconnected(now);
         breaks += 1;
         let (_, requests) = run(&mut lane, now);
-        if requests.iter().any(|request| matches!(request, StoreRequest::Refused { id: 2, .. })) {
+        if requests.iter().any(|request| matches!(request, StoreRequest::Refused { id: RecordId(2), .. })) {
             break;
         }
         assert!(breaks < 50);

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config;
-use crate::store::{Gap, Recovered, StoreRequest, StoredRecord, Stream};
+use crate::store::{Gap, GapId, Recovered, StoreRequest, StoredRecord, Stream};
 use crate::telemetry::Metrics;
 use crate::time::Backoff;
 
@@ -134,7 +134,7 @@ impl Forwarder {
     }
 
     /// `StoreEvent::Gaps`. Without an upstream they stay in the store until there is one.
-    pub fn gaps(&mut self, through: u64, gaps: Vec<Gap>) {
+    pub fn gaps(&mut self, through: GapId, gaps: Vec<Gap>) {
         if let Some(upstream) = &mut self.upstream {
             upstream.gaps(through, gaps);
         }

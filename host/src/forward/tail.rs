@@ -13,7 +13,7 @@
 
 use std::collections::VecDeque;
 
-use crate::store::StoredRecord;
+use crate::store::{RecordId, StoredRecord};
 
 /// What a window may hold. A record larger than `bytes` is held alone.
 #[derive(Clone, Copy, Debug)]
@@ -34,11 +34,11 @@ pub struct Tail {
     cursor: usize,
     /// Size of the slots that still have their record.
     bytes: usize,
-    watermark: u64,
+    watermark: RecordId,
     /// Everything up to this id was held at some time, or is gone.
-    held: u64,
+    held: RecordId,
     /// The last id known to be committed.
-    last: u64,
+    last: RecordId,
     loading: bool,
     /// Answers that may still come from before the store was reopened. They begin elsewhere than the window ends.
     stale_loads: u32,
@@ -46,7 +46,7 @@ pub struct Tail {
 
 #[derive(Debug)]
 struct Slot {
-    id: u64,
+    id: RecordId,
     state: State,
 }
 
@@ -60,13 +60,13 @@ enum State {
 /// What to ask of the store: records after this id, up to about so many bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Load {
-    pub after: u64,
+    pub after: RecordId,
     pub max_bytes: usize,
 }
 
 impl Tail {
     /// As the store was opened: everything up to `delivered` is gone, `last` is the last id given.
-    pub fn new(window: Window, delivered: u64, last: u64) -> Self {
+    pub fn new(window: Window, delivered: RecordId, last: RecordId) -> Self {
         Self {
             window,
             slots: VecDeque::new(),
@@ -148,7 +148,7 @@ impl Tail {
     }
 
     /// A record that was sent and has no answer.
-    pub fn sent(&self, id: u64) -> Option<&StoredRecord> {
+    pub fn sent(&self, id: RecordId) -> Option<&StoredRecord> {
         match &self.slots[self.find(id)?].state {
             State::Sent(stored) => Some(stored),
             State::Waiting(_) | State::Done => None,
@@ -156,7 +156,7 @@ impl Tail {
     }
 
     /// The receiver has taken the record, or will never take it. Returns the watermark when it moved.
-    pub fn done(&mut self, id: u64) -> Option<u64> {
+    pub fn done(&mut self, id: RecordId) -> Option<RecordId> {
         let index = self.find(id)?;
         let slot = &mut self.slots[index];
         if let State::Waiting(stored) | State::Sent(stored) = std::mem::replace(&mut slot.state, State::Done) {
@@ -172,7 +172,7 @@ impl Tail {
     }
 
     /// The record was not taken this time. It is sent again before anything that was not sent yet.
-    pub fn again(&mut self, id: u64) {
+    pub fn again(&mut self, id: RecordId) {
         let Some(index) = self.find(id) else { return };
         self.wait_again(index);
         self.cursor = self.cursor.min(index);
@@ -188,7 +188,7 @@ impl Tail {
 
     /// The store was reopened: begin again as if it had just been opened. Requests from before were discarded, and which
     /// refusals are among them is not known, so what is not gone is sent again.
-    pub fn reopened(&mut self, delivered: u64, last: u64) {
+    pub fn reopened(&mut self, delivered: RecordId, last: RecordId) {
         let stale_loads = self.stale_loads + u32::from(self.loading);
         *self = Self { stale_loads, ..Self::new(self.window, delivered, last) };
     }
@@ -214,7 +214,7 @@ impl Tail {
         self.slots.push_back(Slot { id: stored.id, state: State::Waiting(stored) });
     }
 
-    fn find(&self, id: u64) -> Option<usize> {
+    fn find(&self, id: RecordId) -> Option<usize> {
         self.slots.binary_search_by_key(&id, |slot| slot.id).ok()
     }
 

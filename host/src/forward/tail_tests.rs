@@ -19,18 +19,18 @@ fn stored(id: u64, size: usize) -> StoredRecord {
         hops: 1,
         at_ms: 0,
     };
-    StoredRecord { id, record }
+    StoredRecord { id: RecordId(id), record }
 }
 
 fn ids(tail: &mut Tail) -> Vec<u64> {
-    std::iter::from_fn(|| tail.next().map(|stored| stored.id)).collect()
+    std::iter::from_fn(|| tail.next().map(|stored| stored.id.0)).collect()
 }
 
 const ROOMY: Window = Window { records: 100, bytes: 1 << 20 };
 
 #[test]
 fn fresh_commits_never_need_the_disk() {
-    let mut tail = Tail::new(ROOMY, 7, 7);
+    let mut tail = Tail::new(ROOMY, RecordId(7), RecordId(7));
     for id in 8..12 {
         tail.committed(stored(id, 10));
         assert_eq!(tail.load(), None);
@@ -40,61 +40,61 @@ fn fresh_commits_never_need_the_disk() {
 
 #[test]
 fn the_watermark_waits_for_the_oldest() {
-    let mut tail = Tail::new(ROOMY, 0, 0);
+    let mut tail = Tail::new(ROOMY, RecordId(0), RecordId(0));
     (1..=4).for_each(|id| tail.committed(stored(id, 10)));
     ids(&mut tail);
-    assert_eq!(tail.done(2), None);
-    assert_eq!(tail.done(4), None);
-    assert_eq!(tail.done(1), Some(2));
-    assert_eq!(tail.done(1), None, "an answer that comes twice changes nothing");
-    assert_eq!(tail.done(3), Some(4));
+    assert_eq!(tail.done(RecordId(2)), None);
+    assert_eq!(tail.done(RecordId(4)), None);
+    assert_eq!(tail.done(RecordId(1)), Some(RecordId(2)));
+    assert_eq!(tail.done(RecordId(1)), None, "an answer that comes twice changes nothing");
+    assert_eq!(tail.done(RecordId(3)), Some(RecordId(4)));
     assert!(tail.is_empty());
 }
 
 #[test]
 fn a_broken_connection_repeats_what_was_not_answered_in_order() {
-    let mut tail = Tail::new(ROOMY, 0, 0);
+    let mut tail = Tail::new(ROOMY, RecordId(0), RecordId(0));
     (1..=5).for_each(|id| tail.committed(stored(id, 10)));
     for _ in 0..4 {
         tail.next();
     }
-    tail.done(2);
+    tail.done(RecordId(2));
     tail.rewind();
     assert_eq!(ids(&mut tail), [1, 3, 4, 5]);
 }
 
 #[test]
 fn a_record_that_was_not_taken_goes_before_new_ones() {
-    let mut tail = Tail::new(ROOMY, 0, 0);
+    let mut tail = Tail::new(ROOMY, RecordId(0), RecordId(0));
     (1..=3).for_each(|id| tail.committed(stored(id, 10)));
     ids(&mut tail);
     tail.committed(stored(4, 10));
-    tail.again(2);
+    tail.again(RecordId(2));
     assert_eq!(ids(&mut tail), [2, 4]);
 }
 
 #[test]
 fn a_full_window_falls_behind_and_catches_up_from_disk() {
-    let mut tail = Tail::new(Window { records: 4, bytes: 1 << 20 }, 0, 0);
+    let mut tail = Tail::new(Window { records: 4, bytes: 1 << 20 }, RecordId(0), RecordId(0));
     (1..=9).for_each(|id| tail.committed(stored(id, 10)));
     assert_eq!(tail.load(), None, "no room yet");
     assert_eq!(ids(&mut tail), [1, 2, 3, 4]);
     assert!(tail.waits());
-    tail.done(1);
-    tail.done(2);
-    assert_eq!(tail.load().map(|load| load.after), Some(4));
+    tail.done(RecordId(1));
+    tail.done(RecordId(2));
+    assert_eq!(tail.load().map(|load| load.after), Some(RecordId(4)));
     assert_eq!(tail.load(), None, "asked once");
     tail.committed(stored(10, 10));
     tail.loaded((5..=10).map(|id| stored(id, 10)).collect(), true);
     assert_eq!(ids(&mut tail), [5, 6], "the window holds four");
     for id in 3..=6 {
-        tail.done(id);
+        tail.done(RecordId(id));
     }
-    assert_eq!(tail.load().map(|load| load.after), Some(6));
+    assert_eq!(tail.load().map(|load| load.after), Some(RecordId(6)));
     tail.loaded((7..=10).map(|id| stored(id, 10)).collect(), true);
     assert_eq!(ids(&mut tail), [7, 8, 9, 10]);
     for id in 7..=10 {
-        tail.done(id);
+        tail.done(RecordId(id));
     }
     tail.committed(stored(11, 10));
     assert_eq!(tail.load(), None);
@@ -103,23 +103,23 @@ fn a_full_window_falls_behind_and_catches_up_from_disk() {
 
 #[test]
 fn a_record_larger_than_the_window_is_sent_alone() {
-    let mut tail = Tail::new(Window { records: 4, bytes: 1_000 }, 0, 0);
+    let mut tail = Tail::new(Window { records: 4, bytes: 1_000 }, RecordId(0), RecordId(0));
     tail.committed(stored(1, 5_000));
     tail.committed(stored(2, 5_000));
     assert_eq!(ids(&mut tail), [1]);
-    tail.done(1);
-    assert_eq!(tail.load().map(|load| load.after), Some(1));
+    tail.done(RecordId(1));
+    assert_eq!(tail.load().map(|load| load.after), Some(RecordId(1)));
     tail.loaded(vec![stored(2, 5_000)], true);
     assert_eq!(ids(&mut tail), [2]);
 }
 
 #[test]
 fn records_that_the_store_dropped_are_not_waited_for() {
-    let mut tail = Tail::new(ROOMY, 0, 20);
-    assert_eq!(tail.load().map(|load| load.after), Some(0));
+    let mut tail = Tail::new(ROOMY, RecordId(0), RecordId(20));
+    assert_eq!(tail.load().map(|load| load.after), Some(RecordId(0)));
     tail.loaded(vec![stored(15, 10)], true);
     assert_eq!(ids(&mut tail), [15]);
-    assert_eq!(tail.done(15), Some(15));
+    assert_eq!(tail.done(RecordId(15)), Some(RecordId(15)));
     assert!(tail.is_empty() && !tail.waits());
     assert_eq!(tail.load(), None);
 }
@@ -127,30 +127,30 @@ fn records_that_the_store_dropped_are_not_waited_for() {
 #[test]
 fn a_reopened_store_is_asked_anew_and_old_answers_do_not_count() {
     for stale_answer_comes in [false, true] {
-        let mut tail = Tail::new(ROOMY, 0, 9);
-        assert_eq!(tail.load().map(|load| load.after), Some(0));
+        let mut tail = Tail::new(ROOMY, RecordId(0), RecordId(9));
+        assert_eq!(tail.load().map(|load| load.after), Some(RecordId(0)));
         tail.loaded(vec![stored(1, 10), stored(2, 10), stored(3, 10)], false);
-        assert_eq!(tail.load().map(|load| load.after), Some(3));
-        tail.reopened(1, 9);
-        assert_eq!(tail.load().map(|load| load.after), Some(1));
+        assert_eq!(tail.load().map(|load| load.after), Some(RecordId(3)));
+        tail.reopened(RecordId(1), RecordId(9));
+        assert_eq!(tail.load().map(|load| load.after), Some(RecordId(1)));
         if stale_answer_comes {
             tail.loaded(vec![stored(4, 10)], false);
             assert!(ids(&mut tail).is_empty());
-            assert_eq!(tail.load().map(|load| load.after), Some(1));
+            assert_eq!(tail.load().map(|load| load.after), Some(RecordId(1)));
         }
         while ids(&mut tail).is_empty() {
             tail.loaded((2..=9).map(|id| stored(id, 10)).collect(), true);
-            assert!(tail.load().is_none_or(|load| load.after == 1));
+            assert!(tail.load().is_none_or(|load| load.after == RecordId(1)));
         }
         assert!(!tail.waits());
-        assert_eq!((2..=9).filter_map(|id| tail.done(id)).last(), Some(9));
+        assert_eq!((2..=9).filter_map(|id| tail.done(RecordId(id))).last(), Some(RecordId(9)));
         assert!(tail.is_empty());
     }
 }
 
 #[test]
 fn an_answer_that_comes_twice_adds_nothing() {
-    let mut tail = Tail::new(ROOMY, 0, 2);
+    let mut tail = Tail::new(ROOMY, RecordId(0), RecordId(2));
     assert!(tail.load().is_some());
     for _ in 0..2 {
         tail.loaded(vec![stored(1, 10), stored(2, 10)], true);
@@ -209,7 +209,7 @@ struct Model {
 impl Model {
     fn new() -> Self {
         Self {
-            tail: Tail::new(SMALL, 0, 0),
+            tail: Tail::new(SMALL, RecordId(0), RecordId(0)),
             disk: BTreeMap::new(),
             last: 0,
             watermark: 0,
@@ -242,7 +242,7 @@ impl Model {
                 if let Some(id) = pick(&self.under_way, n) {
                     self.under_way.remove(&id);
                     self.repeat.insert(id);
-                    self.tail.again(id);
+                    self.tail.again(RecordId(id));
                 }
             }
             Step::Break => {
@@ -260,9 +260,9 @@ impl Model {
                 // The request is discarded with all that the closed store had before it.
                 self.load = None;
                 if matches!(step, Step::Reopen) {
-                    self.tail.reopened(self.watermark, self.last);
+                    self.tail.reopened(RecordId(self.watermark), RecordId(self.last));
                 } else {
-                    self.tail = Tail::new(SMALL, self.watermark, self.last);
+                    self.tail = Tail::new(SMALL, RecordId(self.watermark), RecordId(self.last));
                 }
                 self.answered.retain(|id| *id <= self.watermark);
                 self.forget_connection();
@@ -275,14 +275,14 @@ impl Model {
 
     fn answer_load(&mut self, records: usize) {
         let Some(load) = self.load.take() else { return };
-        let after = load.after.max(self.watermark);
+        let after = load.after.0.max(self.watermark);
         let found: Vec<_> = self.disk.range(after + 1..).map(|(id, size)| stored(*id, *size)).collect();
         let end = found.len() <= records;
         self.tail.loaded(found.into_iter().take(records).collect(), end);
     }
 
     fn send(&mut self) {
-        let Some(id) = self.tail.next().map(|stored| stored.id) else { return };
+        let Some(id) = self.tail.next().map(|stored| stored.id.0) else { return };
         assert!(!self.answered.contains(&id), "{id} was taken already");
         assert!(self.under_way.insert(id), "{id} is under way already");
         // In order on a connection, but for what the receiver itself put off.
@@ -296,7 +296,7 @@ impl Model {
     fn ack(&mut self, id: u64) {
         self.under_way.remove(&id);
         self.answered.insert(id);
-        if let Some(watermark) = self.tail.done(id) {
+        if let Some(RecordId(watermark)) = self.tail.done(RecordId(id)) {
             assert!(watermark > 0 && watermark <= self.last);
             for passed in self.disk.range(..=watermark) {
                 assert!(self.answered.contains(passed.0), "the watermark {watermark} passed {}", passed.0);

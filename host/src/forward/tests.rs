@@ -1,7 +1,7 @@
 //! The forwarder between a store and two receivers that are played by the test.
 
 use super::*;
-use crate::store::Record;
+use crate::store::{Record, RecordId};
 
 fn settings(upstream: Option<UpstreamKind>) -> Settings {
     let upstream = upstream.map(|kind| Upstream {
@@ -31,7 +31,7 @@ fn stored(stream: Stream, id: u64) -> StoredRecord {
         hops: 1,
         at_ms: 0,
     };
-    StoredRecord { id, record }
+    StoredRecord { id: RecordId(id), record }
 }
 
 fn one_of_each() -> Vec<StoredRecord> {

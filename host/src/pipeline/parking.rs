@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use crate::message::Message;
+use crate::store::ParkedId;
 
 /// What is run in order: a function, or a function on one topic.
 pub type Key = (usize, Option<Arc<str>>);
@@ -16,10 +17,10 @@ pub type Ticket = u64;
 #[derive(Debug)]
 pub struct Waiting {
     /// The store's number. `None` until the commit that parks it is on disk.
-    pub id: Option<u64>,
+    pub id: Option<ParkedId>,
     ticket: Ticket,
     /// The number that it had and will have again.
-    had: Option<u64>,
+    had: Option<ParkedId>,
     pub message: Message,
     /// `None`: as soon as what is in front of it is done.
     pub due: Option<Instant>,
@@ -61,7 +62,7 @@ impl Parking {
     }
 
     /// The first job of a key asked to be run yet again. It keeps its number in the store.
-    pub fn park_again(&mut self, key: Key, id: u64, message: Message, due: Instant) -> Ticket {
+    pub fn park_again(&mut self, key: Key, id: ParkedId, message: Message, due: Instant) -> Ticket {
         self.last_ticket += 1;
         self.bytes += size(&message);
         self.keys.insert(self.last_ticket, key.clone());
@@ -78,7 +79,7 @@ impl Parking {
     }
 
     /// A job that is in the store already.
-    pub fn restore(&mut self, key: Key, id: u64, message: Message, due: Instant) {
+    pub fn restore(&mut self, key: Key, id: ParkedId, message: Message, due: Instant) {
         self.add(key, Waiting { id: Some(id), ticket: 0, had: None, message, due: Some(due) });
     }
 
@@ -88,7 +89,7 @@ impl Parking {
     }
 
     /// The store gave the oldest unnumbered job its number.
-    pub fn numbered(&mut self, id: u64) {
+    pub fn numbered(&mut self, id: ParkedId) {
         let Some(ticket) = self.unnumbered.pop_front() else { return };
         let Some(key) = self.keys.remove(&ticket) else { return };
         let jobs = self.queues.get_mut(&key).map(|queue| &mut queue.jobs);
@@ -98,7 +99,7 @@ impl Parking {
     }
 
     /// Starts every job whose turn it is.
-    pub fn start_due(&mut self, now: Instant, mut start: impl FnMut(&Key, u64, &Message)) {
+    pub fn start_due(&mut self, now: Instant, mut start: impl FnMut(&Key, ParkedId, &Message)) {
         for (key, queue) in &mut self.queues {
             if queue.running {
                 continue;
@@ -119,7 +120,7 @@ impl Parking {
             jobs.extend(queue.jobs);
         }
         // In the order in which the store has them, and then of those that it does not have yet.
-        jobs.sort_by_key(|job| (job.id.or(job.had).unwrap_or(u64::MAX), job.ticket));
+        jobs.sort_by_key(|job| (job.id.or(job.had).map_or(u64::MAX, |id| id.0), job.ticket));
         for job in jobs {
             let key = key_of(&job.message);
             if let Some(place) = self.keys.get_mut(&job.ticket).filter(|_| job.id.is_none()) {
@@ -187,7 +188,7 @@ mod tests {
 
     fn started(parking: &mut Parking, now: Instant) -> Vec<(u64, Bytes)> {
         let mut started = Vec::new();
-        parking.start_due(now, |_, id, message| started.push((id, message.payload.clone())));
+        parking.start_due(now, |_, id, message| started.push((id.0, message.payload.clone())));
         started
     }
 
@@ -202,18 +203,18 @@ mod tests {
         parking.committing(vec![a, b]);
         assert!(parking.is_blocked(&key) && !parking.is_blocked(&(1, None)));
         assert_eq!(started(&mut parking, later), [], "not before it is on disk");
-        parking.numbered(1);
-        parking.numbered(2);
+        parking.numbered(ParkedId(1));
+        parking.numbered(ParkedId(2));
         assert_eq!(parking.next_due(), Some(later));
         assert_eq!(started(&mut parking, now), []);
         assert_eq!(started(&mut parking, later), [(1, Bytes::from("a"))]);
         assert_eq!(started(&mut parking, later), [], "one at a time");
         parking.finished(&key);
-        let again = parking.park_again(key.clone(), 1, message("a2"), later);
+        let again = parking.park_again(key.clone(), ParkedId(1), message("a2"), later);
         parking.committing(vec![again]);
         parking.unblock(&key);
         assert_eq!(started(&mut parking, later), []);
-        parking.numbered(3);
+        parking.numbered(ParkedId(3));
         assert_eq!(started(&mut parking, later), [(3, Bytes::from("a2"))]);
         parking.finished(&key);
         parking.unblock(&key);
@@ -234,8 +235,8 @@ mod tests {
         let elsewhere = parking.park(other.clone(), message("elsewhere"), Some(now));
         parking.committing(vec![elsewhere]);
         parking.committing(vec![first]);
-        parking.numbered(1);
-        parking.numbered(2);
+        parking.numbered(ParkedId(1));
+        parking.numbered(ParkedId(2));
         let mut running = started(&mut parking, now);
         running.sort_unstable();
         assert_eq!(running, [(1, Bytes::from("elsewhere")), (2, Bytes::from("first"))]);
@@ -243,10 +244,10 @@ mod tests {
         let behind = parking.park(key.clone(), message("behind"), None);
         parking.committing(vec![behind]);
         parking.finished(&key);
-        let again = parking.park_again(key.clone(), 2, message("again"), now);
+        let again = parking.park_again(key.clone(), ParkedId(2), message("again"), now);
         parking.committing(vec![again]);
-        parking.numbered(3);
-        parking.numbered(4);
+        parking.numbered(ParkedId(3));
+        parking.numbered(ParkedId(4));
         assert_eq!(started(&mut parking, now), [(4, Bytes::from("again"))]);
     }
 }

@@ -12,7 +12,7 @@ use super::unit::From;
 use super::window::UnitId;
 use crate::manifest::StateScope;
 use crate::message::{Failure, Scope, StateWrite, Usage};
-use crate::store::{self, Commit, DeadLetter, Parked};
+use crate::store::{self, BatchNo, Commit, DeadLetter, LoadId, Parked};
 use crate::telemetry::OutputKind;
 use crate::worker::pool::StateRequest;
 
@@ -108,13 +108,13 @@ impl Pipeline {
     pub(super) fn read_state(&mut self, request: StateRequest, scope: Scope) {
         // What this turn has gathered may hold writes to the same scope: it goes first.
         self.send_batch();
-        self.next_load += 1;
+        self.next_load.0 += 1;
         self.loads.insert(self.next_load, (request, deployment::state_to_begin_with(&scope)));
-        self.turn.requests.push(store::StoreRequest::LoadState { token: self.next_load, scope });
+        self.turn.requests.push(store::StoreRequest::LoadState { id: self.next_load, scope });
     }
 
-    pub fn state_loaded(&mut self, token: u64, entries: Vec<(Box<str>, Bytes)>) {
-        match self.loads.remove(&token) {
+    pub fn state_loaded(&mut self, id: LoadId, entries: Vec<(Box<str>, Bytes)>) {
+        match self.loads.remove(&id) {
             // Without what the active version made of the very message that the shadow is to run.
             Some((request, Some(scope))) if entries.is_empty() => self.read_state(request, scope),
             Some((request, _)) => self.pool.provide_state(request, entries),
@@ -219,14 +219,14 @@ impl Pipeline {
             self.batch.drain(..excess);
             return;
         }
-        self.sequence += 1;
+        self.sequence.0 += 1;
         let commits = std::mem::take(&mut self.batch);
         self.committing.push_back((self.sequence, std::mem::take(&mut self.batch_units)));
-        self.turn.requests.push(store::StoreRequest::Commit { seq: self.sequence, commits });
+        self.turn.requests.push(store::StoreRequest::Commit { batch: self.sequence, commits });
     }
 
     /// Everything up to this batch is on disk. Returns what was stored, for the forwarders.
-    pub fn committed(&mut self, sequence: u64, parked: &[Parked], now_ms: u64) {
+    pub fn committed(&mut self, sequence: BatchNo, parked: &[Parked], now_ms: u64) {
         for parked in parked {
             self.parking.numbered(parked.id);
         }

@@ -15,7 +15,7 @@ use crate::manifest::{Allow, Limits, Manifest, StateScope, Trial};
 use crate::message::Digest;
 use crate::router::Interest;
 use crate::sandbox::guest::{INCREMENT, LIMITS, NOTHING, OPEN, code};
-use crate::store::{DeadLetter, Fingerprint, Parked, Record, Stream};
+use crate::store::{DeadLetter, Fingerprint, LoadId, Parked, ParkedId, Record, Stream};
 use crate::worker::permits::Permits;
 use crate::worker::pool::Loadable;
 
@@ -118,7 +118,7 @@ struct Disk {
     records: Vec<Record>,
     dead_letters: Vec<DeadLetter>,
     state: HashMap<Scope, BTreeMap<Box<str>, Bytes>>,
-    parked: BTreeMap<u64, Parked>,
+    parked: BTreeMap<ParkedId, Parked>,
     last_parked: u64,
     window: Vec<Fingerprint>,
 }
@@ -138,11 +138,11 @@ impl Disk {
             }
         }
         for id in commit.unpark {
-            assert!(self.parked.remove(&id).is_some(), "{id} is not parked");
+            assert!(self.parked.remove(&id).is_some(), "{id:?} is not parked");
         }
         let numbered = commit.park.into_iter().map(|parked| {
-            self.last_parked += u64::from(parked.id == 0);
-            let id = if parked.id == 0 { self.last_parked } else { parked.id };
+            self.last_parked += u64::from(parked.id == ParkedId::NEW);
+            let id = if parked.id == ParkedId::NEW { ParkedId(self.last_parked) } else { parked.id };
             let parked = Parked { id, ..parked };
             self.parked.insert(parked.id, parked.clone());
             parked
@@ -295,12 +295,12 @@ impl Spine {
     /// Lets the store answer the oldest request.
     fn answer(&mut self) {
         match self.requests.pop_front() {
-            Some(store::StoreRequest::Commit { seq, commits }) => {
+            Some(store::StoreRequest::Commit { batch, commits }) => {
                 let parked: Vec<Parked> = commits.into_iter().flat_map(|it| self.disk.commit(it)).collect();
-                self.pipeline.committed(seq, &parked, 0);
+                self.pipeline.committed(batch, &parked, 0);
             }
-            Some(store::StoreRequest::LoadState { token, scope }) => {
-                self.pipeline.state_loaded(token, self.disk.entries(&scope));
+            Some(store::StoreRequest::LoadState { id, scope }) => {
+                self.pipeline.state_loaded(id, self.disk.entries(&scope));
             }
             None => {}
             Some(other) => panic!("{other:?}"),
@@ -434,7 +434,7 @@ fn a_message_that_comes_again_runs_once() {
         let held = if second_is_first { spine.requests.pop_front().unwrap() } else { first };
         if second_is_first {
             spine.requests.push_front(store::StoreRequest::LoadState {
-                token: 1,
+                id: LoadId(1),
                 scope: Scope { function: "f".into(), topic: None },
             });
         }

@@ -13,7 +13,7 @@ use super::window::UnitId;
 use crate::forward::HOPS;
 use crate::message::{Failure, FailureCode, Message, Usage};
 use crate::router;
-use crate::store::{Commit, DeadLetter, Parked};
+use crate::store::{Commit, DeadLetter, Parked, ParkedId};
 
 impl Pipeline {
     /// Jobs that the store holds: from before a restart, or put back by a person.
@@ -55,7 +55,7 @@ impl Pipeline {
         let mut message = unit.message.clone();
         message.attempt += 1;
         let due = now + wait;
-        let place = unit.commit.unpark.first().copied().unwrap_or(0);
+        let place = unit.commit.unpark.first().copied().unwrap_or(ParkedId::NEW);
         let ticket = match &unit.from {
             From::Parked { key, .. } => {
                 let key = key.clone();
@@ -84,14 +84,14 @@ impl Pipeline {
             return;
         }
         let ticket = self.parking.park(key, message.clone(), None);
-        self.add_parked(id, function, 0, message, 0, ticket);
+        self.add_parked(id, function, ParkedId::NEW, message, 0, ticket);
     }
 
     pub(super) fn add_parked(
         &mut self,
         id: UnitId,
         function: usize,
-        place: u64,
+        place: ParkedId,
         message: Message,
         due_ms: u64,
         ticket: Ticket,

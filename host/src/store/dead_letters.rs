@@ -1,5 +1,4 @@
-//! Messages that no function could process: kept by the daemon within bounds, read and replayed by `sedge dead-letters`
-//! from a process of its own.
+//! Dead letters: added by the daemon within bounds, and read and replayed by `sedge dead-letters` in another process.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,16 +9,17 @@ use bytes::Bytes;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior};
 
+use super::commit::{DeadLetter, DeadLetterId, Parked, ParkedId};
 use super::row::{self, DeadLetterColumns, Encoder};
 use super::stats::Stats;
-use super::{DeadLetter, Parked, folder, schema};
+use super::{folder, schema};
 use crate::config;
 use crate::message::FailureCode;
 
-/// Times before this come from a clock that was never set: a dead letter of 1970 is not old. (November 2023.)
+/// Earlier times (before November 2023) come from a clock that was not set: such dead letters do not expire.
 const CLOCK_NEVER_SET_BEFORE_MS: u64 = 1_700_000_000_000;
 
-/// The daemon's side: appended by the writer, bounded by bytes and age.
+/// Table of dead letters on the daemon's side, bounded by bytes and age.
 #[derive(Debug)]
 pub(super) struct DeadLetterTable {
     max_bytes: u64,
@@ -29,18 +29,18 @@ pub(super) struct DeadLetterTable {
 }
 
 impl DeadLetterTable {
-    pub(super) fn load(connection: &Connection, settings: &config::Store) -> rusqlite::Result<Self> {
-        let mut bounds = Self {
-            max_bytes: settings.dead_letter_max_bytes.get(),
-            max_age_ms: settings.dead_letter_max_age_secs.map(|secs| secs.get().saturating_mul(1000)),
+    pub(super) fn load(connection: &Connection, config: &config::Store) -> rusqlite::Result<Self> {
+        let mut table = Self {
+            max_bytes: config.dead_letter_max_bytes.get(),
+            max_age_ms: config.dead_letter_max_age_secs.map(|secs| secs.get().saturating_mul(1000)),
             count: 0,
             bytes: 0,
         };
-        bounds.recount(connection)?;
-        Ok(bounds)
+        table.recount(connection)?;
+        Ok(table)
     }
 
-    /// Another process may have removed some.
+    /// Called when another process may have removed some.
     pub(super) fn recount(&mut self, connection: &Connection) -> rusqlite::Result<()> {
         (self.count, self.bytes) =
             connection.query_row("SELECT count(*), coalesce(sum(length(body)), 0) FROM dead_letter", (), |row| {
@@ -63,7 +63,7 @@ impl DeadLetterTable {
             .execute((letter.at_ms, &*letter.function, letter.failure.code.as_str(), body))?;
         self.count += 1;
         self.bytes += body.len() as u64;
-        // The newest stays, whatever its size: something must be there to be looked at.
+        // The newest stays whatever its size, so that there is one to inspect.
         while self.bytes > self.max_bytes && self.count > 1 && self.drop_oldest(connection, "full", stats)? {}
         Ok(())
     }
@@ -78,7 +78,7 @@ impl DeadLetterTable {
         self.count -= 1;
         self.bytes -= bytes;
         stats.dead_letters_dropped.fetch_add(1, Relaxed);
-        tracing::error!(id, function, reason, "dead letter is dropped");
+        tracing::error!(id, function, reason, "dropped a dead letter");
         Ok(true)
     }
 
@@ -97,23 +97,22 @@ impl DeadLetterTable {
         Ok(())
     }
 
-    pub(super) fn count(&self, stats: &Stats) {
+    pub(super) fn update_stats(&self, stats: &Stats) {
         stats.dead_letters.store(self.count, Relaxed);
         stats.dead_letter_bytes.store(self.bytes, Relaxed);
     }
 }
 
-/// The dead letters of a data folder, whether or not a daemon is using it.
+/// Dead letters of a data folder, whether or not a daemon is using it.
 #[derive(Debug)]
 pub struct DeadLetters {
     connection: Connection,
 }
 
-/// Which dead letters are meant. Empty: all.
+/// Selects dead letters. The default selects all.
 #[derive(Clone, Debug, Default)]
 pub struct DeadLetterFilter {
-    /// Those with these numbers; `None`: whatever their number.
-    pub ids: Option<Vec<u64>>,
+    pub ids: Option<Vec<DeadLetterId>>,
     pub function: Option<String>,
     pub reason: Option<FailureCode>,
 }
@@ -122,7 +121,7 @@ pub struct DeadLetterFilter {
 pub enum DeadLettersError {
     #[error("no database at {0}")]
     Missing(PathBuf),
-    #[error("database {path} has layout {found}, this sedge reads layout {}", schema::VERSION)]
+    #[error("database {path} has layout {found}, this version of sedge reads layout {}", schema::VERSION)]
     Version { path: PathBuf, found: u32 },
     #[error("database: {0}")]
     Database(#[from] rusqlite::Error),
@@ -137,7 +136,7 @@ impl DeadLetters {
             return Err(DeadLettersError::Missing(path));
         }
         let mut connection = folder::set_up(&path)?;
-        // The daemon holds the lock most of the time when it is busy, and SQLite does not queue: ask often, for 10 s.
+        // A busy daemon holds the lock most of the time, and SQLite does not queue: retry often, for about 10 s.
         connection.busy_handler(Some(|tries| {
             std::thread::sleep(Duration::from_millis(1));
             tries < 10_000
@@ -150,72 +149,76 @@ impl DeadLetters {
         Ok(Self { connection })
     }
 
-    /// Newest first, with their numbers. A damaged one is left out, with a warning.
-    pub fn list(&self, filter: &DeadLetterFilter, limit: usize) -> Result<Vec<(u64, DeadLetter)>, DeadLettersError> {
+    /// Lists dead letters, newest first. Damaged ones are skipped with a warning.
+    pub fn list(
+        &self,
+        filter: &DeadLetterFilter,
+        limit: usize,
+    ) -> Result<Vec<(DeadLetterId, DeadLetter)>, DeadLettersError> {
         let mut statement = self.connection.prepare(&format!("{COLUMNS} ORDER BY id DESC"))?;
         let mut rows = statement.query(())?;
         let mut letters = Vec::new();
         while letters.len() < limit
             && let Some(row) = rows.next()?
         {
-            if filter.takes(row)? {
-                letters.extend(letter(row)?);
+            if filter.matches(row)? {
+                letters.extend(decode(row)?);
             }
         }
         Ok(letters)
     }
 
-    pub fn show(&self, id: u64) -> Result<Option<DeadLetter>, DeadLettersError> {
-        let row = self.connection.query_row(&format!("{COLUMNS} WHERE id = ?1"), (id,), letter).optional()?;
+    pub fn show(&self, id: DeadLetterId) -> Result<Option<DeadLetter>, DeadLettersError> {
+        let row = self.connection.query_row(&format!("{COLUMNS} WHERE id = ?1"), (id.0,), decode).optional()?;
         Ok(row.flatten().map(|(_, letter)| letter))
     }
 
-    /// Removes them for good. Returns how many.
+    /// Deletes dead letters. Returns how many.
     pub fn drop(&mut self, filter: &DeadLetterFilter) -> Result<u64, DeadLettersError> {
-        self.take(filter, |_, _| Ok(true))
+        self.remove(filter, |_, _| Ok(true))
     }
 
-    /// Gives them back to their functions, to run now, as one attempt more. A running daemon sees them within about a
-    /// second, another at its next start. Returns how many.
+    /// Parks dead letters as jobs of their functions, due now, as one more attempt. A running daemon notices them within
+    /// about a second, otherwise they run at its next start. Returns how many.
     pub fn replay(&mut self, filter: &DeadLetterFilter, now_ms: u64) -> Result<u64, DeadLettersError> {
         let mut encoder = Encoder::default();
-        self.take(filter, |connection, row| {
-            let Some((_, DeadLetter { function, mut message, .. })) = letter(row)? else { return Ok(false) };
+        self.remove(filter, |connection, row| {
+            let Some((_, DeadLetter { function, mut message, .. })) = decode(row)? else { return Ok(false) };
             message.attempt = message.attempt.saturating_add(1);
-            let body = encoder.parked(&Parked { id: 0, function, message, due_ms: now_ms });
+            let body = encoder.parked(&Parked { id: ParkedId::NEW, function, message, due_ms: now_ms });
             connection.prepare_cached("INSERT INTO parked (body) VALUES (?1)")?.execute((body,))?;
             Ok(true)
         })
     }
 
-    /// In one transaction, removes those for which `each` says so, together with what it does.
-    fn take(
+    /// Deletes, in one transaction with the effects of `each`, the dead letters for which `each` returns true.
+    fn remove(
         &mut self,
         filter: &DeadLetterFilter,
         mut each: impl FnMut(&Connection, &Row<'_>) -> rusqlite::Result<bool>,
     ) -> Result<u64, DeadLettersError> {
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut taken = Vec::new();
+        let mut removed = Vec::new();
         {
             let mut statement = transaction.prepare(&format!("{COLUMNS} ORDER BY id"))?;
             let mut rows = statement.query(())?;
             while let Some(row) = rows.next()? {
-                if filter.takes(row)? && each(&transaction, row)? {
-                    taken.push(row.get::<_, u64>(0)?);
+                if filter.matches(row)? && each(&transaction, row)? {
+                    removed.push(row.get::<_, u64>(0)?);
                 }
             }
         }
-        for id in &taken {
+        for id in &removed {
             transaction.prepare_cached("DELETE FROM dead_letter WHERE id = ?1")?.execute((id,))?;
         }
         transaction.commit()?;
-        Ok(taken.len() as u64)
+        Ok(removed.len() as u64)
     }
 }
 
 impl DeadLetterFilter {
-    fn takes(&self, row: &Row<'_>) -> rusqlite::Result<bool> {
-        let id = row.get(0)?;
+    fn matches(&self, row: &Row<'_>) -> rusqlite::Result<bool> {
+        let id = DeadLetterId(row.get(0)?);
         Ok(self.ids.as_ref().is_none_or(|ids| ids.contains(&id))
             && match &self.function {
                 Some(function) => row.get_ref(2)?.as_str()? == function,
@@ -228,19 +231,20 @@ impl DeadLetterFilter {
     }
 }
 
-fn letter(row: &Row<'_>) -> rusqlite::Result<Option<(u64, DeadLetter)>> {
+/// `None` for a damaged dead letter.
+fn decode(row: &Row<'_>) -> rusqlite::Result<Option<(DeadLetterId, DeadLetter)>> {
     let id = row.get(0)?;
     let reason = row.get_ref(3)?.as_str()?;
     let Some(code) = FailureCode::from_name(reason) else {
-        tracing::warn!(id, reason, "dead letter has an unknown reason");
+        tracing::warn!(id, reason, "skipped a dead letter with an unknown reason");
         return Ok(None);
     };
     let columns = DeadLetterColumns { at_ms: row.get(1)?, function: Arc::from(row.get_ref(2)?.as_str()?), code };
     let body = Bytes::copy_from_slice(row.get_ref(4)?.as_blob()?);
     match row::dead_letter(columns, &body) {
-        Ok(letter) => Ok(Some((id, letter))),
+        Ok(letter) => Ok(Some((DeadLetterId(id), letter))),
         Err(damage) => {
-            tracing::warn!(id, %damage, "dead letter cannot be read");
+            tracing::warn!(id, %damage, "skipped a damaged dead letter");
             Ok(None)
         }
     }

@@ -1,4 +1,4 @@
-//! The data folder: its lock, the names in it, and how a connection to the database is set up.
+//! Data folder: its lock, its file names, and the setup of database connections.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
@@ -10,25 +10,25 @@ use rusqlite::{Connection, OpenFlags};
 use rustix::fs::{FlockOperation, flock};
 
 use super::OpenError;
+use super::schema::LoadError;
 
-/// How long a statement waits for `sedge dead-letters`, which holds the lock for one short transaction.
+/// Wait of a statement for `sedge dead-letters`, which holds the lock for one short transaction.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A commit writes whole pages, and a few beside those of its records. Measured at 1 / 64 / 256 records of 200 bytes a
-/// commit: pages of 4096 write 8.3 k / 630 / 385 bytes a record, of 2048 4.2 k / 385 / 315, of 1024 2.1 k / 355 / 300;
-/// 1024 costs more CPU when there is much to write, as SQLite writes page by page.
+/// A commit writes whole pages, so small pages cost fewer bytes per record. Pages of 1024 bytes save little more and cost
+/// more CPU under load, as SQLite writes page by page. `benches/store.rs` measures both.
 pub(super) const PAGE_BYTES: u64 = 2048;
 
-/// The data folder, held by this process until dropped.
+/// Data folder, locked by this process until dropped.
 #[derive(Debug)]
 pub(super) struct DataFolder {
     dir: PathBuf,
-    /// Holds the `flock`. The kernel lets go of it however the process ends.
+    /// Holds the `flock`, which the kernel releases however the process ends.
     _lock: File,
 }
 
 impl DataFolder {
-    pub(super) fn hold(dir: &Path) -> Result<Self, OpenError> {
+    pub(super) fn lock(dir: &Path) -> Result<Self, OpenError> {
         let unusable = |source| OpenError::Unusable { path: dir.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(unusable)?;
         let path = dir.join("lock");
@@ -48,7 +48,7 @@ impl DataFolder {
             let pid = lock.read_to_string(&mut pid).ok().and_then(|_| pid.trim().parse().ok());
             return Err(OpenError::Held { dir: dir.to_owned(), pid });
         }
-        // Only for the message above: a disk that is full now may have room later.
+        // The pid serves only the message above, so a full disk is not an error here.
         let _ = lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id()));
         Ok(Self { dir: dir.to_owned(), _lock: lock })
     }
@@ -57,12 +57,12 @@ impl DataFolder {
         self.dir.join(DATABASE)
     }
 
-    /// Makes renames durable.
+    /// Makes renames in the folder durable.
     pub(super) fn sync(&self) -> io::Result<()> {
         File::open(&self.dir)?.sync_all()
     }
 
-    /// Whether the disk takes writes again: asked before the database is opened, which reads all of it.
+    /// Checks that the disk accepts writes. Cheaper than opening the database, which reads all of it.
     pub(super) fn probe(&self) -> Result<(), OpenError> {
         let path = self.dir.join("probe");
         let write = || {
@@ -78,22 +78,18 @@ impl DataFolder {
 
 pub(super) const DATABASE: &str = "sedge.db";
 
-/// Opens a database that this process may write. The file is created first so that it is never readable by others;
-/// SQLite gives its companions (`-wal`, `-shm`) the same mode.
-pub(super) fn connect(path: &Path) -> Result<Connection, OpenError> {
-    OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(path)
-        .map_err(|source| OpenError::Unusable { path: path.to_owned(), source })?;
-    set_up(path).map_err(|error| OpenError::sqlite(path, error))
+/// Opens a database for writing. The file is created first so that it is never readable by others; SQLite gives its
+/// companions (`-wal`, `-shm`) the same mode.
+pub(super) fn connect(path: &Path) -> Result<Connection, LoadError> {
+    OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(LoadError::Io)?;
+    Ok(set_up(path)?)
 }
 
-/// - `synchronous = FULL`: in WAL mode `NORMAL` may lose the last commits in a power cut.
-/// - no automatic checkpoint: it would run within a commit, see [`super::checkpoint`].
-/// - no memory map: a read error would be a SIGBUS, and 32-bit boards lack the room.
+/// Opens an existing database.
+///
+/// - `synchronous = FULL`: in WAL mode, `NORMAL` may lose the last commits in a power cut.
+/// - No automatic checkpoint: it would run within a commit, see [`super::checkpoint`].
+/// - No memory map: a read error would be a SIGBUS, and 32-bit boards lack the address space.
 pub(super) fn set_up(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;

@@ -1,26 +1,27 @@
-//! Lost records that upstream must hear about: one row for each stream and reason, extended until it is reported.
+//! Gaps to report upstream: one row per stream and reason, extended until it is reported.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use rusqlite::Connection;
 
+use super::record::{Gap, GapId, RecordId, Stream};
+use super::request::StoreEvent;
 use super::stats::Stats;
-use super::{Gap, StoreEvent, Stream};
 
 #[derive(Debug)]
 pub(super) struct Gaps {
     rows: Vec<Row>,
     stats: Arc<Stats>,
-    /// Rows up to this one were handed out and are not extended any more: the report may be on its way.
-    handed_out: i64,
+    /// Rows up to this one are not extended any more: their report may be in flight.
+    reporting: i64,
 }
 
 #[derive(Debug)]
 struct Row {
     id: i64,
     gap: Gap,
-    written: bool,
+    is_written: bool,
 }
 
 impl Gaps {
@@ -34,16 +35,16 @@ impl Gaps {
             let gap = Gap {
                 stream: Stream::ALL.get(stream).copied().unwrap_or(Stream::Data),
                 reason: row.get(2)?,
-                first_id: row.get(3)?,
-                last_id: row.get(4)?,
+                first_id: RecordId(row.get(3)?),
+                last_id: RecordId(row.get(4)?),
                 records: row.get(5)?,
                 bytes: row.get(6)?,
                 first_at_ms: row.get(7)?,
                 last_at_ms: row.get(8)?,
             };
-            Ok(Row { id: row.get(0)?, gap, written: true })
+            Ok(Row { id: row.get(0)?, gap, is_written: true })
         })?;
-        Ok(Self { rows: rows.collect::<rusqlite::Result<_>>()?, stats, handed_out: 0 })
+        Ok(Self { rows: rows.collect::<rusqlite::Result<_>>()?, stats, reporting: 0 })
     }
 
     pub(super) fn add(&mut self, lost: Gap) {
@@ -58,7 +59,7 @@ impl Gaps {
         let open = self
             .rows
             .iter_mut()
-            .find(|row| row.id > self.handed_out && (row.gap.stream, &row.gap.reason) == (lost.stream, &lost.reason));
+            .find(|row| row.id > self.reporting && (row.gap.stream, &row.gap.reason) == (lost.stream, &lost.reason));
         match open {
             Some(row) => {
                 let gap = &mut row.gap;
@@ -68,57 +69,57 @@ impl Gaps {
                 gap.bytes += lost.bytes;
                 gap.first_at_ms = gap.first_at_ms.min(lost.first_at_ms);
                 gap.last_at_ms = gap.last_at_ms.max(lost.last_at_ms);
-                row.written = false;
+                row.is_written = false;
             }
-            // Logged when a gap begins; its size is in the report, and counted.
+            // Logged once per gap; the metrics and the report have the final numbers.
             None => {
-                let id = self.rows.last().map_or(0, |row| row.id).max(self.handed_out) + 1;
+                let id = self.rows.last().map_or(0, |row| row.id).max(self.reporting) + 1;
                 tracing::error!(
-                    stream = ?lost.stream, reason = &*lost.reason, first_id = lost.first_id, records = lost.records,
-                    "records are being lost"
+                    stream = ?lost.stream, reason = &*lost.reason, first_id = lost.first_id.0, records = lost.records,
+                    "records are lost"
                 );
-                self.rows.push(Row { id, gap: lost, written: false });
+                self.rows.push(Row { id, gap: lost, is_written: false });
             }
         }
     }
 
-    pub(super) fn unwritten(&self) -> bool {
-        self.rows.iter().any(|row| !row.written)
+    pub(super) fn has_unwritten(&self) -> bool {
+        self.rows.iter().any(|row| !row.is_written)
     }
 
     pub(super) fn write(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        for row in self.rows.iter_mut().filter(|row| !row.written) {
+        for row in self.rows.iter_mut().filter(|row| !row.is_written) {
             let gap = &row.gap;
             connection.prepare_cached("REPLACE INTO gap VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?.execute((
                 row.id,
                 gap.stream as u8,
                 &gap.reason,
-                gap.first_id,
-                gap.last_id,
+                gap.first_id.0,
+                gap.last_id.0,
                 gap.records,
                 gap.bytes,
                 gap.first_at_ms,
                 gap.last_at_ms,
             ))?;
-            row.written = true;
+            row.is_written = true;
         }
         Ok(())
     }
 
-    /// What is on disk and not reported, unless a report is under way already.
-    pub(super) fn hand_out(&mut self) -> Option<StoreEvent> {
-        let under_way = self.rows.first().is_some_and(|row| row.id <= self.handed_out);
-        let through = self.rows.iter().take_while(|row| row.written).last()?.id;
-        if under_way {
+    /// Returns the gaps that are on disk and not reported, unless a report is in flight.
+    pub(super) fn next_report(&mut self) -> Option<StoreEvent> {
+        let is_reporting = self.rows.first().is_some_and(|row| row.id <= self.reporting);
+        let through = self.rows.iter().take_while(|row| row.is_written).last()?.id;
+        if is_reporting {
             return None;
         }
-        self.handed_out = through;
+        self.reporting = through;
         let gaps = self.rows.iter().filter(|row| row.id <= through).map(|row| row.gap.clone()).collect();
-        Some(StoreEvent::Gaps { through: through as u64, gaps })
+        Some(StoreEvent::Gaps { through: GapId(through as u64), gaps })
     }
 
-    pub(super) fn reported(&mut self, connection: &Connection, through: u64) -> rusqlite::Result<()> {
-        let through = i64::try_from(through).unwrap_or(i64::MAX).min(self.handed_out);
+    pub(super) fn reported(&mut self, connection: &Connection, through: GapId) -> rusqlite::Result<()> {
+        let through = i64::try_from(through.0).unwrap_or(i64::MAX).min(self.reporting);
         self.rows.retain(|row| row.id > through);
         connection.prepare_cached("DELETE FROM gap WHERE id <= ?1")?.execute((through,))?;
         Ok(())

@@ -1,13 +1,12 @@
-//! The two ends that the rest of the daemon holds.
+//! The daemon's ends of the store's two channels.
 //!
-//! # How nothing is committed on top of a commit that failed
+//! # Nothing is committed on top of a failed commit
 //!
-//! When the disk fails, requests may be on their way that were sent in the belief that everything before them is
-//! stored. Each request therefore carries an *epoch*. The writer counts its epoch up when it fails and once more when
-//! it works again, and discards requests of another epoch. The sender's epoch is set by [`StoreEvents`] at the moment when
-//! it hands out an event, to the epoch in which that event was made: so it changes exactly when the daemon hears
-//! [`StoreEvent::Failed`] and [`StoreEvent::Reopened`], and what is sent between the two is discarded as well. StoreHandle and events
-//! must be used by one thread (or task), else "sent before it was heard" has no meaning.
+//! When the disk fails, requests may be in flight that assume everything before them to be stored. Each request carries
+//! an *epoch*. The writer increments its epoch when it fails and when it works again, and discards requests of other
+//! epochs. [`StoreEvents`] sets the sender's epoch when it hands out an event, to the epoch in which that event was
+//! made. It changes exactly when the daemon learns of [`StoreEvent::Failed`] and [`StoreEvent::Reopened`]; requests sent
+//! in between are discarded as well. One thread (or task) must use both handle and events.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,15 +14,15 @@ use std::sync::mpsc::TrySendError;
 
 use tokio::sync::mpsc::Receiver;
 
+use super::request::{StoreEvent, StoreRequest};
 use super::stats::Stats;
-use super::{StoreEvent, StoreRequest};
 use crate::queue;
 
-/// Requests that may wait for the writer. The pipeline bounds what is in flight by Receive Maximum (1024 by default),
-/// and each delivery has at most a few requests of its own; batching makes them fewer.
+/// Capacity for requests. The pipeline bounds what is in flight by Receive Maximum (1024 by default), and each delivery
+/// has at most a few requests of its own; batching makes them fewer.
 pub(super) const REQUESTS: usize = 4096;
 
-/// StoreEvents that may wait for the daemon. The writer waits when there are more; each answers a whole batch.
+/// Capacity for events. The writer waits when it is exhausted; each event answers a whole batch.
 pub(super) const EVENTS: usize = 256;
 
 #[derive(Clone, Debug)]
@@ -33,7 +32,7 @@ pub struct StoreHandle {
     pub(super) stats: Arc<Stats>,
 }
 
-/// Why a request was not taken.
+/// Why a request was not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SendError {
     #[error("the store is closed")]
@@ -70,13 +69,13 @@ impl StoreEvents {
         received.map(|event| self.hand_out(event))
     }
 
-    /// As [`Self::recv`], outside of a runtime.
+    /// Like [`Self::recv`], outside of a runtime.
     pub fn blocking_recv(&mut self) -> Option<StoreEvent> {
         let received = self.events.blocking_recv();
         received.map(|event| self.hand_out(event))
     }
 
-    /// The next event, if it is there already.
+    /// Returns the next event if it is there already.
     pub fn try_recv(&mut self) -> Option<StoreEvent> {
         let received = self.events.try_recv().ok();
         received.map(|event| self.hand_out(event))

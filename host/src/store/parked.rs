@@ -1,25 +1,25 @@
-//! ParkedJobs that wait in the store: put there by the daemon, or by `sedge dead-letters replay` in another process.
+//! Parked jobs, added by the daemon or by `sedge dead-letters replay` in another process.
 
 use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension};
 
-use super::Parked;
+use super::commit::{Parked, ParkedId};
 use super::row::{self, Encoder};
 use super::stats::Stats;
 
 #[derive(Debug, Default)]
 pub(super) struct ParkedJobs {
-    /// The last id that the daemon knows of. Another process adds above it.
+    /// Last id that the daemon knows of. Another process adds above it.
     known: u64,
     count: u64,
     bytes: u64,
 }
 
 impl ParkedJobs {
-    /// The jobs that the daemon does not know of yet.
-    pub(super) fn new_ones(&mut self, connection: &Connection) -> rusqlite::Result<Vec<Parked>> {
+    /// Loads the jobs that the daemon does not know of yet.
+    pub(super) fn load_new(&mut self, connection: &Connection) -> rusqlite::Result<Vec<Parked>> {
         let mut statement = connection.prepare_cached("SELECT id, body FROM parked WHERE id > ?1 ORDER BY id")?;
         let mut rows = statement.query((self.known,))?;
         let mut jobs = Vec::new();
@@ -28,18 +28,18 @@ impl ParkedJobs {
             let body = Bytes::copy_from_slice(row.get_ref(1)?.as_blob()?);
             self.count += 1;
             self.bytes += body.len() as u64;
-            match row::parked(self.known, &body) {
+            match row::parked(ParkedId(self.known), &body) {
                 Ok(job) => jobs.push(job),
                 Err(damage) => {
-                    tracing::error!(id = self.known, %damage, "a parked message cannot be read: it is lost");
+                    tracing::error!(id = self.known, %damage, "parked message is damaged and lost");
                 }
             }
         }
         Ok(jobs)
     }
 
-    /// Part of a transaction, and after [`Self::new_ones`] in the same: otherwise those of another process would hide
-    /// below the id given here.
+    /// Part of a transaction. Follows [`Self::load_new`] in the same transaction: jobs of another process would stay
+    /// unnoticed below the id given here.
     pub(super) fn park(
         &mut self,
         connection: &Connection,
@@ -47,20 +47,20 @@ impl ParkedJobs {
         job: &mut Parked,
     ) -> rusqlite::Result<()> {
         let body = encoder.parked(job);
-        let place = (job.id != 0).then_some(job.id);
-        connection.prepare_cached("INSERT INTO parked (id, body) VALUES (?1, ?2)")?.execute((place, body))?;
-        job.id = connection.last_insert_rowid() as u64;
-        self.known = self.known.max(job.id);
+        let id = (job.id != ParkedId::NEW).then_some(job.id.0);
+        connection.prepare_cached("INSERT INTO parked (id, body) VALUES (?1, ?2)")?.execute((id, body))?;
+        job.id = ParkedId(connection.last_insert_rowid() as u64);
+        self.known = self.known.max(job.id.0);
         self.count += 1;
         self.bytes += body.len() as u64;
         Ok(())
     }
 
     /// Part of a transaction.
-    pub(super) fn unpark(&mut self, connection: &Connection, id: u64) -> rusqlite::Result<()> {
+    pub(super) fn unpark(&mut self, connection: &Connection, id: ParkedId) -> rusqlite::Result<()> {
         let bytes: Option<u64> = connection
             .prepare_cached("DELETE FROM parked WHERE id = ?1 RETURNING length(body)")?
-            .query_row((id,), |row| row.get(0))
+            .query_row((id.0,), |row| row.get(0))
             .optional()?;
         if let Some(bytes) = bytes {
             self.count -= 1;
@@ -69,7 +69,7 @@ impl ParkedJobs {
         Ok(())
     }
 
-    pub(super) fn count(&self, stats: &Stats) {
+    pub(super) fn update_stats(&self, stats: &Stats) {
         stats.parked.store(self.count, Relaxed);
         stats.parked_bytes.store(self.bytes, Relaxed);
     }

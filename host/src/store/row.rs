@@ -1,24 +1,25 @@
-//! How rows are laid out: a version byte, then varints, strings and bytes.
+//! Row format: a version byte, then varints, strings and bytes.
 //!
 //! ```text
 //! segment    1, count, at_ms of the first record, count × record
-//! record     flags (1 retain, 2 content type, 4 refused), hops, at_ms minus the one before (zigzag),
+//! record     flags (1 retain, 2 content type, 4 refused), hops, at_ms minus that of the previous record (zigzag),
 //!            function, topic, [content type], payload length, payload
 //! message    flags (1 content type, 2 clock synced), topic, [content type], payload length, payload,
 //!            property count, count × (key, value), received_at_ms, attempt
 //! dead       1, version, detail, fuel, elapsed_us, memory_bytes, output_bytes, message
 //! parked     1, due_ms, function, message
-//! string     2 × length, bytes; or 2 × place + 1, where place is where the same string begins in this row
+//! string     2 × length, bytes; or 2 × offset + 1, where offset is the start of the same string in this row
 //! ```
 //!
-//! A segment is one row with the records that one transaction added to a stream: one row is several times cheaper to
-//! insert and to delete than a row for each record, and functions and topics are written once.
+//! A segment is one row with the records that one transaction added to a stream. One row is several times cheaper to
+//! insert and delete than a row per record, and functions and topics are written once.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{DeadLetter, Parked, Record, StoredRecord, Stream};
+use super::commit::{DeadLetter, Parked, ParkedId};
+use super::record::{Record, RecordId, StoredRecord, Stream};
 use crate::message::{Failure, FailureCode, Message, Usage};
 
 const VERSION: u8 = 1;
@@ -30,16 +31,16 @@ const REFUSED: u8 = 4;
 const MESSAGE_CONTENT_TYPE: u8 = 1;
 const MESSAGE_CLOCK_SYNCED: u8 = 2;
 
-/// A row that cannot be read. SQLite's check finds damaged pages, not damaged bytes within a row.
+/// Damage within a row, which SQLite's check of pages does not find.
 #[derive(Debug, thiserror::Error)]
 #[error("row is damaged at byte {0}")]
 pub(super) struct DamagedRow(pub usize);
 
-/// Writes one row. Kept by the writer so that its buffer is reused.
+/// Writes rows into a buffer that is reused.
 #[derive(Debug)]
 pub(super) struct Encoder {
     row: Vec<u8>,
-    /// Where a string with this hash was written; 0: nowhere (byte 0 is the version).
+    /// Offset of a string by hash; 0: none (byte 0 is the version).
     strings: [u32; 64],
 }
 
@@ -50,7 +51,7 @@ impl Default for Encoder {
 }
 
 impl Encoder {
-    fn begin(&mut self) {
+    fn start_row(&mut self) {
         self.row.clear();
         self.row.push(VERSION);
         self.strings = [0; 64];
@@ -71,10 +72,10 @@ impl Encoder {
 
     fn string(&mut self, string: &str) {
         let slot = &mut self.strings[slot(string)];
-        let place = *slot as usize;
-        let mut decoder = Decoder { row: &self.row, at: place };
-        if place != 0 && decoder.literal().is_ok_and(|seen| seen == string.as_bytes()) {
-            return self.varint(place as u64 * 2 + 1);
+        let offset = *slot as usize;
+        let mut decoder = Decoder { row: &self.row, at: offset };
+        if offset != 0 && decoder.literal().is_ok_and(|seen| seen == string.as_bytes()) {
+            return self.varint(offset as u64 * 2 + 1);
         }
         // A row is far below 4 GiB: SQLite refuses blobs over 1 GB.
         *slot = self.row.len() as u32;
@@ -82,9 +83,9 @@ impl Encoder {
         self.row.extend_from_slice(string.as_bytes());
     }
 
-    /// The row for these records, which are of one stream and have consecutive ids.
+    /// Encodes records of one stream with consecutive ids.
     pub(super) fn segment(&mut self, records: &[StoredRecord]) -> &[u8] {
-        self.begin();
+        self.start_row();
         let mut at_ms = records.first().map_or(0, |stored| stored.record.at_ms);
         self.varint(records.len() as u64);
         self.varint(at_ms);
@@ -123,9 +124,9 @@ impl Encoder {
         self.varint(message.attempt.into());
     }
 
-    /// All of a dead letter but what has a column of its own: function, failure code and time.
+    /// Encodes a dead letter without the [`DeadLetterColumns`].
     pub(super) fn dead_letter(&mut self, letter: &DeadLetter) -> &[u8] {
-        self.begin();
+        self.start_row();
         self.string(&letter.version);
         self.string(&letter.failure.detail);
         let Usage { fuel, elapsed_us, memory_bytes, output_bytes } = letter.usage;
@@ -137,7 +138,7 @@ impl Encoder {
     }
 
     pub(super) fn parked(&mut self, job: &Parked) -> &[u8] {
-        self.begin();
+        self.start_row();
         self.varint(job.due_ms);
         self.string(&job.function);
         self.message(&job.message);
@@ -145,7 +146,7 @@ impl Encoder {
     }
 }
 
-/// Cheap, and good enough for a table of 64: names that differ mostly differ in their last bytes.
+/// Cheap hash for a table of 64: names that differ mostly differ in their last bytes.
 fn slot(string: &str) -> usize {
     let bytes = string.as_bytes();
     let tail = &bytes[bytes.len().saturating_sub(8)..];
@@ -154,14 +155,14 @@ fn slot(string: &str) -> usize {
     (hash >> 32) as usize % 64
 }
 
-/// Reads one row, from any place in it.
+/// Reads a row from offset `at`.
 struct Decoder<'a> {
     row: &'a [u8],
     at: usize,
 }
 
 impl<'a> Decoder<'a> {
-    fn begin(row: &'a [u8]) -> Result<Self, DamagedRow> {
+    fn new(row: &'a [u8]) -> Result<Self, DamagedRow> {
         match row.first() {
             Some(&VERSION) => Ok(Self { row, at: 1 }),
             _ => Err(DamagedRow(0)),
@@ -190,7 +191,7 @@ impl<'a> Decoder<'a> {
         u32::try_from(self.varint()?).map_err(|_| DamagedRow(self.at))
     }
 
-    fn take(&mut self, length: u64) -> Result<&'a [u8], DamagedRow> {
+    fn slice(&mut self, length: u64) -> Result<&'a [u8], DamagedRow> {
         let length = usize::try_from(length).map_err(|_| DamagedRow(self.at))?;
         let end = self.at.checked_add(length).ok_or(DamagedRow(self.at))?;
         let bytes = self.row.get(self.at..end).ok_or(DamagedRow(self.at))?;
@@ -200,7 +201,7 @@ impl<'a> Decoder<'a> {
 
     fn literal(&mut self) -> Result<&'a [u8], DamagedRow> {
         match self.varint()? {
-            length if length % 2 == 0 => self.take(length / 2),
+            length if length % 2 == 0 => self.slice(length / 2),
             _ => Err(DamagedRow(self.at)),
         }
     }
@@ -208,9 +209,9 @@ impl<'a> Decoder<'a> {
     fn string(&mut self) -> Result<&'a str, DamagedRow> {
         let start = self.at;
         let bytes = match self.varint()? {
-            length if length % 2 == 0 => self.take(length / 2)?,
-            place => {
-                let at = usize::try_from(place / 2).ok().filter(|at| *at < start).ok_or(DamagedRow(start))?;
+            length if length % 2 == 0 => self.slice(length / 2)?,
+            offset => {
+                let at = usize::try_from(offset / 2).ok().filter(|at| *at < start).ok_or(DamagedRow(start))?;
                 Decoder { row: self.row, at }.literal()?
             }
         };
@@ -220,7 +221,7 @@ impl<'a> Decoder<'a> {
     /// The payload shares the row's memory instead of being copied.
     fn payload(&mut self, row: &Bytes) -> Result<Bytes, DamagedRow> {
         let length = self.varint()?;
-        Ok(row.slice_ref(self.take(length)?))
+        Ok(row.slice_ref(self.slice(length)?))
     }
 
     fn message(&mut self, row: &Bytes) -> Result<Message, DamagedRow> {
@@ -243,41 +244,41 @@ impl<'a> Decoder<'a> {
     }
 }
 
-/// The records of a segment. Reading ends with the last record, or with the damage.
+/// Iterator over the records of a segment. Ends with the last record or the first error.
 pub(super) struct Segment<'a> {
     row: &'a Bytes,
     decoder: Decoder<'a>,
     stream: Stream,
-    next_id: u64,
-    last_id: u64,
+    next_id: RecordId,
+    last_id: RecordId,
     at_ms: u64,
-    /// Most neighbours come from one function: they share its name.
+    /// Shared by consecutive records of one function.
     function: Arc<str>,
 }
 
-/// One record of a segment as it lies there.
+/// Record of a segment.
 pub(super) struct Entry {
     pub(super) stored: StoredRecord,
     pub(super) refused: bool,
-    /// Where its flags are in the row.
+    /// Offset of its flags in the row.
     flags_at: usize,
 }
 
 impl<'a> Segment<'a> {
     /// `last_id` is the key of the row.
-    pub(super) fn decode(row: &'a Bytes, stream: Stream, last_id: u64) -> Result<Self, DamagedRow> {
-        let mut decoder = Decoder::begin(row)?;
+    pub(super) fn decode(row: &'a Bytes, stream: Stream, last_id: RecordId) -> Result<Self, DamagedRow> {
+        let mut decoder = Decoder::new(row)?;
         let count = decoder.varint()?;
         let at_ms = decoder.varint()?;
-        let next_id = (last_id + 1).checked_sub(count).ok_or(DamagedRow(1))?;
+        let next_id = (last_id.0 + 1).checked_sub(count).map(RecordId).ok_or(DamagedRow(1))?;
         Ok(Self { row, decoder, stream, next_id, last_id, at_ms, function: "".into() })
     }
 
-    pub(super) fn first_id(&self) -> u64 {
+    pub(super) fn first_id(&self) -> RecordId {
         self.next_id
     }
 
-    /// When its first record was made.
+    /// Time of the first record.
     pub(super) fn at_ms(&self) -> u64 {
         self.at_ms
     }
@@ -304,7 +305,7 @@ impl<'a> Segment<'a> {
             at_ms: self.at_ms,
         };
         let id = self.next_id;
-        self.next_id += 1;
+        self.next_id.0 += 1;
         Ok(Entry { stored: StoredRecord { id, record }, refused: flags & REFUSED != 0, flags_at })
     }
 }
@@ -318,14 +319,14 @@ impl Iterator for Segment<'_> {
         }
         let entry = self.entry();
         if entry.is_err() {
-            self.next_id = self.last_id + 1;
+            self.next_id = RecordId(self.last_id.0 + 1);
         }
         Some(entry)
     }
 }
 
 impl Entry {
-    /// The segment's row with this record marked as refused.
+    /// Returns the segment's row with this record marked as refused.
     pub(super) fn refuse(&self, row: &Bytes) -> Vec<u8> {
         let mut row = row.to_vec();
         row[self.flags_at] |= REFUSED;
@@ -333,7 +334,7 @@ impl Entry {
     }
 }
 
-/// The columns of a dead letter that are not in its body.
+/// Columns of a dead letter that are not in its body.
 pub(super) struct DeadLetterColumns {
     pub(super) function: Arc<str>,
     pub(super) code: FailureCode,
@@ -341,7 +342,7 @@ pub(super) struct DeadLetterColumns {
 }
 
 pub(super) fn dead_letter(columns: DeadLetterColumns, body: &Bytes) -> Result<DeadLetter, DamagedRow> {
-    let mut decoder = Decoder::begin(body)?;
+    let mut decoder = Decoder::new(body)?;
     let DeadLetterColumns { function, code, at_ms } = columns;
     Ok(DeadLetter {
         function,
@@ -358,8 +359,8 @@ pub(super) fn dead_letter(columns: DeadLetterColumns, body: &Bytes) -> Result<De
     })
 }
 
-pub(super) fn parked(id: u64, body: &Bytes) -> Result<Parked, DamagedRow> {
-    let mut decoder = Decoder::begin(body)?;
+pub(super) fn parked(id: ParkedId, body: &Bytes) -> Result<Parked, DamagedRow> {
+    let mut decoder = Decoder::new(body)?;
     Ok(Parked { id, due_ms: decoder.varint()?, function: decoder.string()?.into(), message: decoder.message(body)? })
 }
 
@@ -410,7 +411,7 @@ mod tests {
         #[test]
         fn a_segment_reads_as_it_was_written(records in vec(record(), 1..40), first_id in 1..u64::MAX / 2) {
             let stored: Vec<_> =
-                (first_id..).zip(records).map(|(id, record)| StoredRecord { id, record }).collect();
+                (first_id..).zip(records).map(|(id, record)| StoredRecord { id: RecordId(id), record }).collect();
             let last_id = stored.last().unwrap().id;
             let row = Bytes::copy_from_slice(Encoder::default().segment(&stored));
             let read: Vec<_> =
@@ -426,9 +427,9 @@ mod tests {
 
         #[test]
         fn a_parked_job_reads_as_it_was_written(message in message(), due_ms: u64) {
-            let job = Parked { id: 7, function: "f".into(), message, due_ms };
+            let job = Parked { id: ParkedId(7), function: "f".into(), message, due_ms };
             let row = Bytes::copy_from_slice(Encoder::default().parked(&job));
-            prop_assert_eq!(parked(7, &row).unwrap(), job);
+            prop_assert_eq!(parked(ParkedId(7), &row).unwrap(), job);
         }
 
         #[test]
@@ -453,10 +454,10 @@ mod tests {
                 *version = VERSION;
             }
             let row = Bytes::from(row);
-            if let Ok(segment) = Segment::decode(&row, Stream::Alert, last_id) {
+            if let Ok(segment) = Segment::decode(&row, Stream::Alert, RecordId(last_id)) {
                 segment.for_each(drop);
             }
-            let _ = parked(1, &row);
+            let _ = parked(ParkedId(1), &row);
             let columns = DeadLetterColumns { function: "f".into(), code: FailureCode::Trap, at_ms: 5 };
             let _ = dead_letter(columns, &row);
         }
@@ -474,7 +475,7 @@ mod tests {
             hops: 1,
             at_ms: 1_700_000_000_000,
         };
-        let stored: Vec<_> = (1..=256).map(|id| StoredRecord { id, record: record.clone() }).collect();
+        let stored: Vec<_> = (1..=256).map(|id| StoredRecord { id: RecordId(id), record: record.clone() }).collect();
         let mut encoder = Encoder::default();
         assert!(encoder.segment(&stored).len() <= 256 * 209);
     }

@@ -1,4 +1,4 @@
-//! What happens to a damaged database: it is moved aside, never deleted, and what can be read of it goes into a new one.
+//! Salvage of a damaged database: readable rows are copied into a new one, and the file is moved aside, never deleted.
 //!
 //! ```text
 //! sedge.db (damaged) ──readable rows──▶ sedge.db.salvage
@@ -6,48 +6,48 @@
 //! sedge.db.salvage ──rename──▶ sedge.db
 //! ```
 //!
-//! The old file leaves its place only when the new one is complete, so a power cut at any point starts this over or
+//! The old file is moved only when the new one is complete, so a power cut at any point starts the salvage over or
 //! finds it done.
 
 use std::fs;
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use rusqlite::config::DbConfig;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, Statement};
 
-use super::folder::DataFolder;
-use super::schema::{self, TABLES};
-use super::{MovedAside, OpenError};
+use super::OpenError;
+use super::folder::{self, DataFolder};
+use super::request::MovedAside;
+use super::schema::{self, LoadError, TABLES};
+use crate::time::Now;
 
-/// How often the rows between two damaged pages are searched for more readable ones.
+/// Bisections per table in search of readable rows between damaged pages.
 const PROBES: u32 = 32;
 
 /// Finishes what a power cut interrupted. Called before the database is opened.
-pub(super) fn resume(place: &DataFolder) -> Result<(), OpenError> {
-    let (database, salvage) = (place.database(), sibling(&place.database(), ".salvage"));
+pub(super) fn resume(folder: &DataFolder) -> Result<(), OpenError> {
+    let (database, salvage) = (folder.database(), sibling(&folder.database(), ".salvage"));
     if !salvage.exists() {
         return Ok(());
     }
-    // With the database gone, the copy is complete; otherwise it is half of one, of a file that is still there.
+    // Without a database the copy is complete; otherwise it is partial and the original is still there.
     let result = if database.exists() { fs::remove_file(&salvage) } else { fs::rename(&salvage, &database) };
-    result.and_then(|()| place.sync()).map_err(|source| OpenError::Unusable { path: salvage, source })
+    result.and_then(|()| folder.sync()).map_err(|source| OpenError::Unusable { path: salvage, source })
 }
 
-pub(super) fn replace_damaged(place: &DataFolder, reason: String) -> Result<MovedAside, OpenError> {
-    let database = place.database();
+pub(super) fn replace_damaged(folder: &DataFolder, reason: String, now: Now) -> Result<MovedAside, OpenError> {
+    let database = folder.database();
     let salvage = sibling(&database, ".salvage");
-    let rows_saved = salvage_into(&salvage, &database).map_err(|error| OpenError::sqlite(&salvage, error))?;
+    let rows_saved = salvage_into(&salvage, &database).map_err(|error| error.at(&salvage))?;
     let moved = || -> io::Result<PathBuf> {
-        let unix_time = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let mut moved_to = sibling(&database, &format!(".corrupt-{unix_time}"));
+        let mut moved_to = sibling(&database, &format!(".corrupt-{}", now.unix_ms / 1000));
         while moved_to.exists() {
             moved_to = sibling(&moved_to, "-again");
         }
-        // The log first: beside a new database it would be taken for that one's.
+        // The log first: SQLite would apply a log that it finds beside the new database.
         for companion in ["-wal", "-shm"] {
             match fs::rename(sibling(&database, companion), sibling(&moved_to, companion)) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -55,13 +55,13 @@ pub(super) fn replace_damaged(place: &DataFolder, reason: String) -> Result<Move
             }
         }
         fs::rename(&database, &moved_to)?;
-        place.sync()?;
+        folder.sync()?;
         fs::rename(&salvage, &database)?;
-        place.sync()?;
+        folder.sync()?;
         Ok(moved_to)
     };
     let moved_to = moved().map_err(|source| OpenError::Unusable { path: database.clone(), source })?;
-    tracing::error!(%reason, moved_to = %moved_to.display(), rows_saved, "the database was damaged and was moved aside");
+    tracing::error!(%reason, moved_to = %moved_to.display(), rows_saved, "the database was damaged: readable rows were saved, and the file was moved aside");
     Ok(MovedAside { moved_to, rows_saved, reason })
 }
 
@@ -71,37 +71,31 @@ fn sibling(path: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// Returns how many rows could be read. The new file has no log of its own, so that one rename makes it the database.
-fn salvage_into(salvage: &Path, damaged: &Path) -> rusqlite::Result<u64> {
+/// Returns the number of rows saved. The new file has no log of its own, so one rename makes it the database.
+fn salvage_into(salvage: &Path, damaged: &Path) -> Result<u64, LoadError> {
     let _ = fs::remove_file(salvage);
-    // Made here so that it is for this user alone.
-    create_private(salvage).map_err(|error| rusqlite::Error::ToSqlConversionFailure(error.into()))?;
+    // SQLite would create it readable by others.
+    fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(salvage).map_err(LoadError::Io)?;
     let mut new = Connection::open_with_flags(salvage, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
-    new.pragma_update(None, "page_size", super::folder::PAGE_BYTES)?;
+    new.pragma_update(None, "page_size", folder::PAGE_BYTES)?;
     new.pragma_update(None, "synchronous", "FULL")?;
-    if let Err(schema::OpenFailure::Failed(error)) = schema::create(&mut new) {
-        return Err(error);
-    }
+    schema::create(&mut new)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let Ok(old) = Connection::open_with_flags(damaged, flags) else { return Ok(0) };
-    // The old file is evidence: not even its log is to be copied into it.
+    // The old file is evidence: it stays unchanged, its log included.
     let _ = old.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
     let transaction = new.transaction()?;
     let mut saved = 0;
     for (table, columns, key) in TABLES {
         let count = columns.split(", ").count();
         let places = (1..=count).map(|n| format!("?{n}")).collect::<Vec<_>>().join(", ");
-        // The new file has a store_id already; the old one is the better.
+        // `REPLACE`, because the new file has a store_id already and the old one must stay.
         let insert = transaction.prepare(&format!("REPLACE INTO {table} ({columns}) VALUES ({places})"))?;
-        let walk = TableSalvage { old: &old, table, columns, key, count, insert, probes: PROBES, saved: 0 };
-        saved += walk.all()?;
+        let table = TableSalvage { old: &old, table, columns, key, count, insert, probes: PROBES, saved: 0 };
+        saved += table.run()?;
     }
     transaction.commit()?;
     Ok(saved)
-}
-
-fn create_private(path: &Path) -> io::Result<fs::File> {
-    fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(path)
 }
 
 /// Copies one table around its damaged pages.
@@ -117,7 +111,7 @@ struct TableSalvage<'a> {
 }
 
 impl TableSalvage<'_> {
-    fn all(mut self) -> rusqlite::Result<u64> {
+    fn run(mut self) -> rusqlite::Result<u64> {
         if self.key == "key" {
             for order in ["ASC", "DESC"] {
                 self.scan(&format!("TRUE ORDER BY {} {order}", self.key))?;
@@ -128,7 +122,7 @@ impl TableSalvage<'_> {
         Ok(self.saved)
     }
 
-    /// From both ends to the first damage, then from the middle of what is left.
+    /// Copies from both ends to the first damage, then bisects the rest.
     fn range(&mut self, from: i64, to: i64) -> rusqlite::Result<()> {
         let key = self.key;
         let forward = self.scan(&format!("{key} BETWEEN {from} AND {to} ORDER BY {key}"))?;
@@ -136,11 +130,11 @@ impl TableSalvage<'_> {
         let from = last.map_or(from, |last| last.saturating_add(1));
         let backward = self.scan(&format!("{key} BETWEEN {from} AND {to} ORDER BY {key} DESC"))?;
         let ScanEnd::Damage { last } = backward else { return Ok(()) };
-        let Some(first) = last else { return self.halves(from, to) };
-        self.halves(from, first.saturating_sub(1))
+        let Some(first) = last else { return self.bisect(from, to) };
+        self.bisect(from, first.saturating_sub(1))
     }
 
-    fn halves(&mut self, from: i64, to: i64) -> rusqlite::Result<()> {
+    fn bisect(&mut self, from: i64, to: i64) -> rusqlite::Result<()> {
         if from >= to || self.probes == 0 {
             return Ok(());
         }
@@ -150,7 +144,7 @@ impl TableSalvage<'_> {
         self.range(middle + 1, to)
     }
 
-    /// Stops at the end of the rows or at the first that cannot be read.
+    /// Copies rows to the end or to the first that cannot be read.
     fn scan(&mut self, which: &str) -> rusqlite::Result<ScanEnd> {
         let mut last = None;
         let sql = format!("SELECT {} FROM {} WHERE {which}", self.columns, self.table);
@@ -169,7 +163,7 @@ impl TableSalvage<'_> {
             }
             match self.insert.execute(rusqlite::params_from_iter(&values)) {
                 Ok(_) => self.saved += 1,
-                // A value of another type than its column's: this row is damaged too.
+                // A damaged row can hold a value of another type than its column's.
                 Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) => {}
                 Err(error) => return Err(error),
             }

@@ -1,26 +1,29 @@
-//! The tables, and how an older file is brought up to date.
+//! Database schema and its migrations.
 //!
 //! ```text
-//! alert, data, local   one row a segment: the records of one stream that one transaction added. Its key is the id of
-//!                      the last of them, so that "everything up to this id" is a range of keys
+//! alert, data, local   one row per segment: the records of one stream that one transaction added. Its key is the id
+//!                      of the last of them, so that "everything up to this id" is a range of keys
 //! progress             watermarks, and the fingerprints of the last deliveries (see window.rs)
-//! message_id           hashes of the publishers' message ids
-//! scope, state         the functions' keys; a scope is interned to a number
-//! dead_letter, parked  numbers are never used twice: people write them down, and another process adds rows
-//! gap                  lost records that upstream does not know about yet
-//! meta                 store_id, and small settings of the daemon
+//! message_id           hashes of publishers' message ids
+//! scope, state         state of functions; a scope is interned to a number
+//! dead_letter, parked  ids are never reused: people note them down, and another process adds rows
+//! gap                  lost records not reported upstream yet
+//! meta                 store_id, and small values of the daemon
 //! ```
 //!
-//! There is no secondary index but the one that interns scopes: a second b-tree doubles the bytes written.
+//! The only secondary index interns scopes: a second b-tree doubles the bytes written.
 
-use rusqlite::{Connection, ErrorCode};
+use std::io;
+use std::path::Path;
+
+use rusqlite::{Connection, ErrorCode, ffi};
 
 use super::OpenError;
 
-/// Kept in `user_version`. Files of a higher number are refused, lower ones rolled forward.
+/// Layout of this version, kept in `user_version`. Newer files are refused, older ones migrated.
 pub(super) const VERSION: u32 = 1 + STEPS.len() as u32;
 
-/// What makes layout n + 2 of layout n + 1. A step stays as it is for good; [`CREATE`] is what all of them come to.
+/// Element n migrates layout n + 1 to n + 2. A released step never changes; [`CREATE`] makes the newest layout.
 const STEPS: [&str; 0] = [];
 
 const CREATE: &str = "
@@ -49,7 +52,7 @@ CREATE TABLE meta (key TEXT NOT NULL PRIMARY KEY, value BLOB NOT NULL) STRICT, W
 INSERT INTO meta VALUES ('store_id', CAST(lower(hex(randomblob(8))) AS BLOB));
 ";
 
-/// Every table, its columns, and the first column of its key, by which [`super::quarantine`] walks it.
+/// Every table, its columns, and the first column of its key, which orders its [`super::salvage`].
 pub(super) const TABLES: [(&str, &str, &str); 11] = [
     ("alert", "id, body", "id"),
     ("data", "id, body", "id"),
@@ -64,16 +67,17 @@ pub(super) const TABLES: [(&str, &str, &str); 11] = [
     ("meta", "key, value", "key"),
 ];
 
-/// Why a file cannot be used as it is.
+/// Why a database cannot be loaded.
 #[derive(Debug)]
-pub(super) enum OpenFailure {
-    /// Not a database, or damaged: to be moved_aside.
+pub(super) enum LoadError {
+    /// Not a database, or damaged: to be salvaged.
     Damaged(String),
     Newer(u32),
+    Io(io::Error),
     Failed(rusqlite::Error),
 }
 
-impl From<rusqlite::Error> for OpenFailure {
+impl From<rusqlite::Error> for LoadError {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Damaged(error.to_string()),
@@ -82,38 +86,42 @@ impl From<rusqlite::Error> for OpenFailure {
     }
 }
 
-impl From<OpenError> for OpenFailure {
-    fn from(error: OpenError) -> Self {
-        match error {
-            OpenError::Database { source, .. } => source.into(),
-            OpenError::Unusable { source, .. } => Self::Failed(rusqlite::Error::ToSqlConversionFailure(source.into())),
-            OpenError::Newer { found, .. } => Self::Newer(found),
-            OpenError::Held { .. } => unreachable!("only a folder is held"),
+impl LoadError {
+    pub(super) fn at(self, path: &Path) -> OpenError {
+        let path = path.to_owned();
+        match self {
+            Self::Newer(found) => OpenError::Newer { path, found },
+            Self::Io(source) => OpenError::Unusable { path, source },
+            Self::Failed(source) => OpenError::Database { path, source },
+            Self::Damaged(reason) => {
+                let damaged = ffi::Error::new(ffi::SQLITE_CORRUPT);
+                OpenError::Database { path, source: rusqlite::Error::SqliteFailure(damaged, Some(reason)) }
+            }
         }
     }
 }
 
-/// Checks the whole file and brings its tables up to date.
-pub(super) fn prepare(connection: &mut Connection) -> Result<(), OpenFailure> {
+/// Checks the whole file and migrates it to the newest layout.
+pub(super) fn prepare(connection: &mut Connection) -> Result<(), LoadError> {
     let verdict: String = connection.query_row("PRAGMA quick_check(1)", (), |row| row.get(0))?;
     if verdict != "ok" {
-        return Err(OpenFailure::Damaged(verdict));
+        return Err(LoadError::Damaged(verdict));
     }
     create(connection)
 }
 
-pub(super) fn create(connection: &mut Connection) -> Result<(), OpenFailure> {
-    bring_up_to_date(connection, CREATE, &STEPS)
+pub(super) fn create(connection: &mut Connection) -> Result<(), LoadError> {
+    migrate(connection, CREATE, &STEPS)
 }
 
-/// All of it or nothing: after a power cut the file has a layout that some version of Sedge knows.
-fn bring_up_to_date(connection: &mut Connection, create: &str, steps: &[&str]) -> Result<(), OpenFailure> {
+/// Runs in one transaction: after a power cut the file has the layout of some version.
+fn migrate(connection: &mut Connection, create: &str, steps: &[&str]) -> Result<(), LoadError> {
     let newest = 1 + steps.len();
     let found: u32 = connection.query_row("PRAGMA user_version", (), |row| row.get(0))?;
     let missing = match found as usize {
         0 => &[create],
         layout if layout <= newest => &steps[layout - 1..],
-        _ => return Err(OpenFailure::Newer(found)),
+        _ => return Err(LoadError::Newer(found)),
     };
     if missing.is_empty() {
         return Ok(());
@@ -125,7 +133,7 @@ fn bring_up_to_date(connection: &mut Connection, create: &str, steps: &[&str]) -
     transaction.pragma_update(None, "user_version", newest as u32)?;
     transaction.commit()?;
     if found > 0 {
-        tracing::info!(from = found, to = newest, "the database has the layout of this version now");
+        tracing::info!(from = found, to = newest, "migrated the database to the layout of this version");
     }
     Ok(())
 }
@@ -134,7 +142,7 @@ fn bring_up_to_date(connection: &mut Connection, create: &str, steps: &[&str]) -
 mod tests {
     use super::*;
 
-    /// What later versions may need: another column, and rows made over.
+    /// Examples of later migrations: a new column, and rewritten rows.
     const STEPS: [&str; 2] = [
         "ALTER TABLE gap ADD COLUMN note TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE state ADD COLUMN size INTEGER; UPDATE state SET size = length(value);",
@@ -146,51 +154,51 @@ mod tests {
 
     fn file_of_layout_1() -> Connection {
         let mut connection = Connection::open_in_memory().unwrap();
-        bring_up_to_date(&mut connection, CREATE, &[]).unwrap();
+        migrate(&mut connection, CREATE, &[]).unwrap();
         connection.execute("INSERT INTO state VALUES (1, 'count', x'0102')", ()).unwrap();
         connection
     }
 
     #[test]
-    fn an_older_file_is_rolled_forward_with_what_is_in_it() {
+    fn an_older_file_is_migrated_with_its_rows() {
         let mut connection = file_of_layout_1();
         let id = |connection: &Connection| -> Vec<u8> {
             connection.query_row("SELECT value FROM meta WHERE key = 'store_id'", (), |row| row.get(0)).unwrap()
         };
         let before = id(&connection);
-        bring_up_to_date(&mut connection, CREATE, &STEPS).unwrap();
+        migrate(&mut connection, CREATE, &STEPS).unwrap();
         assert_eq!((layout(&connection), id(&connection)), (3, before));
         let size: u32 =
             connection.query_row("SELECT size FROM state WHERE key = 'count'", (), |row| row.get(0)).unwrap();
         assert_eq!(size, 2);
-        bring_up_to_date(&mut connection, CREATE, &STEPS).unwrap();
-        assert_eq!(layout(&connection), 3, "a second time there is nothing to do");
+        migrate(&mut connection, CREATE, &STEPS).unwrap();
+        assert_eq!(layout(&connection), 3, "a second run changes nothing");
     }
 
     #[test]
-    fn only_the_steps_that_a_file_lacks_are_made() {
+    fn only_missing_steps_run() {
         let mut connection = file_of_layout_1();
-        bring_up_to_date(&mut connection, CREATE, &STEPS[..1]).unwrap();
+        migrate(&mut connection, CREATE, &STEPS[..1]).unwrap();
         assert_eq!(layout(&connection), 2);
         // Adding the first column again would fail.
-        bring_up_to_date(&mut connection, CREATE, &STEPS).unwrap();
+        migrate(&mut connection, CREATE, &STEPS).unwrap();
         assert_eq!(layout(&connection), 3);
     }
 
     #[test]
-    fn a_step_that_fails_leaves_the_file_as_it_was() {
+    fn a_failed_step_leaves_the_file_unchanged() {
         let mut connection = file_of_layout_1();
         let steps = [STEPS[0], "UPDATE no_such_table SET size = 0"];
-        assert!(matches!(bring_up_to_date(&mut connection, CREATE, &steps), Err(OpenFailure::Failed(_))));
+        assert!(matches!(migrate(&mut connection, CREATE, &steps), Err(LoadError::Failed(_))));
         assert_eq!(layout(&connection), 1);
-        bring_up_to_date(&mut connection, CREATE, &STEPS).unwrap();
+        migrate(&mut connection, CREATE, &STEPS).unwrap();
         assert_eq!(layout(&connection), 3);
     }
 
     #[test]
     fn a_file_of_a_newer_sedge_is_refused() {
         let mut connection = file_of_layout_1();
-        bring_up_to_date(&mut connection, CREATE, &STEPS).unwrap();
-        assert!(matches!(bring_up_to_date(&mut connection, CREATE, &STEPS[..1]), Err(OpenFailure::Newer(3))));
+        migrate(&mut connection, CREATE, &STEPS).unwrap();
+        assert!(matches!(migrate(&mut connection, CREATE, &STEPS[..1]), Err(LoadError::Newer(3))));
     }
 }

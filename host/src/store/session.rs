@@ -1,42 +1,57 @@
-//! An open database and what is waiting to be written to it. It lives until the first error: nothing in memory is undone
-//! after a failed transaction, a new session is loaded instead.
+//! Open database and everything that waits to be written to it.
+//!
+//! A session ends with the first error. Nothing in memory is undone after a failed transaction: a new session is loaded.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, MAIN_DB};
 
+use super::OpenError;
 use super::checkpoint::{Checkpointer, FRAME_BYTES};
+use super::commit::{BatchNo, Commit, Parked};
 use super::dead_letters::DeadLetterTable;
 use super::folder::{self, DataFolder};
 use super::gaps::Gaps;
-use super::message_ids::MessageIdRows;
+use super::message_id_rows::MessageIdRows;
 use super::outbox::Outbox;
 use super::parked::ParkedJobs;
+use super::record::{GapId, RecordId, StoredRecord, Stream};
+use super::request::{Recovered, StoreEvent};
 use super::row::Encoder;
 use super::salvage;
-use super::schema::{self, OpenFailure};
+use super::schema::{self, LoadError};
 use super::state::StateTable;
 use super::state_retention::{self, RetentionChange, StateRetention};
 use super::stats::Stats;
-use super::window::RedeliveryWindow;
-use super::{Commit, OpenError, Parked, Recovered, StoreEvent, StoredRecord, Stream};
+use super::window::{RedeliveryWindow, Watermarks};
 use crate::config;
 use crate::message::Scope;
+use crate::time::Now;
 
-/// Watermarks alone are written after this long without a commit to ride on. Until then a crash makes upstream see
-/// these records once more, under the same ids.
+/// Watermarks are written after this long without another commit to join. Until then, a crash makes upstream see these
+/// records again, under the same ids.
 const LONE_WATERMARKS_AFTER: Duration = Duration::from_secs(5);
 
-/// A step of the wall clock larger than this against the monotonic one: it was set.
+/// Step of the wall clock against the monotonic clock from which on the clock counts as set.
 const CLOCK_STEP_MS: u64 = 60_000;
 
 /// Keys in `meta` that are not the daemon's.
 const STORE_ID: &str = "store_id";
 const AGELESS: &str = "ageless";
+const OPENED: &str = "opened";
+
+/// Everything that outlives a session.
+#[derive(Debug)]
+pub(super) struct StoreContext {
+    pub(super) folder: DataFolder,
+    pub(super) config: config::Store,
+    pub(super) receive_maximum: usize,
+    pub(super) stats: Arc<Stats>,
+}
 
 #[derive(Debug)]
 pub(super) struct Session {
@@ -51,72 +66,56 @@ pub(super) struct Session {
     jobs: ParkedJobs,
     encoder: Encoder,
     stats: Arc<Stats>,
-    /// What has an effect and is not in the transaction yet.
+    /// Commits with an effect that are not in the transaction yet.
     pending: Vec<Commit>,
-    /// The newest `Commit` request that was taken.
-    seq: Option<u64>,
     in_transaction: bool,
-    /// The write-ahead log is longer than at the last [`Self::checkpoint`].
-    has_appended: bool,
-    /// Added by the transaction under way.
+    /// Newest commit request that is not answered.
+    batch: Option<BatchNo>,
+    /// Records and jobs that the transaction adds.
+    stored: Vec<StoredRecord>,
     parked: Vec<Parked>,
-    /// Added by another process, and not told to the daemon yet.
+    /// Jobs added by another process, of which the daemon was not told yet.
     replayed: Vec<Parked>,
-    /// Since when there are watermarks in memory that are not on disk.
+    /// The write-ahead log has grown since the last [`Self::checkpoint`].
+    has_appended: bool,
+    /// Since when watermarks in memory are ahead of the disk.
     behind_since: Option<Instant>,
     data_version: i64,
-    clock: (Instant, u64),
-}
-
-/// What a transaction put on disk.
-pub(super) struct Committed {
-    pub(super) seq: u64,
-    pub(super) stored: Vec<StoredRecord>,
-    pub(super) parked: Vec<Parked>,
+    /// Time of the last tick.
+    ticked: Now,
 }
 
 impl Session {
-    /// Opens the database, whatever state it is in. A damaged one is replaced.
-    pub(super) fn open(
-        place: &DataFolder,
-        settings: &config::Store,
-        receive_maximum: usize,
-        stats: &Arc<Stats>,
-    ) -> Result<(Self, Recovered), OpenError> {
-        salvage::resume(place)?;
-        let path = place.database();
-        let reason = match Self::load(place, settings, receive_maximum, stats) {
+    /// Opens the database, and replaces a damaged one.
+    pub(super) fn open(context: &StoreContext, now: Now) -> Result<(Self, Recovered), OpenError> {
+        salvage::resume(&context.folder)?;
+        let path = context.folder.database();
+        let reason = match Self::load(context, now) {
             Ok(opened) => return Ok(opened),
-            Err(OpenFailure::Damaged(reason)) => reason,
-            Err(other) => return Err(OpenError::failure(&path, other)),
+            Err(LoadError::Damaged(reason)) => reason,
+            Err(other) => return Err(other.at(&path)),
         };
-        let moved_aside = salvage::replace_damaged(place, reason)?;
-        let (mut session, recovered) =
-            Self::load(place, settings, receive_maximum, stats).map_err(|error| OpenError::failure(&path, error))?;
+        let moved_aside = salvage::replace_damaged(&context.folder, reason, now)?;
+        let (mut session, recovered) = Self::load(context, now).map_err(|error| error.at(&path))?;
         session.outbox.skip_ids();
-        let super::window::Watermarks { delivered, last } = *session.outbox.marks();
+        let Watermarks { delivered, last } = *session.outbox.marks();
         Ok((session, Recovered { moved_aside: Some(moved_aside), delivered, last, ..recovered }))
     }
 
-    fn load(
-        place: &DataFolder,
-        settings: &config::Store,
-        receive_maximum: usize,
-        stats: &Arc<Stats>,
-    ) -> Result<(Self, Recovered), OpenFailure> {
-        let path = place.database();
+    fn load(context: &StoreContext, now: Now) -> Result<(Self, Recovered), LoadError> {
+        let StoreContext { folder, config, receive_maximum, stats } = context;
+        let path = folder.database();
         let mut connection = folder::connect(&path)?;
         schema::prepare(&mut connection)?;
-        // A process that was killed in the middle of a commit leaves a transaction in the log that was written but
-        // perhaps never synced. It counts as committed from here on, so it is made durable before anyone hears of it:
-        // the checkpoint syncs the log and copies all of it into the database. This is a real write, too, and fails
-        // here if the disk does not take any.
-        connection.execute_batch("BEGIN IMMEDIATE; REPLACE INTO meta VALUES ('opened', x''); COMMIT")?;
+        // A process that was killed within a commit leaves a transaction in the log that was perhaps never synced. It
+        // counts as committed from here on, so this checkpoint makes it durable before anyone hears of it. As a real
+        // write, it also fails here if the disk refuses writes.
+        connection.execute("REPLACE INTO meta VALUES (?1, x'')", (OPENED,))?;
         connection.wal_checkpoint_v2(Some(MAIN_DB), CheckpointMode::RESTART)?;
 
         let data_version = connection.query_row("PRAGMA data_version", (), |row| row.get(0))?;
         let mut recovered = Recovered::default();
-        let mut ageless = [0; 3];
+        let mut ageless = [RecordId(0); 3];
         {
             let mut statement = connection.prepare("SELECT key, value FROM meta")?;
             let mut rows = statement.query(())?;
@@ -126,23 +125,23 @@ impl Session {
                     STORE_ID => recovered.store_id = String::from_utf8_lossy(&value).into_owned(),
                     AGELESS => {
                         for (id, bytes) in ageless.iter_mut().zip(value.as_chunks().0) {
-                            *id = u64::from_le_bytes(*bytes);
+                            *id = RecordId(u64::from_le_bytes(*bytes));
                         }
                     }
-                    "opened" => {}
+                    OPENED => {}
                     key if key.starts_with(state_retention::META) => {}
                     _ => recovered.meta.push((key, value.into())),
                 }
             }
         }
-        let (window, watermarks, fingerprints) = RedeliveryWindow::load(&connection, receive_maximum)?;
-        let retention_secs = u64::from(settings.message_id_retention_secs.get());
+        let (window, watermarks, fingerprints) = RedeliveryWindow::load(&connection, *receive_maximum)?;
+        let retention_secs = u64::from(config.message_id_retention_secs.get());
         let (message_ids, known) = MessageIdRows::load(&connection, &recovered.store_id, retention_secs)?;
-        let outbox = Outbox::load(&connection, settings, watermarks, ageless)?;
+        let outbox = Outbox::load(&connection, config, watermarks, ageless)?;
         let mut jobs = ParkedJobs::default();
         recovered.window = fingerprints;
         recovered.message_ids = known;
-        recovered.parked = jobs.new_ones(&connection)?;
+        recovered.parked = jobs.load_new(&connection)?;
         recovered.delivered = outbox.marks().delivered;
         recovered.last = outbox.marks().last;
         let session = Self {
@@ -152,34 +151,35 @@ impl Session {
             message_ids,
             state: StateTable::default(),
             gaps: Gaps::load(&connection, stats.clone())?,
-            dead_letters: DeadLetterTable::load(&connection, settings)?,
+            dead_letters: DeadLetterTable::load(&connection, config)?,
             jobs,
             encoder: Encoder::default(),
             stats: stats.clone(),
             pending: Vec::new(),
-            seq: None,
             in_transaction: false,
-            has_appended: false,
+            batch: None,
+            stored: Vec::new(),
             parked: Vec::new(),
             replayed: Vec::new(),
+            has_appended: false,
             behind_since: None,
             data_version,
-            clock: (Instant::now(), unix_ms()),
+            ticked: now,
             connection,
         };
-        session.count();
-        session.outbox.gauge(&session.connection, &session.stats)?;
+        session.update_stats();
+        session.outbox.update_ages(&session.connection, &session.stats)?;
         Ok((session, recovered))
     }
 
-    /// Whether there is no room in the outbox for this.
+    /// Whether the outbox has no room for these commits.
     pub(super) fn is_full_for(&self, commits: &[Commit]) -> bool {
         let records = commits.iter().flat_map(|commit| &commit.records);
         self.outbox.is_full_for(records.map(Outbox::weight).sum())
     }
 
-    pub(super) fn enqueue(&mut self, seq: u64, commits: Vec<Commit>) {
-        self.seq = Some(seq);
+    pub(super) fn enqueue(&mut self, batch: BatchNo, commits: Vec<Commit>) {
+        self.batch = Some(batch);
         for mut commit in commits {
             if let Some(fingerprint) = commit.delivery {
                 self.window.push(fingerprint);
@@ -194,12 +194,12 @@ impl Session {
         }
     }
 
-    /// Whether a `Commit` with an effect is waiting for the disk.
+    /// Whether a commit with an effect waits for the disk.
     pub(super) fn must_commit(&self) -> bool {
         self.in_transaction || !self.pending.is_empty() || self.outbox.has_fresh()
     }
 
-    fn begin(&mut self) -> rusqlite::Result<()> {
+    fn begin_transaction(&mut self) -> rusqlite::Result<()> {
         if !self.in_transaction {
             self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute(())?;
             self.in_transaction = true;
@@ -207,9 +207,8 @@ impl Session {
         Ok(())
     }
 
-    /// Carries out what is pending, without committing it.
-    fn perform(&mut self) -> rusqlite::Result<()> {
-        self.begin()?;
+    fn write_pending(&mut self) -> rusqlite::Result<()> {
+        self.begin_transaction()?;
         for commit in std::mem::take(&mut self.pending) {
             for (scope, writes) in commit.state {
                 self.state.write(&self.connection, scope, &writes)?;
@@ -221,7 +220,7 @@ impl Session {
                 self.jobs.unpark(&self.connection, id)?;
             }
             for mut job in commit.park {
-                self.replayed.extend(self.jobs.new_ones(&self.connection)?);
+                self.replayed.extend(self.jobs.load_new(&self.connection)?);
                 self.jobs.park(&self.connection, &mut self.encoder, &mut job)?;
                 self.parked.push(job);
             }
@@ -229,10 +228,10 @@ impl Session {
         Ok(())
     }
 
-    /// As of everything that was enqueued before.
+    /// Returns the state of a scope as of everything that was enqueued before.
     pub(super) fn load_state(&mut self, scope: &Scope) -> rusqlite::Result<Vec<(Box<str>, Bytes)>> {
         if !self.pending.is_empty() {
-            self.perform()?;
+            self.write_pending()?;
         }
         self.state.load(&self.connection, scope)
     }
@@ -240,59 +239,67 @@ impl Session {
     pub(super) fn read_outbox(
         &mut self,
         stream: Stream,
-        after: u64,
+        after: RecordId,
         max_bytes: usize,
     ) -> rusqlite::Result<(Vec<StoredRecord>, bool)> {
         self.outbox.read(&self.connection, stream, after, max_bytes, &mut self.gaps)
     }
 
-    pub(super) fn delivered(&mut self, stream: Stream, through: u64) {
+    pub(super) fn delivered(&mut self, stream: Stream, through: RecordId, now: Now) {
         if self.outbox.delivered(stream, through) {
-            self.behind_since.get_or_insert_with(Instant::now);
+            self.behind_since.get_or_insert(now.monotonic);
         }
     }
 
-    pub(super) fn refuse(&mut self, stream: Stream, id: u64, reason: &str) -> rusqlite::Result<()> {
-        self.begin()?;
+    pub(super) fn refuse(&mut self, stream: Stream, id: RecordId, reason: &str) -> rusqlite::Result<()> {
+        self.begin_transaction()?;
         self.outbox.refuse(&self.connection, stream, id, reason, &mut self.gaps)
     }
 
-    pub(super) fn gaps_reported(&mut self, through: u64) -> rusqlite::Result<()> {
-        self.begin()?;
+    pub(super) fn gaps_reported(&mut self, through: GapId) -> rusqlite::Result<()> {
+        self.begin_transaction()?;
         self.gaps.reported(&self.connection, through)
     }
 
     pub(super) fn set_meta(&mut self, key: &str, value: &[u8]) -> rusqlite::Result<()> {
-        self.begin()?;
+        self.begin_transaction()?;
         self.connection.prepare_cached("REPLACE INTO meta VALUES (?1, ?2)")?.execute((key, value))?;
         Ok(())
     }
 
-    /// Puts everything on disk, if there is anything that must be there. `flush`: watermarks alone are enough.
-    pub(super) fn commit(&mut self, flush: bool) -> rusqlite::Result<Option<Committed>> {
-        if !self.must_commit() && !(flush && (self.behind_since.is_some() || self.gaps.unwritten())) {
-            // Messages without effect: run again after a crash, they have none again.
-            let committed = |seq| Committed { seq, stored: Vec::new(), parked: Vec::new() };
-            return Ok(self.seq.take().map(committed));
+    /// Writes everything that waits into the transaction. Returns whether there is one to commit.
+    /// `flush`: watermarks alone are reason enough.
+    pub(super) fn write(&mut self, flush: bool, now: Now) -> rusqlite::Result<bool> {
+        if !self.must_commit() && !(flush && (self.behind_since.is_some() || self.gaps.has_unwritten())) {
+            return Ok(false);
         }
-        self.perform()?;
-        let stored = self.outbox.write(&self.connection, &mut self.gaps, &self.stats)?;
+        self.write_pending()?;
+        self.stored = self.outbox.write(&self.connection, &mut self.gaps, &self.stats)?;
         self.gaps.write(&self.connection)?;
-        self.message_ids.write(&self.connection, unix_ms() / 1000)?;
+        self.message_ids.write(&self.connection, now.unix_ms / 1000)?;
         self.window.write(&self.connection, self.outbox.marks())?;
-        let started = Instant::now();
+        Ok(true)
+    }
+
+    /// Commits the transaction, which syncs it to disk.
+    pub(super) fn commit(&mut self) -> rusqlite::Result<()> {
         self.connection.prepare_cached("COMMIT")?.execute(())?;
-        self.stats.committed(started.elapsed());
         self.in_transaction = false;
         self.behind_since = None;
         self.has_appended = true;
-        self.count();
-        let parked = std::mem::take(&mut self.parked);
-        // Without a `Commit` request nothing was stored or parked.
-        Ok(self.seq.take().map(|seq| Committed { seq, stored, parked }))
+        self.update_stats();
+        Ok(())
     }
 
-    /// Keeps the write-ahead log short. After the last commit was told of: who waits for that need not wait for this.
+    /// Returns the answer to all commit requests so far. Commits without an effect are answered without a transaction:
+    /// if they run again after a crash, they have no effect again.
+    pub(super) fn take_committed(&mut self) -> Option<StoreEvent> {
+        let (stored, parked) = (std::mem::take(&mut self.stored), std::mem::take(&mut self.parked));
+        debug_assert!(self.batch.is_some() || stored.is_empty() && parked.is_empty(), "only commit requests add rows");
+        self.batch.take().map(|batch| StoreEvent::Committed { batch, stored, parked })
+    }
+
+    /// Keeps the write-ahead log short. Called after the commit was answered, which need not wait for it.
     pub(super) fn checkpoint(&mut self) -> rusqlite::Result<()> {
         if std::mem::take(&mut self.has_appended) {
             let frames = self.checkpointer.after_commit(&self.connection)?;
@@ -301,70 +308,59 @@ impl Session {
         Ok(())
     }
 
-    /// What the last commit makes known, beside `Committed`.
-    pub(super) fn news(&mut self) -> impl Iterator<Item = StoreEvent> {
+    /// Returns what the last commit makes known, beside `Committed`.
+    pub(super) fn take_events(&mut self) -> impl Iterator<Item = StoreEvent> {
         let replayed = std::mem::take(&mut self.replayed);
         let parked = (!replayed.is_empty()).then_some(StoreEvent::Parked(replayed));
-        parked.into_iter().chain(self.gaps.hand_out())
+        parked.into_iter().chain(self.gaps.next_report())
     }
 
-    /// Once a second: what time and other processes bring about. Not within a transaction.
-    pub(super) fn tick(&mut self) -> rusqlite::Result<()> {
+    /// Handles expiry, steps of the clock, and changes by other processes.
+    pub(super) fn tick(&mut self, now: Now) -> rusqlite::Result<()> {
         let data_version = self.connection.prepare_cached("PRAGMA data_version")?.query_row((), |row| row.get(0))?;
         if self.data_version != data_version {
             self.data_version = data_version;
-            self.replayed.extend(self.jobs.new_ones(&self.connection)?);
+            self.replayed.extend(self.jobs.load_new(&self.connection)?);
             self.dead_letters.recount(&self.connection)?;
         }
-        let now = (Instant::now(), unix_ms());
-        let elapsed_ms = now.0.duration_since(self.clock.0).as_millis() as u64;
-        if now.1 > self.clock.1 + elapsed_ms + CLOCK_STEP_MS {
-            let ageless: Vec<u8> = self.outbox.clock_was_set().into_iter().flat_map(u64::to_le_bytes).collect();
+        let elapsed_ms = now.monotonic.duration_since(self.ticked.monotonic).as_millis() as u64;
+        if now.unix_ms > self.ticked.unix_ms + elapsed_ms + CLOCK_STEP_MS {
+            let ageless: Vec<u8> = self.outbox.clock_was_set().into_iter().flat_map(|id| id.0.to_le_bytes()).collect();
             self.set_meta(AGELESS, &ageless)?;
         }
-        self.clock = now;
-        if self.outbox.has_expired(&self.connection, now.1)? {
-            self.begin()?;
-            self.outbox.expire(&self.connection, now.1, &mut self.gaps)?;
+        self.ticked = now;
+        if self.outbox.has_expired(&self.connection, now.unix_ms)? {
+            self.begin_transaction()?;
+            self.outbox.expire(&self.connection, now.unix_ms, &mut self.gaps)?;
         }
-        if self.dead_letters.has_expired(&self.connection, now.1)? {
-            self.begin()?;
-            self.dead_letters.expire(&self.connection, now.1, &self.stats)?;
+        if self.dead_letters.has_expired(&self.connection, now.unix_ms)? {
+            self.begin_transaction()?;
+            self.dead_letters.expire(&self.connection, now.unix_ms, &self.stats)?;
         }
-        self.outbox.gauge(&self.connection, &self.stats)
+        self.outbox.update_ages(&self.connection, &self.stats)
     }
 
-    /// State of functions that are not installed.
-    pub(super) fn age_state(&mut self, absent: &mut StateRetention) -> rusqlite::Result<()> {
-        for change in absent.changes(&self.connection, Instant::now())? {
-            self.begin()?;
+    /// Deletes state of functions that have been away for too long.
+    pub(super) fn expire_state(&mut self, retention: &mut StateRetention, now: Now) -> rusqlite::Result<()> {
+        for change in retention.changes(&self.connection, now.monotonic)? {
+            self.begin_transaction()?;
             change.write(&self.connection)?;
-            if let RetentionChange::Forget { function } = &change {
+            if let RetentionChange::DeleteState { function } = &change {
                 self.state.forget(function);
             }
         }
         Ok(())
     }
 
-    /// Whether watermarks have waited long enough for a commit to ride on.
-    pub(super) fn is_behind(&self) -> bool {
-        self.gaps.unwritten() || self.behind_since.is_some_and(|since| since.elapsed() >= LONE_WATERMARKS_AFTER)
+    /// Whether watermarks or gaps have waited long enough for a commit to join.
+    pub(super) fn is_behind(&self, now: Now) -> bool {
+        let waited = |since| now.monotonic.saturating_duration_since(since);
+        self.gaps.has_unwritten() || self.behind_since.is_some_and(|since| waited(since) >= LONE_WATERMARKS_AFTER)
     }
 
-    fn count(&self) {
-        self.outbox.count(&self.stats);
-        self.dead_letters.count(&self.stats);
-        self.jobs.count(&self.stats);
+    fn update_stats(&self) {
+        self.outbox.update_stats(&self.stats);
+        self.dead_letters.update_stats(&self.stats);
+        self.jobs.update_stats(&self.stats);
     }
-}
-
-impl Commit {
-    /// Whether anything but its fingerprints and records (which the outbox has by now) must be on disk.
-    fn has_effect(&self) -> bool {
-        !(self.state.is_empty() && self.dead_letters.is_empty() && self.park.is_empty() && self.unpark.is_empty())
-    }
-}
-
-fn unix_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }

@@ -1,4 +1,4 @@
-//! The functions' state: keys and values by scope.
+//! State of functions: keys and values by scope.
 
 use std::collections::HashMap;
 
@@ -7,10 +7,10 @@ use rusqlite::{Connection, OptionalExtension};
 
 use crate::message::{Scope, StateWrite};
 
-/// Scopes whose number is remembered. More topics than this cost a look-up each time.
+/// Capacity of the cache of scope ids. With more scopes in use, each access costs a look-up.
 const SCOPES: usize = 4096;
 
-/// The numbers of the scopes. Valid within one connection: a rolled back transaction ends it.
+/// Table of states, with a cache of scope ids. A rolled back transaction invalidates the cache and ends the session.
 #[derive(Debug, Default)]
 pub(super) struct StateTable {
     scopes: HashMap<Scope, i64>,
@@ -21,7 +21,7 @@ impl StateTable {
         if let Some(id) = self.scopes.get(scope) {
             return Ok(Some(*id));
         }
-        // No topic is empty, so the empty text stands for the whole function.
+        // No topic is empty: the empty text stands for the whole function.
         let id = connection
             .prepare_cached("SELECT id FROM scope WHERE function = ?1 AND topic = ?2")?
             .query_row((&*scope.function, scope.topic.as_deref().unwrap_or("")), |row| row.get(0))
@@ -39,7 +39,7 @@ impl StateTable {
         self.scopes.insert(scope, id);
     }
 
-    /// The rows of this function are gone.
+    /// Drops a function, whose rows are deleted, from the cache.
     pub(super) fn forget(&mut self, function: &str) {
         self.scopes.retain(|scope, _| *scope.function != *function);
     }

@@ -1,39 +1,39 @@
-//! State of functions that are not installed: kept, in case they come back, and deleted when they have been away for long.
+//! Retention of the state of functions that are not installed.
 //!
-//! What counts is the time that the daemon ran without the function, added up in `meta`: a clock that is set, or a board
-//! that lay in a drawer, takes nothing away.
+//! Only the time counts that the daemon ran without the function, summed up in `meta`. Neither a step of the clock nor a
+//! board that was switched off shortens it.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension};
 
-/// How often the time away is added up, and so how exactly it is kept. A commit each, while a function is away.
+/// Interval and precision of the sum. Costs a commit each while a function is away.
 const EVERY: Duration = Duration::from_secs(3600);
 
-/// Before the function's name.
+/// Prefix of keys in `meta`, followed by the name of a function.
 pub(super) const META: &str = "absent/";
 
 #[derive(Debug)]
 pub(super) struct StateRetention {
     retention: Option<Duration>,
-    /// `None` before the daemon has said what there is.
+    /// `None` until the daemon has named them.
     installed: Option<Vec<Arc<str>>>,
     counted: Instant,
 }
 
-/// What to write.
+/// Change to write to the database.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum RetentionChange {
-    Away {
+    SetAway {
         function: String,
         secs: u64,
     },
-    /// It is installed, or has nothing stored any more.
-    Known {
+    /// The function is installed again, or has no state any more.
+    ClearAway {
         key: String,
     },
-    Forget {
+    DeleteState {
         function: String,
     },
 }
@@ -43,11 +43,11 @@ impl StateRetention {
         Self { retention, installed: None, counted: now }
     }
 
-    pub(super) fn installed(&mut self, functions: Vec<Arc<str>>) {
+    pub(super) fn set_installed(&mut self, functions: Vec<Arc<str>>) {
         self.installed = Some(functions);
     }
 
-    /// What time has brought about. Rarely anything.
+    /// Returns the changes that are due; mostly none.
     pub(super) fn changes(&mut self, connection: &Connection, now: Instant) -> rusqlite::Result<Vec<RetentionChange>> {
         let (Some(installed), Some(retention)) = (&self.installed, self.retention) else { return Ok(Vec::new()) };
         let passed = now.duration_since(self.counted);
@@ -68,18 +68,18 @@ impl StateRetention {
             let before = before.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
             let secs = before.saturating_add(passed.as_secs());
             changes.push(match secs > retention.as_secs() {
-                true => RetentionChange::Forget { function: function.clone() },
-                false => RetentionChange::Away { function: function.clone(), secs },
+                true => RetentionChange::DeleteState { function: function.clone() },
+                false => RetentionChange::SetAway { function: function.clone(), secs },
             });
         }
-        let mut noted = connection.prepare_cached("SELECT key FROM meta WHERE key >= ?1 AND key < ?2")?;
-        // The character after the slash.
-        let noted = noted.query_map((META, "absent0"), |row| row.get::<_, String>(0))?;
-        for key in noted {
+        let mut keys = connection.prepare_cached("SELECT key FROM meta WHERE key >= ?1 AND key < ?2")?;
+        // `0` is the character after the slash.
+        let keys = keys.query_map((META, "absent0"), |row| row.get::<_, String>(0))?;
+        for key in keys {
             let key = key?;
-            let function = key.strip_prefix(META).unwrap_or_default();
+            let function = key.strip_prefix(META).expect("the range holds only keys with the prefix");
             if !(is_away(function) && stored.iter().any(|it| it == function)) {
-                changes.push(RetentionChange::Known { key });
+                changes.push(RetentionChange::ClearAway { key });
             }
         }
         Ok(changes)
@@ -89,20 +89,24 @@ impl StateRetention {
 impl RetentionChange {
     /// Part of a transaction.
     pub(super) fn write(&self, connection: &Connection) -> rusqlite::Result<()> {
-        let forget = |key: &str| connection.prepare_cached("DELETE FROM meta WHERE key = ?1")?.execute((key,));
+        let delete_key = |key: &str| connection.prepare_cached("DELETE FROM meta WHERE key = ?1")?.execute((key,));
         match self {
-            Self::Away { function, secs } => {
-                let note = (format!("{META}{function}"), secs.to_le_bytes());
-                connection.prepare_cached("REPLACE INTO meta VALUES (?1, ?2)")?.execute(note)?;
+            Self::SetAway { function, secs } => {
+                let row = (format!("{META}{function}"), secs.to_le_bytes());
+                connection.prepare_cached("REPLACE INTO meta VALUES (?1, ?2)")?.execute(row)?;
             }
-            Self::Known { key } => drop(forget(key)?),
-            Self::Forget { function } => {
+            Self::ClearAway { key } => drop(delete_key(key)?),
+            Self::DeleteState { function } => {
                 let keys = connection
                     .prepare_cached("DELETE FROM state WHERE scope IN (SELECT id FROM scope WHERE function = ?1)")?
                     .execute((function,))?;
                 connection.prepare_cached("DELETE FROM scope WHERE function = ?1")?.execute((function,))?;
-                forget(&format!("{META}{function}"))?;
-                tracing::warn!(function, keys, "state of a function that has not been installed for long is deleted");
+                delete_key(&format!("{META}{function}"))?;
+                tracing::warn!(
+                    function,
+                    keys,
+                    "deleted the state of a function that was not installed for store.state_retention_secs"
+                );
             }
         }
         Ok(())
@@ -131,58 +135,58 @@ mod tests {
         statement.query_map((), |row| row.get(0)).unwrap().map(Result::unwrap).collect()
     }
 
-    fn noted(connection: &Connection) -> u64 {
+    fn away_rows(connection: &Connection) -> u64 {
         connection.query_row("SELECT count(*) FROM meta WHERE key LIKE 'absent/%'", (), |row| row.get(0)).unwrap()
     }
 
-    fn pass(absent: &mut StateRetention, connection: &Connection, now: Instant) -> usize {
-        let changes = absent.changes(connection, now).unwrap();
+    fn pass(retention: &mut StateRetention, connection: &Connection, now: Instant) -> usize {
+        let changes = retention.changes(connection, now).unwrap();
         changes.iter().for_each(|change| change.write(connection).unwrap());
         changes.len()
     }
 
     #[test]
-    fn state_of_a_function_that_stays_away_goes_and_no_other() {
+    fn only_state_of_functions_that_stay_away_is_deleted() {
         let connection = database();
         let mut now = Instant::now();
-        let mut absent = StateRetention::new(Some(30 * DAY), now);
+        let mut retention = StateRetention::new(Some(30 * DAY), now);
         now += DAY;
-        assert_eq!(pass(&mut absent, &connection, now), 0, "what is installed is not known yet");
-        // A restart every day: what counts is in the database.
+        assert_eq!(pass(&mut retention, &connection, now), 0, "the installed functions are not known yet");
+        // A restart every day: the sum is in the database.
         for day in 1..=31 {
-            let mut absent = StateRetention::new(Some(30 * DAY), now);
-            absent.installed(vec!["here".into()]);
-            assert_eq!(pass(&mut absent, &connection, now + EVERY / 2), 0, "not at every tick");
+            let mut retention = StateRetention::new(Some(30 * DAY), now);
+            retention.set_installed(vec!["here".into()]);
+            assert_eq!(pass(&mut retention, &connection, now + EVERY / 2), 0, "not at every tick");
             now += DAY;
-            assert_eq!(pass(&mut absent, &connection, now), 1);
+            assert_eq!(pass(&mut retention, &connection, now), 1);
             let kept = if day <= 30 { vec!["gone", "gone", "here"] } else { vec!["here"] };
             assert_eq!(functions(&connection), kept, "day {day}");
         }
-        assert_eq!(noted(&connection), 0);
+        assert_eq!(away_rows(&connection), 0);
     }
 
     #[test]
-    fn a_function_that_comes_back_finds_its_state_and_has_all_the_time_again() {
+    fn a_function_that_comes_back_keeps_its_state_and_resets_the_sum() {
         let connection = database();
         let now = Instant::now();
-        let mut absent = StateRetention::new(Some(30 * DAY), now);
-        absent.installed(vec!["here".into()]);
-        assert_eq!(pass(&mut absent, &connection, now + 29 * DAY), 1);
-        assert_eq!(noted(&connection), 1);
-        absent.installed(vec!["here".into(), "gone".into()]);
-        assert_eq!(pass(&mut absent, &connection, now + 40 * DAY), 1);
-        assert_eq!(noted(&connection), 0);
-        absent.installed(vec!["here".into()]);
-        assert_eq!(pass(&mut absent, &connection, now + 69 * DAY), 1);
+        let mut retention = StateRetention::new(Some(30 * DAY), now);
+        retention.set_installed(vec!["here".into()]);
+        assert_eq!(pass(&mut retention, &connection, now + 29 * DAY), 1);
+        assert_eq!(away_rows(&connection), 1);
+        retention.set_installed(vec!["here".into(), "gone".into()]);
+        assert_eq!(pass(&mut retention, &connection, now + 40 * DAY), 1);
+        assert_eq!(away_rows(&connection), 0);
+        retention.set_installed(vec!["here".into()]);
+        assert_eq!(pass(&mut retention, &connection, now + 69 * DAY), 1);
         assert_eq!(functions(&connection).len(), 3);
     }
 
     #[test]
-    fn switched_off_nothing_goes() {
+    fn without_retention_no_state_is_deleted() {
         let connection = database();
         let now = Instant::now();
-        let mut absent = StateRetention::new(None, now);
-        absent.installed(Vec::new());
-        assert_eq!(pass(&mut absent, &connection, now + 1000 * DAY), 0);
+        let mut retention = StateRetention::new(None, now);
+        retention.set_installed(Vec::new());
+        assert_eq!(pass(&mut retention, &connection, now + 1000 * DAY), 0);
     }
 }

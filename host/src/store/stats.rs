@@ -1,13 +1,13 @@
-//! Figures for metrics: written by the store's threads, read by anyone.
+//! Statistics of the store, written by its threads for the metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Upper bounds of the buckets of [`Stats::commit_buckets`], in microseconds. The last bucket has no bound.
+/// Upper bounds of [`Stats::commit_buckets`] in microseconds. The last bucket has none.
 pub const COMMIT_BUCKETS_US: [u64; 11] =
     [250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000];
 
-/// All counters only grow, from the start of the process; gauges are as of the last commit.
+/// Counters since the start of the process; gauges as of the last commit.
 #[derive(Debug, Default)]
 pub struct Stats {
     /// Transactions, each with one sync of the WAL.
@@ -60,7 +60,7 @@ impl Stats {
     }
 }
 
-/// What the calling thread has written so far.
+/// Returns the bytes that the calling thread has written so far.
 pub(super) fn thread_bytes_written() -> u64 {
     let read = || {
         let io = std::fs::read_to_string("/proc/thread-self/io").ok()?;

@@ -1,8 +1,8 @@
-//! How far each stream is, and the fingerprints of the last deliveries.
+//! Redelivery window: the watermarks of each stream and the fingerprints of the last deliveries.
 //!
-//! A row of `progress` holds the watermarks as of its transaction and some fingerprints; the newest row counts for the
-//! watermarks, all of them for the fingerprints. It is rewritten until it holds [`ROW_FINGERPRINTS`], then a new one
-//! begins. Both live together because each transaction writes whole pages: this way it is one more, not two.
+//! A row of `progress` holds the watermarks as of its transaction and some fingerprints. The watermarks of the newest row
+//! are valid, and the fingerprints of all rows. The newest row is rewritten until it holds [`ROW_FINGERPRINTS`]. Each
+//! transaction writes whole pages: both in one row cost one page instead of two.
 //!
 //! ```text
 //! row   delivered × 3, last × 3 (varints), then packet id (u16) and digest (u64), little-endian, until the end
@@ -12,34 +12,35 @@ use std::collections::VecDeque;
 
 use rusqlite::Connection;
 
-use super::Fingerprint;
+use super::commit::Fingerprint;
+use super::record::RecordId;
 
-/// Few enough that rewriting the row costs nothing beside the page that it lies on.
+/// Fingerprints per row: few enough that rewriting the row costs no more than its page.
 const ROW_FINGERPRINTS: usize = 32;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Watermarks {
-    pub(super) delivered: [u64; 3],
-    pub(super) last: [u64; 3],
+    pub(super) delivered: [RecordId; 3],
+    pub(super) last: [RecordId; 3],
 }
 
 #[derive(Debug)]
 pub(super) struct RedeliveryWindow {
-    /// Deliveries that the broker may have under way: Receive Maximum.
+    /// Deliveries that the broker may have in flight: Receive Maximum.
     limit: usize,
     /// Not on disk yet.
     fresh: Vec<Fingerprint>,
-    /// The newest row.
+    /// Content of the newest row.
     newest: Vec<Fingerprint>,
-    /// Key and number of fingerprints of each row, oldest first; the last is the newest.
+    /// Key and number of fingerprints of each row, oldest first.
     rows: VecDeque<(i64, usize)>,
-    /// The sum of `rows`.
+    /// Sum of `rows`.
     stored: usize,
     row: Vec<u8>,
 }
 
 impl RedeliveryWindow {
-    /// The window, the watermarks, and the last `limit` fingerprints, oldest first.
+    /// Returns the window, the watermarks, and the last `limit` fingerprints, oldest first.
     pub(super) fn load(
         connection: &Connection,
         limit: usize,
@@ -53,7 +54,7 @@ impl RedeliveryWindow {
         while let Some(row) = rows.next()? {
             let id = row.get(0)?;
             let Some((as_of, of_row)) = decode(row.get_ref(1)?.as_blob()?) else {
-                tracing::error!(row = id, "a damaged row of the redelivery window was skipped");
+                tracing::error!(row = id, "skipped a damaged row of the redelivery window");
                 continue;
             };
             watermarks = as_of;
@@ -68,7 +69,7 @@ impl RedeliveryWindow {
 
     pub(super) fn push(&mut self, fingerprint: Fingerprint) {
         self.fresh.push(fingerprint);
-        // Between two transactions there can be any number of messages without effect.
+        // Any number of messages without effect can come between two transactions.
         if self.fresh.len() >= 2 * self.limit {
             self.fresh.drain(..self.fresh.len() - self.limit);
         }
@@ -92,7 +93,7 @@ impl RedeliveryWindow {
         }
         encode(&mut self.row, watermarks, &self.newest);
         connection.prepare_cached("REPLACE INTO progress VALUES (?1, ?2)")?.execute((id, &self.row[..]))?;
-        // In lumps, because the oldest rows lie on another page.
+        // Deleted many at a time, because the oldest rows lie on another page.
         if self.stored >= 2 * self.limit {
             let mut through = None;
             while let Some((id, count)) = self.rows.front().copied()
@@ -113,7 +114,7 @@ impl RedeliveryWindow {
 
 fn encode(row: &mut Vec<u8>, watermarks: &Watermarks, fingerprints: &[Fingerprint]) {
     row.clear();
-    for mut id in watermarks.delivered.into_iter().chain(watermarks.last) {
+    for RecordId(mut id) in watermarks.delivered.into_iter().chain(watermarks.last) {
         while id >= 0x80 {
             row.push(id as u8 | 0x80);
             id >>= 7;
@@ -128,7 +129,7 @@ fn encode(row: &mut Vec<u8>, watermarks: &Watermarks, fingerprints: &[Fingerprin
 
 fn decode(mut row: &[u8]) -> Option<(Watermarks, Vec<Fingerprint>)> {
     let mut watermarks = Watermarks::default();
-    for id in watermarks.delivered.iter_mut().chain(&mut watermarks.last) {
+    for RecordId(id) in watermarks.delivered.iter_mut().chain(&mut watermarks.last) {
         for shift in (0..64).step_by(7) {
             let (byte, rest) = row.split_first()?;
             row = rest;

@@ -1,5 +1,5 @@
-//! The thread that writes. It takes all that is waiting, puts it on disk in one transaction, tells, and begins again:
-//! while one sync runs, the next transaction gathers. No timer is involved unless the flash is to be spared.
+//! Writer thread with group commit: while one sync runs, the next transaction gathers. No timer is involved unless
+//! `store.flash_saver_ms` is set.
 //!
 //! ```text
 //!              ┌────────────── gather ◀──────────────┐
@@ -11,65 +11,56 @@
 //! ```
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
-use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::Sender;
 
-use super::folder::DataFolder;
-use super::session::Session;
+use super::OpenError;
+use super::record::{RecordId, Stream};
+use super::request::{StoreEvent, StoreRequest};
+use super::session::{Session, StoreContext};
 use super::state_retention::StateRetention;
-use super::stats::{Stats, thread_bytes_written};
-use super::{OpenError, Recovered, StoreEvent, StoreRequest, Stream};
-use crate::config;
+use super::stats::thread_bytes_written;
 use crate::queue::Receiver;
+use crate::time::Now;
 
-/// How often the writer looks at the clock and at other processes' changes.
+/// Interval of checks for expiry and for changes by other processes.
 const TICK: Duration = Duration::from_secs(1);
 
-/// A transaction that is this large is committed although more is waiting: it bounds the WAL and the memory for it.
+/// Requests per transaction, although more are waiting. Bounds the WAL and the memory for it.
 const TRANSACTION_REQUESTS: usize = 1024;
 
 const RETRY_FIRST: Duration = Duration::from_secs(1);
 const RETRY_MAX: Duration = Duration::from_secs(30);
 
-/// What every session needs.
-#[derive(Debug)]
-pub(super) struct StoreContext {
-    pub(super) place: DataFolder,
-    pub(super) settings: config::Store,
-    pub(super) receive_maximum: usize,
-    pub(super) stats: Arc<Stats>,
-}
-
-impl StoreContext {
-    pub(super) fn open(&self) -> Result<(Session, Recovered), OpenError> {
-        Session::open(&self.place, &self.settings, self.receive_maximum, &self.stats)
-    }
-}
-
 #[derive(Debug)]
 pub(super) struct Writer {
     context: StoreContext,
-    /// With the epoch that the sender knew of, see [`super::StoreHandle`].
+    /// With the epoch that the sender knew of, see [`super::handle`].
     requests: Receiver<(u64, StoreRequest)>,
     events: Sender<(u64, StoreEvent)>,
     epoch: u64,
-    /// Reads of committed rows, answered after the commit under way.
-    reads: Vec<(Stream, u64, usize)>,
-    /// With `when_full = "block"` and a full outbox: what waits for room, in order.
+    /// Reads of committed rows, answered after the commit in progress.
+    reads: Vec<OutboxRead>,
+    /// Requests that wait for room in order, with `when_full = "block"` and a full outbox.
     held: VecDeque<StoreRequest>,
-    /// What the daemon was told about that.
-    blocked: bool,
-    committed_at: Instant,
-    ticked_at: Instant,
+    /// Value of the last `Blocked` event.
+    is_blocked: bool,
+    last_commit: Instant,
+    last_tick: Instant,
     closing: bool,
-    absent: StateRetention,
+    retention: StateRetention,
 }
 
-/// Why the loop cannot go on.
+#[derive(Clone, Copy, Debug)]
+struct OutboxRead {
+    stream: Stream,
+    after: RecordId,
+    max_bytes: usize,
+}
+
+/// Why a session ends early.
 #[derive(Debug)]
 enum Stop {
     /// The disk failed.
@@ -84,210 +75,231 @@ impl From<rusqlite::Error> for Stop {
     }
 }
 
+/// Whether a time service has set the clock does not matter to the store.
+fn read_clock() -> Now {
+    Now::read(false)
+}
+
 impl Writer {
     pub(super) fn new(
         context: StoreContext,
         requests: Receiver<(u64, StoreRequest)>,
         events: Sender<(u64, StoreEvent)>,
+        now: Now,
     ) -> Self {
-        let retention = context.settings.state_retention_secs.map(|secs| Duration::from_secs(secs.get()));
+        let retention = context.config.state_retention_secs.map(|secs| Duration::from_secs(secs.get()));
         Self {
-            absent: StateRetention::new(retention, Instant::now()),
+            retention: StateRetention::new(retention, now.monotonic),
             context,
             requests,
             events,
             epoch: 0,
             reads: Vec::new(),
             held: VecDeque::new(),
-            blocked: false,
-            committed_at: Instant::now(),
-            ticked_at: Instant::now(),
+            is_blocked: false,
+            last_commit: now.monotonic,
+            last_tick: now.monotonic,
             closing: false,
         }
     }
 
     pub(super) fn run(mut self, session: Session) {
-        let mut session = Some(session);
-        while let Some(mut open) = session.take() {
-            let stop = self.write(&mut open);
-            drop(open);
-            match stop {
+        let mut next = Some(session);
+        while let Some(mut session) = next.take() {
+            let result = self.run_session(&mut session);
+            drop(session);
+            match result {
                 Ok(()) => break,
                 Err(Stop::Abandoned) => return,
-                Err(Stop::Failed(error)) => session = self.reopen(&error),
+                Err(Stop::Failed(error)) => next = self.reopen(&error),
             }
         }
         let Self { context, events, epoch, .. } = self;
-        // The folder is free before anyone hears that it is.
+        // The data folder is released before the daemon hears of it.
         drop(context);
         let _ = events.blocking_send((epoch, StoreEvent::Closed));
     }
 
-    /// Until closed, or until something fails.
-    fn write(&mut self, session: &mut Session) -> Result<(), Stop> {
-        let mut flush = false;
+    /// Top loop of the thread: runs until the store is closed or fails. The only place that reads the clock, beside
+    /// [`Self::reopen`].
+    fn run_session(&mut self, session: &mut Session) -> Result<(), Stop> {
+        let mut has_more = false;
         loop {
-            self.tell(session.news())?;
-            if !flush && !self.closing {
-                self.gather(session)?;
+            self.notify(session.take_events())?;
+            if !has_more
+                && !self.closing
+                && let Some(first) = self.receive(Some(self.last_tick + TICK))
+            {
+                self.gather(session, first, read_clock())?;
             }
-            flush = self.settle(session)?;
-            if self.closing && !flush {
+            let now = read_clock();
+            // While the outbox is full, delivered records make room only when they are deleted.
+            let flush = self.closing || !self.held.is_empty() || session.is_behind(now);
+            if session.must_commit() {
+                self.last_commit = now.monotonic;
+            }
+            if session.write(flush, now)? {
+                let started = read_clock().monotonic;
+                session.commit()?;
+                self.context.stats.committed(read_clock().monotonic - started);
+            }
+            has_more = self.answer(session, now)?;
+            if self.closing && !has_more {
                 return Ok(());
             }
-            if self.ticked_at.elapsed() >= TICK {
-                self.ticked_at = Instant::now();
-                session.tick()?;
-                session.age_state(&mut self.absent)?;
-                flush |= session.is_behind() || session.must_commit();
+            if now.monotonic.duration_since(self.last_tick) >= TICK {
+                self.last_tick = now.monotonic;
+                session.tick(now)?;
+                session.expire_state(&mut self.retention, now)?;
+                has_more |= session.is_behind(now) || session.must_commit();
                 self.context.stats.writer_bytes.store(thread_bytes_written(), Relaxed);
             }
         }
     }
 
-    /// Waits for a request, then takes all that are there.
-    fn gather(&mut self, session: &mut Session) -> Result<(), Stop> {
-        let idle = TICK.saturating_sub(self.ticked_at.elapsed());
-        match self.requests.recv_timeout(idle) {
-            Ok(request) => self.admit(session, request)?,
-            Err(RecvTimeoutError::Timeout) => return Ok(()),
-            Err(RecvTimeoutError::Disconnected) => self.closing = true,
-        }
-        let spare = Duration::from_millis(self.context.settings.flash_saver_ms.into());
+    /// Waits for a request until `deadline`; `None`: does not wait. Without senders the store closes.
+    fn receive(&mut self, deadline: Option<Instant>) -> Option<(u64, StoreRequest)> {
+        use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
+        let received = match deadline {
+            Some(deadline) => self.requests.recv_timeout(deadline.saturating_duration_since(Instant::now())),
+            None => self.requests.try_recv().map_err(|error| match error {
+                TryRecvError::Empty => RecvTimeoutError::Timeout,
+                TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
+            }),
+        };
+        self.closing |= matches!(received, Err(RecvTimeoutError::Disconnected));
+        received.ok()
+    }
+
+    /// Applies the first request and all others that are waiting.
+    fn gather(&mut self, session: &mut Session, first: (u64, StoreRequest), now: Now) -> Result<(), Stop> {
+        self.handle_request(session, first, now)?;
+        let interval = Duration::from_millis(self.context.config.flash_saver_ms.into());
         for _ in 1..TRANSACTION_REQUESTS {
             if self.closing {
                 break;
             }
-            // Only what must be written has to wait for its turn.
-            let wait =
-                if session.must_commit() { spare.saturating_sub(self.committed_at.elapsed()) } else { Duration::ZERO };
-            let next = if wait.is_zero() {
-                self.requests.try_recv()
-            } else {
-                self.requests.recv_timeout(wait).map_err(|error| match error {
-                    RecvTimeoutError::Timeout => TryRecvError::Empty,
-                    RecvTimeoutError::Disconnected => TryRecvError::Disconnected,
-                })
-            };
-            match next {
-                Ok(request) => self.admit(session, request)?,
-                Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => self.closing = true,
-            }
+            // Requests that need no write do not wait to spare the flash.
+            let deadline = (!interval.is_zero() && session.must_commit()).then(|| self.last_commit + interval);
+            let Some(request) = self.receive(deadline) else { break };
+            self.handle_request(session, request, now)?;
         }
         Ok(())
     }
 
-    fn admit(&mut self, session: &mut Session, (epoch, request): (u64, StoreRequest)) -> Result<(), Stop> {
-        // Sent before the daemon heard of a failure: built on commits that never happened.
-        let stale = epoch != self.epoch && !matches!(request, StoreRequest::Close | StoreRequest::Installed(_));
-        if stale { Ok(()) } else { self.apply(session, request) }
+    fn handle_request(
+        &mut self,
+        session: &mut Session,
+        (epoch, request): (u64, StoreRequest),
+        now: Now,
+    ) -> Result<(), Stop> {
+        // Sent before the daemon heard of a failure, on top of commits that never happened.
+        let is_stale = epoch != self.epoch && !matches!(request, StoreRequest::Close | StoreRequest::Installed(_));
+        if is_stale { Ok(()) } else { self.apply(session, request, now) }
     }
 
-    fn apply(&mut self, session: &mut Session, request: StoreRequest) -> Result<(), Stop> {
+    fn apply(&mut self, session: &mut Session, request: StoreRequest, now: Now) -> Result<(), Stop> {
         match request {
             StoreRequest::Commit { ref commits, .. } if !self.held.is_empty() || session.is_full_for(commits) => {
                 self.held.push_back(request);
             }
-            // These see or follow what is held.
+            // Must stay behind the held commits.
             StoreRequest::LoadState { .. } | StoreRequest::SetMeta { .. } if !self.held.is_empty() => {
                 self.held.push_back(request);
             }
-            StoreRequest::Commit { seq, commits } => session.enqueue(seq, commits),
-            StoreRequest::LoadState { token, scope } => {
+            StoreRequest::Commit { batch, commits } => session.enqueue(batch, commits),
+            StoreRequest::LoadState { id, scope } => {
                 let entries = session.load_state(&scope)?;
-                self.tell([StoreEvent::State { token, entries }])?;
+                self.notify([StoreEvent::State { id, entries }])?;
             }
-            StoreRequest::ReadOutbox { stream, after, max_bytes } if session.must_commit() => {
-                self.reads.push((stream, after, max_bytes));
+            StoreRequest::ReadOutbox { stream, after, max_bytes } => {
+                let read = OutboxRead { stream, after, max_bytes };
+                if session.must_commit() {
+                    self.reads.push(read);
+                } else {
+                    self.read_outbox(session, read)?;
+                }
             }
-            StoreRequest::ReadOutbox { stream, after, max_bytes } => self.read(session, stream, after, max_bytes)?,
-            StoreRequest::Delivered { stream, through } => session.delivered(stream, through),
+            StoreRequest::Delivered { stream, through } => session.delivered(stream, through, now),
             StoreRequest::Refused { stream, id, reason } => session.refuse(stream, id, &reason)?,
             StoreRequest::GapsReported { through } => session.gaps_reported(through)?,
             StoreRequest::SetMeta { key, value } => session.set_meta(key, &value)?,
-            StoreRequest::Installed(functions) => self.absent.installed(functions),
+            StoreRequest::Installed(functions) => self.retention.set_installed(functions),
             StoreRequest::Close => self.closing = true,
         }
         Ok(())
     }
 
-    /// Commits, answers, and lets in what was held if there is room. Returns whether there is more to commit.
-    fn settle(&mut self, session: &mut Session) -> Result<bool, Stop> {
-        // While blocked, what upstream takes makes room only when it is deleted.
-        let flush = self.closing || !self.held.is_empty() || session.is_behind();
-        if session.must_commit() {
-            self.committed_at = Instant::now();
-        }
-        if let Some(committed) = session.commit(flush)? {
-            let super::session::Committed { seq, stored, parked } = committed;
-            self.tell([StoreEvent::Committed { seq, stored, parked }])?;
-        }
+    /// Sends the answers to what was committed, and applies held requests if there is room. Returns whether there is
+    /// more to commit.
+    fn answer(&mut self, session: &mut Session, now: Now) -> Result<bool, Stop> {
+        self.notify(session.take_committed())?;
         session.checkpoint()?;
-        for (stream, after, max_bytes) in std::mem::take(&mut self.reads) {
-            self.read(session, stream, after, max_bytes)?;
+        for read in std::mem::take(&mut self.reads) {
+            self.read_outbox(session, read)?;
         }
-        let full = match self.held.front() {
+        let is_full = match self.held.front() {
             Some(StoreRequest::Commit { commits, .. }) => session.is_full_for(commits),
             _ => false,
         };
-        if full != self.blocked {
-            self.blocked = full;
-            self.tell([StoreEvent::Blocked(full)])?;
+        if is_full != self.is_blocked {
+            self.is_blocked = is_full;
+            self.notify([StoreEvent::Blocked(is_full)])?;
         }
-        if full || self.held.is_empty() {
+        if is_full || self.held.is_empty() {
             return Ok(false);
         }
         for request in std::mem::take(&mut self.held) {
-            self.apply(session, request)?;
+            self.apply(session, request, now)?;
         }
         Ok(true)
     }
 
-    fn read(&self, session: &mut Session, stream: Stream, after: u64, max_bytes: usize) -> Result<(), Stop> {
+    fn read_outbox(&self, session: &mut Session, read: OutboxRead) -> Result<(), Stop> {
+        let OutboxRead { stream, after, max_bytes } = read;
         let (stored, end) = session.read_outbox(stream, after, max_bytes)?;
-        self.tell([StoreEvent::Outbox { stream, stored, end }])
+        self.notify([StoreEvent::Outbox { stream, stored, end }])
     }
 
-    fn tell(&self, events: impl IntoIterator<Item = StoreEvent>) -> Result<(), Stop> {
+    fn notify(&self, events: impl IntoIterator<Item = StoreEvent>) -> Result<(), Stop> {
         for event in events {
             self.events.blocking_send((self.epoch, event)).map_err(|_| Stop::Abandoned)?;
         }
         Ok(())
     }
 
-    /// After a failure: says so, discards what comes in, and tries until the disk works again. `None` when closed.
+    /// Discards requests and retries until the database can be opened. `None` when closed.
     fn reopen(&mut self, error: &rusqlite::Error) -> Option<Session> {
-        tracing::error!(%error, "the database failed: nothing is acknowledged until it works again");
+        tracing::error!(%error, "the database failed: no message is acknowledged until it works again");
         self.context.stats.failures.fetch_add(1, Relaxed);
         self.reads.clear();
         self.held.clear();
-        self.blocked = false;
+        self.is_blocked = false;
         self.epoch += 1;
-        self.tell([StoreEvent::Failed { error: error.to_string() }]).ok()?;
+        self.notify([StoreEvent::Failed { error: error.to_string() }]).ok()?;
         let mut delay = RETRY_FIRST;
         loop {
-            let until = Instant::now() + delay;
-            while !self.closing {
-                match self.requests.recv_timeout(until.saturating_duration_since(Instant::now())) {
-                    Ok((_, StoreRequest::Close)) | Err(RecvTimeoutError::Disconnected) => self.closing = true,
-                    Ok(_) => {}
-                    Err(RecvTimeoutError::Timeout) => break,
-                }
+            let retry_at = read_clock().monotonic + delay;
+            while !self.closing
+                && let Some((_, request)) = self.receive(Some(retry_at))
+            {
+                self.closing = matches!(request, StoreRequest::Close);
             }
             if self.closing {
                 return None;
             }
-            match self.context.place.probe().and_then(|()| self.context.open()) {
+            let opened: Result<_, OpenError> =
+                self.context.folder.probe().and_then(|()| Session::open(&self.context, read_clock()));
+            match opened {
                 Ok((session, recovered)) => {
                     tracing::info!("the database works again");
                     self.epoch += 1;
-                    self.tell([StoreEvent::Reopened(Box::new(recovered))]).ok()?;
+                    self.notify([StoreEvent::Reopened(Box::new(recovered))]).ok()?;
                     return Some(session);
                 }
                 Err(error) => {
                     delay = (2 * delay).min(RETRY_MAX);
-                    tracing::warn!(%error, retry_secs = delay.as_secs(), "the database cannot be opened yet");
+                    tracing::warn!(%error, retry_secs = delay.as_secs(), "cannot open the database yet");
                 }
             }
         }

@@ -10,7 +10,9 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::testing::*;
 use crate::config;
-use crate::store::{Commit, DeadLetterFilter, DeadLetters, OpenError, Store, StoreEvent, StoreRequest, Stream};
+use crate::store::{
+    BatchNo, Commit, DeadLetterFilter, DeadLetters, OpenError, Store, StoreEvent, StoreRequest, Stream,
+};
 
 #[test]
 fn a_second_daemon_is_refused() {
@@ -21,12 +23,12 @@ fn a_second_daemon_is_refused() {
     for name in ["sedge.db", "sedge.db-wal", "lock"] {
         assert_eq!(fs::metadata(data.join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
     }
-    let Err(OpenError::Held { pid, .. }) = Store::open(&config::Store::default(), &data, 1) else {
+    let Err(OpenError::Held { pid, .. }) = Store::open(&config::Store::default(), &data, 1, now()) else {
         panic!("it was not refused");
     };
     assert_eq!(pid, Some(std::process::id()));
     rig.close();
-    Store::open(&config::Store::default(), &data, 1).unwrap();
+    Store::open(&config::Store::default(), &data, 1, now()).unwrap();
 }
 
 #[test]
@@ -37,7 +39,7 @@ fn a_newer_database_is_refused_and_left_alone() {
     connection.pragma_update(None, "user_version", 99).unwrap();
     drop(connection);
     let before = fs::read(dir.path().join("sedge.db")).unwrap();
-    let result = Store::open(&config::Store::default(), dir.path(), 1);
+    let result = Store::open(&config::Store::default(), dir.path(), 1, now());
     assert!(matches!(result, Err(OpenError::Newer { found: 99, .. })));
     assert_eq!(fs::read(dir.path().join("sedge.db")).unwrap(), before);
 }
@@ -47,7 +49,8 @@ fn a_folder_that_cannot_be_made_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, "").unwrap();
-    let Err(OpenError::Unusable { path, .. }) = Store::open(&config::Store::default(), &file.join("data"), 1) else {
+    let Err(OpenError::Unusable { path, .. }) = Store::open(&config::Store::default(), &file.join("data"), 1, now())
+    else {
         panic!("it was made");
     };
     assert_eq!(path, file.join("data"));
@@ -112,7 +115,7 @@ fn what_can_be_read_of_a_damaged_database_is_saved() {
     });
     // Ids of lost rows are not given again.
     let stored = rig.commit(vec![records(vec![record(Stream::Data, "x")])]);
-    assert!(stored[0].id > 1_000_000);
+    assert!(stored[0].id.0 > 1_000_000);
     rig.close();
     assert_eq!(corrupt_files(dir.path()), 1);
 }
@@ -223,7 +226,7 @@ fn child_with_a_full_disk() {
     }
     let error = loop {
         match rig.event() {
-            StoreEvent::Committed { seq, stored: more, .. } => {
+            StoreEvent::Committed { batch: BatchNo(seq), stored: more, .. } => {
                 stored += more.len();
                 assert!(seq < sent, "the disk was never full");
             }
@@ -241,10 +244,10 @@ fn child_with_a_full_disk() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(recovered.last[1], stored as u64);
+    assert_eq!(recovered.last[1].0, stored as u64);
     assert_eq!(rig.read_all(Stream::Data).len(), stored);
     let next = rig.commit(vec![records(vec![record(Stream::Data, "after")])]);
-    assert_eq!(next[0].id, stored as u64 + 1);
+    assert_eq!(next[0].id.0, stored as u64 + 1);
     assert!(rig.handle.stats().failures.load(Relaxed) >= 1);
     rig.close();
 }
@@ -289,7 +292,7 @@ fn child_in_a_read_only_folder() {
     }
     set_mode(0o600, 0o700);
     let StoreEvent::Reopened(recovered) = rig.event() else { panic!("only this can come") };
-    assert_eq!(recovered.last[1], 1);
+    assert_eq!(recovered.last[1].0, 1);
     assert_eq!(rig.read_all(Stream::Data).len(), 1);
     rig.close();
 }
@@ -318,16 +321,22 @@ fn child_that_hears_late() {
     // The store opens again while the daemon, which has not looked at its events, goes on sending.
     let before = stats.commits.load(Relaxed);
     for _ in 0..2000 {
-        let late = StoreRequest::Commit { seq: 1000, commits: vec![records(vec![record(Stream::Data, "too late")])] };
+        let late = StoreRequest::Commit {
+            batch: BatchNo(1000),
+            commits: vec![records(vec![record(Stream::Data, "too late")])],
+        };
         rig.send(late);
         patience();
     }
     assert_eq!(stats.commits.load(Relaxed), before);
     assert!(matches!(rig.event(), StoreEvent::Failed { .. }));
-    rig.send(StoreRequest::Commit { seq: 1001, commits: vec![records(vec![record(Stream::Data, "between")])] });
+    rig.send(StoreRequest::Commit {
+        batch: BatchNo(1001),
+        commits: vec![records(vec![record(Stream::Data, "between")])],
+    });
     assert!(matches!(rig.event(), StoreEvent::Reopened(_)));
     let stored = rig.commit(vec![records(vec![record(Stream::Data, "second")])]);
-    assert_eq!(stored[0].id, 2);
+    assert_eq!(stored[0].id.0, 2);
     let payloads: Vec<_> = rig.read_all(Stream::Data).into_iter().map(|stored| stored.record.payload).collect();
     assert_eq!(payloads, ["first", "second"]);
     rig.close();

@@ -10,7 +10,7 @@ use proptest::prelude::*;
 
 use super::testing::*;
 use crate::message::StateWrite;
-use crate::store::{Commit, StoreEvent, StoreRequest, StoredRecord, Stream};
+use crate::store::{BatchNo, Commit, RecordId, StoreEvent, StoreRequest, StoredRecord, Stream};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -124,11 +124,11 @@ fn scope_of(n: u8) -> crate::message::Scope {
 
 /// What the store holds now, read through the front door.
 fn read_back(rig: &mut Rig) -> Model {
-    let mut model = Model { last: rig.recovered.last, ..Model::default() };
+    let mut model = Model { last: rig.recovered.last.map(|id| id.0), ..Model::default() };
     for stream in Stream::ALL {
         let stored = rig.read_all(stream);
         model.outbox[stream as usize] =
-            stored.into_iter().map(|StoredRecord { id, record }| (id, record.payload.to_vec())).collect();
+            stored.into_iter().map(|StoredRecord { id, record }| (id.0, record.payload.to_vec())).collect();
     }
     for n in 0..3 {
         model.state.extend(rig.state(&scope_of(n)).into_iter().map(|(key, value)| ((n, key), value)));
@@ -200,7 +200,7 @@ proptest! {
                     let known = on_disk.outbox[n].len() as u64;
                     let count = (known * share / 100) as usize;
                     if let Some((through, _)) = count.checked_sub(1).map(|at| on_disk.outbox[n][at].clone()) {
-                        rig.send(StoreRequest::Delivered { stream: Stream::ALL[n], through });
+                        rig.send(StoreRequest::Delivered { stream: Stream::ALL[n], through: RecordId(through) });
                         for model in under_way.iter_mut().map(|(_, model)| model).chain([&mut model, &mut on_disk]) {
                             model.outbox[n].retain(|(id, _)| *id > through);
                         }
@@ -217,7 +217,7 @@ proptest! {
                 }
                 Step::Crash { copied } => {
                     while let Some(event) = rig.events.try_recv() {
-                        if let StoreEvent::Committed { seq, .. } = event {
+                        if let StoreEvent::Committed { batch: BatchNo(seq), .. } = event {
                             let done = under_way.iter().take_while(|(sent, _)| *sent <= seq).count();
                             under_way.drain(..done).for_each(|(_, model)| on_disk = model);
                         }

@@ -6,7 +6,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::testing::*;
 use crate::config;
 use crate::message::FailureCode;
-use crate::store::{Commit, DeadLetterFilter, DeadLetters, DeadLettersError, Parked, StoreEvent, StoreRequest, Stream};
+use crate::store::{
+    BatchNo, Commit, DeadLetterFilter, DeadLetterId, DeadLetters, DeadLettersError, Parked, ParkedId, StoreEvent,
+    StoreRequest, Stream,
+};
 
 fn letters(rig: &mut Rig, count: usize) {
     for n in 0..count {
@@ -17,7 +20,7 @@ fn letters(rig: &mut Rig, count: usize) {
 }
 
 fn only(id: u64) -> DeadLetterFilter {
-    DeadLetterFilter { ids: Some(vec![id]), ..DeadLetterFilter::default() }
+    DeadLetterFilter { ids: Some(vec![DeadLetterId(id)]), ..DeadLetterFilter::default() }
 }
 
 #[test]
@@ -27,7 +30,7 @@ fn dead_letters_are_listed_newest_first_and_whole() {
     letters(&mut rig, 12);
     let letters = DeadLetters::open(dir.path()).unwrap();
     let ids = |filter: &DeadLetterFilter, limit| -> Vec<u64> {
-        letters.list(filter, limit).unwrap().into_iter().map(|(id, _)| id).collect()
+        letters.list(filter, limit).unwrap().into_iter().map(|(id, _)| id.0).collect()
     };
     assert_eq!(ids(&DeadLetterFilter::default(), 3), [12, 11, 10]);
     assert_eq!(
@@ -36,8 +39,8 @@ fn dead_letters_are_listed_newest_first_and_whole() {
     );
     let trapped = DeadLetterFilter { function: Some("decode".into()), reason: Some(FailureCode::Trap), ids: None };
     assert_eq!(ids(&trapped, 99), [7, 1]);
-    assert_eq!(letters.show(1).unwrap().unwrap(), dead_letter("decode", FailureCode::Trap, "payload 0"));
-    assert_eq!(letters.show(99).unwrap(), None);
+    assert_eq!(letters.show(DeadLetterId(1)).unwrap().unwrap(), dead_letter("decode", FailureCode::Trap, "payload 0"));
+    assert_eq!(letters.show(DeadLetterId(99)).unwrap(), None);
 }
 
 #[test]
@@ -80,7 +83,7 @@ fn a_replay_just_before_the_daemon_parks_a_job_is_not_missed() {
     let mut rig = Rig::open(dir.path());
     letters(&mut rig, 1);
     DeadLetters::open(dir.path()).unwrap().replay(&only(1), 5).unwrap();
-    let job = Parked { id: 0, function: "f".into(), message: message("a", "b"), due_ms: 9 };
+    let job = Parked { id: ParkedId::NEW, function: "f".into(), message: message("a", "b"), due_ms: 9 };
     rig.start(vec![Commit { park: vec![job], ..Commit::default() }]);
     let (mut own, mut replayed) = (None, None);
     while own.is_none() || replayed.is_none() {
@@ -101,7 +104,7 @@ fn dropped_dead_letters_are_gone_and_their_numbers_stay_theirs() {
     let mut dead_letters = DeadLetters::open(dir.path()).unwrap();
     assert_eq!(dead_letters.drop(&DeadLetterFilter::default()).unwrap(), 3);
     letters(&mut rig, 1);
-    assert_eq!(dead_letters.list(&DeadLetterFilter::default(), 9).unwrap()[0].0, 4);
+    assert_eq!(dead_letters.list(&DeadLetterFilter::default(), 9).unwrap()[0].0, DeadLetterId(4));
 }
 
 #[test]
@@ -111,7 +114,7 @@ fn dead_letters_are_bounded() {
     let mut rig = Rig::open_with(dir.path(), &settings);
     letters(&mut rig, 50);
     let kept = DeadLetters::open(dir.path()).unwrap().list(&DeadLetterFilter::default(), 99).unwrap();
-    assert!(kept.len() < 15 && kept[0].0 == 50, "{} are kept", kept.len());
+    assert!(kept.len() < 15 && kept[0].0 == DeadLetterId(50), "{} are kept", kept.len());
     assert_eq!(rig.handle.stats().dead_letters_dropped.load(Relaxed), 50 - kept.len() as u64);
 }
 
@@ -119,7 +122,7 @@ fn dead_letters_are_bounded() {
 fn old_dead_letters_are_dropped_unless_the_clock_was_never_set() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
-    let now_ms = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
+    let now_ms = now().unix_ms;
     let of = |at_ms| Commit {
         dead_letters: vec![crate::store::DeadLetter { at_ms, ..dead_letter("f", FailureCode::Trap, "x") }],
         ..Commit::default()
@@ -133,7 +136,7 @@ fn old_dead_letters_are_dropped_unless_the_clock_was_never_set() {
     }
     rig.close();
     let kept = DeadLetters::open(dir.path()).unwrap().list(&DeadLetterFilter::default(), 99).unwrap();
-    assert_eq!(kept.iter().map(|(id, _)| *id).collect::<Vec<_>>(), [2]);
+    assert_eq!(kept.iter().map(|(id, _)| id.0).collect::<Vec<_>>(), [2]);
 }
 
 #[test]
@@ -151,7 +154,7 @@ fn the_other_process_gets_its_turn_under_load() {
         while sent < committed + 4 {
             sent = rig.start(vec![records(vec![record(Stream::Data, vec![1; 2000])])]);
         }
-        if let StoreEvent::Committed { seq, stored, .. } = rig.event() {
+        if let StoreEvent::Committed { batch: BatchNo(seq), stored, .. } = rig.event() {
             committed = seq;
             rig.send(StoreRequest::Delivered { stream: Stream::Data, through: stored.last().unwrap().id });
         }

@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 
 use super::testing::*;
 use crate::config::{self, WhenFull};
-use crate::store::{Gap, StoreEvent, StoreRequest, Stream};
+use crate::store::{BatchNo, Gap, LoadId, RecordId, StoreEvent, StoreRequest, Stream};
 
 fn bounded(max_bytes: u64, when_full: WhenFull) -> config::Store {
     config::Store { max_bytes: NonZeroU64::new(max_bytes).unwrap(), when_full, ..config::Store::default() }
 }
 
 fn ids(stored: &[crate::store::StoredRecord]) -> Vec<u64> {
-    stored.iter().map(|stored| stored.id).collect()
+    stored.iter().map(|stored| stored.id.0).collect()
 }
 
 #[test]
@@ -23,10 +23,10 @@ fn ids_are_never_used_again_although_the_stream_was_emptied() {
     for _ in 0..3 {
         rig.commit(vec![records(vec![record(Stream::Alert, "x")])]);
     }
-    rig.send(StoreRequest::Delivered { stream: Stream::Alert, through: 3 });
+    rig.send(StoreRequest::Delivered { stream: Stream::Alert, through: RecordId(3) });
     rig.close();
     let mut rig = Rig::open(dir.path());
-    assert_eq!((rig.recovered.delivered[0], rig.recovered.last[0]), (3, 3));
+    assert_eq!((rig.recovered.delivered[0], rig.recovered.last[0]), (RecordId(3), RecordId(3)));
     assert_eq!(rig.read_all(Stream::Alert), []);
     assert_eq!(ids(&rig.commit(vec![records(vec![record(Stream::Alert, "x")])])), [4]);
 }
@@ -36,11 +36,11 @@ fn a_watermark_in_the_middle_of_a_segment_hides_its_beginning() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     rig.commit(vec![records((0..10).map(|n| record(Stream::Data, n.to_string())).collect())]);
-    rig.send(StoreRequest::Delivered { stream: Stream::Data, through: 4 });
+    rig.send(StoreRequest::Delivered { stream: Stream::Data, through: RecordId(4) });
     assert_eq!(ids(&rig.read_all(Stream::Data)), [5, 6, 7, 8, 9, 10]);
     rig.close();
     let mut rig = Rig::open(dir.path());
-    assert_eq!(rig.recovered.delivered[1], 4);
+    assert_eq!(rig.recovered.delivered[1], RecordId(4));
     assert_eq!(ids(&rig.read_all(Stream::Data)), [5, 6, 7, 8, 9, 10]);
 }
 
@@ -64,8 +64,8 @@ fn a_long_backlog_is_read_in_pieces() {
     for n in 0..50 {
         rig.commit(vec![records((0..7).map(|m| record(Stream::Data, format!("{n} {m}"))).collect())]);
     }
-    let (piece, end) = rig.read(Stream::Data, 100, 1000);
-    assert!(!end && piece[0].id == 101 && piece.len() < 200);
+    let (piece, end) = rig.read(Stream::Data, RecordId(100), 1000);
+    assert!(!end && piece[0].id == RecordId(101) && piece.len() < 200);
     assert_eq!(ids(&rig.read_all(Stream::Data)), (1..=350).collect::<Vec<_>>());
 }
 
@@ -91,7 +91,7 @@ fn a_full_outbox_drops_the_oldest_data_and_keeps_alerts() {
     assert_eq!(rig.read_all(Stream::Alert).len(), 1);
     let left = rig.read_all(Stream::Data);
     assert!((17..20).contains(&left.len()), "{} records are left", left.len());
-    assert_eq!(left.last().unwrap().id, 40);
+    assert_eq!(left.last().unwrap().id, RecordId(40));
     let dropped = 40 - left.len() as u64;
     assert_eq!(rig.handle.stats().dropped_full.load(Relaxed), dropped);
     rig.close();
@@ -102,8 +102,8 @@ fn a_full_outbox_drops_the_oldest_data_and_keeps_alerts() {
     assert_eq!(gaps.iter().map(|gap| gap.records).sum::<u64>(), dropped);
     assert_eq!(gaps.iter().map(|gap| gap.bytes).sum::<u64>(), dropped * 1000);
     assert!(gaps.iter().all(|gap| gap.stream == Stream::Data && &*gap.reason == "full"));
-    assert_eq!(gaps[0].first_id, 1);
-    assert_eq!(gaps.last().unwrap().last_id, dropped);
+    assert_eq!(gaps[0].first_id, RecordId(1));
+    assert_eq!(gaps.last().unwrap().last_id, RecordId(dropped));
     assert_eq!(gaps[0].first_at_ms, 1_800_000_000_000);
     assert_eq!(gaps.last().unwrap().last_at_ms, 1_800_000_000_000 + dropped - 1);
 }
@@ -119,7 +119,7 @@ fn alerts_are_dropped_when_there_is_no_data_left() {
     assert_eq!(rig.read_all(Stream::Data), []);
     assert_eq!(rig.read_all(Stream::Local), []);
     let alerts = rig.read_all(Stream::Alert);
-    assert_eq!(alerts.last().unwrap().id, 30);
+    assert_eq!(alerts.last().unwrap().id, RecordId(30));
     assert!(alerts.len() < 20);
     // Even new data finds no room: it is lost at once, and counted.
     let stored = rig.commit(vec![records(vec![record(Stream::Data, vec![1; 5000])])]);
@@ -155,7 +155,7 @@ fn a_full_outbox_blocks_until_there_is_room() {
     for _ in 0..20 {
         sent = rig.start(vec![records(vec![record(Stream::Data, vec![1; 1000])])]);
     }
-    rig.send(StoreRequest::LoadState { token: 1, scope: scope(None) });
+    rig.send(StoreRequest::LoadState { id: LoadId(1), scope: scope(None) });
     let mut committed = 0;
     loop {
         match rig.event() {
@@ -168,20 +168,20 @@ fn a_full_outbox_blocks_until_there_is_room() {
         }
     }
     assert!((8..10).contains(&committed), "{committed} records fit");
-    assert_eq!(rig.read(Stream::Data, 0, 1 << 20).0.len() as u64, committed);
+    assert_eq!(rig.read(Stream::Data, RecordId(0), 1 << 20).0.len() as u64, committed);
     // Room for some, not for all: it may say "not blocked" and "blocked" in between.
-    rig.send(StoreRequest::Delivered { stream: Stream::Data, through: committed });
+    rig.send(StoreRequest::Delivered { stream: Stream::Data, through: RecordId(committed) });
     let mut last_seq = 0;
     let mut state_loaded = false;
     while last_seq < sent || !state_loaded {
         match rig.event() {
-            StoreEvent::Committed { seq, stored, .. } => {
+            StoreEvent::Committed { batch: BatchNo(seq), stored, .. } => {
                 last_seq = seq;
                 committed += stored.len() as u64;
-                rig.send(StoreRequest::Delivered { stream: Stream::Data, through: committed });
+                rig.send(StoreRequest::Delivered { stream: Stream::Data, through: RecordId(committed) });
             }
             StoreEvent::Blocked(_) => {}
-            StoreEvent::State { token: 1, .. } => {
+            StoreEvent::State { id: LoadId(1), .. } => {
                 state_loaded = true;
             }
             other => panic!("{other:?}"),
@@ -217,11 +217,14 @@ fn a_refused_record_becomes_a_gap_and_is_not_read_again() {
     let mut rig = Rig::open(dir.path());
     rig.commit(vec![records((0..5).map(|n| record(Stream::Data, n.to_string())).collect())]);
     for _ in 0..2 {
-        rig.send(StoreRequest::Refused { stream: Stream::Data, id: 3, reason: "too-large".into() });
+        rig.send(StoreRequest::Refused { stream: Stream::Data, id: RecordId(3), reason: "too-large".into() });
     }
     let gaps = gaps(&mut rig);
     assert_eq!(gaps.len(), 1);
-    assert_eq!((gaps[0].first_id, gaps[0].last_id, gaps[0].records, &*gaps[0].reason), (3, 3, 1, "too-large"));
+    assert_eq!(
+        (gaps[0].first_id, gaps[0].last_id, gaps[0].records, &*gaps[0].reason),
+        (RecordId(3), RecordId(3), 1, "too-large")
+    );
     assert_eq!(ids(&rig.read_all(Stream::Data)), [1, 2, 4, 5]);
     rig.close();
     assert_eq!(ids(&Rig::open(dir.path()).read_all(Stream::Data)), [1, 2, 4, 5]);
@@ -232,7 +235,7 @@ fn records_that_are_too_old_become_a_gap() {
     let dir = tempfile::tempdir().unwrap();
     let settings = config::Store { max_age_secs: NonZeroU64::new(3600), ..config::Store::default() };
     let mut rig = Rig::open_with(dir.path(), &settings);
-    let now_ms = std::time::UNIX_EPOCH.elapsed().unwrap().as_millis() as u64;
+    let now_ms = now().unix_ms;
     let mut old = record(Stream::Alert, "old");
     old.at_ms = now_ms - 7_200_000;
     let mut new = record(Stream::Alert, "new");
@@ -240,7 +243,7 @@ fn records_that_are_too_old_become_a_gap() {
     rig.commit(vec![records(vec![old])]);
     rig.commit(vec![records(vec![new])]);
     let gaps = gaps(&mut rig);
-    assert_eq!((gaps[0].stream, gaps[0].last_id, &*gaps[0].reason), (Stream::Alert, 1, "expired"));
+    assert_eq!((gaps[0].stream, gaps[0].last_id, &*gaps[0].reason), (Stream::Alert, RecordId(1), "expired"));
     assert_eq!(ids(&rig.read_all(Stream::Alert)), [2]);
 }
 
@@ -252,7 +255,7 @@ fn the_log_stays_bounded_and_is_written_over() {
     for _ in 0..1200 {
         // 64 KiB each, 8 under way: about 80 MB in all.
         while sent - committed > 8 {
-            if let StoreEvent::Committed { seq, stored, .. } = rig.event() {
+            if let StoreEvent::Committed { batch: BatchNo(seq), stored, .. } = rig.event() {
                 committed = seq;
                 rig.send(StoreRequest::Delivered { stream: Stream::Data, through: stored.last().unwrap().id });
             }

@@ -1,4 +1,4 @@
-//! A store in a temporary folder, and short ways to ask it things.
+//! Rig: a store in a temporary folder, with shorthands for requests.
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -8,9 +8,15 @@ use bytes::Bytes;
 use crate::config;
 use crate::message::{Failure, FailureCode, Message, Scope, StateWrite, Usage};
 use crate::store::{
-    Commit, DeadLetter, Fingerprint, OpenError, Record, Recovered, Store, StoreEvent, StoreEvents, StoreHandle,
-    StoreRequest, StoredRecord, Stream,
+    BatchNo, Commit, DeadLetter, Fingerprint, LoadId, OpenError, Record, RecordId, Recovered, Store, StoreEvent,
+    StoreEvents, StoreHandle, StoreRequest, StoredRecord, Stream,
 };
+use crate::time::Now;
+
+/// Time of a store that runs on the real clock.
+pub(super) fn now() -> Now {
+    Now::read(true)
+}
 
 pub(super) const RECEIVE_MAXIMUM: u16 = 16;
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -31,7 +37,7 @@ impl Rig {
     pub(super) fn open_with(dir: &Path, settings: &config::Store) -> Self {
         let started = Instant::now();
         loop {
-            match Store::open(settings, dir, RECEIVE_MAXIMUM) {
+            match Store::open(settings, dir, RECEIVE_MAXIMUM, now()) {
                 Ok((handle, events, recovered)) => return Self { handle, events, recovered, seq: 0 },
                 Err(OpenError::Held { .. }) if started.elapsed() < PATIENCE => {
                     std::thread::sleep(Duration::from_millis(1));
@@ -60,7 +66,7 @@ impl Rig {
     /// Sends without waiting. Returns the number of the request.
     pub(super) fn start(&mut self, commits: Vec<Commit>) -> u64 {
         self.seq += 1;
-        self.send(StoreRequest::Commit { seq: self.seq, commits });
+        self.send(StoreRequest::Commit { batch: BatchNo(self.seq), commits });
         self.seq
     }
 
@@ -70,7 +76,7 @@ impl Rig {
         let mut all = Vec::new();
         loop {
             match self.event() {
-                StoreEvent::Committed { seq, stored, .. } => {
+                StoreEvent::Committed { batch: BatchNo(seq), stored, .. } => {
                     all.extend(stored);
                     if seq == sent {
                         return all;
@@ -83,10 +89,10 @@ impl Rig {
     }
 
     pub(super) fn state(&mut self, scope: &Scope) -> Vec<(String, Bytes)> {
-        self.send(StoreRequest::LoadState { token: 9, scope: scope.clone() });
+        self.send(StoreRequest::LoadState { id: LoadId(9), scope: scope.clone() });
         loop {
             match self.event() {
-                StoreEvent::State { token: 9, entries } => {
+                StoreEvent::State { id: LoadId(9), entries } => {
                     return entries.into_iter().map(|(key, value)| (key.into(), value)).collect();
                 }
                 StoreEvent::Committed { .. } => {}
@@ -95,7 +101,7 @@ impl Rig {
         }
     }
 
-    pub(super) fn read(&mut self, stream: Stream, after: u64, max_bytes: usize) -> (Vec<StoredRecord>, bool) {
+    pub(super) fn read(&mut self, stream: Stream, after: RecordId, max_bytes: usize) -> (Vec<StoredRecord>, bool) {
         self.send(StoreRequest::ReadOutbox { stream, after, max_bytes });
         loop {
             match self.event() {
@@ -109,7 +115,7 @@ impl Rig {
     pub(super) fn read_all(&mut self, stream: Stream) -> Vec<StoredRecord> {
         let mut all: Vec<StoredRecord> = Vec::new();
         loop {
-            let (stored, end) = self.read(stream, all.last().map_or(0, |stored| stored.id), 300);
+            let (stored, end) = self.read(stream, all.last().map_or(RecordId(0), |stored| stored.id), 300);
             all.extend(stored);
             if end {
                 return all;

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::testing::*;
-use crate::store::{Commit, StoreEvent, StoreRequest, Stream};
+use crate::store::{BatchNo, Commit, StoreEvent, StoreRequest, Stream};
 
 fn digests(rig: &Rig) -> Vec<u64> {
     rig.recovered.window.iter().map(|fingerprint| fingerprint.digest).collect()
@@ -73,7 +73,7 @@ fn message_ids_are_remembered_across_a_restart() {
     }
     drop(rig);
     let mut rig = Rig::open(dir.path());
-    let now_secs = std::time::UNIX_EPOCH.elapsed().unwrap().as_secs();
+    let now_secs = now().unix_ms / 1000;
     for n in 0..300 {
         assert!(rig.recovered.message_ids.insert(&format!("message-{n}"), now_secs), "message-{n} was forgotten");
     }
@@ -118,10 +118,12 @@ fn commits_are_answered_in_order_and_all_of_them() {
     }
     let (mut answered, mut ids) = (0, Vec::new());
     while answered < 500 {
-        let StoreEvent::Committed { seq, stored, .. } = rig.event() else { panic!("only commits were sent") };
+        let StoreEvent::Committed { batch: BatchNo(seq), stored, .. } = rig.event() else {
+            panic!("only commits were sent")
+        };
         assert!(seq > answered);
         answered = seq;
-        ids.extend(stored.iter().map(|stored| stored.id));
+        ids.extend(stored.iter().map(|stored| stored.id.0));
     }
     assert_eq!(ids, (1..=334).collect::<Vec<_>>());
     assert!(rig.handle.stats().commits.load(Relaxed) < 300, "commits are grouped");

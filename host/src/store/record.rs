@@ -1,0 +1,74 @@
+//! Records of the outbox, and gaps where records were lost.
+
+use std::fmt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+/// Destination of a record. The number is stored on disk and never changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Stream {
+    /// Upstream, ahead of data.
+    Alert = 0,
+    /// Upstream.
+    Data = 1,
+    /// The local broker: publications of functions, and the local echo of alerts.
+    Local = 2,
+}
+
+impl Stream {
+    pub const ALL: [Self; 3] = [Self::Alert, Self::Data, Self::Local];
+}
+
+/// Position of a record in its stream, from 1. Ids only grow and are never reused, not even after the stream was
+/// emptied and the daemon restarted. As a watermark, 0 stands before the first record.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RecordId(pub u64);
+
+impl fmt::Display for RecordId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Message that waits to be sent.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    pub stream: Stream,
+    pub function: Arc<str>,
+    pub topic: Box<str>,
+    pub payload: Bytes,
+    pub content_type: Option<Box<str>>,
+    pub retain: bool,
+    /// Number of functions that the message went through, this one included.
+    pub hops: u32,
+    /// Unix time of the board in milliseconds.
+    pub at_ms: u64,
+}
+
+/// Committed record.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredRecord {
+    pub id: RecordId,
+    pub record: Record,
+}
+
+/// Identifies a gap report.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct GapId(pub u64);
+
+/// Range of lost records, reported upstream in their place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gap {
+    pub stream: Stream,
+    pub reason: Box<str>,
+    pub first_id: RecordId,
+    pub last_id: RecordId,
+    /// Number of records lost, at most all of the range.
+    pub records: u64,
+    /// Sum of their payloads.
+    pub bytes: u64,
+    pub first_at_ms: u64,
+    pub last_at_ms: u64,
+}

@@ -1,0 +1,107 @@
+//! Requests to the store, its events, and what it recovers when it is opened.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::commit::{BatchNo, Commit, Fingerprint, Parked};
+use super::message_ids::MessageIds;
+use super::record::{Gap, GapId, RecordId, StoredRecord, Stream};
+use crate::message::Scope;
+
+/// Identifies a request to load state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct LoadId(pub u64);
+
+/// Request to the store. Requests are carried out in the order of sending.
+#[derive(Debug)]
+pub enum StoreRequest {
+    /// Commits all of these in one transaction, together with whatever else is waiting.
+    Commit { batch: BatchNo, commits: Vec<Commit> },
+    /// Loads all state of a scope, as of everything sent before this request.
+    LoadState { id: LoadId, scope: Scope },
+    /// Reads records with an id above `after`, oldest first, up to about `max_bytes`.
+    ReadOutbox { stream: Stream, after: RecordId, max_bytes: usize },
+    /// The receiver has accepted all records up to and including this id.
+    Delivered { stream: Stream, through: RecordId },
+    /// The receiver will never accept this record: it is dropped and becomes part of a gap.
+    Refused { stream: Stream, id: RecordId, reason: Box<str> },
+    /// All gaps up to and including this one were reported upstream and can be deleted.
+    GapsReported { through: GapId },
+    /// Stores a small value of the daemon itself, for example the subscriptions of its session.
+    SetMeta { key: &'static str, value: Bytes },
+    /// Names all installed functions. State of others is kept for `store.state_retention_secs`.
+    Installed(Vec<Arc<str>>),
+    /// Commits what is waiting, checkpoints and closes.
+    Close,
+}
+
+/// Answer or notification of the store.
+///
+/// `Committed` events come in the order of the requests, and so does `Outbox` after the `Committed` that it reflects.
+/// `State` does not wait for the sync: it may come before the `Committed` of writes that it shows. If that commit fails,
+/// [`StoreEvent::Failed`] revokes both.
+#[derive(Debug)]
+pub enum StoreEvent {
+    /// Every commit up to and including `batch` is on disk. `stored` holds the new records in id order per stream.
+    Committed {
+        batch: BatchNo,
+        stored: Vec<StoredRecord>,
+        parked: Vec<Parked>,
+    },
+    State {
+        id: LoadId,
+        entries: Vec<(Box<str>, Bytes)>,
+    },
+    /// `end`: the stream has no records after these.
+    Outbox {
+        stream: Stream,
+        stored: Vec<StoredRecord>,
+        end: bool,
+    },
+    /// Lost records to report. `through` is the last of these gaps.
+    Gaps {
+        through: GapId,
+        gaps: Vec<Gap>,
+    },
+    /// Jobs that another process (`sedge dead-letters replay`) parked.
+    Parked(Vec<Parked>),
+    /// Whether the outbox is full under the policy to block. Nothing is committed while it is.
+    Blocked(bool),
+    /// The disk failed. Nothing after the last `Committed` is stored, everything sent before [`StoreEvent::Reopened`] is
+    /// discarded, and the store tries to reopen the file by itself.
+    Failed {
+        error: String,
+    },
+    /// The store works again, as if just opened.
+    Reopened(Box<Recovered>),
+    Closed,
+}
+
+/// Content of the file when it was opened.
+#[derive(Debug, Default)]
+pub struct Recovered {
+    /// Random, created with the file. Record ids are unique together with it.
+    pub store_id: String,
+    /// Deliveries whose acknowledgement may not have reached the broker, oldest first.
+    pub window: Vec<Fingerprint>,
+    /// Message ids of the last `store.message_id_retention_secs`.
+    pub message_ids: MessageIds,
+    pub parked: Vec<Parked>,
+    /// Watermark of each stream: all records up to and including this id are gone.
+    pub delivered: [RecordId; 3],
+    /// Last id given in each stream.
+    pub last: [RecordId; 3],
+    pub meta: Vec<(String, Bytes)>,
+    /// Set if the file was damaged and a new one was made.
+    pub moved_aside: Option<MovedAside>,
+}
+
+/// Damaged database that was replaced.
+#[derive(Clone, Debug)]
+pub struct MovedAside {
+    pub moved_to: PathBuf,
+    pub rows_saved: u64,
+    pub reason: String,
+}
