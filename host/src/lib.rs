@@ -6,7 +6,6 @@
 pub mod footprint;
 pub mod message;
 pub mod program;
-pub mod queue;
 pub mod topic;
 
 pub mod config;

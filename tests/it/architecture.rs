@@ -4,16 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Everybody's words: plain data, the clock, and a queue that holds either.
-const VOCABULARY: [&str; 5] = ["message", "program", "queue", "time", "topic"];
+/// Modules that every part may use: plain data and the clock.
+const VOCABULARY: [&str; 4] = ["message", "program", "time", "topic"];
 
 /// What each part may name beside the vocabulary. `*`: everything.
-const MAY_KNOW: [(&str, &[&str]); 24] = [
+const MAY_KNOW: [(&str, &[&str]); 23] = [
     ("message", &[]),
     ("topic", &[]),
     ("program", &[]),
     ("footprint", &[]),
-    ("queue", &[]),
     ("time", &[]),
     ("key", &[]),
     ("config", &["manifest", "key"]),

@@ -3,10 +3,10 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::{RecvTimeoutError, TrySendError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use flume::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use tokio::sync::mpsc;
 
 use super::action::Action;
@@ -15,7 +15,6 @@ use super::deployer::Deployer;
 use super::figures::Figures;
 use super::request::{Now, Request};
 use super::workshop::Compile;
-use crate::queue::{self, Receiver, Sender};
 use crate::time;
 
 /// Messages that wait to be looked at: 16 MiB at the most. What comes beyond is fetched again.
@@ -48,7 +47,7 @@ struct Flood {
 
 /// `deployer` has booted. The actions are to be carried out in their order.
 pub fn spawn(deployer: Deployer, workshop: Arc<dyn Compile>) -> io::Result<(Handle, mpsc::Receiver<Action>)> {
-    let (requests, received) = queue::bounded(MESSAGES + WORDS);
+    let (requests, received) = flume::bounded(MESSAGES + WORDS);
     let (actions, decided) = mpsc::channel(ACTIONS);
     let flood = Arc::new(Flood::default());
     let figures = Arc::clone(deployer.figures());

@@ -6,9 +6,9 @@
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::TrySendError;
 use std::time::Duration;
 
+use flume::TrySendError;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -20,7 +20,6 @@ use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 use super::Envelope;
 use super::lane::Answer;
 use crate::config;
-use crate::queue;
 
 /// What is read of an answer's body, for the connection to be usable again.
 const MAX_ANSWER_BYTES: u64 = 64 << 10;
@@ -46,7 +45,7 @@ pub enum WebhookError {
 /// The thread that calls. It ends when this is dropped, after the call that is under way.
 #[derive(Debug)]
 pub struct Webhook {
-    calls: queue::Sender<(u64, Envelope)>,
+    calls: flume::Sender<(u64, Envelope)>,
 }
 
 /// The call before is not finished.
@@ -58,7 +57,7 @@ impl Webhook {
     pub fn spawn(config: &config::Upstream, answers: mpsc::Sender<(u64, Answer)>) -> Result<Self, WebhookError> {
         let caller = Caller::new(config)?;
         // The forwarder has one record under way; the next is not accepted before its answer.
-        let (calls, receiver) = queue::bounded(1);
+        let (calls, receiver) = flume::bounded(1);
         std::thread::Builder::new().name("webhook".into()).spawn(move || caller.run(&receiver, &answers))?;
         Ok(Self { calls })
     }
@@ -102,7 +101,7 @@ impl Caller {
         Ok(caller)
     }
 
-    fn run(&self, calls: &queue::Receiver<(u64, Envelope)>, answers: &mpsc::Sender<(u64, Answer)>) {
+    fn run(&self, calls: &flume::Receiver<(u64, Envelope)>, answers: &mpsc::Sender<(u64, Answer)>) {
         while let Ok((token, envelope)) = calls.recv() {
             let answer = self.call(&envelope);
             if answers.blocking_send((token, answer)).is_err() {

@@ -15,7 +15,6 @@ use rusqlite::{Connection, ErrorCode, MAIN_DB};
 use super::folder::{self, PAGE_BYTES};
 use super::schema::LoadError;
 use super::stats::{Stats, thread_bytes_written};
-use crate::queue;
 
 pub(super) const FRAME_BYTES: u64 = PAGE_BYTES + 24;
 
@@ -35,7 +34,7 @@ const HOPELESS_FRAMES: u64 = 16 * DUE_FRAMES;
 #[derive(Debug)]
 pub(super) struct Checkpointer {
     /// `None` only in `drop`.
-    wake: Option<queue::Sender<()>>,
+    wake: Option<flume::Sender<()>>,
     running: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
 }
@@ -43,7 +42,7 @@ pub(super) struct Checkpointer {
 impl Checkpointer {
     pub(super) fn start(path: &Path, stats: Arc<Stats>) -> Result<Self, LoadError> {
         let connection = folder::connect(path)?;
-        let (wake, woken) = queue::bounded(1);
+        let (wake, woken) = flume::bounded(1);
         let running = Arc::new(AtomicBool::new(false));
         let thread = {
             let running = running.clone();

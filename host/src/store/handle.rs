@@ -10,13 +10,12 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::TrySendError;
 
+use flume::TrySendError;
 use tokio::sync::mpsc::Receiver;
 
 use super::request::{StoreEvent, StoreRequest};
 use super::stats::Stats;
-use crate::queue;
 
 /// Capacity for requests. The pipeline bounds what is in flight by Receive Maximum (1024 by default), and each delivery
 /// has at most a few requests of its own; batching makes them fewer.
@@ -27,7 +26,7 @@ pub(super) const EVENTS: usize = 256;
 
 #[derive(Clone, Debug)]
 pub struct StoreHandle {
-    pub(super) requests: queue::Sender<(u64, StoreRequest)>,
+    pub(super) requests: flume::Sender<(u64, StoreRequest)>,
     pub(super) epoch: Arc<AtomicU64>,
     pub(super) stats: Arc<Stats>,
 }

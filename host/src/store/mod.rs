@@ -38,7 +38,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::config;
-use crate::queue;
 use crate::time::Now;
 
 pub use commit::{BatchNo, Commit, DeadLetter, DeadLetterId, Fingerprint, Parked, ParkedId};
@@ -95,7 +94,7 @@ impl Store {
             stats: stats.clone(),
         };
         let (session, recovered) = session::Session::open(&context, now)?;
-        let (request_sender, requests) = queue::bounded(handle::REQUESTS);
+        let (request_sender, requests) = flume::bounded(handle::REQUESTS);
         let (event_sender, events) = tokio::sync::mpsc::channel(handle::EVENTS);
         let writer = writer::Writer::new(context, requests, event_sender, now);
         std::thread::Builder::new()

@@ -14,6 +14,7 @@ use std::collections::VecDeque;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
+use flume::{Receiver, RecvTimeoutError, TryRecvError};
 use tokio::sync::mpsc::Sender;
 
 use super::OpenError;
@@ -22,7 +23,6 @@ use super::request::{StoreEvent, StoreRequest};
 use super::session::{Session, StoreContext};
 use super::state_retention::StateRetention;
 use super::stats::thread_bytes_written;
-use crate::queue::Receiver;
 use crate::time::Now;
 
 /// Interval of checks for expiry and for changes by other processes.
@@ -159,7 +159,6 @@ impl Writer {
 
     /// Waits for a request until `deadline`; `None`: does not wait. Without senders the store closes.
     fn receive(&mut self, deadline: Option<Instant>) -> Option<(u64, StoreRequest)> {
-        use std::sync::mpsc::{RecvTimeoutError, TryRecvError};
         let received = match deadline {
             Some(deadline) => self.requests.recv_timeout(deadline.saturating_duration_since(Instant::now())),
             None => self.requests.try_recv().map_err(|error| match error {
