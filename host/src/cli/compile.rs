@@ -17,7 +17,7 @@ use crate::manifest::Manifest;
 use crate::sandbox::compile;
 use crate::sandbox::shape::MAX_WASM_BYTES;
 use crate::sandbox::{self, Grants, Isa};
-use crate::worker::wall::{self, Room};
+use crate::worker::sandboxing::{self, ProcessLimits};
 
 #[derive(Debug, Args)]
 pub struct CompileArgs {
@@ -52,7 +52,11 @@ pub fn run(args: &CompileArgs) -> anyhow::Result<()> {
 }
 
 fn from_input(class: Class, target: Option<Isa>) -> anyhow::Result<()> {
-    wall::enclose(Room { memory_bytes: COMPILE_MEMORY_BYTES, cpu_secs: Some(COMPILE_CPU_SECS) }, None, None)?;
+    sandboxing::enter(
+        ProcessLimits { memory_bytes: COMPILE_MEMORY_BYTES, cpu_secs: Some(COMPILE_CPU_SECS) },
+        None,
+        None,
+    )?;
     let mut wasm = Vec::new();
     std::io::stdin().take(MAX_WASM_BYTES as u64 + 1).read_to_end(&mut wasm).context("failed to read the module")?;
     let class = match class {

@@ -7,8 +7,8 @@ use anyhow::Context as _;
 use clap::Args;
 
 use crate::footprint::Footprint;
+use crate::worker::sandboxing::{self, ProcessLimits};
 use crate::worker::serve::{Clock, Worker};
-use crate::worker::wall::{self, Room};
 
 #[derive(Debug, Args)]
 pub struct WorkerArgs {
@@ -31,8 +31,8 @@ pub fn run(args: &WorkerArgs) -> anyhow::Result<()> {
     let clock = Clock::start().context("failed to start the worker's clock")?;
     // Read here, because behind the wall there are no files.
     let footprint = Footprint::of_this_process().ok();
-    let room = Room { memory_bytes: args.memory_bytes, cpu_secs: None };
-    wall::enclose(room, Some(socket.as_fd()), codes.as_ref().map(AsFd::as_fd))?;
+    let limits = ProcessLimits { memory_bytes: args.memory_bytes, cpu_secs: None };
+    sandboxing::enter(limits, Some(socket.as_fd()), codes.as_ref().map(AsFd::as_fd))?;
     Worker::new(UnixStream::from(socket), codes.map(UnixStream::from), clock, args.state_cache_bytes)
         .with_footprint(footprint)
         .serve()

@@ -26,7 +26,7 @@ use crate::telemetry::{Health, Http, Metrics, Notifier};
 use crate::time::{self, Backoff, Now};
 use crate::worker::permits::Permits;
 use crate::worker::pool::{self, Loadable, Pool};
-use crate::worker::wall;
+use crate::worker::sandboxing;
 
 /// Our own publishes under way to the local broker. Small, because the client looks through them at every flush.
 const LOCAL_IN_FLIGHT: u16 = 64;
@@ -75,7 +75,7 @@ impl Daemon {
         let counts_upwards = meta(&recovered, META_COUNTS_UPWARDS).is_some();
         let subscriptions_saved = meta(&recovered, META_SUBSCRIPTIONS).cloned().unwrap_or_default();
         let subscriptions = Subscriptions::restore(Some(&subscriptions_saved), config.mqtt.share_group.clone());
-        if config.worker.isolate == Isolate::Process && !wall::has_filter() {
+        if config.worker.isolate == Isolate::Process && !sandboxing::has_filter() {
             tracing::warn!(
                 mend = "run a kernel with CONFIG_SECCOMP_FILTER",
                 "this kernel does not filter system calls: the walls around functions are thinner"

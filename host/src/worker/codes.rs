@@ -13,7 +13,7 @@ use rustix::net::{
     SendFlags, recvmsg, sendmsg,
 };
 
-use super::wall;
+use super::sandboxing;
 use crate::sandbox::sealed::{IS_NATIVE, SealedCode};
 
 /// Compiled code as the daemon keeps it for its workers.
@@ -27,7 +27,7 @@ pub enum Code {
 impl Code {
     /// Whether code is passed as files here.
     pub fn is_passed() -> bool {
-        IS_NATIVE && wall::has_filter()
+        IS_NATIVE && sandboxing::has_filter()
     }
 }
 

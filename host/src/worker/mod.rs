@@ -11,7 +11,7 @@ pub mod codes;
 pub mod permits;
 pub mod pool;
 pub mod protocol;
+pub mod sandboxing;
 pub mod serve;
-pub mod wall;
 
 mod cache;

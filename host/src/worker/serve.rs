@@ -377,5 +377,4 @@ impl ClockShared {
 
 #[cfg(test)]
 #[cfg(feature = "compiler")]
-#[path = "serve_tests.rs"]
 mod tests;

@@ -10,7 +10,7 @@ use rustix::fs::{major, statfs, statvfs};
 
 use super::finding::Finding;
 use crate::config::{Config, Isolate, Store};
-use crate::worker::wall;
+use crate::worker::sandboxing;
 
 /// One synced write in the middle of many. A good card takes 2 to 5 ms.
 const SLOW: Duration = Duration::from_millis(20);
@@ -39,7 +39,7 @@ pub fn look(config: &Config) -> Vec<Finding> {
         Ok(swaps) => judge_swap(&on_mmc(&swaps, |path| Some(major(fs::metadata(path).ok()?.st_dev())))),
         Err(error) => unseen("swap", Path::new("/proc/swaps"), &error),
     });
-    findings.push(walls(config.worker.isolate, wall::has_filter()));
+    findings.push(walls(config.worker.isolate, sandboxing::has_filter()));
     findings
 }
 

@@ -11,7 +11,7 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
 use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{Resource, Rlimit};
 
-use super::{Room, enclose, has_filter};
+use super::{ProcessLimits, enter, has_filter};
 use crate::sandbox::guest::{LIMITS, NOTHING, code, message};
 use crate::sandbox::sealed::SealedCode;
 use crate::sandbox::{Grants, Sandbox, State};
@@ -30,7 +30,7 @@ fn escaped() {
     println!();
     let dir = std::env::temp_dir();
     let (readable, executable) = (std::env::current_exe().unwrap(), std::env::current_exe().unwrap());
-    let mut written = File::create(dir.join(format!("sedge-wall-{}", std::process::id()))).unwrap();
+    let mut written = File::create(dir.join(format!("sedge-sandboxing-{}", std::process::id()))).unwrap();
     let inherited = UnixStream::pair().unwrap();
     let socket = UnixStream::pair().unwrap();
     let parent = rustix::process::getppid().unwrap();
@@ -41,14 +41,14 @@ fn escaped() {
             codes::send(near, &SealedCode::seal(&function).unwrap()).unwrap();
         }
     }
-    let room = Room { memory_bytes: MEMORY_BYTES, cpu_secs: None };
-    if let Err(error) = enclose(room, Some(socket.0.as_fd()), passed.as_ref().map(|(_, far)| far.as_fd())) {
+    let limits = ProcessLimits { memory_bytes: MEMORY_BYTES, cpu_secs: None };
+    if let Err(error) = enter(limits, Some(socket.0.as_fd()), passed.as_ref().map(|(_, far)| far.as_fd())) {
         println!("no wall: {error}");
         return;
     }
     report("open", File::open(readable));
-    report("create", File::create(dir.join("sedge-wall-created")));
-    report("remove", std::fs::remove_file(dir.join("sedge-wall-any")));
+    report("create", File::create(dir.join("sedge-sandboxing-created")));
+    report("remove", std::fs::remove_file(dir.join("sedge-sandboxing-any")));
     report("list", std::fs::read_dir("/"));
     report("network", rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None));
     report("network 6", rustix::net::socket(AddressFamily::INET6, SocketType::DGRAM, None));
@@ -104,7 +104,7 @@ fn report<T, E: std::fmt::Debug>(what: &str, result: Result<T, E>) {
 #[test]
 fn an_escaped_function_finds_an_empty_room() {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "worker::wall::tests::escaped", "--nocapture", "--test-threads=1"])
+        .args(["--exact", "worker::sandboxing::tests::escaped", "--nocapture", "--test-threads=1"])
         .env(CHILD, "1")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -113,7 +113,7 @@ fn an_escaped_function_finds_an_empty_room() {
     child.stdin.take().unwrap().write_all(b"you\n").unwrap();
     let pid = child.id();
     let output = child.wait_with_output().unwrap();
-    let _ = std::fs::remove_file(std::env::temp_dir().join(format!("sedge-wall-{pid}")));
+    let _ = std::fs::remove_file(std::env::temp_dir().join(format!("sedge-sandboxing-{pid}")));
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{}\n{said}", output.status);
     assert!(!said.contains("no wall:"), "{said}");

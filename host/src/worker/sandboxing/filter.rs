@@ -11,7 +11,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
-use super::calls::{Calls, HERE, MAP_ANONYMOUS, PROT_EXEC, PROT_WRITE};
+use super::syscalls::{HERE, MAP_ANONYMOUS, PROT_EXEC, PROT_WRITE, Syscalls};
 
 const LAST_STREAM: u64 = 2;
 
@@ -26,7 +26,7 @@ pub fn install(socket: Option<BorrowedFd<'_>>, codes: Option<BorrowedFd<'_>>) ->
 }
 
 pub(super) fn program(
-    calls: &Calls,
+    calls: &Syscalls,
     socket: Option<BorrowedFd<'_>>,
     codes: Option<BorrowedFd<'_>>,
 ) -> Result<BpfProgram, BackendError> {
@@ -71,12 +71,12 @@ fn number_of(file: BorrowedFd<'_>) -> u64 {
     file.as_raw_fd().cast_unsigned().into()
 }
 
-/// Calls whose argument compares so.
+/// Syscalls whose argument compares so.
 fn only(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
     all([(argument, operator, value)])
 }
 
-/// Calls whose arguments all compare so.
+/// Syscalls whose arguments all compare so.
 fn all<const N: usize>(conditions: [(u8, SeccompCmpOp, u64); N]) -> Result<SeccompRule, BackendError> {
     let conditions = conditions
         .into_iter()
@@ -85,5 +85,4 @@ fn all<const N: usize>(conditions: [(u8, SeccompCmpOp, u64); N]) -> Result<Secco
 }
 
 #[cfg(test)]
-#[path = "filter_tests.rs"]
 mod tests;

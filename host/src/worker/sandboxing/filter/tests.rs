@@ -7,18 +7,18 @@ use std::os::unix::net::UnixStream;
 use linux_raw_sys::general as sys;
 use seccompiler::BpfProgram;
 
-use super::super::calls::{ARM, Calls, HERE, MAP_ANONYMOUS, PROT_EXEC, PROT_WRITE, arm};
 use super::super::has_filter;
+use super::super::syscalls::{ARM, HERE, MAP_ANONYMOUS, PROT_EXEC, PROT_WRITE, Syscalls, arm};
 use super::program;
 
 const ALLOW: u32 = 0x7fff_0000;
 const REFUSE_EPERM: u32 = 0x0005_0001;
 const KILL_PROCESS: u32 = 0x8000_0000;
 
-const BOTH: [&Calls; 2] = [&HERE, &ARM];
+const BOTH: [&Syscalls; 2] = [&HERE, &ARM];
 
 /// Runs the program on one call, as `seccomp(2)` says.
-fn judge(program: &BpfProgram, arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
+fn evaluate(program: &BpfProgram, arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
     let mut data = Vec::new();
     data.extend_from_slice(&number.to_le_bytes());
     data.extend_from_slice(&arch.to_le_bytes());
@@ -119,7 +119,7 @@ fn calls_are_refused_unless_they_are_needed() {
     ];
     for (calls, refused) in [(&HERE, &refused_here[..]), (&ARM, &refused_on_arm[..])] {
         let program = program(calls, Some(socket.as_fd()), None).unwrap();
-        let ask = |number: u32, arguments: [u64; 6]| judge(&program, calls.arch, number, arguments);
+        let ask = |number: u32, arguments: [u64; 6]| evaluate(&program, calls.arch, number, arguments);
         let allowed: Vec<u32> = (0..2000).filter(|number| ask(*number, [u64::MAX; 6]) == ALLOW).collect();
         let mut expected = calls.allowed.to_vec();
         expected.sort_unstable();
@@ -134,7 +134,7 @@ fn calls_are_refused_unless_they_are_needed() {
         }
         // Other calling conventions: of the same processor, and of none.
         for arch in [0x4000_0003, 0x4000_0028, 0xc000_003e, 0xc000_00b7, 0].into_iter().filter(|it| *it != calls.arch) {
-            assert_eq!(judge(&program, arch, calls.on_streams[0], [0; 6]), KILL_PROCESS);
+            assert_eq!(evaluate(&program, arch, calls.on_streams[0], [0; 6]), KILL_PROCESS);
         }
         assert_eq!(ask(calls.on_streams[0] | 0x4000_0000, [0; 6]), REFUSE_EPERM);
     }
@@ -148,7 +148,8 @@ fn only_the_streams_and_the_socket_can_be_used() {
         let (with, without) =
             (program(calls, Some(socket.as_fd()), None).unwrap(), program(calls, None, None).unwrap());
         for call in calls.on_streams {
-            let ask = |program, descriptor: u32| judge(program, calls.arch, *call, [descriptor.into(), 0, 0, 0, 0, 0]);
+            let ask =
+                |program, descriptor: u32| evaluate(program, calls.arch, *call, [descriptor.into(), 0, 0, 0, 0, 0]);
             for stream in 0..=2 {
                 assert_eq!((ask(&with, stream), ask(&without, stream)), (ALLOW, ALLOW));
             }
@@ -170,25 +171,26 @@ fn memory_is_either_written_or_executed_and_only_what_is_passed_is_a_file() {
         let (with, without) = (program(calls, None, Some(codes.as_fd())).unwrap(), program(calls, None, None).unwrap());
         for program in [&with, &without] {
             let map = |rights: u32, flags: u32| {
-                judge(program, calls.arch, calls.mmap, [0, 4096, rights.into(), flags.into(), u64::MAX, 0])
+                evaluate(program, calls.arch, calls.mmap, [0, 4096, rights.into(), flags.into(), u64::MAX, 0])
             };
             assert_eq!(map(READ_WRITE, sys::MAP_PRIVATE | MAP_ANONYMOUS), ALLOW);
             assert_eq!(map(READ_WRITE, sys::MAP_PRIVATE | MAP_ANONYMOUS | sys::MAP_NORESERVE), ALLOW);
             assert_eq!(map(READ_EXEC, sys::MAP_PRIVATE | MAP_ANONYMOUS), REFUSE_EPERM);
             assert_eq!(map(READ_WRITE | PROT_EXEC, sys::MAP_PRIVATE | MAP_ANONYMOUS), REFUSE_EPERM);
-            let protect = |rights: u32| judge(program, calls.arch, calls.mprotect, [0, 4096, rights.into(), 0, 0, 0]);
+            let protect =
+                |rights: u32| evaluate(program, calls.arch, calls.mprotect, [0, 4096, rights.into(), 0, 0, 0]);
             assert_eq!((protect(READ_WRITE), protect(READ_EXEC)), (ALLOW, REFUSE_EPERM));
             for stream in 0..=2 {
                 let view = [0, 4096, 1, sys::MAP_PRIVATE.into(), stream, 0];
-                assert_eq!(judge(program, calls.arch, calls.mmap, view), REFUSE_EPERM);
+                assert_eq!(evaluate(program, calls.arch, calls.mmap, view), REFUSE_EPERM);
             }
         }
         let view = |program, rights: u32| {
-            judge(program, calls.arch, calls.mmap, [0, 4096, rights.into(), sys::MAP_PRIVATE.into(), 7, 0])
+            evaluate(program, calls.arch, calls.mmap, [0, 4096, rights.into(), sys::MAP_PRIVATE.into(), 7, 0])
         };
         assert_eq!((view(&with, READ_EXEC), view(&without, READ_EXEC)), (ALLOW, REFUSE_EPERM));
         assert_eq!((view(&with, READ_WRITE), view(&without, READ_WRITE)), (REFUSE_EPERM, REFUSE_EPERM));
-        let receive = |program, file: u32| judge(program, calls.arch, calls.recvmsg, [file.into(), 0, 0, 0, 0, 0]);
+        let receive = |program, file: u32| evaluate(program, calls.arch, calls.recvmsg, [file.into(), 0, 0, 0, 0, 0]);
         assert_eq!((receive(&with, number), receive(&without, number)), (ALLOW, REFUSE_EPERM));
         assert_eq!((receive(&with, number + 1), receive(&with, 0)), (REFUSE_EPERM, REFUSE_EPERM));
     }
@@ -198,7 +200,7 @@ fn memory_is_either_written_or_executed_and_only_what_is_passed_is_a_file() {
 fn a_process_signals_nobody_but_itself() {
     for calls in BOTH {
         let program = program(calls, None, None).unwrap();
-        let signal = |pid: u32| judge(&program, calls.arch, calls.tgkill, [pid.into(), pid.into(), 6, 0, 0, 0]);
+        let signal = |pid: u32| evaluate(&program, calls.arch, calls.tgkill, [pid.into(), pid.into(), 6, 0, 0, 0]);
         assert_eq!(signal(std::process::id()), ALLOW);
         for other in [std::os::unix::process::parent_id(), 1, 0, u32::MAX] {
             assert_eq!(signal(other), REFUSE_EPERM);

@@ -10,7 +10,7 @@ pub const MAP_ANONYMOUS: u32 = 0x20;
 pub const PROT_WRITE: u32 = 2;
 pub const PROT_EXEC: u32 = 4;
 
-pub struct Calls {
+pub struct Syscalls {
     /// As the kernel names the calling convention: `AUDIT_ARCH_*`.
     pub arch: u32,
     /// Memory, threads waiting for each other, clocks, and signals of our own. What is neither here nor below is refused
@@ -26,7 +26,7 @@ pub struct Calls {
 }
 
 #[cfg(not(target_arch = "arm"))]
-pub const HERE: Calls = Calls {
+pub const HERE: Syscalls = Syscalls {
     arch: if cfg!(target_arch = "x86_64") { 0xc000_003e } else { 0xc000_00b7 },
     allowed: &[
         sys::__NR_munmap,
@@ -68,12 +68,12 @@ pub const HERE: Calls = Calls {
 };
 
 #[cfg(target_arch = "arm")]
-pub const HERE: Calls = ARM;
+pub const HERE: Syscalls = ARM;
 
 /// 32-bit, with times of 32 bits and of 64: which of them is asked for depends on the C library and on its age, and it asks
 /// for the other only where it hears that there is no such call.
 #[cfg(any(target_arch = "arm", test))]
-pub const ARM: Calls = Calls {
+pub const ARM: Syscalls = Syscalls {
     arch: 0x4000_0028,
     allowed: &[
         arm::__NR_munmap,
@@ -123,6 +123,5 @@ pub const ARM: Calls = Calls {
 
 /// `arch/arm/tools/syscall.tbl` of the kernel, for tests on other machines.
 #[cfg(all(test, not(target_arch = "arm")))]
-#[path = "calls_arm.rs"]
 #[allow(non_upper_case_globals, reason = "the kernel's names, as linux-raw-sys has them")]
 pub mod arm;

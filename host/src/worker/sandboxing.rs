@@ -1,10 +1,10 @@
 //! The second wall: what a worker or compile process may still do once it is up. No files, no network, no new processes
-//! or privileges, bounded memory. A function that breaks out of the sandbox finds itself in an empty room.
+//! or privileges, bounded memory. A function that breaks out of the sandbox finds itself in an empty limits.
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "arm"))]
-mod calls;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "arm"))]
 mod filter;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "arm"))]
+mod syscalls;
 
 use std::fs;
 use std::io;
@@ -14,13 +14,13 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 /// What a walled process may use.
 #[derive(Clone, Copy, Debug)]
-pub struct Room {
+pub struct ProcessLimits {
     pub memory_bytes: u64,
     pub cpu_secs: Option<u64>,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum WallError {
+pub enum SandboxingError {
     #[error("failed to limit {what}")]
     Limit { what: &'static str, source: io::Error },
     #[error("failed to forbid new privileges")]
@@ -38,53 +38,57 @@ pub fn has_filter() -> bool {
 /// Closes the process in, for good, with all its threads. Comes last: afterwards nothing can be opened. Besides the three
 /// standard streams only `socket` can be used, whatever else the process has inherited, and by `codes` files come, which can be
 /// mapped and nothing else. No memory that can be written can become executable.
-pub fn enclose(room: Room, socket: Option<BorrowedFd<'_>>, codes: Option<BorrowedFd<'_>>) -> Result<(), WallError> {
-    prefer_to_the_daemon();
-    limit("memory", Resource::As, room.memory_bytes)?;
+pub fn enter(
+    limits: ProcessLimits,
+    socket: Option<BorrowedFd<'_>>,
+    codes: Option<BorrowedFd<'_>>,
+) -> Result<(), SandboxingError> {
+    raise_oom_score();
+    limit("memory", Resource::As, limits.memory_bytes)?;
     // Reading and writing go on through what is open; nothing else can be opened, and no file can grow.
     limit("file size", Resource::Fsize, 0)?;
     limit("core dumps", Resource::Core, 0)?;
-    if let Some(seconds) = room.cpu_secs {
+    if let Some(seconds) = limits.cpu_secs {
         // The first of the two says why it ends; the kernel also kills for want of memory.
         limit_between("processor time", Resource::Cpu, seconds, seconds + 1)?;
     }
-    rustix::thread::set_no_new_privs(true).map_err(|error| WallError::Privileges(error.into()))?;
-    restrict();
-    limit("open files", Resource::Nofile, codes.map_or(Ok(0), room_for_one_more)?)?;
+    rustix::thread::set_no_new_privs(true).map_err(|error| SandboxingError::Privileges(error.into()))?;
+    restrict_with_landlock();
+    limit("open files", Resource::Nofile, codes.map_or(Ok(0), one_more_than_open)?)?;
     limit("processes", Resource::Nproc, 0)?;
     if filter::is_available() {
-        filter::install(socket, codes).map_err(WallError::Filter)?;
+        filter::install(socket, codes).map_err(SandboxingError::Filter)?;
     }
     Ok(())
 }
 
-fn limit(what: &'static str, resource: Resource, value: u64) -> Result<(), WallError> {
+fn limit(what: &'static str, resource: Resource, value: u64) -> Result<(), SandboxingError> {
     limit_between(what, resource, value, value)
 }
 
 /// A limit that the whole service has already stays where it is lower.
-fn limit_between(what: &'static str, resource: Resource, current: u64, maximum: u64) -> Result<(), WallError> {
+fn limit_between(what: &'static str, resource: Resource, current: u64, maximum: u64) -> Result<(), SandboxingError> {
     let most = getrlimit(resource).maximum.unwrap_or(u64::MAX);
     setrlimit(resource, Rlimit { current: Some(current.min(most)), maximum: Some(maximum.min(most)) })
-        .map_err(|error| WallError::Limit { what, source: error.into() })
+        .map_err(|error| SandboxingError::Limit { what, source: error.into() })
 }
 
 /// Where memory runs out, the kernel is to end a process that the daemon can replace, and not the daemon.
-fn prefer_to_the_daemon() {
+fn raise_oom_score() {
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "800") {
         tracing::debug!(%error, "the kernel is not told whom to end first when memory runs out");
     }
 }
 
 /// A file that comes takes the lowest number that is free.
-fn room_for_one_more(any: BorrowedFd<'_>) -> Result<u64, WallError> {
-    let free = any.try_clone_to_owned().map_err(|source| WallError::Limit { what: "open files", source })?;
+fn one_more_than_open(any: BorrowedFd<'_>) -> Result<u64, SandboxingError> {
+    let free = any.try_clone_to_owned().map_err(|source| SandboxingError::Limit { what: "open files", source })?;
     Ok(u64::from(free.as_raw_fd().cast_unsigned()) + 1)
 }
 
 /// Landlock takes files, network and signals to others away even where there is no system call filter. Not every board's
 /// kernel has it, or all of it, and the filter below refuses the same, so its absence is no error.
-fn restrict() {
+fn restrict_with_landlock() {
     use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, Scope};
     let enclosed = Ruleset::default()
         .handle_access(AccessFs::from_all(ABI::V4))
@@ -113,5 +117,4 @@ mod filter {
 
 #[cfg(test)]
 #[cfg(feature = "compiler")]
-#[path = "wall_tests.rs"]
 mod tests;
