@@ -1,5 +1,7 @@
 //! The vocabulary: plain data that crosses the boundaries between the parts. No I/O, no clock, no lifetimes.
 
+pub mod wire;
+
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -8,9 +10,11 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 /// What a function is given: one MQTT message as the board saw it, or a timer tick.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
+    #[serde(with = "wire::text")]
     pub topic: Arc<str>,
+    #[serde(with = "wire::shared")]
     pub payload: Bytes,
     /// MQTT 5 content type, when the publisher set one.
     pub content_type: Option<Box<str>>,
@@ -86,9 +90,9 @@ impl fmt::Debug for Digest {
 }
 
 /// What a function returns. The host decides what becomes of it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Output {
-    Alert(Alert),
+    Alert(#[serde(with = "wire::AlertFields")] Alert),
     /// Sent upstream.
     Forward(Publication),
     /// Published on the local broker.
@@ -123,16 +127,17 @@ pub enum AlertStatus {
     Resolved,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Publication {
     pub topic: Box<str>,
+    #[serde(with = "wire::shared")]
     pub payload: Bytes,
     pub content_type: Option<Box<str>>,
     pub retain: bool,
 }
 
 /// What came of one run of one function on one message.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
     pub verdict: Verdict,
     /// State to store together with the outputs. Empty unless the verdict is `Done`.
@@ -141,7 +146,7 @@ pub struct Outcome {
 }
 
 /// How a run ended.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Verdict {
     Done(Vec<Output>),
     /// The function wants to see the message again after `after_ms`.
@@ -154,14 +159,14 @@ pub enum Verdict {
 }
 
 /// Why a message became a dead letter: a code that programs can branch on, and a sentence with the figures.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     pub code: FailureCode,
     pub detail: String,
 }
 
 /// The closed list of dead-letter reasons. The names are stored and published: never rename one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum FailureCode {
     /// The function said no.
     Rejected,
@@ -239,7 +244,7 @@ impl FailureCode {
 }
 
 /// What a run used, for the limits, the metrics and `sedge invoke`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     pub fuel: u64,
     pub elapsed_us: u64,
@@ -257,15 +262,17 @@ pub struct Scope {
 }
 
 /// One change of a function's state; `None` removes the key.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StateWrite {
     pub key: Box<str>,
+    #[serde(with = "wire::value")]
     pub value: Option<Bytes>,
 }
 
 /// What a guest logged, cut to length and free of control characters.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLine {
+    #[serde(with = "wire::level")]
     pub level: tracing::Level,
     pub text: String,
 }
@@ -273,6 +280,13 @@ pub struct LogLine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_failure_code_has_a_name_of_its_own() {
+        for code in FailureCode::ALL {
+            assert_eq!(FailureCode::from_name(code.as_str()), Some(code));
+        }
+    }
 
     #[test]
     fn a_digest_has_one_spelling() {

@@ -18,7 +18,7 @@ use crate::manifest::Allow;
 const MAX_RANDOM_BYTES: u64 = 65_536;
 
 /// Nothing by default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Grants {
     pub clock: bool,
     pub random: bool,

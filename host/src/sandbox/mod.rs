@@ -79,7 +79,7 @@ pub enum SandboxError {
 }
 
 /// The limits of one invocation, all enforced.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Limits {
     pub fuel: u64,
     pub timeout_ms: u32,

@@ -1,21 +1,20 @@
-//! The state that a worker keeps in memory: bounded, the longest unused goes first.
+//! Function state cached in a worker: bounded, least recently used evicted first.
 //!
-//! Nothing in it is lost when it goes: every write was returned with its outcome, and the daemon reads it back from the
-//! store when it is needed again.
+//! Eviction loses nothing: every write was returned with its outcome, and the daemon reads state back from the store.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::sandbox::State;
 
-/// A function's number and, for state per topic, the topic.
+/// Function number and, for state per topic, the topic.
 pub type ScopeKey = (u32, Option<Arc<str>>);
 
-/// What an entry costs besides its keys and values.
+/// Memory of an entry besides its keys and values.
 const ENTRY_OVERHEAD: usize = 160;
 
-/// Two generations: new and used entries are in `young`; when it is half the limit, it becomes `old` and what was old is
-/// dropped. Approximates least-recently-used without a list to keep.
+/// Approximates least-recently-used with two generations. New and used entries are in `young`. When `young` reaches half
+/// the limit, it replaces `old`.
 pub struct StateCache {
     young: HashMap<ScopeKey, State>,
     old: HashMap<ScopeKey, State>,
@@ -28,7 +27,7 @@ impl StateCache {
         Self { young: HashMap::new(), old: HashMap::new(), young_bytes: 0, half: limit_bytes / 2 }
     }
 
-    /// Takes a scope's state out for a run. It is put back afterwards.
+    /// Removes a scope's state for a run. The caller puts it back.
     pub fn take(&mut self, scope: &ScopeKey) -> Option<State> {
         if let Some(state) = self.young.get_mut(scope) {
             self.young_bytes -= state.bytes() + ENTRY_OVERHEAD;
@@ -45,12 +44,6 @@ impl StateCache {
             self.young_bytes = 0;
         }
     }
-
-    pub fn clear(&mut self) {
-        self.young.clear();
-        self.old.clear();
-        self.young_bytes = 0;
-    }
 }
 
 #[cfg(test)]
@@ -64,7 +57,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_used_stays_and_memory_is_bounded() {
+    fn used_entries_stay_and_memory_is_bounded() {
         let mut cache = StateCache::new(100_000);
         let hot: ScopeKey = (0, Some("hot".into()));
         cache.put(hot.clone(), state(1000));

@@ -3,14 +3,17 @@
 
 use std::sync::Arc;
 
-use crate::message::{Failure, FailureCode, Output};
+use serde::{Deserialize, Serialize};
+
+use crate::message::{Failure, FailureCode, Output, wire};
 use crate::sandbox::Grants;
 use crate::topic::{self, TopicFilter};
 
 /// What one function may do.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Permits {
     /// Sedge's own topics begin with it: they command the board.
+    #[serde(with = "wire::text")]
     pub base_topic: Arc<str>,
     pub publish: Vec<TopicFilter>,
     pub grants: Grants,

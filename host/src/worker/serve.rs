@@ -1,5 +1,5 @@
-//! The worker's side: reads jobs, runs them one after the other, writes outcomes. The same loop serves a process and,
-//! for the smallest boards, a thread of the daemon.
+//! The worker's loop: reads jobs, runs them one after the other, writes outcomes. It runs in a process of its own, or with
+//! `isolate = "thread"` on a thread of the daemon.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, Read, Write};
@@ -14,37 +14,37 @@ use bytes::BytesMut;
 use super::cache::{ScopeKey, StateCache};
 use super::codes;
 use super::permits::Permits;
-use super::protocol::{Encoder, Job, JobScope, Malformed, ToWorker, split_frame};
+use super::protocol::{Encoder, FromWorker, Job, JobScope, Malformed, ToWorker, split_frame};
 use crate::footprint::Footprint;
 use crate::message::{Failure, FailureCode, Outcome, Usage, Verdict};
 use crate::sandbox::{EPOCH, Function, Sandbox, State, Ticker};
 
 const READ_BYTES: usize = 64 * 1024;
 
-/// Outcomes are sent when there is this much, when a while has passed, or when no job is left.
+/// Outcomes are sent when this much is buffered, when `SEND_AFTER` has passed, or when no job is left.
 const SEND_BYTES: usize = 32 * 1024;
 const SEND_AFTER: Duration = Duration::from_micros(500);
 
-/// Keys that wait for another run, far more than jobs can be under way. Beyond it, order within a key is not kept.
+/// Keys that may be held, far more than jobs can be in flight. Beyond it, order within a key is not kept.
 const MAX_HELD_KEYS: usize = 65_536;
 
-/// Runs until the daemon closes the socket.
+/// Runs jobs until the daemon closes the socket.
 pub struct Worker {
     socket: UnixStream,
-    /// Where compiled code comes, if not with its frame.
+    /// Passes compiled code as sealed files. `None` where code comes in the frame.
     codes: Option<UnixStream>,
     clock: Clock,
     sandbox: Sandbox,
     /// By number and edition.
     functions: HashMap<(u32, u32), (Function, Permits)>,
-    /// Came with one read and has not run yet.
+    /// Jobs of the last read that have not run yet.
     gathered: Vec<Job>,
     states: StateCache,
-    /// Jobs whose state was asked for, and those of the same scope behind them.
+    /// Jobs that wait for the state of their scope, in order.
     waiting: HashMap<ScopeKey, VecDeque<Job>>,
-    /// The scope that each question was about.
+    /// Scope that each job in `NeedState` asked about.
     asked: HashMap<u64, ScopeKey>,
-    /// Keys whose last job is to be run again: the jobs that were sent behind it must not overtake it.
+    /// Keys whose last job runs again. Jobs sent after it must not overtake it.
     held: HashSet<ScopeKey>,
     /// Until the first job: loading functions is the last thing that only starting up needs.
     footprint: Option<Footprint>,
@@ -89,7 +89,7 @@ impl Worker {
             self.clock.run();
             self.last_sent = Instant::now();
             while let Some(frame) = split_frame(&mut input).map_err(invalid)? {
-                self.take(ToWorker::decode(frame).map_err(invalid)?)?;
+                self.handle_frame(ToWorker::decode(frame).map_err(invalid)?)?;
                 self.send_if_due()?;
             }
             self.run_gathered()?;
@@ -100,8 +100,8 @@ impl Worker {
         }
     }
 
-    /// One function after the other, so that its code and data come from memory once and not for every message: with a
-    /// hundred functions a message costs 8 % less. The order of a key's messages stays.
+    /// Runs jobs grouped by function, which keeps the function's code in cache: with a hundred functions a message costs
+    /// 8 % less. The sort is stable, so each key keeps its order.
     fn run_gathered(&mut self) -> io::Result<()> {
         let mut jobs = std::mem::take(&mut self.gathered);
         if jobs.iter().any(|job| job.function != jobs[0].function) {
@@ -129,15 +129,15 @@ impl Worker {
         Ok(())
     }
 
-    fn take(&mut self, frame: ToWorker) -> io::Result<()> {
-        // Whatever else comes is for those behind it.
-        if !matches!(frame, ToWorker::Run(_)) {
+    fn handle_frame(&mut self, frame: ToWorker) -> io::Result<()> {
+        // Every other frame concerns only the jobs sent after it.
+        if !matches!(frame, ToWorker::Run(..)) {
             self.run_gathered()?;
         }
         match frame {
-            ToWorker::Run(job) => {
+            ToWorker::Run(number, job) => {
                 self.footprint = None;
-                self.gathered.push(job);
+                self.gathered.push(Job { id: number, ..job });
             }
             ToWorker::State { job, entries } => self.resume(job, State::from_entries(entries)),
             ToWorker::Load { function, edition, limits, settings, permits, code } => {
@@ -156,17 +156,11 @@ impl Worker {
                     }
                     Err(error) => Some(format!("{:#}", anyhow::Error::from(error))),
                 };
-                Encoder::new(&mut self.out).loaded(function, edition, error.as_deref());
+                Encoder::new(&mut self.out).from_worker(&FromWorker::Loaded { function, edition, error });
             }
-            // Its state stays: it is what the store has, and the next version may ask for it.
+            // State stays cached: it equals the store's, and the next edition may need it.
             ToWorker::Unload { function, edition } => {
                 self.functions.remove(&(function, edition));
-            }
-            ToWorker::Forget => {
-                self.states.clear();
-                self.waiting.clear();
-                self.asked.clear();
-                self.held.clear();
             }
         }
         Ok(())
@@ -242,12 +236,13 @@ impl Worker {
     }
 }
 
-/// What is run in order, state or none.
+/// Returns the key within which jobs run in order, with or without state.
 fn order_key(job: &Job) -> ScopeKey {
     let topic = (job.scope != JobScope::Function).then(|| Arc::clone(&job.message.topic));
     (job.function, topic)
 }
 
+/// Returns the owner of the job's state.
 fn scope_key(job: &Job) -> Option<ScopeKey> {
     match job.scope {
         JobScope::None => None,
@@ -256,8 +251,8 @@ fn scope_key(job: &Job) -> Option<ScopeKey> {
     }
 }
 
-/// By way of `chunk`: most reads bring a few hundred bytes, and copying those is cheaper than making room for all that there
-/// may be.
+/// Reads once, through `chunk`: most reads bring a few hundred bytes, and copying them is cheaper than reserving
+/// `READ_BYTES` in `input` each time.
 fn read_some(socket: &mut UnixStream, chunk: &mut [u8], input: &mut BytesMut) -> io::Result<usize> {
     loop {
         match socket.read(chunk) {
@@ -275,7 +270,7 @@ fn invalid(error: Malformed) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-/// The thread that moves deadlines forward while a job runs, and sleeps when none does: an idle board has no wake-ups.
+/// Thread that advances deadlines while a job runs. It sleeps when none runs, so an idle board has no wake-ups.
 #[derive(Clone)]
 pub struct Clock {
     shared: Arc<ClockShared>,
@@ -289,11 +284,11 @@ struct ClockShared {
     ticker: Mutex<Option<Ticker>>,
 }
 
-/// Idle this long, the clock stops ticking.
+/// Epochs without a job after which the clock sleeps.
 const IDLE_EPOCHS: u32 = 200;
 
 impl Clock {
-    /// Starts the thread. In a process this comes before the walls go up, which forbid new threads.
+    /// Starts the thread. A worker process calls this before it enters its sandbox, which forbids new threads.
     pub fn start() -> io::Result<Self> {
         let shared = Arc::new(ClockShared {
             running: AtomicBool::new(false),
@@ -332,8 +327,8 @@ impl Drop for Worker {
     }
 }
 
-/// Of this process, which is all but the worker's in a process of its own.
-fn processor_time() -> Duration {
+/// CPU time of this process. With `isolate = "process"` nearly all of it is the function's.
+fn cpu_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
     Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
@@ -341,13 +336,13 @@ fn processor_time() -> Duration {
 impl ClockShared {
     fn tick(&self) {
         let mut idle = 0;
-        let mut last = (Instant::now(), processor_time());
+        let mut last = (Instant::now(), cpu_time());
         let mut run = Duration::ZERO;
         while !self.ended.load(Ordering::SeqCst) {
             std::thread::sleep(EPOCH);
-            // A function is charged the time that it ran, not the time that it waited for a processor: on a busy board that
-            // would make dead letters of innocent messages. Waiting counts a tenth, so that nothing runs for ever.
-            let now = (Instant::now(), processor_time());
+            // Deadlines count CPU time: on a busy board, time spent waiting for a CPU would fail innocent messages.
+            // Waiting counts a tenth, so that nothing runs for ever.
+            let now = (Instant::now(), cpu_time());
             let passed = now.0.duration_since(last.0);
             run += now.1.saturating_sub(last.1).clamp(passed / 10, passed);
             last = now;
@@ -369,7 +364,7 @@ impl ClockShared {
                 }
                 self.asleep.store(false, Ordering::SeqCst);
                 idle = 0;
-                last = (Instant::now(), processor_time());
+                last = (Instant::now(), cpu_time());
             }
         }
     }

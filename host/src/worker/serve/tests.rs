@@ -6,16 +6,15 @@ use super::*;
 use crate::message::Output;
 use crate::sandbox::guest::{INCREMENT, LIMITS, NOTHING, OPEN, code, message};
 use crate::sandbox::{Class, Limits};
-use crate::worker::protocol::FromWorker;
 
-/// A worker's thread and the daemon's end of its socket.
+/// A worker thread and the daemon's end of its socket.
 struct Served {
     socket: UnixStream,
     input: BytesMut,
     worker: std::thread::JoinHandle<io::Result<()>>,
 }
 
-/// Publishes nothing, and counts its runs under `n`.
+/// Function that publishes nothing and counts its runs under `n`.
 fn counter() -> Bytes {
     let count = "(call $open (i32.const 0) (i32.const 0) (i32.const 1000))
         (call $increment (i32.load (i32.const 1004)) (i32.const 900) (i32.const 1) (i64.const 1) (i32.const 1000))";
@@ -47,7 +46,7 @@ impl Served {
     }
 
     fn run(&mut self, jobs: impl IntoIterator<Item = Job>) {
-        self.send(&jobs.into_iter().map(ToWorker::Run).collect::<Vec<_>>());
+        self.send(&jobs.into_iter().map(|job| ToWorker::Run(job.id, job)).collect::<Vec<_>>());
     }
 
     fn state(&mut self, job: u64, count: u64) {
@@ -59,13 +58,13 @@ impl Served {
         let permits =
             Permits { base_topic: "sedge".into(), publish: Vec::new(), grants: crate::sandbox::Grants::default() };
         self.send(&[ToWorker::Load { function, edition: 0, limits, settings: Vec::new(), permits, code }]);
-        match self.hear() {
+        match self.receive() {
             FromWorker::Loaded { function: loaded, error, .. } if loaded == function => error,
             other => panic!("{other:?}"),
         }
     }
 
-    fn hear(&mut self) -> FromWorker {
+    fn receive(&mut self) -> FromWorker {
         loop {
             if let Some(frame) = split_frame(&mut self.input).unwrap() {
                 return FromWorker::decode(frame).unwrap();
@@ -74,9 +73,9 @@ impl Served {
         }
     }
 
-    /// The next answer in short: what it is, of which job, and the counter that the run wrote.
-    fn said(&mut self) -> (&'static str, u64, u64) {
-        match self.hear() {
+    /// Next answer in short: its kind, the job, and the counter that the run wrote.
+    fn next_answer(&mut self) -> (&'static str, u64, u64) {
+        match self.receive() {
             FromWorker::NeedState { job } => ("needs state", job, 0),
             FromWorker::Held { job } => ("held", job, 0),
             FromWorker::Done { job, outcome, .. } => {
@@ -109,60 +108,51 @@ fn waiting_for_state_holds_up_its_scope_alone() {
         job(4, 1, JobScope::None, "a"),
         job(5, 1, JobScope::Function, "a"),
     ]);
-    assert_eq!(served.said(), ("needs state", 1, 0));
-    assert_eq!(served.said(), ("needs state", 2, 0));
-    assert_eq!(served.said(), ("done", 4, 1), "it has no state to wait for");
-    assert_eq!(served.said(), ("needs state", 5, 0));
+    assert_eq!(served.next_answer(), ("needs state", 1, 0));
+    assert_eq!(served.next_answer(), ("needs state", 2, 0));
+    assert_eq!(served.next_answer(), ("done", 4, 1), "a job without state does not wait");
+    assert_eq!(served.next_answer(), ("needs state", 5, 0));
     served.state(2, 20);
-    assert_eq!(served.said(), ("done", 2, 21));
+    assert_eq!(served.next_answer(), ("done", 2, 21));
     served.run([job(6, 1, JobScope::Topic, "a"), job(7, 1, JobScope::Topic, "b")]);
-    assert_eq!(served.said(), ("done", 7, 22), "its state is in memory now");
+    assert_eq!(served.next_answer(), ("done", 7, 22), "its state is in memory now");
     served.state(1, 10);
-    assert_eq!(served.said(), ("done", 1, 11));
-    assert_eq!(served.said(), ("done", 3, 12));
-    assert_eq!(served.said(), ("done", 6, 13));
-    // Nobody asked for these.
+    assert_eq!(served.next_answer(), ("done", 1, 11));
+    assert_eq!(served.next_answer(), ("done", 3, 12));
+    assert_eq!(served.next_answer(), ("done", 6, 13));
+    // State that no job asked for is ignored.
     served.state(1, 100);
     served.state(99, 100);
     served.run([job(8, 1, JobScope::Topic, "a")]);
-    assert_eq!(served.said(), ("done", 8, 14));
+    assert_eq!(served.next_answer(), ("done", 8, 14));
     served.end().unwrap();
 }
 
 #[test]
-fn what_comes_at_once_runs_one_function_after_the_other() {
+fn jobs_of_one_read_run_grouped_by_function() {
     let mut served = Served::with(1, LIMITS, counter());
     assert_eq!(served.load(2, LIMITS, counter()), None);
-    let run = |id, function| ToWorker::Run(job(id, function, JobScope::None, "a"));
+    let run = |id, function| ToWorker::Run(id, job(id, function, JobScope::None, "a"));
     let unload = ToWorker::Unload { function: 1, edition: 0 };
     served.send(&[run(1, 2), run(2, 1), run(3, 2), run(4, 1), unload, run(5, 2), run(6, 1)]);
-    let said: Vec<_> = (0..6).map(|_| served.said()).map(|(what, job, _)| (what, job)).collect();
+    let answers: Vec<_> = (0..6).map(|_| served.next_answer()).map(|(what, job, _)| (what, job)).collect();
     let before = [("done", 2), ("done", 4), ("done", 1), ("done", 3)];
-    assert_eq!(said[..4], before, "what was sent after them waits");
-    assert_eq!(said[4..], [("trap", 6), ("done", 5)], "the first is gone");
+    assert_eq!(answers[..4], before, "jobs sent after `unload` wait");
+    assert_eq!(answers[4..], [("trap", 6), ("done", 5)], "function 1 is unloaded");
     served.end().unwrap();
 }
 
 #[test]
-fn state_is_asked_for_again_when_it_was_forgotten() {
+fn a_job_of_an_unloaded_function_fails() {
     let mut served = Served::with(1, LIMITS, counter());
-    served.run([job(1, 1, JobScope::Function, "a")]);
-    assert_eq!(served.said(), ("needs state", 1, 0));
-    served.state(1, 10);
-    assert_eq!(served.said(), ("done", 1, 11));
-    served.send(&[ToWorker::Forget]);
-    served.run([job(2, 1, JobScope::Function, "b")]);
-    assert_eq!(served.said(), ("needs state", 2, 0));
-    served.state(2, 0);
-    assert_eq!(served.said(), ("done", 2, 1));
     served.send(&[ToWorker::Unload { function: 1, edition: 0 }]);
     served.run([job(3, 1, JobScope::None, "b")]);
-    assert_eq!(served.said(), ("trap", 3, 0));
+    assert_eq!(served.next_answer(), ("trap", 3, 0));
     served.end().unwrap();
 }
 
 #[test]
-fn a_small_cache_asks_more_and_forgets_nothing() {
+fn a_small_cache_asks_more_often_and_loses_nothing() {
     let mut served = Served::new(10_000);
     assert_eq!(served.load(1, LIMITS, counter()), None);
     let mut stored = [0; 100];
@@ -171,14 +161,14 @@ fn a_small_cache_asks_more_and_forgets_nothing() {
         for topic in 0..100 {
             let id = round * 100 + topic;
             served.run([job(id, 1, JobScope::Topic, &format!("t{topic}"))]);
-            let mut said = served.said();
-            if said.0 == "needs state" {
+            let mut answer = served.next_answer();
+            if answer.0 == "needs state" {
                 asked += 1;
                 served.state(id, stored[topic as usize]);
-                said = served.said();
+                answer = served.next_answer();
             }
-            assert_eq!((said.0, said.1), ("done", id));
-            stored[topic as usize] = said.2;
+            assert_eq!((answer.0, answer.1), ("done", id));
+            stored[topic as usize] = answer.2;
         }
     }
     assert_eq!(stored, [3; 100]);
@@ -186,7 +176,7 @@ fn a_small_cache_asks_more_and_forgets_nothing() {
     served.end().unwrap();
 }
 
-/// A run that asked for another keeps its place: nothing of its key that was already sent overtakes it.
+/// Jobs of a key that were already sent do not overtake one that runs again.
 #[test]
 fn after_a_retry_its_key_is_held() {
     let code = code(
@@ -200,40 +190,40 @@ fn after_a_retry_its_key_is_held() {
         let mut served = Served::with(1, LIMITS, code.clone());
         let wants_retry = |id| Job { message: message("a", b"r"), ..job(id, 1, scope, "a") };
         served.run([wants_retry(1), job(2, 1, scope, "a"), job(3, 1, scope, "b"), wants_retry(4)]);
-        let mut said = Vec::new();
-        while said.len() < 4 {
-            match served.said() {
+        let mut answers = Vec::new();
+        while answers.len() < 4 {
+            match served.next_answer() {
                 ("needs state", id, _) => served.state(id, 0),
-                other => said.push((other.1, other.0)),
+                other => answers.push((other.1, other.0)),
             }
         }
-        said.sort_unstable();
+        answers.sort_unstable();
         let other_topic = if scope == JobScope::Function { "held" } else { "done" };
-        assert_eq!(said, [(1, "retry"), (2, "held"), (3, other_topic), (4, "held")], "{scope:?}");
-        // Only the one that it waited for ends it, and may ask for a third run.
+        assert_eq!(answers, [(1, "retry"), (2, "held"), (3, other_topic), (4, "held")], "{scope:?}");
+        // Only the job that resumes the key ends the hold, and it may ask for a third run.
         served.run([job(5, 1, scope, "a"), Job { resumes: true, ..wants_retry(6) }, job(7, 1, scope, "a")]);
-        assert_eq!((served.said().0, served.said().0, served.said().0), ("held", "retry", "held"));
+        assert_eq!((served.next_answer().0, served.next_answer().0, served.next_answer().0), ("held", "retry", "held"));
         served.run([Job { resumes: true, ..job(8, 1, scope, "a") }, job(9, 1, scope, "a"), job(10, 1, scope, "b")]);
-        assert_eq!((served.said().0, served.said().0, served.said().0), ("done", "done", "done"));
+        assert_eq!((served.next_answer().0, served.next_answer().0, served.next_answer().0), ("done", "done", "done"));
         served.end().unwrap();
     }
 }
 
 #[test]
-fn a_function_that_is_not_there_fails_its_message() {
+fn a_function_that_failed_to_load_fails_its_message() {
     let mut served = Served::new(1 << 20);
     let error = served.load(1, LIMITS, Bytes::from_static(b"no code")).unwrap();
     assert!(error.contains("failed to load compiled code"), "{error}");
     served.run([job(1, 1, JobScope::None, "a"), job(2, 9, JobScope::Topic, "a")]);
-    assert_eq!(served.said(), ("trap", 1, 0));
-    assert_eq!(served.said(), ("needs state", 2, 0));
+    assert_eq!(served.next_answer(), ("trap", 1, 0));
+    assert_eq!(served.next_answer(), ("needs state", 2, 0));
     served.state(2, 0);
-    assert_eq!(served.said(), ("trap", 2, 0));
+    assert_eq!(served.next_answer(), ("trap", 2, 0));
     served.end().unwrap();
 }
 
 #[test]
-fn what_is_not_permitted_leaves_no_state() {
+fn a_run_with_a_forbidden_output_writes_no_state() {
     // Counts, then publishes to the empty topic.
     let publishes = "(i32.store (i32.const 49152) (i32.const 2)) (i32.store (i32.const 24) (i32.const 49152))
         (i32.store (i32.const 28) (i32.load8_u (local.get $payload)))";
@@ -244,11 +234,11 @@ fn what_is_not_permitted_leaves_no_state() {
     let mut served = Served::with(1, LIMITS, code);
     let with = |id, payload: &[u8]| Job { message: message("a", payload), ..job(id, 1, JobScope::Topic, "a") };
     served.run([with(1, &[0]), with(2, &[1]), with(3, &[0])]);
-    assert_eq!(served.said(), ("needs state", 1, 0));
+    assert_eq!(served.next_answer(), ("needs state", 1, 0));
     served.state(1, 10);
-    assert_eq!(served.said(), ("done", 1, 11));
-    assert_eq!(served.said(), ("invalid-topic", 2, 0));
-    assert_eq!(served.said(), ("done", 3, 12));
+    assert_eq!(served.next_answer(), ("done", 1, 11));
+    assert_eq!(served.next_answer(), ("invalid-topic", 2, 0));
+    assert_eq!(served.next_answer(), ("done", 3, 12));
     served.end().unwrap();
 }
 
@@ -263,10 +253,10 @@ fn the_clock_stops_functions_of_every_class_also_after_it_slept() {
     assert_eq!(served.load(2, large, code.into()), None);
     for (id, function) in [(1, 1), (2, 2), (3, 1)] {
         served.run([job(id, function, JobScope::None, "a")]);
-        assert_eq!(served.said(), ("deadline", id, 0));
+        assert_eq!(served.next_answer(), ("deadline", id, 0));
     }
     served.end().unwrap();
-    // Asleep, it must hear that it is needed.
+    // A sleeping clock must wake for a job.
     let clock = Clock::start().unwrap();
     let (socket, far) = UnixStream::pair().unwrap();
     let worker = std::thread::spawn({
@@ -281,12 +271,12 @@ fn the_clock_stops_functions_of_every_class_also_after_it_slept() {
         std::thread::yield_now();
     }
     served.run([job(1, 1, JobScope::None, "a")]);
-    assert_eq!(served.said(), ("deadline", 1, 0));
+    assert_eq!(served.next_answer(), ("deadline", 1, 0));
     served.end().unwrap();
 }
 
 #[test]
-fn what_makes_no_sense_ends_the_worker() {
+fn a_malformed_frame_ends_the_worker() {
     for bytes in [&[0, 0, 0, 0][..], &[255, 255, 255, 255], &[1, 0, 0, 0, 77], &[2, 0, 0, 0, 2, 1], &[2, 0, 0, 0, 5, 1]]
     {
         let mut served = Served::new(0);
@@ -294,7 +284,7 @@ fn what_makes_no_sense_ends_the_worker() {
         let ended = served.worker.join().unwrap();
         assert_eq!(ended.unwrap_err().kind(), ErrorKind::InvalidData, "{bytes:?}");
     }
-    // A frame that is cut off is the daemon's end, not nonsense.
+    // A frame that is cut off means that the daemon ended.
     let mut served = Served::new(0);
     served.socket.write_all(&[9, 0, 0, 0, 2]).unwrap();
     served.end().unwrap();
@@ -305,19 +295,19 @@ fn many_jobs_at_once_are_answered_in_order() {
     let mut served = Served::with(1, LIMITS, counter());
     served.run((0..2000).map(|id| job(id, 1, JobScope::None, "a")));
     for id in 0..2000 {
-        assert_eq!(served.said(), ("done", id, 1));
+        assert_eq!(served.next_answer(), ("done", id, 1));
     }
     served.end().unwrap();
 }
 
 #[test]
-fn outcomes_carry_what_the_function_returned() {
+fn outcomes_carry_the_outputs_of_the_function() {
     let publish = "(i32.store (i32.const 49152) (i32.const 1))
         (i32.store (i32.const 49160) (local.get $topic)) (i32.store (i32.const 49164) (local.get $topic-len))
         (i32.store (i32.const 24) (i32.const 49152)) (i32.store (i32.const 28) (i32.const 1))";
     let mut served = Served::with(1, LIMITS, code("", &format!("{publish} {NOTHING}")));
     served.run([job(1, 1, JobScope::None, "a/b")]);
-    let FromWorker::Done { outcome, .. } = served.hear() else { panic!("no outcome") };
+    let FromWorker::Done { outcome, .. } = served.receive() else { panic!("no outcome") };
     let Verdict::Done(outputs) = outcome.verdict else { panic!("{outcome:?}") };
     assert!(matches!(&outputs[..], [Output::Forward(it)] if &*it.topic == "a/b"), "{outputs:?}");
     assert!(outcome.usage.fuel > 0 && outcome.usage.memory_bytes == 128 << 10);
