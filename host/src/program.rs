@@ -1,11 +1,11 @@
-//! This program, as a process of it starts another one of itself.
+//! Path of this program, for starting another process of it.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 
-/// By way of the kernel, so that a daemon whose file an upgrade has replaced goes on with workers of its own version. Under
-/// qemu-user that way leads to the emulator, and the name of the file to the program.
+/// Returns `/proc/self/exe`, so that a daemon whose file was replaced by an upgrade starts workers of its own version. Under
+/// qemu-user that is the emulator, and the result is the program's path.
 pub fn own() -> PathBuf {
     let kernels = PathBuf::from("/proc/self/exe");
     let named = std::env::current_exe();
@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_is_the_kernels_name_unless_that_is_another_program() {
+    fn own_is_the_kernels_link_outside_of_an_emulator() {
         assert_eq!(own(), PathBuf::from("/proc/self/exe"));
     }
 }

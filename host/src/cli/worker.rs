@@ -1,4 +1,5 @@
-//! `sedge worker`: started by the daemon, never by hand. Standard input is its socket; it has nothing else.
+//! `sedge worker`: started by the daemon, never by hand. Standard input is its socket, standard output the one that passes
+//! compiled code.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -27,9 +28,9 @@ pub fn run(args: &WorkerArgs) -> anyhow::Result<()> {
     let codes = codes.context("failed to take the socket for code")?;
     // As `ps` and `top` show it.
     let _ = rustix::thread::set_name(c"sedge-worker");
-    // The clock needs a thread, which the walls forbid.
+    // The clock starts a thread, which the sandbox forbids.
     let clock = Clock::start().context("failed to start the worker's clock")?;
-    // Read here, because behind the wall there are no files.
+    // Inside the sandbox there are no files to read.
     let footprint = Footprint::of_this_process().ok();
     let limits = ProcessLimits { memory_bytes: args.memory_bytes, cpu_secs: None };
     sandboxing::enter(limits, Some(socket.as_fd()), codes.as_ref().map(AsFd::as_fd))?;

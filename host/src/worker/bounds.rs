@@ -1,18 +1,17 @@
-//! What a worker may answer. It holds the other side of the limits: a worker that was taken over by its function, or that
-//! has a bug, must not be able to fill the daemon's memory or the store. Whatever is above a bound never comes from a
-//! worker that works.
+//! Bounds on a worker's answers, checked in the daemon. A worker that has a bug, or was taken over by its function, must
+//! not fill the daemon's memory or the store. A working worker never exceeds them.
 
 use crate::message::{Alert, LogLine, Outcome, Output, Publication, Verdict};
 use crate::sandbox::{Limits, MAX_LOG_LINE_BYTES, MAX_LOG_LINES};
 
-/// Reasons are cut by the sandbox to less, and topics in them too.
+/// Above what the sandbox cuts reasons to.
 const MAX_REASON_BYTES: usize = 2048;
-/// Log, reason and the fields of fixed size.
+/// Room in a frame for log, reason and fixed-size fields.
 const FRAME_REST_BYTES: usize = 128 << 10;
-/// What a key of one byte takes in a frame beside itself.
+/// Most bytes that a state write takes in a frame besides key and value.
 const WRITE_FIELDS: usize = 9;
 
-/// The bound that was broken.
+/// Bound that an answer exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("answered with {found} {what}, the limit is {limit}")]
 pub struct Excess {
@@ -21,7 +20,7 @@ pub struct Excess {
     pub limit: u64,
 }
 
-/// The longest frame that a worker with these functions may send.
+/// Returns the length of the longest frame that a worker with these functions may send.
 pub fn frame_bytes<'a>(functions: impl Iterator<Item = &'a Limits>) -> usize {
     let outcome = |limits: &Limits| {
         let state = limits.state_bytes.saturating_mul(1 + WRITE_FIELDS);
@@ -30,14 +29,14 @@ pub fn frame_bytes<'a>(functions: impl Iterator<Item = &'a Limits>) -> usize {
     functions.map(outcome).max().unwrap_or(0).saturating_add(FRAME_REST_BYTES)
 }
 
-/// Whether a function with these limits may have left this.
+/// Checks an outcome against the function's limits.
 pub fn check(outcome: &Outcome, log: &[LogLine], limits: &Limits) -> Result<(), Excess> {
     let usage = &outcome.usage;
     at_most("units of fuel", usage.fuel, limits.fuel)?;
     at_most("bytes of memory", usage.memory_bytes, limits.memory_bytes as u64)?;
     at_most("log lines", log.len() as u64, MAX_LOG_LINES as u64)?;
     for line in log {
-        // Beside the mark of where it was cut.
+        // A cut line ends with a mark of three bytes.
         at_most("bytes in one log line", line.text.len() as u64, MAX_LOG_LINE_BYTES as u64 + 3)?;
     }
     let may_write = match &outcome.verdict {
@@ -66,7 +65,7 @@ fn at_most(what: &'static str, found: u64, limit: u64) -> Result<(), Excess> {
     if found > limit { Err(Excess { what, found, limit }) } else { Ok(()) }
 }
 
-/// As the sandbox counts.
+/// Counts as the sandbox does for `Limits::output_bytes`.
 fn output_bytes(output: &Output) -> u64 {
     let bytes = match output {
         Output::Alert(Alert { key, summary, labels, .. }) => {
@@ -108,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_at_the_limit_passes_and_what_is_above_does_not() {
+    fn values_at_the_limit_pass_and_values_above_do_not() {
         let mut outcome = done(vec![forward("12345", "12345"), forward("12345", "12345")]);
         outcome.writes = vec![write("12345", Some("12345")), write("a key that goes", None)];
         outcome.usage = Usage { fuel: 100, memory_bytes: 65_536, ..Usage::default() };
@@ -127,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn who_failed_or_has_no_state_changes_none() {
+    fn a_failed_or_stateless_run_writes_no_state() {
         let failed = Verdict::Failed(Failure { code: FailureCode::Trap, detail: "x".into() });
         let retry = Verdict::Retry { after_ms: 1, reason: "x".into() };
         for verdict in [failed, retry] {
@@ -139,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn words_are_bounded() {
+    fn texts_are_bounded() {
         let line = |bytes| LogLine { level: tracing::Level::INFO, text: "x".repeat(bytes) };
         check(&done(Vec::new()), &vec![line(1027); 32], &LIMITS).unwrap();
         check_excess(&done(Vec::new()), &vec![line(1); 33], "answered with 33 log lines, the limit is 32");

@@ -1,5 +1,5 @@
-//! How compiled code gets into a worker: the daemon seals it in a file and passes the file over a socket of its own, in the
-//! order of the frames that name the functions. A worker can open nothing, so that it has no code but what it is given.
+//! Passes compiled code to workers: as sealed files over a socket of their own, in the order of the `Load` frames. A worker
+//! can open no file, so it has no other code.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -16,16 +16,16 @@ use rustix::net::{
 use super::sandboxing;
 use crate::sandbox::sealed::{IS_NATIVE, SealedCode};
 
-/// Compiled code as the daemon keeps it for its workers.
+/// Compiled code that the daemon holds for its workers.
 #[derive(Clone, Debug)]
 pub enum Code {
     Sealed(Arc<SealedCode>),
-    /// In the frame itself: where it is interpreted, and where no filter would keep a worker from opening more than that file.
+    /// Sent in the frame: where code is interpreted, and where no system call filter restricts what a worker opens.
     Plain(Bytes),
 }
 
 impl Code {
-    /// Whether code is passed as files here.
+    /// Returns whether this machine passes code as files.
     pub fn is_passed() -> bool {
         IS_NATIVE && sandboxing::has_filter()
     }
@@ -39,15 +39,16 @@ impl From<Bytes> for Code {
         match SealedCode::seal(&code) {
             Ok(sealed) => Self::Sealed(Arc::new(sealed)),
             Err(error) => {
-                // The worker will say that it cannot run this.
-                tracing::error!(%error, "compiled code could not be sealed for the workers");
+                // The worker answers that it cannot load this.
+                tracing::error!(%error, "failed to seal compiled code for the workers");
                 Self::Plain(code)
             }
         }
     }
 }
 
-/// Its length and the file. Does not wait: where the socket, or the user, has too many files under way already, it says so.
+/// Sends the length and the file. Never blocks: fails with `AGAIN` or `TOOMANYREFS` where the socket or the user has too
+/// many files in flight.
 pub fn send(socket: &UnixStream, code: &SealedCode) -> rustix::io::Result<()> {
     let files = [code.as_fd()];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -58,7 +59,7 @@ pub fn send(socket: &UnixStream, code: &SealedCode) -> rustix::io::Result<()> {
     Ok(())
 }
 
-/// Waits for it.
+/// Receives the next file. Blocks until it is there.
 pub fn receive(socket: &UnixStream) -> io::Result<SealedCode> {
     let mut len = [0; 8];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -72,7 +73,7 @@ pub fn receive(socket: &UnixStream) -> io::Result<SealedCode> {
         (Some(file), Ok(len)) if received.bytes == 8 && !received.flags.contains(ReturnFlags::CTRUNC) => {
             Ok(SealedCode::received(file, len))
         }
-        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "no compiled code came with its frame")),
+        _ => Err(io::Error::new(io::ErrorKind::InvalidData, "the daemon passed no file with compiled code")),
     }
 }
 

@@ -1,9 +1,10 @@
-//! The processes around the sandbox. A worker holds no keys, no network and no files: it inherits one socket, takes
-//! jobs from it and returns outcomes.
+//! Worker processes, which run functions. A worker has no keys, no network and no files. It inherits one socket for jobs
+//! and outcomes, and one that passes compiled code.
 //!
 //! ```text
-//! daemon  pool ──jobs, state──▶ socket pair ──▶ serve ── sandbox     worker
-//!              ◀──outcomes, questions──                 wall around all of it
+//! daemon                                                    worker (sandboxing)
+//!   pool ──jobs, state──▶ socket pair ──▶ serve ──▶ functions (sandbox)
+//!        ◀──outcomes, requests for state──
 //! ```
 
 mod bounds;

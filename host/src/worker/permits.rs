@@ -1,5 +1,5 @@
-//! Where a function's outputs may go. Checked in the worker, where a run that breaks it can still be made undone, and
-//! again in the daemon, which does not believe the worker.
+//! Topics that a function's outputs may go to. Checked in the worker, where a run can still be undone, and again in the
+//! daemon, which does not trust the worker.
 
 use std::sync::Arc;
 
@@ -9,10 +9,10 @@ use crate::message::{Failure, FailureCode, Output, wire};
 use crate::sandbox::Grants;
 use crate::topic::{self, TopicFilter};
 
-/// What one function may do.
+/// Permissions of one function.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Permits {
-    /// Sedge's own topics begin with it: they command the board.
+    /// First level of the topics that command the board. No function may publish there.
     #[serde(with = "wire::text")]
     pub base_topic: Arc<str>,
     pub publish: Vec<TopicFilter>,
@@ -20,7 +20,7 @@ pub struct Permits {
 }
 
 impl Permits {
-    /// The first output that is not allowed is the failure of the whole.
+    /// Fails with the first output that is not allowed.
     pub fn check(&self, outputs: &[Output]) -> Result<(), Failure> {
         outputs.iter().try_for_each(|output| check(output, &self.publish, &self.base_topic))
     }
@@ -49,7 +49,7 @@ pub fn check(output: &Output, publish: &[TopicFilter], base_topic: &str) -> Resu
     Ok(())
 }
 
-/// Its beginning is enough to find it by.
+/// Shows the beginning of a topic, which is enough to find it by.
 fn shown(topic: &str) -> String {
     const SHOWN_CHARS: usize = 100;
     match topic.char_indices().nth(SHOWN_CHARS) {
@@ -81,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_listed_is_allowed() {
+    fn only_listed_topics_are_allowed() {
         check_publish("derived/a/b", None);
         check_publish("lamp/state", None);
         check_publish("sensors/a", Some(FailureCode::NotAllowed));
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn the_boards_own_topics_are_closed_whatever_is_listed() {
+    fn the_boards_own_topics_are_never_allowed() {
         check_publish("sedge/board/deploy/a", Some(FailureCode::NotAllowed));
         check_publish("sedge", Some(FailureCode::NotAllowed));
         check_publish("sedges/state", None);

@@ -1,5 +1,5 @@
-//! The second wall: what a worker or compile process may still do once it is up. No files, no network, no new processes
-//! or privileges, bounded memory. A function that breaks out of the sandbox finds itself in an empty limits.
+//! Process sandbox of workers and of `sedge compile`: no files, no network, no new processes or privileges, bounded memory.
+//! It contains a function that has escaped from its WebAssembly sandbox.
 
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "arm"))]
 mod filter;
@@ -12,7 +12,7 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// What a walled process may use.
+/// Resources of a sandboxed process.
 #[derive(Clone, Copy, Debug)]
 pub struct ProcessLimits {
     pub memory_bytes: u64,
@@ -29,15 +29,15 @@ pub enum SandboxingError {
     Filter(#[source] seccompiler::Error),
 }
 
-/// Whether the kernel can filter system calls. One that cannot leaves the other walls standing, and whoever starts walled
-/// processes says so.
+/// Returns whether the kernel can filter system calls. Without a filter the limits, no new privileges and Landlock remain.
 pub fn has_filter() -> bool {
     filter::is_available()
 }
 
-/// Closes the process in, for good, with all its threads. Comes last: afterwards nothing can be opened. Besides the three
-/// standard streams only `socket` can be used, whatever else the process has inherited, and by `codes` files come, which can be
-/// mapped and nothing else. No memory that can be written can become executable.
+/// Sandboxes the process with all its threads, irrevocably. Afterwards nothing can be opened.
+///
+/// Only the standard streams and `socket` can be used, whatever else was inherited. Files received over `codes` can be
+/// mapped and nothing else. Writable memory can never become executable.
 pub fn enter(
     limits: ProcessLimits,
     socket: Option<BorrowedFd<'_>>,
@@ -45,11 +45,11 @@ pub fn enter(
 ) -> Result<(), SandboxingError> {
     raise_oom_score();
     limit("memory", Resource::As, limits.memory_bytes)?;
-    // Reading and writing go on through what is open; nothing else can be opened, and no file can grow.
+    // Sockets are not affected; no file can grow.
     limit("file size", Resource::Fsize, 0)?;
     limit("core dumps", Resource::Core, 0)?;
     if let Some(seconds) = limits.cpu_secs {
-        // The first of the two says why it ends; the kernel also kills for want of memory.
+        // The soft limit ends the process with SIGXCPU, which tells it from a kill for lack of memory.
         limit_between("processor time", Resource::Cpu, seconds, seconds + 1)?;
     }
     rustix::thread::set_no_new_privs(true).map_err(|error| SandboxingError::Privileges(error.into()))?;
@@ -66,42 +66,42 @@ fn limit(what: &'static str, resource: Resource, value: u64) -> Result<(), Sandb
     limit_between(what, resource, value, value)
 }
 
-/// A limit that the whole service has already stays where it is lower.
+/// Never raises a limit that the service already has.
 fn limit_between(what: &'static str, resource: Resource, current: u64, maximum: u64) -> Result<(), SandboxingError> {
     let most = getrlimit(resource).maximum.unwrap_or(u64::MAX);
     setrlimit(resource, Rlimit { current: Some(current.min(most)), maximum: Some(maximum.min(most)) })
         .map_err(|error| SandboxingError::Limit { what, source: error.into() })
 }
 
-/// Where memory runs out, the kernel is to end a process that the daemon can replace, and not the daemon.
+/// Raises the OOM score, so that the kernel kills this process before the daemon, which can replace it.
 fn raise_oom_score() {
     if let Err(error) = fs::write("/proc/self/oom_score_adj", "800") {
-        tracing::debug!(%error, "the kernel is not told whom to end first when memory runs out");
+        tracing::debug!(%error, "failed to set oom_score_adj");
     }
 }
 
-/// A file that comes takes the lowest number that is free.
+/// Returns the limit of open files that leaves room for one more: a received file gets the lowest free number.
 fn one_more_than_open(any: BorrowedFd<'_>) -> Result<u64, SandboxingError> {
     let free = any.try_clone_to_owned().map_err(|source| SandboxingError::Limit { what: "open files", source })?;
     Ok(u64::from(free.as_raw_fd().cast_unsigned()) + 1)
 }
 
-/// Landlock takes files, network and signals to others away even where there is no system call filter. Not every board's
-/// kernel has it, or all of it, and the filter below refuses the same, so its absence is no error.
+/// Removes access to files, network and other processes with Landlock, also where the kernel has no system call filter.
+/// Its absence is not an error: many boards' kernels lack it, and the filter refuses the same calls.
 fn restrict_with_landlock() {
     use landlock::{ABI, Access, AccessFs, AccessNet, Ruleset, RulesetAttr, Scope};
-    let enclosed = Ruleset::default()
+    let restricted = Ruleset::default()
         .handle_access(AccessFs::from_all(ABI::V4))
         .and_then(|ruleset| ruleset.handle_access(AccessNet::from_all(ABI::V4)))
         .and_then(|ruleset| ruleset.scope(Scope::from_all(ABI::V6)))
         .and_then(Ruleset::create)
         .and_then(|ruleset| ruleset.restrict_self());
-    if let Err(error) = enclosed {
+    if let Err(error) = restricted {
         tracing::debug!(%error, "landlock is not available");
     }
 }
 
-/// Elsewhere the other walls stand alone: the limits, no new privileges, and landlock.
+/// Stand-in for processors whose system calls are not listed.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "arm")))]
 mod filter {
     use std::os::fd::BorrowedFd;

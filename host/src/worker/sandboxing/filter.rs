@@ -1,4 +1,4 @@
-//! Which system calls a walled process may still make.
+//! Seccomp filter of a sandboxed process.
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsRawFd as _, BorrowedFd};
@@ -15,7 +15,7 @@ use super::syscalls::{HERE, MAP_ANONYMOUS, PROT_EXEC, PROT_WRITE, Syscalls};
 
 const LAST_STREAM: u64 = 2;
 
-/// Whether this kernel filters system calls. It refuses a filter that is nowhere in memory, once it knows what a filter is.
+/// Returns whether this kernel filters system calls. Such a kernel answers a null filter with EFAULT.
 pub fn is_available() -> bool {
     !matches!(set_secure_computing_mode(SecureComputingMode::Filter), Err(Errno::INVAL | Errno::NOSYS))
 }
@@ -39,8 +39,8 @@ pub(super) fn program(
         }
         rules.insert((*number).into(), open);
     }
-    // Memory that is never executable, and code that can never be written. What comes by `codes` is sealed, and there is no
-    // other file.
+    // Anonymous memory is never executable, and mapped files are never writable. The only files are the sealed ones that
+    // come over `codes`.
     let (anonymous, write, exec) = (MAP_ANONYMOUS.into(), PROT_WRITE.into(), PROT_EXEC.into());
     let mut maps = vec![all([(3, MaskedEq(anonymous), anonymous), (2, MaskedEq(exec), 0)])?];
     if let Some(codes) = codes {
@@ -49,14 +49,14 @@ pub(super) fn program(
     }
     rules.insert(calls.mmap.into(), maps);
     rules.insert(calls.mprotect.into(), vec![only(2, MaskedEq(exec), 0)?]);
-    // A process may end itself with a signal, which is how it aborts, and nobody else.
+    // A process aborts by sending itself a signal.
     let own = getpid().as_raw_nonzero().get().cast_unsigned().into();
     rules.insert(calls.tgkill.into(), vec![only(0, Eq, own)?]);
     let refuse = SeccompAction::Errno(Errno::PERM.raw_os_error().cast_unsigned());
     let mut program: BpfProgram =
         SeccompFilter::new(rules, refuse, SeccompAction::Allow, TargetArch::aarch64)?.try_into()?;
-    // The name of the architecture is all that the compiler knows of it, and it does not know 32-bit ARM. All of them are
-    // little-endian, which decides where an argument's lower half is.
+    // seccompiler does not know 32-bit ARM, so every filter is made for aarch64 and its check of the architecture replaced.
+    // All of them are little-endian, which decides where an argument's lower half is.
     for step in program.iter_mut().filter(|step| step.k == AUDIT_ARCH_AARCH64 && step.code == JUMP_IF_EQUAL) {
         step.k = calls.arch;
     }
@@ -71,12 +71,12 @@ fn number_of(file: BorrowedFd<'_>) -> u64 {
     file.as_raw_fd().cast_unsigned().into()
 }
 
-/// Syscalls whose argument compares so.
+/// Matches calls with one argument that compares so.
 fn only(argument: u8, operator: SeccompCmpOp, value: u64) -> Result<SeccompRule, BackendError> {
     all([(argument, operator, value)])
 }
 
-/// Syscalls whose arguments all compare so.
+/// Matches calls with arguments that all compare so.
 fn all<const N: usize>(conditions: [(u8, SeccompCmpOp, u64); N]) -> Result<SeccompRule, BackendError> {
     let conditions = conditions
         .into_iter()

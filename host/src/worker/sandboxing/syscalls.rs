@@ -1,23 +1,22 @@
-//! The system calls that a worker or a compilation needs, by the numbers that they have on each processor.
+//! Numbers of the system calls that a worker or a compilation needs, per processor.
 
 #[cfg(target_arch = "arm")]
 pub use linux_raw_sys::general as arm;
 #[cfg(not(target_arch = "arm"))]
 use linux_raw_sys::general as sys;
 
-/// The same on every processor that Sedge runs on.
+/// Flags of `mmap`, the same on every supported processor.
 pub const MAP_ANONYMOUS: u32 = 0x20;
 pub const PROT_WRITE: u32 = 2;
 pub const PROT_EXEC: u32 = 4;
 
 pub struct Syscalls {
-    /// As the kernel names the calling convention: `AUDIT_ARCH_*`.
+    /// The kernel's name of the calling convention: `AUDIT_ARCH_*`.
     pub arch: u32,
-    /// Memory, threads waiting for each other, clocks, and signals of our own. What is neither here nor below is refused
-    /// with EPERM.
+    /// Memory, futexes, clocks and own signals. A call that is neither here nor below is refused with EPERM.
     pub allowed: &'static [u32],
-    /// The same, on the streams and the socket alone: none that sends descriptors, and no `fcntl`, which can make the
-    /// kernel send signals to others.
+    /// Allowed on the standard streams and the socket alone. None sends descriptors. `fcntl` is missing because it can
+    /// make the kernel send signals to others.
     pub on_streams: &'static [u32],
     pub mmap: u32,
     pub mprotect: u32,
@@ -70,8 +69,7 @@ pub const HERE: Syscalls = Syscalls {
 #[cfg(target_arch = "arm")]
 pub const HERE: Syscalls = ARM;
 
-/// 32-bit, with times of 32 bits and of 64: which of them is asked for depends on the C library and on its age, and it asks
-/// for the other only where it hears that there is no such call.
+/// 32-bit ARM, with both widths of time. C libraries use either, and try the other only after ENOSYS.
 #[cfg(any(target_arch = "arm", test))]
 pub const ARM: Syscalls = Syscalls {
     arch: 0x4000_0028,
@@ -121,7 +119,7 @@ pub const ARM: Syscalls = Syscalls {
     recvmsg: arm::__NR_recvmsg,
 };
 
-/// `arch/arm/tools/syscall.tbl` of the kernel, for tests on other machines.
+/// Numbers from the kernel's `arch/arm/tools/syscall.tbl`, for tests on other machines.
 #[cfg(all(test, not(target_arch = "arm")))]
 #[allow(non_upper_case_globals, reason = "the kernel's names, as linux-raw-sys has them")]
 pub mod arm;

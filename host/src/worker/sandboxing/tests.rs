@@ -17,11 +17,11 @@ use crate::sandbox::sealed::SealedCode;
 use crate::sandbox::{Grants, Sandbox, State};
 use crate::worker::codes::{self, Code};
 
-/// Set for the child that plays a function that has escaped.
+/// Environment variable that makes a child play an escaped function.
 const CHILD: &str = "SEDGE_TEST_ESCAPED";
 const MEMORY_BYTES: u64 = 2 << 30;
 
-/// What the child tries, in its own process because no wall comes down again.
+/// Body of the child: its own process, because the sandbox cannot be left again.
 #[test]
 fn escaped() {
     if std::env::var_os(CHILD).is_none() {
@@ -43,7 +43,7 @@ fn escaped() {
     }
     let limits = ProcessLimits { memory_bytes: MEMORY_BYTES, cpu_secs: None };
     if let Err(error) = enter(limits, Some(socket.0.as_fd()), passed.as_ref().map(|(_, far)| far.as_fd())) {
-        println!("no wall: {error}");
+        println!("no sandbox: {error}");
         return;
     }
     report("open", File::open(readable));
@@ -84,7 +84,7 @@ fn escaped() {
     println!("heard {line}");
 }
 
-/// A page of memory with these rights, made executable.
+/// Makes a page of memory with these rights executable.
 #[expect(unsafe_code, reason = "rights of memory are changed")]
 fn made_executable(rights: ProtFlags) -> rustix::io::Result<()> {
     // SAFETY: the page is new, and nobody else knows of it.
@@ -102,7 +102,7 @@ fn report<T, E: std::fmt::Debug>(what: &str, result: Result<T, E>) {
 }
 
 #[test]
-fn an_escaped_function_finds_an_empty_room() {
+fn an_escaped_function_reaches_nothing() {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "worker::sandboxing::tests::escaped", "--nocapture", "--test-threads=1"])
         .env(CHILD, "1")
@@ -116,7 +116,7 @@ fn an_escaped_function_finds_an_empty_room() {
     let _ = std::fs::remove_file(std::env::temp_dir().join(format!("sedge-sandboxing-{pid}")));
     let said = String::from_utf8(output.stdout).unwrap();
     assert!(output.status.success(), "{}\n{said}", output.status);
-    assert!(!said.contains("no wall:"), "{said}");
+    assert!(!said.contains("no sandbox:"), "{said}");
     let result = |what: &str| {
         let line = said.lines().find_map(|line| line.strip_prefix(what)?.strip_prefix(": "));
         line.unwrap_or_else(|| panic!("nothing is said of {what}:\n{said}"))

@@ -1,4 +1,4 @@
-//! The filter as the kernel reads it, asked about calls that no test should really make.
+//! Interprets the filter on calls that no test should really make.
 #![allow(clippy::unwrap_used, reason = "a test says by panicking what is wrong")]
 
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -17,7 +17,7 @@ const KILL_PROCESS: u32 = 0x8000_0000;
 
 const BOTH: [&Syscalls; 2] = [&HERE, &ARM];
 
-/// Runs the program on one call, as `seccomp(2)` says.
+/// Runs the program on one call as `seccomp(2)` specifies.
 fn evaluate(program: &BpfProgram, arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
     let mut data = Vec::new();
     data.extend_from_slice(&number.to_le_bytes());
