@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{ConfigArgs, EXIT_CONFIG, complain};
+use super::{ConfigArgs, EXIT_CONFIG, print_problems};
 use crate::config::problem::{Location, Misfit, Severity};
 use crate::config::{Config, Problem, Problems};
 use crate::deploy::{self, Compiler, Host, InstallError, Source};
@@ -72,7 +72,7 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     if args.json {
         writeln!(out, "{:#}", as_json(&config, &functions, &problems))?;
     } else {
-        complain(&problems);
+        print_problems(&problems);
         if !problems.has_errors() {
             summary(&mut out, &config, &functions)?;
         }

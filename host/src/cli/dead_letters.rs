@@ -51,7 +51,7 @@ enum Command {
 
 /// Where the dead letters are. The daemon may be running or not.
 #[derive(Debug, Args)]
-struct FromArgs {
+struct StoreArgs {
     /// Data folder of the daemon [default: node.data_dir of the configuration]
     #[arg(long, value_name = "DIR", conflicts_with = "config")]
     data_dir: Option<PathBuf>,
@@ -64,7 +64,7 @@ struct FromArgs {
 
 /// Which of them.
 #[derive(Debug, Args)]
-struct OfArgs {
+struct FilterArgs {
     /// Only those of this function
     #[arg(long, value_name = "NAME")]
     function: Option<String>,
@@ -76,12 +76,12 @@ struct OfArgs {
 #[derive(Debug, Args)]
 struct ListArgs {
     #[command(flatten)]
-    of: OfArgs,
+    filter: FilterArgs,
     /// At most this many
     #[arg(long, value_name = "N", default_value_t = 50)]
     limit: usize,
     #[command(flatten)]
-    from: FromArgs,
+    store: StoreArgs,
 }
 
 #[derive(Debug, Args)]
@@ -90,7 +90,7 @@ struct ShowArgs {
     #[arg(value_name = "ID", required = true)]
     ids: Vec<u64>,
     #[command(flatten)]
-    from: FromArgs,
+    store: StoreArgs,
 }
 
 #[derive(Debug, Args)]
@@ -103,9 +103,9 @@ struct SelectArgs {
     #[arg(long)]
     all: bool,
     #[command(flatten)]
-    of: OfArgs,
+    filter: FilterArgs,
     #[command(flatten)]
-    from: FromArgs,
+    store: StoreArgs,
 }
 
 fn reason(name: &str) -> Result<FailureCode, String> {
@@ -117,7 +117,7 @@ fn reason(name: &str) -> Result<FailureCode, String> {
 
 /// Exit code 1 when a number that was asked for is not there.
 pub fn run(args: &DeadLettersArgs) -> anyhow::Result<ExitCode> {
-    match answer(args, &mut io::stdout().lock()) {
+    match execute(args, &mut io::stdout().lock()) {
         // `sedge dead-letters list | head`
         Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {
             Ok(ExitCode::SUCCESS)
@@ -126,22 +126,22 @@ pub fn run(args: &DeadLettersArgs) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn answer(args: &DeadLettersArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
+fn execute(args: &DeadLettersArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     match &args.command {
         Command::List(args) => list(args, out),
         Command::Show(args) => show(args, out),
         Command::Replay(args) => {
-            let taken = open(&args.from)?.replay(&args.filter(), time::now_ms())?;
-            report(out, args, "replayed", taken)
+            let count = open(&args.store)?.replay(&args.filter(), time::now_ms())?;
+            report(out, args, "replayed", count)
         }
         Command::Drop(args) => {
-            let taken = open(&args.from)?.drop(&args.filter())?;
-            report(out, args, "dropped", taken)
+            let count = open(&args.store)?.drop(&args.filter())?;
+            report(out, args, "dropped", count)
         }
     }
 }
 
-fn open(from: &FromArgs) -> anyhow::Result<DeadLetters> {
+fn open(from: &StoreArgs) -> anyhow::Result<DeadLetters> {
     let data_dir = match &from.data_dir {
         Some(dir) => dir.clone(),
         None => {
@@ -158,17 +158,17 @@ fn open(from: &FromArgs) -> anyhow::Result<DeadLetters> {
 impl SelectArgs {
     fn filter(&self) -> DeadLetterFilter {
         let ids = (!self.all).then(|| self.ids.iter().copied().map(DeadLetterId).collect());
-        DeadLetterFilter { ids, function: self.of.function.clone(), reason: self.of.reason }
+        DeadLetterFilter { ids, function: self.filter.function.clone(), reason: self.filter.reason }
     }
 }
 
 fn list(args: &ListArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let filter = DeadLetterFilter { ids: None, function: args.of.function.clone(), reason: args.of.reason };
+    let filter = DeadLetterFilter { ids: None, function: args.filter.function.clone(), reason: args.filter.reason };
     // One more than shown tells whether there are more.
-    let mut letters = open(&args.from)?.list(&filter, args.limit.saturating_add(1))?;
+    let mut letters = open(&args.store)?.list(&filter, args.limit.saturating_add(1))?;
     let more = letters.len() > args.limit;
     letters.truncate(args.limit);
-    if args.from.json {
+    if args.store.json {
         let letters: Vec<Value> = letters.iter().map(|(id, letter)| as_json(*id, letter)).collect();
         writeln!(out, "{:#}", json!({ "dead_letters": letters, "more": more }))?;
         return Ok(ExitCode::SUCCESS);
@@ -189,7 +189,7 @@ fn list(args: &ListArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
 }
 
 fn show(args: &ShowArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let dead_letters = open(&args.from)?;
+    let dead_letters = open(&args.store)?;
     let mut found = Vec::new();
     let mut missing = Vec::new();
     for id in args.ids.iter().copied().map(DeadLetterId) {
@@ -198,7 +198,7 @@ fn show(args: &ShowArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
             None => missing.push(id.0),
         }
     }
-    if args.from.json {
+    if args.store.json {
         let letters: Vec<Value> = found.iter().map(|(id, letter)| as_json(*id, letter)).collect();
         writeln!(out, "{:#}", json!({ "dead_letters": letters, "missing": missing }))?;
     } else {
@@ -239,7 +239,7 @@ fn print(out: &mut impl Write, id: DeadLetterId, letter: &DeadLetter) -> io::Res
 }
 
 fn report(out: &mut impl Write, args: &SelectArgs, done: &str, count: u64) -> anyhow::Result<ExitCode> {
-    if args.from.json {
+    if args.store.json {
         writeln!(out, "{}", json!({ done: count }))?;
     } else {
         writeln!(out, "{done} {count} dead letter{}", if count == 1 { "" } else { "s" })?;
@@ -357,7 +357,7 @@ mod tests {
 
         let say = |line: &str| {
             let mut out = Vec::new();
-            answer(&parse(&format!("{line} --data-dir {}", dir.path().display())).unwrap(), &mut out).unwrap();
+            execute(&parse(&format!("{line} --data-dir {}", dir.path().display())).unwrap(), &mut out).unwrap();
             String::from_utf8(out).unwrap()
         };
         assert_eq!(

@@ -96,12 +96,12 @@ async fn demo(args: &DemoArgs) -> anyhow::Result<Report> {
             tokio::time::sleep(reading.after.div_f64(args.speed)).await;
         }
         sensors.publish(&reading).await?;
-        upstream.look();
-        progress.show(sensors.taken, upstream.alerts_firing + upstream.alerts_resolved);
+        upstream.poll();
+        progress.show(sensors.acknowledged, upstream.alerts_firing + upstream.alerts_resolved);
         daemon.check()?;
     }
     sensors.finish().await?;
-    let report = settle(&mut upstream, &mut daemon, sensors.taken, http, started).await?;
+    let report = settle(&mut upstream, &mut daemon, sensors.acknowledged, http, started).await?;
     progress.end();
     daemon.stop()?;
     Ok(report)
@@ -118,7 +118,7 @@ async fn settle(
     let mut last = (Totals::default(), Instant::now());
     loop {
         tokio::time::sleep(Duration::from_millis(50)).await;
-        upstream.look();
+        upstream.poll();
         daemon.check()?;
         let status = report::read(http)?;
         let mut totals = Totals::from_status(&status, sent);
@@ -191,15 +191,15 @@ fn client(broker: SocketAddr, name: &str) -> mqtt::Options {
 struct Sensors {
     link: Link,
     events: mqtt::Events,
-    given: u64,
-    taken: u64,
+    published: u64,
+    acknowledged: u64,
 }
 
 impl Sensors {
     async fn connect(broker: SocketAddr) -> anyhow::Result<Self> {
         let (link, events, drive) = mqtt::connect(client(broker, "sensors"))?;
         tokio::task::spawn_local(drive);
-        let mut sensors = Self { link, events, given: 0, taken: 0 };
+        let mut sensors = Self { link, events, published: 0, acknowledged: 0 };
         while !sensors.link.is_connected() {
             sensors.wait().await?;
         }
@@ -215,8 +215,8 @@ impl Sensors {
                 properties: &[],
                 retain: false,
             };
-            if self.link.publish(publication, self.given).is_ok() {
-                self.given += 1;
+            if self.link.publish(publication, self.published).is_ok() {
+                self.published += 1;
                 return Ok(());
             }
             self.wait().await?;
@@ -224,7 +224,7 @@ impl Sensors {
     }
 
     async fn finish(&mut self) -> anyhow::Result<()> {
-        while self.taken < self.given {
+        while self.acknowledged < self.published {
             self.wait().await?;
         }
         Ok(())
@@ -237,9 +237,11 @@ impl Sensors {
             .context("the demo's broker takes no messages")?;
         for event in events {
             match event {
-                mqtt::Event::Published { result: mqtt::PublishResult::Taken, .. } => self.taken += 1,
+                mqtt::Event::Published { result: mqtt::PublishResult::Taken, .. } => self.acknowledged += 1,
                 mqtt::Event::Published { result, .. } => bail!("the demo's broker refused a message: {result:?}"),
-                mqtt::Event::Disconnected { reason } if self.given > 0 => bail!("the demo's broker is gone: {reason}"),
+                mqtt::Event::Disconnected { reason } if self.published > 0 => {
+                    bail!("the demo's broker is gone: {reason}")
+                }
                 _ => {}
             }
         }
@@ -283,11 +285,11 @@ impl Upstream {
     }
 
     /// Takes what is there, without waiting.
-    fn look(&mut self) {
+    fn poll(&mut self) {
         let mut events = VecDeque::new();
         self.events.take(&mut events);
         for event in events {
-            self.take(event);
+            self.handle_event(event);
         }
     }
 
@@ -295,12 +297,12 @@ impl Upstream {
         let mut events = VecDeque::new();
         tokio::time::timeout(patience, self.events.receive(&mut events)).await.context("nothing came upstream")?;
         for event in events {
-            self.take(event);
+            self.handle_event(event);
         }
         Ok(())
     }
 
-    fn take(&mut self, event: mqtt::Event) {
+    fn handle_event(&mut self, event: mqtt::Event) {
         let mqtt::Event::Delivery(delivery) = event else { return };
         if let Some(ack) = delivery.ack {
             self.link.acknowledge(ack);

@@ -38,39 +38,43 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let (config, problems) = Config::inspect(&args.config.path());
     let mut findings = configured(&problems);
     findings.push(board::clock(time::clock_synced()));
-    findings.extend(board::look(&config));
+    findings.extend(board::inspect(&config));
     // What could not be read has the value of its default, which says nothing about this board's broker.
     if !problems.has_errors() {
-        findings.extend(look_at_brokers(&config, args)?);
+        findings.extend(inspect_brokers(&config, args)?);
     }
-    let hurting = findings.iter().filter(|finding| finding.verdict == Verdict::Hurts).count();
+    let warnings = findings.iter().filter(|finding| finding.verdict == Verdict::Warning).count();
     let mut out = io::stdout().lock();
     if args.json {
-        writeln!(out, "{:#}", as_json(&findings, hurting))?;
+        writeln!(out, "{:#}", as_json(&findings, warnings))?;
     } else {
-        print(&mut out, &findings, hurting)?;
+        print(&mut out, &findings, warnings)?;
     }
-    Ok(match (problems.has_errors(), hurting) {
+    Ok(match (problems.has_errors(), warnings) {
         (true, _) => ExitCode::from(EXIT_CONFIG),
         (false, 0) => ExitCode::SUCCESS,
         (false, _) => ExitCode::FAILURE,
     })
 }
 
-fn look_at_brokers(config: &Config, args: &DoctorArgs) -> anyhow::Result<Vec<Finding>> {
+fn inspect_brokers(config: &Config, args: &DoctorArgs) -> anyhow::Result<Vec<Finding>> {
     let mut findings = Vec::new();
     let address = Address::of(&config.mqtt.url);
-    findings.extend(address.as_ref().and_then(|address| broker::plain("mqtt.url", address)));
+    findings.extend(address.as_ref().and_then(|address| broker::unencrypted("mqtt.url", address)));
     let upstream = config.upstream.as_ref().and_then(|upstream| Address::of(&upstream.url));
-    findings.extend(upstream.and_then(|address| broker::plain("upstream.url", &address)));
-    let seen = broker::look(&config.mqtt)?;
+    findings.extend(upstream.and_then(|address| broker::unencrypted("upstream.url", &address)));
+    let seen = broker::inspect(&config.mqtt)?;
     let version = seen.as_ref().ok().and_then(|seen| seen.version.clone());
     let open = address.as_ref().is_none_or(|address| !address.is_local() || broker::is_open(address.port));
-    findings.extend(broker::judge(&config.mqtt, seen, open));
+    findings.extend(broker::evaluate(&config.mqtt, seen, open));
     let is_mosquitto = version.is_none_or(|version| version.starts_with("mosquitto"));
     if is_mosquitto {
         let is_here = address.is_some_and(|address| address.is_local());
-        findings.extend(mosquitto::look(&args.mosquitto_conf, is_here, config.mqtt.session_expiry_secs.get().into()));
+        findings.extend(mosquitto::inspect(
+            &args.mosquitto_conf,
+            is_here,
+            config.mqtt.session_expiry_secs.get().into(),
+        ));
     }
     Ok(findings)
 }
@@ -84,30 +88,30 @@ fn configured(problems: &Problems) -> Vec<Finding> {
         let key = if problem.key.is_empty() { String::new() } else { format!("{}: ", problem.key) };
         Finding {
             check: "configuration",
-            verdict: Verdict::Hurts,
+            verdict: Verdict::Warning,
             what: format!("{}: {key}{}", problem.at, problem.what),
-            mend: problem.mend.clone(),
+            fix: problem.mend.clone(),
         }
     };
     problems.iter().map(finding).collect()
 }
 
-fn print(out: &mut impl Write, findings: &[Finding], hurting: usize) -> io::Result<()> {
+fn print(out: &mut impl Write, findings: &[Finding], warnings: usize) -> io::Result<()> {
     for finding in findings {
         writeln!(out, "{:<14} {:<8} {}", finding.check, finding.verdict.as_str(), printable(&finding.what))?;
-        if let Some(mend) = &finding.mend {
-            writeln!(out, "{:23} -> {}", "", printable(mend))?;
+        if let Some(fix) = &finding.fix {
+            writeln!(out, "{:23} -> {}", "", printable(fix))?;
         }
     }
-    match hurting {
+    match warnings {
         0 => writeln!(out, "\nnothing of this will hurt"),
         1 => writeln!(out, "\n1 thing will hurt"),
         many => writeln!(out, "\n{many} things will hurt"),
     }
 }
 
-fn as_json(findings: &[Finding], hurting: usize) -> Value {
-    json!({ "ok": hurting == 0, "findings": findings })
+fn as_json(findings: &[Finding], warnings: usize) -> Value {
+    json!({ "ok": warnings == 0, "findings": findings })
 }
 
 #[cfg(test)]
@@ -120,7 +124,7 @@ mod tests {
     fn the_mend_stands_below_what_hurts() {
         let findings = [
             Finding::good("clock", "set"),
-            Finding::hurts("sync", "a synced write takes 30 ms", "set store.flash_saver_ms"),
+            Finding::warning("sync", "a synced write takes 30 ms", "set store.flash_saver_ms"),
             Finding::unknown("mosquitto", "it is elsewhere\x1b[2J", "look there"),
         ];
         let mut out = Vec::new();
@@ -146,7 +150,7 @@ mosquitto      unknown  it is elsewhere\\u{1b}[2J
         let (_, problems) = Config::parse("[mqtt]\nurl = 1\n", Path::new("sedge.toml"));
         let findings = configured(&problems);
         assert_eq!(findings[0].what, "sedge.toml:2:7: mqtt.url: expected a string, found a number");
-        assert_eq!(findings[0].mend.as_deref(), Some("put it in quotes"));
+        assert_eq!(findings[0].fix.as_deref(), Some("put it in quotes"));
         assert_eq!(configured(&Problems::default())[0].verdict, Verdict::Good);
     }
 }

@@ -250,7 +250,7 @@ pub fn run(cli: Cli) -> ExitCode {
     };
     result.unwrap_or_else(|error| match error.downcast_ref::<Problems>() {
         Some(problems) => {
-            complain(problems);
+            print_problems(problems);
             ExitCode::from(EXIT_CONFIG)
         }
         None => {
@@ -261,7 +261,7 @@ pub fn run(cli: Cli) -> ExitCode {
 }
 
 /// Prints every problem, one a line, and how many there are.
-pub fn complain(problems: &Problems) {
+pub fn print_problems(problems: &Problems) {
     for problem in problems.iter() {
         let colour = match problem.severity {
             Severity::Error => RED,

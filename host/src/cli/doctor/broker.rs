@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What a broker that answers was seen to be.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Seen {
+pub struct Observed {
     pub version: Option<String>,
     /// Messages that it has dropped since it started, by its own count.
     pub dropped: Option<u64>,
@@ -28,20 +28,20 @@ pub struct Seen {
 }
 
 /// An address that passwords and messages go to in the clear.
-pub fn plain(key: &'static str, address: &Address) -> Option<Finding> {
+pub fn unencrypted(key: &'static str, address: &Address) -> Option<Finding> {
     let what = format!("{key} leads to {} without TLS: everyone on the way can read and change it", address.host);
     let mend = "write mqtts:// (https:// for a webhook), and name the certificate in ca_file if it is your own";
-    (!address.is_tls && !address.is_local()).then(|| Finding::hurts("tls", what, mend))
+    (!address.is_tls && !address.is_local()).then(|| Finding::warning("tls", what, fix))
 }
 
 /// `Err`: why the broker cannot be reached.
-pub fn look(mqtt: &Mqtt) -> anyhow::Result<Result<Seen, String>> {
+pub fn inspect(mqtt: &Mqtt) -> anyhow::Result<Result<Observed, String>> {
     crate::cli::block_on(async {
-        let mut seen = match meet(options(mqtt, true)?).await {
+        let mut seen = match probe(options(mqtt, true)?).await {
             Ok(seen) => seen,
             Err(reason) => return Ok(Err(reason)),
         };
-        seen.is_anonymous = meet(options(mqtt, false)?).await.is_ok();
+        seen.is_anonymous = probe(options(mqtt, false)?).await.is_ok();
         Ok(Ok(seen))
     })
 }
@@ -69,29 +69,29 @@ fn options(mqtt: &Mqtt, with_name: bool) -> anyhow::Result<mqtt::Options> {
     })
 }
 
-async fn meet(options: mqtt::Options) -> Result<Seen, String> {
+async fn probe(options: mqtt::Options) -> Result<Observed, String> {
     let (link, events, drive) = match mqtt::connect(options) {
         Ok(parts) => parts,
         Err(error) => return Err(error.to_string()),
     };
     let driver = tokio::task::spawn_local(drive);
-    let mut seen = Seen::default();
+    let mut seen = Observed::default();
     let mut queue = VecDeque::new();
     // To connect takes as long as it takes: the client itself gives up in time.
     let mut until = Instant::now() + Duration::from_secs(120);
-    let mut met = Err("it does not answer".to_owned());
+    let mut result = Err("it does not answer".to_owned());
     'talk: while timeout_at(until, events.receive(&mut queue)).await.is_ok() {
         for event in queue.drain(..) {
             match event {
                 Event::Connected { .. } => {
-                    met = Ok(());
+                    result = Ok(());
                     seen.retains = link.retains();
                     until = Instant::now() + PATIENCE;
                     link.subscribe(VERSION, None);
                     link.subscribe(DROPPED, None);
                 }
                 Event::Disconnected { reason } => {
-                    met = Err(reason);
+                    result = Err(reason);
                     break 'talk;
                 }
                 Event::Delivery(delivery) => {
@@ -111,32 +111,31 @@ async fn meet(options: mqtt::Options) -> Result<Seen, String> {
     }
     link.close();
     let _ = tokio::time::timeout(Duration::from_secs(1), driver).await;
-    met.map(|()| seen)
+    result.map(|()| seen)
 }
 
 /// `open`: whether others than this machine can reach the broker.
-pub fn judge(mqtt: &Mqtt, seen: Result<Seen, String>, open: bool) -> Vec<Finding> {
+pub fn evaluate(mqtt: &Mqtt, seen: Result<Observed, String>, open: bool) -> Vec<Finding> {
     let seen = match seen {
         Ok(seen) => seen,
         Err(reason) => {
             let what = format!("{} cannot be reached: {reason}", mqtt.url);
-            let mend =
-                "start it (systemctl status mosquitto), or correct [mqtt]: url, username, password_file, ca_file";
-            return vec![Finding::hurts("broker", what, mend)];
+            let fix = "start it (systemctl status mosquitto), or correct [mqtt]: url, username, password_file, ca_file";
+            return vec![Finding::warning("broker", what, fix)];
         }
     };
     let version = seen.version.as_deref().unwrap_or("a broker that does not say which");
     let mut findings = vec![Finding::good("broker", format!("{} answers: {version}", mqtt.url))];
     if !seen.retains {
         let what = "it keeps no retained messages: this board's status is not seen, and nothing can be pushed to it";
-        findings.push(Finding::hurts("broker", what, "in mosquitto.conf: retain_available true"));
+        findings.push(Finding::warning("broker", what, "in mosquitto.conf: retain_available true"));
     }
     if let Some(dropped) = seen.dropped.filter(|dropped| *dropped > 0) {
         let what = format!("it has dropped {dropped} messages since it started, for one client or another");
-        findings.push(Finding::hurts("broker", what, "in mosquitto.conf: max_queued_messages 0"));
+        findings.push(Finding::warning("broker", what, "in mosquitto.conf: max_queued_messages 0"));
     }
     findings.push(match (seen.is_anonymous, open) {
-        (true, true) => Finding::hurts(
+        (true, true) => Finding::warning(
             "anonymous",
             "everyone who reaches the broker may publish and subscribe, without a name",
             "in mosquitto.conf: allow_anonymous false, and password_file; here: mqtt.username and password_file",
@@ -173,35 +172,35 @@ mod tests {
     use super::super::finding::Verdict;
     use super::*;
 
-    fn hurting(seen: Result<Seen, String>, open: bool) -> Vec<&'static str> {
-        let findings = judge(&Mqtt::default(), seen, open);
-        findings.iter().filter(|it| it.verdict == Verdict::Hurts).map(|it| it.check).collect()
+    fn warnings(seen: Result<Observed, String>, open: bool) -> Vec<&'static str> {
+        let findings = evaluate(&Mqtt::default(), seen, open);
+        findings.iter().filter(|it| it.verdict == Verdict::Warning).map(|it| it.check).collect()
     }
 
     #[test]
     fn no_tls_hurts_beyond_this_machine() {
-        let judged = |url| plain("mqtt.url", &Address::of(url).unwrap()).map(|finding| finding.verdict);
-        assert_eq!(judged("mqtt://broker.example.com"), Some(Verdict::Hurts));
-        assert_eq!(judged("http://10.0.0.1/in"), Some(Verdict::Hurts));
-        assert_eq!(judged("mqtts://broker.example.com"), None);
-        assert_eq!(judged("mqtt://localhost:1884"), None);
+        let evaluated = |url| unencrypted("mqtt.url", &Address::of(url).unwrap()).map(|finding| finding.verdict);
+        assert_eq!(evaluated("mqtt://broker.example.com"), Some(Verdict::Warning));
+        assert_eq!(evaluated("http://10.0.0.1/in"), Some(Verdict::Warning));
+        assert_eq!(evaluated("mqtts://broker.example.com"), None);
+        assert_eq!(evaluated("mqtt://localhost:1884"), None);
     }
 
     #[test]
     fn a_nameless_broker_hurts_when_others_reach_it() {
-        let nameless = Seen { retains: true, is_anonymous: true, ..Seen::default() };
-        assert_eq!(hurting(Ok(nameless.clone()), true), ["anonymous"]);
-        assert_eq!(hurting(Ok(nameless.clone()), false), [""; 0]);
-        assert_eq!(hurting(Ok(Seen { is_anonymous: false, ..nameless }), true), [""; 0]);
+        let nameless = Observed { retains: true, is_anonymous: true, ..Observed::default() };
+        assert_eq!(warnings(Ok(nameless.clone()), true), ["anonymous"]);
+        assert_eq!(warnings(Ok(nameless.clone()), false), [""; 0]);
+        assert_eq!(warnings(Ok(Observed { is_anonymous: false, ..nameless }), true), [""; 0]);
     }
 
     #[test]
     fn what_the_broker_tells_of_itself() {
-        let seen = Seen { retains: true, dropped: Some(0), ..Seen::default() };
-        assert_eq!(hurting(Ok(seen.clone()), false), [""; 0]);
-        assert_eq!(hurting(Ok(Seen { dropped: Some(3), ..seen.clone() }), false), ["broker"]);
-        assert_eq!(hurting(Ok(Seen { retains: false, ..seen }), false), ["broker"]);
-        assert_eq!(hurting(Err("connection refused".into()), false), ["broker"]);
+        let seen = Observed { retains: true, dropped: Some(0), ..Observed::default() };
+        assert_eq!(warnings(Ok(seen.clone()), false), [""; 0]);
+        assert_eq!(warnings(Ok(Observed { dropped: Some(3), ..seen.clone() }), false), ["broker"]);
+        assert_eq!(warnings(Ok(Observed { retains: false, ..seen }), false), ["broker"]);
+        assert_eq!(warnings(Err("connection refused".into()), false), ["broker"]);
     }
 
     #[test]

@@ -6,7 +6,8 @@ use serde::Serialize;
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     Good,
-    Hurts,
+    #[serde(rename = "hurts")]
+    Warning,
     /// It cannot be seen from here, or not by this user.
     Unknown,
 }
@@ -15,7 +16,7 @@ impl Verdict {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Good => "good",
-            Self::Hurts => "hurts",
+            Self::Warning => "warning",
             Self::Unknown => "unknown",
         }
     }
@@ -27,19 +28,20 @@ pub struct Finding {
     pub verdict: Verdict,
     pub what: String,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub mend: Option<String>,
+    #[serde(rename = "mend")]
+    pub fix: Option<String>,
 }
 
 impl Finding {
     pub fn good(check: &'static str, what: impl Into<String>) -> Self {
-        Self { check, verdict: Verdict::Good, what: what.into(), mend: None }
+        Self { check, verdict: Verdict::Good, what: what.into(), fix: None }
     }
 
-    pub fn hurts(check: &'static str, what: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { check, verdict: Verdict::Hurts, what: what.into(), mend: Some(mend.into()) }
+    pub fn warning(check: &'static str, what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { check, verdict: Verdict::Warning, what: what.into(), fix: Some(fix.into()) }
     }
 
-    pub fn unknown(check: &'static str, what: impl Into<String>, mend: impl Into<String>) -> Self {
-        Self { check, verdict: Verdict::Unknown, what: what.into(), mend: Some(mend.into()) }
+    pub fn unknown(check: &'static str, what: impl Into<String>, fix: impl Into<String>) -> Self {
+        Self { check, verdict: Verdict::Unknown, what: what.into(), fix: Some(fix.into()) }
     }
 }

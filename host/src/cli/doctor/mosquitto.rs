@@ -8,13 +8,13 @@ use super::finding::Finding;
 
 const CHECK: &str = "mosquitto";
 /// The most that may be lost to a power cut.
-const OFTEN_SECS: u64 = 60;
+const MAX_AUTOSAVE_SECS: u64 = 60;
 /// Ten a second for an hour.
-const MANY_MESSAGES: u64 = 36_000;
+const MIN_QUEUED_MESSAGES: u64 = 36_000;
 
 /// Its defaults are those of Mosquitto 2.
 #[derive(Debug, PartialEq, Eq)]
-struct Settings {
+struct MosquittoConf {
     persistence: bool,
     autosave_interval: u64,
     /// Then the interval counts changes, not seconds.
@@ -23,7 +23,7 @@ struct Settings {
     client_expiration_secs: Option<u64>,
 }
 
-impl Default for Settings {
+impl Default for MosquittoConf {
     fn default() -> Self {
         Self {
             persistence: false,
@@ -35,26 +35,26 @@ impl Default for Settings {
     }
 }
 
-pub fn look(conf: &Path, is_here: bool, session_expiry_secs: u64) -> Vec<Finding> {
-    let mend = "see that persistence is true, autosave_interval at most 60 and max_queued_messages 0";
+pub fn inspect(conf: &Path, is_here: bool, session_expiry_secs: u64) -> Vec<Finding> {
+    let fix = "see that persistence is true, autosave_interval at most 60 and max_queued_messages 0";
     if !is_here {
-        return vec![Finding::unknown(CHECK, "the broker is on another machine", format!("there, {mend}"))];
+        return vec![Finding::unknown(CHECK, "the broker is on another machine", format!("there, {fix}"))];
     }
     match read(conf) {
-        Ok(settings) => judge(&settings, session_expiry_secs),
+        Ok(settings) => evaluate(&settings, session_expiry_secs),
         Err(error) => {
             let what = format!("{} cannot be read: {error}", conf.display());
-            let mend = match error.kind() {
+            let fix = match error.kind() {
                 ErrorKind::PermissionDenied => "ask again as root: sudo sedge doctor".into(),
-                _ => format!("name it with --mosquitto-conf; {mend}"),
+                _ => format!("name it with --mosquitto-conf; {fix}"),
             };
-            vec![Finding::unknown(CHECK, what, mend)]
+            vec![Finding::unknown(CHECK, what, fix)]
         }
     }
 }
 
-fn read(conf: &Path) -> io::Result<Settings> {
-    let mut settings = Settings::default();
+fn read(conf: &Path) -> io::Result<MosquittoConf> {
+    let mut settings = MosquittoConf::default();
     for folder in settings.apply(&fs::read_to_string(conf)?) {
         let mut parts: Vec<PathBuf> = fs::read_dir(folder)?.flatten().map(|entry| entry.path()).collect();
         parts.retain(|path| path.extension().is_some_and(|extension| extension == "conf"));
@@ -66,7 +66,7 @@ fn read(conf: &Path) -> io::Result<Settings> {
     Ok(settings)
 }
 
-impl Settings {
+impl MosquittoConf {
     /// Takes over what a file says, and returns the folders that it includes.
     fn apply(&mut self, text: &str) -> Vec<PathBuf> {
         let mut folders = Vec::new();
@@ -102,30 +102,30 @@ fn seconds(value: &str) -> Option<u64> {
     number.parse::<u64>().ok()?.checked_mul(hours * 3600)
 }
 
-fn judge(settings: &Settings, session_expiry_secs: u64) -> Vec<Finding> {
+fn evaluate(settings: &MosquittoConf, session_expiry_secs: u64) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut hurts = |what: String, mend: &str| {
-        findings.push(Finding::hurts(CHECK, what, format!("in mosquitto.conf: {mend}")));
+    let mut warn = |what: String, fix: &str| {
+        findings.push(Finding::warning(CHECK, what, format!("in mosquitto.conf: {fix}")));
     };
     let interval = settings.autosave_interval;
     if !settings.persistence {
-        hurts(
+        warn(
             "it keeps sessions and what waits in them in memory only: they are gone when it ends".into(),
             "persistence true, and persistence_location /var/lib/mosquitto/",
         );
     } else if interval == 0 {
-        hurts(
+        warn(
             "it writes what waits in it only when it ends in order: a power cut takes all of it".into(),
             "autosave_interval 30",
         );
-    } else if !settings.autosave_on_changes && interval > OFTEN_SECS {
-        hurts(
+    } else if !settings.autosave_on_changes && interval > MAX_AUTOSAVE_SECS {
+        warn(
             format!("it writes what waits in it every {interval} s: a power cut takes what came since"),
             "autosave_interval 30",
         );
     }
-    if settings.max_queued_messages != 0 && settings.max_queued_messages < MANY_MESSAGES {
-        hurts(
+    if settings.max_queued_messages != 0 && settings.max_queued_messages < MIN_QUEUED_MESSAGES {
+        warn(
             format!(
                 "it drops what is beyond {} messages for one client: while sedge is away, or when it starts with many \
                  retained messages",
@@ -135,7 +135,7 @@ fn judge(settings: &Settings, session_expiry_secs: u64) -> Vec<Finding> {
         );
     }
     if let Some(secs) = settings.client_expiration_secs.filter(|secs| *secs < session_expiry_secs) {
-        hurts(
+        warn(
             format!("it forgets clients that are away for {} h, before mqtt.session_expiry_secs is over", secs / 3600),
             "a longer persistent_client_expiration, or none",
         );
@@ -155,27 +155,27 @@ mod tests {
     const GOOD: &str = "persistence true\nautosave_interval 30\nmax_queued_messages 0\n";
 
     fn found(text: &str) -> Vec<String> {
-        let mut settings = Settings::default();
+        let mut settings = MosquittoConf::default();
         settings.apply(text);
-        let findings = judge(&settings, WEEK);
-        findings.into_iter().filter(|it| it.verdict == Verdict::Hurts).map(|it| it.mend.unwrap_or_default()).collect()
+        let findings = evaluate(&settings, WEEK);
+        findings.into_iter().filter(|it| it.verdict == Verdict::Warning).map(|it| it.fix.unwrap_or_default()).collect()
     }
 
     #[test]
     fn what_debian_ships_loses_messages() {
-        let mends = found(
+        let fixes = found(
             "# As installed\npid_file /run/mosquitto/mosquitto.pid\n\npersistence true\npersistence_location /var/lib/mosquitto/\n",
         );
-        assert_eq!(mends.len(), 2, "{mends:?}");
-        assert!(mends[0].contains("autosave_interval 30") && mends[1].contains("max_queued_messages 0"), "{mends:?}");
+        assert_eq!(fixes.len(), 2, "{fixes:?}");
+        assert!(fixes[0].contains("autosave_interval 30") && fixes[1].contains("max_queued_messages 0"), "{fixes:?}");
     }
 
     #[test]
     fn each_setting_is_judged_by_itself() {
         assert_eq!(found(GOOD), [""; 0]);
         let one = |change: &str, expected: &str| {
-            let mends = found(&format!("{GOOD}{change}\n"));
-            assert!(mends.len() == 1 && mends[0].contains(expected), "{change}: {mends:?}");
+            let fixes = found(&format!("{GOOD}{change}\n"));
+            assert!(fixes.len() == 1 && fixes[0].contains(expected), "{change}: {fixes:?}");
         };
         one("persistence false", "persistence true");
         one("autosave_interval 0", "autosave_interval 30");
@@ -202,9 +202,9 @@ mod tests {
     #[test]
     fn a_broker_elsewhere_or_without_a_file_is_unknown() {
         let absent = Path::new("/nonexistent/mosquitto.conf");
-        assert_eq!(look(absent, false, WEEK)[0].verdict, Verdict::Unknown);
-        let here = &look(absent, true, WEEK)[0];
+        assert_eq!(inspect(absent, false, WEEK)[0].verdict, Verdict::Unknown);
+        let here = &inspect(absent, true, WEEK)[0];
         assert_eq!(here.verdict, Verdict::Unknown);
-        assert!(here.mend.as_deref().unwrap().contains("--mosquitto-conf"));
+        assert!(here.fix.as_deref().unwrap().contains("--mosquitto-conf"));
     }
 }

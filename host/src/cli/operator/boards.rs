@@ -39,7 +39,7 @@ impl Boards {
     }
 
     /// Takes a message from the broker. Returns whether it told anything new.
-    pub fn take(&mut self, topic: &str, payload: &[u8]) -> bool {
+    pub fn record(&mut self, topic: &str, payload: &[u8]) -> bool {
         match self.topics.parse(topic) {
             Some(Topic::Status { node }) => {
                 // Somebody has removed a board that is gone for good.
@@ -173,7 +173,7 @@ mod tests {
         let mut boards = Boards::new(Topics::new("sedge"));
         for (node, state, groups) in [("a", "online", json!(["pumps"])), ("b", "offline", json!(["pumps", "all"]))] {
             let status = json!({ "state": state, "groups": groups }).to_string();
-            assert!(boards.take(&format!("sedge/{node}/status"), status.as_bytes()));
+            assert!(boards.record(&format!("sedge/{node}/status"), status.as_bytes()));
         }
         boards
     }
@@ -194,7 +194,7 @@ mod tests {
         let pumps = Target::Group("pumps".into());
         let names = |boards: &Boards, serial| boards.members(&pumps, "warm", serial).join(" ");
         assert_eq!(names(&boards, None), "a b");
-        assert!(boards.take("sedge/old/functions/warm", report(7, "receiving", None, None).as_bytes()));
+        assert!(boards.record("sedge/old/functions/warm", report(7, "receiving", None, None).as_bytes()));
         assert_eq!(names(&boards, Some(7)), "a b old");
         assert_eq!(names(&boards, Some(8)), "a b");
         assert_eq!(boards.members(&Target::Node("z".into()), "warm", None).join(" "), "z");
@@ -206,7 +206,7 @@ mod tests {
         let mut boards = boards();
         let pumps = Target::Group("pumps".into());
         let mut highest = |node: &str, text: String| {
-            assert!(boards.take(&format!("sedge/{node}/functions/warm"), text.as_bytes()));
+            assert!(boards.record(&format!("sedge/{node}/functions/warm"), text.as_bytes()));
             boards.highest_accepted(&pumps, "warm").map(|(serial, node)| (serial, node.to_string()))
         };
         assert_eq!(highest("a", report(5, "active", None, Some(5))), Some((5, "a".into())));
@@ -224,13 +224,13 @@ mod tests {
     fn the_same_again_is_nothing_new_and_an_empty_message_takes_it_back() {
         let mut boards = boards();
         let text = report(1, "active", None, Some(1));
-        assert!(boards.take("sedge/a/functions/warm", text.as_bytes()));
-        assert!(!boards.take("sedge/a/functions/warm", text.as_bytes()));
-        assert!(boards.take("sedge/a/functions/warm", b""));
-        assert!(boards.take("sedge/a/status", b""));
+        assert!(boards.record("sedge/a/functions/warm", text.as_bytes()));
+        assert!(!boards.record("sedge/a/functions/warm", text.as_bytes()));
+        assert!(boards.record("sedge/a/functions/warm", b""));
+        assert!(boards.record("sedge/a/status", b""));
         assert_eq!(boards.iter().map(|(node, _)| node.to_string()).collect::<Vec<_>>(), ["b"]);
         for (topic, payload) in [("other/a/status", "{}"), ("sedge/a/b/status", "{}"), ("sedge/blob/status", "{}")] {
-            assert!(!boards.take(topic, payload.as_bytes()), "{topic}");
+            assert!(!boards.record(topic, payload.as_bytes()), "{topic}");
         }
     }
 }

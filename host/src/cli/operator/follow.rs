@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::boards::Board;
 use super::printable;
-use super::talk::Talk;
+use super::session::Session;
 use crate::deploy::payload::Install;
 use crate::deploy::reason::Reason;
 use crate::deploy::report::{Progress, Report, State};
@@ -20,19 +20,19 @@ use crate::deploy::topics::KEYS;
 
 /// A refusal that names no serial is perhaps of somebody else's order, and an old one perhaps not the last word: if ours is
 /// on its way, its own report comes soon.
-const DOUBT: Duration = Duration::from_secs(3);
+const SETTLE_TIME: Duration = Duration::from_secs(3);
 
 /// With more boards than this their news is looked at together, or looking would take longer than hearing.
-const FEW: usize = 10;
-const TOGETHER: Duration = Duration::from_millis(50);
+const BATCH_ABOVE: usize = 10;
+const BATCH_PERIOD: Duration = Duration::from_millis(50);
 
 /// Which states are what was wanted.
 #[derive(Clone, Copy, Debug)]
-pub struct Aim {
+pub struct Goal {
     pub states: &'static [State],
 }
 
-impl Aim {
+impl Goal {
     pub const INSTALLED: Self = Self { states: &[State::Active] };
     /// A shadow that only a person promotes is where it should be.
     pub const SHADOWING: Self = Self { states: &[State::Active, State::Trial] };
@@ -42,19 +42,19 @@ impl Aim {
 
 /// How far one board is.
 #[derive(Clone, Debug, PartialEq)]
-enum Standing {
+enum Phase {
     /// It has not said anything of this order.
     Silent,
-    UnderWay,
+    InProgress,
     Done,
     Failed,
     /// It has refused an order that it does not name, or this one when it was given before.
-    Doubtful,
+    Unclear,
 }
 
 /// What became of the order on one board.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct Fate {
+pub struct NodeOutcome {
     pub node: String,
     /// Of the board's report, or `waiting`, or `offline`.
     pub state: String,
@@ -69,20 +69,20 @@ pub struct Fate {
 
 /// What became of it altogether.
 #[derive(Clone, Debug)]
-pub struct Outcome {
-    pub fates: Vec<Fate>,
+pub struct OrderOutcome {
+    pub nodes: Vec<NodeOutcome>,
     pub timed_out: bool,
 }
 
-impl Outcome {
+impl OrderOutcome {
     pub fn is_ok(&self) -> bool {
-        !self.fates.is_empty() && self.fates.iter().all(|fate| fate.ok)
+        !self.nodes.is_empty() && self.nodes.iter().all(|node| node.ok)
     }
 
     pub fn counts(&self) -> BTreeMap<&str, usize> {
         let mut counts = BTreeMap::new();
-        for fate in &self.fates {
-            *counts.entry(&*fate.state).or_default() += 1;
+        for node in &self.nodes {
+            *counts.entry(&*node.state).or_default() += 1;
         }
         counts
     }
@@ -91,75 +91,80 @@ impl Outcome {
 /// One order under way.
 pub struct Follow {
     pub serial: u64,
-    pub aim: Aim,
+    pub goal: Goal,
     /// What is installed: another push may have the same serial.
     pub install: Option<Install>,
     /// After this a trial is over, however few the messages.
     pub trial_secs: Option<NonZeroU32>,
     /// What the boards said before it was published.
     before: BTreeMap<Arc<str>, Report>,
-    doubts: BTreeMap<Arc<str>, Instant>,
+    unclear_since: BTreeMap<Arc<str>, Instant>,
 }
 
 impl Follow {
     /// To be made before the order is published.
-    pub fn begin(talk: &Talk, serial: u64, aim: Aim) -> Self {
-        let reports = talk.boards.iter().filter_map(|(node, board)| Some((node, board.reports.get(&talk.function)?)));
+    pub fn new(session: &Session, serial: u64, goal: Goal) -> Self {
+        let reports =
+            session.boards.iter().filter_map(|(node, board)| Some((node, board.reports.get(&session.function)?)));
         let before = reports.map(|(node, report)| (Arc::clone(node), report.clone())).collect();
-        Self { serial, aim, install: None, trial_secs: None, before, doubts: BTreeMap::new() }
+        Self { serial, goal, install: None, trial_secs: None, before, unclear_since: BTreeMap::new() }
     }
 
     /// Returns when every board of the target is done with it, or at the deadline.
-    pub async fn run(mut self, talk: &mut Talk) -> anyhow::Result<Outcome> {
+    pub async fn run(mut self, session: &mut Session) -> anyhow::Result<OrderOutcome> {
         loop {
-            let outcome = self.outcome(talk);
-            talk.progress.now("boards", &shown(&outcome, talk, self.trial_secs));
-            let members = talk.boards.members(&talk.target, &talk.function, Some(self.serial));
-            let is_over = |node: &Arc<str>| match self.standing(talk, node) {
-                Standing::Done | Standing::Failed => true,
-                Standing::Doubtful => self.doubts.get(node).is_some_and(|since| since.elapsed() >= DOUBT),
-                Standing::Silent | Standing::UnderWay => false,
+            let outcome = self.outcome(session);
+            session.progress.set_status("boards", &shown(&outcome, session, self.trial_secs));
+            let members = session.boards.members(&session.target, &session.function, Some(self.serial));
+            let is_over = |node: &Arc<str>| match self.phase(session, node) {
+                Phase::Done | Phase::Failed => true,
+                Phase::Unclear => self.unclear_since.get(node).is_some_and(|since| since.elapsed() >= SETTLE_TIME),
+                Phase::Silent | Phase::InProgress => false,
             };
             if !members.is_empty() && members.iter().all(is_over) {
                 return Ok(outcome);
             }
-            let doubtful: Vec<Arc<str>> =
-                members.into_iter().filter(|node| self.standing(talk, node) == Standing::Doubtful).collect();
-            self.doubts.retain(|node, _| doubtful.contains(node));
-            for node in doubtful {
-                self.doubts.entry(node).or_insert_with(Instant::now);
+            let unclear: Vec<Arc<str>> =
+                members.into_iter().filter(|node| self.phase(session, node) == Phase::Unclear).collect();
+            self.unclear_since.retain(|node, _| unclear.contains(node));
+            for node in unclear {
+                self.unclear_since.entry(node).or_insert_with(Instant::now);
             }
-            let settled = self.doubts.values().map(|since| *since + DOUBT).filter(|at| *at > Instant::now()).min();
-            let until = settled.unwrap_or(talk.deadline);
-            if talk.news_until(until).await?.is_none() && Instant::now() >= talk.deadline {
-                return Ok(Outcome { timed_out: true, ..self.outcome(talk) });
+            let settled =
+                self.unclear_since.values().map(|since| *since + SETTLE_TIME).filter(|at| *at > Instant::now()).min();
+            let until = settled.unwrap_or(session.deadline);
+            if session.next_event_until(until).await?.is_none() && Instant::now() >= session.deadline {
+                return Ok(OrderOutcome { timed_out: true, ..self.outcome(session) });
             }
-            if outcome.fates.len() > FEW {
-                let together = Instant::now() + TOGETHER;
-                while talk.news_until(together).await?.is_some() {}
+            if outcome.nodes.len() > BATCH_ABOVE {
+                let together = Instant::now() + BATCH_PERIOD;
+                while session.next_event_until(together).await?.is_some() {}
             }
         }
     }
 
-    pub fn outcome(&self, talk: &Talk) -> Outcome {
-        let members = talk.boards.members(&talk.target, &talk.function, Some(self.serial));
-        Outcome { fates: members.into_iter().map(|node| self.fate(talk, node)).collect(), timed_out: false }
+    pub fn outcome(&self, session: &Session) -> OrderOutcome {
+        let members = session.boards.members(&session.target, &session.function, Some(self.serial));
+        OrderOutcome {
+            nodes: members.into_iter().map(|node| self.node_outcome(session, node)).collect(),
+            timed_out: false,
+        }
     }
 
-    fn fate(&self, talk: &Talk, node: Arc<str>) -> Fate {
-        let standing = self.standing(talk, &node);
-        let board = talk.boards.get(&node);
-        let report = talk.boards.report(&node, &talk.function);
+    fn node_outcome(&self, session: &Session, node: Arc<str>) -> NodeOutcome {
+        let phase = self.phase(session, &node);
+        let board = session.boards.get(&node);
+        let report = session.boards.report(&node, &session.function);
         let active = report.and_then(|report| report.active.as_ref()).map_or(
             Value::Null,
             |active| json!({ "version": active.version.version, "serial": active.version.serial }),
         );
         let silent = || if board.is_some_and(Board::is_offline) { "offline" } else { "waiting" };
-        let told = report.filter(|_| standing != Standing::Silent);
+        let told = report.filter(|_| phase != Phase::Silent);
         let superseded = told.is_some_and(|report| report.serial > Some(self.serial));
         let is_other = told.is_some_and(|report| self.is_other(report));
-        Fate {
-            ok: standing == Standing::Done,
+        NodeOutcome {
+            ok: phase == Phase::Done,
             state: match told {
                 Some(_) if is_other => State::Rejected.to_string(),
                 told => told.map_or_else(|| silent().into(), |report| report.state.to_string()),
@@ -184,13 +189,13 @@ impl Follow {
         }
     }
 
-    fn standing(&self, talk: &Talk, node: &str) -> Standing {
-        let Some(report) = talk.boards.report(node, &talk.function) else { return Standing::Silent };
+    fn phase(&self, session: &Session, node: &str) -> Phase {
+        let Some(report) = session.boards.report(node, &session.function) else { return Phase::Silent };
         let is_news = self.before.get(node) != Some(report);
         if self.is_other(report) {
-            return Standing::Failed;
+            return Phase::Failed;
         }
-        standing(report, is_news, self.serial, self.aim)
+        phase(report, is_news, self.serial, self.goal)
     }
 }
 
@@ -204,33 +209,33 @@ impl Follow {
     }
 }
 
-fn standing(report: &Report, is_news: bool, serial: u64, aim: Aim) -> Standing {
+fn phase(report: &Report, is_news: bool, serial: u64, goal: Goal) -> Phase {
     match report.serial {
         Some(other) if other == serial => match report.state {
-            state if aim.states.contains(&state) => Standing::Done,
+            state if goal.states.contains(&state) => Phase::Done,
             // Of an order that is given again: perhaps the board takes it now.
-            state if state.is_final() && !is_news => Standing::Doubtful,
-            state if state.is_final() => Standing::Failed,
-            _ => Standing::UnderWay,
+            state if state.is_final() && !is_news => Phase::Unclear,
+            state if state.is_final() => Phase::Failed,
+            _ => Phase::InProgress,
         },
         // A refused one of that serial says nothing: anybody may have written it.
-        Some(later) if later > serial && is_news && report.state != State::Rejected => Standing::Failed,
+        Some(later) if later > serial && is_news && report.state != State::Rejected => Phase::Failed,
         // What was sent is an envelope and signed: that is about somebody else's junk.
-        None if matches!(report.reason, Some(Reason::BadEnvelope | Reason::Unsigned)) => Standing::Silent,
-        None if is_news && report.state == State::Rejected => Standing::Doubtful,
-        _ => Standing::Silent,
+        None if matches!(report.reason, Some(Reason::BadEnvelope | Reason::Unsigned)) => Phase::Silent,
+        None if is_news && report.state == State::Rejected => Phase::Unclear,
+        _ => Phase::Silent,
     }
 }
 
 /// One line for what is under way.
-fn shown(outcome: &Outcome, talk: &Talk, trial_secs: Option<NonZeroU32>) -> String {
-    match &outcome.fates[..] {
-        [] => format!("no board of {} has said anything yet", talk.target),
-        [fate] => {
-            let report = talk.boards.report(&fate.node, &talk.function);
+fn shown(outcome: &OrderOutcome, session: &Session, trial_secs: Option<NonZeroU32>) -> String {
+    match &outcome.nodes[..] {
+        [] => format!("no board of {} has said anything yet", session.target),
+        [node] => {
+            let report = session.boards.report(&node.node, &session.function);
             // While it waits, its report is of the order before.
-            let report = report.filter(|report| !fate.ok && report.state.as_str() == fate.state);
-            let mut line = format!("{} {}", fate.node, fate.state);
+            let report = report.filter(|report| !node.ok && report.state.as_str() == node.state);
+            let mut line = format!("{} {}", node.node, node.state);
             if let Some(progress) = report.and_then(|report| report.progress) {
                 let _ = write!(line, ", {}", progress_text(progress));
                 if let (Progress::Trial { .. }, Some(secs)) = (progress, trial_secs) {
@@ -239,10 +244,10 @@ fn shown(outcome: &Outcome, talk: &Talk, trial_secs: Option<NonZeroU32>) -> Stri
             }
             line
         }
-        fates => {
+        nodes => {
             let counts: Vec<String> =
                 outcome.counts().into_iter().map(|(state, count)| format!("{state} {count}")).collect();
-            format!("{} of {}", counts.join(", "), fates.len())
+            format!("{} of {}", counts.join(", "), nodes.len())
         }
     }
 }
@@ -272,30 +277,30 @@ pub fn why(reason: Option<Reason>, error: Option<&str>) -> String {
 }
 
 /// What a person reads at the end: a line for each board, or the counts of a group and the boards that failed.
-pub fn lines(outcome: &Outcome, talk: &Talk) -> Vec<String> {
-    let line = |fate: &Fate| {
-        let serves = match &fate.active {
+pub fn lines(outcome: &OrderOutcome, session: &Session) -> Vec<String> {
+    let line = |node: &NodeOutcome| {
+        let serves = match &node.active {
             // Keys serve no messages.
-            _ if *talk.function == *KEYS => String::new(),
+            _ if *session.function == *KEYS => String::new(),
             Value::Null => ", serves nothing".into(),
             active => {
                 let version = printable(active["version"].as_str().unwrap_or_default());
                 format!(", serves {version} (serial {})", active["serial"])
             }
         };
-        let why = match why(fate.reason, fate.error.as_deref()) {
+        let why = match why(node.reason, node.error.as_deref()) {
             // That an order said so is known to whoever gave it.
-            why if why.is_empty() || fate.ok => String::new(),
+            why if why.is_empty() || node.ok => String::new(),
             why => format!(": {why}"),
         };
-        format!("{:<11} {} on {}{serves}{why}", fate.state, talk.function, fate.node)
+        format!("{:<11} {} on {}{serves}{why}", node.state, session.function, node.node)
     };
-    let mut lines: Vec<String> = match outcome.fates.len() {
-        0 => vec![format!("waiting     no board of {} has said anything", talk.target)],
-        1 => outcome.fates.iter().map(line).collect(),
+    let mut lines: Vec<String> = match outcome.nodes.len() {
+        0 => vec![format!("waiting     no board of {} has said anything", session.target)],
+        1 => outcome.nodes.iter().map(line).collect(),
         _ => {
             let counts = outcome.counts().into_iter().map(|(state, count)| format!("{state:<11} {count}"));
-            counts.chain(outcome.fates.iter().filter(|fate| !fate.ok).map(line)).collect()
+            counts.chain(outcome.nodes.iter().filter(|node| !node.ok).map(line)).collect()
         }
     };
     if outcome.timed_out {
@@ -319,29 +324,29 @@ mod tests {
     #[test]
     fn a_report_is_of_this_order_by_its_serial() {
         let check = |state: &str, serial, is_news, expected| {
-            assert_eq!(standing(&report(state, serial), is_news, 7, Aim::INSTALLED), expected, "{state} {serial:?}");
+            assert_eq!(phase(&report(state, serial), is_news, 7, Goal::INSTALLED), expected, "{state} {serial:?}");
         };
-        check("receiving", Some(7), true, Standing::UnderWay);
-        check("trial", Some(7), true, Standing::UnderWay);
-        check("active", Some(7), true, Standing::Done);
-        check("active", Some(7), false, Standing::Done);
-        check("rolled-back", Some(7), true, Standing::Failed);
-        check("rejected", Some(7), true, Standing::Failed);
-        check("rejected", Some(7), false, Standing::Doubtful);
-        check("quarantined", Some(7), true, Standing::Failed);
-        check("active", Some(6), true, Standing::Silent);
-        check("receiving", Some(8), true, Standing::Failed);
-        check("rejected", Some(8), true, Standing::Silent);
-        check("rejected", None, true, Standing::Doubtful);
-        check("rejected", None, false, Standing::Silent);
-        check("active", None, true, Standing::Silent);
+        check("receiving", Some(7), true, Phase::InProgress);
+        check("trial", Some(7), true, Phase::InProgress);
+        check("active", Some(7), true, Phase::Done);
+        check("active", Some(7), false, Phase::Done);
+        check("rolled-back", Some(7), true, Phase::Failed);
+        check("rejected", Some(7), true, Phase::Failed);
+        check("rejected", Some(7), false, Phase::Unclear);
+        check("quarantined", Some(7), true, Phase::Failed);
+        check("active", Some(6), true, Phase::Silent);
+        check("receiving", Some(8), true, Phase::Failed);
+        check("rejected", Some(8), true, Phase::Silent);
+        check("rejected", None, true, Phase::Unclear);
+        check("rejected", None, false, Phase::Silent);
+        check("active", None, true, Phase::Silent);
     }
 
     #[test]
     fn every_order_has_an_aim_of_its_own() {
-        let done = |state: &str, aim| standing(&report(state, Some(7)), true, 7, aim) == Standing::Done;
-        assert!(done("rolled-back", Aim::ROLLED_BACK) && !done("rolled-back", Aim::INSTALLED));
-        assert!(done("removed", Aim::REMOVED) && !done("active", Aim::REMOVED));
-        assert!(done("trial", Aim::SHADOWING) && !done("trial", Aim::INSTALLED));
+        let done = |state: &str, goal| phase(&report(state, Some(7)), true, 7, goal) == Phase::Done;
+        assert!(done("rolled-back", Goal::ROLLED_BACK) && !done("rolled-back", Goal::INSTALLED));
+        assert!(done("removed", Goal::REMOVED) && !done("active", Goal::REMOVED));
+        assert!(done("trial", Goal::SHADOWING) && !done("trial", Goal::INSTALLED));
     }
 }

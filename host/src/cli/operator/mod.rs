@@ -16,7 +16,7 @@ mod follow;
 mod order;
 mod progress;
 mod remote;
+mod session;
 mod signing;
-mod talk;
 
 use super::{block_on, printable};

@@ -10,17 +10,17 @@ use clap::Args;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::follow::{self, Aim, Follow, Outcome};
+use super::follow::{self, Follow, Goal, OrderOutcome};
 use super::remote::BrokerArgs;
+use super::session::Session;
 use super::signing::{KeyArgs, Signer, TargetArgs, WaitArgs};
-use super::talk::Talk;
 use crate::deploy::payload::{Change, Order};
 use crate::deploy::topics::{KEYS, Target};
 use crate::manifest;
 use crate::time;
 
 /// Brokers that send what they keep at their leisure do it within this time.
-pub const QUIET: Duration = Duration::from_millis(200);
+pub const RETAINED_GRACE: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
 pub struct OrderArgs {
@@ -49,81 +49,88 @@ pub fn function(text: &str) -> Result<String, String> {
 }
 
 /// Exit code 0 when every board of the target has carried it out.
-pub fn run(args: &OrderArgs, function: &str, change: Change, aim: Aim) -> anyhow::Result<ExitCode> {
-    answered(args.json, || {
+pub fn run(args: &OrderArgs, function: &str, change: Change, goal: Goal) -> anyhow::Result<ExitCode> {
+    with_json_answer(args.json, || {
         let signer = args.key.load()?;
-        super::block_on(talk(args, function.into(), change, aim, &signer))
+        super::block_on(session(args, function.into(), change, goal, &signer))
     })
 }
 
-async fn talk(
+async fn session(
     args: &OrderArgs,
     function: Arc<str>,
     change: Change,
-    aim: Aim,
+    goal: Goal,
     signer: &Signer,
 ) -> anyhow::Result<(bool, Value)> {
     let deadline = Instant::now() + args.wait.timeout();
-    let mut talk = Talk::open(&args.broker, args.target.target(), function, deadline, QUIET).await?;
+    let mut session = Session::open(&args.broker, args.target.target(), function, deadline, RETAINED_GRACE).await?;
     let serial = match args.serial {
         Some(serial) => serial,
-        None => next_serial(&talk, signer)?,
+        None => next_serial(&session, signer)?,
     };
-    let order = signer.order(&talk.function, serial, &talk.target, change);
-    let follow = Follow::begin(&talk, serial, aim);
-    publish(&mut talk, &signer.sign(&order)).await?;
+    let order = signer.order(&session.function, serial, &session.target, change);
+    let follow = Follow::new(&session, serial, goal);
+    publish(&mut session, &signer.sign(&order)).await?;
     let outcome = match args.wait.no_wait {
         true => None,
-        false => Some(follow.run(&mut talk).await?),
+        false => Some(follow.run(&mut session).await?),
     };
-    let answer = answer(&talk, &order, signer, outcome.as_ref(), args.json);
-    talk.remote.close().await;
+    let answer = answer(&session, &order, signer, outcome.as_ref(), args.json);
+    session.remote.close().await;
     Ok((outcome.is_none_or(|outcome| outcome.is_ok()), answer))
 }
 
-pub async fn publish(talk: &mut Talk, envelope: &[u8]) -> anyhow::Result<()> {
-    let topic = talk.topics.deploy(&talk.target, &talk.function);
-    talk.publish("order", &[(topic, Bytes::copy_from_slice(envelope))]).await
+pub async fn publish(session: &mut Session, envelope: &[u8]) -> anyhow::Result<()> {
+    let topic = session.topics.deploy(&session.target, &session.function);
+    session.publish("order", &[(topic, Bytes::copy_from_slice(envelope))]).await
 }
 
 /// One above what boards and broker know of. Keys are nobody's to number by hand, so theirs is the time.
-fn next_serial(talk: &Talk, signer: &Signer) -> anyhow::Result<u64> {
-    let reported = talk.boards.highest_used(&talk.target, &talk.function);
-    let standing = talk.standing.as_ref().and_then(|envelope| signer.own(envelope)).map(|order| order.serial);
-    match reported.max(standing) {
-        highest if *talk.function == *KEYS => {
+fn next_serial(session: &Session, signer: &Signer) -> anyhow::Result<u64> {
+    let reported = session.boards.highest_used(&session.target, &session.function);
+    let retained_order =
+        session.retained_order.as_ref().and_then(|envelope| signer.verify_own(envelope)).map(|order| order.serial);
+    match reported.max(retained_order) {
+        highest if *session.function == *KEYS => {
             Ok(time::now_ms().max(highest.map_or(0, |highest| highest.saturating_add(1))))
         }
         Some(highest) => Ok(highest.saturating_add(1)),
         None => bail!(
             "nothing is known of {} on {}: no board has reported it, and the broker keeps no order of this key for it; \
              with --serial it is ordered all the same",
-            talk.function,
-            talk.target
+            session.function,
+            session.target
         ),
     }
 }
 
 /// Prints what a person reads, or returns what a program does.
-pub fn answer(talk: &Talk, order: &Order, signer: &Signer, outcome: Option<&Outcome>, as_json: bool) -> Value {
+pub fn answer(
+    session: &Session,
+    order: &Order,
+    signer: &Signer,
+    outcome: Option<&OrderOutcome>,
+    as_json: bool,
+) -> Value {
     if !as_json {
         match outcome {
-            Some(outcome) => follow::lines(outcome, talk).iter().for_each(|line| println!("{line}")),
-            None => println!("ordered     {} for {}, serial {}", talk.function, talk.target, order.serial),
+            Some(outcome) => follow::lines(outcome, session).iter().for_each(|line| println!("{line}")),
+            None => println!("ordered     {} for {}, serial {}", session.function, session.target, order.serial),
         }
     }
     json!({
-        "ok": outcome.is_none_or(Outcome::is_ok),
+        "ok": outcome.is_none_or(OrderOutcome::is_ok),
         "action": order.change.as_str(),
-        "function": &*talk.function,
+        "function": &*session.function,
         "serial": order.serial,
-        "target": target_json(&talk.target),
+        "target": target_json(&session.target),
         "key": signer.key_id(),
         "expires_at_ms": order.expires_at_ms,
         "waited": outcome.is_some(),
         "timed_out": outcome.is_some_and(|outcome| outcome.timed_out),
-        "counts": outcome.map(Outcome::counts).unwrap_or_default(),
-        "nodes": outcome.map(|outcome| &outcome.fates[..]).unwrap_or_default(),
+        "counts": outcome.map(OrderOutcome::counts).unwrap_or_default(),
+        "nodes": outcome.map(|outcome| &outcome.nodes[..]).unwrap_or_default(),
     })
 }
 
@@ -135,7 +142,10 @@ pub fn target_json(target: &Target) -> Value {
 }
 
 /// Runs a command whose answer is one JSON object on standard output when that is asked for, also when it fails.
-pub fn answered(as_json: bool, command: impl FnOnce() -> anyhow::Result<(bool, Value)>) -> anyhow::Result<ExitCode> {
+pub fn with_json_answer(
+    as_json: bool,
+    command: impl FnOnce() -> anyhow::Result<(bool, Value)>,
+) -> anyhow::Result<ExitCode> {
     let result = command();
     if as_json {
         match &result {

@@ -16,13 +16,13 @@ impl Progress {
     }
 
     /// A line that stays.
-    pub fn say(&mut self, what: &str, text: &str) {
+    pub fn print(&mut self, what: &str, text: &str) {
         self.clear();
         eprintln!("{what:<10} {text}");
     }
 
     /// The state of something that is under way.
-    pub fn now(&mut self, what: &str, text: &str) {
+    pub fn set_status(&mut self, what: &str, text: &str) {
         let line = format!("{what:<10} {text}");
         if line == self.shown {
             return;
@@ -37,11 +37,11 @@ impl Progress {
     }
 
     /// How much of something countable is done. Where there is no terminal only its end is worth a line.
-    pub fn part(&mut self, what: &str, done: usize, whole: usize) {
+    pub fn set_count(&mut self, what: &str, done: usize, whole: usize) {
         if self.is_terminal {
-            self.now(what, &format!("{} {done} of {whole}", bar(done, whole)));
+            self.set_status(what, &format!("{} {done} of {whole}", bar(done, whole)));
         } else if done == whole {
-            self.now(what, &format!("{done} of {whole}"));
+            self.set_status(what, &format!("{done} of {whole}"));
         }
     }
 

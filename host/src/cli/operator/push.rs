@@ -13,11 +13,11 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::follow::{Aim, Follow, Outcome};
-use super::order::{self, QUIET, answered, target_json};
+use super::follow::{Follow, Goal, OrderOutcome};
+use super::order::{self, RETAINED_GRACE, target_json, with_json_answer};
 use super::remote::BrokerArgs;
+use super::session::Session;
 use super::signing::{KeyArgs, Signer, TargetArgs, WaitArgs};
-use super::talk::Talk;
 use crate::deploy::payload::{CHUNK_BYTES, Change, DEFAULT_CHUNK_BYTES, Install};
 use crate::manifest::TrialMode;
 use crate::sandbox::Isa;
@@ -74,7 +74,7 @@ pub enum Mode {
 
 /// Exit code 0 when it is active on every board of the target, or, of a dry run, when it could be ordered.
 pub fn run(args: &PushArgs) -> anyhow::Result<ExitCode> {
-    answered(args.json, || {
+    with_json_answer(args.json, || {
         let signer = match args.dry_run {
             true => None,
             false => Some(args.key.load()?),
@@ -87,39 +87,39 @@ pub fn run(args: &PushArgs) -> anyhow::Result<ExitCode> {
         super::block_on(async {
             let deadline = Instant::now() + args.wait.timeout();
             // Without an answer nothing is lost but a check, so a push does not wait for slow brokers.
-            let quiet = if args.dry_run { QUIET } else { Duration::ZERO };
+            let quiet = if args.dry_run { RETAINED_GRACE } else { Duration::ZERO };
             let function = bundle.manifest.name.clone();
-            let mut talk = Talk::open(&args.broker, args.target.target(), function, deadline, quiet).await?;
+            let mut session = Session::open(&args.broker, args.target.target(), function, deadline, quiet).await?;
             let result = match &signer {
-                None => dry_run(args, bundle, &talk),
-                Some(signer) => push(args, bundle, &mut talk, signer).await,
+                None => dry_run(args, bundle, &session),
+                Some(signer) => push(args, bundle, &mut session, signer).await,
             };
-            talk.remote.close().await;
+            session.remote.close().await;
             result
         })
     })
 }
 
-fn dry_run(args: &PushArgs, mut bundle: Bundle, talk: &Talk) -> anyhow::Result<(bool, Value)> {
-    bundle.manifest.serial = plan::serial(args.serial, &bundle, talk)?;
-    let previews = plan::previews(&bundle, talk);
+fn dry_run(args: &PushArgs, mut bundle: Bundle, session: &Session) -> anyhow::Result<(bool, Value)> {
+    bundle.manifest.serial = plan::serial(args.serial, &bundle, session)?;
+    let previews = plan::previews(&bundle, session);
     if !args.json {
         for part in &bundle.parts {
             println!("{:<10} {} bytes in {} chunks", part.name(), part.module.size, part.module.chunks.len());
         }
         previews.iter().flat_map(|preview| preview.lines(&bundle)).for_each(|line| println!("{line}"));
         if previews.is_empty() {
-            println!("no board of {} is known to the broker", talk.target);
+            println!("no board of {} is known to the broker", session.target);
         }
     }
     let (module, code) = bundle.json();
     let answer = json!({
         "ok": true,
         "dry_run": true,
-        "function": &*talk.function,
+        "function": &*session.function,
         "version": &*bundle.manifest.version,
         "serial": bundle.manifest.serial,
-        "target": target_json(&talk.target),
+        "target": target_json(&session.target),
         "module": module,
         "code": code,
         "nodes": previews,
@@ -127,39 +127,44 @@ fn dry_run(args: &PushArgs, mut bundle: Bundle, talk: &Talk) -> anyhow::Result<(
     Ok((true, answer))
 }
 
-async fn push(args: &PushArgs, bundle: Bundle, talk: &mut Talk, signer: &Signer) -> anyhow::Result<(bool, Value)> {
-    let aim = aim(&bundle);
-    let order = plan::order(args.serial, bundle, talk, signer)?;
+async fn push(
+    args: &PushArgs,
+    bundle: Bundle,
+    session: &mut Session,
+    signer: &Signer,
+) -> anyhow::Result<(bool, Value)> {
+    let goal = goal(&bundle);
+    let order = plan::order(args.serial, bundle, session, signer)?;
     let plan::Plan { order, envelope, bundle, is_new } = order;
     let version = &bundle.manifest.version;
     let again = if is_new { "" } else { ", ordered before" };
-    let what = format!("{} {version}, serial {}, to {}{again}", talk.function, order.serial, talk.target);
-    talk.progress.say("push", &what);
+    let what = format!("{} {version}, serial {}, to {}{again}", session.function, order.serial, session.target);
+    session.progress.print("push", &what);
 
-    let kept = chunks::look(talk, &bundle).await?;
-    let missing = kept.missing(talk, &bundle);
+    let kept = chunks::retained(session, &bundle).await?;
+    let missing = kept.missing(session, &bundle);
     if missing.is_empty() {
-        talk.progress.say("chunks", &format!("the broker has all {}", bundle.chunks()));
+        session.progress.print("chunks", &format!("the broker has all {}", bundle.chunks()));
     } else {
-        talk.publish("chunks", &missing).await?;
+        session.publish("chunks", &missing).await?;
     }
     let trial = &bundle.manifest.trial;
-    let mut follow = Follow::begin(talk, order.serial, aim);
+    let mut follow = Follow::new(session, order.serial, goal);
     follow.trial_secs = Some(trial.secs);
     if let Change::Install(install) = &order.change {
         follow.install = Some(Install::clone(install));
     }
-    order::publish(talk, &envelope).await?;
+    order::publish(session, &envelope).await?;
     let outcome = match args.wait.no_wait {
         true => None,
-        false => Some(follow.run(talk).await?),
+        false => Some(follow.run(session).await?),
     };
     let mut removed = 0;
-    if outcome.as_ref().is_some_and(Outcome::is_ok) {
-        removed = prune(args, talk, &bundle, kept).await?;
+    if outcome.as_ref().is_some_and(OrderOutcome::is_ok) {
+        removed = prune(args, session, &bundle, kept).await?;
     }
 
-    let mut answer = order::answer(talk, &order, signer, outcome.as_ref(), args.json);
+    let mut answer = order::answer(session, &order, signer, outcome.as_ref(), args.json);
     answer["version"] = json!(&**version);
     (answer["module"], answer["code"]) = bundle.json();
     answer["chunks"] = json!({ "sent": missing.len(), "kept": bundle.chunks() - missing.len() });
@@ -167,25 +172,30 @@ async fn push(args: &PushArgs, bundle: Bundle, talk: &mut Talk, signer: &Signer)
     Ok((outcome.is_none_or(|outcome| outcome.is_ok()), answer))
 }
 
-fn aim(bundle: &Bundle) -> Aim {
+fn goal(bundle: &Bundle) -> Goal {
     let trial = &bundle.manifest.trial;
-    if trial.mode == TrialMode::Shadow && trial.differences.is_none() { Aim::SHADOWING } else { Aim::INSTALLED }
+    if trial.mode == TrialMode::Shadow && trial.differences.is_none() { Goal::SHADOWING } else { Goal::INSTALLED }
 }
 
 /// Removes chunks from the broker, and says how many.
-async fn prune(args: &PushArgs, talk: &mut Talk, bundle: &Bundle, kept: chunks::Kept) -> anyhow::Result<usize> {
+async fn prune(
+    args: &PushArgs,
+    session: &mut Session,
+    bundle: &Bundle,
+    kept: chunks::RetainedChunks,
+) -> anyhow::Result<usize> {
     let mut topics = Vec::new();
     if args.prune {
-        topics.extend(kept.all(talk, bundle));
+        topics.extend(kept.all(session, bundle));
     }
     if args.prune_unused {
-        topics.extend(chunks::unused(talk, &args.broker.base(), bundle).await?);
+        topics.extend(chunks::unused(session, &args.broker.base(), bundle).await?);
     }
     if topics.is_empty() {
         return Ok(0);
     }
     let messages: Vec<_> = topics.into_iter().map(|topic| (topic, bytes::Bytes::new())).collect();
-    if let Err(error) = talk.publish("prune", &messages).await {
+    if let Err(error) = session.publish("prune", &messages).await {
         bail!("it is active, but its chunks could not be removed: {error:#}");
     }
     Ok(messages.len())

@@ -106,17 +106,17 @@ pub struct Remote {
 
 /// What came from the broker.
 #[derive(Debug)]
-pub enum News {
+pub enum RemoteEvent {
     Message {
         topic: String,
         payload: Bytes,
     },
     /// The broker has what was published with this token.
-    Taken(u64),
+    Published(u64),
     Subscribed(String),
-    /// The connection broke. What was not [`Taken`](Self::Taken) is forgotten, and is to be published again once it is up.
-    Down(String),
-    Up,
+    /// The connection broke. What was not [`Published`](Self::Published) is forgotten, and is to be published again once it is up.
+    Disconnected(String),
+    Connected,
 }
 
 impl Remote {
@@ -127,9 +127,9 @@ impl Remote {
         let (link, events, driver) = mqtt::connect(options)?;
         let driver = tokio::task::spawn_local(driver);
         let mut remote = Self { url, link, events, driver, queue: VecDeque::new(), filters: Vec::new(), next_token: 1 };
-        match remote.news().await? {
-            News::Up => {}
-            News::Down(reason) => bail!("cannot connect to the broker at {}: {reason}", remote.url),
+        match remote.next_event().await? {
+            RemoteEvent::Connected => {}
+            RemoteEvent::Disconnected(reason) => bail!("cannot connect to the broker at {}: {reason}", remote.url),
             other => bail!("the broker at {} begins with {other:?}", remote.url),
         }
         if !remote.link.retains() {
@@ -143,7 +143,7 @@ impl Remote {
     }
 
     /// Waits for the next news. A refused subscription or publish is an error: it will not be better the next time.
-    pub async fn news(&mut self) -> anyhow::Result<News> {
+    pub async fn next_event(&mut self) -> anyhow::Result<RemoteEvent> {
         loop {
             let Some(event) = self.queue.pop_front() else {
                 self.events.receive(&mut self.queue).await;
@@ -156,34 +156,34 @@ impl Remote {
                     }
                     // Not a topic of ours.
                     let Ok(topic) = String::from_utf8(delivery.topic.to_vec()) else { continue };
-                    return Ok(News::Message { topic, payload: delivery.payload });
+                    return Ok(RemoteEvent::Message { topic, payload: delivery.payload });
                 }
-                Event::Published { token, result: PublishResult::Taken } => return Ok(News::Taken(token)),
+                Event::Published { token, result: PublishResult::Taken } => return Ok(RemoteEvent::Published(token)),
                 Event::Published { result: PublishResult::Declined(reason), .. } => {
                     bail!("the broker at {} declined a message: {reason}", self.url)
                 }
                 Event::Published { result: PublishResult::Refused(reason) | PublishResult::Retry(reason), .. } => {
                     bail!("failed to publish at {}: {reason}", self.url)
                 }
-                Event::Subscribed { filter } => return Ok(News::Subscribed(filter)),
+                Event::Subscribed { filter } => return Ok(RemoteEvent::Subscribed(filter)),
                 Event::Unsubscribed { .. } => {}
                 Event::NotSubscribed { filter, reason } => {
                     bail!("the broker at {} refused the subscription {filter}: {reason}", self.url)
                 }
-                Event::Disconnected { reason } => return Ok(News::Down(reason)),
+                Event::Disconnected { reason } => return Ok(RemoteEvent::Disconnected(reason)),
                 Event::Connected { .. } => {
                     for filter in &self.filters {
                         self.link.subscribe(filter, None);
                     }
-                    return Ok(News::Up);
+                    return Ok(RemoteEvent::Connected);
                 }
             }
         }
     }
 
     /// The same, until a point in time: `None` then.
-    pub async fn news_until(&mut self, deadline: Instant) -> anyhow::Result<Option<News>> {
-        tokio::time::timeout_at(deadline, self.news()).await.map_or(Ok(None), |news| news.map(Some))
+    pub async fn next_event_until(&mut self, deadline: Instant) -> anyhow::Result<Option<RemoteEvent>> {
+        tokio::time::timeout_at(deadline, self.next_event()).await.map_or(Ok(None), |news| news.map(Some))
     }
 
     pub fn subscribe(&mut self, filter: &str) {
@@ -202,20 +202,20 @@ impl Remote {
     /// MQTT has no mark for the end of what is kept, but brokers queue it when they take the subscription: so each round
     /// asks the same again, which brings nothing, and the answer comes behind what was queued before. `quiet` is for
     /// brokers that send it later, at their leisure.
-    pub async fn look(
+    pub async fn read_retained(
         &mut self,
         filters: &[String],
         quiet: Duration,
         deadline: Instant,
         take: impl FnMut(&str, &Bytes) -> bool,
     ) -> anyhow::Result<()> {
-        match tokio::time::timeout_at(deadline, self.look_on(filters, quiet, take)).await {
+        match tokio::time::timeout_at(deadline, self.read_rounds(filters, quiet, take)).await {
             Ok(looked) => looked,
             Err(_) => bail!("the broker at {} did not answer in time", self.url()),
         }
     }
 
-    async fn look_on(
+    async fn read_rounds(
         &mut self,
         filters: &[String],
         quiet: Duration,
@@ -227,17 +227,17 @@ impl Remote {
         loop {
             let mut fresh = 0;
             while asked > 0 {
-                match self.news().await? {
-                    News::Message { topic, payload } => fresh += usize::from(take(&topic, &payload)),
-                    News::Subscribed(filter) => asked -= usize::from(filters.contains(&filter)),
-                    News::Up => (asked, fresh) = (filters.len(), 1),
-                    News::Down(_) | News::Taken(_) => {}
+                match self.next_event().await? {
+                    RemoteEvent::Message { topic, payload } => fresh += usize::from(take(&topic, &payload)),
+                    RemoteEvent::Subscribed(filter) => asked -= usize::from(filters.contains(&filter)),
+                    RemoteEvent::Connected => (asked, fresh) = (filters.len(), 1),
+                    RemoteEvent::Disconnected(_) | RemoteEvent::Published(_) => {}
                 }
             }
             if !is_first && fresh == 0 {
                 let until = Instant::now() + quiet;
-                while let Some(news) = self.news_until(until).await? {
-                    if let News::Message { topic, payload } = news {
+                while let Some(news) = self.next_event_until(until).await? {
+                    if let RemoteEvent::Message { topic, payload } = news {
                         fresh += usize::from(take(&topic, &payload));
                     }
                 }
@@ -258,7 +258,7 @@ impl Remote {
         }
     }
 
-    /// Hands a retained message to the client; [`News::Taken`] with the token says that the broker has it.
+    /// Hands a retained message to the client; [`RemoteEvent::Published`] with the token says that the broker has it.
     pub fn publish(&mut self, topic: &str, payload: Bytes, content_type: Option<&str>) -> Result<u64, Full> {
         let publication = mqtt::Publication { topic, payload, content_type, properties: &[], retain: true };
         self.link.publish(publication, self.next_token)?;

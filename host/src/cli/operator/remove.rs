@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::follow::Aim;
+use super::follow::Goal;
 use super::order::{self, OrderArgs};
 use crate::deploy::payload::Change;
 
@@ -17,5 +17,5 @@ pub struct RemoveArgs {
 }
 
 pub fn run(args: &RemoveArgs) -> anyhow::Result<ExitCode> {
-    order::run(&args.order, &args.function, Change::Remove, Aim::REMOVED)
+    order::run(&args.order, &args.function, Change::Remove, Goal::REMOVED)
 }

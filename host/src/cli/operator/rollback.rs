@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Args;
 
-use super::follow::Aim;
+use super::follow::Goal;
 use super::order::{self, OrderArgs};
 use crate::deploy::payload::Change;
 
@@ -17,5 +17,5 @@ pub struct RollbackArgs {
 }
 
 pub fn run(args: &RollbackArgs) -> anyhow::Result<ExitCode> {
-    order::run(&args.order, &args.function, Change::Rollback, Aim::ROLLED_BACK)
+    order::run(&args.order, &args.function, Change::Rollback, Goal::ROLLED_BACK)
 }

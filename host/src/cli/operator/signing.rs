@@ -101,7 +101,7 @@ impl Signer {
     }
 
     /// The order in an envelope, if this key has signed it.
-    pub fn own(&self, envelope: &[u8]) -> Option<Order> {
+    pub fn verify_own(&self, envelope: &[u8]) -> Option<Order> {
         let key = TrustedKey {
             name: "own".into(),
             public_key: self.key.public(),
@@ -144,9 +144,9 @@ mod tests {
         let order = mine.order("warm", 3, &Target::Node("a".into()), Change::Remove);
         assert_eq!(order.expires_at_ms - order.issued_at_ms, 60_000);
         let envelope = mine.sign(&order);
-        assert_eq!(mine.own(&envelope), Some(order));
-        assert_eq!(other.own(&envelope), None);
-        assert_eq!(mine.own(b"{}"), None);
+        assert_eq!(mine.verify_own(&envelope), Some(order));
+        assert_eq!(other.verify_own(&envelope), None);
+        assert_eq!(mine.verify_own(b"{}"), None);
     }
 
     #[test]

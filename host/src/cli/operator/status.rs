@@ -13,12 +13,12 @@ use tokio::time::Instant;
 
 use super::boards::{Board, Boards};
 use super::follow::{self, progress_text};
-use super::order::{QUIET, answered};
+use super::order::{RETAINED_GRACE, with_json_answer};
 use super::remote::{BrokerArgs, Remote};
 use super::{printable, signing};
 use crate::deploy::topics::Topics;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
 pub struct StatusArgs {
@@ -37,7 +37,7 @@ pub struct StatusArgs {
 
 /// Exit code 1 when a board that was asked for has said nothing.
 pub fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
-    answered(args.json, || {
+    with_json_answer(args.json, || {
         let boards = super::block_on(read(args))?;
         if let Some(node) = args.node.as_ref().filter(|_| boards.iter().next().is_none()) {
             bail!("the broker knows nothing of a board {node}");
@@ -64,8 +64,8 @@ async fn read(args: &StatusArgs) -> anyhow::Result<Boards> {
     let filters = [topics.statuses(node), topics.reports(node)];
     let mut boards = Boards::new(topics);
     let mut remote = Remote::connect(&args.broker).await?;
-    let take = |topic: &str, payload: &Bytes| boards.take(topic, payload);
-    remote.look(&filters, QUIET, Instant::now() + PATIENCE, take).await?;
+    let on_message = |topic: &str, payload: &Bytes| boards.record(topic, payload);
+    remote.read_retained(&filters, RETAINED_GRACE, Instant::now() + TIMEOUT, on_message).await?;
     remote.close().await;
     Ok(boards)
 }
@@ -156,8 +156,8 @@ mod tests {
     #[test]
     fn one_row_for_each_function_of_each_board() {
         let mut boards = Boards::new(Topics::new("sedge"));
-        boards.take("sedge/a/status", br#"{"state":"online","groups":["pumps"]}"#);
-        boards.take("sedge/b/status", br#"{"state":"offline"}"#);
+        boards.record("sedge/a/status", br#"{"state":"online","groups":["pumps"]}"#);
+        boards.record("sedge/b/status", br#"{"state":"offline"}"#);
         let digest = "0".repeat(64);
         let report = json!({
             "function": "warm", "state": "rejected", "reason": "expired", "error": "it expired", "serial": 8,
@@ -165,7 +165,7 @@ mod tests {
             "at_ms": 0, "clock_synced": true,
             "differences": [{ "topic": "t", "active": "1", "candidate": "\u{1b}[2J" }],
         });
-        boards.take("sedge/a/functions/warm", report.to_string().as_bytes());
+        boards.record("sedge/a/functions/warm", report.to_string().as_bytes());
         let shown: Vec<_> = boards.iter().collect();
         let mut out = Vec::new();
         print(&mut out, &shown).unwrap();

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use clap::Args;
 
-use super::follow::Aim;
+use super::follow::Goal;
 use super::order::{self, OrderArgs};
 use crate::deploy::keys::{KeyId, Pattern, PublicKey, TrustedKey};
 use crate::deploy::payload::{Change, KeyUpdate};
@@ -41,7 +41,7 @@ pub struct TrustArgs {
 pub fn run(args: &TrustArgs) -> anyhow::Result<ExitCode> {
     let trust = args.add.iter().map(|path| trusted(args, path)).collect::<anyhow::Result<_>>()?;
     let update = KeyUpdate { trust, revoke: args.revoke.clone() };
-    order::run(&args.order, KEYS, Change::Keys(update), Aim::INSTALLED)
+    order::run(&args.order, KEYS, Change::Keys(update), Goal::INSTALLED)
 }
 
 fn trusted(args: &TrustArgs, path: &Path) -> anyhow::Result<TrustedKey> {

@@ -7,8 +7,8 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::Bundle;
-use crate::cli::operator::order::QUIET;
-use crate::cli::operator::talk::Talk;
+use crate::cli::operator::order::RETAINED_GRACE;
+use crate::cli::operator::session::Session;
 use crate::deploy;
 use crate::deploy::envelope::Envelope;
 use crate::deploy::payload::{Change, Order};
@@ -18,35 +18,35 @@ use crate::message::Digest;
 
 /// The chunks of our modules that the broker keeps, with the digest of what they hold.
 #[derive(Debug, Default)]
-pub struct Kept(BTreeMap<(Digest, u32), Digest>);
+pub struct RetainedChunks(BTreeMap<(Digest, u32), Digest>);
 
 /// Asks the broker what it keeps of the modules.
-pub async fn look(talk: &mut Talk, bundle: &Bundle) -> anyhow::Result<Kept> {
-    let filters: Vec<String> = bundle.digests().map(|digest| talk.topics.blobs(&digest)).collect();
-    let (boards, topics, mut kept) = (&mut talk.boards, &talk.topics, Kept::default());
-    let take = |topic: &str, payload: &Bytes| match topics.parse(topic) {
+pub async fn retained(session: &mut Session, bundle: &Bundle) -> anyhow::Result<RetainedChunks> {
+    let filters: Vec<String> = bundle.digests().map(|digest| session.topics.blobs(&digest)).collect();
+    let (boards, topics, mut kept) = (&mut session.boards, &session.topics, RetainedChunks::default());
+    let on_message = |topic: &str, payload: &Bytes| match topics.parse(topic) {
         Some(Topic::Blob { digest, index }) if payload.is_empty() => kept.0.remove(&(digest, index)).is_some(),
         Some(Topic::Blob { digest, index }) => {
             let held = deploy::digest(payload);
             kept.0.insert((digest, index), held) != Some(held)
         }
-        _ => boards.take(topic, payload),
+        _ => boards.record(topic, payload),
     };
-    talk.remote.look(&filters, Duration::ZERO, talk.deadline, take).await?;
+    session.remote.read_retained(&filters, Duration::ZERO, session.deadline, on_message).await?;
     // Or it would send us every chunk that we publish.
-    filters.iter().for_each(|filter| talk.remote.unsubscribe(filter));
+    filters.iter().for_each(|filter| session.remote.unsubscribe(filter));
     Ok(kept)
 }
 
-impl Kept {
+impl RetainedChunks {
     /// The chunks that are not there, or not what they should be.
-    pub fn missing(&self, talk: &Talk, bundle: &Bundle) -> Vec<(String, Bytes)> {
+    pub fn missing(&self, session: &Session, bundle: &Bundle) -> Vec<(String, Bytes)> {
         let mut missing = Vec::new();
         for part in &bundle.parts {
             let digest = &part.module.digest;
             for (index, chunk) in (0..).zip(&part.module.chunks) {
                 if self.0.get(&(*digest, index)) != Some(chunk) {
-                    missing.push((talk.topics.blob(digest, index), part.chunk(index)));
+                    missing.push((session.topics.blob(digest, index), part.chunk(index)));
                 }
             }
         }
@@ -54,28 +54,28 @@ impl Kept {
     }
 
     /// The topics of all chunks, of those too that an earlier push has cut otherwise.
-    pub fn all(self, talk: &Talk, bundle: &Bundle) -> Vec<String> {
+    pub fn all(self, session: &Session, bundle: &Bundle) -> Vec<String> {
         let ours = bundle.parts.iter().flat_map(|part| {
             let indices = 0..part.module.chunks.len() as u32;
             indices.map(|index| (part.module.digest, index))
         });
         let chunks: BTreeSet<(Digest, u32)> = self.0.into_keys().chain(ours).collect();
-        chunks.into_iter().map(|(digest, index)| talk.topics.blob(&digest, index)).collect()
+        chunks.into_iter().map(|(digest, index)| session.topics.blob(&digest, index)).collect()
     }
 }
 
 /// The topics of all chunks of modules that no board's report and no order on the broker names.
-pub async fn unused(talk: &mut Talk, base: &str, bundle: &Bundle) -> anyhow::Result<Vec<String>> {
+pub async fn unused(session: &mut Session, base: &str, bundle: &Bundle) -> anyhow::Result<Vec<String>> {
     let filters = [
-        talk.topics.reports(None),
+        session.topics.reports(None),
         format!("{base}/+/deploy/+"),
         format!("{base}/group/+/deploy/+"),
         format!("{base}/blob/+/+"),
     ];
     let mut named = bundle.digests().collect::<BTreeSet<_>>();
     let mut chunks: BTreeSet<(Digest, u32)> = BTreeSet::new();
-    let topics = talk.topics.clone();
-    let take = |topic: &str, payload: &Bytes| match topics.parse(topic) {
+    let topics = session.topics.clone();
+    let on_message = |topic: &str, payload: &Bytes| match topics.parse(topic) {
         Some(Topic::Blob { digest, index }) if !payload.is_empty() => chunks.insert((digest, index)),
         Some(Topic::Deploy { .. }) => {
             let before = named.len();
@@ -89,8 +89,8 @@ pub async fn unused(talk: &mut Talk, base: &str, bundle: &Bundle) -> anyhow::Res
         }
         _ => false,
     };
-    talk.remote.look(&filters, QUIET, talk.deadline, take).await?;
-    filters.iter().for_each(|filter| talk.remote.unsubscribe(filter));
+    session.remote.read_retained(&filters, RETAINED_GRACE, session.deadline, on_message).await?;
+    filters.iter().for_each(|filter| session.remote.unsubscribe(filter));
     chunks.retain(|(digest, _)| !named.contains(digest));
     Ok(chunks.into_iter().map(|(digest, index)| topics.blob(&digest, index)).collect())
 }

@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::Bundle;
 use crate::cli::operator::changes::{self, Change, Kind};
+use crate::cli::operator::session::Session;
 use crate::cli::operator::signing::Signer;
-use crate::cli::operator::talk::Talk;
 use crate::cli::printable;
 use crate::deploy::payload::{self, Order};
 use crate::deploy::report::State;
@@ -25,31 +25,31 @@ pub struct Plan {
 
 /// The order of an earlier push of the same that is still good is given again, byte for byte: boards that have it change
 /// nothing, and the others go on with it.
-pub fn order(serial: Option<u64>, mut bundle: Bundle, talk: &Talk, signer: &Signer) -> anyhow::Result<Plan> {
+pub fn order(serial: Option<u64>, mut bundle: Bundle, session: &Session, signer: &Signer) -> anyhow::Result<Plan> {
     let wanted = serial.unwrap_or(bundle.manifest.serial);
-    if let Some(envelope) = &talk.standing
-        && let Some(order) = signer.own(envelope)
-        && is_good(&order, wanted, &mut bundle, talk)
+    if let Some(envelope) = &session.retained_order
+        && let Some(order) = signer.verify_own(envelope)
+        && is_reusable(&order, wanted, &mut bundle, session)
     {
         return Ok(Plan { order, envelope: envelope.to_vec(), bundle, is_new: false });
     }
-    bundle.manifest.serial = self::serial(serial, &bundle, talk)?;
+    bundle.manifest.serial = self::serial(serial, &bundle, session)?;
     let change = payload::Change::Install(Box::new(bundle.install()));
-    let order = signer.order(&talk.function, bundle.manifest.serial, &talk.target, change);
+    let order = signer.order(&session.function, bundle.manifest.serial, &session.target, change);
     let envelope = signer.sign(&order);
     Ok(Plan { order, envelope, bundle, is_new: true })
 }
 
 /// Whether it orders this bundle, in time, and no board has done away with it. Leaves its serial in the manifest.
-fn is_good(order: &Order, wanted: u64, bundle: &mut Bundle, talk: &Talk) -> bool {
+fn is_reusable(order: &Order, wanted: u64, bundle: &mut Bundle, session: &Session) -> bool {
     let payload::Change::Install(install) = &order.change else { return false };
     let before = std::mem::replace(&mut bundle.manifest.serial, order.serial);
     let is_same = (wanted == 0 || wanted == order.serial)
-        && order.target == talk.target
+        && order.target == session.target
         && order.expires_at_ms > time::now_ms()
         && **install == bundle.install();
-    let is_over = talk.boards.members(&talk.target, &talk.function, None).iter().any(|node| {
-        talk.boards.report(node, &talk.function).is_some_and(|report| match report.serial {
+    let is_over = session.boards.members(&session.target, &session.function, None).iter().any(|node| {
+        session.boards.report(node, &session.function).is_some_and(|report| match report.serial {
             // A serial that was written down stays what it is: the same order comes to the same end.
             Some(serial) if serial == order.serial => wanted == 0 && failed(report.state),
             Some(serial) => serial > order.serial,
@@ -67,17 +67,17 @@ fn failed(state: State) -> bool {
 }
 
 /// The serial of the command line, of the manifest, or of the time; above what boards have reported.
-pub fn serial(named: Option<u64>, bundle: &Bundle, talk: &Talk) -> anyhow::Result<u64> {
+pub fn serial(named: Option<u64>, bundle: &Bundle, session: &Session) -> anyhow::Result<u64> {
     let wanted = named.unwrap_or(bundle.manifest.serial);
-    match talk.boards.highest_accepted(&talk.target, &talk.function) {
+    match session.boards.highest_accepted(&session.target, &session.function) {
         _ if wanted == 0 => {
-            let used = talk.boards.highest_used(&talk.target, &talk.function);
+            let used = session.boards.highest_used(&session.target, &session.function);
             Ok(time::now_ms().max(used.map_or(0, |used| used.saturating_add(1))))
         }
         Some((highest, node)) if wanted <= highest => bail!(
             "board {node} has taken serial {highest} of {}, and this push has {wanted}: set serial = {} in {}, or \
              leave it out",
-            talk.function,
+            session.function,
             highest.saturating_add(1),
             crate::manifest::FILE_NAME
         ),
@@ -94,10 +94,10 @@ pub struct Preview {
     pub changes: Vec<Change>,
 }
 
-pub fn previews(bundle: &Bundle, talk: &Talk) -> Vec<Preview> {
+pub fn previews(bundle: &Bundle, session: &Session) -> Vec<Preview> {
     let new = serde_json::to_value(&bundle.manifest).unwrap_or_default();
     let preview = |node: Arc<str>| {
-        let active = talk.boards.report(&node, &talk.function).and_then(|report| report.active.as_ref());
+        let active = session.boards.report(&node, &session.function).and_then(|report| report.active.as_ref());
         let mut changes = changes::changes(active.map(|active| &active.manifest), &new);
         let digest = active.map(|active| active.version.digest);
         if digest.is_none_or(|digest| bundle.digests().all(|new| new != digest)) {
@@ -109,7 +109,7 @@ pub fn previews(bundle: &Bundle, talk: &Talk) -> Vec<Preview> {
         let from = active.map(|active| json!({ "version": active.version.version, "serial": active.version.serial }));
         Preview { node: node.to_string(), from, changes }
     };
-    talk.boards.members(&talk.target, &talk.function, None).into_iter().map(preview).collect()
+    session.boards.members(&session.target, &session.function, None).into_iter().map(preview).collect()
 }
 
 impl Preview {

@@ -10,10 +10,10 @@ use tokio::time::Instant;
 
 use super::boards::Boards;
 use super::progress::Progress;
-use super::remote::{BrokerArgs, News, Remote};
+use super::remote::{BrokerArgs, Remote, RemoteEvent};
 use crate::deploy::topics::{Target, Topics};
 
-pub struct Talk {
+pub struct Session {
     pub remote: Remote,
     pub topics: Topics,
     pub target: Target,
@@ -21,12 +21,12 @@ pub struct Talk {
     pub function: Arc<str>,
     pub boards: Boards,
     /// The latest order as the broker keeps it. Nobody has checked it.
-    pub standing: Option<Bytes>,
+    pub retained_order: Option<Bytes>,
     pub progress: Progress,
     pub deadline: Instant,
 }
 
-impl Talk {
+impl Session {
     /// Connects and reads what is known of the function and of the boards that it is for.
     pub async fn open(
         broker: &BrokerArgs,
@@ -36,37 +36,40 @@ impl Talk {
         quiet: Duration,
     ) -> anyhow::Result<Self> {
         let topics = Topics::new(&broker.base());
-        let mut talk = Self {
+        let mut session = Self {
             remote: Remote::connect(broker).await?,
             boards: Boards::new(topics.clone()),
-            standing: None,
+            retained_order: None,
             progress: Progress::new(),
             topics,
             target,
             function,
             deadline,
         };
-        let node = match &talk.target {
+        let node = match &session.target {
             Target::Node(node) => Some(&**node),
             Target::Group(_) => None,
         };
-        let order = talk.topics.deploy(&talk.target, &talk.function);
-        let filters =
-            [talk.topics.statuses(node), talk.topics.report(node.unwrap_or("+"), &talk.function), order.clone()];
-        let (boards, standing) = (&mut talk.boards, &mut talk.standing);
-        let take = |topic: &str, payload: &Bytes| {
+        let order = session.topics.deploy(&session.target, &session.function);
+        let filters = [
+            session.topics.statuses(node),
+            session.topics.report(node.unwrap_or("+"), &session.function),
+            order.clone(),
+        ];
+        let (boards, retained_order) = (&mut session.boards, &mut session.retained_order);
+        let on_message = |topic: &str, payload: &Bytes| {
             if topic != order {
-                return boards.take(topic, payload);
+                return boards.record(topic, payload);
             }
             let payload = (!payload.is_empty()).then(|| payload.clone());
-            let is_new = *standing != payload;
-            *standing = payload;
+            let is_new = *retained_order != payload;
+            *retained_order = payload;
             is_new
         };
-        talk.remote.look(&filters, quiet, deadline, take).await?;
+        session.remote.read_retained(&filters, quiet, deadline, on_message).await?;
         // What comes from here on is our own.
-        talk.remote.unsubscribe(&order);
-        Ok(talk)
+        session.remote.unsubscribe(&order);
+        Ok(session)
     }
 
     /// Publishes retained messages, each until the broker has it, across lost connections.
@@ -81,13 +84,13 @@ impl Talk {
                 waiting.pop_front();
             }
             let done = messages.len() - waiting.len() - under_way.len();
-            self.progress.part(what, done, messages.len());
+            self.progress.set_count(what, done, messages.len());
             if done == messages.len() {
                 return Ok(());
             }
-            match self.news().await? {
-                Some(News::Taken(token)) => drop(under_way.remove(&token)),
-                Some(News::Down(_)) => waiting.extend(std::mem::take(&mut under_way).into_values()),
+            match self.next_event().await? {
+                Some(RemoteEvent::Published(token)) => drop(under_way.remove(&token)),
+                Some(RemoteEvent::Disconnected(_)) => waiting.extend(std::mem::take(&mut under_way).into_values()),
                 Some(_) => {}
                 None => bail!(
                     "the broker at {} did not take everything in time ({done} of {})",
@@ -99,15 +102,17 @@ impl Talk {
     }
 
     /// The next news, with what it says of boards already noted; `None` at the deadline.
-    pub async fn news(&mut self) -> anyhow::Result<Option<News>> {
-        self.news_until(self.deadline).await
+    pub async fn next_event(&mut self) -> anyhow::Result<Option<RemoteEvent>> {
+        self.next_event_until(self.deadline).await
     }
 
-    pub async fn news_until(&mut self, until: Instant) -> anyhow::Result<Option<News>> {
-        let news = self.remote.news_until(until.min(self.deadline)).await?;
+    pub async fn next_event_until(&mut self, until: Instant) -> anyhow::Result<Option<RemoteEvent>> {
+        let news = self.remote.next_event_until(until.min(self.deadline)).await?;
         match &news {
-            Some(News::Message { topic, payload }) => drop(self.boards.take(topic, payload)),
-            Some(News::Down(reason)) => self.progress.say("broker", &format!("{reason}; connecting again")),
+            Some(RemoteEvent::Message { topic, payload }) => drop(self.boards.record(topic, payload)),
+            Some(RemoteEvent::Disconnected(reason)) => {
+                self.progress.print("broker", &format!("{reason}; connecting again"))
+            }
             _ => {}
         }
         Ok(news)
