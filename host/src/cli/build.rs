@@ -1,4 +1,4 @@
-//! `sedge build`: a function's Rust crate, compiled and made into a component beside its `function.toml`.
+//! `sedge build`: compiles a function's Rust crate to a component beside its `function.toml`.
 
 use std::env;
 use std::ffi::OsString;
@@ -16,32 +16,31 @@ use crate::{component, deploy};
 
 const TARGET: &str = "wasm32-unknown-unknown";
 
-/// Memory is what an invocation costs: with the linker's own stack of 1 MiB every function would begin with 17 pages.
+/// With the linker's default of 1 MiB every function would start with 17 pages of memory, which every run must clear.
 const STACK: &str = "-Clink-arg=-zstack-size=16384";
 
 #[derive(Clone, Debug, clap::Args)]
-pub struct BuildArgs {
-    /// A folder with `function.toml` and `Cargo.toml`
-    pub dir: PathBuf,
-    /// Print the result as JSON
+pub(crate) struct BuildArgs {
+    /// Folder with function.toml and Cargo.toml
+    dir: PathBuf,
+    /// Print one JSON object
     #[arg(long)]
-    pub json: bool,
+    json: bool,
 }
 
-/// What was built.
 #[derive(Clone, Debug, Serialize)]
-pub struct Built {
-    pub name: String,
-    pub component: PathBuf,
+pub(crate) struct Built {
+    pub(crate) name: String,
+    pub(crate) component: PathBuf,
     /// SHA-256 of the component, in hex.
-    pub digest: String,
-    pub size_bytes: usize,
-    pub imports: Vec<String>,
-    pub memory_bytes: u64,
-    pub core_instances: u32,
+    pub(crate) digest: String,
+    pub(crate) size_bytes: usize,
+    pub(crate) imports: Vec<String>,
+    pub(crate) memory_bytes: u64,
+    pub(crate) core_instances: u32,
 }
 
-pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &BuildArgs) -> anyhow::Result<()> {
     let built = build(&args.dir)?;
     let mut out = std::io::stdout().lock();
     if args.json {
@@ -59,31 +58,28 @@ pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds the function in a folder. Cargo's progress and its complaints go to stderr.
-pub fn build(dir: &Path) -> anyhow::Result<Built> {
+/// Builds the function in a folder. Cargo's messages go to standard error.
+pub(crate) fn build(dir: &Path) -> anyhow::Result<Built> {
     let manifest = read_manifest(dir)?;
     if !dir.join("Cargo.toml").is_file() {
         bail!(
-            "no Cargo.toml in {}: `sedge build` compiles Rust crates; for other languages, put the component that function.toml names into the folder",
+            "no Cargo.toml in {}: `sedge build` compiles Rust crates; for other languages, put the component into the folder under the name in function.toml",
             dir.display()
         );
     }
     let toolchain = Toolchain::from_environment();
     toolchain.check_target(dir)?;
     let module_path = compile(dir, &toolchain)?;
-    let module = fs::read(&module_path).with_context(|| format!("cannot read {}", module_path.display()))?;
+    let module = fs::read(&module_path).with_context(|| format!("failed to read {}", module_path.display()))?;
     let wasm = component::from_module(&module).with_context(|| module_path.display().to_string())?;
     let anatomy = component::anatomy(&wasm)?;
 
     for import in &anatomy.imports {
-        // The board would refuse it.
+        // Boards refuse others.
         Grants::from(&manifest.allow).check_name(import).with_context(|| manifest.name.to_string())?;
     }
     let component = deploy::component_path(dir, &manifest);
-    // Renamed into place: a running daemon that reads the folder never sees half a component.
-    let unfinished = component.with_extension("wasm.part");
-    fs::write(&unfinished, &wasm).with_context(|| format!("cannot write {}", unfinished.display()))?;
-    fs::rename(&unfinished, &component).with_context(|| format!("cannot write {}", component.display()))?;
+    super::write_atomically(&component, &wasm)?;
     Ok(Built {
         name: manifest.name.to_string(),
         component,
@@ -95,7 +91,6 @@ pub fn build(dir: &Path) -> anyhow::Result<Built> {
     })
 }
 
-/// The manifest, with every problem in it, as `sedge check` tells them.
 fn read_manifest(dir: &Path) -> anyhow::Result<Manifest> {
     if !dir.join(manifest::FILE_NAME).exists() {
         bail!(
@@ -106,11 +101,11 @@ fn read_manifest(dir: &Path) -> anyhow::Result<Manifest> {
     Ok(Manifest::load(dir)?)
 }
 
-/// Which cargo compiles functions. `cross/wasm-target.sh` says what to set.
+/// The cargo that compiles functions. `cross/wasm-target.sh` explains the variables.
 struct Toolchain {
     /// `SEDGE_GUEST_CARGO`, or `cargo`.
     cargo: OsString,
-    /// `SEDGE_GUEST_TOOLCHAIN=debian`: Debian's `rustc-web`, which has the standard library's source but not its wasm build.
+    /// `SEDGE_GUEST_TOOLCHAIN=debian`: Debian's `rustc-web` has the source of the standard library but no wasm build of it.
     builds_std: bool,
 }
 
@@ -121,26 +116,26 @@ impl Toolchain {
         Self { cargo: env::var_os("SEDGE_GUEST_CARGO").unwrap_or_else(|| usual.into()), builds_std }
     }
 
-    /// The compiler that belongs to the cargo: beside it, or what the path has.
+    /// The compiler beside the cargo, else the one in the path.
     fn rustc(&self) -> PathBuf {
         let beside = Path::new(&self.cargo).with_file_name("rustc");
         if beside.is_absolute() { beside } else { "rustc".into() }
     }
 
-    /// Without the target cargo says that `core` cannot be found, which helps nobody.
+    /// Fails with a better message than cargo's when the wasm target is not installed.
     fn check_target(&self, dir: &Path) -> anyhow::Result<()> {
         if self.builds_std {
             return Ok(());
         }
-        let asked = Command::new(self.rustc())
+        let output = Command::new(self.rustc())
             .args(["--print", "target-libdir", "--target", TARGET])
             .current_dir(dir)
             .stderr(Stdio::inherit())
             .output();
-        // A compiler that cannot be asked is left to cargo's own message.
-        let Ok(answer) = asked else { return Ok(()) };
-        let libraries = String::from_utf8_lossy(&answer.stdout);
-        if answer.status.success() && !Path::new(libraries.trim()).is_dir() {
+        // Cargo itself reports a compiler that cannot be run.
+        let Ok(output) = output else { return Ok(()) };
+        let libraries = String::from_utf8_lossy(&output.stdout);
+        if output.status.success() && !Path::new(libraries.trim()).is_dir() {
             bail!(
                 "this Rust toolchain has no target {TARGET}: run cross/wasm-target.sh, or `rustup target add {TARGET}`"
             );
@@ -149,7 +144,7 @@ impl Toolchain {
     }
 }
 
-/// Runs cargo and returns the module that it made.
+/// Runs cargo, and returns the path of the module.
 fn compile(dir: &Path, toolchain: &Toolchain) -> anyhow::Result<PathBuf> {
     let mut flags = vec![STACK];
     let mut cargo = Command::new(&toolchain.cargo);
@@ -161,7 +156,7 @@ fn compile(dir: &Path, toolchain: &Toolchain) -> anyhow::Result<PathBuf> {
     cargo
         .current_dir(dir)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
-        // What a component on a small board wants, so that no function's Cargo.toml has to say it.
+        // For small components, without a word in the function's Cargo.toml.
         .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
         .env("CARGO_PROFILE_RELEASE_LTO", "fat")
         .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
@@ -171,10 +166,10 @@ fn compile(dir: &Path, toolchain: &Toolchain) -> anyhow::Result<PathBuf> {
     let mut child = match cargo.spawn() {
         Ok(child) => child,
         Err(error) if error.kind() == ErrorKind::NotFound => bail!(
-            "cannot find `{}`: functions are compiled with Rust; install it (https://rustup.rs), run cross/wasm-target.sh, or name another cargo in SEDGE_GUEST_CARGO",
+            "cannot find `{}`: install Rust (https://rustup.rs), run cross/wasm-target.sh, or name another cargo in SEDGE_GUEST_CARGO",
             toolchain.cargo.to_string_lossy()
         ),
-        Err(error) => return Err(error).context("cannot start cargo"),
+        Err(error) => return Err(error).context("failed to start cargo"),
     };
     let messages = child.stdout.take().context("cargo has no output")?;
     let manifest_path = dir.join("Cargo.toml").canonicalize()?;
@@ -183,11 +178,11 @@ fn compile(dir: &Path, toolchain: &Toolchain) -> anyhow::Result<PathBuf> {
         bail!("cargo could not build {}: its messages are above", dir.display());
     }
     module.with_context(|| {
-        format!("{} makes no wasm module: add `[lib]` with `crate-type = [\"cdylib\"]`", manifest_path.display())
+        format!("{} produces no wasm module: add `[lib]` with `crate-type = [\"cdylib\"]`", manifest_path.display())
     })
 }
 
-/// Reads cargo's messages to their end and finds the `cdylib` of this crate among the artifacts.
+/// Reads cargo's messages to their end, and returns the `cdylib` of this crate.
 fn read_artifact(messages: impl Read, manifest_path: &Path) -> anyhow::Result<Option<PathBuf>> {
     #[derive(Deserialize)]
     struct Artifact {
@@ -196,8 +191,8 @@ fn read_artifact(messages: impl Read, manifest_path: &Path) -> anyhow::Result<Op
     }
     let mut module = None;
     for line in BufReader::new(messages).lines() {
-        // Every message has a `reason`, and only artifacts have file names.
-        let line = line.context("cannot read cargo's messages")?;
+        // Only artifacts have file names.
+        let line = line.context("failed to read cargo's messages")?;
         let Ok(artifact) = serde_json::from_str::<Artifact>(&line) else { continue };
         if artifact.manifest_path == manifest_path {
             module =

@@ -1,7 +1,7 @@
-//! `sedge check`: everything that is wrong with a configuration, or what it would run.
+//! `sedge check`: all problems of a configuration and its functions, or a summary of what would run.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Args;
@@ -14,58 +14,36 @@ use crate::deploy::{self, Compiler, Host, InstallError, Source};
 use crate::manifest::{Manifest, StateScope};
 
 #[derive(Debug, Args)]
-pub struct CheckArgs {
+pub(crate) struct CheckArgs {
     #[command(flatten)]
-    pub config: ConfigArgs,
+    config: ConfigArgs,
     /// Print one JSON object
     #[arg(long)]
-    pub json: bool,
+    json: bool,
 }
 
-pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let (config, mut problems) = Config::inspect(&args.config.path());
     let (functions, more) = config.functions.load_present();
     problems.extend(more);
     for (dir, manifest) in &functions {
-        let takes_code = config.functions.native_code;
-        let Source { path: component, is_code } = Source::find(dir, manifest, Host::here(), takes_code);
-        if !is_code && Host::here().has_compiler && !component.is_file() {
-            let misfit = Misfit::new(format!("there is no {}", component.display()));
-            let at = Location::whole(dir.join(crate::manifest::FILE_NAME));
-            problems.push(Problem::error(at, "component", misfit.mend(format!("sedge build {}", dir.display()))));
-            continue;
-        }
-        // In the same child and with the same limits as when it is run.
-        if let Err(error) = deploy::install(dir, manifest.clone(), &Compiler, takes_code) {
-            let at = Location::whole(dir.join(crate::manifest::FILE_NAME));
-            problems.push(match error {
-                InstallError::NotGranted { source, .. } => {
-                    Problem::error(at, format!("allow.{}", source.key), Misfit::new(source.to_string()))
-                }
-                InstallError::NoCompiler { what, .. } => Problem::error(at, "component", Misfit::new(what)),
-                InstallError::Folder { source, .. } => {
-                    let misfit = Misfit::new(source.to_string());
-                    Problem::error(at, "component", misfit.mend(format!("sedge compile {}", dir.display())))
-                }
-                error => {
-                    let misfit = Misfit::new(format!("{:#}", anyhow::Error::from(error)));
-                    Problem::error(at, "component", misfit.mend(format!("sedge build {}", dir.display())))
-                }
-            });
+        if let Err((key, misfit)) = check_function(dir, manifest, config.functions.native_code) {
+            problems.push(Problem::error(Location::whole(dir.join(crate::manifest::FILE_NAME)), key, misfit));
         }
     }
-    // With a key to trust, functions can be pushed.
-    if functions.is_empty() && config.deploy.keys.is_empty() && !problems.has_errors() {
-        let misfit = Misfit::new("no function, so nothing would run").mend("list the folders of functions");
-        let problem = Problem::error(Location::whole(args.config.path()), "functions.paths", misfit);
+    let has_errors = problems.has_errors();
+    let mut warn = |key: &str, what: &str, fix: &str| {
+        let problem = Problem::error(Location::whole(args.config.path()), key, Misfit::new(what).mend(fix));
         problems.push(Problem { severity: Severity::Warning, ..problem });
-    }
+    };
     let keys = &config.deploy.keys;
+    // With a key to trust, functions can be pushed.
+    if functions.is_empty() && keys.is_empty() && !has_errors {
+        warn("functions.paths", "no function, so nothing would run", "list the folders of functions");
+    }
     if !Host::here().has_compiler && !keys.is_empty() && !keys.values().any(|key| key.native_code) {
-        let misfit = Misfit::new("this build has no compiler, and no key may send native code: nothing pushed can run");
-        let misfit = misfit.mend("set native_code = true for a key, if who has it may run anything in a worker");
-        let problem = Problem::error(Location::whole(args.config.path()), "deploy.keys", misfit);
-        problems.push(Problem { severity: Severity::Warning, ..problem });
+        let what = "this build has no compiler, and no key may send native code: nothing pushed can run";
+        warn("deploy.keys", what, "set native_code = true for a key whose owner may run anything in a worker");
     }
 
     let mut out = std::io::stdout().lock();
@@ -78,6 +56,27 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(if problems.has_errors() { ExitCode::from(EXIT_CONFIG) } else { ExitCode::SUCCESS })
+}
+
+/// Installs a function in the same child process and with the same limits as the daemon. The error names a key.
+fn check_function(dir: &Path, manifest: &Manifest, accepts_code: bool) -> Result<(), (String, Misfit)> {
+    let component = |what: String, command: &str| {
+        let fix = format!("sedge {command} {}", dir.display());
+        Err(("component".into(), Misfit::new(what).mend(fix)))
+    };
+    let Source { path, is_code } = Source::find(dir, manifest, Host::here(), accepts_code);
+    if !is_code && Host::here().has_compiler && !path.is_file() {
+        return component(format!("{} is missing", path.display()), "build");
+    }
+    match deploy::install(dir, manifest.clone(), &Compiler, accepts_code) {
+        Ok(_) => Ok(()),
+        Err(InstallError::NotGranted { source, .. }) => {
+            Err((format!("allow.{}", source.key), Misfit::new(source.to_string())))
+        }
+        Err(InstallError::NoCompiler { what, .. }) => Err(("component".into(), Misfit::new(what))),
+        Err(InstallError::Folder { source, .. }) => component(source.to_string(), "compile"),
+        Err(error) => component(format!("{:#}", anyhow::Error::from(error)), "build"),
+    }
 }
 
 fn summary(out: &mut impl Write, config: &Config, functions: &[(PathBuf, Manifest)]) -> std::io::Result<()> {
@@ -101,24 +100,20 @@ fn summary(out: &mut impl Write, config: &Config, functions: &[(PathBuf, Manifes
     for (dir, manifest) in functions {
         writeln!(out, "\nfunction   {} {}, from {}", manifest.name, manifest.version, dir.display())?;
         for filter in &manifest.subscribe {
-            writeln!(out, "  hears    {filter}")?;
+            writeln!(out, "  receives {filter}")?;
         }
         if let Some(every) = manifest.every {
             writeln!(out, "  ticks    every {every:?}")?;
         }
         for filter in &manifest.allow.publish {
-            writeln!(out, "  may say  {filter}")?;
-        }
-        match manifest.state {
-            StateScope::None => {}
-            StateScope::Topic => {
-                writeln!(out, "  state    of each topic, at most {} bytes", manifest.limits.state_bytes)?
-            }
-            StateScope::Function => {
-                writeln!(out, "  state    of all topics, at most {} bytes", manifest.limits.state_bytes)?
-            }
+            writeln!(out, "  sends    {filter}")?;
         }
         let limits = &manifest.limits;
+        match manifest.state {
+            StateScope::None => {}
+            StateScope::Topic => writeln!(out, "  state    per topic, at most {} bytes", limits.state_bytes)?,
+            StateScope::Function => writeln!(out, "  state    for all topics, at most {} bytes", limits.state_bytes)?,
+        }
         writeln!(
             out,
             "  limits   {} fuel, {} ms, {} bytes of memory, {} outputs, {} bytes of output",
@@ -144,8 +139,6 @@ fn as_json(config: &Config, functions: &[(PathBuf, Manifest)], problems: &Proble
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     fn configured() -> (Config, Vec<(PathBuf, Manifest)>) {
@@ -159,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn the_summary_says_what_would_run() {
+    fn the_summary_shows_what_would_run() {
         let (config, functions) = configured();
         let mut out = Vec::new();
         summary(&mut out, &config, &functions).unwrap();
@@ -171,9 +164,9 @@ data       /var/lib/sedge
 metrics    off
 
 function   warm 1, from functions/warm
-  hears    s/+/t
-  may say  d/#
-  state    of each topic, at most 65536 bytes
+  receives s/+/t
+  sends    d/#
+  state    per topic, at most 65536 bytes
   limits   10000000 fuel, 100 ms, 4194304 bytes of memory, 64 outputs, 65536 bytes of output
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);

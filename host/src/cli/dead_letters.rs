@@ -1,4 +1,4 @@
-//! `sedge dead-letters`: look at the messages that no function could process, give them back, or let them go.
+//! `sedge dead-letters`: lists, shows, replays and drops messages that no function could process.
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -8,40 +8,40 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{ConfigArgs, printable};
+use super::{ConfigArgs, hex, printable};
 use crate::config::Config;
 use crate::message::FailureCode;
 use crate::store::{DeadLetter, DeadLetterFilter, DeadLetterId, DeadLetters};
-use crate::time;
+use crate::time::{self, Now};
 
 #[derive(Debug, Args)]
-pub struct DeadLettersArgs {
+pub(crate) struct DeadLettersArgs {
     #[command(subcommand)]
     command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// The newest, one a line: number, time, function, reason, topic
+    /// List the newest, one per line: number, time, function, reason, topic
     ///
     ///   sedge dead-letters list --function decode
     #[command(verbatim_doc_comment)]
     List(ListArgs),
-    /// All of some: the message, what went wrong, what the run used
+    /// Show messages in full, with the failure and the resources used
     ///
     ///   sedge dead-letters show 17
     #[command(verbatim_doc_comment)]
     Show(ShowArgs),
-    /// Give messages back to their functions, as one attempt more
+    /// Run messages again, after their function was fixed
     ///
-    /// Do this after mending the function. A running daemon takes them within about a second,
-    /// otherwise they run when it starts. What fails again is a dead letter again.
+    /// A running daemon takes them within about a second, otherwise the next one does.
+    /// A message that fails again becomes a dead letter again.
     ///
     ///   sedge dead-letters replay 17 18
     ///   sedge dead-letters replay --all --function decode --reason trap
     #[command(verbatim_doc_comment)]
     Replay(SelectArgs),
-    /// Remove messages for good
+    /// Delete messages permanently
     ///
     ///   sedge dead-letters drop 17
     ///   sedge dead-letters drop --all --reason rejected
@@ -49,7 +49,6 @@ enum Command {
     Drop(SelectArgs),
 }
 
-/// Where the dead letters are. The daemon may be running or not.
 #[derive(Debug, Args)]
 struct StoreArgs {
     /// Data folder of the daemon [default: node.data_dir of the configuration]
@@ -62,13 +61,12 @@ struct StoreArgs {
     json: bool,
 }
 
-/// Which of them.
 #[derive(Debug, Args)]
 struct FilterArgs {
-    /// Only those of this function
+    /// Only dead letters of this function
     #[arg(long, value_name = "NAME")]
     function: Option<String>,
-    /// Only those with this reason: rejected, trap, fuel, deadline, ...
+    /// Only dead letters with this reason: rejected, trap, fuel, deadline, ...
     #[arg(long, value_name = "CODE", value_parser = reason)]
     reason: Option<FailureCode>,
 }
@@ -77,7 +75,7 @@ struct FilterArgs {
 struct ListArgs {
     #[command(flatten)]
     filter: FilterArgs,
-    /// At most this many
+    /// Maximum number of lines
     #[arg(long, value_name = "N", default_value_t = 50)]
     limit: usize,
     #[command(flatten)]
@@ -86,7 +84,7 @@ struct ListArgs {
 
 #[derive(Debug, Args)]
 struct ShowArgs {
-    /// Numbers, as listed
+    /// Numbers of dead letters
     #[arg(value_name = "ID", required = true)]
     ids: Vec<u64>,
     #[command(flatten)]
@@ -96,10 +94,10 @@ struct ShowArgs {
 #[derive(Debug, Args)]
 #[group(id = "which", required = true, multiple = false, args = ["ids", "all"])]
 struct SelectArgs {
-    /// Numbers, as listed
+    /// Numbers of dead letters
     #[arg(value_name = "ID", conflicts_with_all = ["function", "reason"])]
     ids: Vec<u64>,
-    /// All, or all that --function and --reason leave
+    /// All dead letters, or all that match --function and --reason
     #[arg(long)]
     all: bool,
     #[command(flatten)]
@@ -115,10 +113,10 @@ fn reason(name: &str) -> Result<FailureCode, String> {
     })
 }
 
-/// Exit code 1 when a number that was asked for is not there.
-pub fn run(args: &DeadLettersArgs) -> anyhow::Result<ExitCode> {
+/// Returns exit code 1 when a number does not exist.
+pub(crate) fn run(args: &DeadLettersArgs) -> anyhow::Result<ExitCode> {
     match execute(args, &mut io::stdout().lock()) {
-        // `sedge dead-letters list | head`
+        // As in `sedge dead-letters list | head`.
         Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {
             Ok(ExitCode::SUCCESS)
         }
@@ -131,7 +129,7 @@ fn execute(args: &DeadLettersArgs, out: &mut impl Write) -> anyhow::Result<ExitC
         Command::List(args) => list(args, out),
         Command::Show(args) => show(args, out),
         Command::Replay(args) => {
-            let count = open(&args.store)?.replay(&args.filter(), time::now_ms())?;
+            let count = open(&args.store)?.replay(&args.filter(), Now::read(false).unix_ms)?;
             report(out, args, "replayed", count)
         }
         Command::Drop(args) => {
@@ -141,18 +139,18 @@ fn execute(args: &DeadLettersArgs, out: &mut impl Write) -> anyhow::Result<ExitC
     }
 }
 
-fn open(from: &StoreArgs) -> anyhow::Result<DeadLetters> {
-    let data_dir = match &from.data_dir {
+fn open(args: &StoreArgs) -> anyhow::Result<DeadLetters> {
+    let data_dir = match &args.data_dir {
         Some(dir) => dir.clone(),
         None => {
-            let (config, problems) = Config::inspect(&from.config.path());
+            let (config, problems) = Config::inspect(&args.config.path());
             if problems.has_errors() {
                 return Err(problems.into());
             }
             config.node.data_dir
         }
     };
-    DeadLetters::open(&data_dir).with_context(|| format!("cannot read the dead letters in {}", data_dir.display()))
+    DeadLetters::open(&data_dir).with_context(|| format!("failed to read the dead letters in {}", data_dir.display()))
 }
 
 impl SelectArgs {
@@ -164,7 +162,7 @@ impl SelectArgs {
 
 fn list(args: &ListArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let filter = DeadLetterFilter { ids: None, function: args.filter.function.clone(), reason: args.filter.reason };
-    // One more than shown tells whether there are more.
+    // One more than shown, to learn whether there are more.
     let mut letters = open(&args.store)?.list(&filter, args.limit.saturating_add(1))?;
     let more = letters.len() > args.limit;
     letters.truncate(args.limit);
@@ -224,7 +222,7 @@ fn print(out: &mut impl Write, id: DeadLetterId, letter: &DeadLetter) -> io::Res
         usage.fuel, usage.elapsed_us, usage.memory_bytes, usage.output_bytes
     )?;
     writeln!(out, "  topic      {}", printable(&message.topic))?;
-    let clock = if message.clock_synced { "" } else { ", by a clock that was not set" };
+    let clock = if message.clock_synced { "" } else { ", clock not synchronised" };
     writeln!(out, "  received   {}{clock}, attempt {}", time::rfc3339(message.received_at_ms), message.attempt)?;
     if let Some(content_type) = &message.content_type {
         writeln!(out, "  type       {}", printable(content_type))?;
@@ -249,14 +247,14 @@ fn report(out: &mut impl Write, args: &SelectArgs, done: &str, count: u64) -> an
     ids.dedup();
     let missing = (ids.len() as u64).saturating_sub(count);
     if missing > 0 {
-        eprintln!("{missing} of those asked for {} not there", if missing == 1 { "was" } else { "were" });
+        eprintln!("{missing} of the given numbers {}", if missing == 1 { "does not exist" } else { "do not exist" });
     }
     Ok(if missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn as_json(id: DeadLetterId, letter: &DeadLetter) -> Value {
     let DeadLetter { function, version, message, failure, usage, at_ms } = letter;
-    // A payload that is no text is given as hex, under another name so that neither is taken for the other.
+    // Text and hex have different names, so that neither is mistaken for the other.
     let (text, hex) = match std::str::from_utf8(&message.payload) {
         Ok(text) => (Some(text), None),
         Err(_) => (None, Some(hex(&message.payload))),
@@ -287,10 +285,6 @@ fn as_json(id: DeadLetterId, letter: &DeadLetter) -> Value {
     })
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
@@ -300,7 +294,6 @@ mod tests {
     use crate::config;
     use crate::message::{Failure, Message, Usage};
     use crate::store::{BatchNo, Commit, Store, StoreEvent, StoreRequest};
-    use crate::time::Now;
 
     #[derive(Debug, Parser)]
     struct Line {
@@ -314,7 +307,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_taken_by_accident() {
+    fn replay_and_drop_need_an_explicit_selection() {
         assert!(parse("drop").unwrap_err().contains("<ID|--all>"));
         assert!(parse("replay --function decode").is_err());
         assert!(parse("drop 3 --all").is_err());
@@ -331,7 +324,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_daemon_kept_is_shown_and_given_back() {
+    fn dead_letters_are_listed_shown_replayed_and_dropped() {
         let dir = tempfile::tempdir().unwrap();
         let (handle, mut events, _) = Store::open(&config::Store::default(), dir.path(), 1, Now::read(true)).unwrap();
         let letter = |payload: &'static [u8], code| DeadLetter {
@@ -355,24 +348,24 @@ mod tests {
         handle.send(StoreRequest::Commit { batch: BatchNo(1), commits }).unwrap();
         assert!(matches!(events.blocking_recv(), Some(StoreEvent::Committed { batch: BatchNo(1), .. })));
 
-        let say = |line: &str| {
+        let output = |line: &str| {
             let mut out = Vec::new();
             execute(&parse(&format!("{line} --data-dir {}", dir.path().display())).unwrap(), &mut out).unwrap();
             String::from_utf8(out).unwrap()
         };
         assert_eq!(
-            say("list"),
+            output("list"),
             "     2  2027-01-15T08:00:00.000Z  decode  fuel  lora/7\n     1  2027-01-15T08:00:00.000Z  decode  trap  lora/7\n"
         );
-        assert!(say("list --limit 1").ends_with("... and older ones: --limit 10\n"));
-        let shown = say("show 1");
+        assert!(output("list --limit 1").ends_with("... and older ones: --limit 10\n"));
+        let shown = output("show 1");
         assert!(shown.contains("payload    2 bytes, hex ff00") && shown.contains("id=a\\u{7}"), "{shown}");
-        let shown: Value = serde_json::from_str(&say("show 2 9 --json")).unwrap();
+        let shown: Value = serde_json::from_str(&output("show 2 9 --json")).unwrap();
         assert_eq!(shown["dead_letters"][0]["message"]["payload"], "text");
         assert_eq!(shown["missing"], json!([9]));
-        assert_eq!(say("replay --all --reason trap"), "replayed 1 dead letter\n");
-        assert_eq!(say("drop 2 --json"), "{\"dropped\":1}\n");
-        assert_eq!(say("list"), "no dead letters\n");
+        assert_eq!(output("replay --all --reason trap"), "replayed 1 dead letter\n");
+        assert_eq!(output("drop 2 --json"), "{\"dropped\":1}\n");
+        assert_eq!(output("list"), "no dead letters\n");
     }
 
     #[test]

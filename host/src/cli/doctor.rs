@@ -1,6 +1,6 @@
-//! `sedge doctor`: what of the board, the broker and the configuration will hurt, and how to mend it.
+//! `sedge doctor`: checks the board, the broker and the configuration for problems, and suggests fixes.
 //!
-//! Each check has two halves: one looks, the other judges what was seen, and only the first needs a board.
+//! Each check has two halves: `inspect` observes the system, and `evaluate` turns observations into findings.
 
 mod address;
 mod board;
@@ -22,24 +22,24 @@ use address::Address;
 use finding::{Finding, Verdict};
 
 #[derive(Debug, Args)]
-pub struct DoctorArgs {
+pub(crate) struct DoctorArgs {
     #[command(flatten)]
-    pub config: ConfigArgs,
-    /// Configuration of the Mosquitto on this board
+    config: ConfigArgs,
+    /// Configuration file of Mosquitto on this board
     #[arg(long, value_name = "FILE", default_value = "/etc/mosquitto/mosquitto.conf")]
-    pub mosquitto_conf: PathBuf,
+    mosquitto_conf: PathBuf,
     /// Print one JSON object
     #[arg(long)]
-    pub json: bool,
+    json: bool,
 }
 
-/// Exit code 1 when something will hurt, 78 when the configuration is wrong.
-pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
+/// Returns exit code 1 on warnings, 78 when the configuration is wrong.
+pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let (config, problems) = Config::inspect(&args.config.path());
-    let mut findings = configured(&problems);
+    let mut findings = configuration(&problems);
     findings.push(board::clock(time::clock_synced()));
     findings.extend(board::inspect(&config));
-    // What could not be read has the value of its default, which says nothing about this board's broker.
+    // With errors the broker's address may be a default.
     if !problems.has_errors() {
         findings.extend(inspect_brokers(&config, args)?);
     }
@@ -63,10 +63,10 @@ fn inspect_brokers(config: &Config, args: &DoctorArgs) -> anyhow::Result<Vec<Fin
     findings.extend(address.as_ref().and_then(|address| broker::unencrypted("mqtt.url", address)));
     let upstream = config.upstream.as_ref().and_then(|upstream| Address::of(&upstream.url));
     findings.extend(upstream.and_then(|address| broker::unencrypted("upstream.url", &address)));
-    let seen = broker::inspect(&config.mqtt)?;
-    let version = seen.as_ref().ok().and_then(|seen| seen.version.clone());
+    let observed = broker::inspect(&config.mqtt)?;
+    let version = observed.as_ref().ok().and_then(|broker| broker.version.clone());
     let open = address.as_ref().is_none_or(|address| !address.is_local() || broker::is_open(address.port));
-    findings.extend(broker::evaluate(&config.mqtt, seen, open));
+    findings.extend(broker::evaluate(&config.mqtt, observed, open));
     let is_mosquitto = version.is_none_or(|version| version.starts_with("mosquitto"));
     if is_mosquitto {
         let is_here = address.is_some_and(|address| address.is_local());
@@ -79,10 +79,10 @@ fn inspect_brokers(config: &Config, args: &DoctorArgs) -> anyhow::Result<Vec<Fin
     Ok(findings)
 }
 
-/// Mistakes and warnings of the configuration: secrets that everybody can read are among the latter.
-fn configured(problems: &Problems) -> Vec<Finding> {
+/// Findings for errors and warnings of the configuration, such as secrets that everybody can read.
+fn configuration(problems: &Problems) -> Vec<Finding> {
     if problems.is_empty() {
-        return vec![Finding::good("configuration", "read, and nothing is wrong with it")];
+        return vec![Finding::good("configuration", "no errors or warnings")];
     }
     let finding = |problem: &crate::config::Problem| {
         let key = if problem.key.is_empty() { String::new() } else { format!("{}: ", problem.key) };
@@ -104,9 +104,9 @@ fn print(out: &mut impl Write, findings: &[Finding], warnings: usize) -> io::Res
         }
     }
     match warnings {
-        0 => writeln!(out, "\nnothing of this will hurt"),
-        1 => writeln!(out, "\n1 thing will hurt"),
-        many => writeln!(out, "\n{many} things will hurt"),
+        0 => writeln!(out, "\nno warnings"),
+        1 => writeln!(out, "\n1 warning"),
+        many => writeln!(out, "\n{many} warnings"),
     }
 }
 
@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mend_stands_below_what_hurts() {
+    fn the_fix_is_printed_below_the_warning() {
         let findings = [
             Finding::good("clock", "set"),
             Finding::warning("sync", "a synced write takes 30 ms", "set store.flash_saver_ms"),
@@ -131,12 +131,12 @@ mod tests {
         print(&mut out, &findings, 1).unwrap();
         let expected = "\
 clock          good     set
-sync           hurts    a synced write takes 30 ms
+sync           warning  a synced write takes 30 ms
                         -> set store.flash_saver_ms
 mosquitto      unknown  it is elsewhere\\u{1b}[2J
                         -> look there
 
-1 thing will hurt
+1 warning
 ";
         assert_eq!(String::from_utf8(out).unwrap(), expected);
         let json = as_json(&findings, 1);
@@ -146,11 +146,11 @@ mosquitto      unknown  it is elsewhere\\u{1b}[2J
     }
 
     #[test]
-    fn what_is_wrong_with_the_configuration_hurts() {
+    fn problems_of_the_configuration_are_warnings() {
         let (_, problems) = Config::parse("[mqtt]\nurl = 1\n", Path::new("sedge.toml"));
-        let findings = configured(&problems);
+        let findings = configuration(&problems);
         assert_eq!(findings[0].what, "sedge.toml:2:7: mqtt.url: expected a string, found a number");
         assert_eq!(findings[0].fix.as_deref(), Some("put it in quotes"));
-        assert_eq!(configured(&Problems::default())[0].verdict, Verdict::Good);
+        assert_eq!(configuration(&Problems::default())[0].verdict, Verdict::Good);
     }
 }

@@ -1,4 +1,4 @@
-//! `sedge invoke DIR --topic T --payload P`: one message through one function, with the limits of production.
+//! `sedge invoke DIR --topic T --payload P`: runs one function on one message, within the limits of production.
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
@@ -10,42 +10,43 @@ use bytes::Bytes;
 use clap::Args;
 use serde_json::json;
 
+use super::hex;
 use crate::config::Node;
 use crate::deploy::{self, Compiler, Host};
 use crate::manifest::Manifest;
 use crate::message::{Message, Output, Publication, Verdict};
 use crate::sandbox::{Run, Sandbox, State};
-use crate::time;
+use crate::time::{self, Now};
 use crate::worker::permits::Permits;
 
 #[derive(Debug, Args)]
-pub struct InvokeArgs {
-    /// The function's folder, with function.toml and the component that `sedge build` wrote
-    pub dir: PathBuf,
+pub(crate) struct InvokeArgs {
+    /// Folder with function.toml and the component
+    dir: PathBuf,
     /// Topic of the message
     #[arg(long, short)]
-    pub topic: String,
+    topic: String,
     /// Payload: text, @FILE for the bytes of a file, or - for standard input
     #[arg(long, short)]
-    pub payload: String,
+    payload: String,
     /// MQTT 5 content type
     #[arg(long)]
-    pub content_type: Option<String>,
-    /// MQTT 5 user property; may be given several times
+    content_type: Option<String>,
+    /// MQTT 5 user property; repeatable
     #[arg(long = "property", value_name = "NAME=VALUE", value_parser = pair)]
-    pub properties: Vec<(String, String)>,
-    /// State the function finds; may be given several times. Numbers and flags as the SDK stores them are text
+    properties: Vec<(String, String)>,
+    /// Stored state of the function; repeatable. The SDK stores numbers and booleans as text
     #[arg(long = "state", value_name = "KEY=VALUE", value_parser = pair)]
-    pub state: Vec<(String, String)>,
-    /// A setting that replaces one of the section config of function.toml; may be given several times
+    state: Vec<(String, String)>,
+    /// Override of a setting in section config of function.toml; repeatable
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = pair)]
-    pub settings: Vec<(String, String)>,
-    /// Run the code that `sedge compile` put into the folder, as a board without a compiler does, and such a build always
+    settings: Vec<(String, String)>,
+    /// Run the native code that `sedge compile` wrote. A build without a compiler always does
     #[arg(long)]
-    pub code: bool,
+    code: bool,
     /// Print one JSON object
     #[arg(long)]
-    pub json: bool,
+    json: bool,
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
@@ -53,8 +54,8 @@ fn pair(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-/// Exit code 0 when the function returned outputs, 1 when the message would become a dead letter or be run again.
-pub fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
+/// Returns exit code 0 when the function succeeded, 1 when the message would become a dead letter or be retried.
+pub(crate) fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
     let manifest = Manifest::load(&args.dir).map_err(anyhow::Error::new)?;
     let installed = match args.code || !Host::here().has_compiler {
         true => deploy::install_code(&args.dir, manifest)?,
@@ -72,17 +73,18 @@ pub fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
             ticker.tick();
         }
     })?;
+    let now = Now::read(time::clock_synced());
     let message = Message {
         topic: args.topic.as_str().into(),
         payload: payload(&args.payload)?,
         content_type: args.content_type.as_deref().map(Into::into),
         properties: args.properties.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect(),
-        received_at_ms: time::now_ms(),
-        clock_synced: time::clock_synced(),
+        received_at_ms: now.unix_ms,
+        clock_synced: now.synced,
         attempt: 1,
     };
     let entries = args.state.iter().map(|(key, value)| (key.as_str().into(), Bytes::from(value.clone())));
-    // As in a worker, with the base topic that a board has unless it is configured otherwise.
+    // As in a worker of a board with the default base topic.
     let permits = Permits {
         base_topic: Node::default().base_topic.into(),
         publish: installed.manifest.allow.publish.clone(),
@@ -163,7 +165,7 @@ fn output_json(output: &Output) -> serde_json::Value {
 fn text_or_hex(bytes: &[u8]) -> String {
     match str::from_utf8(bytes) {
         Ok(text) if !text.contains(char::is_control) => text.to_owned(),
-        _ => bytes.iter().map(|byte| format!("{byte:02x}")).collect(),
+        _ => hex(bytes),
     }
 }
 

@@ -1,43 +1,48 @@
-//! The command line: one file a command.
+//! The command line: one file per command.
 
 #[cfg(feature = "compiler")]
-pub mod build;
-pub mod check;
+mod build;
+mod check;
+mod client;
 #[cfg(feature = "compiler")]
-pub mod compile;
-pub mod dead_letters;
+mod compile;
+mod dead_letters;
 #[cfg(feature = "demo")]
-pub mod demo;
-pub mod doctor;
-pub mod invoke;
+mod demo;
+mod doctor;
+mod invoke;
 #[cfg(feature = "operator")]
-pub mod operator;
-pub mod run;
-pub mod worker;
+mod operator;
+#[cfg(any(feature = "demo", feature = "operator"))]
+mod progress;
+mod run;
+mod worker;
 
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+#[cfg(feature = "compiler")]
+use anyhow::Context as _;
 use clap::{Args, Parser, Subcommand};
 
 use crate::config::Problems;
 use crate::config::problem::Severity;
 #[cfg(feature = "operator")]
-use operator::{keygen, new, promote, push, remove, rollback, status, trust};
+use operator::{keygen, new, order, push, status, trust};
 
 /// `EX_CONFIG` of sysexits.h. The unit file tells systemd not to restart on it: a person must act first.
-pub const EXIT_CONFIG: u8 = 78;
+const EXIT_CONFIG: u8 = 78;
 
 const DEFAULT_CONFIG: &str = "/etc/sedge/sedge.toml";
 
-/// Small WebAssembly functions beside the sensors
+/// Run small WebAssembly functions beside the sensors
 ///
 ///   MQTT broker -> function, in a sandbox -> SQLite -> alerts and data upstream
-///   The broker gets its acknowledgement only when all that came of it is on disk.
-///   What a function cannot process is kept as a dead letter and can be replayed.
+///   A message is acknowledged once all of its results are on disk.
+///   A message that no function can process becomes a dead letter, to be replayed.
 ///
-/// Every command explains itself: sedge COMMAND --help
+/// For each command: sedge COMMAND --help
 #[derive(Debug, Parser)]
 #[command(name = "sedge", version, verbatim_doc_comment, disable_help_subcommand = true)]
 pub struct Cli {
@@ -45,13 +50,13 @@ pub struct Cli {
     command: Command,
 }
 
-/// In the order in which a person comes to need them.
+/// In the order in which a new user needs them.
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// See it work: a broker, sensors, three functions and an upstream, in one command
+    /// Run a demonstration: broker, sensors, three functions and an upstream
     ///
-    /// Nothing has to be installed and nothing is left behind.
-    /// At the end a table accounts for every message.
+    /// Needs no installation and leaves nothing behind.
+    /// Ends with a table that accounts for every message.
     ///
     ///   sedge demo
     ///   sedge demo --messages 20000 --json
@@ -60,7 +65,7 @@ enum Command {
     #[cfg(feature = "demo")]
     Demo(demo::DemoArgs),
 
-    /// Begin a function: a folder that compiles, passes its test and can be pushed
+    /// Create a new function: a folder that compiles, passes its test, can be pushed
     ///
     ///   sedge new door-alarm
     ///   sedge new door-alarm --dir functions/door-alarm --sdk ~/sedge/guest-sdk
@@ -68,17 +73,17 @@ enum Command {
     #[cfg(feature = "operator")]
     New(new::NewArgs),
 
-    /// Compile a function's folder into the component that the board runs
+    /// Compile a function's folder into the component that boards run
     ///
     ///   sedge build examples/threshold-alert
     #[command(verbatim_doc_comment)]
     #[cfg(feature = "compiler")]
     Build(build::BuildArgs),
 
-    /// Compile a function here for boards that have no compiler
+    /// Compile a function to native code for boards without a compiler
     ///
-    /// Writes NAME.TARGET.code into the folder, for the folder on the board.
-    /// Boards run it unchecked: they take it from folders only with
+    /// Writes NAME.TARGET.code into the folder; copy it into the folder on the board.
+    /// Boards cannot verify native code: they load it from folders only with
     /// functions.native_code = true. `sedge push --code` sends it, signed.
     ///
     ///   sedge compile examples/decode --target aarch64
@@ -87,9 +92,9 @@ enum Command {
     #[cfg(feature = "compiler")]
     Compile(compile::CompileArgs),
 
-    /// Run one message through one function and show what comes out
+    /// Run one function on one message and show the result
     ///
-    /// The limits are those of production; no broker and no daemon is needed.
+    /// Applies the limits of production. Needs neither broker nor daemon.
     ///
     ///   sedge invoke examples/threshold-alert --topic attic/temperature --payload 81.5
     ///   sedge invoke examples/decode --topic lora/7 --payload @frame.bin
@@ -98,17 +103,17 @@ enum Command {
 
     /// Check the configuration and every function in it, and show what would run
     ///
-    /// All problems are reported at once, with file, line, key and how to mend it.
-    /// The exit code is 78 if there are any; warnings alone leave it at 0.
+    /// Reports all problems at once, with file, line, key and fix.
+    /// Exits with 78 if there are errors; warnings alone leave the exit code at 0.
     ///
     ///   sedge check --config sedge.toml
     #[command(verbatim_doc_comment)]
     Check(check::CheckArgs),
 
-    /// Say what of the board, the broker and the configuration will hurt, and the mend
+    /// Check board, broker and configuration for problems, and suggest fixes
     ///
-    /// Best run as root, which may see more: disk, clock, swap, Mosquitto's settings.
-    /// The exit code is 1 if something will hurt, 78 if the configuration is wrong.
+    /// Run it as root for all checks: disk, clock, swap, Mosquitto's configuration.
+    /// Exits with 1 on warnings, with 78 if the configuration is wrong.
     ///
     ///   sedge doctor
     ///   sedge doctor --config sedge.toml --json
@@ -117,16 +122,16 @@ enum Command {
 
     /// Run the daemon until SIGTERM or Ctrl-C
     ///
-    /// It starts and stays up while the broker or upstream is away.
-    /// Ended, it finishes what is in flight first.
+    /// Starts and keeps running while the broker or upstream is unreachable.
+    /// Finishes the messages in flight before it ends.
     ///
     ///   sedge run --config sedge.toml
     #[command(verbatim_doc_comment)]
     Run(run::RunArgs),
 
-    /// Look at messages that no function could process, replay or drop them
+    /// List, show, replay or drop messages that no function could process
     ///
-    /// The daemon may be running or not.
+    /// Works with and without a running daemon.
     ///
     ///   sedge dead-letters list
     ///   sedge dead-letters show 17
@@ -134,21 +139,21 @@ enum Command {
     #[command(verbatim_doc_comment)]
     DeadLetters(dead_letters::DeadLettersArgs),
 
-    /// Make a key to sign with, and the lines by which boards trust it
+    /// Create a signing key, and print the configuration by which boards trust it
     ///
-    /// Writes NAME.pem, which stays with you, and NAME.pub.pem, which goes to boards.
-    /// Nothing is written over.
+    /// Writes NAME.pem, the private key, and NAME.pub.pem, to be copied to boards.
+    /// Never overwrites a file.
     ///
     ///   sedge keygen --out ops.pem
     #[command(verbatim_doc_comment)]
     #[cfg(feature = "operator")]
     Keygen(keygen::KeygenArgs),
 
-    /// Build a function, sign it, send it to boards and follow it until it is active
+    /// Build and sign a function, send it to boards and wait until it is active
     ///
-    /// The broker keeps the module and the order, for boards that come later.
-    /// Interrupted, run it again: what the broker has is not sent twice.
-    /// The exit code is 0 only when it is active on every board.
+    /// The broker retains the module and the order for boards that connect later.
+    /// An interrupted push can be repeated: chunks on the broker are not sent again.
+    /// Exits with 0 only when the function is active on every board.
     ///
     ///   sedge push door-alarm --node pump-3 --key ops.pem
     ///   sedge push door-alarm --group pumps --key ops.pem --mode shadow
@@ -160,7 +165,7 @@ enum Command {
 
     /// List boards, their functions, versions and states
     ///
-    /// From what the broker keeps; no board is asked.
+    /// Reads what the broker retains. Boards are not contacted.
     ///
     ///   sedge status
     ///   sedge status --node pump-3 --json
@@ -168,28 +173,30 @@ enum Command {
     #[cfg(feature = "operator")]
     Status(status::StatusArgs),
 
-    /// Go back to the version before, or end a trial
+    /// Return to the previous version of a function, or abort a trial
     ///
     ///   sedge rollback door-alarm --node pump-3 --key ops.pem
     #[command(verbatim_doc_comment)]
     #[cfg(feature = "operator")]
-    Rollback(rollback::RollbackArgs),
+    Rollback(order::FunctionOrderArgs),
 
-    /// Let a shadow take the place of the version that it runs beside
+    /// Replace the active version of a function by its shadow
     ///
     ///   sedge promote door-alarm --group pumps --key ops.pem
     #[command(verbatim_doc_comment)]
     #[cfg(feature = "operator")]
-    Promote(promote::PromoteArgs),
+    Promote(order::FunctionOrderArgs),
 
     /// Remove a function from boards
     ///
     ///   sedge remove door-alarm --node pump-3 --key ops.pem
     #[command(verbatim_doc_comment)]
     #[cfg(feature = "operator")]
-    Remove(remove::RemoveArgs),
+    Remove(order::FunctionOrderArgs),
 
-    /// Change the keys that boards trust, signed by one that may change keys
+    /// Change the keys that boards trust
+    ///
+    /// The key that signs the change must itself be allowed to change keys.
     ///
     ///   sedge trust ops-2.pub.pem --group pumps --key admin.pem
     ///   sedge trust guest.pub.pem --functions 'demo-*' --node pump-3 --key admin.pem
@@ -202,51 +209,52 @@ enum Command {
     Worker(worker::WorkerArgs),
 }
 
-/// Where the configuration is.
 #[derive(Debug, Args)]
-pub struct ConfigArgs {
+struct ConfigArgs {
     /// Configuration file; conf.d/*.toml beside it is read as well [default: SEDGE_CONFIG, or /etc/sedge/sedge.toml]
     #[arg(long, short, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
 impl ConfigArgs {
-    pub fn path(&self) -> PathBuf {
+    fn path(&self) -> PathBuf {
         let named = || std::env::var_os("SEDGE_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
         self.config.clone().or_else(named).unwrap_or_else(|| DEFAULT_CONFIG.into())
     }
 }
 
+/// Runs the command and returns its exit code: 0 done, 1 failed, 78 wrong configuration.
 pub fn run(cli: Cli) -> ExitCode {
+    let done = |()| ExitCode::SUCCESS;
     let result = match &cli.command {
         #[cfg(feature = "demo")]
         Command::Demo(args) => demo::run(args),
         #[cfg(feature = "operator")]
-        Command::New(args) => new::run(args).map(|()| ExitCode::SUCCESS),
+        Command::New(args) => new::run(args).map(done),
         #[cfg(feature = "compiler")]
-        Command::Build(args) => build::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Build(args) => build::run(args).map(done),
+        #[cfg(feature = "compiler")]
+        Command::Compile(args) => compile::run(args).map(done),
         Command::Invoke(args) => invoke::run(args),
         Command::Check(args) => check::run(args),
         Command::Doctor(args) => doctor::run(args),
-        Command::Run(args) => run::run(args),
+        Command::Run(args) => run::run(args).map(done),
         Command::DeadLetters(args) => dead_letters::run(args),
         #[cfg(feature = "operator")]
-        Command::Keygen(args) => keygen::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Keygen(args) => keygen::run(args).map(done),
         #[cfg(feature = "operator")]
         Command::Push(args) => push::run(args),
         #[cfg(feature = "operator")]
         Command::Status(args) => status::run(args),
         #[cfg(feature = "operator")]
-        Command::Rollback(args) => rollback::run(args),
+        Command::Rollback(args) => order::rollback(args),
         #[cfg(feature = "operator")]
-        Command::Promote(args) => promote::run(args),
+        Command::Promote(args) => order::promote(args),
         #[cfg(feature = "operator")]
-        Command::Remove(args) => remove::run(args),
+        Command::Remove(args) => order::remove(args),
         #[cfg(feature = "operator")]
         Command::Trust(args) => trust::run(args),
-        Command::Worker(args) => worker::run(args).map(|()| ExitCode::SUCCESS),
-        #[cfg(feature = "compiler")]
-        Command::Compile(args) => compile::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Worker(args) => worker::run(args).map(done),
     };
     result.unwrap_or_else(|error| match error.downcast_ref::<Problems>() {
         Some(problems) => {
@@ -260,14 +268,14 @@ pub fn run(cli: Cli) -> ExitCode {
     })
 }
 
-/// Prints every problem, one a line, and how many there are.
-pub fn print_problems(problems: &Problems) {
+/// Prints one line per problem to standard error, and the number of errors.
+fn print_problems(problems: &Problems) {
     for problem in problems.iter() {
         let colour = match problem.severity {
             Severity::Error => RED,
             Severity::Warning => YELLOW,
         };
-        // The place comes first, as editors and terminals expect it.
+        // The location comes first, as editors and terminals expect.
         let (at, line) = (problem.at.to_string(), problem.to_string());
         eprintln!("{}{}", paint(colour, &at), line.strip_prefix(&at).unwrap_or(&line));
     }
@@ -281,25 +289,39 @@ pub fn print_problems(problems: &Problems) {
 const RED: &str = "31";
 const YELLOW: &str = "33";
 
-/// Colours for standard error, where a person looks at it and has not said no (no-color.org).
+/// Colours text for standard error if that is a terminal and `NO_COLOR` is unset (no-color.org).
 fn paint(colour: &str, text: &str) -> String {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     if std::io::stderr().is_terminal() && !refused { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
-/// Runs a command's conversation with the broker.
-fn block_on<T>(talk: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+/// Runs an MQTT client, which needs a [`LocalSet`](tokio::task::LocalSet), to its end.
+fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    tokio::task::LocalSet::new().block_on(&runtime, talk)
+    tokio::task::LocalSet::new().block_on(&runtime, future)
 }
 
-/// Text from elsewhere without what would move the cursor or change colours.
+/// Writes a file under another name and renames it, so that a daemon reading the folder never sees half of it.
+#[cfg(feature = "compiler")]
+fn write_atomically(path: &std::path::Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".part");
+    std::fs::write(&unfinished, bytes)
+        .and_then(|()| std::fs::rename(&unfinished, path))
+        .with_context(|| format!("failed to write {}", path.display()))
+}
+
+/// Escapes control characters, which could move the cursor or change colours.
 fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for c in text.chars() {
         if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
     }
     shown
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
@@ -313,13 +335,20 @@ mod tests {
         Cli::command().debug_assert();
     }
 
+    /// Names and help of all visible commands, as typed: `sedge dead-letters list`.
+    fn helps(command: &clap::Command, parents: &str) -> Vec<(String, String)> {
+        let name = format!("{parents}{}", command.get_name());
+        let below = command.get_subcommands().filter(|command| !command.is_hide_set());
+        let below: Vec<_> = below.flat_map(|command| helps(command, &format!("{name} "))).collect();
+        let help = command.get_long_about().map(ToString::to_string).unwrap_or_default();
+        [(name, help)].into_iter().chain(below).collect()
+    }
+
     #[test]
-    fn every_command_shows_an_example() {
-        for command in Cli::command().get_subcommands().filter(|command| !command.is_hide_set()) {
-            let help = command.get_long_about().map(ToString::to_string).unwrap_or_default();
-            assert!(help.contains(&format!("  sedge {}", command.get_name())), "{}:\n{help}", command.get_name());
-            // Wrapped a second time by a narrow terminal, it is hard to read.
-            assert!(help.lines().all(|line| line.chars().count() <= 80), "{}:\n{help}", command.get_name());
+    fn every_command_shows_an_example_within_80_columns() {
+        for (name, help) in helps(&Cli::command(), "") {
+            assert!(name == "sedge" || help.contains(&format!("  {name}")), "{name}:\n{help}");
+            assert!(help.lines().all(|line| line.chars().count() <= 80), "{name}:\n{help}");
         }
     }
 

@@ -1,7 +1,5 @@
 //! `sedge run`: the daemon.
 
-use std::process::ExitCode;
-
 use clap::Args;
 
 use super::ConfigArgs;
@@ -9,12 +7,12 @@ use crate::config::Config;
 use crate::{daemon, telemetry};
 
 #[derive(Debug, Args)]
-pub struct RunArgs {
+pub(crate) struct RunArgs {
     #[command(flatten)]
-    pub config: ConfigArgs,
+    config: ConfigArgs,
 }
 
-pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let (config, mut problems) = Config::inspect(&args.config.path());
     let (functions, more) = config.functions.load_present();
     problems.extend(more);
@@ -26,5 +24,5 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         tracing::warn!(at = %warning.at, key = warning.key, mend = warning.mend, "{}", warning.what);
     }
     daemon::run(&args.config.path(), config, functions)?;
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }

@@ -1,5 +1,4 @@
-//! `sedge worker`: started by the daemon, never by hand. Standard input is its socket, standard output the one that passes
-//! compiled code.
+//! `sedge worker`: the worker process, started by the daemon with its socket as standard input.
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
@@ -12,30 +11,29 @@ use crate::worker::sandboxing::{self, ProcessLimits};
 use crate::worker::serve::{Clock, Worker};
 
 #[derive(Debug, Args)]
-pub struct WorkerArgs {
+pub(crate) struct WorkerArgs {
     #[arg(long)]
     state_cache_bytes: usize,
     #[arg(long)]
     memory_bytes: u64,
-    /// Compiled code comes by standard output
+    /// Receive compiled code through a socket on standard output
     #[arg(long)]
     codes: bool,
 }
 
-pub fn run(args: &WorkerArgs) -> anyhow::Result<()> {
-    let socket = std::io::stdin().as_fd().try_clone_to_owned().context("failed to take the daemon's socket")?;
+pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<()> {
+    let socket = std::io::stdin().as_fd().try_clone_to_owned().context("failed to duplicate the daemon's socket")?;
     let codes = args.codes.then(|| std::io::stdout().as_fd().try_clone_to_owned()).transpose();
-    let codes = codes.context("failed to take the socket for code")?;
-    // As `ps` and `top` show it.
+    let codes = codes.context("failed to duplicate the socket for code")?;
+    // For `ps` and `top`.
     let _ = rustix::thread::set_name(c"sedge-worker");
-    // The clock starts a thread, which the sandbox forbids.
+    // Threads and files are out of reach once the process is sandboxed.
     let clock = Clock::start().context("failed to start the worker's clock")?;
-    // Inside the sandbox there are no files to read.
     let footprint = Footprint::of_this_process().ok();
     let limits = ProcessLimits { memory_bytes: args.memory_bytes, cpu_secs: None };
     sandboxing::enter(limits, Some(socket.as_fd()), codes.as_ref().map(AsFd::as_fd))?;
     Worker::new(UnixStream::from(socket), codes.map(UnixStream::from), clock, args.state_cache_bytes)
         .with_footprint(footprint)
         .serve()
-        .context("the daemon's socket failed")
+        .context("lost the daemon's socket")
 }

@@ -1,38 +1,42 @@
-//! The demo's account: a table for people, one object for programs.
+//! The demo's account, as a table and as JSON.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use anyhow::Context as _;
+use serde::Serialize;
 use serde_json::{Value, json};
 
-/// The daemon's `/status`.
-pub type Status = Value;
+const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub struct Report {
-    pub totals: Totals,
-    pub status: Status,
-    pub took: Duration,
+pub(crate) struct Report {
+    pub(crate) totals: Totals,
+    /// The daemon's `/status`.
+    pub(crate) status: Value,
+    pub(crate) took: Duration,
 }
 
-/// Who says what: `sent` is what the sensors' broker took, `chained` what functions published for other functions, both
-/// counted by those who published. The rest is the daemon's word for what became of them.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    pub sent: u64,
-    pub chained: u64,
-    pub recorded: u64,
-    pub dead_lettered: u64,
-    pub unrouted: u64,
-    /// Records that are not yet with their receiver.
-    pub waiting: u64,
-    pub alerts_firing: u64,
-    pub alerts_resolved: u64,
-    pub data_upstream: u64,
-    pub bytes_written: u64,
+/// `sent` counts messages of sensors that the broker acknowledged, `chained` those that functions published for other
+/// functions. The daemon reports the rest.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Totals {
+    pub(crate) sent: u64,
+    pub(crate) chained: u64,
+    pub(crate) recorded: u64,
+    #[serde(rename = "dead_letters")]
+    pub(crate) dead_lettered: u64,
+    pub(crate) unrouted: u64,
+    /// Records that their receiver has not acknowledged.
+    #[serde(skip)]
+    pub(crate) waiting: u64,
+    pub(crate) alerts_firing: u64,
+    pub(crate) alerts_resolved: u64,
+    pub(crate) data_upstream: u64,
+    pub(crate) bytes_written: u64,
 }
 
 impl Totals {
-    pub fn from_status(status: &Status, sent: u64) -> Self {
+    pub(crate) fn from_status(status: &Value, sent: u64) -> Self {
         let number = |path: &str| status.pointer(path).and_then(Value::as_u64).unwrap_or(0);
         let functions = status["functions"].as_array().map_or(&[][..], Vec::as_slice);
         Self {
@@ -47,51 +51,46 @@ impl Totals {
         }
     }
 
-    pub fn delivered(&self) -> u64 {
+    pub(crate) fn delivered(&self) -> u64 {
         self.sent + self.chained
     }
 
-    pub fn unaccounted(&self) -> i64 {
+    pub(crate) fn unaccounted(&self) -> i64 {
         self.delivered().cast_signed() - (self.recorded + self.dead_lettered + self.unrouted).cast_signed()
     }
 }
 
-pub fn read(http: SocketAddr) -> anyhow::Result<Status> {
-    Ok(serde_json::from_str(&super::get(http, "/status")?)?)
+/// Reads the daemon's status over HTTP.
+pub(crate) fn read(http: SocketAddr) -> anyhow::Result<Value> {
+    let request = ureq::get(format!("http://{http}/status")).config().timeout_global(Some(HTTP_TIMEOUT)).build();
+    let status = request.call().and_then(|mut response| response.body_mut().read_to_vec());
+    Ok(serde_json::from_slice(&status.context("failed to read the daemon's status")?)?)
 }
 
-pub fn show_alert(alert: &Value) {
-    let text = |name: &str| alert[name].as_str().unwrap_or("?").to_owned();
+/// `function summary [time]`
+pub(crate) fn alert_text(alert: &Value) -> String {
+    let text = |name: &str| alert[name].as_str().unwrap_or("?");
     let time = alert["labels"]
         .as_array()
         .and_then(|labels| labels.iter().find(|label| label[0] == "time"))
         .and_then(|label| label[1].as_str())
         .map_or_else(String::new, |time| format!("  [{time}]"));
-    eprintln!("\r{:<9} {:<16} {}{time}", text("status").to_uppercase(), text("function"), text("summary"));
+    format!("{:<16} {}{time}", text("function"), text("summary"))
 }
 
 impl Report {
-    pub fn as_json(&self) -> Value {
+    pub(crate) fn as_json(&self) -> Value {
         let totals = &self.totals;
-        json!({
-            "delivered": totals.delivered(),
-            "sent": totals.sent,
-            "chained": totals.chained,
-            "recorded": totals.recorded,
-            "dead_letters": totals.dead_lettered,
-            "unrouted": totals.unrouted,
-            "unaccounted": totals.unaccounted(),
-            "alerts": totals.alerts_firing + totals.alerts_resolved,
-            "alerts_firing": totals.alerts_firing,
-            "alerts_resolved": totals.alerts_resolved,
-            "data_upstream": totals.data_upstream,
-            "bytes_written": totals.bytes_written,
-            "seconds": self.took.as_secs_f64(),
-            "functions": self.status["functions"],
-        })
+        let mut json = json!(totals);
+        json["delivered"] = json!(totals.delivered());
+        json["unaccounted"] = json!(totals.unaccounted());
+        json["alerts"] = json!(totals.alerts_firing + totals.alerts_resolved);
+        json["seconds"] = json!(self.took.as_secs_f64());
+        json["functions"] = self.status["functions"].clone();
+        json
     }
 
-    pub fn print(&self) {
+    pub(crate) fn print(&self) {
         let totals = &self.totals;
         println!();
         println!(
@@ -125,7 +124,7 @@ impl Report {
             totals.alerts_resolved
         );
         println!(
-            "bytes written      {:>9}    {:.0} a message",
+            "bytes written      {:>9}    {:.0} per message",
             totals.bytes_written,
             totals.bytes_written as f64 / totals.delivered().max(1) as f64
         );

@@ -1,4 +1,4 @@
-//! Where the demo's messages come from: simulated devices that speak as real ones do, or a recording.
+//! Messages of the demo: from simulated devices with real payload formats, or from a recording.
 
 use std::collections::VecDeque;
 use std::fs::File;
@@ -10,14 +10,14 @@ use anyhow::Context as _;
 use serde_json::json;
 
 /// One message of a sensor.
-pub struct Reading {
-    pub topic: String,
-    pub payload: Vec<u8>,
-    /// Time since the reading before, in a recording.
-    pub after: Duration,
+pub(crate) struct Reading {
+    pub(crate) topic: String,
+    pub(crate) payload: Vec<u8>,
+    /// Time since the previous reading of a recording.
+    pub(crate) after: Duration,
 }
 
-/// A small generator that gives the same numbers in every run.
+/// Xorshift generator, with the same numbers in every run.
 struct Random(u64);
 
 impl Random {
@@ -28,7 +28,7 @@ impl Random {
         self.0
     }
 
-    /// About normal, around 0, with a deviation of 1.
+    /// Approximately normal, with mean 0 and deviation 1.
     fn normal(&mut self) -> f64 {
         let uniform: f64 = (0..12).map(|_| (self.next() >> 11) as f64 / (1_u64 << 53) as f64).sum();
         uniform - 6.0
@@ -40,18 +40,18 @@ impl Random {
 }
 
 /// Greenhouses (Zigbee2MQTT), pumps (Tasmota), cold rooms (ESPHome) and field probes (Cayenne LPP over LoRaWAN).
-pub struct Simulated {
+pub(crate) struct Simulated {
     random: Random,
     left: u64,
     sent: u64,
 }
 
 const DEVICES: u64 = 8;
-/// Now and then a device sends something that is no reading: these become dead letters.
+/// Interval of damaged messages, which become dead letters.
 const GARBLED_EVERY: u64 = 500;
 
 impl Simulated {
-    pub fn new(messages: u64) -> Self {
+    pub(crate) fn new(messages: u64) -> Self {
         Self { random: Random(0x5ED6_E001), left: messages, sent: 0 }
     }
 }
@@ -64,7 +64,7 @@ impl Iterator for Simulated {
         self.sent += 1;
         let device = self.random.below(DEVICES);
         let kind = self.random.below(4);
-        // Every device runs hot for a stretch of its own, so that alerts fire and are resolved.
+        // Every device is hot for some time, so that alerts fire and are resolved.
         let hot = (self.sent / 400 + device).is_multiple_of(11);
         let degrees = 61.0 + self.random.normal() * 0.3 + if hot { 22.0 } else { 0.0 };
         let degrees = (degrees * 100.0).round() / 100.0;
@@ -101,16 +101,16 @@ fn cayenne(degrees: f64, random: &mut Random) -> Vec<u8> {
 }
 
 /// A recording as CSV with the columns `timestamp,value`, on one topic.
-pub struct Recording {
+pub(crate) struct Recording {
     rows: VecDeque<(String, f64)>,
     last_secs: Option<i64>,
     limit: Option<u64>,
 }
 
-pub const RECORDING_TOPIC: &str = "sensors/recorded/temperature";
+pub(crate) const RECORDING_TOPIC: &str = "sensors/recorded/temperature";
 
 impl Recording {
-    pub fn open(path: &Path, limit: Option<u64>) -> anyhow::Result<Self> {
+    pub(crate) fn open(path: &Path, limit: Option<u64>) -> anyhow::Result<Self> {
         let file = File::open(path).with_context(|| format!("failed to open the recording {}", path.display()))?;
         let mut rows = VecDeque::new();
         for (number, line) in BufReader::new(file).lines().enumerate() {
@@ -124,11 +124,11 @@ impl Recording {
                 format!("{}:{}: expected `timestamp,value`, found {line:?}", path.display(), number + 1)
             })?);
         }
-        anyhow::ensure!(!rows.is_empty(), "{} holds no readings: expected lines `timestamp,value`", path.display());
+        anyhow::ensure!(!rows.is_empty(), "{} has no readings: expected lines `timestamp,value`", path.display());
         Ok(Self { rows, last_secs: None, limit })
     }
 
-    pub fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         (self.rows.len() as u64).min(self.limit.unwrap_or(u64::MAX))
     }
 }
@@ -152,12 +152,12 @@ impl Iterator for Recording {
     }
 }
 
-/// Seconds of a `YYYY-MM-DD HH:MM:SS` on a calendar of its own that is only good for differences.
+/// Seconds of `YYYY-MM-DD HH:MM:SS` since an arbitrary start.
 fn seconds(timestamp: &str) -> Option<i64> {
     let number = |range: std::ops::Range<usize>| timestamp.get(range)?.parse::<i64>().ok();
     let (year, month, day) = (number(0..4)?, number(5..7)?, number(8..10)?);
     let (hour, minute, second) = (number(11..13)?, number(14..16)?, number(17..19).unwrap_or(0));
-    // Days from civil: March is the first month, so that the leap day is the last of a year.
+    // March is the first month, so that the leap day is the last of a year.
     let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
     let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + day;
     Some(((days * 24 + hour) * 60 + minute) * 60 + second)

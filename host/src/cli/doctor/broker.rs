@@ -1,121 +1,93 @@
-//! The local broker, by what it answers.
+//! Checks of the local broker, by its answers.
 
-use std::collections::VecDeque;
 use std::time::Duration;
 
-use anyhow::Context as _;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::address::Address;
 use super::finding::Finding;
+use crate::cli::client::{Client, ClientEvent};
 use crate::config::Mqtt;
-use crate::mqtt::{self, Event};
+use crate::mqtt;
 
 const VERSION: &str = "$SYS/broker/version";
 const DROPPED: &str = "$SYS/broker/publish/messages/dropped";
-/// For what the broker tells about itself. It is retained, and comes at once or not at all.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// Wait for the broker's retained `$SYS` messages.
+const SYS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What a broker that answers was seen to be.
+/// Properties of a broker that answers.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Observed {
-    pub version: Option<String>,
-    /// Messages that it has dropped since it started, by its own count.
-    pub dropped: Option<u64>,
-    pub retains: bool,
-    /// It takes clients that do not say who they are.
-    pub is_anonymous: bool,
+pub(crate) struct Observed {
+    pub(crate) version: Option<String>,
+    /// Messages dropped since the broker started, by its own count.
+    pub(crate) dropped: Option<u64>,
+    pub(crate) retains: bool,
+    /// Whether the broker accepts clients without credentials.
+    pub(crate) is_anonymous: bool,
 }
 
-/// An address that passwords and messages go to in the clear.
-pub fn unencrypted(key: &'static str, address: &Address) -> Option<Finding> {
-    let what = format!("{key} leads to {} without TLS: everyone on the way can read and change it", address.host);
-    let mend = "write mqtts:// (https:// for a webhook), and name the certificate in ca_file if it is your own";
+/// Warns of an address beyond this machine without TLS.
+pub(crate) fn unencrypted(key: &'static str, address: &Address) -> Option<Finding> {
+    let what = format!(
+        "{key} connects to {} without TLS: passwords and messages can be read and changed on the way",
+        address.host
+    );
+    let fix = "use mqtts:// (https:// for a webhook), with ca_file for a certificate of your own";
     (!address.is_tls && !address.is_local()).then(|| Finding::warning("tls", what, fix))
 }
 
-/// `Err`: why the broker cannot be reached.
-pub fn inspect(mqtt: &Mqtt) -> anyhow::Result<Result<Observed, String>> {
+/// Connects with and without credentials. The inner `Err` says why the broker cannot be reached.
+pub(crate) fn inspect(mqtt: &Mqtt) -> anyhow::Result<Result<Observed, String>> {
     crate::cli::block_on(async {
-        let mut seen = match probe(options(mqtt, true)?).await {
-            Ok(seen) => seen,
-            Err(reason) => return Ok(Err(reason)),
+        let mut observed = match probe(options(mqtt, true)?).await {
+            Ok(observed) => observed,
+            Err(error) => return Ok(Err(format!("{error:#}"))),
         };
-        seen.is_anonymous = probe(options(mqtt, false)?).await.is_ok();
-        Ok(Ok(seen))
+        observed.is_anonymous = probe(options(mqtt, false)?).await.is_ok();
+        Ok(Ok(observed))
     })
 }
 
-fn options(mqtt: &Mqtt, with_name: bool) -> anyhow::Result<mqtt::Options> {
-    let mut id = [0; 8];
-    rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty()).context("failed to draw a client id")?;
+fn options(mqtt: &Mqtt, with_credentials: bool) -> anyhow::Result<mqtt::Options> {
     Ok(mqtt::Options {
-        url: mqtt.url.clone(),
-        // Never the daemon's: the broker would close its connection.
-        client_id: format!("sedge-doctor-{:016x}", u64::from_ne_bytes(id)),
-        username: mqtt.username.clone().filter(|_| with_name),
-        password_file: mqtt.password_file.clone().filter(|_| with_name),
+        username: mqtt.username.clone().filter(|_| with_credentials),
+        password_file: mqtt.password_file.clone().filter(|_| with_credentials),
         ca_file: mqtt.ca_file.clone(),
-        cert_file: mqtt.cert_file.clone().filter(|_| with_name),
-        key_file: mqtt.key_file.clone().filter(|_| with_name),
-        keep_alive: Duration::from_secs(15),
+        cert_file: mqtt.cert_file.clone().filter(|_| with_credentials),
+        key_file: mqtt.key_file.clone().filter(|_| with_credentials),
         connect_timeout: Duration::from_secs(mqtt.connect_timeout_secs.get().into()),
-        reconnect_max: Duration::from_secs(5),
-        receive_maximum: 16,
-        max_packet_bytes: 64 * 1024,
-        session_expiry: Duration::ZERO,
-        in_flight: 1,
-        will: None,
+        ..Client::options(&mqtt.url, "doctor")?
     })
 }
 
-async fn probe(options: mqtt::Options) -> Result<Observed, String> {
-    let (link, events, drive) = match mqtt::connect(options) {
-        Ok(parts) => parts,
-        Err(error) => return Err(error.to_string()),
-    };
-    let driver = tokio::task::spawn_local(drive);
-    let mut seen = Observed::default();
-    let mut queue = VecDeque::new();
-    // To connect takes as long as it takes: the client itself gives up in time.
-    let mut until = Instant::now() + Duration::from_secs(120);
-    let mut result = Err("it does not answer".to_owned());
-    'talk: while timeout_at(until, events.receive(&mut queue)).await.is_ok() {
-        for event in queue.drain(..) {
-            match event {
-                Event::Connected { .. } => {
-                    result = Ok(());
-                    seen.retains = link.retains();
-                    until = Instant::now() + PATIENCE;
-                    link.subscribe(VERSION, None);
-                    link.subscribe(DROPPED, None);
+async fn probe(options: mqtt::Options) -> anyhow::Result<Observed> {
+    let mut client = Client::connect(options).await?;
+    let mut observed = Observed { retains: client.retains(), ..Observed::default() };
+    client.subscribe(VERSION);
+    client.subscribe(DROPPED);
+    let deadline = Instant::now() + SYS_TIMEOUT;
+    while observed.version.is_none() || observed.dropped.is_none() {
+        match client.next_event_until(deadline).await {
+            Ok(Some(ClientEvent::Message { topic, payload })) => {
+                let text = String::from_utf8_lossy(&payload).into_owned();
+                match &*topic {
+                    VERSION => observed.version = Some(text),
+                    DROPPED => observed.dropped = text.parse().ok(),
+                    _ => {}
                 }
-                Event::Disconnected { reason } => {
-                    result = Err(reason);
-                    break 'talk;
-                }
-                Event::Delivery(delivery) => {
-                    let text = String::from_utf8_lossy(&delivery.payload).into_owned();
-                    match &*delivery.topic {
-                        topic if topic == VERSION.as_bytes() => seen.version = Some(text),
-                        topic if topic == DROPPED.as_bytes() => seen.dropped = text.parse().ok(),
-                        _ => {}
-                    }
-                }
-                _ => {}
             }
-        }
-        if seen.version.is_some() && seen.dropped.is_some() {
-            break;
+            Ok(Some(ClientEvent::Disconnected(reason))) => anyhow::bail!("{reason}"),
+            Ok(Some(_)) => {}
+            // Brokers need not offer `$SYS`.
+            Ok(None) | Err(_) => break,
         }
     }
-    link.close();
-    let _ = tokio::time::timeout(Duration::from_secs(1), driver).await;
-    result.map(|()| seen)
+    client.close().await;
+    Ok(observed)
 }
 
-/// `open`: whether others than this machine can reach the broker.
-pub fn evaluate(mqtt: &Mqtt, seen: Result<Observed, String>, open: bool) -> Vec<Finding> {
+/// `open`: whether other machines can reach the broker.
+pub(crate) fn evaluate(mqtt: &Mqtt, seen: Result<Observed, String>, open: bool) -> Vec<Finding> {
     let seen = match seen {
         Ok(seen) => seen,
         Err(reason) => {
@@ -124,30 +96,30 @@ pub fn evaluate(mqtt: &Mqtt, seen: Result<Observed, String>, open: bool) -> Vec<
             return vec![Finding::warning("broker", what, fix)];
         }
     };
-    let version = seen.version.as_deref().unwrap_or("a broker that does not say which");
+    let version = seen.version.as_deref().unwrap_or("version unknown");
     let mut findings = vec![Finding::good("broker", format!("{} answers: {version}", mqtt.url))];
     if !seen.retains {
-        let what = "it keeps no retained messages: this board's status is not seen, and nothing can be pushed to it";
+        let what = "it does not support retained messages: the board's status is lost, and nothing can be pushed to it";
         findings.push(Finding::warning("broker", what, "in mosquitto.conf: retain_available true"));
     }
     if let Some(dropped) = seen.dropped.filter(|dropped| *dropped > 0) {
-        let what = format!("it has dropped {dropped} messages since it started, for one client or another");
+        let what = format!("it has dropped {dropped} messages since it started, for this or other clients");
         findings.push(Finding::warning("broker", what, "in mosquitto.conf: max_queued_messages 0"));
     }
     findings.push(match (seen.is_anonymous, open) {
         (true, true) => Finding::warning(
             "anonymous",
-            "everyone who reaches the broker may publish and subscribe, without a name",
+            "anyone who reaches the broker may publish and subscribe without credentials",
             "in mosquitto.conf: allow_anonymous false, and password_file; here: mqtt.username and password_file",
         ),
-        (true, false) => Finding::good("anonymous", "the broker asks for no name, and answers to this machine only"),
-        (false, _) => Finding::good("anonymous", "the broker asks who is there"),
+        (true, false) => Finding::good("anonymous", "no credentials needed, but the broker answers this machine only"),
+        (false, _) => Finding::good("anonymous", "the broker requires credentials"),
     });
     findings
 }
 
-/// Whether something listens on this port for others than this machine.
-pub fn is_open(port: u16) -> bool {
+/// Whether a socket listens on this port for other machines.
+pub(crate) fn is_open(port: u16) -> bool {
     let tables = ["/proc/net/tcp", "/proc/net/tcp6"].map(|table| std::fs::read_to_string(table).unwrap_or_default());
     tables.iter().any(|table| listens_openly(table, port))
 }
@@ -178,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn no_tls_hurts_beyond_this_machine() {
+    fn missing_tls_is_a_warning_beyond_this_machine() {
         let evaluated = |url| unencrypted("mqtt.url", &Address::of(url).unwrap()).map(|finding| finding.verdict);
         assert_eq!(evaluated("mqtt://broker.example.com"), Some(Verdict::Warning));
         assert_eq!(evaluated("http://10.0.0.1/in"), Some(Verdict::Warning));
@@ -187,15 +159,15 @@ mod tests {
     }
 
     #[test]
-    fn a_nameless_broker_hurts_when_others_reach_it() {
-        let nameless = Observed { retains: true, is_anonymous: true, ..Observed::default() };
-        assert_eq!(warnings(Ok(nameless.clone()), true), ["anonymous"]);
-        assert_eq!(warnings(Ok(nameless.clone()), false), [""; 0]);
-        assert_eq!(warnings(Ok(Observed { is_anonymous: false, ..nameless }), true), [""; 0]);
+    fn an_anonymous_broker_is_a_warning_when_others_reach_it() {
+        let anonymous = Observed { retains: true, is_anonymous: true, ..Observed::default() };
+        assert_eq!(warnings(Ok(anonymous.clone()), true), ["anonymous"]);
+        assert_eq!(warnings(Ok(anonymous.clone()), false), [""; 0]);
+        assert_eq!(warnings(Ok(Observed { is_anonymous: false, ..anonymous }), true), [""; 0]);
     }
 
     #[test]
-    fn what_the_broker_tells_of_itself() {
+    fn the_properties_of_a_broker_are_evaluated() {
         let seen = Observed { retains: true, dropped: Some(0), ..Observed::default() };
         assert_eq!(warnings(Ok(seen.clone()), false), [""; 0]);
         assert_eq!(warnings(Ok(Observed { dropped: Some(3), ..seen.clone() }), false), ["broker"]);

@@ -1,4 +1,4 @@
-//! What the configuration of the Mosquitto on this board means for messages that wait in it.
+//! Checks of the configuration of Mosquitto on this board, for messages that it queues.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -7,17 +7,17 @@ use std::path::{Path, PathBuf};
 use super::finding::Finding;
 
 const CHECK: &str = "mosquitto";
-/// The most that may be lost to a power cut.
+/// Messages of at most this time may be lost in a power cut.
 const MAX_AUTOSAVE_SECS: u64 = 60;
-/// Ten a second for an hour.
+/// Ten messages per second for an hour.
 const MIN_QUEUED_MESSAGES: u64 = 36_000;
 
-/// Its defaults are those of Mosquitto 2.
+/// Settings of `mosquitto.conf`. The defaults are those of Mosquitto 2.
 #[derive(Debug, PartialEq, Eq)]
 struct MosquittoConf {
     persistence: bool,
     autosave_interval: u64,
-    /// Then the interval counts changes, not seconds.
+    /// Whether the interval counts changes instead of seconds.
     autosave_on_changes: bool,
     max_queued_messages: u64,
     client_expiration_secs: Option<u64>,
@@ -35,8 +35,8 @@ impl Default for MosquittoConf {
     }
 }
 
-pub fn inspect(conf: &Path, is_here: bool, session_expiry_secs: u64) -> Vec<Finding> {
-    let fix = "see that persistence is true, autosave_interval at most 60 and max_queued_messages 0";
+pub(crate) fn inspect(conf: &Path, is_here: bool, session_expiry_secs: u64) -> Vec<Finding> {
+    let fix = "check for persistence true, autosave_interval at most 60 and max_queued_messages 0";
     if !is_here {
         return vec![Finding::unknown(CHECK, "the broker is on another machine", format!("there, {fix}"))];
     }
@@ -45,7 +45,7 @@ pub fn inspect(conf: &Path, is_here: bool, session_expiry_secs: u64) -> Vec<Find
         Err(error) => {
             let what = format!("{} cannot be read: {error}", conf.display());
             let fix = match error.kind() {
-                ErrorKind::PermissionDenied => "ask again as root: sudo sedge doctor".into(),
+                ErrorKind::PermissionDenied => "run it as root: sudo sedge doctor".into(),
                 _ => format!("name it with --mosquitto-conf; {fix}"),
             };
             vec![Finding::unknown(CHECK, what, fix)]
@@ -67,7 +67,7 @@ fn read(conf: &Path) -> io::Result<MosquittoConf> {
 }
 
 impl MosquittoConf {
-    /// Takes over what a file says, and returns the folders that it includes.
+    /// Applies a file, and returns the folders that it includes.
     fn apply(&mut self, text: &str) -> Vec<PathBuf> {
         let mut folders = Vec::new();
         for line in text.lines().map(str::trim).filter(|line| !line.starts_with('#')) {
@@ -88,7 +88,7 @@ impl MosquittoConf {
     }
 }
 
-/// `14d`, `2m`: hours, days, weeks, months, years.
+/// Seconds of a duration in hours, days, weeks, months or years: `14d`, `2m`.
 fn seconds(value: &str) -> Option<u64> {
     let (number, unit) = value.split_at_checked(value.len().checked_sub(1)?)?;
     let hours = match unit {
@@ -110,25 +110,25 @@ fn evaluate(settings: &MosquittoConf, session_expiry_secs: u64) -> Vec<Finding> 
     let interval = settings.autosave_interval;
     if !settings.persistence {
         warn(
-            "it keeps sessions and what waits in them in memory only: they are gone when it ends".into(),
+            "it keeps sessions and queued messages in memory only, and loses them when it stops".into(),
             "persistence true, and persistence_location /var/lib/mosquitto/",
         );
     } else if interval == 0 {
         warn(
-            "it writes what waits in it only when it ends in order: a power cut takes all of it".into(),
+            "it saves queued messages only when it stops: a power cut loses all of them".into(),
             "autosave_interval 30",
         );
     } else if !settings.autosave_on_changes && interval > MAX_AUTOSAVE_SECS {
         warn(
-            format!("it writes what waits in it every {interval} s: a power cut takes what came since"),
+            format!("it saves queued messages every {interval} s: a power cut loses those since"),
             "autosave_interval 30",
         );
     }
     if settings.max_queued_messages != 0 && settings.max_queued_messages < MIN_QUEUED_MESSAGES {
         warn(
             format!(
-                "it drops what is beyond {} messages for one client: while sedge is away, or when it starts with many \
-                 retained messages",
+                "it queues {} messages per client and drops the rest: while sedge is stopped, or when it starts with \
+                 many retained messages",
                 settings.max_queued_messages
             ),
             "max_queued_messages 0, and max_queued_bytes 100000000 to bound its memory",
@@ -136,12 +136,12 @@ fn evaluate(settings: &MosquittoConf, session_expiry_secs: u64) -> Vec<Finding> 
     }
     if let Some(secs) = settings.client_expiration_secs.filter(|secs| *secs < session_expiry_secs) {
         warn(
-            format!("it forgets clients that are away for {} h, before mqtt.session_expiry_secs is over", secs / 3600),
+            format!("it drops sessions after {} h, before mqtt.session_expiry_secs", secs / 3600),
             "a longer persistent_client_expiration, or none",
         );
     }
     if findings.is_empty() {
-        findings.push(Finding::good(CHECK, "it keeps what waits in it over restarts and power cuts"));
+        findings.push(Finding::good(CHECK, "it keeps queued messages over restarts and power cuts"));
     }
     findings
 }
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_debian_ships_loses_messages() {
+    fn the_defaults_of_debian_lose_messages() {
         let fixes = found(
             "# As installed\npid_file /run/mosquitto/mosquitto.pid\n\npersistence true\npersistence_location /var/lib/mosquitto/\n",
         );
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn each_setting_is_judged_by_itself() {
+    fn each_setting_is_evaluated_by_itself() {
         assert_eq!(found(GOOD), [""; 0]);
         let one = |change: &str, expected: &str| {
             let fixes = found(&format!("{GOOD}{change}\n"));

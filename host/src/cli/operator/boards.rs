@@ -1,4 +1,4 @@
-//! What the boards say of themselves, as the broker keeps it.
+//! Status and reports of boards, as the broker retains them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,40 +9,40 @@ use crate::deploy::reason::Reason;
 use crate::deploy::report::{Report, State};
 use crate::deploy::topics::{Target, Topic, Topics};
 
-pub struct Boards {
+pub(crate) struct Boards {
     topics: Topics,
     boards: BTreeMap<Arc<str>, Board>,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Board {
-    pub presence: Option<Presence>,
-    pub reports: BTreeMap<Arc<str>, Report>,
+pub(crate) struct Board {
+    pub(crate) presence: Option<Presence>,
+    pub(crate) reports: BTreeMap<Arc<str>, Report>,
 }
 
-/// Its status topic.
+/// The status message of a board.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Presence {
+pub(crate) struct Presence {
     /// `online` or `offline`.
-    pub state: String,
+    pub(crate) state: String,
     #[serde(default)]
-    pub version: Option<String>,
+    pub(crate) version: Option<String>,
     #[serde(default)]
-    pub groups: Vec<String>,
+    pub(crate) groups: Vec<String>,
     #[serde(default)]
-    pub problem: Option<String>,
+    pub(crate) problem: Option<String>,
 }
 
 impl Boards {
-    pub fn new(topics: Topics) -> Self {
+    pub(crate) fn new(topics: Topics) -> Self {
         Self { topics, boards: BTreeMap::new() }
     }
 
-    /// Takes a message from the broker. Returns whether it told anything new.
-    pub fn record(&mut self, topic: &str, payload: &[u8]) -> bool {
+    /// Records a message from the broker. Returns whether it told anything new.
+    pub(crate) fn record(&mut self, topic: &str, payload: &[u8]) -> bool {
         match self.topics.parse(topic) {
             Some(Topic::Status { node }) => {
-                // Somebody has removed a board that is gone for good.
+                // An empty payload removes a decommissioned board.
                 let presence = serde_json::from_slice(payload).ok();
                 let board = self.boards.entry(node).or_default();
                 let is_new = board.presence != presence;
@@ -64,45 +64,45 @@ impl Boards {
         }
     }
 
-    /// The boards that have said anything and not taken all of it back.
-    pub fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Board)> {
+    /// Boards with a retained status or report.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Arc<str>, &Board)> {
         self.boards.iter().filter(|(_, board)| **board != Board::default())
     }
 
-    pub fn get(&self, node: &str) -> Option<&Board> {
+    pub(crate) fn get(&self, node: &str) -> Option<&Board> {
         self.boards.get(node)
     }
 
-    pub fn report(&self, node: &str, function: &str) -> Option<&Report> {
+    pub(crate) fn report(&self, node: &str, function: &str) -> Option<&Report> {
         self.boards.get(node)?.reports.get(function)
     }
 
-    /// The boards that an order is for: of a group those that say so, and those that have taken it.
-    pub fn members(&self, target: &Target, function: &str, serial: Option<u64>) -> Vec<Arc<str>> {
+    /// Boards that an order is for. A group consists of those that list it in their status or report its order.
+    pub(crate) fn members(&self, target: &Target, function: &str, serial: Option<u64>) -> Vec<Arc<str>> {
         let group = match target {
             Target::Node(node) => return vec![Arc::from(&**node)],
             Target::Group(group) => group,
         };
-        let says_so = |board: &Board| {
+        let is_member = |board: &Board| {
             board.presence.as_ref().is_some_and(|presence| presence.groups.iter().any(|name| **name == **group))
         };
-        let has_taken = |board: &Board| {
+        let has_order = |board: &Board| {
             serial.is_some() && board.reports.get(function).is_some_and(|report| report.serial == serial)
         };
         self.boards
             .iter()
-            .filter(|(_, board)| says_so(board) || has_taken(board))
+            .filter(|(_, board)| is_member(board) || has_order(board))
             .map(|(node, _)| Arc::clone(node))
             .collect()
     }
 
-    /// The highest serial that a board of the target is known to have accepted for the function, and which board that is.
-    pub fn highest_accepted(&self, target: &Target, function: &str) -> Option<(u64, Arc<str>)> {
+    /// Highest serial that a board of the target has accepted for the function, and that board.
+    pub(crate) fn highest_accepted(&self, target: &Target, function: &str) -> Option<(u64, Arc<str>)> {
         self.highest(target, function, was_accepted)
     }
 
-    /// The highest serial that somebody with a key has used, be it accepted or not: one above it is free.
-    pub fn highest_used(&self, target: &Target, function: &str) -> Option<u64> {
+    /// Highest serial of a signed order, accepted or not. The next one is free.
+    pub(crate) fn highest_used(&self, target: &Target, function: &str) -> Option<u64> {
         self.highest(target, function, was_signed).map(|(serial, _)| serial)
     }
 
@@ -121,12 +121,12 @@ impl Boards {
 }
 
 impl Board {
-    pub fn is_offline(&self) -> bool {
+    pub(crate) fn is_offline(&self) -> bool {
         self.presence.as_ref().is_some_and(|presence| presence.state == "offline")
     }
 }
 
-/// Whether the serial of the latest order counts for the board. Where that cannot be told the board itself answers.
+/// Whether the board counts the serial of the latest order as used. In doubt it does not; the board then refuses.
 fn was_accepted(report: &Report) -> bool {
     report.state != State::Rejected
         || matches!(
@@ -143,7 +143,7 @@ fn was_accepted(report: &Report) -> bool {
         )
 }
 
-/// Whether the latest order came from somebody with a key, and not from anybody who may publish.
+/// Whether the latest order was signed by a trusted key, so that its serial is not just anybody's.
 fn was_signed(report: &Report) -> bool {
     let by_anybody = matches!(
         report.reason,
@@ -189,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn a_group_is_who_says_so_and_who_took_its_order() {
+    fn a_group_has_the_boards_that_list_it_or_report_its_order() {
         let mut boards = boards();
         let pumps = Target::Group("pumps".into());
         let names = |boards: &Boards, serial| boards.members(&pumps, "warm", serial).join(" ");
@@ -211,17 +211,17 @@ mod tests {
         };
         assert_eq!(highest("a", report(5, "active", None, Some(5))), Some((5, "a".into())));
         assert_eq!(highest("b", report(9, "rejected", Some("digest-mismatch"), Some(4))), Some((9, "b".into())));
-        // Anybody could have written these.
+        // Unsigned orders could have caused these.
         assert_eq!(highest("b", report(99, "rejected", Some("serial-too-high"), Some(4))), Some((5, "a".into())));
         assert_eq!(highest("b", report(99, "rejected", Some("of-the-future"), Some(6))), Some((6, "b".into())));
-        // Refused before it counted: the same serial may be used again, and one above it is free in any case.
+        // Refused before its serial counted.
         assert_eq!(highest("b", report(50, "rejected", Some("over-limit"), Some(6))), Some((6, "b".into())));
         assert_eq!(highest("stranger", report(100, "active", None, Some(100))), Some((6, "b".into())));
         assert_eq!(boards.highest_used(&pumps, "warm"), Some(50));
     }
 
     #[test]
-    fn the_same_again_is_nothing_new_and_an_empty_message_takes_it_back() {
+    fn a_repeated_message_is_not_new_and_an_empty_one_removes() {
         let mut boards = boards();
         let text = report(1, "active", None, Some(1));
         assert!(boards.record("sedge/a/functions/warm", text.as_bytes()));

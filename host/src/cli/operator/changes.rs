@@ -1,35 +1,35 @@
-//! What differs between two manifests, as the operator sees it before a push.
+//! Differences between two manifests, shown before a push.
 
 use serde::Serialize;
 use serde_json::Value;
 
 use super::printable;
 
-/// One key that differs. A list is told by its members, everything else as a whole.
+/// One key that differs. Lists are compared by members.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Change {
+pub(crate) struct ManifestChange {
     /// `limits.fuel`, `allow.publish`
-    pub key: String,
+    pub(crate) key: String,
     #[serde(flatten)]
-    pub kind: Kind,
+    pub(crate) kind: Kind,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(untagged)]
-pub enum Kind {
+pub(crate) enum Kind {
     Members { added: Vec<Value>, removed: Vec<Value> },
     Value { from: Option<Value>, to: Option<Value> },
 }
 
-/// The changes, by key. Without an old manifest everything is new.
-pub fn changes(old: Option<&Value>, new: &Value) -> Vec<Change> {
+/// Returns the changes sorted by key. Without an old manifest everything is new.
+pub(crate) fn changes(old: Option<&Value>, new: &Value) -> Vec<ManifestChange> {
     let mut found = Vec::new();
     compare(String::new(), old, Some(new), &mut found);
     found.sort_by(|a, b| a.key.cmp(&b.key));
     found
 }
 
-fn compare(key: String, old: Option<&Value>, new: Option<&Value>, found: &mut Vec<Change>) {
+fn compare(key: String, old: Option<&Value>, new: Option<&Value>, found: &mut Vec<ManifestChange>) {
     if old == new {
         return;
     }
@@ -54,18 +54,18 @@ fn compare(key: String, old: Option<&Value>, new: Option<&Value>, found: &mut Ve
                 these.iter().filter(|value| !those.contains(value)).cloned().collect()
             };
             let (added, removed) = (without(&new, &old), without(&old, &new));
-            // The order of filters means nothing, and neither does an empty list in place of none.
+            // Order does not matter, and an empty list equals none.
             if !added.is_empty() || !removed.is_empty() {
-                found.push(Change { key, kind: Kind::Members { added, removed } });
+                found.push(ManifestChange { key, kind: Kind::Members { added, removed } });
             }
         }
-        _ => found.push(Change { key, kind: Kind::Value { from: old.cloned(), to: new.cloned() } }),
+        _ => found.push(ManifestChange { key, kind: Kind::Value { from: old.cloned(), to: new.cloned() } }),
     }
 }
 
-impl Change {
-    /// One line for each value or member.
-    pub fn lines(&self) -> Vec<String> {
+impl ManifestChange {
+    /// One line per value or member.
+    pub(crate) fn lines(&self) -> Vec<String> {
         match &self.kind {
             Kind::Members { added, removed } => {
                 let line = |sign, value| format!("{sign} {:<20} {}", printable(&self.key), shown(value));
@@ -99,7 +99,7 @@ mod tests {
 
     #[track_caller]
     fn check(old: Option<Value>, new: &Value, expected: &[&str]) {
-        let lines: Vec<String> = changes(old.as_ref(), new).iter().flat_map(Change::lines).collect();
+        let lines: Vec<String> = changes(old.as_ref(), new).iter().flat_map(ManifestChange::lines).collect();
         assert_eq!(lines, expected);
     }
 
@@ -131,12 +131,12 @@ mod tests {
     }
 
     #[test]
-    fn the_same_in_another_order_is_no_change() {
+    fn another_order_of_members_is_not_a_change() {
         check(Some(json!({"subscribe": ["a", "b"], "name": "x"})), &json!({"name": "x", "subscribe": ["b", "a"]}), &[]);
     }
 
     #[test]
-    fn what_was_never_there_is_new() {
+    fn without_an_old_manifest_everything_is_new() {
         check(
             None,
             &json!({"name": "a", "subscribe": ["x"], "allow": {"publish": []}}),

@@ -1,4 +1,4 @@
-//! Follows an order to its end on every board that it is for, and says what became of it.
+//! Follows an order on every board of its target until the outcome is known.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -18,68 +18,62 @@ use crate::deploy::reason::Reason;
 use crate::deploy::report::{Progress, Report, State};
 use crate::deploy::topics::KEYS;
 
-/// A refusal that names no serial is perhaps of somebody else's order, and an old one perhaps not the last word: if ours is
-/// on its way, its own report comes soon.
+/// How long an unclear refusal stands before it counts. If it was not of our order, our own report comes sooner.
 const SETTLE_TIME: Duration = Duration::from_secs(3);
 
-/// With more boards than this their news is looked at together, or looking would take longer than hearing.
+/// Above this number of boards, events are evaluated in batches: each evaluation looks at all boards.
 const BATCH_ABOVE: usize = 10;
 const BATCH_PERIOD: Duration = Duration::from_millis(50);
 
-/// Which states are what was wanted.
-#[derive(Clone, Copy, Debug)]
-pub struct Goal {
-    pub states: &'static [State],
-}
+/// States of a board in which the order is carried out.
+pub(crate) type Goal = &'static [State];
 
-impl Goal {
-    pub const INSTALLED: Self = Self { states: &[State::Active] };
-    /// A shadow that only a person promotes is where it should be.
-    pub const SHADOWING: Self = Self { states: &[State::Active, State::Trial] };
-    pub const ROLLED_BACK: Self = Self { states: &[State::RolledBack, State::Active] };
-    pub const REMOVED: Self = Self { states: &[State::Removed] };
-}
+pub(crate) const INSTALLED: Goal = &[State::Active];
+/// Of a shadow that runs until a person promotes it.
+pub(crate) const SHADOWING: Goal = &[State::Active, State::Trial];
+pub(crate) const ROLLED_BACK: Goal = &[State::RolledBack, State::Active];
+pub(crate) const REMOVED: Goal = &[State::Removed];
 
-/// How far one board is.
+/// Progress of the order on one board.
 #[derive(Clone, Debug, PartialEq)]
 enum Phase {
-    /// It has not said anything of this order.
+    /// The board has not reported on this order.
     Silent,
     InProgress,
     Done,
     Failed,
-    /// It has refused an order that it does not name, or this one when it was given before.
+    /// The board has refused an order without naming it, or refused this one when it was sent before.
     Unclear,
 }
 
-/// What became of the order on one board.
+/// Outcome of the order on one board.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct NodeOutcome {
-    pub node: String,
-    /// Of the board's report, or `waiting`, or `offline`.
-    pub state: String,
-    pub ok: bool,
+pub(crate) struct NodeOutcome {
+    node: String,
+    /// State of the board's report, or `waiting`, or `offline`.
+    state: String,
+    ok: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub reason: Option<Reason>,
+    reason: Option<Reason>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
-    /// Version and serial that serve messages now.
-    pub active: Value,
+    error: Option<String>,
+    /// Version and serial of the active version.
+    active: Value,
 }
 
-/// What became of it altogether.
 #[derive(Clone, Debug)]
-pub struct OrderOutcome {
-    pub nodes: Vec<NodeOutcome>,
-    pub timed_out: bool,
+pub(crate) struct OrderOutcome {
+    pub(crate) nodes: Vec<NodeOutcome>,
+    pub(crate) timed_out: bool,
 }
 
 impl OrderOutcome {
-    pub fn is_ok(&self) -> bool {
+    pub(crate) fn is_ok(&self) -> bool {
         !self.nodes.is_empty() && self.nodes.iter().all(|node| node.ok)
     }
 
-    pub fn counts(&self) -> BTreeMap<&str, usize> {
+    /// Number of boards by state.
+    pub(crate) fn counts(&self) -> BTreeMap<&str, usize> {
         let mut counts = BTreeMap::new();
         for node in &self.nodes {
             *counts.entry(&*node.state).or_default() += 1;
@@ -88,119 +82,100 @@ impl OrderOutcome {
     }
 }
 
-/// One order under way.
-pub struct Follow {
-    pub serial: u64,
-    pub goal: Goal,
-    /// What is installed: another push may have the same serial.
-    pub install: Option<Install>,
-    /// After this a trial is over, however few the messages.
-    pub trial_secs: Option<NonZeroU32>,
-    /// What the boards said before it was published.
+/// An order in progress.
+pub(crate) struct Follow {
+    serial: u64,
+    goal: Goal,
+    /// What is installed: another push may use the same serial.
+    pub(crate) install: Option<Install>,
+    /// Maximum duration of a trial.
+    pub(crate) trial_secs: Option<NonZeroU32>,
+    /// Reports from before the order was published.
     before: BTreeMap<Arc<str>, Report>,
     unclear_since: BTreeMap<Arc<str>, Instant>,
 }
 
 impl Follow {
-    /// To be made before the order is published.
-    pub fn new(session: &Session, serial: u64, goal: Goal) -> Self {
-        let reports =
-            session.boards.iter().filter_map(|(node, board)| Some((node, board.reports.get(&session.function)?)));
+    /// Must be called before the order is published.
+    pub(crate) fn new(session: &Session, serial: u64, goal: Goal) -> Self {
+        let reports = session.boards.iter().filter_map(|(node, _)| Some((node, session.report(node)?)));
         let before = reports.map(|(node, report)| (Arc::clone(node), report.clone())).collect();
         Self { serial, goal, install: None, trial_secs: None, before, unclear_since: BTreeMap::new() }
     }
 
-    /// Returns when every board of the target is done with it, or at the deadline.
-    pub async fn run(mut self, session: &mut Session) -> anyhow::Result<OrderOutcome> {
+    /// Returns when every board of the target has succeeded or failed, or at the deadline.
+    pub(crate) async fn run(mut self, session: &mut Session) -> anyhow::Result<OrderOutcome> {
         loop {
             let outcome = self.outcome(session);
-            session.progress.set_status("boards", &shown(&outcome, session, self.trial_secs));
-            let members = session.boards.members(&session.target, &session.function, Some(self.serial));
-            let is_over = |node: &Arc<str>| match self.phase(session, node) {
-                Phase::Done | Phase::Failed => true,
-                Phase::Unclear => self.unclear_since.get(node).is_some_and(|since| since.elapsed() >= SETTLE_TIME),
-                Phase::Silent | Phase::InProgress => false,
-            };
-            if !members.is_empty() && members.iter().all(is_over) {
+            session.progress.set_status("boards", &status_line(&outcome, session, self.trial_secs));
+            let (now, mut until) = (Instant::now(), session.deadline);
+            let mut is_over = !outcome.nodes.is_empty();
+            let unclear_since = std::mem::take(&mut self.unclear_since);
+            for node in session.members(Some(self.serial)) {
+                match self.phase(session, &node) {
+                    Phase::Done | Phase::Failed => {}
+                    Phase::Silent | Phase::InProgress => is_over = false,
+                    Phase::Unclear => {
+                        let since = unclear_since.get(&node).copied().unwrap_or(now);
+                        if since + SETTLE_TIME > now {
+                            is_over = false;
+                            until = until.min(since + SETTLE_TIME);
+                        }
+                        self.unclear_since.insert(node, since);
+                    }
+                }
+            }
+            if is_over {
                 return Ok(outcome);
             }
-            let unclear: Vec<Arc<str>> =
-                members.into_iter().filter(|node| self.phase(session, node) == Phase::Unclear).collect();
-            self.unclear_since.retain(|node, _| unclear.contains(node));
-            for node in unclear {
-                self.unclear_since.entry(node).or_insert_with(Instant::now);
-            }
-            let settled =
-                self.unclear_since.values().map(|since| *since + SETTLE_TIME).filter(|at| *at > Instant::now()).min();
-            let until = settled.unwrap_or(session.deadline);
             if session.next_event_until(until).await?.is_none() && Instant::now() >= session.deadline {
                 return Ok(OrderOutcome { timed_out: true, ..self.outcome(session) });
             }
             if outcome.nodes.len() > BATCH_ABOVE {
-                let together = Instant::now() + BATCH_PERIOD;
-                while session.next_event_until(together).await?.is_some() {}
+                let batch_end = Instant::now() + BATCH_PERIOD;
+                while session.next_event_until(batch_end).await?.is_some() {}
             }
         }
     }
 
-    pub fn outcome(&self, session: &Session) -> OrderOutcome {
-        let members = session.boards.members(&session.target, &session.function, Some(self.serial));
-        OrderOutcome {
-            nodes: members.into_iter().map(|node| self.node_outcome(session, node)).collect(),
-            timed_out: false,
-        }
+    fn outcome(&self, session: &Session) -> OrderOutcome {
+        let members = session.members(Some(self.serial)).into_iter();
+        OrderOutcome { nodes: members.map(|node| self.node_outcome(session, &node)).collect(), timed_out: false }
     }
 
-    fn node_outcome(&self, session: &Session, node: Arc<str>) -> NodeOutcome {
-        let phase = self.phase(session, &node);
-        let board = session.boards.get(&node);
-        let report = session.boards.report(&node, &session.function);
+    fn node_outcome(&self, session: &Session, node: &str) -> NodeOutcome {
+        let phase = self.phase(session, node);
+        let report = session.report(node);
         let active = report.and_then(|report| report.active.as_ref()).map_or(
             Value::Null,
             |active| json!({ "version": active.version.version, "serial": active.version.serial }),
         );
-        let silent = || if board.is_some_and(Board::is_offline) { "offline" } else { "waiting" };
-        let told = report.filter(|_| phase != Phase::Silent);
-        let superseded = told.is_some_and(|report| report.serial > Some(self.serial));
-        let is_other = told.is_some_and(|report| self.is_other(report));
-        NodeOutcome {
-            ok: phase == Phase::Done,
-            state: match told {
-                Some(_) if is_other => State::Rejected.to_string(),
-                told => told.map_or_else(|| silent().into(), |report| report.state.to_string()),
-            },
-            reason: if is_other {
-                Some(Reason::ReplayedSerial)
-            } else if superseded {
-                Some(Reason::Superseded)
-            } else {
-                told.and_then(|report| report.reason)
-            },
-            error: match told {
-                Some(_) if is_other => Some("another order took the same serial just before; push again".into()),
-                Some(report) if superseded => Some(format!(
-                    "the board has taken a later order, with serial {}",
-                    report.serial.unwrap_or_default()
-                )),
-                _ => told.and_then(|report| report.error.clone()),
-            },
-            active,
-            node: node.to_string(),
-        }
+        let (state, reason, error) = match report.filter(|_| phase != Phase::Silent) {
+            None if session.boards.get(node).is_some_and(Board::is_offline) => ("offline".into(), None, None),
+            None => ("waiting".into(), None, None),
+            Some(report) if self.is_other(report) => {
+                let error = "another order used the same serial just before; push again";
+                (State::Rejected.to_string(), Some(Reason::ReplayedSerial), Some(error.into()))
+            }
+            Some(report) if report.serial > Some(self.serial) => {
+                let serial = report.serial.unwrap_or_default();
+                let error = format!("the board has accepted a later order, with serial {serial}");
+                (report.state.to_string(), Some(Reason::Superseded), Some(error))
+            }
+            Some(report) => (report.state.to_string(), report.reason, report.error.clone()),
+        };
+        NodeOutcome { node: node.to_owned(), state, ok: phase == Phase::Done, reason, error, active }
     }
 
     fn phase(&self, session: &Session, node: &str) -> Phase {
-        let Some(report) = session.boards.report(node, &session.function) else { return Phase::Silent };
-        let is_news = self.before.get(node) != Some(report);
-        if self.is_other(report) {
-            return Phase::Failed;
+        match session.report(node) {
+            None => Phase::Silent,
+            Some(report) if self.is_other(report) => Phase::Failed,
+            Some(report) => phase(report, self.before.get(node) != Some(report), self.serial, self.goal),
         }
-        phase(report, is_news, self.serial, self.goal)
     }
-}
 
-impl Follow {
-    /// It has our serial, and is not what we sent.
+    /// Whether the report is of another order with our serial.
     fn is_other(&self, report: &Report) -> bool {
         let Some(install) = self.install.as_ref().filter(|_| report.serial == Some(self.serial)) else { return false };
         let active = report.active.as_ref().filter(|active| active.version.serial == self.serial);
@@ -212,47 +187,44 @@ impl Follow {
 fn phase(report: &Report, is_news: bool, serial: u64, goal: Goal) -> Phase {
     match report.serial {
         Some(other) if other == serial => match report.state {
-            state if goal.states.contains(&state) => Phase::Done,
-            // Of an order that is given again: perhaps the board takes it now.
+            state if goal.contains(&state) => Phase::Done,
+            // From when the same order was sent before: the board may accept it this time.
             state if state.is_final() && !is_news => Phase::Unclear,
             state if state.is_final() => Phase::Failed,
             _ => Phase::InProgress,
         },
-        // A refused one of that serial says nothing: anybody may have written it.
+        // A rejected order with a later serial proves nothing: its sender may have had no key.
         Some(later) if later > serial && is_news && report.state != State::Rejected => Phase::Failed,
-        // What was sent is an envelope and signed: that is about somebody else's junk.
+        // Our order is a signed envelope, so these are about somebody else's message.
         None if matches!(report.reason, Some(Reason::BadEnvelope | Reason::Unsigned)) => Phase::Silent,
         None if is_news && report.state == State::Rejected => Phase::Unclear,
         _ => Phase::Silent,
     }
 }
 
-/// One line for what is under way.
-fn shown(outcome: &OrderOutcome, session: &Session, trial_secs: Option<NonZeroU32>) -> String {
+fn status_line(outcome: &OrderOutcome, session: &Session, trial_secs: Option<NonZeroU32>) -> String {
     match &outcome.nodes[..] {
-        [] => format!("no board of {} has said anything yet", session.target),
+        [] => format!("no board of {} has reported yet", session.target),
         [node] => {
-            let report = session.boards.report(&node.node, &session.function);
-            // While it waits, its report is of the order before.
-            let report = report.filter(|report| !node.ok && report.state.as_str() == node.state);
+            // While the order waits, the report is of the order before.
+            let report = session.report(&node.node).filter(|report| !node.ok && report.state.as_str() == node.state);
             let mut line = format!("{} {}", node.node, node.state);
             if let Some(progress) = report.and_then(|report| report.progress) {
                 let _ = write!(line, ", {}", progress_text(progress));
                 if let (Progress::Trial { .. }, Some(secs)) = (progress, trial_secs) {
-                    let _ = write!(line, "; it takes {secs} s at most");
+                    let _ = write!(line, "; at most {secs} s");
                 }
             }
             line
         }
         nodes => {
-            let counts: Vec<String> =
-                outcome.counts().into_iter().map(|(state, count)| format!("{state} {count}")).collect();
-            format!("{} of {}", counts.join(", "), nodes.len())
+            let counts = outcome.counts().into_iter().map(|(state, count)| format!("{state} {count}"));
+            format!("{} of {}", counts.collect::<Vec<_>>().join(", "), nodes.len())
         }
     }
 }
 
-pub fn progress_text(progress: Progress) -> String {
+pub(crate) fn progress_text(progress: Progress) -> String {
     match progress {
         Progress::Chunks { chunks, received } => format!("{received} of {chunks} chunks"),
         Progress::Trial { messages, run, failed, different } => {
@@ -268,7 +240,7 @@ pub fn progress_text(progress: Progress) -> String {
 }
 
 /// `expired: it expired`
-pub fn why(reason: Option<Reason>, error: Option<&str>) -> String {
+pub(crate) fn reason_text(reason: Option<Reason>, error: Option<&str>) -> String {
     match (reason, error.map(printable)) {
         (Some(reason), Some(error)) => format!("{reason}: {error}"),
         (Some(reason), None) => reason.to_string(),
@@ -276,11 +248,10 @@ pub fn why(reason: Option<Reason>, error: Option<&str>) -> String {
     }
 }
 
-/// What a person reads at the end: a line for each board, or the counts of a group and the boards that failed.
-pub fn lines(outcome: &OrderOutcome, session: &Session) -> Vec<String> {
+/// The outcome for people: one line per board, or the counts of a group and the boards that failed.
+pub(crate) fn lines(outcome: &OrderOutcome, session: &Session) -> Vec<String> {
     let line = |node: &NodeOutcome| {
         let serves = match &node.active {
-            // Keys serve no messages.
             _ if *session.function == *KEYS => String::new(),
             Value::Null => ", serves nothing".into(),
             active => {
@@ -288,15 +259,15 @@ pub fn lines(outcome: &OrderOutcome, session: &Session) -> Vec<String> {
                 format!(", serves {version} (serial {})", active["serial"])
             }
         };
-        let why = match why(node.reason, node.error.as_deref()) {
-            // That an order said so is known to whoever gave it.
-            why if why.is_empty() || node.ok => String::new(),
-            why => format!(": {why}"),
+        let reason = match reason_text(node.reason, node.error.as_deref()) {
+            // The reason of a successful rollback is this very order.
+            reason if reason.is_empty() || node.ok => String::new(),
+            reason => format!(": {reason}"),
         };
-        format!("{:<11} {} on {}{serves}{why}", node.state, session.function, node.node)
+        format!("{:<11} {} on {}{serves}{reason}", node.state, session.function, node.node)
     };
     let mut lines: Vec<String> = match outcome.nodes.len() {
-        0 => vec![format!("waiting     no board of {} has said anything", session.target)],
+        0 => vec![format!("waiting     no board of {} has reported", session.target)],
         1 => outcome.nodes.iter().map(line).collect(),
         _ => {
             let counts = outcome.counts().into_iter().map(|(state, count)| format!("{state:<11} {count}"));
@@ -304,7 +275,7 @@ pub fn lines(outcome: &OrderOutcome, session: &Session) -> Vec<String> {
         }
     };
     if outcome.timed_out {
-        lines.push("time is up: the order stays on the broker, for boards that come later".into());
+        lines.push("timed out: the broker retains the order for boards that connect later".into());
     }
     lines
 }
@@ -324,7 +295,7 @@ mod tests {
     #[test]
     fn a_report_is_of_this_order_by_its_serial() {
         let check = |state: &str, serial, is_news, expected| {
-            assert_eq!(phase(&report(state, serial), is_news, 7, Goal::INSTALLED), expected, "{state} {serial:?}");
+            assert_eq!(phase(&report(state, serial), is_news, 7, INSTALLED), expected, "{state} {serial:?}");
         };
         check("receiving", Some(7), true, Phase::InProgress);
         check("trial", Some(7), true, Phase::InProgress);
@@ -343,10 +314,10 @@ mod tests {
     }
 
     #[test]
-    fn every_order_has_an_aim_of_its_own() {
+    fn each_kind_of_order_has_its_goal() {
         let done = |state: &str, goal| phase(&report(state, Some(7)), true, 7, goal) == Phase::Done;
-        assert!(done("rolled-back", Goal::ROLLED_BACK) && !done("rolled-back", Goal::INSTALLED));
-        assert!(done("removed", Goal::REMOVED) && !done("active", Goal::REMOVED));
-        assert!(done("trial", Goal::SHADOWING) && !done("trial", Goal::INSTALLED));
+        assert!(done("rolled-back", ROLLED_BACK) && !done("rolled-back", INSTALLED));
+        assert!(done("removed", REMOVED) && !done("active", REMOVED));
+        assert!(done("trial", SHADOWING) && !done("trial", INSTALLED));
     }
 }

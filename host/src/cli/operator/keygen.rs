@@ -1,4 +1,4 @@
-//! `sedge keygen`: a key to sign pushes with, and what a board's configuration says to trust it.
+//! `sedge keygen`: a signing key, and the configuration by which boards trust it.
 
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write as _};
@@ -12,20 +12,20 @@ use serde_json::json;
 use crate::deploy::keys::SigningKey;
 
 #[derive(Debug, Args)]
-pub struct KeygenArgs {
-    /// File of the private key; the public one goes beside it, as NAME.pub.pem
+pub(crate) struct KeygenArgs {
+    /// File of the private key; the public key goes beside it, as NAME.pub.pem
     #[arg(long, value_name = "FILE", default_value = "sedge-key.pem")]
-    pub out: PathBuf,
+    out: PathBuf,
     /// Print one JSON object
     #[arg(long)]
-    pub json: bool,
+    json: bool,
 }
 
-pub fn run(args: &KeygenArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &KeygenArgs) -> anyhow::Result<()> {
     let private_path = &args.out;
     let public_path = private_path.with_extension("pub.pem");
     if public_path.exists() {
-        bail!("{} is there already: name another file with --out", public_path.display());
+        bail!("{} already exists: name another file with --out", public_path.display());
     }
     let key = SigningKey::generate()?;
     write_new(private_path, 0o600, &key.to_pem())?;
@@ -42,18 +42,18 @@ pub fn run(args: &KeygenArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     writeln!(out, "key id     {id}")?;
-    writeln!(out, "private    {}: whoever has it changes what your boards run", private_path.display())?;
+    writeln!(out, "private    {}: keep it secret, it controls what your boards run", private_path.display())?;
     writeln!(out, "public     {}: copy it to the boards", public_path.display())?;
-    writeln!(out, "\nIn a board's sedge.toml, so that it trusts this key:\n\n{config}")?;
+    writeln!(out, "\nAdd this to a board's sedge.toml to trust the key:\n\n{config}")?;
     Ok(())
 }
 
-/// Never writes over a key: it may be the only one that boards far away trust.
+/// Writes a new file. Overwriting a key could lock its owner out of all boards.
 fn write_new(path: &Path, mode: u32, text: &str) -> anyhow::Result<()> {
     let mut file = match OpenOptions::new().write(true).create_new(true).mode(mode).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == ErrorKind::AlreadyExists => {
-            bail!("{} is there already: name another file with --out", path.display())
+            bail!("{} already exists: name another file with --out", path.display())
         }
         Err(error) => return Err(error).with_context(|| format!("failed to create {}", path.display())),
     };
@@ -62,7 +62,7 @@ fn write_new(path: &Path, mode: u32, text: &str) -> anyhow::Result<()> {
         .with_context(|| format!("failed to write {}", path.display()))
 }
 
-/// A bare key of TOML.
+/// Name of the configuration section, a bare key of TOML.
 fn section(path: &Path) -> String {
     let stem = path.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
     let bare = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '_') { c } else { '-' };
@@ -78,7 +78,7 @@ mod tests {
     use crate::deploy::keys::PublicKey;
 
     #[test]
-    fn a_pair_of_files_that_belong_together_and_are_not_written_over() {
+    fn key_files_match_and_are_never_overwritten() {
         let dir = tempfile::tempdir().unwrap();
         let out = dir.path().join("ops.pem");
         let args = KeygenArgs { out: out.clone(), json: true };
@@ -89,15 +89,15 @@ mod tests {
         let public = PublicKey::from_pem(&fs::read(dir.path().join("ops.pub.pem")).unwrap()).unwrap();
         assert_eq!(key.public(), public);
 
-        assert!(run(&args).unwrap_err().to_string().contains("ops.pub.pem is there already"));
+        assert!(run(&args).unwrap_err().to_string().contains("ops.pub.pem already exists"));
         fs::remove_file(dir.path().join("ops.pub.pem")).unwrap();
-        assert!(run(&args).unwrap_err().to_string().contains("ops.pem is there already"));
+        assert!(run(&args).unwrap_err().to_string().contains("ops.pem already exists"));
         assert_eq!(fs::read(&out).unwrap(), private);
         assert!(!dir.path().join("ops.pub.pem").exists());
     }
 
     #[test]
-    fn a_name_for_the_section() {
+    fn section_names_are_bare_keys() {
         for (path, expected) in [("keys/ops.pem", "ops"), ("My key.pem", "My-key"), ("", "ops")] {
             assert_eq!(section(Path::new(path)), expected);
         }

@@ -1,21 +1,16 @@
-//! What an operator does from a laptop: functions and keys to boards, and what boards say.
+//! Commands for an operator's machine: send functions and keys to boards, and show what boards report.
 
-pub mod keygen;
-pub mod new;
-pub mod promote;
-pub mod push;
-pub mod remove;
-pub mod rollback;
-pub mod status;
-pub mod trust;
+pub(crate) mod keygen;
+pub(crate) mod new;
+pub(crate) mod order;
+pub(crate) mod push;
+pub(crate) mod status;
+pub(crate) mod trust;
 
-// What they share.
 mod boards;
+mod broker;
 mod changes;
 mod follow;
-mod order;
-mod progress;
-mod remote;
 mod session;
 mod signing;
 

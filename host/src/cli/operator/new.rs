@@ -14,7 +14,7 @@ use crate::manifest;
 const SDK: &str = "guest-sdk";
 const SDK_NAME: &str = "sedge-function";
 
-/// Where a file goes, and what is in it before the blanks are filled in.
+/// Path and template of each file.
 const FILES: [(&str, &str); 5] = [
     ("Cargo.toml", include_str!("new/Cargo.toml.in")),
     (manifest::FILE_NAME, include_str!("new/function.toml.in")),
@@ -24,24 +24,24 @@ const FILES: [(&str, &str); 5] = [
 ];
 
 #[derive(Debug, Args)]
-pub struct NewArgs {
+pub(crate) struct NewArgs {
     /// Name of the function: a to z, 0 to 9 and -, beginning with a letter
     #[arg(value_parser = name)]
-    pub name: String,
-    /// Folder to make [default: NAME]
+    name: String,
+    /// Folder to create [default: NAME]
     #[arg(long, value_name = "DIR")]
-    pub dir: Option<PathBuf>,
-    /// Folder of the SDK, guest-sdk of a checkout [default: the checkout around the new folder, or around this program;
-    /// without one, the published crate]
+    dir: Option<PathBuf>,
+    /// Folder guest-sdk of a checkout [default: of the checkout that holds the new folder or this program; else the
+    /// published crate]
     #[arg(long, value_name = "DIR")]
-    pub sdk: Option<PathBuf>,
+    sdk: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
-    pub json: bool,
+    json: bool,
 }
 
 fn name(text: &str) -> Result<String, String> {
-    // Cargo has the same rule for the beginning.
+    // As Cargo requires.
     if !text.starts_with(|c: char| c.is_ascii_lowercase()) {
         return Err("begin with a letter from a to z".into());
     }
@@ -51,11 +51,11 @@ fn name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-pub fn run(args: &NewArgs) -> anyhow::Result<()> {
+pub(crate) fn run(args: &NewArgs) -> anyhow::Result<()> {
     let dir = args.dir.clone().unwrap_or_else(|| args.name.clone().into());
     let is_vacant = fs::read_dir(&dir).map_or_else(|_| !dir.exists(), |mut entries| entries.next().is_none());
     if !is_vacant {
-        bail!("{} is there already and not empty: name another folder with --dir", dir.display());
+        bail!("{} already exists and is not empty: name another folder with --dir", dir.display());
     }
     let created = !dir.exists();
     fs::create_dir_all(&dir).with_context(|| format!("failed to create {}", dir.display()))?;
@@ -84,12 +84,16 @@ pub fn run(args: &NewArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     let shown = dir.display();
-    writeln!(out, "function   {} in {shown}: src/lib.rs, and function.toml for what it hears and may do", args.name)?;
+    writeln!(
+        out,
+        "function   {} in {shown}: src/lib.rs, and function.toml for topics, settings and permissions",
+        args.name
+    )?;
     match sdk.found() {
         Some(path) => writeln!(out, "sdk        {}", path.display())?,
         None => writeln!(
             out,
-            "sdk        {SDK_NAME} {} from the registry; for that of a checkout: --sdk sedge/{SDK}",
+            "sdk        {SDK_NAME} {} from the registry; --sdk sedge/{SDK} takes that of a checkout",
             env!("CARGO_PKG_VERSION")
         )?,
     }
@@ -102,7 +106,7 @@ pub fn run(args: &NewArgs) -> anyhow::Result<()> {
 
 enum Sdk {
     Checkout(PathBuf),
-    /// Of the version that belongs to this program.
+    /// In the version of this program.
     Registry,
 }
 
@@ -114,7 +118,7 @@ impl Sdk {
         }
     }
 
-    /// What the dependency says. Inside the checkout its path is relative, so that the checkout can be moved.
+    /// The dependency in Cargo.toml. Inside the checkout its path is relative, so that the checkout can be moved.
     fn dependency(&self, dir: &Path) -> anyhow::Result<String> {
         let Self::Checkout(sdk) = self else { return Ok(format!("version = {:?}", env!("CARGO_PKG_VERSION"))) };
         let dir = dir.canonicalize().with_context(|| format!("failed to open {}", dir.display()))?;
@@ -127,8 +131,7 @@ impl Sdk {
     }
 }
 
-/// The folder that was named; else the checkout that the new folder lies in; else the one that this program was built in,
-/// if it still lies there.
+/// Finds the SDK: the named folder, else that of the checkout around the new folder or around this program.
 fn find_sdk(named: Option<&Path>, dir: &Path) -> anyhow::Result<Sdk> {
     if let Some(named) = named {
         let sdk = named.canonicalize().with_context(|| format!("failed to open {}", named.display()))?;
@@ -159,7 +162,7 @@ mod tests {
         NewArgs { name: name.into(), dir: Some(dir.into()), sdk, json: true }
     }
 
-    /// A folder that looks like a checkout.
+    /// A folder like a checkout.
     fn checkout() -> (tempfile::TempDir, PathBuf) {
         let folder = tempfile::tempdir().unwrap();
         let root = folder.path().canonicalize().unwrap();
@@ -191,7 +194,7 @@ mod tests {
     #[test]
     fn commented_settings_of_the_manifest_are_the_defaults() {
         let blank = FILES[1].1.replace("{{name}}", "a");
-        // What is commented out and looks like TOML, but for examples of what is not the default.
+        // Commented settings, except examples that differ from the default.
         let on = |line: &str| match line.strip_prefix("# ") {
             Some(rest)
                 if rest.starts_with('[')
@@ -225,18 +228,18 @@ mod tests {
         assert_eq!(dependency(&dir)["path"].as_str(), root.join(SDK).to_str());
         let error = run(&args("cold", &elsewhere.path().join("cold"), Some(root.clone()))).unwrap_err().to_string();
         assert!(error.contains("is not the SDK"), "{error}");
-        assert!(!elsewhere.path().join("cold").exists(), "nothing is left of a refused one");
+        assert!(!elsewhere.path().join("cold").exists(), "a refused folder is removed");
     }
 
     #[test]
-    fn without_a_checkout_it_is_the_published_crate() {
+    fn without_a_checkout_the_published_crate_is_used() {
         let dir = tempfile::tempdir().unwrap();
         let dependency = Sdk::Registry.dependency(dir.path()).unwrap();
         assert_eq!(dependency, format!("version = {:?}", env!("CARGO_PKG_VERSION")));
     }
 
     #[test]
-    fn nothing_is_written_over() {
+    fn nothing_is_overwritten() {
         let (_folder, root) = checkout();
         fs::create_dir(root.join("warm")).unwrap();
         fs::write(root.join("warm/notes"), "mine").unwrap();
@@ -247,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn names_that_cargo_and_boards_take() {
+    fn names_are_valid_for_cargo_and_boards() {
         for good in ["a", "door-alarm", "x9", "core", "fn"] {
             assert_eq!(name(good), Ok(good.to_owned()));
         }

@@ -1,4 +1,4 @@
-//! Signs an order without a module, publishes it and follows it: what `rollback`, `remove`, `promote` and `trust` share.
+//! Orders without a module: `rollback`, `promote`, `remove` and `trust` sign one, publish it and follow it.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,105 +8,127 @@ use anyhow::bail;
 use bytes::Bytes;
 use clap::Args;
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
+use super::broker::BrokerArgs;
 use super::follow::{self, Follow, Goal, OrderOutcome};
-use super::remote::BrokerArgs;
 use super::session::Session;
 use super::signing::{KeyArgs, Signer, TargetArgs, WaitArgs};
 use crate::deploy::payload::{Change, Order};
 use crate::deploy::topics::{KEYS, Target};
 use crate::manifest;
-use crate::time;
+use crate::time::Now;
 
-/// Brokers that send what they keep at their leisure do it within this time.
-pub const RETAINED_GRACE: Duration = Duration::from_millis(200);
+/// How long to wait for retained messages from brokers that send them after the answer to the subscription.
+pub(crate) const RETAINED_GRACE: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Args)]
-pub struct OrderArgs {
+pub(crate) struct OrderArgs {
     #[command(flatten)]
-    pub target: TargetArgs,
+    target: TargetArgs,
     #[command(flatten)]
-    pub key: KeyArgs,
-    /// Number of the order instead of one above the highest that a board has reported
+    key: KeyArgs,
+    /// Serial of the order instead of one above the highest that a board has reported
     #[arg(long, value_name = "N")]
-    pub serial: Option<u64>,
+    serial: Option<u64>,
     #[command(flatten)]
-    pub wait: WaitArgs,
+    wait: WaitArgs,
     /// Print one JSON object
     #[arg(long)]
-    pub json: bool,
+    json: bool,
     #[command(flatten)]
-    pub broker: BrokerArgs,
+    broker: BrokerArgs,
 }
 
-/// A function's name on the command line.
-pub fn function(text: &str) -> Result<String, String> {
+#[derive(Debug, Args)]
+pub(crate) struct FunctionOrderArgs {
+    #[arg(value_parser = function)]
+    function: String,
+    #[command(flatten)]
+    order: OrderArgs,
+}
+
+fn function(text: &str) -> Result<String, String> {
     match manifest::is_name(text) {
         true => Ok(text.to_owned()),
         false => Err("a function's name has 1 to 64 of a to z, 0 to 9 and -".into()),
     }
 }
 
-/// Exit code 0 when every board of the target has carried it out.
-pub fn run(args: &OrderArgs, function: &str, change: Change, goal: Goal) -> anyhow::Result<ExitCode> {
+/// Returns to the previous version, or aborts a trial.
+pub(crate) fn rollback(args: &FunctionOrderArgs) -> anyhow::Result<ExitCode> {
+    run(&args.order, &args.function, Change::Rollback, follow::ROLLED_BACK)
+}
+
+/// Replaces the active version by its shadow.
+pub(crate) fn promote(args: &FunctionOrderArgs) -> anyhow::Result<ExitCode> {
+    run(&args.order, &args.function, Change::Promote, follow::INSTALLED)
+}
+
+pub(crate) fn remove(args: &FunctionOrderArgs) -> anyhow::Result<ExitCode> {
+    run(&args.order, &args.function, Change::Remove, follow::REMOVED)
+}
+
+/// Returns exit code 0 when every board of the target has carried the order out.
+pub(crate) fn run(args: &OrderArgs, function: &str, change: Change, goal: Goal) -> anyhow::Result<ExitCode> {
     with_json_answer(args.json, || {
         let signer = args.key.load()?;
-        super::block_on(session(args, function.into(), change, goal, &signer))
+        super::block_on(send(args, function.into(), change, goal, &signer))
     })
 }
 
-async fn session(
+async fn send(
     args: &OrderArgs,
     function: Arc<str>,
     change: Change,
     goal: Goal,
     signer: &Signer,
 ) -> anyhow::Result<(bool, Value)> {
-    let deadline = Instant::now() + args.wait.timeout();
-    let mut session = Session::open(&args.broker, args.target.target(), function, deadline, RETAINED_GRACE).await?;
+    let target = args.target.target();
+    let mut session =
+        Session::open(&args.broker, target, function, Now::read(false), args.wait.timeout(), RETAINED_GRACE).await?;
     let serial = match args.serial {
         Some(serial) => serial,
         None => next_serial(&session, signer)?,
     };
-    let order = signer.order(&session.function, serial, &session.target, change);
+    let order = signer.order(&session.function, &session.target, serial, change, session.now);
     let follow = Follow::new(&session, serial, goal);
-    publish(&mut session, &signer.sign(&order)).await?;
-    let outcome = match args.wait.no_wait {
-        true => None,
-        false => Some(follow.run(&mut session).await?),
-    };
+    let outcome = publish(&mut session, &signer.sign(&order), follow, &args.wait).await?;
     let answer = answer(&session, &order, signer, outcome.as_ref(), args.json);
-    session.remote.close().await;
+    session.client.close().await;
     Ok((outcome.is_none_or(|outcome| outcome.is_ok()), answer))
 }
 
-pub async fn publish(session: &mut Session, envelope: &[u8]) -> anyhow::Result<()> {
+/// Publishes an order, and follows it to its end unless `--no-wait` was given.
+pub(crate) async fn publish(
+    session: &mut Session,
+    envelope: &[u8],
+    follow: Follow,
+    wait: &WaitArgs,
+) -> anyhow::Result<Option<OrderOutcome>> {
     let topic = session.topics.deploy(&session.target, &session.function);
-    session.publish("order", &[(topic, Bytes::copy_from_slice(envelope))]).await
+    session.publish("order", &[(topic, Bytes::copy_from_slice(envelope))]).await?;
+    if wait.no_wait { Ok(None) } else { follow.run(session).await.map(Some) }
 }
 
-/// One above what boards and broker know of. Keys are nobody's to number by hand, so theirs is the time.
+/// Returns one above the serials that boards and broker know. Key orders take the time, as nobody numbers them by hand.
 fn next_serial(session: &Session, signer: &Signer) -> anyhow::Result<u64> {
-    let reported = session.boards.highest_used(&session.target, &session.function);
-    let retained_order =
-        session.retained_order.as_ref().and_then(|envelope| signer.verify_own(envelope)).map(|order| order.serial);
-    match reported.max(retained_order) {
-        highest if *session.function == *KEYS => {
-            Ok(time::now_ms().max(highest.map_or(0, |highest| highest.saturating_add(1))))
-        }
-        Some(highest) => Ok(highest.saturating_add(1)),
+    let retained = session.retained_order.as_ref().and_then(|envelope| signer.verify_own(envelope));
+    let highest = session.highest_used_serial().max(retained.map(|order| order.serial));
+    let next = highest.map(|highest| highest.saturating_add(1));
+    match next {
+        next if *session.function == *KEYS => Ok(session.now.unix_ms.max(next.unwrap_or(0))),
+        Some(next) => Ok(next),
         None => bail!(
-            "nothing is known of {} on {}: no board has reported it, and the broker keeps no order of this key for it; \
-             with --serial it is ordered all the same",
+            "nothing is known of {} on {}: no board has reported it, and the broker retains no order of this key for \
+             it; use --serial to send the order all the same",
             session.function,
             session.target
         ),
     }
 }
 
-/// Prints what a person reads, or returns what a program does.
-pub fn answer(
+/// Prints the outcome for people unless `as_json`, and returns it for programs.
+pub(crate) fn answer(
     session: &Session,
     order: &Order,
     signer: &Signer,
@@ -134,15 +156,15 @@ pub fn answer(
     })
 }
 
-pub fn target_json(target: &Target) -> Value {
+pub(crate) fn target_json(target: &Target) -> Value {
     match target {
         Target::Node(node) => json!({ "node": &**node }),
         Target::Group(group) => json!({ "group": &**group }),
     }
 }
 
-/// Runs a command whose answer is one JSON object on standard output when that is asked for, also when it fails.
-pub fn with_json_answer(
+/// Runs a command. With `--json` its answer, or its error, is printed as one JSON object.
+pub(crate) fn with_json_answer(
     as_json: bool,
     command: impl FnOnce() -> anyhow::Result<(bool, Value)>,
 ) -> anyhow::Result<ExitCode> {

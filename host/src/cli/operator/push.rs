@@ -1,4 +1,4 @@
-//! `sedge push DIR`: builds a function, signs it, gives its module to the broker and follows the boards until it is active.
+//! `sedge push DIR`: builds and signs a function, publishes its module and follows the boards until it is active.
 
 mod bundle;
 mod chunks;
@@ -11,69 +11,70 @@ use std::time::Duration;
 use anyhow::bail;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
-use super::follow::{Follow, Goal, OrderOutcome};
+use super::broker::BrokerArgs;
+use super::follow::{self, Follow, OrderOutcome};
 use super::order::{self, RETAINED_GRACE, target_json, with_json_answer};
-use super::remote::BrokerArgs;
 use super::session::Session;
 use super::signing::{KeyArgs, Signer, TargetArgs, WaitArgs};
 use crate::deploy::payload::{CHUNK_BYTES, Change, DEFAULT_CHUNK_BYTES, Install};
 use crate::manifest::TrialMode;
 use crate::sandbox::Isa;
+use crate::time::Now;
 use bundle::{Bundle, Wanted};
+use chunks::RetainedChunks;
 
 #[derive(Debug, Args)]
-pub struct PushArgs {
-    /// The function's folder. With a Cargo.toml in it, it is built first
-    pub dir: PathBuf,
+pub(crate) struct PushArgs {
+    /// Folder of the function. It is built first if it holds a Cargo.toml
+    dir: PathBuf,
     #[command(flatten)]
-    pub target: TargetArgs,
+    target: TargetArgs,
     #[command(flatten)]
-    pub key: KeyArgs,
-    /// Show what would change on the boards, and do nothing
+    key: KeyArgs,
+    /// Show what would change on the boards, and change nothing
     #[arg(long)]
-    pub dry_run: bool,
-    /// Serial number instead of that in function.toml, or of the time where there is none
+    dry_run: bool,
+    /// Serial instead of the one in function.toml. Without either, the current time
     #[arg(long, value_name = "N")]
-    pub serial: Option<u64>,
-    /// How the new version proves itself, instead of trial.mode in function.toml
+    serial: Option<u64>,
+    /// Kind of trial, instead of trial.mode in function.toml
     #[arg(long)]
-    pub mode: Option<Mode>,
-    /// Compile it here as well, for boards without a compiler: aarch64, x86_64, or pulley32 for 32-bit ARM; several with
-    /// commas. They run it unchecked, and only if the key may send such code
+    mode: Option<Mode>,
+    /// Add native code for boards without a compiler: aarch64, x86_64, or pulley32 for 32-bit ARM; separated by
+    /// commas. Boards cannot verify it, and accept it only from keys that may send native code
     #[arg(long, value_name = "TARGETS", value_delimiter = ',')]
-    pub code: Vec<Isa>,
-    /// Send that code alone, to boards that all run one of its targets
+    code: Vec<Isa>,
+    /// Send the native code without the module, to boards that all run one of its targets
     #[arg(long, requires = "code")]
-    pub code_only: bool,
-    /// Size of the pieces that the module is sent in
+    code_only: bool,
+    /// Size of the chunks that the module is sent in
     #[arg(long, value_name = "BYTES", default_value_t = DEFAULT_CHUNK_BYTES,
         value_parser = clap::value_parser!(u32).range(i64::from(*CHUNK_BYTES.start())..=i64::from(*CHUNK_BYTES.end())))]
-    pub chunk_size: u32,
-    /// When it is active everywhere, remove its module from the broker. Boards that come later cannot fetch it then
+    chunk_size: u32,
+    /// Remove the module from the broker once it is active everywhere. Boards that connect later cannot fetch it then
     #[arg(long, conflicts_with_all = ["no_wait", "dry_run"])]
-    pub prune: bool,
-    /// The same for every module that neither a board's report nor an order on the broker names
+    prune: bool,
+    /// Remove every module from the broker that neither a board's report nor an order names
     #[arg(long, conflicts_with_all = ["no_wait", "dry_run"])]
-    pub prune_unused: bool,
+    prune_unused: bool,
     #[command(flatten)]
-    pub wait: WaitArgs,
+    wait: WaitArgs,
     /// Print one JSON object
     #[arg(long)]
-    pub json: bool,
+    json: bool,
     #[command(flatten)]
-    pub broker: BrokerArgs,
+    broker: BrokerArgs,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
-pub enum Mode {
+enum Mode {
     Live,
     Shadow,
 }
 
-/// Exit code 0 when it is active on every board of the target, or, of a dry run, when it could be ordered.
-pub fn run(args: &PushArgs) -> anyhow::Result<ExitCode> {
+/// Returns exit code 0 when the function is active on every board of the target, or a dry run found no obstacle.
+pub(crate) fn run(args: &PushArgs) -> anyhow::Result<ExitCode> {
     with_json_answer(args.json, || {
         let signer = match args.dry_run {
             true => None,
@@ -85,16 +86,16 @@ pub fn run(args: &PushArgs) -> anyhow::Result<ExitCode> {
             bundle.set_mode(mode);
         }
         super::block_on(async {
-            let deadline = Instant::now() + args.wait.timeout();
-            // Without an answer nothing is lost but a check, so a push does not wait for slow brokers.
-            let quiet = if args.dry_run { RETAINED_GRACE } else { Duration::ZERO };
-            let function = bundle.manifest.name.clone();
-            let mut session = Session::open(&args.broker, args.target.target(), function, deadline, quiet).await?;
+            // A push does without the grace: late reports only make its checks weaker.
+            let grace = if args.dry_run { RETAINED_GRACE } else { Duration::ZERO };
+            let (target, function) = (args.target.target(), bundle.manifest.name.clone());
+            let mut session =
+                Session::open(&args.broker, target, function, Now::read(false), args.wait.timeout(), grace).await?;
             let result = match &signer {
                 None => dry_run(args, bundle, &session),
                 Some(signer) => push(args, bundle, &mut session, signer).await,
             };
-            session.remote.close().await;
+            session.client.close().await;
             result
         })
     })
@@ -109,7 +110,7 @@ fn dry_run(args: &PushArgs, mut bundle: Bundle, session: &Session) -> anyhow::Re
         }
         previews.iter().flat_map(|preview| preview.lines(&bundle)).for_each(|line| println!("{line}"));
         if previews.is_empty() {
-            println!("no board of {} is known to the broker", session.target);
+            println!("the broker knows no board of {}", session.target);
         }
     }
     let (module, code) = bundle.json();
@@ -133,35 +134,33 @@ async fn push(
     session: &mut Session,
     signer: &Signer,
 ) -> anyhow::Result<(bool, Value)> {
-    let goal = goal(&bundle);
-    let order = plan::order(args.serial, bundle, session, signer)?;
-    let plan::Plan { order, envelope, bundle, is_new } = order;
+    let trial = &bundle.manifest.trial;
+    let goal = match trial.mode {
+        TrialMode::Shadow if trial.differences.is_none() => follow::SHADOWING,
+        _ => follow::INSTALLED,
+    };
+    let plan::Plan { order, envelope, bundle, is_new } = plan::order(args.serial, bundle, session, signer)?;
     let version = &bundle.manifest.version;
     let again = if is_new { "" } else { ", ordered before" };
     let what = format!("{} {version}, serial {}, to {}{again}", session.function, order.serial, session.target);
     session.progress.print("push", &what);
 
-    let kept = chunks::retained(session, &bundle).await?;
-    let missing = kept.missing(session, &bundle);
+    let retained = RetainedChunks::read(session, &bundle).await?;
+    let missing = retained.missing(session, &bundle);
     if missing.is_empty() {
         session.progress.print("chunks", &format!("the broker has all {}", bundle.chunks()));
     } else {
         session.publish("chunks", &missing).await?;
     }
-    let trial = &bundle.manifest.trial;
     let mut follow = Follow::new(session, order.serial, goal);
-    follow.trial_secs = Some(trial.secs);
+    follow.trial_secs = Some(bundle.manifest.trial.secs);
     if let Change::Install(install) = &order.change {
         follow.install = Some(Install::clone(install));
     }
-    order::publish(session, &envelope).await?;
-    let outcome = match args.wait.no_wait {
-        true => None,
-        false => Some(follow.run(session).await?),
-    };
+    let outcome = order::publish(session, &envelope, follow, &args.wait).await?;
     let mut removed = 0;
     if outcome.as_ref().is_some_and(OrderOutcome::is_ok) {
-        removed = prune(args, session, &bundle, kept).await?;
+        removed = prune(args, session, &bundle, retained).await?;
     }
 
     let mut answer = order::answer(session, &order, signer, outcome.as_ref(), args.json);
@@ -172,21 +171,16 @@ async fn push(
     Ok((outcome.is_none_or(|outcome| outcome.is_ok()), answer))
 }
 
-fn goal(bundle: &Bundle) -> Goal {
-    let trial = &bundle.manifest.trial;
-    if trial.mode == TrialMode::Shadow && trial.differences.is_none() { Goal::SHADOWING } else { Goal::INSTALLED }
-}
-
-/// Removes chunks from the broker, and says how many.
+/// Removes chunks from the broker as `--prune` and `--prune-unused` want. Returns their number.
 async fn prune(
     args: &PushArgs,
     session: &mut Session,
     bundle: &Bundle,
-    kept: chunks::RetainedChunks,
+    retained: RetainedChunks,
 ) -> anyhow::Result<usize> {
     let mut topics = Vec::new();
     if args.prune {
-        topics.extend(kept.all(session, bundle));
+        topics.extend(retained.into_topics(session, bundle));
     }
     if args.prune_unused {
         topics.extend(chunks::unused(session, &args.broker.base(), bundle).await?);
@@ -196,7 +190,7 @@ async fn prune(
     }
     let messages: Vec<_> = topics.into_iter().map(|topic| (topic, bytes::Bytes::new())).collect();
     if let Err(error) = session.publish("prune", &messages).await {
-        bail!("it is active, but its chunks could not be removed: {error:#}");
+        bail!("the function is active, but its chunks could not be removed: {error:#}");
     }
     Ok(messages.len())
 }

@@ -1,4 +1,4 @@
-//! A conversation with the boards of one target about one function: what is known at its start, and what is published.
+//! A session with the boards of one target about one function.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -9,53 +9,57 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::boards::Boards;
-use super::progress::Progress;
-use super::remote::{BrokerArgs, Remote, RemoteEvent};
+use super::broker::BrokerArgs;
+use crate::cli::client::{Client, ClientEvent};
+use crate::cli::progress::Progress;
+use crate::deploy::report::Report;
 use crate::deploy::topics::{Target, Topics};
+use crate::time::Now;
 
-pub struct Session {
-    pub remote: Remote,
-    pub topics: Topics,
-    pub target: Target,
-    /// A function's name, or `_keys`.
-    pub function: Arc<str>,
-    pub boards: Boards,
-    /// The latest order as the broker keeps it. Nobody has checked it.
-    pub retained_order: Option<Bytes>,
-    pub progress: Progress,
-    pub deadline: Instant,
+pub(crate) struct Session {
+    pub(crate) client: Client,
+    pub(crate) topics: Topics,
+    pub(crate) target: Target,
+    /// Name of a function, or `_keys`.
+    pub(crate) function: Arc<str>,
+    pub(crate) boards: Boards,
+    /// Latest order as the broker retains it. Unverified.
+    pub(crate) retained_order: Option<Bytes>,
+    pub(crate) progress: Progress,
+    /// When the session was opened.
+    pub(crate) now: Now,
+    pub(crate) deadline: Instant,
 }
 
 impl Session {
-    /// Connects and reads what is known of the function and of the boards that it is for.
-    pub async fn open(
+    /// Connects, and reads what the broker retains about the function and the boards of the target.
+    pub(crate) async fn open(
         broker: &BrokerArgs,
         target: Target,
         function: Arc<str>,
-        deadline: Instant,
-        quiet: Duration,
+        now: Now,
+        timeout: Duration,
+        grace: Duration,
     ) -> anyhow::Result<Self> {
         let topics = Topics::new(&broker.base());
         let mut session = Self {
-            remote: Remote::connect(broker).await?,
+            client: broker.connect().await?,
             boards: Boards::new(topics.clone()),
             retained_order: None,
             progress: Progress::new(),
             topics,
             target,
             function,
-            deadline,
+            now,
+            deadline: Instant::from_std(now.monotonic) + timeout,
         };
         let node = match &session.target {
             Target::Node(node) => Some(&**node),
             Target::Group(_) => None,
         };
-        let order = session.topics.deploy(&session.target, &session.function);
-        let filters = [
-            session.topics.statuses(node),
-            session.topics.report(node.unwrap_or("+"), &session.function),
-            order.clone(),
-        ];
+        let topics = &session.topics;
+        let order = topics.deploy(&session.target, &session.function);
+        let filters = [topics.statuses(node), topics.report(node.unwrap_or("+"), &session.function), order.clone()];
         let (boards, retained_order) = (&mut session.boards, &mut session.retained_order);
         let on_message = |topic: &str, payload: &Bytes| {
             if topic != order {
@@ -66,55 +70,64 @@ impl Session {
             *retained_order = payload;
             is_new
         };
-        session.remote.read_retained(&filters, quiet, deadline, on_message).await?;
-        // What comes from here on is our own.
-        session.remote.unsubscribe(&order);
+        session.client.read_retained(&filters, grace, session.deadline, on_message).await?;
+        // Or the broker would send our own order back.
+        session.client.unsubscribe(&order);
         Ok(session)
     }
 
-    /// Publishes retained messages, each until the broker has it, across lost connections.
-    pub async fn publish(&mut self, what: &str, messages: &[(String, Bytes)]) -> anyhow::Result<()> {
+    /// Boards that an order with this serial is for.
+    pub(crate) fn members(&self, serial: Option<u64>) -> Vec<Arc<str>> {
+        self.boards.members(&self.target, &self.function, serial)
+    }
+
+    pub(crate) fn report(&self, node: &str) -> Option<&Report> {
+        self.boards.report(node, &self.function)
+    }
+
+    pub(crate) fn highest_used_serial(&self) -> Option<u64> {
+        self.boards.highest_used(&self.target, &self.function)
+    }
+
+    /// Publishes retained messages until the broker has acknowledged each, across lost connections.
+    pub(crate) async fn publish(&mut self, label: &str, messages: &[(String, Bytes)]) -> anyhow::Result<()> {
         let mut waiting: VecDeque<usize> = (0..messages.len()).collect();
-        let mut under_way: BTreeMap<u64, usize> = BTreeMap::new();
+        let mut in_flight: BTreeMap<u64, usize> = BTreeMap::new();
         loop {
             while let Some(n) = waiting.front() {
                 let (topic, payload) = &messages[*n];
-                let Ok(token) = self.remote.publish(topic, payload.clone(), None) else { break };
-                under_way.insert(token, *n);
+                let Ok(token) = self.client.publish(topic, payload.clone(), true) else { break };
+                in_flight.insert(token, *n);
                 waiting.pop_front();
             }
-            let done = messages.len() - waiting.len() - under_way.len();
-            self.progress.set_count(what, done, messages.len());
+            let done = messages.len() - waiting.len() - in_flight.len();
+            self.progress.set_count(label, done as u64, messages.len() as u64, "", Instant::now());
             if done == messages.len() {
                 return Ok(());
             }
-            match self.next_event().await? {
-                Some(RemoteEvent::Published(token)) => drop(under_way.remove(&token)),
-                Some(RemoteEvent::Disconnected(_)) => waiting.extend(std::mem::take(&mut under_way).into_values()),
+            match self.next_event_until(self.deadline).await? {
+                Some(ClientEvent::Published(token)) => drop(in_flight.remove(&token)),
+                Some(ClientEvent::Disconnected(_)) => waiting.extend(std::mem::take(&mut in_flight).into_values()),
                 Some(_) => {}
                 None => bail!(
-                    "the broker at {} did not take everything in time ({done} of {})",
-                    self.remote.url(),
+                    "timed out: the broker at {} acknowledged {done} of {} messages",
+                    self.client.url(),
                     messages.len()
                 ),
             }
         }
     }
 
-    /// The next news, with what it says of boards already noted; `None` at the deadline.
-    pub async fn next_event(&mut self) -> anyhow::Result<Option<RemoteEvent>> {
-        self.next_event_until(self.deadline).await
-    }
-
-    pub async fn next_event_until(&mut self, until: Instant) -> anyhow::Result<Option<RemoteEvent>> {
-        let news = self.remote.next_event_until(until.min(self.deadline)).await?;
-        match &news {
-            Some(RemoteEvent::Message { topic, payload }) => drop(self.boards.record(topic, payload)),
-            Some(RemoteEvent::Disconnected(reason)) => {
-                self.progress.print("broker", &format!("{reason}; connecting again"))
+    /// Returns the next event, after recording what it reports of boards; `None` at `until` or the deadline.
+    pub(crate) async fn next_event_until(&mut self, until: Instant) -> anyhow::Result<Option<ClientEvent>> {
+        let event = self.client.next_event_until(until.min(self.deadline)).await?;
+        match &event {
+            Some(ClientEvent::Message { topic, payload }) => drop(self.boards.record(topic, payload)),
+            Some(ClientEvent::Disconnected(reason)) => {
+                self.progress.print("broker", &format!("{reason}; connecting again"));
             }
             _ => {}
         }
-        Ok(news)
+        Ok(event)
     }
 }

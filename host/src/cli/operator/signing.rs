@@ -1,4 +1,4 @@
-//! What every signed order is told on the command line: for whom, with which key, until when, and how long to wait for it.
+//! Options of all signed orders: target, key, expiry and how long to wait.
 
 use std::fs;
 use std::path::PathBuf;
@@ -12,9 +12,9 @@ use crate::deploy::envelope::Envelope;
 use crate::deploy::keys::{Keys, SigningKey, TrustedKey};
 use crate::deploy::payload::{Change, Order};
 use crate::deploy::topics::Target;
-use crate::time;
+use crate::time::Now;
 
-/// A retained order waits for boards that are switched off for a season's repair; a stolen one must end some day.
+/// Long enough for boards that are switched off for weeks, short enough that a stolen order expires.
 const DEFAULT_EXPIRES_IN_SECS: u64 = 30 * 24 * 3600;
 
 /// A live trial takes up to a minute by default, after receiving and compiling.
@@ -22,7 +22,7 @@ const DEFAULT_TIMEOUT_SECS: u64 = 300;
 
 #[derive(Clone, Debug, Args)]
 #[group(required = true, multiple = false)]
-pub struct TargetArgs {
+pub(crate) struct TargetArgs {
     /// The board, by its node.name
     #[arg(long, value_name = "NAME", value_parser = node)]
     node: Option<String>,
@@ -32,7 +32,7 @@ pub struct TargetArgs {
 }
 
 impl TargetArgs {
-    pub fn target(&self) -> Target {
+    pub(crate) fn target(&self) -> Target {
         match (&self.node, &self.group) {
             (Some(node), _) => Target::Node(node.as_str().into()),
             (None, group) => Target::Group(group.as_deref().unwrap_or_default().into()),
@@ -44,64 +44,64 @@ fn level(text: &str) -> Result<String, String> {
     check::level(text).map(|()| text.to_owned()).map_err(|misfit| misfit.what)
 }
 
-pub fn node(text: &str) -> Result<String, String> {
+pub(crate) fn node(text: &str) -> Result<String, String> {
     match text {
-        "group" | "blob" => Err("this is a level of Sedge's own topics, and no board".into()),
+        "group" | "blob" => Err("this name is reserved for Sedge's own topics".into()),
         _ => level(text),
     }
 }
 
 #[derive(Clone, Debug, Args)]
-pub struct KeyArgs {
-    /// Private key that signs, as `sedge keygen` makes it [default: SEDGE_KEY]
+pub(crate) struct KeyArgs {
+    /// Private key to sign with, as `sedge keygen` writes it [default: SEDGE_KEY]
     #[arg(long, value_name = "FILE")]
     key: Option<PathBuf>,
-    /// Boards that see the order later than this do not carry it out
+    /// Lifetime of the order: boards that receive it later refuse it [default: 30 days]
     #[arg(long, value_name = "SECS", default_value_t = DEFAULT_EXPIRES_IN_SECS, hide_default_value = true)]
     expires_in: u64,
 }
 
 impl KeyArgs {
-    pub fn load(&self) -> anyhow::Result<Signer> {
+    pub(crate) fn load(&self) -> anyhow::Result<Signer> {
         let named = || std::env::var_os("SEDGE_KEY").filter(|path| !path.is_empty()).map(PathBuf::from);
         let Some(path) = self.key.clone().or_else(named) else {
-            bail!("no key to sign with: name its file with --key or in SEDGE_KEY; `sedge keygen` makes one");
+            bail!("no key to sign with: name its file with --key or in SEDGE_KEY; `sedge keygen` creates one");
         };
         let pem = fs::read(&path).with_context(|| format!("failed to read the key {}", path.display()))?;
         let key = SigningKey::from_pem(&pem).with_context(|| format!("cannot sign with {}", path.display()))?;
-        Ok(Signer { key, expires_in: Duration::from_secs(self.expires_in) })
+        Ok(Signer { key, expires_in_secs: self.expires_in })
     }
 }
 
-/// The key, and how long what it signs is good for.
-pub struct Signer {
+/// A signing key, and the lifetime of its orders.
+pub(crate) struct Signer {
     key: SigningKey,
-    expires_in: Duration,
+    expires_in_secs: u64,
 }
 
 impl Signer {
-    pub fn key_id(&self) -> String {
+    pub(crate) fn key_id(&self) -> String {
         self.key.public().id().to_string()
     }
 
-    pub fn order(&self, function: &str, serial: u64, target: &Target, change: Change) -> Order {
-        let now = time::now_ms();
+    pub(crate) fn order(&self, function: &str, target: &Target, serial: u64, change: Change, now: Now) -> Order {
+        let lifetime_ms = self.expires_in_secs.saturating_mul(1000);
         Order {
             function: function.into(),
             serial,
             target: target.clone(),
-            issued_at_ms: now,
-            expires_at_ms: now.saturating_add(u64::try_from(self.expires_in.as_millis()).unwrap_or(u64::MAX)),
+            issued_at_ms: now.unix_ms,
+            expires_at_ms: now.unix_ms.saturating_add(lifetime_ms),
             change,
         }
     }
 
-    pub fn sign(&self, order: &Order) -> Vec<u8> {
+    pub(crate) fn sign(&self, order: &Order) -> Vec<u8> {
         Envelope::sign(&order.to_json(), &[&self.key]).to_json()
     }
 
-    /// The order in an envelope, if this key has signed it.
-    pub fn verify_own(&self, envelope: &[u8]) -> Option<Order> {
+    /// Returns the order of an envelope that this key has signed.
+    pub(crate) fn verify_own(&self, envelope: &[u8]) -> Option<Order> {
         let key = TrustedKey {
             name: "own".into(),
             public_key: self.key.public(),
@@ -118,17 +118,17 @@ impl Signer {
 }
 
 #[derive(Clone, Debug, Args)]
-pub struct WaitArgs {
-    /// End when the broker has the order, and leave the boards to themselves
+pub(crate) struct WaitArgs {
+    /// Exit once the broker has the order, without waiting for boards
     #[arg(long)]
-    pub no_wait: bool,
-    /// How long it may take in all
+    pub(crate) no_wait: bool,
+    /// Maximum duration of the whole command
     #[arg(long, value_name = "SECS", default_value_t = DEFAULT_TIMEOUT_SECS)]
-    pub timeout: u64,
+    pub(crate) timeout: u64,
 }
 
 impl WaitArgs {
-    pub fn timeout(&self) -> Duration {
+    pub(crate) fn timeout(&self) -> Duration {
         Duration::from_secs(self.timeout)
     }
 }
@@ -138,10 +138,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_its_own_orders_are_told_from_others() {
-        let signer = |_| Signer { key: SigningKey::generate().unwrap(), expires_in: Duration::from_secs(60) };
+    fn a_signer_recognises_only_its_own_orders() {
+        let signer = |_| Signer { key: SigningKey::generate().unwrap(), expires_in_secs: 60 };
         let [mine, other] = [1, 2].map(signer);
-        let order = mine.order("warm", 3, &Target::Node("a".into()), Change::Remove);
+        let order = mine.order("warm", &Target::Node("a".into()), 3, Change::Remove, Now::read(true));
         assert_eq!(order.expires_at_ms - order.issued_at_ms, 60_000);
         let envelope = mine.sign(&order);
         assert_eq!(mine.verify_own(&envelope), Some(order));

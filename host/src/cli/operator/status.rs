@@ -1,4 +1,4 @@
-//! `sedge status`: the boards and what runs on them, from what the broker keeps.
+//! `sedge status`: boards and their functions, from the messages that the broker retains.
 
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -12,35 +12,36 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::boards::{Board, Boards};
+use super::broker::BrokerArgs;
 use super::follow::{self, progress_text};
 use super::order::{RETAINED_GRACE, with_json_answer};
-use super::remote::{BrokerArgs, Remote};
 use super::{printable, signing};
+use crate::deploy::report::Report;
 use crate::deploy::topics::Topics;
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
-pub struct StatusArgs {
+pub(crate) struct StatusArgs {
     /// Only this board
     #[arg(long, value_name = "NAME", value_parser = signing::node)]
-    pub node: Option<String>,
+    node: Option<String>,
     /// Only the boards of this group
     #[arg(long, value_name = "NAME", conflicts_with = "node")]
-    pub group: Option<String>,
+    group: Option<String>,
     /// Print one JSON object
     #[arg(long)]
-    pub json: bool,
+    json: bool,
     #[command(flatten)]
-    pub broker: BrokerArgs,
+    broker: BrokerArgs,
 }
 
-/// Exit code 1 when a board that was asked for has said nothing.
-pub fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+/// Fails when the named board is unknown to the broker.
+pub(crate) fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     with_json_answer(args.json, || {
         let boards = super::block_on(read(args))?;
         if let Some(node) = args.node.as_ref().filter(|_| boards.iter().next().is_none()) {
-            bail!("the broker knows nothing of a board {node}");
+            bail!("the broker knows no board {node}");
         }
         let shown: Vec<_> = boards
             .iter()
@@ -63,10 +64,10 @@ async fn read(args: &StatusArgs) -> anyhow::Result<Boards> {
     let node = args.node.as_deref();
     let filters = [topics.statuses(node), topics.reports(node)];
     let mut boards = Boards::new(topics);
-    let mut remote = Remote::connect(&args.broker).await?;
+    let mut client = args.broker.connect().await?;
     let on_message = |topic: &str, payload: &Bytes| boards.record(topic, payload);
-    remote.read_retained(&filters, RETAINED_GRACE, Instant::now() + TIMEOUT, on_message).await?;
-    remote.close().await;
+    client.read_retained(&filters, RETAINED_GRACE, Instant::now() + TIMEOUT, on_message).await?;
+    client.close().await;
     Ok(boards)
 }
 
@@ -86,38 +87,33 @@ fn as_json(boards: &Shown<'_>) -> Value {
 }
 
 fn print(out: &mut impl Write, boards: &Shown<'_>) -> io::Result<()> {
-    let mut rows = vec![["NODE", "IS", "FUNCTION", "SERVES", "SERIAL", "LAST ORDER", "WHY"].map(str::to_owned)];
+    let header = ["NODE", "STATE", "FUNCTION", "SERVES", "SERIAL", "LAST ORDER", "REASON"];
+    let mut rows = vec![header.map(str::to_owned)];
     for (name, board) in boards {
-        let is = board.presence.as_ref().map_or_else(|| "?".into(), |presence| printable(&presence.state));
-        let problem =
-            board.presence.as_ref().and_then(|presence| presence.problem.as_deref()).map(printable).unwrap_or_default();
+        let presence = board.presence.as_ref();
+        let state = presence.map_or_else(|| "?".into(), |presence| printable(&presence.state));
+        let problem = presence.and_then(|presence| presence.problem.as_deref()).map(printable).unwrap_or_default();
         if board.reports.is_empty() || !problem.is_empty() {
-            let none = String::new;
-            rows.push([name.to_string(), is.clone(), none(), none(), none(), none(), problem]);
+            let empty = String::new;
+            rows.push([name.to_string(), state.clone(), empty(), empty(), empty(), empty(), problem]);
         }
         for (function, report) in &board.reports {
-            let active = report.active.as_ref().map(|active| &active.version);
-            let why = match (follow::why(report.reason, report.error.as_deref()), &report.keys) {
-                (why, Some(keys)) if why.is_empty() => {
-                    Some(keys.iter().map(|key| printable(&key.name)).collect::<Vec<_>>().join(", "))
+            let (version, serial) = match report.active.as_ref().map(|active| &active.version) {
+                None => ("-".into(), "-".into()),
+                Some(active) => {
+                    let code = if active.native_code { ", native code" } else { "" };
+                    (printable(&active.version) + code, active.serial.to_string())
                 }
-                (why, _) if why.is_empty() => report.progress.filter(|_| !report.state.is_final()).map(progress_text),
-                (why, _) => Some(why),
             };
+            let last_order = report.state.to_string();
             rows.push([
                 name.to_string(),
-                is.clone(),
+                state.clone(),
                 function.to_string(),
-                active.map_or_else(
-                    || "-".into(),
-                    |active| {
-                        let code = if active.native_code { ", native code" } else { "" };
-                        printable(&active.version) + code
-                    },
-                ),
-                active.map_or_else(|| "-".into(), |active| active.serial.to_string()),
-                report.state.to_string(),
-                why.unwrap_or_default(),
+                version,
+                serial,
+                last_order,
+                note(report),
             ]);
         }
     }
@@ -134,7 +130,17 @@ fn print(out: &mut impl Write, boards: &Shown<'_>) -> io::Result<()> {
     Ok(())
 }
 
-/// Columns as wide as their widest entry.
+/// The reason of a failure; else the trusted keys, or the progress of an order.
+fn note(report: &Report) -> String {
+    let reason = follow::reason_text(report.reason, report.error.as_deref());
+    match &report.keys {
+        _ if !reason.is_empty() => reason,
+        Some(keys) => keys.iter().map(|key| printable(&key.name)).collect::<Vec<_>>().join(", "),
+        None => report.progress.filter(|_| !report.state.is_final()).map(progress_text).unwrap_or_default(),
+    }
+}
+
+/// Prints columns as wide as their widest cell.
 fn table<const N: usize>(out: &mut impl Write, rows: &[[String; N]]) -> io::Result<()> {
     let mut widths = [0; N];
     for row in rows {
@@ -154,7 +160,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_row_for_each_function_of_each_board() {
+    fn one_row_per_function_and_board() {
         let mut boards = Boards::new(Topics::new("sedge"));
         boards.record("sedge/a/status", br#"{"state":"online","groups":["pumps"]}"#);
         boards.record("sedge/b/status", br#"{"state":"offline"}"#);
@@ -170,7 +176,7 @@ mod tests {
         let mut out = Vec::new();
         print(&mut out, &shown).unwrap();
         let expected = "\
-NODE  IS       FUNCTION  SERVES  SERIAL  LAST ORDER  WHY
+NODE  STATE    FUNCTION  SERVES  SERIAL  LAST ORDER  REASON
 a     online   warm      1.2.0   7       rejected    expired: it expired
 b     offline
 

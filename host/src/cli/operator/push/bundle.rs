@@ -1,4 +1,4 @@
-//! What is pushed: a manifest, a component, and code that was compiled from that.
+//! The content of a push: a manifest, a component, and native code compiled from it.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,30 +18,30 @@ use crate::manifest::{Manifest, TrialMode};
 use crate::message::Digest;
 use crate::sandbox::{Class, Grants, Isa};
 
-pub struct Bundle {
-    pub manifest: Manifest,
+pub(crate) struct Bundle {
+    pub(crate) manifest: Manifest,
     /// At least one.
-    pub parts: Vec<Part>,
+    pub(crate) parts: Vec<Part>,
 }
 
-/// Something that boards may fetch.
-pub struct Part {
-    /// What the code is for. `None`: the component, which every board with a compiler takes.
-    pub abi: Option<Abi>,
-    pub module: Module,
+/// A file that boards may fetch.
+pub(crate) struct Part {
+    /// Target of native code. `None` is the component, for boards with a compiler.
+    pub(crate) abi: Option<Abi>,
+    pub(crate) module: Module,
     bytes: Bytes,
 }
 
-/// Which parts there are to be.
-pub struct Wanted<'a> {
-    pub targets: &'a [Isa],
-    pub has_component: bool,
-    pub chunk_size: u32,
+/// The parts to build.
+pub(crate) struct Wanted<'a> {
+    pub(crate) targets: &'a [Isa],
+    pub(crate) has_component: bool,
+    pub(crate) chunk_size: u32,
 }
 
 impl Bundle {
     /// Builds the function if it is a Rust crate, reads it, and compiles it for the targets.
-    pub fn build(dir: &Path, wanted: &Wanted<'_>) -> anyhow::Result<Self> {
+    pub(crate) fn build(dir: &Path, wanted: &Wanted<'_>) -> anyhow::Result<Self> {
         let manifest = Manifest::load(dir).map_err(anyhow::Error::new)?;
         if dir.join("Cargo.toml").is_file() {
             build::build(dir)?;
@@ -59,7 +59,7 @@ impl Bundle {
         let mut parts = Vec::new();
         for target in wanted.targets.iter().copied().collect::<BTreeSet<_>>() {
             let code = Compiler.code_for(&wasm, class, target).with_context(|| path.display().to_string())?;
-            // Where it is compiled, the board sees to it.
+            // A board checks grants only of what it compiles itself.
             Grants::from(&manifest.allow).check(&wasm).with_context(|| manifest.name.to_string())?;
             parts.push(Part::new(Some(Abi::of(target, class)), code.to_bytes(), wanted.chunk_size));
         }
@@ -72,7 +72,7 @@ impl Bundle {
         Ok(Self { manifest, parts })
     }
 
-    pub fn set_mode(&mut self, mode: Mode) {
+    pub(crate) fn set_mode(&mut self, mode: Mode) {
         let trial = &mut self.manifest.trial;
         match mode {
             Mode::Live => (trial.mode, trial.differences) = (TrialMode::Live, None),
@@ -80,7 +80,7 @@ impl Bundle {
         }
     }
 
-    pub fn install(&self) -> Install {
+    pub(crate) fn install(&self) -> Install {
         let code = |part: &Part| Some(NativeCode::new(part.abi.clone()?, part.module.clone()));
         Install {
             manifest: Document::of(&self.manifest),
@@ -89,21 +89,21 @@ impl Bundle {
         }
     }
 
-    pub fn component(&self) -> Option<&Module> {
+    pub(crate) fn component(&self) -> Option<&Module> {
         self.parts.iter().find(|part| part.abi.is_none()).map(|part| &part.module)
     }
 
-    pub fn digests(&self) -> impl Iterator<Item = Digest> {
+    pub(crate) fn digests(&self) -> impl Iterator<Item = Digest> {
         self.parts.iter().map(|part| part.module.digest)
     }
 
-    /// How many chunks there are in all.
-    pub fn chunks(&self) -> usize {
+    /// Number of chunks of all parts.
+    pub(crate) fn chunks(&self) -> usize {
         self.parts.iter().map(|part| part.module.chunks.len()).sum()
     }
 
-    /// For one JSON object: the component, and the code for each target.
-    pub fn json(&self) -> (Value, Value) {
+    /// The component and the native code as JSON.
+    pub(crate) fn json(&self) -> (Value, Value) {
         let code = self.parts.iter().filter_map(|part| {
             let mut json = module_json(&part.module);
             json["target"] = json!(part.abi.as_ref()?.target);
@@ -118,13 +118,13 @@ impl Part {
         Self { abi, module: Module::of(&bytes, chunk_size), bytes }
     }
 
-    pub fn chunk(&self, index: u32) -> Bytes {
+    pub(crate) fn chunk(&self, index: u32) -> Bytes {
         let range = self.module.range(index);
         self.bytes.slice(range.start as usize..range.end as usize)
     }
 
-    /// `module`, or the target.
-    pub fn name(&self) -> &str {
+    /// `module`, or the target of native code.
+    pub(crate) fn name(&self) -> &str {
         self.abi.as_ref().map_or("module", |abi| &abi.target)
     }
 }

@@ -1,5 +1,4 @@
-//! The pieces of modules that the broker keeps. What is there already is not sent again, which is how a push that was
-//! interrupted goes on.
+//! Chunks of modules on the broker. An interrupted push goes on where it stopped: retained chunks are not sent again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -16,31 +15,30 @@ use crate::deploy::report::Report;
 use crate::deploy::topics::Topic;
 use crate::message::Digest;
 
-/// The chunks of our modules that the broker keeps, with the digest of what they hold.
+/// Retained chunks of our modules: digest of the content by module and index.
 #[derive(Debug, Default)]
-pub struct RetainedChunks(BTreeMap<(Digest, u32), Digest>);
-
-/// Asks the broker what it keeps of the modules.
-pub async fn retained(session: &mut Session, bundle: &Bundle) -> anyhow::Result<RetainedChunks> {
-    let filters: Vec<String> = bundle.digests().map(|digest| session.topics.blobs(&digest)).collect();
-    let (boards, topics, mut kept) = (&mut session.boards, &session.topics, RetainedChunks::default());
-    let on_message = |topic: &str, payload: &Bytes| match topics.parse(topic) {
-        Some(Topic::Blob { digest, index }) if payload.is_empty() => kept.0.remove(&(digest, index)).is_some(),
-        Some(Topic::Blob { digest, index }) => {
-            let held = deploy::digest(payload);
-            kept.0.insert((digest, index), held) != Some(held)
-        }
-        _ => boards.record(topic, payload),
-    };
-    session.remote.read_retained(&filters, Duration::ZERO, session.deadline, on_message).await?;
-    // Or it would send us every chunk that we publish.
-    filters.iter().for_each(|filter| session.remote.unsubscribe(filter));
-    Ok(kept)
-}
+pub(crate) struct RetainedChunks(BTreeMap<(Digest, u32), Digest>);
 
 impl RetainedChunks {
-    /// The chunks that are not there, or not what they should be.
-    pub fn missing(&self, session: &Session, bundle: &Bundle) -> Vec<(String, Bytes)> {
+    pub(crate) async fn read(session: &mut Session, bundle: &Bundle) -> anyhow::Result<Self> {
+        let filters: Vec<String> = bundle.digests().map(|digest| session.topics.blobs(&digest)).collect();
+        let (boards, topics, mut chunks) = (&mut session.boards, &session.topics, BTreeMap::new());
+        let on_message = |topic: &str, payload: &Bytes| match topics.parse(topic) {
+            Some(Topic::Blob { digest, index }) if payload.is_empty() => chunks.remove(&(digest, index)).is_some(),
+            Some(Topic::Blob { digest, index }) => {
+                let content = deploy::digest(payload);
+                chunks.insert((digest, index), content) != Some(content)
+            }
+            _ => boards.record(topic, payload),
+        };
+        session.client.read_retained(&filters, Duration::ZERO, session.deadline, on_message).await?;
+        // Or the broker would send back every chunk that we publish.
+        filters.iter().for_each(|filter| session.client.unsubscribe(filter));
+        Ok(Self(chunks))
+    }
+
+    /// Topics and content of the chunks that are missing or damaged on the broker.
+    pub(crate) fn missing(&self, session: &Session, bundle: &Bundle) -> Vec<(String, Bytes)> {
         let mut missing = Vec::new();
         for part in &bundle.parts {
             let digest = &part.module.digest;
@@ -53,8 +51,8 @@ impl RetainedChunks {
         missing
     }
 
-    /// The topics of all chunks, of those too that an earlier push has cut otherwise.
-    pub fn all(self, session: &Session, bundle: &Bundle) -> Vec<String> {
+    /// Topics of all chunks, also of those that an earlier push cut to another size.
+    pub(crate) fn into_topics(self, session: &Session, bundle: &Bundle) -> Vec<String> {
         let ours = bundle.parts.iter().flat_map(|part| {
             let indices = 0..part.module.chunks.len() as u32;
             indices.map(|index| (part.module.digest, index))
@@ -64,8 +62,8 @@ impl RetainedChunks {
     }
 }
 
-/// The topics of all chunks of modules that no board's report and no order on the broker names.
-pub async fn unused(session: &mut Session, base: &str, bundle: &Bundle) -> anyhow::Result<Vec<String>> {
+/// Returns the topics of all chunks whose module neither a board's report nor an order on the broker names.
+pub(crate) async fn unused(session: &mut Session, base: &str, bundle: &Bundle) -> anyhow::Result<Vec<String>> {
     let filters = [
         session.topics.reports(None),
         format!("{base}/+/deploy/+"),
@@ -75,28 +73,24 @@ pub async fn unused(session: &mut Session, base: &str, bundle: &Bundle) -> anyho
     let mut named = bundle.digests().collect::<BTreeSet<_>>();
     let mut chunks: BTreeSet<(Digest, u32)> = BTreeSet::new();
     let topics = session.topics.clone();
-    let on_message = |topic: &str, payload: &Bytes| match topics.parse(topic) {
-        Some(Topic::Blob { digest, index }) if !payload.is_empty() => chunks.insert((digest, index)),
-        Some(Topic::Deploy { .. }) => {
-            let before = named.len();
-            named.extend(ordered(payload));
-            named.len() > before
+    let on_message = |topic: &str, payload: &Bytes| {
+        let before = named.len();
+        match topics.parse(topic) {
+            Some(Topic::Blob { digest, index }) if !payload.is_empty() => return chunks.insert((digest, index)),
+            Some(Topic::Deploy { .. }) => named.extend(digests_of_order(payload)),
+            Some(Topic::Report { .. }) => named.extend(Report::parse(payload).iter().flat_map(digests_of_report)),
+            _ => {}
         }
-        Some(Topic::Report { .. }) => {
-            let before = named.len();
-            named.extend(Report::parse(payload).iter().flat_map(reported));
-            named.len() > before
-        }
-        _ => false,
+        named.len() > before
     };
-    session.remote.read_retained(&filters, RETAINED_GRACE, session.deadline, on_message).await?;
-    filters.iter().for_each(|filter| session.remote.unsubscribe(filter));
+    session.client.read_retained(&filters, RETAINED_GRACE, session.deadline, on_message).await?;
+    filters.iter().for_each(|filter| session.client.unsubscribe(filter));
     chunks.retain(|(digest, _)| !named.contains(digest));
     Ok(chunks.into_iter().map(|(digest, index)| topics.blob(&digest, index)).collect())
 }
 
-/// The modules that an order may bring. Whoever has signed it: what is doubtful is kept.
-fn ordered(envelope: &[u8]) -> Vec<Digest> {
+/// Modules of an order, also of an unverified one: removing too little is the safe side.
+fn digests_of_order(envelope: &[u8]) -> Vec<Digest> {
     let order = Envelope::parse(envelope).and_then(|envelope| Order::parse(envelope.unverified()));
     match order.map(|order| order.change) {
         Ok(Change::Install(install)) => install.modules().map(|module| module.digest).collect(),
@@ -104,7 +98,7 @@ fn ordered(envelope: &[u8]) -> Vec<Digest> {
     }
 }
 
-fn reported(report: &Report) -> impl Iterator<Item = Digest> {
+fn digests_of_report(report: &Report) -> impl Iterator<Item = Digest> {
     let active = report.active.as_ref().map(|active| active.version.digest);
     let previous = report.previous.as_ref().map(|previous| previous.digest);
     [report.digest, active, previous].into_iter().flatten()
