@@ -60,7 +60,10 @@ pub(crate) fn run(args: &BuildArgs) -> anyhow::Result<()> {
 
 /// Builds the function in a folder. Cargo's messages go to standard error.
 pub(crate) fn build(dir: &Path) -> anyhow::Result<Built> {
-    let manifest = read_manifest(dir)?;
+    if !dir.join(manifest::FILE_NAME).exists() {
+        bail!("no function.toml in {}: name a folder with function.toml and Cargo.toml", dir.display());
+    }
+    let manifest = Manifest::load(dir)?;
     if !dir.join("Cargo.toml").is_file() {
         bail!(
             "no Cargo.toml in {}: `sedge build` compiles Rust crates; for other languages, put the component into the folder under the name in function.toml",
@@ -89,16 +92,6 @@ pub(crate) fn build(dir: &Path) -> anyhow::Result<Built> {
         memory_bytes: anatomy.memory_bytes,
         core_instances: if compile::is_one_module(&wasm) { 1 } else { anatomy.core_instances },
     })
-}
-
-fn read_manifest(dir: &Path) -> anyhow::Result<Manifest> {
-    if !dir.join(manifest::FILE_NAME).exists() {
-        bail!(
-            "no function.toml in {}: name the folder of a function, which has function.toml and Cargo.toml",
-            dir.display()
-        )
-    }
-    Ok(Manifest::load(dir)?)
 }
 
 /// The cargo that compiles functions. `cross/wasm-target.sh` explains the variables.

@@ -66,7 +66,7 @@ fn from_input(class: Class, target: Option<Isa>) -> anyhow::Result<()> {
 }
 
 fn folder(args: &CompileArgs, dir: &Path) -> anyhow::Result<()> {
-    let manifest = Manifest::load(dir).map_err(anyhow::Error::new)?;
+    let manifest = Manifest::load(dir)?;
     let targets: BTreeSet<Isa> = args.targets.iter().copied().collect();
     if args.output.is_some() && targets.len() > 1 {
         anyhow::bail!("--output names one file for {} targets: leave it out", targets.len());

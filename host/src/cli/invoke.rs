@@ -56,14 +56,13 @@ fn pair(text: &str) -> Result<(String, String), String> {
 
 /// Returns exit code 0 when the function succeeded, 1 when the message would become a dead letter or be retried.
 pub(crate) fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
-    let manifest = Manifest::load(&args.dir).map_err(anyhow::Error::new)?;
+    let manifest = Manifest::load(&args.dir)?;
     let installed = match args.code || !Host::here().has_compiler {
         true => deploy::install_code(&args.dir, manifest)?,
         false => deploy::install(&args.dir, manifest, &Compiler, false)?,
     };
-    let mut settings: BTreeMap<String, String> = installed.settings().into_iter().collect();
-    settings.extend(args.settings.iter().cloned());
-    let settings: Vec<(String, String)> = settings.into_iter().collect();
+    let settings: BTreeMap<_, _> = installed.settings().into_iter().chain(args.settings.iter().cloned()).collect();
+    let settings: Vec<_> = settings.into_iter().collect();
     let mut sandbox = Sandbox::new();
     let function = sandbox.load_granted(&installed.code, installed.limits(), installed.grants(), settings.into())?;
     let ticker = sandbox.ticker();

@@ -1,5 +1,7 @@
 //! Differences between two manifests, shown before a push.
 
+use std::collections::BTreeSet;
+
 use serde::Serialize;
 use serde_json::Value;
 
@@ -29,23 +31,18 @@ pub(crate) fn changes(old: Option<&Value>, new: &Value) -> Vec<ManifestChange> {
     found
 }
 
-fn compare(key: String, old: Option<&Value>, new: Option<&Value>, found: &mut Vec<ManifestChange>) {
+fn compare<'a>(key: String, old: Option<&'a Value>, new: Option<&'a Value>, found: &mut Vec<ManifestChange>) {
     if old == new {
         return;
     }
-    let within = |name: &str| if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
     match (old, new) {
-        (None | Some(Value::Object(_)), Some(Value::Object(members))) => {
-            let old = old.and_then(Value::as_object);
-            for (name, value) in members {
-                compare(within(name), old.and_then(|old| old.get(name)), Some(value), found);
+        (None | Some(Value::Object(_)), Some(Value::Object(_))) | (Some(Value::Object(_)), None) => {
+            let members = [old, new].into_iter().flatten().filter_map(Value::as_object).flatten();
+            for name in members.map(|(name, _)| name).collect::<BTreeSet<_>>() {
+                let member = |value: Option<&'a Value>| value.and_then(|value| value.get(name));
+                let key = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                compare(key, member(old), member(new), found);
             }
-            for (name, value) in old.into_iter().flatten().filter(|(name, _)| !members.contains_key(*name)) {
-                compare(within(name), Some(value), None, found);
-            }
-        }
-        (Some(Value::Object(members)), None) => {
-            members.iter().for_each(|(name, value)| compare(within(name), Some(value), None, found));
         }
         (None | Some(Value::Array(_)), Some(Value::Array(_))) | (Some(Value::Array(_)), None) => {
             let list = |value: Option<&Value>| value.and_then(Value::as_array).cloned().unwrap_or_default();

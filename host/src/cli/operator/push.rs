@@ -21,7 +21,7 @@ use crate::deploy::payload::{CHUNK_BYTES, Change, DEFAULT_CHUNK_BYTES, Install};
 use crate::manifest::TrialMode;
 use crate::sandbox::Isa;
 use crate::time::Now;
-use bundle::{Bundle, Wanted};
+use bundle::Bundle;
 use chunks::RetainedChunks;
 
 #[derive(Debug, Args)]
@@ -80,8 +80,7 @@ pub(crate) fn run(args: &PushArgs) -> anyhow::Result<ExitCode> {
             true => None,
             false => Some(args.key.load()?),
         };
-        let wanted = Wanted { targets: &args.code, has_component: !args.code_only, chunk_size: args.chunk_size };
-        let mut bundle = Bundle::build(&args.dir, &wanted)?;
+        let mut bundle = Bundle::build(&args.dir, &args.code, args.code_only, args.chunk_size)?;
         if let Some(mode) = args.mode {
             bundle.set_mode(mode);
         }

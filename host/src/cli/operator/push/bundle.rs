@@ -32,39 +32,28 @@ pub(crate) struct Part {
     bytes: Bytes,
 }
 
-/// The parts to build.
-pub(crate) struct Wanted<'a> {
-    pub(crate) targets: &'a [Isa],
-    pub(crate) has_component: bool,
-    pub(crate) chunk_size: u32,
-}
-
 impl Bundle {
-    /// Builds the function if it is a Rust crate, reads it, and compiles it for the targets.
-    pub(crate) fn build(dir: &Path, wanted: &Wanted<'_>) -> anyhow::Result<Self> {
-        let manifest = Manifest::load(dir).map_err(anyhow::Error::new)?;
+    /// Builds the function if it is a Rust crate, and compiles it for the targets.
+    pub(crate) fn build(dir: &Path, targets: &[Isa], code_only: bool, chunk_size: u32) -> anyhow::Result<Self> {
+        let manifest = Manifest::load(dir)?;
         if dir.join("Cargo.toml").is_file() {
             build::build(dir)?;
         }
         let path = deploy::component_path(dir, &manifest);
         let wasm = fs::read(&path).with_context(|| {
-            format!(
-                "failed to read {}; build it, or name the component in {}",
-                path.display(),
-                crate::manifest::FILE_NAME
-            )
+            format!("failed to read {}; build it, or name the component in function.toml", path.display())
         })?;
         component::check_world(&wasm).with_context(|| path.display().to_string())?;
         let class = Class::for_memory(manifest.limits.memory_bytes.get());
         let mut parts = Vec::new();
-        for target in wanted.targets.iter().copied().collect::<BTreeSet<_>>() {
+        for target in targets.iter().copied().collect::<BTreeSet<_>>() {
             let code = Compiler.code_for(&wasm, class, target).with_context(|| path.display().to_string())?;
             // A board checks grants only of what it compiles itself.
             Grants::from(&manifest.allow).check(&wasm).with_context(|| manifest.name.to_string())?;
-            parts.push(Part::new(Some(Abi::of(target, class)), code.to_bytes(), wanted.chunk_size));
+            parts.push(Part::new(Some(Abi::of(target, class)), code.to_bytes(), chunk_size));
         }
-        if wanted.has_component {
-            parts.insert(0, Part::new(None, wasm.into(), wanted.chunk_size));
+        if !code_only {
+            parts.insert(0, Part::new(None, wasm.into(), chunk_size));
         }
         for part in &parts {
             part.module.check(u64::MAX).with_context(|| path.display().to_string())?;
