@@ -14,7 +14,7 @@ use crate::forward::HOPS;
 use crate::manifest::{Allow, Limits, Manifest, StateScope, Trial};
 use crate::message::Digest;
 use crate::router::Interest;
-use crate::sandbox::guest::{INCREMENT, LIMITS, NOTHING, OPEN, code};
+use crate::sandbox::testing::{INCREMENT, LIMITS, NOTHING, OPEN, code};
 use crate::store::{DeadLetter, Fingerprint, LoadId, Parked, ParkedId, Record, Stream};
 use crate::worker::permits::Permits;
 use crate::worker::pool::Loadable;

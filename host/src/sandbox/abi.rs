@@ -196,3 +196,6 @@ fn slice(at: u32, len: usize) -> Slice {
 fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
     bytes.try_into().expect("the caller cut it to size")
 }
+
+#[cfg(all(test, feature = "compiler"))]
+mod tests;

@@ -343,3 +343,6 @@ impl config::Host for Host {
         Ok(Ok(self.settings.to_vec()))
     }
 }
+
+#[cfg(all(test, feature = "compiler"))]
+mod tests;

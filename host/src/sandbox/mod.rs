@@ -7,33 +7,23 @@
 //! [`Outcome`]; an error is only what the host itself could not do.
 
 mod abi;
-#[cfg(all(test, feature = "compiler"))]
-mod abi_tests;
 #[cfg(feature = "compiler")]
 pub mod compile;
 mod component;
 mod engine;
 mod grants;
-#[cfg(all(test, feature = "compiler"))]
-mod grants_tests;
-#[cfg(all(test, feature = "compiler"))]
-pub mod guest;
 mod handles;
 mod host;
-#[cfg(all(test, feature = "compiler"))]
-mod host_tests;
 mod imports;
 mod isa;
 #[cfg(feature = "compiler")]
 mod main_module;
 mod module;
-#[cfg(all(test, feature = "compiler", target_pointer_width = "64"))]
-mod room_tests;
 pub mod sealed;
 pub mod shape;
-#[cfg(all(test, feature = "compiler"))]
-mod shape_tests;
 mod state;
+#[cfg(all(test, feature = "compiler"))]
+pub mod testing;
 #[cfg(all(test, feature = "compiler"))]
 mod tests;
 #[cfg(feature = "compiler")]

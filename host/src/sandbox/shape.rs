@@ -114,3 +114,6 @@ fn features() -> WasmFeatures {
         | WasmFeatures::COMPONENT_MODEL
         | WasmFeatures::GC_TYPES
 }
+
+#[cfg(all(test, feature = "compiler"))]
+mod tests;

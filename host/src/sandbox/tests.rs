@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::guest::{Bench, LIMITS, LOG, NOTHING, component, component_of, message, module, module_of, run, run_with};
+use super::testing::{Bench, LIMITS, LOG, NOTHING, component, component_of, message, module, module_of, run, run_with};
 use super::{Class, Limits, Sandbox, State};
 use crate::message::{FailureCode, Output, Verdict};
 
@@ -119,7 +119,7 @@ fn fuel_is_limited() {
     assert!((1000..100_000).contains(&run.outcome.usage.fuel), "{:?}", run.outcome.usage);
     let endless = component("", FOREVER);
     check_fails(&endless, limits, FailureCode::Fuel, "used up 100000 units of fuel");
-    assert_eq!(super::guest::run(&endless, limits).outcome.usage.fuel, 100_000);
+    assert_eq!(super::testing::run(&endless, limits).outcome.usage.fuel, 100_000);
 }
 
 /// Instructions that make the host work cost what the host does.
@@ -360,4 +360,58 @@ fn outputs_arrive_as_they_were_returned() {
     let [Output::Publish(publication)] = &outputs[..] else { panic!("{outputs:?}") };
     assert_eq!((&*publication.topic, &publication.payload[..]), ("sensors/a", &b"21.5"[..]));
     assert!(publication.retain && publication.content_type.is_none());
+}
+
+/// The address space that the sandbox takes, against what Wasmtime's own settings would take.
+#[cfg(target_pointer_width = "64")]
+mod address_space {
+    use std::process::Command;
+
+    use rustix::process::{Resource, Rlimit, setrlimit};
+    use wasmtime::{Config, Engine, Instance, InstanceAllocationStrategy, Module, Store};
+
+    use super::*;
+    use crate::sandbox::testing::code;
+
+    /// Set for the child process of the test below: a process cannot raise its limit again.
+    const CHILD: &str = "SEDGE_TEST_CONFINED";
+    /// As in `tests/it/boards.rs`.
+    const ADDRESSES_BYTES: u64 = 600_000 << 10;
+
+    #[test]
+    fn confined() {
+        if std::env::var_os(CHILD).is_none() {
+            return;
+        }
+        println!();
+        let function = code("", NOTHING);
+        let wasm = wat::parse_str("(module (memory 1))").unwrap();
+        setrlimit(Resource::As, Rlimit { current: Some(ADDRESSES_BYTES), maximum: Some(ADDRESSES_BYTES) }).unwrap();
+        let mut sandbox = Sandbox::new();
+        let run =
+            sandbox.load(&function, LIMITS, Arc::from([])).map(|it| it.invoke(&message("t", b""), State::default()));
+        println!("sandbox: {}", run.is_ok_and(|run| run.outputs() == 0));
+        let on_demand = Engine::new(&Config::new()).and_then(|engine| {
+            let module = Module::new(&engine, &wasm)?;
+            Instance::new(&mut Store::new(&engine, ()), &module, &[])
+        });
+        println!("usual memory: {}", on_demand.is_ok());
+        let mut pooled = Config::new();
+        pooled.allocation_strategy(InstanceAllocationStrategy::pooling());
+        println!("usual pool: {}", Engine::new(&pooled).is_ok());
+    }
+
+    #[test]
+    fn the_sandbox_fits_where_the_usual_reservations_do_not() {
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "sandbox::tests::address_space::confined", "--nocapture", "--test-threads=1"])
+            .env(CHILD, "1")
+            .output()
+            .unwrap();
+        let said = String::from_utf8(output.stdout).unwrap();
+        assert!(output.status.success(), "{said}{}", String::from_utf8_lossy(&output.stderr));
+        for line in ["sandbox: true", "usual memory: false", "usual pool: false"] {
+            assert!(said.lines().any(|it| it == line), "no {line:?}: {said}");
+        }
+    }
 }

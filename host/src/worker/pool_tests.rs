@@ -4,7 +4,7 @@ use tokio::task::LocalSet;
 
 use super::*;
 use crate::message::Verdict;
-use crate::sandbox::guest::{INCREMENT, LIMITS, NOTHING, OPEN, code, message};
+use crate::sandbox::testing::{INCREMENT, LIMITS, NOTHING, OPEN, code, message};
 
 fn settings(count: usize) -> Settings {
     Settings {

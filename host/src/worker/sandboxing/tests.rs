@@ -12,8 +12,8 @@ use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{Resource, Rlimit};
 
 use super::{ProcessLimits, enter, has_filter};
-use crate::sandbox::guest::{LIMITS, NOTHING, code, message};
 use crate::sandbox::sealed::SealedCode;
+use crate::sandbox::testing::{LIMITS, NOTHING, code, message};
 use crate::sandbox::{Grants, Sandbox, State};
 use crate::worker::codes::{self, Code};
 

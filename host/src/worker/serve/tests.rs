@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::message::Output;
-use crate::sandbox::guest::{INCREMENT, LIMITS, NOTHING, OPEN, code, message};
+use crate::sandbox::testing::{INCREMENT, LIMITS, NOTHING, OPEN, code, message};
 use crate::sandbox::{Class, Limits};
 
 /// A worker thread and the daemon's end of its socket.
@@ -248,7 +248,7 @@ fn the_clock_stops_functions_of_every_class_also_after_it_slept() {
     let limits = Limits { fuel: 1 << 60, timeout_ms: 30, ..LIMITS };
     let mut served = Served::with(1, limits, endless());
     let large = Limits { memory_bytes: Class::Large.memory_bytes(), ..limits };
-    let component = crate::sandbox::guest::component("", "(loop $l (br $l)) (unreachable)");
+    let component = crate::sandbox::testing::component("", "(loop $l (br $l)) (unreachable)");
     let code = crate::sandbox::compile::component(&component, Class::Large).unwrap();
     assert_eq!(served.load(2, large, code.into()), None);
     for (id, function) in [(1, 1), (2, 2), (3, 1)] {

@@ -4,12 +4,12 @@
 
 use bytes::Bytes;
 
-use super::State;
-use super::guest::{
+use crate::message::FailureCode;
+use crate::sandbox::State;
+use crate::sandbox::testing::{
     BUCKET, CAS_DROP, CAS_NEW, DELETE, INCREMENT, LIMITS, LIST_KEYS, LOG, NOTHING, OPEN, SET, component, run, run_with,
 };
-use super::{Limits, LogLine, Run};
-use crate::message::FailureCode;
+use crate::sandbox::{Limits, LogLine, Run};
 
 /// Writes `bytes` of its memory under the key `a`, then runs `code`.
 fn set(bytes: u32, code: &str) -> Vec<u8> {

@@ -1,18 +1,18 @@
 //! What the host writes into a guest's memory and reads from it, byte for byte as the engine does it for components: every
-//! run here goes both ways ([`super::guest::Both`]).
+//! run here goes both ways ([`crate::sandbox::testing::Both`]).
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking what is wrong")]
 
 use bytes::Bytes;
 
-use super::guest::{
+use crate::message::{Alert, AlertStatus, FailureCode, Message, Output, Severity, Verdict};
+use crate::sandbox::main_module::main_module;
+use crate::sandbox::module::HANDLE;
+use crate::sandbox::testing::{
     BUCKET, Bench, CAS_DROP, CAS_NEW, DELETE, INCREMENT, LIMITS, LIST_KEYS, LOG, NOTHING, OPEN, SET, component,
     component_of, message, module, run, run_with,
 };
-use super::main_module::main_module;
-use super::module::HANDLE;
-use super::{Grants, Limits, Run, State};
-use crate::message::{Alert, AlertStatus, FailureCode, Message, Output, Severity, Verdict};
+use crate::sandbox::{Grants, Limits, Run, State};
 
 const GET: &str = r#"(import "wasi:keyvalue/store@0.2.0-draft2" "[method]bucket.get"
     (func $get (param i32 i32 i32 i32)))"#;

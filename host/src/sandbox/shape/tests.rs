@@ -6,9 +6,9 @@ use std::sync::Arc;
 
 use wasmparser::{Parser, Payload};
 
-use super::guest::{LIMITS, LOG, NOTHING, component, component_of, module, module_of};
-use super::shape::{MAX_WASM_BYTES, ShapeError, check};
-use super::{Class, Sandbox, compile};
+use crate::sandbox::shape::{MAX_WASM_BYTES, ShapeError, check};
+use crate::sandbox::testing::{LIMITS, LOG, NOTHING, component, component_of, module, module_of};
+use crate::sandbox::{Class, Sandbox, compile};
 
 const LARGE: usize = Class::Large.memory_bytes();
 
@@ -213,7 +213,7 @@ fn code_is_loaded_only_where_it_was_compiled_for() {
     let small = compile::component(&component(LOG, NOTHING), Class::Small).unwrap();
     let settings = || Arc::from([]);
     Sandbox::new().load(&small, LIMITS, settings()).map(drop).unwrap();
-    let large = super::Limits { memory_bytes: 32 << 20, ..LIMITS };
+    let large = crate::sandbox::Limits { memory_bytes: 32 << 20, ..LIMITS };
     assert!(Sandbox::new().load(&small, large, settings()).is_err(), "another class");
     assert!(Sandbox::new().load(&component(LOG, NOTHING), LIMITS, settings()).is_err(), "wasm, not code");
     assert!(Sandbox::new().load(&[], LIMITS, settings()).is_err());
