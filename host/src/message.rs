@@ -99,6 +99,22 @@ pub enum Output {
     Publish(Publication),
 }
 
+impl Output {
+    /// Number of bytes that count towards `limits.output_bytes`: topic, payload and all texts.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Alert(Alert { key, summary, labels, .. }) => {
+                let labels = labels.iter().map(|(name, value)| name.len() + value.len());
+                key.len() + summary.len() + labels.sum::<usize>()
+            }
+            Self::Forward(Publication { topic, payload, content_type, .. })
+            | Self::Publish(Publication { topic, payload, content_type, .. }) => {
+                topic.len() + payload.len() + content_type.as_ref().map_or(0, |kind| kind.len())
+            }
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Alert {
     /// What the alert is about, within the function: `cold-room-2/too-warm`. Repeats with one key are folded.

@@ -327,7 +327,7 @@ impl Function {
     ) -> Run {
         let verdict = match ended {
             Ok(Verdict::Done(outputs)) => {
-                usage.output_bytes = outputs.iter().map(output_bytes).sum::<usize>() as u64;
+                usage.output_bytes = outputs.iter().map(Output::bytes).sum::<usize>() as u64;
                 match self.check_outputs(&outputs, usage.output_bytes).map_or_else(|| permitted(&outputs), Err) {
                     Ok(()) => Verdict::Done(outputs),
                     Err(failure) => Verdict::Failed(failure),
@@ -405,18 +405,4 @@ fn shorten(mut text: String) -> String {
         text.push('…');
     }
     text
-}
-
-fn output_bytes(output: &Output) -> usize {
-    match output {
-        Output::Alert(alert) => {
-            let labels: usize = alert.labels.iter().map(|(name, value)| name.len() + value.len()).sum();
-            alert.key.len() + alert.summary.len() + labels
-        }
-        Output::Forward(publication) | Output::Publish(publication) => {
-            publication.topic.len()
-                + publication.payload.len()
-                + publication.content_type.as_ref().map_or(0, |kind| kind.len())
-        }
-    }
 }

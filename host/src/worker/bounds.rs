@@ -1,7 +1,7 @@
 //! Bounds on a worker's answers, checked in the daemon. A worker that has a bug, or was taken over by its function, must
 //! not fill the daemon's memory or the store. A working worker never exceeds them.
 
-use crate::message::{Alert, LogLine, Outcome, Output, Publication, Verdict};
+use crate::message::{LogLine, Outcome, Output, Verdict};
 use crate::sandbox::{Limits, MAX_LOG_LINE_BYTES, MAX_LOG_LINES};
 
 /// Above what the sandbox cuts reasons to.
@@ -42,7 +42,11 @@ pub fn check(outcome: &Outcome, log: &[LogLine], limits: &Limits) -> Result<(), 
     let may_write = match &outcome.verdict {
         Verdict::Done(outputs) => {
             at_most("outputs", outputs.len() as u64, limits.outputs as u64)?;
-            at_most("bytes of output", outputs.iter().map(output_bytes).sum(), limits.output_bytes as u64)?;
+            at_most(
+                "bytes of output",
+                outputs.iter().map(Output::bytes).sum::<usize>() as u64,
+                limits.output_bytes as u64,
+            )?;
             limits.state_bytes > 0
         }
         Verdict::Retry { reason, .. } => {
@@ -65,26 +69,12 @@ fn at_most(what: &'static str, found: u64, limit: u64) -> Result<(), Excess> {
     if found > limit { Err(Excess { what, found, limit }) } else { Ok(()) }
 }
 
-/// Counts as the sandbox does for `Limits::output_bytes`.
-fn output_bytes(output: &Output) -> u64 {
-    let bytes = match output {
-        Output::Alert(Alert { key, summary, labels, .. }) => {
-            key.len() + summary.len() + labels.iter().map(|(name, value)| name.len() + value.len()).sum::<usize>()
-        }
-        Output::Forward(Publication { topic, payload, content_type, .. })
-        | Output::Publish(Publication { topic, payload, content_type, .. }) => {
-            topic.len() + payload.len() + content_type.as_ref().map_or(0, |kind| kind.len())
-        }
-    };
-    bytes as u64
-}
-
 #[cfg(test)]
 mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::message::{Failure, FailureCode, StateWrite, Usage};
+    use crate::message::{Failure, FailureCode, Publication, StateWrite, Usage};
 
     const LIMITS: Limits =
         Limits { fuel: 100, timeout_ms: 10, memory_bytes: 65_536, outputs: 2, output_bytes: 20, state_bytes: 10 };
