@@ -49,7 +49,7 @@ pub enum ComponentError {
 
 /// What a component is made of, for the person who builds it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Anatomy {
+pub struct ComponentInfo {
     /// Interfaces, by name with version.
     pub imports: Vec<String>,
     pub exports: Vec<String>,
@@ -117,7 +117,7 @@ pub fn check_world(component: &[u8]) -> Result<(), ComponentError> {
     push_world(&mut carrier);
     let (_, mut metadata) = wit_component::metadata::decode(&carrier).map_err(ComponentError::Encode)?;
     // These have settled: 0.2.7 has what 0.2.0 had. The check goes by the whole name, so that the world follows the component.
-    for import in anatomy(component)?.imports {
+    for import in inspect(component)?.imports {
         let Some((name, version)) = import.split_once('@') else { continue };
         let Some((package, _)) = name.strip_prefix("wasi:").and_then(|name| name.split_once('/')) else { continue };
         if !matches!(package, "clocks" | "random") || !version.starts_with("0.2.") {
@@ -132,8 +132,8 @@ pub fn check_world(component: &[u8]) -> Result<(), ComponentError> {
 }
 
 /// Takes a component apart.
-pub fn anatomy(component: &[u8]) -> Result<Anatomy, ComponentError> {
-    let mut anatomy = Anatomy::default();
+pub fn inspect(component: &[u8]) -> Result<ComponentInfo, ComponentError> {
+    let mut info = ComponentInfo::default();
     let mut depth = 0;
     for payload in Parser::new(0).parse_all(component) {
         match payload? {
@@ -142,31 +142,31 @@ pub fn anatomy(component: &[u8]) -> Result<Anatomy, ComponentError> {
             Payload::MemorySection(section) => {
                 for memory in section {
                     let memory = memory?;
-                    anatomy.memory_bytes += memory.initial << memory.page_size_log2.unwrap_or(16);
+                    info.memory_bytes += memory.initial << memory.page_size_log2.unwrap_or(16);
                 }
             }
             Payload::InstanceSection(section) => {
                 for instance in section {
-                    anatomy.core_instances += u32::from(matches!(instance?, Instance::Instantiate { .. }));
+                    info.core_instances += u32::from(matches!(instance?, Instance::Instantiate { .. }));
                 }
             }
             Payload::ComponentImportSection(section) if depth == 0 => {
                 for import in section {
-                    anatomy.imports.push(import?.name.name.to_owned());
+                    info.imports.push(import?.name.name.to_owned());
                 }
             }
             Payload::ComponentExportSection(section) if depth == 0 => {
                 for export in section {
                     let export = export?;
                     if export.kind != ComponentExternalKind::Type {
-                        anatomy.exports.push(export.name.name.to_owned());
+                        info.exports.push(export.name.name.to_owned());
                     }
                 }
             }
             _ => {}
         }
     }
-    Ok(anatomy)
+    Ok(info)
 }
 
 /// Copies a module or a component, and what is nested in it, without its custom sections but those that `keep` wants.
@@ -250,10 +250,10 @@ mod tests {
     #[test]
     fn makes_a_component_without_unused_imports() {
         let component = from_module(&with_world(module("", HANDLE))).unwrap();
-        let anatomy = anatomy(&component).unwrap();
-        assert_eq!(anatomy.imports, Vec::<String>::new());
-        assert_eq!(anatomy.exports, [EXPORT]);
-        assert_eq!(anatomy.memory_bytes, 65_536);
+        let info = inspect(&component).unwrap();
+        assert_eq!(info.imports, Vec::<String>::new());
+        assert_eq!(info.exports, [EXPORT]);
+        assert_eq!(info.memory_bytes, 65_536);
         check_world(&component).unwrap();
         assert!(!String::from_utf8_lossy(&component).contains("producers"));
     }
@@ -262,7 +262,7 @@ mod tests {
     fn names_the_interfaces_that_are_used() {
         let import = r#"(import "wasi:logging/logging@0.1.0-draft" "log" (func (param i32 i32 i32 i32 i32)))"#;
         let component = from_module(&with_world(module(import, HANDLE))).unwrap();
-        assert_eq!(anatomy(&component).unwrap().imports, ["wasi:logging/logging@0.1.0-draft"]);
+        assert_eq!(inspect(&component).unwrap().imports, ["wasi:logging/logging@0.1.0-draft"]);
     }
 
     #[test]

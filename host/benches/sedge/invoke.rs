@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sedge::message::{Message, Verdict};
-use sedge::sandbox::{Class, Function, Limits, Sandbox, State, compile, yardstick};
+use sedge::sandbox::{Class, Function, Limits, Sandbox, ScopeState, compile, yardstick};
 
 use crate::Size;
 use crate::harness::guest::guest;
@@ -76,7 +76,7 @@ pub fn microseconds(function: &Function) -> f64 {
     let readings = [21.5, 22.5].map(|value| {
         Bytes::from(format!("{{\"battery\":97,\"humidity\":48.2,\"linkquality\":120,\"temperature\":{value}}}"))
     });
-    let mut state = State::default();
+    let mut state = ScopeState::default();
     let mut runs = 0_u32;
     let started = Instant::now();
     while started.elapsed() < SLICE {

@@ -75,9 +75,9 @@ pub(crate) fn build(dir: &Path) -> anyhow::Result<Built> {
     let module_path = compile(dir, &toolchain)?;
     let module = fs::read(&module_path).with_context(|| format!("failed to read {}", module_path.display()))?;
     let wasm = component::from_module(&module).with_context(|| module_path.display().to_string())?;
-    let anatomy = component::anatomy(&wasm)?;
+    let info = component::inspect(&wasm)?;
 
-    for import in &anatomy.imports {
+    for import in &info.imports {
         // Boards refuse others.
         Grants::from(&manifest.allow).check_name(import).with_context(|| manifest.name.to_string())?;
     }
@@ -88,9 +88,9 @@ pub(crate) fn build(dir: &Path) -> anyhow::Result<Built> {
         component,
         digest: deploy::digest(&wasm).to_string(),
         size_bytes: wasm.len(),
-        imports: anatomy.imports,
-        memory_bytes: anatomy.memory_bytes,
-        core_instances: if compile::is_one_module(&wasm) { 1 } else { anatomy.core_instances },
+        imports: info.imports,
+        memory_bytes: info.memory_bytes,
+        core_instances: if compile::is_one_module(&wasm) { 1 } else { info.core_instances },
     })
 }
 

@@ -15,7 +15,7 @@ use crate::config::Node;
 use crate::deploy::{self, Compiler, Host};
 use crate::manifest::Manifest;
 use crate::message::{Message, Output, Publication, Verdict};
-use crate::sandbox::{Run, Sandbox, State};
+use crate::sandbox::{Run, Sandbox, ScopeState};
 use crate::time::{self, Now};
 use crate::worker::permits::Permits;
 
@@ -89,7 +89,7 @@ pub(crate) fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
         publish: installed.manifest.allow.publish.clone(),
         grants: installed.grants(),
     };
-    let run = function.invoke_within(&message, State::from_entries(entries), |outputs| permits.check(outputs));
+    let run = function.invoke_within(&message, ScopeState::from_entries(entries), |outputs| permits.check(outputs));
     let succeeded = matches!(run.outcome.verdict, Verdict::Done(_));
     if args.json {
         println!("{}", as_json(&run));

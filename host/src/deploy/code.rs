@@ -15,7 +15,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::message::Digest;
-use crate::sandbox::{Class, Isa, SETTINGS, WASMTIME};
+use crate::sandbox::{Class, Isa, SETTINGS_VERSION, WASMTIME_VERSION};
 
 const MAGIC: &[u8] = b"sedge-code 1\n";
 /// A header has some 170 bytes.
@@ -63,7 +63,7 @@ pub enum CodeError {
 impl Abi {
     /// What this program compiles for the target.
     pub fn of(target: Isa, class: Class) -> Self {
-        Self { target: target.as_str().into(), wasmtime: WASMTIME, settings: SETTINGS, class }
+        Self { target: target.as_str().into(), wasmtime: WASMTIME_VERSION, settings: SETTINGS_VERSION, class }
     }
 }
 
@@ -123,7 +123,7 @@ mod tests {
     fn a_file_is_read_as_it_was_written() {
         let file = code().to_bytes();
         let header = format!(
-            "sedge-code 1\n{{\"target\":\"aarch64\",\"wasmtime\":{WASMTIME},\"settings\":{SETTINGS},\"class\":\"small\",\
+            "sedge-code 1\n{{\"target\":\"aarch64\",\"wasmtime\":{WASMTIME_VERSION},\"settings\":{SETTINGS_VERSION},\"class\":\"small\",\
              \"wasm\":\"{}\"}}\n",
             "07".repeat(32)
         );
@@ -155,8 +155,8 @@ mod tests {
         assert_eq!(code().fitting(Some(host.clone())).unwrap(), "native\ncode");
         for other in [
             Abi { target: "pulley32".into(), ..host.clone() },
-            Abi { wasmtime: WASMTIME + 1, ..host.clone() },
-            Abi { settings: SETTINGS + 1, ..host.clone() },
+            Abi { wasmtime: WASMTIME_VERSION + 1, ..host.clone() },
+            Abi { settings: SETTINGS_VERSION + 1, ..host.clone() },
             Abi { class: Class::Large, ..host.clone() },
         ] {
             let error = code().fitting(Some(other.clone())).unwrap_err().to_string();

@@ -7,93 +7,99 @@
 
 use wasmtime::{AsContextMut, Caller, Memory, Result, StoreContextMut, TypedFunc, bail};
 
-use super::host::Host;
+use super::host::HostState;
 
 /// By which the host reaches into a guest.
-pub struct Guest {
+pub struct GuestExports {
     pub memory: Memory,
     /// Old address, old size, alignment and new size; back comes the new address.
     pub realloc: TypedFunc<(u32, u32, u32, u32), u32>,
 }
 
 /// An address and a length, as they lie in memory.
-pub type Slice = [u8; 8];
+pub type PtrLen = [u8; 8];
 
-/// One crossing: a guest's call to the host, or the host's to the guest.
+/// One call: a guest's call to the host, or the host's to the guest.
 ///
-/// Meanwhile the host has no [`Guest`] to serve: whatever the allocator calls, it is not the host.
-pub struct Crossing<'a> {
-    store: StoreContextMut<'a, Host>,
-    guest: Guest,
+/// Meanwhile the host has no [`GuestExports`] to serve: whatever the allocator calls, it is not the host.
+pub struct CallContext<'a> {
+    store: StoreContextMut<'a, HostState>,
+    guest: GuestExports,
     /// How many bytes the guest may still hand over.
     allowance: usize,
 }
 
 /// What the guest asked for is done by `work`.
-pub fn serve<R>(mut caller: Caller<'_, Host>, work: impl FnOnce(&mut Crossing<'_>) -> Result<R>) -> Result<R> {
+pub fn host_call<R>(
+    mut caller: Caller<'_, HostState>,
+    work: impl FnOnce(&mut CallContext<'_>) -> Result<R>,
+) -> Result<R> {
     let Some(guest) = caller.data_mut().guest.take() else {
         bail!("it called the host before it was ready, or while it allocated memory for the host");
     };
-    let mut crossing = Crossing::new(caller.as_context_mut(), guest);
-    let result = work(&mut crossing)?;
+    let mut call = CallContext::new(caller.as_context_mut(), guest);
+    let result = work(&mut call)?;
     // After an error nobody runs that could call again.
-    let guest = crossing.guest;
+    let guest = call.guest;
     caller.data_mut().guest = Some(guest);
     Ok(result)
 }
 
-impl<'a> Crossing<'a> {
-    pub fn new(store: StoreContextMut<'a, Host>, guest: Guest) -> Self {
-        let allowance = store.data().limits.handover_bytes();
+impl<'a> CallContext<'a> {
+    pub fn new(store: StoreContextMut<'a, HostState>, guest: GuestExports) -> Self {
+        let allowance = store.data().limits.transfer_bytes();
         Self { store, guest, allowance }
     }
 
-    pub fn into_guest(self) -> Guest {
+    pub fn into_guest(self) -> GuestExports {
         self.guest
     }
 
-    pub fn host(&mut self) -> &mut Host {
+    pub fn host(&mut self) -> &mut HostState {
         self.store.data_mut()
     }
 
     /// The guest's memory to read, and the host at the same time.
-    pub fn reader(&mut self) -> (Reader<'_>, &mut Host) {
+    pub fn reader(&mut self) -> (Reader<'_>, &mut HostState) {
         let (memory, host) = self.guest.memory.data_and_store_mut(&mut self.store);
         (Reader { memory, allowance: &mut self.allowance }, host)
     }
 
     /// Copies bytes to where the guest wants them.
-    pub fn hand_in(&mut self, bytes: &[u8]) -> Result<Slice> {
+    pub fn lower_bytes(&mut self, bytes: &[u8]) -> Result<PtrLen> {
         let at = self.allocate(1, bytes.len())?;
         self.write(at, bytes)?;
         Ok(slice(at, bytes.len()))
     }
 
     /// The same for a list of texts.
-    pub fn hand_in_texts<'t>(&mut self, texts: impl ExactSizeIterator<Item = &'t str>) -> Result<Slice> {
-        self.hand_in_list(texts.map(|text| [text]))
+    pub fn lower_strings<'t>(&mut self, texts: impl ExactSizeIterator<Item = &'t str>) -> Result<PtrLen> {
+        self.lower_list(texts.map(|text| [text]))
     }
 
     /// The same for pairs of texts.
-    pub fn hand_in_pairs<'t>(&mut self, pairs: impl ExactSizeIterator<Item = (&'t str, &'t str)>) -> Result<Slice> {
-        self.hand_in_list(pairs.map(|(name, value)| [name, value]))
+    pub fn lower_string_pairs<'t>(
+        &mut self,
+        pairs: impl ExactSizeIterator<Item = (&'t str, &'t str)>,
+    ) -> Result<PtrLen> {
+        self.lower_list(pairs.map(|(name, value)| [name, value]))
     }
 
-    fn hand_in_list<'t, const N: usize>(&mut self, list: impl ExactSizeIterator<Item = [&'t str; N]>) -> Result<Slice> {
+    fn lower_list<'t, const N: usize>(&mut self, list: impl ExactSizeIterator<Item = [&'t str; N]>) -> Result<PtrLen> {
         let len = list.len();
-        let at = self.allocate(4, len.saturating_mul(N * size_of::<Slice>()))?;
+        let at = self.allocate(4, len.saturating_mul(N * size_of::<PtrLen>()))?;
         let mut place = at;
         for text in list.flatten() {
-            let text = self.hand_in(text.as_bytes())?;
+            let text = self.lower_bytes(text.as_bytes())?;
             self.write(place, &text)?;
             // Within what was allocated, and at its end after the last.
-            place += size_of::<Slice>() as u32;
+            place += size_of::<PtrLen>() as u32;
         }
         Ok(slice(at, len))
     }
 
     /// Writes the result of a call where the guest said.
-    pub fn answer(&mut self, at: u32, align: u32, result: &[u8]) -> Result<()> {
+    pub fn write_result(&mut self, at: u32, align: u32, result: &[u8]) -> Result<()> {
         if !at.is_multiple_of(align) {
             bail!("pointer not aligned");
         }
@@ -132,17 +138,17 @@ pub struct Reader<'a> {
 impl<'a> Reader<'a> {
     /// What the guest says lies at `at`. Each time it says so is paid for: it may say the same again and again.
     pub fn bytes(&mut self, at: u32, len: u32) -> Result<&'a [u8]> {
-        self.take("list", at, len as usize, len as usize)
+        self.read("list", at, len as usize, len as usize)
     }
 
     pub fn text(&mut self, at: u32, len: u32) -> Result<&'a str> {
-        Ok(str::from_utf8(self.take("string", at, len as usize, len as usize)?)?)
+        Ok(str::from_utf8(self.read("string", at, len as usize, len as usize)?)?)
     }
 
     /// The pieces of a list, `N` bytes each, which are `cost` bytes to the host.
     pub fn list<const N: usize>(&mut self, at: u32, len: u32, align: u32, cost: usize) -> Result<&'a [[u8; N]]> {
         let times = |size: usize| (len as usize).saturating_mul(size);
-        let bytes = self.take("list", at, times(N), times(cost))?;
+        let bytes = self.read("list", at, times(N), times(cost))?;
         if !at.is_multiple_of(align) {
             bail!("list pointer is not aligned");
         }
@@ -160,22 +166,22 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn take(&mut self, what: &str, at: u32, len: usize, cost: usize) -> Result<&'a [u8]> {
+    fn read(&mut self, what: &str, at: u32, len: usize, cost: usize) -> Result<&'a [u8]> {
         let Some(bytes) = self.memory.get(at as usize..).and_then(|memory| memory.get(..len)) else {
             bail!("{what} pointer/length out of bounds of memory");
         };
         match self.allowance.checked_sub(cost) {
             Some(left) => *self.allowance = left,
-            None => return Err(HandedTooMuch.into()),
+            None => return Err(TransferLimitExceeded.into()),
         }
         Ok(bytes)
     }
 }
 
-/// More was handed over in one call than [`handover_bytes`](super::Limits::handover_bytes).
+/// More was handed over in one call than [`transfer_bytes`](super::Limits::transfer_bytes).
 #[derive(Debug, thiserror::Error)]
 #[error("more was handed over in one call than is allowed")]
-pub struct HandedTooMuch;
+pub struct TransferLimitExceeded;
 
 /// The 32 bits at `place` of what lies in a guest's memory.
 pub fn u32_at(bytes: &[u8], place: usize) -> u32 {
@@ -186,7 +192,7 @@ pub fn u64_at(bytes: &[u8], place: usize) -> u64 {
     u64::from_le_bytes(array(&bytes[place..place + 8]))
 }
 
-fn slice(at: u32, len: usize) -> Slice {
+fn slice(at: u32, len: usize) -> PtrLen {
     let mut slice = [0; 8];
     slice[..4].copy_from_slice(&at.to_le_bytes());
     slice[4..].copy_from_slice(&(len as u32).to_le_bytes());

@@ -3,7 +3,7 @@
 
 use wasmtime::Engine;
 
-use super::engine::{self, Class, Executable};
+use super::engine::{self, Class, CodeMemory};
 use super::grants::Grants;
 use super::imports::Imports;
 use super::main_module::main_module;
@@ -35,7 +35,7 @@ pub fn component(wasm: &[u8], class: Class) -> Result<Vec<u8>, CompileError> {
     component::check_world(wasm)?;
     let code = precompile(&engine::for_compiling(class, None)?, wasm)?;
     // As the worker will: an engine that runs code has limits that one that compiles has not.
-    let engine = engine::for_running(class, Executable::Already)?;
+    let engine = engine::for_running(class, CodeMemory::Sealed)?;
     let loaded = super::native::load(&engine, &code).map_err(SandboxError::Load)?;
     // Code is kept for any manifest; what this one allows is checked when it is installed and loaded.
     Body::new(&mut Imports::new(&engine), &loaded, Grants::ALL)?;

@@ -5,7 +5,7 @@ use wasmtime::component::{Component, Linker};
 use wasmtime::{Result, Store};
 
 use super::grants::Grants;
-use super::host::{self, Host};
+use super::host::{self, HostState};
 use super::{MAX_HANDLES, OUTPUT_BYTES, SandboxError, shorten};
 use crate::message::{Alert, AlertStatus, Failure, FailureCode, Message, Output, Publication, Severity, Verdict};
 use bindings::exports::sedge::function::handler;
@@ -27,9 +27,9 @@ pub mod bindings {
 const _: () = assert!(size_of::<handler::Output>() <= OUTPUT_BYTES);
 
 /// A component ready to be instantiated.
-pub struct Ready(bindings::FunctionPre<Host>);
+pub struct ComponentFunction(bindings::FunctionPre<HostState>);
 
-impl Ready {
+impl ComponentFunction {
     pub fn new(component: &Component, grants: Grants) -> Result<Self, SandboxError> {
         let engine = component.engine();
         let mut linker = Linker::new(engine);
@@ -43,8 +43,8 @@ impl Ready {
     }
 
     /// Sets up an instance and has it handle the message.
-    pub fn call(&self, store: &mut Store<Host>, message: &Message) -> Result<Verdict> {
-        store.set_hostcall_fuel(store.data().limits.handover_bytes());
+    pub fn call(&self, store: &mut Store<HostState>, message: &Message) -> Result<Verdict> {
+        store.set_hostcall_fuel(store.data().limits.transfer_bytes());
         store.set_max_component_handles(MAX_HANDLES);
         let properties: Vec<(&str, &str)> =
             message.properties.iter().map(|(name, value)| (&**name, &**value)).collect();

@@ -13,7 +13,7 @@ use wasmtime::{Config, Engine, InstanceAllocationStrategy, OperatorCost, Pooling
 #[cfg(feature = "compiler")]
 use super::Isa;
 use super::SandboxError;
-use super::sealed::NothingToDo;
+use super::sealed::SealedCodeMemory;
 
 /// Pages of 64 KiB are zeroed by the host on growth: about what that many simple instructions cost.
 const FUEL_PER_GROWN_PAGE: u8 = 255;
@@ -25,10 +25,10 @@ pub const MAX_TABLE_ELEMENTS: u32 = 10_000;
 
 /// Counts the changes of what [`config`] says, and of what is compiled of a component: code that was compiled elsewhere names
 /// the number it was made with. Raise it when a test says so.
-pub const SETTINGS: u32 = 2;
+pub const SETTINGS_VERSION: u32 = 2;
 
 /// Wasmtime's major version. Code of another one is refused by it, and so is told apart before.
-pub const WASMTIME: u32 = 48;
+pub const WASMTIME_VERSION: u32 = 48;
 
 /// How much of a memory is wiped by writing zeros; what lies above is given back to the kernel instead.
 const KEEP_RESIDENT_BYTES: usize = 256 * 1024;
@@ -99,20 +99,20 @@ fn operator_cost() -> OperatorCost {
 
 /// Who makes code executable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Executable {
+pub enum CodeMemory {
     /// The engine, in memory of its own.
     #[default]
-    Made,
+    Engine,
     /// Nobody: it is so already, or nothing is run.
-    Already,
+    Sealed,
 }
 
 /// An engine to run functions with: one at a time, so the pool holds one instance and one spare.
-pub fn for_running(class: Class, executable: Executable) -> Result<Engine, SandboxError> {
+pub fn for_running(class: Class, executable: CodeMemory) -> Result<Engine, SandboxError> {
     let mut config = config(class);
     config.allocation_strategy(pool(class));
-    if executable == Executable::Already {
-        config.with_custom_code_memory(Some(Arc::new(NothingToDo)));
+    if executable == CodeMemory::Sealed {
+        config.with_custom_code_memory(Some(Arc::new(SealedCodeMemory)));
     }
     Engine::new(&config).map_err(SandboxError::Engine)
 }
@@ -175,7 +175,7 @@ mod tests {
 
     use super::*;
 
-    /// What code of each class and target depends on, as it was when [`SETTINGS`] got its number.
+    /// What code of each class and target depends on, as it was when [`SETTINGS_VERSION`] got its number.
     const RECORDED: (u32, [u64; 6]) = (
         2,
         [
@@ -194,7 +194,7 @@ mod tests {
         for class in [Class::Small, Class::Large] {
             for target in Isa::ALL {
                 let mut config = compiling(class, Some(target)).unwrap();
-                // Patches of one version read each other's code; which version it is, `WASMTIME` says.
+                // Patches of one version read each other's code; which version it is, `WASMTIME_VERSION` says.
                 config.module_version(ModuleVersionStrategy::None).unwrap();
                 let mut hasher = SipHasher13::new();
                 Engine::new(&config).unwrap().precompile_compatibility_hash().hash(&mut hasher);
@@ -202,9 +202,9 @@ mod tests {
             }
         }
         assert_eq!(
-            (SETTINGS, &hashes[..]),
+            (SETTINGS_VERSION, &hashes[..]),
             (RECORDED.0, &RECORDED.1[..]),
-            "code that was compiled elsewhere with these settings does not run with those: raise SETTINGS by one and \
+            "code that was compiled elsewhere with these settings does not run with those: raise SETTINGS_VERSION by one and \
              record both here"
         );
     }
@@ -213,6 +213,10 @@ mod tests {
     fn the_version_is_that_of_the_lock_file() {
         let lock = include_str!("../../../Cargo.lock");
         let (_, wasmtime) = lock.split_once("name = \"wasmtime\"\nversion = \"").unwrap();
-        assert_eq!(wasmtime.split('.').next(), Some(&*WASMTIME.to_string()), "raise WASMTIME, and see about SETTINGS");
+        assert_eq!(
+            wasmtime.split('.').next(),
+            Some(&*WASMTIME_VERSION.to_string()),
+            "raise WASMTIME_VERSION, and see about SETTINGS_VERSION"
+        );
     }
 }

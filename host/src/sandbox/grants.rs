@@ -11,7 +11,7 @@ use wasmtime::{Result, bail};
 
 use super::component::bindings::wasi::clocks::{monotonic_clock, wall_clock};
 use super::component::bindings::wasi::random::{insecure, insecure_seed, random};
-use super::host::Host;
+use super::host::HostState;
 use crate::manifest::Allow;
 
 /// Bytes that are made in one call. They are not paid for with fuel.
@@ -71,7 +71,7 @@ impl Grants {
         }
     }
 
-    pub(super) fn add_to_linker(self, linker: &mut Linker<Host>) -> Result<()> {
+    pub(super) fn add_to_linker(self, linker: &mut Linker<HostState>) -> Result<()> {
         if self.clock {
             wall_clock::add_to_linker::<_, HasSelf<_>>(linker, |host| host)?;
             monotonic_clock::add_to_linker::<_, HasSelf<_>>(linker, |host| host)?;
@@ -85,7 +85,7 @@ impl Grants {
     }
 }
 
-impl wall_clock::Host for Host {
+impl wall_clock::Host for HostState {
     fn now(&mut self) -> Result<wall_clock::Datetime> {
         Ok(wall_now())
     }
@@ -109,7 +109,7 @@ fn datetime(time: Timespec) -> wall_clock::Datetime {
     wall_clock::Datetime { seconds: time.tv_sec.try_into().unwrap_or(0), nanoseconds }
 }
 
-impl monotonic_clock::Host for Host {
+impl monotonic_clock::Host for HostState {
     fn now(&mut self) -> Result<u64> {
         Ok(monotonic_now())
     }
@@ -132,7 +132,7 @@ fn nanoseconds(time: Timespec) -> u64 {
     secs.saturating_mul(1_000_000_000) + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
-impl random::Host for Host {
+impl random::Host for HostState {
     fn get_random_bytes(&mut self, len: u64) -> Result<Vec<u8>> {
         random_bytes(len)
     }
@@ -142,7 +142,7 @@ impl random::Host for Host {
     }
 }
 
-impl insecure::Host for Host {
+impl insecure::Host for HostState {
     fn get_insecure_random_bytes(&mut self, len: u64) -> Result<Vec<u8>> {
         random_bytes(len)
     }
@@ -152,7 +152,7 @@ impl insecure::Host for Host {
     }
 }
 
-impl insecure_seed::Host for Host {
+impl insecure_seed::Host for HostState {
     fn insecure_seed(&mut self) -> Result<(u64, u64)> {
         Ok((random_u64()?, random_u64()?))
     }
@@ -192,7 +192,7 @@ mod tests {
     use super::*;
     use crate::message::{FailureCode, Verdict};
     use crate::sandbox::testing::{Bench, LIMITS, NOTHING, component, message};
-    use crate::sandbox::{Class, Run, Sandbox, SandboxError, State, compile};
+    use crate::sandbox::{Class, Run, Sandbox, SandboxError, ScopeState, compile};
 
     const CLOCK: Grants = Grants { clock: true, random: false };
     const RANDOM: Grants = Grants { clock: false, random: true };
@@ -215,7 +215,7 @@ mod tests {
     fn run(items: &str, code: &str, grants: Grants) -> Run {
         Bench::default()
             .load_granted(&component(items, code), LIMITS, grants)
-            .invoke(&message("a", b""), State::default())
+            .invoke(&message("a", b""), ScopeState::default())
     }
 
     #[track_caller]
@@ -256,7 +256,7 @@ mod tests {
         let places: Vec<usize> = (0..wasm.len() - name.len()).filter(|at| wasm[*at..].starts_with(name)).collect();
         assert!(!places.is_empty());
         places.iter().for_each(|at| wasm[at + name.len() - 1] = b'9');
-        let run = Bench::default().load_granted(&wasm, LIMITS, CLOCK).invoke(&message("a", b""), State::default());
+        let run = Bench::default().load_granted(&wasm, LIMITS, CLOCK).invoke(&message("a", b""), ScopeState::default());
         assert_eq!(run.outcome.verdict, Verdict::Done(Vec::new()));
     }
 

@@ -5,19 +5,19 @@ use wasmtime::{Result, bail};
 use super::MAX_HANDLES;
 
 #[derive(Default)]
-pub struct Handles(Vec<Option<Handle>>);
+pub struct HandleTable(Vec<Option<ResourceHandle>>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Handle {
+pub enum ResourceHandle {
     /// Of the one bucket.
     Bucket,
     /// By the host's own number for it.
     Cas(u32),
 }
 
-impl Handles {
+impl HandleTable {
     /// Gives a handle away. 0 is none, as in every component.
-    pub fn add(&mut self, handle: Handle) -> Result<u32> {
+    pub fn add(&mut self, handle: ResourceHandle) -> Result<u32> {
         let place = self.0.iter().position(Option::is_none).unwrap_or_else(|| {
             self.0.push(None);
             self.0.len() - 1
@@ -31,15 +31,15 @@ impl Handles {
 
     pub fn bucket(&self, number: u32) -> Result<()> {
         match self.get(number)? {
-            Handle::Bucket => Ok(()),
-            Handle::Cas(_) => bail!("handle {number} is of another kind"),
+            ResourceHandle::Bucket => Ok(()),
+            ResourceHandle::Cas(_) => bail!("handle {number} is of another kind"),
         }
     }
 
     pub fn cas(&self, number: u32) -> Result<u32> {
         match self.get(number)? {
-            Handle::Cas(cas) => Ok(cas),
-            Handle::Bucket => bail!("handle {number} is of another kind"),
+            ResourceHandle::Cas(cas) => Ok(cas),
+            ResourceHandle::Bucket => bail!("handle {number} is of another kind"),
         }
     }
 
@@ -50,7 +50,7 @@ impl Handles {
         }
     }
 
-    fn get(&self, number: u32) -> Result<Handle> {
+    fn get(&self, number: u32) -> Result<ResourceHandle> {
         match self.0.get((number as usize).wrapping_sub(1)) {
             Some(Some(handle)) => Ok(*handle),
             _ => bail!("unknown handle index {number}"),
@@ -64,8 +64,9 @@ mod tests {
 
     #[test]
     fn a_handle_is_what_it_was_given_for() {
-        let mut handles = Handles::default();
-        let (bucket, cas) = (handles.add(Handle::Bucket).unwrap(), handles.add(Handle::Cas(7)).unwrap());
+        let mut handles = HandleTable::default();
+        let (bucket, cas) =
+            (handles.add(ResourceHandle::Bucket).unwrap(), handles.add(ResourceHandle::Cas(7)).unwrap());
         assert_eq!((bucket, cas), (1, 2));
         assert!(handles.bucket(bucket).is_ok() && handles.bucket(cas).is_err());
         assert_eq!(handles.cas(cas).unwrap(), 7);
@@ -75,17 +76,17 @@ mod tests {
         }
         handles.remove(bucket);
         assert!(handles.bucket(bucket).is_err());
-        assert_eq!(handles.add(Handle::Cas(8)).unwrap(), bucket);
+        assert_eq!(handles.add(ResourceHandle::Cas(8)).unwrap(), bucket);
     }
 
     #[test]
     fn there_are_only_so_many() {
-        let mut handles = Handles::default();
+        let mut handles = HandleTable::default();
         for _ in 0..MAX_HANDLES {
-            handles.add(Handle::Bucket).unwrap();
+            handles.add(ResourceHandle::Bucket).unwrap();
         }
-        assert!(handles.add(Handle::Bucket).is_err());
+        assert!(handles.add(ResourceHandle::Bucket).is_err());
         handles.remove(5);
-        assert_eq!(handles.add(Handle::Bucket).unwrap(), 5);
+        assert_eq!(handles.add(ResourceHandle::Bucket).unwrap(), 5);
     }
 }

@@ -7,13 +7,13 @@ use bytes::Bytes;
 use wasmtime::ResourceLimiter;
 use wasmtime::component::{HasSelf, Linker, Resource};
 
-use super::abi::Guest;
+use super::abi::GuestExports;
 use super::component::bindings::wasi::config::store as config;
 use super::component::bindings::wasi::keyvalue::{atomics, store as keyvalue};
 use super::component::bindings::wasi::logging::logging::{self, Level};
 use super::engine::{MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS, MAX_TABLES};
-use super::handles::Handles;
-use super::state::{State, View};
+use super::handles::HandleTable;
+use super::state::{ScopeState, StateView};
 use super::{Limits, LogLine};
 
 /// Handles for compare-and-swap that one run may hold at a time.
@@ -31,17 +31,17 @@ pub struct Cas {
     seen: Option<Bytes>,
 }
 
-pub struct Host {
-    pub view: View,
+pub struct HostState {
+    pub view: StateView,
     pub limits: Limits,
     pub settings: Arc<[(String, String)]>,
     pub log: Vec<LogLine>,
     pub log_lines_dropped: u32,
     cas: Vec<Option<Cas>>,
     /// Of a function of one module: how to reach it, while it may call.
-    pub guest: Option<Guest>,
+    pub guest: Option<GuestExports>,
     /// Of the same. Those of other components are the engine's affair.
-    pub handles: Handles,
+    pub handles: HandleTable,
     /// Which limit was hit: the guest only sees an allocation fail, or a trap.
     pub exceeded: Option<Exceeded>,
     /// When the run has to be over.
@@ -57,27 +57,27 @@ pub enum Exceeded {
 }
 
 /// Why a compare-and-swap did nothing.
-pub enum NotSwapped {
+pub enum SwapError {
     /// The key has another value by now, which the handle has now seen.
     Changed,
-    Because(keyvalue::Error),
+    Store(keyvalue::Error),
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("limit exceeded")]
 struct LimitExceeded;
 
-impl Host {
-    pub fn new(limits: Limits, settings: Arc<[(String, String)]>, state: State, started: Instant) -> Self {
+impl HostState {
+    pub fn new(limits: Limits, settings: Arc<[(String, String)]>, state: ScopeState, started: Instant) -> Self {
         Self {
-            view: View::new(state),
+            view: StateView::new(state),
             limits,
             settings,
             log: Vec::new(),
             log_lines_dropped: 0,
             cas: Vec::new(),
             guest: None,
-            handles: Handles::default(),
+            handles: HandleTable::default(),
             exceeded: None,
             deadline: started + Duration::from_millis(limits.timeout_ms.into()),
             memory_bytes: 0,
@@ -131,7 +131,7 @@ impl Host {
     }
 
     /// Remembers what a key holds now, and returns a number for that.
-    pub fn look(&mut self, key: &str) -> Result<u32, keyvalue::Error> {
+    pub fn new_cas(&mut self, key: &str) -> Result<u32, keyvalue::Error> {
         if key.len() > self.limits.state_bytes {
             let reason = format!("a key of {} bytes, the limit of all state is {}", key.len(), self.limits.state_bytes);
             return Err(keyvalue::Error::Other(reason));
@@ -154,26 +154,26 @@ impl Host {
         Ok(index as u32)
     }
 
-    pub fn seen(&self, cas: u32) -> Option<&Bytes> {
+    pub fn observed(&self, cas: u32) -> Option<&Bytes> {
         self.cas.get(cas as usize)?.as_ref()?.seen.as_ref()
     }
 
-    pub fn swap(&mut self, cas: u32, value: &[u8]) -> wasmtime::Result<Result<(), NotSwapped>> {
+    pub fn swap(&mut self, cas: u32, value: &[u8]) -> wasmtime::Result<Result<(), SwapError>> {
         let Some(Cas { key, seen }) = self.cas.get_mut(cas as usize).and_then(Option::take) else {
             let reason = "this compare-and-swap handle is used up".to_owned();
-            return Ok(Err(NotSwapped::Because(keyvalue::Error::Other(reason))));
+            return Ok(Err(SwapError::Store(keyvalue::Error::Other(reason))));
         };
         if self.view.get(&key) != seen.as_ref() {
             // Only this run can have changed it, between the two calls.
             let seen = self.view.get(&key).cloned();
             self.cas[cas as usize] = Some(Cas { key, seen });
-            return Ok(Err(NotSwapped::Changed));
+            return Ok(Err(SwapError::Changed));
         }
         self.set(&key, Some(value))?;
         Ok(Ok(()))
     }
 
-    pub fn forget(&mut self, cas: u32) {
+    pub fn drop_cas(&mut self, cas: u32) {
         if let Some(slot) = self.cas.get_mut(cas as usize) {
             *slot = None;
         }
@@ -219,14 +219,14 @@ fn start_of(text: &str) -> &str {
     &text[..end.unwrap_or(0)]
 }
 
-pub fn add_to_linker(linker: &mut Linker<Host>) -> wasmtime::Result<()> {
+pub fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
     keyvalue::add_to_linker::<_, HasSelf<_>>(linker, |host| host)?;
     atomics::add_to_linker::<_, HasSelf<_>>(linker, |host| host)?;
     logging::add_to_linker::<_, HasSelf<_>>(linker, |host| host)?;
     config::add_to_linker::<_, HasSelf<_>>(linker, |host| host)
 }
 
-impl ResourceLimiter for Host {
+impl ResourceLimiter for HostState {
     fn memory_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
         if desired > self.limits.memory_bytes {
             self.exceeded = Some(Exceeded::Memory { wanted: desired });
@@ -253,13 +253,13 @@ impl ResourceLimiter for Host {
     }
 }
 
-impl keyvalue::Host for Host {
+impl keyvalue::Host for HostState {
     fn open(&mut self, identifier: String) -> wasmtime::Result<Result<Resource<Bucket>, keyvalue::Error>> {
-        Ok(Host::open(self, &identifier).map(|()| Resource::new_own(0)))
+        Ok(HostState::open(self, &identifier).map(|()| Resource::new_own(0)))
     }
 }
 
-impl keyvalue::HostBucket for Host {
+impl keyvalue::HostBucket for HostState {
     fn get(&mut self, _: Resource<Bucket>, key: String) -> wasmtime::Result<Result<Option<Vec<u8>>, keyvalue::Error>> {
         Ok(Ok(self.view.get(&key).map(|value| value.to_vec())))
     }
@@ -270,11 +270,11 @@ impl keyvalue::HostBucket for Host {
         key: String,
         value: Vec<u8>,
     ) -> wasmtime::Result<Result<(), keyvalue::Error>> {
-        Host::set(self, &key, Some(&value)).map(Ok)
+        HostState::set(self, &key, Some(&value)).map(Ok)
     }
 
     fn delete(&mut self, _: Resource<Bucket>, key: String) -> wasmtime::Result<Result<(), keyvalue::Error>> {
-        Host::set(self, &key, None).map(Ok)
+        HostState::set(self, &key, None).map(Ok)
     }
 
     fn exists(&mut self, _: Resource<Bucket>, key: String) -> wasmtime::Result<Result<bool, keyvalue::Error>> {
@@ -294,47 +294,47 @@ impl keyvalue::HostBucket for Host {
     }
 }
 
-impl atomics::Host for Host {
+impl atomics::Host for HostState {
     fn increment(
         &mut self,
         _: Resource<Bucket>,
         key: String,
         delta: i64,
     ) -> wasmtime::Result<Result<i64, keyvalue::Error>> {
-        Host::increment(self, &key, delta)
+        HostState::increment(self, &key, delta)
     }
 
     fn swap(&mut self, cas: Resource<Cas>, value: Vec<u8>) -> wasmtime::Result<Result<(), atomics::CasError>> {
-        Ok(Host::swap(self, cas.rep(), &value)?.map_err(|error| match error {
-            NotSwapped::Changed => atomics::CasError::CasFailed(Resource::new_own(cas.rep())),
-            NotSwapped::Because(error) => atomics::CasError::StoreError(error),
+        Ok(HostState::swap(self, cas.rep(), &value)?.map_err(|error| match error {
+            SwapError::Changed => atomics::CasError::CasFailed(Resource::new_own(cas.rep())),
+            SwapError::Store(error) => atomics::CasError::StoreError(error),
         }))
     }
 }
 
-impl atomics::HostCas for Host {
+impl atomics::HostCas for HostState {
     fn new(&mut self, _: Resource<Bucket>, key: String) -> wasmtime::Result<Result<Resource<Cas>, keyvalue::Error>> {
-        Ok(self.look(&key).map(Resource::new_own))
+        Ok(self.new_cas(&key).map(Resource::new_own))
     }
 
     fn current(&mut self, cas: Resource<Cas>) -> wasmtime::Result<Result<Option<Vec<u8>>, keyvalue::Error>> {
-        Ok(Ok(self.seen(cas.rep()).map(|value| value.to_vec())))
+        Ok(Ok(self.observed(cas.rep()).map(|value| value.to_vec())))
     }
 
     fn drop(&mut self, cas: Resource<Cas>) -> wasmtime::Result<()> {
-        self.forget(cas.rep());
+        self.drop_cas(cas.rep());
         Ok(())
     }
 }
 
-impl logging::Host for Host {
+impl logging::Host for HostState {
     fn log(&mut self, level: Level, context: String, message: String) -> wasmtime::Result<()> {
-        Host::log(self, level, &context, &message);
+        HostState::log(self, level, &context, &message);
         Ok(())
     }
 }
 
-impl config::Host for Host {
+impl config::Host for HostState {
     fn get(&mut self, key: String) -> wasmtime::Result<Result<Option<String>, config::Error>> {
         Ok(Ok(self.setting(&key).map(str::to_owned)))
     }

@@ -1,4 +1,4 @@
-//! What a function of one module imports: the same [`Host`] that other components reach through the engine's bindings, with
+//! What a function of one module imports: the same [`HostState`] that other components reach through the engine's bindings, with
 //! the layouts of results written out. Those of `wasi:keyvalue`, as the canonical ABI has them:
 //!
 //! ```text
@@ -15,17 +15,17 @@ use std::sync::Arc;
 
 use wasmtime::{Caller, Engine, InstancePre, Linker, Module, Result, bail};
 
-use super::abi::{Crossing, Reader, serve};
+use super::abi::{CallContext, Reader, host_call};
 use super::component::bindings::wasi::clocks::wall_clock::Datetime;
 use super::component::bindings::wasi::keyvalue::store::Error;
 use super::component::bindings::wasi::logging::logging::Level;
 use super::grants;
-use super::handles::Handle;
-use super::host::{Host, NotSwapped};
+use super::handles::ResourceHandle;
+use super::host::{HostState, SwapError};
 
 /// What the functions of one engine import. They share it: what the host does for one is warm for the next.
 pub struct Imports {
-    linker: Linker<Host>,
+    linker: Linker<HostState>,
     defined: BTreeSet<(Box<str>, Box<str>)>,
 }
 
@@ -35,7 +35,7 @@ impl Imports {
     }
 
     /// Makes a module ready to be instantiated. What it imports and nobody knows is an error.
-    pub fn connect(&mut self, module: &Module) -> Result<InstancePre<Host>> {
+    pub fn connect(&mut self, module: &Module) -> Result<InstancePre<HostState>> {
         for import in module.imports() {
             if self.defined.insert((import.module().into(), import.name().into())) {
                 define(&mut self.linker, import.module(), import.name())?;
@@ -46,7 +46,7 @@ impl Imports {
 }
 
 /// Defines one import, by the names that modules have for it. What is not known is left out.
-fn define(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
+fn define(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result<()> {
     match interface {
         "wasi:keyvalue/store@0.2.0-draft2" => define_store(linker, interface, name),
         "wasi:keyvalue/atomics@0.2.0-draft2" => define_atomics(linker, interface, name),
@@ -62,7 +62,7 @@ fn define(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> 
     }
 }
 
-fn define_store(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
+fn define_store(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result<()> {
     match name {
         "open" => three(linker, interface, name, open),
         "[method]bucket.get" => four(linker, interface, name, get),
@@ -75,66 +75,66 @@ fn define_store(linker: &mut Linker<Host>, interface: &str, name: &str) -> Resul
     }
 }
 
-fn open(crossing: &mut Crossing<'_>, id: u32, len: u32, at: u32) -> Result<()> {
-    let (mut reader, host) = crossing.reader();
+fn open(call: &mut CallContext<'_>, id: u32, len: u32, at: u32) -> Result<()> {
+    let (mut reader, host) = call.reader();
     let opened = match host.open(reader.text(id, len)?) {
-        Ok(()) => Ok(host.handles.add(Handle::Bucket)?),
+        Ok(()) => Ok(host.handles.add(ResourceHandle::Bucket)?),
         Err(error) => Err(error),
     };
-    answer(crossing, at, opened.map(u32::to_le_bytes))
+    return_result(call, at, opened.map(u32::to_le_bytes))
 }
 
-fn get(crossing: &mut Crossing<'_>, bucket: u32, key: u32, len: u32, at: u32) -> Result<()> {
-    let (mut reader, host) = crossing.reader();
+fn get(call: &mut CallContext<'_>, bucket: u32, key: u32, len: u32, at: u32) -> Result<()> {
+    let (mut reader, host) = call.reader();
     host.handles.bucket(bucket)?;
     let value = host.view.get(reader.text(key, len)?).cloned();
-    let value = option(crossing, value.as_deref())?;
-    answer(crossing, at, Ok(value))
+    let value = lower_option(call, value.as_deref())?;
+    return_result(call, at, Ok(value))
 }
 
-fn set(crossing: &mut Crossing<'_>, bucket: u32, key: u32, key_len: u32, value: u32, len: u32, at: u32) -> Result<()> {
-    let (mut reader, host) = crossing.reader();
+fn set(call: &mut CallContext<'_>, bucket: u32, key: u32, key_len: u32, value: u32, len: u32, at: u32) -> Result<()> {
+    let (mut reader, host) = call.reader();
     host.handles.bucket(bucket)?;
     host.set(reader.text(key, key_len)?, Some(reader.bytes(value, len)?))?;
-    answer(crossing, at, Ok([]))
+    return_result(call, at, Ok([]))
 }
 
-fn delete(crossing: &mut Crossing<'_>, bucket: u32, key: u32, len: u32, at: u32) -> Result<()> {
-    let (mut reader, host) = crossing.reader();
+fn delete(call: &mut CallContext<'_>, bucket: u32, key: u32, len: u32, at: u32) -> Result<()> {
+    let (mut reader, host) = call.reader();
     host.handles.bucket(bucket)?;
     host.set(reader.text(key, len)?, None)?;
-    answer(crossing, at, Ok([]))
+    return_result(call, at, Ok([]))
 }
 
-fn exists(crossing: &mut Crossing<'_>, bucket: u32, key: u32, len: u32, at: u32) -> Result<()> {
-    let (mut reader, host) = crossing.reader();
+fn exists(call: &mut CallContext<'_>, bucket: u32, key: u32, len: u32, at: u32) -> Result<()> {
+    let (mut reader, host) = call.reader();
     host.handles.bucket(bucket)?;
     let exists = host.view.get(reader.text(key, len)?).is_some();
-    answer(crossing, at, Ok([exists.into()]))
+    return_result(call, at, Ok([exists.into()]))
 }
 
-fn list_keys(crossing: &mut Crossing<'_>, bucket: u32, has_cursor: u32, cursor: u32, len: u32, at: u32) -> Result<()> {
-    let (mut reader, host) = crossing.reader();
+fn list_keys(call: &mut CallContext<'_>, bucket: u32, has_cursor: u32, cursor: u32, len: u32, at: u32) -> Result<()> {
+    let (mut reader, host) = call.reader();
     host.handles.bucket(bucket)?;
-    let keys = host.keys(optional_text(&mut reader, has_cursor, cursor, len)?);
+    let keys = host.keys(lift_optional_text(&mut reader, has_cursor, cursor, len)?);
     // The list, and a cursor that is not there.
     let mut response = [0; 20];
-    response[..8].copy_from_slice(&crossing.hand_in_texts(keys.iter().map(|key| &**key))?);
-    answer(crossing, at, Ok(response))
+    response[..8].copy_from_slice(&call.lower_strings(keys.iter().map(|key| &**key))?);
+    return_result(call, at, Ok(response))
 }
 
-fn drop_bucket(crossing: &mut Crossing<'_>, bucket: u32) -> Result<()> {
-    let handles = &mut crossing.host().handles;
+fn drop_bucket(call: &mut CallContext<'_>, bucket: u32) -> Result<()> {
+    let handles = &mut call.host().handles;
     handles.bucket(bucket)?;
     handles.remove(bucket);
     Ok(())
 }
 
-fn define_atomics(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
+fn define_atomics(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result<()> {
     match name {
         "increment" => {
-            let increment = |caller: Caller<'_, Host>, bucket: u32, key: u32, len: u32, delta: i64, at: u32| {
-                serve(caller, |crossing| increment(crossing, bucket, key, len, delta, at))
+            let increment = |caller: Caller<'_, HostState>, bucket: u32, key: u32, len: u32, delta: i64, at: u32| {
+                host_call(caller, |call| increment(call, bucket, key, len, delta, at))
             };
             linker.func_wrap(interface, name, increment).map(drop)
         }
@@ -146,75 +146,75 @@ fn define_atomics(linker: &mut Linker<Host>, interface: &str, name: &str) -> Res
     }
 }
 
-fn increment(crossing: &mut Crossing<'_>, bucket: u32, key: u32, len: u32, delta: i64, at: u32) -> Result<()> {
-    let (mut reader, host) = crossing.reader();
+fn increment(call: &mut CallContext<'_>, bucket: u32, key: u32, len: u32, delta: i64, at: u32) -> Result<()> {
+    let (mut reader, host) = call.reader();
     host.handles.bucket(bucket)?;
     let mut result = [0; 24];
     match host.increment(reader.text(key, len)?, delta)? {
         Ok(sum) => result[8..16].copy_from_slice(&sum.to_le_bytes()),
         Err(error) => {
             result[0] = 1;
-            result[8..20].copy_from_slice(&described(crossing, error)?);
+            result[8..20].copy_from_slice(&lower_error(call, error)?);
         }
     }
-    crossing.answer(at, 8, &result)
+    call.write_result(at, 8, &result)
 }
 
-fn swap(crossing: &mut Crossing<'_>, number: u32, value: u32, len: u32, at: u32) -> Result<()> {
-    let (mut reader, host) = crossing.reader();
+fn swap(call: &mut CallContext<'_>, number: u32, value: u32, len: u32, at: u32) -> Result<()> {
+    let (mut reader, host) = call.reader();
     let cas = host.handles.cas(number)?;
     // It is given away with the call.
     host.handles.remove(number);
     let mut result = [0; 20];
     match host.swap(cas, reader.bytes(value, len)?)? {
         Ok(()) => {}
-        Err(NotSwapped::Changed) => {
+        Err(SwapError::Changed) => {
             (result[0], result[4]) = (1, 1);
-            let again = host.handles.add(Handle::Cas(cas))?;
+            let again = host.handles.add(ResourceHandle::Cas(cas))?;
             result[8..12].copy_from_slice(&again.to_le_bytes());
         }
-        Err(NotSwapped::Because(error)) => {
+        Err(SwapError::Store(error)) => {
             result[0] = 1;
-            result[8..20].copy_from_slice(&described(crossing, error)?);
+            result[8..20].copy_from_slice(&lower_error(call, error)?);
         }
     }
-    crossing.answer(at, 4, &result)
+    call.write_result(at, 4, &result)
 }
 
-fn new_cas(crossing: &mut Crossing<'_>, bucket: u32, key: u32, len: u32, at: u32) -> Result<()> {
-    let (mut reader, host) = crossing.reader();
+fn new_cas(call: &mut CallContext<'_>, bucket: u32, key: u32, len: u32, at: u32) -> Result<()> {
+    let (mut reader, host) = call.reader();
     host.handles.bucket(bucket)?;
-    let looked = match host.look(reader.text(key, len)?) {
-        Ok(cas) => Ok(host.handles.add(Handle::Cas(cas))?),
+    let cas = match host.new_cas(reader.text(key, len)?) {
+        Ok(cas) => Ok(host.handles.add(ResourceHandle::Cas(cas))?),
         Err(error) => Err(error),
     };
-    answer(crossing, at, looked.map(u32::to_le_bytes))
+    return_result(call, at, cas.map(u32::to_le_bytes))
 }
 
-fn current(crossing: &mut Crossing<'_>, number: u32, at: u32) -> Result<()> {
-    let host = crossing.host();
+fn current(call: &mut CallContext<'_>, number: u32, at: u32) -> Result<()> {
+    let host = call.host();
     let cas = host.handles.cas(number)?;
-    let seen = host.seen(cas).cloned();
-    let seen = option(crossing, seen.as_deref())?;
-    answer(crossing, at, Ok(seen))
+    let seen = host.observed(cas).cloned();
+    let seen = lower_option(call, seen.as_deref())?;
+    return_result(call, at, Ok(seen))
 }
 
-fn drop_cas(crossing: &mut Crossing<'_>, number: u32) -> Result<()> {
-    let host = crossing.host();
+fn drop_cas(call: &mut CallContext<'_>, number: u32) -> Result<()> {
+    let host = call.host();
     let cas = host.handles.cas(number)?;
     host.handles.remove(number);
-    host.forget(cas);
+    host.drop_cas(cas);
     Ok(())
 }
 
-fn define_logging(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
+fn define_logging(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result<()> {
     match name {
         "log" => five(linker, interface, name, log),
         _ => Ok(()),
     }
 }
 
-fn log(crossing: &mut Crossing<'_>, level: u32, context: u32, context_len: u32, message: u32, len: u32) -> Result<()> {
+fn log(call: &mut CallContext<'_>, level: u32, context: u32, context_len: u32, message: u32, len: u32) -> Result<()> {
     let level = match level {
         0 => Level::Trace,
         1 => Level::Debug,
@@ -224,13 +224,13 @@ fn log(crossing: &mut Crossing<'_>, level: u32, context: u32, context_len: u32, 
         5 => Level::Critical,
         other => bail!("unexpected discriminant: {other}"),
     };
-    let (mut reader, host) = crossing.reader();
+    let (mut reader, host) = call.reader();
     host.log(level, reader.text(context, context_len)?, reader.text(message, len)?);
     Ok(())
 }
 
 /// Neither of the two fails here.
-fn define_config(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
+fn define_config(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result<()> {
     match name {
         "get" => three(linker, interface, name, setting),
         "get-all" => one(linker, interface, name, settings),
@@ -238,37 +238,37 @@ fn define_config(linker: &mut Linker<Host>, interface: &str, name: &str) -> Resu
     }
 }
 
-fn setting(crossing: &mut Crossing<'_>, key: u32, len: u32, at: u32) -> Result<()> {
-    let (mut reader, host) = crossing.reader();
+fn setting(call: &mut CallContext<'_>, key: u32, len: u32, at: u32) -> Result<()> {
+    let (mut reader, host) = call.reader();
     let key = reader.text(key, len)?;
     let settings = Arc::clone(&host.settings);
     let value = settings.iter().find(|(name, _)| name == key).map(|(_, value)| value.as_bytes());
-    let value = option(crossing, value)?;
-    answer(crossing, at, Ok(value))
+    let value = lower_option(call, value)?;
+    return_result(call, at, Ok(value))
 }
 
-fn settings(crossing: &mut Crossing<'_>, at: u32) -> Result<()> {
-    let settings = Arc::clone(&crossing.host().settings);
-    let all = crossing.hand_in_pairs(settings.iter().map(|(name, value)| (&**name, &**value)))?;
-    answer(crossing, at, Ok(all))
+fn settings(call: &mut CallContext<'_>, at: u32) -> Result<()> {
+    let settings = Arc::clone(&call.host().settings);
+    let all = call.lower_string_pairs(settings.iter().map(|(name, value)| (&**name, &**value)))?;
+    return_result(call, at, Ok(all))
 }
 
-fn define_wall_clock(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
+fn define_wall_clock(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result<()> {
     match name {
-        "now" => one(linker, interface, name, |crossing, at| tell(crossing, at, grants::wall_now())),
-        "resolution" => one(linker, interface, name, |crossing, at| tell(crossing, at, grants::wall_resolution())),
+        "now" => one(linker, interface, name, |call, at| write_datetime(call, at, grants::wall_now())),
+        "resolution" => one(linker, interface, name, |call, at| write_datetime(call, at, grants::wall_resolution())),
         _ => Ok(()),
     }
 }
 
-fn tell(crossing: &mut Crossing<'_>, at: u32, time: Datetime) -> Result<()> {
+fn write_datetime(call: &mut CallContext<'_>, at: u32, time: Datetime) -> Result<()> {
     let mut record = [0; 16];
     record[..8].copy_from_slice(&time.seconds.to_le_bytes());
     record[8..12].copy_from_slice(&time.nanoseconds.to_le_bytes());
-    crossing.answer(at, 8, &record)
+    call.write_result(at, 8, &record)
 }
 
-fn define_monotonic(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
+fn define_monotonic(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result<()> {
     match name {
         "now" => number(linker, interface, name, || Ok(grants::monotonic_now())),
         "resolution" => number(linker, interface, name, || Ok(grants::monotonic_resolution())),
@@ -276,11 +276,12 @@ fn define_monotonic(linker: &mut Linker<Host>, interface: &str, name: &str) -> R
     }
 }
 
-fn define_random(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
+fn define_random(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result<()> {
     match name {
         "get-random-bytes" | "get-insecure-random-bytes" => {
-            let bytes =
-                |caller: Caller<'_, Host>, len: u64, at: u32| serve(caller, |crossing| random_bytes(crossing, len, at));
+            let bytes = |caller: Caller<'_, HostState>, len: u64, at: u32| {
+                host_call(caller, |call| random_bytes(call, len, at))
+            };
             linker.func_wrap(interface, name, bytes).map(drop)
         }
         "get-random-u64" | "get-insecure-random-u64" => number(linker, interface, name, grants::random_u64),
@@ -288,21 +289,21 @@ fn define_random(linker: &mut Linker<Host>, interface: &str, name: &str) -> Resu
     }
 }
 
-fn random_bytes(crossing: &mut Crossing<'_>, len: u64, at: u32) -> Result<()> {
-    let bytes = crossing.hand_in(&grants::random_bytes(len)?)?;
-    crossing.answer(at, 4, &bytes)
+fn random_bytes(call: &mut CallContext<'_>, len: u64, at: u32) -> Result<()> {
+    let bytes = call.lower_bytes(&grants::random_bytes(len)?)?;
+    call.write_result(at, 4, &bytes)
 }
 
-fn define_seed(linker: &mut Linker<Host>, interface: &str, name: &str) -> Result<()> {
+fn define_seed(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result<()> {
     match name {
         "insecure-seed" => one(linker, interface, name, seed),
         _ => Ok(()),
     }
 }
 
-fn seed(crossing: &mut Crossing<'_>, at: u32) -> Result<()> {
+fn seed(call: &mut CallContext<'_>, at: u32) -> Result<()> {
     let seed = [grants::random_u64()?.to_le_bytes(), grants::random_u64()?.to_le_bytes()];
-    crossing.answer(at, 8, seed.as_flattened())
+    call.write_result(at, 8, seed.as_flattened())
 }
 
 // By the number of parameters: what the engine needs for a function of the host is compiled once for each type, and not for each
@@ -310,98 +311,103 @@ fn seed(crossing: &mut Crossing<'_>, at: u32) -> Result<()> {
 
 type Import = Result<()>;
 
-fn one(linker: &mut Linker<Host>, interface: &str, name: &str, run: fn(&mut Crossing<'_>, u32) -> Import) -> Import {
-    let import = move |caller: Caller<'_, Host>, a: u32| serve(caller, |crossing| run(crossing, a));
+fn one(
+    linker: &mut Linker<HostState>,
+    interface: &str,
+    name: &str,
+    run: fn(&mut CallContext<'_>, u32) -> Import,
+) -> Import {
+    let import = move |caller: Caller<'_, HostState>, a: u32| host_call(caller, |call| run(call, a));
     linker.func_wrap(interface, name, import).map(drop)
 }
 
 fn two(
-    linker: &mut Linker<Host>,
+    linker: &mut Linker<HostState>,
     interface: &str,
     name: &str,
-    run: fn(&mut Crossing<'_>, u32, u32) -> Import,
+    run: fn(&mut CallContext<'_>, u32, u32) -> Import,
 ) -> Import {
-    let import = move |caller: Caller<'_, Host>, a: u32, b: u32| serve(caller, |crossing| run(crossing, a, b));
+    let import = move |caller: Caller<'_, HostState>, a: u32, b: u32| host_call(caller, |call| run(call, a, b));
     linker.func_wrap(interface, name, import).map(drop)
 }
 
 fn three(
-    linker: &mut Linker<Host>,
+    linker: &mut Linker<HostState>,
     interface: &str,
     name: &str,
-    run: fn(&mut Crossing<'_>, u32, u32, u32) -> Import,
+    run: fn(&mut CallContext<'_>, u32, u32, u32) -> Import,
 ) -> Import {
     let import =
-        move |caller: Caller<'_, Host>, a: u32, b: u32, c: u32| serve(caller, |crossing| run(crossing, a, b, c));
+        move |caller: Caller<'_, HostState>, a: u32, b: u32, c: u32| host_call(caller, |call| run(call, a, b, c));
     linker.func_wrap(interface, name, import).map(drop)
 }
 
 fn four(
-    linker: &mut Linker<Host>,
+    linker: &mut Linker<HostState>,
     interface: &str,
     name: &str,
-    run: fn(&mut Crossing<'_>, u32, u32, u32, u32) -> Import,
+    run: fn(&mut CallContext<'_>, u32, u32, u32, u32) -> Import,
 ) -> Import {
-    let import = move |caller: Caller<'_, Host>, a: u32, b: u32, c: u32, d: u32| {
-        serve(caller, |crossing| run(crossing, a, b, c, d))
+    let import = move |caller: Caller<'_, HostState>, a: u32, b: u32, c: u32, d: u32| {
+        host_call(caller, |call| run(call, a, b, c, d))
     };
     linker.func_wrap(interface, name, import).map(drop)
 }
 
 fn five(
-    linker: &mut Linker<Host>,
+    linker: &mut Linker<HostState>,
     interface: &str,
     name: &str,
-    run: fn(&mut Crossing<'_>, u32, u32, u32, u32, u32) -> Import,
+    run: fn(&mut CallContext<'_>, u32, u32, u32, u32, u32) -> Import,
 ) -> Import {
-    let import = move |caller: Caller<'_, Host>, a: u32, b: u32, c: u32, d: u32, e: u32| {
-        serve(caller, |crossing| run(crossing, a, b, c, d, e))
+    let import = move |caller: Caller<'_, HostState>, a: u32, b: u32, c: u32, d: u32, e: u32| {
+        host_call(caller, |call| run(call, a, b, c, d, e))
     };
     linker.func_wrap(interface, name, import).map(drop)
 }
 
 fn six(
-    linker: &mut Linker<Host>,
+    linker: &mut Linker<HostState>,
     interface: &str,
     name: &str,
-    run: fn(&mut Crossing<'_>, u32, u32, u32, u32, u32, u32) -> Import,
+    run: fn(&mut CallContext<'_>, u32, u32, u32, u32, u32, u32) -> Import,
 ) -> Import {
-    let import = move |caller: Caller<'_, Host>, a: u32, b: u32, c: u32, d: u32, e: u32, f: u32| {
-        serve(caller, |crossing| run(crossing, a, b, c, d, e, f))
+    let import = move |caller: Caller<'_, HostState>, a: u32, b: u32, c: u32, d: u32, e: u32, f: u32| {
+        host_call(caller, |call| run(call, a, b, c, d, e, f))
     };
     linker.func_wrap(interface, name, import).map(drop)
 }
 
 /// No parameters, and a number for a result.
-fn number(linker: &mut Linker<Host>, interface: &str, name: &str, read: fn() -> Result<u64>) -> Import {
-    let import = move |caller: Caller<'_, Host>| serve(caller, |_| read());
+fn number(linker: &mut Linker<HostState>, interface: &str, name: &str, read: fn() -> Result<u64>) -> Import {
+    let import = move |caller: Caller<'_, HostState>| host_call(caller, |_| read());
     linker.func_wrap(interface, name, import).map(drop)
 }
 
 /// Writes a `result` whose value is at most 20 bytes and is aligned to 4.
-fn answer<const N: usize>(crossing: &mut Crossing<'_>, at: u32, result: Result<[u8; N], Error>) -> Result<()> {
+fn return_result<const N: usize>(call: &mut CallContext<'_>, at: u32, result: Result<[u8; N], Error>) -> Result<()> {
     let mut bytes = [0; 24];
     match result {
         Ok(value) => bytes[4..4 + N].copy_from_slice(&value),
         Err(error) => {
             bytes[0] = 1;
-            bytes[4..16].copy_from_slice(&described(crossing, error)?);
+            bytes[4..16].copy_from_slice(&lower_error(call, error)?);
         }
     }
     // Whichever of the two is longer says how long it is.
-    crossing.answer(at, 4, &bytes[..4 + N.max(12)])
+    call.write_result(at, 4, &bytes[..4 + N.max(12)])
 }
 
-fn option(crossing: &mut Crossing<'_>, value: Option<&[u8]>) -> Result<[u8; 12]> {
+fn lower_option(call: &mut CallContext<'_>, value: Option<&[u8]>) -> Result<[u8; 12]> {
     let mut bytes = [0; 12];
     if let Some(value) = value {
         bytes[0] = 1;
-        bytes[4..].copy_from_slice(&crossing.hand_in(value)?);
+        bytes[4..].copy_from_slice(&call.lower_bytes(value)?);
     }
     Ok(bytes)
 }
 
-fn optional_text<'a>(reader: &mut Reader<'a>, is_some: u32, at: u32, len: u32) -> Result<Option<&'a str>> {
+fn lift_optional_text<'a>(reader: &mut Reader<'a>, is_some: u32, at: u32, len: u32) -> Result<Option<&'a str>> {
     match is_some {
         0 => Ok(None),
         1 => reader.text(at, len).map(Some),
@@ -409,14 +415,14 @@ fn optional_text<'a>(reader: &mut Reader<'a>, is_some: u32, at: u32, len: u32) -
     }
 }
 
-fn described(crossing: &mut Crossing<'_>, error: Error) -> Result<[u8; 12]> {
+fn lower_error(call: &mut CallContext<'_>, error: Error) -> Result<[u8; 12]> {
     let mut bytes = [0; 12];
     match error {
         Error::NoSuchStore => {}
         Error::AccessDenied => bytes[0] = 1,
         Error::Other(reason) => {
             bytes[0] = 2;
-            bytes[4..].copy_from_slice(&crossing.hand_in(reason.as_bytes())?);
+            bytes[4..].copy_from_slice(&call.lower_bytes(reason.as_bytes())?);
         }
     }
     Ok(bytes)

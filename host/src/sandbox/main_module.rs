@@ -28,7 +28,9 @@ pub fn main_module(component: &[u8]) -> Option<&[u8]> {
     for arg in args {
         let Instance::FromExports(items) = parts.instances.get(arg.index as usize)? else { return None };
         for item in items {
-            if item.kind != ExternalKind::Func || !parts.is(parts.lowered(main, item)?, main, arg.name, item.name) {
+            if item.kind != ExternalKind::Func
+                || !parts.matches_import(parts.lowered(main, item)?, main, arg.name, item.name)
+            {
                 return None;
             }
         }
@@ -107,7 +109,7 @@ impl<'a> Parts<'a> {
                 }
                 Payload::ComponentAliasSection(section) => {
                     for alias in section {
-                        parts.take_alias(alias.ok()?)?;
+                        parts.add_alias(alias.ok()?)?;
                     }
                 }
                 Payload::ComponentCanonicalSection(section) => {
@@ -127,7 +129,7 @@ impl<'a> Parts<'a> {
         Some(parts)
     }
 
-    fn take_alias(&mut self, alias: ComponentAlias<'a>) -> Option<()> {
+    fn add_alias(&mut self, alias: ComponentAlias<'a>) -> Option<()> {
         match alias {
             ComponentAlias::CoreInstanceExport { kind, instance_index, name } => match kind {
                 ExternalKind::Func => self.functions.push(CoreFunction::Export { instance: instance_index, name }),
@@ -157,12 +159,12 @@ impl<'a> Parts<'a> {
         // Called once the module is set up, by the fixup.
         let starts_late = exports(module, "_initialize");
         let no_other_memory = self.memories.iter().all(|memory| *memory == (*instance, MEMORY));
-        (*name == HANDLE && !starts_late && no_other_memory && self.are_usual(*instance, options))
+        (*name == HANDLE && !starts_late && no_other_memory && self.are_standard(*instance, options))
             .then_some((*instance, module))
     }
 
     /// Whether a function is lifted or lowered by way of the main instance's memory and allocator, and of text as UTF-8.
-    fn are_usual(&self, main: u32, options: &[CanonicalOption]) -> bool {
+    fn are_standard(&self, main: u32, options: &[CanonicalOption]) -> bool {
         options.iter().all(|option| match option {
             CanonicalOption::UTF8 | CanonicalOption::Memory(_) => true,
             CanonicalOption::Realloc(function) => matches!(
@@ -194,9 +196,9 @@ impl<'a> Parts<'a> {
     }
 
     /// Whether it is the import that the main module's own words for it say.
-    fn is(&self, canonical: &CanonicalFunction, main: u32, interface: &str, name: &str) -> bool {
+    fn matches_import(&self, canonical: &CanonicalFunction, main: u32, interface: &str, name: &str) -> bool {
         let (imported, name) = match canonical {
-            CanonicalFunction::Lower { func_index, options } if self.are_usual(main, options) => {
+            CanonicalFunction::Lower { func_index, options } if self.are_standard(main, options) => {
                 (self.imported_functions.get(*func_index as usize), name)
             }
             CanonicalFunction::ResourceDrop { resource } => match name.strip_prefix("[resource-drop]") {

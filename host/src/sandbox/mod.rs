@@ -37,16 +37,18 @@ use std::time::{Duration, Instant};
 use wasmtime::{Engine, Store, Trap, UpdateDeadline, WasmBacktrace};
 
 use crate::message::{Failure, FailureCode, LogLine, Message, Outcome, Output, Usage, Verdict};
-use abi::HandedTooMuch;
-use engine::Executable;
-pub use engine::{Class, SETTINGS, WASMTIME};
+use abi::TransferLimitExceeded;
+use component::ComponentFunction;
+use engine::CodeMemory;
+pub use engine::{Class, SETTINGS_VERSION, WASMTIME_VERSION};
 pub use grants::{Grants, NotGranted};
-use host::{Exceeded, Host};
+use host::{Exceeded, HostState};
 pub use host::{MAX_LOG_LINE_BYTES, MAX_LOG_LINES};
 use imports::Imports;
 pub use isa::{Isa, UnknownIsa};
+use module::ModuleFunction;
 use sealed::{IS_NATIVE, Image, SealedCode};
-pub use state::State;
+pub use state::ScopeState;
 
 /// How often the epoch moves, and so how exactly a deadline is kept: a function is stopped at most this much late.
 pub const EPOCH: Duration = Duration::from_millis(5);
@@ -83,7 +85,7 @@ pub struct Limits {
 
 /// What a guest may hand over in one call beyond what it may keep: a line that is cut, a value that is refused with its
 /// size.
-const HANDOVER_SLACK: usize = 1 << 20;
+const TRANSFER_SLACK_BYTES: usize = 1 << 20;
 /// Handles to buckets and to compare-and-swap that one run may hold.
 const MAX_HANDLES: usize = 1024;
 /// What an output takes here beside its bytes, and less on a processor of 32 bits: a limit is the same everywhere.
@@ -92,9 +94,9 @@ const OUTPUT_BYTES: usize = 256;
 impl Limits {
     /// The most that is copied from the guest in one call. Its memory is no bound: a list may name the same bytes again
     /// and again.
-    pub fn handover_bytes(&self) -> usize {
+    pub fn transfer_bytes(&self) -> usize {
         let outputs = self.outputs.saturating_mul(OUTPUT_BYTES).saturating_add(self.output_bytes);
-        outputs.max(self.state_bytes).saturating_add(HANDOVER_SLACK)
+        outputs.max(self.state_bytes).saturating_add(TRANSFER_SLACK_BYTES)
     }
 }
 
@@ -103,7 +105,7 @@ impl Limits {
 pub struct Run {
     pub outcome: Outcome,
     /// The scope's state after the run.
-    pub state: State,
+    pub state: ScopeState,
     pub log: Vec<LogLine>,
     pub log_lines_dropped: u32,
 }
@@ -120,19 +122,19 @@ pub struct Function {
 
 /// Two ways to the same: what a component comes down to decides which one it takes (`compile.rs`).
 enum Body {
-    Module(module::Ready),
-    Component(component::Ready),
+    Module(ModuleFunction),
+    Component(ComponentFunction),
 }
 
 impl Body {
     fn new(imports: &mut Imports, code: &Code, grants: Grants) -> Result<Self, SandboxError> {
         Ok(match code {
-            Code::Module(code) => Self::Module(module::Ready::new(imports, code, grants)?),
-            Code::Component(code) => Self::Component(component::Ready::new(code, grants)?),
+            Code::Module(code) => Self::Module(ModuleFunction::new(imports, code, grants)?),
+            Code::Component(code) => Self::Component(ComponentFunction::new(code, grants)?),
         })
     }
 
-    fn call(&self, store: &mut Store<Host>, message: &Message) -> wasmtime::Result<Verdict> {
+    fn call(&self, store: &mut Store<HostState>, message: &Message) -> wasmtime::Result<Verdict> {
         match self {
             Self::Module(ready) => ready.call(store, message),
             Self::Component(ready) => ready.call(store, message),
@@ -144,7 +146,7 @@ impl Body {
 #[derive(Default)]
 pub struct Sandbox {
     classes: BTreeMap<Class, (Engine, Imports)>,
-    executable: Executable,
+    executable: CodeMemory,
 }
 
 impl Sandbox {
@@ -154,7 +156,7 @@ impl Sandbox {
 
     /// One that never makes memory executable, and takes sealed code alone where code is native.
     pub fn of_sealed_code() -> Self {
-        Self { executable: Executable::Already, ..Self::default() }
+        Self { executable: CodeMemory::Sealed, ..Self::default() }
     }
 
     fn class(&mut self, class: Class) -> Result<&mut (Engine, Imports), SandboxError> {
@@ -193,7 +195,7 @@ impl Sandbox {
         if code.is_empty() {
             return Err(SandboxError::NoCode);
         }
-        if IS_NATIVE && self.executable == Executable::Already {
+        if IS_NATIVE && self.executable == CodeMemory::Sealed {
             let code = SealedCode::seal(code).map_err(SandboxError::Map)?;
             return self.load_sealed(&code, limits, grants, settings);
         }
@@ -280,7 +282,7 @@ mod native {
 
 impl Function {
     /// Runs the function on one message with the state of its scope.
-    pub fn invoke(&self, message: &Message, state: State) -> Run {
+    pub fn invoke(&self, message: &Message, state: ScopeState) -> Run {
         self.invoke_within(message, state, |_| Ok(()))
     }
 
@@ -288,11 +290,11 @@ impl Function {
     pub fn invoke_within(
         &self,
         message: &Message,
-        state: State,
+        state: ScopeState,
         permitted: impl FnOnce(&[Output]) -> Result<(), Failure>,
     ) -> Run {
         let started = Instant::now();
-        let host = Host::new(self.limits, Arc::clone(&self.settings), state, started);
+        let host = HostState::new(self.limits, Arc::clone(&self.settings), state, started);
         let mut store = Store::new(&self.engine, host);
         store.limiter(|host| host);
         let ended = self.call(&mut store, message);
@@ -304,10 +306,10 @@ impl Function {
             memory_bytes: host.memory_bytes as u64,
             output_bytes: 0,
         };
-        self.judge(ended, host, usage, permitted)
+        self.evaluate(ended, host, usage, permitted)
     }
 
-    fn call(&self, store: &mut Store<Host>, message: &Message) -> wasmtime::Result<Verdict> {
+    fn call(&self, store: &mut Store<HostState>, message: &Message) -> wasmtime::Result<Verdict> {
         store.set_fuel(self.limits.fuel)?;
         store.set_epoch_deadline(ticks_in(Duration::from_millis(self.limits.timeout_ms.into())));
         // The clock's thread may be late and then make up for it with many ticks at once. They stop nobody before his time.
@@ -318,10 +320,10 @@ impl Function {
         self.body.call(store, message)
     }
 
-    fn judge(
+    fn evaluate(
         &self,
         ended: wasmtime::Result<Verdict>,
-        host: Host,
+        host: HostState,
         mut usage: Usage,
         permitted: impl FnOnce(&[Output]) -> Result<(), Failure>,
     ) -> Run {
@@ -336,7 +338,7 @@ impl Function {
             Ok(verdict) => verdict,
             Err(error) => Verdict::Failed(self.failure(&error, &host, &usage)),
         };
-        let Host { view, log, log_lines_dropped, .. } = host;
+        let HostState { view, log, log_lines_dropped, .. } = host;
         let (state, writes) = view.finish(matches!(verdict, Verdict::Done(_)));
         Run { outcome: Outcome { verdict, writes, usage }, state, log, log_lines_dropped }
     }
@@ -352,7 +354,7 @@ impl Function {
         Some(Failure { code: FailureCode::Output, detail })
     }
 
-    fn failure(&self, error: &wasmtime::Error, host: &Host, usage: &Usage) -> Failure {
+    fn failure(&self, error: &wasmtime::Error, host: &HostState, usage: &Usage) -> Failure {
         let limits = &self.limits;
         match host.exceeded {
             Some(Exceeded::Memory { wanted }) => {
@@ -377,9 +379,9 @@ impl Function {
             None => {
                 let cause = error.root_cause().to_string();
                 // Wasmtime has a type of its own for it, which it keeps to itself.
-                let is_too_much = error.is::<HandedTooMuch>() || cause.contains("fuel allocated for hostcalls");
+                let is_too_much = error.is::<TransferLimitExceeded>() || cause.contains("fuel allocated for hostcalls");
                 let detail = if is_too_much {
-                    format!("handed over more than {} bytes in one call", limits.handover_bytes())
+                    format!("handed over more than {} bytes in one call", limits.transfer_bytes())
                 } else {
                     shorten(cause)
                 };

@@ -7,9 +7,9 @@
 use bytes::Bytes;
 use wasmtime::{AsContextMut, Instance, InstancePre, Module, ModuleExport, Result, Store, bail, format_err};
 
-use super::abi::{Crossing, Guest, Reader, u32_at, u64_at};
+use super::abi::{CallContext, GuestExports, Reader, u32_at, u64_at};
 use super::grants::Grants;
-use super::host::Host;
+use super::host::HostState;
 use super::imports::Imports;
 use super::{OUTPUT_BYTES, SandboxError, shorten};
 use crate::message::{Alert, AlertStatus, Failure, FailureCode, Message, Output, Publication, Severity, Verdict};
@@ -26,14 +26,14 @@ const LABEL_BYTES: usize = 48;
 type Params = (u32, u32, u32, u32, u32, u32, u32, u32, u32, u64, u32, u32);
 
 /// A module ready to be instantiated.
-pub struct Ready {
-    pre: InstancePre<Host>,
+pub struct ModuleFunction {
+    pre: InstancePre<HostState>,
     memory: ModuleExport,
     realloc: ModuleExport,
     handle: ModuleExport,
 }
 
-impl Ready {
+impl ModuleFunction {
     pub fn new(imports: &mut Imports, module: &Module, grants: Grants) -> Result<Self, SandboxError> {
         // The imports are shared: what others may use is defined in them too.
         for import in module.imports() {
@@ -52,43 +52,43 @@ impl Ready {
     }
 
     /// Sets up an instance and has it handle the message.
-    pub fn call(&self, store: &mut Store<Host>, message: &Message) -> Result<Verdict> {
+    pub fn call(&self, store: &mut Store<HostState>, message: &Message) -> Result<Verdict> {
         let instance = self.pre.instantiate(&mut *store)?;
         let guest = self.guest(store, &instance)?;
         let handle = func(store, &instance, &self.handle)?.typed::<Params, u32>(&*store)?;
 
-        let mut crossing = Crossing::new(store.as_context_mut(), guest);
-        let params = lower(&mut crossing, message)?;
+        let mut call = CallContext::new(store.as_context_mut(), guest);
+        let params = lower(&mut call, message)?;
         // From here on it may call.
-        let guest = crossing.into_guest();
+        let guest = call.into_guest();
         store.data_mut().guest = Some(guest);
         let at = handle.call(&mut *store, params)?;
 
         let Some(guest) = store.data_mut().guest.take() else { bail!("it has returned from within a call") };
-        let mut crossing = Crossing::new(store.as_context_mut(), guest);
-        lift(&mut crossing.reader().0, at)
+        let mut call = CallContext::new(store.as_context_mut(), guest);
+        lift(&mut call.reader().0, at)
     }
 
-    fn guest(&self, store: &mut Store<Host>, instance: &Instance) -> Result<Guest> {
+    fn guest(&self, store: &mut Store<HostState>, instance: &Instance) -> Result<GuestExports> {
         let memory = instance.get_module_export(&mut *store, &self.memory).and_then(|export| export.into_memory());
-        Ok(Guest {
+        Ok(GuestExports {
             memory: memory.ok_or_else(|| format_err!("`{MEMORY}` is no memory"))?,
             realloc: func(store, instance, &self.realloc)?.typed(&*store)?,
         })
     }
 }
 
-fn func(store: &mut Store<Host>, instance: &Instance, export: &ModuleExport) -> Result<wasmtime::Func> {
+fn func(store: &mut Store<HostState>, instance: &Instance, export: &ModuleExport) -> Result<wasmtime::Func> {
     let export = instance.get_module_export(&mut *store, export).and_then(|export| export.into_func());
     export.ok_or_else(|| format_err!("an export is no function"))
 }
 
-fn lower(crossing: &mut Crossing<'_>, message: &Message) -> Result<Params> {
-    let topic = crossing.hand_in(message.topic.as_bytes())?;
-    let payload = crossing.hand_in(&message.payload)?;
+fn lower(call: &mut CallContext<'_>, message: &Message) -> Result<Params> {
+    let topic = call.lower_bytes(message.topic.as_bytes())?;
+    let payload = call.lower_bytes(&message.payload)?;
     let content_type = message.content_type.as_deref();
-    let kind = content_type.map(|kind| crossing.hand_in(kind.as_bytes())).transpose()?.unwrap_or_default();
-    let properties = crossing.hand_in_pairs(message.properties.iter().map(|(name, value)| (&**name, &**value)))?;
+    let kind = content_type.map(|kind| call.lower_bytes(kind.as_bytes())).transpose()?.unwrap_or_default();
+    let properties = call.lower_string_pairs(message.properties.iter().map(|(name, value)| (&**name, &**value)))?;
     Ok((
         u32_at(&topic, 0),
         u32_at(&topic, 4),

@@ -48,9 +48,9 @@ impl AsFd for SealedCode {
 }
 
 /// For engines that make nothing executable: what they run is so already, or they run nothing.
-pub struct NothingToDo;
+pub struct SealedCodeMemory;
 
-impl CustomCodeMemory for NothingToDo {
+impl CustomCodeMemory for SealedCodeMemory {
     fn required_alignment(&self) -> usize {
         1
     }

@@ -8,12 +8,12 @@ use crate::message::StateWrite;
 
 /// All keys of one scope, as committed. The worker keeps it between runs.
 #[derive(Clone, Debug, Default)]
-pub struct State {
+pub struct ScopeState {
     entries: BTreeMap<Box<str>, Bytes>,
     bytes: usize,
 }
 
-impl State {
+impl ScopeState {
     pub fn from_entries(entries: impl IntoIterator<Item = (Box<str>, Bytes)>) -> Self {
         let mut state = Self::default();
         for (key, value) in entries {
@@ -59,16 +59,16 @@ impl State {
 
 /// One run's view. Writes are kept apart, so that a run that fails leaves nothing behind.
 #[derive(Debug, Default)]
-pub struct View {
-    state: State,
+pub struct StateView {
+    state: ScopeState,
     /// Few: looked through from the front.
     writes: Vec<StateWrite>,
     /// How much the writes add to, or take from, the size of the state.
     growth: isize,
 }
 
-impl View {
-    pub fn new(state: State) -> Self {
+impl StateView {
+    pub fn new(state: ScopeState) -> Self {
         Self { state, writes: Vec::new(), growth: 0 }
     }
 
@@ -116,7 +116,7 @@ impl View {
     }
 
     /// Ends a run: applies the writes and returns them, or forgets them.
-    pub fn finish(mut self, keep: bool) -> (State, Vec<StateWrite>) {
+    pub fn finish(mut self, keep: bool) -> (ScopeState, Vec<StateWrite>) {
         if !keep {
             return (self.state, Vec::new());
         }
@@ -129,15 +129,15 @@ impl View {
 mod tests {
     use super::*;
 
-    fn state(entries: &[(&str, &str)]) -> State {
-        State::from_entries(
+    fn state(entries: &[(&str, &str)]) -> ScopeState {
+        ScopeState::from_entries(
             entries.iter().map(|(key, value)| ((*key).into(), Bytes::copy_from_slice(value.as_bytes()))),
         )
     }
 
     #[test]
     fn a_run_sees_its_own_writes_over_what_is_stored() {
-        let mut view = View::new(state(&[("a", "1"), ("b", "2")]));
+        let mut view = StateView::new(state(&[("a", "1"), ("b", "2")]));
         view.set("a", Some(b"10"));
         view.set("b", None);
         view.set("c", Some(b"3"));
@@ -153,16 +153,16 @@ mod tests {
 
     #[test]
     fn a_failed_run_leaves_nothing() {
-        let mut view = View::new(state(&[("a", "1")]));
+        let mut view = StateView::new(state(&[("a", "1")]));
         view.set("a", Some(b"10"));
         let (state, writes) = view.finish(false);
         assert!(writes.is_empty());
-        assert_eq!(View::new(state).get("a").unwrap(), "1");
+        assert_eq!(StateView::new(state).get("a").unwrap(), "1");
     }
 
     #[test]
     fn a_write_that_changes_nothing_is_none() {
-        let mut view = View::new(state(&[("a", "1")]));
+        let mut view = StateView::new(state(&[("a", "1")]));
         view.set("a", Some(b"1"));
         view.set("gone", None);
         // Neither is one that is taken back.

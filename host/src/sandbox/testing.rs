@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
-use super::{Body, Class, EPOCH, Function, Grants, Limits, Run, Sandbox, State, Ticker, compile, engine};
+use super::{Body, Class, EPOCH, Function, Grants, Limits, Run, Sandbox, ScopeState, Ticker, compile, engine};
 use crate::message::{Failure, FailureCode, Message, Verdict};
 
 const WORLD: &[u8] = include_bytes!("../../../guest-sdk/src/component-type.bin");
@@ -176,7 +176,7 @@ fn load(sandbox: &mut Sandbox, code: &[u8], limits: Limits, grants: Grants) -> F
 
 impl Both {
     #[track_caller]
-    pub fn invoke(&self, message: &Message, state: State) -> Run {
+    pub fn invoke(&self, message: &Message, state: ScopeState) -> Run {
         let whole = self.component.invoke(message, state.clone());
         let run = self.module.invoke(message, state);
         match (&run.outcome.verdict, &whole.outcome.verdict) {
@@ -207,11 +207,11 @@ impl Drop for Bench {
 /// Runs a component once, without state.
 #[track_caller]
 pub fn run(component: &[u8], limits: Limits) -> Run {
-    run_with(component, limits, State::default())
+    run_with(component, limits, ScopeState::default())
 }
 
 #[track_caller]
-pub fn run_with(component: &[u8], limits: Limits, state: State) -> Run {
+pub fn run_with(component: &[u8], limits: Limits, state: ScopeState) -> Run {
     Bench::default().load(component, limits).invoke(&message("sensors/a", b"21.5"), state)
 }
 

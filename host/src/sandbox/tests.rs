@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::testing::{Bench, LIMITS, LOG, NOTHING, component, component_of, message, module, module_of, run, run_with};
-use super::{Class, Limits, Sandbox, State};
+use super::{Class, Limits, Sandbox, ScopeState};
 use crate::message::{FailureCode, Output, Verdict};
 
 /// Goes round `times` times.
@@ -57,7 +57,7 @@ fn time_is_limited() {
     let late: Vec<Duration> = (0..40)
         .map(|_| {
             let started = Instant::now();
-            let run = function.module.invoke(&message("t", b""), State::default());
+            let run = function.module.invoke(&message("t", b""), ScopeState::default());
             let took = started.elapsed();
             let failure = run.failure();
             assert!(
@@ -85,7 +85,7 @@ fn no_tick_stops_a_run_before_its_time() {
                 bench.tick();
             }
         });
-        let run = function.invoke(&message("t", b""), State::default());
+        let run = function.invoke(&message("t", b""), ScopeState::default());
         ended.store(true, Ordering::Relaxed);
         assert_eq!(run.outputs(), 0);
     });
@@ -106,7 +106,7 @@ fn deadlines_hold_in_every_class_whichever_was_loaded_first() {
     let small = bench.load(&component("", FOREVER), ENDLESS);
     let large = bench.load(&component("", FOREVER), Limits { memory_bytes: Class::Large.memory_bytes(), ..ENDLESS });
     for function in [large, small] {
-        let run = function.invoke(&message("t", b""), State::default());
+        let run = function.invoke(&message("t", b""), ScopeState::default());
         assert_eq!(run.failure().code, FailureCode::Deadline);
     }
 }
@@ -146,7 +146,10 @@ fn the_same_message_takes_the_same_fuel() {
     let fuel = run(&component, LIMITS).outcome.usage.fuel;
     let function_again = Bench::default().load(&component, LIMITS);
     for _ in 0..20 {
-        assert_eq!(function_again.invoke(&message("sensors/a", b"21.5"), State::default()).outcome.usage.fuel, fuel);
+        assert_eq!(
+            function_again.invoke(&message("sensors/a", b"21.5"), ScopeState::default()).outcome.usage.fuel,
+            fuel
+        );
     }
 }
 
@@ -311,10 +314,14 @@ fn memory_is_zero_before_every_run() {
     let sees_itself =
         bench.load(&component("", &format!("(i32.store (i32.const 2000) (i32.const 1)) {search} {NOTHING}")), limits);
     let message = message("sensors/a", b"21.5");
-    assert_eq!(sees_itself.invoke(&message, State::default()).failure().code, FailureCode::Trap, "the search works");
+    assert_eq!(
+        sees_itself.invoke(&message, ScopeState::default()).failure().code,
+        FailureCode::Trap,
+        "the search works"
+    );
     for _ in 0..6 {
-        assert_eq!(writer.invoke(&message, State::default()).outputs(), 0, "a global of the run before");
-        assert_eq!(reader.invoke(&message, State::default()).outputs(), 0, "memory of the run before");
+        assert_eq!(writer.invoke(&message, ScopeState::default()).outputs(), 0, "a global of the run before");
+        assert_eq!(reader.invoke(&message, ScopeState::default()).outputs(), 0, "memory of the run before");
     }
 }
 
@@ -335,8 +342,8 @@ fn after_a_failure_others_run_as_before() {
     let message = message("t", b"");
     for _ in 0..3 {
         for bad in &bad {
-            bad.invoke(&message, State::default()).failure();
-            assert_eq!(good.invoke(&message, State::default()).outputs(), 2);
+            bad.invoke(&message, ScopeState::default()).failure();
+            assert_eq!(good.invoke(&message, ScopeState::default()).outputs(), 2);
         }
     }
 }
@@ -355,7 +362,7 @@ fn outputs_arrive_as_they_were_returned() {
         (i32.store (i32.const 49160) (local.get $topic)) (i32.store (i32.const 49164) (local.get $topic-len))
         (i32.store (i32.const 49168) (local.get $payload)) (i32.store (i32.const 49172) (local.get $payload-len))
         (i32.store8 (i32.const 49188) (i32.const 1))";
-    let run = run_with(&component("", &outputs(fields, 49_152, 1)), LIMITS, State::default());
+    let run = run_with(&component("", &outputs(fields, 49_152, 1)), LIMITS, ScopeState::default());
     let Verdict::Done(outputs) = &run.outcome.verdict else { panic!("{:?}", run.outcome) };
     let [Output::Publish(publication)] = &outputs[..] else { panic!("{outputs:?}") };
     assert_eq!((&*publication.topic, &publication.payload[..]), ("sensors/a", &b"21.5"[..]));
@@ -388,8 +395,9 @@ mod address_space {
         let wasm = wat::parse_str("(module (memory 1))").unwrap();
         setrlimit(Resource::As, Rlimit { current: Some(ADDRESSES_BYTES), maximum: Some(ADDRESSES_BYTES) }).unwrap();
         let mut sandbox = Sandbox::new();
-        let run =
-            sandbox.load(&function, LIMITS, Arc::from([])).map(|it| it.invoke(&message("t", b""), State::default()));
+        let run = sandbox
+            .load(&function, LIMITS, Arc::from([]))
+            .map(|it| it.invoke(&message("t", b""), ScopeState::default()));
         println!("sandbox: {}", run.is_ok_and(|run| run.outputs() == 0));
         let on_demand = Engine::new(&Config::new()).and_then(|engine| {
             let module = Module::new(&engine, &wasm)?;

@@ -8,7 +8,7 @@ use wasmtime::{Config, Engine};
 #[cfg(feature = "pulley")]
 use super::compile;
 use super::compile::CompileError;
-use super::engine::{self, Class, Executable};
+use super::engine::{self, Class, CodeMemory};
 use super::imports::Imports;
 use super::{Body, Function, Grants, Limits, SandboxError, native};
 
@@ -25,7 +25,7 @@ pub fn with_wasmtime_defaults(
 
 /// Makes a component runnable under our profile with all its parts, even if one of them would do.
 pub fn as_component(wasm: &[u8], limits: Limits, settings: Arc<[(String, String)]>) -> Result<Function, CompileError> {
-    let engine = engine::for_running(Class::for_memory(limits.memory_bytes), Executable::Made)?;
+    let engine = engine::for_running(Class::for_memory(limits.memory_bytes), CodeMemory::Engine)?;
     whole(engine, wasm, limits, settings)
 }
 

@@ -24,7 +24,7 @@ pub struct Excess {
 pub fn frame_bytes<'a>(functions: impl Iterator<Item = &'a Limits>) -> usize {
     let outcome = |limits: &Limits| {
         let state = limits.state_bytes.saturating_mul(1 + WRITE_FIELDS);
-        limits.handover_bytes().saturating_add(state)
+        limits.transfer_bytes().saturating_add(state)
     };
     functions.map(outcome).max().unwrap_or(0).saturating_add(FRAME_REST_BYTES)
 }

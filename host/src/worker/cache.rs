@@ -5,7 +5,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crate::sandbox::State;
+use crate::sandbox::ScopeState;
 
 /// Function number and, for state per topic, the topic.
 pub type ScopeKey = (u32, Option<Arc<str>>);
@@ -16,8 +16,8 @@ const ENTRY_OVERHEAD: usize = 160;
 /// Approximates least-recently-used with two generations. New and used entries are in `young`. When `young` reaches half
 /// the limit, it replaces `old`.
 pub struct StateCache {
-    young: HashMap<ScopeKey, State>,
-    old: HashMap<ScopeKey, State>,
+    young: HashMap<ScopeKey, ScopeState>,
+    old: HashMap<ScopeKey, ScopeState>,
     young_bytes: usize,
     half: usize,
 }
@@ -28,7 +28,7 @@ impl StateCache {
     }
 
     /// Removes a scope's state for a run. The caller puts it back.
-    pub fn take(&mut self, scope: &ScopeKey) -> Option<State> {
+    pub fn take(&mut self, scope: &ScopeKey) -> Option<ScopeState> {
         if let Some(state) = self.young.get_mut(scope) {
             self.young_bytes -= state.bytes() + ENTRY_OVERHEAD;
             return Some(std::mem::take(state));
@@ -36,7 +36,7 @@ impl StateCache {
         self.old.remove(scope)
     }
 
-    pub fn put(&mut self, scope: ScopeKey, state: State) {
+    pub fn put(&mut self, scope: ScopeKey, state: ScopeState) {
         self.young_bytes += state.bytes() + ENTRY_OVERHEAD;
         self.young.insert(scope, state);
         if self.young_bytes > self.half {
@@ -52,8 +52,8 @@ mod tests {
 
     use super::*;
 
-    fn state(size: usize) -> State {
-        State::from_entries([("k".into(), Bytes::from(vec![0; size]))])
+    fn state(size: usize) -> ScopeState {
+        ScopeState::from_entries([("k".into(), Bytes::from(vec![0; size]))])
     }
 
     #[test]
@@ -66,7 +66,7 @@ mod tests {
             let kept = cache.take(&hot).expect("used at every step");
             cache.put(hot.clone(), kept);
         }
-        let held: usize = cache.young.values().chain(cache.old.values()).map(State::bytes).sum();
+        let held: usize = cache.young.values().chain(cache.old.values()).map(ScopeState::bytes).sum();
         assert!(held <= 110_000, "{held}");
         assert!(cache.take(&(0, Some("t0".into()))).is_none());
         assert!(cache.take(&(0, Some("t999".into()))).is_some());

@@ -17,7 +17,7 @@ use super::permits::Permits;
 use super::protocol::{Encoder, FromWorker, Job, JobScope, Malformed, ToWorker, split_frame};
 use crate::footprint::Footprint;
 use crate::message::{Failure, FailureCode, Outcome, Usage, Verdict};
-use crate::sandbox::{EPOCH, Function, Sandbox, State, Ticker};
+use crate::sandbox::{EPOCH, Function, Sandbox, ScopeState, Ticker};
 
 const READ_BYTES: usize = 64 * 1024;
 
@@ -139,7 +139,7 @@ impl Worker {
                 self.footprint = None;
                 self.gathered.push(Job { id: number, ..job });
             }
-            ToWorker::State { job, entries } => self.resume(job, State::from_entries(entries)),
+            ToWorker::State { job, entries } => self.resume(job, ScopeState::from_entries(entries)),
             ToWorker::Load { function, edition, limits, settings, permits, code } => {
                 let grants = permits.grants;
                 let loaded = match &self.codes {
@@ -168,7 +168,7 @@ impl Worker {
 
     fn accept(&mut self, job: Job) {
         let Some(scope) = scope_key(&job) else {
-            self.run(&job, State::default());
+            self.run(&job, ScopeState::default());
             return;
         };
         if let Some(queue) = self.waiting.get_mut(&scope) {
@@ -188,7 +188,7 @@ impl Worker {
         }
     }
 
-    fn resume(&mut self, job: u64, mut state: State) {
+    fn resume(&mut self, job: u64, mut state: ScopeState) {
         let Some(scope) = self.asked.remove(&job) else { return };
         for job in self.waiting.remove(&scope).into_iter().flatten() {
             state = self.run(&job, state);
@@ -196,7 +196,7 @@ impl Worker {
         self.states.put(scope, state);
     }
 
-    fn run(&mut self, job: &Job, state: State) -> State {
+    fn run(&mut self, job: &Job, state: ScopeState) -> ScopeState {
         if !self.held.is_empty() {
             let key = order_key(job);
             if job.resumes {

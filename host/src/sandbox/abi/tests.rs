@@ -12,7 +12,7 @@ use crate::sandbox::testing::{
     BUCKET, Bench, CAS_DROP, CAS_NEW, DELETE, INCREMENT, LIMITS, LIST_KEYS, LOG, NOTHING, OPEN, SET, component,
     component_of, message, module, run, run_with,
 };
-use crate::sandbox::{Grants, Limits, Run, State};
+use crate::sandbox::{Grants, Limits, Run, ScopeState};
 
 const GET: &str = r#"(import "wasi:keyvalue/store@0.2.0-draft2" "[method]bucket.get"
     (func $get (param i32 i32 i32 i32)))"#;
@@ -39,8 +39,8 @@ const SHOW: &str = "
     (i32.store (i32.const 24) (i32.const 49152)) (i32.store (i32.const 28) (i32.const 2))
     (i32.const 16)";
 
-fn stored() -> State {
-    State::from_entries([("a".into(), Bytes::from_static(b"old")), ("b".into(), Bytes::from_static(b"1"))])
+fn stored() -> ScopeState {
+    ScopeState::from_entries([("a".into(), Bytes::from_static(b"old")), ("b".into(), Bytes::from_static(b"1"))])
 }
 
 /// Runs `code` both ways and returns the 200 bytes of results.
@@ -68,7 +68,7 @@ fn a_message_lies_in_memory_as_in_every_component() {
         attempt: u32::MAX,
     };
     for message in [plain, full] {
-        assert_eq!(function.invoke(&message, State::default()).outputs(), 2);
+        assert_eq!(function.invoke(&message, ScopeState::default()).outputs(), 2);
     }
 }
 
@@ -88,7 +88,7 @@ fn parameters_arrive_in_their_order() {
         attempt: 7,
         ..message("sensors/a", b"21.5")
     };
-    let run = Bench::default().load(&component, LIMITS).invoke(&message, State::default());
+    let run = Bench::default().load(&component, LIMITS).invoke(&message, ScopeState::default());
     let Verdict::Done(outputs) = run.outcome.verdict else { panic!("{:?}", run.outcome) };
     let Output::Publish(results) = &outputs[0] else { panic!("{outputs:?}") };
     let number = |at: usize| u32::from_le_bytes(results.payload[at..at + 4].try_into().unwrap());
@@ -206,7 +206,7 @@ fn random_bytes_are_as_many_as_were_asked_for() {
         );
         Bench::default()
             .load_granted(&component(BYTES, &code), LIMITS, Grants::ALL)
-            .invoke(&message("a", b""), State::default())
+            .invoke(&message("a", b""), ScopeState::default())
     };
     assert_eq!(load(0).outputs(), 0);
     assert_eq!(load(1000).outputs(), 0);
@@ -357,6 +357,7 @@ fn a_module_costs_less_fuel_than_a_component() {
     let fuel = |run: Run| run.outcome.usage.fuel;
     let message = message("a", b"");
     assert!(
-        fuel(both.module.invoke(&message, State::default())) < fuel(both.component.invoke(&message, State::default()))
+        fuel(both.module.invoke(&message, ScopeState::default()))
+            < fuel(both.component.invoke(&message, ScopeState::default()))
     );
 }

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 
 use crate::message::FailureCode;
-use crate::sandbox::State;
+use crate::sandbox::ScopeState;
 use crate::sandbox::testing::{
     BUCKET, CAS_DROP, CAS_NEW, DELETE, INCREMENT, LIMITS, LIST_KEYS, LOG, NOTHING, OPEN, SET, component, run, run_with,
 };
@@ -28,8 +28,8 @@ fn log(code: &str) -> Run {
     run(&component(LOG, &format!("{code} {NOTHING}")), LIMITS)
 }
 
-fn stored() -> State {
-    State::from_entries([("a".into(), Bytes::from_static(b"old")), ("b".into(), Bytes::from_static(b"1"))])
+fn stored() -> ScopeState {
+    ScopeState::from_entries([("a".into(), Bytes::from_static(b"old")), ("b".into(), Bytes::from_static(b"1"))])
 }
 
 #[test]
@@ -98,11 +98,11 @@ fn counters_are_decimal_text_and_do_not_overflow() {
             ),
         )
     };
-    let with = |value: &str| State::from_entries([("a".into(), Bytes::copy_from_slice(value.as_bytes()))]);
+    let with = |value: &str| ScopeState::from_entries([("a".into(), Bytes::copy_from_slice(value.as_bytes()))]);
     let succeeds = increment("(if (i32.load8_u (i32.const 1000)) (then unreachable))");
     let fails = increment("(if (i32.eqz (i32.load8_u (i32.const 1000))) (then unreachable))");
     for (before, after) in [("", "-3"), ("10", "7"), ("-9223372036854775805", "-9223372036854775808")] {
-        let state = if before.is_empty() { State::default() } else { with(before) };
+        let state = if before.is_empty() { ScopeState::default() } else { with(before) };
         let run = run_with(&succeeds, LIMITS, state);
         assert_eq!((run.outputs(), &run.outcome.writes[0].value), (0, &Some(Bytes::from(after))));
     }
@@ -156,7 +156,7 @@ fn a_key_that_comes_and_goes_leaves_nothing() {
 /// One call, which no deadline can interrupt, lists what is stored and what was written.
 #[test]
 fn keys_are_listed_with_those_of_this_run() {
-    let state = State::from_entries((0..5000).map(|n| (format!("a{n:04}").into(), Bytes::new())));
+    let state = ScopeState::from_entries((0..5000).map(|n| (format!("a{n:04}").into(), Bytes::new())));
     let list = "(call $list-keys (local.get $bucket) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 1000))
         (if (i32.ne (i32.load (i32.const 1008)) (i32.const 10000)) (then unreachable))";
     let limits = Limits { timeout_ms: 60_000, ..LIMITS };

@@ -14,7 +14,7 @@ use rustix::process::{Resource, Rlimit};
 use super::{ProcessLimits, enter, has_filter};
 use crate::sandbox::sealed::SealedCode;
 use crate::sandbox::testing::{LIMITS, NOTHING, code, message};
-use crate::sandbox::{Grants, Sandbox, State};
+use crate::sandbox::{Grants, Sandbox, ScopeState};
 use crate::worker::codes::{self, Code};
 
 /// Environment variable that makes a child play an escaped function.
@@ -79,7 +79,7 @@ fn escaped() {
     };
     report("executable memory", made_executable(ProtFlags::READ | ProtFlags::WRITE | ProtFlags::EXEC));
     report("memory made executable", made_executable(ProtFlags::READ | ProtFlags::WRITE));
-    let run = loaded.map(|function| function.invoke(&message("t", b""), State::default()));
+    let run = loaded.map(|function| function.invoke(&message("t", b""), ScopeState::default()));
     report("function", run.map(|run| assert_eq!(run.outputs(), 0)));
     println!("heard {line}");
 }
