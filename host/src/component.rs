@@ -1,19 +1,18 @@
-//! A core wasm module made into a component, and what a component consists of.
+//! Makes components of core modules, and inspects components.
 //!
-//! The module carries the world it was written for in a custom section (`export!` of the SDK puts it there, as do the
-//! generators for other languages). What comes out has no custom sections: names and producers would only be sent over the
-//! air, stored and hashed.
+//! A module carries its world in a custom section, put there by `export!` of the SDK or by the generators for other languages.
+//! The component has no custom sections: names and producers would only be sent over the air, stored and hashed.
 
 use std::borrow::Cow;
 
 use thiserror::Error;
-use wasmparser::{ComponentExternalKind, Instance, Parser, Payload};
+use wasmparser::{BinaryReader, BinaryReaderError, ComponentExternalKind, Instance, Parser, Payload};
 use wit_component::ComponentEncoder;
 
-/// The world, as the SDK's generator encoded it from `guest-sdk/wit`.
+/// The world, encoded from `guest-sdk/wit` by the SDK's generator.
 const WORLD: &[u8] = include_bytes!("../../guest-sdk/src/component-type.bin");
 
-/// What every function exports.
+/// The interface that every function exports.
 pub const EXPORT: &str = "sedge:function/handler@0.1.0";
 
 const CUSTOM_SECTION: u8 = 0;
@@ -32,30 +31,32 @@ pub enum ComponentError {
     )]
     NoHandler,
     #[error(
-        "the module does not say which world it is for: build it with `sedge_function::export!(..)`, or embed \
+        "the module does not name its world: build it with `sedge_function::export!(..)`, or embed \
          `sedge:function` with a component tool"
     )]
     NoWorld,
-    #[error("the module imports `{module}` `{name}`, which no Sedge function may use: a dependency asks for it")]
+    #[error(
+        "the module imports `{module}` `{name}`, which no Sedge function may use: find the dependency that needs it"
+    )]
     ForeignImport { module: String, name: String },
-    /// `wit-component` reports in `anyhow`, here and below.
+    /// `wit-component` reports errors as `anyhow::Error`, here and below.
     #[error("the component does not fit the world `sedge:function/function`")]
     WrongWorld(#[source] anyhow::Error),
     #[error("cannot make a component of the module")]
     Encode(#[source] anyhow::Error),
     #[error("damaged WebAssembly: {0}")]
-    Damaged(#[from] wasmparser::BinaryReaderError),
+    Damaged(#[from] BinaryReaderError),
 }
 
-/// What a component is made of, for the person who builds it.
+/// Facts about a component, for the person who builds it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ComponentInfo {
-    /// Interfaces, by name with version.
+    /// Interfaces, with their versions.
     pub imports: Vec<String>,
     pub exports: Vec<String>,
-    /// What all memories have at the start: it is set up anew for every message.
+    /// Initial size of all memories, which are set up anew per message.
     pub memory_bytes: u64,
-    /// Instances of core modules, those counted that only connect others.
+    /// Number of core module instances, including those that only connect others.
     pub core_instances: u32,
 }
 
@@ -79,7 +80,7 @@ pub fn from_module(module: &[u8]) -> Result<Vec<u8>, ComponentError> {
     Ok(component)
 }
 
-/// Says what is wrong in the words of the person who wrote the function; the encoder speaks of canonical names.
+/// Reports common errors in terms of the source code. The encoder would report them by canonical names.
 fn check_module(module: &[u8]) -> Result<(), ComponentError> {
     let (mut handler, mut world) = (false, false);
     let mut foreign = None;
@@ -111,12 +112,13 @@ fn check_module(module: &[u8]) -> Result<(), ComponentError> {
     }
 }
 
-/// Whether a component imports no more and exports no less than the world says.
+/// Checks that a component imports no more and exports no less than the world.
 pub fn check_world(component: &[u8]) -> Result<(), ComponentError> {
     let mut carrier = b"\0asm\x01\0\0\0".to_vec();
     push_world(&mut carrier);
     let (_, mut metadata) = wit_component::metadata::decode(&carrier).map_err(ComponentError::Encode)?;
-    // These have settled: 0.2.7 has what 0.2.0 had. The check goes by the whole name, so that the world follows the component.
+    // These interfaces are stable: 0.2.7 has all of 0.2.0. The check compares whole names, so the world takes the component's
+    // version.
     for import in inspect(component)?.imports {
         let Some((name, version)) = import.split_once('@') else { continue };
         let Some((package, _)) = name.strip_prefix("wasi:").and_then(|name| name.split_once('/')) else { continue };
@@ -131,7 +133,7 @@ pub fn check_world(component: &[u8]) -> Result<(), ComponentError> {
     wit_component::targets(&metadata.resolve, metadata.world, component).map_err(ComponentError::WrongWorld)
 }
 
-/// Takes a component apart.
+/// Reads the facts about a component.
 pub fn inspect(component: &[u8]) -> Result<ComponentInfo, ComponentError> {
     let mut info = ComponentInfo::default();
     let mut depth = 0;
@@ -169,16 +171,12 @@ pub fn inspect(component: &[u8]) -> Result<ComponentInfo, ComponentError> {
     Ok(info)
 }
 
-/// Copies a module or a component, and what is nested in it, without its custom sections but those that `keep` wants.
+/// Copies a module or component and everything nested in it, without the custom sections that `keep` refuses.
 fn without_custom_sections(wasm: &[u8], keep: fn(&str) -> bool) -> Result<Vec<u8>, ComponentError> {
     let mut out = wasm.get(..8).unwrap_or_default().to_vec();
     let is_component = Parser::is_component(wasm);
-    let mut reader = wasmparser::BinaryReader::new(wasm.get(8..).unwrap_or_default(), 8);
-    while !reader.eof() {
-        let id = reader.read_u8()?;
-        let size = reader.read_var_u32()? as usize;
-        let contents = reader.read_bytes(size)?;
-        if id == CUSTOM_SECTION && !keep(wasmparser::BinaryReader::new(contents, 0).read_string()?) {
+    for (id, contents) in sections(wasm)? {
+        if id == CUSTOM_SECTION && !keep(BinaryReader::new(contents, 0).read_string()?) {
             continue;
         }
         let contents = match id {
@@ -192,8 +190,20 @@ fn without_custom_sections(wasm: &[u8], keep: fn(&str) -> bool) -> Result<Vec<u8
     Ok(out)
 }
 
+/// Splits a module or component into the ids and contents of its sections.
+pub fn sections(wasm: &[u8]) -> Result<Vec<(u8, &[u8])>, BinaryReaderError> {
+    let mut sections = Vec::new();
+    let mut reader = BinaryReader::new(wasm.get(8..).unwrap_or_default(), 8);
+    while !reader.eof() {
+        let id = reader.read_u8()?;
+        let size = reader.read_var_u32()? as usize;
+        sections.push((id, reader.read_bytes(size)?));
+    }
+    Ok(sections)
+}
+
 /// Appends the world as the custom section that `wit-component` looks for.
-fn push_world(module: &mut Vec<u8>) {
+pub(crate) fn push_world(module: &mut Vec<u8>) {
     let mut section = Vec::new();
     push_leb(&mut section, "component-type".len());
     section.extend_from_slice(b"component-type");
@@ -201,13 +211,14 @@ fn push_world(module: &mut Vec<u8>) {
     push_section(module, CUSTOM_SECTION, &section);
 }
 
-fn push_section(wasm: &mut Vec<u8>, id: u8, contents: &[u8]) {
+/// Appends a section to a module or component.
+pub fn push_section(wasm: &mut Vec<u8>, id: u8, contents: &[u8]) {
     wasm.push(id);
     push_leb(wasm, contents.len());
     wasm.extend_from_slice(contents);
 }
 
-fn push_leb(wasm: &mut Vec<u8>, mut value: usize) {
+pub fn push_leb(wasm: &mut Vec<u8>, mut value: usize) {
     while value >= 0x80 {
         wasm.push(value as u8 | 0x80);
         value >>= 7;
@@ -219,7 +230,7 @@ fn push_leb(wasm: &mut Vec<u8>, mut value: usize) {
 mod tests {
     use super::*;
 
-    /// The smallest module that is a function: it answers every message with no outputs.
+    /// The smallest module that is a function. Returns no outputs.
     fn module(import: &str, export: &str) -> Vec<u8> {
         wat::parse_str(text(import, export)).unwrap()
     }
@@ -266,11 +277,11 @@ mod tests {
     }
 
     #[test]
-    fn says_what_is_no_function() {
+    fn modules_that_are_not_functions_are_named() {
         check_refused(b"#!/bin/sh", "not WebAssembly");
         check_refused(&wat::parse_str("(component)").unwrap(), "a component already");
         check_refused(&with_world(module("", "run")), "does not export");
-        check_refused(&module("", HANDLE), "which world");
+        check_refused(&module("", HANDLE), "does not name its world");
         check_refused(&with_world(module(r#"(import "env" "sin" (func))"#, HANDLE)), "imports `env` `sin`");
         let unknown = r#"(import "wasi:sockets/tcp@0.2.0" "x" (func))"#;
         check_refused(&with_world(module(unknown, HANDLE)), "cannot make a component");

@@ -82,7 +82,7 @@ fn a_module_that_cannot_run_is_refused_with_the_reason() {
         says
     };
     let says = refused(b"#!/bin/sh\necho hello\n");
-    assert!(says.contains("no WebAssembly"), "{says}");
+    assert!(says.contains("not WebAssembly"), "{says}");
     let says = refused(b"\0asm\x01\0\0\0");
     assert!(says.contains("component"), "{says}");
     // A component that exports nothing.

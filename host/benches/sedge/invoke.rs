@@ -1,18 +1,20 @@
 //! One invocation, from a fresh store to the drop of everything: JSON, a threshold, a setting, state read and written, fuel
-//! and epochs on. Ours against Wasmtime's default engine, in turn, on one thread.
+//! and epochs on. Sedge's engine profile against Wasmtime's defaults, interleaved, on one thread.
 
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sedge::message::{Message, Verdict};
-use sedge::sandbox::{Class, Function, Limits, Sandbox, ScopeState, compile, yardstick};
+use sedge::sandbox::{Class, Function, Grants, Limits, Sandbox, ScopeState, compile, running_config};
+use wasmtime::{Config, Engine};
 
 use crate::Size;
 use crate::harness::guest::guest;
 use crate::report::{Goal, Report};
 
-/// Long enough that a tick of the scheduler does not show, short enough to be interleaved often.
+/// Duration of one measurement: long against a scheduler tick, short enough for many interleaved ones.
 const SLICE: Duration = Duration::from_millis(100);
 
 pub const LIMITS: Limits = Limits {
@@ -27,12 +29,11 @@ pub const LIMITS: Limits = Limits {
 pub fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
     eprintln!("invocation");
     let wasm = std::fs::read(guest("last").join("last.wasm"))?;
-    let settings = || vec![("max".to_owned(), "80".to_owned())].into();
-    let code = compile::component(&wasm, Class::Small).map_err(io::Error::other)?;
-    let mut sandbox = Sandbox::new();
-    let ours = sandbox.load(&code, LIMITS, settings()).map_err(io::Error::other)?;
-    let default = yardstick::with_wasmtime_defaults(&wasm, LIMITS, settings()).map_err(io::Error::other)?;
-    let whole = yardstick::as_component(&wasm, LIMITS, settings()).map_err(io::Error::other)?;
+    let ours = native(&wasm)?;
+    let mut defaults = Config::new();
+    defaults.consume_fuel(true).epoch_interruption(true);
+    let default = whole_component(&defaults, &wasm)?;
+    let whole = whole_component(&running_config(Class::Small), &wasm)?;
     let (mut ours_us, mut whole_us, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..size.rounds * 4 {
         let (ours, whole, default) = (microseconds(&ours), microseconds(&whole), microseconds(&default));
@@ -50,7 +51,7 @@ pub fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
         "invoke_component_us",
         whole_us,
         Goal::None,
-        "the same as a component with all its parts, which is what others' are run as",
+        "the same as a whole component, as components of other tools run",
     );
     report.add_median(
         "invoke_default_ratio",
@@ -61,7 +62,24 @@ pub fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
     Ok(())
 }
 
-/// What a message takes, on average over a slice of time.
+/// Loads a function as boards with a compiler do.
+pub fn native(wasm: &[u8]) -> io::Result<Function> {
+    let code = compile::component(wasm, Class::Small).map_err(io::Error::other)?;
+    Sandbox::new().load(&code, LIMITS, Grants::default(), settings()).map_err(io::Error::other)
+}
+
+/// Compiles a component with all its parts, even if its main module would do, for an engine with this configuration.
+fn whole_component(config: &Config, wasm: &[u8]) -> io::Result<Function> {
+    let engine = Engine::new(config).expect("the configuration is valid");
+    let code = engine.precompile_component(wasm).expect("the component compiles");
+    Function::in_engine(&engine, &code, LIMITS, settings()).map_err(io::Error::other)
+}
+
+pub fn settings() -> Arc<[(String, String)]> {
+    [("max".to_owned(), "80".to_owned())].into()
+}
+
+/// Microseconds per message, averaged over a slice of time.
 pub fn microseconds(function: &Function) -> f64 {
     let mut message = Message {
         topic: "last/greenhouse".into(),
@@ -72,7 +90,7 @@ pub fn microseconds(function: &Function) -> f64 {
         clock_synced: true,
         attempt: 1,
     };
-    // Two readings in turn, so that every run finds a state that it must change.
+    // Two alternating readings, so that every run changes the state.
     let readings = [21.5, 22.5].map(|value| {
         Bytes::from(format!("{{\"battery\":97,\"humidity\":48.2,\"linkquality\":120,\"temperature\":{value}}}"))
     });

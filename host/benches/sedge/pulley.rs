@@ -1,5 +1,5 @@
-//! The invocation on Wasmtime's interpreter, Pulley, over the same on native code: what 32-bit ARM boards pay, for which
-//! there is no compiler. Measured on this machine, with its 64-bit variant.
+//! The invocation on Wasmtime's interpreter, Pulley, over the same in native code: the price on 32-bit ARM boards, which
+//! Cranelift does not support. Measured on this machine, with the 64-bit variant of Pulley.
 
 use std::io;
 
@@ -16,18 +16,20 @@ pub fn measure(report: &mut Report, _: &Size) -> io::Result<()> {
 
 #[cfg(feature = "pulley")]
 pub fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
-    use sedge::sandbox::{Class, Sandbox, compile, yardstick};
+    use sedge::sandbox::{Class, Function, compile, running_config};
+    use wasmtime::Engine;
 
     use crate::harness::guest::guest;
-    use crate::invoke::{LIMITS, microseconds};
+    use crate::invoke::{LIMITS, microseconds, native, settings};
 
     eprintln!("interpreter");
     let wasm = std::fs::read(guest("last").join("last.wasm"))?;
-    let settings = || vec![("max".to_owned(), "80".to_owned())].into();
-    let code = compile::component(&wasm, Class::Small).map_err(io::Error::other)?;
-    let mut sandbox = Sandbox::new();
-    let native = sandbox.load(&code, LIMITS, settings()).map_err(io::Error::other)?;
-    let pulley = yardstick::interpreted(&wasm, LIMITS, settings()).map_err(io::Error::other)?;
+    let native = native(&wasm)?;
+    let mut config = running_config(Class::Small);
+    config.target("pulley64").expect("the feature `pulley` adds this target");
+    let engine = Engine::new(&config).expect("the configuration is valid");
+    let code = compile::precompile(&engine, &wasm).map_err(io::Error::other)?;
+    let pulley = Function::in_engine(&engine, &code, LIMITS, settings()).map_err(io::Error::other)?;
     let (mut pulley_us, mut ratios) = (Vec::new(), Vec::new());
     for _ in 0..size.rounds * 4 {
         let (native, pulley) = (microseconds(&native), microseconds(&pulley));

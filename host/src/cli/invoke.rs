@@ -64,7 +64,7 @@ pub(crate) fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
     let settings: BTreeMap<_, _> = installed.settings().into_iter().chain(args.settings.iter().cloned()).collect();
     let settings: Vec<_> = settings.into_iter().collect();
     let mut sandbox = Sandbox::new();
-    let function = sandbox.load_granted(&installed.code, installed.limits(), installed.grants(), settings.into())?;
+    let function = sandbox.load(&installed.code, installed.limits(), installed.grants(), settings.into())?;
     let ticker = sandbox.ticker();
     std::thread::Builder::new().name("sedge-clock".into()).spawn(move || {
         loop {

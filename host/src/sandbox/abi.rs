@@ -1,45 +1,44 @@
-//! How values cross between the host and a function that is one core module: the canonical ABI, as far as the world
-//! `sedge:function/function` needs it. Text and lists lie in the guest's memory, at an address and with a length; what the
-//! host hands in goes where the guest's own allocator says.
+//! The canonical ABI between the host and a function that is one core module, as far as the world
+//! `sedge:function/function` needs it. Texts and lists lie in the guest's memory, each with an address and a length. The
+//! guest's allocator places the values that the host lowers.
 //!
-//! Every address and every length comes from the guest and is checked against its memory. What may not be is an error that ends
-//! the run.
+//! Every address and every length comes from the guest and is checked against its memory. A violation ends the run.
 
 use wasmtime::{AsContextMut, Caller, Memory, Result, StoreContextMut, TypedFunc, bail};
 
 use super::host::HostState;
 
-/// By which the host reaches into a guest.
+/// The exports by which the host reaches a guest's memory.
 pub struct GuestExports {
     pub memory: Memory,
-    /// Old address, old size, alignment and new size; back comes the new address.
+    /// Parameters: old address, old size, alignment, new size. Returns the new address.
     pub realloc: TypedFunc<(u32, u32, u32, u32), u32>,
 }
 
-/// An address and a length, as they lie in memory.
+/// An address and a length, in the layout of the guest's memory.
 pub type PtrLen = [u8; 8];
 
 /// One call: a guest's call to the host, or the host's to the guest.
 ///
-/// Meanwhile the host has no [`GuestExports`] to serve: whatever the allocator calls, it is not the host.
+/// The [`GuestExports`] are here meanwhile and not in [`HostState`], so that the allocator cannot call the host.
 pub struct CallContext<'a> {
     store: StoreContextMut<'a, HostState>,
     guest: GuestExports,
-    /// How many bytes the guest may still hand over.
-    allowance: usize,
+    /// Number of bytes that the guest may still pass to the host.
+    budget: usize,
 }
 
-/// What the guest asked for is done by `work`.
+/// Serves a call of the guest to the host by `work`.
 pub fn host_call<R>(
     mut caller: Caller<'_, HostState>,
     work: impl FnOnce(&mut CallContext<'_>) -> Result<R>,
 ) -> Result<R> {
     let Some(guest) = caller.data_mut().guest.take() else {
-        bail!("it called the host before it was ready, or while it allocated memory for the host");
+        bail!("the guest called the host before it was ready, or while it allocated memory for the host");
     };
     let mut call = CallContext::new(caller.as_context_mut(), guest);
     let result = work(&mut call)?;
-    // After an error nobody runs that could call again.
+    // After an error the guest does not run again.
     let guest = call.guest;
     caller.data_mut().guest = Some(guest);
     Ok(result)
@@ -47,8 +46,8 @@ pub fn host_call<R>(
 
 impl<'a> CallContext<'a> {
     pub fn new(store: StoreContextMut<'a, HostState>, guest: GuestExports) -> Self {
-        let allowance = store.data().limits.transfer_bytes();
-        Self { store, guest, allowance }
+        let budget = store.data().limits.transfer_bytes();
+        Self { store, guest, budget }
     }
 
     pub fn into_guest(self) -> GuestExports {
@@ -59,25 +58,25 @@ impl<'a> CallContext<'a> {
         self.store.data_mut()
     }
 
-    /// The guest's memory to read, and the host at the same time.
+    /// Returns the guest's memory, to read, and the host at the same time.
     pub fn reader(&mut self) -> (Reader<'_>, &mut HostState) {
         let (memory, host) = self.guest.memory.data_and_store_mut(&mut self.store);
-        (Reader { memory, allowance: &mut self.allowance }, host)
+        (Reader { memory, budget: &mut self.budget }, host)
     }
 
-    /// Copies bytes to where the guest wants them.
+    /// Copies bytes into memory that the guest allocates.
     pub fn lower_bytes(&mut self, bytes: &[u8]) -> Result<PtrLen> {
         let at = self.allocate(1, bytes.len())?;
         self.write(at, bytes)?;
         Ok(slice(at, bytes.len()))
     }
 
-    /// The same for a list of texts.
+    /// Lowers a list of texts.
     pub fn lower_strings<'t>(&mut self, texts: impl ExactSizeIterator<Item = &'t str>) -> Result<PtrLen> {
         self.lower_list(texts.map(|text| [text]))
     }
 
-    /// The same for pairs of texts.
+    /// Lowers a list of pairs of texts.
     pub fn lower_string_pairs<'t>(
         &mut self,
         pairs: impl ExactSizeIterator<Item = (&'t str, &'t str)>,
@@ -92,13 +91,13 @@ impl<'a> CallContext<'a> {
         for text in list.flatten() {
             let text = self.lower_bytes(text.as_bytes())?;
             self.write(place, &text)?;
-            // Within what was allocated, and at its end after the last.
+            // Cannot overflow: the whole list was allocated.
             place += size_of::<PtrLen>() as u32;
         }
         Ok(slice(at, len))
     }
 
-    /// Writes the result of a call where the guest said.
+    /// Writes the result of a call to the address that the guest gave.
     pub fn write_result(&mut self, at: u32, align: u32, result: &[u8]) -> Result<()> {
         if !at.is_multiple_of(align) {
             bail!("pointer not aligned");
@@ -132,11 +131,11 @@ impl<'a> CallContext<'a> {
 /// A guest's memory.
 pub struct Reader<'a> {
     memory: &'a [u8],
-    allowance: &'a mut usize,
+    budget: &'a mut usize,
 }
 
 impl<'a> Reader<'a> {
-    /// What the guest says lies at `at`. Each time it says so is paid for: it may say the same again and again.
+    /// Returns the bytes at `at`. They count each time, because a guest may name the same bytes many times.
     pub fn bytes(&mut self, at: u32, len: u32) -> Result<&'a [u8]> {
         self.read("list", at, len as usize, len as usize)
     }
@@ -145,7 +144,7 @@ impl<'a> Reader<'a> {
         Ok(str::from_utf8(self.read("string", at, len as usize, len as usize)?)?)
     }
 
-    /// The pieces of a list, `N` bytes each, which are `cost` bytes to the host.
+    /// Returns the elements of a list, `N` bytes each, that take `cost` bytes each in the host.
     pub fn list<const N: usize>(&mut self, at: u32, len: u32, align: u32, cost: usize) -> Result<&'a [[u8; N]]> {
         let times = |size: usize| (len as usize).saturating_mul(size);
         let bytes = self.read("list", at, times(N), times(cost))?;
@@ -155,7 +154,7 @@ impl<'a> Reader<'a> {
         Ok(bytes.as_chunks().0)
     }
 
-    /// What is returned by its address.
+    /// Returns the record at the address `at`.
     pub fn record<const N: usize>(&self, at: u32, align: u32) -> Result<&'a [u8; N]> {
         if !at.is_multiple_of(align) {
             bail!("return pointer not aligned");
@@ -170,26 +169,26 @@ impl<'a> Reader<'a> {
         let Some(bytes) = self.memory.get(at as usize..).and_then(|memory| memory.get(..len)) else {
             bail!("{what} pointer/length out of bounds of memory");
         };
-        match self.allowance.checked_sub(cost) {
-            Some(left) => *self.allowance = left,
+        match self.budget.checked_sub(cost) {
+            Some(left) => *self.budget = left,
             None => return Err(TransferLimitExceeded.into()),
         }
         Ok(bytes)
     }
 }
 
-/// More was handed over in one call than [`transfer_bytes`](super::Limits::transfer_bytes).
+/// One call passed more than [`transfer_bytes`](super::Limits::transfer_bytes) to the host.
 #[derive(Debug, thiserror::Error)]
-#[error("more was handed over in one call than is allowed")]
+#[error("one call passed more bytes to the host than the limit allows")]
 pub struct TransferLimitExceeded;
 
-/// The 32 bits at `place` of what lies in a guest's memory.
-pub fn u32_at(bytes: &[u8], place: usize) -> u32 {
-    u32::from_le_bytes(array(&bytes[place..place + 4]))
+/// Reads 32 bits at an offset in a record.
+pub fn u32_at(record: &[u8], offset: usize) -> u32 {
+    u32::from_le_bytes(*record[offset..].first_chunk().expect("the offset lies within the record"))
 }
 
-pub fn u64_at(bytes: &[u8], place: usize) -> u64 {
-    u64::from_le_bytes(array(&bytes[place..place + 8]))
+pub fn u64_at(record: &[u8], offset: usize) -> u64 {
+    u64::from_le_bytes(*record[offset..].first_chunk().expect("the offset lies within the record"))
 }
 
 fn slice(at: u32, len: usize) -> PtrLen {
@@ -197,10 +196,6 @@ fn slice(at: u32, len: usize) -> PtrLen {
     slice[..4].copy_from_slice(&at.to_le_bytes());
     slice[4..].copy_from_slice(&(len as u32).to_le_bytes());
     slice
-}
-
-fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {
-    bytes.try_into().expect("the caller cut it to size")
 }
 
 #[cfg(all(test, feature = "compiler"))]

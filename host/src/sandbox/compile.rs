@@ -1,5 +1,5 @@
-//! Wasm in, compiled code out. Runs in a process of its own (`sedge compile`): a compiler fed by a stranger is the
-//! largest thing there is to attack, and some small inputs take it minutes and gigabytes.
+//! Compiles components. Runs in its own process (`sedge compile`): a compiler with untrusted input is a large attack
+//! surface, and some small inputs take it minutes and gigabytes.
 
 use wasmtime::Engine;
 
@@ -8,7 +8,7 @@ use super::grants::Grants;
 use super::imports::Imports;
 use super::main_module::main_module;
 use super::shape::{self, ShapeError};
-use super::{Body, Isa, SandboxError};
+use super::{Body, Code, Isa, SandboxError};
 use crate::component::{self, ComponentError};
 
 #[derive(Debug, thiserror::Error)]
@@ -19,32 +19,30 @@ pub enum CompileError {
     Isa { target: Isa },
     #[error("failed to compile")]
     Compile(#[source] wasmtime::Error),
-    /// It imports more or exports less, or something else, than the world says.
+    /// The imports or exports are not those of the world.
     #[error(transparent)]
     World(#[from] ComponentError),
     #[error(transparent)]
     Sandbox(#[from] SandboxError),
 }
 
-/// Checks the component's shape, compiles it and checks that it fits the world.
-///
-/// What is compiled is the component's one module, where it comes down to that.
+/// Checks the component's shape, compiles it and checks that it fits the world. Compiles its main module only, where that
+/// is equivalent (`main_module.rs`).
 pub fn component(wasm: &[u8], class: Class) -> Result<Vec<u8>, CompileError> {
     shape::check(wasm, class.memory_bytes())?;
-    // The engine alone would compare the types at every run.
+    // The engine compares types only when it runs a function.
     component::check_world(wasm)?;
     let code = precompile(&engine::for_compiling(class, None)?, wasm)?;
-    // As the worker will: an engine that runs code has limits that one that compiles has not.
+    // Loads the code as the worker will. An engine that runs code has more limits than one that compiles.
     let engine = engine::for_running(class, CodeMemory::Sealed)?;
-    let loaded = super::native::load(&engine, &code).map_err(SandboxError::Load)?;
-    // Code is kept for any manifest; what this one allows is checked when it is installed and loaded.
+    let loaded = Code::copy(&engine, &code).map_err(SandboxError::Load)?;
+    // The cache serves any manifest. Grants are checked when a function is installed and loaded.
     Body::new(&mut Imports::new(&engine), &loaded, Grants::ALL)?;
     Ok(code)
 }
 
-/// The same for another kind of processor, of which only the least is taken for granted.
-///
-/// Foreign code cannot be loaded here and held against the world: that the component loads is shown by this host's own.
+/// Compiles as [`component`] does, for the baseline of another architecture. Foreign code cannot be loaded here, so the checks
+/// are made with code for this host.
 pub fn component_for(wasm: &[u8], class: Class, target: Isa) -> Result<Vec<u8>, CompileError> {
     if !Isa::COMPILED.contains(&target) {
         return Err(CompileError::Isa { target });
@@ -53,7 +51,8 @@ pub fn component_for(wasm: &[u8], class: Class, target: Isa) -> Result<Vec<u8>, 
     precompile(&engine::for_compiling(class, Some(target))?, wasm)
 }
 
-pub(super) fn precompile(engine: &Engine, wasm: &[u8]) -> Result<Vec<u8>, CompileError> {
+/// Compiles for the target of this engine, without any check.
+pub fn precompile(engine: &Engine, wasm: &[u8]) -> Result<Vec<u8>, CompileError> {
     let code = match main_module(wasm) {
         Some(module) => engine.precompile_module(module),
         None => engine.precompile_component(wasm),
@@ -61,7 +60,7 @@ pub(super) fn precompile(engine: &Engine, wasm: &[u8]) -> Result<Vec<u8>, Compil
     code.map_err(CompileError::Compile)
 }
 
-/// Whether a run needs one instance of the component's modules, and not one of each.
+/// Whether a run instantiates the main module only.
 pub fn is_one_module(wasm: &[u8]) -> bool {
     main_module(wasm).is_some()
 }

@@ -1,12 +1,14 @@
-//! Functions whose component is more than one core module: the engine connects its parts and carries values across.
+//! Functions that run as whole components: the engine connects their parts and lifts and lowers values.
 
 use bytes::Bytes;
 use wasmtime::component::{Component, Linker};
 use wasmtime::{Result, Store};
 
+use super::SandboxError;
 use super::grants::Grants;
 use super::host::{self, HostState};
-use super::{MAX_HANDLES, OUTPUT_BYTES, SandboxError, shorten};
+use super::limits::{MAX_HANDLES, OUTPUT_BYTES};
+use super::run::shorten;
 use crate::message::{Alert, AlertStatus, Failure, FailureCode, Message, Output, Publication, Severity, Verdict};
 use bindings::exports::sedge::function::handler;
 

@@ -1,40 +1,43 @@
-//! The engine profile: what every function is compiled for and runs under.
+//! The engine profile: the settings that every function is compiled for and runs under.
 //!
-//! A fresh instance for every message is affordable because nothing of it goes through the kernel: memory comes from a
-//! small pool, is bounds-checked by explicit compares instead of guard pages, is not mapped copy-on-write, and is wiped
-//! by writing zeros over the little that a function touched. `docs/decisions/0001-engine-profile.md` has the figures.
+//! A fresh instance per message is affordable because it needs no system call. Memory comes from a small pool. Explicit
+//! compares check its bounds instead of guard pages. It is not mapped copy-on-write, and zeros are written over the little
+//! that a function touched. `docs/decisions/0001-engine-profile.md` has the figures.
 
 use std::num::NonZeroUsize;
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use wasmtime::{Config, Engine, InstanceAllocationStrategy, OperatorCost, PoolingAllocationConfig};
+use wasmtime::{Config, CustomCodeMemory, Engine, InstanceAllocationStrategy, OperatorCost, PoolingAllocationConfig};
 
 #[cfg(feature = "compiler")]
 use super::Isa;
 use super::SandboxError;
-use super::sealed::SealedCodeMemory;
 
-/// Pages of 64 KiB are zeroed by the host on growth: about what that many simple instructions cost.
+/// Interval between ticks of the epoch, by which deadlines are kept: a function is stopped at most this much late.
+pub const EPOCH: Duration = Duration::from_millis(5);
+
+/// Price of growing memory by a page. The host zeroes 64 KiB, which takes as long as about so many instructions.
 const FUEL_PER_GROWN_PAGE: u8 = 255;
 
-/// What a function may be made of. Checked before anything is compiled; the pool is sized by the same numbers.
+// Limits of a component's parts. They are checked before anything is compiled, and the pool has the same sizes.
 pub const MAX_CORE_INSTANCES: u32 = 16;
 pub const MAX_TABLES: u32 = 4;
 pub const MAX_TABLE_ELEMENTS: u32 = 10_000;
 
-/// Counts the changes of what [`config`] says, and of what is compiled of a component: code that was compiled elsewhere names
-/// the number it was made with. Raise it when a test says so.
+/// Version of the settings in [`config`] and of the way that components are compiled. Precompiled code names the version it
+/// was made with. Raise it when a test says so.
 pub const SETTINGS_VERSION: u32 = 2;
 
-/// Wasmtime's major version. Code of another one is refused by it, and so is told apart before.
+/// Wasmtime's major version. Precompiled code names it, because Wasmtime refuses code of another one.
 pub const WASMTIME_VERSION: u32 = 48;
 
-/// How much of a memory is wiped by writing zeros; what lies above is given back to the kernel instead.
+/// Part of a memory that is wiped by writing zeros. Pages above it are released to the kernel instead.
 const KEEP_RESIDENT_BYTES: usize = 256 * 1024;
 
-/// A size class of functions. Each has an engine of its own, because the size of a slot is a property of the compiled
-/// code; small functions do not pay for large ones.
+/// A size class of functions. Each has its own engine, because the size of a slot is part of the compiled code. Small
+/// functions do not pay for large ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Class {
@@ -64,8 +67,7 @@ impl Class {
     }
 }
 
-/// The configuration that code of this class is compiled with and runs under. Whoever compiles and whoever runs must
-/// use the same one; the engine refuses code that was compiled with another.
+/// Settings that code of this class is compiled with and runs under. An engine refuses code that was compiled with others.
 fn config(class: Class) -> Config {
     let mut config = Config::new();
     config
@@ -97,36 +99,51 @@ fn operator_cost() -> OperatorCost {
     cost
 }
 
-/// Who makes code executable.
+/// How code becomes executable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CodeMemory {
-    /// The engine, in memory of its own.
+    /// The engine copies it and makes the copy executable.
     #[default]
     Engine,
-    /// Nobody: it is so already, or nothing is run.
+    /// The code is mapped from a sealed file, or nothing is run.
     Sealed,
 }
 
-/// An engine to run functions with: one at a time, so the pool holds one instance and one spare.
-pub fn for_running(class: Class, executable: CodeMemory) -> Result<Engine, SandboxError> {
+/// Settings of an engine that runs functions of this class.
+pub fn running_config(class: Class) -> Config {
     let mut config = config(class);
     config.allocation_strategy(pool(class));
-    if executable == CodeMemory::Sealed {
+    config
+}
+
+/// Makes an engine that runs functions of this class, one at a time.
+pub fn for_running(class: Class, code_memory: CodeMemory) -> Result<Engine, SandboxError> {
+    let mut config = running_config(class);
+    if code_memory == CodeMemory::Sealed {
         config.with_custom_code_memory(Some(Arc::new(SealedCodeMemory)));
     }
     Engine::new(&config).map_err(SandboxError::Engine)
 }
 
-/// The same by interpretation, on a machine that could compile.
-#[cfg(feature = "pulley")]
-pub fn interpreter(class: Class) -> Result<Engine, SandboxError> {
-    let mut config = config(class);
-    config.target("pulley64").map_err(SandboxError::Engine)?;
-    config.allocation_strategy(pool(class));
-    Engine::new(&config).map_err(SandboxError::Engine)
+/// Memory of engines that make nothing executable.
+struct SealedCodeMemory;
+
+impl CustomCodeMemory for SealedCodeMemory {
+    fn required_alignment(&self) -> usize {
+        1
+    }
+
+    fn publish_executable(&self, _: *const u8, _: usize) -> wasmtime::Result<()> {
+        Ok(())
+    }
+
+    fn unpublish_executable(&self, _: *const u8, _: usize) -> wasmtime::Result<()> {
+        Ok(())
+    }
 }
 
 fn pool(class: Class) -> InstanceAllocationStrategy {
+    // One that runs and one spare.
     const INSTANCES: u32 = 2;
     let mut pool = PoolingAllocationConfig::new();
     pool.total_memories(INSTANCES)
@@ -148,7 +165,7 @@ fn pool(class: Class) -> InstanceAllocationStrategy {
     InstanceAllocationStrategy::Pooling(pool)
 }
 
-/// An engine to compile with, for this host or another target. It reserves no memory for instances.
+/// Makes an engine that compiles for this host or another target.
 #[cfg(feature = "compiler")]
 pub fn for_compiling(class: Class, target: Option<Isa>) -> Result<Engine, SandboxError> {
     Engine::new(&compiling(class, target)?).map_err(SandboxError::Engine)
@@ -157,10 +174,10 @@ pub fn for_compiling(class: Class, target: Option<Isa>) -> Result<Engine, Sandbo
 #[cfg(feature = "compiler")]
 fn compiling(class: Class, target: Option<Isa>) -> Result<Config, SandboxError> {
     let mut config = config(class);
-    // The compile child has its memory limited, and must not reserve a pool that it never uses.
+    // The compile process has a memory limit, and must not reserve a pool that it never uses.
     config.allocation_strategy(InstanceAllocationStrategy::OnDemand);
     if let Some(target) = target {
-        // Also where it is this machine's own: nothing is inferred from this processor then.
+        // Also for this machine's own target, so that nothing is inferred from this processor.
         config.target(target.triple()).map_err(SandboxError::Engine)?;
     }
     Ok(config)
@@ -175,7 +192,7 @@ mod tests {
 
     use super::*;
 
-    /// What code of each class and target depends on, as it was when [`SETTINGS_VERSION`] got its number.
+    /// [`SETTINGS_VERSION`], and hashes of the settings of each class and target at that version.
     const RECORDED: (u32, [u64; 6]) = (
         2,
         [
@@ -189,12 +206,12 @@ mod tests {
     );
 
     #[test]
-    fn the_number_of_the_settings_is_raised_when_they_change() {
+    fn the_settings_version_is_raised_when_settings_change() {
         let mut hashes = Vec::new();
         for class in [Class::Small, Class::Large] {
             for target in Isa::ALL {
                 let mut config = compiling(class, Some(target)).unwrap();
-                // Patches of one version read each other's code; which version it is, `WASMTIME_VERSION` says.
+                // Patch releases of one major version read each other's code.
                 config.module_version(ModuleVersionStrategy::None).unwrap();
                 let mut hasher = SipHasher13::new();
                 Engine::new(&config).unwrap().precompile_compatibility_hash().hash(&mut hasher);
@@ -204,13 +221,13 @@ mod tests {
         assert_eq!(
             (SETTINGS_VERSION, &hashes[..]),
             (RECORDED.0, &RECORDED.1[..]),
-            "code that was compiled elsewhere with these settings does not run with those: raise SETTINGS_VERSION by one and \
-             record both here"
+            "the settings changed, and code that was compiled with the old ones does not run: raise SETTINGS_VERSION by \
+             one and record both here"
         );
     }
 
     #[test]
-    fn the_version_is_that_of_the_lock_file() {
+    fn the_wasmtime_version_is_that_of_the_lock_file() {
         let lock = include_str!("../../../Cargo.lock");
         let (_, wasmtime) = lock.split_once("name = \"wasmtime\"\nversion = \"").unwrap();
         assert_eq!(

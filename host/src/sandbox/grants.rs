@@ -1,10 +1,11 @@
-//! What a function reaches only because its manifest asks: the clocks and random numbers, by their standard names.
+//! Interfaces that a function may import only if its manifest allows them: clocks and random numbers.
 //!
-//! Any 0.2.x of the interfaces is served: the linker matches versions that are compatible. What waits is left out, so that
-//! `wasi:io` is not needed.
+//! Any 0.2.x is served: the linker matches compatible versions. Functions that wait are left out, because they need
+//! `wasi:io`.
 
 use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::time::{ClockId, Timespec, clock_getres, clock_gettime};
+use serde::{Deserialize, Serialize};
 use wasmparser::{Parser, Payload};
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{Result, bail};
@@ -14,11 +15,11 @@ use super::component::bindings::wasi::random::{insecure, insecure_seed, random};
 use super::host::HostState;
 use crate::manifest::Allow;
 
-/// Bytes that are made in one call. They are not paid for with fuel.
+/// Number of random bytes per call. They cost no fuel.
 const MAX_RANDOM_BYTES: u64 = 65_536;
 
-/// Nothing by default.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+/// The interfaces that a manifest allows. None by default.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Grants {
     pub clock: bool,
     pub random: bool,
@@ -27,7 +28,7 @@ pub struct Grants {
 /// An import that the manifest does not allow.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error(
-    "it imports `{import}`, which its manifest does not allow: write `{key} = true` under [allow] in function.toml"
+    "the function imports `{import}`, which its manifest does not allow: write `{key} = true` under [allow] in function.toml"
 )]
 pub struct NotGranted {
     pub import: String,
@@ -41,10 +42,10 @@ impl From<&Allow> for Grants {
 }
 
 impl Grants {
-    /// What a component may be checked against when its manifest is not at hand.
+    /// All grants, for checks of a component without its manifest.
     pub const ALL: Self = Self { clock: true, random: true };
 
-    /// The first import that is not granted. `wasm` has passed `shape::check`; of a component that has not, nothing is said.
+    /// Fails with the first import that is not granted. A component that has not passed `shape::check` may pass wrongly.
     pub fn check(self, wasm: &[u8]) -> Result<(), NotGranted> {
         let mut depth = 0;
         for payload in Parser::new(0).parse_all(wasm) {
@@ -61,7 +62,7 @@ impl Grants {
         Ok(())
     }
 
-    /// An import by its name, with or without a version.
+    /// Checks an import by its name, with or without a version.
     pub fn check_name(self, import: &str) -> Result<(), NotGranted> {
         let refused = |key| Err(NotGranted { import: import.to_owned(), key });
         match import.split('/').next() {
@@ -87,23 +88,15 @@ impl Grants {
 
 impl wall_clock::Host for HostState {
     fn now(&mut self) -> Result<wall_clock::Datetime> {
-        Ok(wall_now())
+        Ok(datetime(clock_gettime(ClockId::Realtime)))
     }
 
     fn resolution(&mut self) -> Result<wall_clock::Datetime> {
-        Ok(wall_resolution())
+        Ok(datetime(clock_getres(ClockId::Realtime)))
     }
 }
 
-pub(super) fn wall_now() -> wall_clock::Datetime {
-    datetime(clock_gettime(ClockId::Realtime))
-}
-
-pub(super) fn wall_resolution() -> wall_clock::Datetime {
-    datetime(clock_getres(ClockId::Realtime))
-}
-
-/// The type has no time before 1970; a board without a battery may well boot there.
+/// Converts to a type without times before 1970, where a board without a battery may boot.
 fn datetime(time: Timespec) -> wall_clock::Datetime {
     let nanoseconds = if time.tv_sec < 0 { 0 } else { time.tv_nsec as u32 };
     wall_clock::Datetime { seconds: time.tv_sec.try_into().unwrap_or(0), nanoseconds }
@@ -111,20 +104,12 @@ fn datetime(time: Timespec) -> wall_clock::Datetime {
 
 impl monotonic_clock::Host for HostState {
     fn now(&mut self) -> Result<u64> {
-        Ok(monotonic_now())
+        Ok(nanoseconds(clock_gettime(ClockId::Monotonic)))
     }
 
     fn resolution(&mut self) -> Result<u64> {
-        Ok(monotonic_resolution())
+        Ok(nanoseconds(clock_getres(ClockId::Monotonic)))
     }
-}
-
-pub(super) fn monotonic_now() -> u64 {
-    nanoseconds(clock_gettime(ClockId::Monotonic))
-}
-
-pub(super) fn monotonic_resolution() -> u64 {
-    nanoseconds(clock_getres(ClockId::Monotonic))
 }
 
 fn nanoseconds(time: Timespec) -> u64 {
@@ -134,43 +119,35 @@ fn nanoseconds(time: Timespec) -> u64 {
 
 impl random::Host for HostState {
     fn get_random_bytes(&mut self, len: u64) -> Result<Vec<u8>> {
-        random_bytes(len)
+        if len > MAX_RANDOM_BYTES {
+            bail!("{len} random bytes in one call, the limit is {MAX_RANDOM_BYTES}");
+        }
+        let mut bytes = vec![0; len as usize];
+        fill(&mut bytes)?;
+        Ok(bytes)
     }
 
     fn get_random_u64(&mut self) -> Result<u64> {
-        random_u64()
+        let mut bytes = [0; 8];
+        fill(&mut bytes)?;
+        Ok(u64::from_le_bytes(bytes))
     }
 }
 
 impl insecure::Host for HostState {
     fn get_insecure_random_bytes(&mut self, len: u64) -> Result<Vec<u8>> {
-        random_bytes(len)
+        random::Host::get_random_bytes(self, len)
     }
 
     fn get_insecure_random_u64(&mut self) -> Result<u64> {
-        random_u64()
+        random::Host::get_random_u64(self)
     }
 }
 
 impl insecure_seed::Host for HostState {
     fn insecure_seed(&mut self) -> Result<(u64, u64)> {
-        Ok((random_u64()?, random_u64()?))
+        Ok((random::Host::get_random_u64(self)?, random::Host::get_random_u64(self)?))
     }
-}
-
-pub(super) fn random_bytes(len: u64) -> Result<Vec<u8>> {
-    if len > MAX_RANDOM_BYTES {
-        bail!("{len} random bytes in one call, the limit is {MAX_RANDOM_BYTES}");
-    }
-    let mut bytes = vec![0; len as usize];
-    fill(&mut bytes)?;
-    Ok(bytes)
-}
-
-pub(super) fn random_u64() -> Result<u64> {
-    let mut bytes = [0; 8];
-    fill(&mut bytes)?;
-    Ok(u64::from_le_bytes(bytes))
 }
 
 fn fill(mut bytes: &mut [u8]) -> Result<()> {
@@ -225,10 +202,10 @@ mod tests {
         let other = Grants { clock: key != "clock", random: key != "random" };
         for grants in [Grants::default(), other] {
             let sentence = format!(
-                "it imports `{import}@0.2.0`, which its manifest does not allow: write `{key} = true` under [allow] in function.toml"
+                "the function imports `{import}@0.2.0`, which its manifest does not allow: write `{key} = true` under [allow] in function.toml"
             );
             assert_eq!(grants.check(&wasm).unwrap_err().to_string(), sentence);
-            let loaded = Sandbox::new().load_granted(&compiled, LIMITS, grants, [].into());
+            let loaded = Sandbox::new().load(&compiled, LIMITS, grants, [].into());
             assert!(matches!(loaded, Err(SandboxError::NotGranted(found)) if found.to_string() == sentence));
         }
         Grants::ALL.check(&wasm).unwrap();
@@ -247,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn any_version_that_is_compatible_is_served() {
+    fn any_compatible_version_is_served() {
         let code = format!(
             "(call $now (i32.const 2000)) (if (i64.eqz (i64.load (i32.const 2000))) (then unreachable)) {NOTHING}"
         );
@@ -262,7 +239,7 @@ mod tests {
 
     #[test]
     fn the_wall_clock_is_the_boards() {
-        // It rejects when the time is not within some seconds of the board's.
+        // The guest traps when the time is not within some seconds of the board's.
         let now = crate::time::now_ms() / 1000;
         let code = format!(
             "(call $now (i32.const 2000))
@@ -310,7 +287,7 @@ mod tests {
             run(BYTES, &code, RANDOM).outcome.verdict
         };
         assert_eq!(bytes(10_000), Verdict::Done(Vec::new()));
-        let Verdict::Failed(failure) = bytes(65_537) else { panic!("it is above the limit") };
+        let Verdict::Failed(failure) = bytes(65_537) else { panic!("above the limit") };
         assert_eq!(
             (failure.code, &*failure.detail),
             (FailureCode::Trap, "65537 random bytes in one call, the limit is 65536")

@@ -1,22 +1,22 @@
-//! The handles that a function of one module holds: small numbers that only it and its host know.
+//! The table of resource handles that a function of one core module holds.
 
 use wasmtime::{Result, bail};
 
-use super::MAX_HANDLES;
+use super::limits::MAX_HANDLES;
 
 #[derive(Default)]
 pub struct HandleTable(Vec<Option<ResourceHandle>>);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ResourceHandle {
-    /// Of the one bucket.
+    /// The only bucket.
     Bucket,
-    /// By the host's own number for it.
+    /// A compare-and-swap, by its index in the host.
     Cas(u32),
 }
 
 impl HandleTable {
-    /// Gives a handle away. 0 is none, as in every component.
+    /// Adds a handle and returns its number. 0 is never a handle, as in every component.
     pub fn add(&mut self, handle: ResourceHandle) -> Result<u32> {
         let place = self.0.iter().position(Option::is_none).unwrap_or_else(|| {
             self.0.push(None);
@@ -43,7 +43,7 @@ impl HandleTable {
         }
     }
 
-    /// Takes a handle back after one of the above.
+    /// Removes a handle. Unknown numbers are ignored.
     pub fn remove(&mut self, number: u32) {
         if let Some(handle) = self.0.get_mut((number as usize).wrapping_sub(1)) {
             *handle = None;
@@ -63,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_handle_is_what_it_was_given_for() {
+    fn a_handle_keeps_its_kind() {
         let mut handles = HandleTable::default();
         let (bucket, cas) =
             (handles.add(ResourceHandle::Bucket).unwrap(), handles.add(ResourceHandle::Cas(7)).unwrap());
@@ -80,7 +80,7 @@ mod tests {
     }
 
     #[test]
-    fn there_are_only_so_many() {
+    fn the_number_of_handles_is_limited() {
         let mut handles = HandleTable::default();
         for _ in 0..MAX_HANDLES {
             handles.add(ResourceHandle::Bucket).unwrap();

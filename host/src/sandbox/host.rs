@@ -1,4 +1,4 @@
-//! The host's side of a run: all that a guest can reach. State, settings and a log; clock and random only when granted.
+//! The host's side of a run: all that a guest can reach. State, settings and a log; the grants add clocks and random numbers.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,22 +13,24 @@ use super::component::bindings::wasi::keyvalue::{atomics, store as keyvalue};
 use super::component::bindings::wasi::logging::logging::{self, Level};
 use super::engine::{MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS, MAX_TABLES};
 use super::handles::HandleTable;
+use super::limits::Limits;
 use super::state::{ScopeState, StateView};
-use super::{Limits, LogLine};
+use crate::message::LogLine;
 
-/// Handles for compare-and-swap that one run may hold at a time.
+/// Number of compare-and-swap handles that one run may hold.
 const MAX_CAS_HANDLES: usize = 64;
-/// Log lines of one run, and their length: what is more is cut off and counted.
+/// Number of log lines per run. Further ones are dropped and counted.
 pub const MAX_LOG_LINES: usize = 32;
+/// Length of a log line. The rest is cut off.
 pub const MAX_LOG_LINE_BYTES: usize = 1024;
 
-/// A function's state has one bucket. Its handle carries nothing.
+/// The only bucket of a function's state. Its handle carries no data.
 pub struct Bucket;
 
-/// What a key held when the guest asked; a swap succeeds only while it still does.
+/// A key and its value when the guest asked. A swap succeeds only while the key holds that value.
 pub struct Cas {
     key: String,
-    seen: Option<Bytes>,
+    observed: Option<Bytes>,
 }
 
 pub struct HostState {
@@ -38,34 +40,34 @@ pub struct HostState {
     pub log: Vec<LogLine>,
     pub log_lines_dropped: u32,
     cas: Vec<Option<Cas>>,
-    /// Of a function of one module: how to reach it, while it may call.
+    /// How to reach a function that is one core module. Empty while it may not call the host.
     pub guest: Option<GuestExports>,
-    /// Of the same. Those of other components are the engine's affair.
+    /// Handles of a function that is one core module. The engine keeps those of whole components.
     pub handles: HandleTable,
-    /// Which limit was hit: the guest only sees an allocation fail, or a trap.
-    pub exceeded: Option<Exceeded>,
-    /// When the run has to be over.
+    /// End of the time that the run may take.
     pub deadline: Instant,
-    /// The largest size of the linear memory.
+    /// Size of the linear memory, which never shrinks.
     pub memory_bytes: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The result of a call to `wasi:keyvalue`: a trap, or an error that the guest sees.
+type StoreResult<T> = wasmtime::Result<Result<T, keyvalue::Error>>;
+
+/// A limit of the host. Exceeding it ends the run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Exceeded {
-    Memory { wanted: usize },
-    State { wanted: usize },
+    #[error("asked for {wanted} bytes of memory, the limit is {limit}")]
+    Memory { wanted: usize, limit: usize },
+    #[error("{wanted} bytes of state, the limit is {limit}")]
+    State { wanted: usize, limit: usize },
 }
 
 /// Why a compare-and-swap did nothing.
 pub enum SwapError {
-    /// The key has another value by now, which the handle has now seen.
+    /// The key has another value. The handle has observed that one now.
     Changed,
     Store(keyvalue::Error),
 }
-
-#[derive(Debug, thiserror::Error)]
-#[error("limit exceeded")]
-struct LimitExceeded;
 
 impl HostState {
     pub fn new(limits: Limits, settings: Arc<[(String, String)]>, state: ScopeState, started: Instant) -> Self {
@@ -78,7 +80,6 @@ impl HostState {
             cas: Vec::new(),
             guest: None,
             handles: HandleTable::default(),
-            exceeded: None,
             deadline: started + Duration::from_millis(limits.timeout_ms.into()),
             memory_bytes: 0,
         }
@@ -86,7 +87,7 @@ impl HostState {
 
     pub fn open(&self, bucket: &str) -> Result<(), keyvalue::Error> {
         match bucket {
-            // The manifest says `state = "none"`.
+            // `state = "none"` in the manifest.
             _ if self.limits.state_bytes == 0 => Err(keyvalue::Error::AccessDenied),
             "" | "default" => Ok(()),
             _ => Err(keyvalue::Error::NoSuchStore),
@@ -95,14 +96,11 @@ impl HostState {
 
     pub fn set(&mut self, key: &str, value: Option<&[u8]>) -> wasmtime::Result<()> {
         self.view.set(key, value);
-        if self.view.bytes() > self.limits.state_bytes {
-            self.exceeded = Some(Exceeded::State { wanted: self.view.bytes() });
-            return Err(LimitExceeded.into());
-        }
-        Ok(())
+        let (wanted, limit) = (self.view.bytes(), self.limits.state_bytes);
+        if wanted > limit { Err(Exceeded::State { wanted, limit }.into()) } else { Ok(()) }
     }
 
-    /// The keys behind the cursor. The state of a scope is small by limit, so one answer holds all of them.
+    /// Returns the keys after the cursor, all at once: the state of a scope is small by its limit.
     pub fn keys(&self, cursor: Option<&str>) -> Vec<String> {
         let mut keys = self.view.keys();
         if let Some(cursor) = cursor {
@@ -111,14 +109,14 @@ impl HostState {
         keys
     }
 
-    pub fn increment(&mut self, key: &str, delta: i64) -> wasmtime::Result<Result<i64, keyvalue::Error>> {
+    pub fn increment(&mut self, key: &str, delta: i64) -> StoreResult<i64> {
         let current = match self.view.get(key) {
             None => 0,
-            // Decimal text, which is how other hosts of this interface keep counters, and people read them.
+            // Decimal text, as in other hosts of this interface, and readable by people.
             Some(bytes) => match str::from_utf8(bytes).ok().and_then(|text| text.parse().ok()) {
                 Some(current) => current,
                 None => {
-                    let reason = format!("the value of {key:?} is no whole number in decimal");
+                    let reason = format!("the value of {key:?} is not a decimal integer");
                     return Ok(Err(keyvalue::Error::Other(reason)));
                 }
             },
@@ -130,13 +128,13 @@ impl HostState {
         Ok(Ok(next))
     }
 
-    /// Remembers what a key holds now, and returns a number for that.
+    /// Makes a compare-and-swap for the key's present value, and returns its index.
     pub fn new_cas(&mut self, key: &str) -> Result<u32, keyvalue::Error> {
         if key.len() > self.limits.state_bytes {
             let reason = format!("a key of {} bytes, the limit of all state is {}", key.len(), self.limits.state_bytes);
             return Err(keyvalue::Error::Other(reason));
         }
-        let cas = Some(Cas { key: key.to_owned(), seen: self.view.get(key).cloned() });
+        let cas = Some(Cas { key: key.to_owned(), observed: self.view.get(key).cloned() });
         let index = match self.cas.iter().position(Option::is_none) {
             Some(free) => {
                 self.cas[free] = cas;
@@ -155,18 +153,18 @@ impl HostState {
     }
 
     pub fn observed(&self, cas: u32) -> Option<&Bytes> {
-        self.cas.get(cas as usize)?.as_ref()?.seen.as_ref()
+        self.cas.get(cas as usize)?.as_ref()?.observed.as_ref()
     }
 
     pub fn swap(&mut self, cas: u32, value: &[u8]) -> wasmtime::Result<Result<(), SwapError>> {
-        let Some(Cas { key, seen }) = self.cas.get_mut(cas as usize).and_then(Option::take) else {
+        let Some(Cas { key, observed }) = self.cas.get_mut(cas as usize).and_then(Option::take) else {
             let reason = "this compare-and-swap handle is used up".to_owned();
             return Ok(Err(SwapError::Store(keyvalue::Error::Other(reason))));
         };
-        if self.view.get(&key) != seen.as_ref() {
-            // Only this run can have changed it, between the two calls.
-            let seen = self.view.get(&key).cloned();
-            self.cas[cas as usize] = Some(Cas { key, seen });
+        if self.view.get(&key) != observed.as_ref() {
+            // Changed by this same run, between the two calls.
+            let observed = self.view.get(&key).cloned();
+            self.cas[cas as usize] = Some(Cas { key, observed });
             return Ok(Err(SwapError::Changed));
         }
         self.set(&key, Some(value))?;
@@ -190,7 +188,6 @@ impl HostState {
             Level::Warn => tracing::Level::WARN,
             Level::Error | Level::Critical => tracing::Level::ERROR,
         };
-        // No more of it is copied than is kept.
         let mut text = start_of(context).to_owned();
         if !context.is_empty() {
             text.push_str(": ");
@@ -201,7 +198,7 @@ impl HostState {
             text.shrink_to_fit();
             text.push('…');
         }
-        // A guest must not be able to paint a terminal or forge lines of the journal.
+        // A guest must not control a terminal or forge lines of the journal.
         if text.contains(char::is_control) {
             text = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         }
@@ -213,10 +210,9 @@ impl HostState {
     }
 }
 
-/// As much of a text as fits a line of the log.
+/// Returns the part of a text that fits a log line.
 fn start_of(text: &str) -> &str {
-    let end = (0..=MAX_LOG_LINE_BYTES.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
-    &text[..end.unwrap_or(0)]
+    &text[..text.floor_char_boundary(MAX_LOG_LINE_BYTES)]
 }
 
 pub fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
@@ -228,9 +224,9 @@ pub fn add_to_linker(linker: &mut Linker<HostState>) -> wasmtime::Result<()> {
 
 impl ResourceLimiter for HostState {
     fn memory_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> wasmtime::Result<bool> {
-        if desired > self.limits.memory_bytes {
-            self.exceeded = Some(Exceeded::Memory { wanted: desired });
-            return Err(LimitExceeded.into());
+        let limit = self.limits.memory_bytes;
+        if desired > limit {
+            return Err(Exceeded::Memory { wanted: desired, limit }.into());
         }
         self.memory_bytes = desired;
         Ok(true)
@@ -254,38 +250,29 @@ impl ResourceLimiter for HostState {
 }
 
 impl keyvalue::Host for HostState {
-    fn open(&mut self, identifier: String) -> wasmtime::Result<Result<Resource<Bucket>, keyvalue::Error>> {
+    fn open(&mut self, identifier: String) -> StoreResult<Resource<Bucket>> {
         Ok(HostState::open(self, &identifier).map(|()| Resource::new_own(0)))
     }
 }
 
 impl keyvalue::HostBucket for HostState {
-    fn get(&mut self, _: Resource<Bucket>, key: String) -> wasmtime::Result<Result<Option<Vec<u8>>, keyvalue::Error>> {
+    fn get(&mut self, _: Resource<Bucket>, key: String) -> StoreResult<Option<Vec<u8>>> {
         Ok(Ok(self.view.get(&key).map(|value| value.to_vec())))
     }
 
-    fn set(
-        &mut self,
-        _: Resource<Bucket>,
-        key: String,
-        value: Vec<u8>,
-    ) -> wasmtime::Result<Result<(), keyvalue::Error>> {
+    fn set(&mut self, _: Resource<Bucket>, key: String, value: Vec<u8>) -> StoreResult<()> {
         HostState::set(self, &key, Some(&value)).map(Ok)
     }
 
-    fn delete(&mut self, _: Resource<Bucket>, key: String) -> wasmtime::Result<Result<(), keyvalue::Error>> {
+    fn delete(&mut self, _: Resource<Bucket>, key: String) -> StoreResult<()> {
         HostState::set(self, &key, None).map(Ok)
     }
 
-    fn exists(&mut self, _: Resource<Bucket>, key: String) -> wasmtime::Result<Result<bool, keyvalue::Error>> {
+    fn exists(&mut self, _: Resource<Bucket>, key: String) -> StoreResult<bool> {
         Ok(Ok(self.view.get(&key).is_some()))
     }
 
-    fn list_keys(
-        &mut self,
-        _: Resource<Bucket>,
-        cursor: Option<String>,
-    ) -> wasmtime::Result<Result<keyvalue::KeyResponse, keyvalue::Error>> {
+    fn list_keys(&mut self, _: Resource<Bucket>, cursor: Option<String>) -> StoreResult<keyvalue::KeyResponse> {
         Ok(Ok(keyvalue::KeyResponse { keys: self.keys(cursor.as_deref()), cursor: None }))
     }
 
@@ -295,12 +282,7 @@ impl keyvalue::HostBucket for HostState {
 }
 
 impl atomics::Host for HostState {
-    fn increment(
-        &mut self,
-        _: Resource<Bucket>,
-        key: String,
-        delta: i64,
-    ) -> wasmtime::Result<Result<i64, keyvalue::Error>> {
+    fn increment(&mut self, _: Resource<Bucket>, key: String, delta: i64) -> StoreResult<i64> {
         HostState::increment(self, &key, delta)
     }
 
@@ -313,11 +295,11 @@ impl atomics::Host for HostState {
 }
 
 impl atomics::HostCas for HostState {
-    fn new(&mut self, _: Resource<Bucket>, key: String) -> wasmtime::Result<Result<Resource<Cas>, keyvalue::Error>> {
+    fn new(&mut self, _: Resource<Bucket>, key: String) -> StoreResult<Resource<Cas>> {
         Ok(self.new_cas(&key).map(Resource::new_own))
     }
 
-    fn current(&mut self, cas: Resource<Cas>) -> wasmtime::Result<Result<Option<Vec<u8>>, keyvalue::Error>> {
+    fn current(&mut self, cas: Resource<Cas>) -> StoreResult<Option<Vec<u8>>> {
         Ok(Ok(self.observed(cas.rep()).map(|value| value.to_vec())))
     }
 

@@ -1,12 +1,12 @@
-//! What a function of one module imports: the same [`HostState`] that other components reach through the engine's bindings, with
-//! the layouts of results written out. Those of `wasi:keyvalue`, as the canonical ABI has them:
+//! The imports of functions that are one core module. They reach the same [`HostState`] as whole components, whose imports
+//! are the engine's bindings, and lay out results by hand. The layouts of `wasi:keyvalue` in the canonical ABI:
 //!
 //! ```text
-//! error                        +0 which: 0 no such store, 1 access denied, 2 other | +4 text
+//! error                        +0 case: 0 no such store, 1 access denied, 2 other | +4 text
 //! result<_, error>             +0 is error | +4 the value or the error
 //! result<s64, error>           +0 is error | +8 the value or the error
-//! result<_, cas-error>         +0 is error | +4 which: 0 store error, 1 failed | +8 the error or the new handle
-//! option                       +0 is there | +4 what
+//! result<_, cas-error>         +0 is error | +4 case: 0 store error, 1 failed | +8 the error or the new handle
+//! option                       +0 is some | +4 the value
 //! text, list                   +0 address | +4 length
 //! ```
 
@@ -16,14 +16,17 @@ use std::sync::Arc;
 use wasmtime::{Caller, Engine, InstancePre, Linker, Module, Result, bail};
 
 use super::abi::{CallContext, Reader, host_call};
-use super::component::bindings::wasi::clocks::wall_clock::Datetime;
+use super::component::bindings::wasi::clocks::{monotonic_clock, wall_clock};
 use super::component::bindings::wasi::keyvalue::store::Error;
 use super::component::bindings::wasi::logging::logging::Level;
-use super::grants;
+use super::component::bindings::wasi::random::{insecure_seed, random};
 use super::handles::ResourceHandle;
 use super::host::{HostState, SwapError};
 
-/// What the functions of one engine import. They share it: what the host does for one is warm for the next.
+const STORE: &str = "wasi:keyvalue/store@0.2.0-draft2";
+const ATOMICS: &str = "wasi:keyvalue/atomics@0.2.0-draft2";
+
+/// The imports of all functions of one engine. Shared, so that one function's calls warm the caches for the next.
 pub struct Imports {
     linker: Linker<HostState>,
     defined: BTreeSet<(Box<str>, Box<str>)>,
@@ -34,7 +37,7 @@ impl Imports {
         Self { linker: Linker::new(engine), defined: BTreeSet::new() }
     }
 
-    /// Makes a module ready to be instantiated. What it imports and nobody knows is an error.
+    /// Makes a module ready to be instantiated. An unknown import is an error.
     pub fn connect(&mut self, module: &Module) -> Result<InstancePre<HostState>> {
         for import in module.imports() {
             if self.defined.insert((import.module().into(), import.name().into())) {
@@ -45,32 +48,38 @@ impl Imports {
     }
 }
 
-/// Defines one import, by the names that modules have for it. What is not known is left out.
+/// Defines one import by its names. An unknown import stays undefined, which [`Imports::connect`] reports.
 fn define(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result<()> {
-    match interface {
-        "wasi:keyvalue/store@0.2.0-draft2" => define_store(linker, interface, name),
-        "wasi:keyvalue/atomics@0.2.0-draft2" => define_atomics(linker, interface, name),
-        "wasi:logging/logging@0.1.0-draft" => define_logging(linker, interface, name),
-        "wasi:config/store@0.2.0-rc.1" => define_config(linker, interface, name),
-        _ => match interface.split_once("@0.2.") {
-            Some(("wasi:clocks/wall-clock", _)) => define_wall_clock(linker, interface, name),
-            Some(("wasi:clocks/monotonic-clock", _)) => define_monotonic(linker, interface, name),
-            Some(("wasi:random/random" | "wasi:random/insecure", _)) => define_random(linker, interface, name),
-            Some(("wasi:random/insecure-seed", _)) => define_seed(linker, interface, name),
-            _ => Ok(()),
-        },
-    }
-}
-
-fn define_store(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result<()> {
-    match name {
-        "open" => three(linker, interface, name, open),
-        "[method]bucket.get" => four(linker, interface, name, get),
-        "[method]bucket.set" => six(linker, interface, name, set),
-        "[method]bucket.delete" => four(linker, interface, name, delete),
-        "[method]bucket.exists" => four(linker, interface, name, exists),
-        "[method]bucket.list-keys" => five(linker, interface, name, list_keys),
-        "[resource-drop]bucket" => one(linker, interface, name, drop_bucket),
+    // Any 0.2.x of the clocks and of random numbers is served.
+    let settled = ["wasi:clocks/", "wasi:random/"].iter().any(|package| interface.starts_with(package));
+    let minor = if settled { interface.find("@0.2.").map(|at| &interface[..at + 5]) } else { None };
+    match (minor.unwrap_or(interface), name) {
+        (STORE, "open") => three(linker, interface, name, open),
+        (STORE, "[method]bucket.get") => four(linker, interface, name, get),
+        (STORE, "[method]bucket.set") => six(linker, interface, name, set),
+        (STORE, "[method]bucket.delete") => four(linker, interface, name, delete),
+        (STORE, "[method]bucket.exists") => four(linker, interface, name, exists),
+        (STORE, "[method]bucket.list-keys") => five(linker, interface, name, list_keys),
+        (STORE, "[resource-drop]bucket") => one(linker, interface, name, drop_bucket),
+        (ATOMICS, "increment") => with_delta(linker, interface, name, increment),
+        (ATOMICS, "swap") => four(linker, interface, name, swap),
+        (ATOMICS, "[static]cas.new") => four(linker, interface, name, new_cas),
+        (ATOMICS, "[method]cas.current") => two(linker, interface, name, current),
+        (ATOMICS, "[resource-drop]cas") => one(linker, interface, name, drop_cas),
+        ("wasi:logging/logging@0.1.0-draft", "log") => five(linker, interface, name, log),
+        ("wasi:config/store@0.2.0-rc.1", "get") => three(linker, interface, name, setting),
+        ("wasi:config/store@0.2.0-rc.1", "get-all") => one(linker, interface, name, settings),
+        ("wasi:clocks/wall-clock@0.2.", "now") => one(linker, interface, name, wall_now),
+        ("wasi:clocks/wall-clock@0.2.", "resolution") => one(linker, interface, name, wall_resolution),
+        ("wasi:clocks/monotonic-clock@0.2.", "now") => number(linker, interface, name, monotonic_now),
+        ("wasi:clocks/monotonic-clock@0.2.", "resolution") => number(linker, interface, name, monotonic_resolution),
+        ("wasi:random/random@0.2." | "wasi:random/insecure@0.2.", "get-random-bytes" | "get-insecure-random-bytes") => {
+            with_len(linker, interface, name, random_bytes)
+        }
+        ("wasi:random/random@0.2." | "wasi:random/insecure@0.2.", "get-random-u64" | "get-insecure-random-u64") => {
+            number(linker, interface, name, random_u64)
+        }
+        ("wasi:random/insecure-seed@0.2.", "insecure-seed") => one(linker, interface, name, insecure_seed),
         _ => Ok(()),
     }
 }
@@ -117,7 +126,7 @@ fn list_keys(call: &mut CallContext<'_>, bucket: u32, has_cursor: u32, cursor: u
     let (mut reader, host) = call.reader();
     host.handles.bucket(bucket)?;
     let keys = host.keys(lift_optional_text(&mut reader, has_cursor, cursor, len)?);
-    // The list, and a cursor that is not there.
+    // The list, and no cursor.
     let mut response = [0; 20];
     response[..8].copy_from_slice(&call.lower_strings(keys.iter().map(|key| &**key))?);
     return_result(call, at, Ok(response))
@@ -128,22 +137,6 @@ fn drop_bucket(call: &mut CallContext<'_>, bucket: u32) -> Result<()> {
     handles.bucket(bucket)?;
     handles.remove(bucket);
     Ok(())
-}
-
-fn define_atomics(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result<()> {
-    match name {
-        "increment" => {
-            let increment = |caller: Caller<'_, HostState>, bucket: u32, key: u32, len: u32, delta: i64, at: u32| {
-                host_call(caller, |call| increment(call, bucket, key, len, delta, at))
-            };
-            linker.func_wrap(interface, name, increment).map(drop)
-        }
-        "swap" => four(linker, interface, name, swap),
-        "[static]cas.new" => four(linker, interface, name, new_cas),
-        "[method]cas.current" => two(linker, interface, name, current),
-        "[resource-drop]cas" => one(linker, interface, name, drop_cas),
-        _ => Ok(()),
-    }
 }
 
 fn increment(call: &mut CallContext<'_>, bucket: u32, key: u32, len: u32, delta: i64, at: u32) -> Result<()> {
@@ -163,7 +156,7 @@ fn increment(call: &mut CallContext<'_>, bucket: u32, key: u32, len: u32, delta:
 fn swap(call: &mut CallContext<'_>, number: u32, value: u32, len: u32, at: u32) -> Result<()> {
     let (mut reader, host) = call.reader();
     let cas = host.handles.cas(number)?;
-    // It is given away with the call.
+    // The call consumes the handle.
     host.handles.remove(number);
     let mut result = [0; 20];
     match host.swap(cas, reader.bytes(value, len)?)? {
@@ -207,13 +200,6 @@ fn drop_cas(call: &mut CallContext<'_>, number: u32) -> Result<()> {
     Ok(())
 }
 
-fn define_logging(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result<()> {
-    match name {
-        "log" => five(linker, interface, name, log),
-        _ => Ok(()),
-    }
-}
-
 fn log(call: &mut CallContext<'_>, level: u32, context: u32, context_len: u32, message: u32, len: u32) -> Result<()> {
     let level = match level {
         0 => Level::Trace,
@@ -227,15 +213,6 @@ fn log(call: &mut CallContext<'_>, level: u32, context: u32, context_len: u32, m
     let (mut reader, host) = call.reader();
     host.log(level, reader.text(context, context_len)?, reader.text(message, len)?);
     Ok(())
-}
-
-/// Neither of the two fails here.
-fn define_config(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result<()> {
-    match name {
-        "get" => three(linker, interface, name, setting),
-        "get-all" => one(linker, interface, name, settings),
-        _ => Ok(()),
-    }
 }
 
 fn setting(call: &mut CallContext<'_>, key: u32, len: u32, at: u32) -> Result<()> {
@@ -253,136 +230,73 @@ fn settings(call: &mut CallContext<'_>, at: u32) -> Result<()> {
     return_result(call, at, Ok(all))
 }
 
-fn define_wall_clock(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result<()> {
-    match name {
-        "now" => one(linker, interface, name, |call, at| write_datetime(call, at, grants::wall_now())),
-        "resolution" => one(linker, interface, name, |call, at| write_datetime(call, at, grants::wall_resolution())),
-        _ => Ok(()),
-    }
+fn wall_now(call: &mut CallContext<'_>, at: u32) -> Result<()> {
+    let time = wall_clock::Host::now(call.host())?;
+    write_datetime(call, at, time)
 }
 
-fn write_datetime(call: &mut CallContext<'_>, at: u32, time: Datetime) -> Result<()> {
+fn wall_resolution(call: &mut CallContext<'_>, at: u32) -> Result<()> {
+    let time = wall_clock::Host::resolution(call.host())?;
+    write_datetime(call, at, time)
+}
+
+fn write_datetime(call: &mut CallContext<'_>, at: u32, time: wall_clock::Datetime) -> Result<()> {
     let mut record = [0; 16];
     record[..8].copy_from_slice(&time.seconds.to_le_bytes());
     record[8..12].copy_from_slice(&time.nanoseconds.to_le_bytes());
     call.write_result(at, 8, &record)
 }
 
-fn define_monotonic(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result<()> {
-    match name {
-        "now" => number(linker, interface, name, || Ok(grants::monotonic_now())),
-        "resolution" => number(linker, interface, name, || Ok(grants::monotonic_resolution())),
-        _ => Ok(()),
-    }
+fn monotonic_now(call: &mut CallContext<'_>) -> Result<u64> {
+    monotonic_clock::Host::now(call.host())
 }
 
-fn define_random(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result<()> {
-    match name {
-        "get-random-bytes" | "get-insecure-random-bytes" => {
-            let bytes = |caller: Caller<'_, HostState>, len: u64, at: u32| {
-                host_call(caller, |call| random_bytes(call, len, at))
-            };
-            linker.func_wrap(interface, name, bytes).map(drop)
-        }
-        "get-random-u64" | "get-insecure-random-u64" => number(linker, interface, name, grants::random_u64),
-        _ => Ok(()),
-    }
+fn monotonic_resolution(call: &mut CallContext<'_>) -> Result<u64> {
+    monotonic_clock::Host::resolution(call.host())
 }
 
 fn random_bytes(call: &mut CallContext<'_>, len: u64, at: u32) -> Result<()> {
-    let bytes = call.lower_bytes(&grants::random_bytes(len)?)?;
+    let bytes = random::Host::get_random_bytes(call.host(), len)?;
+    let bytes = call.lower_bytes(&bytes)?;
     call.write_result(at, 4, &bytes)
 }
 
-fn define_seed(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result<()> {
-    match name {
-        "insecure-seed" => one(linker, interface, name, seed),
-        _ => Ok(()),
-    }
+fn random_u64(call: &mut CallContext<'_>) -> Result<u64> {
+    random::Host::get_random_u64(call.host())
 }
 
-fn seed(call: &mut CallContext<'_>, at: u32) -> Result<()> {
-    let seed = [grants::random_u64()?.to_le_bytes(), grants::random_u64()?.to_le_bytes()];
-    call.write_result(at, 8, seed.as_flattened())
+fn insecure_seed(call: &mut CallContext<'_>, at: u32) -> Result<()> {
+    let (low, high) = insecure_seed::Host::insecure_seed(call.host())?;
+    call.write_result(at, 8, [low.to_le_bytes(), high.to_le_bytes()].as_flattened())
 }
 
-// By the number of parameters: what the engine needs for a function of the host is compiled once for each type, and not for each
-// function.
-
-type Import = Result<()>;
-
-fn one(
-    linker: &mut Linker<HostState>,
-    interface: &str,
-    name: &str,
-    run: fn(&mut CallContext<'_>, u32) -> Import,
-) -> Import {
-    let import = move |caller: Caller<'_, HostState>, a: u32| host_call(caller, |call| run(call, a));
-    linker.func_wrap(interface, name, import).map(drop)
-}
-
-fn two(
-    linker: &mut Linker<HostState>,
-    interface: &str,
-    name: &str,
-    run: fn(&mut CallContext<'_>, u32, u32) -> Import,
-) -> Import {
-    let import = move |caller: Caller<'_, HostState>, a: u32, b: u32| host_call(caller, |call| run(call, a, b));
-    linker.func_wrap(interface, name, import).map(drop)
-}
-
-fn three(
-    linker: &mut Linker<HostState>,
-    interface: &str,
-    name: &str,
-    run: fn(&mut CallContext<'_>, u32, u32, u32) -> Import,
-) -> Import {
-    let import =
-        move |caller: Caller<'_, HostState>, a: u32, b: u32, c: u32| host_call(caller, |call| run(call, a, b, c));
-    linker.func_wrap(interface, name, import).map(drop)
-}
-
-fn four(
-    linker: &mut Linker<HostState>,
-    interface: &str,
-    name: &str,
-    run: fn(&mut CallContext<'_>, u32, u32, u32, u32) -> Import,
-) -> Import {
-    let import = move |caller: Caller<'_, HostState>, a: u32, b: u32, c: u32, d: u32| {
-        host_call(caller, |call| run(call, a, b, c, d))
+/// Makes a function that defines imports with these parameters. They take function pointers, so that Wasmtime's part is
+/// compiled once per signature and not once per import.
+macro_rules! definer {
+    ($define:ident($($param:ident: $type:ty),*) -> $result:ty) => {
+        fn $define(
+            linker: &mut Linker<HostState>,
+            interface: &str,
+            name: &str,
+            run: fn(&mut CallContext<'_>, $($param: $type),*) -> Result<$result>,
+        ) -> Result<()> {
+            let import = move |caller: Caller<'_, HostState>, $($param: $type),*| {
+                host_call(caller, |call| run(call, $($param),*))
+            };
+            linker.func_wrap(interface, name, import).map(drop)
+        }
     };
-    linker.func_wrap(interface, name, import).map(drop)
 }
 
-fn five(
-    linker: &mut Linker<HostState>,
-    interface: &str,
-    name: &str,
-    run: fn(&mut CallContext<'_>, u32, u32, u32, u32, u32) -> Import,
-) -> Import {
-    let import = move |caller: Caller<'_, HostState>, a: u32, b: u32, c: u32, d: u32, e: u32| {
-        host_call(caller, |call| run(call, a, b, c, d, e))
-    };
-    linker.func_wrap(interface, name, import).map(drop)
-}
-
-fn six(
-    linker: &mut Linker<HostState>,
-    interface: &str,
-    name: &str,
-    run: fn(&mut CallContext<'_>, u32, u32, u32, u32, u32, u32) -> Import,
-) -> Import {
-    let import = move |caller: Caller<'_, HostState>, a: u32, b: u32, c: u32, d: u32, e: u32, f: u32| {
-        host_call(caller, |call| run(call, a, b, c, d, e, f))
-    };
-    linker.func_wrap(interface, name, import).map(drop)
-}
-
-/// No parameters, and a number for a result.
-fn number(linker: &mut Linker<HostState>, interface: &str, name: &str, read: fn() -> Result<u64>) -> Import {
-    let import = move |caller: Caller<'_, HostState>| host_call(caller, |_| read());
-    linker.func_wrap(interface, name, import).map(drop)
-}
+definer!(one(a: u32) -> ());
+definer!(two(a: u32, b: u32) -> ());
+definer!(three(a: u32, b: u32, c: u32) -> ());
+definer!(four(a: u32, b: u32, c: u32, d: u32) -> ());
+definer!(five(a: u32, b: u32, c: u32, d: u32, e: u32) -> ());
+definer!(six(a: u32, b: u32, c: u32, d: u32, e: u32, f: u32) -> ());
+definer!(with_delta(a: u32, b: u32, c: u32, delta: i64, d: u32) -> ());
+definer!(with_len(len: u64, a: u32) -> ());
+definer!(number() -> u64);
 
 /// Writes a `result` whose value is at most 20 bytes and is aligned to 4.
 fn return_result<const N: usize>(call: &mut CallContext<'_>, at: u32, result: Result<[u8; N], Error>) -> Result<()> {
@@ -394,7 +308,7 @@ fn return_result<const N: usize>(call: &mut CallContext<'_>, at: u32, result: Re
             bytes[4..16].copy_from_slice(&lower_error(call, error)?);
         }
     }
-    // Whichever of the two is longer says how long it is.
+    // The longer of the two cases decides the length.
     call.write_result(at, 4, &bytes[..4 + N.max(12)])
 }
 

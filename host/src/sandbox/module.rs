@@ -1,28 +1,30 @@
-//! Functions whose component comes down to one core module (`main_module.rs`): that is what is compiled and
-//! instantiated, and the host itself does what the engine does for components in general.
+//! Functions that run as one core module: the main module of their component (`main_module.rs`). The host itself lifts and
+//! lowers values, which the engine does for whole components.
 //!
-//! A message costs one instance, and nothing is set up that only others need: type tables of a component, instances of
-//! adapters, handles of resources. `docs/decisions/0009-one-instance.md` has the figures.
+//! A message costs one instance, without a component's type tables, adapter instances and resource tables.
+//! `docs/decisions/0009-one-instance.md` has the figures.
 
 use bytes::Bytes;
 use wasmtime::{AsContextMut, Instance, InstancePre, Module, ModuleExport, Result, Store, bail, format_err};
 
+use super::SandboxError;
 use super::abi::{CallContext, GuestExports, Reader, u32_at, u64_at};
 use super::grants::Grants;
 use super::host::HostState;
 use super::imports::Imports;
-use super::{OUTPUT_BYTES, SandboxError, shorten};
+use super::limits::OUTPUT_BYTES;
+use super::run::shorten;
 use crate::message::{Alert, AlertStatus, Failure, FailureCode, Message, Output, Publication, Severity, Verdict};
 
-/// What such a module exports. The names are those of the canonical ABI's tools.
+// Exports of a main module, by the canonical ABI's names.
 pub const MEMORY: &str = "memory";
 pub const REALLOC: &str = "cabi_realloc";
 pub const HANDLE: &str = "sedge:function/handler@0.1.0#handle";
 
-/// A label's share of what may be handed over, beside its bytes.
+/// Size of an alert's label in the host, beside its texts. Counts towards [`transfer_bytes`](super::Limits::transfer_bytes).
 const LABEL_BYTES: usize = 48;
 
-/// The parameters of the handler: topic, payload, content type, properties, time, whether that is right, attempt.
+/// The parameters of the handler: topic, payload, content type, properties, time, whether the clock is synced, attempt.
 type Params = (u32, u32, u32, u32, u32, u32, u32, u32, u32, u64, u32, u32);
 
 /// A module ready to be instantiated.
@@ -35,13 +37,13 @@ pub struct ModuleFunction {
 
 impl ModuleFunction {
     pub fn new(imports: &mut Imports, module: &Module, grants: Grants) -> Result<Self, SandboxError> {
-        // The imports are shared: what others may use is defined in them too.
+        // `imports` may define interfaces that were granted to other functions.
         for import in module.imports() {
             grants.check_name(import.module())?;
         }
         let export = |name: &str| {
             let export = module.get_export_index(name);
-            export.ok_or_else(|| SandboxError::World(format_err!("it does not export `{name}`")))
+            export.ok_or_else(|| SandboxError::World(format_err!("the module does not export `{name}`")))
         };
         Ok(Self {
             memory: export(MEMORY)?,
@@ -59,12 +61,14 @@ impl ModuleFunction {
 
         let mut call = CallContext::new(store.as_context_mut(), guest);
         let params = lower(&mut call, message)?;
-        // From here on it may call.
+        // From here on the guest may call the host.
         let guest = call.into_guest();
         store.data_mut().guest = Some(guest);
         let at = handle.call(&mut *store, params)?;
 
-        let Some(guest) = store.data_mut().guest.take() else { bail!("it has returned from within a call") };
+        let Some(guest) = store.data_mut().guest.take() else {
+            bail!("the guest returned from within a call to the host")
+        };
         let mut call = CallContext::new(store.as_context_mut(), guest);
         lift(&mut call.reader().0, at)
     }
@@ -72,7 +76,7 @@ impl ModuleFunction {
     fn guest(&self, store: &mut Store<HostState>, instance: &Instance) -> Result<GuestExports> {
         let memory = instance.get_module_export(&mut *store, &self.memory).and_then(|export| export.into_memory());
         Ok(GuestExports {
-            memory: memory.ok_or_else(|| format_err!("`{MEMORY}` is no memory"))?,
+            memory: memory.ok_or_else(|| format_err!("`{MEMORY}` is not a memory"))?,
             realloc: func(store, instance, &self.realloc)?.typed(&*store)?,
         })
     }
@@ -80,7 +84,7 @@ impl ModuleFunction {
 
 fn func(store: &mut Store<HostState>, instance: &Instance, export: &ModuleExport) -> Result<wasmtime::Func> {
     let export = instance.get_module_export(&mut *store, export).and_then(|export| export.into_func());
-    export.ok_or_else(|| format_err!("an export is no function"))
+    export.ok_or_else(|| format_err!("an export is not a function"))
 }
 
 fn lower(call: &mut CallContext<'_>, message: &Message) -> Result<Params> {
@@ -107,7 +111,7 @@ fn lower(call: &mut CallContext<'_>, message: &Message) -> Result<Params> {
 
 /// ```text
 /// result<list<output>, failure>    +0 is failure | +8 outputs
-/// failure                                        | +8 which: 0 reject +16 reason | 1 retry +16 after ms +24 reason
+/// failure                                        | +8 case: 0 reject +16 reason | 1 retry +16 after ms +24 reason
 /// ```
 fn lift(reader: &mut Reader<'_>, at: u32) -> Result<Verdict> {
     let result: &[u8; 32] = reader.record(at, 8)?;
@@ -128,13 +132,13 @@ fn lift(reader: &mut Reader<'_>, at: u32) -> Result<Verdict> {
 }
 
 /// ```text
-/// output        +0 which: 0 alert, 1 forward, 2 publish | +8 that
+/// output        +0 case: 0 alert, 1 forward, 2 publish | +8 its content
 /// alert         +0 key, +8 severity, +9 status, +12 summary, +24 has value, +32 value, +40 labels
 /// publication   +0 topic, +8 payload, +16 has content type, +20 content type, +28 retain
 /// ```
 fn lift_output(reader: &mut Reader<'_>, output: &[u8; 56]) -> Result<Output> {
-    let (which, content) = (output[0], &output[8..]);
-    Ok(match which {
+    let (case, content) = (output[0], &output[8..]);
+    Ok(match case {
         0 => Output::Alert(lift_alert(reader, content)?),
         1 => Output::Forward(lift_publication(reader, content)?),
         2 => Output::Publish(lift_publication(reader, content)?),

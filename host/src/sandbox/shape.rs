@@ -1,24 +1,24 @@
-//! What a component may be made of, checked by reading it, before a compiler sees it.
+//! Limits of a component's size and parts, checked by reading it before a compiler sees it.
 
 use wasmparser::{ComponentInstance, Encoding, Instance, Parser, Payload, Validator, WasmFeatures};
 
 use super::engine::{MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS, MAX_TABLES};
 
-/// The limits. A small guest has about 60 functions and the largest body has a few KiB.
+// For comparison: a small guest has about 60 functions, and bodies of a few KiB at most.
 pub const MAX_WASM_BYTES: usize = 8 << 20;
 const MAX_FUNCTIONS: u32 = 20_000;
 const MAX_BODY_BYTES: usize = 256 << 10;
 const MAX_MEMORIES: u32 = 1;
 const MAX_MODULES: u32 = 8;
-/// Components within the component, itself included.
+/// Number of components, the outermost included.
 const MAX_COMPONENTS: u32 = 8;
-/// As written. Nested, they multiply: the engine counts what comes of it.
+/// Number of instances as written. Nested ones multiply, which the engine counts.
 const MAX_COMPONENT_INSTANCES: u32 = 16;
 const WASM_PAGE: u64 = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum ShapeError {
-    #[error("this is no WebAssembly: it starts with {start:02x?}; give the file that `sedge build` wrote")]
+    #[error("not WebAssembly: it starts with {start:02x?}; give the file that `sedge build` wrote")]
     NotWasm { start: Vec<u8> },
     #[error("this is a core module, not a component: run `sedge build` on the function's folder")]
     CoreModule,
@@ -28,7 +28,7 @@ pub enum ShapeError {
     OverLimit { what: &'static str, found: u64, limit: u64 },
 }
 
-/// Checks size, kind and counts, then validates the whole. `memory_bytes`: the most that any function of its class gets.
+/// Checks size, kind and counts, then validates the component. `memory_bytes`: the most memory of any function in its class.
 pub fn check(wasm: &[u8], memory_bytes: usize) -> Result<(), ShapeError> {
     at_most("bytes", wasm.len() as u64, MAX_WASM_BYTES as u64)?;
     if wasm.get(..4) != Some(b"\0asm") {
@@ -79,7 +79,7 @@ fn count(wasm: &[u8], memory_bytes: usize) -> Result<(), ShapeError> {
             }
             Payload::InstanceSection(section) => {
                 for instance in section {
-                    // Those made of exports alone cost nothing at run time.
+                    // Instances made of exports alone cost nothing at run time.
                     instances += u64::from(matches!(instance?, Instance::Instantiate { .. }));
                     at_most("core instances", instances, MAX_CORE_INSTANCES.into())?;
                 }
@@ -100,7 +100,7 @@ fn at_most(what: &'static str, found: u64, limit: u64) -> Result<(), ShapeError>
     if found > limit { Err(ShapeError::OverLimit { what, found, limit }) } else { Ok(()) }
 }
 
-/// The proposals that functions may use; everything else is attack surface that nobody asked for.
+/// Proposals that functions may use. Every other one would be needless attack surface.
 fn features() -> WasmFeatures {
     WasmFeatures::MUTABLE_GLOBAL
         | WasmFeatures::SATURATING_FLOAT_TO_INT

@@ -1,6 +1,6 @@
 //! Guests for tests: a few lines of WebAssembly text, made into components of the function's world.
 //!
-//! The text speaks the canonical ABI. What the tests need to know of it:
+//! The text follows the canonical ABI. The part of it that tests need:
 //!
 //! ```text
 //! handle(topic, payload: ptr len each, content type: flag ptr len, properties: ptr len, at: i64, synced, attempt) -> at
@@ -15,10 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 
-use super::{Body, Class, EPOCH, Function, Grants, Limits, Run, Sandbox, ScopeState, Ticker, compile, engine};
+use super::{Class, EPOCH, Function, Grants, Limits, Run, Sandbox, ScopeState, Ticker, compile, engine};
+use crate::component::{self, push_world};
 use crate::message::{Failure, FailureCode, Message, Verdict};
-
-const WORLD: &[u8] = include_bytes!("../../../guest-sdk/src/component-type.bin");
 
 pub const LOG: &str = r#"(import "wasi:logging/logging@0.1.0-draft" "log" (func $log (param i32 i32 i32 i32 i32)))"#;
 pub const OPEN: &str = r#"(import "wasi:keyvalue/store@0.2.0-draft2" "open" (func $open (param i32 i32 i32)))"#;
@@ -38,15 +37,15 @@ pub const CAS_DROP: &str = r#"(import "wasi:keyvalue/atomics@0.2.0-draft2" "[res
 /// Opens the only bucket and leaves its handle.
 pub const BUCKET: &str = "(call $open (i32.const 0) (i32.const 0) (i32.const 1000)) (i32.load (i32.const 1004))";
 
-/// Answers with what the zeros at 16 stand for: ok, no outputs.
+/// Returns the zeros at 16: ok, no outputs.
 pub const NOTHING: &str = "(i32.const 16)";
 
-/// A core module whose handler runs `code`, which leaves the address of its result. `items` begin with the imports.
+/// Text of a core module whose handler runs `code`, which leaves the address of its result. `items` begin with the imports.
 pub fn module(items: &str, code: &str) -> String {
     module_of(items, "(memory (export \"memory\") 2)", code)
 }
 
-/// The same with a memory of its own making.
+/// Text of the same module with another memory.
 pub fn module_of(items: &str, memory: &str, code: &str) -> String {
     format!(
         r#"(module
@@ -68,18 +67,8 @@ pub fn module_of(items: &str, memory: &str, code: &str) -> String {
 /// The component made of a core module's text.
 pub fn component_of(module: &str) -> Vec<u8> {
     let mut module = wat::parse_str(module).unwrap_or_else(|error| panic!("{error}"));
-    let mut section = vec![b"component-type".len() as u8];
-    section.extend_from_slice(b"component-type");
-    section.extend_from_slice(WORLD);
-    module.push(0);
-    let mut length = section.len();
-    while length >= 0x80 {
-        module.push(length as u8 | 0x80);
-        length >>= 7;
-    }
-    module.push(length as u8);
-    module.extend_from_slice(&section);
-    crate::component::from_module(&module).unwrap_or_else(|error| panic!("{:#}", anyhow::Error::from(error)))
+    push_world(&mut module);
+    component::from_module(&module).unwrap_or_else(|error| panic!("{:#}", anyhow::Error::from(error)))
 }
 
 /// The component of [`module`].
@@ -113,7 +102,7 @@ pub fn message(topic: &str, payload: &[u8]) -> Message {
     }
 }
 
-/// Sandboxes with a ticking clock: one for functions as they are compiled, and one for the same as components whole.
+/// Sandboxes with a ticking clock: one for functions as they are compiled, and one for the same functions as whole components.
 #[derive(Default)]
 pub struct Bench {
     sandbox: Sandbox,
@@ -121,9 +110,9 @@ pub struct Bench {
     ended: Arc<AtomicBool>,
 }
 
-/// One function in both ways. They have to agree in everything but fuel, which the parts of a component cost too.
+/// One function loaded in both ways. The two must agree in everything but fuel, which the parts of a component cost too.
 pub struct Both {
-    /// As it is compiled: the one module that the component comes down to.
+    /// As compiled: the main module only.
     pub module: Function,
     pub component: Function,
 }
@@ -142,19 +131,19 @@ impl Bench {
             module: load(&mut self.sandbox, &code, limits, grants),
             component: load(&mut self.whole, &whole, limits, grants),
         };
-        assert!(matches!((&both.module.body, &both.component.body), (Body::Module(_), Body::Component(_))));
+        assert!(both.module.is_one_module() && !both.component.is_one_module());
         self.start_ticking();
         both
     }
 
-    /// One tick more than the clock makes.
+    /// Adds one tick to those of the clock.
     pub fn tick(&self) {
         self.sandbox.ticker().tick();
         self.whole.ticker().tick();
     }
 
     fn start_ticking(&mut self) {
-        // The tickers from before the last load may not know the last engine.
+        // Tickers made before the last load may lack its engine.
         self.ended.store(true, Ordering::Relaxed);
         self.ended = Arc::default();
         let (ended, tickers) = (Arc::clone(&self.ended), [self.sandbox.ticker(), self.whole.ticker()]);
@@ -169,9 +158,7 @@ impl Bench {
 
 fn load(sandbox: &mut Sandbox, code: &[u8], limits: Limits, grants: Grants) -> Function {
     let settings = Arc::from([("max".to_owned(), "80".to_owned())]);
-    sandbox
-        .load_granted(code, limits, grants, settings)
-        .unwrap_or_else(|error| panic!("{:#}", anyhow::Error::from(error)))
+    sandbox.load(code, limits, grants, settings).unwrap_or_else(|error| panic!("{:#}", anyhow::Error::from(error)))
 }
 
 impl Both {
@@ -182,7 +169,7 @@ impl Both {
         match (&run.outcome.verdict, &whole.outcome.verdict) {
             (Verdict::Failed(one), Verdict::Failed(other)) => {
                 assert_eq!(one.code, other.code, "{one:?} {other:?}");
-                // Of what is broken otherwise the engine speaks in its own words.
+                // For other failures the engine has its own texts.
                 if matches!(one.code, FailureCode::Fuel | FailureCode::Memory | FailureCode::State) {
                     assert_eq!(one.detail, other.detail);
                 }
@@ -220,7 +207,7 @@ impl Run {
     pub fn failure(&self) -> &Failure {
         match &self.outcome.verdict {
             Verdict::Failed(failure) => failure,
-            other => panic!("it did not fail: {other:?}"),
+            other => panic!("the run did not fail: {other:?}"),
         }
     }
 
@@ -229,7 +216,7 @@ impl Run {
     pub fn outputs(&self) -> usize {
         match &self.outcome.verdict {
             Verdict::Done(outputs) => outputs.len(),
-            other => panic!("it was not done: {other:?}"),
+            other => panic!("the run failed: {other:?}"),
         }
     }
 }

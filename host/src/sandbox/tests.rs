@@ -5,10 +5,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::testing::{Bench, LIMITS, LOG, NOTHING, component, component_of, message, module, module_of, run, run_with};
-use super::{Class, Limits, Sandbox, ScopeState};
+use super::{Class, Grants, Limits, Sandbox, ScopeState};
 use crate::message::{FailureCode, Output, Verdict};
 
-/// Goes round `times` times.
+/// Loops `times` times.
 fn count_to(times: u32) -> String {
     format!(
         "(local.set $n (i32.const {times}))
@@ -53,7 +53,7 @@ fn time_is_limited() {
     assert_eq!(run(&component("", &format!("{} {NOTHING}", count_to(1000))), ENDLESS).outputs(), 0);
     let mut bench = Bench::default();
     let function = bench.load(&component("", FOREVER), ENDLESS);
-    // On a busy machine the clock's thread may come late; not every time.
+    // On a busy machine the clock's thread may be late, but not every time.
     let late: Vec<Duration> = (0..40)
         .map(|_| {
             let started = Instant::now();
@@ -64,7 +64,7 @@ fn time_is_limited() {
                 failure.code == FailureCode::Deadline && failure.detail.contains("the limit is 30 ms"),
                 "{failure:?}"
             );
-            assert!(run.outcome.usage.elapsed_us >= 30_000, "stopped before its time: {:?}", run.outcome.usage);
+            assert!(run.outcome.usage.elapsed_us >= 30_000, "stopped before its deadline: {:?}", run.outcome.usage);
             took - Duration::from_millis(30)
         })
         .take_while(|late| *late > Duration::from_millis(20))
@@ -74,7 +74,7 @@ fn time_is_limited() {
 
 /// The clock of a busy board catches up with many ticks at once.
 #[test]
-fn no_tick_stops_a_run_before_its_time() {
+fn no_tick_ends_a_run_before_its_deadline() {
     let mut bench = Bench::default();
     let limits = Limits { fuel: 1 << 40, timeout_ms: 5000, ..LIMITS };
     let function = bench.load(&component("", &format!("{} {NOTHING}", count_to(10_000_000))), limits);
@@ -122,7 +122,7 @@ fn fuel_is_limited() {
     assert_eq!(super::testing::run(&endless, limits).outcome.usage.fuel, 100_000);
 }
 
-/// Instructions that make the host work cost what the host does.
+/// Instructions that make the host work cost fuel for that work.
 #[test]
 fn fuel_counts_bytes_and_pages() {
     let fuel = |code: &str| {
@@ -168,7 +168,7 @@ fn memory_is_limited() {
     let tight = Limits { memory_bytes: 200_000, ..LIMITS };
     assert_eq!(run(&grow(1), tight).outputs(), 0);
     check_fails(&grow(2), tight, FailureCode::Memory, "asked for 262144 bytes of memory, the limit is 200000");
-    // All there is costs more fuel than most functions have.
+    // The whole address space costs more fuel than most functions have.
     check_fails(&grow(65_534), tight, FailureCode::Fuel, "used up 10000000 units");
     let rich = Limits { fuel: 1 << 40, ..tight };
     check_fails(&grow(65_534), rich, FailureCode::Memory, "asked for 4294967296 bytes of memory, the limit is 200000");
@@ -236,9 +236,9 @@ fn the_bytes_of_outputs_are_counted() {
     check_fails(&too_many, LIMITS, FailureCode::Output, "65538 bytes of output, the limit is 65536");
 }
 
-/// A list may name the same bytes again and again, so that a small guest returns gigabytes.
+/// A list may name the same bytes many times, so that a small guest returns gigabytes.
 #[test]
-fn what_the_host_copies_is_bounded() {
+fn the_bytes_that_one_call_copies_are_limited() {
     let bomb = component("", &publications(1400, 100_000));
     check_fails(&bomb, Limits { outputs: 10_000, ..LIMITS }, FailureCode::Output, "in one call");
     let line = "(call $log (i32.const 2) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 2000000))";
@@ -246,8 +246,22 @@ fn what_the_host_copies_is_bounded() {
     check_fails(&component(LOG, &log), LIMITS, FailureCode::Trap, "in one call");
 }
 
+/// Wasmtime's error for the same limit in a component is private, and so recognised by its text.
 #[test]
-fn what_a_guest_returns_must_lie_in_its_memory() {
+fn wasmtime_words_the_transfer_limit_as_expected() {
+    let expected = format!("passed more than {} bytes to the host in one call", LIMITS.transfer_bytes());
+    let returned = component("", &publications(1400, 100_000));
+    let line = "(call $log (i32.const 2) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 2000000))";
+    let passed = component(LOG, &format!("(drop (memory.grow (i32.const 32))) {line} {NOTHING}"));
+    for wasm in [returned, passed] {
+        let function = Bench::default().load(&wasm, LIMITS).component;
+        let run = function.invoke(&message("t", b""), ScopeState::default());
+        assert_eq!(run.failure().detail, expected, "wasmtime has another text: see WASMTIME_TRANSFER_ERROR");
+    }
+}
+
+#[test]
+fn returned_values_must_lie_in_the_guests_memory() {
     let huge = component("", &outputs("", 0, 19_000_000));
     check_fails(&huge, LIMITS, FailureCode::Output, "out of bounds");
     let outside = component("", &outputs("", 4_000_000_000, 1));
@@ -292,7 +306,7 @@ fn a_guest_may_reject_or_ask_for_a_retry() {
     assert!(run(&long, LIMITS).failure().detail.len() < 1000);
 }
 
-/// What one function leaves in a slot of the pool is gone before the next finds it.
+/// A slot of the pool is wiped before the next function gets it.
 #[test]
 fn memory_is_zero_before_every_run() {
     let mut bench = Bench::default();
@@ -301,7 +315,7 @@ fn memory_is_zero_before_every_run() {
         (memory.fill (i32.const 0) (i32.const 165) (i32.const 4194304))
         (memory.fill (i32.const 16) (i32.const 0) (i32.const 32))";
     let writer = component("(global $ran (mut i32) (i32.const 0))", &format!("{mark} {NOTHING}"));
-    // Leaves out what the host itself wrote: the message, from 32768.
+    // Skips the message, which the host wrote from 32768 on.
     let search = "(drop (memory.grow (i32.const 62)))
         (loop $l
             (if (i64.ne (i64.load (local.get $n)) (i64.const 0)) (then
@@ -325,7 +339,7 @@ fn memory_is_zero_before_every_run() {
     }
 }
 
-/// Failures of every kind leave the sandbox fit for the next message.
+/// After failures of every kind, the sandbox runs the next message.
 #[test]
 fn after_a_failure_others_run_as_before() {
     let mut bench = Bench::default();
@@ -349,9 +363,9 @@ fn after_a_failure_others_run_as_before() {
 }
 
 #[test]
-fn code_that_is_missing_is_named() {
+fn missing_code_is_named() {
     for mut sandbox in [Sandbox::new(), Sandbox::of_sealed_code()] {
-        let loaded = sandbox.load(b"", LIMITS, Arc::from([]));
+        let loaded = sandbox.load(b"", LIMITS, Grants::default(), Arc::from([]));
         assert_eq!(loaded.err().unwrap().to_string(), "there is no compiled code");
     }
 }
@@ -396,7 +410,7 @@ mod address_space {
         setrlimit(Resource::As, Rlimit { current: Some(ADDRESSES_BYTES), maximum: Some(ADDRESSES_BYTES) }).unwrap();
         let mut sandbox = Sandbox::new();
         let run = sandbox
-            .load(&function, LIMITS, Arc::from([]))
+            .load(&function, LIMITS, Grants::default(), Arc::from([]))
             .map(|it| it.invoke(&message("t", b""), ScopeState::default()));
         println!("sandbox: {}", run.is_ok_and(|run| run.outputs() == 0));
         let on_demand = Engine::new(&Config::new()).and_then(|engine| {

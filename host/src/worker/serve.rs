@@ -146,7 +146,7 @@ impl Worker {
                     Some(codes) if code.is_empty() => {
                         self.sandbox.load_sealed(&codes::receive(codes)?, limits, grants, settings.into())
                     }
-                    _ => self.sandbox.load_granted(&code, limits, grants, settings.into()),
+                    _ => self.sandbox.load(&code, limits, grants, settings.into()),
                 };
                 let error = match loaded {
                     Ok(loaded) => {

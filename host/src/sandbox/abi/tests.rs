@@ -1,5 +1,5 @@
-//! What the host writes into a guest's memory and reads from it, byte for byte as the engine does it for components: every
-//! run here goes both ways ([`crate::sandbox::testing::Both`]).
+//! Values that the host writes into a guest's memory and reads from it, byte for byte as the engine does for components.
+//! Every run here goes both ways ([`crate::sandbox::testing::Both`]).
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking what is wrong")]
 
@@ -30,7 +30,7 @@ const BYTES: &str = r#"(import "wasi:random/random@0.2.0" "get-random-bytes" (fu
 /// At 900: a key that is stored, one that is not, a value, the name of a setting, the name of no bucket.
 const TEXTS: &str = r#"(data (i32.const 900) "bnonewmaxelse")"#;
 
-/// Publishes what lies from 1000 on, where results are written, and from 32768 on, where the allocator begins.
+/// Publishes the memory from 1000 on, where results are written, and from 32768 on, where the allocator begins.
 const SHOW: &str = "
     (i32.store (i32.const 49152) (i32.const 2))
     (i32.store (i32.const 49168) (i32.const 1000)) (i32.store (i32.const 49172) (i32.const 200))
@@ -74,7 +74,6 @@ fn a_message_lies_in_memory_as_in_every_component() {
 
 #[test]
 fn parameters_arrive_in_their_order() {
-    // What else there is: kind, its length, properties, time, whether that is right.
     let text = module("", SHOW).replace("(param i32 i32 i32 i32 i32 i64 i32)", "(param $is i32) (param $kind i32) (param $kind-len i32) (param $props i32) (param $props-len i32) (param $at i64) (param $synced i32)");
     let code = "(i32.store (i32.const 1000) (local.get $is)) (i32.store (i32.const 1004) (local.get $kind-len))
         (i32.store (i32.const 1008) (local.get $props-len)) (i64.store (i32.const 1016) (local.get $at))
@@ -116,7 +115,7 @@ fn results_lie_in_memory_as_in_every_component() {
         ),
         LIMITS,
     );
-    // No such bucket; there, and one byte long; not there; there; not there; done; gone.
+    // No such bucket; some, of one byte; none; exists; does not; deleted; none.
     assert_eq!((found[160], found[164]), (1, 0));
     assert_eq!((found[16], found[20], found[28]), (0, 1, 1));
     assert_eq!([32, 36, 48, 52, 64, 68, 80, 96, 100].map(|at: usize| found[at]), [0, 0, 0, 1, 0, 0, 0, 0, 0]);
@@ -162,7 +161,7 @@ fn a_swap_succeeds_only_while_nothing_changed() {
         ),
         LIMITS,
     );
-    assert_eq!((swapped[80], swapped[84], swapped[92]), (0, 1, 1), "what it saw");
+    assert_eq!((swapped[80], swapped[84], swapped[92]), (0, 1, 1), "the value observed");
     assert_eq!((swapped[48], swapped[52], swapped[112]), (1, 1, 0), "changed, then swapped");
 
     let gone = [
@@ -179,7 +178,7 @@ fn a_swap_succeeds_only_while_nothing_changed() {
         assert_eq!(run.failure().code, FailureCode::Trap, "{:?}", run.failure());
         assert!(run.outcome.writes.is_empty());
     }
-    // A handle that was given back is given away again.
+    // A released handle is used again.
     let anew =
         format!("{new} (call $cas-drop (local.get $n)) (call $bucket-drop (local.get $bucket)) {new} {}", swap(1048));
     assert_eq!(results(&imports, &anew, LIMITS)[48], 0);
@@ -256,7 +255,7 @@ fn an_alert_arrives_as_it_was_returned() {
 }
 
 #[test]
-fn what_a_guest_hands_over_must_lie_in_its_memory() {
+fn arguments_must_lie_in_the_guests_memory() {
     let trap = |imports: &str, code: &str| {
         let run = run_with(&component(&format!("{imports} {TEXTS}"), &format!("{code} {NOTHING}")), LIMITS, stored());
         assert_eq!(run.failure().code, FailureCode::Trap, "{code}: {:?}", run.failure());
@@ -279,7 +278,7 @@ fn what_a_guest_hands_over_must_lie_in_its_memory() {
     trap(LOG, "(call $log (i32.const 2) (i32.const 131072) (i32.const 1) (i32.const 0) (i32.const 0))");
 }
 
-/// An allocator that calls the host while that waits for it would call it from within itself, and so on.
+/// Otherwise an allocator could call the host, which calls the allocator, and so on without end.
 #[test]
 fn an_allocator_cannot_call_the_host() {
     let calls = |when: &str| {
@@ -308,9 +307,9 @@ fn a_module_that_starts_by_calling_the_host_fails() {
     assert_eq!((run.failure().code, run.log.len()), (FailureCode::Trap, 0));
 }
 
-/// Exactly as the encoder makes it, or as a component with all its parts.
+/// A component that differs from the encoder's output in any way runs whole.
 #[test]
-fn only_a_component_of_the_usual_kind_comes_down_to_one_module() {
+fn only_a_component_of_the_standard_form_runs_as_one_module() {
     let usual = |text: &str| main_module(&component_of(text)).is_some();
     let function = module(&format!("{OPEN} {SET} {CAS_DROP} {LOG}"), NOTHING);
     assert!(usual(&function));
@@ -318,21 +317,21 @@ fn only_a_component_of_the_usual_kind_comes_down_to_one_module() {
     let late = "(func (export \"_initialize\"))";
     assert!(!usual(&module(&format!("{LOG} {late}"), NOTHING)));
 
-    // Imports that are mixed up on their way to the module, by names of the same length.
+    // Imports that are exchanged, by names of the same length.
     let mut component = component(&format!("{OPEN} {DELETE} {EXISTS}"), NOTHING);
     let places = |component: &[u8], name: &[u8]| -> Vec<usize> {
         (0..component.len()).filter(|at| component[*at..].starts_with(name)).collect()
     };
     let module_end = places(&component, HANDLE.as_bytes())[0];
     let mixed: Vec<usize> = places(&component, b"bucket.delete").into_iter().filter(|at| *at > module_end).collect();
-    assert!(mixed.len() >= 2, "an alias and what is handed to the module: {mixed:?}");
+    assert!(mixed.len() >= 2, "an alias and an argument of the module: {mixed:?}");
     for at in mixed {
         component[at..][..13].copy_from_slice(b"bucket.exists");
         assert!(main_module(&component).is_none(), "at {at}");
         component[at..][..13].copy_from_slice(b"bucket.delete");
     }
     assert!(main_module(&component).is_some());
-    // Stand-ins that call each other's place, and a table with two of them exchanged.
+    // Shims that call each other's slot, and a table with two slots exchanged.
     for (names, exchanged) in [
         (&b"\x011\x00\x01\x012\x00\x02"[..], &b"\x011\x00\x02\x012\x00\x01"[..]),
         (b"\x41\x00\x0b\x03\x00\x01\x02", b"\x41\x00\x0b\x03\x00\x02\x01"),
@@ -348,7 +347,6 @@ fn only_a_component_of_the_usual_kind_comes_down_to_one_module() {
     assert!(main_module(&component[..component.len() / 2]).is_none());
 }
 
-/// The figures of a run are those of what ran.
 #[test]
 fn a_module_costs_less_fuel_than_a_component() {
     let function = component(&format!("{OPEN} {SET}"), &format!("{BUCKET} (drop) {NOTHING}"));

@@ -1,15 +1,15 @@
-//! What a guest reaches through the host: state and log, within their limits.
+//! The host's state and log as a guest uses them, within their limits.
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking what is wrong")]
 
 use bytes::Bytes;
 
-use crate::message::FailureCode;
+use crate::message::{FailureCode, LogLine};
 use crate::sandbox::ScopeState;
 use crate::sandbox::testing::{
     BUCKET, CAS_DROP, CAS_NEW, DELETE, INCREMENT, LIMITS, LIST_KEYS, LOG, NOTHING, OPEN, SET, component, run, run_with,
 };
-use crate::sandbox::{Limits, LogLine, Run};
+use crate::sandbox::{Limits, Run};
 
 /// Writes `bytes` of its memory under the key `a`, then runs `code`.
 fn set(bytes: u32, code: &str) -> Vec<u8> {
@@ -62,7 +62,7 @@ fn state_is_limited() {
     assert_eq!(run_over.failure().code, FailureCode::State);
     assert_eq!(run_over.failure().detail, "65537 bytes of state, the limit is 65536");
     assert!(run_over.outcome.writes.is_empty());
-    // What is stored counts: one byte of `b` and its name.
+    // The stored entry counts: one byte of `b` and its name.
     assert_eq!(run_with(&set(65_533, NOTHING), LIMITS, stored()).outputs(), 0);
     assert_eq!(run_with(&set(65_534, NOTHING), LIMITS, stored()).failure().code, FailureCode::State);
 }
@@ -82,7 +82,7 @@ fn without_state_there_is_no_bucket() {
     let none = Limits { state_bytes: 0, ..LIMITS };
     assert_eq!(run(&open, none).outputs(), 0);
     assert_eq!(run(&open, LIMITS).failure().code, FailureCode::Trap);
-    // A handle made up instead.
+    // A forged handle.
     assert_eq!(run(&set(0, NOTHING), none).failure().code, FailureCode::Trap);
 }
 
@@ -121,7 +121,7 @@ const KEY: &str = "(func $letter (param $n i32) (result i32)
         (i32.store8 (i32.const 40002) (call $letter (i32.shr_u (local.get $n) (i32.const 8))))
         (i32.store8 (i32.const 40003) (call $letter (i32.shr_u (local.get $n) (i32.const 12)))))";
 
-/// Sets `keys` keys to nothing, runs `each` after every one of them, and `last` after all.
+/// Sets `keys` keys to empty values, runs `each` after every one of them, and `last` after all.
 fn set_many(keys: u32, each: &str, last: &str) -> Vec<u8> {
     component(
         &format!("{OPEN} {SET} {DELETE} {LIST_KEYS} {KEY}"),
@@ -140,9 +140,9 @@ fn set_many(keys: u32, each: &str, last: &str) -> Vec<u8> {
     )
 }
 
-/// Keys that come and go within a run must not pile up in the host: they count nowhere.
+/// Keys that are set and deleted within a run count towards no limit, so the host must not keep them.
 #[test]
-fn a_key_that_comes_and_goes_leaves_nothing() {
+fn a_key_set_and_deleted_leaves_nothing() {
     let delete = "(call $delete (local.get $bucket) (i32.const 40000) (i32.const 4) (i32.const 1000))";
     let run = run_with(&set_many(40_000, delete, ""), Limits { timeout_ms: 60_000, ..LIMITS }, stored());
     assert_eq!(run.outputs(), 0);
@@ -153,7 +153,7 @@ fn a_key_that_comes_and_goes_leaves_nothing() {
     assert_eq!(run.failure().detail, "65538 bytes of state, the limit is 65536");
 }
 
-/// One call, which no deadline can interrupt, lists what is stored and what was written.
+/// No deadline interrupts this one call, which lists stored and written keys.
 #[test]
 fn keys_are_listed_with_those_of_this_run() {
     let state = ScopeState::from_entries((0..5000).map(|n| (format!("a{n:04}").into(), Bytes::new())));
@@ -164,7 +164,7 @@ fn keys_are_listed_with_those_of_this_run() {
 }
 
 #[test]
-fn a_run_may_hold_so_many_handles() {
+fn the_handles_of_a_run_are_limited() {
     let cas = |times: u32, code: &str| {
         component(
             &format!("{OPEN} {CAS_NEW} {CAS_DROP}"),
@@ -182,7 +182,7 @@ fn a_run_may_hold_so_many_handles() {
     };
     assert_eq!(run(&cas(64, ""), LIMITS).outputs(), 0);
     assert_eq!(run(&cas(65, ""), LIMITS).failure().code, FailureCode::Trap);
-    // Those given back do not count.
+    // Released handles do not count.
     assert_eq!(run(&cas(1000, "(call $cas-drop (i32.load (i32.const 1004)))"), LIMITS).outputs(), 0);
     let leak = component(OPEN, &format!("(loop $l {BUCKET} (drop) (br $l)) {NOTHING}"));
     let run = run(&leak, Limits { fuel: 500_000, ..LIMITS });

@@ -1,4 +1,4 @@
-//! What is refused before it runs, and in which words.
+//! Components that are refused before they run, and the errors.
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking what is wrong")]
 
@@ -8,7 +8,7 @@ use wasmparser::{Parser, Payload};
 
 use crate::sandbox::shape::{MAX_WASM_BYTES, ShapeError, check};
 use crate::sandbox::testing::{LIMITS, LOG, NOTHING, component, component_of, module, module_of};
-use crate::sandbox::{Class, Sandbox, compile};
+use crate::sandbox::{Class, Grants, Limits, Sandbox, compile};
 
 const LARGE: usize = Class::Large.memory_bytes();
 
@@ -53,10 +53,10 @@ fn with_instance(mut component: Vec<u8>, other: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn what_is_no_component_is_named() {
-    check_refused(b"", Class::Small, "this is no WebAssembly");
-    check_refused(b"#!/bin/sh", Class::Small, "this is no WebAssembly: it starts with [23, 21, 2f, 62]");
-    check_refused(b"\x7fELF\x02\x01\x01", Class::Small, "this is no WebAssembly");
+fn files_that_are_not_components_are_named() {
+    check_refused(b"", Class::Small, "not WebAssembly");
+    check_refused(b"#!/bin/sh", Class::Small, "not WebAssembly: it starts with [23, 21, 2f, 62]");
+    check_refused(b"\x7fELF\x02\x01\x01", Class::Small, "not WebAssembly");
     check_refused(&text(&module("", NOTHING)), Class::Small, "this is a core module, not a component");
     let whole = component("", NOTHING);
     for length in [5, 8, 20, whole.len() / 2, whole.len() - 1] {
@@ -142,7 +142,7 @@ fn modules_components_and_instances_are_counted() {
 }
 
 #[test]
-fn proposals_that_nobody_asked_for_are_refused() {
+fn other_proposals_are_refused() {
     for (items, what) in [
         ("(memory i64 1)", "memory64"),
         ("(memory 1 1 shared)", "threads"),
@@ -162,7 +162,7 @@ fn proposals_that_nobody_asked_for_are_refused() {
     fits(&holds("(func (result v128) (i8x16.splat (i32.const 1)))"));
 }
 
-/// What no run could ever be given is refused before it is compiled, not message by message.
+/// Memory that no run could ever get is refused before compiling, not message by message.
 #[test]
 fn memory_beyond_the_class_is_refused() {
     let declares = |pages| component_of(&module_of("", &format!("(memory (export \"memory\") {pages})"), NOTHING));
@@ -173,9 +173,9 @@ fn memory_beyond_the_class_is_refused() {
     check_refused(&declares(65_536), Class::Large, "4294967296 bytes of memory to start with");
 }
 
-/// What compiles must load: the worker's engine has limits that the compiler's has not.
+/// The worker's engine has more limits than the compiler's.
 #[test]
-fn what_the_worker_could_not_load_is_refused() {
+fn components_that_the_worker_could_not_load_are_refused() {
     let globals = "(global (mut i64) (i64.const 0))".repeat(20_000);
     check_refused(&component(&globals, NOTHING), Class::Small, "instance allocation for this module requires");
 }
@@ -212,9 +212,12 @@ fn another_world_is_refused() {
 fn code_is_loaded_only_where_it_was_compiled_for() {
     let small = compile::component(&component(LOG, NOTHING), Class::Small).unwrap();
     let settings = || Arc::from([]);
-    Sandbox::new().load(&small, LIMITS, settings()).map(drop).unwrap();
-    let large = crate::sandbox::Limits { memory_bytes: 32 << 20, ..LIMITS };
-    assert!(Sandbox::new().load(&small, large, settings()).is_err(), "another class");
-    assert!(Sandbox::new().load(&component(LOG, NOTHING), LIMITS, settings()).is_err(), "wasm, not code");
-    assert!(Sandbox::new().load(&[], LIMITS, settings()).is_err());
+    Sandbox::new().load(&small, LIMITS, Grants::default(), settings()).map(drop).unwrap();
+    let large = Limits { memory_bytes: 32 << 20, ..LIMITS };
+    assert!(Sandbox::new().load(&small, large, Grants::default(), settings()).is_err(), "another class");
+    assert!(
+        Sandbox::new().load(&component(LOG, NOTHING), LIMITS, Grants::default(), settings()).is_err(),
+        "wasm, not code"
+    );
+    assert!(Sandbox::new().load(&[], LIMITS, Grants::default(), settings()).is_err());
 }

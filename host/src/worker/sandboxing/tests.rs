@@ -68,10 +68,10 @@ fn escaped() {
     report("a megabyte", Vec::<u8>::new().try_reserve_exact(1 << 20));
     report("clock", std::time::Instant::now().elapsed().checked_mul(1).ok_or("no time"));
     let loaded = match &passed {
-        None => Sandbox::new().load(&function, LIMITS, Arc::from([])),
+        None => Sandbox::new().load(&function, LIMITS, Grants::default(), Arc::from([])),
         Some((_, far)) => {
             let mut sandbox = Sandbox::of_sealed_code();
-            report("make code", sandbox.load(&function, LIMITS, Arc::from([])).map(drop));
+            report("make code", sandbox.load(&function, LIMITS, Grants::default(), Arc::from([])).map(drop));
             let code = codes::receive(far).unwrap();
             report("a second file", codes::receive(far));
             sandbox.load_sealed(&code, LIMITS, Grants::default(), Arc::from([]))
