@@ -1,4 +1,4 @@
-//! How long this disk takes to make a small write durable, on the file system that holds the daemons' data.
+//! Time that this disk takes to make a small write durable, on the file system that holds the daemons' data.
 
 use std::fs::File;
 use std::io;
@@ -11,12 +11,12 @@ const PAGES: u64 = 1024;
 pub struct Disk {
     file: File,
     next: u64,
-    /// Each in milliseconds.
+    /// Duration of each sync, in milliseconds.
     pub syncs: Vec<f64>,
 }
 
 impl Disk {
-    /// A file whose blocks are there, like a write-ahead log that is written over: no block is allocated while measuring.
+    /// Makes a file with all its blocks allocated, like a write-ahead log that is overwritten.
     pub fn open() -> io::Result<Self> {
         let file = tempfile::tempfile()?;
         for page in 0..PAGES {
@@ -26,7 +26,7 @@ impl Disk {
         Ok(Self { file, next: 0, syncs: Vec::new() })
     }
 
-    /// Writes a page and syncs it, so many times, one after the other.
+    /// Writes and syncs a page, `times` times in a row.
     pub fn probe(&mut self, times: usize) -> io::Result<()> {
         for _ in 0..times {
             let start = Instant::now();

@@ -1,5 +1,5 @@
-//! Sustained QoS 1 load: everything routed, run, committed, then acknowledged. Against the no-op subscriber, and with
-//! functions in processes against functions on threads.
+//! Sustained QoS 1 load: every message routed, run, committed, then acknowledged. Compared with the no-op subscriber, and
+//! functions in processes with functions on threads.
 
 use std::io;
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use crate::load::Load;
 use crate::noop::Noop;
 use crate::report::{Goal, Report};
 
-/// A reading with all that a device adds to it: 200 bytes, which the function forwards as they are.
+/// A device's reading of 200 bytes, which the function forwards unchanged.
 pub fn reading(index: usize) -> String {
     let value = format!(
         "{{\"temperature\":{}.{},\"humidity\":48.2,\"battery\":97,\"linkquality\":120,\"pad\":\"",
@@ -30,13 +30,14 @@ fn messages(topics: usize, topic: impl Fn(usize) -> String) -> Vec<Publish> {
     (0..topics.max(1024)).map(|index| Publish::new(&topic(index % topics), reading(index))).collect()
 }
 
-/// What one run of a daemon, or of the yardstick, came to.
+/// Figures of one run of the daemon or of the no-op subscriber.
 #[derive(Clone, Copy, Debug)]
 struct Run {
     per_second: f64,
     cpu_us: f64,
-    /// Written to the block layer, and by the store's own count.
+    /// Bytes written to the block layer.
     bytes: f64,
+    /// Bytes written by the store's own count.
     store_bytes: f64,
     most_pss_kb: f64,
 }
@@ -68,7 +69,7 @@ pub fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
         "cpu_us_per_msg",
         each(&process, |run| run.cpu_us),
         Goal::AtMost(15.0),
-        "CPU of daemon and workers, a message",
+        "CPU of daemon and workers, per message",
     );
     report.add_median(
         "bytes_per_msg",
@@ -80,18 +81,18 @@ pub fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
         "bytes_per_msg_blocks",
         each(&process, |run| run.bytes),
         Goal::None,
-        "what the block layer made of it",
+        "the same, as written to the block layer",
     );
     report.add_median(
         "isolation_ratio",
         pairs(&process, &thread, |run| run.cpu_us),
         Goal::AtMost(1.3),
-        "CPU a message, process workers over thread workers",
+        "CPU per message, process workers over thread workers",
     );
     Ok(())
 }
 
-/// One function on one topic, and a hundred functions on ten thousand topics. A message is for one function in both.
+/// One function on one topic, and a hundred functions on ten thousand topics. Each message is for one function in both.
 pub fn measure_growth(report: &mut Report, size: &Size) -> io::Result<()> {
     let relay = guest("relay");
     let folder = tempfile::tempdir()?;
@@ -111,7 +112,7 @@ pub fn measure_growth(report: &mut Report, size: &Size) -> io::Result<()> {
         ratios.push(large.cpu_us / small.cpu_us);
         cpu.push(small.cpu_us);
     }
-    let what = "CPU a message, 100 functions and 10,000 topics over 1 and 1";
+    let what = "CPU per message, 100 functions and 10,000 topics over 1 and 1";
     report.add_median("growth_ratio", ratios, Goal::AtMost(1.2), what);
     report.add_median("cpu_us_per_msg_1_topic", cpu, Goal::None, "with one function and one topic");
     Ok(())
@@ -123,7 +124,7 @@ pub fn measure_memory(report: &mut Report, size: &Size) -> io::Result<()> {
     let broker = Mosquitto::start();
     let functions = [guest("relay"), guest("count"), guest("misbehave")];
     let daemon = start(&broker, &functions, "process");
-    // Ready is not yet idle: what starting needed is given back a little later.
+    // A ready daemon releases the memory that starting needed a little later.
     std::thread::sleep(Duration::from_secs(3));
     let idle = process::pss_kb(daemon.pid()) as f64;
     let topics = messages(256, |topic| match topic % 2 {
@@ -140,7 +141,7 @@ fn run_noop(count: usize, messages: &[Publish]) -> io::Result<Run> {
     let broker = Mosquitto::start();
     let noop = Noop::start(broker.port, "relay/#");
     let mut load = Load::connect(broker.port, "load", messages)?;
-    // Until one has come through, the subscription may not be in place.
+    // The subscription is in place once a message has come through.
     load.flood(1024)?;
     let warm = settle(|| noop.received() as f64, None);
     let thread = noop.thread_id.to_string();
@@ -160,7 +161,7 @@ fn run_daemon(count: usize, messages: &[Publish], functions: &[PathBuf], isolate
     load(&broker, &daemon, count, messages)
 }
 
-/// Upstream is configured and away, which is the case that the outbox is for: every result is committed and stays.
+/// Starts a daemon whose upstream is unreachable, so that every result is committed and stays in the outbox.
 pub fn start(broker: &Mosquitto, functions: &[PathBuf], isolate: &str) -> Daemon {
     let mut setup = Setup::new(broker.url())
         .upstream("mqtt://127.0.0.1:9".into())
@@ -205,7 +206,7 @@ fn load(broker: &Mosquitto, daemon: &Daemon, count: usize, messages: &[Publish])
     })
 }
 
-/// Waits until the count is reached, or, without a goal, until it stands still; returns it.
+/// Waits until the count reaches the goal or, without a goal, until it stops growing. Returns the count.
 fn settle(count: impl Fn() -> f64, goal: Option<f64>) -> f64 {
     let mut last = (count(), Instant::now());
     loop {
@@ -217,7 +218,7 @@ fn settle(count: impl Fn() -> f64, goal: Option<f64>) -> f64 {
         match goal {
             Some(goal) if now >= goal => return now,
             None if still > Duration::from_millis(300) => return now,
-            Some(goal) => assert!(still < Duration::from_secs(60), "{now} of {goal} messages, and no more come"),
+            Some(goal) => assert!(still < Duration::from_secs(60), "{now} of {goal} messages, and no more arrive"),
             None => {}
         }
         std::thread::sleep(Duration::from_millis(10));

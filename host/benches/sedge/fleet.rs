@@ -1,7 +1,7 @@
-//! A thousand boards at the level of the protocol, in this process, against one Mosquitto that takes one push to their group.
+//! One push to a group of a thousand simulated boards, over one Mosquitto.
 //!
-//! The operator is the real program. Each board has a connection of its own, checks the signature with the library, fetches
-//! the chunks, checks their digests, and reports every state as a board does; it does not compile and runs nothing.
+//! The operator is the real program. Each board is a connection of this process. It checks the signature, fetches the chunks,
+//! checks their digests, and reports every state. It compiles nothing and runs nothing.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -13,6 +13,7 @@ use std::process::Stdio;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use sedge::component::push_section;
 use sedge::deploy::envelope::Envelope;
 use sedge::deploy::keys::{Keys, PublicKey, TrustedKey};
 use sedge::deploy::payload::{Change, Install, Module, Order};
@@ -32,16 +33,16 @@ use crate::report::{Goal, Report, median};
 const GROUP: &str = "fleet";
 const FUNCTION: &str = "warm";
 
-/// What the figures of a push are measured with: one component of 60 KB.
+/// Size of the component, as in `push.rs`.
 const MODULE_BYTES: usize = 60 * 1024;
 
 const ROUNDS: usize = 3;
 
-/// Mosquitto brings its figures up to date this often, and a little later.
+/// Time after which Mosquitto's figures are up to date: twice their interval, and some more.
 const FIGURES: Duration = Duration::from_millis(2500);
 
 pub fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
-    // Ours and, inherited, the broker's.
+    // The limit of open files of this process, which the broker inherits.
     let mut limits = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     limits.current = limits.maximum;
     rustix::process::setrlimit(rustix::process::Resource::Nofile, limits)?;
@@ -61,31 +62,30 @@ pub fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
         messages.push(run.messages);
         bytes.push(run.bytes);
     }
-    report.add("fleet_nodes", size.nodes as f64, Goal::None, "boards that take one push to their group");
+    report.add("fleet_nodes", size.nodes as f64, Goal::None, "boards that receive one push to their group");
     let what = "from the start of sedge push until the last of them is active";
     report.add_median("fleet_last_active_ms", last_active, Goal::None, what);
     report.add(
         "fleet_broker_messages",
         median(&messages),
         Goal::None,
-        "publishes that the broker took and gave meanwhile",
+        "publishes that the broker received and sent meanwhile",
     );
     report.add("fleet_broker_bytes", median(&bytes), Goal::None, "bytes that it read and wrote meanwhile");
     Ok(())
 }
 
-/// A function's folder without a crate, with a component that is made as large as it should be.
+/// Makes a function's folder without a crate, with a component padded to [`MODULE_BYTES`].
 fn component(folder: &Path) -> io::Result<std::path::PathBuf> {
     let function = variant(&guest("count"), folder, FUNCTION, "warm/#", |manifest| {
         manifest.lines().filter(|line| !line.starts_with("serial")).collect::<Vec<_>>().join("\n")
     });
     let path = function.join(format!("{FUNCTION}.wasm"));
     let mut wasm = fs::read(&path)?;
-    // A custom section: id 0, length in three bytes of LEB128, a name of one letter.
+    // A custom section: 4 bytes of id and length, a name of one letter, the padding.
     let padding = MODULE_BYTES.saturating_sub(wasm.len() + 6);
-    let length = padding + 2;
-    wasm.extend([0, (length & 0x7f) as u8 | 0x80, (length >> 7 & 0x7f) as u8 | 0x80, (length >> 14) as u8, 1, b'x']);
-    wasm.extend((0..padding).map(|n| (n * 31 % 251) as u8));
+    let section = [1, b'x'].into_iter().chain((0..padding).map(|n| (n * 31 % 251) as u8));
+    push_section(&mut wasm, 0, &section.collect::<Vec<u8>>());
     fs::write(path, wasm)?;
     Ok(function)
 }
@@ -96,7 +96,7 @@ struct Run {
     bytes: f64,
 }
 
-/// What the boards have in common.
+/// State shared by all boards.
 struct Fleet {
     port: u16,
     topics: Topics,
@@ -105,8 +105,8 @@ struct Fleet {
     listening: Cell<usize>,
     active: Cell<usize>,
     last_active: Cell<Duration>,
-    /// What the boards have published.
-    said: Cell<u64>,
+    /// Number of messages that the boards published.
+    published: Cell<u64>,
 }
 
 async fn run(broker: &Mosquitto, nodes: usize, function: &Path, key: &Path) -> io::Result<Run> {
@@ -127,7 +127,7 @@ async fn run(broker: &Mosquitto, nodes: usize, function: &Path, key: &Path) -> i
         listening: Cell::new(0),
         active: Cell::new(0),
         last_active: Cell::new(Duration::ZERO),
-        said: Cell::new(0),
+        published: Cell::new(0),
     });
     for n in 0..nodes {
         let fleet = Rc::clone(&fleet);
@@ -139,9 +139,9 @@ async fn run(broker: &Mosquitto, nodes: usize, function: &Path, key: &Path) -> i
     wait(Duration::from_secs(120), || fleet.listening.get() == nodes).await?;
     tokio::time::sleep(FIGURES).await;
     let before = figures(broker)?;
-    fleet.said.set(0);
+    fleet.published.set(0);
 
-    // A pipe would be full before it is read.
+    // A file, because a pipe would be full before it is read.
     let answer = tempfile::NamedTempFile::new()?;
     fleet.started.set(Some(Instant::now()));
     let mut push = std::process::Command::new(SEDGE)
@@ -163,8 +163,8 @@ async fn run(broker: &Mosquitto, nodes: usize, function: &Path, key: &Path) -> i
     let after = figures(broker)?;
     let answer: serde_json::Value = serde_json::from_slice(&fs::read(answer.path())?)?;
     let from_operator = answer["chunks"]["sent"].as_f64().unwrap_or(f64::NAN) + 1.0;
-    let taken = fleet.said.get() as f64 + from_operator;
-    Ok(Run { last_active: fleet.last_active.get(), messages: taken + after.0 - before.0, bytes: after.1 - before.1 })
+    let received = fleet.published.get() as f64 + from_operator;
+    Ok(Run { last_active: fleet.last_active.get(), messages: received + after.0 - before.0, bytes: after.1 - before.1 })
 }
 
 async fn wait(patience: Duration, mut condition: impl FnMut() -> bool) -> io::Result<()> {
@@ -178,8 +178,8 @@ async fn wait(patience: Duration, mut condition: impl FnMut() -> bool) -> io::Re
     Ok(())
 }
 
-/// Publishes that the broker gave, and bytes in both directions. What it says of publishes that it took is always 0
-/// (Mosquitto 2.0.11).
+/// Returns the number of publishes that the broker sent, and bytes in both directions. Its count of received publishes is
+/// always 0 (Mosquitto 2.0.11).
 fn figures(broker: &Mosquitto) -> io::Result<(f64, f64)> {
     const NAMES: [&str; 3] = ["publish/messages/sent", "bytes/received", "bytes/sent"];
     let topics = NAMES.map(|name| format!("$SYS/broker/{name}"));
@@ -225,23 +225,23 @@ impl<'f> Node<'f> {
             let mut start = 0;
             while let Some((packet, length)) = wire::decode(&read[start..])? {
                 start += length;
-                self.take(packet);
+                self.handle_packet(packet);
             }
             read.drain(..start);
         }
     }
 
-    fn take(&mut self, packet: Packet) {
+    fn handle_packet(&mut self, packet: Packet) {
         match packet {
             Packet::ConnAck { .. } => {
                 let status = json!({ "state": "online", "groups": [GROUP] });
-                self.say(&self.fleet.topics.status(&self.name), &status);
+                self.publish(&self.fleet.topics.status(&self.name), &status);
                 let targets = [Target::Node(self.name.as_str().into()), Target::Group(GROUP.into())];
                 let filters = targets.map(|target| self.fleet.topics.deploys(&target));
                 let packet_id = self.packet_id();
                 self.out.extend(wire::subscribe(packet_id, &[&filters[0], &filters[1]]));
             }
-            // Of the orders; later ones are of chunks.
+            // The subscription to orders; later ones are to chunks.
             Packet::SubAck { .. } if self.receiving.is_none() => {
                 self.fleet.listening.set(self.fleet.listening.get() + 1);
             }
@@ -273,14 +273,14 @@ impl<'f> Node<'f> {
     }
 
     fn chunk(&mut self, index: u32, payload: Vec<u8>) {
-        let Some((order, install, mut pieces)) = self.receiving.take() else { return };
+        let Some((order, install, mut chunks)) = self.receiving.take() else { return };
         assert_eq!(sedge::deploy::digest(&payload), module(&install).chunks[index as usize]);
-        pieces.insert(index, payload);
-        if pieces.len() < module(&install).chunks.len() {
-            self.receiving = Some((order, install, pieces));
+        chunks.insert(index, payload);
+        if chunks.len() < module(&install).chunks.len() {
+            self.receiving = Some((order, install, chunks));
             return;
         }
-        let whole: Vec<u8> = pieces.into_values().flatten().collect();
+        let whole: Vec<u8> = chunks.into_values().flatten().collect();
         assert_eq!(sedge::deploy::digest(&whole), module(&install).digest);
         let packet_id = self.packet_id();
         self.out.extend(wire::unsubscribe(packet_id, &self.fleet.topics.blobs(&module(&install).digest)));
@@ -300,11 +300,11 @@ impl<'f> Node<'f> {
             "function": &*order.function, "state": state, "version": manifest["version"], "serial": order.serial,
             "digest": module(install).digest, "active": active, "previous": null, "at_ms": 0, "clock_synced": true,
         });
-        self.say(&self.fleet.topics.report(&self.name, &order.function), &report);
+        self.publish(&self.fleet.topics.report(&self.name, &order.function), &report);
     }
 
-    fn say(&mut self, topic: &str, value: &serde_json::Value) {
-        self.fleet.said.set(self.fleet.said.get() + 1);
+    fn publish(&mut self, topic: &str, value: &serde_json::Value) {
+        self.fleet.published.set(self.fleet.published.get() + 1);
         let packet_id = self.packet_id();
         Publish { retain: true, packet_id, ..Publish::new(topic, value.to_string()) }.encode(&mut self.out);
     }
@@ -315,7 +315,7 @@ impl<'f> Node<'f> {
     }
 }
 
-/// A board with a compiler takes this.
+/// Returns the module, which boards with a compiler install.
 fn module(install: &Install) -> &Module {
     install.module.as_ref().expect("a push without --code-only brings the module")
 }

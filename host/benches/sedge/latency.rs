@@ -1,4 +1,4 @@
-//! From publishing to the alert on the local broker, at a rate that no stall slows down, against the disk's own sync.
+//! Latency from publishing to the alert on the local broker, in an open loop, compared with the disk's own sync.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -16,7 +16,7 @@ use crate::report::{Goal, Report, percentile};
 
 const PER_SECOND: u32 = 1000;
 
-/// One message in so many is an alert; the others leave a result of 200 bytes.
+/// Every so many messages, one raises an alert. The others leave a result of 200 bytes.
 const ALERT_EVERY: usize = 10;
 
 pub fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
@@ -44,7 +44,7 @@ pub fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
     Ok(())
 }
 
-/// The latency of each alert in milliseconds, from the instant that its message was due.
+/// Returns the latency of each alert in milliseconds, from the instant that its message was due.
 fn run(count: usize) -> io::Result<Vec<f64>> {
     let broker = Mosquitto::start();
     let _daemon = start(&broker, &[guest("relay")], "process");
@@ -69,7 +69,7 @@ fn collect(listener: &mut Client, alerts: usize) -> io::Result<Vec<(usize, Insta
         let at = Instant::now();
         let alert: serde_json::Value = serde_json::from_slice(&message.payload)?;
         let key = alert["key"].as_str().and_then(|key| key.parse().ok());
-        arrivals.push((key.ok_or_else(|| io::Error::other("an alert without a number for a key"))?, at));
+        arrivals.push((key.ok_or_else(|| io::Error::other("the key of an alert is not a number"))?, at));
     }
     Ok(arrivals)
 }

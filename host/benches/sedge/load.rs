@@ -1,5 +1,5 @@
-//! The publisher: packets serialised once, written in blocks, acknowledgements only counted. It must cost so little that
-//! the broker and the subscriber are what is measured.
+//! The publisher. It serialises packets once, writes them in blocks and only counts acknowledgements, so that its own cost
+//! is negligible.
 
 use std::io::{self, Read, Write};
 use std::net::TcpStream;
@@ -7,27 +7,27 @@ use std::time::{Duration, Instant};
 
 use crate::harness::wire::{Hello, Publish};
 
-/// Packets of a block: one write. Less than half of the window, so that the broker is never idle while acks come back.
+/// Packets per write. Less than half of the window, so that the broker is never idle while acknowledgements return.
 const BLOCK: usize = 128;
 
 pub struct Load {
     stream: TcpStream,
-    /// Whole blocks of serialised packets, sent round and round.
+    /// Blocks of serialised packets, sent in rotation.
     blocks: Vec<Vec<u8>>,
     next: usize,
-    /// Packets under way that the broker has not acknowledged.
-    under_way: usize,
+    /// Number of packets that the broker has not acknowledged.
+    in_flight: usize,
     window: usize,
     acks: Vec<u8>,
 }
 
 impl Load {
-    /// `messages` are sent in turn; their number is rounded up to whole blocks by repeating the first ones.
+    /// Connects, to send `messages` in rotation. The first ones are repeated to fill whole blocks.
     pub fn connect(port: u16, client_id: &str, messages: &[Publish]) -> io::Result<Self> {
         let mut client = crate::harness::client::Client::connect(port, &Hello::new(client_id))?;
         client.send(&[0xc0, 0])?;
         let (stream, window) = client.into_parts();
-        // Packet ids repeat after all blocks, so there must be more packets than the window holds.
+        // Packet ids repeat after the last block, so the blocks must hold more packets than the window.
         let count = messages.len().max(2 * window).next_multiple_of(BLOCK);
         assert!(count <= usize::from(u16::MAX), "{count} messages need more packet ids than there are");
         let mut messages = messages.iter().cycle();
@@ -42,19 +42,19 @@ impl Load {
                 bytes
             })
             .collect();
-        Ok(Self { stream, blocks, next: 0, under_way: 0, window, acks: Vec::new() })
+        Ok(Self { stream, blocks, next: 0, in_flight: 0, window, acks: Vec::new() })
     }
 
-    /// Publishes as fast as the broker acknowledges; returns how many.
+    /// Publishes as fast as the broker acknowledges. Returns the number of messages.
     pub fn flood(&mut self, count: usize) -> io::Result<usize> {
         let blocks = count.div_ceil(BLOCK);
         for _ in 0..blocks {
-            while self.under_way + BLOCK > self.window {
+            while self.in_flight + BLOCK > self.window {
                 self.read_acks()?;
             }
             self.stream.write_all(&self.blocks[self.next])?;
             self.next = (self.next + 1) % self.blocks.len();
-            self.under_way += BLOCK;
+            self.in_flight += BLOCK;
         }
         self.drain()?;
         Ok(blocks * BLOCK)
@@ -62,7 +62,7 @@ impl Load {
 
     /// Waits until the broker has acknowledged everything.
     pub fn drain(&mut self) -> io::Result<()> {
-        while self.under_way > 0 {
+        while self.in_flight > 0 {
             self.read_acks()?;
         }
         Ok(())
@@ -82,7 +82,7 @@ impl Load {
                 break;
             }
             match kind {
-                0x40 => self.under_way -= 1,
+                0x40 => self.in_flight -= 1,
                 0xd0 => {}
                 other => return Err(io::Error::other(format!("the broker sent a packet of type {other:#04x}"))),
             }
@@ -93,8 +93,8 @@ impl Load {
     }
 }
 
-/// Publishes at a fixed rate by a schedule that a slow system cannot delay (open loop), and returns the instant that each
-/// message was due: latency counts from there, so that a stall is charged to every message that waited for it.
+/// Publishes at a fixed rate in an open loop: a slow system does not delay the schedule. Returns the instant that each message
+/// was due. Latency counts from there, so a stall is charged to every message that waited for it.
 pub fn paced(
     stream: &mut TcpStream,
     per_second: u32,

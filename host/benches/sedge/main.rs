@@ -1,13 +1,12 @@
-//! `make bench`: the figures that Sedge promises, each beside what it is measured against, in one run on one machine.
+//! `make bench`: the figures that Sedge promises, each beside its baseline, in one run on one machine.
 //!
-//! A real Mosquitto, the real program, a publisher that costs next to nothing. Runs that are compared are interleaved, and
-//! what counts is the median of their ratios. A busy machine gives figures that mean nothing; the load is printed and
-//! written down with them.
+//! Measured with a real Mosquitto, the real program and a publisher of negligible cost. Compared runs are interleaved, and the
+//! figure is the median of their ratios. Figures of a busy machine are worthless, so the report includes the load.
 
 mod disk;
 mod durable;
 mod fleet;
-#[allow(dead_code, reason = "the tests use it too, and each of the two uses a part")]
+#[allow(dead_code, reason = "shared with the tests; each of the two uses a part")]
 #[path = "../../../tests/it/harness/mod.rs"]
 mod harness;
 mod invoke;
@@ -24,7 +23,7 @@ use std::process::ExitCode;
 
 use report::Report;
 
-/// How much is measured.
+/// Amounts to measure.
 pub struct Size {
     rounds: usize,
     /// Messages of one run under load.
@@ -32,7 +31,7 @@ pub struct Size {
     latency_messages: usize,
     /// Syncs of the disk before and after each latency run.
     syncs: usize,
-    /// Boards of the fleet.
+    /// Number of boards in the fleet.
     nodes: usize,
 }
 
@@ -82,7 +81,7 @@ fn main() -> std::io::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where the figures come from.
+/// Describes the machine of the figures.
 fn machine() -> serde_json::Value {
     let read = |path| std::fs::read_to_string(path).unwrap_or_default();
     let cpu = read("/proc/cpuinfo");

@@ -1,4 +1,4 @@
-//! The yardstick: a QoS 1 subscriber with the daemon's own client and settings that acknowledges at once and does nothing else.
+//! The baseline: a QoS 1 subscriber with the daemon's own client and settings that acknowledges at once and does nothing else.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub struct Noop {
 }
 
 impl Noop {
-    /// Returns once the session is there. The subscription is sent before anything else is published.
+    /// Returns once the session exists. The subscription is sent before any other message.
     pub fn start(port: u16, filter: &'static str) -> Self {
         let received = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
@@ -47,12 +47,12 @@ impl Drop for Noop {
 }
 
 async fn subscribe(port: u16, filter: &str, received: &AtomicU64, stop: &AtomicBool, ready: &SyncSender<i32>) {
-    let (link, events, driver) = mqtt::connect(options(port)).expect("the options are right");
+    let (link, events, driver) = mqtt::connect(options(port)).expect("the options are valid");
     let consume = async {
         let mut queue = VecDeque::new();
         while !stop.load(Ordering::Relaxed) {
             let more = events.receive(&mut queue);
-            // Wakes now and then to see whether the bench is over.
+            // Wakes regularly to see whether the bench is over.
             if tokio::time::timeout(Duration::from_millis(100), more).await.is_err() {
                 continue;
             }

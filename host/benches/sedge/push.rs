@@ -1,4 +1,4 @@
-//! From an order to the first message that the new version handles, and how long messages stand still when it takes over.
+//! Time from an order to the first message that the new version handles, and the pause of messages at the swap.
 
 use std::collections::HashMap;
 use std::io::{self, Write as _};
@@ -6,13 +6,15 @@ use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
+use sedge::component::{push_leb, push_section, sections};
 use sedge::deploy::envelope::Envelope;
 use sedge::deploy::keys::SigningKey;
 use sedge::deploy::payload::{Change, DEFAULT_CHUNK_BYTES, Install, Module, Order};
-use sedge::deploy::report::{Report as Said, State};
+use sedge::deploy::report::{Report as NodeReport, State};
 use sedge::deploy::topics::{Target, Topics};
 use sedge::manifest::Manifest;
 use serde_json::{Value, json};
+use wasmparser::BinaryReader;
 
 use crate::Size;
 use crate::harness::client::Client;
@@ -37,7 +39,7 @@ pub fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
         let bench = Bench::start()?;
         bench.push_times(&mut times, round)?;
     }
-    let what = "60 KB component, pieces and order published until a message is handled by it";
+    let what = "60 KB component, from publishing chunks and order to the first message that it handles";
     report.add_median("push_to_first_message_ms", times.cold.clone(), Goal::AtMost(400.0), what);
     report.add_median("push_compile_ms", times.compile.clone(), Goal::None, "of that `sedge compile`, by itself");
     let rest = times.cold.iter().zip(&times.compile).map(|(whole, compile)| whole - compile).collect();
@@ -78,7 +80,7 @@ struct Gaps {
     compiling: Vec<f64>,
 }
 
-/// A result as it came back: which version, which message, when.
+/// A received result: version, message number and time of arrival.
 struct Result {
     version: String,
     number: usize,
@@ -111,11 +113,11 @@ impl Bench {
         let wasm = component(round)?;
         let mut reports = self.reports()?;
         let results = self.listen()?;
-        // Until the end of this function, which the thread notices by its socket.
+        // Publishes until the end of this function, when its socket closes.
         let flow = self.flow(PROBES_PER_SECOND, PROBES_PER_SECOND as usize * FLOW_SECS)?;
         let mut hand = self.broker.client("hand");
         wait_for(&results, "v1")?;
-        // Beside the same messages.
+        // Under the same load.
         times.compile.push(compile_ms(&wasm)?);
         for (serial, all) in [(2, &mut times.cold), (3, &mut times.cached)] {
             let messages = self.messages(&wasm, serial, 1);
@@ -162,7 +164,7 @@ impl Bench {
         Ok(())
     }
 
-    /// The pieces, and the order for them.
+    /// Returns the chunks, and the order for them.
     fn messages(&self, wasm: &[u8], serial: u64, trial: u32) -> Vec<Publish> {
         let topics = Topics::new("sedge");
         let manifest = Manifest::load(&guest("edition")).expect("the function has a manifest");
@@ -182,9 +184,9 @@ impl Bench {
             change: Change::Install(Box::new(Install { manifest, module: Some(module), code: Vec::new() })),
         };
         let envelope = Envelope::sign(&order.to_json(), &[&self.key]).to_json();
-        let pieces = wasm.chunks(DEFAULT_CHUNK_BYTES as usize).enumerate();
+        let chunks = wasm.chunks(DEFAULT_CHUNK_BYTES as usize).enumerate();
         let mut messages: Vec<Publish> =
-            pieces.map(|(index, piece)| retained(&topics.blob(&digest, index as u32), piece.to_vec())).collect();
+            chunks.map(|(index, chunk)| retained(&topics.blob(&digest, index as u32), chunk.to_vec())).collect();
         messages.push(retained(&topics.deploy(&order.target, "edition"), envelope));
         messages
     }
@@ -195,11 +197,11 @@ impl Bench {
         Ok(client)
     }
 
-    /// The results as they come, until nobody wants them.
+    /// Returns a queue of the results. The listener ends when it is dropped.
     fn listen(&self) -> io::Result<Receiver<Result>> {
         let mut client = self.broker.client("listener");
         client.subscribe(&["said/#"])?;
-        // All that a run sends, so that the listener never waits.
+        // Holds all results of a run, so that the listener never waits.
         let (sender, results) = sync_channel(FLOW_PER_SECOND as usize * FLOW_SECS);
         std::thread::spawn(move || {
             while let Ok(message) = client.receive(PATIENCE) {
@@ -223,7 +225,7 @@ impl Bench {
     }
 }
 
-/// Every message came back once, and those of each topic in order.
+/// Checks that every message was handled once, and those of each topic in order.
 fn check(all: &[Result], count: usize) {
     let mut times = vec![0; count];
     let mut last: HashMap<usize, (usize, &str)> = HashMap::new();
@@ -237,10 +239,11 @@ fn check(all: &[Result], count: usize) {
     assert!(times.iter().all(|times| *times == 1), "each message is handled once, by one version");
 }
 
-/// When the first result of this version came.
+/// Returns the time of the first result of this version.
 fn wait_for(results: &Receiver<Result>, version: &str) -> io::Result<Instant> {
     loop {
-        let result = results.recv_timeout(PATIENCE).map_err(|_| io::Error::other(format!("{version} says nothing")))?;
+        let result =
+            results.recv_timeout(PATIENCE).map_err(|_| io::Error::other(format!("{version} sends no result")))?;
         if result.version == version {
             return Ok(result.at);
         }
@@ -249,7 +252,7 @@ fn wait_for(results: &Receiver<Result>, version: &str) -> io::Result<Instant> {
 
 fn active(reports: &mut Client, serial: u64) -> io::Result<()> {
     while let Some(message) = reports.receive(PATIENCE)? {
-        let report = Said::parse(&message.payload)?;
+        let report = NodeReport::parse(&message.payload)?;
         if report.serial == Some(serial) && report.state == State::Active {
             return Ok(());
         }
@@ -258,28 +261,28 @@ fn active(reports: &mut Client, serial: u64) -> io::Result<()> {
     Err(io::Error::other(format!("version {serial} does not become active")))
 }
 
-/// What the daemon waits for when it compiles, process and all.
+/// Measures the compile process as the daemon runs it, in milliseconds.
 fn compile_ms(wasm: &[u8]) -> io::Result<f64> {
     let begun = Instant::now();
     let mut command = Command::new(SEDGE);
     let mut child =
         command.args(["compile", "--class", "small"]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    child.stdin.take().expect("it is piped").write_all(wasm)?;
+    child.stdin.take().expect("stdin is piped").write_all(wasm)?;
     let output = child.wait_with_output()?;
     assert!(output.status.success() && !output.stdout.is_empty(), "{}", output.status);
     Ok(begun.elapsed().as_secs_f64() * 1e3)
 }
 
-/// The function with its own code behind it, so often that it has 60 KB. No two are the same.
+/// Makes a component of 60 KB by repeating the function's own code. Each tag gives another digest.
 fn component(tag: usize) -> io::Result<Vec<u8>> {
     let wasm = std::fs::read(guest("edition").join("edition.wasm"))?;
-    let parts = sections(&wasm);
+    let parts = sections(&wasm).map_err(io::Error::other)?;
     let code = parts.iter().filter(|(id, _)| *id == CORE_MODULE).map(|(_, module)| module.len()).max().unwrap_or(0);
     let times = (COMPONENT_BYTES - wasm.len()) / code + 1;
     let mut grown = wasm[..8].to_vec();
     for (id, contents) in parts {
         if id == CORE_MODULE && contents.len() == code {
-            push_section(&mut grown, id, &with_functions(contents, times));
+            push_section(&mut grown, id, &with_functions(contents, times)?);
         } else {
             push_section(&mut grown, id, contents);
         }
@@ -293,61 +296,28 @@ const CORE_MODULE: u8 = 1;
 const FUNCTION: u8 = 3;
 const CODE: u8 = 10;
 
-/// A core module with all functions that it defines so many times. Nobody calls the copies, which come behind the others, but the
-/// compiler does not know that.
-fn with_functions(module: &[u8], times: usize) -> Vec<u8> {
+/// Repeats all functions of a core module. The copies follow the originals, are never called, and are compiled nevertheless.
+fn with_functions(module: &[u8], times: usize) -> io::Result<Vec<u8>> {
     let mut grown = module[..8].to_vec();
-    for (id, contents) in sections(module) {
+    for (id, contents) in sections(module).map_err(io::Error::other)? {
         if id != FUNCTION && id != CODE {
             push_section(&mut grown, id, contents);
             continue;
         }
-        let (count, entries) = leb(contents);
+        let mut reader = BinaryReader::new(contents, 0);
+        let count = reader.read_var_u32().map_err(io::Error::other)? as usize;
         let mut repeated = Vec::new();
         push_leb(&mut repeated, count * times);
-        repeated.extend(entries.repeat(times));
+        repeated.extend(contents[reader.original_position()..].repeat(times));
         push_section(&mut grown, id, &repeated);
     }
-    grown
-}
-
-/// Modules and components alike are 8 bytes and then sections: an id, a length in LEB128, so many bytes.
-fn sections(wasm: &[u8]) -> Vec<(u8, &[u8])> {
-    let mut sections = Vec::new();
-    let mut rest = &wasm[8..];
-    while let Some((id, behind)) = rest.split_first() {
-        let (length, behind) = leb(behind);
-        let (contents, behind) = behind.split_at(length);
-        sections.push((*id, contents));
-        rest = behind;
-    }
-    sections
-}
-
-fn push_section(wasm: &mut Vec<u8>, id: u8, contents: &[u8]) {
-    wasm.push(id);
-    push_leb(wasm, contents.len());
-    wasm.extend(contents);
-}
-
-fn leb(bytes: &[u8]) -> (usize, &[u8]) {
-    let end = bytes.iter().position(|byte| byte & 0x80 == 0).expect("a number ends") + 1;
-    let value = bytes[..end].iter().rev().fold(0, |value, byte| value << 7 | usize::from(byte & 0x7f));
-    (value, &bytes[end..])
-}
-
-fn push_leb(bytes: &mut Vec<u8>, mut value: usize) {
-    while value >= 0x80 {
-        bytes.push(value as u8 | 0x80);
-        value >>= 7;
-    }
-    bytes.push(value as u8);
+    Ok(grown)
 }
 
 fn retained(topic: &str, payload: Vec<u8>) -> Publish {
     Publish { retain: true, ..Publish::new(topic, payload) }
 }
 
-fn lost(came: usize, count: usize) -> io::Error {
-    io::Error::other(format!("{came} of {count} messages came back"))
+fn lost(received: usize, count: usize) -> io::Error {
+    io::Error::other(format!("{received} of {count} messages were handled"))
 }

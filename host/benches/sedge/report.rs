@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// What a figure should be.
+/// The goal of a figure.
 #[derive(Clone, Copy, Debug)]
 pub enum Goal {
     AtMost(f64),
@@ -24,7 +24,7 @@ impl Goal {
 
 struct Figure {
     key: &'static str,
-    /// `None` for what could not be measured; `what` says then what to do.
+    /// `None` if it could not be measured. `what` then says how to get it.
     value: Option<f64>,
     goal: Goal,
     what: &'static str,
@@ -33,7 +33,7 @@ struct Figure {
 #[derive(Default)]
 pub struct Report {
     figures: Vec<Figure>,
-    /// Every single run, for whoever doubts a median.
+    /// All runs behind each median.
     runs: BTreeMap<&'static str, Vec<f64>>,
 }
 
@@ -43,13 +43,13 @@ impl Report {
         self.figures.push(Figure { key, value: Some(value), goal, what });
     }
 
-    /// A figure that is not there, and how to get it.
-    pub fn add_missing(&mut self, key: &'static str, goal: Goal, mend: &'static str) {
-        eprintln!("  {key}: not measured; {mend}");
-        self.figures.push(Figure { key, value: None, goal, what: mend });
+    /// Adds a figure that could not be measured, and how to get it.
+    pub fn add_missing(&mut self, key: &'static str, goal: Goal, hint: &'static str) {
+        eprintln!("  {key}: not measured; {hint}");
+        self.figures.push(Figure { key, value: None, goal, what: hint });
     }
 
-    /// The median of the runs, which are kept.
+    /// Adds the median of the runs, and records the runs.
     pub fn add_median(&mut self, key: &'static str, runs: Vec<f64>, goal: Goal, what: &'static str) {
         self.add(key, median(&runs), goal, what);
         self.runs.insert(key, runs);
@@ -91,7 +91,7 @@ pub fn median(values: &[f64]) -> f64 {
     percentile(values, 50.0)
 }
 
-/// The nearest-rank percentile. NaN for nothing.
+/// Returns the nearest-rank percentile. NaN for an empty slice.
 pub fn percentile(values: &[f64], percent: f64) -> f64 {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! What boards get: the size of the programs that `make cross` left, and the memory of the small one.
+//! Sizes of the programs that `make cross` made, and the memory of the runtime-only one.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::report::{Goal, Report};
 const BOARD: &str = "aarch64-unknown-linux-gnu";
 
 pub fn measure(report: &mut Report, _: &Size) -> io::Result<()> {
-    eprintln!("what is shipped");
+    eprintln!("shipped programs");
     let sizes = [
         (
             "binary_full_kb",
@@ -31,16 +31,16 @@ pub fn measure(report: &mut Report, _: &Size) -> io::Result<()> {
             "compile it: make cross TARGET=aarch64-unknown-linux-gnu RUNTIME_ONLY=1",
         ),
     ];
-    for (key, name, most, what, mend) in sizes {
+    for (key, name, most, what, hint) in sizes {
         match program(BOARD, name).metadata() {
             Ok(file) => report.add(key, file.len() as f64 / 1000.0, Goal::AtMost(most), what),
-            Err(_) => report.add_missing(key, Goal::AtMost(most), mend),
+            Err(_) => report.add_missing(key, Goal::AtMost(most), hint),
         }
     }
     measure_memory(report)
 }
 
-/// The runtime-only program of this machine's kind, idle, with three functions that the full one compiled for it.
+/// Measures the runtime-only program for this machine, idle, with three functions that the full program compiled.
 fn measure_memory(report: &mut Report) -> io::Result<()> {
     const KEY: &str = "rss_runtime_idle_kb";
     const GOAL: Goal = Goal::AtMost(8_000.0);
@@ -62,14 +62,14 @@ fn measure_memory(report: &mut Report) -> io::Result<()> {
     daemon.launch_as(command);
     daemon.wait_ready(Duration::from_secs(60));
     broker.await_daemon();
-    // Ready is not yet idle: what starting needed is given back a little later.
+    // A ready daemon releases the memory that starting needed a little later.
     std::thread::sleep(Duration::from_secs(3));
     let pss = process::pss_kb(daemon.pid()) as f64;
     report.add(KEY, pss, GOAL, "PSS of daemon and workers of the runtime-only program, three functions, idle");
     Ok(())
 }
 
-/// Where cross/build.sh puts it.
+/// Path of a program made by `cross/build.sh`.
 fn program(target: &str, name: &str) -> PathBuf {
     let folder = std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target"), PathBuf::from);

@@ -1,4 +1,4 @@
-//! What compiled code is made for: the processors that functions run on without a compiler of their own.
+//! The instruction sets that functions are compiled for.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,14 +8,14 @@ use std::str::FromStr;
 pub enum Isa {
     Aarch64,
     X86_64,
-    /// Instructions of Wasmtime's interpreter: Cranelift makes none for 32-bit ARM.
+    /// Wasmtime's interpreter, for 32-bit ARM, which Cranelift does not support.
     Pulley32,
 }
 
 impl Isa {
     pub const ALL: [Self; 3] = [Self::Aarch64, Self::X86_64, Self::Pulley32];
 
-    /// What this program runs. `None` where there is no name for it.
+    /// The instruction set of this program. `None` on architectures without a name here.
     pub const HOST: Option<Self> = if cfg!(target_arch = "aarch64") {
         Some(Self::Aarch64)
     } else if cfg!(target_arch = "x86_64") {
@@ -26,7 +26,7 @@ impl Isa {
         None
     };
 
-    /// What this build has compilers for (`host/Cargo.toml`): a PC for all, a board for itself and the interpreter.
+    /// The targets of this build's compiler (`host/Cargo.toml`): all on a PC, its own and the interpreter on a board.
     #[cfg(feature = "compiler")]
     pub const COMPILED: &[Self] = if cfg!(all(feature = "operator", target_arch = "x86_64")) {
         &Self::ALL
@@ -46,7 +46,7 @@ impl Isa {
         }
     }
 
-    /// As Wasmtime calls it. Code calls no C library, so it is the same for all of them.
+    /// The name in Wasmtime. Code calls no C library, so one triple serves glibc and musl.
     #[cfg(feature = "compiler")]
     pub(super) const fn triple(self) -> &'static str {
         match self {
@@ -59,7 +59,7 @@ impl Isa {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "use aarch64, x86_64 or pulley32; or a board's word for it: armv7, armv6, arm; or a whole one, such as \
+    "use aarch64, x86_64 or pulley32; or the board's architecture: armv7, armv6, arm; or a target triple, such as \
      aarch64-unknown-linux-gnu"
 )]
 pub struct UnknownIsa;
@@ -67,10 +67,10 @@ pub struct UnknownIsa;
 impl FromStr for Isa {
     type Err = UnknownIsa;
 
-    /// Takes what a person knows of a board: its architecture, or the target that its programs are built for.
+    /// Accepts a board's architecture, or the target triple of its programs.
     fn from_str(text: &str) -> Result<Self, UnknownIsa> {
         let (architecture, rest) = text.split_once('-').unwrap_or((text, ""));
-        // Code for Windows or macOS calls the host otherwise.
+        // Windows and macOS have other calling conventions.
         if !rest.is_empty() && !rest.split('-').any(|part| part == "linux") {
             return Err(UnknownIsa);
         }
@@ -94,7 +94,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_words_that_people_know() {
+    fn common_names_are_accepted() {
         for (words, expected) in [
             ("aarch64 arm64 aarch64-unknown-linux-gnu aarch64-unknown-linux-musl", Isa::Aarch64),
             ("x86_64 amd64 x86_64-unknown-linux-gnu x86_64-unknown-linux-musl", Isa::X86_64),
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_board_is() {
+    fn other_names_are_refused() {
         for word in ["", "riscv64", "Aarch64", "aarch64-apple-darwin", "x86_64-pc-windows-msvc", "pulley64", "-linux"] {
             assert_eq!(word.parse::<Isa>(), Err(UnknownIsa), "{word}");
         }

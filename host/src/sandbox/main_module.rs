@@ -1,25 +1,24 @@
-//! The one core module of a component that does the work, where the others only connect it.
+//! The main module of a component: the core module that does the work, where the others only connect it.
 //!
-//! An import is lowered to a core function that reads and writes the memory of the module that calls it, so that memory has
-//! to be there first. `wit-component` therefore lets the module import stand-ins from one more module, and fills in the table
-//! behind them from a third:
+//! An import is lowered to a core function that accesses the memory of the calling module, so that memory must exist first.
+//! `wit-component` therefore lets the main module import shims from a second module, whose table a third one fills:
 //!
 //! ```text
 //! shim (table) ──▶ main (memory, realloc, handle) ──▶ lowered imports ──▶ fixup (fills the table)
 //! ```
 //!
-//! What all of it amounts to is the main module with the imports that its own import section names. A host that knows these
-//! by name needs one instance for it instead of three (`module.rs`).
+//! Together they are equivalent to the main module with the imports that its own import section names. A host that knows
+//! these by name needs one instance instead of three (`module.rs`).
 
 use wasmparser::{
     CanonicalFunction, CanonicalOption, ComponentAlias, ComponentExternalKind, ComponentOuterAliasKind,
-    ComponentTypeRef, ElementItems, ElementKind, ElementSectionReader, Export, ExternalKind, FunctionBody, Instance,
-    Operator, Parser, Payload, TypeRef,
+    ComponentTypeRef, ElementItems, ElementKind, ElementSectionReader, Export, ExternalKind, FromReader, FunctionBody,
+    Instance, Operator, Parser, Payload, SectionLimited, TypeRef,
 };
 
 use super::module::{HANDLE, MEMORY, REALLOC};
 
-/// The main module, or `None` for a component that is put together in another way. It has passed `shape::check`, which
+/// Returns the main module, or `None` for a component of another form. The component must have passed `shape::check`, which
 /// validates it, and `component::check_world`.
 pub fn main_module(component: &[u8]) -> Option<&[u8]> {
     let parts = Parts::read(component)?;
@@ -35,22 +34,22 @@ pub fn main_module(component: &[u8]) -> Option<&[u8]> {
             }
         }
     }
-    // Whatever else there is runs no code of its own, and stands between nobody.
+    // The other modules run no code of their own and change no call.
     let mut others = parts.modules.iter().filter(|other| !std::ptr::eq(**other, module));
-    (others.all(|other| only_connects(other)) && parts.modules.len() <= 3).then_some(module)
+    (others.all(|other| only_connects(other).is_some()) && parts.modules.len() <= 3).then_some(module)
 }
 
-/// Something that a component has by the name that an imported instance gives it.
+/// Instance and name of an item that is an alias of an imported instance's export; `None` for other items.
 type Imported<'a> = Option<(u32, &'a str)>;
 
-/// A component, as far as it is about its core modules.
+/// The parts of a component that concern its core modules. Each list is one index space.
 #[derive(Default)]
 struct Parts<'a> {
     modules: Vec<&'a [u8]>,
     instances: Vec<Instance<'a>>,
     functions: Vec<CoreFunction<'a>>,
     lifts: Vec<CanonicalFunction>,
-    /// Names of the imported instances; what else is an instance has none.
+    /// Names of imported instances; `None` for other instances.
     interfaces: Vec<Option<&'a str>>,
     imported_functions: Vec<Imported<'a>>,
     imported_types: Vec<Imported<'a>>,
@@ -71,19 +70,14 @@ impl<'a> Parts<'a> {
             match payload.ok()? {
                 Payload::Version { .. } => depth += 1,
                 Payload::End(_) => depth -= 1,
-                // What is nested gives names to what the component exports. It must not have a say in it.
+                // A nested component names the exports. It must do nothing else.
                 Payload::ModuleSection { .. } | Payload::ComponentCanonicalSection(_) if depth > 1 => return None,
                 _ if depth > 1 => {}
                 Payload::ModuleSection { unchecked_range, .. } => parts.modules.push(&component[unchecked_range]),
                 Payload::CoreTypeSection(_) | Payload::ComponentStartSection { .. } => return None,
-                Payload::InstanceSection(section) => {
-                    for instance in section {
-                        parts.instances.push(instance.ok()?);
-                    }
-                }
+                Payload::InstanceSection(section) => parts.instances.append(&mut items(section)?),
                 Payload::ComponentImportSection(section) => {
-                    for import in section {
-                        let import = import.ok()?;
+                    for import in items(section)? {
                         match import.ty {
                             ComponentTypeRef::Instance(_) => parts.interfaces.push(Some(import.name.name)),
                             ComponentTypeRef::Type(_) => parts.imported_types.push(None),
@@ -98,9 +92,9 @@ impl<'a> Parts<'a> {
                     parts.imported_types.extend((0..section.count()).map(|_| None));
                 }
                 Payload::ComponentExportSection(section) => {
-                    for export in section {
-                        // An export is one more thing of its kind.
-                        match export.ok()?.kind {
+                    for export in items(section)? {
+                        // An export adds an item to the index space of its kind.
+                        match export.kind {
                             ComponentExternalKind::Instance => parts.interfaces.push(None),
                             ComponentExternalKind::Type => parts.imported_types.push(None),
                             _ => return None,
@@ -108,13 +102,11 @@ impl<'a> Parts<'a> {
                     }
                 }
                 Payload::ComponentAliasSection(section) => {
-                    for alias in section {
-                        parts.add_alias(alias.ok()?)?;
-                    }
+                    items(section)?.into_iter().try_for_each(|alias| parts.add_alias(alias))?;
                 }
                 Payload::ComponentCanonicalSection(section) => {
-                    for canonical in section {
-                        match canonical.ok()? {
+                    for canonical in items(section)? {
+                        match canonical {
                             lift @ CanonicalFunction::Lift { .. } => {
                                 parts.imported_functions.push(None);
                                 parts.lifts.push(lift);
@@ -148,7 +140,7 @@ impl<'a> Parts<'a> {
         Some(())
     }
 
-    /// The instance that has the handler, and its module, with everything under the usual names.
+    /// Returns the instance that exports the handler, and its module, if all exports have the standard names.
     fn main(&self) -> Option<(u32, &'a [u8])> {
         let [CanonicalFunction::Lift { core_func_index, options, .. }] = &self.lifts[..] else { return None };
         let CoreFunction::Export { instance, name } = self.functions.get(*core_func_index as usize)? else {
@@ -156,14 +148,14 @@ impl<'a> Parts<'a> {
         };
         let Instance::Instantiate { module_index, .. } = self.instances.get(*instance as usize)? else { return None };
         let module = *self.modules.get(*module_index as usize)?;
-        // Called once the module is set up, by the fixup.
+        // The fixup would call `_initialize`.
         let starts_late = exports(module, "_initialize");
         let no_other_memory = self.memories.iter().all(|memory| *memory == (*instance, MEMORY));
         (*name == HANDLE && !starts_late && no_other_memory && self.are_standard(*instance, options))
             .then_some((*instance, module))
     }
 
-    /// Whether a function is lifted or lowered by way of the main instance's memory and allocator, and of text as UTF-8.
+    /// Whether a function is lifted or lowered with the main instance's memory and allocator, and UTF-8.
     fn are_standard(&self, main: u32, options: &[CanonicalOption]) -> bool {
         options.iter().all(|option| match option {
             CanonicalOption::UTF8 | CanonicalOption::Memory(_) => true,
@@ -171,15 +163,15 @@ impl<'a> Parts<'a> {
                 self.functions.get(*function as usize),
                 Some(CoreFunction::Export { instance, name: REALLOC }) if *instance == main
             ),
-            // It frees what was returned: all of the instance is about to go.
+            // It would free the returned value, but the whole instance is dropped.
             CanonicalOption::PostReturn(_) => true,
             _ => false,
         })
     }
 
-    /// What one of the main module's imports is: given as it is, or what the fixup puts in a stand-in's place.
+    /// Returns the function behind one of the main module's imports: itself, or the one that the fixup puts in a shim's slot.
     fn lowered(&self, main: u32, item: &Export<'a>) -> Option<&CanonicalFunction> {
-        let stand_in = match self.functions.get(item.index as usize)? {
+        let shim = match self.functions.get(item.index as usize)? {
             CoreFunction::Canonical(canonical) => return Some(canonical),
             CoreFunction::Export { instance, .. } if *instance == main => return None,
             CoreFunction::Export { name, .. } => *name,
@@ -188,14 +180,14 @@ impl<'a> Parts<'a> {
             Instance::FromExports(exports) if exports.iter().any(|it| it.kind == ExternalKind::Table) => Some(exports),
             _ => None,
         })?;
-        let filled = fixup.iter().find(|it| it.name == stand_in && it.kind == ExternalKind::Func)?;
+        let filled = fixup.iter().find(|it| it.name == shim && it.kind == ExternalKind::Func)?;
         match self.functions.get(filled.index as usize)? {
             CoreFunction::Canonical(canonical) => Some(canonical),
             CoreFunction::Export { .. } => None,
         }
     }
 
-    /// Whether it is the import that the main module's own words for it say.
+    /// Whether the lowered function matches the import's module and field name.
     fn matches_import(&self, canonical: &CanonicalFunction, main: u32, interface: &str, name: &str) -> bool {
         let (imported, name) = match canonical {
             CanonicalFunction::Lower { func_index, options } if self.are_standard(main, options) => {
@@ -212,13 +204,9 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// Whether a module does what its names say, and nothing begins in it: each stand-in is called by the place in the table that it
-/// calls, and each import that fills the table in by the place that it comes to.
-fn only_connects(module: &[u8]) -> bool {
-    connects(module).is_some()
-}
-
-fn connects(module: &[u8]) -> Option<()> {
+/// Checks that a module is a shim or a fixup and runs no code at its start. Each shim calls the table slot that its name
+/// says, and each import fills the slot that its name says.
+fn only_connects(module: &[u8]) -> Option<()> {
     let (mut imported, mut bodies, mut types) = (0_u32, 0_u32, Vec::new());
     for payload in Parser::new(0).parse_all(module) {
         match payload.ok()? {
@@ -232,10 +220,9 @@ fn connects(module: &[u8]) -> Option<()> {
                     }
                 }
             }
-            Payload::FunctionSection(section) => types = section.into_iter().collect::<Result<_, _>>().ok()?,
+            Payload::FunctionSection(section) => types = items(section)?,
             Payload::ExportSection(section) => {
-                for export in section {
-                    let export = export.ok()?;
+                for export in items(section)? {
                     match export.kind {
                         ExternalKind::Func if export.name == export.index.to_string() => {}
                         ExternalKind::Table => {}
@@ -244,7 +231,7 @@ fn connects(module: &[u8]) -> Option<()> {
                 }
             }
             Payload::CodeSectionEntry(body) if imported == 0 => {
-                passes_on(&body, bodies, *types.get(bodies as usize)?)?;
+                forwards_to_slot(&body, bodies, *types.get(bodies as usize)?)?;
                 bodies += 1;
             }
             Payload::ElementSection(section) if section.count() == 1 => fills_in_order(section)?,
@@ -260,8 +247,8 @@ fn connects(module: &[u8]) -> Option<()> {
     Some(())
 }
 
-/// All parameters in their order, and a call of what is at that place of the table.
-fn passes_on(body: &FunctionBody<'_>, place: u32, own_type: u32) -> Option<()> {
+/// Checks that a function passes its parameters in order to the function in this slot of the table.
+fn forwards_to_slot(body: &FunctionBody<'_>, slot: u32, own_type: u32) -> Option<()> {
     let operators = body.get_operators_reader().ok()?.into_iter().collect::<Result<Vec<_>, _>>().ok()?;
     let [
         parameters @ ..,
@@ -273,11 +260,11 @@ fn passes_on(body: &FunctionBody<'_>, place: u32, own_type: u32) -> Option<()> {
         return None;
     };
     let in_order = |(number, operator): (usize, &Operator<'_>)| matches!(operator, Operator::LocalGet { local_index } if *local_index as usize == number);
-    (value.cast_unsigned() == place && *type_index == own_type && parameters.iter().enumerate().all(in_order))
+    (value.cast_unsigned() == slot && *type_index == own_type && parameters.iter().enumerate().all(in_order))
         .then_some(())
 }
 
-/// From the first place on, the functions in their order.
+/// Checks that the functions fill the table from the first slot on, in order.
 fn fills_in_order(section: ElementSectionReader<'_>) -> Option<()> {
     for element in section {
         let element = element.ok()?;
@@ -288,13 +275,16 @@ fn fills_in_order(section: ElementSectionReader<'_>) -> Option<()> {
         else {
             return None;
         };
-        for (place, function) in functions.into_iter().enumerate() {
-            if function.ok()? as usize != place {
-                return None;
-            }
+        if !items(functions)?.into_iter().zip(0..).all(|(function, slot)| function == slot) {
+            return None;
         }
     }
     Some(())
+}
+
+/// Reads all items of a section.
+fn items<'a, T: FromReader<'a>>(section: SectionLimited<'a, T>) -> Option<Vec<T>> {
+    section.into_iter().collect::<Result<_, _>>().ok()
 }
 
 fn exports(module: &[u8], name: &str) -> bool {

@@ -1,4 +1,4 @@
-//! The state of one scope as a function sees it during one run: what was stored, under what this run has written.
+//! The state of one scope during one run: the stored entries, overlaid by the writes of this run.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -57,13 +57,13 @@ impl ScopeState {
     }
 }
 
-/// One run's view. Writes are kept apart, so that a run that fails leaves nothing behind.
+/// One run's view of the state. Writes are kept apart, so that a failed run leaves nothing behind.
 #[derive(Debug, Default)]
 pub struct StateView {
     state: ScopeState,
-    /// Few: looked through from the front.
+    /// Few, so searched linearly.
     writes: Vec<StateWrite>,
-    /// How much the writes add to, or take from, the size of the state.
+    /// Change of the state's size by the writes.
     growth: isize,
 }
 
@@ -79,8 +79,8 @@ impl StateView {
         }
     }
 
-    /// Sets or removes a key. A write that changes nothing, or takes another one back, is none: it must cost neither the
-    /// disk anything nor, however often it is done, the memory.
+    /// Sets or removes a key. A write without effect, or one that restores the stored value, is not recorded: it must cost
+    /// no disk space and, however often it is done, no memory.
     pub fn set(&mut self, key: &str, value: Option<&[u8]>) {
         let old = self.get(key);
         if old.map(|old| &**old) == value {
@@ -98,7 +98,7 @@ impl StateView {
         }
     }
 
-    /// The keys, in order, as if the writes were applied.
+    /// Returns the keys in order, with the writes applied.
     pub fn keys(&self) -> Vec<String> {
         let mut keys: BTreeSet<&str> = self.state.entries.keys().map(|key| &**key).collect();
         for write in &self.writes {
@@ -110,14 +110,14 @@ impl StateView {
         keys.into_iter().map(str::to_owned).collect()
     }
 
-    /// The size that the scope would have with the writes applied.
+    /// Returns the size of the scope with the writes applied.
     pub fn bytes(&self) -> usize {
         self.state.bytes.saturating_add_signed(self.growth)
     }
 
-    /// Ends a run: applies the writes and returns them, or forgets them.
-    pub fn finish(mut self, keep: bool) -> (ScopeState, Vec<StateWrite>) {
-        if !keep {
+    /// Ends a run: applies the writes and returns them, or drops them.
+    pub fn finish(mut self, succeeded: bool) -> (ScopeState, Vec<StateWrite>) {
+        if !succeeded {
             return (self.state, Vec::new());
         }
         self.state.apply(&self.writes);
@@ -136,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_sees_its_own_writes_over_what_is_stored() {
+    fn a_run_sees_its_own_writes_over_the_stored_entries() {
         let mut view = StateView::new(state(&[("a", "1"), ("b", "2")]));
         view.set("a", Some(b"10"));
         view.set("b", None);
@@ -161,11 +161,11 @@ mod tests {
     }
 
     #[test]
-    fn a_write_that_changes_nothing_is_none() {
+    fn a_write_without_effect_is_not_recorded() {
         let mut view = StateView::new(state(&[("a", "1")]));
         view.set("a", Some(b"1"));
         view.set("gone", None);
-        // Neither is one that is taken back.
+        // Nor is one that restores the stored value.
         view.set("a", Some(b"2"));
         view.set("a", Some(b"1"));
         view.set("new", Some(b"1"));
