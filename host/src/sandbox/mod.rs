@@ -15,13 +15,13 @@ mod engine;
 mod isa;
 
 mod code;
-pub mod sealed;
+pub(crate) mod sealed;
 
 #[cfg(feature = "compiler")]
 pub mod compile;
 #[cfg(feature = "compiler")]
 mod main_module;
-pub mod shape;
+pub(crate) mod shape;
 
 mod grants;
 mod host;
@@ -34,7 +34,7 @@ mod imports;
 mod module;
 
 #[cfg(all(test, feature = "compiler"))]
-pub mod testing;
+pub(crate) mod testing;
 #[cfg(all(test, feature = "compiler"))]
 mod tests;
 
@@ -47,11 +47,12 @@ use wasmtime::Engine;
 
 use code::{Code, Image};
 use engine::CodeMemory;
-pub use engine::{Class, EPOCH, SETTINGS_VERSION, WASMTIME_VERSION, running_config};
+pub use engine::{Class, running_config};
+pub(crate) use engine::{EPOCH, SETTINGS_VERSION, WASMTIME_VERSION};
 use function::Body;
 pub use function::Function;
 pub use grants::{Grants, NotGranted};
-pub use host::{MAX_LOG_LINE_BYTES, MAX_LOG_LINES};
+pub(crate) use host::{MAX_LOG_LINE_BYTES, MAX_LOG_LINES};
 use imports::Imports;
 pub use isa::{Isa, UnknownIsa};
 pub use limits::Limits;
