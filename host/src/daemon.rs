@@ -240,7 +240,7 @@ impl Daemon {
         for number in turn.changed {
             let function = &self.pipeline.functions()[number];
             let (function, is_quarantined) = (Arc::clone(&function.name), function.is_quarantined());
-            self.orders.handle.tell(deploy::Request::Quarantined { function, is_quarantined });
+            self.orders.handle.send(deploy::Request::Quarantined { function, is_quarantined });
         }
         for (function, edition, event) in turn.deployed {
             self.tell_deployed(function, edition, event);

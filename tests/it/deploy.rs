@@ -13,11 +13,11 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use sedge::deploy::envelope::Envelope;
+use sedge::deploy::envelope::SignedEnvelope;
 use sedge::deploy::keys::SigningKey;
-use sedge::deploy::payload::{Change, Install, Module, Order};
+use sedge::deploy::payload::{Install, Module, Order, OrderChange};
 use sedge::deploy::reason::Reason;
-use sedge::deploy::report::{Report, State};
+use sedge::deploy::report::{DeployState, Report};
 use sedge::deploy::topics::{Target, Topics};
 use sedge::manifest::Manifest;
 use serde_json::{Value, json};
@@ -105,10 +105,10 @@ impl Yard {
         change(base);
         let manifest = serde_json::from_value(manifest).expect("a manifest is a document");
         let module = Some(Module::of(wasm, CHUNK));
-        self.order(serial, Change::Install(Box::new(Install { manifest, module, code: Vec::new() })))
+        self.order(serial, OrderChange::Install(Box::new(Install { manifest, module, code: Vec::new() })))
     }
 
-    fn order(&self, serial: u64, change: Change) -> Order {
+    fn order(&self, serial: u64, change: OrderChange) -> Order {
         let now_ms = sedge::time::now_ms();
         Order {
             function: FUNCTION.into(),
@@ -132,7 +132,7 @@ impl Yard {
     }
 
     fn sign(&self, order: &Order) -> Vec<u8> {
-        Envelope::sign(&order.to_json(), &[&self.key]).to_json()
+        SignedEnvelope::sign(&order.to_json(), &[&self.key]).to_json()
     }
 
     fn send(&self, order: &Order) {
@@ -197,18 +197,19 @@ impl Yard {
     }
 
     #[track_caller]
-    fn await_state(&self, serial: u64, state: State) -> Report {
+    fn await_state(&self, serial: u64, state: DeployState) -> Report {
         self.await_report(|report| report.serial == Some(serial) && report.state == state)
     }
 
     /// Waits until it is active, and sees that it serves.
     #[track_caller]
     fn await_active(&self, serial: u64) {
-        let serves = |it: &Report| it.serial == Some(serial) && [State::Trial, State::Active].contains(&it.state);
+        let serves =
+            |it: &Report| it.serial == Some(serial) && [DeployState::Trial, DeployState::Active].contains(&it.state);
         self.await_report(serves);
         // Which ends the trial as well.
         self.serves(&format!("v{serial}"));
-        let report = self.await_state(serial, State::Active);
+        let report = self.await_state(serial, DeployState::Active);
         assert_eq!(report.active.map(|active| active.version.serial), Some(serial));
     }
 
@@ -237,7 +238,7 @@ impl Yard {
     fn refused_beside(&self, reason: Reason, says: &str, serving: u64) {
         let report = self.await_report(|it| {
             let says_so = it.error.as_ref().is_some_and(|error| error.contains(says));
-            it.state == State::Rejected && it.reason == Some(reason) && says_so
+            it.state == DeployState::Rejected && it.reason == Some(reason) && says_so
         });
         assert_eq!(report.active.map(|active| active.version.serial), Some(serving), "what serves");
         self.serves(&format!("v{serving}"));

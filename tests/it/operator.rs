@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use sedge::deploy::payload::Change;
+use sedge::deploy::payload::OrderChange;
 use serde_json::{Value, json};
 
 use crate::harness::daemon::SEDGE;
@@ -421,7 +421,7 @@ fn a_shadow_that_a_person_promotes_is_done_when_it_runs() {
     let board = office.board("pump-3", Manner::Shadows);
     let (code, answer) = office.push(&["--node", "pump-3", "--mode", "shadow"]);
     assert_eq!((code, &answer["counts"]), (Some(0), &json!({ "trial": 1 })), "{answer}");
-    let Change::Install(install) = &board.seen().orders[0].change else { panic!("no install") };
+    let OrderChange::Install(install) = &board.seen().orders[0].change else { panic!("no install") };
     assert_eq!(install.manifest.as_value()["trial"]["mode"], "shadow");
 }
 
@@ -443,7 +443,7 @@ fn keys_are_trusted_and_revoked_by_a_signed_order() {
     assert!(later["serial"].as_u64() > answer["serial"].as_u64());
 
     let orders = board.seen().orders;
-    let [Change::Keys(trust), Change::Keys(revoke)] = &[0, 1].map(|n| orders[n].change.clone()) else {
+    let [OrderChange::Keys(trust), OrderChange::Keys(revoke)] = &[0, 1].map(|n| orders[n].change.clone()) else {
         panic!("{orders:?}")
     };
     let key = &trust.trust[0];

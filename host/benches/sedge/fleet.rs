@@ -14,9 +14,9 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use sedge::component::push_section;
-use sedge::deploy::envelope::Envelope;
+use sedge::deploy::envelope::SignedEnvelope;
 use sedge::deploy::keys::{Keys, PublicKey, TrustedKey};
-use sedge::deploy::payload::{Change, Install, Module, Order};
+use sedge::deploy::payload::{Install, Module, Order, OrderChange};
 use sedge::deploy::topics::{Target, Topic, Topics};
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -260,10 +260,10 @@ impl<'f> Node<'f> {
     }
 
     fn order(&mut self, envelope: &[u8]) {
-        let envelope = Envelope::parse(envelope).expect("an envelope");
+        let envelope = SignedEnvelope::parse(envelope).expect("an envelope");
         let (payload, _) = envelope.verify(&self.fleet.keys).expect("a signature of the key");
         let order = Order::parse(payload).expect("an order");
-        let Change::Install(install) = &order.change else { return };
+        let OrderChange::Install(install) = &order.change else { return };
         let install = Install::clone(install);
         let filter = self.fleet.topics.blobs(&module(&install).digest);
         let packet_id = self.packet_id();

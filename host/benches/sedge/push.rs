@@ -7,10 +7,10 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 
 use sedge::component::{push_leb, push_section, sections};
-use sedge::deploy::envelope::Envelope;
+use sedge::deploy::envelope::SignedEnvelope;
 use sedge::deploy::keys::SigningKey;
-use sedge::deploy::payload::{Change, DEFAULT_CHUNK_BYTES, Install, Module, Order};
-use sedge::deploy::report::{Report as NodeReport, State};
+use sedge::deploy::payload::{DEFAULT_CHUNK_BYTES, Install, Module, Order, OrderChange};
+use sedge::deploy::report::{DeployState, Report as NodeReport};
 use sedge::deploy::topics::{Target, Topics};
 use sedge::manifest::Manifest;
 use serde_json::{Value, json};
@@ -181,9 +181,9 @@ impl Bench {
             target: Target::Node(NODE.into()),
             issued_at_ms: now_ms,
             expires_at_ms: now_ms + 3_600_000,
-            change: Change::Install(Box::new(Install { manifest, module: Some(module), code: Vec::new() })),
+            change: OrderChange::Install(Box::new(Install { manifest, module: Some(module), code: Vec::new() })),
         };
-        let envelope = Envelope::sign(&order.to_json(), &[&self.key]).to_json();
+        let envelope = SignedEnvelope::sign(&order.to_json(), &[&self.key]).to_json();
         let chunks = wasm.chunks(DEFAULT_CHUNK_BYTES as usize).enumerate();
         let mut messages: Vec<Publish> =
             chunks.map(|(index, chunk)| retained(&topics.blob(&digest, index as u32), chunk.to_vec())).collect();
@@ -253,7 +253,7 @@ fn wait_for(results: &Receiver<Result>, version: &str) -> io::Result<Instant> {
 fn active(reports: &mut Client, serial: u64) -> io::Result<()> {
     while let Some(message) = reports.receive(PATIENCE)? {
         let report = NodeReport::parse(&message.payload)?;
-        if report.serial == Some(serial) && report.state == State::Active {
+        if report.serial == Some(serial) && report.state == DeployState::Active {
             return Ok(());
         }
         assert!(!report.state.is_final() || report.serial != Some(serial), "{report:?}");

@@ -32,7 +32,7 @@ impl Daemon {
             mqtt::Event::Connected { session_present } => self.broker_connected(session_present),
             mqtt::Event::Disconnected { reason } => {
                 self.subscriptions.disconnected();
-                self.orders.handle.tell(deploy::Request::Disconnected);
+                self.orders.handle.send(deploy::Request::Disconnected);
                 self.pipeline.disconnected();
                 self.forwarder.disconnected(Route::Local, now);
                 self.status.disconnected(&reason);

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use super::{Daemon, parts};
 use crate::config::Config;
 use crate::deploy::report::Difference;
-use crate::deploy::thread::Handle;
+use crate::deploy::thread::DeployHandle;
 use crate::deploy::topics::{Target, Topic, Topics};
 use crate::deploy::{self, Action, TrialEvent};
 use crate::mqtt::Delivery;
@@ -21,7 +21,7 @@ use crate::store;
 pub(super) const META_ORDERS: &str = "orders";
 
 pub(super) struct Orders {
-    pub handle: Handle,
+    pub handle: DeployHandle,
     topics: Topics,
     /// All of our own topics begin with it.
     prefix: String,
@@ -34,7 +34,7 @@ pub(super) struct Orders {
 }
 
 impl Orders {
-    pub fn new(handle: Handle, config: Config, config_file: PathBuf, held: Option<&Bytes>) -> Self {
+    pub fn new(handle: DeployHandle, config: Config, config_file: PathBuf, held: Option<&Bytes>) -> Self {
         let topics = Topics::new(&config.node.base_topic);
         let node = Target::Node(config.node.name.as_str().into());
         let groups = config.node.groups.iter().map(|group| Target::Group(group.as_str().into()));
@@ -61,7 +61,7 @@ impl Orders {
             return false;
         }
         // A copy: the bytes of a delivery are a slice of a whole read buffer.
-        self.handle.message(topic, Bytes::copy_from_slice(&delivery.payload));
+        self.handle.deliver(topic, Bytes::copy_from_slice(&delivery.payload));
         true
     }
 }
@@ -80,7 +80,7 @@ impl Daemon {
             self.ask_store(store::StoreRequest::SetMeta { key: META_ORDERS, value });
         }
         self.fetch_orders();
-        self.orders.handle.tell(deploy::Request::Connected);
+        self.orders.handle.send(deploy::Request::Connected);
     }
 
     fn fetch_orders(&self) {
@@ -93,7 +93,7 @@ impl Daemon {
     pub(super) fn carry_out(&mut self, action: Action, now: Instant, now_ms: u64) {
         match action {
             Action::Fetch { digest } => self.broker.fetch(&self.orders.topics.blobs(&digest)),
-            Action::Fetched { digest } => self.broker.unsubscribe(&self.orders.topics.blobs(&digest)),
+            Action::EndFetch { digest } => self.broker.unsubscribe(&self.orders.topics.blobs(&digest)),
             Action::FetchOrders => self.fetch_orders(),
             Action::Start(deploy::Start { edition, installed, trial }) => {
                 tracing::info!(
@@ -110,11 +110,13 @@ impl Daemon {
                 tracing::info!(function = &*function, "the function is removed");
                 self.pipeline.remove_function(&function, now);
             }
-            Action::Drop { function, edition } => self.pipeline.drop_candidate(&function, edition, now, now_ms),
+            Action::DropCandidate { function, edition } => {
+                self.pipeline.drop_candidate(&function, edition, now, now_ms)
+            }
             Action::Promote { function, edition } => self.pipeline.promote(&function, edition, now),
             Action::Report { function, payload } => self.status.report(&self.broker, function, payload),
             // The thread of deploying does these itself.
-            Action::Compile { .. } | Action::Keep { .. } => {}
+            Action::Compile { .. } | Action::RetainCode { .. } => {}
         }
     }
 
@@ -138,7 +140,7 @@ impl Daemon {
             Deployed::Passed => TrialEvent::Passed,
             Deployed::Failed { failure } => TrialEvent::Failed { failure },
         };
-        self.orders.handle.tell(deploy::Request::Trial { function, edition, event });
+        self.orders.handle.send(deploy::Request::Trial { function, edition, event });
     }
 
     pub(super) fn reload(&mut self) {
@@ -162,6 +164,6 @@ impl Daemon {
         if self.orders.config != config {
             tracing::warn!("other parts than [deploy] have changed too: they count from the next start");
         }
-        self.orders.handle.tell(deploy::Request::Keys(Box::new(config.deploy)));
+        self.orders.handle.send(deploy::Request::Keys(Box::new(config.deploy)));
     }
 }

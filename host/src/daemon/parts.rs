@@ -14,7 +14,7 @@ use super::store_figures;
 use super::subscriptions::Subscriptions;
 use super::{Daemon, META_COUNTS_UPWARDS, META_SUBSCRIPTIONS, STARTED, TURN, Upstream};
 use crate::config::{self, Config, Isolate};
-use crate::deploy::{self, Cache, Compiler, Deployer, Installed, Workshop};
+use crate::deploy::{self, Cache, CachingCompiler, Compiler, Deployer, Installed};
 use crate::footprint::Footprint;
 use crate::forward::webhook::Webhook;
 use crate::forward::{self, Forwarder, UpstreamKind};
@@ -66,9 +66,9 @@ impl Daemon {
         }
 
         let mut deployer =
-            Deployer::open(&config.node.data_dir.join("deploy"), deploy::Settings::of(&config), functions)?;
-        let workshop = Arc::new(Workshop { cache: Cache::open(&config.node.data_dir)?, compiler: Compiler });
-        deployer.figures().join(&metrics);
+            Deployer::open(&config.node.data_dir.join("deploy"), deploy::DeployerConfig::of(&config), functions)?;
+        let workshop = Arc::new(CachingCompiler { cache: Cache::open(&config.node.data_dir)?, compiler: Compiler });
+        deployer.stats().join(&metrics);
         let unix_ms = time::now_ms();
         let starts = deployer
             .boot(&*workshop, deploy::Now { since_start: Duration::ZERO, unix_ms, is_synced: time::clock_synced() });

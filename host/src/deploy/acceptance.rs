@@ -2,10 +2,10 @@
 //!
 //! envelope → signature → function and target → redelivery → expiry → serial → permissions of the key → manifest → module or code
 
-use super::envelope::Envelope;
-use super::host::{Chosen, Host};
+use super::envelope::SignedEnvelope;
+use super::host::{Capabilities, Chosen};
 use super::keys::{Keys, TrustedKey};
-use super::payload::{Change, Install, Order};
+use super::payload::{Install, Order, OrderChange};
 use super::reason::{Reason, Refusal};
 use super::record::Line;
 use super::topics::Target;
@@ -24,7 +24,7 @@ pub const CLOCK_SLACK_MS: u64 = 24 * 3_600_000;
 pub struct Board<'a> {
     pub node: &'a str,
     pub groups: &'a [String],
-    pub host: Host,
+    pub host: Capabilities,
     pub deploy: &'a config::Deploy,
     pub ceilings: &'a config::Functions,
     /// Unix time, where it can be believed.
@@ -65,7 +65,7 @@ pub struct Accepted {
 
 impl<'k> Authentic<'k> {
     pub fn read(delivered: &Delivered<'_>, keys: &'k Keys, board: &Board<'_>) -> Result<Self, Refusal> {
-        let envelope = Envelope::parse(delivered.envelope)?;
+        let envelope = SignedEnvelope::parse(delivered.envelope)?;
         let (payload, signers) = envelope.verify(keys)?;
         let digest = super::digest(payload);
         let order = Order::parse(payload)?;
@@ -92,14 +92,14 @@ impl<'k> Authentic<'k> {
         check_times(&order, board)?;
         check_serial(order.serial, line)?;
         let permitted = |key: &&TrustedKey| match &order.change {
-            Change::Keys(_) => key.may_change_keys(),
+            OrderChange::Keys(_) => key.may_change_keys(),
             _ => key.may_change(&order.function),
         };
         let all = signers.clone();
         let mut signers = filter(signers, permitted)?;
         let send_code = all.iter().try_for_each(|key| key.may_send_code());
         let mut chosen = None;
-        if let Change::Install(install) = &order.change {
+        if let OrderChange::Install(install) = &order.change {
             let manifest = check_manifest(&order, install, board.ceilings)?;
             signers = filter(signers, |key| key.may_use(&manifest))?;
             let class = Class::for_memory(manifest.limits.memory_bytes.get());

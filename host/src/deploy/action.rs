@@ -13,12 +13,12 @@ use crate::sandbox::Class;
 /// What is to be done.
 #[derive(Debug)]
 pub enum Action {
-    /// Subscribe, also again, to the pieces of a module: the broker then hands over those that it keeps.
+    /// Subscribe, also again, to the chunks of a module: the broker then hands over those that it keeps.
     Fetch {
         digest: Digest,
     },
     /// They are no longer wanted.
-    Fetched {
+    EndFetch {
         digest: Digest,
     },
     /// Subscribe again to the orders: some were not looked at, or may be judged otherwise now.
@@ -36,7 +36,7 @@ pub enum Action {
         function: Arc<str>,
     },
     /// A candidate ends; what served before it serves.
-    Drop {
+    DropCandidate {
         function: Arc<str>,
         edition: u32,
     },
@@ -51,7 +51,7 @@ pub enum Action {
         payload: Bytes,
     },
     /// Compiled code of other modules may be deleted.
-    Keep {
+    RetainCode {
         digests: BTreeSet<Digest>,
     },
 }

@@ -11,13 +11,13 @@ use super::action::Start;
 use super::deployer::{Deployer, compile_refusal};
 use super::disk::{Disk, FUNCTIONS};
 use super::folder::{Source, no_compiler, read_code};
-use super::function::Function;
+use super::function::TrackedFunction;
 use super::payload::Document;
 use super::reason::{Reason, Refusal};
-use super::record::{self, Outcome, Record, SUFFIX, Stored};
-use super::report::State;
+use super::record::{self, OrderOutcome, Record, SUFFIX, StoredVersion};
+use super::report::DeployState;
 use super::request::Now;
-use super::workshop::Compile;
+use super::workshop::CompileBackend;
 use super::{Installed, digest};
 use crate::manifest::{self, Manifest};
 use crate::message::Digest;
@@ -25,7 +25,7 @@ use crate::sandbox::Class;
 
 impl Deployer {
     /// What serves from the start. What was under way goes on by itself.
-    pub fn boot(&mut self, compile: &dyn Compile, now: Now) -> Vec<Start> {
+    pub fn boot(&mut self, compile: &dyn CompileBackend, now: Now) -> Vec<Start> {
         let mut starts = Vec::new();
         let names: Vec<Arc<str>> = self.functions.keys().cloned().collect();
         for name in &names {
@@ -44,7 +44,7 @@ impl Deployer {
                         %refusal,
                         "the function cannot run: its messages become dead letters, to be replayed when it can"
                     );
-                    function.trouble = Some(refusal);
+                    function.load_error = Some(refusal);
                     // Without code no worker can load it. Were it left out, its messages would be nobody's, and lost.
                     if let Ok(manifest) = self.manifest(&active) {
                         let installed = Installed {
@@ -60,17 +60,17 @@ impl Deployer {
         }
         let mut actions = Vec::new();
         for name in &names {
-            self.begin(name, now, &mut actions);
+            self.start_candidate(name, now, &mut actions);
         }
         self.end_orphans(now, &mut actions);
-        self.first = actions;
+        self.boot_actions = actions;
         starts
     }
 
     /// A version of a folder counts as the active one unless something newer was pushed, or it was removed.
     pub(super) fn place_folder(&mut self, dir: &Path, manifest: &Manifest) {
         let name = Arc::clone(&manifest.name);
-        let function = self.functions.entry(Arc::clone(&name)).or_insert_with(|| Function::new(name));
+        let function = self.functions.entry(Arc::clone(&name)).or_insert_with(|| TrackedFunction::new(name));
         if function.record.line.serial.is_some_and(|serial| serial >= manifest.serial) {
             tracing::info!(
                 function = &*manifest.name,
@@ -84,7 +84,7 @@ impl Deployer {
         let Source { path, is_code } = Source::find(dir, manifest, self.settings.host, takes_code);
         // Without a component it has no digest, and does not run.
         let digest = std::fs::read(&path).map_or(Digest([0; 32]), |file| digest(&file));
-        let active = Stored { manifest: Document::of(manifest), digest, is_code };
+        let active = StoredVersion { manifest: Document::of(manifest), digest, is_code };
         let record = &mut function.record;
         if let Some(pushed) = record.active.take() {
             record.previous = Some(pushed);
@@ -96,7 +96,7 @@ impl Deployer {
         function.folder = Some(path);
     }
 
-    fn install(&self, name: &str, stored: &Stored, compile: &dyn Compile) -> Result<Installed, Refusal> {
+    fn install(&self, name: &str, stored: &StoredVersion, compile: &dyn CompileBackend) -> Result<Installed, Refusal> {
         let manifest = self.manifest(stored)?;
         let class = Class::for_memory(manifest.limits.memory_bytes.get());
         let digest = stored.digest;
@@ -135,7 +135,7 @@ impl Deployer {
 }
 
 /// The records of all functions. One that cannot be read is set aside.
-pub(super) fn load(disk: &Disk) -> io::Result<BTreeMap<Arc<str>, Function>> {
+pub(super) fn load(disk: &Disk) -> io::Result<BTreeMap<Arc<str>, TrackedFunction>> {
     let mut functions = BTreeMap::new();
     for file in disk.list(FUNCTIONS)? {
         let Some(name) = file.strip_suffix(SUFFIX).filter(|name| manifest::is_name(name)) else { continue };
@@ -150,7 +150,7 @@ pub(super) fn load(disk: &Disk) -> io::Result<BTreeMap<Arc<str>, Function>> {
         match record.filter(|record| *record.function == *name) {
             Some(record) => {
                 let stored = Some(record.clone());
-                let mut function = Function::of(record, Arc::clone(&name));
+                let mut function = TrackedFunction::of(record, Arc::clone(&name));
                 function.stored = stored;
                 functions.insert(name, function);
             }
@@ -161,10 +161,10 @@ pub(super) fn load(disk: &Disk) -> io::Result<BTreeMap<Arc<str>, Function>> {
                     moved_to = %moved_to.display(),
                     "what was pushed of a function is damaged: it is as if it had never been; push it again"
                 );
-                let mut function = Function::new(Arc::clone(&name));
+                let mut function = TrackedFunction::new(Arc::clone(&name));
                 let detail = "its record on the disk was damaged and set aside; push it again";
                 let why = Refusal::new(Reason::DamagedRecord, detail);
-                function.record.outcome = Some(Outcome::new(State::Rejected, Some(&why), None));
+                function.record.outcome = Some(OrderOutcome::new(DeployState::Rejected, Some(&why), None));
                 functions.insert(name, function);
             }
         }

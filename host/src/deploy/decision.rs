@@ -1,15 +1,15 @@
 //! What a record is to be after an order, and what follows from that.
 
-use super::function::{Function, Stage};
+use super::function::{Stage, TrackedFunction};
 use super::host::Chosen;
-use super::payload::Change;
+use super::payload::OrderChange;
 use super::reason::{Reason, Refusal};
-use super::record::{Candidate, Kind, Outcome, Record, Stored};
-use super::report::State;
+use super::record::{Candidate, CandidateKind, OrderOutcome, Record, StoredVersion};
+use super::report::DeployState;
 use crate::key::KeyId;
 
 /// What to do once the record is on disk.
-pub enum Then {
+pub enum NextStep {
     /// Work on the new candidate.
     Begin,
     /// The candidate is no more.
@@ -24,53 +24,55 @@ pub enum Then {
 
 /// The record as the order wants it.
 pub fn decide(
-    function: &Function,
+    function: &TrackedFunction,
     serial: u64,
-    change: Change,
+    change: OrderChange,
     chosen: Option<Chosen>,
     signers: Vec<KeyId>,
-) -> Result<(Record, Then), Refusal> {
+) -> Result<(Record, NextStep), Refusal> {
     let mut record = function.record.clone();
     let name = &function.name;
     let not_installed = || Err(Refusal::new(Reason::NotInstalled, format!("{name} is not installed on this board")));
     let requested = Refusal::new(Reason::Requested, "an order said so");
     let then = match change {
-        Change::Install(install) => {
+        OrderChange::Install(install) => {
             let Some(Chosen { module, is_code }) = chosen else {
                 return Err(Refusal::new(Reason::NoCode, "nothing in it is for this board"));
             };
-            let stored = Stored { manifest: install.manifest, digest: module.digest, is_code };
-            record.candidate = Some(Candidate { stored, kind: Kind::Install(module), serial, signers });
+            let stored = StoredVersion { manifest: install.manifest, digest: module.digest, is_code };
+            record.candidate = Some(Candidate { stored, kind: CandidateKind::Install(module), serial, signers });
             record.outcome = None;
-            Then::Begin
+            NextStep::StartCandidate
         }
-        Change::Remove if record.line.serial.is_none() => return not_installed(),
-        Change::Remove => {
+        OrderChange::Remove if record.line.serial.is_none() => return not_installed(),
+        OrderChange::Remove => {
             (record.active, record.previous, record.candidate) = (None, None, None);
-            record.outcome =
-                Some(Outcome { serial: Some(serial), ..Outcome::new(State::Removed, Some(&requested), None) });
-            Then::Removed
+            record.outcome = Some(OrderOutcome {
+                serial: Some(serial),
+                ..OrderOutcome::new(DeployState::Removed, Some(&requested), None)
+            });
+            NextStep::Removed
         }
-        Change::Rollback => match &mut record.candidate {
-            Some(candidate) if candidate.kind == Kind::Rollback => {
+        OrderChange::Rollback => match &mut record.candidate {
+            Some(candidate) if candidate.kind == CandidateKind::Rollback => {
                 candidate.serial = serial;
                 candidate.signers = signers;
-                Then::Nothing
+                NextStep::Nothing
             }
             Some(_) => {
                 record.candidate = None;
                 let active = record.active.as_ref().map(|it| (it.version(), serial, it.digest));
-                let outcome = Outcome::new(State::RolledBack, Some(&requested), active);
-                record.outcome = Some(Outcome { serial: Some(serial), ..outcome });
-                Then::Ended
+                let outcome = OrderOutcome::new(DeployState::RolledBack, Some(&requested), active);
+                record.outcome = Some(OrderOutcome { serial: Some(serial), ..outcome });
+                NextStep::Ended
             }
             None if record.active.is_none() => return not_installed(),
             None => match &record.previous {
                 Some(previous) => {
                     let stored = previous.clone();
-                    record.candidate = Some(Candidate { stored, kind: Kind::Rollback, serial, signers });
+                    record.candidate = Some(Candidate { stored, kind: CandidateKind::Rollback, serial, signers });
                     record.outcome = None;
-                    Then::Begin
+                    NextStep::StartCandidate
                 }
                 None => {
                     let detail = format!("there is no version of {name} before the one that runs");
@@ -78,7 +80,7 @@ pub fn decide(
                 }
             },
         },
-        Change::Promote => {
+        OrderChange::Promote => {
             let trial = function.work.as_ref().filter(|work| matches!(work.stage, Stage::Trial(_)));
             let (Some(work), Some(_)) = (trial, &record.candidate) else {
                 let detail = format!("no version of {name} is on trial");
@@ -88,9 +90,9 @@ pub fn decide(
                 candidate.serial = serial;
             }
             record.promote();
-            Then::Promoted { edition: work.edition }
+            NextStep::Promoted { edition: work.edition }
         }
-        Change::Keys(_) => return Err(Refusal::new(Reason::BadEnvelope, "a change of keys is for _keys")),
+        OrderChange::Keys(_) => return Err(Refusal::new(Reason::BadEnvelope, "a change of keys is for _keys")),
     };
     Ok((record, then))
 }
@@ -100,10 +102,12 @@ impl Record {
     pub fn promote(&mut self) {
         let Some(candidate) = self.candidate.take() else { return };
         let (state, why) = match candidate.kind {
-            Kind::Install(_) => (State::Active, None),
-            Kind::Rollback => (State::RolledBack, Some(Refusal::new(Reason::Requested, "an order said so"))),
+            CandidateKind::Install(_) => (DeployState::Active, None),
+            CandidateKind::Rollback => {
+                (DeployState::RolledBack, Some(Refusal::new(Reason::Requested, "an order said so")))
+            }
         };
-        self.outcome = Some(Outcome::of(state, why.as_ref(), &candidate));
+        self.outcome = Some(OrderOutcome::of(state, why.as_ref(), &candidate));
         // The same version pushed again leaves what a rollback returns to.
         if self.active.as_ref() != Some(&candidate.stored) {
             self.previous = self.active.take();

@@ -21,18 +21,18 @@ use super::acceptance::one_line;
 use super::action::Action;
 use super::boot;
 use super::code::{Code, CodeError};
-use super::compiler::CompileFailed;
+use super::compiler::CompileError;
 use super::disk::{Disk, FUNCTIONS, MODULES, STAGING};
-use super::figures::Figures;
-use super::function::{Function, Work};
+use super::function::{TrackedFunction, Work};
 use super::reason::{Reason, Refusal};
-use super::record::{self, Record, SUFFIX, Stored};
-use super::report::State;
-use super::request::{Now, Request, Settings};
+use super::record::{self, Record, SUFFIX, StoredVersion};
+use super::report::DeployState;
+use super::request::{DeployerConfig, Now, Request};
 use super::staging::{module_name, staging_name};
-use super::strangers::Strangers;
+use super::stats::DeployStats;
 use super::topics::{KEYS, Topics};
 use super::trust::Trust;
+use super::unknown::UnknownFunctions;
 use crate::manifest::Manifest;
 use crate::message::Digest;
 use crate::sandbox::Class;
@@ -41,42 +41,42 @@ use crate::sandbox::Class;
 pub struct Deployer {
     pub(super) disk: Disk,
     pub(super) topics: Topics,
-    pub(super) settings: Settings,
+    pub(super) settings: DeployerConfig,
     pub(super) trust: Trust,
-    pub(super) functions: BTreeMap<Arc<str>, Function>,
+    pub(super) functions: BTreeMap<Arc<str>, TrackedFunction>,
     /// The changes of keys, which are reported like a function.
-    pub(super) keys: Function,
-    pub(super) strangers: Strangers,
+    pub(super) keys: TrackedFunction,
+    pub(super) unknown: UnknownFunctions,
     /// Orders that could not be kept for want of disk.
-    pub(super) waiting: BTreeMap<Arc<str>, (Box<str>, Bytes)>,
+    pub(super) retry_orders: BTreeMap<Arc<str>, (Box<str>, Bytes)>,
     /// Functions whose modules are to be compiled, one at a time.
     pub(super) queue: VecDeque<Arc<str>>,
     /// Those for which the compiler could not be run, until the next tick.
     pub(super) retries: Vec<Arc<str>>,
     pub(super) compiling: Option<(Arc<str>, u32)>,
     pub(super) is_connected: bool,
-    pub(super) figures: Arc<Figures>,
+    pub(super) stats: Arc<DeployStats>,
     editions: u32,
     /// Files that nothing needs may be there.
-    has_litter: bool,
+    has_garbage: bool,
     /// Decided before the first request.
-    pub(super) first: Vec<Action>,
+    pub(super) boot_actions: Vec<Action>,
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("failed to open {path}")]
-pub struct OpenFailed {
+pub struct OpenError {
     path: PathBuf,
     source: io::Error,
 }
 
 impl Deployer {
     /// `dir` is the folder of deploying; `folders` are the functions of the configuration, each with its folder.
-    pub fn open(dir: &Path, settings: Settings, folders: Vec<(PathBuf, Manifest)>) -> Result<Self, OpenFailed> {
-        Self::try_open(dir, settings, folders).map_err(|source| OpenFailed { path: dir.to_owned(), source })
+    pub fn open(dir: &Path, settings: DeployerConfig, folders: Vec<(PathBuf, Manifest)>) -> Result<Self, OpenError> {
+        Self::try_open(dir, settings, folders).map_err(|source| OpenError { path: dir.to_owned(), source })
     }
 
-    fn try_open(dir: &Path, settings: Settings, folders: Vec<(PathBuf, Manifest)>) -> io::Result<Self> {
+    fn try_open(dir: &Path, settings: DeployerConfig, folders: Vec<(PathBuf, Manifest)>) -> io::Result<Self> {
         let disk = Disk::open(dir.to_owned())?;
         let trust = Trust::open(&disk, &settings.deploy)?;
         if trust.keys().is_empty() {
@@ -88,17 +88,17 @@ impl Deployer {
             disk,
             settings,
             trust,
-            keys: Function::new(KEYS.into()),
-            strangers: Strangers::default(),
-            waiting: BTreeMap::new(),
+            keys: TrackedFunction::new(KEYS.into()),
+            unknown: UnknownFunctions::default(),
+            retry_orders: BTreeMap::new(),
             queue: VecDeque::new(),
             retries: Vec::new(),
             compiling: None,
             is_connected: false,
-            figures: Arc::default(),
+            stats: Arc::default(),
             editions: 0,
-            has_litter: true,
-            first: Vec::new(),
+            has_garbage: true,
+            boot_actions: Vec::new(),
         };
         for (dir, manifest) in folders {
             deployer.place_folder(&dir, &manifest);
@@ -106,12 +106,12 @@ impl Deployer {
         Ok(deployer)
     }
 
-    pub fn figures(&self) -> &Arc<Figures> {
-        &self.figures
+    pub fn stats(&self) -> &Arc<DeployStats> {
+        &self.stats
     }
 
     pub fn handle(&mut self, request: Request, now: Now, actions: &mut Vec<Action>) {
-        actions.append(&mut self.first);
+        actions.append(&mut self.boot_actions);
         match request {
             Request::Message { topic, payload } => self.message(topic, payload, now, actions),
             Request::Compiled { function, edition, result } => self.compiled(&function, edition, result, now, actions),
@@ -126,7 +126,7 @@ impl Deployer {
                 self.trust.configure(&deploy);
                 self.settings.deploy = *deploy;
                 self.end_orphans(now, actions);
-                self.keys.touch();
+                self.keys.mark_due();
                 // An order that no key vouched for may have one now.
                 actions.push(Action::FetchOrders);
             }
@@ -142,11 +142,11 @@ impl Deployer {
     }
 
     fn tick(&mut self, now: Now, actions: &mut Vec<Action>) {
-        for (name, (topic, payload)) in std::mem::take(&mut self.waiting) {
+        for (name, (topic, payload)) in std::mem::take(&mut self.retry_orders) {
             tracing::debug!(function = &*name, "trying again to keep an order");
             self.message(topic, payload, now, actions);
         }
-        self.tend_receiving(now, actions);
+        self.check_receiving(now, actions);
         self.queue.extend(std::mem::take(&mut self.retries));
         for function in self.functions.values_mut() {
             if function.unsaved.is_some() {
@@ -158,7 +158,7 @@ impl Deployer {
     }
 
     fn report_due(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let functions = self.functions.values_mut().chain(self.strangers.iter_mut());
+        let functions = self.functions.values_mut().chain(self.unknown.iter_mut());
         for function in functions.filter(|function| function.may_report(now)) {
             actions.push(report_now(function, now));
         }
@@ -168,8 +168,8 @@ impl Deployer {
     }
 
     /// Files may be there that nothing needs.
-    pub(super) fn litter(&mut self) {
-        self.has_litter = true;
+    pub(super) fn mark_garbage(&mut self) {
+        self.has_garbage = true;
     }
 
     pub(super) fn next_edition(&mut self) -> u32 {
@@ -178,22 +178,22 @@ impl Deployer {
     }
 
     /// Writes what was decided, and reports it. A disk that fails is asked again at every tick.
-    pub(super) fn settle(
+    pub(super) fn save_and_report(
         &mut self,
         name: &str,
-        decide: impl FnOnce(&mut Function),
+        decide: impl FnOnce(&mut TrackedFunction),
         now: Now,
         actions: &mut Vec<Action>,
     ) {
         let Some(function) = self.functions.get_mut(name) else { return };
         decide(function);
         save(&self.disk, function);
-        self.has_litter = true;
+        self.has_garbage = true;
         log(function);
         actions.push(report_now(function, now));
     }
 
-    pub(super) fn manifest(&self, stored: &Stored) -> Result<Manifest, Refusal> {
+    pub(super) fn manifest(&self, stored: &StoredVersion) -> Result<Manifest, Refusal> {
         Manifest::from_json(&stored.manifest.to_json(), Some(&self.settings.ceilings))
             .map_err(|problems| Refusal::new(Reason::OverLimit, one_line(&problems)))
     }
@@ -224,10 +224,10 @@ impl Deployer {
 
     /// Deletes what no record names, on disk or in memory.
     fn sweep(&mut self, actions: &mut Vec<Action>) {
-        if !self.has_litter || self.functions.values().any(|function| function.unsaved.is_some()) {
+        if !self.has_garbage || self.functions.values().any(|function| function.unsaved.is_some()) {
             return;
         }
-        self.has_litter = false;
+        self.has_garbage = false;
         let (mut modules, mut staging, mut digests) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
         for function in self.functions.values() {
             for record in [Some(&function.record), function.stored.as_ref()].into_iter().flatten() {
@@ -246,7 +246,7 @@ impl Deployer {
                 tracing::warn!(folder, %error, "what no function needs could not be deleted");
             }
         }
-        actions.push(Action::Keep { digests });
+        actions.push(Action::RetainCode { digests });
     }
 }
 
@@ -255,19 +255,19 @@ pub(super) fn write(disk: &Disk, record: &Record) -> io::Result<()> {
 }
 
 /// Brings the disk up to what is decided.
-fn save(disk: &Disk, function: &mut Function) {
+fn save(disk: &Disk, function: &mut TrackedFunction) {
     match write(disk, &function.record) {
         Ok(()) => {
             function.stored = Some(function.record.clone());
             if function.unsaved.take().is_some() {
-                function.touch();
+                function.mark_due();
             }
         }
         Err(error) => {
             let refusal = disk_refusal("what was decided cannot be written", &error);
             if function.unsaved.is_none() {
                 tracing::error!(function = &*function.name, %refusal, "trying again every second");
-                function.touch();
+                function.mark_due();
             }
             function.unsaved = Some(refusal);
         }
@@ -278,38 +278,38 @@ pub(super) fn disk_refusal(what: &str, error: &io::Error) -> Refusal {
     Refusal::new(super::disk::reason(error), format!("{what}: {error}"))
 }
 
-pub(super) fn compile_refusal(error: CompileFailed) -> Refusal {
+pub(super) fn compile_refusal(error: CompileError) -> Refusal {
     let reason = match error {
-        CompileFailed::Refused(_) => Reason::InvalidModule,
-        CompileFailed::Time | CompileFailed::Memory => Reason::OverLimit,
-        CompileFailed::Killed | CompileFailed::Ended(_) | CompileFailed::Run(_) | CompileFailed::NoCompiler => {
+        CompileError::Refused(_) => Reason::InvalidModule,
+        CompileError::Time | CompileError::Memory => Reason::OverLimit,
+        CompileError::Killed | CompileError::Ended(_) | CompileError::Run(_) | CompileError::NoCompiler => {
             Reason::CompilerFailed
         }
     };
     let mut detail = error.to_string();
-    if let CompileFailed::Run(source) = &error {
+    if let CompileError::Run(source) = &error {
         detail = format!("{detail}: {source}");
     }
     Refusal::new(reason, detail.replace('\n', "; "))
 }
 
 /// At once, if it was not reported just now; otherwise with the next tick.
-pub(super) fn report(function: &mut Function, now: Now) -> Option<Action> {
-    function.touch();
+pub(super) fn report(function: &mut TrackedFunction, now: Now) -> Option<Action> {
+    function.mark_due();
     function.may_report(now).then(|| report_now(function, now))
 }
 
-pub(super) fn report_now(function: &mut Function, now: Now) -> Action {
+pub(super) fn report_now(function: &mut TrackedFunction, now: Now) -> Action {
     let payload = function.report(now).to_json().into();
     Action::Report { function: Arc::clone(&function.name), payload }
 }
 
-pub(super) fn log(function: &Function) {
+pub(super) fn log(function: &TrackedFunction) {
     let Some(outcome) = &function.record.outcome else { return };
     let (version, serial) = (outcome.version.as_deref().unwrap_or_default(), outcome.serial.unwrap_or_default());
     let (name, state) = (&*function.name, outcome.state.as_str());
     match (outcome.reason, &outcome.error) {
-        (Some(reason), error) if outcome.state == State::Rejected || reason == Reason::FailedTrial => {
+        (Some(reason), error) if outcome.state == DeployState::Rejected || reason == Reason::FailedTrial => {
             let error = error.as_deref().unwrap_or_default();
             tracing::warn!(function = name, version, serial, state, reason = reason.as_str(), error, "order ended");
         }
@@ -317,8 +317,8 @@ pub(super) fn log(function: &Function) {
     }
 }
 
-impl Function {
-    pub(super) fn fresh_work(&mut self) -> &mut Work {
+impl TrackedFunction {
+    pub(super) fn start_work(&mut self) -> &mut Work {
         self.work.insert(Work::new())
     }
 }

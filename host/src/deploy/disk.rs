@@ -3,7 +3,7 @@
 //! ```text
 //! functions/<name>.record     what is known of a function (see `record`)
 //! keys.record                 changes of the trusted keys
-//! staging/<name>.<digest>     pieces of a module; any of them may be missing or wrong
+//! staging/<name>.<digest>     chunks of a module; any of them may be missing or wrong
 //! modules/<digest>.wasm       whole modules
 //! ```
 //!
@@ -92,7 +92,7 @@ impl Disk {
         self.sync_folder(folder)
     }
 
-    /// Writes a piece. Neither it nor its file are sure to be there later.
+    /// Writes a chunk. Neither it nor its file are sure to be there later.
     pub fn write_at(&self, folder: &str, name: &str, bytes: &[u8], offset: u64) -> io::Result<()> {
         let path = self.path(folder, name);
         #[cfg(test)]
@@ -100,7 +100,7 @@ impl Disk {
         private().truncate(false).open(&path)?.write_all_at(bytes, offset)
     }
 
-    /// Makes what was written in pieces a whole file under another name.
+    /// Makes what was written in chunks a whole file under another name.
     pub fn finish(&self, from: (&str, &str), to: (&str, &str)) -> io::Result<()> {
         let (source, target) = (self.path(from.0, from.1), self.path(to.0, to.1));
         self.sync_file(&File::open(&source)?, &source)?;

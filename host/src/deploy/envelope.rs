@@ -25,7 +25,7 @@ const MAX_ATTEMPTS: usize = 64;
 
 /// An envelope that nobody has checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Envelope {
+pub struct SignedEnvelope {
     payload: Vec<u8>,
     signatures: Vec<Signature>,
 }
@@ -36,7 +36,7 @@ struct Signature {
     bytes: Vec<u8>,
 }
 
-impl Envelope {
+impl SignedEnvelope {
     pub fn sign(payload: &[u8], keys: &[&SigningKey]) -> Self {
         let signed = pre_authentication_encoding(payload);
         let signature =
@@ -75,7 +75,7 @@ impl Envelope {
         Ok(Self { payload, signatures })
     }
 
-    /// What it says, for tools that show it. A board asks [`Envelope::verify`].
+    /// What it says, for tools that show it. A board asks [`SignedEnvelope::verify`].
     pub fn unverified(&self) -> &[u8] {
         &self.payload
     }
@@ -188,18 +188,18 @@ mod tests {
     }
 
     fn check(envelope: &[u8], keys: &Keys, expected: Reason) {
-        let found = Envelope::parse(envelope).and_then(|envelope| envelope.verify(keys).map(|_| ()));
+        let found = SignedEnvelope::parse(envelope).and_then(|envelope| envelope.verify(keys).map(|_| ()));
         assert_eq!(found.unwrap_err().reason, expected);
     }
 
     #[test]
     fn what_openssl_signed_is_verified() {
         let keys = Keys::new([trusted(PublicKey::from_pem(OPENSSL_KEY).unwrap())]);
-        let envelope = Envelope::parse(OPENSSL).unwrap();
+        let envelope = SignedEnvelope::parse(OPENSSL).unwrap();
         assert_eq!(envelope.verify(&keys).unwrap().0, PAYLOAD);
         // Ed25519 is deterministic: the same key makes the same envelope.
         let key = SigningKey::from_pem(include_bytes!("testdata/private.pem")).unwrap();
-        assert_eq!(Envelope::sign(PAYLOAD, &[&key]), envelope);
+        assert_eq!(SignedEnvelope::sign(PAYLOAD, &[&key]), envelope);
     }
 
     /// The example of the DSSE protocol, with our type in place of theirs.
@@ -214,14 +214,14 @@ mod tests {
         let key = SigningKey::generate().unwrap();
         let keys = Keys::new([trusted(key.public())]);
         let payload = br#"{"serial":7}"#;
-        let good = Envelope::sign(payload, &[&key]).to_json();
+        let good = SignedEnvelope::sign(payload, &[&key]).to_json();
         // Under another name the hint is a member that means nothing, and the signature is tried with every key.
         let hint = good.windows(7).position(|window| window == b"\"keyid\"").unwrap();
         for place in 0..good.len() {
             for bit in 0..8 {
                 let mut bad = good.clone();
                 bad[place] ^= 1 << bit;
-                if let Ok(Ok((said, _))) = Envelope::parse(&bad).as_ref().map(|envelope| envelope.verify(&keys)) {
+                if let Ok(Ok((said, _))) = SignedEnvelope::parse(&bad).as_ref().map(|envelope| envelope.verify(&keys)) {
                     assert_eq!(said, payload, "byte {place}, bit {bit}");
                     assert!((hint..hint + 7).contains(&place), "byte {place}, bit {bit}");
                 }
@@ -233,14 +233,14 @@ mod tests {
     fn every_way_of_not_being_signed() {
         let (key, stranger) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
         let keys = Keys::new([trusted(key.public())]);
-        check(&Envelope::sign(b"{}", &[]).to_json(), &keys, Reason::Unsigned);
-        check(&Envelope::sign(b"{}", &[&stranger]).to_json(), &keys, Reason::UnknownKey);
-        check(&Envelope::sign(b"{}", &[&key]).to_json(), &Keys::default(), Reason::UnknownKey);
-        let mut moved = Envelope::sign(b"{}", &[&key]);
+        check(&SignedEnvelope::sign(b"{}", &[]).to_json(), &keys, Reason::Unsigned);
+        check(&SignedEnvelope::sign(b"{}", &[&stranger]).to_json(), &keys, Reason::UnknownKey);
+        check(&SignedEnvelope::sign(b"{}", &[&key]).to_json(), &Keys::default(), Reason::UnknownKey);
+        let mut moved = SignedEnvelope::sign(b"{}", &[&key]);
         moved.payload = b"[]".to_vec();
         check(&moved.to_json(), &keys, Reason::BadSignature);
         // Another's id on a signature does not make it his.
-        let mut named = Envelope::sign(b"{}", &[&stranger]);
+        let mut named = SignedEnvelope::sign(b"{}", &[&stranger]);
         named.signatures[0].key_id = Some(key.public().id().to_string());
         check(&named.to_json(), &keys, Reason::BadSignature);
         named.signatures[0].key_id = None;
@@ -250,7 +250,8 @@ mod tests {
     #[test]
     fn what_is_no_envelope() {
         let keys = Keys::default();
-        let good = String::from_utf8(Envelope::sign(b"{}", &[&SigningKey::generate().unwrap()]).to_json()).unwrap();
+        let good =
+            String::from_utf8(SignedEnvelope::sign(b"{}", &[&SigningKey::generate().unwrap()]).to_json()).unwrap();
         for bad in [
             "",
             "{}",
@@ -273,7 +274,7 @@ mod tests {
     fn one_good_signature_among_others_is_enough() {
         let (key, stranger) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
         let keys = Keys::new([trusted(key.public())]);
-        let envelope = Envelope::sign(b"{}", &[&stranger, &key]);
+        let envelope = SignedEnvelope::sign(b"{}", &[&stranger, &key]);
         assert_eq!(envelope.verify(&keys).unwrap().1.len(), 1);
         let mut anonymous = envelope.clone();
         anonymous.signatures.iter_mut().for_each(|signature| signature.key_id = None);
@@ -289,13 +290,13 @@ mod tests {
         let key = SigningKey::generate().unwrap();
         let keys = Keys::new([trusted(key.public())]);
         let payload = b"{\"\xc3\xbf\":\"???>>>~~~\"}";
-        let good = String::from_utf8(Envelope::sign(payload, &[&key]).to_json()).unwrap();
+        let good = String::from_utf8(SignedEnvelope::sign(payload, &[&key]).to_json()).unwrap();
         let url_safe = good.replace('+', "-").replace("deploy-json", "deploy+json").replace('/', "_").replace('=', "");
         let url_safe = url_safe.replace("application_", "application/");
         assert_ne!(good, url_safe);
         let noted = good.replacen('{', "{\"note\":1,", 1);
         for envelope in [url_safe, noted] {
-            assert_eq!(Envelope::parse(envelope.as_bytes()).unwrap().verify(&keys).unwrap().0, payload);
+            assert_eq!(SignedEnvelope::parse(envelope.as_bytes()).unwrap().verify(&keys).unwrap().0, payload);
         }
     }
 }

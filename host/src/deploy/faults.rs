@@ -26,7 +26,7 @@ struct Inner {
 enum Effect {
     /// The file's contents: its length may be known and its bytes not.
     Contents(PathBuf),
-    Piece {
+    Chunk {
         path: PathBuf,
         offset: u64,
         len: usize,
@@ -71,7 +71,7 @@ impl Faults {
                         fs::write(&path, vec![0; len as usize / 2]).unwrap();
                     }
                 }
-                Effect::Piece { path, offset, len } => {
+                Effect::Chunk { path, offset, len } => {
                     if lost() && path.is_file() {
                         let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
                         file.write_all_at(&vec![0; len], offset).unwrap();
@@ -104,13 +104,13 @@ impl Faults {
     pub fn write_at(&self, path: &Path, len: usize, offset: u64) -> io::Result<()> {
         let mut inner = self.step()?;
         inner.take(len)?;
-        inner.unsynced.push(Effect::Piece { path: path.to_owned(), offset, len });
+        inner.unsynced.push(Effect::Chunk { path: path.to_owned(), offset, len });
         Ok(())
     }
 
     pub fn sync(&self, path: &Path) -> io::Result<()> {
         self.step()?.unsynced.retain(|effect| match effect {
-            Effect::Contents(of) | Effect::Piece { path: of, .. } => of != path,
+            Effect::Contents(of) | Effect::Chunk { path: of, .. } => of != path,
             _ => true,
         });
         Ok(())
@@ -120,7 +120,7 @@ impl Faults {
         let mut inner = self.step()?;
         for effect in &mut inner.unsynced {
             match effect {
-                Effect::Contents(path) | Effect::Piece { path, .. } if path == from => *path = to.to_owned(),
+                Effect::Contents(path) | Effect::Chunk { path, .. } if path == from => *path = to.to_owned(),
                 _ => {}
             }
         }

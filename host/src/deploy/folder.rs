@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 
 use super::code::{Code, CodeError};
-use super::host::Host;
+use super::host::Capabilities;
 use crate::manifest::Manifest;
 use crate::message::Digest;
 use crate::sandbox::{Class, Isa};
@@ -42,7 +42,7 @@ pub fn code_path(dir: &Path, name: &str, target: Isa) -> PathBuf {
 
 impl Source {
     /// The component, if the host can compile it; else code, if code from folders is taken and is there.
-    pub fn find(dir: &Path, manifest: &Manifest, host: Host, takes_code: bool) -> Self {
+    pub fn find(dir: &Path, manifest: &Manifest, host: Capabilities, takes_code: bool) -> Self {
         let component = component_path(dir, manifest);
         let code = host.target.map(|target| code_path(dir, &manifest.name, target));
         match code.filter(|path| takes_code && path.is_file()) {
@@ -61,7 +61,7 @@ pub struct FolderCode {
     pub code: Bytes,
 }
 
-pub fn read_code(path: &Path, manifest: &Manifest, host: Host) -> Result<FolderCode, FolderError> {
+pub fn read_code(path: &Path, manifest: &Manifest, host: Capabilities) -> Result<FolderCode, FolderError> {
     let file = std::fs::read(path).map_err(|error| FolderError::Read { path: path.to_owned(), error })?;
     let digest = super::digest(&file);
     let wrong = |error| FolderError::Code { path: path.to_owned(), error };
@@ -77,7 +77,7 @@ pub fn read_code(path: &Path, manifest: &Manifest, host: Host) -> Result<FolderC
 }
 
 /// What to do where nothing can be compiled.
-pub fn no_compiler(dir: &Path, name: &str, host: Host, takes_code: bool) -> String {
+pub fn no_compiler(dir: &Path, name: &str, host: Capabilities, takes_code: bool) -> String {
     let Some(target) = host.target else {
         return "this build of sedge has no compiler, and no code is compiled for its kind of processor; install a full \
                 build"
@@ -107,8 +107,8 @@ mod tests {
     #[test]
     fn code_is_taken_only_where_it_is_allowed_and_needed() {
         let dir = tempfile::tempdir().unwrap();
-        let full = Host { has_compiler: true, target: Some(TARGET) };
-        let small = Host { has_compiler: false, ..full };
+        let full = Capabilities { has_compiler: true, target: Some(TARGET) };
+        let small = Capabilities { has_compiler: false, ..full };
         let check = |host, takes_code, expected: &str| {
             let source = Source::find(dir.path(), &manifest(), host, takes_code);
             assert_eq!(source.path, dir.path().join(expected));
@@ -120,8 +120,8 @@ mod tests {
         check(small, true, "warm.aarch64.code");
         check(small, false, "warm.wasm");
         check(full, false, "warm.wasm");
-        check(Host { target: Some(Isa::X86_64), ..small }, true, "warm.wasm");
-        check(Host { target: None, ..small }, true, "warm.wasm");
+        check(Capabilities { target: Some(Isa::X86_64), ..small }, true, "warm.wasm");
+        check(Capabilities { target: None, ..small }, true, "warm.wasm");
         std::fs::write(dir.path().join("warm.wasm"), "wasm").unwrap();
         check(full, true, "warm.wasm");
         check(small, true, "warm.aarch64.code");
@@ -131,14 +131,14 @@ mod tests {
     fn code_of_another_component_or_for_another_engine_is_told() {
         let dir = tempfile::tempdir().unwrap();
         let path = code_path(dir.path(), "warm", TARGET);
-        let host = Host { has_compiler: false, target: Some(TARGET) };
+        let host = Capabilities { has_compiler: false, target: Some(TARGET) };
         let read = |host| read_code(&path, &manifest(), host).map(|it| it.code).map_err(|error| error.to_string());
         assert!(read(host).unwrap_err().contains("cannot be read"));
         let wasm = super::super::digest(b"wasm");
         let code = Code::new(TARGET, Class::Small, wasm, Bytes::from_static(b"native"));
         std::fs::write(&path, code.to_bytes()).unwrap();
         assert_eq!(read(host).unwrap(), "native");
-        let error = read(Host { target: Some(Isa::Pulley32), ..host }).unwrap_err();
+        let error = read(Capabilities { target: Some(Isa::Pulley32), ..host }).unwrap_err();
         assert!(error.contains("warm.aarch64.code") && error.contains("pulley32"), "{error}");
         std::fs::write(dir.path().join("warm.wasm"), "wasm").unwrap();
         assert_eq!(read(host).unwrap(), "native");

@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use super::Now;
 use super::reason::{Reason, Refusal};
-use super::record::{Candidate, Kind, Outcome, Record};
-use super::report::{Active, Difference, Progress, Report, State};
+use super::record::{Candidate, CandidateKind, OrderOutcome, Record};
+use super::report::{Active, DeployState, Difference, Progress, Report};
 use super::staging::Transfer;
 use super::topics::Target;
 use crate::manifest::Trial;
@@ -16,7 +16,7 @@ use crate::message::Digest;
 const REPORT_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
-pub struct Function {
+pub struct TrackedFunction {
     pub name: Arc<str>,
     pub record: Record,
     /// What the disk holds. Other than `record` only while the disk fails, or a folder holds a newer version.
@@ -28,10 +28,10 @@ pub struct Function {
     /// The edition that was handed to the pipeline as the active one.
     pub serving: Option<u32>,
     /// Why the active version does not serve.
-    pub trouble: Option<Refusal>,
+    pub load_error: Option<Refusal>,
     pub is_quarantined: bool,
     /// Why the latest order was not accepted.
-    pub refused: Option<Outcome>,
+    pub refused: Option<OrderOutcome>,
     /// An order that was refused for its serial, which the broker hands over again at every connection.
     pub stale: Vec<(Target, Digest)>,
     /// Why the record could not be written.
@@ -57,7 +57,7 @@ pub struct Work {
 #[derive(Debug)]
 pub struct Cause {
     pub refusal: Refusal,
-    /// The piece that it was about.
+    /// The chunk that it was about.
     pub index: Option<u32>,
 }
 
@@ -74,7 +74,7 @@ pub enum Stage {
 #[derive(Debug)]
 pub struct Receiving {
     pub transfer: Transfer,
-    /// The last time that a piece came, or the disk had no room for one.
+    /// The last time that a chunk came, or the disk had no room for one.
     pub moved_at: Duration,
     pub fetch_at: Duration,
     pub fetch_after: Duration,
@@ -89,7 +89,7 @@ pub struct TrialProgress {
     pub samples: Vec<Difference>,
 }
 
-impl Function {
+impl TrackedFunction {
     pub fn new(name: Arc<str>) -> Self {
         Self::of(Record::new(&name), name)
     }
@@ -102,7 +102,7 @@ impl Function {
             folder: None,
             work: None,
             serving: None,
-            trouble: None,
+            load_error: None,
             is_quarantined: false,
             refused: None,
             stale: Vec::new(),
@@ -119,16 +119,16 @@ impl Function {
     }
 
     /// Something about it is to be reported, when it may be.
-    pub fn touch(&mut self) {
+    pub fn mark_due(&mut self) {
         self.is_due = true;
     }
 
     /// Returns whether it is worth a line in the log.
-    pub fn refuse(&mut self, outcome: Outcome, shows_now: bool, now: Now) -> bool {
+    pub fn refuse(&mut self, outcome: OrderOutcome, shows_now: bool, now: Now) -> bool {
         let is_news = self.refused.as_ref() != Some(&outcome);
         self.refused = Some(outcome);
         self.shows_refusal = shows_now;
-        self.touch();
+        self.mark_due();
         if !is_news || self.refused_at.is_some_and(|at| now.since_start.saturating_sub(at) < REPORT_EVERY) {
             return false;
         }
@@ -171,23 +171,23 @@ impl Function {
         if let (Some(work), Some(candidate), false) = (&self.work, self.candidate(), self.shows_refusal) {
             return work.latest(candidate);
         }
-        let outcome = match (&self.refused, &self.trouble, &self.record.outcome) {
+        let outcome = match (&self.refused, &self.load_error, &self.record.outcome) {
             (Some(refused), _, _) => refused.clone(),
-            (None, Some(trouble), _) => self.of_active(State::Rejected, Some(trouble)),
+            (None, Some(error), _) => self.of_active(DeployState::Rejected, Some(error)),
             (None, None, outcome) if self.is_quarantined && self.record.active.is_some() => {
                 let detail = "it failed too often in a row and is paused; see the dead letters for why";
                 let why = Refusal::new(Reason::Quarantined, detail);
-                let active = self.of_active(State::Quarantined, Some(&why));
-                Outcome { serial: outcome.as_ref().map_or(active.serial, |outcome| outcome.serial), ..active }
+                let active = self.of_active(DeployState::Quarantined, Some(&why));
+                OrderOutcome { serial: outcome.as_ref().map_or(active.serial, |outcome| outcome.serial), ..active }
             }
             (None, None, Some(outcome)) => outcome.clone(),
-            (None, None, None) => self.of_active(State::Active, None),
+            (None, None, None) => self.of_active(DeployState::Active, None),
         };
         Latest { outcome, progress: None, differences: Vec::new() }
     }
 
-    fn of_active(&self, state: State, why: Option<&Refusal>) -> Outcome {
-        Outcome::new(
+    fn of_active(&self, state: DeployState, why: Option<&Refusal>) -> OrderOutcome {
+        OrderOutcome::new(
             state,
             why,
             self.record.active.as_ref().map(|stored| (stored.version(), stored.serial(), stored.digest)),
@@ -196,7 +196,7 @@ impl Function {
 }
 
 struct Latest {
-    outcome: Outcome,
+    outcome: OrderOutcome,
     progress: Option<Progress>,
     differences: Vec<Difference>,
 }
@@ -226,27 +226,27 @@ impl Work {
         let (state, progress) = match &self.stage {
             Stage::Receiving(Receiving { transfer, .. }) => {
                 let progress = Progress::Chunks { chunks: transfer.chunks(), received: transfer.received() };
-                let state = if transfer.is_complete() { State::Verifying } else { State::Receiving };
+                let state = if transfer.is_complete() { DeployState::Verifying } else { DeployState::Receiving };
                 (state, Some(progress))
             }
-            Stage::Queued | Stage::Compiling | Stage::Loading => (State::Compiling, None),
+            Stage::Queued | Stage::Compiling | Stage::Loading => (DeployState::Compiling, None),
             Stage::Trial(TrialProgress { messages, run, failed, different, .. }) => {
                 let progress =
                     Progress::Trial { messages: *messages, run: *run, failed: *failed, different: *different };
-                (State::Trial, Some(progress))
+                (DeployState::Trial, Some(progress))
             }
         };
         let differences = match &self.stage {
             Stage::Trial(trial) => trial.samples.clone(),
             _ => Vec::new(),
         };
-        let outcome = Outcome::of(state, self.cause.as_ref().map(|cause| &cause.refusal), candidate);
+        let outcome = OrderOutcome::of(state, self.cause.as_ref().map(|cause| &cause.refusal), candidate);
         Latest { outcome, progress, differences }
     }
 }
 
-impl Outcome {
-    pub fn new(state: State, why: Option<&Refusal>, of: Option<(String, u64, Digest)>) -> Self {
+impl OrderOutcome {
+    pub fn new(state: DeployState, why: Option<&Refusal>, of: Option<(String, u64, Digest)>) -> Self {
         let (version, serial, digest) =
             of.map_or((None, None, None), |(version, serial, digest)| (Some(version), Some(serial), Some(digest)));
         Self {
@@ -260,7 +260,7 @@ impl Outcome {
     }
 
     /// Of the order that brought the candidate.
-    pub fn of(state: State, why: Option<&Refusal>, candidate: &Candidate) -> Self {
+    pub fn of(state: DeployState, why: Option<&Refusal>, candidate: &Candidate) -> Self {
         let stored = &candidate.stored;
         Self::new(state, why, Some((stored.version(), candidate.serial, stored.digest)))
     }
@@ -270,8 +270,8 @@ impl Candidate {
     /// A version that has proved itself before does not have to again.
     pub fn trial(&self, trial: &Trial) -> Option<Trial> {
         match self.kind {
-            Kind::Install(_) => Some(trial.clone()),
-            Kind::Rollback => None,
+            CandidateKind::Install(_) => Some(trial.clone()),
+            CandidateKind::Rollback => None,
         }
     }
 }

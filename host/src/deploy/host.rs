@@ -7,7 +7,7 @@ use super::reason::{Reason, Refusal};
 use crate::sandbox::{Class, Isa};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Host {
+pub struct Capabilities {
     pub has_compiler: bool,
     pub target: Option<Isa>,
 }
@@ -20,7 +20,7 @@ pub struct Chosen {
     pub is_code: bool,
 }
 
-impl Host {
+impl Capabilities {
     pub fn here() -> Self {
         Self { has_compiler: Compiler::is_there(), target: Isa::HOST }
     }

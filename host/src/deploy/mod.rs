@@ -28,11 +28,11 @@ mod trial;
 mod function;
 mod record;
 mod staging;
-mod strangers;
 mod trust;
+mod unknown;
 
 mod disk;
-mod figures;
+mod stats;
 
 mod cache;
 mod compiler;
@@ -54,13 +54,13 @@ use code::CodeError;
 
 pub use action::{Action, Start};
 pub use cache::{Cache, CacheError};
-pub use compiler::{CPU_SECS as COMPILE_CPU_SECS, CompileFailed, Compiler, MEMORY_BYTES as COMPILE_MEMORY_BYTES};
-pub use deployer::{Deployer, OpenFailed};
-pub use figures::Figures;
+pub use compiler::{CPU_SECS as COMPILE_CPU_SECS, CompileError, Compiler, MEMORY_BYTES as COMPILE_MEMORY_BYTES};
+pub use deployer::{Deployer, OpenError};
 pub use folder::{FolderCode, FolderError, Source, code_path, component_path};
-pub use host::Host;
-pub use request::{Now, Request, Settings, TrialEvent};
-pub use workshop::{Compile, Workshop};
+pub use host::Capabilities;
+pub use request::{DeployerConfig, Now, Request, TrialEvent};
+pub use stats::DeployStats;
+pub use workshop::{CachingCompiler, CompileBackend};
 
 use crate::manifest::Manifest;
 use crate::message::Digest;
@@ -81,7 +81,7 @@ pub enum InstallError {
     #[error("function {function}: {path} cannot be read; build it with `sedge build {dir}`")]
     Read { function: Arc<str>, path: PathBuf, dir: PathBuf, source: std::io::Error },
     #[error("function {function}: {path} cannot run")]
-    Compile { function: Arc<str>, path: PathBuf, source: CompileFailed },
+    Compile { function: Arc<str>, path: PathBuf, source: CompileError },
     #[error("function {function}: {path} may not run: {source}")]
     NotGranted { function: Arc<str>, path: PathBuf, source: NotGranted },
     #[error("function {function}: {what}")]
@@ -126,7 +126,7 @@ pub fn install(
     compiler: &Compiler,
     takes_code: bool,
 ) -> Result<Installed, InstallError> {
-    let host = Host::here();
+    let host = Capabilities::here();
     let Source { path, is_code } = Source::find(dir, &manifest, host, takes_code);
     let function = || Arc::clone(&manifest.name);
     let read = |source| InstallError::Read { function: function(), path: path.clone(), dir: dir.to_owned(), source };
@@ -156,7 +156,7 @@ pub fn install(
 
 /// The same for the code that lies in a folder. Whoever calls this trusts it.
 pub fn install_code(dir: &Path, manifest: Manifest) -> Result<Installed, InstallError> {
-    let host = Host::here();
+    let host = Capabilities::here();
     let failed = |source| InstallError::Folder { function: Arc::clone(&manifest.name), source };
     let target = host.target.ok_or(CodeError::NoTarget);
     let path = target.map(|target| code_path(dir, &manifest.name, target));

@@ -8,19 +8,19 @@ use bytes::Bytes;
 use super::Now;
 use super::acceptance::{Accepted, Authentic, Board, Delivered};
 use super::action::Action;
-use super::decision::{Then, decide};
+use super::decision::{NextStep, decide};
 use super::deployer::{Deployer, disk_refusal, log, report, report_now, write};
 use super::disk::MODULES;
-use super::envelope::Envelope;
-use super::function::{Function, Stage};
+use super::envelope::SignedEnvelope;
+use super::function::{Stage, TrackedFunction};
 use super::keys::Keys;
-use super::payload::{Change, Order};
+use super::payload::{Order, OrderChange};
 use super::reason::{Reason, Refusal};
-use super::record::{Kind, Line, Outcome};
-use super::report::{KeyName, State};
+use super::record::{CandidateKind, Line, OrderOutcome};
+use super::report::{DeployState, KeyName};
 use super::staging::module_name;
 use super::topics::{KEYS, Target, Topic};
-use super::trust::UpdateFailed;
+use super::trust::UpdateError;
 use crate::message::Digest;
 
 /// Orders that wait for room on the disk.
@@ -34,7 +34,7 @@ impl Deployer {
                 self.order(&target, function, (topic, payload), now, actions);
             }
             Some(Topic::Blob { digest, index }) if !payload.is_empty() => {
-                self.piece(&digest, index, &payload, now, actions);
+                self.chunk(&digest, index, &payload, now, actions);
             }
             _ => {}
         }
@@ -53,7 +53,9 @@ impl Deployer {
         let authentic = match Authentic::read(&delivered, self.trust.keys(), &board) {
             Ok(authentic) => authentic,
             // What was taken before changes nothing, also when its key has gone since.
-            Err(refusal) if refusal.reason == Reason::UnknownKey && self.was_taken(target, &name, &message.1) => return,
+            Err(refusal) if refusal.reason == Reason::UnknownKey && self.was_accepted(target, &name, &message.1) => {
+                return;
+            }
             Err(refusal) => return self.refuse(&name, None, refusal, now, actions),
         };
         let known = if *name == *KEYS { None } else { self.functions.get(&name) };
@@ -69,7 +71,7 @@ impl Deployer {
         }
         if line.is_redelivery(target, key.1) {
             if line.serial == Some(authentic.order.serial) {
-                self.heal(&name, now, actions);
+                self.clear_refusal(&name, now, actions);
             }
             return;
         }
@@ -87,27 +89,27 @@ impl Deployer {
             }
         };
         let result = match accepted.order.change {
-            Change::Keys(_) => self.change_keys(accepted, now, actions),
+            OrderChange::Keys(_) => self.change_keys(accepted, now, actions),
             _ => self.carry_out(&name, accepted, now, actions),
         };
         match result {
             Ok(()) => {
-                self.waiting.remove(&name);
-                self.figures.accepted();
+                self.retry_orders.remove(&name);
+                self.stats.accepted();
             }
             Err(Failed::Refused(refusal)) => {
-                self.waiting.remove(&name);
+                self.retry_orders.remove(&name);
                 self.refuse(&name, Some(named), refusal, now, actions);
             }
             Err(Failed::Disk(error)) => {
                 let refusal = disk_refusal("the order cannot be kept, and is tried again", &error);
-                self.wait(name, named, refusal, message, now, actions);
+                self.retry_later(name, named, refusal, message, now, actions);
             }
         }
     }
 
-    fn was_taken(&self, target: &Target, name: &str, envelope: &[u8]) -> bool {
-        let Ok(envelope) = Envelope::parse(envelope) else { return false };
+    fn was_accepted(&self, target: &Target, name: &str, envelope: &[u8]) -> bool {
+        let Ok(envelope) = SignedEnvelope::parse(envelope) else { return false };
         let key = (target.clone(), super::digest(envelope.unverified()));
         match self.functions.get(name) {
             _ if *name == *KEYS => self.trust.line().is_redelivery(target, key.1),
@@ -117,7 +119,7 @@ impl Deployer {
     }
 
     /// The latest order is there again, whatever was in its place meanwhile.
-    fn heal(&mut self, name: &str, now: Now, actions: &mut Vec<Action>) {
+    fn clear_refusal(&mut self, name: &str, now: Now, actions: &mut Vec<Action>) {
         if let Some(function) = self.functions.get_mut(name)
             && function.refused.take().is_some()
         {
@@ -148,10 +150,10 @@ impl Deployer {
     ) -> Result<(), Failed> {
         let Accepted { order, payload, signers, chosen, floor_ms, .. } = accepted;
         let Order { serial, target, change, .. } = order;
-        if matches!(change, Change::Install(_)) {
+        if matches!(change, OrderChange::Install(_)) {
             self.check_room(name)?;
         }
-        let fresh = Function::new(Arc::clone(name));
+        let fresh = TrackedFunction::new(Arc::clone(name));
         let function = self.functions.get(name).unwrap_or(&fresh);
         let (mut record, then) = decide(function, serial, change, chosen, signers)?;
         record.line.accept(serial, &target, payload, floor_ms);
@@ -162,42 +164,42 @@ impl Deployer {
         }
         write(&self.disk, &record).map_err(Failed::Disk)?;
 
-        self.strangers.remove(name);
+        self.unknown.remove(name);
         let function = self.functions.entry(Arc::clone(name)).or_insert(fresh);
         function.stored = Some(record.clone());
         function.record = record;
         function.unsaved = None;
         function.refused = None;
-        function.trouble = None;
-        if adopts || matches!(then, Then::Removed) {
+        function.load_error = None;
+        if adopts || matches!(then, NextStep::Removed) {
             function.folder = None;
         }
         tracing::info!(function = &**name, serial, "order accepted");
-        self.follow(name, then, now, actions);
+        self.apply(name, then, now, actions);
         Ok(())
     }
 
-    fn follow(&mut self, name: &Arc<str>, then: Then, now: Now, actions: &mut Vec<Action>) {
-        self.litter();
+    fn apply(&mut self, name: &Arc<str>, then: NextStep, now: Now, actions: &mut Vec<Action>) {
+        self.mark_garbage();
         match then {
-            Then::Begin => {
+            NextStep::StartCandidate => {
                 self.cancel(name, actions);
-                self.begin(name, now, actions);
+                self.start_candidate(name, now, actions);
                 let Some(function) = self.functions.get_mut(name) else { return };
                 if function.work.is_some() {
                     actions.push(report_now(function, now));
                 }
                 return;
             }
-            Then::Ended => self.cancel(name, actions),
-            Then::Promoted { edition } => {
+            NextStep::Ended => self.cancel(name, actions),
+            NextStep::Promoted { edition } => {
                 actions.push(Action::Promote { function: Arc::clone(name), edition });
                 if let Some(function) = self.functions.get_mut(name) {
                     function.work = None;
                     function.serving = Some(edition);
                 }
             }
-            Then::Removed => {
+            NextStep::Removed => {
                 // One word for what serves and what is on trial.
                 if let Some(function) = self.functions.get_mut(name)
                     && let Some(work) = function.work.as_mut()
@@ -212,7 +214,7 @@ impl Deployer {
                     function.is_quarantined = false;
                 }
             }
-            Then::Nothing => {}
+            NextStep::Nothing => {}
         }
         if let Some(function) = self.functions.get_mut(name) {
             log(function);
@@ -254,17 +256,17 @@ impl Deployer {
 
     fn change_keys(&mut self, accepted: Accepted, now: Now, actions: &mut Vec<Action>) -> Result<(), Failed> {
         let Accepted { order, payload, is_by_code_senders, floor_ms, .. } = accepted;
-        let Change::Keys(update) = &order.change else { return Ok(()) };
+        let OrderChange::Keys(update) = &order.change else { return Ok(()) };
         let mut line = self.trust.line().clone();
         line.accept(order.serial, &order.target, payload, floor_ms);
         self.trust.update(&self.disk, update, line, is_by_code_senders).map_err(|failed| match failed {
-            UpdateFailed::Refused(refusal) => Failed::Refused(refusal),
-            UpdateFailed::Disk(error) => Failed::Disk(error),
+            UpdateError::Refused(refusal) => Failed::Refused(refusal),
+            UpdateError::Disk(error) => Failed::Disk(error),
         })?;
         tracing::info!(trusted = update.trust.len(), revoked = update.revoke.len(), "the trusted keys were changed");
         self.keys.refused = None;
         self.keys.record.outcome =
-            Some(Outcome { serial: Some(order.serial), ..Outcome::new(State::Active, None, None) });
+            Some(OrderOutcome { serial: Some(order.serial), ..OrderOutcome::new(DeployState::Active, None, None) });
         self.end_orphans(now, actions);
         self.report_keys(now, actions);
         actions.push(Action::FetchOrders);
@@ -273,10 +275,10 @@ impl Deployer {
 
     /// Ends what no trusted key vouches for any longer. What is installed goes on.
     pub(super) fn end_orphans(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let is_orphan = |function: &Function| {
+        let is_orphan = |function: &TrackedFunction| {
             let candidate = function.candidate()?;
             // Going back to code is for any key that may: who sends it was asked when it came.
-            let brings_code = candidate.stored.is_code && matches!(candidate.kind, Kind::Install(_));
+            let brings_code = candidate.stored.is_code && matches!(candidate.kind, CandidateKind::Install(_));
             let vouches = |id| {
                 let key = self.trust.keys().get(id);
                 key.is_some_and(|key| key.may_change(&function.name).is_ok() && (key.native_code || !brings_code))
@@ -290,7 +292,7 @@ impl Deployer {
         }
     }
 
-    fn wait(
+    fn retry_later(
         &mut self,
         name: Arc<str>,
         named: Named,
@@ -299,12 +301,12 @@ impl Deployer {
         now: Now,
         actions: &mut Vec<Action>,
     ) {
-        if self.waiting.contains_key(&name) || self.waiting.len() < MOST_WAITING {
-            self.waiting.insert(Arc::clone(&name), message);
+        if self.retry_orders.contains_key(&name) || self.retry_orders.len() < MOST_WAITING {
+            self.retry_orders.insert(Arc::clone(&name), message);
         }
-        self.litter();
-        let outcome = named.outcome(State::Receiving, &refusal);
-        let Some(function) = self.reported(&name, now, actions) else { return };
+        self.mark_garbage();
+        let outcome = named.outcome(DeployState::Receiving, &refusal);
+        let Some(function) = self.report_slot(&name, now, actions) else { return };
         if function.refused.as_ref() != Some(&outcome) {
             tracing::error!(function = &*name, %refusal, "an order waits");
             function.refuse(outcome, true, now);
@@ -314,11 +316,11 @@ impl Deployer {
 
     /// The working version goes on. What anybody can cause who may publish does not hide what is under way.
     fn refuse(&mut self, name: &str, named: Option<Named>, refusal: Refusal, now: Now, actions: &mut Vec<Action>) {
-        self.figures.refused(refusal.reason);
+        self.stats.refused(refusal.reason);
         let by_anybody = named.is_none() || matches!(refusal.reason, Reason::Expired | Reason::ReplayedSerial);
-        let outcome = named.unwrap_or_default().outcome(State::Rejected, &refusal);
+        let outcome = named.unwrap_or_default().outcome(DeployState::Rejected, &refusal);
         let is_keys = *name == *KEYS;
-        let Some(function) = self.reported(name, now, actions) else { return };
+        let Some(function) = self.report_slot(name, now, actions) else { return };
         if by_anybody && function.work.is_some() {
             return;
         }
@@ -335,14 +337,14 @@ impl Deployer {
     }
 
     /// Where a report about the name is kept; there may be none.
-    fn reported(&mut self, name: &str, now: Now, actions: &mut Vec<Action>) -> Option<&mut Function> {
+    fn report_slot(&mut self, name: &str, now: Now, actions: &mut Vec<Action>) -> Option<&mut TrackedFunction> {
         if *name == *KEYS {
             return Some(&mut self.keys);
         }
         if self.functions.contains_key(name) {
             return self.functions.get_mut(name);
         }
-        let (function, gone) = self.strangers.entry(name, now);
+        let (function, gone) = self.unknown.entry(name, now);
         if let Some(function) = gone {
             actions.push(Action::Report { function, payload: Bytes::new() });
         }
@@ -360,7 +362,7 @@ fn names(keys: &Keys) -> Vec<KeyName> {
     keys.iter().map(|key| KeyName { id: key.id(), name: key.name.clone() }).collect()
 }
 
-fn active_digest(function: &Function) -> Option<Digest> {
+fn active_digest(function: &TrackedFunction) -> Option<Digest> {
     function.record.active.as_ref().map(|active| active.digest)
 }
 
@@ -375,7 +377,7 @@ struct Named {
 impl Named {
     fn of(order: &Order) -> Self {
         let install = match &order.change {
-            Change::Install(install) => Some(install),
+            OrderChange::Install(install) => Some(install),
             _ => None,
         };
         let version = install.and_then(|install| install.manifest.as_value()["version"].as_str());
@@ -387,9 +389,9 @@ impl Named {
         }
     }
 
-    fn outcome(self, state: State, why: &Refusal) -> Outcome {
+    fn outcome(self, state: DeployState, why: &Refusal) -> OrderOutcome {
         let Self { version, serial, digest } = self;
-        Outcome { version, serial, digest, ..Outcome::new(state, Some(why), None) }
+        OrderOutcome { version, serial, digest, ..OrderOutcome::new(state, Some(why), None) }
     }
 }
 

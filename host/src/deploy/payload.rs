@@ -16,7 +16,7 @@ use crate::manifest::Manifest;
 use crate::message::Digest;
 use crate::sandbox::Class;
 
-/// What a piece of a module may measure.
+/// What a chunk of a module may measure.
 pub const CHUNK_BYTES: std::ops::RangeInclusive<u32> = 1 << 10..=256 << 10;
 pub const DEFAULT_CHUNK_BYTES: u32 = 64 << 10;
 
@@ -30,11 +30,11 @@ pub struct Order {
     pub target: Target,
     pub issued_at_ms: u64,
     pub expires_at_ms: u64,
-    pub change: Change,
+    pub change: OrderChange,
 }
 
 #[derive(Clone, Debug, PartialEq)]
-pub enum Change {
+pub enum OrderChange {
     Install(Box<Install>),
     Remove,
     /// Back to the version before; ends a trial that is under way.
@@ -61,11 +61,11 @@ pub struct NativeCode {
     pub wasmtime: u32,
     pub settings: u32,
     pub class: Class,
-    /// The artefact and its pieces.
+    /// The artefact and its chunks.
     pub module: Module,
 }
 
-/// The component and its pieces. Each piece's digest is signed, so that a bad one is known at once and by itself.
+/// The component and its chunks. Each chunk's digest is signed, so that a bad one is known at once and by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Module {
@@ -101,7 +101,7 @@ impl Order {
     }
 }
 
-impl Change {
+impl OrderChange {
     pub fn as_str(&self) -> &'static str {
         match self {
             Self::Install(_) => "install",
@@ -143,13 +143,13 @@ impl Module {
         Self { digest: super::digest(wasm), size: wasm.len() as u64, chunk_size, chunks }
     }
 
-    /// Where a piece lies in the module; empty for one that there is not.
+    /// Where a chunk lies in the module; empty for one that there is not.
     pub fn range(&self, index: u32) -> std::ops::Range<u64> {
         let start = u64::from(index).saturating_mul(self.chunk_size.into()).min(self.size);
         start..start.saturating_add(self.chunk_size.into()).min(self.size)
     }
 
-    /// Whether the figures agree with each other and with what a board allows.
+    /// Whether the stats agree with each other and with what a board allows.
     pub fn check(&self, max_bytes: u64) -> Result<(), Refusal> {
         let Self { size, chunk_size, .. } = *self;
         if size > max_bytes {
@@ -227,19 +227,19 @@ impl TryFrom<Wire> for Order {
         let runs = module.is_some() || !code.is_empty();
         let change = match (action, manifest, runs, keys) {
             (Action::Install, Some(manifest), true, None) => {
-                Change::Install(Box::new(Install { manifest, module, code }))
+                OrderChange::Install(Box::new(Install { manifest, module, code }))
             }
             (Action::Install, ..) => {
                 return Err("an install holds manifest and module, code or both, and nothing else");
             }
-            (Action::Keys, None, false, Some(keys)) => Change::Keys(keys),
+            (Action::Keys, None, false, Some(keys)) => OrderChange::Keys(keys),
             (Action::Keys, ..) => return Err("a change of keys holds keys, and nothing else"),
-            (Action::Remove, None, false, None) => Change::Remove,
-            (Action::Rollback, None, false, None) => Change::Rollback,
-            (Action::Promote, None, false, None) => Change::Promote,
+            (Action::Remove, None, false, None) => OrderChange::Remove,
+            (Action::Rollback, None, false, None) => OrderChange::Rollback,
+            (Action::Promote, None, false, None) => OrderChange::Promote,
             _ => return Err("only an install holds manifest, module and code, and only a change of keys holds keys"),
         };
-        if matches!(change, Change::Keys(_)) != (*function == *KEYS) {
+        if matches!(change, OrderChange::Keys(_)) != (*function == *KEYS) {
             return Err("a change of keys, and nothing else, is for the function _keys");
         }
         Ok(Self { function, serial, target, issued_at_ms, expires_at_ms, change })
@@ -262,14 +262,14 @@ impl From<Order> for Wire {
             keys: None,
         };
         match change {
-            Change::Install(install) => {
+            OrderChange::Install(install) => {
                 let Install { manifest, module, code } = *install;
                 (wire.action, wire.manifest, wire.module, wire.code) = (Action::Install, Some(manifest), module, code);
             }
-            Change::Remove => {}
-            Change::Rollback => wire.action = Action::Rollback,
-            Change::Promote => wire.action = Action::Promote,
-            Change::Keys(keys) => (wire.action, wire.keys) = (Action::Keys, Some(keys)),
+            OrderChange::Remove => {}
+            OrderChange::Rollback => wire.action = Action::Rollback,
+            OrderChange::Promote => wire.action = Action::Promote,
+            OrderChange::Keys(keys) => (wire.action, wire.keys) = (Action::Keys, Some(keys)),
         }
         wire
     }
@@ -357,8 +357,8 @@ mod tests {
         Manifest::from_toml(text, Path::new("function.toml"), None).unwrap()
     }
 
-    fn order(change: Change) -> Order {
-        let function = if matches!(change, Change::Keys(_)) { KEYS } else { "warm" };
+    fn order(change: OrderChange) -> Order {
+        let function = if matches!(change, OrderChange::Keys(_)) { KEYS } else { "warm" };
         Order {
             function: function.into(),
             serial: 7,
@@ -369,15 +369,15 @@ mod tests {
         }
     }
 
-    fn install() -> Change {
+    fn install() -> OrderChange {
         let module = Some(Module::of(&[9; 2500], 1024));
-        Change::Install(Box::new(Install { manifest: Document::of(&manifest()), module, code: Vec::new() }))
+        OrderChange::Install(Box::new(Install { manifest: Document::of(&manifest()), module, code: Vec::new() }))
     }
 
-    fn with_code() -> Change {
+    fn with_code() -> OrderChange {
         let code = [Isa::Aarch64, Isa::Pulley32]
             .map(|target| NativeCode::new(Abi::of(target, Class::Small), Module::of(target.as_str().as_bytes(), 1024)));
-        Change::Install(Box::new(Install { manifest: Document::of(&manifest()), module: None, code: code.into() }))
+        OrderChange::Install(Box::new(Install { manifest: Document::of(&manifest()), module: None, code: code.into() }))
     }
 
     #[test]
@@ -385,17 +385,17 @@ mod tests {
         for change in [
             install(),
             with_code(),
-            Change::Remove,
-            Change::Rollback,
-            Change::Promote,
-            Change::Keys(KeyUpdate::default()),
+            OrderChange::Remove,
+            OrderChange::Rollback,
+            OrderChange::Promote,
+            OrderChange::Keys(KeyUpdate::default()),
         ] {
             let order = order(change);
             assert_eq!(Order::parse(&order.to_json()).unwrap(), order);
         }
-        let Change::Install(install) = install() else { unreachable!() };
+        let OrderChange::Install(install) = install() else { unreachable!() };
         assert_eq!(Manifest::from_json(&install.manifest.to_json(), None).unwrap(), manifest());
-        let removal = String::from_utf8(order(Change::Remove).to_json()).unwrap();
+        let removal = String::from_utf8(order(OrderChange::Remove).to_json()).unwrap();
         assert_eq!(
             removal,
             r#"{"action":"remove","function":"warm","serial":7,"target":{"node":"n"},"issued_at_ms":1,"expires_at_ms":2}"#
@@ -416,7 +416,7 @@ mod tests {
 
     #[test]
     fn what_is_half_understood_is_refused() {
-        let good = String::from_utf8(order(Change::Remove).to_json()).unwrap();
+        let good = String::from_utf8(order(OrderChange::Remove).to_json()).unwrap();
         let check = |payload: String, expected: &str| {
             let refusal = Order::parse(payload.as_bytes()).unwrap_err();
             assert_eq!(refusal.reason, Reason::BadEnvelope);
@@ -456,7 +456,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_is_cut_into_pieces_that_cover_it() {
+    fn a_module_is_cut_into_chunks_that_cover_it() {
         for size in [1, 1023, 1024, 1025, 2500, 4096] {
             let wasm: Vec<u8> = (0..size).map(|n| n as u8).collect();
             let module = Module::of(&wasm, 1024);

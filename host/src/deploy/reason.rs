@@ -30,13 +30,13 @@ pub enum Reason {
     OverLimit,
     /// The function would hear what it publishes.
     FeedbackLoop,
-    /// A piece, or the whole, has another length than was signed.
+    /// A chunk, or the whole, has another length than was signed.
     SizeMismatch,
-    /// A piece, or the whole, is not what was signed.
+    /// A chunk, or the whole, is not what was signed.
     DigestMismatch,
-    /// A piece with a number that the module does not have.
+    /// A chunk with a number that the module does not have.
     ChunkIndex,
-    /// Not all pieces came in time.
+    /// Not all chunks came in time.
     Truncated,
     DiskFull,
     DiskFailed,
@@ -44,7 +44,7 @@ pub enum Reason {
     NoCode,
     /// No WebAssembly, another world, or it cannot run.
     InvalidModule,
-    /// The compiler itself could not be run: the board's trouble, not the module's.
+    /// The compiler itself could not be run: the board's load_error, not the module's.
     CompilerFailed,
     /// The workers could not load it.
     NotLoaded,

@@ -1,4 +1,4 @@
-//! From an accepted order to a module that can be compiled: which pieces are missing, who is asked for them, and for how
+//! From an accepted order to a module that can be compiled: which chunks are missing, who is asked for them, and for how
 //! long.
 
 use std::sync::Arc;
@@ -8,30 +8,30 @@ use super::Now;
 use super::action::Action;
 use super::deployer::{Deployer, disk_refusal, report, report_now};
 use super::disk::MODULES;
-use super::function::{Cause, Function, Receiving, Stage, Work};
+use super::function::{Cause, Receiving, Stage, TrackedFunction, Work};
 use super::reason::{Reason, Refusal};
-use super::record::{Kind, Outcome};
-use super::report::State;
-use super::staging::{Piece, Transfer, Whole, module_name};
+use super::record::{CandidateKind, OrderOutcome};
+use super::report::DeployState;
+use super::staging::{Assembly, ChunkResult, Transfer, module_name};
 use crate::message::Digest;
 
-/// Retained pieces come at once; what has not come after so long was lost, to a flood or a full disk.
+/// Retained chunks come at once; what has not come after so long was lost, to a flood or a full disk.
 const FETCH_AFTER: Duration = Duration::from_secs(5);
 const FETCH_AFTER_MOST: Duration = Duration::from_secs(60);
 
 impl Deployer {
     /// Sets about the candidate of the record.
-    pub(super) fn begin(&mut self, name: &Arc<str>, now: Now, actions: &mut Vec<Action>) {
+    pub(super) fn start_candidate(&mut self, name: &Arc<str>, now: Now, actions: &mut Vec<Action>) {
         let Some(function) = self.functions.get_mut(name) else { return };
         let Some(candidate) = function.candidate() else { return };
         let digest = candidate.stored.digest;
         if self.disk.exists(MODULES, &module_name(&digest)) {
-            function.fresh_work();
+            function.start_work();
             self.queue.push_back(Arc::clone(name));
             return;
         }
         match candidate.kind.clone() {
-            Kind::Install(module) => {
+            CandidateKind::Install(module) => {
                 let transfer = Transfer::resume(&self.disk, name, module);
                 let receiving = Receiving {
                     transfer,
@@ -40,15 +40,15 @@ impl Deployer {
                     fetch_after: FETCH_AFTER,
                 };
                 let is_complete = receiving.transfer.is_complete();
-                function.fresh_work().stage = Stage::Receiving(receiving);
+                function.start_work().stage = Stage::Receiving(receiving);
                 if is_complete {
                     self.complete(name, now, actions);
                 } else {
                     actions.push(Action::Fetch { digest });
                 }
             }
-            Kind::Rollback => {
-                function.fresh_work();
+            CandidateKind::Rollback => {
+                function.start_work();
                 let detail = format!("module {digest} of the previous version is not on this board; push it again");
                 self.reject(name, Refusal::new(Reason::ModuleMissing, detail), now, actions);
             }
@@ -61,38 +61,46 @@ impl Deployer {
         self.retries.retain(|queued| queued != name);
         let Some(work) = self.functions.get_mut(name).and_then(|function| function.work.take()) else { return };
         if work.is_started() {
-            actions.push(Action::Drop { function: Arc::clone(name), edition: work.edition });
+            actions.push(Action::DropCandidate { function: Arc::clone(name), edition: work.edition });
         }
         if let Stage::Receiving(receiving) = &work.stage {
-            self.unwanted(receiving.transfer.digest(), actions);
+            self.end_fetch(receiving.transfer.digest(), actions);
         }
     }
 
     /// The order ends here; what served before serves.
     pub(super) fn reject(&mut self, name: &Arc<str>, why: Refusal, now: Now, actions: &mut Vec<Action>) {
-        self.figures.refused(why.reason);
-        self.end(name, State::Rejected, &why, now, actions);
+        self.stats.refused(why.reason);
+        self.end(name, DeployState::Rejected, &why, now, actions);
     }
 
-    pub(super) fn end(&mut self, name: &Arc<str>, state: State, why: &Refusal, now: Now, actions: &mut Vec<Action>) {
+    pub(super) fn end(
+        &mut self,
+        name: &Arc<str>,
+        state: DeployState,
+        why: &Refusal,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
         self.cancel(name, actions);
-        let decide = |function: &mut Function| {
+        let decide = |function: &mut TrackedFunction| {
             if let Some(candidate) = function.record.candidate.take() {
-                function.record.outcome = Some(Outcome::of(state, Some(why), &candidate));
+                function.record.outcome = Some(OrderOutcome::of(state, Some(why), &candidate));
             }
         };
-        self.settle(name, decide, now, actions);
+        self.save_and_report(name, decide, now, actions);
     }
 
-    pub(super) fn piece(&mut self, digest: &Digest, index: u32, bytes: &[u8], now: Now, actions: &mut Vec<Action>) {
-        let receives = |function: &&mut Function| function.work.as_ref().is_some_and(|work| work.receives(digest));
+    pub(super) fn chunk(&mut self, digest: &Digest, index: u32, bytes: &[u8], now: Now, actions: &mut Vec<Action>) {
+        let receives =
+            |function: &&mut TrackedFunction| function.work.as_ref().is_some_and(|work| work.receives(digest));
         let mut complete = Vec::new();
         let mut impossible = Vec::new();
         for function in self.functions.values_mut().filter(receives) {
             let Some(Work { stage: Stage::Receiving(receiving), cause, .. }) = &mut function.work else { continue };
-            match receiving.transfer.take(&self.disk, index, bytes) {
-                Ok(Piece::Taken) => {
-                    self.figures.chunk(true);
+            match receiving.transfer.add_chunk(&self.disk, index, bytes) {
+                Ok(ChunkResult::Stored) => {
+                    self.stats.chunk(true);
                     receiving.moved_at = now.since_start;
                     receiving.fetch_at = now.since_start + FETCH_AFTER;
                     receiving.fetch_after = FETCH_AFTER;
@@ -105,13 +113,13 @@ impl Deployer {
                         actions.extend(report(function, now));
                     }
                 }
-                Ok(Piece::Known) => {}
-                Ok(Piece::Bad(refusal)) => {
-                    self.figures.chunk(false);
+                Ok(ChunkResult::Duplicate) => {}
+                Ok(ChunkResult::Bad(refusal)) => {
+                    self.stats.chunk(false);
                     *cause = Some(Cause { refusal, index: Some(index) });
                     actions.extend(report(function, now));
                 }
-                Ok(Piece::Impossible(refusal)) => impossible.push((Arc::clone(&function.name), refusal)),
+                Ok(ChunkResult::Impossible(refusal)) => impossible.push((Arc::clone(&function.name), refusal)),
                 Err(error) => {
                     // It came, and will again: a full disk is no reason to give the push up.
                     receiving.moved_at = now.since_start;
@@ -137,17 +145,17 @@ impl Deployer {
         let Some(receiving) = work.receiving() else { return };
         let digest = receiving.transfer.digest();
         match receiving.transfer.complete(&self.disk) {
-            Ok(Whole::Module) => {
-                function.fresh_work();
+            Ok(Assembly::Complete) => {
+                function.start_work();
                 self.queue.push_back(Arc::clone(name));
-                self.unwanted(digest, actions);
+                self.end_fetch(digest, actions);
             }
-            Ok(Whole::Damaged) => {
+            Ok(Assembly::Damaged) => {
                 receiving.fetch_at = now.since_start + receiving.fetch_after;
-                function.touch();
+                function.mark_due();
                 actions.push(Action::Fetch { digest });
             }
-            Ok(Whole::Impossible(refusal)) => {
+            Ok(Assembly::Impossible(refusal)) => {
                 receiving.transfer.forget(&self.disk);
                 self.reject(name, refusal, now, actions);
             }
@@ -174,7 +182,7 @@ impl Deployer {
     }
 
     /// Asks again for what has not come, and gives up what stands still. An absent broker is waited for.
-    pub(super) fn tend_receiving(&mut self, now: Now, actions: &mut Vec<Action>) {
+    pub(super) fn check_receiving(&mut self, now: Now, actions: &mut Vec<Action>) {
         let timeout = Duration::from_secs(self.settings.deploy.receive_timeout_secs.get().into());
         let mut late = Vec::new();
         for function in self.functions.values_mut() {
@@ -203,10 +211,10 @@ impl Deployer {
         }
     }
 
-    fn unwanted(&self, digest: Digest, actions: &mut Vec<Action>) {
-        let receives = |function: &Function| function.work.as_ref().is_some_and(|work| work.receives(&digest));
+    fn end_fetch(&self, digest: Digest, actions: &mut Vec<Action>) {
+        let receives = |function: &TrackedFunction| function.work.as_ref().is_some_and(|work| work.receives(&digest));
         if !self.functions.values().any(receives) {
-            actions.push(Action::Fetched { digest });
+            actions.push(Action::EndFetch { digest });
         }
     }
 }

@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::payload::{Document, Module};
 use super::reason::Reason;
-use super::report::{self, State};
+use super::report::{self, DeployState};
 use super::topics::Target;
 use crate::key::KeyId;
 use crate::manifest::{Manifest, Trial};
@@ -25,13 +25,13 @@ pub struct Record {
     pub function: Box<str>,
     pub line: Line,
     /// What serves messages.
-    pub active: Option<Stored>,
+    pub active: Option<StoredVersion>,
     /// What a rollback returns to.
-    pub previous: Option<Stored>,
+    pub previous: Option<StoredVersion>,
     /// What an order wants to be active, and is not yet.
     pub candidate: Option<Candidate>,
     /// How the latest order ended, unless it is under way.
-    pub outcome: Option<Outcome>,
+    pub outcome: Option<OrderOutcome>,
 }
 
 /// What was accepted before, so that it is not accepted again. Kept for ever, also of a function that was removed.
@@ -48,7 +48,7 @@ pub struct Line {
 
 /// A version whose module is, or will be, in `modules`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Stored {
+pub struct StoredVersion {
     pub manifest: Document,
     pub digest: Digest,
     /// Whether the module is code that was compiled elsewhere.
@@ -58,8 +58,8 @@ pub struct Stored {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Candidate {
-    pub stored: Stored,
-    pub kind: Kind,
+    pub stored: StoredVersion,
+    pub kind: CandidateKind,
     /// Of the order.
     pub serial: u64,
     /// The keys that vouched for it. With none of them left, it ends.
@@ -68,16 +68,16 @@ pub struct Candidate {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Kind {
-    /// A new version, with the pieces that make its module.
+pub enum CandidateKind {
+    /// A new version, with the chunks that make its module.
     Install(Module),
     /// The previous version: it has proved itself before.
     Rollback,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Outcome {
-    pub state: State,
+pub struct OrderOutcome {
+    pub state: DeployState,
     pub reason: Option<Reason>,
     pub error: Option<String>,
     pub version: Option<String>,
@@ -122,7 +122,7 @@ impl Line {
     }
 }
 
-impl Stored {
+impl StoredVersion {
     pub fn version(&self) -> String {
         self.manifest.as_value()["version"].as_str().unwrap_or_default().to_owned()
     }
@@ -191,13 +191,13 @@ mod tests {
         let stored = |is_code| {
             let text = "name = \"warm\"\nversion = \"1\"\nserial = 7\nsubscribe = [\"s/#\"]";
             let manifest = Manifest::from_toml(text, std::path::Path::new("function.toml"), None).unwrap();
-            Stored { manifest: Document::of(&manifest), digest: Digest([1; 32]), is_code }
+            StoredVersion { manifest: Document::of(&manifest), digest: Digest([1; 32]), is_code }
         };
-        let json = |stored: &Stored| serde_json::to_string(stored).unwrap();
+        let json = |stored: &StoredVersion| serde_json::to_string(stored).unwrap();
         assert!(!json(&stored(false)).contains("code"));
         for is_code in [false, true] {
             let stored = stored(is_code);
-            assert_eq!(serde_json::from_str::<Stored>(&json(&stored)).unwrap(), stored);
+            assert_eq!(serde_json::from_str::<StoredVersion>(&json(&stored)).unwrap(), stored);
         }
     }
 

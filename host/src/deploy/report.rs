@@ -14,7 +14,7 @@ pub const MAX_DIFFERENCE_BYTES: usize = 512;
 pub struct Report {
     pub function: String,
     /// Of the latest order.
-    pub state: State,
+    pub state: DeployState,
     /// Absent when all is well.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
@@ -45,8 +45,8 @@ pub struct Report {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum State {
-    /// Waiting for the pieces of the module.
+pub enum DeployState {
+    /// Waiting for the chunks of the module.
     Receiving,
     Verifying,
     Compiling,
@@ -112,7 +112,7 @@ impl Report {
     }
 }
 
-impl State {
+impl DeployState {
     pub const ALL: [Self; 10] = [
         Self::Receiving,
         Self::Verifying,
@@ -151,19 +151,19 @@ impl State {
     }
 }
 
-impl std::fmt::Display for State {
+impl std::fmt::Display for DeployState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.pad(self.as_str())
     }
 }
 
-impl Serialize for State {
+impl Serialize for DeployState {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.as_str())
     }
 }
 
-impl<'de> Deserialize<'de> for State {
+impl<'de> Deserialize<'de> for DeployState {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(Self::from_name(&String::deserialize(deserializer)?).unwrap_or(Self::Unknown))
     }
@@ -179,7 +179,7 @@ mod tests {
         let version = Version { version: "1.2.0".into(), serial: 7, digest, native_code: true };
         let mut report = Report {
             function: "warm".into(),
-            state: State::Trial,
+            state: DeployState::Trial,
             reason: None,
             error: None,
             version: Some("1.3.0".into()),
@@ -209,9 +209,9 @@ mod tests {
     fn a_newer_board_is_still_understood() {
         let json = br#"{"function":"a","state":"dreaming","reason":"bored","mood":1,"active":null,"previous":null,"at_ms":1,"clock_synced":false}"#;
         let report = Report::parse(json).unwrap();
-        assert_eq!((report.state, report.reason), (State::Unknown, Some(Reason::Unknown)));
-        for state in State::ALL {
-            assert_eq!(State::from_name(state.as_str()), Some(state));
+        assert_eq!((report.state, report.reason), (DeployState::Unknown, Some(Reason::Unknown)));
+        for state in DeployState::ALL {
+            assert_eq!(DeployState::from_name(state.as_str()), Some(state));
         }
     }
 }

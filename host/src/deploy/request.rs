@@ -5,30 +5,30 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::compiler::CompileFailed;
-use super::host::Host;
+use super::compiler::CompileError;
+use super::host::Capabilities;
 use super::report::Difference;
 use crate::config::{self, Config};
 use crate::message::Failure;
 
 /// Who the board is and what it allows.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct DeployerConfig {
     pub node: String,
     pub groups: Vec<String>,
     pub base_topic: String,
-    pub host: Host,
+    pub host: Capabilities,
     pub deploy: config::Deploy,
     pub ceilings: config::Functions,
 }
 
-impl Settings {
+impl DeployerConfig {
     pub fn of(config: &Config) -> Self {
         Self {
             node: config.node.name.clone(),
             groups: config.node.groups.clone(),
             base_topic: config.node.base_topic.clone(),
-            host: Host::here(),
+            host: Capabilities::here(),
             deploy: config.deploy.clone(),
             ceilings: config.functions.clone(),
         }
@@ -48,7 +48,7 @@ pub struct Now {
 /// What happened.
 #[derive(Debug)]
 pub enum Request {
-    /// Any message under the topics of orders and pieces.
+    /// Any message under the topics of orders and chunks.
     Message {
         topic: Box<str>,
         payload: Bytes,
@@ -56,7 +56,7 @@ pub enum Request {
     Compiled {
         function: Arc<str>,
         edition: u32,
-        result: Result<Bytes, CompileFailed>,
+        result: Result<Bytes, CompileError>,
     },
     Trial {
         function: Arc<str>,

@@ -1,5 +1,5 @@
-//! The pieces of a module on their way: each is checked by itself and written where it belongs, in any order and any
-//! number of times. What a piece on disk is worth is asked of its bytes, so a restart needs no list.
+//! The chunks of a module on their way: each is checked by itself and written where it belongs, in any order and any
+//! number of times. What a chunk on disk is worth is asked of its bytes, so a restart needs no list.
 
 use std::io;
 
@@ -17,23 +17,23 @@ pub struct Transfer {
 }
 
 #[derive(Debug)]
-pub enum Piece {
+pub enum ChunkResult {
     /// It was missing.
     Taken,
     /// It was there already.
     Known,
     /// It is not what was signed; the right one may still come.
     Bad(Refusal),
-    /// The order contradicts itself: no piece could ever fit.
+    /// The order contradicts itself: no chunk could ever fit.
     Impossible(Refusal),
 }
 
-/// What the pieces make, when all are there.
+/// What the chunks make, when all are there.
 #[derive(Debug)]
-pub enum Whole {
+pub enum Assembly {
     /// It is among the modules now.
     Module,
-    /// Some pieces are not on the disk as they were taken: they are missing again.
+    /// Some chunks are not on the disk as they were taken: they are missing again.
     Damaged,
     Impossible(Refusal),
 }
@@ -47,7 +47,7 @@ impl Transfer {
         match disk.read(STAGING, &transfer.name) {
             // Left by an order that said otherwise of the same module.
             Ok(bytes) if bytes.len() as u64 > transfer.module.size => transfer.forget(disk),
-            Ok(bytes) => transfer.look(&bytes),
+            Ok(bytes) => transfer.check_chunks(&bytes),
             Err(_) => {}
         }
         transfer
@@ -69,9 +69,9 @@ impl Transfer {
         self.received == self.chunks()
     }
 
-    pub fn take(&mut self, disk: &Disk, index: u32, bytes: &[u8]) -> io::Result<Piece> {
+    pub fn add_chunk(&mut self, disk: &Disk, index: u32, bytes: &[u8]) -> io::Result<ChunkResult> {
         let chunks = self.chunks();
-        let bad = |reason, detail| Ok(Piece::Bad(Refusal::new(reason, detail)));
+        let bad = |reason, detail| Ok(ChunkResult::Bad(Refusal::new(reason, detail)));
         let Some(have) = self.have.get(index as usize) else {
             return bad(
                 Reason::ChunkIndex,
@@ -79,7 +79,7 @@ impl Transfer {
             );
         };
         if *have {
-            return Ok(Piece::Known);
+            return Ok(ChunkResult::Duplicate);
         }
         let digest = super::digest(bytes);
         if digest != self.module.chunks[index as usize] {
@@ -95,46 +95,46 @@ impl Transfer {
         let expected = range.end - range.start;
         if bytes.len() as u64 != expected {
             let detail = format!("chunk {index} of {chunks} was signed with {} bytes, and has {expected}", bytes.len());
-            return Ok(Piece::Impossible(Refusal::new(Reason::SizeMismatch, detail)));
+            return Ok(ChunkResult::Impossible(Refusal::new(Reason::SizeMismatch, detail)));
         }
         disk.write_at(STAGING, &self.name, bytes, range.start)?;
         self.have[index as usize] = true;
         self.received += 1;
-        Ok(Piece::Taken)
+        Ok(ChunkResult::Stored)
     }
 
     /// Checks the whole and gives it its place among the modules.
-    pub fn complete(&mut self, disk: &Disk) -> io::Result<Whole> {
+    pub fn complete(&mut self, disk: &Disk) -> io::Result<Assembly> {
         let bytes = disk.read(STAGING, &self.name)?;
-        self.look(&bytes);
+        self.check_chunks(&bytes);
         if !self.is_complete() {
-            return Ok(Whole::Damaged);
+            return Ok(Assembly::Damaged);
         }
         if bytes.len() as u64 != self.module.size || super::digest(&bytes) != self.module.digest {
-            let detail = format!("the pieces are right, and what they make is not {}", self.module.digest);
-            return Ok(Whole::Impossible(Refusal::new(Reason::DigestMismatch, detail)));
+            let detail = format!("the chunks are right, and what they make is not {}", self.module.digest);
+            return Ok(Assembly::Impossible(Refusal::new(Reason::DigestMismatch, detail)));
         }
         if let Err(error) = disk.finish((STAGING, &self.name), (MODULES, &module_name(&self.module.digest))) {
             // After a sync that failed nobody knows what is on the disk, whatever is read back.
             self.forget(disk);
             return Err(error);
         }
-        Ok(Whole::Module)
+        Ok(Assembly::Complete)
     }
 
-    /// All pieces are missing again.
+    /// All chunks are missing again.
     pub fn forget(&mut self, disk: &Disk) {
         let _ = disk.remove(STAGING, &self.name);
         self.have.fill(false);
         self.received = 0;
     }
 
-    fn look(&mut self, bytes: &[u8]) {
+    fn check_chunks(&mut self, bytes: &[u8]) {
         self.received = 0;
         for (index, have) in self.have.iter_mut().enumerate() {
             let range = self.module.range(index as u32);
-            let piece = bytes.get(range.start as usize..range.end as usize);
-            *have = piece.is_some_and(|piece| super::digest(piece) == self.module.chunks[index]);
+            let chunk = bytes.get(range.start as usize..range.end as usize);
+            *have = chunk.is_some_and(|chunk| super::digest(chunk) == self.module.chunks[index]);
             self.received += u32::from(*have);
         }
     }
@@ -173,45 +173,48 @@ mod tests {
             Transfer::resume(&self.disk, "warm", self.module.clone())
         }
 
-        fn piece(&self, index: u32) -> &[u8] {
+        fn chunk(&self, index: u32) -> &[u8] {
             let range = self.module.range(index);
             &self.wasm[range.start as usize..range.end as usize]
         }
 
         #[track_caller]
         fn check_bad(&self, index: u32, bytes: &[u8], expected: Reason) {
-            match self.start().take(&self.disk, index, bytes).unwrap() {
-                Piece::Bad(refusal) => assert_eq!(refusal.reason, expected),
+            match self.start().add_chunk(&self.disk, index, bytes).unwrap() {
+                ChunkResult::Bad(refusal) => assert_eq!(refusal.reason, expected),
                 other => panic!("{other:?}"),
             }
         }
     }
 
     #[test]
-    fn pieces_come_in_any_order_and_survive_a_restart() {
+    fn chunks_come_in_any_order_and_survive_a_restart() {
         let fixture = fixture();
         let mut transfer = fixture.start();
         for index in [4, 1, 1] {
-            transfer.take(&fixture.disk, index, fixture.piece(index)).unwrap();
+            transfer.add_chunk(&fixture.disk, index, fixture.chunk(index)).unwrap();
         }
         assert_eq!((transfer.received(), transfer.chunks()), (2, 5));
         let mut transfer = fixture.start();
         assert_eq!(transfer.received(), 2);
-        assert!(matches!(transfer.take(&fixture.disk, 4, fixture.piece(4)).unwrap(), Piece::Known));
+        assert!(matches!(transfer.add_chunk(&fixture.disk, 4, fixture.chunk(4)).unwrap(), ChunkResult::Duplicate));
         for index in [0, 3, 2] {
-            assert!(matches!(transfer.take(&fixture.disk, index, fixture.piece(index)).unwrap(), Piece::Taken));
+            assert!(matches!(
+                transfer.add_chunk(&fixture.disk, index, fixture.chunk(index)).unwrap(),
+                ChunkResult::Stored
+            ));
         }
         assert!(transfer.is_complete());
-        assert!(matches!(transfer.complete(&fixture.disk).unwrap(), Whole::Module));
+        assert!(matches!(transfer.complete(&fixture.disk).unwrap(), Assembly::Complete));
         assert_eq!(fixture.disk.read(MODULES, &module_name(&fixture.module.digest)).unwrap(), fixture.wasm);
         assert!(fixture.disk.list(STAGING).unwrap().is_empty());
     }
 
     #[test]
-    fn any_flipped_byte_of_a_piece_is_seen() {
+    fn any_flipped_byte_of_a_chunk_is_seen() {
         let fixture = fixture();
         for place in 0..1024 {
-            let mut bytes = fixture.piece(2).to_vec();
+            let mut bytes = fixture.chunk(2).to_vec();
             bytes[place] ^= 0x10;
             fixture.check_bad(2, &bytes, Reason::DigestMismatch);
         }
@@ -219,70 +222,70 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_with_the_wrong_number() {
+    fn a_chunk_with_the_wrong_number() {
         let fixture = fixture();
-        fixture.check_bad(2, fixture.piece(3), Reason::ChunkIndex);
-        fixture.check_bad(5, fixture.piece(0), Reason::ChunkIndex);
+        fixture.check_bad(2, fixture.chunk(3), Reason::ChunkIndex);
+        fixture.check_bad(5, fixture.chunk(0), Reason::ChunkIndex);
         fixture.check_bad(u32::MAX, b"", Reason::ChunkIndex);
-        fixture.check_bad(0, &fixture.piece(0)[1..], Reason::DigestMismatch);
+        fixture.check_bad(0, &fixture.chunk(0)[1..], Reason::DigestMismatch);
         fixture.check_bad(0, b"", Reason::DigestMismatch);
     }
 
-    /// The declared size is smaller than what the pieces hold, or larger.
+    /// The declared size is smaller than what the chunks hold, or larger.
     #[test]
-    fn sizes_that_no_piece_can_fit() {
+    fn sizes_that_no_chunk_can_fit() {
         let fixture = fixture();
         for size in [4097, 5001] {
             let module = Module { size, ..fixture.module.clone() };
             let mut transfer = Transfer::resume(&fixture.disk, "warm", module);
-            match transfer.take(&fixture.disk, 4, fixture.piece(4)).unwrap() {
-                Piece::Impossible(refusal) => assert_eq!(refusal.reason, Reason::SizeMismatch),
+            match transfer.add_chunk(&fixture.disk, 4, fixture.chunk(4)).unwrap() {
+                ChunkResult::Impossible(refusal) => assert_eq!(refusal.reason, Reason::SizeMismatch),
                 other => panic!("{other:?}"),
             }
         }
     }
 
     #[test]
-    fn right_pieces_of_a_wrong_whole() {
+    fn right_chunks_of_a_wrong_whole() {
         let fixture = fixture();
         let module = Module { digest: Digest([3; 32]), ..fixture.module.clone() };
         let mut transfer = Transfer::resume(&fixture.disk, "warm", module);
         for index in 0..5 {
-            transfer.take(&fixture.disk, index, fixture.piece(index)).unwrap();
+            transfer.add_chunk(&fixture.disk, index, fixture.chunk(index)).unwrap();
         }
         match transfer.complete(&fixture.disk).unwrap() {
-            Whole::Impossible(refusal) => assert_eq!(refusal.reason, Reason::DigestMismatch),
+            Assembly::Impossible(refusal) => assert_eq!(refusal.reason, Reason::DigestMismatch),
             other => panic!("{other:?}"),
         }
         assert!(fixture.disk.list(MODULES).unwrap().is_empty());
     }
 
     #[test]
-    fn a_piece_that_rots_on_the_disk_is_missing_again() {
+    fn a_chunk_that_rots_on_the_disk_is_missing_again() {
         let fixture = fixture();
         let mut transfer = fixture.start();
         for index in 0..5 {
-            transfer.take(&fixture.disk, index, fixture.piece(index)).unwrap();
+            transfer.add_chunk(&fixture.disk, index, fixture.chunk(index)).unwrap();
         }
         let name = staging_name("warm", &fixture.module.digest);
         fixture.disk.write_at(STAGING, &name, b"rot", 2000).unwrap();
-        assert!(matches!(transfer.complete(&fixture.disk).unwrap(), Whole::Damaged));
+        assert!(matches!(transfer.complete(&fixture.disk).unwrap(), Assembly::Damaged));
         assert_eq!(transfer.received(), 4);
-        transfer.take(&fixture.disk, 1, fixture.piece(1)).unwrap();
-        assert!(matches!(transfer.complete(&fixture.disk).unwrap(), Whole::Module));
+        transfer.add_chunk(&fixture.disk, 1, fixture.chunk(1)).unwrap();
+        assert!(matches!(transfer.complete(&fixture.disk).unwrap(), Assembly::Complete));
     }
 
     #[test]
-    fn a_full_disk_loses_no_piece_that_was_taken() {
+    fn a_full_disk_loses_no_chunk_that_was_taken() {
         let fixture = fixture();
         let mut transfer = fixture.start();
         fixture.disk.faults.set_room(Some(1500));
-        transfer.take(&fixture.disk, 0, fixture.piece(0)).unwrap();
-        let error = transfer.take(&fixture.disk, 1, fixture.piece(1)).unwrap_err();
+        transfer.add_chunk(&fixture.disk, 0, fixture.chunk(0)).unwrap();
+        let error = transfer.add_chunk(&fixture.disk, 1, fixture.chunk(1)).unwrap_err();
         assert_eq!(super::super::disk::reason(&error), Reason::DiskFull);
         assert_eq!(transfer.received(), 1);
         fixture.disk.faults.set_room(None);
-        transfer.take(&fixture.disk, 1, fixture.piece(1)).unwrap();
+        transfer.add_chunk(&fixture.disk, 1, fixture.chunk(1)).unwrap();
         assert_eq!(transfer.received(), 2);
     }
 }

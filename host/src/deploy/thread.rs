@@ -10,11 +10,11 @@ use flume::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use tokio::sync::mpsc;
 
 use super::action::Action;
-use super::compiler::CompileFailed;
+use super::compiler::CompileError;
 use super::deployer::Deployer;
-use super::figures::Figures;
 use super::request::{Now, Request};
-use super::workshop::Compile;
+use super::stats::DeployStats;
+use super::workshop::CompileBackend;
 use crate::time;
 
 /// Messages that wait to be looked at: 16 MiB at the most. What comes beyond is fetched again.
@@ -28,12 +28,12 @@ const FETCH_AFTER_FLOOD: Duration = Duration::from_secs(10);
 
 /// The last one dropped ends the thread.
 #[derive(Clone, Debug)]
-pub struct Handle(Arc<Shared>);
+pub struct DeployHandle(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
     requests: Sender<Request>,
-    figures: Arc<Figures>,
+    stats: Arc<DeployStats>,
     flood: Arc<Flood>,
 }
 
@@ -46,14 +46,17 @@ struct Flood {
 }
 
 /// `deployer` has booted. The actions are to be carried out in their order.
-pub fn spawn(deployer: Deployer, workshop: Arc<dyn Compile>) -> io::Result<(Handle, mpsc::Receiver<Action>)> {
+pub fn spawn(
+    deployer: Deployer,
+    compiler: Arc<dyn CompileBackend>,
+) -> io::Result<(DeployHandle, mpsc::Receiver<Action>)> {
     let (requests, received) = flume::bounded(MESSAGES + WORDS);
     let (actions, decided) = mpsc::channel(ACTIONS);
     let flood = Arc::new(Flood::default());
-    let figures = Arc::clone(deployer.figures());
+    let stats = Arc::clone(deployer.stats());
     let shell = Shell {
         deployer,
-        workshop,
+        compiler,
         requests: requests.clone(),
         actions,
         flood: Arc::clone(&flood),
@@ -61,25 +64,25 @@ pub fn spawn(deployer: Deployer, workshop: Arc<dyn Compile>) -> io::Result<(Hand
         fetch_at: None,
     };
     std::thread::Builder::new().name("deploy".into()).spawn(move || shell.run(&received))?;
-    Ok((Handle(Arc::new(Shared { requests, figures, flood })), decided))
+    Ok((DeployHandle(Arc::new(Shared { requests, stats, flood })), decided))
 }
 
-impl Handle {
-    /// A delivery under the topics of orders or pieces. One too many is dropped and fetched again later, so it may be
+impl DeployHandle {
+    /// A delivery under the topics of orders or chunks. One too many is dropped and fetched again later, so it may be
     /// acknowledged either way. Never waits.
-    pub fn message(&self, topic: &str, payload: Bytes) {
-        let Shared { flood, figures, .. } = &*self.0;
+    pub fn deliver(&self, topic: &str, payload: Bytes) {
+        let Shared { flood, stats, .. } = &*self.0;
         if flood.waiting.fetch_add(1, Relaxed) >= MESSAGES {
             flood.waiting.fetch_sub(1, Relaxed);
             flood.has_dropped.store(true, Relaxed);
-            figures.flooded();
+            stats.flooded();
             return;
         }
-        self.tell(Request::Message { topic: topic.into(), payload });
+        self.send(Request::Message { topic: topic.into(), payload });
     }
 
     /// Anything but a message. Never waits.
-    pub fn tell(&self, request: Request) {
+    pub fn send(&self, request: Request) {
         match self.0.requests.try_send(request) {
             Ok(()) => {}
             Err(TrySendError::Full(request)) => {
@@ -100,7 +103,7 @@ impl Drop for Shared {
 
 struct Shell {
     deployer: Deployer,
-    workshop: Arc<dyn Compile>,
+    compiler: Arc<dyn CompileBackend>,
     /// For what the compiler has to say.
     requests: Sender<Request>,
     actions: mpsc::Sender<Action>,
@@ -136,7 +139,7 @@ impl Shell {
             for request in request.into_iter().chain(is_tick.then_some(Request::Tick)) {
                 self.deployer.handle(request, now, &mut actions);
             }
-            self.ask_again(&mut actions);
+            self.refetch_after_flood(&mut actions);
             for action in actions.drain(..) {
                 if let Some(action) = self.carry_out(action)
                     && self.actions.blocking_send(action).is_err()
@@ -147,8 +150,8 @@ impl Shell {
         }
     }
 
-    /// Pieces that a flood took are missed by whoever waits for them; orders are missed by nobody.
-    fn ask_again(&mut self, actions: &mut Vec<Action>) {
+    /// Chunks that a flood took are missed by whoever waits for them; orders are missed by nobody.
+    fn refetch_after_flood(&mut self, actions: &mut Vec<Action>) {
         if self.flood.has_dropped.swap(false, Relaxed) && self.fetch_at.is_none() {
             tracing::warn!(
                 "messages of deploying come faster than they can be looked at; some were dropped and are fetched again"
@@ -165,24 +168,24 @@ impl Shell {
     fn carry_out(&self, action: Action) -> Option<Action> {
         match action {
             Action::Compile { function, edition, digest, wasm, class } => {
-                let (workshop, requests) = (Arc::clone(&self.workshop), self.requests.clone());
+                let (compiler, requests) = (Arc::clone(&self.compiler), self.requests.clone());
                 let name = Arc::clone(&function);
                 let work = move || {
-                    let result = match workshop.cached(&digest, class) {
+                    let result = match compiler.cached(&digest, class) {
                         Some(code) => Ok(code),
-                        None => workshop.compile(&digest, &wasm, class),
+                        None => compiler.compile(&digest, &wasm, class),
                     };
                     // Nobody waits for it when the daemon ends.
                     let _ = requests.try_send(Request::Compiled { function, edition, result });
                 };
                 if let Err(error) = std::thread::Builder::new().name("compile".into()).spawn(work) {
-                    let result = Err(CompileFailed::Run(error));
+                    let result = Err(CompileError::Run(error));
                     let _ = self.requests.try_send(Request::Compiled { function: name, edition, result });
                 }
                 None
             }
-            Action::Keep { digests } => {
-                self.workshop.keep(&digests);
+            Action::RetainCode { digests } => {
+                self.compiler.keep(&digests);
                 None
             }
             action => Some(action),
@@ -195,9 +198,9 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::deploy::envelope::Envelope;
+    use crate::deploy::envelope::SignedEnvelope;
     use crate::deploy::payload::Module;
-    use crate::deploy::report::{Report, State};
+    use crate::deploy::report::{DeployState, Report};
     use crate::deploy::tests::board;
     use crate::deploy::topics::Topics;
     use crate::deploy::{Start, TrialEvent};
@@ -206,19 +209,19 @@ mod tests {
 
     struct Copy;
 
-    impl Compile for Copy {
+    impl CompileBackend for Copy {
         fn cached(&self, _: &Digest, _: Class) -> Option<Bytes> {
             None
         }
 
-        fn compile(&self, _: &Digest, wasm: &[u8], _: Class) -> Result<Bytes, CompileFailed> {
+        fn compile(&self, _: &Digest, wasm: &[u8], _: Class) -> Result<Bytes, CompileError> {
             Ok(Bytes::copy_from_slice(wasm))
         }
 
         fn keep(&self, _: &BTreeSet<Digest>) {}
     }
 
-    fn start() -> (tempfile::TempDir, Handle, mpsc::Receiver<Action>) {
+    fn start() -> (tempfile::TempDir, DeployHandle, mpsc::Receiver<Action>) {
         let dir = tempfile::tempdir().unwrap();
         let settings = board::settings(&[("ops", &board::key())]);
         let mut deployer = Deployer::open(&dir.path().join("deploy"), settings, Vec::new()).unwrap();
@@ -239,18 +242,18 @@ mod tests {
     #[test]
     fn a_push_goes_through_the_thread() {
         let (_dir, handle, mut actions) = start();
-        handle.tell(Request::Connected);
+        handle.send(Request::Connected);
         let wasm = board::module(1);
         let mut order = board::install(&board::manifest(1, ""), &wasm);
         (order.issued_at_ms, order.expires_at_ms) = (time::now_ms(), time::now_ms() + 3_600_000);
-        let envelope = Envelope::sign(&order.to_json(), &[&board::key()]).to_json();
-        handle.message("sedge/pump-3/deploy/warm", envelope.into());
+        let envelope = SignedEnvelope::sign(&order.to_json(), &[&board::key()]).to_json();
+        handle.deliver("sedge/pump-3/deploy/warm", envelope.into());
         until(&mut actions, |action| matches!(action, Action::Fetch { .. }).then_some(()));
         let module = Module::of(&wasm, board::CHUNK);
         for index in 0..module.chunks.len() as u32 {
             let range = module.range(index);
-            let piece = Bytes::copy_from_slice(&wasm[range.start as usize..range.end as usize]);
-            handle.message(&Topics::new("sedge").blob(&module.digest, index), piece);
+            let chunk = Bytes::copy_from_slice(&wasm[range.start as usize..range.end as usize]);
+            handle.deliver(&Topics::new("sedge").blob(&module.digest, index), chunk);
         }
         let Start { edition, installed, .. } = until(&mut actions, |action| match action {
             Action::Start(start) => Some(start),
@@ -258,10 +261,12 @@ mod tests {
         });
         assert_eq!(installed.code, wasm);
         for event in [TrialEvent::Ready, TrialEvent::Passed] {
-            handle.tell(Request::Trial { function: "warm".into(), edition, event });
+            handle.send(Request::Trial { function: "warm".into(), edition, event });
         }
         until(&mut actions, |action| match action {
-            Action::Report { payload, .. } => (Report::parse(&payload).unwrap().state == State::Active).then_some(()),
+            Action::Report { payload, .. } => {
+                (Report::parse(&payload).unwrap().state == DeployState::Active).then_some(())
+            }
             _ => None,
         });
         drop(handle);
@@ -273,9 +278,9 @@ mod tests {
         let (_dir, handle, mut actions) = start();
         // The thread stands still while nobody takes its actions, so that it cannot keep up.
         for n in 0..20_000 {
-            handle.message(&format!("sedge/pump-3/deploy/f{n}"), Bytes::from_static(b"junk"));
+            handle.deliver(&format!("sedge/pump-3/deploy/f{n}"), Bytes::from_static(b"junk"));
         }
-        let flooded = handle.0.figures.messages_flooded();
+        let flooded = handle.0.stats.messages_flooded();
         assert!(flooded > 0 && handle.0.flood.waiting.load(Relaxed) <= MESSAGES, "{flooded} dropped");
         until(&mut actions, |action| matches!(action, Action::FetchOrders).then_some(()));
     }

@@ -3,7 +3,7 @@
 //! ```text
 //! <base>/<node>/deploy/<function>         retained: the order for one board
 //! <base>/group/<group>/deploy/<function>  retained: the same for a group
-//! <base>/blob/<digest>/<index>            retained: a piece of a module
+//! <base>/blob/<digest>/<index>            retained: a chunk of a module
 //! <base>/<node>/functions/<function>      retained: what the board reports
 //! <base>/<node>/status                    retained, and the board's last will
 //! ```
@@ -100,7 +100,7 @@ impl Topics {
         format!("{}/+", self.deploy_under(target))
     }
 
-    /// Filter: all pieces of a module.
+    /// Filter: all chunks of a module.
     pub fn blobs(&self, digest: &Digest) -> String {
         format!("{}/blob/{digest}/+", self.base)
     }

@@ -6,11 +6,11 @@ use bytes::Bytes;
 
 use super::Now;
 use super::action::{Action, Start};
-use super::compiler::CompileFailed;
+use super::compiler::CompileError;
 use super::deployer::{Deployer, compile_refusal, report, report_now};
-use super::function::{Function, Stage, TrialProgress};
+use super::function::{Stage, TrackedFunction, TrialProgress};
 use super::reason::{Reason, Refusal};
-use super::report::{MAX_DIFFERENCE_BYTES, MAX_DIFFERENCES, State};
+use super::report::{DeployState, MAX_DIFFERENCE_BYTES, MAX_DIFFERENCES};
 use super::request::TrialEvent;
 use super::{Installed, staging};
 use crate::manifest::TrialMode;
@@ -25,7 +25,7 @@ impl Deployer {
     pub(super) fn compile_next(&mut self, now: Now, actions: &mut Vec<Action>) {
         while self.compiling.is_none() {
             let Some(name) = self.queue.pop_front() else { return };
-            let Some(candidate) = self.functions.get(&name).and_then(Function::candidate) else { continue };
+            let Some(candidate) = self.functions.get(&name).and_then(TrackedFunction::candidate) else { continue };
             let stored = candidate.stored.clone();
             let manifest = match self.manifest(&stored) {
                 Ok(manifest) => manifest,
@@ -38,9 +38,9 @@ impl Deployer {
                 Ok(wasm) => wasm,
                 Err(error) => {
                     tracing::warn!(function = &*name, module = staging::module_name(&stored.digest), %error, "a module is lost");
-                    // The pieces are asked for again, or the order ends.
+                    // The chunks are asked for again, or the order ends.
                     let _ = self.disk.remove(super::disk::MODULES, &staging::module_name(&stored.digest));
-                    self.begin(&name, now, actions);
+                    self.start_candidate(&name, now, actions);
                     continue;
                 }
             };
@@ -67,7 +67,7 @@ impl Deployer {
         &mut self,
         name: &Arc<str>,
         edition: u32,
-        result: Result<Bytes, CompileFailed>,
+        result: Result<Bytes, CompileError>,
         now: Now,
         actions: &mut Vec<Action>,
     ) {
@@ -82,7 +82,7 @@ impl Deployer {
         }
         match result {
             Ok(code) => self.load(name, code, now, actions),
-            Err(CompileFailed::Run(error)) if work.attempts + 1 < MOST_ATTEMPTS => {
+            Err(CompileError::Run(error)) if work.attempts + 1 < MOST_ATTEMPTS => {
                 tracing::warn!(function = &**name, %error, "the compiler could not be run; trying again");
                 work.attempts += 1;
                 work.stage = Stage::Queued;
@@ -121,7 +121,7 @@ impl Deployer {
         let Some(function) = self.functions.get_mut(name) else { return };
         let is_candidate = function.work.as_ref().is_some_and(|work| work.edition == edition && work.is_started());
         if !is_candidate {
-            return self.of_active(name, edition, event, now, actions);
+            return self.active_event(name, edition, event, now, actions);
         }
         let (Some(work), Some(candidate)) = (&mut function.work, &function.record.candidate) else { return };
         match event {
@@ -161,31 +161,31 @@ impl Deployer {
                 work.stage = Stage::Queued;
                 let Failure { code, detail } = failure;
                 let why = Refusal::new(Reason::FailedTrial, format!("{}: {detail}", code.as_str()));
-                self.figures.refused(why.reason);
-                self.end(name, State::RolledBack, &why, now, actions);
+                self.stats.refused(why.reason);
+                self.end(name, DeployState::RolledBack, &why, now, actions);
             }
         }
     }
 
     /// Record first: a power cut must find either the version before or this one, and both are right.
     fn activate(&mut self, name: &Arc<str>, now: Now, actions: &mut Vec<Action>) {
-        let decide = |function: &mut Function| {
+        let decide = |function: &mut TrackedFunction| {
             function.record.promote();
             function.serving = function.work.take().map(|work| work.edition);
-            function.trouble = None;
+            function.load_error = None;
             function.is_quarantined = false;
         };
-        self.settle(name, decide, now, actions);
+        self.save_and_report(name, decide, now, actions);
     }
 
-    fn of_active(&mut self, name: &Arc<str>, edition: u32, event: TrialEvent, now: Now, actions: &mut Vec<Action>) {
+    fn active_event(&mut self, name: &Arc<str>, edition: u32, event: TrialEvent, now: Now, actions: &mut Vec<Action>) {
         let Some(function) = self.functions.get_mut(name).filter(|function| function.serving == Some(edition)) else {
             return;
         };
         if let TrialEvent::NotLoaded { error } = event {
             tracing::error!(function = &**name, error, "the workers cannot load it");
             function.serving = None;
-            function.trouble = Some(Refusal::new(Reason::NotLoaded, error));
+            function.load_error = Some(Refusal::new(Reason::NotLoaded, error));
             actions.extend(report(function, now));
         }
     }

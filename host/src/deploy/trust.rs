@@ -74,7 +74,7 @@ impl Trust {
         update: &KeyUpdate,
         line: Line,
         may_give_code: bool,
-    ) -> Result<(), UpdateFailed> {
+    ) -> Result<(), UpdateError> {
         let mut changes = Changes { line, ..self.changes.clone() };
         changes.trusted.retain(|known| !update.revoke.contains(&known.id()));
         for id in &update.revoke {
@@ -113,7 +113,7 @@ impl Trust {
 const MOST_REVOKED: usize = 1024;
 
 #[derive(Debug, thiserror::Error)]
-pub enum UpdateFailed {
+pub enum UpdateError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     #[error("failed to write the trusted keys")]
@@ -210,7 +210,7 @@ mod tests {
         let mut trust = Trust::open(&disk, &config(&[("old", &old)])).unwrap();
         disk.faults.set_room(Some(10));
         let update = KeyUpdate { trust: vec![], revoke: vec![old.public().id()] };
-        assert!(matches!(trust.update(&disk, &update, Line::default(), false), Err(UpdateFailed::Disk(_))));
+        assert!(matches!(trust.update(&disk, &update, Line::default(), false), Err(UpdateError::Disk(_))));
         assert_eq!(names(&trust), ["old"]);
         assert!(disk.list("").unwrap().is_empty());
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 
 use super::cache::Cache;
-use super::compiler::{CompileFailed, Compiler};
+use super::compiler::{CompileError, Compiler};
 use crate::message::Digest;
 use crate::sandbox::Class;
 
@@ -13,23 +13,23 @@ pub trait Compile: Send + Sync {
     fn cached(&self, digest: &Digest, class: Class) -> Option<Bytes>;
 
     /// Takes long.
-    fn compile(&self, digest: &Digest, wasm: &[u8], class: Class) -> Result<Bytes, CompileFailed>;
+    fn compile(&self, digest: &Digest, wasm: &[u8], class: Class) -> Result<Bytes, CompileError>;
 
     /// Nothing else is needed any longer.
     fn keep(&self, digests: &BTreeSet<Digest>);
 }
 
-pub struct Workshop {
+pub struct CachingCompiler {
     pub cache: Cache,
     pub compiler: Compiler,
 }
 
-impl Compile for Workshop {
+impl CompileBackend for CachingCompiler {
     fn cached(&self, digest: &Digest, class: Class) -> Option<Bytes> {
         self.cache.load(digest, class)
     }
 
-    fn compile(&self, digest: &Digest, wasm: &[u8], class: Class) -> Result<Bytes, CompileFailed> {
+    fn compile(&self, digest: &Digest, wasm: &[u8], class: Class) -> Result<Bytes, CompileError> {
         let code = self.compiler.compile(wasm, class, None)?;
         if let Err(error) = self.cache.store(digest, class, &code) {
             tracing::warn!(error = %anyhow::Error::from(error), "compiled code is not kept; it is compiled again at the next start");

@@ -5,11 +5,11 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use sedge::deploy::digest;
-use sedge::deploy::envelope::Envelope;
+use sedge::deploy::envelope::SignedEnvelope;
 use sedge::deploy::keys::SigningKey;
-use sedge::deploy::payload::{Change, Module, Order};
+use sedge::deploy::payload::{Module, Order, OrderChange};
 use sedge::deploy::reason::Reason;
-use sedge::deploy::report::State;
+use sedge::deploy::report::DeployState;
 use sedge::deploy::topics::{Target, Topics};
 use serde_json::{Value, json};
 
@@ -21,7 +21,7 @@ use crate::harness::wire::{Publish, varint};
 
 fn module(order: &mut Order) -> &mut Module {
     match &mut order.change {
-        Change::Install(install) => install.module.as_mut().expect("it brings the module"),
+        OrderChange::Install(install) => install.module.as_mut().expect("it brings the module"),
         _ => panic!("no install"),
     }
 }
@@ -30,7 +30,7 @@ fn module(order: &mut Order) -> &mut Module {
 fn an_unsigned_order_is_refused() {
     let yard = Yard::start();
     let order = yard.install(2);
-    yard.send_bytes(&order, Envelope::sign(&order.to_json(), &[]).to_json());
+    yard.send_bytes(&order, SignedEnvelope::sign(&order.to_json(), &[]).to_json());
     yard.refused(Reason::Unsigned, "has no signature");
 }
 
@@ -48,7 +48,7 @@ fn nothing_at_all_is_no_order() {
 fn a_key_that_the_board_does_not_trust_is_refused() {
     let yard = Yard::start();
     let (order, other) = (yard.install(2), SigningKey::generate().unwrap());
-    yard.send_bytes(&order, Envelope::sign(&order.to_json(), &[&other]).to_json());
+    yard.send_bytes(&order, SignedEnvelope::sign(&order.to_json(), &[&other]).to_json());
     yard.refused(Reason::UnknownKey, &other.public().id().to_string()[..16]);
 }
 
@@ -90,7 +90,7 @@ fn any_flipped_byte_of_the_envelope_is_refused() {
         assert!(eventually(PATIENCE, || counted() >= refused), "{refused} flipped, and {} refused", counted());
     }
     assert_eq!(yard.daemon.metric("sedge_deploy_orders_accepted_total"), 0.0);
-    let report = yard.await_report(|report| report.state == State::Rejected);
+    let report = yard.await_report(|report| report.state == DeployState::Rejected);
     assert!([Some(Reason::BadEnvelope), Some(Reason::UnknownKey)].contains(&report.reason), "{report:?}");
     yard.serves("v1");
 
@@ -120,7 +120,7 @@ fn a_flipped_byte_of_a_chunk_holds_nothing_up() {
     yard.send(&yard.install_of(2, &wasm, |_| {}));
     yard.send_chunk(&wasm, 1, &flipped);
     let report = yard.await_report(|it| it.reason == Some(Reason::DigestMismatch));
-    assert_eq!((report.state, report.active.unwrap().version.serial), (State::Receiving, 1));
+    assert_eq!((report.state, report.active.unwrap().version.serial), (DeployState::Receiving, 1));
     yard.serves("v1");
     yard.send_chunks(&wasm);
     yard.await_active(2);
@@ -133,7 +133,7 @@ fn a_chunk_under_the_number_of_another_holds_nothing_up() {
     yard.send(&yard.install_of(2, &wasm, |_| {}));
     yard.send_chunk(&wasm, 0, &chunk(&wasm, 1));
     let report = yard.await_report(|it| it.reason == Some(Reason::ChunkIndex));
-    assert_eq!(report.state, State::Receiving);
+    assert_eq!(report.state, DeployState::Receiving);
     yard.serves("v1");
     yard.send_chunks(&wasm);
     yard.await_active(2);
@@ -172,7 +172,7 @@ fn chunks_beyond_the_last_are_left_alone() {
         yard.send_chunk(&wasm, index, &chunk(&wasm, 0));
     }
     yard.send(&yard.install_of(2, &wasm, |_| {}));
-    yard.await_report(|it| it.state == State::Receiving && it.reason == Some(Reason::ChunkIndex));
+    yard.await_report(|it| it.state == DeployState::Receiving && it.reason == Some(Reason::ChunkIndex));
     yard.serves("v1");
     yard.send_chunks(&wasm);
     yard.await_active(2);
@@ -235,7 +235,7 @@ fn a_serial_near_the_end_does_not_lock_the_function_out() {
     yard.send(&yard.install(2));
     yard.await_active(2);
     yard.send(&yard.install(sedge::time::now_ms()));
-    yard.await_report(|it| it.state == State::Active && it.serial > Some(2));
+    yard.await_report(|it| it.state == DeployState::Active && it.serial > Some(2));
 }
 
 /// The board's clock is synchronised, or is not, whatever this machine's is.
@@ -333,7 +333,7 @@ fn a_module_for_another_world_is_refused() {
     for (serial, wasm) in [(2, b"\0asm\x0d\0\x01\0".to_vec()), (3, vec![7; 5000])] {
         yard.send_chunks(&wasm);
         yard.send(&yard.install_of(serial, &wasm, |_| {}));
-        let report = yard.await_state(serial, State::Rejected);
+        let report = yard.await_state(serial, DeployState::Rejected);
         assert_eq!(report.reason, Some(Reason::InvalidModule), "{report:?}");
         yard.serves("v1");
     }
@@ -388,7 +388,7 @@ fn two_pushes_at_once_end_with_the_later_one() {
     answers.sort_by_key(|(_, answer)| answer["serial"].as_u64());
     let [first, last] = &answers[..] else { panic!("{answers:?}") };
     let serial = last.1["serial"].as_u64();
-    let report = yard.await_report(|it| it.state == State::Active && it.serial == serial);
+    let report = yard.await_report(|it| it.state == DeployState::Active && it.serial == serial);
     let label = report.active.unwrap().manifest["config"]["label"].as_str().unwrap().to_owned();
     yard.serves(&label);
     // In one millisecond both may have drawn the same serial: then the board takes one, and the other's operator is told.
@@ -425,7 +425,7 @@ fn a_full_disk_holds_a_push_up_and_no_more() {
     varint(section.len(), &mut wasm);
     wasm.extend(section);
     yard.send(&yard.install_of(2, &wasm, |_| {}));
-    yard.await_state(2, State::Receiving);
+    yard.await_state(2, DeployState::Receiving);
     let mut file = File::create(&filler).unwrap();
     while file.write_all(&[0; 65_536]).is_ok() {}
     drop(file);
@@ -438,7 +438,7 @@ fn a_full_disk_holds_a_push_up_and_no_more() {
         .unwrap();
     yard.send_chunks(&wasm);
     let report = yard.await_report(|it| it.reason == Some(Reason::DiskFull));
-    assert_eq!((report.state, report.active.unwrap().version.serial), (State::Receiving, 1));
+    assert_eq!((report.state, report.active.unwrap().version.serial), (DeployState::Receiving, 1));
     yard.serves("v1");
     fs::remove_file(&filler).unwrap();
     yard.await_active(2);

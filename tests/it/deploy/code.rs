@@ -7,9 +7,9 @@ use std::process::{Command, Output};
 
 use bytes::Bytes;
 use sedge::deploy::code::{Abi, Code};
-use sedge::deploy::payload::{Change, Install, Module, NativeCode, Order};
+use sedge::deploy::payload::{Install, Module, NativeCode, Order, OrderChange};
 use sedge::deploy::reason::Reason;
-use sedge::deploy::report::State;
+use sedge::deploy::report::DeployState;
 use sedge::message::Digest;
 use sedge::sandbox::{Class, Isa};
 use serde_json::json;
@@ -40,7 +40,7 @@ fn artefact(yard: &Yard, dir: &Path) -> Bytes {
 /// An order that brings this file, as code for `abi`.
 fn install(yard: &Yard, serial: u64, abi: Abi, file: &[u8]) -> Order {
     let mut order = yard.install(serial);
-    if let Change::Install(install) = &mut order.change {
+    if let OrderChange::Install(install) = &mut order.change {
         let code = vec![NativeCode::new(abi, Module::of(file, CHUNK))];
         **install = Install { manifest: install.manifest.clone(), module: None, code };
     }
@@ -65,7 +65,7 @@ fn code_from_the_command_line_serves_and_survives_a_restart() {
     let (code, answer) = yard.ask(&push);
     assert_eq!((code, &answer["counts"]), (Some(0), &json!({ "active": 1 })), "{answer}");
     yard.serves("v2");
-    let active = yard.await_report(|report| report.state == State::Active).active.unwrap();
+    let active = yard.await_report(|report| report.state == DeployState::Active).active.unwrap();
     let ours = answer["code"].as_array().unwrap().iter().find(|code| code["target"] == TARGET.as_str()).unwrap();
     assert_eq!((active.version.native_code, &json!(active.version.digest)), (true, &ours["digest"]));
     let output = yard.command(&["status"]).output().unwrap();
@@ -98,7 +98,7 @@ fn a_key_without_the_permission_sends_no_code() {
     let (code, answer) = yard.ask(&["push", dir.to_str().unwrap(), "--code", TARGET.as_str()]);
     assert_eq!(code, Some(0), "{answer}");
     yard.serves("v2");
-    let active = yard.await_report(|report| report.state == State::Active).active.unwrap();
+    let active = yard.await_report(|report| report.state == DeployState::Active).active.unwrap();
     assert!(!active.version.native_code);
 }
 
@@ -156,7 +156,7 @@ fn code_that_is_none_leaves_the_version_before_at_work() {
         let file: Bytes = file;
         yard.send_chunks(&file);
         yard.send(&install(&yard, serial, abi(), &file));
-        let report = yard.await_state(serial, State::Rejected);
+        let report = yard.await_state(serial, DeployState::Rejected);
         assert_eq!(report.reason, Some(reason), "{report:?}");
         yard.serves("v1");
     }

@@ -3,9 +3,9 @@
 use std::fs;
 
 use rustix::process::Signal;
-use sedge::deploy::payload::{Change, KeyUpdate};
+use sedge::deploy::payload::{KeyUpdate, OrderChange};
 use sedge::deploy::reason::Reason;
-use sedge::deploy::report::State;
+use sedge::deploy::report::DeployState;
 use sedge::deploy::topics::KEYS;
 use serde_json::json;
 
@@ -18,7 +18,7 @@ fn a_key_that_a_reload_takes_away_stops_working_at_once() {
     let wasm = yard.other_module(b'k');
     // One is under way while its key goes.
     yard.send(&yard.install_of(2, &wasm, |_| {}));
-    yard.await_state(2, State::Receiving);
+    yard.await_state(2, DeployState::Receiving);
 
     let next = new_key(yard.folder.path(), "next");
     let config = fs::read_to_string(yard.daemon.config()).unwrap();
@@ -98,7 +98,7 @@ fn orders_of_a_revoked_key_that_were_carried_out_are_no_news() {
     yard.await_active(2);
     // The key's last order takes itself away, and the broker keeps all three.
     let update = KeyUpdate { trust: Vec::new(), revoke: vec![yard.key.public().id()] };
-    let mut order = yard.order(sedge::time::now_ms(), Change::Keys(update));
+    let mut order = yard.order(sedge::time::now_ms(), OrderChange::Keys(update));
     order.function = KEYS.into();
     yard.send(&order);
     yard.await_report_of(KEYS, |report| report.keys.as_ref().is_some_and(Vec::is_empty));

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sedge::deploy::digest;
 use sedge::deploy::payload::Module;
-use sedge::deploy::report::{Progress, Report, State};
+use sedge::deploy::report::{DeployState, Progress, Report};
 use sedge::deploy::topics::Topics;
 use serde_json::json;
 
@@ -18,7 +18,7 @@ fn a_board_that_is_killed_while_pieces_come_goes_on_with_those_it_has() {
     let wasm = yard.other_module(b'r');
     let chunks = Module::of(&wasm, CHUNK).chunks.len() as u32;
     yard.send(&yard.install_of(2, &wasm, |_| {}));
-    yard.await_state(2, State::Receiving);
+    yard.await_state(2, DeployState::Receiving);
     for index in 0..chunks - 1 {
         yard.publish(piece(&wasm, index));
         let has = |it: &Report| matches!(it.progress, Some(Progress::Chunks { received, .. }) if received == index + 1);
@@ -48,7 +48,7 @@ fn a_board_that_is_killed_at_any_moment_of_a_push_ends_with_the_new_version() {
         std::thread::sleep(Duration::from_millis(wait_ms));
         yard.daemon.kill();
         yard.daemon.resume();
-        yard.await_state(serial, State::Active);
+        yard.await_state(serial, DeployState::Active);
         yard.serves(&format!("v{serial}"));
     }
 }
@@ -59,7 +59,7 @@ fn a_trial_begins_anew_after_the_board_was_killed() {
     yard.send_chunks(&yard.module());
     let trial = json!({ "messages": 2, "secs": 60 });
     yard.send(&yard.install_of(2, &yard.module(), |manifest| manifest["trial"] = trial));
-    yard.await_state(2, State::Trial);
+    yard.await_state(2, DeployState::Trial);
     yard.serves("v2");
     kill_on_trial(&mut yard);
     for _ in 0..2 {
@@ -73,11 +73,11 @@ fn a_shadow_begins_anew_after_the_board_was_killed() {
     let mut yard = Yard::start();
     yard.send_chunks(&yard.module());
     yard.send(&yard.install_of(2, &yard.module(), |it| it["trial"] = json!({ "mode": "shadow", "messages": 2 })));
-    yard.await_state(2, State::Trial);
+    yard.await_state(2, DeployState::Trial);
     yard.serves("v1");
     kill_on_trial(&mut yard);
     yard.serves("v1");
-    yard.await_report(|it| it.state == State::Trial && !it.differences.is_empty());
+    yard.await_report(|it| it.state == DeployState::Trial && !it.differences.is_empty());
     assert_eq!(yard.ask(&["promote", "edition"]).0, Some(0));
     yard.serves("v2");
 }

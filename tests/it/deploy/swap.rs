@@ -2,7 +2,7 @@
 //! 5,000 a second `make bench` checks the same.
 
 use sedge::deploy::reason::Reason;
-use sedge::deploy::report::State;
+use sedge::deploy::report::DeployState;
 use serde_json::json;
 
 use super::{FUNCTION, Yard};
@@ -71,7 +71,7 @@ fn every_message_is_handled_once_and_in_order_while_versions_are_swapped() {
     stream.flows(PER_SECOND / 3);
     for serial in 2..5 {
         stream.push(serial, |_| {});
-        stream.yard.await_state(serial, State::Active);
+        stream.yard.await_state(serial, DeployState::Active);
         stream.flows(PER_SECOND / 3);
     }
     assert_eq!(stream.yard.ask(&["rollback", FUNCTION]).0, Some(0));
@@ -86,14 +86,14 @@ fn a_candidate_that_traps_loses_nothing() {
     stream.flows(PER_SECOND / 3);
     for serial in 2..4 {
         stream.push(serial, |manifest| manifest["config"]["trap"] = json!("50"));
-        let report = stream.yard.await_state(serial, State::RolledBack);
+        let report = stream.yard.await_state(serial, DeployState::RolledBack);
         assert_eq!(report.reason, Some(Reason::FailedTrial));
         assert_eq!(report.active.unwrap().version.serial, 1);
         stream.flows(PER_SECOND / 3);
     }
     // A broken limit is as good as a trap.
     stream.push(4, |manifest| manifest["limits"]["fuel"] = json!(1000));
-    assert_eq!(stream.yard.await_state(4, State::RolledBack).reason, Some(Reason::FailedTrial));
+    assert_eq!(stream.yard.await_state(4, DeployState::RolledBack).reason, Some(Reason::FailedTrial));
     stream.flows(PER_SECOND / 3);
     stream.settle(traffic);
 }
@@ -106,7 +106,7 @@ fn a_shadow_takes_nothing_from_the_stream() {
     stream.push(2, |it| {
         it["trial"] = json!({ "mode": "shadow", "messages": TRIAL_MESSAGES, "secs": 60, "differences": 0 })
     });
-    stream.yard.await_state(2, State::Active);
+    stream.yard.await_state(2, DeployState::Active);
     stream.flows(PER_SECOND / 3);
     stream.settle(traffic);
 }
@@ -117,11 +117,11 @@ fn a_board_that_is_killed_on_trial_handles_every_message_once() {
     let traffic = Traffic::start_at(stream.yard.broker.port, 20, PER_SECOND);
     for serial in 2..4 {
         stream.push(serial, |it| it["trial"] = json!({ "messages": 4 * PER_SECOND, "secs": 60 }));
-        stream.yard.await_state(serial, State::Trial);
+        stream.yard.await_state(serial, DeployState::Trial);
         stream.yard.daemon.kill();
         stream.yard.daemon.resume();
         stream.flows(PER_SECOND / 3);
     }
-    stream.yard.await_state(3, State::Active);
+    stream.yard.await_state(3, DeployState::Active);
     stream.settle(traffic);
 }

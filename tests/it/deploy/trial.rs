@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use sedge::deploy::payload::Change;
+use sedge::deploy::payload::OrderChange;
 use sedge::deploy::reason::Reason;
-use sedge::deploy::report::{Progress, State};
+use sedge::deploy::report::{DeployState, Progress};
 use serde_json::json;
 
 use super::{PATIENCE, Yard};
@@ -16,7 +16,7 @@ fn a_version_that_traps_is_rolled_back_and_the_one_before_runs_the_message_again
     let yard = Yard::start();
     let dir = yard.source("v2", |toml| toml.replace("[config]", "[config]\ntrap = 7").replace("secs = 1", "secs = 60"));
     let push = yard.begin_push(&dir);
-    yard.await_report(|it| it.state == State::Trial);
+    yard.await_report(|it| it.state == DeployState::Trial);
     yard.publish(Publish::new("count/a", "7"));
     let (code, answer) = super::answer(&push.wait_with_output().unwrap());
     assert_eq!((code, &answer["nodes"][0]["reason"]), (Some(1), &json!("failed-trial")), "{answer}");
@@ -25,7 +25,7 @@ fn a_version_that_traps_is_rolled_back_and_the_one_before_runs_the_message_again
     assert!(eventually(PATIENCE, || said().iter().any(|it| it.topic == "said/v1" && it.text() == "7")), "{:?}", said());
     assert_eq!(yard.daemon.metric("sedge_dead_letters_total"), 0.0);
     yard.serves("v1");
-    let report = yard.await_report(|it| it.state == State::RolledBack);
+    let report = yard.await_report(|it| it.state == DeployState::RolledBack);
     assert_eq!(report.active.unwrap().version.serial, 1);
 }
 
@@ -35,7 +35,7 @@ fn a_first_version_that_traps_leaves_nothing() {
     assert_eq!(yard.ask(&["remove", "edition"]).0, Some(0));
     let dir = yard.source("v2", |toml| toml.replace("[config]", "[config]\ntrap = 7").replace("secs = 1", "secs = 60"));
     let push = yard.begin_push(&dir);
-    yard.await_report(|it| it.state == State::Trial);
+    yard.await_report(|it| it.state == DeployState::Trial);
     yard.publish(Publish::new("count/a", "7"));
     let (code, answer) = super::answer(&push.wait_with_output().unwrap());
     assert_eq!((code, &answer["nodes"][0]["active"]), (Some(1), &json!(null)), "{answer}");
@@ -57,11 +57,11 @@ fn failures_that_the_manifest_allows_do_not_end_a_trial() {
         manifest["config"]["trap"] = json!("7");
         manifest["trial"] = json!({ "messages": 3, "secs": 60, "failures": 1 });
     }));
-    yard.await_state(2, State::Trial);
+    yard.await_state(2, DeployState::Trial);
     for number in ["1007", "1008", "1009"] {
         yard.publish(Publish::new("count/a", number));
     }
-    let report = yard.await_state(2, State::Active);
+    let report = yard.await_state(2, DeployState::Active);
     assert_eq!(report.active.unwrap().version.serial, 2);
     let runs_again = || yard.said.received().iter().any(|it| it.topic == "said/v1" && it.text() == "1008");
     // 1008 = 7 * 144.
@@ -80,7 +80,7 @@ fn a_shadow_is_compared_shown_and_promoted() {
         yard.serves("v1");
     }
     let report = yard.await_report(|it| !it.differences.is_empty());
-    assert_eq!(report.state, State::Trial);
+    assert_eq!(report.state, DeployState::Trial);
     let counted = |report: &sedge::deploy::report::Report| {
         matches!(report.progress, Some(Progress::Trial { run: 3, failed: 0, different: 3, .. }))
     };
@@ -101,11 +101,11 @@ fn a_shadow_that_says_the_same_is_promoted_by_rule_and_another_is_not() {
     yard.send_chunks(&yard.module());
     let shadow = json!({ "mode": "shadow", "messages": 2, "secs": 60, "differences": 0 });
     yard.send(&yard.install_of(2, &yard.module(), |manifest| manifest["trial"] = shadow.clone()));
-    yard.await_state(2, State::Trial);
+    yard.await_state(2, DeployState::Trial);
     for _ in 0..2 {
         yard.serves("v1");
     }
-    let report = yard.await_state(2, State::RolledBack);
+    let report = yard.await_state(2, DeployState::RolledBack);
     assert_eq!(report.reason, Some(Reason::FailedTrial));
     yard.serves("v1");
 
@@ -116,11 +116,11 @@ fn a_shadow_that_says_the_same_is_promoted_by_rule_and_another_is_not() {
         manifest["trial"] = shadow;
         manifest["config"]["label"] = json!("v1");
     }));
-    yard.await_state(3, State::Trial);
+    yard.await_state(3, DeployState::Trial);
     for _ in 0..2 {
         yard.serves("v1");
     }
-    yard.await_state(3, State::Active);
+    yard.await_state(3, DeployState::Active);
     yard.serves("v1");
 }
 
@@ -130,15 +130,15 @@ fn a_rollback_ends_a_shadow_and_a_newer_push_takes_its_place() {
     yard.send_chunks(&yard.module());
     let shadow = |serial| yard.install_of(serial, &yard.module(), |it| it["trial"] = json!({ "mode": "shadow" }));
     yard.send(&shadow(2));
-    yard.await_state(2, State::Trial);
+    yard.await_state(2, DeployState::Trial);
     yard.send(&shadow(3));
-    yard.await_state(3, State::Trial);
+    yard.await_state(3, DeployState::Trial);
     yard.serves("v1");
-    yard.send(&yard.order(4, Change::Rollback));
-    let report = yard.await_report(|it| it.state == State::RolledBack && it.serial == Some(4));
+    yard.send(&yard.order(4, OrderChange::Rollback));
+    let report = yard.await_report(|it| it.state == DeployState::RolledBack && it.serial == Some(4));
     assert_eq!(report.active.unwrap().version.serial, 1);
     yard.serves("v1");
-    yard.send(&yard.order(5, Change::Promote));
+    yard.send(&yard.order(5, OrderChange::Promote));
     let report = yard.await_report(|it| it.reason == Some(Reason::NoTrial));
     assert_eq!(report.active.unwrap().version.serial, 1);
     yard.send(&yard.install(6));
@@ -151,7 +151,7 @@ fn a_version_that_gets_no_message_is_active_after_its_time() {
     yard.send_chunks(&yard.module());
     let begun = std::time::Instant::now();
     yard.send(&yard.install(2));
-    yard.await_state(2, State::Active);
+    yard.await_state(2, DeployState::Active);
     assert!(begun.elapsed() >= Duration::from_secs(1), "after {:?}", begun.elapsed());
     yard.serves("v2");
 }

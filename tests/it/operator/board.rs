@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use sedge::deploy::envelope::Envelope;
+use sedge::deploy::envelope::SignedEnvelope;
 use sedge::deploy::keys::{Keys, PublicKey, TrustedKey};
-use sedge::deploy::payload::{Change, Install, Module, Order};
+use sedge::deploy::payload::{Install, Module, Order, OrderChange};
 use sedge::deploy::topics::{Target, Topic, Topics};
 use serde_json::{Value, json};
 
@@ -145,7 +145,7 @@ impl Play {
     }
 
     fn order(&mut self, function: &str, envelope: &[u8]) {
-        let checked = Envelope::parse(envelope).and_then(|envelope| {
+        let checked = SignedEnvelope::parse(envelope).and_then(|envelope| {
             let (payload, _) = envelope.verify(&self.keys)?;
             Order::parse(payload)
         });
@@ -172,7 +172,7 @@ impl Play {
             (Manner::RefusesFirst(reason, error), _) if is_first => {
                 self.progress(&order, json!({ "state": "rejected", "reason": reason, "error": error }));
             }
-            (_, Change::Install(install)) => {
+            (_, OrderChange::Install(install)) => {
                 let chunks = module(install).chunks.len();
                 let progress = json!({ "chunks": chunks, "received": 0 });
                 self.progress(&order, json!({ "state": "receiving", "progress": progress }));
@@ -181,12 +181,14 @@ impl Play {
                 let install = Install::clone(install);
                 self.receiving = Some((order, install, BTreeMap::new()));
             }
-            (_, Change::Rollback) => self.progress(&order, json!({ "state": "rolled-back", "reason": "requested" })),
-            (_, Change::Remove) => {
+            (_, OrderChange::Rollback) => {
+                self.progress(&order, json!({ "state": "rolled-back", "reason": "requested" }))
+            }
+            (_, OrderChange::Remove) => {
                 self.active.remove(&*order.function);
                 self.progress(&order, json!({ "state": "removed", "reason": "requested" }));
             }
-            (_, Change::Promote | Change::Keys(_)) => self.progress(&order, json!({ "state": "active" })),
+            (_, OrderChange::Promote | OrderChange::Keys(_)) => self.progress(&order, json!({ "state": "active" })),
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::deploy::reason::Reason;
-use crate::deploy::report::{Report, State};
+use crate::deploy::report::{DeployState, Report};
 use crate::deploy::topics::{Target, Topic, Topics};
 
 pub(crate) struct Boards {
@@ -128,7 +128,7 @@ impl Board {
 
 /// Whether the board counts the serial of the latest order as used. In doubt it does not; the board then refuses.
 fn was_accepted(report: &Report) -> bool {
-    report.state != State::Rejected
+    report.state != DeployState::Rejected
         || matches!(
             report.reason,
             Some(
@@ -160,7 +160,7 @@ fn was_signed(report: &Report) -> bool {
                 | Reason::Unknown
         )
     );
-    report.state != State::Rejected || !by_anybody
+    report.state != DeployState::Rejected || !by_anybody
 }
 
 #[cfg(test)]

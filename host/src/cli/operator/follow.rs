@@ -15,7 +15,7 @@ use super::printable;
 use super::session::Session;
 use crate::deploy::payload::Install;
 use crate::deploy::reason::Reason;
-use crate::deploy::report::{Progress, Report, State};
+use crate::deploy::report::{DeployState, Progress, Report};
 use crate::deploy::topics::KEYS;
 
 /// How long an unclear refusal stands before it counts. If it was not of our order, our own report comes sooner.
@@ -26,13 +26,13 @@ const BATCH_ABOVE: usize = 10;
 const BATCH_PERIOD: Duration = Duration::from_millis(50);
 
 /// States of a board in which the order is carried out.
-pub(crate) type Goal = &'static [State];
+pub(crate) type Goal = &'static [DeployState];
 
-pub(crate) const INSTALLED: Goal = &[State::Active];
+pub(crate) const INSTALLED: Goal = &[DeployState::Active];
 /// Of a shadow that runs until a person promotes it.
-pub(crate) const SHADOWING: Goal = &[State::Active, State::Trial];
-pub(crate) const ROLLED_BACK: Goal = &[State::RolledBack, State::Active];
-pub(crate) const REMOVED: Goal = &[State::Removed];
+pub(crate) const SHADOWING: Goal = &[DeployState::Active, DeployState::Trial];
+pub(crate) const ROLLED_BACK: Goal = &[DeployState::RolledBack, DeployState::Active];
+pub(crate) const REMOVED: Goal = &[DeployState::Removed];
 
 /// Progress of the order on one board.
 #[derive(Clone, Debug, PartialEq)]
@@ -155,7 +155,7 @@ impl Follow {
             None => ("waiting".into(), None, None),
             Some(report) if self.is_other(report) => {
                 let error = "another order used the same serial just before; push again";
-                (State::Rejected.to_string(), Some(Reason::ReplayedSerial), Some(error.into()))
+                (DeployState::Rejected.to_string(), Some(Reason::ReplayedSerial), Some(error.into()))
             }
             Some(report) if report.serial > Some(self.serial) => {
                 let serial = report.serial.unwrap_or_default();
@@ -194,10 +194,10 @@ fn phase(report: &Report, is_news: bool, serial: u64, goal: Goal) -> Phase {
             _ => Phase::InProgress,
         },
         // A rejected order with a later serial proves nothing: its sender may have had no key.
-        Some(later) if later > serial && is_news && report.state != State::Rejected => Phase::Failed,
+        Some(later) if later > serial && is_news && report.state != DeployState::Rejected => Phase::Failed,
         // Our order is a signed envelope, so these are about somebody else's message.
         None if matches!(report.reason, Some(Reason::BadEnvelope | Reason::Unsigned)) => Phase::Silent,
-        None if is_news && report.state == State::Rejected => Phase::Unclear,
+        None if is_news && report.state == DeployState::Rejected => Phase::Unclear,
         _ => Phase::Silent,
     }
 }

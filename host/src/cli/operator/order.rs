@@ -13,7 +13,7 @@ use super::broker::BrokerArgs;
 use super::follow::{self, Follow, Goal, OrderOutcome};
 use super::session::Session;
 use super::signing::{KeyArgs, Signer, TargetArgs, WaitArgs};
-use crate::deploy::payload::{Change, Order};
+use crate::deploy::payload::{Order, OrderChange};
 use crate::deploy::topics::{KEYS, Target};
 use crate::manifest;
 use crate::time::Now;
@@ -56,20 +56,20 @@ fn function(text: &str) -> Result<String, String> {
 
 /// Returns to the previous version, or aborts a trial.
 pub(crate) fn rollback(args: &FunctionOrderArgs) -> anyhow::Result<ExitCode> {
-    run(&args.order, &args.function, Change::Rollback, follow::ROLLED_BACK)
+    run(&args.order, &args.function, OrderChange::Rollback, follow::ROLLED_BACK)
 }
 
 /// Replaces the active version by its shadow.
 pub(crate) fn promote(args: &FunctionOrderArgs) -> anyhow::Result<ExitCode> {
-    run(&args.order, &args.function, Change::Promote, follow::INSTALLED)
+    run(&args.order, &args.function, OrderChange::Promote, follow::INSTALLED)
 }
 
 pub(crate) fn remove(args: &FunctionOrderArgs) -> anyhow::Result<ExitCode> {
-    run(&args.order, &args.function, Change::Remove, follow::REMOVED)
+    run(&args.order, &args.function, OrderChange::Remove, follow::REMOVED)
 }
 
 /// Returns exit code 0 when every board of the target has carried the order out.
-pub(crate) fn run(args: &OrderArgs, function: &str, change: Change, goal: Goal) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &OrderArgs, function: &str, change: OrderChange, goal: Goal) -> anyhow::Result<ExitCode> {
     with_json_answer(args.json, || {
         let signer = args.key.load()?;
         super::block_on(send(args, function.into(), change, goal, &signer))
@@ -79,7 +79,7 @@ pub(crate) fn run(args: &OrderArgs, function: &str, change: Change, goal: Goal) 
 async fn send(
     args: &OrderArgs,
     function: Arc<str>,
-    change: Change,
+    change: OrderChange,
     goal: Goal,
     signer: &Signer,
 ) -> anyhow::Result<(bool, Value)> {

@@ -17,7 +17,7 @@ use super::follow::{self, Follow, OrderOutcome};
 use super::order::{self, RETAINED_GRACE, target_json, with_json_answer};
 use super::session::Session;
 use super::signing::{KeyArgs, Signer, TargetArgs, WaitArgs};
-use crate::deploy::payload::{CHUNK_BYTES, Change, DEFAULT_CHUNK_BYTES, Install};
+use crate::deploy::payload::{CHUNK_BYTES, DEFAULT_CHUNK_BYTES, Install, OrderChange};
 use crate::manifest::TrialMode;
 use crate::sandbox::Isa;
 use crate::time::Now;
@@ -153,7 +153,7 @@ async fn push(
     }
     let mut follow = Follow::new(session, order.serial, goal);
     follow.trial_secs = Some(bundle.manifest.trial.secs);
-    if let Change::Install(install) = &order.change {
+    if let OrderChange::Install(install) = &order.change {
         follow.install = Some(Install::clone(install));
     }
     let outcome = order::publish(session, &envelope, follow, &args.wait).await?;

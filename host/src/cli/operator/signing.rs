@@ -8,9 +8,9 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 
 use crate::config::check;
-use crate::deploy::envelope::Envelope;
+use crate::deploy::envelope::SignedEnvelope;
 use crate::deploy::keys::{Keys, SigningKey, TrustedKey};
-use crate::deploy::payload::{Change, Order};
+use crate::deploy::payload::{Order, OrderChange};
 use crate::deploy::topics::Target;
 use crate::time::Now;
 
@@ -84,7 +84,7 @@ impl Signer {
         self.key.public().id().to_string()
     }
 
-    pub(crate) fn order(&self, function: &str, target: &Target, serial: u64, change: Change, now: Now) -> Order {
+    pub(crate) fn order(&self, function: &str, target: &Target, serial: u64, change: OrderChange, now: Now) -> Order {
         let lifetime_ms = self.expires_in_secs.saturating_mul(1000);
         Order {
             function: function.into(),
@@ -97,7 +97,7 @@ impl Signer {
     }
 
     pub(crate) fn sign(&self, order: &Order) -> Vec<u8> {
-        Envelope::sign(&order.to_json(), &[&self.key]).to_json()
+        SignedEnvelope::sign(&order.to_json(), &[&self.key]).to_json()
     }
 
     /// Returns the order of an envelope that this key has signed.
@@ -111,7 +111,7 @@ impl Signer {
             native_code: true,
         };
         let keys = Keys::new([key]);
-        let envelope = Envelope::parse(envelope).ok()?;
+        let envelope = SignedEnvelope::parse(envelope).ok()?;
         let (payload, _) = envelope.verify(&keys).ok()?;
         Order::parse(payload).ok()
     }
@@ -141,7 +141,7 @@ mod tests {
     fn a_signer_recognises_only_its_own_orders() {
         let signer = |_| Signer { key: SigningKey::generate().unwrap(), expires_in_secs: 60 };
         let [mine, other] = [1, 2].map(signer);
-        let order = mine.order("warm", &Target::Node("a".into()), 3, Change::Remove, Now::read(true));
+        let order = mine.order("warm", &Target::Node("a".into()), 3, OrderChange::Remove, Now::read(true));
         assert_eq!(order.expires_at_ms - order.issued_at_ms, 60_000);
         let envelope = mine.sign(&order);
         assert_eq!(mine.verify_own(&envelope), Some(order));

@@ -10,7 +10,7 @@ use clap::Args;
 use super::follow;
 use super::order::{self, OrderArgs};
 use crate::deploy::keys::{KeyId, Pattern, PublicKey, TrustedKey};
-use crate::deploy::payload::{Change, KeyUpdate};
+use crate::deploy::payload::{KeyUpdate, OrderChange};
 use crate::deploy::topics::KEYS;
 use crate::topic::TopicFilter;
 
@@ -41,7 +41,7 @@ pub(crate) struct TrustArgs {
 pub(crate) fn run(args: &TrustArgs) -> anyhow::Result<ExitCode> {
     let trust = args.add.iter().map(|path| trusted(args, path)).collect::<anyhow::Result<_>>()?;
     let update = KeyUpdate { trust, revoke: args.revoke.clone() };
-    order::run(&args.order, KEYS, Change::Keys(update), follow::INSTALLED)
+    order::run(&args.order, KEYS, OrderChange::Keys(update), follow::INSTALLED)
 }
 
 fn trusted(args: &TrustArgs, path: &Path) -> anyhow::Result<TrustedKey> {

@@ -4,9 +4,9 @@ use super::board::{
     Board, CHUNK, FUNCTION, GROUP, HOUR_MS, TODAY_MS, install, key, manifest, module, order, settings, sign,
 };
 use crate::deploy::disk::{MODULES, STAGING};
-use crate::deploy::envelope::Envelope;
+use crate::deploy::envelope::SignedEnvelope;
 use crate::deploy::keys::SigningKey;
-use crate::deploy::payload::{Change, Document, Install, Module, Order};
+use crate::deploy::payload::{Document, Install, Module, Order, OrderChange};
 use crate::deploy::reason::Reason;
 use crate::deploy::topics::Target;
 
@@ -36,7 +36,7 @@ fn check(board: &mut Board, expected: &str) {
 
 fn with_module(change: impl FnOnce(&mut Module)) -> Order {
     let mut order = install(&manifest(2, ""), &module(2));
-    if let Change::Install(install) = &mut order.change {
+    if let OrderChange::Install(install) = &mut order.change {
         change(install.module.as_mut().unwrap());
     }
     order
@@ -46,7 +46,7 @@ fn with_module(change: impl FnOnce(&mut Module)) -> Order {
 fn unsigned() {
     let mut board = working();
     let order = install(&manifest(2, ""), &module(2));
-    board.deliver(TOPIC, &Envelope::sign(&order.to_json(), &[]).to_json());
+    board.deliver(TOPIC, &SignedEnvelope::sign(&order.to_json(), &[]).to_json());
     check(&mut board, "rejected unsigned");
 }
 
@@ -54,7 +54,7 @@ fn unsigned() {
 fn wrong_key() {
     let mut board = working();
     let order = install(&manifest(2, ""), &module(2));
-    board.deliver(TOPIC, &Envelope::sign(&order.to_json(), &[&SigningKey::generate().unwrap()]).to_json());
+    board.deliver(TOPIC, &SignedEnvelope::sign(&order.to_json(), &[&SigningKey::generate().unwrap()]).to_json());
     check(&mut board, "rejected unknown-key");
 }
 
@@ -65,8 +65,8 @@ fn key_not_allowed_for_this_function() {
     settings.deploy.keys.get_mut("other").unwrap().functions = vec!["cold-*".into()];
     let mut board = Board::with(settings, Vec::new());
     board.push(1, &module(1));
-    for change in [install(&manifest(2, ""), &module(2)).change, Change::Remove, Change::Rollback] {
-        board.deliver(TOPIC, &Envelope::sign(&order(2, change).to_json(), &[&other]).to_json());
+    for change in [install(&manifest(2, ""), &module(2)).change, OrderChange::Remove, OrderChange::Rollback] {
+        board.deliver(TOPIC, &SignedEnvelope::sign(&order(2, change).to_json(), &[&other]).to_json());
         assert_eq!(board.state(), "rejected key-not-allowed");
     }
     check(&mut board, "rejected key-not-allowed");
@@ -109,19 +109,19 @@ fn any_flipped_byte_of_a_chunk() {
     for place in 0..wasm.len() {
         let index = place as u32 / CHUNK;
         let range = module.range(index);
-        let mut piece = wasm[range.start as usize..range.end as usize].to_vec();
-        piece[place - range.start as usize] ^= 0x80;
-        board.raw_piece(&module.digest, index, &piece);
+        let mut chunk = wasm[range.start as usize..range.end as usize].to_vec();
+        chunk[place - range.start as usize] ^= 0x80;
+        board.raw_chunk(&module.digest, index, &chunk);
     }
     assert_eq!(board.state(), "receiving digest-mismatch");
     assert!(board.report().error.as_ref().unwrap().contains("chunk 3 of 4"));
     assert_eq!(board.serving(), Some(1));
     // They hold nothing up: the right ones are still taken.
-    board.pieces(&wasm);
+    board.chunks(&wasm);
     assert_eq!((board.serving(), board.state()), (Some(2), "active".into()));
     // And if none comes, the cause is told.
     board.send(&install(&manifest(3, ""), &super::board::module(3)));
-    board.raw_piece(&crate::deploy::digest(&super::board::module(3)), 0, b"bad");
+    board.raw_chunk(&crate::deploy::digest(&super::board::module(3)), 0, b"bad");
     board.tick(600);
     assert_eq!((board.serving(), board.state()), (Some(2), "rejected digest-mismatch".into()));
 }
@@ -131,7 +131,7 @@ fn truncated_push() {
     let mut board = working();
     board.send(&install(&manifest(2, ""), &module(2)));
     for index in [0, 1, 3] {
-        board.piece(&module(2), index);
+        board.chunk(&module(2), index);
     }
     assert_eq!((board.state(), board.serving()), ("receiving".into(), Some(1)));
     board.tick(600);
@@ -145,7 +145,7 @@ fn chunk_with_the_wrong_index() {
     let wasm = module(2);
     board.send(&install(&manifest(2, ""), &wasm));
     let module = Module::of(&wasm, CHUNK);
-    board.raw_piece(&module.digest, 2, &wasm[..1024]);
+    board.raw_chunk(&module.digest, 2, &wasm[..1024]);
     assert_eq!(board.state(), "receiving chunk-index");
     assert_eq!(board.report().error.as_deref(), Some("chunk 2 of 4 is chunk 0"));
     board.tick(600);
@@ -159,9 +159,9 @@ fn too_many_chunks() {
     check(&mut board, "rejected size-mismatch");
     let mut board = working();
     board.send(&install(&manifest(2, ""), &module(2)));
-    board.raw_piece(&crate::deploy::digest(&module(2)), 4, b"one more");
+    board.raw_chunk(&crate::deploy::digest(&module(2)), 4, b"one more");
     assert_eq!(board.state(), "receiving chunk-index");
-    board.pieces(&module(2));
+    board.chunks(&module(2));
     assert_eq!(board.serving(), Some(2));
 }
 
@@ -169,7 +169,7 @@ fn too_many_chunks() {
 fn declared_size_smaller_than_real() {
     let mut board = working();
     board.send(&with_module(|module| module.size -= 1));
-    board.pieces(&module(2));
+    board.chunks(&module(2));
     check(&mut board, "rejected size-mismatch");
 }
 
@@ -209,9 +209,9 @@ fn more_functions_than_the_board_allows() {
     // A new version of one that is there needs no room, and a removed one makes some.
     board.push(3, &module(3));
     assert_eq!(board.serving(), Some(3));
-    board.send(&order(4, Change::Remove));
+    board.send(&order(4, OrderChange::Remove));
     board.send(&Order { function: "cold".into(), ..install(&second, &module(2)) });
-    board.pieces(&module(2));
+    board.chunks(&module(2));
     assert_eq!(board.reports["cold"].state.as_str(), "active");
 }
 
@@ -220,12 +220,12 @@ fn replayed_old_envelope() {
     let mut board = Board::new();
     let old = sign(&install(&manifest(0, ""), &module(8)));
     board.deliver(TOPIC, &old);
-    board.pieces(&module(8));
+    board.chunks(&module(8));
     assert_eq!(board.serving(), Some(0));
     board.push(1, &module(1));
     // The first version is what a rollback would return to.
     board.push(2, &module(1));
-    board.send(&order(3, Change::Rollback));
+    board.send(&order(3, OrderChange::Rollback));
     assert_eq!(board.serving(), Some(1));
     board.deliver(TOPIC, &old);
     assert_eq!((board.serving(), board.state()), (Some(1), "rejected replayed-serial".into()));
@@ -288,7 +288,7 @@ fn expiry_while_the_clock_is_not_synced() {
     assert_eq!(board.reports["cold"].reason, Some(Reason::Expired));
     // What may be good is taken: a wrong clock must not keep a board from its orders.
     board.send(&order);
-    board.pieces(&module(2));
+    board.chunks(&module(2));
     assert_eq!(board.serving(), Some(2));
 }
 
@@ -298,20 +298,20 @@ fn an_order_from_a_clock_far_ahead_does_not_make_later_ones_expire() {
     let future = TODAY_MS + 1000 * 24 * HOUR_MS;
     let order = |serial| install(&manifest(serial, ""), &module(serial));
     board.send(&Order { issued_at_ms: future, expires_at_ms: future + 1, ..order(2) });
-    board.pieces(&module(2));
+    board.chunks(&module(2));
     assert_eq!(board.serving(), Some(2));
     board.now.is_synced = false;
     board.send(&Order { issued_at_ms: TODAY_MS + 48 * HOUR_MS, expires_at_ms: TODAY_MS + 49 * HOUR_MS, ..order(3) });
-    board.pieces(&module(3));
+    board.chunks(&module(3));
     assert_eq!(board.serving(), Some(3));
     // Accepted without a clock, it does; until there is one.
     board.send(&Order { issued_at_ms: future, expires_at_ms: future + 1, ..order(4) });
-    board.pieces(&module(4));
+    board.chunks(&module(4));
     board.send(&Order { issued_at_ms: TODAY_MS, expires_at_ms: TODAY_MS + 60 * HOUR_MS, ..order(5) });
     assert_eq!((board.serving(), board.state()), (Some(4), "rejected expired".into()));
     (board.now.is_synced, board.now.unix_ms) = (true, TODAY_MS);
     board.send(&Order { issued_at_ms: TODAY_MS, expires_at_ms: TODAY_MS + 60 * HOUR_MS, ..order(5) });
-    board.pieces(&module(5));
+    board.chunks(&module(5));
     assert_eq!(board.serving(), Some(5));
 }
 
@@ -333,7 +333,7 @@ fn wrong_node_or_group() {
     check(&mut board, "rejected wrong-target");
     let mut board = working();
     board.send(&Order { target: Target::Group(GROUP.into()), ..order.clone() });
-    board.pieces(&module(2));
+    board.chunks(&module(2));
     assert_eq!(board.serving(), Some(2));
     let mut board = working();
     board.deliver("sedge/pump-3/deploy/cold", &sign(&order));
@@ -344,25 +344,25 @@ fn wrong_node_or_group() {
 
 #[test]
 fn mix_of_manifest_a_and_module_b() {
-    // The pieces of another module, under the digest that was signed.
+    // The chunks of another module, under the digest that was signed.
     let mut board = working();
     board.send(&install(&manifest(2, ""), &module(2)));
     let (signed, other) = (Module::of(&module(2), CHUNK), module(3));
     for index in 0..4 {
         let range = signed.range(index);
-        board.raw_piece(&signed.digest, index, &other[range.start as usize..range.end as usize]);
+        board.raw_chunk(&signed.digest, index, &other[range.start as usize..range.end as usize]);
     }
     assert_eq!(board.state(), "receiving digest-mismatch");
     board.tick(600);
     check(&mut board, "rejected digest-mismatch");
-    // The pieces of one, the digest of another: both signed.
+    // The chunks of one, the digest of another: both signed.
     let mut board = working();
     let digest = crate::deploy::digest(&module(3));
     let mixed = with_module(|module| module.digest = digest);
     board.send(&mixed);
     for index in 0..4 {
         let range = signed.range(index);
-        board.raw_piece(&digest, index, &module(2)[range.start as usize..range.end as usize]);
+        board.raw_chunk(&digest, index, &module(2)[range.start as usize..range.end as usize]);
     }
     check(&mut board, "rejected digest-mismatch");
     // The manifest of another function, or of another serial.
@@ -381,9 +381,9 @@ fn manifest_that_hears_itself_or_is_none() {
     let with = |json: &str| {
         let mut order = install(&manifest(2, ""), &module(2));
         let manifest: Document = serde_json::from_str(json).unwrap();
-        let Change::Install(install) = &order.change else { unreachable!() };
+        let OrderChange::Install(install) = &order.change else { unreachable!() };
         order.change =
-            Change::Install(Box::new(Install { manifest, module: install.module.clone(), code: Vec::new() }));
+            OrderChange::Install(Box::new(Install { manifest, module: install.module.clone(), code: Vec::new() }));
         order
     };
     let mut board = working();
@@ -420,8 +420,8 @@ fn two_pushes_at_once() {
             for order in orders.iter().filter(|_| index == 0) {
                 board.send(order);
             }
-            board.piece(&module(2), index);
-            board.piece(&module(3), index);
+            board.chunk(&module(2), index);
+            board.chunk(&module(3), index);
         }
         assert_eq!(board.serving(), Some(3));
         assert_eq!(board.state(), "active");
@@ -433,12 +433,12 @@ fn two_pushes_at_once() {
 fn refused_orders_do_not_hide_one_that_is_under_way() {
     let mut board = working();
     board.send(&install(&manifest(5, ""), &module(5)));
-    board.piece(&module(5), 0);
+    board.chunk(&module(5), 0);
     board.tick(2);
     let before = board.reported.len();
     let order = install(&manifest(2, ""), &module(2));
     board.deliver(TOPIC, b"junk");
-    board.deliver(TOPIC, &Envelope::sign(&order.to_json(), &[]).to_json());
+    board.deliver(TOPIC, &SignedEnvelope::sign(&order.to_json(), &[]).to_json());
     board.send(&order);
     board.send(&Order { expires_at_ms: TODAY_MS - 1, issued_at_ms: 0, ..order });
     board.tick(5);
@@ -448,7 +448,7 @@ fn refused_orders_do_not_hide_one_that_is_under_way() {
     board.tick(3);
     let told: Vec<_> = board.reported[before..].iter().map(|report| (report.state.as_str(), report.serial)).collect();
     assert_eq!(told, [("rejected", Some(6)), ("receiving", Some(5))]);
-    board.pieces(&module(5));
+    board.chunks(&module(5));
     assert_eq!(board.serving(), Some(5));
 }
 
@@ -466,14 +466,14 @@ fn deploy_topic_flooded_with_junk() {
             board.tick(1);
         }
     }
-    let strangers = board.reports.keys().filter(|name| *name != FUNCTION && *name != "_keys").count();
-    assert_eq!(strangers, 32);
+    let unknown = board.reports.keys().filter(|name| *name != FUNCTION && *name != "_keys").count();
+    assert_eq!(unknown, 32);
     assert!(board.reported.len() < 32 + 100, "{} reports", board.reported.len());
     assert!(board.reports.keys().all(|name| !name.starts_with('F')));
     assert_eq!((board.serving(), board.report().state.as_str()), (Some(1), "receiving"));
-    assert_eq!(board.deployer.figures().orders_refused(Reason::BadEnvelope), 6000);
+    assert_eq!(board.deployer.stats().orders_refused(Reason::BadEnvelope), 6000);
     assert!(board.files("functions").len() == 1 && board.files(STAGING).is_empty());
-    board.pieces(&module(2));
+    board.chunks(&module(2));
     assert_eq!(board.serving(), Some(2));
     // Names make room for others, and what was reported of them is taken back.
     board.tick(100);

@@ -9,14 +9,14 @@ use bytes::Bytes;
 
 use crate::config;
 use crate::deploy::disk::Disk;
-use crate::deploy::envelope::Envelope;
+use crate::deploy::envelope::SignedEnvelope;
 use crate::deploy::faults::Faults;
 use crate::deploy::keys::{SigningKey, TrustedKey};
-use crate::deploy::payload::{Change, Document, Install, Module, Order};
+use crate::deploy::payload::{Document, Install, Module, Order, OrderChange};
 use crate::deploy::report::Report;
 use crate::deploy::topics::{Target, Topics};
-use crate::deploy::{Action, Deployer, Now, Request, Settings, Start, TrialEvent};
-use crate::deploy::{Compile, CompileFailed, Host};
+use crate::deploy::{Action, Deployer, DeployerConfig, Now, Request, Start, TrialEvent};
+use crate::deploy::{Capabilities, CompileBackend, CompileError};
 use crate::manifest::Manifest;
 use crate::message::{Digest, Failure, FailureCode};
 use crate::sandbox::{Class, Isa};
@@ -31,7 +31,7 @@ pub const HOUR_MS: u64 = 3_600_000;
 
 pub struct Board {
     pub deployer: Deployer,
-    pub settings: Settings,
+    pub settings: DeployerConfig,
     pub folders: Vec<(PathBuf, Manifest)>,
     dir: Arc<tempfile::TempDir>,
     pub now: Now,
@@ -58,15 +58,15 @@ pub struct Running {
 /// Code is the module behind a word.
 struct Fake;
 
-impl Compile for Fake {
+impl CompileBackend for Fake {
     fn cached(&self, _: &Digest, _: Class) -> Option<Bytes> {
         None
     }
 
-    fn compile(&self, _: &Digest, wasm: &[u8], _: Class) -> Result<Bytes, CompileFailed> {
+    fn compile(&self, _: &Digest, wasm: &[u8], _: Class) -> Result<Bytes, CompileError> {
         match wasm {
-            [b'w', b'o', b'r', b'l', b'd', ..] => Err(CompileFailed::Refused("it is for another world".into())),
-            [b'b', b'o', b'm', b'b', ..] => Err(CompileFailed::Time),
+            [b'w', b'o', b'r', b'l', b'd', ..] => Err(CompileError::Refused("it is for another world".into())),
+            [b'b', b'o', b'm', b'b', ..] => Err(CompileError::Time),
             _ => Ok([b"code:", wasm].concat().into()),
         }
     }
@@ -86,15 +86,15 @@ pub fn trusted(name: &str, key: &SigningKey) -> TrustedKey {
     }
 }
 
-pub fn settings(keys: &[(&str, &SigningKey)]) -> Settings {
+pub fn settings(keys: &[(&str, &SigningKey)]) -> DeployerConfig {
     let entry = |(name, key): &(&str, &SigningKey)| {
         ((*name).to_owned(), config::DeployKey { public_key: Some(key.public()), ..config::DeployKey::default() })
     };
-    Settings {
+    DeployerConfig {
         node: NODE.into(),
         groups: vec![GROUP.into()],
         base_topic: "sedge".into(),
-        host: Host { has_compiler: true, target: Some(Isa::Aarch64) },
+        host: Capabilities { has_compiler: true, target: Some(Isa::Aarch64) },
         deploy: config::Deploy { keys: keys.iter().map(entry).collect(), ..config::Deploy::default() },
         ceilings: config::Functions::default(),
     }
@@ -111,7 +111,7 @@ pub fn manifest(serial: u64, more: &str) -> Manifest {
     Manifest::from_toml(&text, Path::new("function.toml"), None).unwrap()
 }
 
-/// A module of a few pieces, each unlike the others and those of other modules.
+/// A module of a few chunks, each unlike the others and those of other modules.
 pub fn module(seed: u64) -> Vec<u8> {
     (0..3500_u64).map(|n| (n.wrapping_mul(seed + 7) >> 3) as u8 ^ (n >> 8) as u8).collect()
 }
@@ -125,16 +125,16 @@ pub fn install(manifest: &Manifest, wasm: &[u8]) -> Order {
         target: Target::Node(NODE.into()),
         issued_at_ms: TODAY_MS,
         expires_at_ms: TODAY_MS + HOUR_MS,
-        change: Change::Install(Box::new(install)),
+        change: OrderChange::Install(Box::new(install)),
     }
 }
 
-pub fn order(serial: u64, change: Change) -> Order {
+pub fn order(serial: u64, change: OrderChange) -> Order {
     Order { serial, change, ..install(&manifest(serial, ""), b"x") }
 }
 
 pub fn sign(order: &Order) -> Vec<u8> {
-    Envelope::sign(&order.to_json(), &[&key()]).to_json()
+    SignedEnvelope::sign(&order.to_json(), &[&key()]).to_json()
 }
 
 impl Board {
@@ -142,13 +142,13 @@ impl Board {
         Self::with(settings(&[("ops", &key())]), Vec::new())
     }
 
-    pub fn with(settings: Settings, folders: Vec<(PathBuf, Manifest)>) -> Self {
+    pub fn with(settings: DeployerConfig, folders: Vec<(PathBuf, Manifest)>) -> Self {
         Self::on(tempfile::tempdir().unwrap().into(), settings, folders, true)
     }
 
     fn on(
         dir: Arc<tempfile::TempDir>,
-        settings: Settings,
+        settings: DeployerConfig,
         folders: Vec<(PathBuf, Manifest)>,
         is_lenient: bool,
     ) -> Self {
@@ -208,7 +208,7 @@ impl Board {
     fn carry_out(&mut self, action: Action, requests: &mut VecDeque<Request>) {
         match action {
             Action::Fetch { digest } => self.fetched.push(digest),
-            Action::Fetched { .. } | Action::Keep { .. } => {}
+            Action::EndFetch { .. } | Action::RetainCode { .. } => {}
             Action::FetchOrders => self.orders_fetched += 1,
             Action::Compile { function, edition, digest, wasm, class } => {
                 self.compiled += 1;
@@ -246,7 +246,7 @@ impl Board {
             Action::Stop { function } => {
                 self.pipeline.remove(&*function);
             }
-            Action::Drop { function, edition } => {
+            Action::DropCandidate { function, edition } => {
                 let running = self.pipeline.get_mut(&*function).expect("only what was started is dropped");
                 let candidate = running.candidate.take().expect("only a candidate is dropped");
                 assert_eq!(candidate.edition, edition);
@@ -302,26 +302,26 @@ impl Board {
         self.deliver(&topic, &sign(order));
     }
 
-    pub fn piece(&mut self, wasm: &[u8], index: u32) {
+    pub fn chunk(&mut self, wasm: &[u8], index: u32) {
         let module = Module::of(wasm, CHUNK);
         let range = module.range(index);
-        self.raw_piece(&module.digest, index, &wasm[range.start as usize..range.end as usize]);
+        self.raw_chunk(&module.digest, index, &wasm[range.start as usize..range.end as usize]);
     }
 
-    pub fn raw_piece(&mut self, digest: &Digest, index: u32, bytes: &[u8]) {
+    pub fn raw_chunk(&mut self, digest: &Digest, index: u32, bytes: &[u8]) {
         self.deliver(&Topics::new("sedge").blob(digest, index), bytes);
     }
 
-    pub fn pieces(&mut self, wasm: &[u8]) {
+    pub fn chunks(&mut self, wasm: &[u8]) {
         for index in 0..Module::of(wasm, CHUNK).chunks.len() as u32 {
-            self.piece(wasm, index);
+            self.chunk(wasm, index);
         }
     }
 
-    /// Order and pieces of a new version.
+    /// Order and chunks of a new version.
     pub fn push(&mut self, serial: u64, wasm: &[u8]) {
         self.send(&install(&manifest(serial, ""), wasm));
-        self.pieces(wasm);
+        self.chunks(wasm);
     }
 
     pub fn tick(&mut self, secs: u64) {

@@ -5,11 +5,11 @@ use bytes::Bytes;
 use super::board::{Board, CHUNK, FUNCTION, NODE, install, key, manifest, module, order, settings};
 use crate::deploy::code::{Abi, Code};
 use crate::deploy::disk::MODULES;
-use crate::deploy::envelope::Envelope;
+use crate::deploy::envelope::SignedEnvelope;
 use crate::deploy::keys::{SigningKey, TrustedKey};
-use crate::deploy::payload::{Change, KeyUpdate, Module, NativeCode, Order};
+use crate::deploy::payload::{KeyUpdate, Module, NativeCode, Order, OrderChange};
 use crate::deploy::topics::KEYS;
-use crate::deploy::{Request, Settings, TrialEvent};
+use crate::deploy::{DeployerConfig, Request, TrialEvent};
 use crate::message::Digest;
 use crate::sandbox::{Class, Isa};
 
@@ -17,7 +17,7 @@ const TARGET: Isa = Isa::Aarch64;
 const TOPIC: &str = "sedge/pump-3/deploy/warm";
 
 /// Trusts one key, which may send code, and has no compiler.
-fn runtime() -> Settings {
+fn runtime() -> DeployerConfig {
     let mut settings = settings(&[("ops", &key())]);
     settings.host.has_compiler = false;
     settings.deploy.keys.get_mut("ops").unwrap().native_code = true;
@@ -41,7 +41,7 @@ fn abi() -> Abi {
 /// Brings these and no module.
 fn code_order(serial: u64, parts: &[(Abi, &[u8])]) -> Order {
     let mut order = install(&manifest(serial, ""), b"");
-    let Change::Install(install) = &mut order.change else { unreachable!() };
+    let OrderChange::Install(install) = &mut order.change else { unreachable!() };
     install.module = None;
     let part = |(abi, file): &(Abi, &[u8])| NativeCode::new(abi.clone(), Module::of(file, CHUNK));
     install.code = parts.iter().map(part).collect();
@@ -50,7 +50,7 @@ fn code_order(serial: u64, parts: &[(Abi, &[u8])]) -> Order {
 
 fn push(board: &mut Board, serial: u64, file: &[u8]) {
     board.send(&code_order(serial, &[(abi(), file)]));
-    board.pieces(file);
+    board.chunks(file);
 }
 
 #[track_caller]
@@ -66,7 +66,7 @@ fn a_board_without_a_compiler_runs_what_the_laptop_compiled() {
     let (ours, theirs) = (artefact(1, TARGET), artefact(1, Isa::Pulley32));
     board.send(&code_order(1, &[(Abi::of(Isa::Pulley32, Class::Small), &theirs), (abi(), &ours)]));
     assert_eq!(board.fetched, [crate::deploy::digest(&ours)], "and fetches nothing else");
-    board.pieces(&ours);
+    board.chunks(&ours);
     check(&mut board, Some(1), "active", &[]);
     assert_eq!(board.compiled, 0);
     let active = &board.pipeline[FUNCTION].active.as_ref().unwrap().installed;
@@ -77,7 +77,7 @@ fn a_board_without_a_compiler_runs_what_the_laptop_compiled() {
     push(&mut board, 2, &artefact(2, TARGET));
     let mut board = board.restart();
     check(&mut board, Some(2), "active", &[]);
-    board.send(&order(3, Change::Rollback));
+    board.send(&order(3, OrderChange::Rollback));
     check(&mut board, Some(1), "rolled-back requested", &[]);
     assert_eq!(board.files(MODULES).len(), 2);
 }
@@ -89,12 +89,12 @@ fn a_board_with_a_compiler_takes_the_module_and_only_without_one_the_code() {
     let mut board = Board::with(settings, Vec::new());
     let file = artefact(1, TARGET);
     let mut both = code_order(1, &[(abi(), &file)]);
-    if let Change::Install(install) = &mut both.change {
+    if let OrderChange::Install(install) = &mut both.change {
         install.module = Some(Module::of(&module(1), CHUNK));
     }
     board.send(&both);
     assert_eq!(board.fetched, [crate::deploy::digest(&module(1))]);
-    board.pieces(&module(1));
+    board.chunks(&module(1));
     check(&mut board, Some(1), "active", &[]);
     assert!(board.compiled == 1 && !board.report().active.as_ref().unwrap().version.native_code);
     push(&mut board, 2, &artefact(2, TARGET));
@@ -104,7 +104,7 @@ fn a_board_with_a_compiler_takes_the_module_and_only_without_one_the_code() {
 
 #[test]
 fn code_is_taken_only_from_keys_that_may_send_it() {
-    let mut board = Board::with(Settings { host: runtime().host, ..settings(&[("ops", &key())]) }, Vec::new());
+    let mut board = Board::with(DeployerConfig { host: runtime().host, ..settings(&[("ops", &key())]) }, Vec::new());
     push(&mut board, 1, &artefact(1, TARGET));
     check(&mut board, None, "rejected code-not-allowed", &["key ops", "native_code = true"]);
     assert!(board.fetched.is_empty(), "nothing of it is fetched");
@@ -117,7 +117,7 @@ fn code_is_taken_only_from_keys_that_may_send_it() {
     let mut board = Board::with(settings, Vec::new());
     let file = artefact(1, TARGET);
     let order = code_order(1, &[(abi(), &file)]);
-    board.deliver(TOPIC, &Envelope::sign(&order.to_json(), &[&key(), &other]).to_json());
+    board.deliver(TOPIC, &SignedEnvelope::sign(&order.to_json(), &[&key(), &other]).to_json());
     check(&mut board, None, "rejected code-not-allowed", &["key other"]);
     push(&mut board, 2, &file);
     check(&mut board, Some(2), "active", &[]);
@@ -171,16 +171,16 @@ fn what_is_signed_as_code_and_is_not_ends_there() {
 }
 
 #[test]
-fn a_changed_piece_of_code_is_known_like_any_other() {
+fn a_changed_chunk_of_code_is_known_like_any_other() {
     let mut board = board();
     let file = artefact(1, TARGET);
     let module = Module::of(&file, CHUNK);
     board.send(&code_order(1, &[(abi(), &file)]));
     let mut changed = file[..CHUNK as usize].to_vec();
     changed[500] ^= 1;
-    board.raw_piece(&module.digest, 0, &changed);
+    board.raw_chunk(&module.digest, 0, &changed);
     assert_eq!(board.state(), "receiving digest-mismatch");
-    board.pieces(&file);
+    board.chunks(&file);
     check(&mut board, Some(1), "active", &[]);
 }
 
@@ -195,7 +195,7 @@ fn code_of_another_wasmtime_does_not_run_after_an_upgrade_until_it_is_pushed_aga
     check(&mut board, None, "rejected no-code", &["aarch64", "pulley32", "push it again"]);
     let file = artefact(2, Isa::Pulley32);
     board.send(&code_order(2, &[(Abi::of(Isa::Pulley32, Class::Small), &file)]));
-    board.pieces(&file);
+    board.chunks(&file);
     check(&mut board, Some(2), "active", &[]);
 }
 
@@ -205,7 +205,7 @@ fn an_order_under_way_ends_when_its_key_may_send_no_code_any_longer() {
     let file = artefact(1, TARGET);
     board.send(&code_order(1, &[(abi(), &file)]));
     board.tell(Request::Keys(Box::new(settings(&[("ops", &key())]).deploy)));
-    board.pieces(&file);
+    board.chunks(&file);
     check(&mut board, None, "rejected unknown-key", &["no longer trusted"]);
 }
 
@@ -222,8 +222,8 @@ fn nobody_gives_a_permission_that_he_has_not() {
     };
     let update = |serial| {
         let update = KeyUpdate { trust: vec![trusted.clone()], revoke: vec![] };
-        let order = Order { function: KEYS.into(), ..order(serial, Change::Keys(update)) };
-        Envelope::sign(&order.to_json(), &[&key()]).to_json()
+        let order = Order { function: KEYS.into(), ..order(serial, OrderChange::Keys(update)) };
+        SignedEnvelope::sign(&order.to_json(), &[&key()]).to_json()
     };
     let topic = format!("sedge/{NODE}/deploy/{KEYS}");
     let board = |native_code| {
@@ -243,8 +243,8 @@ fn nobody_gives_a_permission_that_he_has_not() {
     board.deliver(&topic, &update(1));
     let mut board = board.restart();
     let file = artefact(1, TARGET);
-    board.deliver(TOPIC, &Envelope::sign(&code_order(1, &[(abi(), &file)]).to_json(), &[&new]).to_json());
-    board.pieces(&file);
+    board.deliver(TOPIC, &SignedEnvelope::sign(&code_order(1, &[(abi(), &file)]).to_json(), &[&new]).to_json());
+    board.chunks(&file);
     check(&mut board, Some(1), "active", &[]);
 }
 
@@ -253,7 +253,7 @@ fn a_folder_without_a_compiler_runs_code_that_lies_in_it_where_that_is_allowed()
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("warm.aarch64.code");
     let folders = vec![(dir.path().to_owned(), manifest(1, ""))];
-    let refused = |settings: Settings, says: &[&str]| {
+    let refused = |settings: DeployerConfig, says: &[&str]| {
         let mut board = Board::with(settings, folders.clone());
         check(&mut board, None, "rejected no-code", says);
     };
@@ -272,7 +272,7 @@ fn a_folder_without_a_compiler_runs_code_that_lies_in_it_where_that_is_allowed()
     check(&mut board, Some(1), "active", &[]);
     // What is pushed replaces it, and a rollback finds it again.
     push(&mut board, 2, &artefact(2, TARGET));
-    board.send(&order(3, Change::Rollback));
+    board.send(&order(3, OrderChange::Rollback));
     check(&mut board, Some(1), "rolled-back requested", &[]);
 }
 
@@ -286,7 +286,7 @@ fn going_back_to_code_is_for_any_key_of_the_function() {
     push(&mut board, 1, &artefact(1, TARGET));
     push(&mut board, 2, &artefact(2, TARGET));
     board.is_lenient = false;
-    board.deliver(TOPIC, &Envelope::sign(&order(3, Change::Rollback).to_json(), &[&other]).to_json());
+    board.deliver(TOPIC, &SignedEnvelope::sign(&order(3, OrderChange::Rollback).to_json(), &[&other]).to_json());
     assert_eq!(board.state(), "compiling", "it is loaded");
     let deploy = board.settings.deploy.clone();
     board.tell(Request::Keys(Box::new(deploy)));

@@ -1,15 +1,15 @@
 //! Who may, and until when.
 
 use super::board::{Board, NODE, install, key, manifest, module, order, settings, sign, trusted};
-use crate::deploy::envelope::Envelope;
+use crate::deploy::envelope::SignedEnvelope;
 use crate::deploy::keys::{SigningKey, TrustedKey};
-use crate::deploy::payload::{Change, KeyUpdate, Order};
+use crate::deploy::payload::{KeyUpdate, Order, OrderChange};
 use crate::deploy::topics::{KEYS, Target};
 use crate::deploy::{Request, TrialEvent};
 
 fn update(serial: u64, trust: Vec<TrustedKey>, revoke: &[&SigningKey]) -> Order {
     let revoke = revoke.iter().map(|key| key.public().id()).collect();
-    let change = Change::Keys(KeyUpdate { trust, revoke });
+    let change = OrderChange::Keys(KeyUpdate { trust, revoke });
     Order { function: KEYS.into(), target: Target::Node(NODE.into()), ..order(serial, change) }
 }
 
@@ -21,7 +21,7 @@ fn board() -> Board {
 }
 
 fn signed(order: &Order, key: &SigningKey) -> Vec<u8> {
-    Envelope::sign(&order.to_json(), &[key]).to_json()
+    SignedEnvelope::sign(&order.to_json(), &[key]).to_json()
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn keys_rotate_by_a_signed_order_and_old_ones_stop_at_once() {
     board.send(&second);
     assert_eq!((board.serving(), board.state()), (Some(1), "rejected unknown-key".into()));
     board.deliver("sedge/pump-3/deploy/warm", &signed(&second, &new));
-    board.pieces(&module(2));
+    board.chunks(&module(2));
     assert_eq!(board.serving(), Some(2));
     let mut board = board.restart();
     board.push(3, &module(3));
@@ -90,7 +90,7 @@ fn a_reload_brings_keys_in_and_takes_them_away() {
     board.tell(Request::Keys(Box::new(settings(&[("new", &new)]).deploy)));
     assert_eq!(board.orders_fetched, 1, "what was refused is looked at again");
     board.deliver("sedge/pump-3/deploy/warm", &second);
-    board.pieces(&module(2));
+    board.chunks(&module(2));
     assert_eq!(board.serving(), Some(2));
     board.push(3, &module(3));
     assert_eq!((board.serving(), board.state()), (Some(2), "rejected unknown-key".into()));
@@ -108,7 +108,7 @@ fn orders_under_way_end_with_their_key_and_what_is_installed_goes_on() {
             board.held = Some(Default::default());
         }
         if stage != "receiving" {
-            board.pieces(&module(2));
+            board.chunks(&module(2));
         }
         if stage == "trial" {
             board.trial(TrialEvent::Ready);
@@ -130,6 +130,6 @@ fn a_key_that_went_while_the_board_was_off_ends_its_orders_too() {
     board.settings = settings(&[]);
     let mut board = board.restart();
     assert_eq!((board.serving(), board.state()), (Some(1), "rejected unknown-key".into()));
-    board.pieces(&module(2));
+    board.chunks(&module(2));
     assert_eq!(board.serving(), Some(1));
 }

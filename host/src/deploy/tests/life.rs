@@ -2,9 +2,9 @@
 
 use super::board::{Board, FUNCTION, GROUP, failure, install, key, manifest, module, order, settings};
 use crate::deploy::disk::{MODULES, STAGING};
-use crate::deploy::payload::Change;
+use crate::deploy::payload::OrderChange;
 use crate::deploy::reason::Reason;
-use crate::deploy::report::{Difference, Progress, State};
+use crate::deploy::report::{DeployState, Difference, Progress};
 use crate::deploy::topics::Target;
 use crate::deploy::{Request, TrialEvent};
 use crate::manifest::Manifest;
@@ -30,7 +30,7 @@ fn a_push_goes_through_all_states() {
     assert_eq!(board.serving(), Some(1));
 
     board.push(2, &module(2));
-    assert_eq!((board.serving(), board.report().state), (Some(2), State::Active));
+    assert_eq!((board.serving(), board.report().state), (Some(2), DeployState::Active));
     assert_eq!(board.report().previous.as_ref().unwrap().serial, 1);
     board.tick(1);
     assert!(board.files(STAGING).is_empty());
@@ -50,7 +50,7 @@ fn a_restart_runs_what_ran_without_a_broker() {
     let board = board.restart();
     assert_eq!(board.serving(), Some(2));
     let after = board.report();
-    assert_eq!((&after.active, &after.previous, after.state), (&before.active, &before.previous, State::Active));
+    assert_eq!((&after.active, &after.previous, after.state), (&before.active, &before.previous, DeployState::Active));
     assert_eq!(after.serial, Some(2));
 }
 
@@ -61,7 +61,7 @@ fn what_the_broker_hands_over_again_changes_nothing() {
     let in_group =
         crate::deploy::payload::Order { target: Target::Group(GROUP.into()), ..install(&manifest(2, ""), &module(2)) };
     board.send(&in_group);
-    board.pieces(&module(2));
+    board.chunks(&module(2));
     board.push(3, &module(3));
     for restart in [false, true] {
         if restart {
@@ -109,14 +109,14 @@ fn a_push_goes_on_after_a_restart_in_the_middle() {
     let mut board = Board::new();
     board.push(1, &module(1));
     board.send(&install(&manifest(2, ""), &module(2)));
-    board.piece(&module(2), 1);
-    board.piece(&module(2), 3);
+    board.chunk(&module(2), 1);
+    board.chunk(&module(2), 3);
     let mut board = board.restart();
     assert_eq!(board.serving(), Some(1));
     assert_eq!(board.report().progress, Some(Progress::Chunks { chunks: 4, received: 2 }));
     assert_eq!(board.fetched.first(), Some(&crate::deploy::digest(&module(2))), "the broker is asked for the rest");
-    board.piece(&module(2), 0);
-    board.piece(&module(2), 2);
+    board.chunk(&module(2), 0);
+    board.chunk(&module(2), 2);
     assert_eq!(board.serving(), Some(2));
 }
 
@@ -124,20 +124,20 @@ fn a_push_goes_on_after_a_restart_in_the_middle() {
 fn a_second_push_of_the_same_module_goes_on_where_the_first_ended() {
     let mut board = Board::new();
     board.send(&install(&manifest(1, ""), &module(1)));
-    board.piece(&module(1), 0);
+    board.chunk(&module(1), 0);
     board.tick(700);
     assert_eq!(board.state(), "rejected truncated");
-    assert!(board.files(STAGING).is_empty(), "nothing needs the pieces");
+    assert!(board.files(STAGING).is_empty(), "nothing needs the chunks");
     board.send(&install(&manifest(2, ""), &module(1)));
-    board.piece(&module(1), 0);
+    board.chunk(&module(1), 0);
     board.send(&install(&manifest(3, ""), &module(1)));
     assert_eq!(board.report().progress, Some(Progress::Chunks { chunks: 4, received: 1 }));
-    board.pieces(&module(1));
+    board.chunks(&module(1));
     assert_eq!(board.serving(), Some(3));
 }
 
 #[test]
-fn pieces_that_did_not_come_are_fetched_again_until_time_is_up() {
+fn chunks_that_did_not_come_are_fetched_again_until_time_is_up() {
     let mut board = Board::new();
     board.send(&install(&manifest(1, ""), &module(1)));
     assert_eq!(board.fetched.len(), 1);
@@ -161,7 +161,7 @@ fn without_a_connection_no_time_passes_for_a_push() {
     assert_eq!((board.state(), board.fetched.len()), ("receiving".into(), 1));
     board.tell(Request::Connected);
     assert_eq!(board.fetched.len(), 2);
-    board.pieces(&module(1));
+    board.chunks(&module(1));
     assert_eq!(board.serving(), Some(1));
 }
 
@@ -176,7 +176,7 @@ fn a_failed_trial_brings_the_predecessor_back() {
     assert_eq!((report.serial, report.active.as_ref().unwrap().version.serial), (Some(2), 1));
     let board = board.restart();
     assert_eq!((board.serving(), board.compiled), (Some(1), 0), "it is not tried again");
-    assert_eq!(board.report().state, State::RolledBack);
+    assert_eq!(board.report().state, DeployState::RolledBack);
 }
 
 #[test]
@@ -231,14 +231,14 @@ fn the_newest_of_several_pushes_wins_and_the_last_good_one_is_kept() {
     let mut board = Board::new();
     board.push(1, &module(1));
     board.send(&install(&manifest(2, ""), &module(2)));
-    board.piece(&module(2), 0);
+    board.chunk(&module(2), 0);
     board.held = Some(Default::default());
     board.push(3, &module(3));
     board.send(&install(&manifest(4, ""), &module(4)));
-    // Late pieces and results of those that were overtaken.
-    board.pieces(&module(2));
+    // Late chunks and results of those that were overtaken.
+    board.chunks(&module(2));
     board.release();
-    board.pieces(&module(4));
+    board.chunks(&module(4));
     assert_eq!((board.serving(), board.state()), (Some(4), "active".into()));
     assert_eq!(board.report().previous.as_ref().unwrap().serial, 1);
     board.tick(1);
@@ -250,14 +250,14 @@ fn a_rollback_changes_places_and_back() {
     let mut board = Board::new();
     board.push(1, &module(1));
     board.push(2, &module(2));
-    board.send(&order(3, Change::Rollback));
+    board.send(&order(3, OrderChange::Rollback));
     assert_eq!((board.serving(), board.state()), (Some(1), "rolled-back requested".into()));
     let report = board.report();
     assert_eq!((report.serial, report.version.as_deref()), (Some(3), Some("1.1.0")));
     assert_eq!(report.previous.as_ref().unwrap().serial, 2);
     let mut board = board.restart();
     assert_eq!(board.serving(), Some(1));
-    board.send(&order(4, Change::Rollback));
+    board.send(&order(4, OrderChange::Rollback));
     assert_eq!(board.serving(), Some(2));
     // The line of serials goes on above what was rolled back.
     board.push(4, &module(3));
@@ -271,7 +271,7 @@ fn a_rollback_ends_a_trial() {
     board.is_lenient = false;
     board.push(2, &module(2));
     board.trial(TrialEvent::Ready);
-    board.send(&order(3, Change::Rollback));
+    board.send(&order(3, OrderChange::Rollback));
     assert!(board.pipeline[FUNCTION].candidate.is_none());
     assert_eq!((board.serving(), board.state()), (Some(1), "rolled-back requested".into()));
     assert_eq!(board.restart().serving(), Some(1));
@@ -280,12 +280,12 @@ fn a_rollback_ends_a_trial() {
 #[test]
 fn nothing_to_go_back_to() {
     let mut board = Board::new();
-    board.send(&order(1, Change::Rollback));
+    board.send(&order(1, OrderChange::Rollback));
     assert_eq!(board.state(), "rejected not-installed");
     board.push(2, &module(2));
-    board.send(&order(3, Change::Rollback));
+    board.send(&order(3, OrderChange::Rollback));
     assert_eq!((board.serving(), board.state()), (Some(2), "rejected no-previous".into()));
-    board.send(&order(4, Change::Promote));
+    board.send(&order(4, OrderChange::Promote));
     assert_eq!(board.state(), "rejected no-trial");
 }
 
@@ -296,17 +296,17 @@ fn a_rollback_whose_module_is_lost_keeps_what_runs() {
     board.push(2, &module(2));
     let lost = crate::deploy::staging::module_name(&crate::deploy::digest(&module(1)));
     std::fs::write(board.disk().path(MODULES, &lost), b"rot").unwrap();
-    board.send(&order(3, Change::Rollback));
+    board.send(&order(3, OrderChange::Rollback));
     assert_eq!((board.serving(), board.state()), (Some(2), "rejected module-missing".into()));
 }
 
 #[test]
 fn what_is_removed_stays_removed_and_its_serials_known() {
     let mut board = Board::new();
-    board.send(&order(1, Change::Remove));
+    board.send(&order(1, OrderChange::Remove));
     assert_eq!(board.state(), "rejected not-installed");
     board.push(2, &module(2));
-    board.send(&order(3, Change::Remove));
+    board.send(&order(3, OrderChange::Remove));
     assert_eq!((board.serving(), board.state()), (None, "removed requested".into()));
     board.tick(1);
     assert!(board.files(MODULES).is_empty());
@@ -324,7 +324,7 @@ fn a_shadow_waits_for_a_word() {
     board.push(1, &module(1));
     board.is_lenient = false;
     board.send(&install(&manifest(2, "[trial]\nmode = \"shadow\""), &module(2)));
-    board.pieces(&module(2));
+    board.chunks(&module(2));
     board.trial(TrialEvent::Ready);
     let long = "é".repeat(400);
     let sample = Difference { topic: "s/1".into(), active: long.clone(), candidate: "2".into() };
@@ -337,7 +337,7 @@ fn a_shadow_waits_for_a_word() {
     assert_eq!(report.progress, Some(Progress::Trial { messages: 10, run: 10, failed: 0, different: 9 }));
     board.tick(1000);
     assert_eq!((board.serving(), board.state()), (Some(1), "trial".into()));
-    board.send(&order(3, Change::Promote));
+    board.send(&order(3, OrderChange::Promote));
     assert_eq!((board.serving(), board.state()), (Some(2), "active".into()));
     assert_eq!(board.report().previous.as_ref().unwrap().serial, 1);
     assert_eq!(board.restart().serving(), Some(2));
@@ -381,7 +381,7 @@ fn a_folder_is_version_zero_and_can_be_returned_to() {
     std::fs::remove_file(folder.0.path().join(format!("{FUNCTION}.wasm"))).unwrap();
     let mut board = board.restart();
     assert_eq!(board.serving(), Some(1));
-    board.send(&order(2, Change::Rollback));
+    board.send(&order(2, OrderChange::Rollback));
     assert_eq!(board.serving(), Some(0));
     board.folders.clear();
     assert_eq!(board.restart().serving(), Some(0));
@@ -403,7 +403,7 @@ fn a_newer_folder_wins_at_the_start_and_a_removed_one_does_not() {
     assert_eq!(board.files(MODULES).len(), 2, "what the record names is kept");
     board.push(4, &module(4));
     assert_eq!(board.state(), "rejected replayed-serial");
-    board.send(&order(6, Change::Remove));
+    board.send(&order(6, OrderChange::Remove));
     let board = board.restart();
     assert_eq!(board.serving(), None);
 }
@@ -438,7 +438,7 @@ fn reports_are_made_at_most_once_a_second_between_changes_of_state() {
     board.send(&install(&manifest(1, ""), &wasm));
     let before = board.reported.len();
     for index in 0..13 {
-        board.piece(&wasm, index);
+        board.chunk(&wasm, index);
     }
     assert_eq!(board.reported.len(), before);
     board.tick(1);

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use super::board::{Board, CHUNK, FUNCTION, install, manifest, module, order};
 use crate::deploy::disk::{FUNCTIONS, MODULES, STAGING};
-use crate::deploy::payload::{Change, Module, Order};
+use crate::deploy::payload::{Module, Order, OrderChange};
 use crate::deploy::record::{self, Record};
 
 /// What the broker keeps, handed over at a connection; then time to do something about it.
@@ -14,7 +14,7 @@ fn hand_over(board: &mut Board, order: &Order, modules: &[Vec<u8>]) {
     board.tell(crate::deploy::Request::Connected);
     board.send(order);
     for _ in 0..2 {
-        modules.iter().for_each(|wasm| board.pieces(wasm));
+        modules.iter().for_each(|wasm| board.chunks(wasm));
         board.tick(2);
     }
 }
@@ -81,7 +81,7 @@ fn power_that_fails_at_any_step_of_a_push() {
 /// The same for a rollback and a removal.
 #[test]
 fn power_that_fails_at_any_step_of_other_orders() {
-    for (change, before, after) in [(Change::Rollback, Some(2), Some(1)), (Change::Remove, Some(2), None)] {
+    for (change, before, after) in [(OrderChange::Rollback, Some(2), Some(1)), (OrderChange::Remove, Some(2), None)] {
         for step in 0..12 {
             for seed in 0..4 {
                 let mut board = Board::new();
@@ -128,7 +128,7 @@ fn disk_full_while_staging() {
         // It is not given up for that, however long it takes.
         for _ in 0..5 {
             board.tick(300);
-            board.pieces(&module(2));
+            board.chunks(&module(2));
         }
         assert!(board.state() != "rejected disk-full");
         let crashed = room % 500 == 0;
@@ -163,8 +163,8 @@ fn a_record_cut_short_at_any_length_is_set_aside_and_never_believed() {
 #[derive(Clone, Debug)]
 enum Event {
     Order(u64),
-    Piece { of: u64, index: u32 },
-    BadPiece { of: u64, index: u32 },
+    Chunk { of: u64, index: u32 },
+    BadChunk { of: u64, index: u32 },
     Junk,
     Restart,
     PowerCut { seed: u64 },
@@ -176,8 +176,8 @@ fn event() -> impl Strategy<Value = Event> {
     let of = 2..4_u64;
     prop_oneof![
         3 => of.clone().prop_map(Event::Order),
-        10 => (of.clone(), 0..4_u32).prop_map(|(of, index)| Event::Piece { of, index }),
-        2 => (of, 0..6_u32).prop_map(|(of, index)| Event::BadPiece { of, index }),
+        10 => (of.clone(), 0..4_u32).prop_map(|(of, index)| Event::Chunk { of, index }),
+        2 => (of, 0..6_u32).prop_map(|(of, index)| Event::BadChunk { of, index }),
         1 => Just(Event::Junk),
         1 => Just(Event::Restart),
         1 => any::<u64>().prop_map(|seed| Event::PowerCut { seed }),
@@ -189,17 +189,17 @@ fn event() -> impl Strategy<Value = Event> {
 fn happen(mut board: Board, event: &Event) -> Board {
     match *event {
         Event::Order(serial) => board.send(&install(&manifest(serial, ""), &module(serial))),
-        Event::Piece { of, index } => board.piece(&module(of), index),
-        Event::BadPiece { of, index } => {
+        Event::Chunk { of, index } => board.chunk(&module(of), index),
+        Event::BadChunk { of, index } => {
             let digest = Module::of(&module(of), CHUNK).digest;
-            board.raw_piece(&digest, index, &module(of)[7..1031]);
+            board.raw_chunk(&digest, index, &module(of)[7..1031]);
         }
         Event::Junk => board.deliver("sedge/pump-3/deploy/warm", b"junk"),
         Event::Restart => board = board.restart(),
         Event::PowerCut { seed } => {
             let faults = board.faults();
             faults.cut_power_at(faults.steps() + seed % 6);
-            board.pieces(&module(2 + seed % 2));
+            board.chunks(&module(2 + seed % 2));
             board.tick(1);
             faults.lose(coin(seed));
             board = board.restart();
@@ -216,7 +216,7 @@ fn happen(mut board: Board, event: &Event) -> Board {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
-    /// Pieces and orders of two pushes: lost, doubled, out of order, with restarts and power cuts between. Something
+    /// Chunks and orders of two pushes: lost, doubled, out of order, with restarts and power cuts between. Something
     /// always serves; and when the broker hands over what it keeps, the board is where it would have been at once.
     #[test]
     fn any_sequence_ends_in_the_same_state(events in prop::collection::vec(event(), 0..60)) {

@@ -9,8 +9,8 @@ use super::Bundle;
 use crate::cli::operator::order::RETAINED_GRACE;
 use crate::cli::operator::session::Session;
 use crate::deploy;
-use crate::deploy::envelope::Envelope;
-use crate::deploy::payload::{Change, Order};
+use crate::deploy::envelope::SignedEnvelope;
+use crate::deploy::payload::{Order, OrderChange};
 use crate::deploy::report::Report;
 use crate::deploy::topics::Topic;
 use crate::message::Digest;
@@ -91,9 +91,9 @@ pub(crate) async fn unused(session: &mut Session, base: &str, bundle: &Bundle) -
 
 /// Modules of an order, also of an unverified one: removing too little is the safe side.
 fn digests_of_order(envelope: &[u8]) -> Vec<Digest> {
-    let order = Envelope::parse(envelope).and_then(|envelope| Order::parse(envelope.unverified()));
+    let order = SignedEnvelope::parse(envelope).and_then(|envelope| Order::parse(envelope.unverified()));
     match order.map(|order| order.change) {
-        Ok(Change::Install(install)) => install.modules().map(|module| module.digest).collect(),
+        Ok(OrderChange::Install(install)) => install.modules().map(|module| module.digest).collect(),
         _ => Vec::new(),
     }
 }

@@ -12,7 +12,7 @@ use crate::cli::operator::session::Session;
 use crate::cli::operator::signing::Signer;
 use crate::cli::printable;
 use crate::deploy::payload::{self, Order};
-use crate::deploy::report::State;
+use crate::deploy::report::DeployState;
 
 pub(crate) struct Plan {
     pub(crate) order: Order,
@@ -38,7 +38,7 @@ pub(crate) fn order(
         return Ok(Plan { order, envelope: envelope.to_vec(), bundle, is_new: false });
     }
     bundle.manifest.serial = self::serial(serial, &bundle, session)?;
-    let change = payload::Change::Install(Box::new(bundle.install()));
+    let change = payload::OrderChange::Install(Box::new(bundle.install()));
     let order = signer.order(&session.function, &session.target, bundle.manifest.serial, change, session.now);
     let envelope = signer.sign(&order);
     Ok(Plan { order, envelope, bundle, is_new: true })
@@ -46,7 +46,7 @@ pub(crate) fn order(
 
 /// Whether the order is for this bundle, has not expired, and is not over on any board. If so, the bundle takes its serial.
 fn is_reusable(order: &Order, wanted: u64, bundle: &mut Bundle, session: &Session) -> bool {
-    let payload::Change::Install(install) = &order.change else { return false };
+    let payload::OrderChange::Install(install) = &order.change else { return false };
     let before = std::mem::replace(&mut bundle.manifest.serial, order.serial);
     let is_same = (wanted == 0 || wanted == order.serial)
         && order.target == session.target
@@ -66,8 +66,8 @@ fn is_reusable(order: &Order, wanted: u64, bundle: &mut Bundle, session: &Sessio
     is_same && !is_over
 }
 
-fn failed(state: State) -> bool {
-    state.is_final() && state != State::Active
+fn failed(state: DeployState) -> bool {
+    state.is_final() && state != DeployState::Active
 }
 
 /// Returns the serial of the command line, of the manifest or of the time. It is above those that boards have reported.

@@ -6,18 +6,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Now;
-use super::function::Function;
+use super::function::TrackedFunction;
 
 const MOST: usize = 32;
 /// A new name may take the place of one that is as old.
 const KEPT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
-pub struct Strangers(BTreeMap<Arc<str>, (Function, Duration)>);
+pub struct UnknownFunctions(BTreeMap<Arc<str>, (TrackedFunction, Duration)>);
 
-impl Strangers {
+impl UnknownFunctions {
     /// `None`: there are too many. The second is one whose report is to be taken back.
-    pub fn entry(&mut self, name: &str, now: Now) -> (Option<&mut Function>, Option<Arc<str>>) {
+    pub fn entry(&mut self, name: &str, now: Now) -> (Option<&mut TrackedFunction>, Option<Arc<str>>) {
         let mut gone = None;
         if !self.0.contains_key(name) && self.0.len() >= MOST {
             let oldest = self.0.iter().min_by_key(|(_, (_, since))| *since).map(|(name, (_, since))| (name, *since));
@@ -32,7 +32,8 @@ impl Strangers {
             self.0.remove(gone);
         }
         let name: Arc<str> = name.into();
-        let (function, _) = self.0.entry(Arc::clone(&name)).or_insert_with(|| (Function::new(name), now.since_start));
+        let (function, _) =
+            self.0.entry(Arc::clone(&name)).or_insert_with(|| (TrackedFunction::new(name), now.since_start));
         (Some(function), gone)
     }
 
@@ -41,7 +42,7 @@ impl Strangers {
         self.0.remove(name);
     }
 
-    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Function> {
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut TrackedFunction> {
         self.0.values_mut().map(|(function, _)| function)
     }
 }

@@ -7,7 +7,7 @@ use super::reason::Reason;
 use crate::telemetry::{Metrics, Sample, Value};
 
 #[derive(Debug, Default)]
-pub struct Figures {
+pub struct DeployStats {
     accepted: AtomicU64,
     refused: Refused,
     chunks_taken: AtomicU64,
@@ -25,7 +25,7 @@ impl Default for Refused {
     }
 }
 
-impl Figures {
+impl DeployStats {
     pub(super) fn accepted(&self) {
         self.accepted.fetch_add(1, Relaxed);
     }
@@ -43,23 +43,23 @@ impl Figures {
     }
 
     pub fn join(self: &Arc<Self>, metrics: &Metrics) {
-        let figures = Arc::clone(self);
+        let stats = Arc::clone(self);
         metrics.source(move |add| {
             let mut integer = |family, labels: &[(&str, &str)], value| {
                 add(&Sample { family, labels, value: Value::Integer(value) });
             };
             // Thirty reasons would be mostly zeros: only those that happened.
             for reason in Reason::ALL {
-                match figures.orders_refused(reason) {
+                match stats.orders_refused(reason) {
                     0 => {}
                     count => integer("sedge_deploy_orders_refused_total", &[("reason", reason.as_str())], count),
                 }
             }
             for (family, value) in [
-                ("sedge_deploy_orders_accepted_total", figures.orders_accepted()),
-                ("sedge_deploy_chunks_total", figures.chunks_taken()),
-                ("sedge_deploy_chunks_refused_total", figures.chunks_refused()),
-                ("sedge_deploy_messages_dropped_total", figures.messages_flooded()),
+                ("sedge_deploy_orders_accepted_total", stats.orders_accepted()),
+                ("sedge_deploy_chunks_total", stats.chunks_taken()),
+                ("sedge_deploy_chunks_refused_total", stats.chunks_refused()),
+                ("sedge_deploy_messages_dropped_total", stats.messages_flooded()),
             ] {
                 integer(family, &[], value);
             }
@@ -93,11 +93,11 @@ mod tests {
 
     #[test]
     fn what_is_counted_is_on_the_page() {
-        let (figures, metrics) = (Arc::<Figures>::default(), Metrics::new());
-        figures.join(&metrics);
-        figures.accepted();
-        figures.refused(Reason::Unsigned);
-        figures.chunk(false);
+        let (stats, metrics) = (Arc::<DeployStats>::default(), Metrics::new());
+        stats.join(&metrics);
+        stats.accepted();
+        stats.refused(Reason::Unsigned);
+        stats.chunk(false);
         let page = metrics.render();
         for line in [
             "sedge_deploy_orders_accepted_total 1\n",
