@@ -69,9 +69,7 @@ impl Daemon {
             Deployer::open(&config.node.data_dir.join("deploy"), deploy::DeployerConfig::of(&config), functions)?;
         let workshop = Arc::new(CachingCompiler { cache: Cache::open(&config.node.data_dir)?, compiler: Compiler });
         deployer.stats().join(&metrics);
-        let unix_ms = time::now_ms();
-        let starts = deployer
-            .boot(&*workshop, deploy::Now { since_start: Duration::ZERO, unix_ms, is_synced: time::clock_synced() });
+        let starts = deployer.boot(&*workshop, Now::read(time::clock_synced()));
         let counts_upwards = meta(&recovered, META_COUNTS_UPWARDS).is_some();
         let subscriptions_saved = meta(&recovered, META_SUBSCRIPTIONS).cloned().unwrap_or_default();
         let subscriptions = Subscriptions::restore(Some(&subscriptions_saved), config.mqtt.share_group.clone());

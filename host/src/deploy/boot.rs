@@ -16,12 +16,12 @@ use super::payload::Document;
 use super::reason::{Reason, Refusal};
 use super::record::{self, OrderOutcome, Record, SUFFIX, StoredVersion};
 use super::report::DeployState;
-use super::request::Now;
 use super::workshop::CompileBackend;
 use super::{Installed, digest};
 use crate::manifest::{self, Manifest};
 use crate::message::Digest;
 use crate::sandbox::Class;
+use crate::time::Now;
 
 impl Deployer {
     /// What serves from the start. What was under way goes on by itself.

@@ -25,7 +25,7 @@ const MAX_REASON_BYTES: u64 = 4096;
 pub struct Compiler;
 
 #[derive(Debug, thiserror::Error)]
-pub enum CompileError {
+pub enum CompilerError {
     /// The child's own words: what is wrong with the module.
     #[error("{0}")]
     Refused(String),
@@ -66,14 +66,14 @@ impl Compiler {
     }
 
     /// To be carried to a host without a compiler.
-    pub fn code_for(&self, wasm: &[u8], class: Class, target: Isa) -> Result<Code, CompileError> {
+    pub fn code_for(&self, wasm: &[u8], class: Class, target: Isa) -> Result<Code, CompilerError> {
         let bytes = self.compile(wasm, class, Some(target))?;
         Ok(Code::new(target, class, super::digest(wasm), bytes))
     }
 
     /// For this host, or for another target.
-    pub fn compile(&self, wasm: &[u8], class: Class, target: Option<Isa>) -> Result<Bytes, CompileError> {
-        let mut child = Command::new(compiler().ok_or(CompileError::NoCompiler)?)
+    pub fn compile(&self, wasm: &[u8], class: Class, target: Option<Isa>) -> Result<Bytes, CompilerError> {
+        let mut child = Command::new(compiler().ok_or(CompilerError::NoCompiler)?)
             .arg0("sedge")
             .args(["compile", "--class", class.as_str()])
             .args(target.iter().flat_map(|target| ["--target", target.as_str()]))
@@ -105,11 +105,11 @@ impl Compiler {
         let status = child.wait()?;
         match (status.code(), status.signal()) {
             (Some(0), _) => Ok(code.into()),
-            (Some(1), _) => Err(CompileError::Refused(reason)),
-            (_, Some(signal)) if signal == Signal::XCPU.as_raw() => Err(CompileError::Time),
-            (_, Some(signal)) if signal == Signal::KILL.as_raw() => Err(CompileError::Killed),
-            (_, Some(signal)) if signal == Signal::ABORT.as_raw() => Err(CompileError::Memory),
-            _ => Err(CompileError::Ended(format!("{status}: {reason}"))),
+            (Some(1), _) => Err(CompilerError::Refused(reason)),
+            (_, Some(signal)) if signal == Signal::XCPU.as_raw() => Err(CompilerError::Time),
+            (_, Some(signal)) if signal == Signal::KILL.as_raw() => Err(CompilerError::Killed),
+            (_, Some(signal)) if signal == Signal::ABORT.as_raw() => Err(CompilerError::Memory),
+            _ => Err(CompilerError::Ended(format!("{status}: {reason}"))),
         }
     }
 }

@@ -21,13 +21,13 @@ use super::acceptance::one_line;
 use super::action::Action;
 use super::boot;
 use super::code::{Code, CodeError};
-use super::compiler::CompileError;
+use super::compiler::CompilerError;
 use super::disk::{Disk, FUNCTIONS, MODULES, STAGING};
 use super::function::{TrackedFunction, Work};
 use super::reason::{Reason, Refusal};
 use super::record::{self, Record, SUFFIX, StoredVersion};
 use super::report::DeployState;
-use super::request::{DeployerConfig, Now, Request};
+use super::request::{DeployerConfig, Request};
 use super::staging::{module_name, staging_name};
 use super::stats::DeployStats;
 use super::topics::{KEYS, Topics};
@@ -36,6 +36,7 @@ use super::unknown::UnknownFunctions;
 use crate::manifest::Manifest;
 use crate::message::Digest;
 use crate::sandbox::Class;
+use crate::time::Now;
 
 #[derive(Debug)]
 pub struct Deployer {
@@ -278,16 +279,16 @@ pub(super) fn disk_refusal(what: &str, error: &io::Error) -> Refusal {
     Refusal::new(super::disk::reason(error), format!("{what}: {error}"))
 }
 
-pub(super) fn compile_refusal(error: CompileError) -> Refusal {
+pub(super) fn compile_refusal(error: CompilerError) -> Refusal {
     let reason = match error {
-        CompileError::Refused(_) => Reason::InvalidModule,
-        CompileError::Time | CompileError::Memory => Reason::OverLimit,
-        CompileError::Killed | CompileError::Ended(_) | CompileError::Run(_) | CompileError::NoCompiler => {
+        CompilerError::Refused(_) => Reason::InvalidModule,
+        CompilerError::Time | CompilerError::Memory => Reason::OverLimit,
+        CompilerError::Killed | CompilerError::Ended(_) | CompilerError::Run(_) | CompilerError::NoCompiler => {
             Reason::CompilerFailed
         }
     };
     let mut detail = error.to_string();
-    if let CompileError::Run(source) = &error {
+    if let CompilerError::Run(source) = &error {
         detail = format!("{detail}: {source}");
     }
     Refusal::new(reason, detail.replace('\n', "; "))

@@ -1,9 +1,8 @@
 //! One function as the board sees it: what is kept, what is under way, and what is reported of both.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::Now;
 use super::reason::{Reason, Refusal};
 use super::record::{Candidate, CandidateKind, OrderOutcome, Record};
 use super::report::{Active, DeployState, Difference, Progress, Report};
@@ -11,6 +10,7 @@ use super::staging::Transfer;
 use super::topics::Target;
 use crate::manifest::Trial;
 use crate::message::Digest;
+use crate::time::Now;
 
 /// A function is reported at most this often, unless an order of a trusted key changes its state.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -36,8 +36,8 @@ pub struct TrackedFunction {
     pub stale: Vec<(Target, Digest)>,
     /// Why the record could not be written.
     pub unsaved: Option<Refusal>,
-    refused_at: Option<Duration>,
-    reported_at: Option<Duration>,
+    refused_at: Option<Instant>,
+    reported_at: Option<Instant>,
     is_due: bool,
     /// Report the refusal even though another order is under way.
     shows_refusal: bool,
@@ -75,8 +75,8 @@ pub enum Stage {
 pub struct Receiving {
     pub transfer: Transfer,
     /// The last time that a chunk came, or the disk had no room for one.
-    pub moved_at: Duration,
-    pub fetch_at: Duration,
+    pub moved_at: Instant,
+    pub fetch_at: Instant,
     pub fetch_after: Duration,
 }
 
@@ -129,15 +129,15 @@ impl TrackedFunction {
         self.refused = Some(outcome);
         self.shows_refusal = shows_now;
         self.mark_due();
-        if !is_news || self.refused_at.is_some_and(|at| now.since_start.saturating_sub(at) < REPORT_EVERY) {
+        if !is_news || self.refused_at.is_some_and(|at| now.monotonic.saturating_duration_since(at) < REPORT_EVERY) {
             return false;
         }
-        self.refused_at = Some(now.since_start);
+        self.refused_at = Some(now.monotonic);
         true
     }
 
     pub fn may_report(&self, now: Now) -> bool {
-        self.is_due && self.reported_at.is_none_or(|at| now.since_start.saturating_sub(at) >= REPORT_EVERY)
+        self.is_due && self.reported_at.is_none_or(|at| now.monotonic.saturating_duration_since(at) >= REPORT_EVERY)
     }
 
     /// The report, as of now. It counts as made.
@@ -145,7 +145,7 @@ impl TrackedFunction {
         let Latest { outcome, progress, differences } = self.latest();
         // What is under way is shown again after the refusal of another order.
         self.is_due = std::mem::take(&mut self.shows_refusal) && self.work.is_some();
-        self.reported_at = Some(now.since_start);
+        self.reported_at = Some(now.monotonic);
         let serving = self.serving.and(self.record.active.as_ref());
         let unsaved = self.unsaved.as_ref().filter(|_| outcome.reason.is_none());
         Report {
@@ -163,7 +163,7 @@ impl TrackedFunction {
             differences,
             keys: None,
             at_ms: now.unix_ms,
-            clock_synced: now.is_synced,
+            clock_synced: now.synced,
         }
     }
 

@@ -54,11 +54,11 @@ use code::CodeError;
 
 pub use action::{Action, Start};
 pub use cache::{Cache, CacheError};
-pub use compiler::{CPU_SECS as COMPILE_CPU_SECS, CompileError, Compiler, MEMORY_BYTES as COMPILE_MEMORY_BYTES};
+pub use compiler::{CPU_SECS as COMPILE_CPU_SECS, Compiler, CompilerError, MEMORY_BYTES as COMPILE_MEMORY_BYTES};
 pub use deployer::{Deployer, OpenError};
 pub use folder::{FolderCode, FolderError, Source, code_path, component_path};
 pub use host::Capabilities;
-pub use request::{DeployerConfig, Now, Request, TrialEvent};
+pub use request::{DeployerConfig, Request, TrialEvent};
 pub use stats::DeployStats;
 pub use workshop::{CachingCompiler, CompileBackend};
 
@@ -81,7 +81,7 @@ pub enum InstallError {
     #[error("function {function}: {path} cannot be read; build it with `sedge build {dir}`")]
     Read { function: Arc<str>, path: PathBuf, dir: PathBuf, source: std::io::Error },
     #[error("function {function}: {path} cannot run")]
-    Compile { function: Arc<str>, path: PathBuf, source: CompileError },
+    Compile { function: Arc<str>, path: PathBuf, source: CompilerError },
     #[error("function {function}: {path} may not run: {source}")]
     NotGranted { function: Arc<str>, path: PathBuf, source: NotGranted },
     #[error("function {function}: {what}")]

@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Now;
 use super::acceptance::{Accepted, Authentic, Board, Delivered};
 use super::action::Action;
 use super::decision::{NextStep, decide};
@@ -22,6 +21,7 @@ use super::staging::module_name;
 use super::topics::{KEYS, Target, Topic};
 use super::trust::UpdateError;
 use crate::message::Digest;
+use crate::time::Now;
 
 /// Orders that wait for room on the disk.
 const MOST_WAITING: usize = 32;
@@ -135,7 +135,7 @@ impl Deployer {
             host: self.settings.host,
             deploy: &self.settings.deploy,
             ceilings: &self.settings.ceilings,
-            now_ms: now.is_synced.then_some(now.unix_ms),
+            now_ms: now.synced.then_some(now.unix_ms),
             floor_ms: lines.map(|line| line.floor_ms).max().unwrap_or(0),
         }
     }

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Now;
 use super::action::Action;
 use super::deployer::{Deployer, disk_refusal, report, report_now};
 use super::disk::MODULES;
@@ -14,6 +13,7 @@ use super::record::{CandidateKind, OrderOutcome};
 use super::report::DeployState;
 use super::staging::{Assembly, ChunkResult, Transfer, module_name};
 use crate::message::Digest;
+use crate::time::Now;
 
 /// Retained chunks come at once; what has not come after so long was lost, to a flood or a full disk.
 const FETCH_AFTER: Duration = Duration::from_secs(5);
@@ -35,8 +35,8 @@ impl Deployer {
                 let transfer = Transfer::resume(&self.disk, name, module);
                 let receiving = Receiving {
                     transfer,
-                    moved_at: now.since_start,
-                    fetch_at: now.since_start + FETCH_AFTER,
+                    moved_at: now.monotonic,
+                    fetch_at: now.monotonic + FETCH_AFTER,
                     fetch_after: FETCH_AFTER,
                 };
                 let is_complete = receiving.transfer.is_complete();
@@ -101,8 +101,8 @@ impl Deployer {
             match receiving.transfer.add_chunk(&self.disk, index, bytes) {
                 Ok(ChunkResult::Stored) => {
                     self.stats.chunk(true);
-                    receiving.moved_at = now.since_start;
-                    receiving.fetch_at = now.since_start + FETCH_AFTER;
+                    receiving.moved_at = now.monotonic;
+                    receiving.fetch_at = now.monotonic + FETCH_AFTER;
                     receiving.fetch_after = FETCH_AFTER;
                     if cause.as_ref().is_some_and(|cause| cause.index.is_none_or(|about| about == index)) {
                         *cause = None;
@@ -122,7 +122,7 @@ impl Deployer {
                 Ok(ChunkResult::Impossible(refusal)) => impossible.push((Arc::clone(&function.name), refusal)),
                 Err(error) => {
                     // It came, and will again: a full disk is no reason to give the push up.
-                    receiving.moved_at = now.since_start;
+                    receiving.moved_at = now.monotonic;
                     let refusal = disk_refusal(&format!("chunk {index} cannot be kept, and is fetched again"), &error);
                     *cause = Some(Cause { refusal, index: Some(index) });
                     actions.extend(report(function, now));
@@ -151,7 +151,7 @@ impl Deployer {
                 self.end_fetch(digest, actions);
             }
             Ok(Assembly::Damaged) => {
-                receiving.fetch_at = now.since_start + receiving.fetch_after;
+                receiving.fetch_at = now.monotonic + receiving.fetch_after;
                 function.mark_due();
                 actions.push(Action::Fetch { digest });
             }
@@ -160,7 +160,7 @@ impl Deployer {
                 self.reject(name, refusal, now, actions);
             }
             Err(error) => {
-                receiving.moved_at = now.since_start;
+                receiving.moved_at = now.monotonic;
                 receiving.transfer.forget(&self.disk);
                 let refusal = disk_refusal("the module cannot be kept, and is fetched again", &error);
                 work.cause = Some(Cause { refusal, index: None });
@@ -173,8 +173,8 @@ impl Deployer {
     pub(super) fn fetch_all(&mut self, now: Now, actions: &mut Vec<Action>) {
         for function in self.functions.values_mut() {
             if let Some(receiving) = function.work.as_mut().and_then(Work::receiving) {
-                receiving.moved_at = now.since_start;
-                receiving.fetch_at = now.since_start + FETCH_AFTER;
+                receiving.moved_at = now.monotonic;
+                receiving.fetch_at = now.monotonic + FETCH_AFTER;
                 receiving.fetch_after = FETCH_AFTER;
                 actions.push(Action::Fetch { digest: receiving.transfer.digest() });
             }
@@ -188,10 +188,10 @@ impl Deployer {
         for function in self.functions.values_mut() {
             let Some(Work { stage: Stage::Receiving(receiving), cause, .. }) = &mut function.work else { continue };
             if !self.is_connected {
-                receiving.moved_at = now.since_start;
+                receiving.moved_at = now.monotonic;
                 continue;
             }
-            let quiet = now.since_start.saturating_sub(receiving.moved_at);
+            let quiet = now.monotonic.saturating_duration_since(receiving.moved_at);
             if quiet >= timeout {
                 let (received, chunks) = (receiving.transfer.received(), receiving.transfer.chunks());
                 let detail = format!(
@@ -200,8 +200,8 @@ impl Deployer {
                 );
                 let refusal = Refusal::new(Reason::Truncated, detail);
                 late.push((Arc::clone(&function.name), cause.take().map_or(refusal, |cause| cause.refusal)));
-            } else if now.since_start >= receiving.fetch_at {
-                receiving.fetch_at = now.since_start + receiving.fetch_after;
+            } else if now.monotonic >= receiving.fetch_at {
+                receiving.fetch_at = now.monotonic + receiving.fetch_after;
                 receiving.fetch_after = (receiving.fetch_after * 2).min(FETCH_AFTER_MOST);
                 actions.push(Action::Fetch { digest: receiving.transfer.digest() });
             }

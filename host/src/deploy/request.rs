@@ -1,11 +1,10 @@
-//! What the deployer is told, and the time at which.
+//! What the deployer is told.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::compiler::CompileError;
+use super::compiler::CompilerError;
 use super::host::Capabilities;
 use super::report::Difference;
 use crate::config::{self, Config};
@@ -35,16 +34,6 @@ impl DeployerConfig {
     }
 }
 
-/// The time, as an argument.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Now {
-    /// Monotonic.
-    pub since_start: Duration,
-    pub unix_ms: u64,
-    /// Whether `unix_ms` can be believed.
-    pub is_synced: bool,
-}
-
 /// What happened.
 #[derive(Debug)]
 pub enum Request {
@@ -56,7 +45,7 @@ pub enum Request {
     Compiled {
         function: Arc<str>,
         edition: u32,
-        result: Result<Bytes, CompileError>,
+        result: Result<Bytes, CompilerError>,
     },
     Trial {
         function: Arc<str>,

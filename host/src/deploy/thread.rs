@@ -10,12 +10,12 @@ use flume::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use tokio::sync::mpsc;
 
 use super::action::Action;
-use super::compiler::CompileError;
+use super::compiler::CompilerError;
 use super::deployer::Deployer;
-use super::request::{Now, Request};
+use super::request::Request;
 use super::stats::DeployStats;
 use super::workshop::CompileBackend;
-use crate::time;
+use crate::time::{self, Now};
 
 /// Messages that wait to be looked at: 16 MiB at the most. What comes beyond is fetched again.
 const MESSAGES: usize = 64;
@@ -54,15 +54,8 @@ pub fn spawn(
     let (actions, decided) = mpsc::channel(ACTIONS);
     let flood = Arc::new(Flood::default());
     let stats = Arc::clone(deployer.stats());
-    let shell = Shell {
-        deployer,
-        compiler,
-        requests: requests.clone(),
-        actions,
-        flood: Arc::clone(&flood),
-        started: Instant::now(),
-        fetch_at: None,
-    };
+    let shell =
+        Shell { deployer, compiler, requests: requests.clone(), actions, flood: Arc::clone(&flood), fetch_at: None };
     std::thread::Builder::new().name("deploy".into()).spawn(move || shell.run(&received))?;
     Ok((DeployHandle(Arc::new(Shared { requests, stats, flood })), decided))
 }
@@ -108,18 +101,18 @@ struct Shell {
     requests: Sender<Request>,
     actions: mpsc::Sender<Action>,
     flood: Arc<Flood>,
-    started: Instant,
     /// When orders that were dropped are asked for again.
     fetch_at: Option<Instant>,
 }
 
 impl Shell {
     fn run(mut self, received: &Receiver<Request>) {
-        let mut ticked = Instant::now();
         let mut is_synced = time::clock_synced();
+        let mut now = Now::read(is_synced);
+        let mut next_tick = now.monotonic + TICK;
         let mut actions = Vec::new();
         loop {
-            let request = match received.recv_timeout(TICK.saturating_sub(ticked.elapsed())) {
+            let request = match received.recv_timeout(next_tick.saturating_duration_since(now.monotonic)) {
                 Ok(request) => Some(request),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -130,16 +123,17 @@ impl Shell {
             if matches!(request, Some(Request::Message { .. })) {
                 self.flood.waiting.fetch_sub(1, Relaxed);
             }
-            let is_tick = ticked.elapsed() >= TICK;
+            now = Now::read(is_synced);
+            let is_tick = now.monotonic >= next_tick;
             if is_tick {
-                ticked = Instant::now();
+                next_tick = now.monotonic + TICK;
                 is_synced = time::clock_synced();
+                now.synced = is_synced;
             }
-            let now = Now { since_start: self.started.elapsed(), unix_ms: time::now_ms(), is_synced };
             for request in request.into_iter().chain(is_tick.then_some(Request::Tick)) {
                 self.deployer.handle(request, now, &mut actions);
             }
-            self.refetch_after_flood(&mut actions);
+            self.refetch_after_flood(now, &mut actions);
             for action in actions.drain(..) {
                 if let Some(action) = self.carry_out(action)
                     && self.actions.blocking_send(action).is_err()
@@ -150,15 +144,14 @@ impl Shell {
         }
     }
 
-    /// Chunks that a flood took are missed by whoever waits for them; orders are missed by nobody.
-    fn refetch_after_flood(&mut self, actions: &mut Vec<Action>) {
+    /// Asks for orders again some time after messages were dropped. Dropped chunks are missed by the transfer that waits
+    /// for them, dropped orders by nobody.
+    fn refetch_after_flood(&mut self, now: Now, actions: &mut Vec<Action>) {
         if self.flood.has_dropped.swap(false, Relaxed) && self.fetch_at.is_none() {
-            tracing::warn!(
-                "messages of deploying come faster than they can be looked at; some were dropped and are fetched again"
-            );
-            self.fetch_at = Some(Instant::now() + FETCH_AFTER_FLOOD);
+            tracing::warn!("deploy messages arrive faster than they are handled; the dropped ones are fetched again");
+            self.fetch_at = Some(now.monotonic + FETCH_AFTER_FLOOD);
         }
-        if self.fetch_at.is_some_and(|at| Instant::now() >= at) {
+        if self.fetch_at.is_some_and(|at| now.monotonic >= at) {
             self.fetch_at = None;
             actions.push(Action::FetchOrders);
         }
@@ -179,7 +172,7 @@ impl Shell {
                     let _ = requests.try_send(Request::Compiled { function, edition, result });
                 };
                 if let Err(error) = std::thread::Builder::new().name("compile".into()).spawn(work) {
-                    let result = Err(CompileError::Run(error));
+                    let result = Err(CompilerError::Run(error));
                     let _ = self.requests.try_send(Request::Compiled { function: name, edition, result });
                 }
                 None
@@ -214,7 +207,7 @@ mod tests {
             None
         }
 
-        fn compile(&self, _: &Digest, wasm: &[u8], _: Class) -> Result<Bytes, CompileError> {
+        fn compile(&self, _: &Digest, wasm: &[u8], _: Class) -> Result<Bytes, CompilerError> {
             Ok(Bytes::copy_from_slice(wasm))
         }
 
@@ -225,7 +218,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let settings = board::settings(&[("ops", &board::key())]);
         let mut deployer = Deployer::open(&dir.path().join("deploy"), settings, Vec::new()).unwrap();
-        assert!(deployer.boot(&Copy, Now::default()).is_empty());
+        assert!(deployer.boot(&Copy, Now::read(true)).is_empty());
         let (handle, actions) = spawn(deployer, Arc::new(Copy)).unwrap();
         (dir, handle, actions)
     }

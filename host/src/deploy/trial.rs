@@ -4,9 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::Now;
 use super::action::{Action, Start};
-use super::compiler::CompileError;
+use super::compiler::CompilerError;
 use super::deployer::{Deployer, compile_refusal, report, report_now};
 use super::function::{Stage, TrackedFunction, TrialProgress};
 use super::reason::{Reason, Refusal};
@@ -16,6 +15,7 @@ use super::{Installed, staging};
 use crate::manifest::TrialMode;
 use crate::message::Failure;
 use crate::sandbox::Class;
+use crate::time::Now;
 
 /// How often the compiler is started in vain: the board may be short of memory for a moment.
 const MOST_ATTEMPTS: u32 = 3;
@@ -67,7 +67,7 @@ impl Deployer {
         &mut self,
         name: &Arc<str>,
         edition: u32,
-        result: Result<Bytes, CompileError>,
+        result: Result<Bytes, CompilerError>,
         now: Now,
         actions: &mut Vec<Action>,
     ) {
@@ -82,7 +82,7 @@ impl Deployer {
         }
         match result {
             Ok(code) => self.load(name, code, now, actions),
-            Err(CompileError::Run(error)) if work.attempts + 1 < MOST_ATTEMPTS => {
+            Err(CompilerError::Run(error)) if work.attempts + 1 < MOST_ATTEMPTS => {
                 tracing::warn!(function = &**name, %error, "the compiler could not be run; trying again");
                 work.attempts += 1;
                 work.stage = Stage::Queued;

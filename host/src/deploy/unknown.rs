@@ -3,17 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::Now;
 use super::function::TrackedFunction;
+use crate::time::Now;
 
 const MOST: usize = 32;
 /// A new name may take the place of one that is as old.
 const KEPT: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
-pub struct UnknownFunctions(BTreeMap<Arc<str>, (TrackedFunction, Duration)>);
+pub struct UnknownFunctions(BTreeMap<Arc<str>, (TrackedFunction, Instant)>);
 
 impl UnknownFunctions {
     /// `None`: there are too many. The second is one whose report is to be taken back.
@@ -22,7 +22,7 @@ impl UnknownFunctions {
         if !self.0.contains_key(name) && self.0.len() >= MOST {
             let oldest = self.0.iter().min_by_key(|(_, (_, since))| *since).map(|(name, (_, since))| (name, *since));
             match oldest {
-                Some((oldest, since)) if now.since_start.saturating_sub(since) >= KEPT => {
+                Some((oldest, since)) if now.monotonic.saturating_duration_since(since) >= KEPT => {
                     gone = Some(Arc::clone(oldest));
                 }
                 _ => return (None, None),
@@ -33,7 +33,7 @@ impl UnknownFunctions {
         }
         let name: Arc<str> = name.into();
         let (function, _) =
-            self.0.entry(Arc::clone(&name)).or_insert_with(|| (TrackedFunction::new(name), now.since_start));
+            self.0.entry(Arc::clone(&name)).or_insert_with(|| (TrackedFunction::new(name), now.monotonic));
         (Some(function), gone)
     }
 

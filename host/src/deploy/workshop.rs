@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use bytes::Bytes;
 
 use super::cache::Cache;
-use super::compiler::{CompileError, Compiler};
+use super::compiler::{Compiler, CompilerError};
 use crate::message::Digest;
 use crate::sandbox::Class;
 
@@ -13,7 +13,7 @@ pub trait Compile: Send + Sync {
     fn cached(&self, digest: &Digest, class: Class) -> Option<Bytes>;
 
     /// Takes long.
-    fn compile(&self, digest: &Digest, wasm: &[u8], class: Class) -> Result<Bytes, CompileError>;
+    fn compile(&self, digest: &Digest, wasm: &[u8], class: Class) -> Result<Bytes, CompilerError>;
 
     /// Nothing else is needed any longer.
     fn keep(&self, digests: &BTreeSet<Digest>);
@@ -29,7 +29,7 @@ impl CompileBackend for CachingCompiler {
         self.cache.load(digest, class)
     }
 
-    fn compile(&self, digest: &Digest, wasm: &[u8], class: Class) -> Result<Bytes, CompileError> {
+    fn compile(&self, digest: &Digest, wasm: &[u8], class: Class) -> Result<Bytes, CompilerError> {
         let code = self.compiler.compile(wasm, class, None)?;
         if let Err(error) = self.cache.store(digest, class, &code) {
             tracing::warn!(error = %anyhow::Error::from(error), "compiled code is not kept; it is compiled again at the next start");

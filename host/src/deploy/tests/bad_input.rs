@@ -271,7 +271,7 @@ fn expired() {
 #[test]
 fn expiry_while_the_clock_is_not_synced() {
     let mut board = working();
-    board.now.is_synced = false;
+    board.now.synced = false;
     board.now.unix_ms = 0;
     let order = install(&manifest(2, ""), &module(2));
     // Older than what was accepted: no clock is needed to know.
@@ -279,7 +279,7 @@ fn expiry_while_the_clock_is_not_synced() {
     assert_eq!((board.serving(), board.state()), (Some(1), "rejected expired".into()));
     // The floor survives a restart, and counts for other functions too.
     let mut board = board.restart();
-    board.now.is_synced = false;
+    board.now.synced = false;
     let mut other = manifest(2, "");
     other.name = "cold".into();
     let cold = Order { function: "cold".into(), ..install(&other, &module(2)) };
@@ -300,7 +300,7 @@ fn an_order_from_a_clock_far_ahead_does_not_make_later_ones_expire() {
     board.send(&Order { issued_at_ms: future, expires_at_ms: future + 1, ..order(2) });
     board.chunks(&module(2));
     assert_eq!(board.serving(), Some(2));
-    board.now.is_synced = false;
+    board.now.synced = false;
     board.send(&Order { issued_at_ms: TODAY_MS + 48 * HOUR_MS, expires_at_ms: TODAY_MS + 49 * HOUR_MS, ..order(3) });
     board.chunks(&module(3));
     assert_eq!(board.serving(), Some(3));
@@ -309,7 +309,7 @@ fn an_order_from_a_clock_far_ahead_does_not_make_later_ones_expire() {
     board.chunks(&module(4));
     board.send(&Order { issued_at_ms: TODAY_MS, expires_at_ms: TODAY_MS + 60 * HOUR_MS, ..order(5) });
     assert_eq!((board.serving(), board.state()), (Some(4), "rejected expired".into()));
-    (board.now.is_synced, board.now.unix_ms) = (true, TODAY_MS);
+    (board.now.synced, board.now.unix_ms) = (true, TODAY_MS);
     board.send(&Order { issued_at_ms: TODAY_MS, expires_at_ms: TODAY_MS + 60 * HOUR_MS, ..order(5) });
     board.chunks(&module(5));
     assert_eq!(board.serving(), Some(5));

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
@@ -15,11 +15,12 @@ use crate::deploy::keys::{SigningKey, TrustedKey};
 use crate::deploy::payload::{Document, Install, Module, Order, OrderChange};
 use crate::deploy::report::Report;
 use crate::deploy::topics::{Target, Topics};
-use crate::deploy::{Action, Deployer, DeployerConfig, Now, Request, Start, TrialEvent};
-use crate::deploy::{Capabilities, CompileBackend, CompileError};
+use crate::deploy::{Action, Deployer, DeployerConfig, Request, Start, TrialEvent};
+use crate::deploy::{Capabilities, CompileBackend, CompilerError};
 use crate::manifest::Manifest;
 use crate::message::{Digest, Failure, FailureCode};
 use crate::sandbox::{Class, Isa};
+use crate::time::Now;
 
 pub const NODE: &str = "pump-3";
 pub const GROUP: &str = "pumps";
@@ -63,10 +64,10 @@ impl CompileBackend for Fake {
         None
     }
 
-    fn compile(&self, _: &Digest, wasm: &[u8], _: Class) -> Result<Bytes, CompileError> {
+    fn compile(&self, _: &Digest, wasm: &[u8], _: Class) -> Result<Bytes, CompilerError> {
         match wasm {
-            [b'w', b'o', b'r', b'l', b'd', ..] => Err(CompileError::Refused("it is for another world".into())),
-            [b'b', b'o', b'm', b'b', ..] => Err(CompileError::Time),
+            [b'w', b'o', b'r', b'l', b'd', ..] => Err(CompilerError::Refused("it is for another world".into())),
+            [b'b', b'o', b'm', b'b', ..] => Err(CompilerError::Time),
             _ => Ok([b"code:", wasm].concat().into()),
         }
     }
@@ -154,7 +155,7 @@ impl Board {
     ) -> Self {
         let path = dir.path().join("deploy");
         let mut deployer = Deployer::open(&path, settings.clone(), folders.clone()).unwrap();
-        let now = Now { since_start: Duration::from_secs(1), unix_ms: TODAY_MS, is_synced: true };
+        let now = Now { monotonic: Instant::now(), unix_ms: TODAY_MS, synced: true };
         let starts = deployer.boot(&Fake, now);
         let mut board = Self {
             deployer,
@@ -326,7 +327,7 @@ impl Board {
 
     pub fn tick(&mut self, secs: u64) {
         for _ in 0..secs {
-            self.now.since_start += Duration::from_secs(1);
+            self.now.monotonic += Duration::from_secs(1);
             self.now.unix_ms += 1000;
             self.tell(Request::Tick);
         }
