@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::{ConfigArgs, EXIT_CONFIG, print_problems};
 use crate::config::problem::{Location, Misfit, Severity};
 use crate::config::{Config, Problem, Problems};
-use crate::deploy::{self, Capabilities, Compiler, InstallError, Source};
+use crate::deploy::{self, Compiler, InstallError, Source};
 use crate::manifest::{Manifest, StateScope};
 
 #[derive(Debug, Args)]
@@ -41,7 +41,7 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     if functions.is_empty() && keys.is_empty() && !has_errors {
         warn("functions.paths", "no function, so nothing would run", "list the folders of functions");
     }
-    if !Capabilities::here().has_compiler && !keys.is_empty() && !keys.values().any(|key| key.native_code) {
+    if !Compiler::capabilities().has_compiler && !keys.is_empty() && !keys.values().any(|key| key.native_code) {
         let what = "this build has no compiler, and no key may send native code: nothing pushed can run";
         warn("deploy.keys", what, "set native_code = true for a key whose owner may run anything in a worker");
     }
@@ -64,8 +64,8 @@ fn check_function(dir: &Path, manifest: &Manifest, accepts_code: bool) -> Result
         let fix = format!("sedge {command} {}", dir.display());
         Err(("component".into(), Misfit::new(what).mend(fix)))
     };
-    let Source { path, is_code } = Source::find(dir, manifest, Capabilities::here(), accepts_code);
-    if !is_code && Capabilities::here().has_compiler && !path.is_file() {
+    let Source { path, is_code } = Source::find(dir, manifest, Compiler::capabilities(), accepts_code);
+    if !is_code && Compiler::capabilities().has_compiler && !path.is_file() {
         return component(format!("{} is missing", path.display()), "build");
     }
     match deploy::install(dir, manifest.clone(), &Compiler, accepts_code) {

@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::hex;
 use crate::config::Node;
-use crate::deploy::{self, Capabilities, Compiler};
+use crate::deploy::{self, Compiler};
 use crate::manifest::Manifest;
 use crate::message::{Message, Output, Publication, Verdict};
 use crate::sandbox::{Run, Sandbox, ScopeState};
@@ -57,7 +57,7 @@ fn pair(text: &str) -> Result<(String, String), String> {
 /// Returns exit code 0 when the function succeeded, 1 when the message would become a dead letter or be retried.
 pub(crate) fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
     let manifest = Manifest::load(&args.dir)?;
-    let installed = match args.code || !Capabilities::here().has_compiler {
+    let installed = match args.code || !Compiler::capabilities().has_compiler {
         true => deploy::install_code(&args.dir, manifest)?,
         false => deploy::install(&args.dir, manifest, &Compiler, false)?,
     };

@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::{Daemon, parts};
 use crate::config::Config;
-use crate::deploy::report::Difference;
+use crate::deploy::report::{Difference, TrialTally};
 use crate::deploy::thread::DeployHandle;
 use crate::deploy::topics::{Target, Topic, Topics};
 use crate::deploy::{self, Action, TrialEvent};
@@ -125,16 +125,10 @@ impl Daemon {
             Deployed::Ready => TrialEvent::Ready,
             Deployed::NotLoaded { error } => TrialEvent::NotLoaded { error },
             Deployed::Progress { tally, samples } => TrialEvent::Progress {
-                run: tally.run,
-                failed: tally.failed,
-                different: tally.different,
+                tally: TrialTally { run: tally.run, failed: tally.failed, different: tally.different },
                 samples: samples
                     .into_iter()
-                    .map(|it| Difference {
-                        topic: it.topic.into(),
-                        active: it.active.into(),
-                        candidate: it.candidate.into(),
-                    })
+                    .map(|it| Difference { topic: it.topic, active: it.active, candidate: it.candidate })
                     .collect(),
             },
             Deployed::Passed => TrialEvent::Passed,

@@ -14,7 +14,7 @@ use super::store_figures;
 use super::subscriptions::Subscriptions;
 use super::{Daemon, META_COUNTS_UPWARDS, META_SUBSCRIPTIONS, STARTED, TURN, Upstream};
 use crate::config::{self, Config, Isolate};
-use crate::deploy::{self, Cache, CachingCompiler, Compiler, Deployer, Installed};
+use crate::deploy::{self, Cache, CachingCompiler, Compiler, Deployer, DeployerConfig, Installed};
 use crate::footprint::Footprint;
 use crate::forward::webhook::Webhook;
 use crate::forward::{self, Forwarder, UpstreamKind};
@@ -65,10 +65,13 @@ impl Daemon {
             );
         }
 
-        let mut deployer =
-            Deployer::open(&config.node.data_dir.join("deploy"), deploy::DeployerConfig::of(&config), functions)?;
+        let mut deployer = Deployer::open(
+            &config.node.data_dir.join("deploy"),
+            DeployerConfig::new(&config, Compiler::capabilities()),
+            functions,
+        )?;
         let workshop = Arc::new(CachingCompiler { cache: Cache::open(&config.node.data_dir)?, compiler: Compiler });
-        deployer.stats().join(&metrics);
+        deployer.stats().register(&metrics);
         let starts = deployer.boot(&*workshop, Now::read(time::clock_synced()));
         let counts_upwards = meta(&recovered, META_COUNTS_UPWARDS).is_some();
         let subscriptions_saved = meta(&recovered, META_SUBSCRIPTIONS).cloned().unwrap_or_default();

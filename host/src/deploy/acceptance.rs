@@ -1,13 +1,13 @@
-//! Whether an order is carried out. Pure rules, in this order; the first that fails is the reason:
+//! Rules for accepting an order, in this order. The first rule that fails is the reason of the refusal:
 //!
 //! envelope → signature → function and target → redelivery → expiry → serial → permissions of the key → manifest → module or code
 
+use super::code::{Abi, Capabilities};
 use super::envelope::SignedEnvelope;
-use super::host::{Capabilities, Chosen};
 use super::keys::{Keys, TrustedKey};
-use super::payload::{Install, Order, OrderChange};
+use super::payload::{Install, Module, Order, OrderChange};
 use super::reason::{Reason, Refusal};
-use super::record::Line;
+use super::record::OrderHistory;
 use super::topics::Target;
 use crate::config;
 use crate::key::KeyId;
@@ -15,34 +15,27 @@ use crate::manifest::{FEEDBACK_LOOP, Manifest};
 use crate::message::Digest;
 use crate::sandbox::Class;
 
-/// How far a serial may jump: Unix time in milliseconds fits from the beginning, and nobody reaches the end in one order.
-const MOST_AHEAD: u64 = 1 << 42;
-/// An order may be issued by a clock that is a little ahead.
-pub const CLOCK_SLACK_MS: u64 = 24 * 3_600_000;
+/// Largest jump of a serial. Unix time in milliseconds fits as the first serial, and one order cannot exhaust the range.
+const MAX_SERIAL_JUMP: u64 = 1 << 42;
+/// Tolerated error of the clock that issued an order.
+pub(crate) const CLOCK_SLACK_MS: u64 = 24 * 3_600_000;
 
-/// The board, as far as an order must fit it.
-pub struct Board<'a> {
+/// The facts of a board that an order must fit.
+pub(crate) struct Board<'a> {
     pub node: &'a str,
     pub groups: &'a [String],
     pub host: Capabilities,
     pub deploy: &'a config::Deploy,
     pub ceilings: &'a config::Functions,
-    /// Unix time, where it can be believed.
+    /// Unix time, if the clock is synced.
     pub now_ms: Option<u64>,
-    /// The latest issue of any accepted order.
+    /// Latest issue time of an accepted order.
     pub floor_ms: u64,
 }
 
-/// A message under a topic of deploying.
-pub struct Delivered<'a> {
-    pub target: &'a Target,
-    pub function: &'a str,
-    pub envelope: &'a [u8],
-}
-
-/// An order that is signed by a trusted key and for this board.
+/// An order for this board that is signed by a trusted key.
 #[derive(Debug)]
-pub struct Authentic<'k> {
+pub(crate) struct Authentic<'k> {
     pub order: Order,
     pub payload: Digest,
     pub signers: Vec<&'k TrustedKey>,
@@ -50,47 +43,62 @@ pub struct Authentic<'k> {
 
 /// An order that is to be carried out.
 #[derive(Debug)]
-pub struct Accepted {
+pub(crate) struct Accepted {
     pub order: Order,
     pub payload: Digest,
-    /// Those whose permissions cover it.
+    /// The keys whose permissions cover it.
     pub signers: Vec<KeyId>,
-    /// Of an install: what this board takes of it.
+    /// The module or code of an install that this board uses.
     pub chosen: Option<Chosen>,
-    /// Whether all that signed it may send code.
+    /// Whether all signers may send native code.
     pub is_by_code_senders: bool,
-    /// What it adds to the floor.
+    /// Its issue time, for [`OrderHistory`].
     pub floor_ms: u64,
 }
 
+/// The part of an install that is for one board.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Chosen {
+    pub module: Module,
+    /// Whether it is native code that was compiled elsewhere.
+    pub is_code: bool,
+}
+
 impl<'k> Authentic<'k> {
-    pub fn read(delivered: &Delivered<'_>, keys: &'k Keys, board: &Board<'_>) -> Result<Self, Refusal> {
-        let envelope = SignedEnvelope::parse(delivered.envelope)?;
+    /// Verifies an envelope that arrived under the topic of `target` and `function`.
+    pub(crate) fn read(
+        envelope: &[u8],
+        target: &Target,
+        function: &str,
+        keys: &'k Keys,
+        board: &Board<'_>,
+    ) -> Result<Self, Refusal> {
+        let envelope = SignedEnvelope::parse(envelope)?;
         let (payload, signers) = envelope.verify(keys)?;
         let digest = super::digest(payload);
         let order = Order::parse(payload)?;
         let wrong = |detail| Err(Refusal::new(Reason::WrongTarget, detail));
-        if *order.function != *delivered.function {
-            return wrong(format!("signed for function {}, and came for {}", order.function, delivered.function));
+        if *order.function != *function {
+            return wrong(format!("signed for function {}, but sent to {function}", order.function));
         }
-        if order.target != *delivered.target {
-            return wrong(format!("signed for {}, and came for {}", order.target, delivered.target));
+        if order.target != *target {
+            return wrong(format!("signed for {}, but sent to {target}", order.target));
         }
-        let is_us = match &order.target {
+        let is_this_board = match &order.target {
             Target::Node(node) => **node == *board.node,
             Target::Group(group) => board.groups.iter().any(|ours| **ours == **group),
         };
-        if !is_us {
+        if !is_this_board {
             return wrong(format!("for {}; this is node {} of groups {:?}", order.target, board.node, board.groups));
         }
         Ok(Self { order, payload: digest, signers })
     }
 
-    /// `line`: what was accepted for this function before.
-    pub fn accept(self, line: &Line, board: &Board<'_>) -> Result<Accepted, Refusal> {
+    /// `history`: the accepted orders for this function.
+    pub(crate) fn accept(self, history: &OrderHistory, board: &Board<'_>) -> Result<Accepted, Refusal> {
         let Self { order, payload, signers } = self;
         check_times(&order, board)?;
-        check_serial(order.serial, line)?;
+        check_serial(order.serial, history)?;
         let permitted = |key: &&TrustedKey| match &order.change {
             OrderChange::Keys(_) => key.may_change_keys(),
             _ => key.may_change(&order.function),
@@ -103,15 +111,15 @@ impl<'k> Authentic<'k> {
             let manifest = check_manifest(&order, install, board.ceilings)?;
             signers = filter(signers, |key| key.may_use(&manifest))?;
             let class = Class::for_memory(manifest.limits.memory_bytes.get());
-            let chosen = chosen.insert(board.host.choose(install, class)?);
+            let chosen = chosen.insert(Chosen::of(install, board.host, class)?);
             if chosen.is_code {
-                // Of all: a second signature must not lend its permission to what only the first one vouches for.
+                // Required of all signers: a second signature must not lend its permission to the first.
                 send_code.clone()?;
             }
             chosen.module.check(board.deploy.max_module_bytes.get())?;
         }
         let signers = signers.into_iter().map(TrustedKey::id).collect();
-        // A clock that is years ahead must not make all later orders look expired.
+        // An issuer's clock that is years ahead must not make all later orders look expired.
         let floor_ms = match board.now_ms {
             Some(now_ms) => order.issued_at_ms.min(now_ms.saturating_add(CLOCK_SLACK_MS)),
             None => order.issued_at_ms,
@@ -119,6 +127,37 @@ impl<'k> Authentic<'k> {
         let is_by_code_senders = send_code.is_ok();
         Ok(Accepted { order, payload, signers, chosen, is_by_code_senders, floor_ms })
     }
+}
+
+impl Chosen {
+    /// Prefers the module, which needs no trust, to code.
+    fn of(install: &Install, host: Capabilities, class: Class) -> Result<Self, Refusal> {
+        if let Some(module) = install.module.as_ref().filter(|_| host.has_compiler) {
+            return Ok(Self { module: module.clone(), is_code: false });
+        }
+        let abi = host.abi(class);
+        match install.code.iter().find(|code| Some(code.abi()) == abi) {
+            Some(code) => Ok(Self { module: code.module.clone(), is_code: true }),
+            None => Err(Refusal::new(Reason::NoCode, no_code(install, host, abi.as_ref()))),
+        }
+    }
+}
+
+/// Explains why nothing in an install runs on the board.
+fn no_code(install: &Install, host: Capabilities, abi: Option<&Abi>) -> String {
+    let Some(abi) = abi else {
+        return "this board has no compiler, and code for its processor cannot be compiled elsewhere".into();
+    };
+    let why = if host.has_compiler { "the order brings no module" } else { "this board has no compiler" };
+    let brought = match &install.code[..] {
+        [] => "none".to_owned(),
+        code => code.iter().map(|code| code.abi().to_string()).collect::<Vec<_>>().join(", "),
+    };
+    format!(
+        "{why} and runs code for {abi}; the order brings {brought}: push with `--code {}` and sedge {}",
+        abi.target,
+        env!("CARGO_PKG_VERSION")
+    )
 }
 
 fn check_times(order: &Order, board: &Board<'_>) -> Result<(), Refusal> {
@@ -132,7 +171,7 @@ fn check_times(order: &Order, board: &Board<'_>) -> Result<(), Refusal> {
             let secs = (now_ms - expires_at_ms) / 1000;
             return expired(format!("it expired {secs} s ago; push it again"));
         }
-        // Without a clock a floor may be wrong that a clock shows to be.
+        // The floor may come from a time without a synced clock and be far ahead.
         Some(now_ms) => board.floor_ms.min(now_ms.saturating_add(CLOCK_SLACK_MS)),
         None => board.floor_ms,
     };
@@ -144,17 +183,18 @@ fn check_times(order: &Order, board: &Board<'_>) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check_serial(serial: u64, line: &Line) -> Result<(), Refusal> {
-    let highest = match line.serial {
+fn check_serial(serial: u64, history: &OrderHistory) -> Result<(), Refusal> {
+    let highest = match history.serial {
         Some(highest) if serial <= highest => {
-            let detail = format!("serial {serial} is not above {highest}, the highest that was accepted; raise it");
+            let detail = format!("serial {serial} is not above {highest}, the highest accepted one; raise it");
             return Err(Refusal::new(Reason::ReplayedSerial, detail));
         }
         highest => highest.unwrap_or(0),
     };
-    if serial - highest > MOST_AHEAD {
-        let detail =
-            format!("serial {serial} is more than {MOST_AHEAD} above {highest}; use the Unix time in milliseconds");
+    if serial - highest > MAX_SERIAL_JUMP {
+        let detail = format!(
+            "serial {serial} is more than {MAX_SERIAL_JUMP} above {highest}; use the Unix time in milliseconds"
+        );
         return Err(Refusal::new(Reason::SerialTooHigh, detail));
     }
     Ok(())
@@ -169,15 +209,15 @@ fn check_manifest(order: &Order, install: &Install, ceilings: &config::Functions
     })?;
     let invalid = |detail| Err(Refusal::new(Reason::InvalidManifest, detail));
     if *manifest.name != *order.function {
-        return invalid(format!("the manifest is of {}, and the order for {}", manifest.name, order.function));
+        return invalid(format!("the manifest is for {}, but the order for {}", manifest.name, order.function));
     }
     if manifest.serial != order.serial {
-        return invalid(format!("the manifest has serial {}, and the order {}", manifest.serial, order.serial));
+        return invalid(format!("the manifest has serial {}, but the order {}", manifest.serial, order.serial));
     }
     Manifest::from_json(&json, Some(ceilings)).map_err(|problems| Refusal::new(Reason::OverLimit, one_line(&problems)))
 }
 
-pub fn one_line(problems: &config::Problems) -> String {
+pub(crate) fn one_line(problems: &config::Problems) -> String {
     let mut line = problems.to_string().replace('\n', "; ");
     if let Some((end, _)) = line.char_indices().nth(500) {
         line.truncate(end);
@@ -186,7 +226,7 @@ pub fn one_line(problems: &config::Problems) -> String {
     line
 }
 
-/// Those that may, or why the first may not.
+/// Returns the permitted keys, or the refusal of the first key if none is permitted.
 fn filter<'k>(
     signers: Vec<&'k TrustedKey>,
     permitted: impl Fn(&&'k TrustedKey) -> Result<(), Refusal>,

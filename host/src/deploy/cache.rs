@@ -1,11 +1,10 @@
-//! Compiled code, kept between starts. A file is `tag | code`, with a tag that only this host can make: native code from
-//! anywhere else, or damaged by a worn card, is never loaded but compiled anew.
+//! Cache of native code across restarts. A file is `tag | code`. Only this host can make the tag, so code from elsewhere or
+//! code that is damaged is never loaded but compiled again.
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::hash::{Hash as _, Hasher as _};
 use std::io::{self, Write as _};
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
@@ -14,6 +13,7 @@ use hmac::{Hmac, KeyInit as _, Mac as _};
 use sha2::Sha256;
 use siphasher::sip::SipHasher13;
 
+use super::disk::private;
 use crate::message::Digest;
 use crate::program;
 use crate::sandbox::Class;
@@ -21,78 +21,77 @@ use crate::sandbox::Class;
 const TAG_BYTES: usize = 32;
 const KEY_BYTES: usize = 32;
 
-pub struct Cache {
+pub(crate) struct Cache {
     dir: PathBuf,
     key: [u8; KEY_BYTES],
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum CacheError {
-    #[error("failed to {what} {path}")]
-    Io { what: &'static str, path: PathBuf, source: io::Error },
+#[error("failed to {what} {path}")]
+pub(crate) struct CacheError {
+    what: &'static str,
+    path: PathBuf,
+    source: io::Error,
 }
 
 impl Cache {
-    /// Opens the cache of a data folder, making it and its key if they are not there.
-    pub fn open(data_dir: &Path) -> Result<Self, CacheError> {
+    /// Opens the cache of a data folder. Creates it and its key if they do not exist.
+    pub(crate) fn open(data_dir: &Path) -> Result<Self, CacheError> {
         let dir = data_dir.join("cache");
         fs::create_dir_all(&dir).map_err(io_error("create", &dir))?;
         let path = data_dir.join("cache.key");
         let key = match fs::read(&path) {
-            Ok(bytes) if bytes.len() == KEY_BYTES => bytes.try_into().unwrap_or([0; KEY_BYTES]),
             // A torn key costs a compilation.
-            Ok(_) => make_key(&path)?,
+            Ok(bytes) => bytes.try_into().or_else(|_| make_key(&path))?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => make_key(&path)?,
-            Err(source) => return Err(CacheError::Io { what: "read", path, source }),
+            Err(source) => return Err(CacheError { what: "read", path, source }),
         };
         Ok(Self { dir, key })
     }
 
-    pub fn load(&self, digest: &Digest, class: Class) -> Option<Bytes> {
+    pub(crate) fn load(&self, digest: &Digest, class: Class) -> Option<Bytes> {
         let name = name(digest, class)?;
         let bytes = Bytes::from(fs::read(self.dir.join(&name)).ok()?);
         if bytes.len() <= TAG_BYTES {
             return None;
         }
         let code = bytes.slice(TAG_BYTES..);
-        // The name is part of what is authenticated: a file cannot be passed off as another.
+        // The tag covers the name: a file cannot be passed off as another.
         match self.mac(&name, &code).verify_slice(&bytes[..TAG_BYTES]) {
             Ok(()) => Some(code),
             Err(_) => {
-                tracing::warn!(
-                    file = name,
-                    "compiled code was not written by this host, or is damaged; compiling anew"
-                );
+                tracing::warn!(file = name, "cached code is damaged or from another host; compiling again");
                 None
             }
         }
     }
 
-    pub fn store(&self, digest: &Digest, class: Class, code: &[u8]) -> Result<(), CacheError> {
+    pub(crate) fn store(&self, digest: &Digest, class: Class, code: &[u8]) -> Result<(), CacheError> {
         let Some(name) = name(digest, class) else { return Ok(()) };
         let tag = self.mac(&name, code).finalize().into_bytes();
         let path = self.dir.join(&name);
-        let mut file = tempfile_in(&self.dir, &name)?;
-        file.0.write_all(&tag).and_then(|()| file.0.write_all(code)).map_err(io_error("write", &file.1))?;
-        // Without a sync: a torn file has a wrong tag and is compiled anew.
-        fs::rename(&file.1, &path).map_err(io_error("write", &path))
+        let unfinished = self.dir.join(format!("{name}.{}.tmp", std::process::id()));
+        let mut file = private().truncate(true).open(&unfinished).map_err(io_error("create", &unfinished))?;
+        file.write_all(&tag).and_then(|()| file.write_all(code)).map_err(io_error("write", &unfinished))?;
+        // Without a sync: a torn file has a wrong tag.
+        fs::rename(&unfinished, &path).map_err(io_error("write", &path))
     }
 
-    /// Deletes code of other modules, and what another version of this program left.
-    pub fn keep(&self, digests: &BTreeSet<Digest>) {
+    /// Deletes code of other modules and code for other versions of this program.
+    pub(crate) fn retain(&self, digests: &BTreeSet<Digest>) {
         let Some(host) = *HOST else { return };
         let unfinished = format!(".{}.tmp", std::process::id());
         let is_needed = |file: &str| {
             let digest = file.split('-').next().and_then(|digest| digest.parse().ok());
             let is_ours = file.ends_with(&format!("-{host:016x}.code"));
-            // The compiler's thread may be writing.
+            // The compile thread may be writing it.
             let is_unfinished = file.ends_with(&unfinished);
             digest.is_some_and(|digest| digests.contains(&digest)) && (is_ours || is_unfinished)
         };
         let files = fs::read_dir(&self.dir).into_iter().flatten().flatten();
         for file in files.filter(|file| file.file_name().to_str().is_some_and(|name| !is_needed(name))) {
             if let Err(error) = fs::remove_file(file.path()) {
-                tracing::warn!(file = %file.path().display(), %error, "compiled code that nothing needs could not be deleted");
+                tracing::warn!(file = %file.path().display(), %error, "failed to delete unused code");
             }
         }
     }
@@ -106,13 +105,13 @@ impl Cache {
     }
 }
 
-/// What was compiled, for which class, by which engine with which settings.
+/// File name: the module, its class, and the engine.
 fn name(digest: &Digest, class: Class) -> Option<String> {
     Some(format!("{digest}-{}-{:016x}.code", class.as_str(), (*HOST)?))
 }
 
-/// This program and this processor, which together decide what code is compiled to. The engine could be asked, but making
-/// one costs the daemon memory that it otherwise does without; and the workers' engines refuse what does not fit anyway.
+/// Hash of this program and this processor, which together determine the generated code. An engine would know more, but
+/// costs the daemon memory, and the workers' engines refuse code that does not fit.
 static HOST: LazyLock<Option<u64>> = LazyLock::new(|| {
     let program = fs::metadata(program::own()).ok()?;
     let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -121,12 +120,6 @@ static HOST: LazyLock<Option<u64>> = LazyLock::new(|| {
     (program.len(), program.modified().ok()?, features, env!("CARGO_PKG_VERSION")).hash(&mut hasher);
     Some(hasher.finish())
 });
-
-fn tempfile_in(dir: &Path, name: &str) -> Result<(fs::File, PathBuf), CacheError> {
-    let path = dir.join(format!("{name}.{}.tmp", std::process::id()));
-    let file = private().truncate(true).open(&path).map_err(io_error("create", &path))?;
-    Ok((file, path))
-}
 
 fn make_key(path: &Path) -> Result<[u8; KEY_BYTES], CacheError> {
     let mut key = [0; KEY_BYTES];
@@ -137,14 +130,8 @@ fn make_key(path: &Path) -> Result<[u8; KEY_BYTES], CacheError> {
     Ok(key)
 }
 
-fn private() -> fs::OpenOptions {
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create(true).mode(0o600);
-    options
-}
-
 fn io_error(what: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CacheError {
-    move |source| CacheError::Io { what, path: path.to_owned(), source }
+    move |source| CacheError { what, path: path.to_owned(), source }
 }
 
 #[cfg(test)]
@@ -178,7 +165,7 @@ mod tests {
 
         fs::write(cache.dir.join("left-over.tmp"), "").unwrap();
         cache.store(&Digest([9; 32]), Class::Small, b"other").unwrap();
-        cache.keep(&[digest].into());
+        cache.retain(&[digest].into());
         assert_eq!(fs::read_dir(&cache.dir).unwrap().count(), 1);
         assert_eq!(cache.load(&digest, Class::Small).unwrap(), "native code");
 

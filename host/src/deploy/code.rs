@@ -1,13 +1,13 @@
-//! Compiled code as a file, on its way from where there is a compiler to where there is none.
+//! Native code as a file, for boards without a compiler.
 //!
 //! ```text
 //! sedge-code 1\n
 //! {"target":"aarch64","wasmtime":48,"settings":2,"class":"small","wasm":"<sha256 of the component>"}\n
-//! <what the compiler made>
+//! <native code>
 //! ```
 //!
-//! Nobody can tell by reading it whether code does what its component says. It is loaded only where a person who may run
-//! programs on the board says so: by a signature of a key with `native_code`, or by `functions.native_code` for folders.
+//! Native code cannot be checked against its component. It is loaded only with the consent of somebody who may run programs
+//! on the board: a signature of a key with `native_code`, or `functions.native_code` for folders.
 
 use std::fmt;
 
@@ -18,13 +18,13 @@ use crate::message::Digest;
 use crate::sandbox::{Class, Isa, SETTINGS_VERSION, WASMTIME_VERSION};
 
 const MAGIC: &[u8] = b"sedge-code 1\n";
-/// A header has some 170 bytes.
+/// A header has about 170 bytes.
 const MAX_HEADER_BYTES: usize = 1024;
 
-/// What an engine must be to run the code.
+/// The engine that code was compiled for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Abi {
-    /// A [`Isa`], or the name of one that this program does not know.
+    /// An [`Isa`], or a name that this program does not know.
     pub target: Box<str>,
     pub wasmtime: u32,
     pub settings: u32,
@@ -38,7 +38,7 @@ pub struct Header {
     wasmtime: u32,
     settings: u32,
     class: Class,
-    /// The component that it was made from.
+    /// Digest of the component.
     pub wasm: Digest,
 }
 
@@ -50,14 +50,29 @@ pub struct Code {
 
 #[derive(Debug, thiserror::Error)]
 pub enum CodeError {
-    #[error("this is no compiled code: it starts with {start:02x?}; give the file that `sedge compile` wrote")]
+    #[error("not compiled code: it starts with {start:02x?}; use the file that `sedge compile` wrote")]
     NotCode { start: Vec<u8> },
     #[error("the header of the compiled code is damaged: {0}")]
     Header(String),
-    #[error("the code is for {found}, and this board runs {host}: have sedge {version} compile it for that", version = env!("CARGO_PKG_VERSION"))]
+    #[error("the code is for {found}, and this board runs {host}: compile it for that with sedge {version}", version = env!("CARGO_PKG_VERSION"))]
     Misfit { found: Abi, host: Abi },
-    #[error("this build of sedge has no name for its processor, and so runs only what it has compiled itself")]
+    #[error("this build of sedge does not know its processor and runs only code that it compiled itself")]
     NoTarget,
+}
+
+/// What this host can run: modules, if it has a compiler, and code that was compiled for it elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Capabilities {
+    pub has_compiler: bool,
+    /// `None` for a processor that this program does not know.
+    pub target: Option<Isa>,
+}
+
+impl Capabilities {
+    /// The code that this host runs.
+    pub fn abi(self, class: Class) -> Option<Abi> {
+        Some(Abi::of(self.target?, class))
+    }
 }
 
 impl Abi {
@@ -75,7 +90,6 @@ impl Header {
 }
 
 impl Code {
-    /// What was compiled just now.
     pub fn new(target: Isa, class: Class, wasm: Digest, bytes: Bytes) -> Self {
         let Abi { target, wasmtime, settings, class } = Abi::of(target, class);
         Self { header: Header { target, wasmtime, settings, class, wasm }, bytes }
@@ -91,13 +105,13 @@ impl Code {
             return Err(CodeError::NotCode { start: file[..file.len().min(4)].to_vec() });
         };
         let Some(end) = rest.iter().take(MAX_HEADER_BYTES).position(|byte| *byte == b'\n') else {
-            return Err(CodeError::Header(format!("it does not end within {MAX_HEADER_BYTES} bytes")));
+            return Err(CodeError::Header(format!("the header does not end within {MAX_HEADER_BYTES} bytes")));
         };
         let header = serde_json::from_slice(&rest[..end]).map_err(|error| CodeError::Header(error.to_string()))?;
         Ok(Self { header, bytes: file.slice(MAGIC.len() + end + 1..) })
     }
 
-    /// The bytes to be loaded, if this program runs such code. `host`: what it runs.
+    /// The bytes to load, if they were compiled for `host`.
     pub fn fitting(self, host: Option<Abi>) -> Result<Bytes, CodeError> {
         let (host, found) = (host.ok_or(CodeError::NoTarget)?, self.header.abi());
         if found == host { Ok(self.bytes) } else { Err(CodeError::Misfit { found, host }) }
@@ -133,14 +147,14 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_code_is_told() {
+    fn a_file_that_is_not_code_is_refused() {
         let file = code().to_bytes();
         let check = |bytes: Vec<u8>, expected: &str| {
             let error = Code::parse(&bytes.into()).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         };
-        check(b"\0asm\x0d\0\x01\0".to_vec(), "no compiled code: it starts with [00, 61, 73, 6d]");
-        check(Vec::new(), "no compiled code");
+        check(b"\0asm\x0d\0\x01\0".to_vec(), "not compiled code: it starts with [00, 61, 73, 6d]");
+        check(Vec::new(), "not compiled code");
         check(file[..MAGIC.len() + 20].to_vec(), "does not end");
         check([MAGIC, b"{}\n"].concat(), "missing field");
         check([MAGIC, &[b' '; 1 << 20], b"\n"].concat(), "does not end within 1024 bytes");

@@ -1,7 +1,7 @@
-//! Compiles in a child process: what a compiler does with a stranger's input, however much of it and for how long, stays
-//! there.
+//! The compiler in a child process with limits, and the cache in front of it. A hostile module can harm the child only.
 
-use std::io::{self, Read as _, Write as _};
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -9,50 +9,21 @@ use std::process::{Command, Stdio};
 use bytes::Bytes;
 use rustix::process::Signal;
 
-use super::code::Code;
+use super::cache::Cache;
+use super::code::{Capabilities, Code};
+use super::interface::{CompileBackend, CompilerError};
+use crate::message::Digest;
 use crate::program;
 use crate::sandbox::{Class, Isa};
 
-/// What one compilation may use. A small function takes 50 ms and 7 MB, and the program itself 50 MB of addresses.
-pub const MEMORY_BYTES: u64 = 512 << 20;
-pub const CPU_SECS: u64 = 30;
-
-/// Compiled code is some ten times the wasm; more than this is an attack on the daemon's memory.
+/// Native code has about ten times the size of the wasm. More than this is an attack on the daemon's memory.
 const MAX_CODE_BYTES: u64 = 128 << 20;
 const MAX_REASON_BYTES: u64 = 4096;
 
-#[derive(Clone, Debug, Default)]
-pub struct Compiler;
+#[derive(Clone, Debug)]
+pub(crate) struct Compiler;
 
-#[derive(Debug, thiserror::Error)]
-pub enum CompilerError {
-    /// The child's own words: what is wrong with the module.
-    #[error("{0}")]
-    Refused(String),
-    #[error("compiling took more than {CPU_SECS} s: the module is too complex for this host")]
-    Time,
-    #[error("compiling took more than {} MiB of memory: the module is too complex for this host", MEMORY_BYTES >> 20)]
-    Memory,
-    /// Nobody else sends it that signal on a board, a person aside.
-    #[error(
-        "the kernel killed the compiler, as it does when memory runs out: give the board or the service more of it, or push \
-         the function with code that was compiled elsewhere"
-    )]
-    Killed,
-    #[error("the compiler ended with {0}")]
-    Ended(String),
-    #[error("failed to run the compiler")]
-    Run(#[from] io::Error),
-    #[error(
-        "this build of sedge has no compiler and has not run this module before: push code that was compiled for this \
-         board (`sedge push --code`), or install a full build of sedge {}",
-        env!("CARGO_PKG_VERSION")
-    )]
-    NoCompiler,
-}
-
-/// This program, or the one that a build without a compiler is told of. What it makes is kept like our own: it is the
-/// board's administrator who names it.
+/// This program, or for a build without a compiler the one that the board's administrator names.
 fn compiler() -> Option<PathBuf> {
     if cfg!(feature = "compiler") {
         return Some(program::own());
@@ -61,18 +32,19 @@ fn compiler() -> Option<PathBuf> {
 }
 
 impl Compiler {
-    pub fn is_there() -> bool {
-        compiler().is_some()
+    /// What this host can run.
+    pub(crate) fn capabilities() -> Capabilities {
+        Capabilities { has_compiler: compiler().is_some(), target: Isa::HOST }
     }
 
-    /// To be carried to a host without a compiler.
-    pub fn code_for(&self, wasm: &[u8], class: Class, target: Isa) -> Result<Code, CompilerError> {
+    /// Compiles for a board without a compiler.
+    pub(crate) fn code_for(&self, wasm: &[u8], class: Class, target: Isa) -> Result<Code, CompilerError> {
         let bytes = self.compile(wasm, class, Some(target))?;
         Ok(Code::new(target, class, super::digest(wasm), bytes))
     }
 
-    /// For this host, or for another target.
-    pub fn compile(&self, wasm: &[u8], class: Class, target: Option<Isa>) -> Result<Bytes, CompilerError> {
+    /// Compiles for this host, or for another target.
+    pub(crate) fn compile(&self, wasm: &[u8], class: Class, target: Option<Isa>) -> Result<Bytes, CompilerError> {
         let mut child = Command::new(compiler().ok_or(CompilerError::NoCompiler)?)
             .arg0("sedge")
             .args(["compile", "--class", class.as_str()])
@@ -83,16 +55,14 @@ impl Compiler {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()?;
-        let (Some(mut stdin), Some(stdout), Some(stderr)) =
-            (child.stdin.take(), child.stdout.take(), child.stderr.take())
-        else {
-            return Err(io::Error::other("the child has no pipes").into());
-        };
+        let mut stdin = child.stdin.take().expect("standard input is a pipe");
+        let stdout = child.stdout.take().expect("standard output is a pipe");
+        let stderr = child.stderr.take().expect("standard error is a pipe");
         let mut code = Vec::new();
         let mut reason = String::new();
         std::thread::scope(|scope| {
             scope.spawn(move || {
-                // A child that refuses early closes the pipe; its exit says why.
+                // A child that refuses early closes the pipe; its exit code says why.
                 let _ = stdin.write_all(wasm);
             });
             scope.spawn(|| {
@@ -111,5 +81,30 @@ impl Compiler {
             (_, Some(signal)) if signal == Signal::ABORT.as_raw() => Err(CompilerError::Memory),
             _ => Err(CompilerError::Ended(format!("{status}: {reason}"))),
         }
+    }
+}
+
+/// The compiler behind this host's cache.
+pub(crate) struct CachingCompiler {
+    pub cache: Cache,
+    pub compiler: Compiler,
+}
+
+impl CompileBackend for CachingCompiler {
+    fn cached(&self, digest: &Digest, class: Class) -> Option<Bytes> {
+        self.cache.load(digest, class)
+    }
+
+    fn compile(&self, digest: &Digest, wasm: &[u8], class: Class) -> Result<Bytes, CompilerError> {
+        let code = self.compiler.compile(wasm, class, None)?;
+        if let Err(error) = self.cache.store(digest, class, &code) {
+            let error = anyhow::Error::from(error);
+            tracing::warn!(%error, "failed to cache compiled code; the next start compiles it again");
+        }
+        Ok(code)
+    }
+
+    fn retain(&self, digests: &BTreeSet<Digest>) {
+        self.cache.retain(digests);
     }
 }

@@ -1,29 +1,26 @@
-//! What a record is to be after an order, and what follows from that.
+//! The record of a function after an order, and the next step.
 
+use super::acceptance::Chosen;
 use super::function::{Stage, TrackedFunction};
-use super::host::Chosen;
 use super::payload::OrderChange;
 use super::reason::{Reason, Refusal};
 use super::record::{Candidate, CandidateKind, OrderOutcome, Record, StoredVersion};
 use super::report::DeployState;
 use crate::key::KeyId;
 
-/// What to do once the record is on disk.
-pub enum NextStep {
-    /// Work on the new candidate.
-    Begin,
-    /// The candidate is no more.
-    Ended,
-    Promoted {
-        edition: u32,
-    },
+const REQUESTED: &str = "an order asked for it";
+
+/// Step to take once the record is on disk.
+pub(crate) enum NextStep {
+    StartCandidate,
+    CandidateEnded,
+    Promoted { edition: u32 },
     Removed,
-    /// The candidate stays as it is.
     Nothing,
 }
 
-/// The record as the order wants it.
-pub fn decide(
+/// Returns the record that the order asks for.
+pub(crate) fn decide(
     function: &TrackedFunction,
     serial: u64,
     change: OrderChange,
@@ -33,23 +30,23 @@ pub fn decide(
     let mut record = function.record.clone();
     let name = &function.name;
     let not_installed = || Err(Refusal::new(Reason::NotInstalled, format!("{name} is not installed on this board")));
-    let requested = Refusal::new(Reason::Requested, "an order said so");
-    let then = match change {
+    let requested = Refusal::new(Reason::Requested, REQUESTED);
+    let next = match change {
         OrderChange::Install(install) => {
             let Some(Chosen { module, is_code }) = chosen else {
-                return Err(Refusal::new(Reason::NoCode, "nothing in it is for this board"));
+                return Err(Refusal::new(Reason::NoCode, "nothing in the order is for this board"));
             };
             let stored = StoredVersion { manifest: install.manifest, digest: module.digest, is_code };
             record.candidate = Some(Candidate { stored, kind: CandidateKind::Install(module), serial, signers });
             record.outcome = None;
             NextStep::StartCandidate
         }
-        OrderChange::Remove if record.line.serial.is_none() => return not_installed(),
+        OrderChange::Remove if record.history.serial.is_none() => return not_installed(),
         OrderChange::Remove => {
             (record.active, record.previous, record.candidate) = (None, None, None);
             record.outcome = Some(OrderOutcome {
                 serial: Some(serial),
-                ..OrderOutcome::new(DeployState::Removed, Some(&requested), None)
+                ..OrderOutcome::new(DeployState::Removed, Some(&requested))
             });
             NextStep::Removed
         }
@@ -61,10 +58,13 @@ pub fn decide(
             }
             Some(_) => {
                 record.candidate = None;
-                let active = record.active.as_ref().map(|it| (it.version(), serial, it.digest));
-                let outcome = OrderOutcome::new(DeployState::RolledBack, Some(&requested), active);
+                let (state, why) = (DeployState::RolledBack, Some(&requested));
+                let outcome = match &record.active {
+                    Some(active) => OrderOutcome::of_version(state, why, active),
+                    None => OrderOutcome::new(state, why),
+                };
                 record.outcome = Some(OrderOutcome { serial: Some(serial), ..outcome });
-                NextStep::Ended
+                NextStep::CandidateEnded
             }
             None if record.active.is_none() => return not_installed(),
             None => match &record.previous {
@@ -75,7 +75,7 @@ pub fn decide(
                     NextStep::StartCandidate
                 }
                 None => {
-                    let detail = format!("there is no version of {name} before the one that runs");
+                    let detail = format!("{name} has no previous version");
                     return Err(Refusal::new(Reason::NoPrevious, detail));
                 }
             },
@@ -94,21 +94,19 @@ pub fn decide(
         }
         OrderChange::Keys(_) => return Err(Refusal::new(Reason::BadEnvelope, "a change of keys is for _keys")),
     };
-    Ok((record, then))
+    Ok((record, next))
 }
 
 impl Record {
-    /// The candidate has proved itself.
-    pub fn promote(&mut self) {
+    /// Makes the candidate the active version.
+    pub(crate) fn promote(&mut self) {
         let Some(candidate) = self.candidate.take() else { return };
         let (state, why) = match candidate.kind {
             CandidateKind::Install(_) => (DeployState::Active, None),
-            CandidateKind::Rollback => {
-                (DeployState::RolledBack, Some(Refusal::new(Reason::Requested, "an order said so")))
-            }
+            CandidateKind::Rollback => (DeployState::RolledBack, Some(Refusal::new(Reason::Requested, REQUESTED))),
         };
-        self.outcome = Some(OrderOutcome::of(state, why.as_ref(), &candidate));
-        // The same version pushed again leaves what a rollback returns to.
+        self.outcome = Some(OrderOutcome::of_candidate(state, why.as_ref(), &candidate));
+        // Pushing the active version again does not replace the previous one.
         if self.active.as_ref() != Some(&candidate.stored) {
             self.previous = self.active.take();
         }

@@ -1,14 +1,14 @@
-//! The board's side of pushing functions: a state machine that is told what happened and says what is to be done.
+//! The board's side of deployment: a state machine that handles events and returns actions.
 //!
 //! ```text
 //! order ─▶ accepted ─▶ receiving ─▶ verifying ─▶ compiling ─▶ trial ─▶ active
 //!            │ refused    │ truncated   │ digest    │ refused   │ failed
 //!            ▼            ▼             ▼           ▼           ▼
-//!          what served before serves, and the reason is reported
+//!          the previous version serves, and the reason is reported
 //! ```
 //!
-//! It has no thread, clock or connection of its own, so that a test can lead it through any sequence of events. What it
-//! must not forget is on disk before it has an effect: a record changes only by being replaced as a whole.
+//! No thread, clock or connection, so that a test can lead it through any sequence of events. A decision is on disk before
+//! it has an effect: a record is replaced as a whole.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
@@ -18,76 +18,105 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::acceptance::one_line;
-use super::action::Action;
 use super::boot;
-use super::code::{Code, CodeError};
-use super::compiler::CompilerError;
+use super::code::{Capabilities, Code, CodeError};
 use super::disk::{Disk, FUNCTIONS, MODULES, STAGING};
-use super::function::{TrackedFunction, Work};
+use super::function::{TrackedFunction, UnknownFunctions};
+use super::interface::{Action, CompilerError, Request};
 use super::reason::{Reason, Refusal};
 use super::record::{self, Record, SUFFIX, StoredVersion};
 use super::report::DeployState;
-use super::request::{DeployerConfig, Request};
 use super::staging::{module_name, staging_name};
 use super::stats::DeployStats;
 use super::topics::{KEYS, Topics};
 use super::trust::Trust;
-use super::unknown::UnknownFunctions;
+use crate::config::{self, Config};
 use crate::manifest::Manifest;
 use crate::message::Digest;
 use crate::sandbox::Class;
 use crate::time::Now;
 
+/// A function is never forgotten: its record refuses old orders even after it was removed.
+pub(super) const KNOWN: &str = "the deployer knows every function that it named";
+
+/// Identity and limits of the board.
+#[derive(Clone, Debug)]
+pub(crate) struct DeployerConfig {
+    pub node: String,
+    pub groups: Vec<String>,
+    pub base_topic: String,
+    pub host: Capabilities,
+    pub deploy: config::Deploy,
+    pub ceilings: config::Functions,
+}
+
+impl DeployerConfig {
+    pub(crate) fn new(config: &Config, host: Capabilities) -> Self {
+        Self {
+            node: config.node.name.clone(),
+            groups: config.node.groups.clone(),
+            base_topic: config.node.base_topic.clone(),
+            host,
+            deploy: config.deploy.clone(),
+            ceilings: config.functions.clone(),
+        }
+    }
+}
+
 #[derive(Debug)]
-pub struct Deployer {
+pub(crate) struct Deployer {
     pub(super) disk: Disk,
     pub(super) topics: Topics,
-    pub(super) settings: DeployerConfig,
+    pub(super) config: DeployerConfig,
     pub(super) trust: Trust,
     pub(super) functions: BTreeMap<Arc<str>, TrackedFunction>,
     /// The changes of keys, which are reported like a function.
     pub(super) keys: TrackedFunction,
     pub(super) unknown: UnknownFunctions,
-    /// Orders that could not be kept for want of disk.
+    /// Orders that could not be stored because the disk failed.
     pub(super) retry_orders: BTreeMap<Arc<str>, (Box<str>, Bytes)>,
-    /// Functions whose modules are to be compiled, one at a time.
+    /// Functions whose modules wait for the compiler.
     pub(super) queue: VecDeque<Arc<str>>,
-    /// Those for which the compiler could not be run, until the next tick.
+    /// Functions for which the compiler could not be run. Queued again at the next tick.
     pub(super) retries: Vec<Arc<str>>,
     pub(super) compiling: Option<(Arc<str>, u32)>,
     pub(super) is_connected: bool,
     pub(super) stats: Arc<DeployStats>,
     editions: u32,
-    /// Files that nothing needs may be there.
-    has_garbage: bool,
-    /// Decided before the first request.
+    /// Whether unused files may exist.
+    pub(super) has_garbage: bool,
+    /// Actions of the boot, returned with the first request.
     pub(super) boot_actions: Vec<Action>,
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("failed to open {path}")]
-pub struct OpenError {
+pub(crate) struct OpenError {
     path: PathBuf,
     source: io::Error,
 }
 
 impl Deployer {
-    /// `dir` is the folder of deploying; `folders` are the functions of the configuration, each with its folder.
-    pub fn open(dir: &Path, settings: DeployerConfig, folders: Vec<(PathBuf, Manifest)>) -> Result<Self, OpenError> {
-        Self::try_open(dir, settings, folders).map_err(|source| OpenError { path: dir.to_owned(), source })
+    /// Opens the deploy folder `dir`. `folders` are the functions of the configuration, each with its folder.
+    pub(crate) fn open(
+        dir: &Path,
+        config: DeployerConfig,
+        folders: Vec<(PathBuf, Manifest)>,
+    ) -> Result<Self, OpenError> {
+        Self::try_open(dir, config, folders).map_err(|source| OpenError { path: dir.to_owned(), source })
     }
 
-    fn try_open(dir: &Path, settings: DeployerConfig, folders: Vec<(PathBuf, Manifest)>) -> io::Result<Self> {
+    fn try_open(dir: &Path, config: DeployerConfig, folders: Vec<(PathBuf, Manifest)>) -> io::Result<Self> {
         let disk = Disk::open(dir.to_owned())?;
-        let trust = Trust::open(&disk, &settings.deploy)?;
+        let trust = Trust::open(&disk, &config.deploy)?;
         if trust.keys().is_empty() {
-            tracing::info!("no key is trusted: nothing can be pushed to this board (deploy.keys)");
+            tracing::info!("no trusted keys: nothing can be pushed to this board (deploy.keys)");
         }
         let mut deployer = Self {
             functions: boot::load(&disk)?,
-            topics: Topics::new(&settings.base_topic),
+            topics: Topics::new(&config.base_topic),
             disk,
-            settings,
+            config,
             trust,
             keys: TrackedFunction::new(KEYS.into()),
             unknown: UnknownFunctions::default(),
@@ -107,11 +136,11 @@ impl Deployer {
         Ok(deployer)
     }
 
-    pub fn stats(&self) -> &Arc<DeployStats> {
+    pub(crate) fn stats(&self) -> &Arc<DeployStats> {
         &self.stats
     }
 
-    pub fn handle(&mut self, request: Request, now: Now, actions: &mut Vec<Action>) {
+    pub(crate) fn handle(&mut self, request: Request, now: Now, actions: &mut Vec<Action>) {
         actions.append(&mut self.boot_actions);
         match request {
             Request::Message { topic, payload } => self.message(topic, payload, now, actions),
@@ -125,10 +154,10 @@ impl Deployer {
             }
             Request::Keys(deploy) => {
                 self.trust.configure(&deploy);
-                self.settings.deploy = *deploy;
+                self.config.deploy = *deploy;
                 self.end_orphans(now, actions);
                 self.keys.mark_due();
-                // An order that no key vouched for may have one now.
+                // Orders of keys that were unknown may be accepted now.
                 actions.push(Action::FetchOrders);
             }
             Request::Connected => {
@@ -144,7 +173,7 @@ impl Deployer {
 
     fn tick(&mut self, now: Now, actions: &mut Vec<Action>) {
         for (name, (topic, payload)) in std::mem::take(&mut self.retry_orders) {
-            tracing::debug!(function = &*name, "trying again to keep an order");
+            tracing::debug!(function = &*name, "trying again to store an order");
             self.message(topic, payload, now, actions);
         }
         self.check_receiving(now, actions);
@@ -168,17 +197,12 @@ impl Deployer {
         }
     }
 
-    /// Files may be there that nothing needs.
-    pub(super) fn mark_garbage(&mut self) {
-        self.has_garbage = true;
-    }
-
     pub(super) fn next_edition(&mut self) -> u32 {
         self.editions += 1;
         self.editions
     }
 
-    /// Writes what was decided, and reports it. A disk that fails is asked again at every tick.
+    /// Applies a decision to a function, writes its record and reports it. A failed write is tried again at every tick.
     pub(super) fn save_and_report(
         &mut self,
         name: &str,
@@ -186,7 +210,7 @@ impl Deployer {
         now: Now,
         actions: &mut Vec<Action>,
     ) {
-        let Some(function) = self.functions.get_mut(name) else { return };
+        let function = self.functions.get_mut(name).expect(KNOWN);
         decide(function);
         save(&self.disk, function);
         self.has_garbage = true;
@@ -195,14 +219,13 @@ impl Deployer {
     }
 
     pub(super) fn manifest(&self, stored: &StoredVersion) -> Result<Manifest, Refusal> {
-        Manifest::from_json(&stored.manifest.to_json(), Some(&self.settings.ceilings))
+        Manifest::from_json(&stored.manifest.to_json(), Some(&self.config.ceilings))
             .map_err(|problems| Refusal::new(Reason::OverLimit, one_line(&problems)))
     }
 
-    /// The code of a module that was compiled elsewhere, if it runs here: it may be of a version of this program that
-    /// compiled otherwise.
+    /// Returns the native code in a file, if it runs on this host. After an upgrade it may be for another engine.
     pub(super) fn unpack(&self, file: &Bytes, class: Class) -> Result<Bytes, Refusal> {
-        let code = Code::parse(file).and_then(|code| code.fitting(self.settings.host.abi(class)));
+        let code = Code::parse(file).and_then(|code| code.fitting(self.config.host.abi(class)));
         code.map_err(|error| {
             let reason = match error {
                 CodeError::NotCode { .. } | CodeError::Header(_) => Reason::InvalidModule,
@@ -212,7 +235,7 @@ impl Deployer {
         })
     }
 
-    /// Only the module that it says it is.
+    /// Reads a module and verifies its digest.
     pub(super) fn read_module(&self, digest: &Digest) -> io::Result<Bytes> {
         let name = module_name(digest);
         let wasm = self.disk.read(MODULES, &name)?;
@@ -223,7 +246,7 @@ impl Deployer {
         Ok(wasm.into())
     }
 
-    /// Deletes what no record names, on disk or in memory.
+    /// Deletes files that no record, on disk or in memory, names.
     fn sweep(&mut self, actions: &mut Vec<Action>) {
         if !self.has_garbage || self.functions.values().any(|function| function.unsaved.is_some()) {
             return;
@@ -244,7 +267,7 @@ impl Deployer {
                 names.iter().filter(|name| !needed.contains(*name)).try_for_each(|name| self.disk.remove(folder, name))
             });
             if let Err(error) = swept {
-                tracing::warn!(folder, %error, "what no function needs could not be deleted");
+                tracing::warn!(folder, %error, "failed to delete unused files");
             }
         }
         actions.push(Action::RetainCode { digests });
@@ -255,7 +278,6 @@ pub(super) fn write(disk: &Disk, record: &Record) -> io::Result<()> {
     disk.replace(FUNCTIONS, &format!("{}{SUFFIX}", record.function), &record::encode(record))
 }
 
-/// Brings the disk up to what is decided.
 fn save(disk: &Disk, function: &mut TrackedFunction) {
     match write(disk, &function.record) {
         Ok(()) => {
@@ -265,7 +287,7 @@ fn save(disk: &Disk, function: &mut TrackedFunction) {
             }
         }
         Err(error) => {
-            let refusal = disk_refusal("what was decided cannot be written", &error);
+            let refusal = disk_refusal("failed to write the record", &error);
             if function.unsaved.is_none() {
                 tracing::error!(function = &*function.name, %refusal, "trying again every second");
                 function.mark_due();
@@ -276,7 +298,11 @@ fn save(disk: &Disk, function: &mut TrackedFunction) {
 }
 
 pub(super) fn disk_refusal(what: &str, error: &io::Error) -> Refusal {
-    Refusal::new(super::disk::reason(error), format!("{what}: {error}"))
+    let reason = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Reason::DiskFull,
+        _ => Reason::DiskFailed,
+    };
+    Refusal::new(reason, format!("{what}: {error}"))
 }
 
 pub(super) fn compile_refusal(error: CompilerError) -> Refusal {
@@ -287,14 +313,11 @@ pub(super) fn compile_refusal(error: CompilerError) -> Refusal {
             Reason::CompilerFailed
         }
     };
-    let mut detail = error.to_string();
-    if let CompilerError::Run(source) = &error {
-        detail = format!("{detail}: {source}");
-    }
+    let detail = format!("{:#}", anyhow::Error::from(error));
     Refusal::new(reason, detail.replace('\n', "; "))
 }
 
-/// At once, if it was not reported just now; otherwise with the next tick.
+/// Reports the function now if the last report is old enough, otherwise at a later tick.
 pub(super) fn report(function: &mut TrackedFunction, now: Now) -> Option<Action> {
     function.mark_due();
     function.may_report(now).then(|| report_now(function, now))
@@ -315,11 +338,5 @@ pub(super) fn log(function: &TrackedFunction) {
             tracing::warn!(function = name, version, serial, state, reason = reason.as_str(), error, "order ended");
         }
         _ => tracing::info!(function = name, version, serial, state, "order ended"),
-    }
-}
-
-impl TrackedFunction {
-    pub(super) fn start_work(&mut self) -> &mut Work {
-        self.work.insert(Work::new())
     }
 }

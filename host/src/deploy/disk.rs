@@ -1,14 +1,13 @@
-//! The folder of deploying, and how files in it are made to be whole or not there, whenever the power fails.
+//! The deploy folder. Its files are whole or absent after a loss of power at any moment.
 //!
 //! ```text
-//! functions/<name>.record     what is known of a function (see `record`)
+//! functions/<name>.record     state of a function (see `record`)
 //! keys.record                 changes of the trusted keys
 //! staging/<name>.<digest>     chunks of a module; any of them may be missing or wrong
 //! modules/<digest>.wasm       whole modules
 //! ```
 //!
-//! A name appears in `functions` and `modules` only by a rename of a file that was synced, and counts only when the
-//! folder was synced after.
+//! A name appears in `functions` and `modules` only by renaming a synced file. It counts only after the folder was synced.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -16,25 +15,24 @@ use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 #[cfg(test)]
-use super::faults::Faults;
-use super::reason::Reason;
+use super::testing::faults::Faults;
 
-pub const FUNCTIONS: &str = "functions";
-pub const STAGING: &str = "staging";
-pub const MODULES: &str = "modules";
+pub(crate) const FUNCTIONS: &str = "functions";
+pub(crate) const STAGING: &str = "staging";
+pub(crate) const MODULES: &str = "modules";
 
 const UNFINISHED: &str = ".tmp";
 const DAMAGED: &str = ".damaged";
 
 #[derive(Debug)]
-pub struct Disk {
+pub(crate) struct Disk {
     root: PathBuf,
     #[cfg(test)]
     pub faults: Faults,
 }
 
 impl Disk {
-    pub fn open(root: PathBuf) -> io::Result<Self> {
+    pub(crate) fn open(root: PathBuf) -> io::Result<Self> {
         for folder in [FUNCTIONS, STAGING, MODULES] {
             fs::create_dir_all(root.join(folder))?;
         }
@@ -55,16 +53,16 @@ impl Disk {
         Ok(disk)
     }
 
-    pub fn read(&self, folder: &str, name: &str) -> io::Result<Vec<u8>> {
+    pub(crate) fn read(&self, folder: &str, name: &str) -> io::Result<Vec<u8>> {
         fs::read(self.path(folder, name))
     }
 
-    pub fn exists(&self, folder: &str, name: &str) -> bool {
+    pub(crate) fn exists(&self, folder: &str, name: &str) -> bool {
         self.path(folder, name).is_file()
     }
 
-    /// The names of files, in order.
-    pub fn list(&self, folder: &str) -> io::Result<Vec<String>> {
+    /// Names of the files, sorted.
+    pub(crate) fn list(&self, folder: &str) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(self.root.join(folder))? {
             let entry = entry?;
@@ -78,13 +76,13 @@ impl Disk {
         Ok(names)
     }
 
-    /// Makes a file hold these bytes: all of them, or what it held before.
-    pub fn replace(&self, folder: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
+    /// Replaces the contents of a file atomically.
+    pub(crate) fn replace(&self, folder: &str, name: &str, bytes: &[u8]) -> io::Result<()> {
         let path = self.path(folder, name);
         let unfinished = self.path(folder, &format!("{name}{UNFINISHED}"));
         let written = self.write_unfinished(&unfinished, bytes);
         if written.is_err() {
-            // On a full disk it would take what the next attempt needs.
+            // On a full disk it would occupy the room that the next attempt needs.
             let _ = fs::remove_file(&unfinished);
         }
         written?;
@@ -92,16 +90,16 @@ impl Disk {
         self.sync_folder(folder)
     }
 
-    /// Writes a chunk. Neither it nor its file are sure to be there later.
-    pub fn write_at(&self, folder: &str, name: &str, bytes: &[u8], offset: u64) -> io::Result<()> {
+    /// Writes a chunk without a sync: it may be lost.
+    pub(crate) fn write_at(&self, folder: &str, name: &str, bytes: &[u8], offset: u64) -> io::Result<()> {
         let path = self.path(folder, name);
         #[cfg(test)]
         self.faults.write_at(&path, bytes.len(), offset)?;
         private().truncate(false).open(&path)?.write_all_at(bytes, offset)
     }
 
-    /// Makes what was written in chunks a whole file under another name.
-    pub fn finish(&self, from: (&str, &str), to: (&str, &str)) -> io::Result<()> {
+    /// Syncs a file that was written in chunks and moves it to its final name.
+    pub(crate) fn finish(&self, from: (&str, &str), to: (&str, &str)) -> io::Result<()> {
         let (source, target) = (self.path(from.0, from.1), self.path(to.0, to.1));
         self.sync_file(&File::open(&source)?, &source)?;
         self.rename(&source, &target)?;
@@ -109,8 +107,8 @@ impl Disk {
         self.sync_folder(from.0)
     }
 
-    /// It may be there again after a loss of power.
-    pub fn remove(&self, folder: &str, name: &str) -> io::Result<()> {
+    /// Removes a file without a sync: it may reappear after a loss of power.
+    pub(crate) fn remove(&self, folder: &str, name: &str) -> io::Result<()> {
         let path = self.path(folder, name);
         #[cfg(test)]
         self.faults.remove(&path)?;
@@ -120,15 +118,15 @@ impl Disk {
         }
     }
 
-    /// Out of the way, for a person to look at.
-    pub fn set_aside(&self, folder: &str, name: &str) -> io::Result<PathBuf> {
+    /// Renames a damaged file, for a person to inspect.
+    pub(crate) fn set_aside(&self, folder: &str, name: &str) -> io::Result<PathBuf> {
         let aside = self.path(folder, &format!("{name}{DAMAGED}"));
         fs::rename(self.path(folder, name), &aside)?;
         self.sync_folder(folder)?;
         Ok(aside)
     }
 
-    pub fn path(&self, folder: &str, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, folder: &str, name: &str) -> PathBuf {
         self.root.join(folder).join(name)
     }
 
@@ -160,19 +158,12 @@ impl Disk {
     }
 }
 
-/// What to call a failure of the disk.
-pub fn reason(error: &io::Error) -> Reason {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Reason::DiskFull,
-        _ => Reason::DiskFailed,
-    }
-}
-
 fn sync_folder(path: &Path) -> io::Result<()> {
     File::open(path)?.sync_all()
 }
 
-fn private() -> OpenOptions {
+/// Options for writing a file that only this user may read.
+pub(crate) fn private() -> OpenOptions {
     let mut options = OpenOptions::new();
     options.write(true).create(true).mode(0o600);
     options

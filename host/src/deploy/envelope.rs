@@ -1,10 +1,10 @@
-//! The envelope around an order: DSSE, version 1 (<https://github.com/secure-systems-lab/dsse>), with Ed25519.
+//! Signed envelope of an order: DSSE version 1 (<https://github.com/secure-systems-lab/dsse>) with Ed25519.
 //!
 //! ```text
 //! {"payloadType":"application/vnd.sedge.deploy+json","payload":"<base64>","signatures":[{"keyid":"<hex>","sig":"<base64>"}]}
 //! ```
 //!
-//! Signed is `DSSEv1 <length> <payloadType> <length> <payload>`. The key id says which key to try; it proves nothing.
+//! The signed bytes are `DSSEv1 <length> <payloadType> <length> <payload>`. The key id is only a hint which key to try.
 
 use base64::Engine as _;
 use base64::alphabet;
@@ -16,14 +16,14 @@ use super::reason::{Reason, Refusal};
 
 pub const PAYLOAD_TYPE: &str = "application/vnd.sedge.deploy+json";
 
-/// What a broker hands over is read only up to this size.
+/// Largest envelope that is read.
 pub const MAX_BYTES: usize = 256 << 10;
-/// A second and third signature are for boards that trust another key.
+/// More than one signature is for boards that trust another key.
 const MAX_SIGNATURES: usize = 8;
-/// Signatures without a key id are tried with every key; this is the end of it.
+/// Signatures without a key id are tried with every key, up to this many attempts.
 const MAX_ATTEMPTS: usize = 64;
 
-/// An envelope that nobody has checked.
+/// An envelope whose signatures are not verified.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SignedEnvelope {
     payload: Vec<u8>,
@@ -58,29 +58,28 @@ impl SignedEnvelope {
     pub fn parse(bytes: &[u8]) -> Result<Self, Refusal> {
         let bad = |detail: String| Refusal::new(Reason::BadEnvelope, detail);
         if bytes.len() > MAX_BYTES {
-            return Err(bad(format!("an envelope of {} bytes; at most {MAX_BYTES} are read", bytes.len())));
+            return Err(bad(format!("the envelope has {} bytes, more than the {MAX_BYTES} allowed", bytes.len())));
         }
-        let wire: Wire =
-            serde_json::from_slice(bytes).map_err(|error| bad(format!("this is no DSSE envelope: {error}")))?;
+        let wire: Wire = serde_json::from_slice(bytes).map_err(|error| bad(format!("not a DSSE envelope: {error}")))?;
         if wire.payload_type != PAYLOAD_TYPE {
             let found: String = wire.payload_type.chars().take(100).collect();
             return Err(bad(format!("the payload's type is {found:?}, not {PAYLOAD_TYPE:?}")));
         }
-        let payload = decode(&wire.payload).ok_or_else(|| bad("the payload is no base64".into()))?;
+        let payload = decode(&wire.payload).ok_or_else(|| bad("the payload is not base64".into()))?;
         let mut signatures = Vec::new();
         for signature in wire.signatures.into_iter().take(MAX_SIGNATURES) {
-            let bytes = decode(&signature.sig).ok_or_else(|| bad("a signature is no base64".into()))?;
+            let bytes = decode(&signature.sig).ok_or_else(|| bad("a signature is not base64".into()))?;
             signatures.push(Signature { key_id: signature.keyid.filter(|id| !id.is_empty()), bytes });
         }
         Ok(Self { payload, signatures })
     }
 
-    /// What it says, for tools that show it. A board asks [`SignedEnvelope::verify`].
+    /// The payload, unverified: for display only. Use [`SignedEnvelope::verify`] before acting on it.
     pub fn unverified(&self) -> &[u8] {
         &self.payload
     }
 
-    /// The payload, and every trusted key that signed it.
+    /// Returns the payload and the trusted keys that signed it.
     pub fn verify<'k>(&self, keys: &'k Keys) -> Result<(&[u8], Vec<&'k TrustedKey>), Refusal> {
         if self.signatures.is_empty() {
             return Err(Refusal::new(
@@ -112,7 +111,7 @@ impl SignedEnvelope {
         match named {
             _ if !signers.is_empty() => Ok((&self.payload, signers)),
             Some(name) => {
-                let detail = format!("the signature is not that of key {name}: payload or signature were changed");
+                let detail = format!("the signature is not that of key {name}: payload or signature was changed");
                 Err(Refusal::new(Reason::BadSignature, detail))
             }
             None => Err(Refusal::new(Reason::UnknownKey, self.unknown(keys))),
@@ -121,7 +120,7 @@ impl SignedEnvelope {
 
     fn unknown(&self, keys: &Keys) -> String {
         if keys.is_empty() {
-            return "this board trusts no key; add one as [deploy.keys.<name>] to its configuration".into();
+            return "this board trusts no key; add a section [deploy.keys.<name>] to its configuration".into();
         }
         let ids: Vec<String> = self
             .signatures
@@ -130,7 +129,7 @@ impl SignedEnvelope {
             .map(|id| id.chars().take(16).collect())
             .collect();
         match ids.is_empty() {
-            true => "no key that this board trusts fits the signature".into(),
+            true => "the signature is not from a key that this board trusts".into(),
             false => format!("signed by {}, which this board does not trust", ids.join(", ")),
         }
     }
@@ -142,7 +141,7 @@ fn pre_authentication_encoding(payload: &[u8]) -> Vec<u8> {
     encoded
 }
 
-/// Both alphabets, as DSSE asks; with and without padding.
+/// Decodes both alphabets, as DSSE requires, with and without padding.
 fn decode(text: &str) -> Option<Vec<u8>> {
     const LENIENT: GeneralPurposeConfig =
         GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent);
@@ -202,7 +201,7 @@ mod tests {
         assert_eq!(SignedEnvelope::sign(PAYLOAD, &[&key]), envelope);
     }
 
-    /// The example of the DSSE protocol, with our type in place of theirs.
+    /// The example of the DSSE protocol with our payload type.
     #[test]
     fn the_signed_bytes_are_those_of_the_protocol() {
         let encoded = pre_authentication_encoding(b"hello world");
@@ -210,19 +209,21 @@ mod tests {
     }
 
     #[test]
-    fn no_flipped_bit_ever_says_something_else() {
+    fn a_flipped_bit_never_changes_the_verified_payload() {
         let key = SigningKey::generate().unwrap();
         let keys = Keys::new([trusted(key.public())]);
         let payload = br#"{"serial":7}"#;
         let good = SignedEnvelope::sign(payload, &[&key]).to_json();
-        // Under another name the hint is a member that means nothing, and the signature is tried with every key.
+        // Without the hint `keyid` the signature is tried with every key.
         let hint = good.windows(7).position(|window| window == b"\"keyid\"").unwrap();
         for place in 0..good.len() {
             for bit in 0..8 {
                 let mut bad = good.clone();
                 bad[place] ^= 1 << bit;
-                if let Ok(Ok((said, _))) = SignedEnvelope::parse(&bad).as_ref().map(|envelope| envelope.verify(&keys)) {
-                    assert_eq!(said, payload, "byte {place}, bit {bit}");
+                if let Ok(Ok((verified, _))) =
+                    SignedEnvelope::parse(&bad).as_ref().map(|envelope| envelope.verify(&keys))
+                {
+                    assert_eq!(verified, payload, "byte {place}, bit {bit}");
                     assert!((hint..hint + 7).contains(&place), "byte {place}, bit {bit}");
                 }
             }
@@ -230,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_of_not_being_signed() {
+    fn an_envelope_without_a_valid_signature_is_refused() {
         let (key, stranger) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
         let keys = Keys::new([trusted(key.public())]);
         check(&SignedEnvelope::sign(b"{}", &[]).to_json(), &keys, Reason::Unsigned);
@@ -239,7 +240,7 @@ mod tests {
         let mut moved = SignedEnvelope::sign(b"{}", &[&key]);
         moved.payload = b"[]".to_vec();
         check(&moved.to_json(), &keys, Reason::BadSignature);
-        // Another's id on a signature does not make it his.
+        // A foreign key id does not make the signature valid.
         let mut named = SignedEnvelope::sign(b"{}", &[&stranger]);
         named.signatures[0].key_id = Some(key.public().id().to_string());
         check(&named.to_json(), &keys, Reason::BadSignature);
@@ -248,7 +249,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_envelope() {
+    fn malformed_envelopes_are_refused() {
         let keys = Keys::default();
         let good =
             String::from_utf8(SignedEnvelope::sign(b"{}", &[&SigningKey::generate().unwrap()]).to_json()).unwrap();
@@ -279,7 +280,7 @@ mod tests {
         let mut anonymous = envelope.clone();
         anonymous.signatures.iter_mut().for_each(|signature| signature.key_id = None);
         assert_eq!(anonymous.verify(&keys).unwrap().1.len(), 1);
-        // Only so many are looked at.
+        // Signatures beyond the limit are ignored.
         let mut late = envelope;
         late.signatures = [vec![late.signatures[0].clone(); MAX_SIGNATURES], vec![late.signatures[1].clone()]].concat();
         check(&late.to_json(), &keys, Reason::UnknownKey);

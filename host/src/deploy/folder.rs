@@ -1,28 +1,30 @@
-//! A function's folder: its component, and beside it perhaps code that was compiled from that elsewhere.
+//! A function's folder: its component, and optionally native code that was compiled from it elsewhere.
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::code::{Code, CodeError};
-use super::host::Capabilities;
+use super::code::{Capabilities, Code, CodeError};
+use super::compiler::Compiler;
+use super::interface::{CompilerError, Installed};
 use crate::manifest::Manifest;
 use crate::message::Digest;
-use crate::sandbox::{Class, Isa};
+use crate::sandbox::{Class, Grants, Isa, NotGranted};
 
-/// The file of a folder that a host runs.
+/// The file that a host runs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
+pub(crate) struct Source {
     pub path: PathBuf,
-    /// Compiled elsewhere.
+    /// Native code that was compiled elsewhere.
     pub is_code: bool,
 }
 
-/// Each is told as one sentence, with its cause in it.
+/// Each message contains its cause.
 #[derive(Debug, thiserror::Error)]
-pub enum FolderError {
-    #[error("{path} cannot be read ({error}): `sedge compile` makes it")]
+pub(crate) enum FolderError {
+    #[error("failed to read {path} ({error}): `sedge compile` creates it")]
     Read { path: PathBuf, error: io::Error },
     #[error("{path} cannot run: {error}")]
     Code { path: PathBuf, error: CodeError },
@@ -30,19 +32,19 @@ pub enum FolderError {
     Stale { path: PathBuf, component: PathBuf },
 }
 
-/// The component's file of a function's folder.
-pub fn component_path(dir: &Path, manifest: &Manifest) -> PathBuf {
+/// Path of the component in a function's folder.
+pub(crate) fn component_path(dir: &Path, manifest: &Manifest) -> PathBuf {
     dir.join(manifest.component.clone().unwrap_or_else(|| format!("{}.wasm", manifest.name)))
 }
 
-/// Where `sedge compile` puts code, and a host without a compiler looks for it.
-pub fn code_path(dir: &Path, name: &str, target: Isa) -> PathBuf {
+/// Path to which `sedge compile` writes code and where a host without a compiler looks for it.
+pub(crate) fn code_path(dir: &Path, name: &str, target: Isa) -> PathBuf {
     dir.join(format!("{name}.{target}.code"))
 }
 
 impl Source {
-    /// The component, if the host can compile it; else code, if code from folders is taken and is there.
-    pub fn find(dir: &Path, manifest: &Manifest, host: Capabilities, takes_code: bool) -> Self {
+    /// The component if the host can compile it, else native code if `takes_code` and the file exists.
+    pub(crate) fn find(dir: &Path, manifest: &Manifest, host: Capabilities, takes_code: bool) -> Self {
         let component = component_path(dir, manifest);
         let code = host.target.map(|target| code_path(dir, &manifest.name, target));
         match code.filter(|path| takes_code && path.is_file()) {
@@ -52,45 +54,100 @@ impl Source {
     }
 }
 
-/// Code of a folder.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FolderCode {
-    /// Of the file.
-    pub digest: Digest,
-    /// Ready to be loaded.
-    pub code: Bytes,
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InstallError {
+    #[error("function {function}: failed to read {path}; build it with `sedge build {dir}`")]
+    Read { function: Arc<str>, path: PathBuf, dir: PathBuf, source: io::Error },
+    #[error("function {function}: {path} cannot run")]
+    Compile { function: Arc<str>, path: PathBuf, source: CompilerError },
+    #[error("function {function}: {path} may not run: {source}")]
+    NotGranted { function: Arc<str>, path: PathBuf, source: NotGranted },
+    #[error("function {function}: {what}")]
+    NoCompiler { function: Arc<str>, what: String },
+    #[error("function {function}")]
+    Folder { function: Arc<str>, source: FolderError },
 }
 
-pub fn read_code(path: &Path, manifest: &Manifest, host: Capabilities) -> Result<FolderCode, FolderError> {
-    let file = std::fs::read(path).map_err(|error| FolderError::Read { path: path.to_owned(), error })?;
+/// Reads a component, or native code, that lies in a folder.
+pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    std::fs::read(path)
+}
+
+/// Returns the digest of a file and the native code in it.
+pub(crate) fn read_code(path: &Path, manifest: &Manifest, host: Capabilities) -> Result<(Digest, Bytes), FolderError> {
+    let file = read(path).map_err(|error| FolderError::Read { path: path.to_owned(), error })?;
     let digest = super::digest(&file);
     let wrong = |error| FolderError::Code { path: path.to_owned(), error };
     let code = Code::parse(&file.into()).map_err(wrong)?;
-    // Where the component is there as well, they belong together: new code of a function comes with its old name.
+    // If the component exists too, the code must be made from it: both keep their names when the function changes.
     let component = component_path(path.parent().unwrap_or(Path::new("")), manifest);
-    if std::fs::read(&component).is_ok_and(|wasm| super::digest(&wasm) != code.header.wasm) {
+    if read(&component).is_ok_and(|wasm| super::digest(&wasm) != code.header.wasm) {
         return Err(FolderError::Stale { path: path.to_owned(), component });
     }
     let class = Class::for_memory(manifest.limits.memory_bytes.get());
-    let code = code.fitting(host.abi(class)).map_err(wrong)?;
-    Ok(FolderCode { digest, code })
+    Ok((digest, code.fitting(host.abi(class)).map_err(wrong)?))
 }
 
-/// What to do where nothing can be compiled.
-pub fn no_compiler(dir: &Path, name: &str, host: Capabilities, takes_code: bool) -> String {
+/// Explains what a host without a compiler needs.
+pub(crate) fn no_compiler(dir: &Path, name: &str, host: Capabilities, takes_code: bool) -> String {
     let Some(target) = host.target else {
-        return "this build of sedge has no compiler, and no code is compiled for its kind of processor; install a full \
-                build"
+        return "this build of sedge has no compiler, and code for its processor cannot be compiled elsewhere; install a \
+                full build"
             .into();
     };
     let (path, dir) = (code_path(dir, name, target), dir.display());
     let allow = if takes_code { "" } else { " and set functions.native_code = true" };
     format!(
-        "this build of sedge has no compiler, and there is no {file} that it may use: with a full build of sedge \
-         {version} run `sedge compile {dir} --target {target}`, put {file} here{allow}",
+        "this build of sedge has no compiler and no {file} that it may use: run `sedge compile {dir} --target {target}` \
+         with a full build of sedge {version}, put {file} here{allow}",
         file = path.display(),
         version = env!("CARGO_PKG_VERSION"),
     )
+}
+
+/// Makes the function of a folder ready to run. `takes_code`: native code may be used where there is no component.
+pub(crate) fn install(
+    dir: &Path,
+    manifest: Manifest,
+    compiler: &Compiler,
+    takes_code: bool,
+) -> Result<Installed, InstallError> {
+    let host = Compiler::capabilities();
+    let Source { path, is_code } = Source::find(dir, &manifest, host, takes_code);
+    if is_code {
+        return install_code(dir, manifest);
+    }
+    let function = Arc::clone(&manifest.name);
+    if !host.has_compiler {
+        let what = no_compiler(dir, &function, host, takes_code);
+        return Err(InstallError::NoCompiler { function, what });
+    }
+    let wasm = match read(&path) {
+        Ok(wasm) => wasm,
+        Err(source) => return Err(InstallError::Read { function, path, dir: dir.to_owned(), source }),
+    };
+    let class = Class::for_memory(manifest.limits.memory_bytes.get());
+    let code = match compiler.compile(&wasm, class, None) {
+        Ok(code) => code,
+        Err(source) => return Err(InstallError::Compile { function, path, source }),
+    };
+    // After the compiler's checks, which run in its process: the component is well-formed.
+    if let Err(source) = Grants::from(&manifest.allow).check(&wasm) {
+        return Err(InstallError::NotGranted { function, path, source });
+    }
+    let digest = super::digest(&wasm);
+    Ok(Installed::new(manifest, digest, code))
+}
+
+/// Makes the native code of a folder ready to run. The caller trusts it.
+pub(crate) fn install_code(dir: &Path, manifest: Manifest) -> Result<Installed, InstallError> {
+    let host = Compiler::capabilities();
+    let failed = |source| InstallError::Folder { function: Arc::clone(&manifest.name), source };
+    let target = host.target.ok_or(CodeError::NoTarget);
+    let path = target.map(|target| code_path(dir, &manifest.name, target));
+    let path = path.map_err(|error| failed(FolderError::Code { path: dir.to_owned(), error }))?;
+    let (digest, code) = read_code(&path, &manifest, host).map_err(failed)?;
+    Ok(Installed::new(manifest, digest, code))
 }
 
 #[cfg(test)]
@@ -132,8 +189,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = code_path(dir.path(), "warm", TARGET);
         let host = Capabilities { has_compiler: false, target: Some(TARGET) };
-        let read = |host| read_code(&path, &manifest(), host).map(|it| it.code).map_err(|error| error.to_string());
-        assert!(read(host).unwrap_err().contains("cannot be read"));
+        let read = |host| read_code(&path, &manifest(), host).map(|(_, code)| code).map_err(|error| error.to_string());
+        assert!(read(host).unwrap_err().contains("failed to read"));
         let wasm = super::super::digest(b"wasm");
         let code = Code::new(TARGET, Class::Small, wasm, Bytes::from_static(b"native"));
         std::fs::write(&path, code.to_bytes()).unwrap();

@@ -1,68 +1,72 @@
-//! One function as the board sees it: what is kept, what is under way, and what is reported of both.
+//! One function as the board tracks it: its record, the order in progress, and the report about both.
 
+use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::reason::{Reason, Refusal};
-use super::record::{Candidate, CandidateKind, OrderOutcome, Record};
-use super::report::{Active, DeployState, Difference, Progress, Report};
+use super::record::{Candidate, OrderOutcome, Record};
+use super::report::{Active, DeployState, Difference, Progress, Report, TrialTally};
 use super::staging::Transfer;
 use super::topics::Target;
-use crate::manifest::Trial;
 use crate::message::Digest;
 use crate::time::Now;
 
-/// A function is reported at most this often, unless an order of a trusted key changes its state.
+/// Least time between two reports of a function, except when an order of a trusted key changes its state.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
+const MAX_UNKNOWN: usize = 32;
+/// An unknown function is reported at least this long before another name may replace it.
+const UNKNOWN_KEPT: Duration = Duration::from_secs(60);
 
 #[derive(Debug)]
-pub struct TrackedFunction {
+pub(crate) struct TrackedFunction {
     pub name: Arc<str>,
     pub record: Record,
-    /// What the disk holds. Other than `record` only while the disk fails, or a folder holds a newer version.
+    /// The record on disk. It differs from `record` while the disk fails, or when a folder holds a newer version.
     pub stored: Option<Record>,
-    /// The folder's component, when the active version is not among the modules.
-    pub folder: Option<std::path::PathBuf>,
-    /// What becomes of the candidate.
+    /// The folder's component, if the active version is not in `modules`.
+    pub folder: Option<PathBuf>,
+    /// Progress of the candidate.
     pub work: Option<Work>,
-    /// The edition that was handed to the pipeline as the active one.
+    /// The active edition in the pipeline.
     pub serving: Option<u32>,
-    /// Why the active version does not serve.
+    /// Reason why the active version does not serve.
     pub load_error: Option<Refusal>,
     pub is_quarantined: bool,
-    /// Why the latest order was not accepted.
+    /// Reason why the latest order was refused.
     pub refused: Option<OrderOutcome>,
-    /// An order that was refused for its serial, which the broker hands over again at every connection.
+    /// Orders that were refused for their serial. The broker sends them again at every connection.
     pub stale: Vec<(Target, Digest)>,
-    /// Why the record could not be written.
+    /// Reason why the record could not be written.
     pub unsaved: Option<Refusal>,
     refused_at: Option<Instant>,
     reported_at: Option<Instant>,
     is_due: bool,
-    /// Report the refusal even though another order is under way.
+    /// Report the refusal although another order is in progress.
     shows_refusal: bool,
 }
 
 #[derive(Debug)]
-pub struct Work {
+pub(crate) struct Work {
     pub stage: Stage,
-    /// 0 until the module is there.
+    /// 0 until the module is complete.
     pub edition: u32,
-    /// Why it does not get on.
+    /// Reason why it makes no progress.
     pub cause: Option<Cause>,
-    /// How often the compiler could not be run.
+    /// Failed attempts to run the compiler.
     pub attempts: u32,
 }
 
 #[derive(Debug)]
-pub struct Cause {
+pub(crate) struct Cause {
     pub refusal: Refusal,
-    /// The chunk that it was about.
+    /// The chunk that caused it.
     pub index: Option<u32>,
 }
 
 #[derive(Debug)]
-pub enum Stage {
+pub(crate) enum Stage {
     Receiving(Receiving),
     Queued,
     Compiling,
@@ -72,29 +76,32 @@ pub enum Stage {
 }
 
 #[derive(Debug)]
-pub struct Receiving {
+pub(crate) struct Receiving {
     pub transfer: Transfer,
-    /// The last time that a chunk came, or the disk had no room for one.
+    /// Last arrival of a chunk.
     pub moved_at: Instant,
     pub fetch_at: Instant,
     pub fetch_after: Duration,
 }
 
 #[derive(Debug, Default)]
-pub struct TrialProgress {
+pub(crate) struct TrialProgress {
     pub messages: u32,
-    pub run: u32,
-    pub failed: u32,
-    pub different: u32,
+    pub tally: TrialTally,
     pub samples: Vec<Difference>,
 }
 
+/// Functions that the board does not have and that are reported because orders for them were refused. Bounded, since
+/// any publisher can make names up.
+#[derive(Debug, Default)]
+pub(crate) struct UnknownFunctions(BTreeMap<Arc<str>, (TrackedFunction, Instant)>);
+
 impl TrackedFunction {
-    pub fn new(name: Arc<str>) -> Self {
-        Self::of(Record::new(&name), name)
+    pub(crate) fn new(name: Arc<str>) -> Self {
+        Self::with_record(Record::new(&name), name)
     }
 
-    pub fn of(record: Record, name: Arc<str>) -> Self {
+    pub(crate) fn with_record(record: Record, name: Arc<str>) -> Self {
         Self {
             name,
             record,
@@ -114,36 +121,44 @@ impl TrackedFunction {
         }
     }
 
-    pub fn candidate(&self) -> Option<&Candidate> {
+    pub(crate) fn candidate(&self) -> Option<&Candidate> {
         self.record.candidate.as_ref()
     }
 
-    /// Something about it is to be reported, when it may be.
-    pub fn mark_due(&mut self) {
+    pub(crate) fn active_digest(&self) -> Option<Digest> {
+        self.record.active.as_ref().map(|active| active.digest)
+    }
+
+    pub(crate) fn start_work(&mut self) -> &mut Work {
+        self.work.insert(Work { stage: Stage::Queued, edition: 0, cause: None, attempts: 0 })
+    }
+
+    /// Requests a report as soon as one is allowed.
+    pub(crate) fn mark_due(&mut self) {
         self.is_due = true;
     }
 
-    /// Returns whether it is worth a line in the log.
-    pub fn refuse(&mut self, outcome: OrderOutcome, shows_now: bool, now: Now) -> bool {
-        let is_news = self.refused.as_ref() != Some(&outcome);
+    /// Returns whether the refusal deserves a log line.
+    pub(crate) fn refuse(&mut self, outcome: OrderOutcome, shows_now: bool, now: Now) -> bool {
+        let is_new = self.refused.as_ref() != Some(&outcome);
         self.refused = Some(outcome);
         self.shows_refusal = shows_now;
         self.mark_due();
-        if !is_news || self.refused_at.is_some_and(|at| now.monotonic.saturating_duration_since(at) < REPORT_EVERY) {
-            return false;
+        let logs = is_new && is_over(self.refused_at, now);
+        if logs {
+            self.refused_at = Some(now.monotonic);
         }
-        self.refused_at = Some(now.monotonic);
-        true
+        logs
     }
 
-    pub fn may_report(&self, now: Now) -> bool {
-        self.is_due && self.reported_at.is_none_or(|at| now.monotonic.saturating_duration_since(at) >= REPORT_EVERY)
+    pub(crate) fn may_report(&self, now: Now) -> bool {
+        self.is_due && is_over(self.reported_at, now)
     }
 
-    /// The report, as of now. It counts as made.
-    pub fn report(&mut self, now: Now) -> Report {
+    /// Returns the current report and counts it as published.
+    pub(crate) fn report(&mut self, now: Now) -> Report {
         let Latest { outcome, progress, differences } = self.latest();
-        // What is under way is shown again after the refusal of another order.
+        // After the refusal of another order the one in progress is reported again.
         self.is_due = std::mem::take(&mut self.shows_refusal) && self.work.is_some();
         self.reported_at = Some(now.monotonic);
         let serving = self.serving.and(self.record.active.as_ref());
@@ -158,8 +173,8 @@ impl TrackedFunction {
             digest: outcome.digest,
             progress,
             active: serving
-                .map(|stored| Active { version: stored.reported(), manifest: stored.manifest.as_value().clone() }),
-            previous: self.record.previous.as_ref().map(|stored| stored.reported()),
+                .map(|stored| Active { version: stored.to_report(), manifest: stored.manifest.as_value().clone() }),
+            previous: self.record.previous.as_ref().map(|stored| stored.to_report()),
             differences,
             keys: None,
             at_ms: now.unix_ms,
@@ -173,26 +188,29 @@ impl TrackedFunction {
         }
         let outcome = match (&self.refused, &self.load_error, &self.record.outcome) {
             (Some(refused), _, _) => refused.clone(),
-            (None, Some(error), _) => self.of_active(DeployState::Rejected, Some(error)),
+            (None, Some(error), _) => self.active_outcome(DeployState::Rejected, Some(error)),
             (None, None, outcome) if self.is_quarantined && self.record.active.is_some() => {
                 let detail = "it failed too often in a row and is paused; see the dead letters for why";
                 let why = Refusal::new(Reason::Quarantined, detail);
-                let active = self.of_active(DeployState::Quarantined, Some(&why));
+                let active = self.active_outcome(DeployState::Quarantined, Some(&why));
                 OrderOutcome { serial: outcome.as_ref().map_or(active.serial, |outcome| outcome.serial), ..active }
             }
             (None, None, Some(outcome)) => outcome.clone(),
-            (None, None, None) => self.of_active(DeployState::Active, None),
+            (None, None, None) => self.active_outcome(DeployState::Active, None),
         };
         Latest { outcome, progress: None, differences: Vec::new() }
     }
 
-    fn of_active(&self, state: DeployState, why: Option<&Refusal>) -> OrderOutcome {
-        OrderOutcome::new(
-            state,
-            why,
-            self.record.active.as_ref().map(|stored| (stored.version(), stored.serial(), stored.digest)),
-        )
+    fn active_outcome(&self, state: DeployState, why: Option<&Refusal>) -> OrderOutcome {
+        match &self.record.active {
+            Some(active) => OrderOutcome::of_version(state, why, active),
+            None => OrderOutcome::new(state, why),
+        }
     }
+}
+
+fn is_over(since: Option<Instant>, now: Now) -> bool {
+    since.is_none_or(|at| now.monotonic.saturating_duration_since(at) >= REPORT_EVERY)
 }
 
 struct Latest {
@@ -202,27 +220,24 @@ struct Latest {
 }
 
 impl Work {
-    pub fn new() -> Self {
-        Self { stage: Stage::Queued, edition: 0, cause: None, attempts: 0 }
-    }
-
-    /// Whether the pipeline has been given the edition.
-    pub fn is_started(&self) -> bool {
+    /// Whether the edition was handed to the pipeline.
+    pub(crate) fn is_started(&self) -> bool {
         matches!(self.stage, Stage::Loading | Stage::Trial(_))
     }
 
-    pub fn receiving(&mut self) -> Option<&mut Receiving> {
+    pub(crate) fn receiving(&mut self) -> Option<&mut Receiving> {
         match &mut self.stage {
             Stage::Receiving(receiving) => Some(receiving),
             _ => None,
         }
     }
 
-    pub fn receives(&self, digest: &Digest) -> bool {
+    pub(crate) fn receives(&self, digest: &Digest) -> bool {
         matches!(&self.stage, Stage::Receiving(receiving) if receiving.transfer.digest() == *digest)
     }
 
     fn latest(&self, candidate: &Candidate) -> Latest {
+        let mut differences = Vec::new();
         let (state, progress) = match &self.stage {
             Stage::Receiving(Receiving { transfer, .. }) => {
                 let progress = Progress::Chunks { chunks: transfer.chunks(), received: transfer.received() };
@@ -230,48 +245,41 @@ impl Work {
                 (state, Some(progress))
             }
             Stage::Queued | Stage::Compiling | Stage::Loading => (DeployState::Compiling, None),
-            Stage::Trial(TrialProgress { messages, run, failed, different, .. }) => {
-                let progress =
-                    Progress::Trial { messages: *messages, run: *run, failed: *failed, different: *different };
-                (DeployState::Trial, Some(progress))
+            Stage::Trial(TrialProgress { messages, tally, samples }) => {
+                differences.clone_from(samples);
+                let TrialTally { run, failed, different } = *tally;
+                (DeployState::Trial, Some(Progress::Trial { messages: *messages, run, failed, different }))
             }
         };
-        let differences = match &self.stage {
-            Stage::Trial(trial) => trial.samples.clone(),
-            _ => Vec::new(),
-        };
-        let outcome = OrderOutcome::of(state, self.cause.as_ref().map(|cause| &cause.refusal), candidate);
+        let outcome = OrderOutcome::of_candidate(state, self.cause.as_ref().map(|cause| &cause.refusal), candidate);
         Latest { outcome, progress, differences }
     }
 }
 
-impl OrderOutcome {
-    pub fn new(state: DeployState, why: Option<&Refusal>, of: Option<(String, u64, Digest)>) -> Self {
-        let (version, serial, digest) =
-            of.map_or((None, None, None), |(version, serial, digest)| (Some(version), Some(serial), Some(digest)));
-        Self {
-            state,
-            reason: why.map(|refusal| refusal.reason),
-            error: why.map(|refusal| refusal.detail.clone()),
-            version,
-            serial,
-            digest,
+impl UnknownFunctions {
+    /// Returns the entry of the name, or `None` if there are too many, and the name whose entry it replaces.
+    pub(crate) fn entry(&mut self, name: &str, now: Now) -> (Option<&mut TrackedFunction>, Option<Arc<str>>) {
+        let mut replaced = None;
+        if !self.0.contains_key(name) && self.0.len() >= MAX_UNKNOWN {
+            let oldest = self.0.iter().min_by_key(|(_, (_, since))| *since);
+            let is_old = |since: Instant| now.monotonic.saturating_duration_since(since) >= UNKNOWN_KEPT;
+            replaced = oldest.filter(|(_, (_, since))| is_old(*since)).map(|(name, _)| Arc::clone(name));
+            match &replaced {
+                Some(oldest) => self.0.remove(oldest),
+                None => return (None, None),
+            };
         }
+        let name: Arc<str> = name.into();
+        let (function, _) =
+            self.0.entry(Arc::clone(&name)).or_insert_with(|| (TrackedFunction::new(name), now.monotonic));
+        (Some(function), replaced)
     }
 
-    /// Of the order that brought the candidate.
-    pub fn of(state: DeployState, why: Option<&Refusal>, candidate: &Candidate) -> Self {
-        let stored = &candidate.stored;
-        Self::new(state, why, Some((stored.version(), candidate.serial, stored.digest)))
+    pub(crate) fn remove(&mut self, name: &str) {
+        self.0.remove(name);
     }
-}
 
-impl Candidate {
-    /// A version that has proved itself before does not have to again.
-    pub fn trial(&self, trial: &Trial) -> Option<Trial> {
-        match self.kind {
-            CandidateKind::Install(_) => Some(trial.clone()),
-            CandidateKind::Rollback => None,
-        }
+    pub(crate) fn iter_mut(&mut self) -> impl Iterator<Item = &mut TrackedFunction> {
+        self.0.values_mut().map(|(function, _)| function)
     }
 }

@@ -1,4 +1,4 @@
-//! The keys that a board trusts, and what each may do.
+//! The keys that a board trusts, with their permissions.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,35 +11,34 @@ pub use crate::key::{KeyError, KeyId, PublicKey, SigningKey};
 use crate::manifest::{self, Manifest};
 use crate::topic::TopicFilter;
 
-/// A change of the keys may not make checking a signature slow.
+/// Bounds the time of verifying a signature.
 pub const MOST_KEYS: usize = 64;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TrustedKey {
-    /// For people.
+    /// Name for people.
     pub name: String,
     pub public_key: PublicKey,
-    /// Empty: all functions.
+    /// Functions that the key may change. Empty: all.
     #[serde(default)]
     pub functions: Vec<Pattern>,
-    /// What its functions may hear and say. Empty: all topics.
+    /// Topics that its functions may subscribe and publish to. Empty: all.
     #[serde(default)]
     pub topics: Vec<TopicFilter>,
     /// Whether it may change the trusted keys.
     #[serde(default)]
     pub keys: bool,
-    /// Whether it may send compiled code, which no sandbox has checked. Not written when it is not so: older boards do not
-    /// know it.
+    /// Whether it may send native code, which runs unchecked. Omitted when false, since older boards do not know it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub native_code: bool,
 }
 
-/// A function's name, or the beginning of one and a `*`.
+/// A function's name, or a prefix followed by `*`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pattern(String);
 
-/// The effective set: configured, and changed by signed orders since.
+/// The effective keys: those of the configuration, changed by signed orders.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Keys(Vec<TrustedKey>);
 
@@ -64,7 +63,7 @@ impl TrustedKey {
             return Ok(());
         }
         let allowed: Vec<&str> = self.functions.iter().map(|pattern| &*pattern.0).collect();
-        let detail = format!("key {} is not for function {function}, but for {}", self.name, allowed.join(", "));
+        let detail = format!("key {} may not change function {function}, only {}", self.name, allowed.join(", "));
         Err(Refusal::new(Reason::KeyNotAllowed, detail))
     }
 
@@ -72,7 +71,7 @@ impl TrustedKey {
         if self.keys {
             return Ok(());
         }
-        let detail = format!("key {} may not change the trusted keys; one with keys = true may", self.name);
+        let detail = format!("key {} may not change the trusted keys; use one with keys = true", self.name);
         Err(Refusal::new(Reason::KeyNotAllowed, detail))
     }
 
@@ -88,19 +87,19 @@ impl TrustedKey {
         Err(Refusal::new(Reason::CodeNotAllowed, detail))
     }
 
-    /// Whether all that the function hears and says lies within the key's topics.
+    /// Checks that the function subscribes and publishes only within the key's topics.
     pub fn may_use(&self, manifest: &Manifest) -> Result<(), Refusal> {
         if self.topics.is_empty() {
             return Ok(());
         }
-        let heard = manifest.subscribe.iter().map(|filter| ("hear", filter));
-        let said = manifest.allow.publish.iter().map(|filter| ("publish to", filter));
-        match heard.chain(said).find(|(_, filter)| !self.topics.iter().any(|topics| topics.covers(filter))) {
+        let subscribed = manifest.subscribe.iter().map(|filter| ("subscribe to", filter));
+        let published = manifest.allow.publish.iter().map(|filter| ("publish to", filter));
+        match subscribed.chain(published).find(|(_, filter)| !self.topics.iter().any(|topics| topics.covers(filter))) {
             None => Ok(()),
             Some((what, filter)) => {
                 let allowed: Vec<&str> = self.topics.iter().map(TopicFilter::as_str).collect();
                 let detail =
-                    format!("key {} may not let a function {what} {filter}, but {}", self.name, allowed.join(", "));
+                    format!("key {} may not let a function {what} {filter}, only {}", self.name, allowed.join(", "));
                 Err(Refusal::new(Reason::KeyNotAllowed, detail))
             }
         }
@@ -110,7 +109,7 @@ impl TrustedKey {
 impl Pattern {
     pub fn matches(&self, function: &str) -> bool {
         match self.0.strip_suffix('*') {
-            Some(beginning) => function.starts_with(beginning),
+            Some(prefix) => function.starts_with(prefix),
             None => function == self.0,
         }
     }
@@ -128,7 +127,7 @@ impl FromStr for Pattern {
 }
 
 impl Keys {
-    /// A key that is there twice counts as its first.
+    /// Of several entries with the same key the first counts.
     pub fn new(keys: impl IntoIterator<Item = TrustedKey>) -> Self {
         let mut known: Vec<TrustedKey> = Vec::new();
         for key in keys {
@@ -193,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn functions_by_name_and_by_beginning() {
+    fn functions_by_name_and_by_prefix() {
         let check = |functions: &[&str], function: &str, expected: bool| {
             assert_eq!(key(functions, &[]).may_change(function).is_ok(), expected, "{functions:?} {function}");
         };
@@ -208,11 +207,11 @@ mod tests {
             assert!(wrong.parse::<Pattern>().is_err(), "{wrong}");
         }
         let refusal = key(&["a"], &[]).may_change("b").unwrap_err();
-        assert_eq!(refusal.to_string(), "key-not-allowed: key ops is not for function b, but for a");
+        assert_eq!(refusal.to_string(), "key-not-allowed: key ops may not change function b, only a");
     }
 
     #[test]
-    fn topics_must_cover_all_that_is_heard_and_said() {
+    fn topics_must_cover_all_subscriptions_and_publishes() {
         let check = |topics: &[&str], expected: Option<&str>| {
             let text = "name = \"a\"\nversion = \"1\"\nsubscribe = [\"sensors/+/t\"]\nallow.publish = [\"derived/#\"]";
             let manifest = Manifest::from_toml(text, Path::new("function.toml"), None).unwrap();
@@ -222,19 +221,19 @@ mod tests {
         check(&[], None);
         check(&["sensors/#", "derived/#"], None);
         check(&["#"], None);
-        check(&["sensors/#"], Some("key ops may not let a function publish to derived/#, but sensors/#"));
+        check(&["sensors/#"], Some("key ops may not let a function publish to derived/#, only sensors/#"));
         check(
             &["sensors/1/t", "derived/#"],
-            Some("key ops may not let a function hear sensors/+/t, but sensors/1/t, derived/#"),
+            Some("key ops may not let a function subscribe to sensors/+/t, only sensors/1/t, derived/#"),
         );
         check(
             &["sensors/+/t", "derived/+"],
-            Some("key ops may not let a function publish to derived/#, but sensors/+/t, derived/+"),
+            Some("key ops may not let a function publish to derived/#, only sensors/+/t, derived/+"),
         );
     }
 
     #[test]
-    fn one_key_is_one_key() {
+    fn a_key_counts_once() {
         let one = key(&["a"], &[]);
         let same = TrustedKey { name: "again".into(), functions: vec![], ..one.clone() };
         let keys = Keys::new([one.clone(), same]);

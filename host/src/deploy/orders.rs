@@ -1,35 +1,34 @@
-//! What becomes of an order: refused with a reason, or kept on disk and then carried out.
+//! Handling of orders: refused with a reason, or stored on disk and then carried out.
 
-use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::acceptance::{Accepted, Authentic, Board, Delivered};
-use super::action::Action;
+use super::acceptance::{Accepted, Authentic, Board};
 use super::decision::{NextStep, decide};
-use super::deployer::{Deployer, disk_refusal, log, report, report_now, write};
+use super::deployer::{Deployer, KNOWN, disk_refusal, log, report, report_now, write};
 use super::disk::MODULES;
 use super::envelope::SignedEnvelope;
+use super::folder;
 use super::function::{Stage, TrackedFunction};
+use super::interface::Action;
 use super::keys::Keys;
 use super::payload::{Order, OrderChange};
 use super::reason::{Reason, Refusal};
-use super::record::{CandidateKind, Line, OrderOutcome};
+use super::record::{CandidateKind, OrderHistory, OrderOutcome};
 use super::report::{DeployState, KeyName};
 use super::staging::module_name;
 use super::topics::{KEYS, Target, Topic};
-use super::trust::UpdateError;
-use crate::message::Digest;
+use super::trust::OrderError;
 use crate::time::Now;
 
-/// Orders that wait for room on the disk.
-const MOST_WAITING: usize = 32;
+/// Orders that may wait for room on the disk.
+const MAX_RETRY_ORDERS: usize = 32;
 
 impl Deployer {
     pub(super) fn message(&mut self, topic: Box<str>, payload: Bytes, now: Now, actions: &mut Vec<Action>) {
         match self.topics.parse(&topic) {
-            // Without a payload the broker only forgets what it kept.
+            // An empty payload only deletes a retained message.
             Some(Topic::Deploy { target, function }) if !payload.is_empty() => {
                 self.order(&target, function, (topic, payload), now, actions);
             }
@@ -48,35 +47,34 @@ impl Deployer {
         now: Now,
         actions: &mut Vec<Action>,
     ) {
-        let delivered = Delivered { target, function: &name, envelope: &message.1 };
         let board = self.board(now);
-        let authentic = match Authentic::read(&delivered, self.trust.keys(), &board) {
+        let authentic = match Authentic::read(&message.1, target, &name, self.trust.keys(), &board) {
             Ok(authentic) => authentic,
-            // What was taken before changes nothing, also when its key has gone since.
+            // An accepted order changes nothing when it comes again, even if its key is no longer trusted.
             Err(refusal) if refusal.reason == Reason::UnknownKey && self.was_accepted(target, &name, &message.1) => {
                 return;
             }
             Err(refusal) => return self.refuse(&name, None, refusal, now, actions),
         };
         let known = if *name == *KEYS { None } else { self.functions.get(&name) };
-        let empty = Line::default();
-        let line = match known {
-            Some(function) => &function.record.line,
-            None if *name == *KEYS => self.trust.line(),
+        let empty = OrderHistory::default();
+        let history = match known {
+            Some(function) => &function.record.history,
+            None if *name == *KEYS => self.trust.history(),
             None => &empty,
         };
         let key = (target.clone(), authentic.payload);
         if known.is_some_and(|function| function.stale.contains(&key)) {
             return;
         }
-        if line.is_redelivery(target, key.1) {
-            if line.serial == Some(authentic.order.serial) {
+        if history.is_redelivery(target, key.1) {
+            if history.serial == Some(authentic.order.serial) {
                 self.clear_refusal(&name, now, actions);
             }
             return;
         }
-        let named = Named::of(&authentic.order);
-        let accepted = match authentic.accept(line, &board) {
+        let about = outcome_of_order(&authentic.order);
+        let accepted = match authentic.accept(history, &board) {
             Ok(accepted) => accepted,
             Err(refusal) => {
                 if refusal.reason == Reason::ReplayedSerial
@@ -85,7 +83,7 @@ impl Deployer {
                     function.stale.retain(|(of, _)| of != target);
                     function.stale.push(key);
                 }
-                return self.refuse(&name, Some(named), refusal, now, actions);
+                return self.refuse(&name, Some(about), refusal, now, actions);
             }
         };
         let result = match accepted.order.change {
@@ -97,13 +95,13 @@ impl Deployer {
                 self.retry_orders.remove(&name);
                 self.stats.accepted();
             }
-            Err(Failed::Refused(refusal)) => {
+            Err(OrderError::Refused(refusal)) => {
                 self.retry_orders.remove(&name);
-                self.refuse(&name, Some(named), refusal, now, actions);
+                self.refuse(&name, Some(about), refusal, now, actions);
             }
-            Err(Failed::Disk(error)) => {
-                let refusal = disk_refusal("the order cannot be kept, and is tried again", &error);
-                self.retry_later(name, named, refusal, message, now, actions);
+            Err(OrderError::Disk(error)) => {
+                let refusal = disk_refusal("failed to store the order, which is tried again", &error);
+                self.retry_later(name, about, refusal, message, now, actions);
             }
         }
     }
@@ -112,13 +110,13 @@ impl Deployer {
         let Ok(envelope) = SignedEnvelope::parse(envelope) else { return false };
         let key = (target.clone(), super::digest(envelope.unverified()));
         match self.functions.get(name) {
-            _ if *name == *KEYS => self.trust.line().is_redelivery(target, key.1),
-            Some(function) => function.record.line.is_redelivery(target, key.1) || function.stale.contains(&key),
+            _ if *name == *KEYS => self.trust.history().is_redelivery(target, key.1),
+            Some(function) => function.record.history.is_redelivery(target, key.1) || function.stale.contains(&key),
             None => false,
         }
     }
 
-    /// The latest order is there again, whatever was in its place meanwhile.
+    /// Clears the refusal of another order when the latest accepted one comes again.
     fn clear_refusal(&mut self, name: &str, now: Now, actions: &mut Vec<Action>) {
         if let Some(function) = self.functions.get_mut(name)
             && function.refused.take().is_some()
@@ -128,26 +126,26 @@ impl Deployer {
     }
 
     fn board(&self, now: Now) -> Board<'_> {
-        let lines = self.functions.values().map(|function| &function.record.line).chain([self.trust.line()]);
+        let histories = self.functions.values().map(|function| &function.record.history).chain([self.trust.history()]);
         Board {
-            node: &self.settings.node,
-            groups: &self.settings.groups,
-            host: self.settings.host,
-            deploy: &self.settings.deploy,
-            ceilings: &self.settings.ceilings,
+            node: &self.config.node,
+            groups: &self.config.groups,
+            host: self.config.host,
+            deploy: &self.config.deploy,
+            ceilings: &self.config.ceilings,
             now_ms: now.synced.then_some(now.unix_ms),
-            floor_ms: lines.map(|line| line.floor_ms).max().unwrap_or(0),
+            floor_ms: histories.map(|history| history.floor_ms).max().unwrap_or(0),
         }
     }
 
-    /// Keeps what the order asks for, then sets about it. When this fails, nothing has changed.
+    /// Stores what the order asks for, then starts on it. A failure leaves everything unchanged.
     fn carry_out(
         &mut self,
         name: &Arc<str>,
         accepted: Accepted,
         now: Now,
         actions: &mut Vec<Action>,
-    ) -> Result<(), Failed> {
+    ) -> Result<(), OrderError> {
         let Accepted { order, payload, signers, chosen, floor_ms, .. } = accepted;
         let Order { serial, target, change, .. } = order;
         if matches!(change, OrderChange::Install(_)) {
@@ -155,14 +153,14 @@ impl Deployer {
         }
         let fresh = TrackedFunction::new(Arc::clone(name));
         let function = self.functions.get(name).unwrap_or(&fresh);
-        let (mut record, then) = decide(function, serial, change, chosen, signers)?;
-        record.line.accept(serial, &target, payload, floor_ms);
-        // What is in a folder may change there; a record names only what is kept here.
-        let adopts = function.folder.is_some() && record.digests().any(|it| Some(it) == active_digest(function));
+        let (mut record, next) = decide(function, serial, change, chosen, signers)?;
+        record.history.accept(serial, &target, payload, floor_ms);
+        // A record names only modules in the deploy folder: files elsewhere may change.
+        let adopts = function.folder.is_some() && record.digests().any(|it| Some(it) == function.active_digest());
         if adopts {
             self.adopt(name)?;
         }
-        write(&self.disk, &record).map_err(Failed::Disk)?;
+        write(&self.disk, &record)?;
 
         self.unknown.remove(name);
         let function = self.functions.entry(Arc::clone(name)).or_insert(fresh);
@@ -171,119 +169,110 @@ impl Deployer {
         function.unsaved = None;
         function.refused = None;
         function.load_error = None;
-        if adopts || matches!(then, NextStep::Removed) {
+        if adopts || matches!(next, NextStep::Removed) {
             function.folder = None;
         }
         tracing::info!(function = &**name, serial, "order accepted");
-        self.apply(name, then, now, actions);
+        self.apply(name, next, now, actions);
         Ok(())
     }
 
-    fn apply(&mut self, name: &Arc<str>, then: NextStep, now: Now, actions: &mut Vec<Action>) {
-        self.mark_garbage();
-        match then {
+    fn apply(&mut self, name: &Arc<str>, next: NextStep, now: Now, actions: &mut Vec<Action>) {
+        self.has_garbage = true;
+        match next {
             NextStep::StartCandidate => {
                 self.cancel(name, actions);
                 self.start_candidate(name, now, actions);
-                let Some(function) = self.functions.get_mut(name) else { return };
+                let function = self.functions.get_mut(name).expect(KNOWN);
                 if function.work.is_some() {
                     actions.push(report_now(function, now));
                 }
                 return;
             }
-            NextStep::Ended => self.cancel(name, actions),
+            NextStep::CandidateEnded => self.cancel(name, actions),
             NextStep::Promoted { edition } => {
                 actions.push(Action::Promote { function: Arc::clone(name), edition });
-                if let Some(function) = self.functions.get_mut(name) {
-                    function.work = None;
-                    function.serving = Some(edition);
-                }
+                let function = self.functions.get_mut(name).expect(KNOWN);
+                function.work = None;
+                function.serving = Some(edition);
             }
             NextStep::Removed => {
-                // One word for what serves and what is on trial.
-                if let Some(function) = self.functions.get_mut(name)
-                    && let Some(work) = function.work.as_mut()
-                    && work.is_started()
-                {
+                let function = self.functions.get_mut(name).expect(KNOWN);
+                function.serving = None;
+                function.is_quarantined = false;
+                // `Stop` ends the candidate too.
+                if let Some(work) = function.work.as_mut().filter(|work| work.is_started()) {
                     work.stage = Stage::Queued;
                 }
                 self.cancel(name, actions);
                 actions.push(Action::Stop { function: Arc::clone(name) });
-                if let Some(function) = self.functions.get_mut(name) {
-                    function.serving = None;
-                    function.is_quarantined = false;
-                }
             }
             NextStep::Nothing => {}
         }
-        if let Some(function) = self.functions.get_mut(name) {
-            log(function);
-            actions.push(report_now(function, now));
-        }
+        let function = self.functions.get_mut(name).expect(KNOWN);
+        log(function);
+        actions.push(report_now(function, now));
     }
 
-    fn check_room(&self, name: &str) -> Result<(), Failed> {
+    fn check_room(&self, name: &str) -> Result<(), Refusal> {
         let is_there = self.functions.get(name).is_some_and(|function| !function.record.is_tombstone());
         let count = self.functions.values().filter(|function| !function.record.is_tombstone()).count();
-        let most = self.settings.deploy.max_functions.get();
+        let most = self.config.deploy.max_functions.get();
         if !is_there && count >= most as usize {
             let detail =
                 format!("{count} functions are installed, and this board allows {most} (deploy.max_functions)");
-            return Err(Refusal::new(Reason::OverLimit, detail).into());
+            return Err(Refusal::new(Reason::OverLimit, detail));
         }
         Ok(())
     }
 
-    /// Copies the component of a folder, or its code, among the modules, so that it can be returned to.
-    fn adopt(&self, name: &str) -> Result<(), Failed> {
-        let Some(function) = self.functions.get(name) else { return Ok(()) };
-        let (Some(path), Some(digest)) = (&function.folder, active_digest(function)) else { return Ok(()) };
-        let file = module_name(&digest);
-        match std::fs::read(path) {
+    /// Copies the component or code of a folder to `modules`, so that a rollback can return to it.
+    fn adopt(&self, name: &str) -> Result<(), OrderError> {
+        let function = self.functions.get(name).expect(KNOWN);
+        let path = function.folder.as_ref().expect("only a function of a folder is adopted");
+        let digest = function.active_digest().expect("a function of a folder has an active version");
+        match folder::read(path) {
             Ok(wasm) if super::digest(&wasm) == digest => {
-                self.disk.replace(MODULES, &file, &wasm).map_err(Failed::Disk)
+                Ok(self.disk.replace(MODULES, &module_name(&digest), &wasm)?)
             }
             _ => {
                 tracing::warn!(
                     function = name,
                     component = %path.display(),
-                    "the component that runs is no longer in its folder: a rollback to it will not be possible"
+                    "the active component is no longer in its folder: a rollback to it will not be possible"
                 );
                 Ok(())
             }
         }
     }
 
-    fn change_keys(&mut self, accepted: Accepted, now: Now, actions: &mut Vec<Action>) -> Result<(), Failed> {
+    fn change_keys(&mut self, accepted: Accepted, now: Now, actions: &mut Vec<Action>) -> Result<(), OrderError> {
         let Accepted { order, payload, is_by_code_senders, floor_ms, .. } = accepted;
         let OrderChange::Keys(update) = &order.change else { return Ok(()) };
-        let mut line = self.trust.line().clone();
-        line.accept(order.serial, &order.target, payload, floor_ms);
-        self.trust.update(&self.disk, update, line, is_by_code_senders).map_err(|failed| match failed {
-            UpdateError::Refused(refusal) => Failed::Refused(refusal),
-            UpdateError::Disk(error) => Failed::Disk(error),
-        })?;
+        let mut history = self.trust.history().clone();
+        history.accept(order.serial, &order.target, payload, floor_ms);
+        self.trust.update(&self.disk, update, history, is_by_code_senders)?;
         tracing::info!(trusted = update.trust.len(), revoked = update.revoke.len(), "the trusted keys were changed");
         self.keys.refused = None;
         self.keys.record.outcome =
-            Some(OrderOutcome { serial: Some(order.serial), ..OrderOutcome::new(DeployState::Active, None, None) });
+            Some(OrderOutcome { serial: Some(order.serial), ..OrderOutcome::new(DeployState::Active, None) });
         self.end_orphans(now, actions);
         self.report_keys(now, actions);
         actions.push(Action::FetchOrders);
         Ok(())
     }
 
-    /// Ends what no trusted key vouches for any longer. What is installed goes on.
+    /// Ends orders in progress whose keys are no longer trusted. Active versions keep serving.
     pub(super) fn end_orphans(&mut self, now: Now, actions: &mut Vec<Action>) {
         let is_orphan = |function: &TrackedFunction| {
             let candidate = function.candidate()?;
-            // Going back to code is for any key that may: who sends it was asked when it came.
+            // A rollback to code needs no permission to send code: it was checked when the code arrived.
             let brings_code = candidate.stored.is_code && matches!(candidate.kind, CandidateKind::Install(_));
-            let vouches = |id| {
+            let is_trusted = |id| {
                 let key = self.trust.keys().get(id);
                 key.is_some_and(|key| key.may_change(&function.name).is_ok() && (key.native_code || !brings_code))
             };
-            (!candidate.signers.iter().copied().any(vouches)).then(|| Arc::clone(&function.name))
+            (!candidate.signers.iter().copied().any(is_trusted)).then(|| Arc::clone(&function.name))
         };
         let orphans: Vec<Arc<str>> = self.functions.values().filter_map(is_orphan).collect();
         for name in orphans {
@@ -295,30 +284,39 @@ impl Deployer {
     fn retry_later(
         &mut self,
         name: Arc<str>,
-        named: Named,
+        about: OrderOutcome,
         refusal: Refusal,
         message: (Box<str>, Bytes),
         now: Now,
         actions: &mut Vec<Action>,
     ) {
-        if self.retry_orders.contains_key(&name) || self.retry_orders.len() < MOST_WAITING {
+        if self.retry_orders.contains_key(&name) || self.retry_orders.len() < MAX_RETRY_ORDERS {
             self.retry_orders.insert(Arc::clone(&name), message);
         }
-        self.mark_garbage();
-        let outcome = named.outcome(DeployState::Receiving, &refusal);
+        self.has_garbage = true;
+        let outcome = about.because(DeployState::Receiving, &refusal);
         let Some(function) = self.report_slot(&name, now, actions) else { return };
         if function.refused.as_ref() != Some(&outcome) {
-            tracing::error!(function = &*name, %refusal, "an order waits");
+            tracing::error!(function = &*name, %refusal, "trying again to store an order every second");
             function.refuse(outcome, true, now);
             actions.extend(report(function, now));
         }
     }
 
-    /// The working version goes on. What anybody can cause who may publish does not hide what is under way.
-    fn refuse(&mut self, name: &str, named: Option<Named>, refusal: Refusal, now: Now, actions: &mut Vec<Action>) {
+    /// Refuses an order; the active version keeps serving. A refusal that any publisher could provoke must not overwrite the
+    /// report of an order in progress.
+    fn refuse(
+        &mut self,
+        name: &str,
+        about: Option<OrderOutcome>,
+        refusal: Refusal,
+        now: Now,
+        actions: &mut Vec<Action>,
+    ) {
         self.stats.refused(refusal.reason);
-        let by_anybody = named.is_none() || matches!(refusal.reason, Reason::Expired | Reason::ReplayedSerial);
-        let outcome = named.unwrap_or_default().outcome(DeployState::Rejected, &refusal);
+        let by_anybody = about.is_none() || matches!(refusal.reason, Reason::Expired | Reason::ReplayedSerial);
+        let about = about.unwrap_or_else(|| OrderOutcome::new(DeployState::Rejected, None));
+        let outcome = about.because(DeployState::Rejected, &refusal);
         let is_keys = *name == *KEYS;
         let Some(function) = self.report_slot(name, now, actions) else { return };
         if by_anybody && function.work.is_some() {
@@ -336,7 +334,7 @@ impl Deployer {
         }
     }
 
-    /// Where a report about the name is kept; there may be none.
+    /// Returns the function to report a refusal for, or `None` if there are too many unknown ones.
     fn report_slot(&mut self, name: &str, now: Now, actions: &mut Vec<Action>) -> Option<&mut TrackedFunction> {
         if *name == *KEYS {
             return Some(&mut self.keys);
@@ -344,8 +342,8 @@ impl Deployer {
         if self.functions.contains_key(name) {
             return self.functions.get_mut(name);
         }
-        let (function, gone) = self.unknown.entry(name, now);
-        if let Some(function) = gone {
+        let (function, replaced) = self.unknown.entry(name, now);
+        if let Some(function) = replaced {
             actions.push(Action::Report { function, payload: Bytes::new() });
         }
         function
@@ -362,47 +360,18 @@ fn names(keys: &Keys) -> Vec<KeyName> {
     keys.iter().map(|key| KeyName { id: key.id(), name: key.name.clone() }).collect()
 }
 
-fn active_digest(function: &TrackedFunction) -> Option<Digest> {
-    function.record.active.as_ref().map(|active| active.digest)
-}
-
-/// What is told of an order that was read, before it is accepted.
-#[derive(Debug, Default)]
-struct Named {
-    version: Option<String>,
-    serial: Option<u64>,
-    digest: Option<Digest>,
-}
-
-impl Named {
-    fn of(order: &Order) -> Self {
-        let install = match &order.change {
-            OrderChange::Install(install) => Some(install),
-            _ => None,
-        };
-        let version = install.and_then(|install| install.manifest.as_value()["version"].as_str());
-        Self {
-            // It may be too long for a version.
-            version: version.map(|version| version.chars().take(64).collect()),
-            serial: Some(order.serial),
-            digest: install.and_then(|install| install.modules().next()).map(|module| module.digest),
-        }
-    }
-
-    fn outcome(self, state: DeployState, why: &Refusal) -> OrderOutcome {
-        let Self { version, serial, digest } = self;
-        OrderOutcome { version, serial, digest, ..OrderOutcome::new(state, Some(why), None) }
-    }
-}
-
-/// Why an order was not carried out.
-enum Failed {
-    Refused(Refusal),
-    Disk(io::Error),
-}
-
-impl From<Refusal> for Failed {
-    fn from(refusal: Refusal) -> Self {
-        Self::Refused(refusal)
+/// Outcome of an order that is authentic but not accepted yet: what it is about, without a reason.
+fn outcome_of_order(order: &Order) -> OrderOutcome {
+    let install = match &order.change {
+        OrderChange::Install(install) => Some(install),
+        _ => None,
+    };
+    let version = install.and_then(|install| install.manifest.as_value()["version"].as_str());
+    OrderOutcome {
+        // The manifest is not checked yet: its version may be too long.
+        version: version.map(|version| version.chars().take(64).collect()),
+        serial: Some(order.serial),
+        digest: install.and_then(|install| install.modules().next()).map(|module| module.digest),
+        ..OrderOutcome::new(DeployState::Rejected, None)
     }
 }

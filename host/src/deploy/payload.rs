@@ -1,11 +1,12 @@
-//! What is signed: an order, as JSON.
+//! An order: the JSON that is signed.
 //!
-//! Unknown members are refused, and so are members that an action has no use for: an older board must never half
-//! understand a newer order.
+//! Unknown members, and members that an action does not use, are refused: an older board must not carry out half of a newer
+//! order.
 
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
+use sha2::{Digest as _, Sha256};
 
 use super::code::Abi;
 use super::keys::TrustedKey;
@@ -16,7 +17,7 @@ use crate::manifest::Manifest;
 use crate::message::Digest;
 use crate::sandbox::Class;
 
-/// What a chunk of a module may measure.
+/// Allowed sizes of a chunk.
 pub const CHUNK_BYTES: std::ops::RangeInclusive<u32> = 1 << 10..=256 << 10;
 pub const DEFAULT_CHUNK_BYTES: u32 = 64 << 10;
 
@@ -25,7 +26,7 @@ pub const DEFAULT_CHUNK_BYTES: u32 = 64 << 10;
 pub struct Order {
     /// A function's name, or [`KEYS`].
     pub function: Box<str>,
-    /// Only grows, over all orders for the function.
+    /// Grows with each order for the function.
     pub serial: u64,
     pub target: Target,
     pub issued_at_ms: u64,
@@ -37,23 +38,23 @@ pub struct Order {
 pub enum OrderChange {
     Install(Box<Install>),
     Remove,
-    /// Back to the version before; ends a trial that is under way.
+    /// Returns to the previous version; ends a running trial.
     Rollback,
-    /// Ends a shadow trial in favour of the new version.
+    /// Ends a trial in favour of the candidate.
     Promote,
     Keys(KeyUpdate),
 }
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Install {
-    /// Read with [`Manifest::from_json`] only when all before it is right.
+    /// Parsed with [`Manifest::from_json`] after all other checks of the order.
     pub manifest: Document,
     pub module: Option<Module>,
-    /// The same, compiled. One of both is there.
+    /// The module, compiled for several engines. Module, code or both are present.
     pub code: Vec<NativeCode>,
 }
 
-/// An artefact of [`super::code`] and what it is for, so that a board fetches none that it cannot run.
+/// A file of [`super::code`] and its engine, so that a board fetches only code that it can run.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NativeCode {
@@ -61,11 +62,12 @@ pub struct NativeCode {
     pub wasmtime: u32,
     pub settings: u32,
     pub class: Class,
-    /// The artefact and its chunks.
+    /// The file and its chunks.
     pub module: Module,
 }
 
-/// The component and its chunks. Each chunk's digest is signed, so that a bad one is known at once and by itself.
+/// A component, or a file of native code, and its chunks. The digest of each chunk is signed, so that each can be checked
+/// by itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Module {
@@ -84,18 +86,22 @@ pub struct KeyUpdate {
     pub revoke: Vec<KeyId>,
 }
 
-/// A JSON object whose keys are each there once: two readers of one signature must not see two manifests.
+/// A JSON object without duplicate keys: two parsers must not read two manifests from one signed text.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct Document(Value);
 
+pub fn digest(bytes: &[u8]) -> Digest {
+    Digest(Sha256::digest(bytes).into())
+}
+
 impl Order {
     pub fn parse(payload: &[u8]) -> Result<Self, Refusal> {
         serde_json::from_slice(payload)
-            .map_err(|error| Refusal::new(Reason::BadEnvelope, format!("what was signed is no order: {error}")))
+            .map_err(|error| Refusal::new(Reason::BadEnvelope, format!("the signed payload is not an order: {error}")))
     }
 
-    /// The bytes to be signed.
+    /// The bytes to sign.
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("an order has only string keys")
     }
@@ -114,12 +120,12 @@ impl OrderChange {
 }
 
 impl Install {
-    /// All that boards may fetch.
+    /// All modules that boards may fetch.
     pub fn modules(&self) -> impl Iterator<Item = &Module> {
         self.module.iter().chain(self.code.iter().map(|code| &code.module))
     }
 
-    /// Whether a board that reports this digest has what it was sent.
+    /// Whether the digest is that of one of the modules.
     pub fn has(&self, digest: Digest) -> bool {
         self.modules().any(|module| module.digest == digest)
     }
@@ -139,17 +145,17 @@ impl NativeCode {
 
 impl Module {
     pub fn of(wasm: &[u8], chunk_size: u32) -> Self {
-        let chunks = wasm.chunks(chunk_size.max(1) as usize).map(super::digest).collect();
-        Self { digest: super::digest(wasm), size: wasm.len() as u64, chunk_size, chunks }
+        let chunks = wasm.chunks(chunk_size.max(1) as usize).map(digest).collect();
+        Self { digest: digest(wasm), size: wasm.len() as u64, chunk_size, chunks }
     }
 
-    /// Where a chunk lies in the module; empty for one that there is not.
+    /// Byte range of a chunk; empty for an index that does not exist.
     pub fn range(&self, index: u32) -> std::ops::Range<u64> {
         let start = u64::from(index).saturating_mul(self.chunk_size.into()).min(self.size);
         start..start.saturating_add(self.chunk_size.into()).min(self.size)
     }
 
-    /// Whether the stats agree with each other and with what a board allows.
+    /// Checks sizes and number of chunks against each other and against the limits of a board.
     pub fn check(&self, max_bytes: u64) -> Result<(), Refusal> {
         let Self { size, chunk_size, .. } = *self;
         if size > max_bytes {
@@ -165,10 +171,10 @@ impl Module {
             let detail = format!("a chunk has {chunk_size} bytes; use from {least} to {most} (--chunk-size)");
             return Err(Refusal::new(Reason::OverLimit, detail));
         }
-        let (said, needed) = (self.chunks.len() as u64, size.div_ceil(chunk_size.into()));
-        if said != needed {
+        let (found, needed) = (self.chunks.len() as u64, size.div_ceil(chunk_size.into()));
+        if found != needed {
             let detail =
-                format!("{size} bytes in chunks of {chunk_size} are {needed} chunks, and the order names {said}");
+                format!("{size} bytes in chunks of {chunk_size} are {needed} chunks, and the order names {found}");
             return Err(Refusal::new(Reason::SizeMismatch, detail));
         }
         Ok(())
@@ -189,7 +195,7 @@ impl Document {
     }
 }
 
-/// The members as they are in JSON.
+/// The JSON form of an order.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Wire {
@@ -337,7 +343,7 @@ impl<'de> Visitor<'de> for UniqueVisitor {
         let mut entries = Map::new();
         while let Some((key, Unique(item))) = map.next_entry::<String, Unique>()? {
             if entries.contains_key(&key) {
-                return Err(de::Error::custom(format_args!("key {key:?} is there twice")));
+                return Err(de::Error::custom(format_args!("key {key:?} occurs twice")));
             }
             entries.insert(key, item);
         }
@@ -403,19 +409,19 @@ mod tests {
     }
 
     #[test]
-    fn an_order_without_code_says_nothing_of_it() {
+    fn an_order_without_code_has_no_member_code() {
         let plain = String::from_utf8(order(install()).to_json()).unwrap();
         assert!(!plain.contains("code"), "an older board would refuse it: {plain}");
         let json: Value = serde_json::from_slice(&order(with_code()).to_json()).unwrap();
         assert_eq!((&json["code"][1]["target"], &json["code"][1]["class"]), (&"pulley32".into(), &"small".into()));
         assert_eq!(json.get("module"), None);
-        // An order for tomorrow's boards is good for those of today among them.
+        // Code for an unknown target does not spoil the order for known ones.
         let tomorrow = String::from_utf8(order(with_code()).to_json()).unwrap().replace("pulley32", "pulley128");
         assert!(Order::parse(tomorrow.as_bytes()).is_ok());
     }
 
     #[test]
-    fn what_is_half_understood_is_refused() {
+    fn unknown_and_unused_members_are_refused() {
         let good = String::from_utf8(order(OrderChange::Remove).to_json()).unwrap();
         let check = |payload: String, expected: &str| {
             let refusal = Order::parse(payload.as_bytes()).unwrap_err();
@@ -445,12 +451,12 @@ mod tests {
     }
 
     #[test]
-    fn a_manifest_with_two_names_is_refused() {
+    fn a_manifest_with_a_duplicate_key_is_refused() {
         let good = String::from_utf8(order(install()).to_json()).unwrap();
         let twice = good.replace("\"name\":\"warm\"", "\"name\":\"warm\",\"name\":\"cold\"");
         assert_ne!(good, twice);
         let refusal = Order::parse(twice.as_bytes()).unwrap_err();
-        assert!(refusal.detail.contains("\"name\" is there twice"), "{refusal}");
+        assert!(refusal.detail.contains("\"name\" occurs twice"), "{refusal}");
         let list = r#"{"action":"install","function":"warm","serial":7,"target":{"node":"n"},"issued_at_ms":1,"expires_at_ms":2,"manifest":[]}"#;
         assert!(Order::parse(list.as_bytes()).unwrap_err().detail.contains("expected an object"));
     }
@@ -465,7 +471,7 @@ mod tests {
             for (index, digest) in module.chunks.iter().enumerate() {
                 let range = module.range(index as u32);
                 assert_eq!(range.start, end);
-                assert_eq!(*digest, super::super::digest(&wasm[range.start as usize..range.end as usize]));
+                assert_eq!(*digest, super::digest(&wasm[range.start as usize..range.end as usize]));
                 end = range.end;
             }
             assert_eq!(end, size as u64);
@@ -475,7 +481,7 @@ mod tests {
     }
 
     #[test]
-    fn figures_that_do_not_agree() {
+    fn inconsistent_sizes_are_refused() {
         let check = |change: fn(&mut Module), expected: Reason| {
             let mut module = Module::of(&[1; 2500], 1024);
             change(&mut module);

@@ -1,71 +1,71 @@
-//! Why an order was refused, or why a function is not what was asked for: a code for programs and a sentence for people.
+//! Reasons for a refused order or an unexpected state of a function: a code for programs and a sentence for people.
 
 use std::fmt;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The closed list. The names are published: never rename one.
+/// The closed list of reasons. The names are published: never rename one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Reason {
-    /// No envelope, or what it holds is no order.
+    /// Not an envelope, or the payload is not an order.
     BadEnvelope,
     Unsigned,
-    /// Signed, but by no key that this board trusts.
+    /// Signed only by keys that this board does not trust.
     UnknownKey,
-    /// A trusted key is named, and the signature is not its own: something was changed on the way.
+    /// The signature does not match the trusted key that it names: something was changed on the way.
     BadSignature,
-    /// The key is trusted, but not for this function, these topics, or changing keys.
+    /// The key is not trusted for this function, these topics, or changing keys.
     KeyNotAllowed,
     /// Signed by a key that may not send native code.
     CodeNotAllowed,
-    /// For another node, group or function than the topic says, or not for this board.
+    /// The target differs from the topic, or is not this board.
     WrongTarget,
     Expired,
-    /// An older order, or another one with a serial that was used.
+    /// The serial is not above that of an accepted order.
     ReplayedSerial,
-    /// So far above the last serial that no later order could ever be higher.
+    /// Too far above the last serial: it would lock later orders out.
     SerialTooHigh,
     InvalidManifest,
-    /// More than this board allows: limits of the manifest, size of the module, number of functions, effort of compiling.
+    /// Above a limit of this board: manifest, module size, number of functions, compiler.
     OverLimit,
-    /// The function would hear what it publishes.
+    /// The function subscribes to what it publishes.
     FeedbackLoop,
-    /// A chunk, or the whole, has another length than was signed.
+    /// A chunk, or the module, does not have the signed length.
     SizeMismatch,
-    /// A chunk, or the whole, is not what was signed.
+    /// A chunk, or the module, does not have the signed digest.
     DigestMismatch,
-    /// A chunk with a number that the module does not have.
+    /// The chunk's index is wrong.
     ChunkIndex,
-    /// Not all chunks came in time.
+    /// Not all chunks arrived in time.
     Truncated,
     DiskFull,
     DiskFailed,
-    /// It brings nothing that this board can run: it has no compiler, or code for other boards only.
+    /// Nothing in the order can run on this board.
     NoCode,
-    /// No WebAssembly, another world, or it cannot run.
+    /// Not WebAssembly, made for another world, or not runnable.
     InvalidModule,
-    /// The compiler itself could not be run: the board's load_error, not the module's.
+    /// The compiler could not be run: a problem of the board, not of the module.
     CompilerFailed,
     /// The workers could not load it.
     NotLoaded,
-    /// The module is gone from this board's disk.
+    /// The module is missing on this board's disk.
     ModuleMissing,
     /// A newer order took its place.
     Superseded,
     FailedTrial,
-    /// There is no version to go back to.
+    /// There is no version to roll back to.
     NoPrevious,
-    /// Nothing by this name is installed.
+    /// The function is not installed.
     NotInstalled,
-    /// There is no trial that could be decided.
+    /// No version is on trial.
     NoTrial,
-    /// An order said so.
+    /// An order asked for it.
     Requested,
-    /// It kept failing and is paused.
+    /// The function failed too often in a row and is paused.
     Quarantined,
-    /// What was kept about the function could not be read.
+    /// The function's record could not be read.
     DamagedRecord,
-    /// From a newer board than this program knows.
+    /// A reason of a newer board.
     Unknown,
 }
 
@@ -167,7 +167,7 @@ impl<'de> Deserialize<'de> for Reason {
     }
 }
 
-/// Why not, with a sentence that names the thing and how to mend it.
+/// A reason with a sentence that names the value and the fix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reason}: {detail}")]
 pub struct Refusal {

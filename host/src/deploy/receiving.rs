@@ -1,13 +1,12 @@
-//! From an accepted order to a module that can be compiled: which chunks are missing, who is asked for them, and for how
-//! long.
+//! Receiving the module of an accepted order: missing chunks are fetched again until they arrive or time out.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::action::Action;
-use super::deployer::{Deployer, disk_refusal, report, report_now};
+use super::deployer::{Deployer, KNOWN, disk_refusal, report, report_now};
 use super::disk::MODULES;
 use super::function::{Cause, Receiving, Stage, TrackedFunction, Work};
+use super::interface::Action;
 use super::reason::{Reason, Refusal};
 use super::record::{CandidateKind, OrderOutcome};
 use super::report::DeployState;
@@ -15,14 +14,14 @@ use super::staging::{Assembly, ChunkResult, Transfer, module_name};
 use crate::message::Digest;
 use crate::time::Now;
 
-/// Retained chunks come at once; what has not come after so long was lost, to a flood or a full disk.
+/// Retained chunks arrive at once. A chunk that is missing after this time was lost, to a flood or a full disk.
 const FETCH_AFTER: Duration = Duration::from_secs(5);
 const FETCH_AFTER_MOST: Duration = Duration::from_secs(60);
 
 impl Deployer {
-    /// Sets about the candidate of the record.
+    /// Starts work on the candidate of the record, if there is one.
     pub(super) fn start_candidate(&mut self, name: &Arc<str>, now: Now, actions: &mut Vec<Action>) {
-        let Some(function) = self.functions.get_mut(name) else { return };
+        let function = self.functions.get_mut(name).expect(KNOWN);
         let Some(candidate) = function.candidate() else { return };
         let digest = candidate.stored.digest;
         if self.disk.exists(MODULES, &module_name(&digest)) {
@@ -55,11 +54,11 @@ impl Deployer {
         }
     }
 
-    /// Ends what is under way, after the record says so.
+    /// Ends the work on a candidate that the record no longer names.
     pub(super) fn cancel(&mut self, name: &Arc<str>, actions: &mut Vec<Action>) {
         self.queue.retain(|queued| queued != name);
         self.retries.retain(|queued| queued != name);
-        let Some(work) = self.functions.get_mut(name).and_then(|function| function.work.take()) else { return };
+        let Some(work) = self.functions.get_mut(name).expect(KNOWN).work.take() else { return };
         if work.is_started() {
             actions.push(Action::DropCandidate { function: Arc::clone(name), edition: work.edition });
         }
@@ -68,7 +67,7 @@ impl Deployer {
         }
     }
 
-    /// The order ends here; what served before serves.
+    /// Ends the order with a reason; the active version keeps serving.
     pub(super) fn reject(&mut self, name: &Arc<str>, why: Refusal, now: Now, actions: &mut Vec<Action>) {
         self.stats.refused(why.reason);
         self.end(name, DeployState::Rejected, &why, now, actions);
@@ -85,7 +84,7 @@ impl Deployer {
         self.cancel(name, actions);
         let decide = |function: &mut TrackedFunction| {
             if let Some(candidate) = function.record.candidate.take() {
-                function.record.outcome = Some(OrderOutcome::of(state, Some(why), &candidate));
+                function.record.outcome = Some(OrderOutcome::of_candidate(state, Some(why), &candidate));
             }
         };
         self.save_and_report(name, decide, now, actions);
@@ -121,9 +120,10 @@ impl Deployer {
                 }
                 Ok(ChunkResult::Impossible(refusal)) => impossible.push((Arc::clone(&function.name), refusal)),
                 Err(error) => {
-                    // It came, and will again: a full disk is no reason to give the push up.
+                    // A full disk does not end the push: the chunk is fetched again.
                     receiving.moved_at = now.monotonic;
-                    let refusal = disk_refusal(&format!("chunk {index} cannot be kept, and is fetched again"), &error);
+                    let refusal =
+                        disk_refusal(&format!("failed to store chunk {index}, which is fetched again"), &error);
                     *cause = Some(Cause { refusal, index: Some(index) });
                     actions.extend(report(function, now));
                 }
@@ -138,11 +138,11 @@ impl Deployer {
     }
 
     fn complete(&mut self, name: &Arc<str>, now: Now, actions: &mut Vec<Action>) {
-        let Some(function) = self.functions.get_mut(name) else { return };
-        // Still receiving, with all of it there: that is what is called verifying.
+        let function = self.functions.get_mut(name).expect(KNOWN);
+        // Receiving with all chunks present is reported as verifying.
         actions.push(report_now(function, now));
-        let Some(work) = function.work.as_mut() else { return };
-        let Some(receiving) = work.receiving() else { return };
+        let work = function.work.as_mut().expect("a complete transfer belongs to work");
+        let receiving = work.receiving().expect("a complete transfer is received");
         let digest = receiving.transfer.digest();
         match receiving.transfer.complete(&self.disk) {
             Ok(Assembly::Complete) => {
@@ -162,14 +162,14 @@ impl Deployer {
             Err(error) => {
                 receiving.moved_at = now.monotonic;
                 receiving.transfer.forget(&self.disk);
-                let refusal = disk_refusal("the module cannot be kept, and is fetched again", &error);
+                let refusal = disk_refusal("failed to store the module, which is fetched again", &error);
                 work.cause = Some(Cause { refusal, index: None });
                 actions.extend(report(function, now));
             }
         }
     }
 
-    /// After a connection was made: what was sent to the one before may not have come.
+    /// Fetches all missing chunks after a reconnect, since some may have been lost with the old connection.
     pub(super) fn fetch_all(&mut self, now: Now, actions: &mut Vec<Action>) {
         for function in self.functions.values_mut() {
             if let Some(receiving) = function.work.as_mut().and_then(Work::receiving) {
@@ -181,9 +181,9 @@ impl Deployer {
         }
     }
 
-    /// Asks again for what has not come, and gives up what stands still. An absent broker is waited for.
+    /// Fetches missing chunks again and ends transfers that make no progress. No time passes without a connection.
     pub(super) fn check_receiving(&mut self, now: Now, actions: &mut Vec<Action>) {
-        let timeout = Duration::from_secs(self.settings.deploy.receive_timeout_secs.get().into());
+        let timeout = Duration::from_secs(self.config.deploy.receive_timeout_secs.get().into());
         let mut late = Vec::new();
         for function in self.functions.values_mut() {
             let Some(Work { stage: Stage::Receiving(receiving), cause, .. }) = &mut function.work else { continue };
@@ -194,10 +194,8 @@ impl Deployer {
             let quiet = now.monotonic.saturating_duration_since(receiving.moved_at);
             if quiet >= timeout {
                 let (received, chunks) = (receiving.transfer.received(), receiving.transfer.chunks());
-                let detail = format!(
-                    "{received} of {chunks} chunks came, and no other for {} s; push it again",
-                    quiet.as_secs()
-                );
+                let detail =
+                    format!("{received} of {chunks} chunks arrived, and none for {} s; push it again", quiet.as_secs());
                 let refusal = Refusal::new(Reason::Truncated, detail);
                 late.push((Arc::clone(&function.name), cause.take().map_or(refusal, |cause| cause.refusal)));
             } else if now.monotonic >= receiving.fetch_at {
@@ -211,6 +209,7 @@ impl Deployer {
         }
     }
 
+    /// Ends the fetch of a module unless another function waits for it.
     fn end_fetch(&self, digest: Digest, actions: &mut Vec<Action>) {
         let receives = |function: &TrackedFunction| function.work.as_ref().is_some_and(|work| work.receives(&digest));
         if !self.functions.values().any(receives) {

@@ -1,4 +1,4 @@
-//! What a board says of a function: retained JSON, written by the board and read by the command line.
+//! Report about a function: retained JSON that the board publishes and the command line reads.
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
@@ -6,21 +6,21 @@ use super::keys::KeyId;
 use super::reason::Reason;
 use crate::message::Digest;
 
-/// How many differing outputs of a shadow trial are shown, and how much of each.
+/// Reported differences of a shadow trial, and the length of each text in them.
 pub const MAX_DIFFERENCES: usize = 5;
 pub const MAX_DIFFERENCE_BYTES: usize = 512;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     pub function: String,
-    /// Of the latest order.
+    /// State of the latest order.
     pub state: DeployState,
-    /// Absent when all is well.
+    /// Absent if there is no problem.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<Reason>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Of the latest order, as far as it is known.
+    /// Version in the latest order, if known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -29,38 +29,38 @@ pub struct Report {
     pub digest: Option<Digest>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub progress: Option<Progress>,
-    /// What serves messages now.
+    /// The version that serves messages now.
     pub active: Option<Active>,
-    /// What a rollback returns to.
+    /// The version that a rollback returns to.
     pub previous: Option<Version>,
-    /// Samples of where a shadow answered otherwise.
+    /// Samples of differing outputs of a shadow.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub differences: Vec<Difference>,
-    /// The trusted keys, in the report of `_keys`.
+    /// The trusted keys; only in the report of `_keys`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub keys: Option<Vec<KeyName>>,
     pub at_ms: u64,
-    /// Whether `at_ms` can be believed.
+    /// Whether `at_ms` is reliable.
     pub clock_synced: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum DeployState {
-    /// Waiting for the chunks of the module.
+    /// Waiting for chunks of the module.
     Receiving,
     Verifying,
     Compiling,
-    /// Running beside, or before, the version that it would replace.
+    /// Serving, or running as a shadow, until the trial is decided.
     Trial,
     Active,
-    /// The order was not carried out; what served before serves.
+    /// The order was not carried out; the previous version serves.
     Rejected,
-    /// The version before serves again.
+    /// The previous version serves again.
     RolledBack,
-    /// It kept failing and is paused.
+    /// The function failed too often in a row and is paused.
     Quarantined,
     Removed,
-    /// From a newer board than this program knows.
+    /// A state of a newer board.
     Unknown,
 }
 
@@ -69,7 +69,7 @@ pub struct Version {
     pub version: String,
     pub serial: u64,
     pub digest: Digest,
-    /// It was compiled elsewhere, and the digest is that of the compiled code.
+    /// Compiled elsewhere; the digest is that of the native code.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub native_code: bool,
 }
@@ -88,12 +88,23 @@ pub enum Progress {
     Trial { messages: u32, run: u32, failed: u32, different: u32 },
 }
 
-/// One message that active version and shadow answered otherwise.
+/// Outputs of the active version and of the candidate for one message, where they differ.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Difference {
-    pub topic: String,
-    pub active: String,
-    pub candidate: String,
+    pub topic: Box<str>,
+    pub active: Box<str>,
+    pub candidate: Box<str>,
+}
+
+/// Counts of a trial.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TrialTally {
+    /// Messages that the candidate handled.
+    pub run: u32,
+    /// Messages on which it failed.
+    pub failed: u32,
+    /// Messages on which a shadow differed from the active version.
+    pub different: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -109,6 +120,18 @@ impl Report {
 
     pub fn to_json(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("a report has only string keys")
+    }
+}
+
+impl Difference {
+    /// Cuts each text to [`MAX_DIFFERENCE_BYTES`].
+    pub fn truncate(&mut self) {
+        for text in [&mut self.topic, &mut self.active, &mut self.candidate] {
+            let end = text.floor_char_boundary(MAX_DIFFERENCE_BYTES);
+            if end < text.len() {
+                *text = text[..end].into();
+            }
+        }
     }
 }
 
@@ -145,7 +168,7 @@ impl DeployState {
         Self::ALL.into_iter().find(|state| state.as_str() == name)
     }
 
-    /// Whether nothing more comes of the order by itself.
+    /// Whether the state changes only with another order.
     pub const fn is_final(self) -> bool {
         !matches!(self, Self::Receiving | Self::Verifying | Self::Compiling | Self::Trial)
     }

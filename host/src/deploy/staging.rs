@@ -1,5 +1,5 @@
-//! The chunks of a module on their way: each is checked by itself and written where it belongs, in any order and any
-//! number of times. What a chunk on disk is worth is asked of its bytes, so a restart needs no list.
+//! Reassembly of a module from chunks, which arrive in any order and any number of times. Each is verified by its own
+//! digest and written to its place. A restart verifies the chunks on disk again, so no list of them is kept.
 
 use std::io;
 
@@ -9,7 +9,7 @@ use super::reason::{Reason, Refusal};
 use crate::message::Digest;
 
 #[derive(Debug)]
-pub struct Transfer {
+pub(crate) struct Transfer {
     name: String,
     module: Module,
     have: Vec<bool>,
@@ -17,35 +17,34 @@ pub struct Transfer {
 }
 
 #[derive(Debug)]
-pub enum ChunkResult {
-    /// It was missing.
-    Taken,
-    /// It was there already.
-    Known,
-    /// It is not what was signed; the right one may still come.
+pub(crate) enum ChunkResult {
+    /// The chunk was missing.
+    Stored,
+    Duplicate,
+    /// Not the signed bytes; the right chunk may still arrive.
     Bad(Refusal),
-    /// The order contradicts itself: no chunk could ever fit.
+    /// The order contradicts itself: no chunk can fit.
     Impossible(Refusal),
 }
 
-/// What the chunks make, when all are there.
+/// Result of assembling all chunks.
 #[derive(Debug)]
-pub enum Assembly {
-    /// It is among the modules now.
-    Module,
-    /// Some chunks are not on the disk as they were taken: they are missing again.
+pub(crate) enum Assembly {
+    /// The module is in `modules` now.
+    Complete,
+    /// Some chunks were damaged on the disk and are missing again.
     Damaged,
     Impossible(Refusal),
 }
 
 impl Transfer {
-    /// Goes on where an earlier one of the same function and module ended.
-    pub fn resume(disk: &Disk, function: &str, module: Module) -> Self {
+    /// Continues an earlier transfer of the same module for the same function.
+    pub(crate) fn resume(disk: &Disk, function: &str, module: Module) -> Self {
         let name = staging_name(function, &module.digest);
         let have = vec![false; module.chunks.len()];
         let mut transfer = Self { name, module, have, received: 0 };
         match disk.read(STAGING, &transfer.name) {
-            // Left by an order that said otherwise of the same module.
+            // Left by an order with another size of the same module.
             Ok(bytes) if bytes.len() as u64 > transfer.module.size => transfer.forget(disk),
             Ok(bytes) => transfer.check_chunks(&bytes),
             Err(_) => {}
@@ -53,29 +52,29 @@ impl Transfer {
         transfer
     }
 
-    pub fn digest(&self) -> Digest {
+    pub(crate) fn digest(&self) -> Digest {
         self.module.digest
     }
 
-    pub fn chunks(&self) -> u32 {
+    pub(crate) fn chunks(&self) -> u32 {
         self.have.len() as u32
     }
 
-    pub fn received(&self) -> u32 {
+    pub(crate) fn received(&self) -> u32 {
         self.received
     }
 
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.received == self.chunks()
     }
 
-    pub fn add_chunk(&mut self, disk: &Disk, index: u32, bytes: &[u8]) -> io::Result<ChunkResult> {
+    pub(crate) fn add_chunk(&mut self, disk: &Disk, index: u32, bytes: &[u8]) -> io::Result<ChunkResult> {
         let chunks = self.chunks();
         let bad = |reason, detail| Ok(ChunkResult::Bad(Refusal::new(reason, detail)));
         let Some(have) = self.have.get(index as usize) else {
             return bad(
                 Reason::ChunkIndex,
-                format!("chunk {index} came, of {chunks} that there are (0 to {})", chunks - 1),
+                format!("chunk {index} does not exist: the module has {chunks} chunks (0 to {})", chunks - 1),
             );
         };
         if *have {
@@ -87,14 +86,15 @@ impl Transfer {
                 Some(other) => bad(Reason::ChunkIndex, format!("chunk {index} of {chunks} is chunk {other}")),
                 None => bad(
                     Reason::DigestMismatch,
-                    format!("chunk {index} of {chunks} is not what was signed; push it again"),
+                    format!("chunk {index} of {chunks} does not have the signed digest; push it again"),
                 ),
             };
         }
         let range = self.module.range(index);
         let expected = range.end - range.start;
         if bytes.len() as u64 != expected {
-            let detail = format!("chunk {index} of {chunks} was signed with {} bytes, and has {expected}", bytes.len());
+            let detail =
+                format!("chunk {index} of {chunks} was signed with {} bytes instead of {expected}", bytes.len());
             return Ok(ChunkResult::Impossible(Refusal::new(Reason::SizeMismatch, detail)));
         }
         disk.write_at(STAGING, &self.name, bytes, range.start)?;
@@ -103,27 +103,27 @@ impl Transfer {
         Ok(ChunkResult::Stored)
     }
 
-    /// Checks the whole and gives it its place among the modules.
-    pub fn complete(&mut self, disk: &Disk) -> io::Result<Assembly> {
+    /// Verifies the whole module and moves it to `modules`.
+    pub(crate) fn complete(&mut self, disk: &Disk) -> io::Result<Assembly> {
         let bytes = disk.read(STAGING, &self.name)?;
         self.check_chunks(&bytes);
         if !self.is_complete() {
             return Ok(Assembly::Damaged);
         }
         if bytes.len() as u64 != self.module.size || super::digest(&bytes) != self.module.digest {
-            let detail = format!("the chunks are right, and what they make is not {}", self.module.digest);
+            let detail = format!("the chunks are right, but together they are not module {}", self.module.digest);
             return Ok(Assembly::Impossible(Refusal::new(Reason::DigestMismatch, detail)));
         }
         if let Err(error) = disk.finish((STAGING, &self.name), (MODULES, &module_name(&self.module.digest))) {
-            // After a sync that failed nobody knows what is on the disk, whatever is read back.
+            // After a failed sync the contents of the disk are unknown, whatever is read back.
             self.forget(disk);
             return Err(error);
         }
         Ok(Assembly::Complete)
     }
 
-    /// All chunks are missing again.
-    pub fn forget(&mut self, disk: &Disk) {
+    /// Deletes all chunks.
+    pub(crate) fn forget(&mut self, disk: &Disk) {
         let _ = disk.remove(STAGING, &self.name);
         self.have.fill(false);
         self.received = 0;
@@ -140,12 +140,12 @@ impl Transfer {
     }
 }
 
-/// A function's name holds no dot.
-pub fn staging_name(function: &str, digest: &Digest) -> String {
+/// A function's name contains no dot.
+pub(crate) fn staging_name(function: &str, digest: &Digest) -> String {
     format!("{function}.{digest}")
 }
 
-pub fn module_name(digest: &Digest) -> String {
+pub(crate) fn module_name(digest: &Digest) -> String {
     format!("{digest}.wasm")
 }
 
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn chunks_come_in_any_order_and_survive_a_restart() {
+    fn chunks_arrive_in_any_order_and_survive_a_restart() {
         let fixture = fixture();
         let mut transfer = fixture.start();
         for index in [4, 1, 1] {
@@ -231,7 +231,7 @@ mod tests {
         fixture.check_bad(0, b"", Reason::DigestMismatch);
     }
 
-    /// The declared size is smaller than what the chunks hold, or larger.
+    /// The declared size is smaller or larger than the sum of the chunks.
     #[test]
     fn sizes_that_no_chunk_can_fit() {
         let fixture = fixture();
@@ -276,13 +276,13 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_loses_no_chunk_that_was_taken() {
+    fn a_full_disk_loses_no_stored_chunk() {
         let fixture = fixture();
         let mut transfer = fixture.start();
         fixture.disk.faults.set_room(Some(1500));
         transfer.add_chunk(&fixture.disk, 0, fixture.chunk(0)).unwrap();
         let error = transfer.add_chunk(&fixture.disk, 1, fixture.chunk(1)).unwrap_err();
-        assert_eq!(super::super::disk::reason(&error), Reason::DiskFull);
+        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
         assert_eq!(transfer.received(), 1);
         fixture.disk.faults.set_room(None);
         transfer.add_chunk(&fixture.disk, 1, fixture.chunk(1)).unwrap();

@@ -1,4 +1,4 @@
-//! What is counted, for the metrics.
+//! Counters of deployment, for the metrics.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -6,22 +6,25 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use super::reason::Reason;
 use crate::telemetry::{Metrics, Sample, Value};
 
-#[derive(Debug, Default)]
-pub struct DeployStats {
+#[derive(Debug)]
+pub(crate) struct DeployStats {
     accepted: AtomicU64,
-    refused: Refused,
-    chunks_taken: AtomicU64,
+    refused: [AtomicU64; Reason::ALL.len()],
+    chunks_stored: AtomicU64,
     chunks_refused: AtomicU64,
-    /// Messages that came faster than they were looked at.
-    flooded: AtomicU64,
+    /// Messages dropped because too many were waiting.
+    dropped: AtomicU64,
 }
 
-#[derive(Debug)]
-struct Refused([AtomicU64; Reason::ALL.len()]);
-
-impl Default for Refused {
+impl Default for DeployStats {
     fn default() -> Self {
-        Self(std::array::from_fn(|_| AtomicU64::new(0)))
+        Self {
+            accepted: AtomicU64::new(0),
+            refused: std::array::from_fn(|_| AtomicU64::new(0)),
+            chunks_stored: AtomicU64::new(0),
+            chunks_refused: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+        }
     }
 }
 
@@ -31,59 +34,49 @@ impl DeployStats {
     }
 
     pub(super) fn refused(&self, reason: Reason) {
-        self.refused.0[reason as usize].fetch_add(1, Relaxed);
+        self.refused[reason as usize].fetch_add(1, Relaxed);
     }
 
     pub(super) fn chunk(&self, is_good: bool) {
-        if is_good { &self.chunks_taken } else { &self.chunks_refused }.fetch_add(1, Relaxed);
+        if is_good { &self.chunks_stored } else { &self.chunks_refused }.fetch_add(1, Relaxed);
     }
 
-    pub(super) fn flooded(&self) {
-        self.flooded.fetch_add(1, Relaxed);
+    pub(super) fn dropped(&self) {
+        self.dropped.fetch_add(1, Relaxed);
     }
 
-    pub fn join(self: &Arc<Self>, metrics: &Metrics) {
+    /// Adds the counters to the metrics.
+    pub(crate) fn register(self: &Arc<Self>, metrics: &Metrics) {
         let stats = Arc::clone(self);
         metrics.source(move |add| {
             let mut integer = |family, labels: &[(&str, &str)], value| {
                 add(&Sample { family, labels, value: Value::Integer(value) });
             };
-            // Thirty reasons would be mostly zeros: only those that happened.
+            // Most of the reasons never occur: only the others get a series.
             for reason in Reason::ALL {
                 match stats.orders_refused(reason) {
                     0 => {}
                     count => integer("sedge_deploy_orders_refused_total", &[("reason", reason.as_str())], count),
                 }
             }
-            for (family, value) in [
-                ("sedge_deploy_orders_accepted_total", stats.orders_accepted()),
-                ("sedge_deploy_chunks_total", stats.chunks_taken()),
-                ("sedge_deploy_chunks_refused_total", stats.chunks_refused()),
-                ("sedge_deploy_messages_dropped_total", stats.messages_flooded()),
+            for (family, counter) in [
+                ("sedge_deploy_orders_accepted_total", &stats.accepted),
+                ("sedge_deploy_chunks_total", &stats.chunks_stored),
+                ("sedge_deploy_chunks_refused_total", &stats.chunks_refused),
+                ("sedge_deploy_messages_dropped_total", &stats.dropped),
             ] {
-                integer(family, &[], value);
+                integer(family, &[], counter.load(Relaxed));
             }
         });
     }
 
-    pub fn orders_accepted(&self) -> u64 {
-        self.accepted.load(Relaxed)
+    pub(super) fn orders_refused(&self, reason: Reason) -> u64 {
+        self.refused[reason as usize].load(Relaxed)
     }
 
-    pub fn orders_refused(&self, reason: Reason) -> u64 {
-        self.refused.0[reason as usize].load(Relaxed)
-    }
-
-    pub fn chunks_taken(&self) -> u64 {
-        self.chunks_taken.load(Relaxed)
-    }
-
-    pub fn chunks_refused(&self) -> u64 {
-        self.chunks_refused.load(Relaxed)
-    }
-
-    pub fn messages_flooded(&self) -> u64 {
-        self.flooded.load(Relaxed)
+    #[cfg(test)]
+    pub(super) fn messages_dropped(&self) -> u64 {
+        self.dropped.load(Relaxed)
     }
 }
 
@@ -92,9 +85,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_counted_is_on_the_page() {
+    fn counters_are_rendered() {
         let (stats, metrics) = (Arc::<DeployStats>::default(), Metrics::new());
-        stats.join(&metrics);
+        stats.register(&metrics);
         stats.accepted();
         stats.refused(Reason::Unsigned);
         stats.chunk(false);

@@ -1,7 +1,6 @@
-//! The deployer as the rest of the board sees it: messages in, actions out, and what a restart finds.
+//! The deployer from outside: messages in, actions out, and restarts.
 
 mod bad_input;
-pub mod board;
 mod code;
 mod keys;
 mod life;

@@ -1,4 +1,4 @@
-//! The deployer on a thread of its own, since it waits for the disk, and each compilation on another.
+//! The thread of the deployer, which blocks on the disk. Each compilation runs on a thread of its own.
 
 use std::io;
 use std::sync::Arc;
@@ -9,26 +9,23 @@ use bytes::Bytes;
 use flume::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use tokio::sync::mpsc;
 
-use super::action::Action;
-use super::compiler::CompilerError;
 use super::deployer::Deployer;
-use super::request::Request;
+use super::interface::{Action, CompileBackend, CompilerError, Request};
 use super::stats::DeployStats;
-use super::workshop::CompileBackend;
 use crate::time::{self, Now};
 
-/// Messages that wait to be looked at: 16 MiB at the most. What comes beyond is fetched again.
+/// Capacity for messages, 16 MiB at most. Messages beyond it are dropped and fetched again.
 const MESSAGES: usize = 64;
-/// What the daemon itself has to say: a few for each function, and no more than one a second of each.
-const WORDS: usize = 1024;
+/// Capacity for events of the daemon: a few per function, at most one per second of each kind.
+const EVENTS: usize = 1024;
 const ACTIONS: usize = 256;
 const TICK: Duration = Duration::from_secs(1);
-/// After a flood, orders are fetched again this late, so as not to feed it.
+/// Delay after a flood before orders are fetched again, so as not to feed it.
 const FETCH_AFTER_FLOOD: Duration = Duration::from_secs(10);
 
-/// The last one dropped ends the thread.
+/// Handle of the thread, which ends when the last clone is dropped.
 #[derive(Clone, Debug)]
-pub struct DeployHandle(Arc<Shared>);
+pub(crate) struct DeployHandle(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
@@ -45,12 +42,12 @@ struct Flood {
     is_over: AtomicBool,
 }
 
-/// `deployer` has booted. The actions are to be carried out in their order.
-pub fn spawn(
+/// Runs a booted deployer. The caller carries the actions out in order.
+pub(crate) fn spawn(
     deployer: Deployer,
     compiler: Arc<dyn CompileBackend>,
 ) -> io::Result<(DeployHandle, mpsc::Receiver<Action>)> {
-    let (requests, received) = flume::bounded(MESSAGES + WORDS);
+    let (requests, received) = flume::bounded(MESSAGES + EVENTS);
     let (actions, decided) = mpsc::channel(ACTIONS);
     let flood = Arc::new(Flood::default());
     let stats = Arc::clone(deployer.stats());
@@ -61,27 +58,27 @@ pub fn spawn(
 }
 
 impl DeployHandle {
-    /// A delivery under the topics of orders or chunks. One too many is dropped and fetched again later, so it may be
-    /// acknowledged either way. Never waits.
-    pub fn deliver(&self, topic: &str, payload: Bytes) {
+    /// Hands a message under the topics of orders or chunks over. Never blocks: if too many wait, the message is dropped
+    /// and fetched again later. It may be acknowledged in both cases.
+    pub(crate) fn deliver(&self, topic: &str, payload: Bytes) {
         let Shared { flood, stats, .. } = &*self.0;
         if flood.waiting.fetch_add(1, Relaxed) >= MESSAGES {
             flood.waiting.fetch_sub(1, Relaxed);
             flood.has_dropped.store(true, Relaxed);
-            stats.flooded();
+            stats.dropped();
             return;
         }
         self.send(Request::Message { topic: topic.into(), payload });
     }
 
-    /// Anything but a message. Never waits.
-    pub fn send(&self, request: Request) {
+    /// Sends a request that is not a message. Never blocks.
+    pub(crate) fn send(&self, request: Request) {
         match self.0.requests.try_send(request) {
             Ok(()) => {}
             Err(TrySendError::Full(request)) => {
-                tracing::error!(?request, "deploying is {WORDS} requests behind; this one is lost");
+                tracing::error!(?request, "the deploy thread is {EVENTS} requests behind; this one is lost");
             }
-            Err(TrySendError::Disconnected(_)) => tracing::error!("the thread of deploying has ended"),
+            Err(TrySendError::Disconnected(_)) => tracing::error!("the deploy thread has ended"),
         }
     }
 }
@@ -89,7 +86,7 @@ impl DeployHandle {
 impl Drop for Shared {
     fn drop(&mut self) {
         self.flood.is_over.store(true, Relaxed);
-        // Only to wake it.
+        // Wakes the thread.
         let _ = self.requests.try_send(Request::Tick);
     }
 }
@@ -97,11 +94,11 @@ impl Drop for Shared {
 struct Shell {
     deployer: Deployer,
     compiler: Arc<dyn CompileBackend>,
-    /// For what the compiler has to say.
+    /// For results of the compiler.
     requests: Sender<Request>,
     actions: mpsc::Sender<Action>,
     flood: Arc<Flood>,
-    /// When orders that were dropped are asked for again.
+    /// Time to fetch dropped orders again.
     fetch_at: Option<Instant>,
 }
 
@@ -157,7 +154,7 @@ impl Shell {
         }
     }
 
-    /// What is left is for the daemon.
+    /// Carries out what needs no daemon; returns any other action.
     fn carry_out(&self, action: Action) -> Option<Action> {
         match action {
             Action::Compile { function, edition, digest, wasm, class } => {
@@ -168,7 +165,7 @@ impl Shell {
                         Some(code) => Ok(code),
                         None => compiler.compile(&digest, &wasm, class),
                     };
-                    // Nobody waits for it when the daemon ends.
+                    // Fails only when the daemon ends.
                     let _ = requests.try_send(Request::Compiled { function, edition, result });
                 };
                 if let Err(error) = std::thread::Builder::new().name("compile".into()).spawn(work) {
@@ -178,7 +175,7 @@ impl Shell {
                 None
             }
             Action::RetainCode { digests } => {
-                self.compiler.keep(&digests);
+                self.compiler.retain(&digests);
                 None
             }
             action => Some(action),
@@ -194,7 +191,7 @@ mod tests {
     use crate::deploy::envelope::SignedEnvelope;
     use crate::deploy::payload::Module;
     use crate::deploy::report::{DeployState, Report};
-    use crate::deploy::tests::board;
+    use crate::deploy::testing::board;
     use crate::deploy::topics::Topics;
     use crate::deploy::{Start, TrialEvent};
     use crate::message::Digest;
@@ -211,7 +208,7 @@ mod tests {
             Ok(Bytes::copy_from_slice(wasm))
         }
 
-        fn keep(&self, _: &BTreeSet<Digest>) {}
+        fn retain(&self, _: &BTreeSet<Digest>) {}
     }
 
     fn start() -> (tempfile::TempDir, DeployHandle, mpsc::Receiver<Action>) {
@@ -225,7 +222,7 @@ mod tests {
 
     fn until<T>(actions: &mut mpsc::Receiver<Action>, mut found: impl FnMut(Action) -> Option<T>) -> T {
         loop {
-            let action = actions.blocking_recv().expect("the thread goes on");
+            let action = actions.blocking_recv().expect("the thread runs");
             if let Some(value) = found(action) {
                 return value;
             }
@@ -267,14 +264,14 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_is_dropped_and_asked_for_again() {
+    fn a_flood_is_dropped_and_fetched_again() {
         let (_dir, handle, mut actions) = start();
-        // The thread stands still while nobody takes its actions, so that it cannot keep up.
+        // The thread blocks while its actions are not received, so it cannot keep up.
         for n in 0..20_000 {
             handle.deliver(&format!("sedge/pump-3/deploy/f{n}"), Bytes::from_static(b"junk"));
         }
-        let flooded = handle.0.stats.messages_flooded();
-        assert!(flooded > 0 && handle.0.flood.waiting.load(Relaxed) <= MESSAGES, "{flooded} dropped");
+        let dropped = handle.0.stats.messages_dropped();
+        assert!(dropped > 0 && handle.0.flood.waiting.load(Relaxed) <= MESSAGES, "{dropped} dropped");
         until(&mut actions, |action| matches!(action, Action::FetchOrders).then_some(()));
     }
 }

@@ -1,11 +1,11 @@
-//! The topics of deploying, in both directions: the board and the command line read and write the same.
+//! Topics of deployment, shared by board and command line.
 //!
 //! ```text
 //! <base>/<node>/deploy/<function>         retained: the order for one board
-//! <base>/group/<group>/deploy/<function>  retained: the same for a group
+//! <base>/group/<group>/deploy/<function>  retained: the order for a group
 //! <base>/blob/<digest>/<index>            retained: a chunk of a module
-//! <base>/<node>/functions/<function>      retained: what the board reports
-//! <base>/<node>/status                    retained, and the board's last will
+//! <base>/<node>/functions/<function>      retained: the board's report
+//! <base>/<node>/status                    retained: the board's status, also its last will
 //! ```
 
 use std::fmt;
@@ -17,10 +17,10 @@ use crate::config::check;
 use crate::manifest;
 use crate::message::Digest;
 
-/// In place of a function's name: the keys that the board trusts.
+/// Pseudo function name for changes of the trusted keys.
 pub const KEYS: &str = "_keys";
 
-/// Whom an order is for.
+/// Addressee of an order.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Target {
@@ -48,7 +48,7 @@ pub enum Topic {
     },
 }
 
-/// Sedge's own topics, all under one first level.
+/// Builds and parses Sedge's own topics, all under one first level.
 #[derive(Clone, Debug)]
 pub struct Topics {
     base: Arc<str>,
@@ -59,7 +59,7 @@ impl Topics {
         Self { base: base.into() }
     }
 
-    /// `None` for what is no topic of deploying, or names no function, group or node that there could be.
+    /// `None` for other topics and for invalid names of functions, groups or nodes.
     pub fn parse(&self, topic: &str) -> Option<Topic> {
         let rest = topic.strip_prefix(&*self.base)?.strip_prefix('/')?;
         let levels: Vec<&str> = rest.splitn(5, '/').collect();
@@ -95,22 +95,22 @@ impl Topics {
         format!("{}/{node}/status", self.base)
     }
 
-    /// Filter: all orders for a target.
+    /// Filter of all orders for a target.
     pub fn deploys(&self, target: &Target) -> String {
         format!("{}/+", self.deploy_under(target))
     }
 
-    /// Filter: all chunks of a module.
+    /// Filter of all chunks of a module.
     pub fn blobs(&self, digest: &Digest) -> String {
         format!("{}/blob/{digest}/+", self.base)
     }
 
-    /// Filter: what a board, or every board, reports.
+    /// Filter of the reports of a board, or of all boards.
     pub fn reports(&self, node: Option<&str>) -> String {
         format!("{}/{}/functions/+", self.base, node.unwrap_or("+"))
     }
 
-    /// Filter: whether a board, or every board, is there.
+    /// Filter of the status of a board, or of all boards.
     pub fn statuses(&self, node: Option<&str>) -> String {
         self.status(node.unwrap_or("+"))
     }
@@ -127,7 +127,7 @@ fn level(text: &str) -> Option<&str> {
     check::level(text).ok().map(|()| text)
 }
 
-/// A node named `group` or `blob` cannot be told from those levels.
+/// A node named `group` or `blob` would be ambiguous.
 fn node_name(text: &str) -> Option<&str> {
     if matches!(text, "group" | "blob") { None } else { level(text) }
 }
@@ -136,7 +136,7 @@ fn named(text: &str) -> Option<Arc<str>> {
     (text == KEYS || manifest::is_name(text)).then(|| text.into())
 }
 
-/// Decimal, in the one spelling that the publisher uses.
+/// Decimal without sign and leading zeros: one topic per chunk.
 fn number(text: &str) -> Option<u32> {
     let number: u32 = text.parse().ok()?;
     (number.to_string() == text).then_some(number)
@@ -158,7 +158,7 @@ mod tests {
     const DIGEST: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 
     #[test]
-    fn what_is_written_is_read() {
+    fn topics_parse_as_built() {
         let topics = Topics::new("sedge");
         let digest: Digest = DIGEST.parse().unwrap();
         for target in [Target::Node("pump-3".into()), Target::Group("pumps".into())] {
@@ -177,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn other_topics_are_nothing() {
+    fn other_topics_are_ignored() {
         let topics = Topics::new("sedge");
         for topic in [
             "",

@@ -1,32 +1,30 @@
-//! From a module to the active version: compiled, tried, and then in the place of the one before, or not at all.
+//! From a complete module to the active version: compile, load, try, activate.
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::action::{Action, Start};
-use super::compiler::CompilerError;
-use super::deployer::{Deployer, compile_refusal, report, report_now};
+use super::deployer::{Deployer, KNOWN, compile_refusal, report, report_now};
 use super::function::{Stage, TrackedFunction, TrialProgress};
+use super::interface::{Action, CompilerError, Installed, Start, TrialEvent};
 use super::reason::{Reason, Refusal};
-use super::report::{DeployState, MAX_DIFFERENCE_BYTES, MAX_DIFFERENCES};
-use super::request::TrialEvent;
-use super::{Installed, staging};
+use super::report::{DeployState, Difference, MAX_DIFFERENCES};
+use super::staging::module_name;
 use crate::manifest::TrialMode;
 use crate::message::Failure;
 use crate::sandbox::Class;
 use crate::time::Now;
 
-/// How often the compiler is started in vain: the board may be short of memory for a moment.
+/// Attempts to run the compiler: the board may be short of memory for a moment.
 const MOST_ATTEMPTS: u32 = 3;
 
 impl Deployer {
-    /// One at a time: a compiler takes much of a small board.
+    /// Compiles queued modules, one at a time: the compiler needs much of a small board.
     pub(super) fn compile_next(&mut self, now: Now, actions: &mut Vec<Action>) {
         while self.compiling.is_none() {
             let Some(name) = self.queue.pop_front() else { return };
-            let Some(candidate) = self.functions.get(&name).and_then(TrackedFunction::candidate) else { continue };
-            let stored = candidate.stored.clone();
+            let candidate = self.functions.get(&name).expect(KNOWN).candidate();
+            let stored = candidate.expect("a queued function has a candidate").stored.clone();
             let manifest = match self.manifest(&stored) {
                 Ok(manifest) => manifest,
                 Err(refusal) => {
@@ -37,16 +35,17 @@ impl Deployer {
             let wasm = match self.read_module(&stored.digest) {
                 Ok(wasm) => wasm,
                 Err(error) => {
-                    tracing::warn!(function = &*name, module = staging::module_name(&stored.digest), %error, "a module is lost");
-                    // The chunks are asked for again, or the order ends.
-                    let _ = self.disk.remove(super::disk::MODULES, &staging::module_name(&stored.digest));
+                    let module = module_name(&stored.digest);
+                    tracing::warn!(function = &*name, module, %error, "failed to read a module");
+                    // Its chunks are fetched again, or the order ends.
+                    let _ = self.disk.remove(super::disk::MODULES, &module);
                     self.start_candidate(&name, now, actions);
                     continue;
                 }
             };
             let edition = self.next_edition();
-            let Some(function) = self.functions.get_mut(&name) else { continue };
-            let Some(work) = &mut function.work else { continue };
+            let function = self.functions.get_mut(&name).expect(KNOWN);
+            let work = function.work.as_mut().expect("a queued function has work");
             work.edition = edition;
             work.stage = Stage::Compiling;
             actions.push(report_now(function, now));
@@ -74,8 +73,8 @@ impl Deployer {
         if self.compiling.as_ref().is_some_and(|(of, number)| of == name && *number == edition) {
             self.compiling = None;
         }
-        let Some(function) = self.functions.get_mut(name) else { return };
-        // Else a newer order came meanwhile.
+        let function = self.functions.get_mut(name).expect(KNOWN);
+        // Otherwise a newer order took its place.
         let Some(work) = function.work.as_mut().filter(|work| work.edition == edition) else { return };
         if !matches!(work.stage, Stage::Compiling) {
             return;
@@ -83,7 +82,7 @@ impl Deployer {
         match result {
             Ok(code) => self.load(name, code, now, actions),
             Err(CompilerError::Run(error)) if work.attempts + 1 < MOST_ATTEMPTS => {
-                tracing::warn!(function = &**name, %error, "the compiler could not be run; trying again");
+                tracing::warn!(function = &**name, %error, "failed to run the compiler; trying again");
                 work.attempts += 1;
                 work.stage = Stage::Queued;
                 self.retries.push(Arc::clone(name));
@@ -92,22 +91,20 @@ impl Deployer {
         }
     }
 
-    /// Hands code to the workers, wherever it was compiled.
+    /// Hands code to the workers.
     fn load(&mut self, name: &Arc<str>, code: Bytes, now: Now, actions: &mut Vec<Action>) {
-        let Some(function) = self.functions.get(name) else { return };
-        let (Some(work), Some(candidate)) = (&function.work, function.record.candidate.clone()) else { return };
-        let edition = work.edition;
+        let function = self.functions.get(name).expect(KNOWN);
+        let candidate = function.candidate().cloned().expect("loaded code belongs to a candidate");
         let manifest = match self.manifest(&candidate.stored) {
             Ok(manifest) => manifest,
             Err(refusal) => return self.reject(name, refusal, now, actions),
         };
         let trial = candidate.trial(&manifest.trial);
-        if let Some(work) = self.functions.get_mut(name).and_then(|function| function.work.as_mut()) {
-            work.stage = Stage::Loading;
-        }
-        let installed =
-            Installed { manifest: manifest.into(), digest: candidate.stored.digest, code, from_cache: false };
-        actions.push(Action::Start(Start { edition, installed, trial }));
+        let work = self.functions.get_mut(name).and_then(|function| function.work.as_mut());
+        let work = work.expect("a candidate has work");
+        work.stage = Stage::Loading;
+        let installed = Installed::new(manifest, candidate.stored.digest, code);
+        actions.push(Action::Start(Start { edition: work.edition, installed, trial }));
     }
 
     pub(super) fn trial(
@@ -118,46 +115,46 @@ impl Deployer {
         now: Now,
         actions: &mut Vec<Action>,
     ) {
-        let Some(function) = self.functions.get_mut(name) else { return };
+        let Some(function) = self.functions.get_mut(name) else {
+            debug_assert!(false, "{KNOWN}");
+            tracing::error!(invariant = "deployed_function_known", function = &**name, edition, "{KNOWN}");
+            return;
+        };
         let is_candidate = function.work.as_ref().is_some_and(|work| work.edition == edition && work.is_started());
         if !is_candidate {
             return self.active_event(name, edition, event, now, actions);
         }
-        let (Some(work), Some(candidate)) = (&mut function.work, &function.record.candidate) else { return };
+        let work = function.work.as_mut().expect("a candidate has work");
+        let candidate = function.record.candidate.as_ref().expect("work belongs to a candidate");
         match event {
             TrialEvent::Ready => match candidate.stored.trial().and_then(|trial| candidate.trial(&trial)) {
                 None => self.activate(name, now, actions),
                 Some(trial) => {
-                    let progress = TrialProgress { messages: trial.messages.get(), ..TrialProgress::default() };
-                    work.stage = Stage::Trial(progress);
+                    let messages = trial.messages.get();
+                    work.stage = Stage::Trial(TrialProgress { messages, ..TrialProgress::default() });
                     actions.push(report_now(function, now));
                 }
             },
             TrialEvent::NotLoaded { error } => {
                 self.reject(name, Refusal::new(Reason::NotLoaded, error), now, actions);
             }
-            TrialEvent::Progress { run, failed, different, samples } => {
+            TrialEvent::Progress { tally, mut samples } => {
                 let Stage::Trial(trial) = &mut work.stage else { return };
-                (trial.run, trial.failed, trial.different) = (run, failed, different);
-                trial.samples = samples;
-                trial.samples.truncate(MAX_DIFFERENCES);
-                for sample in &mut trial.samples {
-                    for text in [&mut sample.topic, &mut sample.active, &mut sample.candidate] {
-                        text.truncate(text.floor_char_boundary(MAX_DIFFERENCE_BYTES));
-                    }
-                }
+                samples.truncate(MAX_DIFFERENCES);
+                samples.iter_mut().for_each(Difference::truncate);
+                (trial.tally, trial.samples) = (tally, samples);
                 actions.extend(report(function, now));
             }
             TrialEvent::Passed => {
                 let is_shadow = candidate.stored.trial().is_some_and(|trial| trial.mode == TrialMode::Shadow);
                 self.activate(name, now, actions);
-                // A live one serves already.
+                // A candidate in a live trial serves already.
                 if is_shadow {
                     actions.push(Action::Promote { function: Arc::clone(name), edition });
                 }
             }
             TrialEvent::Failed { failure } => {
-                // The pipeline has dropped it: that could not wait.
+                // The pipeline has dropped the candidate already.
                 work.stage = Stage::Queued;
                 let Failure { code, detail } = failure;
                 let why = Refusal::new(Reason::FailedTrial, format!("{}: {detail}", code.as_str()));
@@ -167,7 +164,7 @@ impl Deployer {
         }
     }
 
-    /// Record first: a power cut must find either the version before or this one, and both are right.
+    /// Makes the candidate the active version. After a loss of power either version may serve.
     fn activate(&mut self, name: &Arc<str>, now: Now, actions: &mut Vec<Action>) {
         let decide = |function: &mut TrackedFunction| {
             function.record.promote();
@@ -178,12 +175,13 @@ impl Deployer {
         self.save_and_report(name, decide, now, actions);
     }
 
+    /// Handles an event of an edition that is not a candidate: the active one, or one that is gone.
     fn active_event(&mut self, name: &Arc<str>, edition: u32, event: TrialEvent, now: Now, actions: &mut Vec<Action>) {
-        let Some(function) = self.functions.get_mut(name).filter(|function| function.serving == Some(edition)) else {
-            return;
-        };
-        if let TrialEvent::NotLoaded { error } = event {
-            tracing::error!(function = &**name, error, "the workers cannot load it");
+        let function = self.functions.get_mut(name).expect(KNOWN);
+        if let TrialEvent::NotLoaded { error } = event
+            && function.serving == Some(edition)
+        {
+            tracing::error!(function = &**name, error, "the workers cannot load the active version");
             function.serving = None;
             function.load_error = Some(Refusal::new(Reason::NotLoaded, error));
             actions.extend(report(function, now));

@@ -1,4 +1,4 @@
-//! Which keys are trusted now: those of the configuration, changed by signed orders since.
+//! The trusted keys: those of the configuration, changed by signed orders.
 
 use std::io;
 
@@ -8,30 +8,32 @@ use super::disk::Disk;
 use super::keys::{Keys, MOST_KEYS, TrustedKey};
 use super::payload::KeyUpdate;
 use super::reason::{Reason, Refusal};
-use super::record::{self, Line};
+use super::record::{self, OrderHistory};
 use crate::config;
 use crate::key::KeyId;
 
 const FILE: &str = "keys.record";
+const MOST_REVOKED: usize = 1024;
 
 #[derive(Debug, Default)]
-pub struct Trust {
+pub(crate) struct Trust {
     configured: Vec<TrustedKey>,
     changes: Changes,
     effective: Keys,
 }
 
-/// What is on disk.
+/// The changes on disk.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 struct Changes {
-    line: Line,
+    #[serde(rename = "line")]
+    history: OrderHistory,
     trusted: Vec<TrustedKey>,
     revoked: Vec<KeyId>,
 }
 
 impl Trust {
-    /// A file that cannot be read is set aside: the configured keys count again, as a person at the board wrote them.
-    pub fn open(disk: &Disk, config: &config::Deploy) -> io::Result<Self> {
+    /// A damaged file is set aside: the keys of the configuration apply again.
+    pub(crate) fn open(disk: &Disk, config: &config::Deploy) -> io::Result<Self> {
         let changes = match disk.read("", FILE) {
             Ok(bytes) => match record::decode(&bytes) {
                 Some(changes) => changes,
@@ -39,8 +41,8 @@ impl Trust {
                     let moved_to = disk.set_aside("", FILE)?;
                     tracing::error!(
                         moved_to = %moved_to.display(),
-                        "what was changed about the trusted keys cannot be read: the keys of the configuration count, \
-                         also those that were revoked since; check them"
+                        "the changes of the trusted keys are damaged: the keys of the configuration apply, also \
+                         revoked ones; check them"
                     );
                     Changes::default()
                 }
@@ -53,52 +55,52 @@ impl Trust {
         Ok(trust)
     }
 
-    pub fn configure(&mut self, config: &config::Deploy) {
+    pub(crate) fn configure(&mut self, config: &config::Deploy) {
         self.configured = config.keys.iter().filter_map(|(name, key)| TrustedKey::configured(name, key)).collect();
         self.effective = effective(&self.configured, &self.changes);
     }
 
-    pub fn keys(&self) -> &Keys {
+    pub(crate) fn keys(&self) -> &Keys {
         &self.effective
     }
 
-    pub fn line(&self) -> &Line {
-        &self.changes.line
+    pub(crate) fn history(&self) -> &OrderHistory {
+        &self.changes.history
     }
 
-    /// Nothing is changed unless all of it is on disk. Nobody hands on what he has not: `may_give_code` says whether all
-    /// that signed the change may send native code themselves.
-    pub fn update(
+    /// Changes nothing unless the change is on disk. `may_give_code`: all signers may send native code, so they may grant
+    /// that permission.
+    pub(crate) fn update(
         &mut self,
         disk: &Disk,
         update: &KeyUpdate,
-        line: Line,
+        history: OrderHistory,
         may_give_code: bool,
-    ) -> Result<(), UpdateError> {
-        let mut changes = Changes { line, ..self.changes.clone() };
+    ) -> Result<(), OrderError> {
+        let mut changes = Changes { history, ..self.changes.clone() };
         changes.trusted.retain(|known| !update.revoke.contains(&known.id()));
         for id in &update.revoke {
             if !changes.revoked.contains(id) {
                 changes.revoked.push(*id);
             }
         }
-        // Whoever is named in both is trusted: that is how a key is replaced by itself with other permissions.
+        // A key in both lists is trusted: its permissions are replaced.
         for key in &update.trust {
             changes.revoked.retain(|revoked| *revoked != key.id());
             changes.trusted.retain(|known| known.public_key != key.public_key);
             changes.trusted.push(key.clone());
         }
         if self.configured.len() + changes.trusted.len() > MOST_KEYS || changes.revoked.len() > MOST_REVOKED {
-            let detail = format!("a board trusts at most {MOST_KEYS} keys, and remembers {MOST_REVOKED} revoked ones");
+            let detail = format!("a board keeps at most {MOST_KEYS} trusted and {MOST_REVOKED} revoked keys");
             return Err(Refusal::new(Reason::OverLimit, detail).into());
         }
         let effective = effective(&self.configured, &changes);
-        // Of what comes of it, not of what it says: trusted again, a key has the permissions of the configuration.
+        // Checked on the result: a key that is trusted again gets the permissions of the configuration.
         let had = |key: &TrustedKey| self.effective.get(key.id()).is_some_and(|before| before.native_code);
         if let Some(key) = effective.iter().find(|key| key.native_code && !had(key) && !may_give_code) {
             let detail = format!(
-                "key {} would then send native code, which a key that signed this may not: only keys with \
-                 native_code = true hand that on",
+                "key {} would then send native code, which a signer of this order may not: only keys with \
+                 native_code = true grant it",
                 key.name
             );
             return Err(Refusal::new(Reason::KeyNotAllowed, detail).into());
@@ -110,17 +112,16 @@ impl Trust {
     }
 }
 
-const MOST_REVOKED: usize = 1024;
-
+/// Failure to carry an order out.
 #[derive(Debug, thiserror::Error)]
-pub enum UpdateError {
+pub(crate) enum OrderError {
     #[error(transparent)]
     Refused(#[from] Refusal),
-    #[error("failed to write the trusted keys")]
+    #[error("failed to write to the deploy folder")]
     Disk(#[from] io::Error),
 }
 
-/// What the configuration says of a key counts before what an order said.
+/// The configuration takes precedence over orders.
 fn effective(configured: &[TrustedKey], changes: &Changes) -> Keys {
     let all = configured.iter().chain(&changes.trusted);
     Keys::new(all.filter(|key| !changes.revoked.contains(&key.id())).cloned())
@@ -129,7 +130,7 @@ fn effective(configured: &[TrustedKey], changes: &Changes) -> Keys {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::deploy::tests::board::trusted;
+    use crate::deploy::testing::board::trusted;
     use crate::key::SigningKey;
 
     fn config(keys: &[(&str, &SigningKey)]) -> config::Deploy {
@@ -153,16 +154,16 @@ mod tests {
         let mut trust = Trust::open(&disk, &config).unwrap();
         assert_eq!(names(&trust), ["old"]);
         let update = KeyUpdate { trust: vec![trusted("new", &new)], revoke: vec![old.public().id()] };
-        let line = Line { serial: Some(3), ..Line::default() };
-        trust.update(&disk, &update, line.clone(), false).unwrap();
+        let history = OrderHistory { serial: Some(3), ..OrderHistory::default() };
+        trust.update(&disk, &update, history.clone(), false).unwrap();
         assert_eq!(names(&trust), ["new"]);
         let mut trust = Trust::open(&disk, &config).unwrap();
-        assert_eq!((names(&trust), trust.line()), (vec!["new"], &line));
+        assert_eq!((names(&trust), trust.history()), (vec!["new"], &history));
         trust.configure(&config);
         assert_eq!(names(&trust), ["new"], "a reload does not bring a revoked key back");
-        // Trusted again by an order, it is.
+        // An order trusts it again.
         let update = KeyUpdate { trust: vec![trusted("again", &old)], revoke: vec![new.public().id()] };
-        trust.update(&disk, &update, line, false).unwrap();
+        trust.update(&disk, &update, history, false).unwrap();
         assert_eq!(names(&trust), ["old"]);
     }
 
@@ -174,7 +175,12 @@ mod tests {
         let config = config(&[("old", &old)]);
         let mut trust = Trust::open(&disk, &config).unwrap();
         trust
-            .update(&disk, &KeyUpdate { trust: vec![], revoke: vec![old.public().id()] }, Line::default(), false)
+            .update(
+                &disk,
+                &KeyUpdate { trust: vec![], revoke: vec![old.public().id()] },
+                OrderHistory::default(),
+                false,
+            )
             .unwrap();
         let whole = disk.read("", FILE).unwrap();
         std::fs::write(disk.path("", FILE), &whole[..whole.len() - 1]).unwrap();
@@ -183,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_gives_a_permission_that_he_has_not() {
+    fn signers_grant_only_permissions_that_they_have() {
         let dir = tempfile::tempdir().unwrap();
         let disk = Disk::open(dir.path().join("deploy")).unwrap();
         let (old, new) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
@@ -193,9 +199,10 @@ mod tests {
         let sender = TrustedKey { native_code: true, ..trusted("new", &new) };
         let given = KeyUpdate { trust: vec![sender], revoke: vec![] };
         let gone = KeyUpdate { trust: vec![], revoke: vec![old.public().id()] };
-        // Of a revoked key the configuration still says that it may.
+        // The configuration still grants native code to the revoked key.
         let back = KeyUpdate { trust: vec![trusted("old", &old)], revoke: vec![] };
-        let mut update = |update, may_give_code| trust.update(&disk, update, Line::default(), may_give_code).is_ok();
+        let mut update =
+            |update, may_give_code| trust.update(&disk, update, OrderHistory::default(), may_give_code).is_ok();
         assert!(!update(&given, false));
         assert!(update(&gone, false) && !update(&back, false));
         assert!(update(&back, true) && update(&given, true));
@@ -210,7 +217,7 @@ mod tests {
         let mut trust = Trust::open(&disk, &config(&[("old", &old)])).unwrap();
         disk.faults.set_room(Some(10));
         let update = KeyUpdate { trust: vec![], revoke: vec![old.public().id()] };
-        assert!(matches!(trust.update(&disk, &update, Line::default(), false), Err(UpdateError::Disk(_))));
+        assert!(matches!(trust.update(&disk, &update, OrderHistory::default(), false), Err(OrderError::Disk(_))));
         assert_eq!(names(&trust), ["old"]);
         assert!(disk.list("").unwrap().is_empty());
     }

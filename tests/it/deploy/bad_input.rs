@@ -39,7 +39,7 @@ fn nothing_at_all_is_no_order() {
     let yard = Yard::start();
     let order = yard.install(2);
     yard.send_bytes(&order, "{");
-    yard.refused(Reason::BadEnvelope, "no DSSE envelope");
+    yard.refused(Reason::BadEnvelope, "not a DSSE envelope");
     yard.send_bytes(&order, Vec::new());
     yard.serves("v1");
 }
@@ -148,7 +148,7 @@ fn a_truncated_push_ends_in_time() {
         yard.send_chunk(&wasm, index, &chunk(&wasm, index));
     }
     yard.send(&yard.install_of(2, &wasm, |_| {}));
-    yard.refused(Reason::Truncated, &format!("{} of {chunks} chunks came", chunks - 1));
+    yard.refused(Reason::Truncated, &format!("{} of {chunks} chunks arrived", chunks - 1));
     // The same order again is known; a new one goes on from what came.
     yard.send_chunk(&wasm, chunks - 1, &chunk(&wasm, chunks - 1));
     yard.send(&yard.install_of(3, &wasm, |_| {}));

@@ -1,18 +1,18 @@
-//! The list of the issue: each ends with the working version serving and the cause in the report.
+//! Bad orders and chunks: the active version keeps serving, and the report names the cause.
 
-use super::board::{
-    Board, CHUNK, FUNCTION, GROUP, HOUR_MS, TODAY_MS, install, key, manifest, module, order, settings, sign,
-};
 use crate::deploy::disk::{MODULES, STAGING};
 use crate::deploy::envelope::SignedEnvelope;
 use crate::deploy::keys::SigningKey;
 use crate::deploy::payload::{Document, Install, Module, Order, OrderChange};
 use crate::deploy::reason::Reason;
+use crate::deploy::testing::board::{
+    Board, CHUNK, FUNCTION, GROUP, HOUR_MS, TODAY_MS, install, key, manifest, module, order, settings, sign,
+};
 use crate::deploy::topics::Target;
 
 const TOPIC: &str = "sedge/pump-3/deploy/warm";
 
-/// A board on which version 1 works.
+/// A board on which version 1 is active.
 fn working() -> Board {
     let mut board = Board::new();
     board.push(1, &module(1));
@@ -20,7 +20,7 @@ fn working() -> Board {
     board
 }
 
-/// Version 1 still serves, the report says why version 2 does not, and nothing is left behind.
+/// Version 1 still serves, the report names the reason, and no file is left.
 #[track_caller]
 fn check(board: &mut Board, expected: &str) {
     assert_eq!(board.state(), expected);
@@ -29,7 +29,7 @@ fn check(board: &mut Board, expected: &str) {
     assert_eq!(active.version.serial, 1);
     assert!(board.report().error.as_ref().is_some_and(|error| !error.is_empty()));
     assert_eq!((board.files(STAGING).len(), board.files(MODULES).len()), (0, 1));
-    // And the next good one gets through.
+    // The next valid order is accepted.
     board.push(TODAY_MS, &module(9));
     assert_eq!(board.serving(), Some(TODAY_MS));
 }
@@ -116,12 +116,12 @@ fn any_flipped_byte_of_a_chunk() {
     assert_eq!(board.state(), "receiving digest-mismatch");
     assert!(board.report().error.as_ref().unwrap().contains("chunk 3 of 4"));
     assert_eq!(board.serving(), Some(1));
-    // They hold nothing up: the right ones are still taken.
+    // The right chunks are still accepted.
     board.chunks(&wasm);
     assert_eq!((board.serving(), board.state()), (Some(2), "active".into()));
-    // And if none comes, the cause is told.
-    board.send(&install(&manifest(3, ""), &super::board::module(3)));
-    board.raw_chunk(&crate::deploy::digest(&super::board::module(3)), 0, b"bad");
+    // If none arrives, the cause is reported.
+    board.send(&install(&manifest(3, ""), &crate::deploy::testing::board::module(3)));
+    board.raw_chunk(&crate::deploy::digest(&crate::deploy::testing::board::module(3)), 0, b"bad");
     board.tick(600);
     assert_eq!((board.serving(), board.state()), (Some(2), "rejected digest-mismatch".into()));
 }
@@ -135,7 +135,7 @@ fn truncated_push() {
     }
     assert_eq!((board.state(), board.serving()), ("receiving".into(), Some(1)));
     board.tick(600);
-    assert!(board.report().error.as_ref().unwrap().starts_with("3 of 4 chunks came"));
+    assert!(board.report().error.as_ref().unwrap().starts_with("3 of 4 chunks arrived"));
     check(&mut board, "rejected truncated");
 }
 
@@ -206,7 +206,7 @@ fn more_functions_than_the_board_allows() {
     board.tick(2);
     assert_eq!(board.reports["cold"].reason, Some(Reason::OverLimit));
     assert_eq!((board.serving(), board.reports["cold"].active.as_ref()), (Some(1), None));
-    // A new version of one that is there needs no room, and a removed one makes some.
+    // A new version of an installed function is allowed, and a removed function makes room.
     board.push(3, &module(3));
     assert_eq!(board.serving(), Some(3));
     board.send(&order(4, OrderChange::Remove));
@@ -223,7 +223,7 @@ fn replayed_old_envelope() {
     board.chunks(&module(8));
     assert_eq!(board.serving(), Some(0));
     board.push(1, &module(1));
-    // The first version is what a rollback would return to.
+    // A rollback returns to the first version.
     board.push(2, &module(1));
     board.send(&order(3, OrderChange::Rollback));
     assert_eq!(board.serving(), Some(1));
@@ -274,10 +274,10 @@ fn expiry_while_the_clock_is_not_synced() {
     board.now.synced = false;
     board.now.unix_ms = 0;
     let order = install(&manifest(2, ""), &module(2));
-    // Older than what was accepted: no clock is needed to know.
+    // Expired before the latest accepted order was issued.
     board.send(&Order { issued_at_ms: TODAY_MS - 2 * HOUR_MS, expires_at_ms: TODAY_MS - 1, ..order.clone() });
     assert_eq!((board.serving(), board.state()), (Some(1), "rejected expired".into()));
-    // The floor survives a restart, and counts for other functions too.
+    // The floor survives a restart and applies to all functions.
     let mut board = board.restart();
     board.now.synced = false;
     let mut other = manifest(2, "");
@@ -286,7 +286,7 @@ fn expiry_while_the_clock_is_not_synced() {
     board.send(&Order { issued_at_ms: 0, expires_at_ms: TODAY_MS - 1, ..cold });
     board.tick(2);
     assert_eq!(board.reports["cold"].reason, Some(Reason::Expired));
-    // What may be good is taken: a wrong clock must not keep a board from its orders.
+    // An order that may be valid is accepted.
     board.send(&order);
     board.chunks(&module(2));
     assert_eq!(board.serving(), Some(2));
@@ -304,7 +304,7 @@ fn an_order_from_a_clock_far_ahead_does_not_make_later_ones_expire() {
     board.send(&Order { issued_at_ms: TODAY_MS + 48 * HOUR_MS, expires_at_ms: TODAY_MS + 49 * HOUR_MS, ..order(3) });
     board.chunks(&module(3));
     assert_eq!(board.serving(), Some(3));
-    // Accepted without a clock, it does; until there is one.
+    // Accepted without a synced clock it does, until the clock is synced.
     board.send(&Order { issued_at_ms: future, expires_at_ms: future + 1, ..order(4) });
     board.chunks(&module(4));
     board.send(&Order { issued_at_ms: TODAY_MS, expires_at_ms: TODAY_MS + 60 * HOUR_MS, ..order(5) });
@@ -321,7 +321,7 @@ fn wrong_node_or_group() {
     for target in [Target::Node("pump-4".into()), Target::Group("valves".into())] {
         let strange = Order { target, ..order.clone() };
         let mut board = working();
-        // Moved to this board's topic by whoever may publish there.
+        // Copied to this board's topic by another publisher.
         board.deliver(TOPIC, &sign(&strange));
         check(&mut board, "rejected wrong-target");
         let mut board = working();
@@ -377,7 +377,7 @@ fn mix_of_manifest_a_and_module_b() {
 }
 
 #[test]
-fn manifest_that_hears_itself_or_is_none() {
+fn manifest_with_a_feedback_loop_or_errors() {
     let with = |json: &str| {
         let mut order = install(&manifest(2, ""), &module(2));
         let manifest: Document = serde_json::from_str(json).unwrap();
@@ -430,7 +430,7 @@ fn two_pushes_at_once() {
 }
 
 #[test]
-fn refused_orders_do_not_hide_one_that_is_under_way() {
+fn refused_orders_do_not_hide_one_in_progress() {
     let mut board = working();
     board.send(&install(&manifest(5, ""), &module(5)));
     board.chunk(&module(5), 0);
@@ -443,11 +443,12 @@ fn refused_orders_do_not_hide_one_that_is_under_way() {
     board.send(&Order { expires_at_ms: TODAY_MS - 1, issued_at_ms: 0, ..order });
     board.tick(5);
     assert_eq!(board.reported.len(), before);
-    // One of a trusted key is told, and then what is under way again.
+    // A refusal of a trusted key's order is reported, and then the order in progress again.
     board.send(&install(&manifest(6, "[limits]\ntimeout_ms = 60_000"), &module(6)));
     board.tick(3);
-    let told: Vec<_> = board.reported[before..].iter().map(|report| (report.state.as_str(), report.serial)).collect();
-    assert_eq!(told, [("rejected", Some(6)), ("receiving", Some(5))]);
+    let reported: Vec<_> =
+        board.reported[before..].iter().map(|report| (report.state.as_str(), report.serial)).collect();
+    assert_eq!(reported, [("rejected", Some(6)), ("receiving", Some(5))]);
     board.chunks(&module(5));
     assert_eq!(board.serving(), Some(5));
 }
@@ -475,7 +476,7 @@ fn deploy_topic_flooded_with_junk() {
     assert!(board.files("functions").len() == 1 && board.files(STAGING).is_empty());
     board.chunks(&module(2));
     assert_eq!(board.serving(), Some(2));
-    // Names make room for others, and what was reported of them is taken back.
+    // An old name makes room for a new one, and its report is deleted.
     board.tick(100);
     board.deliver("sedge/pump-3/deploy/new-name", b"junk");
     assert!(board.reports.contains_key("new-name"));

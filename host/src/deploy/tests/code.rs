@@ -1,13 +1,13 @@
-//! Code that was compiled elsewhere: which board takes it, from whom, and what becomes of it later.
+//! Native code that was compiled elsewhere: which boards and keys may use it.
 
 use bytes::Bytes;
 
-use super::board::{Board, CHUNK, FUNCTION, NODE, install, key, manifest, module, order, settings};
 use crate::deploy::code::{Abi, Code};
 use crate::deploy::disk::MODULES;
 use crate::deploy::envelope::SignedEnvelope;
 use crate::deploy::keys::{SigningKey, TrustedKey};
 use crate::deploy::payload::{KeyUpdate, Module, NativeCode, Order, OrderChange};
+use crate::deploy::testing::board::{Board, CHUNK, FUNCTION, NODE, install, key, manifest, module, order, settings};
 use crate::deploy::topics::KEYS;
 use crate::deploy::{DeployerConfig, Request, TrialEvent};
 use crate::message::Digest;
@@ -16,7 +16,7 @@ use crate::sandbox::{Class, Isa};
 const TARGET: Isa = Isa::Aarch64;
 const TOPIC: &str = "sedge/pump-3/deploy/warm";
 
-/// Trusts one key, which may send code, and has no compiler.
+/// A board without a compiler that trusts one key, which may send code.
 fn runtime() -> DeployerConfig {
     let mut settings = settings(&[("ops", &key())]);
     settings.host.has_compiler = false;
@@ -28,7 +28,7 @@ fn board() -> Board {
     Board::with(runtime(), Vec::new())
 }
 
-/// What the laptop compiled.
+/// Native code in a file.
 fn artefact(seed: u64, target: Isa) -> Bytes {
     let code = [b"code:", &*module(seed)].concat();
     Code::new(target, Class::Small, Digest([seed as u8; 32]), code.into()).to_bytes()
@@ -38,7 +38,7 @@ fn abi() -> Abi {
     Abi::of(TARGET, Class::Small)
 }
 
-/// Brings these and no module.
+/// An order with code and without a module.
 fn code_order(serial: u64, parts: &[(Abi, &[u8])]) -> Order {
     let mut order = install(&manifest(serial, ""), b"");
     let OrderChange::Install(install) = &mut order.change else { unreachable!() };
@@ -61,7 +61,7 @@ fn check(board: &mut Board, serving: Option<u64>, state: &str, says: &[&str]) {
 }
 
 #[test]
-fn a_board_without_a_compiler_runs_what_the_laptop_compiled() {
+fn a_board_without_a_compiler_runs_pushed_code() {
     let mut board = board();
     let (ours, theirs) = (artefact(1, TARGET), artefact(1, Isa::Pulley32));
     board.send(&code_order(1, &[(Abi::of(Isa::Pulley32, Class::Small), &theirs), (abi(), &ours)]));
@@ -109,7 +109,7 @@ fn code_is_taken_only_from_keys_that_may_send_it() {
     check(&mut board, None, "rejected code-not-allowed", &["key ops", "native_code = true"]);
     assert!(board.fetched.is_empty(), "nothing of it is fetched");
 
-    // One of two keys may: the other's signature counts as well.
+    // Both signers need the permission.
     let other = SigningKey::generate().unwrap();
     let mut settings = settings(&[("ops", &key()), ("other", &other)]);
     settings.host.has_compiler = false;
@@ -124,7 +124,7 @@ fn code_is_taken_only_from_keys_that_may_send_it() {
 }
 
 #[test]
-fn what_is_not_for_this_board_is_refused_before_it_is_fetched() {
+fn code_for_other_boards_is_refused_before_it_is_fetched() {
     let mut board = board();
     push(&mut board, 1, &artefact(1, TARGET));
     board.fetched.clear();
@@ -141,7 +141,7 @@ fn what_is_not_for_this_board_is_refused_before_it_is_fetched() {
         let (ours, theirs) = (abi().to_string(), other.to_string());
         check(&mut board, Some(1), "rejected no-code", &["no compiler", &ours, &theirs, "--code aarch64"]);
     }
-    // A module alone is nothing that it could run.
+    // The board cannot run a module.
     board.send(&install(&manifest(9, ""), &module(9)));
     check(&mut board, Some(1), "rejected no-code", &["the order brings none"]);
     assert!(board.fetched.is_empty());
@@ -149,13 +149,13 @@ fn what_is_not_for_this_board_is_refused_before_it_is_fetched() {
 }
 
 #[test]
-fn what_is_signed_as_code_and_is_not_ends_there() {
+fn invalid_code_is_refused() {
     let mut board = board();
     push(&mut board, 1, &artefact(1, TARGET));
-    // What the order says of the file, and what the file says of itself.
+    // The file contradicts the order.
     let large = Code::new(TARGET, Class::Large, Digest([2; 32]), Bytes::from_static(b"code:")).to_bytes();
     let files: [(&[u8], &str, &str); 5] = [
-        (&module(2), "invalid-module", "no compiled code"),
+        (&module(2), "invalid-module", "not compiled code"),
         (b"sedge-code 1\n{}\ncode:", "invalid-module", "damaged"),
         (&artefact(2, TARGET)[..40], "invalid-module", "damaged"),
         (&artefact(2, Isa::X86_64), "no-code", "x86_64"),
@@ -171,7 +171,7 @@ fn what_is_signed_as_code_and_is_not_ends_there() {
 }
 
 #[test]
-fn a_changed_chunk_of_code_is_known_like_any_other() {
+fn a_changed_chunk_of_code_is_refused() {
     let mut board = board();
     let file = artefact(1, TARGET);
     let module = Module::of(&file, CHUNK);
@@ -188,7 +188,7 @@ fn a_changed_chunk_of_code_is_known_like_any_other() {
 fn code_of_another_wasmtime_does_not_run_after_an_upgrade_until_it_is_pushed_again() {
     let mut board = board();
     push(&mut board, 1, &artefact(1, TARGET));
-    // The board is another now, which is what an upgrade comes to.
+    // Another target has the effect of an upgrade.
     board.settings.host.target = Some(Isa::Pulley32);
     let mut board = board.restart();
     assert_eq!(board.serving(), None);
@@ -200,17 +200,17 @@ fn code_of_another_wasmtime_does_not_run_after_an_upgrade_until_it_is_pushed_aga
 }
 
 #[test]
-fn an_order_under_way_ends_when_its_key_may_send_no_code_any_longer() {
+fn an_order_in_progress_ends_when_its_key_may_no_longer_send_code() {
     let mut board = board();
     let file = artefact(1, TARGET);
     board.send(&code_order(1, &[(abi(), &file)]));
-    board.tell(Request::Keys(Box::new(settings(&[("ops", &key())]).deploy)));
+    board.handle(Request::Keys(Box::new(settings(&[("ops", &key())]).deploy)));
     board.chunks(&file);
     check(&mut board, None, "rejected unknown-key", &["no longer trusted"]);
 }
 
 #[test]
-fn nobody_gives_a_permission_that_he_has_not() {
+fn signers_grant_only_permissions_that_they_have() {
     let new = SigningKey::generate().unwrap();
     let trusted = TrustedKey {
         name: "new".into(),
@@ -249,7 +249,7 @@ fn nobody_gives_a_permission_that_he_has_not() {
 }
 
 #[test]
-fn a_folder_without_a_compiler_runs_code_that_lies_in_it_where_that_is_allowed() {
+fn code_in_a_folder_runs_where_that_is_allowed() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("warm.aarch64.code");
     let folders = vec![(dir.path().to_owned(), manifest(1, ""))];
@@ -270,14 +270,14 @@ fn a_folder_without_a_compiler_runs_code_that_lies_in_it_where_that_is_allowed()
     std::fs::write(&path, artefact(1, TARGET)).unwrap();
     let mut board = Board::with(allowed(), folders.clone());
     check(&mut board, Some(1), "active", &[]);
-    // What is pushed replaces it, and a rollback finds it again.
+    // A push replaces it, and a rollback returns to it.
     push(&mut board, 2, &artefact(2, TARGET));
     board.send(&order(3, OrderChange::Rollback));
     check(&mut board, Some(1), "rolled-back requested", &[]);
 }
 
 #[test]
-fn going_back_to_code_is_for_any_key_of_the_function() {
+fn any_key_of_the_function_may_roll_back_to_code() {
     let other = SigningKey::generate().unwrap();
     let mut settings = settings(&[("ops", &key()), ("other", &other)]);
     settings.host.has_compiler = false;
@@ -289,8 +289,8 @@ fn going_back_to_code_is_for_any_key_of_the_function() {
     board.deliver(TOPIC, &SignedEnvelope::sign(&order(3, OrderChange::Rollback).to_json(), &[&other]).to_json());
     assert_eq!(board.state(), "compiling", "it is loaded");
     let deploy = board.settings.deploy.clone();
-    board.tell(Request::Keys(Box::new(deploy)));
+    board.handle(Request::Keys(Box::new(deploy)));
     let edition = board.pipeline[FUNCTION].active.as_ref().unwrap().edition;
-    board.tell(Request::Trial { function: FUNCTION.into(), edition, event: TrialEvent::Ready });
+    board.handle(Request::Trial { function: FUNCTION.into(), edition, event: TrialEvent::Ready });
     check(&mut board, Some(1), "rolled-back requested", &[]);
 }

@@ -1,9 +1,9 @@
-//! Who may, and until when.
+//! Trusted keys: permissions, rotation, revocation.
 
-use super::board::{Board, NODE, install, key, manifest, module, order, settings, sign, trusted};
 use crate::deploy::envelope::SignedEnvelope;
 use crate::deploy::keys::{SigningKey, TrustedKey};
 use crate::deploy::payload::{KeyUpdate, Order, OrderChange};
+use crate::deploy::testing::board::{Board, NODE, install, key, manifest, module, order, settings, sign, trusted};
 use crate::deploy::topics::{KEYS, Target};
 use crate::deploy::{Request, TrialEvent};
 
@@ -25,7 +25,7 @@ fn signed(order: &Order, key: &SigningKey) -> Vec<u8> {
 }
 
 #[test]
-fn keys_rotate_by_a_signed_order_and_old_ones_stop_at_once() {
+fn keys_rotate_by_a_signed_order_at_once() {
     let new = SigningKey::generate().unwrap();
     let mut board = board();
     let second = install(&manifest(2, ""), &module(2));
@@ -46,7 +46,7 @@ fn keys_rotate_by_a_signed_order_and_old_ones_stop_at_once() {
 }
 
 #[test]
-fn keys_change_only_by_a_key_that_may() {
+fn keys_change_only_by_a_permitted_key() {
     let stranger = SigningKey::generate().unwrap();
     let mut board = Board::new();
     board.send(&update(1, vec![trusted("new", &stranger)], &[]));
@@ -56,7 +56,7 @@ fn keys_change_only_by_a_key_that_may() {
     board.deliver("sedge/pump-3/deploy/_keys", &signed(&update(2, vec![], &[]), &stranger));
     board.tick(2);
     assert_eq!(reason(&board), "unknown-key");
-    // What is for keys is for no function, and the other way round.
+    // A change of keys is refused under a function's topic, and the other way round.
     board.deliver("sedge/pump-3/deploy/warm", &sign(&update(3, vec![], &[])));
     assert_eq!(board.state(), "rejected wrong-target");
     board.deliver("sedge/pump-3/deploy/_keys", &sign(&install(&manifest(4, ""), b"x")));
@@ -80,15 +80,15 @@ fn a_change_of_keys_cannot_be_replayed() {
 }
 
 #[test]
-fn a_reload_brings_keys_in_and_takes_them_away() {
+fn a_reload_adds_and_removes_keys() {
     let new = SigningKey::generate().unwrap();
     let mut board = Board::new();
     board.push(1, &module(1));
     let second = signed(&install(&manifest(2, ""), &module(2)), &new);
     board.deliver("sedge/pump-3/deploy/warm", &second);
     assert_eq!(board.state(), "rejected unknown-key");
-    board.tell(Request::Keys(Box::new(settings(&[("new", &new)]).deploy)));
-    assert_eq!(board.orders_fetched, 1, "what was refused is looked at again");
+    board.handle(Request::Keys(Box::new(settings(&[("new", &new)]).deploy)));
+    assert_eq!(board.orders_fetched, 1, "refused orders are fetched again");
     board.deliver("sedge/pump-3/deploy/warm", &second);
     board.chunks(&module(2));
     assert_eq!(board.serving(), Some(2));
@@ -97,7 +97,7 @@ fn a_reload_brings_keys_in_and_takes_them_away() {
 }
 
 #[test]
-fn orders_under_way_end_with_their_key_and_what_is_installed_goes_on() {
+fn orders_in_progress_end_with_their_key_and_the_active_version_serves() {
     let other = SigningKey::generate().unwrap();
     for stage in ["receiving", "compiling", "trial"] {
         let mut board = Board::new();
@@ -114,7 +114,7 @@ fn orders_under_way_end_with_their_key_and_what_is_installed_goes_on() {
             board.trial(TrialEvent::Ready);
         }
         assert_eq!(board.state(), stage);
-        board.tell(Request::Keys(Box::new(settings(&[("other", &other)]).deploy)));
+        board.handle(Request::Keys(Box::new(settings(&[("other", &other)]).deploy)));
         board.release();
         assert_eq!((board.serving(), board.state()), (Some(1), "rejected unknown-key".into()), "{stage}");
         assert!(board.pipeline["warm"].candidate.is_none());
@@ -123,7 +123,7 @@ fn orders_under_way_end_with_their_key_and_what_is_installed_goes_on() {
 }
 
 #[test]
-fn a_key_that_went_while_the_board_was_off_ends_its_orders_too() {
+fn a_key_removed_while_the_board_was_off_ends_its_orders() {
     let mut board = Board::new();
     board.push(1, &module(1));
     board.send(&install(&manifest(2, ""), &module(2)));

@@ -1,10 +1,10 @@
-//! What becomes of orders that are in order.
+//! Valid orders from push to removal.
 
-use super::board::{Board, FUNCTION, GROUP, failure, install, key, manifest, module, order, settings};
 use crate::deploy::disk::{MODULES, STAGING};
 use crate::deploy::payload::OrderChange;
 use crate::deploy::reason::Reason;
-use crate::deploy::report::{DeployState, Difference, Progress};
+use crate::deploy::report::{DeployState, Difference, Progress, TrialTally};
+use crate::deploy::testing::board::{Board, FUNCTION, GROUP, failure, install, key, manifest, module, order, settings};
 use crate::deploy::topics::Target;
 use crate::deploy::{Request, TrialEvent};
 use crate::manifest::Manifest;
@@ -35,14 +35,14 @@ fn a_push_goes_through_all_states() {
     board.tick(1);
     assert!(board.files(STAGING).is_empty());
     assert_eq!(board.files(MODULES).len(), 2);
-    // A third version, and the first is needed by nothing.
+    // After a third version nothing needs the first.
     board.push(3, &module(3));
     board.tick(1);
     assert_eq!(board.files(MODULES).len(), 2);
 }
 
 #[test]
-fn a_restart_runs_what_ran_without_a_broker() {
+fn a_restart_serves_the_active_version_without_a_broker() {
     let mut board = Board::new();
     board.push(1, &module(1));
     board.push(2, &module(2));
@@ -55,7 +55,7 @@ fn a_restart_runs_what_ran_without_a_broker() {
 }
 
 #[test]
-fn what_the_broker_hands_over_again_changes_nothing() {
+fn redelivered_orders_change_nothing() {
     let mut board = Board::new();
     board.push(1, &module(1));
     let in_group =
@@ -70,7 +70,7 @@ fn what_the_broker_hands_over_again_changes_nothing() {
         let (files, compiled) = (board.files("functions"), board.compiled);
         board.tick(2);
         board.reported.clear();
-        // The last order of each topic is retained.
+        // The broker retains the last order of each topic.
         board.send(&in_group);
         board.send(&install(&manifest(3, ""), &module(3)));
         board.tick(5);
@@ -80,7 +80,7 @@ fn what_the_broker_hands_over_again_changes_nothing() {
 }
 
 #[test]
-fn an_older_order_of_another_topic_is_told_once() {
+fn an_older_order_of_another_topic_is_reported_once() {
     let mut board = Board::new();
     board.push(5, &module(5));
     let in_group =
@@ -105,7 +105,7 @@ fn the_same_module_is_not_fetched_again() {
 }
 
 #[test]
-fn a_push_goes_on_after_a_restart_in_the_middle() {
+fn a_push_continues_after_a_restart() {
     let mut board = Board::new();
     board.push(1, &module(1));
     board.send(&install(&manifest(2, ""), &module(2)));
@@ -121,7 +121,7 @@ fn a_push_goes_on_after_a_restart_in_the_middle() {
 }
 
 #[test]
-fn a_second_push_of_the_same_module_goes_on_where_the_first_ended() {
+fn a_second_push_of_the_same_module_continues_the_first() {
     let mut board = Board::new();
     board.send(&install(&manifest(1, ""), &module(1)));
     board.chunk(&module(1), 0);
@@ -137,7 +137,7 @@ fn a_second_push_of_the_same_module_goes_on_where_the_first_ended() {
 }
 
 #[test]
-fn chunks_that_did_not_come_are_fetched_again_until_time_is_up() {
+fn missing_chunks_are_fetched_again_until_the_timeout() {
     let mut board = Board::new();
     board.send(&install(&manifest(1, ""), &module(1)));
     assert_eq!(board.fetched.len(), 1);
@@ -147,7 +147,7 @@ fn chunks_that_did_not_come_are_fetched_again_until_time_is_up() {
     let count = board.fetched.len();
     assert!((10..20).contains(&count), "{count} fetches in ten minutes");
     assert_eq!(board.state(), "rejected truncated");
-    assert_eq!(board.report().error.as_deref(), Some("0 of 4 chunks came, and no other for 600 s; push it again"));
+    assert_eq!(board.report().error.as_deref(), Some("0 of 4 chunks arrived, and none for 600 s; push it again"));
     board.tick(100);
     assert_eq!(board.fetched.len(), count);
 }
@@ -156,17 +156,17 @@ fn chunks_that_did_not_come_are_fetched_again_until_time_is_up() {
 fn without_a_connection_no_time_passes_for_a_push() {
     let mut board = Board::new();
     board.send(&install(&manifest(1, ""), &module(1)));
-    board.tell(Request::Disconnected);
+    board.handle(Request::Disconnected);
     board.tick(10_000);
     assert_eq!((board.state(), board.fetched.len()), ("receiving".into(), 1));
-    board.tell(Request::Connected);
+    board.handle(Request::Connected);
     assert_eq!(board.fetched.len(), 2);
     board.chunks(&module(1));
     assert_eq!(board.serving(), Some(1));
 }
 
 #[test]
-fn a_failed_trial_brings_the_predecessor_back() {
+fn a_failed_trial_restores_the_previous_version() {
     let mut board = Board::new();
     board.push(1, &module(1));
     board.push(2, b"trap");
@@ -196,7 +196,7 @@ fn a_trial_begins_anew_after_a_restart() {
     board.is_lenient = false;
     board.push(2, &module(2));
     board.trial(TrialEvent::Ready);
-    board.trial(TrialEvent::Progress { run: 9, failed: 0, different: 0, samples: vec![] });
+    board.trial(TrialEvent::Progress { tally: TrialTally { run: 9, failed: 0, different: 0 }, samples: vec![] });
     assert_eq!(board.state(), "trial");
     let progress = Progress::Trial { messages: 10, run: 9, failed: 0, different: 0 };
     assert_eq!(board.report().progress, Some(progress));
@@ -209,7 +209,7 @@ fn a_trial_begins_anew_after_a_restart() {
 }
 
 #[test]
-fn events_of_editions_that_are_gone_mean_nothing() {
+fn events_of_ended_editions_are_ignored() {
     let mut board = Board::new();
     board.push(1, &module(1));
     board.is_lenient = false;
@@ -218,7 +218,7 @@ fn events_of_editions_that_are_gone_mean_nothing() {
     board.push(3, &module(3));
     let before = board.report().clone();
     for event in [TrialEvent::Ready, TrialEvent::Passed, TrialEvent::Failed { failure: failure() }] {
-        board.tell(Request::Trial { function: FUNCTION.into(), edition, event });
+        board.handle(Request::Trial { function: FUNCTION.into(), edition, event });
     }
     assert_eq!(*board.report(), before);
     board.trial(TrialEvent::Ready);
@@ -235,7 +235,7 @@ fn the_newest_of_several_pushes_wins_and_the_last_good_one_is_kept() {
     board.held = Some(Default::default());
     board.push(3, &module(3));
     board.send(&install(&manifest(4, ""), &module(4)));
-    // Late chunks and results of those that were overtaken.
+    // Late chunks and results of superseded orders.
     board.chunks(&module(2));
     board.release();
     board.chunks(&module(4));
@@ -246,7 +246,7 @@ fn the_newest_of_several_pushes_wins_and_the_last_good_one_is_kept() {
 }
 
 #[test]
-fn a_rollback_changes_places_and_back() {
+fn a_rollback_swaps_active_and_previous() {
     let mut board = Board::new();
     board.push(1, &module(1));
     board.push(2, &module(2));
@@ -259,7 +259,7 @@ fn a_rollback_changes_places_and_back() {
     assert_eq!(board.serving(), Some(1));
     board.send(&order(4, OrderChange::Rollback));
     assert_eq!(board.serving(), Some(2));
-    // The line of serials goes on above what was rolled back.
+    // Serials continue above the version that was rolled back.
     board.push(4, &module(3));
     assert_eq!(board.state(), "rejected replayed-serial");
 }
@@ -278,7 +278,7 @@ fn a_rollback_ends_a_trial() {
 }
 
 #[test]
-fn nothing_to_go_back_to() {
+fn a_rollback_without_a_previous_version_is_refused() {
     let mut board = Board::new();
     board.send(&order(1, OrderChange::Rollback));
     assert_eq!(board.state(), "rejected not-installed");
@@ -301,7 +301,7 @@ fn a_rollback_whose_module_is_lost_keeps_what_runs() {
 }
 
 #[test]
-fn what_is_removed_stays_removed_and_its_serials_known() {
+fn a_removed_function_stays_removed_and_its_serials_known() {
     let mut board = Board::new();
     board.send(&order(1, OrderChange::Remove));
     assert_eq!(board.state(), "rejected not-installed");
@@ -319,17 +319,17 @@ fn what_is_removed_stays_removed_and_its_serials_known() {
 }
 
 #[test]
-fn a_shadow_waits_for_a_word() {
+fn a_shadow_waits_for_a_promotion() {
     let mut board = Board::new();
     board.push(1, &module(1));
     board.is_lenient = false;
     board.send(&install(&manifest(2, "[trial]\nmode = \"shadow\""), &module(2)));
     board.chunks(&module(2));
     board.trial(TrialEvent::Ready);
-    let long = "é".repeat(400);
+    let long: Box<str> = "é".repeat(400).into();
     let sample = Difference { topic: "s/1".into(), active: long.clone(), candidate: "2".into() };
     let samples = vec![sample; 9];
-    board.trial(TrialEvent::Progress { run: 10, failed: 0, different: 9, samples });
+    board.trial(TrialEvent::Progress { tally: TrialTally { run: 10, failed: 0, different: 9 }, samples });
     assert_eq!(board.state(), "trial");
     let report = board.report();
     assert_eq!(report.differences.len(), 5);
@@ -344,14 +344,14 @@ fn a_shadow_waits_for_a_word() {
 }
 
 #[test]
-fn a_function_that_is_paused_is_reported_so() {
+fn a_paused_function_is_reported_as_quarantined() {
     let mut board = Board::new();
     board.push(1, &module(1));
     board.tick(1);
-    board.tell(Request::Quarantined { function: FUNCTION.into(), is_quarantined: true });
+    board.handle(Request::Quarantined { function: FUNCTION.into(), is_quarantined: true });
     assert_eq!(board.state(), "quarantined quarantined");
     assert!(board.report().active.is_some());
-    board.tell(Request::Quarantined { function: FUNCTION.into(), is_quarantined: false });
+    board.handle(Request::Quarantined { function: FUNCTION.into(), is_quarantined: false });
     assert_eq!(board.state(), "active");
 }
 
@@ -377,7 +377,7 @@ fn a_folder_is_version_zero_and_can_be_returned_to() {
     assert!(board.files("functions").is_empty() && board.files(MODULES).is_empty());
     board.push(1, &module(1));
     assert_eq!(board.serving(), Some(1));
-    // The folder may go: what it held is kept.
+    // The folder may vanish: its component was copied.
     std::fs::remove_file(folder.0.path().join(format!("{FUNCTION}.wasm"))).unwrap();
     let mut board = board.restart();
     assert_eq!(board.serving(), Some(1));
@@ -409,7 +409,7 @@ fn a_newer_folder_wins_at_the_start_and_a_removed_one_does_not() {
 }
 
 #[test]
-fn a_folder_without_its_component_is_left_out_and_told() {
+fn a_folder_without_its_component_is_reported() {
     let folder = Folder::new(b"world");
     let mut board = Board::with(settings(&[]), folder.listed(manifest(0, "")));
     assert_eq!((board.serving(), board.state()), (None, "rejected invalid-module".into()));
@@ -420,7 +420,7 @@ fn a_folder_without_its_component_is_left_out_and_told() {
 }
 
 #[test]
-fn a_module_that_is_lost_leaves_the_others_running_and_a_push_mends_it() {
+fn a_lost_module_is_reported_and_a_push_replaces_it() {
     let mut board = Board::new();
     board.push(1, &module(1));
     let name = crate::deploy::staging::module_name(&crate::deploy::digest(&module(1)));
@@ -449,7 +449,7 @@ fn reports_are_made_at_most_once_a_second_between_changes_of_state() {
 }
 
 #[test]
-fn workers_that_cannot_load_it_keep_the_predecessor() {
+fn a_version_that_workers_cannot_load_is_rejected() {
     let mut board = Board::new();
     board.push(1, &module(1));
     board.is_lenient = false;
@@ -460,7 +460,7 @@ fn workers_that_cannot_load_it_keep_the_predecessor() {
 }
 
 #[test]
-fn a_compiler_that_cannot_be_run_is_tried_again_and_then_given_up() {
+fn a_compiler_that_cannot_be_run_is_tried_three_times() {
     let mut board = Board::new();
     board.push(1, &module(1));
     board.held = Some(Default::default());
@@ -470,7 +470,7 @@ fn a_compiler_that_cannot_be_run_is_tried_again_and_then_given_up() {
             panic!("attempt {attempt} was not made");
         };
         let result = Err(std::io::Error::from(std::io::ErrorKind::OutOfMemory).into());
-        board.tell(Request::Compiled { function, edition, result });
+        board.handle(Request::Compiled { function, edition, result });
         board.tick(1);
     }
     assert_eq!((board.serving(), board.state()), (Some(1), "rejected compiler-failed".into()));

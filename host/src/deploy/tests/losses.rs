@@ -1,17 +1,17 @@
-//! Power that fails at any step, disks that are full, and messages in any order: the end is the same.
+//! Loss of power at any step, full disks, and messages in any order: the final state is the same.
 
 use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
-use super::board::{Board, CHUNK, FUNCTION, install, manifest, module, order};
 use crate::deploy::disk::{FUNCTIONS, MODULES, STAGING};
 use crate::deploy::payload::{Module, Order, OrderChange};
 use crate::deploy::record::{self, Record};
+use crate::deploy::testing::board::{Board, CHUNK, FUNCTION, install, manifest, module, order};
 
-/// What the broker keeps, handed over at a connection; then time to do something about it.
+/// Redelivers the retained messages after a connect and lets time pass.
 fn hand_over(board: &mut Board, order: &Order, modules: &[Vec<u8>]) {
-    board.tell(crate::deploy::Request::Connected);
+    board.handle(crate::deploy::Request::Connected);
     board.send(order);
     for _ in 0..2 {
         modules.iter().for_each(|wasm| board.chunks(wasm));
@@ -19,7 +19,7 @@ fn hand_over(board: &mut Board, order: &Order, modules: &[Vec<u8>]) {
     }
 }
 
-/// All that is to be the same in the end: record, modules, leftovers.
+/// The final state: record, modules, staging, active serial.
 fn end(board: &mut Board) -> (Record, BTreeSet<String>, BTreeSet<String>, Option<u64>) {
     board.tick(2);
     let bytes = board.disk().read(FUNCTIONS, &format!("{FUNCTION}.record")).unwrap();
@@ -27,7 +27,7 @@ fn end(board: &mut Board) -> (Record, BTreeSet<String>, BTreeSet<String>, Option
     (record, board.files(MODULES), board.files(STAGING), board.serving())
 }
 
-/// Numbers that are the same in every run.
+/// Pseudo-random bits.
 fn coin(mut seed: u64) -> impl FnMut() -> bool {
     move || {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -35,10 +35,10 @@ fn coin(mut seed: u64) -> impl FnMut() -> bool {
     }
 }
 
-/// Version 1 works, version 2 is pushed; the power fails before every step in turn, and the disk forgets some of what it
-/// was not told to keep.
+/// Version 1 is active, version 2 is pushed. The power fails before each step in turn, and the disk loses some unsynced
+/// writes.
 #[test]
-fn power_that_fails_at_any_step_of_a_push() {
+fn loss_of_power_at_any_step_of_a_push() {
     let push = |board: &mut Board| {
         board.push(2, &module(2));
         board.tick(2);
@@ -80,7 +80,7 @@ fn power_that_fails_at_any_step_of_a_push() {
 
 /// The same for a rollback and a removal.
 #[test]
-fn power_that_fails_at_any_step_of_other_orders() {
+fn loss_of_power_at_any_step_of_other_orders() {
     for (change, before, after) in [(OrderChange::Rollback, Some(2), Some(1)), (OrderChange::Remove, Some(2), None)] {
         for step in 0..12 {
             for seed in 0..4 {
@@ -103,7 +103,7 @@ fn power_that_fails_at_any_step_of_other_orders() {
     }
 }
 
-/// However much room there is: what works goes on, the report says what is wrong, and with room again the push ends well.
+/// The active version keeps serving, the report names the full disk, and the push succeeds once there is room.
 #[test]
 fn disk_full_while_staging() {
     let expected = {
@@ -125,7 +125,7 @@ fn disk_full_while_staging() {
             assert_eq!(state, "receiving disk-full", "{room} bytes of room");
         }
         seen.insert(state);
-        // It is not given up for that, however long it takes.
+        // The push does not time out.
         for _ in 0..5 {
             board.tick(300);
             board.chunks(&module(2));
@@ -142,7 +142,7 @@ fn disk_full_while_staging() {
 }
 
 #[test]
-fn a_record_cut_short_at_any_length_is_set_aside_and_never_believed() {
+fn a_truncated_record_is_set_aside() {
     let mut board = Board::new();
     board.push(1, &module(1));
     board.tick(2);
@@ -205,8 +205,8 @@ fn happen(mut board: Board, event: &Event) -> Board {
             board = board.restart();
         }
         Event::Reconnect => {
-            board.tell(crate::deploy::Request::Disconnected);
-            board.tell(crate::deploy::Request::Connected);
+            board.handle(crate::deploy::Request::Disconnected);
+            board.handle(crate::deploy::Request::Connected);
         }
         Event::Wait(secs) => board.tick(secs),
     }
@@ -216,8 +216,8 @@ fn happen(mut board: Board, event: &Event) -> Board {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
-    /// Chunks and orders of two pushes: lost, doubled, out of order, with restarts and power cuts between. Something
-    /// always serves; and when the broker hands over what it keeps, the board is where it would have been at once.
+    /// Chunks and orders of two pushes are lost, duplicated and reordered, with restarts and power cuts. A version always
+    /// serves, and after a redelivery the final state is that of an undisturbed push.
     #[test]
     fn any_sequence_ends_in_the_same_state(events in prop::collection::vec(event(), 0..60)) {
         let mut board = Board::new();
@@ -236,7 +236,7 @@ proptest! {
         prop_assert_eq!(board.report().state.as_str(), "active");
         prop_assert!(staging.is_empty());
         prop_assert_eq!(modules.len(), 2);
-        // The last good version before it is the first, unless the second had its turn.
+        // The previous version is the first or the second.
         let previous = record.previous.as_ref().map(|previous| previous.serial());
         prop_assert!(previous == Some(1) || previous == Some(2), "{previous:?}");
         let mut again = board.restart();

@@ -1,4 +1,4 @@
-//! A board without threads: broker, compiler and pipeline are a few lines each, and time is an argument.
+//! A board without threads: broker, compiler and pipeline are simulated, and time is an argument.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -8,58 +8,59 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::config;
+use crate::deploy::code::Capabilities;
 use crate::deploy::disk::Disk;
 use crate::deploy::envelope::SignedEnvelope;
-use crate::deploy::faults::Faults;
+use crate::deploy::interface::{Action, CompileBackend, CompilerError, Request, Start, TrialEvent};
 use crate::deploy::keys::{SigningKey, TrustedKey};
 use crate::deploy::payload::{Document, Install, Module, Order, OrderChange};
 use crate::deploy::report::Report;
+use crate::deploy::testing::faults::Faults;
 use crate::deploy::topics::{Target, Topics};
-use crate::deploy::{Action, Deployer, DeployerConfig, Request, Start, TrialEvent};
-use crate::deploy::{Capabilities, CompileBackend, CompilerError};
+use crate::deploy::{Deployer, DeployerConfig};
 use crate::manifest::Manifest;
 use crate::message::{Digest, Failure, FailureCode};
 use crate::sandbox::{Class, Isa};
 use crate::time::Now;
 
-pub const NODE: &str = "pump-3";
-pub const GROUP: &str = "pumps";
-pub const FUNCTION: &str = "warm";
-pub const CHUNK: u32 = 1024;
-/// When the tests take place.
-pub const TODAY_MS: u64 = 1_767_225_600_000;
-pub const HOUR_MS: u64 = 3_600_000;
+pub(crate) const NODE: &str = "pump-3";
+pub(crate) const GROUP: &str = "pumps";
+pub(crate) const FUNCTION: &str = "warm";
+pub(crate) const CHUNK: u32 = 1024;
+/// Wall clock of the tests.
+pub(crate) const TODAY_MS: u64 = 1_767_225_600_000;
+pub(crate) const HOUR_MS: u64 = 3_600_000;
 
-pub struct Board {
+pub(crate) struct Board {
     pub deployer: Deployer,
     pub settings: DeployerConfig,
     pub folders: Vec<(PathBuf, Manifest)>,
     dir: Arc<tempfile::TempDir>,
     pub now: Now,
-    /// The latest of each function, as the broker keeps it.
+    /// Retained reports of the broker.
     pub reports: BTreeMap<String, Report>,
     pub reported: Vec<Report>,
     pub fetched: Vec<Digest>,
     pub orders_fetched: u32,
-    /// What the workers have: the active edition and the candidate of each function.
+    /// Active and candidate version of each function in the workers.
     pub pipeline: BTreeMap<String, Running>,
     pub compiled: u32,
-    /// Trials are ready and pass by themselves.
+    /// Whether trials pass without an event of the test.
     pub is_lenient: bool,
-    /// Compilations that were asked for and not carried out.
+    /// Results of the compiler that are held back.
     pub held: Option<VecDeque<Request>>,
 }
 
 #[derive(Clone, Debug, Default)]
-pub struct Running {
+pub(crate) struct Running {
     pub active: Option<Start>,
     pub candidate: Option<Start>,
 }
 
-/// Code is the module behind a word.
-struct Fake;
+/// Prefixes the module with `code:`.
+struct FakeCompiler;
 
-impl CompileBackend for Fake {
+impl CompileBackend for FakeCompiler {
     fn cached(&self, _: &Digest, _: Class) -> Option<Bytes> {
         None
     }
@@ -72,11 +73,11 @@ impl CompileBackend for Fake {
         }
     }
 
-    fn keep(&self, _: &BTreeSet<Digest>) {}
+    fn retain(&self, _: &BTreeSet<Digest>) {}
 }
 
-/// A key as an order brings it, without further permissions.
-pub fn trusted(name: &str, key: &SigningKey) -> TrustedKey {
+/// A trusted key without further permissions.
+pub(crate) fn trusted(name: &str, key: &SigningKey) -> TrustedKey {
     TrustedKey {
         name: name.into(),
         public_key: key.public(),
@@ -87,7 +88,7 @@ pub fn trusted(name: &str, key: &SigningKey) -> TrustedKey {
     }
 }
 
-pub fn settings(keys: &[(&str, &SigningKey)]) -> DeployerConfig {
+pub(crate) fn settings(keys: &[(&str, &SigningKey)]) -> DeployerConfig {
     let entry = |(name, key): &(&str, &SigningKey)| {
         ((*name).to_owned(), config::DeployKey { public_key: Some(key.public()), ..config::DeployKey::default() })
     };
@@ -101,23 +102,23 @@ pub fn settings(keys: &[(&str, &SigningKey)]) -> DeployerConfig {
     }
 }
 
-/// The same in every test: nothing depends on which.
-pub fn key() -> SigningKey {
+/// The key of all tests.
+pub(crate) fn key() -> SigningKey {
     SigningKey::from_pem(include_bytes!("../testdata/private.pem")).unwrap()
 }
 
-pub fn manifest(serial: u64, more: &str) -> Manifest {
+pub(crate) fn manifest(serial: u64, more: &str) -> Manifest {
     let text =
         format!("name = \"{FUNCTION}\"\nversion = \"1.{serial}.0\"\nserial = {serial}\nsubscribe = [\"s/#\"]\n{more}");
     Manifest::from_toml(&text, Path::new("function.toml"), None).unwrap()
 }
 
-/// A module of a few chunks, each unlike the others and those of other modules.
-pub fn module(seed: u64) -> Vec<u8> {
+/// A module of several chunks; all chunks of all modules differ.
+pub(crate) fn module(seed: u64) -> Vec<u8> {
     (0..3500_u64).map(|n| (n.wrapping_mul(seed + 7) >> 3) as u8 ^ (n >> 8) as u8).collect()
 }
 
-pub fn install(manifest: &Manifest, wasm: &[u8]) -> Order {
+pub(crate) fn install(manifest: &Manifest, wasm: &[u8]) -> Order {
     let module = Some(Module::of(wasm, CHUNK));
     let install = Install { manifest: Document::of(manifest), module, code: Vec::new() };
     Order {
@@ -130,20 +131,20 @@ pub fn install(manifest: &Manifest, wasm: &[u8]) -> Order {
     }
 }
 
-pub fn order(serial: u64, change: OrderChange) -> Order {
+pub(crate) fn order(serial: u64, change: OrderChange) -> Order {
     Order { serial, change, ..install(&manifest(serial, ""), b"x") }
 }
 
-pub fn sign(order: &Order) -> Vec<u8> {
+pub(crate) fn sign(order: &Order) -> Vec<u8> {
     SignedEnvelope::sign(&order.to_json(), &[&key()]).to_json()
 }
 
 impl Board {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::with(settings(&[("ops", &key())]), Vec::new())
     }
 
-    pub fn with(settings: DeployerConfig, folders: Vec<(PathBuf, Manifest)>) -> Self {
+    pub(crate) fn with(settings: DeployerConfig, folders: Vec<(PathBuf, Manifest)>) -> Self {
         Self::on(tempfile::tempdir().unwrap().into(), settings, folders, true)
     }
 
@@ -156,7 +157,7 @@ impl Board {
         let path = dir.path().join("deploy");
         let mut deployer = Deployer::open(&path, settings.clone(), folders.clone()).unwrap();
         let now = Now { monotonic: Instant::now(), unix_ms: TODAY_MS, synced: true };
-        let starts = deployer.boot(&Fake, now);
+        let starts = deployer.boot(&FakeCompiler, now);
         let mut board = Self {
             deployer,
             settings,
@@ -175,27 +176,27 @@ impl Board {
         for start in starts {
             board.start(start);
         }
-        board.tell(Request::Connected);
+        board.handle(Request::Connected);
         board.tick(1);
         board
     }
 
-    /// Ends without a word and starts again on the same folder.
-    pub fn restart(self) -> Self {
+    /// Restarts on the same folder.
+    pub(crate) fn restart(self) -> Self {
         let Self { dir, settings, folders, deployer, is_lenient, .. } = self;
         drop(deployer);
         Self::on(dir, settings, folders, is_lenient)
     }
 
-    pub fn disk(&self) -> &Disk {
+    pub(crate) fn disk(&self) -> &Disk {
         &self.deployer.disk
     }
 
-    pub fn faults(&self) -> Faults {
+    pub(crate) fn faults(&self) -> Faults {
         self.deployer.disk.faults.clone()
     }
 
-    pub fn tell(&mut self, request: Request) {
+    pub(crate) fn handle(&mut self, request: Request) {
         let mut requests = VecDeque::from([request]);
         while let Some(request) = requests.pop_front() {
             let mut actions = Vec::new();
@@ -213,7 +214,7 @@ impl Board {
             Action::FetchOrders => self.orders_fetched += 1,
             Action::Compile { function, edition, digest, wasm, class } => {
                 self.compiled += 1;
-                let result = Fake.compile(&digest, &wasm, class);
+                let result = FakeCompiler.compile(&digest, &wasm, class);
                 let request = Request::Compiled { function, edition, result };
                 match &mut self.held {
                     Some(held) => held.push_back(request),
@@ -274,7 +275,7 @@ impl Board {
 
     fn start(&mut self, start: Start) {
         let name = start.installed.manifest.name.to_string();
-        // No worker loads this: it serves nothing, and its messages become dead letters.
+        // Workers cannot load empty code.
         if start.installed.code.is_empty() {
             return;
         }
@@ -286,56 +287,56 @@ impl Board {
         }
     }
 
-    /// Carries out the compilations that were held.
-    pub fn release(&mut self) {
+    /// Delivers the results that were held back.
+    pub(crate) fn release(&mut self) {
         for request in self.held.take().unwrap_or_default() {
-            self.tell(request);
+            self.handle(request);
         }
     }
 
-    pub fn deliver(&mut self, topic: &str, payload: &[u8]) {
-        self.tell(Request::Message { topic: topic.into(), payload: Bytes::copy_from_slice(payload) });
+    pub(crate) fn deliver(&mut self, topic: &str, payload: &[u8]) {
+        self.handle(Request::Message { topic: topic.into(), payload: Bytes::copy_from_slice(payload) });
     }
 
-    /// The order, under the topic that it is for.
-    pub fn send(&mut self, order: &Order) {
+    /// Delivers a signed order under its topic.
+    pub(crate) fn send(&mut self, order: &Order) {
         let topic = Topics::new("sedge").deploy(&order.target, &order.function);
         self.deliver(&topic, &sign(order));
     }
 
-    pub fn chunk(&mut self, wasm: &[u8], index: u32) {
+    pub(crate) fn chunk(&mut self, wasm: &[u8], index: u32) {
         let module = Module::of(wasm, CHUNK);
         let range = module.range(index);
         self.raw_chunk(&module.digest, index, &wasm[range.start as usize..range.end as usize]);
     }
 
-    pub fn raw_chunk(&mut self, digest: &Digest, index: u32, bytes: &[u8]) {
+    pub(crate) fn raw_chunk(&mut self, digest: &Digest, index: u32, bytes: &[u8]) {
         self.deliver(&Topics::new("sedge").blob(digest, index), bytes);
     }
 
-    pub fn chunks(&mut self, wasm: &[u8]) {
+    pub(crate) fn chunks(&mut self, wasm: &[u8]) {
         for index in 0..Module::of(wasm, CHUNK).chunks.len() as u32 {
             self.chunk(wasm, index);
         }
     }
 
-    /// Order and chunks of a new version.
-    pub fn push(&mut self, serial: u64, wasm: &[u8]) {
+    /// Delivers order and chunks of a new version.
+    pub(crate) fn push(&mut self, serial: u64, wasm: &[u8]) {
         self.send(&install(&manifest(serial, ""), wasm));
         self.chunks(wasm);
     }
 
-    pub fn tick(&mut self, secs: u64) {
+    pub(crate) fn tick(&mut self, secs: u64) {
         for _ in 0..secs {
             self.now.monotonic += Duration::from_secs(1);
             self.now.unix_ms += 1000;
-            self.tell(Request::Tick);
+            self.handle(Request::Tick);
         }
     }
 
-    /// The event of the trial that is under way.
-    pub fn trial(&mut self, event: TrialEvent) {
-        let edition = self.pipeline[FUNCTION].candidate.as_ref().expect("a trial is under way").edition;
+    /// Delivers an event of the running trial.
+    pub(crate) fn trial(&mut self, event: TrialEvent) {
+        let edition = self.pipeline[FUNCTION].candidate.as_ref().expect("a trial runs").edition;
         let function: Arc<str> = FUNCTION.into();
         match event {
             TrialEvent::Passed => {
@@ -345,16 +346,16 @@ impl Board {
             TrialEvent::Failed { .. } => self.pipeline.get_mut(FUNCTION).unwrap().candidate = None,
             _ => {}
         }
-        self.tell(Request::Trial { function, edition, event });
+        self.handle(Request::Trial { function, edition, event });
     }
 
     #[track_caller]
-    pub fn report(&self) -> &Report {
+    pub(crate) fn report(&self) -> &Report {
         self.reports.get(FUNCTION).expect("the function was reported")
     }
 
-    /// State and reason of the latest order, after what may be delayed was reported.
-    pub fn state(&mut self) -> String {
+    /// State and reason of the latest order, after delayed reports.
+    pub(crate) fn state(&mut self) -> String {
         self.tick(2);
         let report = self.report();
         match report.reason {
@@ -363,16 +364,16 @@ impl Board {
         }
     }
 
-    /// The serial of what the workers run.
-    pub fn serving(&self) -> Option<u64> {
+    /// Serial of the version that serves.
+    pub(crate) fn serving(&self) -> Option<u64> {
         Some(self.pipeline.get(FUNCTION)?.active.as_ref()?.installed.manifest.serial)
     }
 
-    pub fn files(&self, folder: &str) -> BTreeSet<String> {
+    pub(crate) fn files(&self, folder: &str) -> BTreeSet<String> {
         self.disk().list(folder).unwrap().into_iter().collect()
     }
 }
 
-pub fn failure() -> Failure {
+pub(crate) fn failure() -> Failure {
     Failure { code: FailureCode::Trap, detail: "unreachable".into() }
 }

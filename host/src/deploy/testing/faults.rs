@@ -1,4 +1,4 @@
-//! For tests: a disk that loses what was not synced, fills up, or stops at any step.
+//! Disk faults: loss of unsynced writes, a full disk, loss of power at any step.
 
 use std::fs;
 use std::io;
@@ -8,23 +8,23 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 /// Shared with the test that drives it.
 #[derive(Clone, Debug, Default)]
-pub struct Faults(Arc<Mutex<Inner>>);
+pub(crate) struct Faults(Arc<Mutex<Inner>>);
 
 #[derive(Debug, Default)]
 struct Inner {
     steps: u64,
-    /// The power fails before this step.
+    /// Step before which the power fails.
     cut_at: Option<u64>,
     is_cut: bool,
     /// Bytes until the disk is full.
     room: Option<u64>,
-    /// What the disk may forget, newest last.
+    /// Effects that the disk may lose, newest last.
     unsynced: Vec<Effect>,
 }
 
 #[derive(Debug)]
 enum Effect {
-    /// The file's contents: its length may be known and its bytes not.
+    /// The file's contents; its length may survive.
     Contents(PathBuf),
     Chunk {
         path: PathBuf,
@@ -43,25 +43,25 @@ enum Effect {
 }
 
 impl Faults {
-    /// How many steps were taken: a test can cut the power before each.
-    pub fn steps(&self) -> u64 {
+    /// Number of file operations so far.
+    pub(crate) fn steps(&self) -> u64 {
         self.lock().steps
     }
 
-    pub fn cut_power_at(&self, step: u64) {
+    pub(crate) fn cut_power_at(&self, step: u64) {
         self.lock().cut_at = Some(step);
     }
 
-    pub fn is_cut(&self) -> bool {
+    pub(crate) fn is_cut(&self) -> bool {
         self.lock().is_cut
     }
 
-    pub fn set_room(&self, bytes: Option<u64>) {
+    pub(crate) fn set_room(&self, bytes: Option<u64>) {
         self.lock().room = bytes;
     }
 
-    /// The disk as it may be after a loss of power. `lost` says of each unsynced effect whether it is forgotten.
-    pub fn lose(&self, mut lost: impl FnMut() -> bool) {
+    /// Applies a loss of power. `lost` decides for each unsynced effect whether it is lost.
+    pub(crate) fn lose(&self, mut lost: impl FnMut() -> bool) {
         let mut inner = self.lock();
         while let Some(effect) = inner.unsynced.pop() {
             match effect {
@@ -94,21 +94,21 @@ impl Faults {
         }
     }
 
-    pub fn create(&self, path: &Path, len: usize) -> io::Result<()> {
+    pub(crate) fn create(&self, path: &Path, len: usize) -> io::Result<()> {
         let mut inner = self.step()?;
-        inner.take(len)?;
+        inner.use_room(len)?;
         inner.unsynced.push(Effect::Contents(path.to_owned()));
         Ok(())
     }
 
-    pub fn write_at(&self, path: &Path, len: usize, offset: u64) -> io::Result<()> {
+    pub(crate) fn write_at(&self, path: &Path, len: usize, offset: u64) -> io::Result<()> {
         let mut inner = self.step()?;
-        inner.take(len)?;
+        inner.use_room(len)?;
         inner.unsynced.push(Effect::Chunk { path: path.to_owned(), offset, len });
         Ok(())
     }
 
-    pub fn sync(&self, path: &Path) -> io::Result<()> {
+    pub(crate) fn sync(&self, path: &Path) -> io::Result<()> {
         self.step()?.unsynced.retain(|effect| match effect {
             Effect::Contents(of) | Effect::Chunk { path: of, .. } => of != path,
             _ => true,
@@ -116,7 +116,7 @@ impl Faults {
         Ok(())
     }
 
-    pub fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+    pub(crate) fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
         let mut inner = self.step()?;
         for effect in &mut inner.unsynced {
             match effect {
@@ -128,7 +128,7 @@ impl Faults {
         Ok(())
     }
 
-    pub fn remove(&self, path: &Path) -> io::Result<()> {
+    pub(crate) fn remove(&self, path: &Path) -> io::Result<()> {
         let mut inner = self.step()?;
         if let Ok(before) = fs::read(path) {
             inner.unsynced.push(Effect::Remove { path: path.to_owned(), before });
@@ -136,7 +136,7 @@ impl Faults {
         Ok(())
     }
 
-    pub fn sync_folder(&self, folder: &Path) -> io::Result<()> {
+    pub(crate) fn sync_folder(&self, folder: &Path) -> io::Result<()> {
         self.step()?.unsynced.retain(|effect| match effect {
             Effect::Rename { to, .. } => to.parent() != Some(folder),
             Effect::Remove { path, .. } => path.parent() != Some(folder),
@@ -161,7 +161,7 @@ impl Faults {
 }
 
 impl Inner {
-    fn take(&mut self, bytes: usize) -> io::Result<()> {
+    fn use_room(&mut self, bytes: usize) -> io::Result<()> {
         let Some(room) = &mut self.room else { return Ok(()) };
         match room.checked_sub(bytes as u64) {
             Some(left) => {

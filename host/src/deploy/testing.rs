@@ -1,0 +1,4 @@
+//! Test rigs: a simulated board, and a disk that fails.
+
+pub(crate) mod board;
+pub(crate) mod faults;
