@@ -1,7 +1,7 @@
 //! Sedge: small WebAssembly functions beside the sensors.
 //!
 //! The way of a message through these modules, and what each may know of the others, is in ARCHITECTURE.md. To see it in
-//! code, read [`pipeline`].
+//! code, read [`board`].
 
 pub mod footprint;
 pub mod message;
@@ -18,9 +18,9 @@ pub mod sandbox;
 pub mod store;
 pub mod worker;
 
+pub mod board;
 pub mod deploy;
 pub mod forward;
-pub mod pipeline;
 
 pub mod telemetry;
 pub mod time;

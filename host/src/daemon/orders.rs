@@ -2,19 +2,16 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Instant;
 
 use bytes::Bytes;
 
 use super::{Daemon, parts};
+use crate::board::Input;
 use crate::config::Config;
-use crate::deploy::report::{Difference, TrialTally};
 use crate::deploy::thread::DeployHandle;
 use crate::deploy::topics::{Target, Topic, Topics};
-use crate::deploy::{self, Action, TrialEvent};
+use crate::deploy::{self, Action};
 use crate::mqtt::Delivery;
-use crate::pipeline::Deployed;
 use crate::store;
 
 /// The meta key under which it is kept which orders the session is subscribed to, one filter a line.
@@ -90,7 +87,7 @@ impl Daemon {
     }
 
     /// Carries out what the deployer decided.
-    pub(super) fn carry_out(&mut self, action: Action, now: Instant, now_ms: u64) {
+    pub(super) fn carry_out(&mut self, action: Action) {
         match action {
             Action::Fetch { digest } => self.broker.fetch(&self.orders.topics.blobs(&digest)),
             Action::EndFetch { digest } => self.broker.unsubscribe(&self.orders.topics.blobs(&digest)),
@@ -103,38 +100,23 @@ impl Daemon {
                     on_trial = trial.is_some(),
                     "a version is put into service"
                 );
-                let deployment = parts::deployment(&self.orders.config, edition, &installed, trial);
-                self.pipeline.deploy(deployment, now);
+                let version = parts::version(&self.orders.config, edition, &installed, trial);
+                self.board.handle(Input::Deploy(version), self.now());
             }
             Action::Stop { function } => {
                 tracing::info!(function = &*function, "the function is removed");
-                self.pipeline.remove_function(&function, now);
+                self.board.handle(Input::Remove { function }, self.now());
             }
             Action::DropCandidate { function, edition } => {
-                self.pipeline.drop_candidate(&function, edition, now, now_ms)
+                self.board.handle(Input::DropCandidate { function, edition }, self.now());
             }
-            Action::Promote { function, edition } => self.pipeline.promote(&function, edition, now),
+            Action::Promote { function, edition } => {
+                self.board.handle(Input::Promote { function, edition }, self.now());
+            }
             Action::Report { function, payload } => self.status.report(&self.broker, function, payload),
             // The thread of deploying does these itself.
             Action::Compile { .. } | Action::RetainCode { .. } => {}
         }
-    }
-
-    pub(super) fn tell_deployed(&self, function: Arc<str>, edition: u32, event: Deployed) {
-        let event = match event {
-            Deployed::Ready => TrialEvent::Ready,
-            Deployed::NotLoaded { error } => TrialEvent::NotLoaded { error },
-            Deployed::Progress { tally, samples } => TrialEvent::Progress {
-                tally: TrialTally { run: tally.run, failed: tally.failed, different: tally.different },
-                samples: samples
-                    .into_iter()
-                    .map(|it| Difference { topic: it.topic, active: it.active, candidate: it.candidate })
-                    .collect(),
-            },
-            Deployed::Passed => TrialEvent::Passed,
-            Deployed::Failed { failure } => TrialEvent::Failed { failure },
-        };
-        self.orders.handle.send(deploy::Request::Trial { function, edition, event });
     }
 
     pub(super) fn reload(&mut self) {

@@ -11,21 +11,20 @@ use tokio::sync::mpsc;
 use super::orders::{META_ORDERS, Orders};
 use super::status::Status;
 use super::store_figures;
-use super::subscriptions::Subscriptions;
-use super::{Daemon, META_COUNTS_UPWARDS, META_SUBSCRIPTIONS, STARTED, TURN, Upstream};
+use super::{Daemon, STARTED, Upstream};
+use crate::board::{self, Board, BoardConfig, Input, PauseConfig, RecorderConfig, Version, WorkerConfig};
 use crate::config::{self, Config, Isolate};
 use crate::deploy::{self, Cache, CachingCompiler, Compiler, Deployer, DeployerConfig, Installed};
 use crate::footprint::Footprint;
 use crate::forward::webhook::Webhook;
-use crate::forward::{self, Forwarder, UpstreamKind};
+use crate::forward::{self, UpstreamKind};
 use crate::manifest::{Manifest, Trial};
 use crate::mqtt;
-use crate::pipeline::{self, Deployment, Pipeline};
 use crate::store::{self, Store};
 use crate::telemetry::{Health, Http, Metrics, Notifier};
 use crate::time::{self, Backoff, Now};
 use crate::worker::permits::Permits;
-use crate::worker::pool::{self, Loadable, Pool};
+use crate::worker::processes::{ProcessConfig, Processes};
 use crate::worker::sandboxing;
 
 /// Our own publishes under way to the local broker. Small, because the client looks through them at every flush.
@@ -51,8 +50,8 @@ impl Daemon {
             Some(addr) => Some(Http::spawn(addr, Arc::clone(&metrics), Arc::clone(&health))?),
             None => None,
         };
-        let (store, store_events, mut recovered) = {
-            let remembered = pipeline::window_memory(config.mqtt.receive_maximum.get());
+        let (store, store_events, recovered) = {
+            let remembered = board::window_memory(config.mqtt.receive_maximum.get());
             Store::open(&config.store, &config.node.data_dir, remembered, Now::read(time::clock_synced()))?
         };
         store_figures::join(&metrics, store.stats());
@@ -65,25 +64,25 @@ impl Daemon {
             );
         }
 
+        let clock_synced = time::clock_synced();
+        let now = Now::read(clock_synced);
         let mut deployer = Deployer::open(
             &config.node.data_dir.join("deploy"),
             DeployerConfig::new(&config, Compiler::capabilities()),
             functions,
         )?;
-        let workshop = Arc::new(CachingCompiler { cache: Cache::open(&config.node.data_dir)?, compiler: Compiler });
+        let compiler = Arc::new(CachingCompiler { cache: Cache::open(&config.node.data_dir)?, compiler: Compiler });
         deployer.stats().register(&metrics);
-        let starts = deployer.boot(&*workshop, Now::read(time::clock_synced()));
-        let counts_upwards = meta(&recovered, META_COUNTS_UPWARDS).is_some();
-        let subscriptions_saved = meta(&recovered, META_SUBSCRIPTIONS).cloned().unwrap_or_default();
-        let subscriptions = Subscriptions::restore(Some(&subscriptions_saved), config.mqtt.share_group.clone());
+        let starts = deployer.boot(&*compiler, now);
         if config.worker.isolate == Isolate::Process && !sandboxing::has_filter() {
             tracing::warn!(
                 mend = "run a kernel with CONFIG_SECCOMP_FILTER",
                 "this kernel does not filter system calls: the walls around functions are thinner"
             );
         }
-        let pool = Pool::start(pool_settings(&config), Vec::new()).context("failed to start the workers")?;
-        let mut pipeline = Pipeline::new(pipeline_settings(&config), pool, Arc::clone(&metrics));
+        let board_config = board_config(&config);
+        let workers = Processes::new(process_config(&config), board_config.workers.count);
+        let mut board = Board::new(board_config, forward_settings(&config), &recovered, Arc::clone(&metrics), now);
         for deploy::Start { edition, installed, trial } in starts {
             tracing::info!(
                 function = &*installed.manifest.name,
@@ -92,41 +91,35 @@ impl Daemon {
                 from_cache = installed.from_cache,
                 "function installed"
             );
-            pipeline.deploy(deployment(&config, edition, &installed, trial), now);
+            board.handle(Input::Deploy(version(&config, edition, &installed, trial)), now);
         }
-        let (handle, decisions) = deploy::thread::spawn(deployer, workshop).context("failed to start deploying")?;
+        let (handle, decisions) = deploy::thread::spawn(deployer, compiler).context("failed to start deploying")?;
         let orders_held = meta(&recovered, META_ORDERS).cloned();
-        pipeline.set_clock_synced(time::clock_synced());
 
         let status = Status::new(&config.node.base_topic, &config.node.name, &config.node.groups);
         let (broker, broker_events, drive) = mqtt::connect(broker_options(&config, &status))?;
         tokio::task::spawn_local(drive);
         let upstream = upstream(&config)?;
-        let forwarder = Forwarder::new(forward_settings(&config), &recovered, Arc::clone(&metrics));
-        let recovered = std::mem::take(&mut recovered);
-        pipeline.restore(recovered, counts_upwards, now, time::now_ms());
+        board.restore(recovered, now);
         Ok(Self {
-            pipeline,
-            forwarder,
+            board,
+            workers,
             store,
             store_events,
             broker,
             broker_events,
             upstream,
             status,
-            metrics,
             health,
             notify: Notifier::from_env(),
-            watchdog_fed: now,
+            watchdog_fed: now.monotonic,
             _http: http,
             store_failed: false,
-            counts_upwards_stored: counts_upwards,
-            subscriptions,
-            subscriptions_saved,
             decisions,
             orders: Orders::new(handle, config, config_file.to_owned(), orders_held.as_ref()),
-            clock_checked: now.checked_sub(TURN).unwrap_or(now),
-            give_back_at: Some(now + STARTED),
+            clock_checked: now.monotonic,
+            clock_synced,
+            give_back_at: Some(now.monotonic + STARTED),
             footprint: Footprint::of_this_process().ok(),
         })
     }
@@ -136,58 +129,59 @@ pub(super) fn meta<'a>(recovered: &'a store::Recovered, key: &str) -> Option<&'a
     recovered.meta.iter().find(|(name, _)| name == key).map(|(_, value)| value)
 }
 
-pub(super) fn deployment(config: &Config, edition: u32, installed: &Installed, trial: Option<Trial>) -> Deployment {
+pub(super) fn version(config: &Config, edition: u32, installed: &Installed, trial: Option<Trial>) -> Version {
     let permits = Permits {
         base_topic: config.node.base_topic.as_str().into(),
         publish: installed.manifest.allow.publish.clone(),
         grants: installed.grants(),
     };
-    let loadable = Loadable {
-        number: 0,
+    Version {
         edition,
-        name: Arc::clone(&installed.manifest.name),
+        manifest: Arc::clone(&installed.manifest),
+        digest: installed.digest,
         limits: installed.limits(),
         settings: installed.settings(),
         permits,
         code: installed.code.clone().into(),
-    };
-    Deployment { manifest: Arc::clone(&installed.manifest), digest: installed.digest, loadable, trial }
+        trial,
+    }
 }
 
-fn pool_settings(config: &Config) -> pool::Settings {
+fn process_config(config: &Config) -> ProcessConfig {
+    ProcessConfig {
+        isolate: config.worker.isolate,
+        state_cache_bytes: config.worker.state_cache_bytes.get(),
+        memory_bytes: config.worker.memory_bytes.get(),
+    }
+}
+
+fn board_config(config: &Config) -> BoardConfig {
+    let functions = &config.functions;
     let count = match config.worker.count {
         0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_WORKERS)),
         count => count,
     };
-    pool::Settings {
-        isolate: config.worker.isolate,
-        count,
-        state_cache_bytes: config.worker.state_cache_bytes.get(),
-        memory_bytes: config.worker.memory_bytes.get(),
-        max_timeout: Duration::from_millis(config.functions.max_timeout_ms.get().into()),
-    }
-}
-
-fn pipeline_settings(config: &Config) -> pipeline::Settings {
-    let functions = &config.functions;
-    pipeline::Settings {
-        origin: pipeline::Origin {
+    BoardConfig {
+        recorder: RecorderConfig {
             node: config.node.name.as_str().into(),
             base_topic: config.node.base_topic.as_str().into(),
             has_upstream: config.upstream.is_some(),
             fold: Duration::from_secs(config.upstream.as_ref().map_or(60, |upstream| upstream.fold_secs).into()),
         },
+        workers: WorkerConfig { count, max_timeout: Duration::from_millis(functions.max_timeout_ms.get().into()) },
+        pause: PauseConfig {
+            after: functions.quarantine_after.get(),
+            first: Duration::from_secs(functions.quarantine_secs.get().into()),
+            max: Duration::from_secs(functions.quarantine_max_secs.get().into()),
+        },
         receive_maximum: config.mqtt.receive_maximum.get(),
+        share_group: config.mqtt.share_group.clone(),
         max_payload_bytes: config.mqtt.max_payload_bytes.get() as usize,
         max_hops: functions.max_hops.get(),
         retry_attempts: functions.retry_attempts.get(),
         retry_max_delay: Duration::from_secs(functions.retry_max_delay_secs.get().into()),
         parked_max_bytes: config.store.parked_max_bytes.get() as usize,
-        quarantine: pipeline::QuarantineSettings {
-            after: functions.quarantine_after.get(),
-            first: Duration::from_secs(functions.quarantine_secs.get().into()),
-            max: Duration::from_secs(functions.quarantine_max_secs.get().into()),
-        },
+        seed: Backoff::seed(),
     }
 }
 

@@ -48,7 +48,7 @@ pub(crate) enum Request {
 
 /// Progress of a version after it was handed to the pipeline.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) enum TrialEvent {
+pub enum TrialEvent {
     /// Every worker has loaded it, and it serves or runs as a shadow.
     Ready,
     NotLoaded {

@@ -44,4 +44,5 @@ pub(crate) use cache::Cache;
 pub(crate) use compiler::{CachingCompiler, Compiler};
 pub(crate) use deployer::{Deployer, DeployerConfig};
 pub(crate) use folder::{InstallError, Source, code_path, component_path, install, install_code};
-pub(crate) use interface::{Action, COMPILE_CPU_SECS, COMPILE_MEMORY_BYTES, Installed, Request, Start, TrialEvent};
+pub use interface::TrialEvent;
+pub(crate) use interface::{Action, COMPILE_CPU_SECS, COMPILE_MEMORY_BYTES, Installed, Request, Start};

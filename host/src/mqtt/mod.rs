@@ -32,6 +32,7 @@ use tokio::sync::Notify;
 
 use coalesce::{Coalesce, Gate};
 
+pub use crate::board::{AckToken, Delivery};
 use crate::time::Backoff;
 
 /// Events that wait for the pipeline. QoS 1 is bounded by Receive Maximum; this bounds QoS 0 as well, by not reading on.
@@ -99,31 +100,6 @@ pub enum Event {
         filter: String,
         reason: String,
     },
-}
-
-/// A message from the broker with what it takes to acknowledge it.
-#[derive(Debug)]
-pub struct Delivery {
-    /// UTF-8 is not checked yet.
-    pub topic: Bytes,
-    pub payload: Bytes,
-    pub content_type: Option<String>,
-    pub properties: Vec<(String, String)>,
-    /// The identifiers of the subscriptions that this copy of the message is for. Empty when the broker has none.
-    pub subscriptions: Vec<usize>,
-    /// Sent before, by the broker's word.
-    pub dup: bool,
-    /// Kept by the broker from before the subscription, and not published just now.
-    pub retained: bool,
-    /// `None` for QoS 0.
-    pub ack: Option<AckToken>,
-}
-
-/// Acknowledges one delivery, on the connection that it came by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct AckToken {
-    pub packet_id: u16,
-    pub connection: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

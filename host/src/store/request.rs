@@ -11,7 +11,7 @@ use super::record::{Gap, GapId, RecordId, StoredRecord, Stream};
 use crate::message::Scope;
 
 /// Identifies a request to load state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct LoadId(pub u64);
 
 /// Request to the store. Requests are carried out in the order of sending.
@@ -33,6 +33,8 @@ pub enum StoreRequest {
     SetMeta { key: &'static str, value: Bytes },
     /// Names all installed functions. State of others is kept for `store.state_retention_secs`.
     Installed(Vec<Arc<str>>),
+    /// Drops what is not committed and opens the file again, as after a failure of the disk: the sender's state is in doubt.
+    Reopen,
     /// Commits what is waiting, checkpoints and closes.
     Close,
 }

@@ -224,6 +224,11 @@ impl Writer {
             StoreRequest::GapsReported { through } => session.gaps_reported(through)?,
             StoreRequest::SetMeta { key, value } => session.set_meta(key, &value)?,
             StoreRequest::Installed(functions) => self.retention.set_installed(functions),
+            StoreRequest::Reopen => {
+                let aborted = rusqlite::ffi::Error::new(rusqlite::ffi::SQLITE_ABORT);
+                let error = rusqlite::Error::SqliteFailure(aborted, Some("the daemon asked to open it again".into()));
+                return Err(Stop::Failed(error));
+            }
             StoreRequest::Close => self.closing = true,
         }
         Ok(())

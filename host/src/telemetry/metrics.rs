@@ -156,6 +156,7 @@ pub struct Metrics {
     pub in_flight: Gauge,
     pub sessions_lost: Counter,
     pub worker_restarts: Counter,
+    pub invariants_broken: Counter,
     /// By the number of the stream.
     pub forwarded: [Counter; 3],
     pub forward_errors: Counter,
@@ -286,6 +287,7 @@ impl Metrics {
             ("sedge_messages_recorded_total", &self.recorded),
             ("sedge_messages_dead_lettered_total", &self.dead_lettered),
             ("sedge_worker_restarts_total", &self.worker_restarts),
+            ("sedge_invariants_broken_total", &self.invariants_broken),
             ("sedge_forward_errors_total", &self.forward_errors),
         ] {
             add(name, &[], Value::Integer(counter.get()));

@@ -62,6 +62,7 @@ pub const FAMILIES: &[Family] = &[
     gauge("sedge_parked_messages", "Messages in the store that wait for a retry."),
     gauge("sedge_parked_bytes", "Their size."),
     counter("sedge_worker_restarts_total", "Worker processes that died and were replaced."),
+    counter("sedge_invariants_broken_total", "Conditions that must hold and did not; see the log for their names."),
     gauge("sedge_outbox_records", "Committed records that wait to be sent."),
     gauge("sedge_outbox_bytes", "Size of the records that wait to be sent."),
     gauge("sedge_outbox_oldest_age_seconds", "Age of the oldest record that waits to be sent."),

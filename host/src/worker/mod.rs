@@ -3,14 +3,14 @@
 //!
 //! ```text
 //! daemon                                                    worker (sandboxing)
-//!   pool ──jobs, state──▶ socket pair ──▶ serve ──▶ functions (sandbox)
-//!        ◀──outcomes, requests for state──
+//!   processes ──jobs, state──▶ socket pair ──▶ serve ──▶ functions (sandbox)
+//!             ◀──outcomes, requests for state──
 //! ```
 
-mod bounds;
+pub(crate) mod bounds;
 pub mod codes;
 pub mod permits;
-pub mod pool;
+pub mod processes;
 pub mod protocol;
 pub mod sandboxing;
 pub mod serve;

@@ -7,6 +7,8 @@
 //! Both ends are the same binary, so frames carry no version. The daemon still checks everything it reads: a function may
 //! have taken over its worker. A malformed frame ends the worker.
 
+use std::sync::Arc;
+
 use bytes::{Buf as _, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
@@ -58,7 +60,8 @@ pub struct Job {
     pub resumes: bool,
     /// The edition is on trial. If it misbehaves, another runs the message, and later jobs of the key wait.
     pub on_trial: bool,
-    pub message: Message,
+    #[serde(with = "wire::arc")]
+    pub message: Arc<Message>,
 }
 
 /// State that a job may read and write.
@@ -222,7 +225,7 @@ mod tests {
                     scope: JobScope::Topic,
                     resumes: true,
                     on_trial: true,
-                    message: message(),
+                    message: message().into(),
                 },
             ),
             ToWorker::State { job: 5, entries: vec![("k".into(), Bytes::from_static(b"v"))] },
@@ -305,7 +308,7 @@ mod tests {
             scope: JobScope::None,
             resumes: false,
             on_trial: false,
-            message: Message { payload: vec![7; 5000].into(), ..message() },
+            message: Message { payload: vec![7; 5000].into(), ..message() }.into(),
         };
         let frame = encoded(|it| it.run(1, &job));
         let ToWorker::Run(1, decoded) = ToWorker::decode(frame.clone()).unwrap() else { panic!("not a job") };

@@ -22,7 +22,7 @@ fn counter() -> Bytes {
 }
 
 fn job(id: u64, function: u32, scope: JobScope, topic: &str) -> Job {
-    Job { id, function, edition: 0, scope, resumes: false, on_trial: false, message: message(topic, b"") }
+    Job { id, function, edition: 0, scope, resumes: false, on_trial: false, message: message(topic, b"").into() }
 }
 
 impl Served {
@@ -188,7 +188,7 @@ fn after_a_retry_its_key_is_held() {
     );
     for scope in [JobScope::None, JobScope::Topic, JobScope::Function] {
         let mut served = Served::with(1, LIMITS, code.clone());
-        let wants_retry = |id| Job { message: message("a", b"r"), ..job(id, 1, scope, "a") };
+        let wants_retry = |id| Job { message: message("a", b"r").into(), ..job(id, 1, scope, "a") };
         served.run([wants_retry(1), job(2, 1, scope, "a"), job(3, 1, scope, "b"), wants_retry(4)]);
         let mut answers = Vec::new();
         while answers.len() < 4 {
@@ -232,7 +232,7 @@ fn a_run_with_a_forbidden_output_writes_no_state() {
     let code =
         code(&format!("{OPEN} {INCREMENT} (data (i32.const 900) \"n\")"), &format!("{count} {publishes} {NOTHING}"));
     let mut served = Served::with(1, LIMITS, code);
-    let with = |id, payload: &[u8]| Job { message: message("a", payload), ..job(id, 1, JobScope::Topic, "a") };
+    let with = |id, payload: &[u8]| Job { message: message("a", payload).into(), ..job(id, 1, JobScope::Topic, "a") };
     served.run([with(1, &[0]), with(2, &[1]), with(3, &[0])]);
     assert_eq!(served.next_answer(), ("needs state", 1, 0));
     served.state(1, 10);

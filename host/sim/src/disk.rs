@@ -1,0 +1,96 @@
+//! The store as lists: what is committed, in order.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use sedge::message::Scope;
+use sedge::store::{Commit, DeadLetter, Fingerprint, Parked, ParkedId, Record, Recovered};
+
+#[derive(Debug)]
+pub struct Disk {
+    pub records: Vec<Record>,
+    pub dead_letters: Vec<DeadLetter>,
+    pub state: BTreeMap<Scope, BTreeMap<Box<str>, Bytes>>,
+    pub parked: BTreeMap<ParkedId, Parked>,
+    last_parked: u64,
+    pub window: Vec<Fingerprint>,
+    pub meta: BTreeMap<String, Bytes>,
+}
+
+impl Default for Disk {
+    /// An empty store of a board that knows its broker to count packet ids upwards.
+    fn default() -> Self {
+        Self {
+            records: Vec::new(),
+            dead_letters: Vec::new(),
+            state: BTreeMap::new(),
+            parked: BTreeMap::new(),
+            last_parked: 0,
+            window: Vec::new(),
+            meta: BTreeMap::from([("packet-ids-count-upwards".to_owned(), Bytes::from_static(b"1"))]),
+        }
+    }
+}
+
+impl Disk {
+    /// Applies a commit. Returns the jobs that it parks, with their numbers.
+    pub fn commit(&mut self, commit: Commit) -> Vec<Parked> {
+        self.window.extend(commit.delivery);
+        self.records.extend(commit.records);
+        self.dead_letters.extend(commit.dead_letters);
+        for (scope, writes) in commit.state {
+            let entries = self.state.entry(scope).or_default();
+            for write in writes {
+                match write.value {
+                    Some(value) => drop(entries.insert(write.key, value)),
+                    None => drop(entries.remove(&write.key)),
+                }
+            }
+        }
+        for id in commit.unpark {
+            assert!(self.parked.remove(&id).is_some(), "{id:?} is not parked");
+        }
+        let numbered = commit.park.into_iter().map(|parked| {
+            self.last_parked += u64::from(parked.id == ParkedId::NEW);
+            let id = if parked.id == ParkedId::NEW { ParkedId(self.last_parked) } else { parked.id };
+            let parked = Parked { id, ..parked };
+            self.parked.insert(parked.id, parked.clone());
+            parked
+        });
+        numbered.collect()
+    }
+
+    pub fn entries(&self, scope: &Scope) -> Vec<(Box<str>, Bytes)> {
+        let entries = self.state.get(scope).into_iter().flatten();
+        entries.map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
+    /// What an opened store tells the board.
+    pub fn recovered(&self) -> Recovered {
+        Recovered {
+            window: self.window.clone(),
+            parked: self.parked.values().cloned().collect(),
+            meta: self.meta.clone().into_iter().collect(),
+            ..Recovered::default()
+        }
+    }
+
+    pub fn payloads(&self) -> Vec<&str> {
+        self.records.iter().map(|record| str::from_utf8(&record.payload).expect("payloads are text")).collect()
+    }
+
+    pub fn reasons(&self) -> Vec<&str> {
+        self.dead_letters.iter().map(|letter| letter.failure.code.as_str()).collect()
+    }
+
+    /// The counter that functions keep under `n`.
+    pub fn count(&self, function: &str, topic: Option<&str>) -> u64 {
+        let scope = Scope { function: function.into(), topic: topic.map(Into::into) };
+        let value = self.state.get(&scope).and_then(|entries| entries.get("n"));
+        value.map_or(0, |value| number(value))
+    }
+}
+
+pub(crate) fn number(value: &[u8]) -> u64 {
+    str::from_utf8(value).ok().and_then(|text| text.parse().ok()).expect("counters are decimal numbers")
+}

@@ -1,0 +1,311 @@
+//! A board whose surroundings do only what a test tells them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use sedge::board::{
+    AckToken, Board, BoardConfig, BrokerEvent, Delivery, Effect, Input, PauseConfig, RecorderConfig, TrialEvent,
+    Version, WorkerConfig,
+};
+use sedge::forward;
+use sedge::manifest::{Allow, Limits, Manifest, StateScope, Trial};
+use sedge::message::{Digest, Failure};
+use sedge::store;
+use sedge::store::Parked;
+use sedge::telemetry::Metrics;
+use sedge::time::Now;
+
+use crate::disk::Disk;
+use crate::worker::Worker;
+
+pub const RECEIVE_MAXIMUM: u16 = 20;
+const WORKERS: usize = 2;
+
+pub struct Rig {
+    pub board: Board,
+    pub disk: Disk,
+    pub metrics: Arc<Metrics>,
+    pub workers: Vec<Worker>,
+    /// Asked of the store and not answered.
+    pub requests: VecDeque<store::StoreRequest>,
+    pub acknowledged: Vec<AckToken>,
+    /// Functions that were paused or released, in order.
+    pub paused: Vec<bool>,
+    pub deployed: Vec<(u32, TrialEvent)>,
+    pub connection: u32,
+    edition: u32,
+    pub now: Instant,
+}
+
+pub fn manifest(name: &str, subscribe: &str, state: StateScope) -> Manifest {
+    Manifest {
+        name: name.into(),
+        version: "1.0.0".into(),
+        serial: 1,
+        subscribe: vec![subscribe.parse().expect("a filter")],
+        state,
+        every: None,
+        component: None,
+        allow: Allow { publish: vec!["derived/#".parse().expect("a filter")], ..Allow::default() },
+        limits: Limits::default(),
+        trial: Trial::default(),
+        config: BTreeMap::new(),
+    }
+}
+
+fn config() -> BoardConfig {
+    BoardConfig {
+        recorder: RecorderConfig {
+            node: "board".into(),
+            base_topic: "sedge".into(),
+            has_upstream: true,
+            fold: Duration::from_secs(60),
+        },
+        workers: WorkerConfig { count: WORKERS, max_timeout: Duration::from_secs(60) },
+        pause: PauseConfig { after: 3, first: Duration::from_secs(10), max: Duration::from_secs(40) },
+        receive_maximum: RECEIVE_MAXIMUM,
+        share_group: None,
+        max_payload_bytes: 1000,
+        max_hops: 4,
+        retry_attempts: 2,
+        retry_max_delay: Duration::from_secs(60),
+        parked_max_bytes: 1 << 20,
+        seed: 7,
+    }
+}
+
+fn forward() -> forward::Settings {
+    forward::Settings { node: "board".into(), local_in_flight: 64, upstream: None, seed: 7 }
+}
+
+impl Rig {
+    pub fn new(manifests: Vec<Manifest>) -> Self {
+        Self::over(manifests, Disk::default())
+    }
+
+    /// As after a restart.
+    pub fn over(manifests: Vec<Manifest>, disk: Disk) -> Self {
+        let instant = Instant::now();
+        let now = Now { monotonic: instant, unix_ms: 0, synced: true };
+        let metrics = Arc::new(Metrics::new());
+        let board = Board::new(config(), forward(), &disk.recovered(), Arc::clone(&metrics), now);
+        let mut rig = Self {
+            board,
+            disk: Disk::default(),
+            metrics,
+            workers: (0..WORKERS).map(|_| Worker::default()).collect(),
+            requests: VecDeque::new(),
+            acknowledged: Vec::new(),
+            paused: Vec::new(),
+            deployed: Vec::new(),
+            connection: 1,
+            edition: 0,
+            now: instant,
+        };
+        for manifest in manifests {
+            rig.deploy(manifest, "derived/x", None);
+        }
+        rig.board.restore(disk.recovered(), now);
+        rig.disk = disk;
+        rig.perform();
+        rig
+    }
+
+    pub fn handle(&mut self, input: Input) {
+        let now = Now { monotonic: self.now, unix_ms: 0, synced: true };
+        self.board.handle(input, now);
+    }
+
+    /// Puts a version into service. Returns its edition. `script`: see [`crate::worker`].
+    pub fn deploy(&mut self, manifest: Manifest, script: &str, trial: Option<Trial>) -> u32 {
+        self.edition += 1;
+        let version = Version::scripted(self.edition, manifest, Digest([self.edition as u8; 32]), script, trial);
+        self.handle(Input::Deploy(version));
+        self.edition
+    }
+
+    pub fn receive(&mut self, topic: &str, payload: &str, packet_id: u16, dup: bool) {
+        self.receive_with(topic, payload, packet_id, dup, &[]);
+    }
+
+    pub fn receive_with(&mut self, topic: &str, payload: &str, packet_id: u16, dup: bool, properties: &[(&str, &str)]) {
+        let delivery = Delivery {
+            topic: Bytes::copy_from_slice(topic.as_bytes()),
+            payload: Bytes::copy_from_slice(payload.as_bytes()),
+            content_type: None,
+            properties: properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            subscriptions: Vec::new(),
+            dup,
+            retained: false,
+            ack: (packet_id > 0).then_some(AckToken { packet_id, connection: self.connection }),
+        };
+        self.handle(Input::Broker(BrokerEvent::Delivery(delivery)));
+    }
+
+    /// Carries out what the board decided.
+    pub fn perform(&mut self) {
+        while let Some(effect) = self.board.poll() {
+            match effect {
+                Effect::Acknowledge(token) => self.acknowledged.push(token),
+                Effect::Store(store::StoreRequest::Commit { .. } | store::StoreRequest::LoadState { .. }) => {
+                    let Effect::Store(request) = effect else { unreachable!("matched above") };
+                    self.requests.push_back(request);
+                }
+                Effect::Worker { worker, life, command } => self.workers[worker.index()].apply(life, command),
+                Effect::Paused { is_paused, .. } => self.paused.push(is_paused),
+                Effect::Deployed { edition, event, .. } => self.deployed.push((edition, event)),
+                Effect::Abort { invariant } => panic!("{invariant}"),
+                Effect::Store(_)
+                | Effect::Send { .. }
+                | Effect::Subscribe { .. }
+                | Effect::Unsubscribe { .. }
+                | Effect::Reconnect => {}
+            }
+        }
+    }
+
+    /// Lets the workers do everything that they were given, and tells the board. `false`: there was nothing.
+    pub fn work(&mut self) -> bool {
+        let mut any = false;
+        for number in 0..self.workers.len() {
+            while self.workers[number].step() {}
+            let life = self.workers[number].life();
+            while let Some(event) = self.workers[number].say() {
+                any = true;
+                self.handle(Input::Worker { worker: sedge::board::WorkerNo(number as u32), life, event });
+            }
+        }
+        self.perform();
+        any
+    }
+
+    /// Lets the store answer the oldest request.
+    pub fn answer(&mut self) {
+        match self.requests.pop_front() {
+            Some(store::StoreRequest::Commit { batch, commits }) => {
+                let parked: Vec<Parked> = commits.into_iter().flat_map(|it| self.disk.commit(it)).collect();
+                self.handle(Input::Store(store::StoreEvent::Committed { batch, stored: Vec::new(), parked }));
+            }
+            Some(store::StoreRequest::LoadState { id, scope }) => {
+                let entries = self.disk.entries(&scope);
+                self.handle(Input::Store(store::StoreEvent::State { id, entries }));
+            }
+            None => {}
+            Some(other) => panic!("{other:?}"),
+        }
+    }
+
+    /// The disk fails, works again with what it has, and the broker makes a new connection.
+    pub fn fail_disk(&mut self) {
+        self.handle(Input::Store(store::StoreEvent::Failed { error: "test".into() }));
+        self.requests.clear();
+        self.perform();
+        let recovered = Box::new(self.disk.recovered());
+        self.handle(Input::Store(store::StoreEvent::Reopened(recovered)));
+        self.reconnect();
+    }
+
+    pub fn loads(&self) -> usize {
+        self.requests.iter().filter(|it| matches!(it, store::StoreRequest::LoadState { .. })).count()
+    }
+
+    /// Messages with an effect whose commit was asked for.
+    pub fn commits(&self) -> usize {
+        let count = |it: &store::StoreRequest| match it {
+            store::StoreRequest::Commit { commits, .. } => {
+                commits.iter().filter(|it| !it.records.is_empty() || !it.park.is_empty()).count()
+            }
+            _ => 0,
+        };
+        self.requests.iter().map(count).sum()
+    }
+
+    /// Lets the workers work, but not the store.
+    pub fn work_until(&mut self, done: impl Fn(&Self) -> bool) {
+        self.perform();
+        while !done(self) {
+            assert!(self.work(), "it never came to that");
+        }
+    }
+
+    /// Until nothing is under way.
+    pub fn settle(&mut self) {
+        for _ in 0..1000 {
+            self.perform();
+            while !self.requests.is_empty() {
+                self.answer();
+                self.perform();
+            }
+            self.handle(Input::Timeout);
+            self.perform();
+            let worked = self.work();
+            if !worked && self.board.is_idle() && self.requests.is_empty() {
+                return;
+            }
+        }
+        panic!("it never comes to an end: {:?} {}", self.requests, self.board.describe());
+    }
+
+    pub fn reconnect(&mut self) {
+        self.handle(Input::Broker(BrokerEvent::Disconnected));
+        self.acknowledged.clear();
+        self.connection += 1;
+        self.handle(Input::Broker(BrokerEvent::Connected { session_present: true }));
+        self.perform();
+    }
+
+    pub fn pass(&mut self, seconds: u64) {
+        self.now += Duration::from_secs(seconds);
+    }
+
+    pub fn acknowledged(&self) -> Vec<u16> {
+        self.acknowledged.iter().map(|token| token.packet_id).collect()
+    }
+
+    pub fn is_paused(&self) -> bool {
+        self.paused.last().copied().unwrap_or(false)
+    }
+
+    pub fn next_due(&self) -> Option<Instant> {
+        self.board.poll_timeout()
+    }
+
+    pub fn has_said(&self, edition: u32, event: &TrialEvent) -> bool {
+        self.deployed.iter().any(|(number, said)| *number == edition && said == event)
+    }
+
+    pub fn until_ready(&mut self, edition: u32) {
+        self.until_said(edition, |event| *event == TrialEvent::Ready);
+    }
+
+    pub fn until_said(&mut self, edition: u32, event: impl Fn(&TrialEvent) -> bool) {
+        for _ in 0..1000 {
+            self.perform();
+            if self.deployed.iter().any(|(number, said)| *number == edition && event(said)) {
+                return;
+            }
+            self.answer();
+            self.work();
+        }
+        panic!("it never came to that");
+    }
+
+    pub fn failure(&self, edition: u32) -> Option<&Failure> {
+        self.deployed.iter().find_map(|(number, said)| match said {
+            TrialEvent::Failed { failure } if *number == edition => Some(failure),
+            _ => None,
+        })
+    }
+
+    /// What was recorded, as the version that did it and the payload.
+    pub fn ran(&self) -> Vec<(char, &str)> {
+        let version = |topic: &str| topic.chars().last().expect("a topic");
+        self.disk.records.iter().map(|it| (version(&it.topic), text(&it.payload))).collect()
+    }
+}
+
+fn text(payload: &[u8]) -> &str {
+    str::from_utf8(payload).expect("payloads are text")
+}

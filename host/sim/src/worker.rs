@@ -1,0 +1,229 @@
+//! A worker process as a model: the protocol of the real one, with functions that are a script.
+//!
+//! The code of a version is text: the topic that it publishes to, and letters at which it traps. The first letter of a
+//! payload says what the function does with the message: `o` publishes the payload, `#` and `e` publish it where they may
+//! not, `c` counts in state and publishes, `E` counts and publishes where it may not, `a` alerts, `r` rejects, `x` traps,
+//! `t` asks once for another run, `T` always.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sedge::board::{Job, JobNo, Life, Version, WorkerCommand, WorkerEvent};
+use sedge::manifest::StateScope;
+use sedge::message::{
+    Alert, AlertStatus, Failure, FailureCode, Outcome, Output, Publication, Severity, StateWrite, Usage, Verdict,
+};
+
+use crate::disk::number;
+
+type State = BTreeMap<Box<str>, Bytes>;
+type Key = (u32, Option<Arc<str>>);
+
+#[derive(Debug, Default)]
+pub struct Worker {
+    life: Life,
+    is_running: bool,
+    versions: BTreeMap<(u32, u32), Script>,
+    states: BTreeMap<Key, State>,
+    /// Jobs whose state was asked for, and those of the same scope behind them.
+    waiting: BTreeMap<Key, VecDeque<(JobNo, Job)>>,
+    asked: BTreeMap<JobNo, Key>,
+    /// Keys whose last job is to run again: jobs sent behind it must not overtake it.
+    held: BTreeSet<Key>,
+    commands: VecDeque<WorkerCommand>,
+    said: VecDeque<WorkerEvent>,
+}
+
+#[derive(Clone, Debug)]
+struct Script {
+    topic: String,
+    traps_at: String,
+    version: Arc<Version>,
+}
+
+impl Worker {
+    /// Takes a command. It is carried out by [`Worker::work`].
+    pub fn apply(&mut self, life: Life, command: WorkerCommand) {
+        match command {
+            WorkerCommand::Start => {
+                *self = Self { life, is_running: true, ..Self::default() };
+                self.said.push_back(WorkerEvent::Started);
+            }
+            WorkerCommand::Kill if life == self.life => self.die("it was ended"),
+            command if life == self.life && self.is_running => self.commands.push_back(command),
+            _ => {}
+        }
+    }
+
+    pub fn life(&self) -> Life {
+        self.life
+    }
+
+    /// Everything in memory is gone.
+    pub fn die(&mut self, status: &str) {
+        if self.is_running {
+            *self = Self { life: self.life, ..Self::default() };
+            self.said.push_back(WorkerEvent::Ended { status: status.to_owned() });
+        }
+    }
+
+    /// Carries out one command. `false`: there is none.
+    pub fn step(&mut self) -> bool {
+        let Some(command) = self.commands.pop_front() else { return false };
+        match command {
+            WorkerCommand::Load(load) => {
+                let edition = load.version.edition;
+                let error = match Script::parse(&load.version) {
+                    Some(script) => {
+                        self.versions.insert((load.function, edition), script);
+                        None
+                    }
+                    None => Some("this is not a script".to_owned()),
+                };
+                self.said.push_back(WorkerEvent::Loaded { function: load.function, edition, error });
+            }
+            WorkerCommand::Unload { function, edition } => drop(self.versions.remove(&(function, edition))),
+            WorkerCommand::Run { number, job } => self.accept(number, job),
+            WorkerCommand::State { job, entries } => self.resume(job, entries.into_iter().collect()),
+            WorkerCommand::Start | WorkerCommand::Kill => {}
+        }
+        true
+    }
+
+    /// The next thing that the worker says.
+    pub fn say(&mut self) -> Option<WorkerEvent> {
+        self.said.pop_front()
+    }
+
+    /// The job that runs with the next command, if there is one.
+    pub fn next_job(&self) -> Option<&Job> {
+        match self.commands.front() {
+            Some(WorkerCommand::Run { job, .. }) => Some(job),
+            _ => None,
+        }
+    }
+
+    fn accept(&mut self, number: JobNo, job: Job) {
+        if job.scope == StateScope::None {
+            self.run(number, &job, State::new());
+            return;
+        }
+        let key = key(&job);
+        if let Some(queue) = self.waiting.get_mut(&key) {
+            queue.push_back((number, job));
+        } else if let Some(state) = self.states.remove(&key) {
+            let state = self.run(number, &job, state);
+            self.states.insert(key, state);
+        } else {
+            self.said.push_back(WorkerEvent::NeedState { job: number });
+            self.asked.insert(number, key.clone());
+            self.waiting.insert(key, VecDeque::from([(number, job)]));
+        }
+    }
+
+    fn resume(&mut self, job: JobNo, mut state: State) {
+        let Some(key) = self.asked.remove(&job) else { return };
+        for (number, job) in self.waiting.remove(&key).into_iter().flatten() {
+            state = self.run(number, &job, state);
+        }
+        self.states.insert(key, state);
+    }
+
+    fn run(&mut self, number: JobNo, job: &Job, mut state: State) -> State {
+        let key = key(job);
+        if job.resumes {
+            self.held.remove(&key);
+        } else if self.held.contains(&key) {
+            self.said.push_back(WorkerEvent::Held { job: number });
+            return state;
+        }
+        let script = self.versions.get(&(job.id.function.0, job.edition));
+        let (verdict, writes) = match script {
+            None => (failed(FailureCode::Trap, "the function could not be loaded"), Vec::new()),
+            Some(script) => script.run(job, &state),
+        };
+        let runs_again = match &verdict {
+            Verdict::Done(_) => false,
+            Verdict::Retry { .. } => true,
+            Verdict::Failed(failure) => job.on_trial && failure.code.is_misbehaviour(),
+        };
+        if runs_again {
+            self.held.insert(key);
+        }
+        for StateWrite { key, value } in &writes {
+            match value {
+                Some(value) => drop(state.insert(key.clone(), value.clone())),
+                None => drop(state.remove(key)),
+            }
+        }
+        let outcome = Outcome { verdict, writes, usage: Usage::default() };
+        self.said.push_back(WorkerEvent::Done { job: number, outcome, log: Vec::new(), log_lines_dropped: 0 });
+        state
+    }
+}
+
+fn key(job: &Job) -> Key {
+    let topic = (job.scope != StateScope::Function).then(|| Arc::clone(&job.message.topic));
+    (job.id.function.0, topic)
+}
+
+fn failed(code: FailureCode, detail: &str) -> Verdict {
+    Verdict::Failed(Failure { code, detail: detail.to_owned() })
+}
+
+impl Script {
+    fn parse(version: &Arc<Version>) -> Option<Self> {
+        let text = version.script()?;
+        let (topic, traps_at) = text.split_once(' ').unwrap_or((text, ""));
+        if topic.is_empty() {
+            return None;
+        }
+        Some(Self { topic: topic.to_owned(), traps_at: traps_at.to_owned(), version: Arc::clone(version) })
+    }
+
+    fn run(&self, job: &Job, state: &State) -> (Verdict, Vec<StateWrite>) {
+        let message = &job.message;
+        let letter = message.payload.first().map_or('-', |byte| char::from(*byte));
+        if self.traps_at.contains(letter) {
+            return (failed(FailureCode::Trap, "unreachable"), Vec::new());
+        }
+        let publish = |topic: &str| {
+            let payload = message.payload.clone();
+            Output::Publish(Publication { topic: topic.into(), payload, content_type: None, retain: false })
+        };
+        let count = || {
+            let before = state.get("n").map_or(0, |value| number(value));
+            vec![StateWrite { key: "n".into(), value: Some((before + 1).to_string().into()) }]
+        };
+        let (outputs, writes) = match letter {
+            'o' => (vec![publish(&self.topic)], Vec::new()),
+            '#' => (vec![publish("derived/#")], Vec::new()),
+            'e' => (vec![publish("elsewhere")], Vec::new()),
+            'c' => (vec![publish(&self.topic)], count()),
+            'E' => (vec![publish("elsewhere")], count()),
+            'a' => (vec![alert()], Vec::new()),
+            'r' => return (failed(FailureCode::Rejected, "no"), Vec::new()),
+            'x' => return (failed(FailureCode::Trap, "unreachable"), Vec::new()),
+            't' if message.attempt > 1 => (vec![publish(&self.topic)], Vec::new()),
+            't' | 'T' => return (Verdict::Retry { after_ms: 1000, reason: String::new() }, Vec::new()),
+            _ => (Vec::new(), Vec::new()),
+        };
+        // As in the real worker, where a run that breaks a permission can still be undone.
+        match self.version.permits.check(&outputs) {
+            Ok(()) => (Verdict::Done(outputs), if job.scope == StateScope::None { Vec::new() } else { writes }),
+            Err(failure) => (Verdict::Failed(failure), Vec::new()),
+        }
+    }
+}
+
+fn alert() -> Output {
+    Output::Alert(Alert {
+        key: "n".into(),
+        severity: Severity::Info,
+        status: AlertStatus::Firing,
+        summary: String::new(),
+        value: None,
+        labels: Vec::new(),
+    })
+}

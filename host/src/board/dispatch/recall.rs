@@ -1,0 +1,63 @@
+//! Jobs called back from a worker, because one before them is to run again first.
+//!
+//! While a recall lasts, new messages of its key (or of the whole function) wait here. Once every job that was handed out
+//! has been answered, all of them start in the order of delivery.
+
+use crate::board::ids::UnitId;
+
+#[derive(Debug, Default)]
+pub struct Recall {
+    /// Jobs of the key that the workers still have to answer. For a whole function the rollout counts them.
+    outstanding: usize,
+    /// To run first, by the version of this edition.
+    again: Vec<(UnitId, u32)>,
+    /// Came back without having run.
+    returned: Vec<UnitId>,
+    /// Never sent to a worker.
+    waiting: Vec<UnitId>,
+}
+
+impl Recall {
+    pub fn new(outstanding: usize, waiting: Vec<UnitId>) -> Self {
+        Self { outstanding, waiting, ..Self::default() }
+    }
+
+    /// Whether nothing has to be waited for.
+    pub fn is_void(&self) -> bool {
+        self.outstanding == 0 && self.waiting.is_empty()
+    }
+
+    pub fn is_answered(&self) -> bool {
+        self.outstanding == 0
+    }
+
+    pub fn answered(&mut self) {
+        self.outstanding = self.outstanding.checked_sub(1).expect("a job of the key is answered once");
+    }
+
+    pub fn run_again(&mut self, unit: UnitId, edition: u32) {
+        self.again.push((unit, edition));
+    }
+
+    pub fn returned(&mut self, unit: UnitId) {
+        self.returned.push(unit);
+    }
+
+    pub fn wait(&mut self, units: impl IntoIterator<Item = UnitId>) {
+        self.waiting.extend(units);
+    }
+
+    /// Adds the jobs of another recall that covers a part of the same.
+    pub fn absorb(&mut self, other: Self) {
+        self.again.extend(other.again);
+        self.returned.extend(other.returned);
+        self.waiting.extend(other.waiting);
+    }
+
+    /// All jobs, with the edition that must run them where that is decided.
+    pub fn into_jobs(self) -> Vec<(UnitId, Option<u32>)> {
+        let again = self.again.into_iter().map(|(id, edition)| (id, Some(edition)));
+        let fresh = self.returned.into_iter().chain(self.waiting).map(|id| (id, None));
+        again.chain(fresh).collect()
+    }
+}

@@ -1,0 +1,231 @@
+use bytes::Bytes;
+
+use super::*;
+use crate::board::ids::UnitId;
+use crate::message::{Message, Output, Publication, StateWrite, Usage, Verdict};
+
+const WORKER: WorkerNo = WorkerNo(0);
+
+/// One worker whose words are the test's.
+struct Rig {
+    workers: Workers,
+    now: Instant,
+}
+
+fn version(edition: u32) -> Arc<Version> {
+    let toml = "name = \"f\"\nversion = \"1.0.0\"\nserial = 1\nsubscribe = [\"t/#\"]\nstate = \"function\"\n";
+    let manifest = crate::manifest::Manifest::from_toml(toml, std::path::Path::new("function.toml"), None).unwrap();
+    Version::scripted(edition, manifest, crate::message::Digest([0; 32]), "derived/x", None).into()
+}
+
+fn job(unit: u32) -> Job {
+    Job {
+        id: JobId { unit: UnitId(unit), function: FunctionNo(0) },
+        edition: 1,
+        scope: StateScope::Function,
+        resumes: false,
+        on_trial: false,
+        message: Arc::new(Message {
+            topic: "t".into(),
+            payload: Bytes::new(),
+            content_type: None,
+            properties: Vec::new(),
+            received_at_ms: 0,
+            clock_synced: true,
+            attempt: 1,
+        }),
+    }
+}
+
+fn done(job: u64) -> WorkerEvent {
+    done_with(job, Vec::new(), Vec::new(), 0)
+}
+
+fn done_with(job: u64, outputs: Vec<Output>, writes: Vec<StateWrite>, fuel: u64) -> WorkerEvent {
+    let usage = Usage { fuel, ..Usage::default() };
+    let outcome = Outcome { verdict: Verdict::Done(outputs), writes, usage };
+    WorkerEvent::Done { job: JobNo(job), outcome, log: Vec::new(), log_lines_dropped: 0 }
+}
+
+impl Rig {
+    fn new() -> Self {
+        let now = Instant::now();
+        let config = WorkerConfig { count: 1, max_timeout: Duration::from_secs(1) };
+        let mut rig = Self { workers: Workers::new(config, now), now };
+        rig.workers.load(FunctionNo(0), version(1), false);
+        assert_eq!(rig.start(), ["start", "load"]);
+        rig
+    }
+
+    /// Confirms that the process runs.
+    fn start(&mut self) -> Vec<&'static str> {
+        let mut commands = self.commands();
+        self.say(WorkerEvent::Started);
+        commands.extend(self.commands());
+        commands
+    }
+
+    fn life(&self) -> Life {
+        self.workers.slots[0].life
+    }
+
+    fn say(&mut self, event: WorkerEvent) {
+        let life = self.life();
+        self.workers.handle(WORKER, life, event, self.now);
+    }
+
+    fn commands(&mut self) -> Vec<&'static str> {
+        let name = |(_, it): (WorkerNo, Command)| match it.command {
+            WorkerCommand::Start => "start",
+            WorkerCommand::Kill => "kill",
+            WorkerCommand::Load(_) => "load",
+            WorkerCommand::Unload { .. } => "unload",
+            WorkerCommand::Run { .. } => "run",
+            WorkerCommand::State { .. } => "state",
+        };
+        std::iter::from_fn(|| self.workers.poll()).map(name).collect()
+    }
+
+    fn events(&mut self) -> Vec<String> {
+        let name = |event: Event| match event {
+            Event::Done { id, .. } => format!("done {}", id.unit.0),
+            Event::Held { id, .. } => format!("held {}", id.unit.0),
+            Event::Crashed { id, .. } => format!("crashed {}", id.unit.0),
+            Event::NeedState { id, .. } => format!("needs state {}", id.unit.0),
+            Event::Loaded { edition, error, .. } => format!("loaded {edition} {}", error.unwrap_or_default()),
+            Event::Died { status, .. } => format!("died: {status}"),
+        };
+        std::iter::from_fn(|| self.workers.next_event()).map(name).collect()
+    }
+
+    fn die(&mut self) -> Vec<String> {
+        self.say(WorkerEvent::Ended { status: "signal 9".into() });
+        self.events()
+    }
+}
+
+/// One death may be bad luck; a job over which the worker dies twice, alone, is at fault, and nobody else.
+#[test]
+fn the_job_at_fault_is_found() {
+    let mut rig = Rig::new();
+    (1..=3).for_each(|unit| rig.workers.submit(WORKER, job(unit)));
+    assert_eq!(rig.commands(), ["run"; 3]);
+    assert_eq!(rig.die(), ["died: signal 9"]);
+    assert_eq!(rig.start(), ["start", "load", "run"], "one at a time");
+    assert_eq!(rig.die(), ["died: signal 9"]);
+    rig.now += Duration::from_secs(1);
+    rig.workers.handle_timeout(rig.now);
+    assert_eq!(rig.start(), ["start", "load", "run"]);
+    assert_eq!(rig.die(), ["crashed 1", "died: signal 9"]);
+    rig.now += Duration::from_secs(1);
+    rig.workers.handle_timeout(rig.now);
+    assert_eq!(rig.start(), ["start", "load", "run"]);
+    rig.say(done(0));
+    assert_eq!(rig.events(), ["done 2"]);
+    assert_eq!(rig.commands(), ["run"], "the last suspect");
+}
+
+#[test]
+fn a_reset_ends_the_process_and_ignores_its_answers() {
+    let mut rig = Rig::new();
+    rig.workers.submit(WORKER, job(1));
+    rig.say(WorkerEvent::NeedState { job: JobNo(0) });
+    let Some(Event::NeedState { request, .. }) = rig.workers.next_event() else { panic!("it asked for state") };
+    let before = rig.life();
+    rig.workers.reset();
+    assert_eq!(rig.start(), ["kill", "start", "load"]);
+    rig.workers.provide_state(request, Vec::new());
+    rig.workers.handle(WORKER, before, done(0), rig.now);
+    assert_eq!((rig.commands().len(), rig.events().len()), (0, 0));
+    rig.workers.submit(WORKER, job(2));
+    assert_eq!(rig.commands(), ["run"]);
+}
+
+#[track_caller]
+fn check_ended(event: WorkerEvent, reason: &str) {
+    let mut rig = Rig::new();
+    rig.workers.submit(WORKER, job(7));
+    rig.commands();
+    rig.say(event);
+    assert_eq!(rig.events(), [format!("died: {reason}")]);
+    assert_eq!(rig.start(), ["kill", "start", "load", "run"], "its job runs in another process");
+}
+
+#[test]
+fn a_captured_worker_gains_nothing() {
+    for number in [1, 2, 99, u64::MAX] {
+        check_ended(done(number), "an answer to no job");
+        check_ended(WorkerEvent::Held { job: JobNo(number) }, "an answer to no job");
+        check_ended(WorkerEvent::NeedState { job: JobNo(number) }, "a question for no job");
+    }
+    let mut rig = Rig::new();
+    rig.workers.submit(WORKER, job(7));
+    (0..1000).for_each(|_| rig.say(WorkerEvent::NeedState { job: JobNo(0) }));
+    assert_eq!(rig.events(), ["needs state 7"], "once is enough");
+    rig.say(done(0));
+    rig.say(done(0));
+    assert_eq!(rig.events(), ["done 7", "died: an answer to no job"]);
+}
+
+#[test]
+fn a_worker_that_answers_with_more_than_the_function_may_is_ended() {
+    let payload = Bytes::from(vec![0; 65_536]);
+    let publication = Publication { topic: "a".into(), payload: payload.clone(), content_type: None, retain: false };
+    check_ended(
+        done_with(0, vec![Output::Forward(publication)], Vec::new(), 0),
+        "answered with 65537 bytes of output, the limit is 65536",
+    );
+    let write = StateWrite { key: "n".into(), value: Some(payload) };
+    check_ended(done_with(0, Vec::new(), vec![write], 0), "answered with 65537 bytes of state, the limit is 65536");
+    check_ended(
+        done_with(0, Vec::new(), Vec::new(), u64::MAX),
+        "answered with 18446744073709551615 units of fuel, the limit is 10000000",
+    );
+}
+
+#[test]
+fn a_worker_that_does_not_answer_is_ended() {
+    let mut rig = Rig::new();
+    assert_eq!(rig.workers.poll_timeout(), None, "an idle worker owes nothing");
+    rig.workers.submit(WORKER, job(1));
+    let at = rig.workers.poll_timeout().unwrap();
+    assert_eq!(at.duration_since(rig.now), Duration::from_secs(15));
+    rig.commands();
+    rig.now = at;
+    rig.workers.handle_timeout(at);
+    assert_eq!(rig.commands(), ["kill"]);
+    // While it waits for its state it owes nothing either.
+    let mut rig = Rig::new();
+    rig.workers.submit(WORKER, job(1));
+    rig.say(WorkerEvent::NeedState { job: JobNo(0) });
+    assert_eq!(rig.workers.poll_timeout(), None);
+}
+
+#[test]
+fn a_version_over_which_workers_die_is_given_up() {
+    let mut rig = Rig::new();
+    rig.say(WorkerEvent::Loaded { function: 0, edition: 1, error: None });
+    rig.workers.load(FunctionNo(0), version(2), true);
+    assert_eq!(rig.events(), ["loaded 1 "]);
+    assert_eq!(rig.die(), ["died: signal 9"]);
+    assert_eq!(rig.start(), ["load", "start", "load", "load"]);
+    assert_eq!(rig.die(), ["loaded 2 the worker died twice while it loaded this", "died: signal 9"]);
+}
+
+#[test]
+fn a_worker_that_cannot_be_started_is_tried_again_ever_later() {
+    let mut rig = Rig::new();
+    rig.workers.submit(WORKER, job(1));
+    rig.die();
+    let mut pauses = Vec::new();
+    for _ in 0..4 {
+        rig.commands();
+        rig.say(WorkerEvent::NotStarted { error: "no memory".into() });
+        let at = rig.workers.poll_timeout().unwrap();
+        pauses.push(at.duration_since(rig.now).as_millis());
+        rig.now = at;
+        rig.workers.handle_timeout(at);
+    }
+    assert_eq!(pauses, [100, 200, 400, 800]);
+    assert_eq!(rig.start(), ["start", "load", "run"]);
+}

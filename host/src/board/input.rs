@@ -1,0 +1,223 @@
+//! Everything that a board is told, and everything that it wants done. Both are closed: a new source or sink is a variant.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::ids::{JobNo, Life, WorkerNo};
+use super::version::{TrialEvent, Version};
+use crate::forward::{Answer, Envelope, Route};
+use crate::manifest::StateScope;
+use crate::message::{LogLine, Message, Outcome};
+use crate::store;
+
+/// A message from the broker with what it takes to acknowledge it.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// Not checked to be UTF-8.
+    pub topic: Bytes,
+    pub payload: Bytes,
+    pub content_type: Option<String>,
+    pub properties: Vec<(String, String)>,
+    /// Identifiers of the subscriptions that this copy is for. Empty when the broker has none.
+    pub subscriptions: Vec<usize>,
+    /// The broker says that it sent the message before.
+    pub dup: bool,
+    /// Kept by the broker from before the subscription, not published just now.
+    pub retained: bool,
+    /// `None` for QoS 0.
+    pub ack: Option<AckToken>,
+}
+
+/// Acknowledges one delivery on the connection that it came by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AckToken {
+    pub packet_id: u16,
+    pub connection: u32,
+}
+
+/// The keys and values of one scope's state.
+pub type StateEntries = Vec<(Box<str>, Bytes)>;
+
+#[derive(Debug)]
+pub enum Input {
+    /// A version of a function to run, at once or on trial.
+    Deploy(Version),
+    /// The function runs no more. Jobs under way are finished.
+    Remove {
+        function: Arc<str>,
+    },
+    /// Ends a trial or a shadow; the version before serves.
+    DropCandidate {
+        function: Arc<str>,
+        edition: u32,
+    },
+    /// A version on trial, or a shadow, becomes the active one.
+    Promote {
+        function: Arc<str>,
+        edition: u32,
+    },
+    Broker(BrokerEvent),
+    /// What happened to the connection of a sink or to an envelope.
+    Sink {
+        route: Route,
+        event: SinkEvent,
+    },
+    Store(store::StoreEvent),
+    Worker {
+        worker: WorkerNo,
+        life: Life,
+        event: WorkerEvent,
+    },
+    /// [`Board::poll_timeout`](super::Board::poll_timeout) has passed.
+    Timeout,
+    /// Nothing new is started. Deliveries stay unacknowledged and come again.
+    Shutdown,
+}
+
+#[derive(Debug)]
+pub enum BrokerEvent {
+    /// `session_present`: the broker still has the session, with its subscriptions and queue.
+    Connected {
+        session_present: bool,
+    },
+    Disconnected,
+    Delivery(Delivery),
+    /// A delivery that is not for functions. Acknowledged in its turn.
+    Other(Delivery),
+    /// The broker numbers packets from 1 to 65,535 for each client and starts over only then.
+    CountsUpwards,
+    Unsubscribed {
+        filter: String,
+    },
+}
+
+#[derive(Debug)]
+pub enum SinkEvent {
+    Connected,
+    Disconnected,
+    Answered {
+        token: u64,
+        answer: Answer,
+    },
+    /// There was no room for the envelope.
+    Returned {
+        token: u64,
+    },
+}
+
+#[derive(Debug)]
+pub enum WorkerEvent {
+    /// The process runs and can be given versions and jobs.
+    Started,
+    NotStarted {
+        error: String,
+    },
+    Loaded {
+        function: u32,
+        edition: u32,
+        error: Option<String>,
+    },
+    /// The job waits, and with it later ones of its scope, for [`WorkerCommand::State`].
+    NeedState {
+        job: JobNo,
+    },
+    Done {
+        job: JobNo,
+        outcome: Outcome,
+        log: Vec<LogLine>,
+        log_lines_dropped: u32,
+    },
+    /// The job did not run: one before it in its key runs again first.
+    Held {
+        job: JobNo,
+    },
+    /// The process ended, or what it sent made no sense.
+    Ended {
+        status: String,
+    },
+}
+
+/// What is to be done, in this order.
+#[derive(Debug)]
+pub enum Effect {
+    /// Everything that came of the delivery is on disk.
+    Acknowledge(AckToken),
+    Store(store::StoreRequest),
+    Worker {
+        worker: WorkerNo,
+        life: Life,
+        command: WorkerCommand,
+    },
+    Send {
+        route: Route,
+        token: u64,
+        envelope: Envelope,
+    },
+    Subscribe {
+        filter: String,
+        id: usize,
+    },
+    Unsubscribe {
+        filter: String,
+    },
+    /// Break the connection to the broker and make a new one: the broker then delivers again what is not acknowledged.
+    Reconnect,
+    /// A function was paused because it kept failing, or works again.
+    Paused {
+        function: Arc<str>,
+        is_paused: bool,
+    },
+    /// What became of a version.
+    Deployed {
+        function: Arc<str>,
+        edition: u32,
+        event: TrialEvent,
+    },
+    /// Invariants break again and again: end the process, the service manager starts it anew.
+    Abort {
+        invariant: &'static str,
+    },
+}
+
+#[derive(Debug)]
+pub enum WorkerCommand {
+    /// Start a process. Answered by [`WorkerEvent::Started`] or [`WorkerEvent::NotStarted`].
+    Start,
+    /// End the process. [`WorkerEvent::Ended`] follows, of a life that no longer counts.
+    Kill,
+    Load(Load),
+    Unload {
+        function: u32,
+        edition: u32,
+    },
+    Run {
+        number: JobNo,
+        job: Job,
+    },
+    State {
+        job: JobNo,
+        entries: StateEntries,
+    },
+}
+
+/// A version as a worker is given it.
+#[derive(Clone, Debug)]
+pub struct Load {
+    pub function: u32,
+    pub version: Arc<Version>,
+}
+
+/// One function for one message.
+#[derive(Clone, Debug)]
+pub struct Job {
+    pub id: super::JobId,
+    /// Which version of the function. All share its state and its place in the order of its keys.
+    pub edition: u32,
+    pub scope: StateScope,
+    /// First of its key after one that is to run again: ends what [`WorkerEvent::Held`] is about.
+    pub resumes: bool,
+    /// If the version misbehaves, another one runs the message, and those behind it wait.
+    pub on_trial: bool,
+    pub message: Arc<Message>,
+}
