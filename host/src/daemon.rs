@@ -22,7 +22,7 @@ use tokio::sync::mpsc;
 use crate::board::{Board, Effect, Input, SinkEvent};
 use crate::config::Config;
 use crate::deploy;
-use crate::footprint::Footprint;
+use crate::footprint;
 use crate::forward::webhook::{self, Webhook};
 use crate::forward::{Answer, Envelope, Route};
 use crate::manifest::Manifest;
@@ -81,7 +81,6 @@ struct Daemon {
     clock_synced: bool,
     /// When what only starting up, or an attempt to connect, needed is given back.
     give_back_at: Option<Instant>,
-    footprint: Option<Footprint>,
 }
 
 /// Where the outbox is emptied to.
@@ -281,10 +280,8 @@ impl Daemon {
         if self.board.poll_timeout().is_some_and(|at| at <= now.monotonic) {
             self.board.handle(Input::Timeout, now);
         }
-        if self.give_back_at.take_if(|at| *at <= now.monotonic).is_some()
-            && let Some(footprint) = &self.footprint
-        {
-            footprint.give_back();
+        if self.give_back_at.take_if(|at| *at <= now.monotonic).is_some() {
+            footprint::release();
         }
         if now.monotonic.duration_since(self.clock_checked) >= TURN {
             self.clock_checked = now.monotonic;

@@ -3,9 +3,9 @@
 //! The way of a message through these modules, and what each may know of the others, is in ARCHITECTURE.md. To see it in
 //! code, read [`board`].
 
-pub mod footprint;
+pub(crate) mod footprint;
 pub mod message;
-pub mod program;
+pub(crate) mod program;
 pub mod topic;
 
 pub mod config;

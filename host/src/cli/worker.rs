@@ -6,7 +6,6 @@ use std::os::unix::net::UnixStream;
 use anyhow::Context as _;
 use clap::Args;
 
-use crate::footprint::Footprint;
 use crate::worker::sandboxing::{self, ProcessLimits};
 use crate::worker::serve::{Clock, Worker};
 
@@ -27,13 +26,11 @@ pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<()> {
     let codes = codes.context("failed to duplicate the socket for code")?;
     // For `ps` and `top`.
     let _ = rustix::thread::set_name(c"sedge-worker");
-    // Threads and files are out of reach once the process is sandboxed.
+    // Threads cannot be started once the process is sandboxed.
     let clock = Clock::start().context("failed to start the worker's clock")?;
-    let footprint = Footprint::of_this_process().ok();
     let limits = ProcessLimits { memory_bytes: args.memory_bytes, cpu_secs: None };
     sandboxing::enter(limits, Some(socket.as_fd()), codes.as_ref().map(AsFd::as_fd))?;
     Worker::new(UnixStream::from(socket), codes.map(UnixStream::from), clock, args.state_cache_bytes)
-        .with_footprint(footprint)
         .serve()
         .context("lost the daemon's socket")
 }

@@ -15,7 +15,6 @@ use super::{Daemon, STARTED, Upstream};
 use crate::board::{self, Board, BoardConfig, Input, PauseConfig, RecorderConfig, Version, WorkerConfig};
 use crate::config::{self, Config, Isolate};
 use crate::deploy::{self, Cache, CachingCompiler, Compiler, Deployer, DeployerConfig, Installed};
-use crate::footprint::Footprint;
 use crate::forward::webhook::Webhook;
 use crate::forward::{self, UpstreamKind};
 use crate::manifest::{Manifest, Trial};
@@ -120,7 +119,6 @@ impl Daemon {
             clock_checked: now.monotonic,
             clock_synced,
             give_back_at: Some(now.monotonic + STARTED),
-            footprint: Footprint::of_this_process().ok(),
         })
     }
 }

@@ -15,7 +15,7 @@ use super::cache::{ScopeKey, StateCache};
 use super::codes;
 use super::permits::Permits;
 use super::protocol::{Encoder, FromWorker, Job, JobScope, Malformed, ToWorker, split_frame};
-use crate::footprint::Footprint;
+use crate::footprint;
 use crate::message::{Failure, FailureCode, Outcome, Usage, Verdict};
 use crate::sandbox::{EPOCH, Function, Sandbox, ScopeState, Ticker};
 
@@ -46,8 +46,7 @@ pub struct Worker {
     asked: HashMap<u64, ScopeKey>,
     /// Keys whose last job runs again. Jobs sent after it must not overtake it.
     held: HashSet<ScopeKey>,
-    /// Until the first job: loading functions is the last thing that only starting up needs.
-    footprint: Option<Footprint>,
+    has_run: bool,
     out: Vec<u8>,
     last_sent: Instant,
 }
@@ -66,16 +65,10 @@ impl Worker {
             waiting: HashMap::new(),
             asked: HashMap::new(),
             held: HashSet::new(),
-            footprint: None,
+            has_run: false,
             out: Vec::with_capacity(2 * SEND_BYTES),
             last_sent: Instant::now(),
         }
-    }
-
-    /// For a worker that is a process of its own.
-    pub fn with_footprint(mut self, footprint: Option<Footprint>) -> Self {
-        self.footprint = footprint;
-        self
     }
 
     pub fn serve(mut self) -> io::Result<()> {
@@ -94,8 +87,9 @@ impl Worker {
             }
             self.run_gathered()?;
             self.send()?;
-            if let Some(footprint) = &self.footprint {
-                footprint.give_back();
+            // Loading functions is the last part of starting up.
+            if !self.has_run {
+                footprint::release();
             }
         }
     }
@@ -136,7 +130,7 @@ impl Worker {
         }
         match frame {
             ToWorker::Run(number, job) => {
-                self.footprint = None;
+                self.has_run = true;
                 self.gathered.push(Job { id: number, ..job });
             }
             ToWorker::State { job, entries } => self.resume(job, ScopeState::from_entries(entries)),
