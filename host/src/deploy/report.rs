@@ -1,9 +1,9 @@
 //! Report about a function: retained JSON that the board publishes and the command line reads.
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
 use super::keys::KeyId;
-use super::reason::Reason;
+use super::reason::{Reason, named_enum};
 use crate::message::Digest;
 
 /// Reported differences of a shadow trial, and the length of each text in them.
@@ -44,24 +44,27 @@ pub struct Report {
     pub clock_synced: bool,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum DeployState {
-    /// Waiting for chunks of the module.
-    Receiving,
-    Verifying,
-    Compiling,
-    /// Serving, or running as a shadow, until the trial is decided.
-    Trial,
-    Active,
-    /// The order was not carried out; the previous version serves.
-    Rejected,
-    /// The previous version serves again.
-    RolledBack,
-    /// The function failed too often in a row and is paused.
-    Quarantined,
-    Removed,
-    /// A state of a newer board.
-    Unknown,
+named_enum! {
+    /// State of the latest order, or of the function.
+    pub enum DeployState {
+        /// Waiting for chunks of the module.
+        Receiving = "receiving",
+        Verifying = "verifying",
+        Compiling = "compiling",
+        /// Serving, or running as a shadow, until the trial is decided.
+        Trial = "trial",
+        Active = "active",
+        /// The order was not carried out; the previous version serves.
+        Rejected = "rejected",
+        /// The previous version serves again.
+        RolledBack = "rolled-back",
+        /// The function failed too often in a row and is paused.
+        Quarantined = "quarantined",
+        Removed = "removed",
+        /// A state of a newer board.
+        #[serde(other)]
+        Unknown = "unknown",
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -136,59 +139,9 @@ impl Difference {
 }
 
 impl DeployState {
-    pub const ALL: [Self; 10] = [
-        Self::Receiving,
-        Self::Verifying,
-        Self::Compiling,
-        Self::Trial,
-        Self::Active,
-        Self::Rejected,
-        Self::RolledBack,
-        Self::Quarantined,
-        Self::Removed,
-        Self::Unknown,
-    ];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Receiving => "receiving",
-            Self::Verifying => "verifying",
-            Self::Compiling => "compiling",
-            Self::Trial => "trial",
-            Self::Active => "active",
-            Self::Rejected => "rejected",
-            Self::RolledBack => "rolled-back",
-            Self::Quarantined => "quarantined",
-            Self::Removed => "removed",
-            Self::Unknown => "unknown",
-        }
-    }
-
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|state| state.as_str() == name)
-    }
-
     /// Whether the state changes only with another order.
     pub const fn is_final(self) -> bool {
         !matches!(self, Self::Receiving | Self::Verifying | Self::Compiling | Self::Trial)
-    }
-}
-
-impl std::fmt::Display for DeployState {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-impl Serialize for DeployState {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(self.as_str())
-    }
-}
-
-impl<'de> Deserialize<'de> for DeployState {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Ok(Self::from_name(&String::deserialize(deserializer)?).unwrap_or(Self::Unknown))
     }
 }
 
@@ -234,7 +187,7 @@ mod tests {
         let report = Report::parse(json).unwrap();
         assert_eq!((report.state, report.reason), (DeployState::Unknown, Some(Reason::Unknown)));
         for state in DeployState::ALL {
-            assert_eq!(DeployState::from_name(state.as_str()), Some(state));
+            assert_eq!(serde_json::from_value::<DeployState>(state.as_str().into()).unwrap(), *state);
         }
     }
 }

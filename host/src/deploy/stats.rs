@@ -54,7 +54,7 @@ impl DeployStats {
             };
             // Most of the reasons never occur: only the others get a series.
             for reason in Reason::ALL {
-                match stats.orders_refused(reason) {
+                match stats.orders_refused(*reason) {
                     0 => {}
                     count => integer("sedge_deploy_orders_refused_total", &[("reason", reason.as_str())], count),
                 }
