@@ -51,12 +51,10 @@ impl Deployer {
                 }
             }
         }
-        let mut actions = Vec::new();
         for name in &names {
-            self.start_candidate(name, now, &mut actions);
+            self.start_candidate(name, now);
         }
-        self.end_orphans(now, &mut actions);
-        self.boot_actions = actions;
+        self.end_orphans(now);
         starts
     }
 

@@ -1,4 +1,4 @@
-//! The board's side of deployment: a state machine that handles events and returns actions.
+//! The board's side of deployment: a state machine that handles requests and yields actions.
 //!
 //! ```text
 //! order ─▶ accepted ─▶ receiving ─▶ verifying ─▶ compiling ─▶ trial ─▶ active
@@ -85,8 +85,8 @@ pub(crate) struct Deployer {
     editions: u32,
     /// Whether unused files may exist.
     pub(super) has_garbage: bool,
-    /// Actions of the boot, returned with the first request.
-    pub(super) boot_actions: Vec<Action>,
+    /// Effects that [`Self::poll`] has not returned yet.
+    pub(super) actions: VecDeque<Action>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -128,7 +128,7 @@ impl Deployer {
             stats: Arc::default(),
             editions: 0,
             has_garbage: true,
-            boot_actions: Vec::new(),
+            actions: VecDeque::new(),
         };
         for (dir, manifest) in folders {
             deployer.place_folder(&dir, &manifest);
@@ -140,60 +140,64 @@ impl Deployer {
         &self.stats
     }
 
-    pub(crate) fn handle(&mut self, request: Request, now: Now, actions: &mut Vec<Action>) {
-        actions.append(&mut self.boot_actions);
+    pub(crate) fn handle(&mut self, request: Request, now: Now) {
         match request {
-            Request::Message { topic, payload } => self.message(topic, payload, now, actions),
-            Request::Compiled { function, edition, result } => self.compiled(&function, edition, result, now, actions),
-            Request::Trial { function, edition, event } => self.trial(&function, edition, event, now, actions),
+            Request::Message { topic, payload } => self.message(topic, payload, now),
+            Request::Compiled { function, edition, result } => self.compiled(&function, edition, result, now),
+            Request::Trial { function, edition, event } => self.trial(&function, edition, event, now),
             Request::Quarantined { function, is_quarantined } => {
                 if let Some(function) = self.functions.get_mut(&function) {
                     function.is_quarantined = is_quarantined;
-                    actions.extend(report(function, now));
+                    self.actions.extend(report(function, now));
                 }
             }
             Request::Keys(deploy) => {
                 self.trust.configure(&deploy);
                 self.config.deploy = *deploy;
-                self.end_orphans(now, actions);
+                self.end_orphans(now);
                 self.keys.mark_due();
                 // Orders of keys that were unknown may be accepted now.
-                actions.push(Action::FetchOrders);
+                self.actions.push_back(Action::FetchOrders);
             }
             Request::Connected => {
                 self.is_connected = true;
-                self.fetch_all(now, actions);
-                self.report_due(now, actions);
+                self.fetch_all(now);
+                self.report_due(now);
             }
             Request::Disconnected => self.is_connected = false,
-            Request::Tick => self.tick(now, actions),
+            Request::Tick => self.tick(now),
         }
-        self.compile_next(now, actions);
+        self.compile_next(now);
     }
 
-    fn tick(&mut self, now: Now, actions: &mut Vec<Action>) {
+    /// Returns the next effect to carry out, in order.
+    pub(crate) fn poll(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    fn tick(&mut self, now: Now) {
         for (name, (topic, payload)) in std::mem::take(&mut self.retry_orders) {
             tracing::debug!(function = &*name, "trying again to store an order");
-            self.message(topic, payload, now, actions);
+            self.message(topic, payload, now);
         }
-        self.check_receiving(now, actions);
+        self.check_receiving(now);
         self.queue.extend(std::mem::take(&mut self.retries));
         for function in self.functions.values_mut() {
             if function.unsaved.is_some() {
                 save(&self.disk, function);
             }
         }
-        self.sweep(actions);
-        self.report_due(now, actions);
+        self.sweep();
+        self.report_due(now);
     }
 
-    fn report_due(&mut self, now: Now, actions: &mut Vec<Action>) {
+    fn report_due(&mut self, now: Now) {
         let functions = self.functions.values_mut().chain(self.unknown.iter_mut());
         for function in functions.filter(|function| function.may_report(now)) {
-            actions.push(report_now(function, now));
+            self.actions.push_back(report_now(function, now));
         }
         if self.keys.may_report(now) && !(self.trust.keys().is_empty() && self.keys.refused.is_none()) {
-            self.report_keys(now, actions);
+            self.report_keys(now);
         }
     }
 
@@ -203,19 +207,13 @@ impl Deployer {
     }
 
     /// Applies a decision to a function, writes its record and reports it. A failed write is tried again at every tick.
-    pub(super) fn save_and_report(
-        &mut self,
-        name: &str,
-        decide: impl FnOnce(&mut TrackedFunction),
-        now: Now,
-        actions: &mut Vec<Action>,
-    ) {
+    pub(super) fn save_and_report(&mut self, name: &str, decide: impl FnOnce(&mut TrackedFunction), now: Now) {
         let function = self.functions.get_mut(name).expect(KNOWN);
         decide(function);
         save(&self.disk, function);
         self.has_garbage = true;
         log(function);
-        actions.push(report_now(function, now));
+        self.actions.push_back(report_now(function, now));
     }
 
     pub(super) fn manifest(&self, stored: &StoredVersion) -> Result<Manifest, Refusal> {
@@ -247,7 +245,7 @@ impl Deployer {
     }
 
     /// Deletes files that no record, on disk or in memory, names.
-    fn sweep(&mut self, actions: &mut Vec<Action>) {
+    fn sweep(&mut self) {
         if !self.has_garbage || self.functions.values().any(|function| function.unsaved.is_some()) {
             return;
         }
@@ -270,7 +268,7 @@ impl Deployer {
                 tracing::warn!(folder, %error, "failed to delete unused files");
             }
         }
-        actions.push(Action::RetainCode { digests });
+        self.actions.push_back(Action::RetainCode { digests });
     }
 }
 

@@ -26,27 +26,20 @@ use crate::time::Now;
 const MAX_RETRY_ORDERS: usize = 32;
 
 impl Deployer {
-    pub(super) fn message(&mut self, topic: Box<str>, payload: Bytes, now: Now, actions: &mut Vec<Action>) {
+    pub(super) fn message(&mut self, topic: Box<str>, payload: Bytes, now: Now) {
         match self.topics.parse(&topic) {
             // An empty payload only deletes a retained message.
             Some(Topic::Deploy { target, function }) if !payload.is_empty() => {
-                self.order(&target, function, (topic, payload), now, actions);
+                self.order(&target, function, (topic, payload), now);
             }
             Some(Topic::Blob { digest, index }) if !payload.is_empty() => {
-                self.chunk(&digest, index, &payload, now, actions);
+                self.chunk(&digest, index, &payload, now);
             }
             _ => {}
         }
     }
 
-    fn order(
-        &mut self,
-        target: &Target,
-        name: Arc<str>,
-        message: (Box<str>, Bytes),
-        now: Now,
-        actions: &mut Vec<Action>,
-    ) {
+    fn order(&mut self, target: &Target, name: Arc<str>, message: (Box<str>, Bytes), now: Now) {
         let board = self.board(now);
         let authentic = match Authentic::read(&message.1, target, &name, self.trust.keys(), &board) {
             Ok(authentic) => authentic,
@@ -54,7 +47,7 @@ impl Deployer {
             Err(refusal) if refusal.reason == Reason::UnknownKey && self.was_accepted(target, &name, &message.1) => {
                 return;
             }
-            Err(refusal) => return self.refuse(&name, None, refusal, now, actions),
+            Err(refusal) => return self.refuse(&name, None, refusal, now),
         };
         let known = if *name == *KEYS { None } else { self.functions.get(&name) };
         let empty = OrderHistory::default();
@@ -69,7 +62,7 @@ impl Deployer {
         }
         if history.is_redelivery(target, key.1) {
             if history.serial == Some(authentic.order.serial) {
-                self.clear_refusal(&name, now, actions);
+                self.clear_refusal(&name, now);
             }
             return;
         }
@@ -83,12 +76,12 @@ impl Deployer {
                     function.stale.retain(|(of, _)| of != target);
                     function.stale.push(key);
                 }
-                return self.refuse(&name, Some(about), refusal, now, actions);
+                return self.refuse(&name, Some(about), refusal, now);
             }
         };
         let result = match accepted.order.change {
-            OrderChange::Keys(_) => self.change_keys(accepted, now, actions),
-            _ => self.carry_out(&name, accepted, now, actions),
+            OrderChange::Keys(_) => self.change_keys(accepted, now),
+            _ => self.carry_out(&name, accepted, now),
         };
         match result {
             Ok(()) => {
@@ -97,11 +90,11 @@ impl Deployer {
             }
             Err(OrderError::Refused(refusal)) => {
                 self.retry_orders.remove(&name);
-                self.refuse(&name, Some(about), refusal, now, actions);
+                self.refuse(&name, Some(about), refusal, now);
             }
             Err(OrderError::Disk(error)) => {
                 let refusal = disk_refusal("failed to store the order, which is tried again", &error);
-                self.retry_later(name, about, refusal, message, now, actions);
+                self.retry_later(name, about, refusal, message, now);
             }
         }
     }
@@ -117,11 +110,11 @@ impl Deployer {
     }
 
     /// Clears the refusal of another order when the latest accepted one comes again.
-    fn clear_refusal(&mut self, name: &str, now: Now, actions: &mut Vec<Action>) {
+    fn clear_refusal(&mut self, name: &str, now: Now) {
         if let Some(function) = self.functions.get_mut(name)
             && function.refused.take().is_some()
         {
-            actions.extend(report(function, now));
+            self.actions.extend(report(function, now));
         }
     }
 
@@ -139,13 +132,7 @@ impl Deployer {
     }
 
     /// Stores what the order asks for, then starts on it. A failure leaves everything unchanged.
-    fn carry_out(
-        &mut self,
-        name: &Arc<str>,
-        accepted: Accepted,
-        now: Now,
-        actions: &mut Vec<Action>,
-    ) -> Result<(), OrderError> {
+    fn carry_out(&mut self, name: &Arc<str>, accepted: Accepted, now: Now) -> Result<(), OrderError> {
         let Accepted { order, payload, signers, chosen, floor_ms, .. } = accepted;
         let Order { serial, target, change, .. } = order;
         if matches!(change, OrderChange::Install(_)) {
@@ -173,25 +160,25 @@ impl Deployer {
             function.folder = None;
         }
         tracing::info!(function = &**name, serial, "order accepted");
-        self.apply(name, next, now, actions);
+        self.apply(name, next, now);
         Ok(())
     }
 
-    fn apply(&mut self, name: &Arc<str>, next: NextStep, now: Now, actions: &mut Vec<Action>) {
+    fn apply(&mut self, name: &Arc<str>, next: NextStep, now: Now) {
         self.has_garbage = true;
         match next {
             NextStep::StartCandidate => {
-                self.cancel(name, actions);
-                self.start_candidate(name, now, actions);
+                self.cancel(name);
+                self.start_candidate(name, now);
                 let function = self.functions.get_mut(name).expect(KNOWN);
                 if function.work.is_some() {
-                    actions.push(report_now(function, now));
+                    self.actions.push_back(report_now(function, now));
                 }
                 return;
             }
-            NextStep::CandidateEnded => self.cancel(name, actions),
+            NextStep::CandidateEnded => self.cancel(name),
             NextStep::Promoted { edition } => {
-                actions.push(Action::Promote { function: Arc::clone(name), edition });
+                self.actions.push_back(Action::Promote { function: Arc::clone(name), edition });
                 let function = self.functions.get_mut(name).expect(KNOWN);
                 function.work = None;
                 function.serving = Some(edition);
@@ -204,14 +191,14 @@ impl Deployer {
                 if let Some(work) = function.work.as_mut().filter(|work| work.is_started()) {
                     work.stage = Stage::Queued;
                 }
-                self.cancel(name, actions);
-                actions.push(Action::Stop { function: Arc::clone(name) });
+                self.cancel(name);
+                self.actions.push_back(Action::Stop { function: Arc::clone(name) });
             }
             NextStep::Nothing => {}
         }
         let function = self.functions.get_mut(name).expect(KNOWN);
         log(function);
-        actions.push(report_now(function, now));
+        self.actions.push_back(report_now(function, now));
     }
 
     fn check_room(&self, name: &str) -> Result<(), Refusal> {
@@ -246,7 +233,7 @@ impl Deployer {
         }
     }
 
-    fn change_keys(&mut self, accepted: Accepted, now: Now, actions: &mut Vec<Action>) -> Result<(), OrderError> {
+    fn change_keys(&mut self, accepted: Accepted, now: Now) -> Result<(), OrderError> {
         let Accepted { order, payload, is_by_code_senders, floor_ms, .. } = accepted;
         let OrderChange::Keys(update) = &order.change else { return Ok(()) };
         let mut history = self.trust.history().clone();
@@ -256,14 +243,14 @@ impl Deployer {
         self.keys.refused = None;
         self.keys.record.outcome =
             Some(OrderOutcome { serial: Some(order.serial), ..OrderOutcome::new(DeployState::Active, None) });
-        self.end_orphans(now, actions);
-        self.report_keys(now, actions);
-        actions.push(Action::FetchOrders);
+        self.end_orphans(now);
+        self.report_keys(now);
+        self.actions.push_back(Action::FetchOrders);
         Ok(())
     }
 
     /// Ends orders in progress whose keys are no longer trusted. Active versions keep serving.
-    pub(super) fn end_orphans(&mut self, now: Now, actions: &mut Vec<Action>) {
+    pub(super) fn end_orphans(&mut self, now: Now) {
         let is_orphan = |function: &TrackedFunction| {
             let candidate = function.candidate()?;
             // A rollback to code needs no permission to send code: it was checked when the code arrived.
@@ -277,7 +264,7 @@ impl Deployer {
         let orphans: Vec<Arc<str>> = self.functions.values().filter_map(is_orphan).collect();
         for name in orphans {
             let detail = "the key that signed it is no longer trusted; push it again with one that is";
-            self.reject(&name, Refusal::new(Reason::UnknownKey, detail), now, actions);
+            self.reject(&name, Refusal::new(Reason::UnknownKey, detail), now);
         }
     }
 
@@ -288,37 +275,30 @@ impl Deployer {
         refusal: Refusal,
         message: (Box<str>, Bytes),
         now: Now,
-        actions: &mut Vec<Action>,
     ) {
         if self.retry_orders.contains_key(&name) || self.retry_orders.len() < MAX_RETRY_ORDERS {
             self.retry_orders.insert(Arc::clone(&name), message);
         }
         self.has_garbage = true;
         let outcome = about.because(DeployState::Receiving, &refusal);
-        let Some(function) = self.report_slot(&name, now, actions) else { return };
+        let Some(function) = self.report_slot(&name, now) else { return };
         if function.refused.as_ref() != Some(&outcome) {
             tracing::error!(function = &*name, %refusal, "trying again to store an order every second");
             function.refuse(outcome, true, now);
-            actions.extend(report(function, now));
+            let action = report(function, now);
+            self.actions.extend(action);
         }
     }
 
     /// Refuses an order; the active version keeps serving. A refusal that any publisher could provoke must not overwrite the
     /// report of an order in progress.
-    fn refuse(
-        &mut self,
-        name: &str,
-        about: Option<OrderOutcome>,
-        refusal: Refusal,
-        now: Now,
-        actions: &mut Vec<Action>,
-    ) {
+    fn refuse(&mut self, name: &str, about: Option<OrderOutcome>, refusal: Refusal, now: Now) {
         self.stats.refused(refusal.reason);
         let by_anybody = about.is_none() || matches!(refusal.reason, Reason::Expired | Reason::ReplayedSerial);
         let about = about.unwrap_or_else(|| OrderOutcome::new(DeployState::Rejected, None));
         let outcome = about.because(DeployState::Rejected, &refusal);
         let is_keys = *name == *KEYS;
-        let Some(function) = self.report_slot(name, now, actions) else { return };
+        let Some(function) = self.report_slot(name, now) else { return };
         if by_anybody && function.work.is_some() {
             return;
         }
@@ -327,15 +307,16 @@ impl Deployer {
         }
         if is_keys {
             if self.keys.may_report(now) {
-                self.report_keys(now, actions);
+                self.report_keys(now);
             }
         } else {
-            actions.extend(report(function, now));
+            let action = report(function, now);
+            self.actions.extend(action);
         }
     }
 
     /// Returns the function to report a refusal for, or `None` if there are too many unknown ones.
-    fn report_slot(&mut self, name: &str, now: Now, actions: &mut Vec<Action>) -> Option<&mut TrackedFunction> {
+    fn report_slot(&mut self, name: &str, now: Now) -> Option<&mut TrackedFunction> {
         if *name == *KEYS {
             return Some(&mut self.keys);
         }
@@ -344,15 +325,15 @@ impl Deployer {
         }
         let (function, replaced) = self.unknown.entry(name, now);
         if let Some(function) = replaced {
-            actions.push(Action::Report { function, payload: Bytes::new() });
+            self.actions.push_back(Action::Report { function, payload: Bytes::new() });
         }
         function
     }
 
-    pub(super) fn report_keys(&mut self, now: Now, actions: &mut Vec<Action>) {
+    pub(super) fn report_keys(&mut self, now: Now) {
         let mut report = self.keys.report(now);
         report.keys = Some(names(self.trust.keys()));
-        actions.push(Action::Report { function: KEYS.into(), payload: report.to_json().into() });
+        self.actions.push_back(Action::Report { function: KEYS.into(), payload: report.to_json().into() });
     }
 }
 

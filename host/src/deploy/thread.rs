@@ -107,7 +107,6 @@ impl Shell {
         let mut is_synced = time::clock_synced();
         let mut now = Now::read(is_synced);
         let mut next_tick = now.monotonic + TICK;
-        let mut actions = Vec::new();
         loop {
             let request = match received.recv_timeout(next_tick.saturating_duration_since(now.monotonic)) {
                 Ok(request) => Some(request),
@@ -128,10 +127,10 @@ impl Shell {
                 now.synced = is_synced;
             }
             for request in request.into_iter().chain(is_tick.then_some(Request::Tick)) {
-                self.deployer.handle(request, now, &mut actions);
+                self.deployer.handle(request, now);
             }
-            self.refetch_after_flood(now, &mut actions);
-            for action in actions.drain(..) {
+            let mut refetch = self.refetch_after_flood(now);
+            while let Some(action) = self.deployer.poll().or_else(|| refetch.take()) {
                 if let Some(action) = self.carry_out(action)
                     && self.actions.blocking_send(action).is_err()
                 {
@@ -143,15 +142,12 @@ impl Shell {
 
     /// Asks for orders again some time after messages were dropped. Dropped chunks are missed by the transfer that waits
     /// for them, dropped orders by nobody.
-    fn refetch_after_flood(&mut self, now: Now, actions: &mut Vec<Action>) {
+    fn refetch_after_flood(&mut self, now: Now) -> Option<Action> {
         if self.flood.has_dropped.swap(false, Relaxed) && self.fetch_at.is_none() {
             tracing::warn!("deploy messages arrive faster than they are handled; the dropped ones are fetched again");
             self.fetch_at = Some(now.monotonic + FETCH_AFTER_FLOOD);
         }
-        if self.fetch_at.is_some_and(|at| now.monotonic >= at) {
-            self.fetch_at = None;
-            actions.push(Action::FetchOrders);
-        }
+        self.fetch_at.take_if(|at| now.monotonic >= *at).map(|_| Action::FetchOrders)
     }
 
     /// Carries out what needs no daemon; returns any other action.

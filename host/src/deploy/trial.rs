@@ -20,7 +20,7 @@ const MOST_ATTEMPTS: u32 = 3;
 
 impl Deployer {
     /// Compiles queued modules, one at a time: the compiler needs much of a small board.
-    pub(super) fn compile_next(&mut self, now: Now, actions: &mut Vec<Action>) {
+    pub(super) fn compile_next(&mut self, now: Now) {
         while self.compiling.is_none() {
             let Some(name) = self.queue.pop_front() else { return };
             let candidate = self.functions.get(&name).expect(KNOWN).candidate();
@@ -28,7 +28,7 @@ impl Deployer {
             let manifest = match self.manifest(&stored) {
                 Ok(manifest) => manifest,
                 Err(refusal) => {
-                    self.reject(&name, refusal, now, actions);
+                    self.reject(&name, refusal, now);
                     continue;
                 }
             };
@@ -39,7 +39,7 @@ impl Deployer {
                     tracing::warn!(function = &*name, module, %error, "failed to read a module");
                     // Its chunks are fetched again, or the order ends.
                     let _ = self.disk.remove(super::disk::MODULES, &module);
-                    self.start_candidate(&name, now, actions);
+                    self.start_candidate(&name, now);
                     continue;
                 }
             };
@@ -48,28 +48,21 @@ impl Deployer {
             let work = function.work.as_mut().expect("a queued function has work");
             work.edition = edition;
             work.stage = Stage::Compiling;
-            actions.push(report_now(function, now));
+            self.actions.push_back(report_now(function, now));
             let class = Class::for_memory(manifest.limits.memory_bytes.get());
             if stored.is_code {
                 match self.unpack(&wasm, class) {
-                    Ok(code) => self.load(&name, code, now, actions),
-                    Err(refusal) => self.reject(&name, refusal, now, actions),
+                    Ok(code) => self.load(&name, code, now),
+                    Err(refusal) => self.reject(&name, refusal, now),
                 }
                 continue;
             }
             self.compiling = Some((Arc::clone(&name), edition));
-            actions.push(Action::Compile { function: name, edition, digest: stored.digest, wasm, class });
+            self.actions.push_back(Action::Compile { function: name, edition, digest: stored.digest, wasm, class });
         }
     }
 
-    pub(super) fn compiled(
-        &mut self,
-        name: &Arc<str>,
-        edition: u32,
-        result: Result<Bytes, CompilerError>,
-        now: Now,
-        actions: &mut Vec<Action>,
-    ) {
+    pub(super) fn compiled(&mut self, name: &Arc<str>, edition: u32, result: Result<Bytes, CompilerError>, now: Now) {
         if self.compiling.as_ref().is_some_and(|(of, number)| of == name && *number == edition) {
             self.compiling = None;
         }
@@ -80,41 +73,34 @@ impl Deployer {
             return;
         }
         match result {
-            Ok(code) => self.load(name, code, now, actions),
+            Ok(code) => self.load(name, code, now),
             Err(CompilerError::Run(error)) if work.attempts + 1 < MOST_ATTEMPTS => {
                 tracing::warn!(function = &**name, %error, "failed to run the compiler; trying again");
                 work.attempts += 1;
                 work.stage = Stage::Queued;
                 self.retries.push(Arc::clone(name));
             }
-            Err(error) => self.reject(name, compile_refusal(error), now, actions),
+            Err(error) => self.reject(name, compile_refusal(error), now),
         }
     }
 
     /// Hands code to the workers.
-    fn load(&mut self, name: &Arc<str>, code: Bytes, now: Now, actions: &mut Vec<Action>) {
+    fn load(&mut self, name: &Arc<str>, code: Bytes, now: Now) {
         let function = self.functions.get(name).expect(KNOWN);
         let candidate = function.candidate().cloned().expect("loaded code belongs to a candidate");
         let manifest = match self.manifest(&candidate.stored) {
             Ok(manifest) => manifest,
-            Err(refusal) => return self.reject(name, refusal, now, actions),
+            Err(refusal) => return self.reject(name, refusal, now),
         };
         let trial = candidate.trial(&manifest.trial);
         let work = self.functions.get_mut(name).and_then(|function| function.work.as_mut());
         let work = work.expect("a candidate has work");
         work.stage = Stage::Loading;
         let installed = Installed::new(manifest, candidate.stored.digest, code);
-        actions.push(Action::Start(Start { edition: work.edition, installed, trial }));
+        self.actions.push_back(Action::Start(Start { edition: work.edition, installed, trial }));
     }
 
-    pub(super) fn trial(
-        &mut self,
-        name: &Arc<str>,
-        edition: u32,
-        event: TrialEvent,
-        now: Now,
-        actions: &mut Vec<Action>,
-    ) {
+    pub(super) fn trial(&mut self, name: &Arc<str>, edition: u32, event: TrialEvent, now: Now) {
         let Some(function) = self.functions.get_mut(name) else {
             debug_assert!(false, "{KNOWN}");
             tracing::error!(invariant = "deployed_function_known", function = &**name, edition, "{KNOWN}");
@@ -122,35 +108,35 @@ impl Deployer {
         };
         let is_candidate = function.work.as_ref().is_some_and(|work| work.edition == edition && work.is_started());
         if !is_candidate {
-            return self.active_event(name, edition, event, now, actions);
+            return self.active_event(name, edition, event, now);
         }
         let work = function.work.as_mut().expect("a candidate has work");
         let candidate = function.record.candidate.as_ref().expect("work belongs to a candidate");
         match event {
             TrialEvent::Ready => match candidate.stored.trial().and_then(|trial| candidate.trial(&trial)) {
-                None => self.activate(name, now, actions),
+                None => self.activate(name, now),
                 Some(trial) => {
                     let messages = trial.messages.get();
                     work.stage = Stage::Trial(TrialProgress { messages, ..TrialProgress::default() });
-                    actions.push(report_now(function, now));
+                    self.actions.push_back(report_now(function, now));
                 }
             },
             TrialEvent::NotLoaded { error } => {
-                self.reject(name, Refusal::new(Reason::NotLoaded, error), now, actions);
+                self.reject(name, Refusal::new(Reason::NotLoaded, error), now);
             }
             TrialEvent::Progress { tally, mut samples } => {
                 let Stage::Trial(trial) = &mut work.stage else { return };
                 samples.truncate(MAX_DIFFERENCES);
                 samples.iter_mut().for_each(Difference::truncate);
                 (trial.tally, trial.samples) = (tally, samples);
-                actions.extend(report(function, now));
+                self.actions.extend(report(function, now));
             }
             TrialEvent::Passed => {
                 let is_shadow = candidate.stored.trial().is_some_and(|trial| trial.mode == TrialMode::Shadow);
-                self.activate(name, now, actions);
+                self.activate(name, now);
                 // A candidate in a live trial serves already.
                 if is_shadow {
-                    actions.push(Action::Promote { function: Arc::clone(name), edition });
+                    self.actions.push_back(Action::Promote { function: Arc::clone(name), edition });
                 }
             }
             TrialEvent::Failed { failure } => {
@@ -159,24 +145,24 @@ impl Deployer {
                 let Failure { code, detail } = failure;
                 let why = Refusal::new(Reason::FailedTrial, format!("{}: {detail}", code.as_str()));
                 self.stats.refused(why.reason);
-                self.end(name, DeployState::RolledBack, &why, now, actions);
+                self.end(name, DeployState::RolledBack, &why, now);
             }
         }
     }
 
     /// Makes the candidate the active version. After a loss of power either version may serve.
-    fn activate(&mut self, name: &Arc<str>, now: Now, actions: &mut Vec<Action>) {
+    fn activate(&mut self, name: &Arc<str>, now: Now) {
         let decide = |function: &mut TrackedFunction| {
             function.record.promote();
             function.serving = function.work.take().map(|work| work.edition);
             function.load_error = None;
             function.is_quarantined = false;
         };
-        self.save_and_report(name, decide, now, actions);
+        self.save_and_report(name, decide, now);
     }
 
     /// Handles an event of an edition that is not a candidate: the active one, or one that is gone.
-    fn active_event(&mut self, name: &Arc<str>, edition: u32, event: TrialEvent, now: Now, actions: &mut Vec<Action>) {
+    fn active_event(&mut self, name: &Arc<str>, edition: u32, event: TrialEvent, now: Now) {
         let function = self.functions.get_mut(name).expect(KNOWN);
         if let TrialEvent::NotLoaded { error } = event
             && function.serving == Some(edition)
@@ -184,7 +170,7 @@ impl Deployer {
             tracing::error!(function = &**name, error, "the workers cannot load the active version");
             function.serving = None;
             function.load_error = Some(Refusal::new(Reason::NotLoaded, error));
-            actions.extend(report(function, now));
+            self.actions.extend(report(function, now));
         }
     }
 }

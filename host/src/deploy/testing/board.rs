@@ -199,9 +199,8 @@ impl Board {
     pub(crate) fn handle(&mut self, request: Request) {
         let mut requests = VecDeque::from([request]);
         while let Some(request) = requests.pop_front() {
-            let mut actions = Vec::new();
-            self.deployer.handle(request, self.now, &mut actions);
-            for action in actions {
+            self.deployer.handle(request, self.now);
+            while let Some(action) = self.deployer.poll() {
                 self.carry_out(action, &mut requests);
             }
         }
