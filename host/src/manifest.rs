@@ -10,7 +10,7 @@ use serde::{Serialize, Serializer};
 
 use crate::config::Functions;
 use crate::config::document::{Item, Table, Value};
-use crate::config::problem::{Location, Misfit, Problem, Problems};
+use crate::config::problem::{Invalid, Location, Problem, Problems};
 use crate::config::reader::{Read, Reader, Section, choice, wrong_kind};
 use crate::topic::TopicFilter;
 
@@ -138,9 +138,9 @@ impl Manifest {
         match std::fs::read_to_string(&file) {
             Ok(text) => Self::from_toml(&text, &file, ceilings),
             Err(error) => {
-                let misfit = Misfit::new(format!("cannot be read: {error}"));
+                let invalid = Invalid::new(format!("cannot be read: {error}"));
                 let mut problems = Problems::default();
-                problems.push(Problem::error(Location::whole(file), "", misfit));
+                problems.push(Problem::error(Location::whole(file), "", invalid));
                 Err(problems)
             }
         }
@@ -211,12 +211,12 @@ fn read(section: &mut Section<'_, '_>, ceilings: Option<&Functions>) -> Option<M
         section.check("component", check_component(component));
     }
     if !section.has("subscribe") && !section.has("every") {
-        let misfit = Misfit::new("missing, and no every: the function would never run");
-        section.error("subscribe", misfit.mend("for example subscribe = [\"sensors/+/temperature\"]"));
+        let invalid = Invalid::new("missing, and no every: the function would never run");
+        section.error("subscribe", invalid.hint("for example subscribe = [\"sensors/+/temperature\"]"));
     } else if section.has("subscribe") && !section.has("every") && is_empty_list(section.item("subscribe")) {
         section.error(
             "subscribe",
-            Misfit::new("empty, and no every: the function would never run").mend("name a topic filter"),
+            Invalid::new("empty, and no every: the function would never run").hint("name a topic filter"),
         );
     }
     check_subscribe(section, &manifest.subscribe);
@@ -249,8 +249,8 @@ fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits, ceilings: Opt
     section.value("output_bytes", &mut limits.output_bytes);
     section.value("state_bytes", &mut limits.state_bytes);
     if limits.memory_bytes.get() < WASM_PAGE_BYTES {
-        let misfit = Misfit::new(format!("{} is less than one page of WebAssembly memory", limits.memory_bytes));
-        section.error("memory_bytes", misfit.mend(format!("use at least {WASM_PAGE_BYTES}")));
+        let invalid = Invalid::new(format!("{} is less than one page of WebAssembly memory", limits.memory_bytes));
+        section.error("memory_bytes", invalid.hint(format!("use at least {WASM_PAGE_BYTES}")));
     }
     let Some(most) = ceilings else { return };
     let asked = [
@@ -263,8 +263,8 @@ fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits, ceilings: Opt
     ];
     for (key, ceiling, asked, most) in asked {
         if asked > most {
-            let misfit = Misfit::new(format!("{asked} is above functions.{ceiling} of this board ({most})"));
-            section.error(key, misfit.mend("lower it here, or raise that in the configuration"));
+            let invalid = Invalid::new(format!("{asked} is above functions.{ceiling} of this board ({most})"));
+            section.error(key, invalid.hint("lower it here, or raise that in the configuration"));
         }
     }
 }
@@ -276,13 +276,13 @@ fn read_trial(section: &mut Section<'_, '_>, trial: &mut Trial) {
     section.value("failures", &mut trial.failures);
     section.optional("differences", &mut trial.differences);
     if section.has("differences") && trial.mode == TrialMode::Live {
-        let misfit = Misfit::new("only a shadow is compared with the version before");
-        section.error("differences", misfit.mend("set mode = \"shadow\", or remove it"));
+        let invalid = Invalid::new("only a shadow is compared with the version before");
+        section.error("differences", invalid.hint("set mode = \"shadow\", or remove it"));
     }
     if section.has("failures") && trial.failures >= trial.messages.get() {
         let (failures, messages) = (trial.failures, trial.messages);
-        let misfit = Misfit::new(format!("{failures} of {messages} messages may fail, so that every trial passes"));
-        section.error("failures", misfit.mend("lower it, or raise messages"));
+        let invalid = Invalid::new(format!("{failures} of {messages} messages may fail, so that every trial passes"));
+        section.error("failures", invalid.hint("lower it, or raise messages"));
     }
 }
 
@@ -299,12 +299,12 @@ fn check_subscribe(section: &mut Section<'_, '_>, subscribe: &[TopicFilter]) {
             section.error_at(
                 at,
                 &format!("subscribe[{n}]"),
-                Misfit::new(format!("{filter} is there twice")).mend("remove one"),
+                Invalid::new(format!("{filter} is there twice")).hint("remove one"),
             );
         } else if filter.as_str().split('/').next() == Some("$timer") {
-            let misfit =
-                Misfit::new("$timer topics never come from the broker").mend("use every = \"10s\" for a timer");
-            section.error_at(at, &format!("subscribe[{n}]"), misfit);
+            let invalid =
+                Invalid::new("$timer topics never come from the broker").hint("use every = \"10s\" for a timer");
+            section.error_at(at, &format!("subscribe[{n}]"), invalid);
         }
     }
 }
@@ -317,22 +317,22 @@ fn check_loops(allow: &mut Section<'_, '_>, subscribe: &[TopicFilter], publish: 
     for (n, out) in publish.iter().enumerate() {
         for heard in subscribe.iter().filter(|heard| heard.intersects(out)) {
             let at = allow.nth("publish", n);
-            let misfit = Misfit::new(format!("{FEEDBACK_LOOP}: publish {out} can match subscribe {heard}"));
+            let invalid = Invalid::new(format!("{FEEDBACK_LOOP}: publish {out} can match subscribe {heard}"));
             allow.error_at(
                 at,
                 &format!("publish[{n}]"),
-                misfit.mend("publish under topics that this function does not hear"),
+                invalid.hint("publish under topics that this function does not hear"),
             );
         }
     }
 }
 
-fn check_component(file: &str) -> Result<(), Misfit> {
+fn check_component(file: &str) -> Result<(), Invalid> {
     let mut parts = Path::new(file).components();
     match (parts.next(), parts.next()) {
         (Some(Component::Normal(_)), None) => Ok(()),
-        _ => Err(Misfit::new(format!("{file:?} is not the name of a file in this folder"))
-            .mend("for example component = \"function.wasm\"")),
+        _ => Err(Invalid::new(format!("{file:?} is not the name of a file in this folder"))
+            .hint("for example component = \"function.wasm\"")),
     }
 }
 
@@ -342,13 +342,13 @@ pub fn is_name(text: &str) -> bool {
 }
 
 /// Names of functions: one, or all that begin alike (`threshold-*`, `*`).
-pub(crate) fn check_pattern(text: &str) -> Result<(), Misfit> {
+pub(crate) fn check_pattern(text: &str) -> Result<(), Invalid> {
     let beginning = text.strip_suffix('*');
     if is_name(text) || beginning.is_some_and(|beginning| beginning.is_empty() || is_name(beginning)) {
         return Ok(());
     }
-    Err(Misfit::new(format!("{text:?} names no function"))
-        .mend("write a name, or its beginning and *, as in \"threshold-*\""))
+    Err(Invalid::new(format!("{text:?} names no function"))
+        .hint("write a name, or its beginning and *, as in \"threshold-*\""))
 }
 
 struct Name(Arc<str>);
@@ -356,8 +356,8 @@ struct Version(Arc<str>);
 struct Period(Duration);
 struct Setting(String);
 
-fn refuse<T>(item: &Item, key: &str, misfit: Misfit, problems: &mut Problems) -> Option<T> {
-    problems.push(Problem::error(item.at.clone(), key, misfit));
+fn refuse<T>(item: &Item, key: &str, invalid: Invalid, problems: &mut Problems) -> Option<T> {
+    problems.push(Problem::error(item.at.clone(), key, invalid));
     None
 }
 
@@ -367,8 +367,8 @@ impl Read for Name {
         if is_name(&text) {
             return Some(Self(text.into()));
         }
-        let misfit = Misfit::new(format!("{text:?} is no function name"));
-        refuse(item, key, misfit.mend("use 1 to 64 of a-z, 0-9 and -"), problems)
+        let invalid = Invalid::new(format!("{text:?} is no function name"));
+        refuse(item, key, invalid.hint("use 1 to 64 of a-z, 0-9 and -"), problems)
     }
 }
 
@@ -378,8 +378,8 @@ impl Read for Version {
         if text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'+')) {
             return Some(Self(text.into()));
         }
-        let misfit = Misfit::new(format!("{text:?} is no version"));
-        refuse(item, key, misfit.mend("use 1 to 64 letters, digits, dots, - and +, as in 1.2.0"), problems)
+        let invalid = Invalid::new(format!("{text:?} is no version"));
+        refuse(item, key, invalid.hint("use 1 to 64 letters, digits, dots, - and +, as in 1.2.0"), problems)
     }
 }
 
@@ -388,7 +388,7 @@ impl Read for TopicFilter {
         let text = String::read(item, key, problems)?;
         match Self::parse(&text) {
             Ok(filter) => Some(filter),
-            Err(error) => refuse(item, key, Misfit::new(error.to_string()), problems),
+            Err(error) => refuse(item, key, Invalid::new(error.to_string()), problems),
         }
     }
 }
@@ -417,15 +417,15 @@ impl Read for Period {
         match parse_period(text) {
             Some(period) if PERIODS.contains(&period) => Some(Self(period)),
             Some(_) => {
-                let misfit = Misfit::new(format!("{text:?} is out of range"));
-                refuse(item, key, misfit.mend("use 100ms or more, and 366 days or less"), problems)
+                let invalid = Invalid::new(format!("{text:?} is out of range"));
+                refuse(item, key, invalid.hint("use 100ms or more, and 366 days or less"), problems)
             }
             None => {
-                let misfit = Misfit::new(format!("{text:?} is no time"));
+                let invalid = Invalid::new(format!("{text:?} is no time"));
                 refuse(
                     item,
                     key,
-                    misfit.mend("write a whole number and ms, s, m or h: \"500ms\", \"10s\", \"5m\", \"1h\""),
+                    invalid.hint("write a whole number and ms, s, m or h: \"500ms\", \"10s\", \"5m\", \"1h\""),
                     problems,
                 )
             }

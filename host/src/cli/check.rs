@@ -8,7 +8,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{ConfigArgs, EXIT_CONFIG, print_problems};
-use crate::config::problem::{Location, Misfit, Severity};
+use crate::config::problem::{Invalid, Location, Severity};
 use crate::config::{Config, Problem, Problems};
 use crate::deploy::{self, Compiler, InstallError, Source};
 use crate::manifest::{Manifest, StateScope};
@@ -27,13 +27,13 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let (functions, more) = config.functions.load_present();
     problems.extend(more);
     for (dir, manifest) in &functions {
-        if let Err((key, misfit)) = check_function(dir, manifest, config.functions.native_code) {
-            problems.push(Problem::error(Location::whole(dir.join(crate::manifest::FILE_NAME)), key, misfit));
+        if let Err((key, invalid)) = check_function(dir, manifest, config.functions.native_code) {
+            problems.push(Problem::error(Location::whole(dir.join(crate::manifest::FILE_NAME)), key, invalid));
         }
     }
     let has_errors = problems.has_errors();
     let mut warn = |key: &str, what: &str, fix: &str| {
-        let problem = Problem::error(Location::whole(args.config.path()), key, Misfit::new(what).mend(fix));
+        let problem = Problem::error(Location::whole(args.config.path()), key, Invalid::new(what).hint(fix));
         problems.push(Problem { severity: Severity::Warning, ..problem });
     };
     let keys = &config.deploy.keys;
@@ -59,10 +59,10 @@ pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Installs a function in the same child process and with the same limits as the daemon. The error names a key.
-fn check_function(dir: &Path, manifest: &Manifest, accepts_code: bool) -> Result<(), (String, Misfit)> {
+fn check_function(dir: &Path, manifest: &Manifest, accepts_code: bool) -> Result<(), (String, Invalid)> {
     let component = |what: String, command: &str| {
         let fix = format!("sedge {command} {}", dir.display());
-        Err(("component".into(), Misfit::new(what).mend(fix)))
+        Err(("component".into(), Invalid::new(what).hint(fix)))
     };
     let Source { path, is_code } = Source::find(dir, manifest, Compiler::capabilities(), accepts_code);
     if !is_code && Compiler::capabilities().has_compiler && !path.is_file() {
@@ -71,9 +71,9 @@ fn check_function(dir: &Path, manifest: &Manifest, accepts_code: bool) -> Result
     match deploy::install(dir, manifest.clone(), &Compiler, accepts_code) {
         Ok(_) => Ok(()),
         Err(InstallError::NotGranted { source, .. }) => {
-            Err((format!("allow.{}", source.key), Misfit::new(source.to_string())))
+            Err((format!("allow.{}", source.key), Invalid::new(source.to_string())))
         }
-        Err(InstallError::NoCompiler { what, .. }) => Err(("component".into(), Misfit::new(what))),
+        Err(InstallError::NoCompiler { what, .. }) => Err(("component".into(), Invalid::new(what))),
         Err(InstallError::Folder { source, .. }) => component(source.to_string(), "compile"),
         Err(error) => component(format!("{:#}", anyhow::Error::from(error)), "build"),
     }

@@ -90,7 +90,7 @@ fn configuration(problems: &Problems) -> Vec<Finding> {
             check: "configuration",
             verdict: Verdict::Warning,
             what: format!("{}: {key}{}", problem.at, problem.what),
-            fix: problem.mend.clone(),
+            fix: problem.hint.clone(),
         }
     };
     problems.iter().map(finding).collect()

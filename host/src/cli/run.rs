@@ -21,7 +21,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     }
     telemetry::log::init(&config.log.level)?;
     for warning in problems.warnings() {
-        tracing::warn!(at = %warning.at, key = warning.key, mend = warning.mend, "{}", warning.what);
+        tracing::warn!(at = %warning.at, key = warning.key, hint = warning.hint, "{}", warning.what);
     }
     daemon::run(&args.config.path(), config, functions)?;
     Ok(())

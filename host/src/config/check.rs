@@ -7,7 +7,7 @@ use std::net::Ipv6Addr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use super::problem::Misfit;
+use super::problem::Invalid;
 use super::reader::CREDENTIAL_STORE;
 use crate::key::{KeyError, PublicKey};
 use crate::topic;
@@ -43,12 +43,12 @@ impl Scheme {
 }
 
 /// The scheme of an address, when all of the address is good.
-pub(crate) fn url(text: &str, allowed: &[Scheme]) -> Result<Scheme, Misfit> {
-    let wrong = |why: &str| Misfit::new(format!("{text:?} is no address: {why}"));
+pub(crate) fn url(text: &str, allowed: &[Scheme]) -> Result<Scheme, Invalid> {
+    let wrong = |why: &str| Invalid::new(format!("{text:?} is no address: {why}"));
     let schemes: Vec<String> = allowed.iter().map(|scheme| format!("{}://", scheme.name())).collect();
     let schemes = schemes.join(", ");
     let Some((scheme, rest)) = text.split_once("://") else {
-        return Err(wrong("it has no scheme").mend(format!("write {}://{text}", allowed[0].name())));
+        return Err(wrong("it has no scheme").hint(format!("write {}://{text}", allowed[0].name())));
     };
     let Some(scheme) = allowed.iter().copied().find(|known| known.name() == scheme) else {
         let meant = match scheme {
@@ -56,22 +56,22 @@ pub(crate) fn url(text: &str, allowed: &[Scheme]) -> Result<Scheme, Misfit> {
             "ssl" | "tls" => Some("mqtts://"),
             _ => None,
         };
-        let mend = meant.map_or_else(|| format!("use one of {schemes}"), |meant| format!("write {meant}"));
-        return Err(wrong(&format!("unknown scheme {scheme}://")).mend(mend));
+        let hint = meant.map_or_else(|| format!("use one of {schemes}"), |meant| format!("write {meant}"));
+        return Err(wrong(&format!("unknown scheme {scheme}://")).hint(hint));
     };
     if text.chars().any(|c| c.is_whitespace() || c.is_control()) {
-        return Err(wrong("it holds white space").mend("remove it"));
+        return Err(wrong("it holds white space").hint("remove it"));
     }
     let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
     if authority.contains('@') {
-        return Err(Misfit::new("an address holds no user name and no password").mend(if scheme.is_mqtt() {
+        return Err(Invalid::new("an address holds no user name and no password").hint(if scheme.is_mqtt() {
             "use username and password_file"
         } else {
             "use authorization_file"
         }));
     }
     if scheme.is_mqtt() && !path.is_empty() && path != "/" {
-        return Err(wrong("MQTT has no path").mend(format!("remove {path}")));
+        return Err(wrong("MQTT has no path").hint(format!("remove {path}")));
     }
     let (host, port) = match authority.strip_prefix('[') {
         Some(rest) => {
@@ -81,12 +81,12 @@ pub(crate) fn url(text: &str, allowed: &[Scheme]) -> Result<Scheme, Misfit> {
             (host, port)
         }
         None if authority.matches(':').count() > 1 => {
-            return Err(wrong("an IPv6 address stands in brackets").mend("for example [::1]:1883"));
+            return Err(wrong("an IPv6 address stands in brackets").hint("for example [::1]:1883"));
         }
         None => authority.split_once(':').map_or((authority, None), |(host, port)| (host, Some(port))),
     };
     if host.is_empty() {
-        return Err(wrong("it names no host").mend(format!("for example {}://localhost", scheme.name())));
+        return Err(wrong("it names no host").hint(format!("for example {}://localhost", scheme.name())));
     }
     let in_host = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
     if let Some(bad) = host.chars().find(|c| !in_host(*c)) {
@@ -99,20 +99,20 @@ pub(crate) fn url(text: &str, allowed: &[Scheme]) -> Result<Scheme, Misfit> {
 }
 
 /// A name that becomes one level of topics.
-pub(crate) fn level(text: &str) -> Result<(), Misfit> {
+pub(crate) fn level(text: &str) -> Result<(), Invalid> {
     if let Some(bad) = text.chars().find(|c| matches!(c, '/' | '+' | '#')) {
-        let misfit = Misfit::new(format!("{text:?} holds {bad}, but it becomes one level of topics"));
-        return Err(misfit.mend("use letters, digits, - and _"));
+        let invalid = Invalid::new(format!("{text:?} holds {bad}, but it becomes one level of topics"));
+        return Err(invalid.hint("use letters, digits, - and _"));
     }
     if text.starts_with('$') {
-        return Err(Misfit::new(format!("{text:?} begins with $")).mend("topics with $ belong to the broker"));
+        return Err(Invalid::new(format!("{text:?} begins with $")).hint("topics with $ belong to the broker"));
     }
-    topic::validate_name(text).map_err(|error| Misfit::new(error.to_string()))
+    topic::validate_name(text).map_err(|error| Invalid::new(error.to_string()))
 }
 
 /// The beginning of topics, with or without a slash at its end.
-pub(crate) fn topic_prefix(text: &str) -> Result<(), Misfit> {
-    topic::validate_name(text).map_err(|error| Misfit::new(error.to_string()).mend("for example plant-3/"))
+pub(crate) fn topic_prefix(text: &str) -> Result<(), Invalid> {
+    topic::validate_name(text).map_err(|error| Invalid::new(error.to_string()).hint("for example plant-3/"))
 }
 
 /// Whether topics made with this prefix may have this first level.
@@ -140,12 +140,12 @@ pub(crate) fn same_broker(one: &str, other: &str) -> bool {
 }
 
 /// A string as MQTT carries them.
-pub(crate) fn mqtt_string(text: &str) -> Result<(), Misfit> {
+pub(crate) fn mqtt_string(text: &str) -> Result<(), Invalid> {
     if text.len() > topic::MAX_BYTES {
-        return Err(Misfit::new(format!("{} bytes are too long", text.len())).mend("use at most 65535"));
+        return Err(Invalid::new(format!("{} bytes are too long", text.len())).hint("use at most 65535"));
     }
     match text.chars().find(|c| c.is_control()) {
-        Some(bad) => Err(Misfit::new(format!("it holds the character {}", bad.escape_unicode())).mend("remove it")),
+        Some(bad) => Err(Invalid::new(format!("it holds the character {}", bad.escape_unicode())).hint("remove it")),
         None => Ok(()),
     }
 }
@@ -158,10 +158,10 @@ pub(crate) enum Content {
 }
 
 /// The Ed25519 key of a file that everybody may read.
-pub(crate) fn public_key(path: &Path) -> Result<PublicKey, Misfit> {
+pub(crate) fn public_key(path: &Path) -> Result<PublicKey, Invalid> {
     let (text, _) = read(path)?;
     PublicKey::from_pem(&text).map_err(|error| {
-        let (what, mend) = match error {
+        let (what, hint) = match error {
             KeyError::Private => (
                 "is a private key, which does not belong on a board",
                 "keep it with whoever pushes, and put the public one here: openssl pkey -in private.pem -pubout",
@@ -172,28 +172,26 @@ pub(crate) fn public_key(path: &Path) -> Result<PublicKey, Misfit> {
             }
             _ => ("holds no public key in PEM", "name the .pub.pem file that sedge keygen wrote"),
         };
-        Misfit::new(format!("{} {what}", path.display())).mend(mend)
+        Invalid::new(format!("{} {what}", path.display())).hint(hint)
     })
 }
 
 /// Whether the file can be read and is what it should be. `Ok(Some(_))` is a warning.
-pub(crate) fn file(path: &Path, content: Content) -> Result<Option<Misfit>, Misfit> {
+pub(crate) fn file(path: &Path, content: Content) -> Result<Option<Invalid>, Invalid> {
     let shown = path.display();
     let (text, metadata) = read(path)?;
     let has = |marker: &str| text.windows(marker.len()).any(|window| window == marker.as_bytes());
     match content {
         Content::Secret if text.trim_ascii().is_empty() => {
-            return Err(Misfit::new(format!("{shown} is empty")).mend("write the secret into it"));
+            return Err(Invalid::new(format!("{shown} is empty")).hint("write the secret into it"));
         }
         Content::Certificate if !has("-----BEGIN CERTIFICATE-----") => {
-            return Err(Misfit::new(format!("{shown} holds no certificate in PEM")).mend(if has("PRIVATE KEY-----") {
-                "this is a private key: is it the other file?"
-            } else {
-                PEM_HINT
-            }));
+            return Err(Invalid::new(format!("{shown} holds no certificate in PEM")).hint(
+                if has("PRIVATE KEY-----") { "this is a private key: is it the other file?" } else { PEM_HINT },
+            ));
         }
         Content::PrivateKey if !has("PRIVATE KEY-----") => {
-            return Err(Misfit::new(format!("{shown} holds no private key in PEM")).mend(
+            return Err(Invalid::new(format!("{shown} holds no private key in PEM")).hint(
                 if has("-----BEGIN CERTIFICATE-----") {
                     "this is a certificate: is it the other file?"
                 } else {
@@ -202,38 +200,38 @@ pub(crate) fn file(path: &Path, content: Content) -> Result<Option<Misfit>, Misf
             ));
         }
         Content::PrivateKey if has("-----BEGIN ENCRYPTED PRIVATE KEY-----") => {
-            let mend = "decrypt it once: openssl pkey -in encrypted.pem -out key.pem";
+            let hint = "decrypt it once: openssl pkey -in encrypted.pem -out key.pem";
             return Err(
-                Misfit::new(format!("{shown} is encrypted, and nobody is there to type its password")).mend(mend)
+                Invalid::new(format!("{shown} is encrypted, and nobody is there to type its password")).hint(hint)
             );
         }
         _ => {}
     }
     let mode = metadata.permissions().mode() & 0o777;
     if content != Content::Certificate && mode & 0o004 != 0 {
-        let misfit = Misfit::new(format!("{shown} can be read by every user (mode {mode:o})"));
-        return Ok(Some(misfit.mend(format!("chmod o= {shown}"))));
+        let invalid = Invalid::new(format!("{shown} can be read by every user (mode {mode:o})"));
+        return Ok(Some(invalid.hint(format!("chmod o= {shown}"))));
     }
     Ok(None)
 }
 
 /// The beginning of a file that holds a text.
-fn read(path: &Path) -> Result<(Vec<u8>, Metadata), Misfit> {
+fn read(path: &Path) -> Result<(Vec<u8>, Metadata), Invalid> {
     let shown = path.display();
     let unreadable = |error: std::io::Error| {
-        let mend = match error.kind() {
+        let hint = match error.kind() {
             std::io::ErrorKind::NotFound => absent(path, std::env::var_os("CREDENTIALS_DIRECTORY").as_deref()),
             std::io::ErrorKind::PermissionDenied => {
                 format!("let {} read it, or hand it over with LoadCredential= in the unit", user())
             }
             _ => "correct the path".into(),
         };
-        Misfit::new(format!("{shown} cannot be read: {error}")).mend(mend)
+        Invalid::new(format!("{shown} cannot be read: {error}")).hint(hint)
     };
     // Opening a pipe would wait for its writer, perhaps for ever.
     let metadata = std::fs::metadata(path).map_err(unreadable)?;
     if !metadata.is_file() {
-        return Err(Misfit::new(format!("{shown} is no file")).mend("correct the path"));
+        return Err(Invalid::new(format!("{shown} is no file")).hint("correct the path"));
     }
     let mut text = Vec::new();
     File::open(path).and_then(|file| file.take(MOST_BYTES).read_to_end(&mut text)).map_err(unreadable)?;
@@ -259,10 +257,10 @@ fn user() -> String {
 }
 
 /// A folder that the daemon may still have to create.
-pub(crate) fn data_dir(path: &Path) -> Result<(), Misfit> {
+pub(crate) fn data_dir(path: &Path) -> Result<(), Invalid> {
     match std::fs::metadata(path) {
         Ok(metadata) if !metadata.is_dir() => {
-            Err(Misfit::new(format!("{} is no folder", path.display())).mend("name a folder"))
+            Err(Invalid::new(format!("{} is no folder", path.display())).hint("name a folder"))
         }
         _ => Ok(()),
     }
@@ -275,9 +273,9 @@ mod tests {
     #[test]
     fn a_credential_that_is_not_there_is_told_from_a_file() {
         let path = Path::new("/run/credentials/sedge.service/sedge.mqtt-password");
-        let mend = absent(path, Some("/run/credentials/sedge.service".as_ref()));
+        let hint = absent(path, Some("/run/credentials/sedge.service".as_ref()));
         assert_eq!(
-            mend,
+            hint,
             "write it to /etc/credstore/sedge.mqtt-password, or name its file in the unit: \
              LoadCredential=sedge.mqtt-password:FILE"
         );

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use toml::de::{DeTable, DeValue};
 
-use super::problem::{Location, Misfit, Problem, Problems};
+use super::problem::{Invalid, Location, Problem, Problems};
 
 #[derive(Clone, Debug)]
 pub(crate) struct Table {
@@ -72,7 +72,7 @@ impl Table {
             problems.push(Problem::error(
                 at,
                 "",
-                Misfit::new(format!("not TOML: {}", error.message().replace('\n', ", "))),
+                Invalid::new(format!("not TOML: {}", error.message().replace('\n', ", "))),
             ));
         }
         let mut table = source.table(0, root.get_ref());
@@ -86,11 +86,13 @@ impl Table {
         let whole = Location { file: file.clone(), line: 0, column: 0 };
         let json: Json = serde_json::from_slice(bytes).map_err(|error| {
             let (line, column) = (error.line() as u32, error.column() as u32);
-            Problem::error(Location { file, line, column }, "", Misfit::new(format!("not JSON: {error}")))
+            Problem::error(Location { file, line, column }, "", Invalid::new(format!("not JSON: {error}")))
         })?;
         match json.0.placed(&whole).value {
             Value::Table(table) => Ok(table),
-            other => Err(Problem::error(whole, "", Misfit::new(format!("expected an object, found {}", other.kind())))),
+            other => {
+                Err(Problem::error(whole, "", Invalid::new(format!("expected an object, found {}", other.kind()))))
+            }
         }
     }
 

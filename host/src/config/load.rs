@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::document::Table;
-use super::problem::{Location, Misfit, Problem, Problems};
+use super::problem::{Invalid, Location, Problem, Problems};
 use super::{Config, Functions, sections};
 use crate::manifest::{self, Manifest};
 
@@ -81,10 +81,10 @@ impl Functions {
                 Ok(manifest) => match loaded.iter().find(|(_, known)| known.name == manifest.name) {
                     None => loaded.push((dir.clone(), manifest)),
                     Some((first, _)) => {
-                        let misfit =
-                            Misfit::new(format!("{:?} is also the name of {}", manifest.name, first.display()));
+                        let invalid =
+                            Invalid::new(format!("{:?} is also the name of {}", manifest.name, first.display()));
                         let at = Location::whole(dir.join(manifest::FILE_NAME));
-                        problems.push(Problem::error(at, "name", misfit.mend("give each function its own name")));
+                        problems.push(Problem::error(at, "name", invalid.hint("give each function its own name")));
                     }
                 },
             }
@@ -111,12 +111,12 @@ fn files(path: &Path, problems: &mut Problems) -> Vec<PathBuf> {
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Problem {
-    let misfit = Misfit::new(format!("cannot be read: {error}"));
-    let misfit = match error.kind() {
-        std::io::ErrorKind::NotFound => misfit.mend("name the configuration with --config FILE or SEDGE_CONFIG"),
-        _ => misfit,
+    let invalid = Invalid::new(format!("cannot be read: {error}"));
+    let invalid = match error.kind() {
+        std::io::ErrorKind::NotFound => invalid.hint("name the configuration with --config FILE or SEDGE_CONFIG"),
+        _ => invalid,
     };
-    Problem::error(Location::whole(path), "", misfit)
+    Problem::error(Location::whole(path), "", invalid)
 }
 
 impl Table {

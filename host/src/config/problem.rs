@@ -32,8 +32,8 @@ pub struct Problem {
     /// The full key, `mqtt.url` or `subscribe[1]`; empty when the file itself is the problem.
     pub key: String,
     pub what: String,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mend: Option<String>,
+    #[serde(rename = "mend", skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
 }
 
 /// All that is wrong with a configuration or a manifest, in the order of the files and lines.
@@ -48,25 +48,25 @@ impl Location {
 }
 
 impl Problem {
-    pub fn error(at: Location, key: impl Into<String>, misfit: Misfit) -> Self {
-        Self { at, severity: Severity::Error, key: key.into(), what: misfit.what, mend: misfit.mend }
+    pub fn error(at: Location, key: impl Into<String>, invalid: Invalid) -> Self {
+        Self { at, severity: Severity::Error, key: key.into(), what: invalid.what, hint: invalid.hint }
     }
 }
 
 /// Why a value does not fit, before it is known where it stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Misfit {
+pub struct Invalid {
     pub what: String,
-    pub mend: Option<String>,
+    pub hint: Option<String>,
 }
 
-impl Misfit {
+impl Invalid {
     pub fn new(what: impl Into<String>) -> Self {
-        Self { what: what.into(), mend: None }
+        Self { what: what.into(), hint: None }
     }
 
-    pub fn mend(mut self, mend: impl Into<String>) -> Self {
-        self.mend = Some(mend.into());
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
         self
     }
 }
@@ -140,8 +140,8 @@ impl fmt::Display for Problem {
             write!(f, "{}: ", self.key)?;
         }
         f.write_str(&self.what)?;
-        match &self.mend {
-            Some(mend) => write!(f, "; {mend}"),
+        match &self.hint {
+            Some(hint) => write!(f, "; {hint}"),
             None => Ok(()),
         }
     }

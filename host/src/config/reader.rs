@@ -6,7 +6,7 @@ use std::num::{NonZeroU16, NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
 use super::document::{Item, Table, Value};
-use super::problem::{Location, Misfit, Problem, Problems, Severity};
+use super::problem::{Invalid, Location, Problem, Problems, Severity};
 use super::suggest::nearest;
 
 /// A value that can stand behind a key.
@@ -70,8 +70,8 @@ impl<'d> Section<'_, 'd> {
             None => (None, self.at.clone()),
             Some(Item { at, value: Value::Table(table) }) => (Some(table), at.clone()),
             Some(item) => {
-                let mend = format!("write it as [{path}]");
-                self.error(key, Misfit::new(format!("expected a section, found {}", item.value.kind())).mend(mend));
+                let hint = format!("write it as [{path}]");
+                self.error(key, Invalid::new(format!("expected a section, found {}", item.value.kind())).hint(hint));
                 (None, self.at.clone())
             }
         };
@@ -131,7 +131,7 @@ impl<'d> Section<'_, 'd> {
     pub fn required<T: Read>(&mut self, key: &str, example: &str) -> Option<T> {
         let mut value = None;
         if self.item(key).is_none() {
-            self.error(key, Misfit::new("missing").mend(format!("for example {key} = {example}")));
+            self.error(key, Invalid::new("missing").hint(format!("for example {key} = {example}")));
         }
         self.optional(key, &mut value);
         value
@@ -151,24 +151,24 @@ impl<'d> Section<'_, 'd> {
         }
     }
 
-    pub fn error(&mut self, key: &str, misfit: Misfit) {
-        self.error_at(self.at(key), key, misfit);
+    pub fn error(&mut self, key: &str, invalid: Invalid) {
+        self.error_at(self.at(key), key, invalid);
     }
 
-    pub fn error_at(&mut self, at: Location, key: &str, misfit: Misfit) {
-        self.reader.problems.push(Problem::error(at, join(&self.path, key), misfit));
+    pub fn error_at(&mut self, at: Location, key: &str, invalid: Invalid) {
+        self.reader.problems.push(Problem::error(at, join(&self.path, key), invalid));
     }
 
-    pub fn warn(&mut self, key: &str, misfit: Misfit) {
-        let problem = Problem::error(self.at(key), join(&self.path, key), misfit);
+    pub fn warn(&mut self, key: &str, invalid: Invalid) {
+        let problem = Problem::error(self.at(key), join(&self.path, key), invalid);
         self.reader.problems.push(Problem { severity: Severity::Warning, ..problem });
     }
 
     /// Pushes the problem when there is one.
-    pub fn check(&mut self, key: &str, result: Result<(), Misfit>) -> bool {
+    pub fn check(&mut self, key: &str, result: Result<(), Invalid>) -> bool {
         let good = result.is_ok();
-        if let Err(misfit) = result {
-            self.error(key, misfit);
+        if let Err(invalid) = result {
+            self.error(key, invalid);
         }
         good
     }
@@ -178,8 +178,8 @@ fn join(path: &str, key: &str) -> String {
     if path.is_empty() { key.to_owned() } else { format!("{path}.{key}") }
 }
 
-fn unknown_key(keys: &[String], path: &str, key: &str) -> Misfit {
-    let misfit = Misfit::new("unknown key");
+fn unknown_key(keys: &[String], path: &str, key: &str) -> Invalid {
+    let invalid = Invalid::new("unknown key");
     let in_section = |section: &str| -> Vec<&str> {
         let prefix = join(section, "");
         keys.iter().filter_map(|full| full.strip_prefix(&prefix)).filter(|rest| !rest.contains('.')).collect()
@@ -187,24 +187,24 @@ fn unknown_key(keys: &[String], path: &str, key: &str) -> Misfit {
     let siblings = in_section(path);
     let elsewhere = || keys.iter().find(|full| full.rsplit('.').next() == Some(key));
     match nearest(key, &siblings) {
-        Some(near) => misfit.mend(format!("did you mean {near}?")),
+        Some(near) => invalid.hint(format!("did you mean {near}?")),
         None => match elsewhere().and_then(|full| full.rsplit_once('.')) {
-            Some((section, _)) => misfit.mend(format!("it belongs in [{section}]")),
-            None => misfit.mend(format!("known here: {}", siblings.join(", "))),
+            Some((section, _)) => invalid.hint(format!("it belongs in [{section}]")),
+            None => invalid.hint(format!("known here: {}", siblings.join(", "))),
         },
     }
 }
 
 /// Pushes "expected this, found that".
 pub(crate) fn wrong_kind<T>(item: &Item, key: &str, expected: &str, problems: &mut Problems) -> Option<T> {
-    let mut misfit = Misfit::new(format!("expected {expected}, found {}", item.value.kind()));
+    let mut invalid = Invalid::new(format!("expected {expected}, found {}", item.value.kind()));
     match &item.value {
         Value::String(text) if text.parse::<i128>().is_ok() || text == "true" || text == "false" => {
-            misfit = misfit.mend("write it without quotes");
+            invalid = invalid.hint("write it without quotes");
         }
         _ => {}
     }
-    problems.push(Problem::error(item.at.clone(), key, misfit));
+    problems.push(Problem::error(item.at.clone(), key, invalid));
     None
 }
 
@@ -215,22 +215,22 @@ pub(crate) fn choice<T: Copy>(item: &Item, key: &str, words: &[(&str, T)], probl
         return Some(*value);
     }
     let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-    let mend = match nearest(&text, &words) {
+    let hint = match nearest(&text, &words) {
         Some(near) => format!("did you mean {near:?}?"),
         None => format!("use one of {words:?}"),
     };
-    problems.push(Problem::error(item.at.clone(), key, Misfit::new(format!("unknown value {text:?}")).mend(mend)));
+    problems.push(Problem::error(item.at.clone(), key, Invalid::new(format!("unknown value {text:?}")).hint(hint)));
     None
 }
 
 impl Read for String {
     fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
-        let misfit = match &item.value {
+        let invalid = match &item.value {
             Value::String(text) if !text.is_empty() => return Some(text.clone()),
-            Value::String(_) => Misfit::new("empty").mend("leave the key out instead"),
-            other => Misfit::new(format!("expected a string, found {}", other.kind())).mend("put it in quotes"),
+            Value::String(_) => Invalid::new("empty").hint("leave the key out instead"),
+            other => Invalid::new(format!("expected a string, found {}", other.kind())).hint("put it in quotes"),
         };
-        problems.push(Problem::error(item.at.clone(), key, misfit));
+        problems.push(Problem::error(item.at.clone(), key, invalid));
         None
     }
 }
@@ -247,9 +247,9 @@ impl Read for bool {
 impl<T: Read> Read for Vec<T> {
     fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
         let Value::Array(items) = &item.value else {
-            let mend = "put it in brackets: [\"...\"]";
-            let misfit = Misfit::new(format!("expected a list, found {}", item.value.kind())).mend(mend);
-            problems.push(Problem::error(item.at.clone(), key, misfit));
+            let hint = "put it in brackets: [\"...\"]";
+            let invalid = Invalid::new(format!("expected a list, found {}", item.value.kind())).hint(hint);
+            problems.push(Problem::error(item.at.clone(), key, invalid));
             return None;
         };
         // Every item is read, also after a bad one.
@@ -273,25 +273,25 @@ impl Read for PathBuf {
     fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
         const CREDENTIALS: &str = "${CREDENTIALS_DIRECTORY}";
         let text = String::read(item, key, problems)?;
-        let mut refuse = |misfit| {
-            problems.push(Problem::error(item.at.clone(), key, misfit));
+        let mut refuse = |invalid| {
+            problems.push(Problem::error(item.at.clone(), key, invalid));
             None
         };
         let path = match text.strip_prefix(CREDENTIALS) {
             Some(rest) => match credentials(std::env::var_os("CREDENTIALS_DIRECTORY"), Path::new(CREDENTIAL_STORE)) {
                 Some(folder) => folder.join(rest.trim_start_matches('/')),
                 None => {
-                    let mend = "add LoadCredential= to the unit, or write a path";
-                    return refuse(Misfit::new("CREDENTIALS_DIRECTORY is not set: not started by systemd").mend(mend));
+                    let hint = "add LoadCredential= to the unit, or write a path";
+                    return refuse(Invalid::new("CREDENTIALS_DIRECTORY is not set: not started by systemd").hint(hint));
                 }
             },
             None if text.contains("${") => {
                 return refuse(
-                    Misfit::new("unknown variable").mend(format!("only {CREDENTIALS} is expanded, at the start")),
+                    Invalid::new("unknown variable").hint(format!("only {CREDENTIALS} is expanded, at the start")),
                 );
             }
             None if text.starts_with("~/") => {
-                return refuse(Misfit::new("~ is not expanded").mend("write the whole path"));
+                return refuse(Invalid::new("~ is not expanded").hint("write the whole path"));
             }
             None => PathBuf::from(text),
         };
@@ -307,15 +307,15 @@ macro_rules! numbers {
                 let Value::Integer(value) = item.value else {
                     return wrong_kind(item, key, "a whole number", problems);
                 };
-                let misfit = if value < $least {
-                    Misfit::new(format!("{value} is too small")).mend(concat!("use at least ", $least))
+                let invalid = if value < $least {
+                    Invalid::new(format!("{value} is too small")).hint(concat!("use at least ", $least))
                 } else {
                     match <$plain>::try_from(value).ok().and_then(|value| <$number>::try_from(value).ok()) {
                         Some(number) => return Some(number),
-                        None => Misfit::new("the number is too large").mend(format!("use at most {}", <$plain>::MAX)),
+                        None => Invalid::new("the number is too large").hint(format!("use at most {}", <$plain>::MAX)),
                     }
                 };
-                problems.push(Problem::error(item.at.clone(), key, misfit));
+                problems.push(Problem::error(item.at.clone(), key, invalid));
                 None
             }
         }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::check::{self, Content, Scheme};
 use super::document::{Item, Table, Value};
-use super::problem::{Misfit, Problem, Problems};
+use super::problem::{Invalid, Problem, Problems};
 use super::reader::{Read, Reader, Section, choice, wrong_kind};
 use super::suggest::nearest;
 use super::{Config, Deploy, DeployKey, Functions, Http, Isolate, Log, Mqtt, Node, Store, Upstream, WhenFull, Worker};
@@ -34,21 +34,21 @@ pub(super) fn read(table: &Table) -> (Config, Problems, Vec<String>) {
 fn node(section: &mut Section<'_, '_>, node: &mut Node) {
     let named = section.value("name", &mut node.name);
     if section.check("name", check::level(&node.name)) && matches!(&*node.name, "group" | "blob") {
-        let misfit = Misfit::new(format!("{:?} is a level of Sedge's own topics", node.name));
-        section.error("name", misfit.mend("choose another name"));
+        let invalid = Invalid::new(format!("{:?} is a level of Sedge's own topics", node.name));
+        section.error("name", invalid.hint("choose another name"));
     } else if !named && !section.has("name") && matches!(&*node.name, "localhost" | "(none)") {
         // Two boards of one name would take turns in throwing each other out of the broker.
-        let misfit = Misfit::new(format!("the host name is {:?}, which every board could have", node.name));
-        section.warn("name", misfit.mend("give this board a name of its own"));
+        let invalid = Invalid::new(format!("the host name is {:?}, which every board could have", node.name));
+        section.warn("name", invalid.hint("give this board a name of its own"));
     }
     section.value("groups", &mut node.groups);
     for (n, group) in node.groups.iter().enumerate() {
         let key = format!("groups[{n}]");
         let at = section.nth("groups", n);
-        if let Err(misfit) = check::level(group) {
-            section.error_at(at, &key, misfit);
+        if let Err(invalid) = check::level(group) {
+            section.error_at(at, &key, invalid);
         } else if node.groups[..n].contains(group) {
-            section.error_at(at, &key, Misfit::new(format!("{group:?} is there twice")).mend("remove one"));
+            section.error_at(at, &key, Invalid::new(format!("{group:?} is there twice")).hint("remove one"));
         }
     }
     section.value("base_topic", &mut node.base_topic);
@@ -74,9 +74,9 @@ fn mqtt(section: &mut Section<'_, '_>, mqtt: &mut Mqtt) {
     section.value("max_payload_bytes", &mut mqtt.max_payload_bytes);
     if mqtt.max_payload_bytes > mqtt.max_packet_bytes {
         let (payload, packet) = (mqtt.max_payload_bytes, mqtt.max_packet_bytes);
-        let misfit =
-            Misfit::new(format!("{payload} is above max_packet_bytes ({packet}), which holds topic and payload"));
-        section.error("max_payload_bytes", misfit.mend("lower it, or raise max_packet_bytes"));
+        let invalid =
+            Invalid::new(format!("{payload} is above max_packet_bytes ({packet}), which holds topic and payload"));
+        section.error("max_payload_bytes", invalid.hint("lower it, or raise max_packet_bytes"));
     }
     section.value("session_expiry_secs", &mut mqtt.session_expiry_secs);
     section.optional("share_group", &mut mqtt.share_group);
@@ -94,12 +94,12 @@ fn functions(section: &mut Section<'_, '_>, functions: &mut Functions) {
     section.value("paths", &mut functions.paths);
     for (n, path) in functions.paths.iter().enumerate() {
         let found = if functions.paths[..n].contains(path) {
-            Err(Misfit::new(format!("{} is there twice", path.display())).mend("remove one"))
+            Err(Invalid::new(format!("{} is there twice", path.display())).hint("remove one"))
         } else {
             function_folder(path)
         };
-        if let Err(misfit) = found {
-            section.error_at(section.nth("paths", n), &format!("paths[{n}]"), misfit);
+        if let Err(invalid) = found {
+            section.error_at(section.nth("paths", n), &format!("paths[{n}]"), invalid);
         }
     }
     section.value("native_code", &mut functions.native_code);
@@ -110,8 +110,8 @@ fn functions(section: &mut Section<'_, '_>, functions: &mut Functions) {
     section.value("quarantine_max_secs", &mut functions.quarantine_max_secs);
     if functions.quarantine_secs > functions.quarantine_max_secs {
         let (first, most) = (functions.quarantine_secs, functions.quarantine_max_secs);
-        let misfit = Misfit::new(format!("the first pause ({first}) is above quarantine_max_secs ({most})"));
-        section.error("quarantine_secs", misfit.mend("lower it, or raise quarantine_max_secs"));
+        let invalid = Invalid::new(format!("the first pause ({first}) is above quarantine_max_secs ({most})"));
+        section.error("quarantine_secs", invalid.hint("lower it, or raise quarantine_max_secs"));
     }
     section.value("max_hops", &mut functions.max_hops);
     section.value("max_fuel", &mut functions.max_fuel);
@@ -129,22 +129,22 @@ fn functions(section: &mut Section<'_, '_>, functions: &mut Functions) {
     }
 }
 
-fn function_folder(path: &Path) -> Result<(), Misfit> {
+fn function_folder(path: &Path) -> Result<(), Invalid> {
     let shown = path.display();
     if !path.is_dir() {
-        return Err(Misfit::new(format!("there is no folder {shown}")).mend("create it, or correct the path"));
+        return Err(Invalid::new(format!("there is no folder {shown}")).hint("create it, or correct the path"));
     }
     if path.join(manifest::FILE_NAME).is_file() {
         return Ok(());
     }
-    let misfit = Misfit::new(format!("{shown} holds no {}", manifest::FILE_NAME));
+    let invalid = Invalid::new(format!("{shown} holds no {}", manifest::FILE_NAME));
     // A folder of functions in place of each function: the likeliest mistake, and easily told.
     let inner = std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
     let mut inner: Vec<PathBuf> = inner.filter(|path| path.join(manifest::FILE_NAME).is_file()).collect();
     inner.sort();
     Err(match inner.first() {
-        Some(first) => misfit.mend(format!("list each function, for example {:?}", first.display().to_string())),
-        None => misfit.mend("name the folder of a function"),
+        Some(first) => invalid.hint(format!("list each function, for example {:?}", first.display().to_string())),
+        None => invalid.hint("name the folder of a function"),
     })
 }
 
@@ -165,14 +165,14 @@ fn deploy(section: &mut Section<'_, '_>, deploy: &mut Deploy) {
             let twin =
                 deploy.keys.iter().find(|(_, other)| key.public_key.is_some() && other.public_key == key.public_key);
             if let Some((other, _)) = twin {
-                let misfit = Misfit::new(format!("the same key as deploy.keys.{other}"));
-                keys.error(name, misfit.mend("remove one: a key has one set of permissions"));
+                let invalid = Invalid::new(format!("the same key as deploy.keys.{other}"));
+                keys.error(name, invalid.hint("remove one: a key has one set of permissions"));
             }
             deploy.keys.insert(name.to_owned(), key);
         }
         if deploy.keys.len() > MOST_KEYS {
-            let misfit = Misfit::new(format!("{} keys are too many", deploy.keys.len()));
-            keys.error("", misfit.mend(format!("use at most {MOST_KEYS}: a signature may be tried with each")));
+            let invalid = Invalid::new(format!("{} keys are too many", deploy.keys.len()));
+            keys.error("", invalid.hint(format!("use at most {MOST_KEYS}: a signature may be tried with each")));
         }
     });
 }
@@ -185,14 +185,14 @@ fn deploy_key(section: &mut Section<'_, '_>, wanted: bool, key: &mut DeployKey) 
     } else if let Some(file) = section.required::<PathBuf>("file", "\"/etc/sedge/keys/ops.pub.pem\"") {
         match check::public_key(&file) {
             Ok(public_key) => key.public_key = Some(public_key),
-            Err(misfit) => section.error("file", misfit),
+            Err(invalid) => section.error("file", invalid),
         }
         key.file = file;
     }
     section.value("functions", &mut key.functions);
     for (n, pattern) in key.functions.iter().enumerate() {
-        if let Err(misfit) = manifest::check_pattern(pattern) {
-            section.error_at(section.nth("functions", n), &format!("functions[{n}]"), misfit);
+        if let Err(invalid) = manifest::check_pattern(pattern) {
+            section.error_at(section.nth("functions", n), &format!("functions[{n}]"), invalid);
         }
     }
     section.value("topics", &mut key.topics);
@@ -209,12 +209,12 @@ fn worker(section: &mut Section<'_, '_>, worker: &mut Worker, functions: &Functi
     let (cache, function) = (worker.state_cache_bytes.get(), functions.max_memory_bytes.get());
     let needed = cache.saturating_add(function).saturating_add(WORKER_OWN_BYTES);
     if worker.memory_bytes.get() < needed {
-        let misfit = Misfit::new(format!(
+        let invalid = Invalid::new(format!(
             "{} is less than state_cache_bytes ({cache}), functions.max_memory_bytes ({function}) and the worker itself \
              ({WORKER_OWN_BYTES})",
             worker.memory_bytes
         ));
-        section.error("memory_bytes", misfit.mend(format!("use at least {needed}")));
+        section.error("memory_bytes", invalid.hint(format!("use at least {needed}")));
     }
 }
 
@@ -237,8 +237,8 @@ fn store(section: &mut Section<'_, '_>, store: &mut Store, mqtt: &Mqtt) {
     ];
     for (key, bytes) in stores {
         if bytes.get() < packet.into() {
-            let misfit = Misfit::new(format!("{bytes} may not hold one message of mqtt.max_packet_bytes ({packet})"));
-            section.warn(key, misfit.mend("raise it, or lower mqtt.max_packet_bytes"));
+            let invalid = Invalid::new(format!("{bytes} may not hold one message of mqtt.max_packet_bytes ({packet})"));
+            section.warn(key, invalid.hint("raise it, or lower mqtt.max_packet_bytes"));
         }
     }
     section.value("flash_saver_ms", &mut store.flash_saver_ms);
@@ -281,35 +281,35 @@ fn upstream(section: &mut Section<'_, '_>, wanted: bool, upstream: &mut Upstream
     match scheme {
         Some(scheme) if scheme.is_mqtt() => {
             if section.has("authorization_file") {
-                let misfit = Misfit::new("only webhooks (http://, https://) take it");
-                section.error("authorization_file", misfit.mend("use username and password_file"));
+                let invalid = Invalid::new("only webhooks (http://, https://) take it");
+                section.error("authorization_file", invalid.hint("use username and password_file"));
             }
             if !check::same_broker(&upstream.url, &local.url) {
                 return;
             }
             if upstream.client_id.is_some() && upstream.client_id == local.client_id {
-                let misfit = Misfit::new(
+                let invalid = Invalid::new(
                     "the same as mqtt.client_id on the same broker, which would end one session for the other",
                 );
-                section.error("client_id", misfit.mend("choose another, or leave it out"));
+                section.error("client_id", invalid.hint("choose another, or leave it out"));
             }
             let (base, given) = (&*node.base_topic, upstream.topic_prefix.as_deref());
             let default = format!("sedge/{}/", node.name);
             let prefix = given.unwrap_or(&default);
             if check::may_begin(prefix, base) {
                 let what = if given.is_some() { "it begins" } else { "missing, and the default begins" };
-                let misfit = Misfit::new(format!(
+                let invalid = Invalid::new(format!(
                     "{what} with {base}/, which on the same broker (mqtt.url) holds this board's own topics: alerts would \
                      come twice on one topic, and functions could write its status"
                 ));
-                section.error("topic_prefix", misfit.mend("for example topic_prefix = \"upstream/\""));
+                section.error("topic_prefix", invalid.hint("for example topic_prefix = \"upstream/\""));
             }
         }
         Some(_) => {
             for key in ["client_id", "username", "password_file", "keep_alive_secs"] {
                 if section.has(key) {
-                    let misfit = Misfit::new("a webhook (http://, https://) has no use for it");
-                    section.error(key, misfit.mend("remove it; authorization_file holds what a webhook is sent"));
+                    let invalid = Invalid::new("a webhook (http://, https://) has no use for it");
+                    section.error(key, invalid.hint("remove it; authorization_file holds what a webhook is sent"));
                 }
             }
         }
@@ -320,8 +320,8 @@ fn upstream(section: &mut Section<'_, '_>, wanted: bool, upstream: &mut Upstream
 fn http(section: &mut Section<'_, '_>, http: &mut Http) {
     section.or_off("listen", &mut http.listen);
     if let Some(listen) = http.listen.filter(|listen| !listen.ip().is_loopback()) {
-        let misfit = Misfit::new(format!("{listen} can be reached from other machines, without a password"));
-        section.warn("listen", misfit.mend(format!("use 127.0.0.1:{} unless that is meant", listen.port())));
+        let invalid = Invalid::new(format!("{listen} can be reached from other machines, without a password"));
+        section.warn("listen", invalid.hint(format!("use 127.0.0.1:{} unless that is meant", listen.port())));
     }
 }
 
@@ -331,16 +331,16 @@ fn log(section: &mut Section<'_, '_>, log: &mut Log) {
 }
 
 /// A level, or levels of parts: `info,sedge::mqtt=debug`.
-fn log_filter(text: &str) -> Result<(), Misfit> {
+fn log_filter(text: &str) -> Result<(), Invalid> {
     const LEVELS: &[&str] = &["error", "warn", "info", "debug", "trace", "off"];
     for part in text.split(',').map(str::trim) {
         let (target, level) = part.split_once('=').unwrap_or(("sedge", part));
         if target.is_empty() || !LEVELS.contains(&&*level.to_lowercase()) {
-            let mend = match nearest(level, LEVELS) {
+            let hint = match nearest(level, LEVELS) {
                 Some(near) => format!("did you mean {near:?}?"),
                 None => format!("use one of {LEVELS:?}, or levels of parts such as \"info,sedge::mqtt=debug\""),
             };
-            return Err(Misfit::new(format!("unknown log level {part:?}")).mend(mend));
+            return Err(Invalid::new(format!("unknown log level {part:?}")).hint(hint));
         }
     }
     Ok(())
@@ -348,7 +348,7 @@ fn log_filter(text: &str) -> Result<(), Misfit> {
 
 /// `None` when the address is bad, which is told here.
 fn scheme(section: &mut Section<'_, '_>, url: &str, allowed: &[Scheme]) -> Option<Scheme> {
-    check::url(url, allowed).map_err(|misfit| section.error("url", misfit)).ok()
+    check::url(url, allowed).map_err(|invalid| section.error("url", invalid)).ok()
 }
 
 /// Who we are to a broker or a webhook: the same six keys in two sections.
@@ -362,15 +362,15 @@ fn identity(section: &mut Section<'_, '_>, scheme: Option<Scheme>, client_id: Op
     readable(section, "key_file", Content::PrivateKey);
     for (one, other) in [("cert_file", "key_file"), ("key_file", "cert_file")] {
         if section.has(one) && !section.has(other) {
-            section.error(one, Misfit::new(format!("{other} is missing")).mend("a client certificate is both files"));
+            section.error(one, Invalid::new(format!("{other} is missing")).hint("a client certificate is both files"));
         }
     }
     let Some(scheme) = scheme else { return };
     let tls = if scheme.is_mqtt() { "mqtts://" } else { "https://" };
     for key in ["ca_file", "cert_file", "key_file"] {
         if section.has(key) && !scheme.is_tls() {
-            let misfit = Misfit::new("url is not encrypted, so it would not be used");
-            section.error(key, misfit.mend(format!("write url as {tls}..., or remove it")));
+            let invalid = Invalid::new("url is not encrypted, so it would not be used");
+            section.error(key, invalid.hint(format!("write url as {tls}..., or remove it")));
         }
     }
 }
@@ -382,7 +382,7 @@ fn readable(section: &mut Section<'_, '_>, key: &str, content: Content) {
         path = PathBuf::read(item, key, &mut Problems::default());
     }
     match path.map(|path| check::file(&path, content)) {
-        Some(Err(misfit)) => section.error(key, misfit),
+        Some(Err(invalid)) => section.error(key, invalid),
         Some(Ok(Some(warning))) => section.warn(key, warning),
         _ => {}
     }
@@ -391,9 +391,9 @@ fn readable(section: &mut Section<'_, '_>, key: &str, content: Content) {
 fn within(section: &mut Section<'_, '_>, key: &str, value: u64, range: std::ops::RangeInclusive<u64>) {
     let (least, most) = (range.start(), range.end());
     if value < *least {
-        section.error(key, Misfit::new(format!("{value} is too small")).mend(format!("use at least {least}")));
+        section.error(key, Invalid::new(format!("{value} is too small")).hint(format!("use at least {least}")));
     } else if value > *most {
-        section.error(key, Misfit::new(format!("{value} is too large")).mend(format!("use at most {most}")));
+        section.error(key, Invalid::new(format!("{value} is too large")).hint(format!("use at most {most}")));
     }
 }
 
@@ -404,9 +404,9 @@ impl Read for SocketAddr {
         };
         let address = text.parse().ok();
         if address.is_none() {
-            let misfit = Misfit::new(format!("{text:?} is no address with a port"));
-            let misfit = misfit.mend("write for example \"127.0.0.1:9464\", or \"off\"");
-            problems.push(Problem::error(item.at.clone(), key, misfit));
+            let invalid = Invalid::new(format!("{text:?} is no address with a port"));
+            let invalid = invalid.hint("write for example \"127.0.0.1:9464\", or \"off\"");
+            problems.push(Problem::error(item.at.clone(), key, invalid));
         }
         address
     }

@@ -121,7 +121,7 @@ impl FromStr for Pattern {
     fn from_str(text: &str) -> Result<Self, String> {
         match manifest::check_pattern(text) {
             Ok(()) => Ok(Self(text.to_owned())),
-            Err(misfit) => Err(misfit.what),
+            Err(invalid) => Err(invalid.what),
         }
     }
 }

@@ -41,7 +41,7 @@ impl TargetArgs {
 }
 
 fn level(text: &str) -> Result<String, String> {
-    check::level(text).map(|()| text.to_owned()).map_err(|misfit| misfit.what)
+    check::level(text).map(|()| text.to_owned()).map_err(|invalid| invalid.what)
 }
 
 pub(crate) fn node(text: &str) -> Result<String, String> {
