@@ -1,5 +1,5 @@
-//! Ed25519 keys as people keep them: PEM files, as `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout` write
-//! them, and the id by which they are named.
+//! Ed25519 keys as PEM files, in the format of `openssl genpkey -algorithm ed25519` and `openssl pkey -pubout`, and their
+//! ids.
 
 use std::fmt;
 use std::str::FromStr;
@@ -13,9 +13,9 @@ use sha2::{Digest as _, Sha256};
 
 use crate::message::Digest;
 
-/// What precedes the 32 bytes of a public key in its SubjectPublicKeyInfo (RFC 8410, section 4).
+/// Prefix of the 32 bytes of a public key in its SubjectPublicKeyInfo (RFC 8410, section 4).
 const PUBLIC_DER: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
-/// What precedes the 32 bytes of a private key in PKCS#8, version 1, without attributes (RFC 8410, section 7).
+/// Prefix of the 32 bytes of a private key in PKCS#8, version 1, without attributes (RFC 8410, section 7).
 const PRIVATE_DER: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
 const KEY_BYTES: usize = 32;
@@ -28,7 +28,7 @@ pub struct KeyId(Digest);
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct PublicKey([u8; KEY_BYTES]);
 
-/// The private half.
+/// A private key.
 pub struct SigningKey {
     seed: [u8; KEY_BYTES],
     pair: Ed25519KeyPair,
@@ -36,19 +36,17 @@ pub struct SigningKey {
 
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    #[error("this is not PEM: no `-----BEGIN` line with what belongs to it")]
+    #[error("not PEM: no complete `-----BEGIN` section")]
     NotPem,
-    #[error(
-        "this is a private key, and a public one is wanted: `openssl pkey -in private.pem -pubout -out public.pem`"
-    )]
+    #[error("a private key where a public one is expected: `openssl pkey -in private.pem -pubout -out public.pem`")]
     Private,
-    #[error("this is a public key, and the private one that belongs to it is wanted")]
+    #[error("a public key where the private key is expected")]
     Public,
-    #[error("this key is encrypted; decrypt it once: `openssl pkey -in encrypted.pem -out key.pem`")]
+    #[error("the key is encrypted; decrypt it once: `openssl pkey -in encrypted.pem -out key.pem`")]
     Encrypted,
-    #[error("this is a certificate, and a key is wanted")]
+    #[error("a certificate where a key is expected")]
     Certificate,
-    #[error("this is no Ed25519 key: make one with `sedge keygen`, or `openssl genpkey -algorithm ed25519`")]
+    #[error("not an Ed25519 key: make one with `sedge keygen`, or `openssl genpkey -algorithm ed25519`")]
     OtherAlgorithm,
     #[error("failed to draw a random key")]
     Random,
@@ -58,7 +56,7 @@ impl PublicKey {
     pub fn from_pem(pem: &[u8]) -> Result<Self, KeyError> {
         let der = match section(pem) {
             Ok((SectionKind::PublicKey, der)) => der,
-            // Also a damaged one, and an encrypted one.
+            // Also damaged and encrypted ones.
             _ if contains(pem, b"PRIVATE KEY-----") => return Err(KeyError::Private),
             Ok((SectionKind::Certificate, _)) => return Err(KeyError::Certificate),
             Ok(_) => return Err(KeyError::NotPem),
@@ -125,11 +123,10 @@ impl SigningKey {
     }
 }
 
-/// The first block that the PEM reader knows.
+/// The first section of a kind that the PEM reader knows. It skips others.
 fn section(pem: &[u8]) -> Result<(SectionKind, Vec<u8>), KeyError> {
     match pem::from_buf(&mut &*pem) {
         Ok(Some(section)) => Ok(section),
-        // The reader steps over what it does not know.
         _ if contains(pem, b"-----BEGIN ENCRYPTED PRIVATE KEY-----") => Err(KeyError::Encrypted),
         _ if contains(pem, b"-----BEGIN CERTIFICATE-----") => Err(KeyError::Certificate),
         _ => Err(KeyError::NotPem),
@@ -144,7 +141,7 @@ fn contains(text: &[u8], marker: &[u8]) -> bool {
     text.windows(marker.len()).any(|window| window == marker)
 }
 
-/// RFC 7468. A key fits on one line of base64.
+/// Encodes PEM (RFC 7468). A key fits on one line of base64.
 fn armoured(label: &str, der: &[u8]) -> String {
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", STANDARD.encode(der))
 }
@@ -169,14 +166,13 @@ impl fmt::Debug for PublicKey {
     }
 }
 
-/// Never shows the key.
+/// Shows the id, never the key.
 impl fmt::Debug for SigningKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "SigningKey(of {})", self.public().id())
     }
 }
 
-/// As PEM.
 impl Serialize for PublicKey {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(&self.to_pem())
@@ -199,7 +195,7 @@ mod tests {
     const PUBLIC: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA8JhXTyXpizwiitRlfTJi+hDG4/ewwjJpKDG3UhNlVgc=\n-----END PUBLIC KEY-----\n";
 
     #[test]
-    fn keys_of_openssl_come_in_and_go_out_unchanged() {
+    fn keys_of_openssl_round_trip() {
         let key = SigningKey::from_pem(PRIVATE.as_bytes()).unwrap();
         assert_eq!(key.to_pem(), PRIVATE);
         assert_eq!(key.public().to_pem(), PUBLIC);
@@ -211,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_generated_key_signs_and_is_like_no_other() {
+    fn generated_keys_differ_and_sign() {
         let (one, other) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
         assert_ne!(one.public(), other.public());
         let again = SigningKey::from_pem(one.to_pem().as_bytes()).unwrap();
@@ -223,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_file_is_named_for_what_it_is() {
+    fn a_wrong_file_is_recognised() {
         let public = |pem: &str| PublicKey::from_pem(pem.as_bytes()).unwrap_err();
         let private = |pem: &str| SigningKey::from_pem(pem.as_bytes()).unwrap_err();
         assert_eq!(public(PRIVATE), KeyError::Private);

@@ -1,4 +1,5 @@
-//! What a function asks for and is allowed: `function.toml` beside its source, and the same data as signed JSON.
+//! The manifest of a function, its permissions and limits: `function.toml` beside its source, and the same data as signed
+//! JSON.
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
@@ -8,10 +9,10 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use crate::config::Functions;
+use crate::config::Ceilings;
 use crate::config::document::{Item, Table, Value};
-use crate::config::problem::{Invalid, Location, Problem, Problems};
-use crate::config::reader::{Read, Reader, Section, choice, wrong_kind};
+use crate::config::problem::{Invalid, Problems};
+use crate::config::reader::{Read, Reader, Section, choice, parsed, refuse, wrong_kind};
 use crate::topic::TopicFilter;
 
 pub const FILE_NAME: &str = "function.toml";
@@ -24,7 +25,7 @@ pub struct Manifest {
     pub name: Arc<str>,
     #[serde(serialize_with = "as_str")]
     pub version: Arc<str>,
-    /// Only grows; a push with a lower one is refused.
+    /// Only grows; a push with a lower serial is refused.
     pub serial: u64,
     pub subscribe: Vec<TopicFilter>,
     pub state: StateScope,
@@ -41,52 +42,52 @@ pub struct Manifest {
     pub config: BTreeMap<String, String>,
 }
 
-/// What state belongs to, which is also what runs one at a time.
+/// Owner of the function's state. Messages of one owner run one at a time.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StateScope {
-    /// No state; any worker runs it.
+    /// No state; any worker may run any message.
     #[default]
     None,
-    /// Own keys for each topic.
+    /// Separate keys for each topic.
     Topic,
     /// Keys shared by all topics of the function.
     Function,
 }
 
-/// What the function may do beyond returning outputs. Nothing, unless it is listed.
+/// Permissions beyond returning outputs. Nothing is allowed unless listed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Allow {
-    /// Topics on the local broker that it may publish to.
+    /// Topics on the local broker that the function may publish to.
     pub publish: Vec<TopicFilter>,
     pub clock: bool,
     pub random: bool,
 }
 
-/// For one run.
+/// Limits of one run.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Limits {
     pub fuel: NonZeroU64,
     pub timeout_ms: NonZeroU32,
     pub memory_bytes: NonZeroUsize,
     pub outputs: u32,
-    /// All outputs of a run together.
+    /// Total size of all outputs.
     pub output_bytes: usize,
-    /// All keys and values of one scope together.
+    /// Total size of all keys and values of one scope.
     pub state_bytes: usize,
 }
 
-/// How a new version proves itself before it takes the place of the one that runs.
+/// The trial of a new version before it replaces the active one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Trial {
     pub mode: TrialMode,
-    /// It is over after so many messages.
+    /// Ends after this number of messages.
     pub messages: NonZeroU32,
-    /// It is over after this time, however few messages came.
+    /// Ends after this time, however few messages came.
     pub secs: NonZeroU32,
-    /// Live: traps and broken limits that are tolerated.
+    /// Live: number of tolerated traps and broken limits.
     pub failures: u32,
-    /// Shadow: promoted by itself if no more answers than these differed. Absent: by `sedge promote`.
+    /// Shadow: most differing answers with which it is promoted automatically. Absent: only by `sedge promote`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub differences: Option<u32>,
 }
@@ -94,10 +95,10 @@ pub struct Trial {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TrialMode {
-    /// Serves the messages, with the version before ready to take them back.
+    /// Canary: serves the messages, with the previous version ready to roll back to.
     #[default]
     Live,
-    /// Runs beside the version that serves; its outputs are compared and not sent.
+    /// Runs beside the active version; its outputs are compared and not sent.
     Shadow,
 }
 
@@ -127,40 +128,15 @@ impl Default for Limits {
 }
 
 impl Manifest {
-    /// Reads `function.toml` of a folder. Every problem in it is reported.
-    pub fn load(dir: &Path) -> Result<Self, Problems> {
-        Self::load_within(dir, None)
-    }
-
-    /// The same, and its limits are held against what the configuration allows.
-    pub fn load_within(dir: &Path, ceilings: Option<&Functions>) -> Result<Self, Problems> {
-        let file = dir.join(FILE_NAME);
-        match std::fs::read_to_string(&file) {
-            Ok(text) => Self::from_toml(&text, &file, ceilings),
-            Err(error) => {
-                let invalid = Invalid::new(format!("cannot be read: {error}"));
-                let mut problems = Problems::default();
-                problems.push(Problem::error(Location::whole(file), "", invalid));
-                Err(problems)
-            }
-        }
-    }
-
-    /// `file` is only what problems are reported under.
-    pub fn from_toml(text: &str, file: &Path, ceilings: Option<&Functions>) -> Result<Self, Problems> {
+    /// Parses TOML and checks its limits against those of a board. `file` is the name in problems.
+    pub fn from_toml(text: &str, file: &Path, ceilings: Option<&Ceilings>) -> Result<Self, Problems> {
         let (table, problems) = Table::from_toml(text, file);
         if problems.is_empty() { Self::read(&table, ceilings) } else { Err(problems) }
     }
 
-    /// Reads what [`Manifest::to_json`] wrote, or another tool.
-    pub fn from_json(bytes: &[u8], ceilings: Option<&Functions>) -> Result<Self, Problems> {
-        Table::from_json(bytes, "manifest")
-            .map_err(|problem| {
-                let mut problems = Problems::default();
-                problems.push(problem);
-                problems
-            })
-            .and_then(|table| Self::read(&table, ceilings))
+    /// Parses the output of [`Manifest::to_json`], or of another tool.
+    pub fn from_json(bytes: &[u8], ceilings: Option<&Ceilings>) -> Result<Self, Problems> {
+        Self::read(&Table::from_json(bytes, "manifest")?, ceilings)
     }
 
     /// Compact JSON; equal manifests give equal bytes.
@@ -168,23 +144,18 @@ impl Manifest {
         serde_json::to_vec(self).expect("a manifest has only string keys")
     }
 
-    /// Whether the function may publish to this topic.
-    pub fn may_publish(&self, topic: &str) -> bool {
-        self.allow.publish.iter().any(|filter| filter.matches(topic))
-    }
-
-    fn read(table: &Table, ceilings: Option<&Functions>) -> Result<Self, Problems> {
+    fn read(table: &Table, ceilings: Option<&Ceilings>) -> Result<Self, Problems> {
         let mut manifest = None;
-        let (problems, _) = Reader::run(table, |section| manifest = Some(read(section, ceilings)));
-        match manifest.flatten() {
+        let problems = Reader::run(table, |section| manifest = read(section, ceilings)).problems;
+        match manifest {
             Some(manifest) if !problems.has_errors() => Ok(manifest),
             _ => Err(problems),
         }
     }
 }
 
-/// `None` only if a required key is missing or bad; the caller looks at the problems in any case.
-fn read(section: &mut Section<'_, '_>, ceilings: Option<&Functions>) -> Option<Manifest> {
+/// Returns `None` only if a required key is missing or bad; other problems are in the section's reader.
+fn read(section: &mut Section<'_, '_>, ceilings: Option<&Ceilings>) -> Option<Manifest> {
     let name = section.required::<Name>("name", "\"threshold-alert\"");
     let version = section.required::<Version>("version", "\"1.0.0\"");
     let mut manifest = Manifest {
@@ -210,14 +181,17 @@ fn read(section: &mut Section<'_, '_>, ceilings: Option<&Functions>) -> Option<M
         let component = manifest.component.as_deref().unwrap_or_default();
         section.check("component", check_component(component));
     }
-    if !section.has("subscribe") && !section.has("every") {
-        let invalid = Invalid::new("missing, and no every: the function would never run");
-        section.error("subscribe", invalid.hint("for example subscribe = [\"sensors/+/temperature\"]"));
-    } else if section.has("subscribe") && !section.has("every") && is_empty_list(section.item("subscribe")) {
-        section.error(
-            "subscribe",
-            Invalid::new("empty, and no every: the function would never run").hint("name a topic filter"),
-        );
+    match section.item("subscribe").map(|item| &item.value) {
+        _ if section.has("every") => {}
+        None => {
+            let invalid = Invalid::new("missing, and no every: the function would never run");
+            section.error("subscribe", invalid.hint("for example subscribe = [\"sensors/+/temperature\"]"));
+        }
+        Some(Value::Array(items)) if items.is_empty() => {
+            let invalid = Invalid::new("empty, and no every: the function would never run");
+            section.error("subscribe", invalid.hint("name a topic filter"));
+        }
+        Some(_) => {}
     }
     check_subscribe(section, &manifest.subscribe);
 
@@ -241,7 +215,7 @@ fn read(section: &mut Section<'_, '_>, ceilings: Option<&Functions>) -> Option<M
     Some(Manifest { name, version, ..manifest })
 }
 
-fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits, ceilings: Option<&Functions>) {
+fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits, ceilings: Option<&Ceilings>) {
     section.value("fuel", &mut limits.fuel);
     section.value("timeout_ms", &mut limits.timeout_ms);
     section.value("memory_bytes", &mut limits.memory_bytes);
@@ -254,16 +228,16 @@ fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits, ceilings: Opt
     }
     let Some(most) = ceilings else { return };
     let asked = [
-        ("fuel", "max_fuel", limits.fuel.get(), most.max_fuel.get()),
-        ("timeout_ms", "max_timeout_ms", limits.timeout_ms.get().into(), most.max_timeout_ms.get().into()),
-        ("memory_bytes", "max_memory_bytes", limits.memory_bytes.get() as u64, most.max_memory_bytes.get() as u64),
-        ("outputs", "max_outputs", limits.outputs.into(), most.max_outputs.into()),
-        ("output_bytes", "max_output_bytes", limits.output_bytes as u64, most.max_output_bytes as u64),
-        ("state_bytes", "max_state_bytes", limits.state_bytes as u64, most.max_state_bytes as u64),
+        ("fuel", limits.fuel.get(), most.fuel.get()),
+        ("timeout_ms", limits.timeout_ms.get().into(), most.timeout_ms.get().into()),
+        ("memory_bytes", limits.memory_bytes.get() as u64, most.memory_bytes.get() as u64),
+        ("outputs", limits.outputs.into(), most.outputs.into()),
+        ("output_bytes", limits.output_bytes as u64, most.output_bytes as u64),
+        ("state_bytes", limits.state_bytes as u64, most.state_bytes as u64),
     ];
-    for (key, ceiling, asked, most) in asked {
+    for (key, asked, most) in asked {
         if asked > most {
-            let invalid = Invalid::new(format!("{asked} is above functions.{ceiling} of this board ({most})"));
+            let invalid = Invalid::new(format!("{asked} is above functions.max_{key} of this board ({most})"));
             section.error(key, invalid.hint("lower it here, or raise that in the configuration"));
         }
     }
@@ -276,7 +250,7 @@ fn read_trial(section: &mut Section<'_, '_>, trial: &mut Trial) {
     section.value("failures", &mut trial.failures);
     section.optional("differences", &mut trial.differences);
     if section.has("differences") && trial.mode == TrialMode::Live {
-        let invalid = Invalid::new("only a shadow is compared with the version before");
+        let invalid = Invalid::new("only a shadow is compared with the previous version");
         section.error("differences", invalid.hint("set mode = \"shadow\", or remove it"));
     }
     if section.has("failures") && trial.failures >= trial.messages.get() {
@@ -288,41 +262,27 @@ fn read_trial(section: &mut Section<'_, '_>, trial: &mut Trial) {
 
 const WASM_PAGE_BYTES: usize = 65_536;
 
-fn is_empty_list(item: Option<&Item>) -> bool {
-    matches!(item, Some(Item { value: Value::Array(items), .. }) if items.is_empty())
-}
-
 fn check_subscribe(section: &mut Section<'_, '_>, subscribe: &[TopicFilter]) {
     for (n, filter) in subscribe.iter().enumerate() {
-        let at = section.nth("subscribe", n);
         if subscribe[..n].contains(filter) {
-            section.error_at(
-                at,
-                &format!("subscribe[{n}]"),
-                Invalid::new(format!("{filter} is there twice")).hint("remove one"),
-            );
+            let invalid = Invalid::new(format!("{filter} is listed twice"));
+            section.error_in("subscribe", n, invalid.hint("remove one"));
         } else if filter.as_str().split('/').next() == Some("$timer") {
-            let invalid =
-                Invalid::new("$timer topics never come from the broker").hint("use every = \"10s\" for a timer");
-            section.error_at(at, &format!("subscribe[{n}]"), invalid);
+            let invalid = Invalid::new("$timer topics never come from the broker");
+            section.error_in("subscribe", n, invalid.hint("use every = \"10s\" for a timer"));
         }
     }
 }
 
-/// How the problem begins, for those who must tell it from others.
+/// Beginning of the problem's text, by which callers recognise it.
 pub const FEEDBACK_LOOP: &str = "feedback loop";
 
-/// A function that hears what it says would run for ever.
+/// Refuses a function that subscribes to its own publications: it would run for ever.
 fn check_loops(allow: &mut Section<'_, '_>, subscribe: &[TopicFilter], publish: &[TopicFilter]) {
     for (n, out) in publish.iter().enumerate() {
-        for heard in subscribe.iter().filter(|heard| heard.intersects(out)) {
-            let at = allow.nth("publish", n);
-            let invalid = Invalid::new(format!("{FEEDBACK_LOOP}: publish {out} can match subscribe {heard}"));
-            allow.error_at(
-                at,
-                &format!("publish[{n}]"),
-                invalid.hint("publish under topics that this function does not hear"),
-            );
+        for filter in subscribe.iter().filter(|filter| filter.intersects(out)) {
+            let invalid = Invalid::new(format!("{FEEDBACK_LOOP}: publish {out} can match subscribe {filter}"));
+            allow.error_in("publish", n, invalid.hint("publish to topics that this function does not subscribe to"));
         }
     }
 }
@@ -336,19 +296,18 @@ fn check_component(file: &str) -> Result<(), Invalid> {
     }
 }
 
-/// Whether a function can be called so.
+/// Whether the text is a valid function name.
 pub fn is_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
 }
 
-/// Names of functions: one, or all that begin alike (`threshold-*`, `*`).
+/// Checks a pattern of function names: a name, or a prefix and `*` (`threshold-*`, `*`).
 pub(crate) fn check_pattern(text: &str) -> Result<(), Invalid> {
-    let beginning = text.strip_suffix('*');
-    if is_name(text) || beginning.is_some_and(|beginning| beginning.is_empty() || is_name(beginning)) {
+    if is_name(text) || text.strip_suffix('*').is_some_and(|prefix| prefix.is_empty() || is_name(prefix)) {
         return Ok(());
     }
-    Err(Invalid::new(format!("{text:?} names no function"))
-        .hint("write a name, or its beginning and *, as in \"threshold-*\""))
+    let invalid = Invalid::new(format!("{text:?} is not a pattern of function names"));
+    Err(invalid.hint("write a name, or its beginning and *, as in \"threshold-*\""))
 }
 
 struct Name(Arc<str>);
@@ -356,40 +315,33 @@ struct Version(Arc<str>);
 struct Period(Duration);
 struct Setting(String);
 
-fn refuse<T>(item: &Item, key: &str, invalid: Invalid, problems: &mut Problems) -> Option<T> {
-    problems.push(Problem::error(item.at.clone(), key, invalid));
-    None
-}
-
 impl Read for Name {
     fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
-        let text = String::read(item, key, problems)?;
-        if is_name(&text) {
-            return Some(Self(text.into()));
-        }
-        let invalid = Invalid::new(format!("{text:?} is no function name"));
-        refuse(item, key, invalid.hint("use 1 to 64 of a-z, 0-9 and -"), problems)
+        parsed(item, key, problems, |text| match is_name(text) {
+            true => Ok(Self(text.into())),
+            false => {
+                let invalid = Invalid::new(format!("{text:?} is not a function name"));
+                Err(invalid.hint("use 1 to 64 of a-z, 0-9 and -"))
+            }
+        })
     }
 }
 
 impl Read for Version {
     fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
-        let text = String::read(item, key, problems)?;
-        if text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'+')) {
-            return Some(Self(text.into()));
-        }
-        let invalid = Invalid::new(format!("{text:?} is no version"));
-        refuse(item, key, invalid.hint("use 1 to 64 letters, digits, dots, - and +, as in 1.2.0"), problems)
+        parsed(item, key, problems, |text| {
+            if text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'+')) {
+                return Ok(Self(text.into()));
+            }
+            let invalid = Invalid::new(format!("{text:?} is not a version"));
+            Err(invalid.hint("use 1 to 64 letters, digits, dots, - and +, as in 1.2.0"))
+        })
     }
 }
 
 impl Read for TopicFilter {
     fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
-        let text = String::read(item, key, problems)?;
-        match Self::parse(&text) {
-            Ok(filter) => Some(filter),
-            Err(error) => refuse(item, key, Invalid::new(error.to_string()), problems),
-        }
+        parsed(item, key, problems, |text| Self::parse(text).map_err(|error| Invalid::new(error.to_string())))
     }
 }
 
@@ -406,7 +358,7 @@ impl Read for StateScope {
     }
 }
 
-/// Shorter ticks cost more than they tell; longer ones outlive every board.
+/// Shorter ticks cost more than they are worth; longer ones outlive every board.
 const PERIODS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(366 * 24 * 3600);
 
 impl Read for Period {
@@ -421,13 +373,9 @@ impl Read for Period {
                 refuse(item, key, invalid.hint("use 100ms or more, and 366 days or less"), problems)
             }
             None => {
-                let invalid = Invalid::new(format!("{text:?} is no time"));
-                refuse(
-                    item,
-                    key,
-                    invalid.hint("write a whole number and ms, s, m or h: \"500ms\", \"10s\", \"5m\", \"1h\""),
-                    problems,
-                )
+                let invalid = Invalid::new(format!("{text:?} is not a time"));
+                let hint = "write a whole number and ms, s, m or h: \"500ms\", \"10s\", \"5m\", \"1h\"";
+                refuse(item, key, invalid.hint(hint), problems)
             }
         }
     }
@@ -446,7 +394,7 @@ fn parse_period(text: &str) -> Option<Duration> {
     number.parse::<u64>().ok()?.checked_mul(unit_ms).map(Duration::from_millis)
 }
 
-/// The largest unit that divides it, so that what a person wrote mostly comes back.
+/// Writes the period in the largest unit that divides it, mostly as a person wrote it.
 fn format_period(period: Duration) -> String {
     let ms = period.as_millis();
     [(3_600_000, "h"), (60_000, "m"), (1_000, "s")]
@@ -517,7 +465,7 @@ mod tests {
     const SMALL: &str = "name = \"a\"\nversion = \"1\"\nsubscribe = [\"a\"]\n";
 
     fn parse(text: &str) -> Result<Manifest, Problems> {
-        Manifest::from_toml(text, Path::new("function.toml"), Some(&Functions::default()))
+        Manifest::from_toml(text, Path::new("function.toml"), Some(&Ceilings::default()))
     }
 
     /// Expects these problems and no others.
@@ -544,7 +492,7 @@ mod tests {
         assert_eq!((manifest.state, manifest.every), (StateScope::Topic, Some(Duration::from_secs(90))));
         assert_eq!(manifest.component.as_deref(), Some("threshold.wasm"));
         assert_eq!((manifest.allow.clock, manifest.allow.random), (true, false));
-        assert!(manifest.may_publish("derived/x") && !manifest.may_publish("sensors/x"));
+        assert_eq!(manifest.allow.publish, ["derived/#".parse().unwrap()]);
         assert_eq!((manifest.limits.fuel.get(), manifest.limits.outputs), (20_000_000, 8));
         assert_eq!((manifest.limits.output_bytes, manifest.limits.state_bytes), (1_024, 2_048));
         assert_eq!((manifest.trial.mode, manifest.trial.messages.get()), (TrialMode::Shadow, 100));
@@ -568,7 +516,7 @@ mod tests {
         for text in [WHOLE, SMALL] {
             let manifest = parse(text).unwrap();
             let json = manifest.to_json();
-            let again = Manifest::from_json(&json, Some(&Functions::default())).unwrap();
+            let again = Manifest::from_json(&json, Some(&Ceilings::default())).unwrap();
             assert_eq!(manifest, again);
             assert_eq!(json, again.to_json());
         }
@@ -586,7 +534,7 @@ mod tests {
         };
         check("", "not JSON");
         check("[]", "expected an object, found a list");
-        check(r#"{"name":"a","name":"b"}"#, "key \"name\" is there twice");
+        check(r#"{"name":"a","name":"b"}"#, "key \"name\" is listed twice");
         check(
             r#"{"name":"a","version":"1","every":"1s","config":{"x":null}}"#,
             "config.x: expected a string, a number",
@@ -601,7 +549,7 @@ mod tests {
             "name = \"Threshold\"\nserial = -1\nsubscribe = [\"a/#/b\", \"$share/g/a\"]\nstate = \"topics\"\n[limit]\nfuel = 1\n",
             &[
                 "function.toml: version: missing; for example version = \"1.0.0\"",
-                "function.toml:1:8: name: \"Threshold\" is no function name; use 1 to 64 of a-z, 0-9 and -",
+                "function.toml:1:8: name: \"Threshold\" is not a function name; use 1 to 64 of a-z, 0-9 and -",
                 "function.toml:2:10: serial: -1 is too small; use at least 0",
                 "function.toml:3:14: subscribe[0]: # must be the last level",
                 "function.toml:3:23: subscribe[1]: $share/ subscriptions are set with mqtt.share_group",
@@ -631,13 +579,13 @@ mod tests {
         check_added(
             "[allow]\npublish = [\"b\", \"+\"]",
             &[
-                "function.toml:5:17: allow.publish[1]: feedback loop: publish + can match subscribe a; publish under topics that this function does not hear",
+                "function.toml:5:17: allow.publish[1]: feedback loop: publish + can match subscribe a; publish to topics that this function does not subscribe to",
             ],
         );
         check(
             "name = \"a\"\nversion = \"1\"\nsubscribe = [\"x/+/t\", \"y\"]\nallow.publish = [\"x/#\"]",
             &[
-                "function.toml:4:18: allow.publish[0]: feedback loop: publish x/# can match subscribe x/+/t; publish under topics that this function does not hear",
+                "function.toml:4:18: allow.publish[0]: feedback loop: publish x/# can match subscribe x/+/t; publish to topics that this function does not subscribe to",
             ],
         );
     }
@@ -651,7 +599,7 @@ mod tests {
         check_added(
             "every = \"10\"",
             &[
-                "function.toml:4:9: every: \"10\" is no time; write a whole number and ms, s, m or h: \"500ms\", \"10s\", \"5m\", \"1h\"",
+                "function.toml:4:9: every: \"10\" is not a time; write a whole number and ms, s, m or h: \"500ms\", \"10s\", \"5m\", \"1h\"",
             ],
         );
         check_added(
@@ -661,7 +609,7 @@ mod tests {
         check_added(
             "every = \"18446744073709551615h\"",
             &[
-                "function.toml:4:9: every: \"18446744073709551615h\" is no time; write a whole number and ms, s, m or h: \"500ms\", \"10s\", \"5m\", \"1h\"",
+                "function.toml:4:9: every: \"18446744073709551615h\" is not a time; write a whole number and ms, s, m or h: \"500ms\", \"10s\", \"5m\", \"1h\"",
             ],
         );
         check_added(
@@ -704,7 +652,7 @@ mod tests {
             "[trial]\nmessages = 3\nfailures = 3\ndifferences = 1",
             &[
                 "function.toml:6:12: trial.failures: 3 of 3 messages may fail, so that every trial passes; lower it, or raise messages",
-                "function.toml:7:15: trial.differences: only a shadow is compared with the version before; set mode = \"shadow\", or remove it",
+                "function.toml:7:15: trial.differences: only a shadow is compared with the previous version; set mode = \"shadow\", or remove it",
             ],
         );
         check_added(
@@ -718,8 +666,8 @@ mod tests {
         check(
             "name = \"a\"\nversion = \"1 beta\"\nsubscribe = [\"a\", \"a\", \"$timer/x\"]",
             &[
-                "function.toml:2:11: version: \"1 beta\" is no version; use 1 to 64 letters, digits, dots, - and +, as in 1.2.0",
-                "function.toml:3:19: subscribe[1]: a is there twice; remove one",
+                "function.toml:2:11: version: \"1 beta\" is not a version; use 1 to 64 letters, digits, dots, - and +, as in 1.2.0",
+                "function.toml:3:19: subscribe[1]: a is listed twice; remove one",
                 "function.toml:3:24: subscribe[2]: $timer topics never come from the broker; use every = \"10s\" for a timer",
             ],
         );

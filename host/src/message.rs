@@ -1,4 +1,4 @@
-//! The vocabulary: plain data that crosses the boundaries between the parts. No I/O, no clock, no lifetimes.
+//! Plain data that crosses the boundaries between the parts. No I/O, no clock.
 
 pub mod wire;
 
@@ -9,7 +9,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// What a function is given: one MQTT message as the board saw it, or a timer tick.
+/// Input of a function: one MQTT message as the board received it, or a timer tick.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
     #[serde(with = "wire::text")]
@@ -22,9 +22,9 @@ pub struct Message {
     pub properties: Vec<(Box<str>, Box<str>)>,
     /// Unix time at the board, in milliseconds, when the message came in.
     pub received_at_ms: u64,
-    /// Whether the board's clock was synchronised then. A board without an RTC boots in the past.
+    /// Whether the board's clock was synchronised at that time. A board without an RTC boots in the past.
     pub clock_synced: bool,
-    /// 1 on the first run, then 2.. when a function asked for a retry or a person replayed a dead letter.
+    /// Number of the run, from 1. Grows when a function asks for a retry or an operator replays a dead letter.
     pub attempt: u32,
 }
 
@@ -35,7 +35,7 @@ impl Message {
     }
 }
 
-/// SHA-256 of a function's wasm, as bytes; shown as lower-case hex.
+/// SHA-256 of a function's wasm. Shown as lower-case hex.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Digest(pub [u8; 32]);
 
@@ -52,7 +52,7 @@ pub struct NotADigest;
 impl FromStr for Digest {
     type Err = NotADigest;
 
-    /// Only lower case: a digest has one spelling, as it is a level of topics and the name of files.
+    /// Accepts lower case only: a digest is a level of topics and a file name, so it has one spelling.
     fn from_str(text: &str) -> Result<Self, NotADigest> {
         let nibble = |digit: u8| match digit {
             b'0'..=b'9' => Ok(digit - b'0'),
@@ -89,7 +89,7 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// What a function returns. The host decides what becomes of it.
+/// Output of a function.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Output {
     Alert(#[serde(with = "wire::AlertFields")] Alert),
@@ -117,7 +117,7 @@ impl Output {
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Alert {
-    /// What the alert is about, within the function: `cold-room-2/too-warm`. Repeats with one key are folded.
+    /// Identity of the alert within the function: `cold-room-2/too-warm`. Repeats with one key are folded.
     pub key: String,
     pub severity: Severity,
     pub status: AlertStatus,
@@ -152,7 +152,7 @@ pub struct Publication {
     pub retain: bool,
 }
 
-/// What came of one run of one function on one message.
+/// Result of one run of one function on one message.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
     pub verdict: Verdict,
@@ -161,20 +161,20 @@ pub struct Outcome {
     pub usage: Usage,
 }
 
-/// How a run ended.
+/// End of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum Verdict {
     Done(Vec<Output>),
-    /// The function wants to see the message again after `after_ms`.
+    /// The function asks for the message again after `after_ms`.
     Retry {
         after_ms: u64,
         reason: String,
     },
-    /// The message is lost to this function and goes to the dead letters.
+    /// The message becomes a dead letter of this function.
     Failed(Failure),
 }
 
-/// Why a message became a dead letter: a code that programs can branch on, and a sentence with the figures.
+/// Reason of a dead letter: a code for programs, and a sentence with the figures.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Failure {
     pub code: FailureCode,
@@ -184,7 +184,7 @@ pub struct Failure {
 /// The closed list of dead-letter reasons. The names are stored and published: never rename one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum FailureCode {
-    /// The function said no.
+    /// The function rejected the message.
     Rejected,
     /// The function asked for a retry more often than it may, or the store of waiting messages is full.
     RetriesExhausted,
@@ -196,7 +196,7 @@ pub enum FailureCode {
     State,
     /// The worker process died twice while it ran this message.
     WorkerCrashed,
-    /// An output names a topic that is no valid topic name.
+    /// An output names an invalid topic.
     InvalidTopic,
     /// An output names a topic outside the manifest's allow list.
     NotAllowed,
@@ -249,7 +249,7 @@ impl FailureCode {
         }
     }
 
-    /// Saying no, and asking for another run, is a function's right. All else that comes of a run counts against it.
+    /// Whether the failure counts towards the quarantine. Rejecting and asking for retries is a function's right.
     pub const fn is_misbehaviour(self) -> bool {
         !matches!(self, Self::Rejected | Self::RetriesExhausted)
     }
@@ -259,12 +259,12 @@ impl FailureCode {
     }
 }
 
-/// What a run used, for the limits, the metrics and `sedge invoke`.
+/// Resources that a run used.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Usage {
     pub fuel: u64,
     pub elapsed_us: u64,
-    /// The size of the linear memory at the end of the run.
+    /// Size of the linear memory at the end of the run.
     pub memory_bytes: u64,
     pub output_bytes: u64,
 }
@@ -285,7 +285,7 @@ pub struct StateWrite {
     pub value: Option<Bytes>,
 }
 
-/// What a guest logged, cut to length and free of control characters.
+/// A log line of a guest, truncated and without control characters.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogLine {
     #[serde(with = "wire::level")]

@@ -1,7 +1,6 @@
-//! Which functions a message is for. Immutable; a change of functions makes a new one.
+//! Finds the functions that a message is for: topics in, function numbers out. A change of functions makes a new router.
 //!
-//! Pure: topics in, function numbers out. What was found for a topic is remembered, so that a sensor's second message
-//! costs one look-up, however many functions there are.
+//! Routes are cached by topic, so that a sensor's second message costs one look-up, however many functions there are.
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::{BuildHasherDefault, Hash as _, Hasher as _};
@@ -12,18 +11,17 @@ use siphasher::sip::SipHasher13;
 
 use crate::topic::{TopicFilter, validate_name};
 
-/// Topics remembered. A publisher that invents a topic for every message must not fill the memory.
-const MAX_REMEMBERED: usize = 32 * 1024;
+/// Topics in the cache. A publisher that invents a topic for every message must not fill the memory.
+const MAX_CACHED: usize = 32 * 1024;
 /// The largest subscription identifier of MQTT 5.
 const MAX_SUBSCRIPTION_ID: u64 = 268_435_455;
 
-/// What one function wants to see.
+/// Subscriptions of one function.
 #[derive(Clone, Debug)]
 pub struct Interest {
     pub function: usize,
     pub wanted: Vec<TopicFilter>,
-    /// What is subscribed for it, in the order in which it serves: all that is wanted, and what was wanted before and is
-    /// still subscribed.
+    /// Filters at the broker, in order of precedence: all of `wanted`, and earlier ones that are still subscribed.
     pub served_by: Vec<TopicFilter>,
 }
 
@@ -31,26 +29,24 @@ pub struct Interest {
 pub struct Router {
     interests: Vec<Interest>,
     subscriptions: BTreeMap<TopicFilter, usize>,
-    remembered: HashMap<Bytes, Arc<Route>, BuildHasherDefault<SipHasher13>>,
+    cache: HashMap<Bytes, Arc<Route>, BuildHasherDefault<SipHasher13>>,
 }
 
-/// Where the messages of one topic go.
+/// Functions of one topic.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Route {
     pub topic: Arc<str>,
-    /// Decides which worker runs this topic's jobs.
-    pub hash: u64,
     targets: Vec<Target>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Target {
     function: usize,
-    /// The identifier of the one subscription that serves this function for this topic.
+    /// Identifier of the one subscription that serves this function for this topic.
     subscription: usize,
 }
 
-/// The topic is not UTF-8, or is no topic name.
+/// A topic that is not UTF-8, or not a valid topic name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BadTopic;
 
@@ -65,29 +61,29 @@ impl Router {
             let id = subscription_id(filter.as_str(), &mut taken);
             subscriptions.insert(filter.clone(), id);
         }
-        Self { interests, subscriptions, remembered: HashMap::default() }
+        Self { interests, subscriptions, cache: HashMap::default() }
     }
 
     /// Every filter to subscribe to, with its identifier.
     ///
-    /// The identifier is made of the filter's text, so that a message which the broker queued before a restart still
-    /// names the subscription that it was queued for.
+    /// The identifier is derived from the filter's text, so that messages which the broker queued before a restart still
+    /// name the right subscription.
     pub fn subscriptions(&self) -> impl Iterator<Item = (&TopicFilter, usize)> {
         self.subscriptions.iter().map(|(filter, id)| (filter, *id))
     }
 
     pub fn route(&mut self, topic: &Bytes) -> Result<Arc<Route>, BadTopic> {
-        if let Some(route) = self.remembered.get(topic) {
+        if let Some(route) = self.cache.get(topic) {
             return Ok(Arc::clone(route));
         }
         let name = str::from_utf8(topic).map_err(|_| BadTopic)?;
         validate_name(name).map_err(|_| BadTopic)?;
         let route = Arc::new(self.find(name));
-        if self.remembered.len() >= MAX_REMEMBERED {
-            self.remembered.clear();
+        if self.cache.len() >= MAX_CACHED {
+            self.cache.clear();
         }
         // A copy: the bytes of a delivery are a slice of a whole read buffer.
-        self.remembered.insert(Bytes::copy_from_slice(topic), Arc::clone(&route));
+        self.cache.insert(Bytes::copy_from_slice(topic), Arc::clone(&route));
         Ok(route)
     }
 
@@ -101,13 +97,13 @@ impl Router {
             let filter = interest.served_by.iter().find(|filter| filter.matches(topic))?;
             Some(Target { function: interest.function, subscription: self.subscriptions[filter] })
         });
-        Route { topic: topic.into(), hash: hash(topic), targets: targets.collect() }
+        Route { topic: topic.into(), targets: targets.collect() }
     }
 }
 
 impl Route {
-    /// The functions that this copy of the message is for. `subscriptions` are the identifiers that came with it; a
-    /// broker without identifiers sends none, and then every function that matches is meant.
+    /// Functions that this copy of the message is for. `subscriptions` are the identifiers in the packet; a broker without
+    /// identifiers sends none, and then every function that matches is meant.
     pub fn functions<'a>(&'a self, subscriptions: &'a [usize]) -> impl Iterator<Item = usize> + 'a {
         self.targets
             .iter()
@@ -116,14 +112,14 @@ impl Route {
     }
 }
 
-/// The same in every run and on every board.
+/// Hashes a topic, with the same result in every run and on every board.
 pub fn hash(text: &str) -> u64 {
     let mut hasher = SipHasher13::new();
     text.hash(&mut hasher);
     hasher.finish()
 }
 
-/// A number from the filter's text; a neighbour when it is taken.
+/// Derives an identifier from the filter's text; the next free one if it is taken.
 fn subscription_id(filter: &str, taken: &mut BTreeMap<usize, ()>) -> usize {
     let mut id = hash(filter) % MAX_SUBSCRIPTION_ID + 1;
     while taken.insert(id as usize, ()).is_some() {
@@ -170,7 +166,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_subscribed_before_serves_until_it_is_not() {
+    fn an_earlier_subscription_serves_until_it_is_gone() {
         let filter = |text: &str| text.parse::<TopicFilter>().unwrap();
         let interest =
             Interest { function: 0, wanted: vec![filter("a/#")], served_by: vec![filter("a/+"), filter("a/#")] };
@@ -194,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn identifiers_differ_even_when_their_hashes_meet() {
+    fn identifiers_differ_even_when_hashes_collide() {
         let mut taken = BTreeMap::new();
         let first = subscription_id("a", &mut taken);
         let second = subscription_id("a", &mut taken);
@@ -203,13 +199,13 @@ mod tests {
     }
 
     #[test]
-    fn bad_topics_are_refused_and_memory_is_bounded() {
+    fn bad_topics_are_refused_and_the_cache_is_bounded() {
         let mut router = router(&[&["#"]]);
         assert_eq!(router.route(&Bytes::from_static(b"\xff")), Err(BadTopic));
         assert_eq!(router.route(&Bytes::from_static(b"a/+")), Err(BadTopic));
-        for n in 0..MAX_REMEMBERED + 10 {
+        for n in 0..MAX_CACHED + 10 {
             router.route(&Bytes::from(format!("t/{n}"))).unwrap();
         }
-        assert!(router.remembered.len() <= MAX_REMEMBERED);
+        assert!(router.cache.len() <= MAX_CACHED);
     }
 }

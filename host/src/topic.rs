@@ -1,4 +1,4 @@
-//! Topic names and topic filters, as MQTT 5 defines them (OASIS MQTT 5.0, section 4.7). Plain text, no broker.
+//! Topic names and topic filters, as MQTT 5 defines them (OASIS MQTT 5.0, section 4.7).
 
 use std::fmt;
 use std::str::FromStr;
@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// MQTT carries strings with a length of 16 bits.
+/// Largest string that MQTT can carry: its length has 16 bits.
 pub const MAX_BYTES: usize = 65_535;
 
-/// Mosquitto closes the connection of a client that uses a topic with more slashes, so a record with such a topic
-/// would never leave the outbox.
+/// Mosquitto's limit. It closes the connection of a client that uses a topic with more slashes, so a record with such a
+/// topic would never leave the outbox.
 pub const MAX_SLASHES: usize = 200;
 
-/// A pattern of topics: `sensors/+/temperature`, `sensors/#`. Cheap to clone.
+/// A topic filter: `sensors/+/temperature`, `sensors/#`. Cheap to clone.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct TopicFilter(Arc<str>);
 
@@ -40,9 +40,9 @@ impl TopicFilter {
         &self.0
     }
 
-    /// Whether a message with this topic name belongs to the filter. The topic is taken to be valid.
+    /// Whether a topic name matches. The topic must be valid.
     pub fn matches(&self, topic: &str) -> bool {
-        // Only at the beginning: `sensors/+` does match `sensors/$battery`.
+        // Only at the beginning: `sensors/+` matches `sensors/$battery`.
         if topic.starts_with('$') && self.starts_with_wildcard() {
             return false;
         }
@@ -64,8 +64,8 @@ impl TopicFilter {
         if self.misses_dollar(other) || other.misses_dollar(self) {
             return false;
         }
-        let mut left = self.spelled_out().split('/');
-        let mut right = other.spelled_out().split('/');
+        let mut left = self.expanded().split('/');
+        let mut right = other.expanded().split('/');
         loop {
             match (left.next(), right.next()) {
                 (Some("#"), _) | (_, Some("#")) | (None, None) => return true,
@@ -81,8 +81,8 @@ impl TopicFilter {
         if self.misses_dollar(other) {
             return false;
         }
-        let mut wide = self.spelled_out().split('/');
-        let mut narrow = other.spelled_out().split('/');
+        let mut wide = self.expanded().split('/');
+        let mut narrow = other.expanded().split('/');
         loop {
             match (wide.next(), narrow.next()) {
                 (Some("#"), _) | (None, None) => return true,
@@ -95,17 +95,12 @@ impl TopicFilter {
         }
     }
 
-    /// Whether the filter is the name of one topic.
-    pub fn is_literal(&self) -> bool {
-        !self.0.contains(['+', '#'])
-    }
-
     fn starts_with_wildcard(&self) -> bool {
         self.0.starts_with(['+', '#'])
     }
 
-    /// The empty string is no topic, so these two say less than they seem to: the same filter, with that said.
-    fn spelled_out(&self) -> &str {
+    /// The same filter in a form that shows that the empty string is not a topic: `#` needs at least one level.
+    fn expanded(&self) -> &str {
         match &*self.0 {
             "#" => "+/#",
             "/#" => "/+/#",
@@ -118,7 +113,7 @@ impl TopicFilter {
     }
 }
 
-/// Whether a message may be published under this topic. What passes here does not make a broker close the connection.
+/// Checks a topic to publish to. No broker closes the connection over a topic that passes.
 pub fn validate_name(topic: &str) -> Result<(), TopicError> {
     check_text(topic)?;
     match topic.find(['+', '#']) {
@@ -127,7 +122,7 @@ pub fn validate_name(topic: &str) -> Result<(), TopicError> {
     }
 }
 
-/// What MQTT asks of every topic string, and what Mosquitto enforces beyond it.
+/// Checks MQTT's rules for every topic string, and those that Mosquitto adds.
 fn check_text(text: &str) -> Result<(), TopicError> {
     if text.is_empty() {
         return Err(TopicError::Empty);
@@ -158,9 +153,9 @@ pub enum TopicError {
     TooLong { bytes: usize },
     #[error("topic with {slashes} slashes, at most {MAX_SLASHES} are allowed")]
     TooDeep { slashes: usize },
-    #[error("topic holds the character {}", character.escape_unicode())]
+    #[error("topic contains the character {}", character.escape_unicode())]
     Character { character: char },
-    #[error("topic name holds a wildcard (+ or #)")]
+    #[error("topic name contains a wildcard (+ or #)")]
     WildcardInName,
     #[error("# must be the last level")]
     HashNotLast,
@@ -220,7 +215,7 @@ mod tests {
         TopicFilter::parse(text).unwrap()
     }
 
-    /// The definition, by recursion and without a thought for speed.
+    /// The definition of matching, recursively.
     fn naive(filter: &[&str], topic: &[&str], first: bool) -> bool {
         let hidden = first && topic.first().is_some_and(|level| level.starts_with('$'));
         match (filter, topic) {
@@ -236,7 +231,7 @@ mod tests {
         text.split('/').collect()
     }
 
-    /// Every string of up to `depth` levels from `alphabet`, the empty string left out.
+    /// Every string of up to `depth` levels from `alphabet`, except the empty string.
     fn every(alphabet: &[&str], depth: usize) -> Vec<String> {
         let mut all: Vec<String> = Vec::new();
         let mut longest: Vec<String> = alphabet.iter().map(|level| (*level).to_owned()).collect();
@@ -274,7 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_filter() {
+    fn refuses_invalid_filters() {
         let check = |text: &str, expected: TopicError| assert_eq!(TopicFilter::parse(text), Err(expected), "{text:?}");
         check("", TopicError::Empty);
         check("a/#/b", TopicError::HashNotLast);
@@ -296,7 +291,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_no_name() {
+    fn refuses_invalid_names() {
         assert_eq!(validate_name("a/b"), Ok(()));
         assert_eq!(validate_name("/"), Ok(()));
         assert_eq!(validate_name("a/+"), Err(TopicError::WildcardInName));
@@ -305,8 +300,8 @@ mod tests {
         assert_eq!(validate_name("a\nb"), Err(TopicError::Character { character: '\n' }));
     }
 
-    /// All pairs of filters of up to three levels, against all topics of up to four: one level more than the filters
-    /// have is enough to tell any two of them apart.
+    /// All pairs of filters of up to three levels, against all topics of up to four. One level more than the filters have
+    /// is enough to distinguish any two of them.
     #[test]
     fn intersects_and_covers_agree_with_enumeration() {
         let topics = every(&["", "a", "b", "$a"], 4);
@@ -337,10 +332,11 @@ mod tests {
         }
 
         #[test]
-        fn parse_never_panics_and_a_literal_filter_is_a_name(text in ".{0,40}") {
+        fn parse_never_panics_and_a_filter_without_wildcards_is_a_name(text in ".{0,40}") {
             if let Ok(filter) = TopicFilter::parse(&text) {
-                prop_assert_eq!(filter.is_literal(), validate_name(&text).is_ok());
-                prop_assert!(!filter.is_literal() || filter.matches(&text));
+                let is_name = validate_name(&text).is_ok();
+                prop_assert_eq!(!text.contains(['+', '#']), is_name);
+                prop_assert!(!is_name || filter.matches(&text));
             }
         }
     }

@@ -81,22 +81,7 @@ async fn subscribe(port: u16, filter: &str, received: &AtomicU64, stop: &AtomicB
 
 /// The defaults of `sedge.toml`.
 fn options(port: u16) -> mqtt::Options {
-    let defaults = sedge::config::Mqtt::default();
-    mqtt::Options {
-        url: format!("mqtt://127.0.0.1:{port}"),
-        client_id: "noop".into(),
-        username: None,
-        password_file: None,
-        ca_file: None,
-        cert_file: None,
-        key_file: None,
-        keep_alive: Duration::from_secs(defaults.keep_alive_secs.get().into()),
-        connect_timeout: Duration::from_secs(defaults.connect_timeout_secs.get().into()),
-        reconnect_max: Duration::from_secs(defaults.reconnect_max_secs.get().into()),
-        receive_maximum: defaults.receive_maximum.get(),
-        max_packet_bytes: defaults.max_packet_bytes.get(),
-        session_expiry: Duration::from_secs(defaults.session_expiry_secs.get().into()),
-        in_flight: 64,
-        will: None,
-    }
+    let mut config = sedge::config::Mqtt::new("noop");
+    config.connection.url = format!("mqtt://127.0.0.1:{port}").parse().expect("the address is valid");
+    mqtt::Options::local(&config, 64, None)
 }

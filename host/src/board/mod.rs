@@ -347,7 +347,7 @@ impl Board {
                 self.forwarder.disconnected(Route::Local, self.now.monotonic);
             }
             BrokerEvent::Unsubscribed { filter } => {
-                if self.subscriptions.left(&filter) {
+                if self.subscriptions.unsubscribed(&filter) {
                     self.make_router();
                     self.save_subscriptions();
                 }
@@ -379,7 +379,7 @@ impl Board {
     /// Functions want other topics than before.
     fn routes_changed(&mut self) {
         let wanted = self.rollout.functions().filter(|(_, it)| it.is_routed());
-        let changes = self.subscriptions.want(wanted.map(|(_, it)| (Arc::clone(&it.name), it.wanted())));
+        let changes = self.subscriptions.set_wanted(wanted.map(|(_, it)| (Arc::clone(&it.name), it.wanted())));
         self.make_router();
         let installed = self.rollout.functions().filter(|(_, it)| it.serving().is_some());
         let installed = installed.map(|(_, it)| Arc::clone(it.state_name())).collect();
@@ -419,7 +419,7 @@ impl Board {
     fn tidy_subscriptions(&mut self) {
         if self.is_connected
             && self.intake.is_nearly_idle()
-            && let Some(filter) = self.subscriptions.leave()
+            && let Some(filter) = self.subscriptions.next_to_unsubscribe()
         {
             self.effects.push_back(Effect::Unsubscribe { filter: self.subscriptions.at_broker(&filter) });
         }

@@ -1,9 +1,9 @@
-//! What the session at the broker is subscribed to, and which subscription serves which function.
+//! Subscriptions of the session at the broker, and which of them serves which function.
 //!
-//! When a function wants other topics than before, the new filters are subscribed at once, but an old one that matches
-//! some of the same topics is kept for a while and goes on serving: as long as both are subscribed the broker may send
-//! a message once for each, and messages that it queued earlier name the old one. It is given up when nothing is on
-//! the way, and the answer of the broker marks the place in the stream from which on the new one serves.
+//! When the topics of a function change, the new filters are subscribed at once. An old filter that intersects a new one
+//! stays and keeps precedence: while both are subscribed the broker may send a message once for each, and messages that
+//! it queued earlier name the old one. The old filter is unsubscribed when hardly any message is in flight, and the UNSUBACK
+//! marks the place in the stream from which the new filter serves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,18 +16,18 @@ use crate::topic::TopicFilter;
 #[derive(Debug, Default)]
 pub struct Subscriptions {
     share_group: Option<String>,
-    /// By function: all that is subscribed for it, in the order in which it serves.
+    /// Filters at the broker by function, in order of precedence.
     serving: BTreeMap<Arc<str>, Vec<TopicFilter>>,
     wanted: BTreeMap<Arc<str>, Vec<TopicFilter>>,
-    /// What the session has, as far as we know.
+    /// Filters of the session, as far as we know.
     held: BTreeSet<TopicFilter>,
-    /// A session of ours has had subscriptions: what is wanted before the first connection was never held.
+    /// Whether a session of ours has had subscriptions; false before the first connection.
     has_held: bool,
-    /// The broker was asked to drop it and has not answered.
-    leaving: Option<TopicFilter>,
+    /// Filter whose UNSUBACK is awaited.
+    unsubscribing: Option<TopicFilter>,
 }
 
-/// What the broker is to be asked for.
+/// Requests to the broker.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Changes {
     pub subscribe: Vec<TopicFilter>,
@@ -35,7 +35,7 @@ pub struct Changes {
 }
 
 impl Subscriptions {
-    /// With what [`Subscriptions::save`] wrote, in this process or an earlier one.
+    /// Restores what [`Subscriptions::save`] wrote, in this process or an earlier one.
     pub fn restore(saved: Option<&Bytes>, share_group: Option<String>) -> Self {
         let saved: BTreeMap<String, Vec<String>> =
             saved.and_then(|bytes| serde_json::from_slice(bytes).ok()).unwrap_or_default();
@@ -55,19 +55,19 @@ impl Subscriptions {
         serde_json::to_vec(&serving).expect("only strings").into()
     }
 
-    /// Whether there was a session that could have been lost, with what was queued in it.
+    /// Whether there was a session whose loss would lose queued messages.
     pub fn has_held(&self) -> bool {
         self.has_held
     }
 
-    /// The filter as the broker knows it: shared with other hosts, or not.
+    /// The filter as sent to the broker: with `$share/<group>/` if the load is shared.
     pub fn at_broker(&self, filter: &TopicFilter) -> String {
         let group = self.share_group.as_deref();
         group.map_or_else(|| filter.as_str().to_owned(), |group| format!("$share/{group}/{filter}"))
     }
 
-    /// Takes in what the functions want from now on.
-    pub fn want(&mut self, functions: impl Iterator<Item = (Arc<str>, Vec<TopicFilter>)>) -> Changes {
+    /// Replaces the filters of all functions.
+    pub fn set_wanted(&mut self, functions: impl Iterator<Item = (Arc<str>, Vec<TopicFilter>)>) -> Changes {
         self.wanted = functions.collect();
         self.serving.retain(|function, _| self.wanted.contains_key(function));
         for (function, wanted) in &self.wanted {
@@ -76,8 +76,9 @@ impl Subscriptions {
             let missing: Vec<TopicFilter> = wanted.iter().filter(|new| !serving.contains(new)).cloned().collect();
             serving.extend(missing);
         }
-        // The broker drops it, and must be asked for it anew.
-        if let Some(again) = self.leaving.take_if(|filter| self.wanted.values().flatten().any(|it| it == filter)) {
+        // The broker is dropping it: subscribe anew.
+        if let Some(again) = self.unsubscribing.take_if(|filter| self.wanted.values().flatten().any(|it| it == filter))
+        {
             self.held.remove(&again);
         }
         self.changes()
@@ -93,10 +94,10 @@ impl Subscriptions {
         changes
     }
 
-    /// The session is new: what was subscribed before is not.
+    /// Forgets the subscriptions of a session that the broker has lost.
     pub fn session_lost(&mut self) {
         self.held.clear();
-        self.leaving = None;
+        self.unsubscribing = None;
         for (function, serving) in &mut self.serving {
             let wanted = self.wanted.get(function);
             serving.retain(|filter| wanted.is_some_and(|wanted| wanted.contains(filter)));
@@ -104,10 +105,10 @@ impl Subscriptions {
     }
 
     pub fn disconnected(&mut self) {
-        self.leaving = None;
+        self.unsubscribing = None;
     }
 
-    /// All that the session is to hold; asking for it again does no harm.
+    /// All filters of the session, to be subscribed at each connection. Subscribing again is harmless.
     pub fn all(&mut self) -> Vec<TopicFilter> {
         self.held = self.serving.values().flatten().cloned().collect();
         self.has_held = !self.held.is_empty();
@@ -116,25 +117,25 @@ impl Subscriptions {
 
     /// Whether the session has a filter that no function wants any more.
     pub fn has_unwanted(&self) -> bool {
-        self.leaving.is_none() && self.held.iter().any(|filter| !self.is_wanted(filter))
+        self.unsubscribing.is_none() && self.held.iter().any(|filter| !self.is_wanted(filter))
     }
 
     fn is_wanted(&self, filter: &TopicFilter) -> bool {
         self.wanted.values().flatten().any(|wanted| wanted == filter)
     }
 
-    /// A filter that no function wants any more. To be called when nothing is on the way.
-    pub fn leave(&mut self) -> Option<TopicFilter> {
-        if self.leaving.is_some() {
+    /// Next filter to unsubscribe because no function wants it. Call only while the broker holds no message back.
+    pub fn next_to_unsubscribe(&mut self) -> Option<TopicFilter> {
+        if self.unsubscribing.is_some() {
             return None;
         }
-        self.leaving = self.held.iter().find(|filter| !self.is_wanted(filter)).cloned();
-        self.leaving.clone()
+        self.unsubscribing = self.held.iter().find(|filter| !self.is_wanted(filter)).cloned();
+        self.unsubscribing.clone()
     }
 
-    /// The broker has dropped a filter. `true` if other ones serve from here on.
-    pub fn left(&mut self, at_broker: &str) -> bool {
-        let Some(filter) = self.leaving.take_if(|filter| {
+    /// Handles an UNSUBACK. Returns whether other filters serve from here on.
+    pub fn unsubscribed(&mut self, at_broker: &str) -> bool {
+        let Some(filter) = self.unsubscribing.take_if(|filter| {
             let group = self.share_group.as_deref();
             let prefix = group.map_or_else(String::new, |group| format!("$share/{group}/"));
             at_broker.strip_prefix(&prefix) == Some(filter.as_str())
@@ -148,7 +149,7 @@ impl Subscriptions {
         true
     }
 
-    /// For the router. `number` gives a function's place.
+    /// Input of the router. `number` maps a function's name to its number.
     pub fn interests(&self, number: impl Fn(&str) -> Option<usize>) -> Vec<Interest> {
         let interest = |(function, wanted): (&Arc<str>, &Vec<TopicFilter>)| {
             let served_by = self.serving.get(function).cloned().unwrap_or_default();
@@ -167,7 +168,7 @@ mod tests {
     }
 
     fn want(subscriptions: &mut Subscriptions, functions: &[(&str, &[&str])]) -> Changes {
-        subscriptions.want(functions.iter().map(|(name, wanted)| ((*name).into(), filters(wanted))))
+        subscriptions.set_wanted(functions.iter().map(|(name, wanted)| ((*name).into(), filters(wanted))))
     }
 
     fn changes(subscribe: &[&str], unsubscribe: &[&str]) -> Changes {
@@ -178,19 +179,19 @@ mod tests {
     fn an_old_filter_serves_until_the_broker_has_dropped_it() {
         let mut subscriptions = Subscriptions::default();
         assert_eq!(want(&mut subscriptions, &[("f", &["a/+", "b"])]), changes(&["a/+", "b"], &[]));
-        assert_eq!(subscriptions.leave(), None);
-        // `b` is wanted by nobody and in nobody's way; `a/+` meets `a/#`.
+        assert_eq!(subscriptions.next_to_unsubscribe(), None);
+        // Nobody wants `b`, and it intersects nothing; `a/+` intersects `a/#`.
         assert_eq!(want(&mut subscriptions, &[("f", &["a/#"])]), changes(&["a/#"], &["b"]));
         let served_by = |subscriptions: &Subscriptions| subscriptions.interests(|_| Some(0))[0].served_by.clone();
         assert_eq!(served_by(&subscriptions), filters(&["a/+", "a/#"]));
-        // A process that ends here knows it when it comes back.
+        // Survives a restart.
         let mut subscriptions = Subscriptions::restore(Some(&subscriptions.save()), None);
         assert_eq!(want(&mut subscriptions, &[("f", &["a/#"])]), changes(&[], &[]));
         assert_eq!(served_by(&subscriptions), filters(&["a/+", "a/#"]));
-        assert_eq!(subscriptions.leave(), filters(&["a/+"]).pop());
-        assert_eq!(subscriptions.leave(), None, "one at a time");
-        assert!(!subscriptions.left("a/x"));
-        assert!(subscriptions.left("a/+"));
+        assert_eq!(subscriptions.next_to_unsubscribe(), filters(&["a/+"]).pop());
+        assert_eq!(subscriptions.next_to_unsubscribe(), None, "one at a time");
+        assert!(!subscriptions.unsubscribed("a/x"));
+        assert!(subscriptions.unsubscribed("a/+"));
         assert_eq!(served_by(&subscriptions), filters(&["a/#"]));
     }
 
@@ -199,10 +200,10 @@ mod tests {
         let mut subscriptions = Subscriptions::default();
         want(&mut subscriptions, &[("f", &["a/+"])]);
         want(&mut subscriptions, &[("f", &["a/#"])]);
-        assert!(subscriptions.leave().is_some());
+        assert!(subscriptions.next_to_unsubscribe().is_some());
         assert_eq!(want(&mut subscriptions, &[("f", &["a/+"])]), changes(&["a/+"], &[]));
-        assert!(!subscriptions.left("a/+"));
-        assert_eq!(subscriptions.leave(), filters(&["a/#"]).pop());
+        assert!(!subscriptions.unsubscribed("a/+"));
+        assert_eq!(subscriptions.next_to_unsubscribe(), filters(&["a/#"]).pop());
     }
 
     #[test]
@@ -224,13 +225,13 @@ mod tests {
     }
 
     #[test]
-    fn shared_filters_are_known_by_their_own_name() {
+    fn shared_filters_are_recognised() {
         let mut subscriptions = Subscriptions::restore(None, Some("g".into()));
         want(&mut subscriptions, &[("f", &["a/+"])]);
         want(&mut subscriptions, &[("f", &["a/#"])]);
-        let leaving = subscriptions.leave().unwrap();
-        assert_eq!(subscriptions.at_broker(&leaving), "$share/g/a/+");
-        assert!(!subscriptions.left("a/+"));
-        assert!(subscriptions.left("$share/g/a/+"));
+        let unsubscribing = subscriptions.next_to_unsubscribe().unwrap();
+        assert_eq!(subscriptions.at_broker(&unsubscribing), "$share/g/a/+");
+        assert!(!subscriptions.unsubscribed("a/+"));
+        assert!(subscriptions.unsubscribed("$share/g/a/+"));
     }
 }

@@ -24,7 +24,7 @@ pub(crate) struct CheckArgs {
 
 pub(crate) fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let (config, mut problems) = Config::inspect(&args.config.path());
-    let (functions, more) = config.functions.load_present();
+    let (functions, more) = config.functions.load();
     problems.extend(more);
     for (dir, manifest) in &functions {
         if let Err((key, invalid)) = check_function(dir, manifest, config.functions.native_code) {
@@ -87,9 +87,9 @@ fn summary(out: &mut impl Write, config: &Config, functions: &[(PathBuf, Manifes
         false => writeln!(out, ", groups {}", node.groups.join(", "))?,
     }
     let shared = config.mqtt.share_group.as_ref().map_or_else(String::new, |group| format!(", shared by {group}"));
-    writeln!(out, "broker     {}{shared}", config.mqtt.url)?;
+    writeln!(out, "broker     {}{shared}", config.mqtt.connection.url)?;
     match &config.upstream {
-        Some(upstream) => writeln!(out, "upstream   {}", upstream.url)?,
+        Some(upstream) => writeln!(out, "upstream   {}", upstream.connection.url)?,
         None => writeln!(out, "upstream   none: alerts stay on the local broker, data is dropped and counted")?,
     }
     writeln!(out, "data       {}", node.data_dir.display())?;
@@ -129,8 +129,8 @@ fn as_json(config: &Config, functions: &[(PathBuf, Manifest)], problems: &Proble
         "problems": problems,
         "node": config.node.name,
         "groups": config.node.groups,
-        "broker": config.mqtt.url,
-        "upstream": config.upstream.as_ref().map(|upstream| &upstream.url),
+        "broker": config.mqtt.connection.url.as_str(),
+        "upstream": config.upstream.as_ref().map(|upstream| upstream.connection.url.as_str()),
         "data_dir": config.node.data_dir,
         "metrics": config.http.listen,
         "functions": functions.iter().map(|(dir, manifest)| json!({ "dir": dir, "manifest": manifest })).collect::<Vec<_>>(),

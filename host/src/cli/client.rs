@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
+use crate::config::{Connection, Endpoint};
 use crate::mqtt::{self, Event, Full, Link, PublishResult};
 
 /// Mosquitto's default of `max_queued_messages`: it may drop retained messages beyond that.
@@ -18,7 +19,7 @@ const MOSQUITTO_QUEUE: usize = 1000;
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 pub(crate) struct Client {
-    url: String,
+    url: Endpoint,
     link: Link,
     events: mqtt::Events,
     driver: JoinHandle<()>,
@@ -44,35 +45,25 @@ pub(crate) enum ClientEvent {
 
 impl Client {
     /// Options of a client that lives as long as one command. Credentials are left to the caller.
-    pub(crate) fn options(url: &str, purpose: &str) -> anyhow::Result<mqtt::Options> {
+    pub(crate) fn options(url: Endpoint, purpose: &str) -> anyhow::Result<mqtt::Options> {
         let mut id = [0; 8];
         rustix::rand::getrandom(&mut id, rustix::rand::GetRandomFlags::empty())
             .context("failed to draw a client id")?;
+        // A broker closes the older of two connections with the same client id.
+        let client_id = format!("sedge-{purpose}-{:016x}", u64::from_ne_bytes(id));
         Ok(mqtt::Options {
-            url: url.to_owned(),
-            // A broker closes the older of two connections with the same client id.
-            client_id: format!("sedge-{purpose}-{:016x}", u64::from_ne_bytes(id)),
-            username: None,
-            password_file: None,
-            ca_file: None,
-            cert_file: None,
-            key_file: None,
-            keep_alive: Duration::from_secs(15),
-            connect_timeout: Duration::from_secs(10),
-            reconnect_max: Duration::from_secs(5),
             // Half of what Mosquitto queues for a socket by default. Beyond that it drops even answers to subscriptions.
             receive_maximum: 500,
             // An order with the longest manifest, or the largest chunk.
             max_packet_bytes: 1 << 20,
-            session_expiry: Duration::ZERO,
             in_flight: 32,
-            will: None,
+            ..mqtt::Options::brief(Connection::new(url, client_id))
         })
     }
 
     /// Connects. The first failure is an error, so that nobody waits for a mistyped address.
     pub(crate) async fn connect(options: mqtt::Options) -> anyhow::Result<Self> {
-        let url = options.url.clone();
+        let url = options.connection.url.clone();
         let (link, events, driver) = mqtt::connect(options)?;
         let driver = tokio::task::spawn_local(driver);
         let mut client = Self { url, link, events, driver, queue: VecDeque::new(), filters: Vec::new(), next_token: 1 };
@@ -88,7 +79,7 @@ impl Client {
         self.link.retains()
     }
 
-    pub(crate) fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &Endpoint {
         &self.url
     }
 

@@ -167,11 +167,12 @@ fn free_port() -> anyhow::Result<SocketAddr> {
 }
 
 async fn connect(broker: SocketAddr, name: &str) -> anyhow::Result<Client> {
+    let url = format!("mqtt://{broker}").parse()?;
     let options = mqtt::Options {
         receive_maximum: 1024,
         session_expiry: Duration::from_secs(3600),
         in_flight: SENSOR_WINDOW,
-        ..Client::options(&format!("mqtt://{broker}"), &format!("demo-{name}"))?
+        ..Client::options(url, &format!("demo-{name}"))?
     };
     Client::connect(options).await.context("cannot connect to the demo's broker")
 }

@@ -2,7 +2,6 @@
 //!
 //! Each check has two halves: `inspect` observes the system, and `evaluate` turns observations into findings.
 
-mod address;
 mod board;
 mod broker;
 mod finding;
@@ -18,7 +17,6 @@ use serde_json::{Value, json};
 use super::{ConfigArgs, EXIT_CONFIG, printable};
 use crate::config::{Config, Problems};
 use crate::time;
-use address::Address;
 use finding::{Finding, Verdict};
 
 #[derive(Debug, Args)]
@@ -59,20 +57,19 @@ pub(crate) fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
 
 fn inspect_brokers(config: &Config, args: &DoctorArgs) -> anyhow::Result<Vec<Finding>> {
     let mut findings = Vec::new();
-    let address = Address::of(&config.mqtt.url);
-    findings.extend(address.as_ref().and_then(|address| broker::unencrypted("mqtt.url", address)));
-    let upstream = config.upstream.as_ref().and_then(|upstream| Address::of(&upstream.url));
-    findings.extend(upstream.and_then(|address| broker::unencrypted("upstream.url", &address)));
+    let url = &config.mqtt.connection.url;
+    findings.extend(broker::unencrypted("mqtt.url", url));
+    let upstream = config.upstream.as_ref();
+    findings.extend(upstream.and_then(|upstream| broker::unencrypted("upstream.url", &upstream.connection.url)));
     let observed = broker::inspect(&config.mqtt)?;
     let version = observed.as_ref().ok().and_then(|broker| broker.version.clone());
-    let open = address.as_ref().is_none_or(|address| !address.is_local() || broker::is_open(address.port));
+    let open = !url.is_local() || broker::is_open(url.port());
     findings.extend(broker::evaluate(&config.mqtt, observed, open));
     let is_mosquitto = version.is_none_or(|version| version.starts_with("mosquitto"));
     if is_mosquitto {
-        let is_here = address.is_some_and(|address| address.is_local());
         findings.extend(mosquitto::inspect(
             &args.mosquitto_conf,
-            is_here,
+            url.is_local(),
             config.mqtt.session_expiry_secs.get().into(),
         ));
     }

@@ -85,7 +85,7 @@ pub(crate) fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
     let entries = args.state.iter().map(|(key, value)| (key.as_str().into(), Bytes::from(value.clone())));
     // As in a worker of a board with the default base topic.
     let permits = Permits {
-        base_topic: Node::default().base_topic.into(),
+        base_topic: Node::BASE_TOPIC.into(),
         publish: installed.manifest.allow.publish.clone(),
         grants: installed.grants(),
     };

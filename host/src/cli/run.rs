@@ -14,7 +14,7 @@ pub(crate) struct RunArgs {
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let (config, mut problems) = Config::inspect(&args.config.path());
-    let (functions, more) = config.functions.load_present();
+    let (functions, more) = config.functions.load();
     problems.extend(more);
     if problems.has_errors() {
         return Err(problems.into());

@@ -1,5 +1,5 @@
-//! A parsed file whose every value knows where it stands. TOML and JSON end in the same tree, so that one reader with
-//! one set of messages serves both.
+//! A parsed file as a tree whose values know their places. TOML and JSON end in the same tree, so that one reader serves
+//! both.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ pub(crate) struct Table {
 #[derive(Clone, Debug)]
 pub(crate) struct Entry {
     pub key: String,
-    /// Of the key; the value has its own.
+    /// Place of the key; the value has its own.
     pub at: Location,
     pub item: Item,
 }
@@ -35,7 +35,7 @@ pub(crate) struct Item {
 pub(crate) enum Value {
     String(String),
     Integer(i128),
-    /// As it was written: it is never calculated with.
+    /// As written; never calculated with.
     Float(String),
     Boolean(bool),
     Datetime,
@@ -45,7 +45,7 @@ pub(crate) enum Value {
 }
 
 impl Value {
-    /// As a person would call it.
+    /// Name of the kind, for messages.
     pub fn kind(&self) -> &'static str {
         match self {
             Self::String(_) => "a string",
@@ -61,26 +61,26 @@ impl Value {
 }
 
 impl Table {
-    /// What could be read, and every syntax error in it.
+    pub fn empty(file: &Path) -> Self {
+        Self { at: Location::whole(file), entries: Vec::new() }
+    }
+
+    /// Returns what could be read, and every syntax error.
     pub fn from_toml(text: &str, file: &Path) -> (Self, Problems) {
         let source = Source { file: file.into(), text };
         let (root, errors) = DeTable::parse_recoverable(text);
         let mut problems = Problems::default();
         for error in errors {
             let at = error.span().map_or_else(|| Location::whole(file), |span| source.at(span.start));
-            // The parser's messages are lines of "key, expected ..."; one line is enough beside the position.
-            problems.push(Problem::error(
-                at,
-                "",
-                Invalid::new(format!("not TOML: {}", error.message().replace('\n', ", "))),
-            ));
+            let what = format!("not TOML: {}", error.message().replace('\n', ", "));
+            problems.push(Problem::error(at, "", Invalid::new(what)));
         }
         let mut table = source.table(0, root.get_ref());
         table.at = Location::whole(file);
         (table, problems)
     }
 
-    /// A signed manifest. Duplicate keys are refused: two readers of one signature must not see two manifests.
+    /// Parses a signed manifest. Duplicate keys are refused: two readers of one signature must not see two manifests.
     pub fn from_json(bytes: &[u8], name: &str) -> Result<Self, Problem> {
         let file: Arc<Path> = Path::new(name).into();
         let whole = Location { file: file.clone(), line: 0, column: 0 };
@@ -100,7 +100,7 @@ impl Table {
         self.entries.iter().find(|entry| entry.key == key)
     }
 
-    /// Lays `over` over this table: sections are merged, everything else is replaced.
+    /// Merges sections of `over` into this table; everything else is replaced.
     pub fn merge(&mut self, over: Self) {
         for new in over.entries {
             match self.entries.iter_mut().find(|entry| entry.key == new.key) {
@@ -110,6 +110,28 @@ impl Table {
                     (_, value) => *old = Entry { item: Item { at: new.item.at, value }, key: new.key, at: new.at },
                 },
             }
+        }
+    }
+
+    /// Replaces a prefix of all strings.
+    pub fn replace_prefix(&mut self, prefix: &str, by: &str) {
+        for entry in &mut self.entries {
+            entry.item.replace_prefix(prefix, by);
+        }
+    }
+}
+
+impl Item {
+    fn replace_prefix(&mut self, prefix: &str, by: &str) {
+        match &mut self.value {
+            Value::String(text) => {
+                if let Some(rest) = text.strip_prefix(prefix) {
+                    *text = format!("{by}{rest}");
+                }
+            }
+            Value::Array(items) => items.iter_mut().for_each(|item| item.replace_prefix(prefix, by)),
+            Value::Table(table) => table.replace_prefix(prefix, by),
+            _ => {}
         }
     }
 }
@@ -143,7 +165,7 @@ impl Source<'_> {
     fn item(&self, offset: usize, value: &DeValue<'_>) -> Item {
         let value = match value {
             DeValue::String(text) => Value::String(text.to_string()),
-            // Wider than any number we take, so that "too large" is told as such.
+            // Wider than any accepted number, so that "too large" is reported as such.
             DeValue::Integer(number) => {
                 Value::Integer(i128::from_str_radix(number.as_str(), number.radix()).unwrap_or(i128::MAX))
             }
@@ -159,7 +181,7 @@ impl Source<'_> {
     }
 }
 
-/// JSON as it comes, before it has a place.
+/// JSON before its values get a place.
 struct Json(Bare);
 
 enum Bare {
@@ -236,7 +258,7 @@ impl<'de> Visitor<'de> for JsonVisitor {
         let mut entries: Vec<(String, Json)> = Vec::new();
         while let Some((key, item)) = map.next_entry::<String, Json>()? {
             if entries.iter().any(|(known, _)| *known == key) {
-                return Err(de::Error::custom(format_args!("key {key:?} is there twice")));
+                return Err(de::Error::custom(format_args!("key {key:?} is listed twice")));
             }
             entries.push((key, item));
         }

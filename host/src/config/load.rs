@@ -1,26 +1,31 @@
-//! From files to a [`Config`], and from its folders to manifests.
+//! From files to a [`Config`], and from its folders to manifests: all that the configuration asks of the machine.
 
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io::{ErrorKind, Read as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
+use super::check::{self, Content, NamedFile};
 use super::document::Table;
-use super::problem::{Invalid, Location, Problem, Problems};
-use super::{Config, Functions, sections};
+use super::problem::{Invalid, Location, Problem, Problems, Severity};
+use super::reader::{CREDENTIALS, Reader};
+use super::{Ceilings, Config, DeployKey, Functions, sections};
 use crate::manifest::{self, Manifest};
 
-impl Config {
-    /// Reads a file and `conf.d/*.toml` beside it. Who wants the warnings too calls [`Config::inspect`].
-    pub fn load(path: &Path) -> Result<Self, Problems> {
-        let (config, problems) = Self::inspect(path);
-        if problems.has_errors() { Err(problems) } else { Ok(config) }
-    }
+/// Where the unit takes credentials from.
+const CREDENTIAL_STORE: &str = "/etc/credstore";
+/// Read of a file at most.
+const MAX_FILE_BYTES: u64 = 1 << 20;
 
-    /// As much of the configuration as could be read, and all that is wrong with it.
+impl Config {
+    /// Reads a file and `conf.d/*.toml` beside it: as much of the configuration as could be read, and all problems.
     pub fn inspect(path: &Path) -> (Self, Problems) {
         let mut problems = Problems::default();
         let mut table = Table::empty(path);
         for file in files(path, &mut problems) {
-            match std::fs::read_to_string(&file) {
+            match fs::read_to_string(&file) {
                 Ok(text) => {
                     let (over, syntax) = Table::from_toml(&text, &file);
                     problems.extend(syntax);
@@ -29,62 +34,44 @@ impl Config {
                 Err(error) => problems.push(unreadable(&file, &error)),
             }
         }
-        Self::judge(&table, problems)
+        let credentials = credentials(std::env::var_os("CREDENTIALS_DIRECTORY").as_deref(), CREDENTIAL_STORE.as_ref());
+        if let Some(folder) = credentials {
+            table.replace_prefix(CREDENTIALS, &folder.to_string_lossy());
+        }
+        let host_name = rustix::system::uname().nodename().to_string_lossy().into_owned();
+        let (mut config, mut reader) = sections::read(&table, host_name);
+        inspect_files(&mut config.deploy.keys, &mut reader);
+        (config, problems.with_later(reader.problems))
     }
 
-    /// From text. Paths are relative to the folder of `file`, which need not exist.
-    pub fn parse(text: &str, file: &Path) -> (Self, Problems) {
+    /// Reads text, without the files that it names. Paths are relative to the folder of `file`, which need not exist.
+    #[cfg(test)]
+    pub(crate) fn parse(text: &str, file: &Path) -> (Self, Problems) {
         let (table, syntax) = Table::from_toml(text, file);
-        Self::judge(&table, syntax)
-    }
-
-    fn judge(table: &Table, mut problems: Problems) -> (Self, Problems) {
-        let (config, mut rest, _) = sections::read(table);
-        // What the parser made of a broken line, or of a file that is not there, says nothing more to a person.
-        let told: Vec<Location> = problems.iter().map(|problem| problem.at.clone()).collect();
-        rest.retain(|problem| !told.iter().any(|at| at.file == problem.at.file && at.line == problem.at.line));
-        problems.extend(rest);
-        problems.sort();
-        (config, problems)
-    }
-
-    /// Every key that a configuration can have, in full, in the order of the sections.
-    pub fn keys() -> Vec<String> {
-        let (_, _, mut keys) = sections::read(&Table::empty(Path::new("")));
-        let is_section =
-            |key: &str| keys.iter().any(|other| other.strip_prefix(key).is_some_and(|it| it.starts_with('.')));
-        let sections: Vec<String> = keys.iter().filter(|key| is_section(key)).cloned().collect();
-        keys.retain(|key| !sections.contains(key));
-        keys
+        let (config, reader) = sections::read(&table, "board".into());
+        (config, syntax.with_later(reader.problems))
     }
 }
 
 impl Functions {
-    /// Like [`Functions::load`], without the folders that [`Config::inspect`] has complained about.
-    pub fn load_present(&self) -> (Vec<(PathBuf, Manifest)>, Problems) {
-        let mut paths: Vec<PathBuf> = Vec::new();
-        for path in &self.paths {
-            if path.join(manifest::FILE_NAME).is_file() && !paths.contains(path) {
-                paths.push(path.clone());
-            }
-        }
-        Self { paths, ..self.clone() }.load()
-    }
-
-    /// The manifests of all folders, each with its folder. Those that are good are returned even when others are not.
+    /// Reads the manifests of all folders that have one. Good ones are returned even when others are bad.
     pub fn load(&self) -> (Vec<(PathBuf, Manifest)>, Problems) {
         let mut loaded: Vec<(PathBuf, Manifest)> = Vec::new();
         let mut problems = Problems::default();
-        for dir in &self.paths {
-            match Manifest::load_within(dir, Some(self)) {
+        for (n, dir) in self.paths.iter().enumerate() {
+            // The others have been reported by `Config::inspect`.
+            if self.paths[..n].contains(dir) || !dir.join(manifest::FILE_NAME).is_file() {
+                continue;
+            }
+            match Manifest::load_within(dir, Some(&self.ceilings)) {
                 Err(found) => problems.extend(found),
                 Ok(manifest) => match loaded.iter().find(|(_, known)| known.name == manifest.name) {
                     None => loaded.push((dir.clone(), manifest)),
                     Some((first, _)) => {
-                        let invalid =
-                            Invalid::new(format!("{:?} is also the name of {}", manifest.name, first.display()));
+                        let what = format!("{:?} is also the name of {}", manifest.name, first.display());
+                        let invalid = Invalid::new(what).hint("give each function its own name");
                         let at = Location::whole(dir.join(manifest::FILE_NAME));
-                        problems.push(Problem::error(at, "name", invalid.hint("give each function its own name")));
+                        problems.push(Problem::error(at, "name", invalid));
                     }
                 },
             }
@@ -93,34 +80,169 @@ impl Functions {
     }
 }
 
+impl Manifest {
+    /// Reads `function.toml` of a folder. Every problem in it is reported.
+    pub fn load(dir: &Path) -> Result<Self, Problems> {
+        Self::load_within(dir, None)
+    }
+
+    /// Like [`Self::load`], with its limits checked against what the board allows.
+    pub fn load_within(dir: &Path, ceilings: Option<&Ceilings>) -> Result<Self, Problems> {
+        let file = dir.join(manifest::FILE_NAME);
+        match fs::read_to_string(&file) {
+            Ok(text) => Self::from_toml(&text, &file, ceilings),
+            Err(error) => {
+                let invalid = Invalid::new(format!("cannot be read: {error}"));
+                Err(Problem::error(Location::whole(file), "", invalid).into())
+            }
+        }
+    }
+}
+
 /// The main file, then `conf.d/*.toml` in the order of their names.
 fn files(path: &Path, problems: &mut Problems) -> Vec<PathBuf> {
     let mut files = vec![path.to_owned()];
     let folder = path.parent().unwrap_or(Path::new("")).join("conf.d");
-    match std::fs::read_dir(&folder) {
+    match fs::read_dir(&folder) {
         Ok(entries) => {
             let mut parts: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).collect();
             parts.retain(|path| path.extension().is_some_and(|extension| extension == "toml") && path.is_file());
             parts.sort();
             files.extend(parts);
         }
-        Err(error) if matches!(error.kind(), std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory) => {}
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => {}
         Err(error) => problems.push(unreadable(&folder, &error)),
     }
     files
 }
 
 fn unreadable(path: &Path, error: &std::io::Error) -> Problem {
-    let invalid = Invalid::new(format!("cannot be read: {error}"));
-    let invalid = match error.kind() {
-        std::io::ErrorKind::NotFound => invalid.hint("name the configuration with --config FILE or SEDGE_CONFIG"),
-        _ => invalid,
-    };
+    let mut invalid = Invalid::new(format!("cannot be read: {error}"));
+    if error.kind() == ErrorKind::NotFound {
+        invalid = invalid.hint("name the configuration with --config FILE or SEDGE_CONFIG");
+    }
     Problem::error(Location::whole(path), "", invalid)
 }
 
-impl Table {
-    fn empty(file: &Path) -> Self {
-        Self { at: Location { file: Arc::from(file), line: 0, column: 0 }, entries: Vec::new() }
+/// The folder where systemd has put the credentials; for a command that a person runs, the folder that it takes them from.
+fn credentials(given: Option<&OsStr>, store: &Path) -> Option<PathBuf> {
+    given.map(PathBuf::from).or_else(|| store.is_dir().then(|| store.to_owned()))
+}
+
+/// Inspects the files and folders that values name, and fills in the trusted keys.
+fn inspect_files(keys: &mut BTreeMap<String, DeployKey>, reader: &mut Reader) {
+    for NamedFile { path, content, at, key } in std::mem::take(&mut reader.files) {
+        let result = match &content {
+            Content::DataDir => data_dir(&path).map(|()| None),
+            Content::FunctionFolder => function_folder(&path).map(|()| None),
+            Content::PublicKey(name) => {
+                read(&path).and_then(|(text, _)| check::public_key(&path, &text)).and_then(|public_key| {
+                    if let Some((other, _)) = keys.iter().find(|(_, other)| other.public_key == Some(public_key)) {
+                        let invalid = Invalid::new(format!("the same key as deploy.keys.{other}"));
+                        return Err(invalid.hint("remove one: a key has one set of permissions"));
+                    }
+                    keys.get_mut(name).expect("the key's section was read").public_key = Some(public_key);
+                    Ok(None)
+                })
+            }
+            Content::Secret | Content::Certificate | Content::PrivateKey => {
+                read(&path).and_then(|(text, mode)| check::file(&path, &text, mode, &content))
+            }
+        };
+        let (severity, invalid) = match result {
+            Ok(None) => continue,
+            Ok(Some(warning)) => (Severity::Warning, warning),
+            Err(invalid) => (Severity::Error, invalid),
+        };
+        reader.problems.push(Problem { severity, ..Problem::error(at, key, invalid) });
+    }
+}
+
+/// The beginning of a text file, and its permissions.
+fn read(path: &Path) -> Result<(Vec<u8>, u32), Invalid> {
+    let shown = path.display();
+    let unreadable = |error: std::io::Error| {
+        let hint = match error.kind() {
+            ErrorKind::NotFound => absent(path, std::env::var_os("CREDENTIALS_DIRECTORY").as_deref()),
+            ErrorKind::PermissionDenied => {
+                let user = rustix::process::geteuid().as_raw();
+                format!("let user {user} read it, or pass it with LoadCredential= in the unit")
+            }
+            _ => "correct the path".into(),
+        };
+        Invalid::new(format!("{shown} cannot be read: {error}")).hint(hint)
+    };
+    // Opening a pipe would wait for its writer, perhaps for ever.
+    let metadata = fs::metadata(path).map_err(unreadable)?;
+    if !metadata.is_file() {
+        return Err(Invalid::new(format!("{shown} is not a file")).hint("correct the path"));
+    }
+    let mut text = Vec::new();
+    File::open(path).and_then(|file| file.take(MAX_FILE_BYTES).read_to_end(&mut text)).map_err(unreadable)?;
+    Ok((text, metadata.permissions().mode() & 0o777))
+}
+
+/// Hint for a file, or a credential, that does not exist.
+fn absent(path: &Path, credentials: Option<&OsStr>) -> String {
+    match credentials.and_then(|folder| path.strip_prefix(folder).ok()) {
+        Some(name) => {
+            let name = name.display();
+            format!("write it to {CREDENTIAL_STORE}/{name}, or name its file in the unit: LoadCredential={name}:FILE")
+        }
+        None => "create it, or correct the path".into(),
+    }
+}
+
+/// Checks a folder that the daemon may still have to create.
+fn data_dir(path: &Path) -> Result<(), Invalid> {
+    match fs::metadata(path) {
+        Ok(metadata) if !metadata.is_dir() => {
+            Err(Invalid::new(format!("{} is not a folder", path.display())).hint("name a folder"))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn function_folder(path: &Path) -> Result<(), Invalid> {
+    let shown = path.display();
+    if !path.is_dir() {
+        return Err(Invalid::new(format!("there is no folder {shown}")).hint("create it, or correct the path"));
+    }
+    if path.join(manifest::FILE_NAME).is_file() {
+        return Ok(());
+    }
+    let invalid = Invalid::new(format!("{shown} contains no {}", manifest::FILE_NAME));
+    // The likeliest mistake is to name the parent of the functions' folders.
+    let inner = fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let first = inner.filter(|path| path.join(manifest::FILE_NAME).is_file()).min();
+    Err(match first {
+        Some(first) => invalid.hint(format!("list each function, for example {:?}", first.display().to_string())),
+        None => invalid.hint("name the folder of a function"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn credentials_are_where_systemd_says_or_where_it_takes_them_from() {
+        let store = tempfile::tempdir().unwrap();
+        assert_eq!(credentials(Some("/run/given".as_ref()), store.path()), Some("/run/given".into()));
+        assert_eq!(credentials(None, store.path()), Some(store.path().to_owned()));
+        assert_eq!(credentials(None, &store.path().join("absent")), None);
+    }
+
+    #[test]
+    fn an_absent_credential_has_its_own_hint() {
+        let path = Path::new("/run/credentials/sedge.service/sedge.mqtt-password");
+        let hint = absent(path, Some("/run/credentials/sedge.service".as_ref()));
+        assert_eq!(
+            hint,
+            "write it to /etc/credstore/sedge.mqtt-password, or name its file in the unit: \
+             LoadCredential=sedge.mqtt-password:FILE"
+        );
+        assert_eq!(absent(path, Some("/run/other".as_ref())), "create it, or correct the path");
+        assert_eq!(absent(path, None), "create it, or correct the path");
     }
 }

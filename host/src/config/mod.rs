@@ -1,32 +1,35 @@
-//! The configuration: one struct a section, every default in its `Default`.
+//! The configuration: one struct per section, given to the part that it configures, with every default in one place.
 //!
-//! A file is parsed into a [`document`] whose values know their places, `conf.d/*.toml` is laid over it, and the
-//! [`sections`] are read from that one key at a time, so that every [`problem`] is told in one go. `sedge.toml` beside
-//! the source holds every key with its default; tests keep it, the reference in `docs/` and this file in step.
+//! [`Table::from_toml`](document::Table::from_toml) parses files into a tree whose values know their places, and
+//! `conf.d/*.toml` is merged over it. [`sections`] reads that tree key by key, so that all [`problem`]s are reported at
+//! once. Only [`load`] touches the machine: files, environment, host name. `sedge.toml` beside the source holds every key
+//! with its default; tests keep it, the reference in `docs/` and this file in step.
 
 mod load;
 pub mod problem;
 
 pub(crate) mod check;
 pub(crate) mod document;
+mod endpoint;
 pub(crate) mod reader;
 mod sections;
-pub(crate) mod suggest;
 
 #[cfg(test)]
 mod tests;
 
+pub use endpoint::{Endpoint, Scheme};
 pub use problem::{Problem, Problems};
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
+use std::time::Duration;
 
 use crate::key::PublicKey;
 use crate::topic::TopicFilter;
 
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     pub node: Node,
     pub mqtt: Mqtt,
@@ -39,7 +42,7 @@ pub struct Config {
     pub log: Log,
 }
 
-/// Who this board is.
+/// Identity of this board.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node {
     /// Part of every topic; default: the host name.
@@ -50,80 +53,103 @@ pub struct Node {
     pub data_dir: PathBuf,
 }
 
-/// The local broker.
+/// How to reach a broker or a webhook and log in: the keys that `[mqtt]` and `[upstream]` share.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Mqtt {
-    /// `mqtt://host:1883` or `mqtts://host:8883`.
-    pub url: String,
-    /// Default: `sedge-<node>`. It names the session that the broker keeps: keep it stable.
-    pub client_id: Option<String>,
+pub struct Connection {
+    pub url: Endpoint,
+    /// Name of the session at the broker. Default: `sedge-<node>`, upstream `sedge-<node>-upstream`.
+    pub client_id: String,
     pub username: Option<String>,
     pub password_file: Option<PathBuf>,
     /// Trusted roots in PEM; default: the system's.
     pub ca_file: Option<PathBuf>,
     pub cert_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
+}
+
+/// The local broker.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Mqtt {
+    pub connection: Connection,
     pub keep_alive_secs: NonZeroU16,
-    /// Unacknowledged messages that the broker may have under way to this board.
+    /// Unacknowledged messages that the broker may have in flight to this board.
     pub receive_maximum: NonZeroU16,
     /// Announced to the broker, which then never sends more; the largest payload is a little less.
     pub max_packet_bytes: NonZeroU32,
-    /// A larger payload is a dead letter. Below `max_packet_bytes`, so that it is seen at all.
+    /// A larger payload becomes a dead letter. Below `max_packet_bytes`, or it would never arrive.
     pub max_payload_bytes: NonZeroU32,
     /// How long the broker keeps messages for an absent board.
     pub session_expiry_secs: NonZeroU32,
-    /// Split the load of one broker with other hosts: subscribe as `$share/<group>/...`.
+    /// Shares the load of one broker with other hosts: subscribes as `$share/<group>/...`.
     pub share_group: Option<String>,
     pub connect_timeout_secs: NonZeroU16,
     pub reconnect_max_secs: NonZeroU16,
 }
 
-/// What runs.
+/// Functions from folders, and the limits of all functions.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Functions {
     /// Folders that each hold a `function.toml` and the component that it names.
     pub paths: Vec<PathBuf>,
-    /// Whether code that was compiled elsewhere is taken from these folders.
+    /// Whether these folders may hold code that was compiled elsewhere.
     pub native_code: bool,
-    pub retry_attempts: NonZeroU32,
-    pub retry_max_delay_secs: NonZeroU32,
-    /// Failures in a row after which a function is paused.
-    pub quarantine_after: NonZeroU32,
-    pub quarantine_secs: NonZeroU32,
-    pub quarantine_max_secs: NonZeroU32,
-    /// Functions that one message may go through.
+    pub retry: Retry,
+    pub quarantine: Quarantine,
+    /// Number of functions that one message may pass through.
     pub max_hops: NonZeroU32,
-    /// The most that a manifest may ask for.
-    pub max_fuel: NonZeroU64,
-    pub max_timeout_ms: NonZeroU32,
-    pub max_memory_bytes: NonZeroUsize,
-    pub max_outputs: u32,
-    pub max_output_bytes: usize,
-    pub max_state_bytes: usize,
+    pub ceilings: Ceilings,
+}
+
+/// `functions.retry_*`: messages that a function asks to see again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Retry {
+    pub attempts: NonZeroU32,
+    pub max_delay_secs: NonZeroU32,
+}
+
+/// `functions.quarantine_*`: pauses of a function that keeps failing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quarantine {
+    /// Failures in a row after which a function is paused.
+    pub after: NonZeroU32,
+    /// First pause.
+    pub secs: NonZeroU32,
+    pub max_secs: NonZeroU32,
+}
+
+/// `functions.max_*`: the most that a manifest may ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ceilings {
+    pub fuel: NonZeroU64,
+    pub timeout_ms: NonZeroU32,
+    pub memory_bytes: NonZeroUsize,
+    pub outputs: u32,
+    pub output_bytes: usize,
+    pub state_bytes: usize,
 }
 
 /// Functions that are pushed to the board.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Deploy {
-    /// How long a push may stand still before it is given up.
+    /// How long a push may make no progress before it is dropped.
     pub receive_timeout_secs: NonZeroU32,
     pub max_module_bytes: NonZeroU64,
-    /// Installed at once, those from folders counted.
+    /// Most functions installed at once, including those from folders.
     pub max_functions: NonZeroU32,
-    /// Who may push. Without any, nobody.
+    /// Keys that may push. Without any, nobody may.
     pub keys: BTreeMap<String, DeployKey>,
 }
 
-/// A key whose orders are carried out.
+/// A trusted key and its permissions.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct DeployKey {
     /// An Ed25519 public key in PEM.
     pub file: PathBuf,
-    /// Read from the file; absent only where that failed.
+    /// Content of the file; `None` only where reading failed.
     pub public_key: Option<PublicKey>,
-    /// Names, or beginnings of names and `*`. Empty: all.
+    /// Names, or prefixes of names and `*`. Empty: all.
     pub functions: Vec<String>,
-    /// What its functions may hear and say. Empty: all topics.
+    /// Topics that its functions may subscribe and publish to. Empty: all.
     pub topics: Vec<TopicFilter>,
     /// Whether it may change the trusted keys with a signed order.
     pub keys: bool,
@@ -135,9 +161,9 @@ pub struct DeployKey {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Worker {
     pub isolate: Isolate,
-    /// 0: one for each core, at most four.
+    /// 0: one per core, at most four.
     pub count: usize,
-    /// State that a worker keeps in memory.
+    /// Function state that a worker caches in memory.
     pub state_cache_bytes: NonZeroUsize,
     /// Memory limit of a worker process.
     pub memory_bytes: NonZeroUsize,
@@ -153,53 +179,46 @@ pub enum Isolate {
 /// The database.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Store {
-    /// Outbox limit: what waits for upstream and for the local broker.
+    /// Outbox limit: records for upstream and for the local broker.
     pub max_bytes: NonZeroU64,
     pub max_age_secs: Option<NonZeroU64>,
     pub when_full: WhenFull,
     pub dead_letter_max_bytes: NonZeroU64,
     pub dead_letter_max_age_secs: Option<NonZeroU64>,
-    /// Messages that wait for a retry.
+    /// Limit of the messages that wait for a retry.
     pub parked_max_bytes: NonZeroU64,
-    /// Least time between two commits, for boards whose SD card must last. 0: commit as soon as the last sync is done.
+    /// Shortest time between two commits, to spare SD cards. 0: commit as soon as the last sync is done.
     pub flash_saver_ms: u32,
     pub message_id_retention_secs: NonZeroU32,
-    /// How long the state of a function that is not installed any more is kept.
+    /// How long the state of a removed function is kept.
     pub state_retention_secs: Option<NonZeroU64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum WhenFull {
-    /// Drop the oldest data, and alerts only when no data is left. Counted, and reported upstream as a gap.
+    /// Drops the oldest data, and alerts only when no data is left. Counted, and reported upstream as a gap.
     #[default]
     DropOldestData,
-    /// Stop acknowledging; the broker queues.
+    /// Stops acknowledging; the broker queues.
     Block,
 }
 
-/// Where alerts and data go.
+/// Destination of alerts and data.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Upstream {
-    /// `mqtt://`, `mqtts://`, `http://` or `https://`.
-    pub url: String,
-    pub client_id: Option<String>,
-    pub username: Option<String>,
-    pub password_file: Option<PathBuf>,
-    pub ca_file: Option<PathBuf>,
-    pub cert_file: Option<PathBuf>,
-    pub key_file: Option<PathBuf>,
-    /// Put before every topic; default: `sedge/<node>/`.
+    pub connection: Connection,
+    /// Prefix of every topic; default: `sedge/<node>/`.
     pub topic_prefix: Option<String>,
     /// A file that holds the value of the `Authorization` header of webhook calls.
     pub authorization_file: Option<PathBuf>,
     pub keep_alive_secs: NonZeroU16,
-    /// Records under way at once (MQTT), or in one call (webhook).
+    /// Records in flight at once. A webhook has one: a record must not overtake one whose call failed.
     pub in_flight: NonZeroU16,
     /// Repeats of one alert within this time are folded into one record.
     pub fold_secs: u32,
     pub timeout_secs: NonZeroU16,
     pub backoff_max_secs: NonZeroU16,
-    /// How long a record that upstream declines holds up those behind it before it becomes a gap.
+    /// How long a record that upstream declines blocks those behind it before it becomes a gap.
     pub give_up_secs: Option<NonZeroU64>,
 }
 
@@ -232,23 +251,60 @@ const fn nzsize(value: usize) -> NonZeroUsize {
     NonZeroUsize::new(value).expect("a default is not zero")
 }
 
-impl Default for Node {
-    fn default() -> Self {
-        let name = rustix::system::uname().nodename().to_string_lossy().into_owned();
-        Self { name, groups: Vec::new(), base_topic: "sedge".into(), data_dir: "/var/lib/sedge".into() }
+impl Config {
+    /// All defaults.
+    pub fn new(node: Node) -> Self {
+        Self {
+            mqtt: Mqtt::new(&node.name),
+            node,
+            functions: Functions::default(),
+            deploy: Deploy::default(),
+            worker: Worker::default(),
+            store: Store::default(),
+            upstream: None,
+            http: Http::default(),
+            log: Log::default(),
+        }
+    }
+
+    /// Time in which repeats of an alert are folded. Without an upstream the default applies to the local broker.
+    pub fn fold(&self) -> Duration {
+        Duration::from_secs(self.upstream.as_ref().map_or(Upstream::FOLD_SECS, |upstream| upstream.fold_secs).into())
     }
 }
 
-impl Default for Mqtt {
-    fn default() -> Self {
+impl Node {
+    pub const BASE_TOPIC: &str = "sedge";
+
+    pub fn new(name: impl Into<String>) -> Self {
         Self {
-            url: "mqtt://localhost:1883".into(),
-            client_id: None,
+            name: name.into(),
+            groups: Vec::new(),
+            base_topic: Self::BASE_TOPIC.into(),
+            data_dir: "/var/lib/sedge".into(),
+        }
+    }
+}
+
+impl Connection {
+    /// A connection without password and certificates.
+    pub fn new(url: Endpoint, client_id: impl Into<String>) -> Self {
+        Self {
+            url,
+            client_id: client_id.into(),
             username: None,
             password_file: None,
             ca_file: None,
             cert_file: None,
             key_file: None,
+        }
+    }
+}
+
+impl Mqtt {
+    pub fn new(node: &str) -> Self {
+        Self {
+            connection: Connection::new(Endpoint::default(), format!("sedge-{node}")),
             keep_alive_secs: nz16(30),
             receive_maximum: nz16(1024),
             max_packet_bytes: nz32(1 << 20),
@@ -266,18 +322,35 @@ impl Default for Functions {
         Self {
             paths: Vec::new(),
             native_code: false,
-            retry_attempts: nz32(5),
-            retry_max_delay_secs: nz32(3600),
-            quarantine_after: nz32(20),
-            quarantine_secs: nz32(10),
-            quarantine_max_secs: nz32(3600),
+            retry: Retry::default(),
+            quarantine: Quarantine::default(),
             max_hops: nz32(8),
-            max_fuel: nz64(10_000_000_000),
-            max_timeout_ms: nz32(10_000),
-            max_memory_bytes: nzsize(64 << 20),
-            max_outputs: 1_000,
-            max_output_bytes: 1 << 20,
-            max_state_bytes: 1 << 20,
+            ceilings: Ceilings::default(),
+        }
+    }
+}
+
+impl Default for Retry {
+    fn default() -> Self {
+        Self { attempts: nz32(5), max_delay_secs: nz32(3600) }
+    }
+}
+
+impl Default for Quarantine {
+    fn default() -> Self {
+        Self { after: nz32(20), secs: nz32(10), max_secs: nz32(3600) }
+    }
+}
+
+impl Default for Ceilings {
+    fn default() -> Self {
+        Self {
+            fuel: nz64(10_000_000_000),
+            timeout_ms: nz32(10_000),
+            memory_bytes: nzsize(64 << 20),
+            outputs: 1_000,
+            output_bytes: 1 << 20,
+            state_bytes: 1 << 20,
         }
     }
 }
@@ -320,21 +393,17 @@ impl Default for Store {
     }
 }
 
-impl Default for Upstream {
-    fn default() -> Self {
+impl Upstream {
+    const FOLD_SECS: u32 = 60;
+
+    pub fn new(url: Endpoint, node: &str) -> Self {
         Self {
-            url: String::new(),
-            client_id: None,
-            username: None,
-            password_file: None,
-            ca_file: None,
-            cert_file: None,
-            key_file: None,
+            connection: Connection::new(url, format!("sedge-{node}-upstream")),
             topic_prefix: None,
             authorization_file: None,
             keep_alive_secs: nz16(60),
             in_flight: nz16(64),
-            fold_secs: 60,
+            fold_secs: Self::FOLD_SECS,
             timeout_secs: nz16(30),
             backoff_max_secs: nz16(300),
             give_up_secs: Some(nz64(900)),

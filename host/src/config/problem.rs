@@ -1,5 +1,4 @@
-//! What is wrong with a file that a person wrote: where, which key, what, and how to mend it. Problems are collected,
-//! never thrown one at a time.
+//! Problems of a file that a person wrote: place, key, what is wrong and a hint. They are collected and reported at once.
 
 use std::fmt;
 use std::path::Path;
@@ -36,7 +35,7 @@ pub struct Problem {
     pub hint: Option<String>,
 }
 
-/// All that is wrong with a configuration or a manifest, in the order of the files and lines.
+/// All problems of a configuration or a manifest, in the order of the files and lines.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, thiserror::Error)]
 #[serde(transparent)]
 pub struct Problems(Vec<Problem>);
@@ -53,8 +52,9 @@ impl Problem {
     }
 }
 
-/// Why a value does not fit, before it is known where it stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Why a value is invalid, and the fix. Its place in the file is added by [`Problem::error`].
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{what}{}", hint.as_ref().map(|hint| format!("; {hint}")).unwrap_or_default())]
 pub struct Invalid {
     pub what: String,
     pub hint: Option<String>,
@@ -71,6 +71,12 @@ impl Invalid {
     }
 }
 
+impl From<Problem> for Problems {
+    fn from(problem: Problem) -> Self {
+        Self(vec![problem])
+    }
+}
+
 impl Problems {
     pub fn push(&mut self, problem: Problem) {
         self.0.push(problem);
@@ -80,8 +86,15 @@ impl Problems {
         self.0.extend(other.0);
     }
 
-    pub fn retain(&mut self, keep: impl FnMut(&Problem) -> bool) {
-        self.0.retain(keep);
+    /// Adds problems of the values to those of the syntax, and sorts. Values of a line, or of a file, whose syntax is
+    /// wrong are not reported.
+    pub fn with_later(mut self, mut later: Self) -> Self {
+        let is_consequence =
+            |it: &Problem| self.iter().any(|early| early.at.file == it.at.file && early.at.line == it.at.line);
+        later.0.retain(|problem| !is_consequence(problem));
+        self.extend(later);
+        self.sort();
+        self
     }
 
     /// Files keep the order in which they were read; within a file, lines ascend.
@@ -114,10 +127,6 @@ impl Problems {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
-
-    pub fn len(&self) -> usize {
-        self.0.len()
-    }
 }
 
 impl fmt::Display for Location {
@@ -140,14 +149,11 @@ impl fmt::Display for Problem {
             write!(f, "{}: ", self.key)?;
         }
         f.write_str(&self.what)?;
-        match &self.hint {
-            Some(hint) => write!(f, "; {hint}"),
-            None => Ok(()),
-        }
+        self.hint.iter().try_for_each(|hint| write!(f, "; {hint}"))
     }
 }
 
-/// One line a problem.
+/// One line per problem.
 impl fmt::Display for Problems {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (index, problem) in self.0.iter().enumerate() {

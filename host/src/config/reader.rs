@@ -1,29 +1,31 @@
-//! Typed reading of a [`Table`] that goes on after a mistake. Which keys exist is not written down anywhere: they are
-//! the ones that were asked for.
+//! Typed reading of a [`Table`] that continues after a mistake. The set of known keys is the set of keys that were asked
+//! for; no list of them is kept.
 
-use std::ffi::OsString;
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
+use super::check::{Content, NamedFile};
 use super::document::{Item, Table, Value};
 use super::problem::{Invalid, Location, Problem, Problems, Severity};
-use super::suggest::nearest;
 
-/// A value that can stand behind a key.
+/// A value that a key can have.
 pub(crate) trait Read: Sized {
     /// `None` when a problem was pushed.
     fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self>;
 }
 
+/// What reading a whole document collects beside the values.
+#[derive(Default)]
 pub(crate) struct Reader {
     pub problems: Problems,
     /// Every key that was asked for, in full, in the order of asking.
-    keys: Vec<String>,
+    pub keys: Vec<String>,
+    /// Files and folders that values name, not inspected yet.
+    pub files: Vec<NamedFile>,
     unknown: Vec<(String, String, Location)>,
 }
 
-/// One section of the file, or of the manifest; there is one even where the file has none, so that defaults apply and
-/// its keys are known.
+/// One section of the file. Sections that the file lacks are read too, so that defaults apply and their keys are known.
 pub(crate) struct Section<'r, 'd> {
     reader: &'r mut Reader,
     path: String,
@@ -32,17 +34,17 @@ pub(crate) struct Section<'r, 'd> {
 }
 
 impl Reader {
-    /// Reads a whole document and returns the keys that it could have had. Unknown keys are judged at the end, when
-    /// all sections are known: a key in the wrong section is a frequent mistake.
-    pub fn run<'d>(table: &'d Table, read: impl FnOnce(&mut Section<'_, 'd>)) -> (Problems, Vec<String>) {
-        let mut reader = Self { problems: Problems::default(), keys: Vec::new(), unknown: Vec::new() };
+    /// Reads a whole document. Unknown keys are reported last, when all sections are known: a key in the wrong section is
+    /// a frequent mistake.
+    pub fn run<'d>(table: &'d Table, read: impl FnOnce(&mut Section<'_, 'd>)) -> Self {
+        let mut reader = Self::default();
         reader.section(String::new(), Some(table), table.at.clone(), read);
-        let Self { mut problems, keys, unknown } = reader;
-        for (path, key, at) in unknown {
-            problems.push(Problem::error(at, join(&path, &key), unknown_key(&keys, &path, &key)));
+        for (path, key, at) in std::mem::take(&mut reader.unknown) {
+            let invalid = unknown_key(&reader.keys, &path, &key);
+            reader.problems.push(Problem::error(at, join(&path, &key), invalid));
         }
-        problems.sort();
-        (problems, keys)
+        reader.problems.sort();
+        reader
     }
 
     fn section<'d>(
@@ -79,16 +81,16 @@ impl<'d> Section<'_, 'd> {
     }
 
     pub fn has(&self, key: &str) -> bool {
-        self.table.is_some_and(|table| table.get(key).is_some())
+        self.entry(key).is_some()
     }
 
-    /// The value as it stands; the key counts as known from now on.
+    /// The value as parsed. Makes the key a known one.
     pub fn item(&mut self, key: &str) -> Option<&'d Item> {
         let full = join(&self.path, key);
         if !self.reader.keys.contains(&full) {
             self.reader.keys.push(full);
         }
-        Some(&self.table?.get(key)?.item)
+        self.entry(key)
     }
 
     /// The entries of a section whose keys are free.
@@ -97,24 +99,23 @@ impl<'d> Section<'_, 'd> {
         entries.iter().filter_map(|entry| Some((&*entry.key, self.item(&entry.key)?))).collect()
     }
 
-    /// Keeps what is in `into` when the key is absent. Returns whether a good value was read.
+    /// Leaves `into` alone when the key is absent. Returns whether a good value was read.
     pub fn value<T: Read>(&mut self, key: &str, into: &mut T) -> bool {
         let Some(item) = self.item(key) else { return false };
-        match T::read(item, &join(&self.path, key), &mut self.reader.problems) {
-            Some(value) => {
-                *into = value;
-                true
-            }
-            None => false,
+        let value = T::read(item, &join(&self.path, key), &mut self.reader.problems);
+        let is_good = value.is_some();
+        if let Some(value) = value {
+            *into = value;
         }
+        is_good
     }
 
     pub fn optional<T: Read>(&mut self, key: &str, into: &mut Option<T>) -> bool {
         let Some(item) = self.item(key) else { return false };
         let value = T::read(item, &join(&self.path, key), &mut self.reader.problems);
-        let good = value.is_some();
+        let is_good = value.is_some();
         *into = value.or(into.take());
-        good
+        is_good
     }
 
     /// A value that `"off"` switches off.
@@ -137,31 +138,43 @@ impl<'d> Section<'_, 'd> {
         value
     }
 
-    /// Where the key's value stands, or where its section begins.
-    pub fn at(&self, key: &str) -> Location {
-        self.table.and_then(|table| table.get(key)).map_or_else(|| self.at.clone(), |entry| entry.item.at.clone())
+    /// A string with a syntax of its own. Like [`Self::value`] otherwise.
+    pub fn parse<T>(&mut self, key: &str, into: &mut T, parse: impl FnOnce(&str) -> Result<T, Invalid>) -> bool {
+        let Some(item) = self.item(key) else { return false };
+        let value = parsed(item, &join(&self.path, key), &mut self.reader.problems, parse);
+        let is_good = value.is_some();
+        if let Some(value) = value {
+            *into = value;
+        }
+        is_good
     }
 
-    /// Where the nth item of a list stands.
-    pub fn nth(&self, key: &str, n: usize) -> Location {
-        let item = self.table.and_then(|table| table.get(key)).map(|entry| &entry.item);
-        match item {
-            Some(Item { value: Value::Array(items), .. }) if n < items.len() => items[n].at.clone(),
-            _ => self.at(key),
+    /// The path of a file, whose content is inspected later.
+    pub fn file(&mut self, key: &str, into: &mut Option<PathBuf>, content: Content) {
+        if self.optional(key, into)
+            && let Some(path) = into
+        {
+            self.names_file(key, None, path, content);
         }
     }
 
-    pub fn error(&mut self, key: &str, invalid: Invalid) {
-        self.error_at(self.at(key), key, invalid);
+    /// Lists a path for inspection; `n` is its number where the key's value is a list.
+    pub fn names_file(&mut self, key: &str, n: Option<usize>, path: &Path, content: Content) {
+        let (at, key) = self.place(key, n);
+        self.reader.files.push(NamedFile { path: path.to_owned(), content, at, key });
     }
 
-    pub fn error_at(&mut self, at: Location, key: &str, invalid: Invalid) {
-        self.reader.problems.push(Problem::error(at, join(&self.path, key), invalid));
+    pub fn error(&mut self, key: &str, invalid: Invalid) {
+        self.push(key, None, invalid, Severity::Error);
+    }
+
+    /// A problem of the nth item of a list.
+    pub fn error_in(&mut self, key: &str, n: usize, invalid: Invalid) {
+        self.push(key, Some(n), invalid, Severity::Error);
     }
 
     pub fn warn(&mut self, key: &str, invalid: Invalid) {
-        let problem = Problem::error(self.at(key), join(&self.path, key), invalid);
-        self.reader.problems.push(Problem { severity: Severity::Warning, ..problem });
+        self.push(key, None, invalid, Severity::Warning);
     }
 
     /// Pushes the problem when there is one.
@@ -172,6 +185,26 @@ impl<'d> Section<'_, 'd> {
         }
         good
     }
+
+    fn push(&mut self, key: &str, n: Option<usize>, invalid: Invalid, severity: Severity) {
+        let (at, key) = self.place(key, n);
+        self.reader.problems.push(Problem { severity, ..Problem::error(at, key, invalid) });
+    }
+
+    fn entry(&self, key: &str) -> Option<&'d Item> {
+        Some(&self.table?.get(key)?.item)
+    }
+
+    /// Where the value of a key stands, or else its section, and its full name.
+    fn place(&self, key: &str, n: Option<usize>) -> (Location, String) {
+        let full = join(&self.path, key);
+        match (self.entry(key), n) {
+            (Some(Item { value: Value::Array(items), .. }), Some(n)) if n < items.len() => {
+                (items[n].at.clone(), format!("{full}[{n}]"))
+            }
+            (item, _) => (item.map_or(&self.at, |item| &item.at).clone(), full),
+        }
+    }
 }
 
 fn join(path: &str, key: &str) -> String {
@@ -180,11 +213,9 @@ fn join(path: &str, key: &str) -> String {
 
 fn unknown_key(keys: &[String], path: &str, key: &str) -> Invalid {
     let invalid = Invalid::new("unknown key");
-    let in_section = |section: &str| -> Vec<&str> {
-        let prefix = join(section, "");
-        keys.iter().filter_map(|full| full.strip_prefix(&prefix)).filter(|rest| !rest.contains('.')).collect()
-    };
-    let siblings = in_section(path);
+    let prefix = join(path, "");
+    let siblings: Vec<&str> =
+        keys.iter().filter_map(|full| full.strip_prefix(&prefix)).filter(|rest| !rest.contains('.')).collect();
     let elsewhere = || keys.iter().find(|full| full.rsplit('.').next() == Some(key));
     match nearest(key, &siblings) {
         Some(near) => invalid.hint(format!("did you mean {near}?")),
@@ -193,6 +224,21 @@ fn unknown_key(keys: &[String], path: &str, key: &str) -> Invalid {
             None => invalid.hint(format!("known here: {}", siblings.join(", "))),
         },
     }
+}
+
+/// The known word nearest to what was written; `None` when none is near enough to be a typing error.
+pub(crate) fn nearest<'w>(written: &str, known: &[&'w str]) -> Option<&'w str> {
+    let same = |a: &str, b: &str| a.to_lowercase().replace('-', "_") == b.replace('-', "_");
+    let allowed = written.chars().count().max(3) / 3;
+    // A name without its unit is the most frequent mistake: `timeout` for `timeout_ms`.
+    let lacks_unit =
+        |word: &str| written.len() >= 4 && word.strip_prefix(written).is_some_and(|rest| rest.starts_with('_'));
+    let distance = |word: &str| match same(written, word) || lacks_unit(word) {
+        true => 0,
+        false => strsim::osa_distance(written, word),
+    };
+    let near = known.iter().map(|word| (distance(word), *word)).filter(|(distance, _)| *distance <= allowed);
+    near.min_by_key(|(distance, _)| *distance).map(|(_, word)| word)
 }
 
 /// Pushes "expected this, found that".
@@ -204,23 +250,38 @@ pub(crate) fn wrong_kind<T>(item: &Item, key: &str, expected: &str, problems: &m
         }
         _ => {}
     }
+    refuse(item, key, invalid, problems)
+}
+
+pub(crate) fn refuse<T>(item: &Item, key: &str, invalid: Invalid, problems: &mut Problems) -> Option<T> {
     problems.push(Problem::error(item.at.clone(), key, invalid));
     None
 }
 
+/// Reads a string and parses it.
+pub(crate) fn parsed<T>(
+    item: &Item,
+    key: &str,
+    problems: &mut Problems,
+    parse: impl FnOnce(&str) -> Result<T, Invalid>,
+) -> Option<T> {
+    let text = String::read(item, key, problems)?;
+    parse(&text).map_or_else(|invalid| refuse(item, key, invalid, problems), Some)
+}
+
 /// One of a closed list of words.
 pub(crate) fn choice<T: Copy>(item: &Item, key: &str, words: &[(&str, T)], problems: &mut Problems) -> Option<T> {
-    let text = String::read(item, key, problems)?;
-    if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
-        return Some(*value);
-    }
-    let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
-    let hint = match nearest(&text, &words) {
-        Some(near) => format!("did you mean {near:?}?"),
-        None => format!("use one of {words:?}"),
-    };
-    problems.push(Problem::error(item.at.clone(), key, Invalid::new(format!("unknown value {text:?}")).hint(hint)));
-    None
+    parsed(item, key, problems, |text| {
+        if let Some((_, value)) = words.iter().find(|(word, _)| *word == text) {
+            return Ok(*value);
+        }
+        let words: Vec<&str> = words.iter().map(|(word, _)| *word).collect();
+        let hint = match nearest(text, &words) {
+            Some(near) => format!("did you mean {near:?}?"),
+            None => format!("use one of {words:?}"),
+        };
+        Err(Invalid::new(format!("unknown value {text:?}")).hint(hint))
+    })
 }
 
 impl Read for String {
@@ -230,8 +291,7 @@ impl Read for String {
             Value::String(_) => Invalid::new("empty").hint("leave the key out instead"),
             other => Invalid::new(format!("expected a string, found {}", other.kind())).hint("put it in quotes"),
         };
-        problems.push(Problem::error(item.at.clone(), key, invalid));
-        None
+        refuse(item, key, invalid, problems)
     }
 }
 
@@ -249,8 +309,7 @@ impl<T: Read> Read for Vec<T> {
         let Value::Array(items) = &item.value else {
             let hint = "put it in brackets: [\"...\"]";
             let invalid = Invalid::new(format!("expected a list, found {}", item.value.kind())).hint(hint);
-            problems.push(Problem::error(item.at.clone(), key, invalid));
-            return None;
+            return refuse(item, key, invalid, problems);
         };
         // Every item is read, also after a bad one.
         let values: Vec<Option<T>> =
@@ -259,44 +318,27 @@ impl<T: Read> Read for Vec<T> {
     }
 }
 
-/// Where the unit takes credentials from.
-pub(crate) const CREDENTIAL_STORE: &str = "/etc/credstore";
-
-/// Where systemd has put the credentials; for a command that a person runs, where it takes them from.
-fn credentials(given: Option<OsString>, store: &Path) -> Option<PathBuf> {
-    given.map(PathBuf::from).or_else(|| store.is_dir().then(|| store.to_owned()))
-}
+/// Replaced by the folder of systemd's `LoadCredential=` files, at the start of a path.
+pub(crate) const CREDENTIALS: &str = "${CREDENTIALS_DIRECTORY}";
 
 impl Read for PathBuf {
-    /// Relative to the folder of the file that names it. `${CREDENTIALS_DIRECTORY}` is where systemd puts
-    /// `LoadCredential=` files.
+    /// Relative to the folder of the file that names it.
     fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
-        const CREDENTIALS: &str = "${CREDENTIALS_DIRECTORY}";
-        let text = String::read(item, key, problems)?;
-        let mut refuse = |invalid| {
-            problems.push(Problem::error(item.at.clone(), key, invalid));
-            None
-        };
-        let path = match text.strip_prefix(CREDENTIALS) {
-            Some(rest) => match credentials(std::env::var_os("CREDENTIALS_DIRECTORY"), Path::new(CREDENTIAL_STORE)) {
-                Some(folder) => folder.join(rest.trim_start_matches('/')),
-                None => {
-                    let hint = "add LoadCredential= to the unit, or write a path";
-                    return refuse(Invalid::new("CREDENTIALS_DIRECTORY is not set: not started by systemd").hint(hint));
-                }
-            },
-            None if text.contains("${") => {
-                return refuse(
-                    Invalid::new("unknown variable").hint(format!("only {CREDENTIALS} is expanded, at the start")),
-                );
+        parsed(item, key, problems, |text| {
+            if text.starts_with(CREDENTIALS) {
+                // It would have been replaced.
+                let hint = "add LoadCredential= to the unit, or write a path";
+                return Err(Invalid::new("CREDENTIALS_DIRECTORY is not set: not started by systemd").hint(hint));
             }
-            None if text.starts_with("~/") => {
-                return refuse(Invalid::new("~ is not expanded").hint("write the whole path"));
+            if text.contains("${") {
+                let hint = format!("only {CREDENTIALS} is expanded, at the start");
+                return Err(Invalid::new("unknown variable").hint(hint));
             }
-            None => PathBuf::from(text),
-        };
-        let folder = item.at.file.parent().unwrap_or(Path::new(""));
-        Some(folder.join(path))
+            if text.starts_with("~/") {
+                return Err(Invalid::new("~ is not expanded").hint("write the whole path"));
+            }
+            Ok(item.at.file.parent().unwrap_or(Path::new("")).join(text))
+        })
     }
 }
 
@@ -315,8 +357,7 @@ macro_rules! numbers {
                         None => Invalid::new("the number is too large").hint(format!("use at most {}", <$plain>::MAX)),
                     }
                 };
-                problems.push(Problem::error(item.at.clone(), key, invalid));
-                None
+                refuse(item, key, invalid, problems)
             }
         }
     )+};
@@ -337,10 +378,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn credentials_are_where_systemd_says_or_where_it_takes_them_from() {
-        let store = tempfile::tempdir().unwrap();
-        assert_eq!(credentials(Some("/run/given".into()), store.path()), Some("/run/given".into()));
-        assert_eq!(credentials(None, store.path()), Some(store.path().to_owned()));
-        assert_eq!(credentials(None, &store.path().join("absent")), None);
+    fn the_nearest_word_is_suggested() {
+        let known = ["receive_maximum", "url", "timeout_ms", "keep_alive_secs"];
+        assert_eq!(nearest("recieve_maximum", &known), Some("receive_maximum"));
+        assert_eq!(nearest("Receive-Maximum", &known), Some("receive_maximum"));
+        assert_eq!(nearest("ur", &known), Some("url"));
+        assert_eq!(nearest("timeout", &known), Some("timeout_ms"));
+        assert_eq!(nearest("keep_alive", &known), Some("keep_alive_secs"));
+        assert_eq!(nearest("port", &known), None);
+        assert_eq!(nearest("x", &known), None);
     }
 }

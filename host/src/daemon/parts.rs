@@ -13,10 +13,10 @@ use super::status::Status;
 use super::store_figures;
 use super::{Daemon, STARTED, Upstream};
 use crate::board::{self, Board, BoardConfig, Input, PauseConfig, RecorderConfig, Version, WorkerConfig};
-use crate::config::{self, Config, Isolate};
+use crate::config::{Config, Isolate};
 use crate::deploy::{self, Cache, CachingCompiler, Compiler, Deployer, DeployerConfig, Installed};
 use crate::forward::webhook::Webhook;
-use crate::forward::{self, UpstreamKind};
+use crate::forward;
 use crate::manifest::{Manifest, Trial};
 use crate::mqtt;
 use crate::store::{self, Store};
@@ -81,7 +81,13 @@ impl Daemon {
         }
         let board_config = board_config(&config);
         let workers = Processes::new(process_config(&config), board_config.workers.count);
-        let mut board = Board::new(board_config, forward_settings(&config), &recovered, Arc::clone(&metrics), now);
+        let forward = forward::Settings {
+            node: config.node.name.clone(),
+            local_in_flight: LOCAL_IN_FLIGHT.into(),
+            upstream: config.upstream.clone(),
+            seed: Backoff::seed(),
+        };
+        let mut board = Board::new(board_config, forward, &recovered, Arc::clone(&metrics), now);
         for deploy::Start { edition, installed, trial } in starts {
             tracing::info!(
                 function = &*installed.manifest.name,
@@ -96,7 +102,8 @@ impl Daemon {
         let orders_held = meta(&recovered, META_ORDERS).cloned();
 
         let status = Status::new(&config.node.base_topic, &config.node.name, &config.node.groups);
-        let (broker, broker_events, drive) = mqtt::connect(broker_options(&config, &status))?;
+        let options = mqtt::Options::local(&config.mqtt, LOCAL_IN_FLIGHT, Some(status.will()));
+        let (broker, broker_events, drive) = mqtt::connect(options)?;
         tokio::task::spawn_local(drive);
         let upstream = upstream(&config)?;
         board.restore(recovered, now);
@@ -164,89 +171,33 @@ fn board_config(config: &Config) -> BoardConfig {
             node: config.node.name.as_str().into(),
             base_topic: config.node.base_topic.as_str().into(),
             has_upstream: config.upstream.is_some(),
-            fold: Duration::from_secs(config.upstream.as_ref().map_or(60, |upstream| upstream.fold_secs).into()),
+            fold: config.fold(),
         },
-        workers: WorkerConfig { count, max_timeout: Duration::from_millis(functions.max_timeout_ms.get().into()) },
+        workers: WorkerConfig { count, max_timeout: Duration::from_millis(functions.ceilings.timeout_ms.get().into()) },
         pause: PauseConfig {
-            after: functions.quarantine_after.get(),
-            first: Duration::from_secs(functions.quarantine_secs.get().into()),
-            max: Duration::from_secs(functions.quarantine_max_secs.get().into()),
+            after: functions.quarantine.after.get(),
+            first: Duration::from_secs(functions.quarantine.secs.get().into()),
+            max: Duration::from_secs(functions.quarantine.max_secs.get().into()),
         },
         receive_maximum: config.mqtt.receive_maximum.get(),
         share_group: config.mqtt.share_group.clone(),
         max_payload_bytes: config.mqtt.max_payload_bytes.get() as usize,
         max_hops: functions.max_hops.get(),
-        retry_attempts: functions.retry_attempts.get(),
-        retry_max_delay: Duration::from_secs(functions.retry_max_delay_secs.get().into()),
+        retry_attempts: functions.retry.attempts.get(),
+        retry_max_delay: Duration::from_secs(functions.retry.max_delay_secs.get().into()),
         parked_max_bytes: config.store.parked_max_bytes.get() as usize,
         seed: Backoff::seed(),
     }
 }
 
-fn broker_options(config: &Config, status: &Status) -> mqtt::Options {
-    let mqtt = &config.mqtt;
-    mqtt::Options {
-        url: mqtt.url.clone(),
-        client_id: mqtt.client_id.clone().unwrap_or_else(|| format!("sedge-{}", config.node.name)),
-        username: mqtt.username.clone(),
-        password_file: mqtt.password_file.clone(),
-        ca_file: mqtt.ca_file.clone(),
-        cert_file: mqtt.cert_file.clone(),
-        key_file: mqtt.key_file.clone(),
-        keep_alive: Duration::from_secs(mqtt.keep_alive_secs.get().into()),
-        connect_timeout: Duration::from_secs(mqtt.connect_timeout_secs.get().into()),
-        reconnect_max: Duration::from_secs(mqtt.reconnect_max_secs.get().into()),
-        receive_maximum: mqtt.receive_maximum.get(),
-        max_packet_bytes: mqtt.max_packet_bytes.get(),
-        session_expiry: Duration::from_secs(mqtt.session_expiry_secs.get().into()),
-        in_flight: LOCAL_IN_FLIGHT,
-        will: Some(status.will()),
-    }
-}
-
 fn upstream(config: &Config) -> anyhow::Result<Upstream> {
-    let Some(settings) = &config.upstream else { return Ok(Upstream::None) };
-    match forward::Upstream::new(settings).kind {
-        UpstreamKind::Webhook => {
-            // One call is under way at a time, and each is answered once.
-            let (sender, answers) = mpsc::channel(4);
-            Ok(Upstream::Webhook { webhook: Webhook::spawn(settings, sender)?, answers })
-        }
-        UpstreamKind::Mqtt => {
-            let (link, events, drive) = mqtt::connect(upstream_options(config, settings))?;
-            tokio::task::spawn_local(drive);
-            Ok(Upstream::Mqtt { link, events })
-        }
+    let Some(config) = &config.upstream else { return Ok(Upstream::None) };
+    if config.connection.url.is_mqtt() {
+        let (link, events, drive) = mqtt::connect(mqtt::Options::upstream(config))?;
+        tokio::task::spawn_local(drive);
+        return Ok(Upstream::Mqtt { link, events });
     }
-}
-
-fn upstream_options(config: &Config, upstream: &config::Upstream) -> mqtt::Options {
-    mqtt::Options {
-        url: upstream.url.clone(),
-        client_id: upstream.client_id.clone().unwrap_or_else(|| format!("sedge-{}-upstream", config.node.name)),
-        username: upstream.username.clone(),
-        password_file: upstream.password_file.clone(),
-        ca_file: upstream.ca_file.clone(),
-        cert_file: upstream.cert_file.clone(),
-        key_file: upstream.key_file.clone(),
-        keep_alive: Duration::from_secs(upstream.keep_alive_secs.get().into()),
-        connect_timeout: Duration::from_secs(upstream.timeout_secs.get().into()),
-        reconnect_max: Duration::from_secs(upstream.backoff_max_secs.get().into()),
-        // Nothing is subscribed upstream.
-        receive_maximum: 16,
-        max_packet_bytes: 64 * 1024,
-        // What is under way is in our own store; the broker need not keep anything for us.
-        session_expiry: Duration::ZERO,
-        in_flight: upstream.in_flight.get(),
-        will: None,
-    }
-}
-
-fn forward_settings(config: &Config) -> forward::Settings {
-    forward::Settings {
-        node: config.node.name.clone(),
-        local_in_flight: LOCAL_IN_FLIGHT.into(),
-        upstream: config.upstream.as_ref().map(forward::Upstream::new),
-        seed: Backoff::seed(),
-    }
+    // One call is in flight at a time, and each is answered once.
+    let (sender, answers) = mpsc::channel(4);
+    Ok(Upstream::Webhook { webhook: Webhook::spawn(config, sender)?, answers })
 }

@@ -26,7 +26,7 @@ pub(crate) struct Board<'a> {
     pub groups: &'a [String],
     pub host: Capabilities,
     pub deploy: &'a config::Deploy,
-    pub ceilings: &'a config::Functions,
+    pub ceilings: &'a config::Ceilings,
     /// Unix time, if the clock is synced.
     pub now_ms: Option<u64>,
     /// Latest issue time of an accepted order.
@@ -200,7 +200,7 @@ fn check_serial(serial: u64, history: &OrderHistory) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check_manifest(order: &Order, install: &Install, ceilings: &config::Functions) -> Result<Manifest, Refusal> {
+fn check_manifest(order: &Order, install: &Install, ceilings: &config::Ceilings) -> Result<Manifest, Refusal> {
     let json = install.manifest.to_json();
     let manifest = Manifest::from_json(&json, None).map_err(|problems| {
         let is_loop = problems.errors().any(|problem| problem.what.starts_with(FEEDBACK_LOOP));

@@ -71,7 +71,7 @@ impl Deployer {
             );
             return;
         }
-        let takes_code = self.config.ceilings.native_code;
+        let takes_code = self.config.functions.native_code;
         let Source { path, is_code } = Source::find(dir, manifest, self.config.host, takes_code);
         // Without a component there is no digest, and the function does not run.
         let digest = folder::read(&path).map_or(Digest([0; 32]), |file| digest(&file));
@@ -109,7 +109,7 @@ impl Deployer {
             }
             Some(path) if !self.config.host.has_compiler => {
                 let dir = path.parent().unwrap_or(Path::new(""));
-                let takes_code = self.config.ceilings.native_code;
+                let takes_code = self.config.functions.native_code;
                 return Err(Refusal::new(Reason::NoCode, no_compiler(dir, name, self.config.host, takes_code)));
             }
             Some(path) => {

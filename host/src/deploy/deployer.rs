@@ -47,7 +47,7 @@ pub(crate) struct DeployerConfig {
     pub base_topic: String,
     pub host: Capabilities,
     pub deploy: config::Deploy,
-    pub ceilings: config::Functions,
+    pub functions: config::Functions,
 }
 
 impl DeployerConfig {
@@ -58,7 +58,7 @@ impl DeployerConfig {
             base_topic: config.node.base_topic.clone(),
             host,
             deploy: config.deploy.clone(),
-            ceilings: config.functions.clone(),
+            functions: config.functions.clone(),
         }
     }
 }
@@ -217,7 +217,7 @@ impl Deployer {
     }
 
     pub(super) fn manifest(&self, stored: &StoredVersion) -> Result<Manifest, Refusal> {
-        Manifest::from_json(&stored.manifest.to_json(), Some(&self.config.ceilings))
+        Manifest::from_json(&stored.manifest.to_json(), Some(&self.config.functions.ceilings))
             .map_err(|problems| Refusal::new(Reason::OverLimit, one_line(&problems)))
     }
 

@@ -125,7 +125,7 @@ impl Deployer {
             groups: &self.config.groups,
             host: self.config.host,
             deploy: &self.config.deploy,
-            ceilings: &self.config.ceilings,
+            ceilings: &self.config.functions.ceilings,
             now_ms: now.synced.then_some(now.unix_ms),
             floor_ms: histories.map(|history| history.floor_ms).max().unwrap_or(0),
         }

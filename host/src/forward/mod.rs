@@ -50,40 +50,9 @@ pub struct Settings {
     /// Publications under way to the local broker at once.
     pub local_in_flight: usize,
     /// `None`: nothing is recorded for upstream; what an earlier configuration left stays in the store.
-    pub upstream: Option<Upstream>,
+    pub upstream: Option<config::Upstream>,
     /// Random, so that boards that fail together do not come back together.
     pub seed: u64,
-}
-
-#[derive(Clone, Debug)]
-pub struct Upstream {
-    pub kind: UpstreamKind,
-    pub topic_prefix: Option<String>,
-    pub in_flight: usize,
-    pub backoff_max: Duration,
-    /// How long a record that upstream declines is tried. `None`: for as long as the store keeps it.
-    pub patience: Option<Duration>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UpstreamKind {
-    Mqtt,
-    /// Has no connection of its own: it counts as connected while calls succeed.
-    Webhook,
-}
-
-impl Upstream {
-    pub fn new(config: &config::Upstream) -> Self {
-        let webhook = config.url.starts_with("http://") || config.url.starts_with("https://");
-        Self {
-            kind: if webhook { UpstreamKind::Webhook } else { UpstreamKind::Mqtt },
-            topic_prefix: config.topic_prefix.clone(),
-            // One call at a time: a record must not overtake one whose call failed.
-            in_flight: if webhook { 1 } else { config.in_flight.get().into() },
-            backoff_max: Duration::from_secs(config.backoff_max_secs.get().into()),
-            patience: config.give_up_secs.map(|secs| Duration::from_secs(secs.get())),
-        }
-    }
 }
 
 pub struct Forwarder {
@@ -101,11 +70,17 @@ impl Forwarder {
         let local =
             Lane::new(&[Stream::Local], origin(None), recovered, settings.local_in_flight, backoff, LOCAL_PATIENCE);
         let upstream = settings.upstream.as_ref().map(|upstream| {
-            let backoff = Backoff::new(FIRST_PAUSE, upstream.backoff_max, settings.seed.rotate_left(32));
+            let backoff_max = Duration::from_secs(upstream.backoff_max_secs.get().into());
+            let backoff = Backoff::new(FIRST_PAUSE, backoff_max, settings.seed.rotate_left(32));
             let origin = origin(upstream.topic_prefix.as_deref());
             let streams = [Stream::Alert, Stream::Data];
-            let mut lane = Lane::new(&streams, origin, recovered, upstream.in_flight, backoff, upstream.patience);
-            if upstream.kind == UpstreamKind::Webhook {
+            let patience = upstream.give_up_secs.map(|secs| Duration::from_secs(secs.get()));
+            let is_webhook = !upstream.connection.url.is_mqtt();
+            // One call at a time: a record must not overtake one whose call failed.
+            let in_flight = if is_webhook { 1 } else { upstream.in_flight.get().into() };
+            let mut lane = Lane::new(&streams, origin, recovered, in_flight, backoff, patience);
+            if is_webhook {
+                // Has no connection of its own: it counts as connected while calls succeed.
                 lane.connected();
             }
             lane
@@ -180,7 +155,7 @@ impl Forwarder {
                 }
             }
         }
-        if route == Route::Upstream && self.upstream_kind() == Some(UpstreamKind::Webhook) {
+        if route == Route::Upstream && self.calls_webhook() {
             self.link(route, !matches!(answer, Answer::Again { .. }));
         }
         if let Some(stream) = self.lane(route).and_then(|lane| lane.answered(token, answer, now)) {
@@ -229,8 +204,8 @@ impl Forwarder {
         self.local.is_empty() && self.upstream.as_ref().is_none_or(Lane::is_empty)
     }
 
-    fn upstream_kind(&self) -> Option<UpstreamKind> {
-        self.settings.upstream.as_ref().map(|upstream| upstream.kind)
+    fn calls_webhook(&self) -> bool {
+        self.settings.upstream.as_ref().is_some_and(|upstream| !upstream.connection.url.is_mqtt())
     }
 
     fn link(&self, route: Route, connected: bool) {

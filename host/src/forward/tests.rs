@@ -3,18 +3,20 @@
 use super::*;
 use crate::store::{Record, RecordId};
 
-fn settings(upstream: Option<UpstreamKind>) -> Settings {
-    let upstream = upstream.map(|kind| Upstream {
-        kind,
-        topic_prefix: None,
-        in_flight: if kind == UpstreamKind::Webhook { 1 } else { 8 },
-        backoff_max: Duration::from_secs(60),
-        patience: Some(Duration::from_secs(60)),
+const BROKER: &str = "mqtts://example.org";
+const WEBHOOK: &str = "https://example.org/in";
+
+fn settings(upstream: Option<&str>) -> Settings {
+    let upstream = upstream.map(|url| config::Upstream {
+        in_flight: 8.try_into().unwrap(),
+        backoff_max_secs: 60.try_into().unwrap(),
+        give_up_secs: Some(60.try_into().unwrap()),
+        ..config::Upstream::new(url.parse().unwrap(), "n")
     });
     Settings { node: "n".into(), local_in_flight: 8, upstream, seed: 1 }
 }
 
-fn forwarder(upstream: Option<UpstreamKind>) -> (Forwarder, Arc<Metrics>) {
+fn forwarder(upstream: Option<&str>) -> (Forwarder, Arc<Metrics>) {
     let metrics = Arc::new(Metrics::new());
     let recovered = Recovered { store_id: "s".into(), ..Recovered::default() };
     (Forwarder::new(settings(upstream), &recovered, metrics.clone()), metrics)
@@ -52,7 +54,7 @@ fn sent(forwarder: &mut Forwarder, now: Instant) -> Vec<(Route, u64, String)> {
 #[test]
 fn each_stream_goes_to_its_receiver() {
     let now = Instant::now();
-    let (mut forwarder, metrics) = forwarder(Some(UpstreamKind::Mqtt));
+    let (mut forwarder, metrics) = forwarder(Some(BROKER));
     forwarder.committed(one_of_each());
     assert!(sent(&mut forwarder, now).is_empty(), "nobody is connected");
     forwarder.connected(Route::Upstream);
@@ -83,7 +85,7 @@ fn without_an_upstream_its_records_stay_in_the_store() {
 #[test]
 fn one_receiver_away_does_not_hold_up_the_other() {
     let now = Instant::now();
-    let (mut forwarder, _) = forwarder(Some(UpstreamKind::Mqtt));
+    let (mut forwarder, _) = forwarder(Some(BROKER));
     forwarder.connected(Route::Local);
     forwarder.connected(Route::Upstream);
     forwarder.disconnected(Route::Upstream, now);
@@ -96,7 +98,7 @@ fn one_receiver_away_does_not_hold_up_the_other() {
 #[test]
 fn a_webhook_is_called_at_once_and_one_record_at_a_time() {
     let now = Instant::now();
-    let (mut forwarder, metrics) = forwarder(Some(UpstreamKind::Webhook));
+    let (mut forwarder, metrics) = forwarder(Some(WEBHOOK));
     forwarder.committed((1..=2).map(|id| stored(Stream::Data, id)).collect());
     let first = sent(&mut forwarder, now);
     assert_eq!(first.len(), 1);
@@ -114,16 +116,19 @@ fn a_webhook_is_called_at_once_and_one_record_at_a_time() {
 
 #[test]
 fn a_webhook_never_overlaps_calls_and_mqtt_fills_its_window() {
-    let config = |url: &str| config::Upstream { url: url.into(), ..config::Upstream::default() };
-    assert_eq!(Upstream::new(&config("https://example.org/in")).in_flight, 1);
-    let mqtt = Upstream::new(&config("mqtts://example.org"));
-    assert_eq!((mqtt.kind, mqtt.in_flight), (UpstreamKind::Mqtt, 64));
+    let now = Instant::now();
+    for (url, in_flight) in [(WEBHOOK, 1), (BROKER, 8)] {
+        let (mut forwarder, _) = forwarder(Some(url));
+        forwarder.connected(Route::Upstream);
+        forwarder.committed((1..=20).map(|id| stored(Stream::Data, id)).collect());
+        assert_eq!(sent(&mut forwarder, now).len(), in_flight, "{url}");
+    }
 }
 
 #[test]
 fn after_a_new_file_ids_are_of_the_new_file() {
     let now = Instant::now();
-    let (mut forwarder, _) = forwarder(Some(UpstreamKind::Mqtt));
+    let (mut forwarder, _) = forwarder(Some(BROKER));
     forwarder.connected(Route::Upstream);
     forwarder.committed(vec![stored(Stream::Alert, 7)]);
     let old = sent(&mut forwarder, now);

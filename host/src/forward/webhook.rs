@@ -26,8 +26,6 @@ const MAX_ANSWER_BYTES: u64 = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum WebhookError {
-    #[error("`upstream.url` {url:?} is no http:// or https:// address")]
-    Url { url: String },
     #[error("cannot read `upstream.{key}` {}: {source}", path.display())]
     Read { key: &'static str, path: PathBuf, source: io::Error },
     #[error("`upstream.{key}` {} holds no {what} in PEM", path.display())]
@@ -78,12 +76,11 @@ struct Caller {
 
 impl Caller {
     fn new(config: &config::Upstream) -> Result<Self, WebhookError> {
-        let wrong = || WebhookError::Url { url: config.url.clone() };
-        let url: Uri = config.url.parse().map_err(|_| wrong())?;
-        let tls = match url.scheme_str() {
-            Some("http") => TlsConfig::builder().root_certs(RootCerts::new_with_certs(&[])).build(),
-            Some("https") => tls(config)?,
-            _ => return Err(wrong()),
+        let url = &config.connection.url;
+        debug_assert!(!url.is_mqtt(), "callers tell webhooks from brokers");
+        let tls = match url.is_tls() {
+            true => tls(&config.connection)?,
+            false => TlsConfig::builder().root_certs(RootCerts::new_with_certs(&[])).build(),
         };
         let agent = Agent::config_builder()
             .user_agent(concat!("sedge/", env!("CARGO_PKG_VERSION")))
@@ -95,6 +92,7 @@ impl Caller {
             .tls_config(tls)
             .build()
             .new_agent();
+        let url = url.uri().clone();
         let caller = Self { agent, url, authorization_file: config.authorization_file.clone() };
         // A file that cannot be read is told at start; one that vanishes later is waited for.
         caller.authorization()?;
@@ -179,16 +177,16 @@ fn encoded(value: &str) -> String {
     header
 }
 
-fn tls(config: &config::Upstream) -> Result<TlsConfig, WebhookError> {
+fn tls(connection: &config::Connection) -> Result<TlsConfig, WebhookError> {
     let provider = Arc::new(ring::default_provider());
-    let roots = match &config.ca_file {
+    let roots = match &connection.ca_file {
         Some(path) => certificates("ca_file", path)?,
         None => rustls_native_certs::load_native_certs().certs,
     };
     if roots.is_empty() {
         return Err(WebhookError::NoRoots);
     }
-    let client = match (&config.cert_file, &config.key_file) {
+    let client = match (&connection.cert_file, &connection.key_file) {
         (Some(cert), Some(key)) => Some(identity(cert, key, &provider)?),
         (None, None) => None,
         _ => return Err(WebhookError::HalfIdentity),

@@ -86,7 +86,11 @@ fn envelope(payload: &'static str) -> Envelope {
 }
 
 fn config(addr: SocketAddr) -> config::Upstream {
-    config::Upstream { url: format!("http://{addr}/in?site=7"), ..config::Upstream::default() }
+    config::Upstream::new(format!("http://{addr}/in?site=7").parse().unwrap(), "n")
+}
+
+fn with_connection(connection: config::Connection) -> config::Upstream {
+    config::Upstream { connection, ..config::Upstream::new(config::Endpoint::default(), "n") }
 }
 
 /// Posts and waits, as the forwarder does.
@@ -234,17 +238,16 @@ fn wrong_settings_are_named() {
     let dir = tempfile::tempdir().unwrap();
     let empty = dir.path().join("empty.pem");
     std::fs::write(&empty, "nothing").unwrap();
-    let https = || config::Upstream { url: "https://localhost/".into(), ..config::Upstream::default() };
-    for (config, words) in [
-        (config::Upstream { url: "ftp://x/".into(), ..https() }, ["upstream.url", "ftp://x/"]),
-        (config::Upstream { ca_file: Some(empty.clone()), ..https() }, ["upstream.ca_file", "certificate"]),
-        (config::Upstream { ca_file: Some("/nowhere.pem".into()), ..https() }, ["upstream.ca_file", "/nowhere.pem"]),
+    let https = || config::Connection::new("https://localhost/".parse().unwrap(), "n");
+    for (connection, words) in [
+        (config::Connection { ca_file: Some(empty.clone()), ..https() }, ["upstream.ca_file", "certificate"]),
+        (config::Connection { ca_file: Some("/nowhere.pem".into()), ..https() }, ["upstream.ca_file", "/nowhere.pem"]),
         (
-            config::Upstream { ca_file: Some(fixture("ca.pem")), cert_file: Some(empty), ..https() },
+            config::Connection { ca_file: Some(fixture("ca.pem")), cert_file: Some(empty), ..https() },
             ["upstream.cert_file", "upstream.key_file"],
         ),
         (
-            config::Upstream {
+            config::Connection {
                 ca_file: Some(fixture("ca.pem")),
                 cert_file: Some(fixture("client.pem")),
                 key_file: Some(fixture("server.key")),
@@ -253,6 +256,7 @@ fn wrong_settings_are_named() {
             ["client.pem", "cannot be used with its key"],
         ),
     ] {
+        let config = with_connection(connection);
         let (sender, _answers) = mpsc::channel(1);
         let error = Webhook::spawn(&config, sender).unwrap_err().to_string();
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
@@ -293,19 +297,18 @@ fn tls_with_an_own_authority_and_a_client_certificate() {
         }
     });
 
-    let plain = config::Upstream {
-        url: format!("https://localhost:{port}/"),
+    let plain = config::Connection {
         ca_file: Some(fixture("ca.pem")),
-        ..config::Upstream::default()
+        ..config::Connection::new(format!("https://localhost:{port}/").parse().unwrap(), "n")
     };
-    let known = config::Upstream {
+    let known = config::Connection {
         cert_file: Some(fixture("client.pem")),
         key_file: Some(fixture("client.key")),
         ..plain.clone()
     };
-    assert_eq!(Client::new(&known).post(1), Answer::Taken);
+    assert_eq!(Client::new(&with_connection(known.clone())).post(1), Answer::Taken);
     assert_eq!(receiver.recv().unwrap().body, b"{\"a\":1}");
-    assert!(is_again(&Client::new(&plain).post(2), None), "without a certificate");
-    let stranger = config::Upstream { ca_file: Some(fixture("client.pem")), ..known };
-    assert!(is_again(&Client::new(&stranger).post(3), None), "the server is signed by somebody else");
+    assert!(is_again(&Client::new(&with_connection(plain)).post(2), None), "without a certificate");
+    let stranger = config::Connection { ca_file: Some(fixture("client.pem")), ..known };
+    assert!(is_again(&Client::new(&with_connection(stranger)).post(3), None), "the server is signed by somebody else");
 }

@@ -33,6 +33,7 @@ use tokio::sync::Notify;
 use coalesce::{Coalesce, Gate};
 
 pub use crate::board::{AckToken, Delivery};
+use crate::config::{self, Endpoint};
 use crate::time::Backoff;
 
 /// Events that wait for the pipeline. QoS 1 is bounded by Receive Maximum; this bounds QoS 0 as well, by not reading on.
@@ -41,17 +42,10 @@ const EVENT_HIGH_WATER: usize = 8192;
 /// The pause after the first attempt that failed.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
-/// How to reach a broker.
+/// A connection with its session and limits.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// `mqtt://host[:port]` or `mqtts://host[:port]`.
-    pub url: String,
-    pub client_id: String,
-    pub username: Option<String>,
-    pub password_file: Option<PathBuf>,
-    pub ca_file: Option<PathBuf>,
-    pub cert_file: Option<PathBuf>,
-    pub key_file: Option<PathBuf>,
+    pub connection: config::Connection,
     pub keep_alive: Duration,
     pub connect_timeout: Duration,
     pub reconnect_max: Duration,
@@ -63,6 +57,49 @@ pub struct Options {
     /// Our own unacknowledged publishes. Small: the client scans this window at every flush.
     pub in_flight: u16,
     pub will: Option<Will>,
+}
+
+impl Options {
+    /// The daemon's session at the local broker, which the broker keeps.
+    pub fn local(config: &config::Mqtt, in_flight: u16, will: Option<Will>) -> Self {
+        Self {
+            connection: config.connection.clone(),
+            keep_alive: Duration::from_secs(config.keep_alive_secs.get().into()),
+            connect_timeout: Duration::from_secs(config.connect_timeout_secs.get().into()),
+            reconnect_max: Duration::from_secs(config.reconnect_max_secs.get().into()),
+            receive_maximum: config.receive_maximum.get(),
+            max_packet_bytes: config.max_packet_bytes.get(),
+            session_expiry: Duration::from_secs(config.session_expiry_secs.get().into()),
+            in_flight,
+            will,
+        }
+    }
+
+    /// The daemon's connection upstream. Records in flight are in the store: the broker need not keep a session.
+    pub fn upstream(config: &config::Upstream) -> Self {
+        Self {
+            keep_alive: Duration::from_secs(config.keep_alive_secs.get().into()),
+            connect_timeout: Duration::from_secs(config.timeout_secs.get().into()),
+            reconnect_max: Duration::from_secs(config.backoff_max_secs.get().into()),
+            in_flight: config.in_flight.get(),
+            ..Self::brief(config.connection.clone())
+        }
+    }
+
+    /// A connection without a session that outlives it.
+    pub fn brief(connection: config::Connection) -> Self {
+        Self {
+            connection,
+            keep_alive: Duration::from_secs(15),
+            connect_timeout: Duration::from_secs(10),
+            reconnect_max: Duration::from_secs(5),
+            receive_maximum: 16,
+            max_packet_bytes: 64 * 1024,
+            session_expiry: Duration::ZERO,
+            in_flight: 1,
+            will: None,
+        }
+    }
 }
 
 /// What the broker publishes, retained, when we vanish.
@@ -129,12 +166,10 @@ pub struct Full;
 
 #[derive(Debug, thiserror::Error)]
 pub enum OptionsError {
-    #[error("{0:?} is no broker address: write mqtt://host:1883 or mqtts://host:8883")]
-    Url(String),
     #[error("failed to read {path}")]
     File { path: PathBuf, source: std::io::Error },
     #[error("failed to load the system's trusted certificates for {url}: {reason}; name a file with ca_file")]
-    Roots { url: String, reason: String },
+    Roots { url: Endpoint, reason: String },
 }
 
 /// What both halves share. One thread, so a `RefCell`; no borrow lives across an await.
@@ -545,8 +580,10 @@ fn describe(error: &dyn std::error::Error) -> String {
 }
 
 fn mqtt_options(options: &Options, gate: &Arc<Gate>) -> Result<MqttOptions, OptionsError> {
-    let (host, port, tls) = endpoint(&options.url).ok_or_else(|| OptionsError::Url(options.url.clone()))?;
-    let mut mqtt = MqttOptions::new(&options.client_id, (host, port));
+    let connection = &options.connection;
+    let url = &connection.url;
+    debug_assert!(url.is_mqtt(), "callers tell webhooks from brokers");
+    let mut mqtt = MqttOptions::new(&connection.client_id, (url.host().to_owned(), url.port()));
     mqtt.set_keep_alive(options.keep_alive.as_secs().try_into().unwrap_or(u16::MAX))
         .set_connect_timeout(options.connect_timeout)
         // One that was cut off may still be there for the broker, with subscriptions that would not be new any more.
@@ -560,7 +597,7 @@ fn mqtt_options(options: &Options, gate: &Arc<Gate>) -> Result<MqttOptions, Opti
         .set_pending_throttle(Duration::ZERO)
         .set_outgoing_inflight_upper_limit(options.in_flight);
     mqtt.set_session_store(NothingUnderWay {
-        client_id: options.client_id.clone(),
+        client_id: connection.client_id.clone(),
         in_flight: options.in_flight,
         session_expiry: mqtt.session_expiry_interval(),
     });
@@ -576,8 +613,8 @@ fn mqtt_options(options: &Options, gate: &Arc<Gate>) -> Result<MqttOptions, Opti
     if let Some(will) = &options.will {
         mqtt.set_last_will(LastWill::new(&will.topic, will.payload.clone(), QoS::AtLeastOnce, true, None));
     }
-    let password = options.password_file.as_deref().map(read_secret).transpose()?;
-    match (&options.username, password) {
+    let password = connection.password_file.as_deref().map(read_secret).transpose()?;
+    match (&connection.username, password) {
         (Some(username), Some(password)) => {
             mqtt.set_credentials(username, password);
         }
@@ -589,47 +626,25 @@ fn mqtt_options(options: &Options, gate: &Arc<Gate>) -> Result<MqttOptions, Opti
         }
         (None, None) => {}
     }
-    if tls {
-        mqtt.set_transport(Transport::Tls(tls_configuration(options)?));
+    if url.is_tls() {
+        mqtt.set_transport(Transport::Tls(tls_configuration(connection)?));
     }
     Ok(mqtt)
 }
 
-/// Host, port and whether to use TLS.
-fn endpoint(url: &str) -> Option<(String, u16, bool)> {
-    let (rest, tls, default_port) = match url.split_once("://")? {
-        ("mqtt" | "tcp", rest) => (rest, false, 1883),
-        ("mqtts" | "ssl", rest) => (rest, true, 8883),
-        _ => return None,
-    };
-    let rest = rest.trim_end_matches('/');
-    if rest.is_empty() || rest.contains(['/', '@', '?', '#']) {
-        return None;
-    }
-    let (host, port) = match rest.strip_prefix('[') {
-        Some(v6) => {
-            let (host, port) = v6.split_once(']')?;
-            (host, port.strip_prefix(':'))
-        }
-        None => rest.split_once(':').map_or((rest, None), |(host, port)| (host, Some(port))),
-    };
-    let port = port.map_or(Some(default_port), |port| port.parse().ok())?;
-    (!host.is_empty()).then(|| (host.to_owned(), port, tls))
-}
-
-fn tls_configuration(options: &Options) -> Result<TlsConfiguration, OptionsError> {
-    let client_auth = match (&options.cert_file, &options.key_file) {
+fn tls_configuration(connection: &config::Connection) -> Result<TlsConfiguration, OptionsError> {
+    let client_auth = match (&connection.cert_file, &connection.key_file) {
         (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
         _ => None,
     };
-    let ca = match &options.ca_file {
+    let ca = match &connection.ca_file {
         Some(path) => read(path)?,
         None if client_auth.is_none() => {
             return TlsConfiguration::try_default_rustls()
-                .map_err(|error| OptionsError::Roots { url: options.url.clone(), reason: error.to_string() });
+                .map_err(|error| OptionsError::Roots { url: connection.url.clone(), reason: error.to_string() });
         }
         None => system_roots().ok_or_else(|| OptionsError::Roots {
-            url: options.url.clone(),
+            url: connection.url.clone(),
             reason: "no certificate bundle was found".into(),
         })?,
     };
@@ -699,23 +714,6 @@ impl SessionStore for NothingUnderWay {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn addresses() {
-        let check = |url: &str, expected: Option<(&str, u16, bool)>| {
-            assert_eq!(endpoint(url), expected.map(|(host, port, tls)| (host.to_owned(), port, tls)), "{url}");
-        };
-        check("mqtt://localhost", Some(("localhost", 1883, false)));
-        check("mqtt://localhost:1884/", Some(("localhost", 1884, false)));
-        check("mqtts://broker.example", Some(("broker.example", 8883, true)));
-        check("mqtts://[::1]:9000", Some(("::1", 9000, true)));
-        check("mqtt://[::1]", Some(("::1", 1883, false)));
-        check("http://localhost", None);
-        check("mqtt://", None);
-        check("mqtt://user@host", None);
-        check("mqtt://host:notaport", None);
-        check("localhost:1883", None);
-    }
 
     #[test]
     fn backoff_grows_to_its_limit_and_starts_over() {

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::address::Address;
 use super::finding::Finding;
 use crate::cli::client::{Client, ClientEvent};
-use crate::config::Mqtt;
+use crate::config::{Connection, Endpoint, Mqtt};
 use crate::mqtt;
 
 const VERSION: &str = "$SYS/broker/version";
@@ -27,13 +26,13 @@ pub(crate) struct Observed {
 }
 
 /// Warns of an address beyond this machine without TLS.
-pub(crate) fn unencrypted(key: &'static str, address: &Address) -> Option<Finding> {
+pub(crate) fn unencrypted(key: &'static str, url: &Endpoint) -> Option<Finding> {
     let what = format!(
         "{key} connects to {} without TLS: passwords and messages can be read and changed on the way",
-        address.host
+        url.host()
     );
     let fix = "use mqtts:// (https:// for a webhook), with ca_file for a certificate of your own";
-    (!address.is_tls && !address.is_local()).then(|| Finding::warning("tls", what, fix))
+    (!url.is_tls() && !url.is_local()).then(|| Finding::warning("tls", what, fix))
 }
 
 /// Connects with and without credentials. The inner `Err` says why the broker cannot be reached.
@@ -49,14 +48,16 @@ pub(crate) fn inspect(mqtt: &Mqtt) -> anyhow::Result<Result<Observed, String>> {
 }
 
 fn options(mqtt: &Mqtt, with_credentials: bool) -> anyhow::Result<mqtt::Options> {
+    let known = &mqtt.connection;
+    let options = Client::options(known.url.clone(), "doctor")?;
+    let connection = match with_credentials {
+        true => Connection { client_id: options.connection.client_id, ..known.clone() },
+        false => Connection { ca_file: known.ca_file.clone(), ..options.connection },
+    };
     Ok(mqtt::Options {
-        username: mqtt.username.clone().filter(|_| with_credentials),
-        password_file: mqtt.password_file.clone().filter(|_| with_credentials),
-        ca_file: mqtt.ca_file.clone(),
-        cert_file: mqtt.cert_file.clone().filter(|_| with_credentials),
-        key_file: mqtt.key_file.clone().filter(|_| with_credentials),
+        connection,
         connect_timeout: Duration::from_secs(mqtt.connect_timeout_secs.get().into()),
-        ..Client::options(&mqtt.url, "doctor")?
+        ..options
     })
 }
 
@@ -91,13 +92,13 @@ pub(crate) fn evaluate(mqtt: &Mqtt, seen: Result<Observed, String>, open: bool) 
     let seen = match seen {
         Ok(seen) => seen,
         Err(reason) => {
-            let what = format!("{} cannot be reached: {reason}", mqtt.url);
+            let what = format!("{} cannot be reached: {reason}", mqtt.connection.url);
             let fix = "start it (systemctl status mosquitto), or correct [mqtt]: url, username, password_file, ca_file";
             return vec![Finding::warning("broker", what, fix)];
         }
     };
     let version = seen.version.as_deref().unwrap_or("version unknown");
-    let mut findings = vec![Finding::good("broker", format!("{} answers: {version}", mqtt.url))];
+    let mut findings = vec![Finding::good("broker", format!("{} answers: {version}", mqtt.connection.url))];
     if !seen.retains {
         let what = "it does not support retained messages: the board's status is lost, and nothing can be pushed to it";
         findings.push(Finding::warning("broker", what, "in mosquitto.conf: retain_available true"));
@@ -145,13 +146,13 @@ mod tests {
     use super::*;
 
     fn warnings(seen: Result<Observed, String>, open: bool) -> Vec<&'static str> {
-        let findings = evaluate(&Mqtt::default(), seen, open);
+        let findings = evaluate(&Mqtt::new("board"), seen, open);
         findings.iter().filter(|it| it.verdict == Verdict::Warning).map(|it| it.check).collect()
     }
 
     #[test]
     fn missing_tls_is_a_warning_beyond_this_machine() {
-        let evaluated = |url| unencrypted("mqtt.url", &Address::of(url).unwrap()).map(|finding| finding.verdict);
+        let evaluated = |url: &str| unencrypted("mqtt.url", &url.parse().unwrap()).map(|finding| finding.verdict);
         assert_eq!(evaluated("mqtt://broker.example.com"), Some(Verdict::Warning));
         assert_eq!(evaluated("http://10.0.0.1/in"), Some(Verdict::Warning));
         assert_eq!(evaluated("mqtts://broker.example.com"), None);

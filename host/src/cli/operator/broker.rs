@@ -6,10 +6,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 
 use crate::cli::client::Client;
-use crate::config::Node;
-use crate::mqtt;
-
-const DEFAULT_BROKER: &str = "mqtt://localhost:1883";
+use crate::config::{Endpoint, Node, Scheme};
 
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Broker")]
@@ -39,20 +36,22 @@ pub(crate) struct BrokerArgs {
 
 impl BrokerArgs {
     pub(crate) fn base(&self) -> String {
-        self.base_topic.clone().unwrap_or_else(|| Node::default().base_topic)
+        self.base_topic.clone().unwrap_or_else(|| Node::BASE_TOPIC.to_owned())
     }
 
     pub(crate) async fn connect(&self) -> anyhow::Result<Client> {
         let named = || std::env::var("SEDGE_BROKER").ok().filter(|url| !url.is_empty());
-        let url = self.broker.clone().or_else(named).unwrap_or_else(|| DEFAULT_BROKER.to_owned());
-        let options = mqtt::Options {
-            username: self.username.clone(),
-            password_file: self.password_file.clone(),
-            ca_file: self.ca_file.clone(),
-            cert_file: self.cert_file.clone(),
-            key_file: self.key_file.clone(),
-            ..Client::options(&url, "operator")?
+        let url = match self.broker.clone().or_else(named) {
+            Some(url) => Endpoint::parse(&url, Scheme::MQTT)?,
+            None => Endpoint::default(),
         };
+        let mut options = Client::options(url.clone(), "operator")?;
+        let connection = &mut options.connection;
+        connection.username.clone_from(&self.username);
+        connection.password_file.clone_from(&self.password_file);
+        connection.ca_file.clone_from(&self.ca_file);
+        connection.cert_file.clone_from(&self.cert_file);
+        connection.key_file.clone_from(&self.key_file);
         let client =
             Client::connect(options).await.with_context(|| format!("cannot connect to the broker at {url}"))?;
         if !client.retains() {

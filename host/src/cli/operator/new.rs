@@ -207,7 +207,7 @@ mod tests {
         let text: Vec<String> = blank.lines().map(on).collect();
         let all = Manifest::from_toml(&text.join("\n"), Path::new("function.toml"), None).unwrap();
         assert_eq!(all.limits, Limits::default());
-        assert!(all.may_publish("derived/x"));
+        assert!(all.allow.publish.iter().any(|filter| filter.matches("derived/x")));
     }
 
     #[test]

@@ -161,6 +161,6 @@ mod tests {
         let public = dir.path().join("public.pem");
         fs::write(&public, SigningKey::generate().unwrap().public().to_pem()).unwrap();
         let wrong = load(public);
-        assert!(wrong.contains("public.pem") && wrong.contains("private one"), "{wrong}");
+        assert!(wrong.contains("public.pem") && wrong.contains("private key is expected"), "{wrong}");
     }
 }

@@ -98,7 +98,7 @@ pub(crate) fn settings(keys: &[(&str, &SigningKey)]) -> DeployerConfig {
         base_topic: "sedge".into(),
         host: Capabilities { has_compiler: true, target: Some(Isa::Aarch64) },
         deploy: config::Deploy { keys: keys.iter().map(entry).collect(), ..config::Deploy::default() },
-        ceilings: config::Functions::default(),
+        functions: config::Functions::default(),
     }
 }
 

@@ -259,7 +259,7 @@ fn code_in_a_folder_runs_where_that_is_allowed() {
     };
     let allowed = || {
         let mut settings = runtime();
-        settings.ceilings.native_code = true;
+        settings.functions.native_code = true;
         settings
     };
     refused(allowed(), &["no compiler", "warm.aarch64.code", "sedge compile", "--target aarch64"]);
