@@ -178,12 +178,6 @@ impl fmt::Debug for TopicFilter {
     }
 }
 
-impl AsRef<str> for TopicFilter {
-    fn as_ref(&self) -> &str {
-        &self.0
-    }
-}
-
 impl FromStr for TopicFilter {
     type Err = TopicError;
 

@@ -15,8 +15,8 @@ use super::{Daemon, STARTED, Upstream};
 use crate::board::{self, Board, BoardConfig, Input, PauseConfig, RecorderConfig, Version, WorkerConfig};
 use crate::config::{Config, Isolate};
 use crate::deploy::{self, Cache, CachingCompiler, Compiler, Deployer, DeployerConfig, Installed};
-use crate::forward::webhook::Webhook;
 use crate::forward;
+use crate::forward::webhook::Webhook;
 use crate::manifest::{Manifest, Trial};
 use crate::mqtt;
 use crate::store::{self, Store};
@@ -26,11 +26,11 @@ use crate::worker::permits::Permits;
 use crate::worker::processes::{ProcessConfig, Processes};
 use crate::worker::sandboxing;
 
-/// Our own publishes under way to the local broker. Small, because the client looks through them at every flush.
+/// Our own publishes in flight to the local broker. Few, because the client scans this window at every flush.
 const LOCAL_IN_FLIGHT: u16 = 64;
-/// A part of what `/readyz` waits for.
+/// Name of the condition that `/readyz` waits for during startup.
 pub(super) const STARTING: &str = "functions";
-/// The message loop is called dead after this long without a turn.
+/// The message loop counts as dead after this time without an iteration.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 const MAX_WORKERS: usize = 4;
 
@@ -43,8 +43,8 @@ impl Daemon {
         let now = Instant::now();
         let metrics = Arc::new(Metrics::new());
         let health = Arc::new(Health::new(now, HEARTBEAT));
-        // It answers from the first moment on, and a board may have much to compile.
-        health.missing(STARTING, "functions are being made ready");
+        // Answers from the start, as a board may have much to compile.
+        health.missing(STARTING, "functions are being loaded");
         let http = match config.http.listen {
             Some(addr) => Some(Http::spawn(addr, Arc::clone(&metrics), Arc::clone(&health))?),
             None => None,
@@ -75,8 +75,8 @@ impl Daemon {
         let starts = deployer.boot(&*compiler, now);
         if config.worker.isolate == Isolate::Process && !sandboxing::has_filter() {
             tracing::warn!(
-                mend = "run a kernel with CONFIG_SECCOMP_FILTER",
-                "this kernel does not filter system calls: the walls around functions are thinner"
+                hint = "run a kernel with CONFIG_SECCOMP_FILTER",
+                "this kernel does not filter system calls: the sandbox is weaker"
             );
         }
         let board_config = board_config(&config);
