@@ -145,38 +145,33 @@ impl Manifest {
     }
 
     fn read(table: &Table, ceilings: Option<&Ceilings>) -> Result<Self, Problems> {
-        let mut manifest = None;
-        let problems = Reader::run(table, |section| manifest = read(section, ceilings)).problems;
-        match manifest {
-            Some(manifest) if !problems.has_errors() => Ok(manifest),
-            _ => Err(problems),
-        }
+        let mut manifest = Self {
+            name: "".into(),
+            version: "".into(),
+            serial: 0,
+            subscribe: Vec::new(),
+            state: StateScope::None,
+            every: None,
+            component: None,
+            allow: Allow::default(),
+            limits: Limits::default(),
+            trial: Trial::default(),
+            config: BTreeMap::new(),
+        };
+        let problems = Reader::run(table, |section| read(section, &mut manifest, ceilings)).problems;
+        if problems.has_errors() { Err(problems) } else { Ok(manifest) }
     }
 }
 
-/// Returns `None` only if a required key is missing or bad; other problems are in the section's reader.
-fn read(section: &mut Section<'_, '_>, ceilings: Option<&Ceilings>) -> Option<Manifest> {
-    let name = section.required::<Name>("name", "\"threshold-alert\"");
-    let version = section.required::<Version>("version", "\"1.0.0\"");
-    let mut manifest = Manifest {
-        name: "".into(),
-        version: "".into(),
-        serial: 0,
-        subscribe: Vec::new(),
-        state: StateScope::None,
-        every: None,
-        component: None,
-        allow: Allow::default(),
-        limits: Limits::default(),
-        trial: Trial::default(),
-        config: BTreeMap::new(),
-    };
+fn read(section: &mut Section<'_, '_>, manifest: &mut Manifest, ceilings: Option<&Ceilings>) {
+    section.require("name", "\"threshold-alert\"");
+    section.parse("name", &mut manifest.name, parse_name);
+    section.require("version", "\"1.0.0\"");
+    section.parse("version", &mut manifest.version, parse_version);
     section.value("serial", &mut manifest.serial);
     section.value("subscribe", &mut manifest.subscribe);
     section.value("state", &mut manifest.state);
-    let mut every = None;
-    section.optional::<Period>("every", &mut every);
-    manifest.every = every.map(|Period(every)| every);
+    section.optional("every", &mut manifest.every);
     if section.optional("component", &mut manifest.component) {
         let component = manifest.component.as_deref().unwrap_or_default();
         section.check("component", check_component(component));
@@ -211,8 +206,6 @@ fn read(section: &mut Section<'_, '_>, ceilings: Option<&Ceilings>) -> Option<Ma
             }
         }
     });
-    let (Name(name), Version(version)) = (name?, version?);
-    Some(Manifest { name, version, ..manifest })
 }
 
 fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits, ceilings: Option<&Ceilings>) {
@@ -310,33 +303,19 @@ pub(crate) fn check_pattern(text: &str) -> Result<(), Invalid> {
     Err(invalid.hint("write a name, or its beginning and *, as in \"threshold-*\""))
 }
 
-struct Name(Arc<str>);
-struct Version(Arc<str>);
-struct Period(Duration);
-struct Setting(String);
-
-impl Read for Name {
-    fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
-        parsed(item, key, problems, |text| match is_name(text) {
-            true => Ok(Self(text.into())),
-            false => {
-                let invalid = Invalid::new(format!("{text:?} is not a function name"));
-                Err(invalid.hint("use 1 to 64 of a-z, 0-9 and -"))
-            }
-        })
+fn parse_name(text: &str) -> Result<Arc<str>, Invalid> {
+    if is_name(text) {
+        return Ok(text.into());
     }
+    Err(Invalid::new(format!("{text:?} is not a function name")).hint("use 1 to 64 of a-z, 0-9 and -"))
 }
 
-impl Read for Version {
-    fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
-        parsed(item, key, problems, |text| {
-            if text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'+')) {
-                return Ok(Self(text.into()));
-            }
-            let invalid = Invalid::new(format!("{text:?} is not a version"));
-            Err(invalid.hint("use 1 to 64 letters, digits, dots, - and +, as in 1.2.0"))
-        })
+fn parse_version(text: &str) -> Result<Arc<str>, Invalid> {
+    if text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'+')) {
+        return Ok(text.into());
     }
+    let invalid = Invalid::new(format!("{text:?} is not a version"));
+    Err(invalid.hint("use 1 to 64 letters, digits, dots, - and +, as in 1.2.0"))
 }
 
 impl Read for TopicFilter {
@@ -361,13 +340,13 @@ impl Read for StateScope {
 /// Shorter ticks cost more than they are worth; longer ones outlive every board.
 const PERIODS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(366 * 24 * 3600);
 
-impl Read for Period {
+impl Read for Duration {
     fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
         let Value::String(text) = &item.value else {
             return wrong_kind(item, key, "a time with its unit, such as \"10s\"", problems);
         };
         match parse_period(text) {
-            Some(period) if PERIODS.contains(&period) => Some(Self(period)),
+            Some(period) if PERIODS.contains(&period) => Some(period),
             Some(_) => {
                 let invalid = Invalid::new(format!("{text:?} is out of range"));
                 refuse(item, key, invalid.hint("use 100ms or more, and 366 days or less"), problems)
@@ -402,6 +381,9 @@ fn format_period(period: Duration) -> String {
         .find(|(unit_ms, _)| ms.is_multiple_of(*unit_ms))
         .map_or_else(|| format!("{ms}ms"), |(unit_ms, unit)| format!("{}{unit}", ms / unit_ms))
 }
+
+/// A value of `[config]`.
+struct Setting(String);
 
 impl Read for Setting {
     /// Functions see strings only, so `max = 80` and `max = "80"` are the same.

@@ -4,8 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::Deserialize;
-use serde::de::{self, MapAccess, SeqAccess, Visitor};
+use serde::de::{self, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use toml::de::{DeTable, DeValue};
 
 use super::problem::{Invalid, Location, Problem, Problems};
@@ -82,13 +81,14 @@ impl Table {
 
     /// Parses a signed manifest. Duplicate keys are refused: two readers of one signature must not see two manifests.
     pub fn from_json(bytes: &[u8], name: &str) -> Result<Self, Problem> {
-        let file: Arc<Path> = Path::new(name).into();
-        let whole = Location { file: file.clone(), line: 0, column: 0 };
-        let json: Json = serde_json::from_slice(bytes).map_err(|error| {
-            let (line, column) = (error.line() as u32, error.column() as u32);
-            Problem::error(Location { file, line, column }, "", Invalid::new(format!("not JSON: {error}")))
+        let whole = Location::whole(name);
+        let mut json = serde_json::Deserializer::from_slice(bytes);
+        let value = JsonAt(&whole).deserialize(&mut json).and_then(|value| json.end().map(|()| value));
+        let value = value.map_err(|error| {
+            let at = Location { line: error.line() as u32, column: error.column() as u32, ..whole.clone() };
+            Problem::error(at, "", Invalid::new(format!("not JSON: {error}")))
         })?;
-        match json.0.placed(&whole).value {
+        match value {
             Value::Table(table) => Ok(table),
             other => {
                 Err(Problem::error(whole, "", Invalid::new(format!("expected an object, found {}", other.kind()))))
@@ -181,87 +181,72 @@ impl Source<'_> {
     }
 }
 
-/// JSON before its values get a place.
-struct Json(Bare);
+/// Reads JSON into values that all stand at one place.
+#[derive(Clone, Copy)]
+struct JsonAt<'l>(&'l Location);
 
-enum Bare {
-    Value(Value),
-    Array(Vec<Json>),
-    Table(Vec<(String, Json)>),
-}
-
-impl Bare {
-    fn placed(self, at: &Location) -> Item {
-        let value = match self {
-            Self::Value(value) => value,
-            Self::Array(items) => Value::Array(items.into_iter().map(|item| item.0.placed(at)).collect()),
-            Self::Table(entries) => Value::Table(Table {
-                at: at.clone(),
-                entries: entries
-                    .into_iter()
-                    .map(|(key, item)| Entry { key, at: at.clone(), item: item.0.placed(at) })
-                    .collect(),
-            }),
-        };
-        Item { at: at.clone(), value }
+impl JsonAt<'_> {
+    fn item(self, value: Value) -> Item {
+        Item { at: self.0.clone(), value }
     }
 }
 
-impl<'de> Deserialize<'de> for Json {
-    fn deserialize<D: de::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_any(JsonVisitor)
+impl<'de> DeserializeSeed<'de> for JsonAt<'_> {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
     }
 }
 
-struct JsonVisitor;
-
-impl<'de> Visitor<'de> for JsonVisitor {
-    type Value = Json;
+impl<'de> Visitor<'de> for JsonAt<'_> {
+    type Value = Value;
 
     fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("JSON")
     }
 
-    fn visit_bool<E>(self, value: bool) -> Result<Json, E> {
-        Ok(Json(Bare::Value(Value::Boolean(value))))
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Boolean(value))
     }
 
-    fn visit_i64<E>(self, value: i64) -> Result<Json, E> {
-        Ok(Json(Bare::Value(Value::Integer(value.into()))))
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Integer(value.into()))
     }
 
-    fn visit_u64<E>(self, value: u64) -> Result<Json, E> {
-        Ok(Json(Bare::Value(Value::Integer(value.into()))))
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Integer(value.into()))
     }
 
-    fn visit_f64<E>(self, value: f64) -> Result<Json, E> {
-        Ok(Json(Bare::Value(Value::Float(value.to_string()))))
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(Value::Float(value.to_string()))
     }
 
-    fn visit_str<E>(self, value: &str) -> Result<Json, E> {
-        Ok(Json(Bare::Value(Value::String(value.to_owned()))))
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::String(value.to_owned()))
     }
 
-    fn visit_unit<E>(self) -> Result<Json, E> {
-        Ok(Json(Bare::Value(Value::Null)))
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
     }
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Json, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Value, A::Error> {
         let mut items = Vec::new();
-        while let Some(item) = seq.next_element()? {
-            items.push(item);
+        while let Some(value) = seq.next_element_seed(self)? {
+            items.push(self.item(value));
         }
-        Ok(Json(Bare::Array(items)))
+        Ok(Value::Array(items))
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Json, A::Error> {
-        let mut entries: Vec<(String, Json)> = Vec::new();
-        while let Some((key, item)) = map.next_entry::<String, Json>()? {
-            if entries.iter().any(|(known, _)| *known == key) {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Value, A::Error> {
+        let mut entries: Vec<Entry> = Vec::new();
+        while let Some(key) = map.next_key::<String>()? {
+            if entries.iter().any(|known| known.key == key) {
                 return Err(de::Error::custom(format_args!("key {key:?} is listed twice")));
             }
-            entries.push((key, item));
+            let item = self.item(map.next_value_seed(self)?);
+            entries.push(Entry { key, at: self.0.clone(), item });
         }
-        Ok(Json(Bare::Table(entries)))
+        Ok(Value::Table(Table { at: self.0.clone(), entries }))
     }
 }

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use http::Uri;
 
@@ -31,6 +32,10 @@ impl Scheme {
         }
     }
 
+    const fn is_mqtt(self) -> bool {
+        matches!(self, Self::Mqtt | Self::Mqtts)
+    }
+
     const fn default_port(self) -> u16 {
         match self {
             Self::Mqtt => 1883,
@@ -42,8 +47,13 @@ impl Scheme {
 }
 
 /// `mqtt://host[:port]`, `mqtts://host[:port]`, `http://host[:port][/path]` or `https://host[:port][/path]`.
+///
+/// Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
+pub struct Endpoint(Arc<Parsed>);
+
+#[derive(Debug, PartialEq, Eq)]
+struct Parsed {
     scheme: Scheme,
     uri: Uri,
     port: u16,
@@ -85,49 +95,52 @@ impl Endpoint {
             return Err(invalid("the host is missing").hint(format!("for example {}://localhost", scheme.as_str())));
         }
         let uri: Uri = text.parse().map_err(|error: http::uri::InvalidUri| invalid(&error.to_string()))?;
-        let mut endpoint = Self { scheme, uri, port: scheme.default_port(), text: text.into() };
-        if endpoint.is_mqtt() && !matches!(path, "" | "/") {
+        if scheme.is_mqtt() && !matches!(path, "" | "/") {
             return Err(invalid("an MQTT address has no path").hint(format!("remove {path}")));
         }
-        let host = endpoint.host();
+        let host = uri.host().unwrap_or_default();
+        let (_, after_host) = authority.split_at(host.len());
         let allowed_in_host = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
         if authority.starts_with('[') {
+            let host = without_brackets(host);
             host.parse::<Ipv6Addr>().map_err(|_| invalid("no valid IPv6 address between the brackets"))?;
         } else if let Some(bad) = host.chars().find(|c| !allowed_in_host(*c)) {
             return Err(invalid(&format!("{bad:?} is not allowed in a host name")));
         }
-        let (_, after) = authority.split_at(endpoint.uri.host().map_or(0, str::len));
-        if !after.is_empty() {
-            let port = after.strip_prefix(':').and_then(|port| port.parse::<NonZeroU16>().ok());
-            endpoint.port = port.ok_or_else(|| invalid("the port must be a number from 1 to 65535"))?.get();
-        }
-        Ok(endpoint)
+        let port = match after_host {
+            "" => scheme.default_port(),
+            _ => {
+                let port = after_host.strip_prefix(':').and_then(|port| port.parse::<NonZeroU16>().ok());
+                port.ok_or_else(|| invalid("the port must be a number from 1 to 65535"))?.get()
+            }
+        };
+        Ok(Self(Arc::new(Parsed { scheme, uri, port, text: text.into() })))
     }
 
     pub fn as_str(&self) -> &str {
-        &self.text
+        &self.0.text
     }
 
     pub fn uri(&self) -> &Uri {
-        &self.uri
+        &self.0.uri
     }
 
     /// Host name or IP address, without the brackets of IPv6.
     pub fn host(&self) -> &str {
-        self.uri.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']')
+        without_brackets(self.0.uri.host().unwrap_or_default())
     }
 
     /// Port as written, or the scheme's default.
     pub fn port(&self) -> u16 {
-        self.port
+        self.0.port
     }
 
     pub fn is_mqtt(&self) -> bool {
-        matches!(self.scheme, Scheme::Mqtt | Scheme::Mqtts)
+        self.0.scheme.is_mqtt()
     }
 
     pub fn is_tls(&self) -> bool {
-        matches!(self.scheme, Scheme::Mqtts | Scheme::Https)
+        matches!(self.0.scheme, Scheme::Mqtts | Scheme::Https)
     }
 
     /// Whether the endpoint is on this machine. Names are not resolved.
@@ -139,7 +152,7 @@ impl Endpoint {
     /// Whether both addresses lead to the same listener, as far as their text tells.
     pub fn is_same_listener(&self, other: &Self) -> bool {
         let same_host = self.host().eq_ignore_ascii_case(other.host()) || self.is_local() && other.is_local();
-        self.port == other.port && same_host
+        self.port() == other.port() && same_host
     }
 }
 
@@ -148,6 +161,10 @@ impl Default for Endpoint {
     fn default() -> Self {
         "mqtt://localhost:1883".parse().expect("the default address is valid")
     }
+}
+
+fn without_brackets(host: &str) -> &str {
+    host.trim_start_matches('[').trim_end_matches(']')
 }
 
 impl FromStr for Endpoint {
@@ -160,7 +177,7 @@ impl FromStr for Endpoint {
 
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(&self.0.text)
     }
 }
 

@@ -101,21 +101,17 @@ impl<'d> Section<'_, 'd> {
 
     /// Leaves `into` alone when the key is absent. Returns whether a good value was read.
     pub fn value<T: Read>(&mut self, key: &str, into: &mut T) -> bool {
-        let Some(item) = self.item(key) else { return false };
-        let value = T::read(item, &join(&self.path, key), &mut self.reader.problems);
-        let is_good = value.is_some();
-        if let Some(value) = value {
-            *into = value;
-        }
-        is_good
+        self.read(key, T::read).map(|value| *into = value).is_some()
     }
 
     pub fn optional<T: Read>(&mut self, key: &str, into: &mut Option<T>) -> bool {
-        let Some(item) = self.item(key) else { return false };
-        let value = T::read(item, &join(&self.path, key), &mut self.reader.problems);
-        let is_good = value.is_some();
-        *into = value.or(into.take());
-        is_good
+        self.read(key, T::read).map(|value| *into = Some(value)).is_some()
+    }
+
+    /// Like [`Self::value`], for a string with a syntax of its own.
+    pub fn parse<T>(&mut self, key: &str, into: &mut T, parse: impl FnOnce(&str) -> Result<T, Invalid>) -> bool {
+        let read = |item: &Item, key: &str, problems: &mut Problems| parsed(item, key, problems, parse);
+        self.read(key, read).map(|value| *into = value).is_some()
     }
 
     /// A value that `"off"` switches off.
@@ -129,24 +125,15 @@ impl<'d> Section<'_, 'd> {
         }
     }
 
-    pub fn required<T: Read>(&mut self, key: &str, example: &str) -> Option<T> {
-        let mut value = None;
+    /// Reports the key when it is missing.
+    pub fn require(&mut self, key: &str, example: &str) {
         if self.item(key).is_none() {
             self.error(key, Invalid::new("missing").hint(format!("for example {key} = {example}")));
         }
-        self.optional(key, &mut value);
-        value
     }
 
-    /// A string with a syntax of its own. Like [`Self::value`] otherwise.
-    pub fn parse<T>(&mut self, key: &str, into: &mut T, parse: impl FnOnce(&str) -> Result<T, Invalid>) -> bool {
-        let Some(item) = self.item(key) else { return false };
-        let value = parsed(item, &join(&self.path, key), &mut self.reader.problems, parse);
-        let is_good = value.is_some();
-        if let Some(value) = value {
-            *into = value;
-        }
-        is_good
+    fn read<T>(&mut self, key: &str, read: impl FnOnce(&Item, &str, &mut Problems) -> Option<T>) -> Option<T> {
+        read(self.item(key)?, &join(&self.path, key), &mut self.reader.problems)
     }
 
     /// The path of a file, whose content is inspected later.

@@ -2,7 +2,6 @@
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
-use std::path::PathBuf;
 
 use super::check::{self, Content};
 use super::document::{Item, Table, Value};
@@ -178,13 +177,12 @@ const MOST_KEYS: usize = 32;
 
 /// `name` is `None` where the file has no such section.
 fn deploy_key(section: &mut Section<'_, '_>, name: Option<&str>, key: &mut DeployKey) {
+    let has_file = section.value("file", &mut key.file);
     if let Some(name) = name {
-        if let Some(file) = section.required::<PathBuf>("file", "\"/etc/sedge/keys/ops.pub.pem\"") {
-            section.names_file("file", None, &file, Content::PublicKey(name.to_owned()));
-            key.file = file;
+        section.require("file", "\"/etc/sedge/keys/ops.pub.pem\"");
+        if has_file {
+            section.names_file("file", None, &key.file, Content::PublicKey(name.to_owned()));
         }
-    } else {
-        section.item("file");
     }
     section.value("functions", &mut key.functions);
     for (n, pattern) in key.functions.iter().enumerate() {
@@ -245,8 +243,8 @@ fn store(section: &mut Section<'_, '_>, store: &mut Store, mqtt: &Mqtt) {
 
 fn upstream(section: &mut Section<'_, '_>, wanted: bool, upstream: &mut Upstream, local: &Mqtt, node: &Node) {
     let has_url = connection(section, &mut upstream.connection, Scheme::ALL) && section.has("url");
-    if wanted && !section.has("url") {
-        section.error("url", Invalid::new("missing").hint("for example url = \"mqtts://broker.example.com:8883\""));
+    if wanted {
+        section.require("url", "\"mqtts://broker.example.com:8883\"");
     }
     section.optional("topic_prefix", &mut upstream.topic_prefix);
     if let Some(prefix) = &upstream.topic_prefix {

@@ -56,7 +56,10 @@ pub struct Settings {
 }
 
 pub struct Forwarder {
-    settings: Settings,
+    node: String,
+    /// Of upstream.
+    topic_prefix: Option<String>,
+    calls_webhook: bool,
     metrics: Arc<Metrics>,
     local: Lane,
     upstream: Option<Lane>,
@@ -69,17 +72,17 @@ impl Forwarder {
         let backoff = Backoff::new(FIRST_PAUSE, Duration::from_secs(10), settings.seed);
         let local =
             Lane::new(&[Stream::Local], origin(None), recovered, settings.local_in_flight, backoff, LOCAL_PATIENCE);
+        let calls_webhook = settings.upstream.as_ref().is_some_and(|upstream| !upstream.connection.url.is_mqtt());
         let upstream = settings.upstream.as_ref().map(|upstream| {
             let backoff_max = Duration::from_secs(upstream.backoff_max_secs.get().into());
             let backoff = Backoff::new(FIRST_PAUSE, backoff_max, settings.seed.rotate_left(32));
             let origin = origin(upstream.topic_prefix.as_deref());
             let streams = [Stream::Alert, Stream::Data];
             let patience = upstream.give_up_secs.map(|secs| Duration::from_secs(secs.get()));
-            let is_webhook = !upstream.connection.url.is_mqtt();
             // One call at a time: a record must not overtake one whose call failed.
-            let in_flight = if is_webhook { 1 } else { upstream.in_flight.get().into() };
+            let in_flight = if calls_webhook { 1 } else { upstream.in_flight.get().into() };
             let mut lane = Lane::new(&streams, origin, recovered, in_flight, backoff, patience);
-            if is_webhook {
+            if calls_webhook {
                 // Has no connection of its own: it counts as connected while calls succeed.
                 lane.connected();
             }
@@ -89,7 +92,8 @@ impl Forwarder {
         if upstream.is_some() {
             metrics.upstream.set(false);
         }
-        Self { settings, metrics, local, upstream }
+        let topic_prefix = settings.upstream.and_then(|upstream| upstream.topic_prefix);
+        Self { node: settings.node, topic_prefix, calls_webhook, metrics, local, upstream }
     }
 
     /// `StoreEvent::Committed`.
@@ -117,10 +121,10 @@ impl Forwarder {
 
     /// `StoreEvent::Reopened`.
     pub fn reopened(&mut self, recovered: &Recovered) {
-        let origin = |prefix| Origin::new(&recovered.store_id, &self.settings.node, prefix);
+        let origin = |prefix| Origin::new(&recovered.store_id, &self.node, prefix);
         self.local.reopened(recovered, origin(None));
-        if let (Some(lane), Some(upstream)) = (&mut self.upstream, &self.settings.upstream) {
-            lane.reopened(recovered, origin(upstream.topic_prefix.as_deref()));
+        if let Some(lane) = &mut self.upstream {
+            lane.reopened(recovered, origin(self.topic_prefix.as_deref()));
         }
     }
 
@@ -155,7 +159,7 @@ impl Forwarder {
                 }
             }
         }
-        if route == Route::Upstream && self.calls_webhook() {
+        if route == Route::Upstream && self.calls_webhook {
             self.link(route, !matches!(answer, Answer::Again { .. }));
         }
         if let Some(stream) = self.lane(route).and_then(|lane| lane.answered(token, answer, now)) {
@@ -202,10 +206,6 @@ impl Forwarder {
     /// Whether everything that was committed has been taken by its receiver.
     pub fn is_empty(&self) -> bool {
         self.local.is_empty() && self.upstream.as_ref().is_none_or(Lane::is_empty)
-    }
-
-    fn calls_webhook(&self) -> bool {
-        self.settings.upstream.as_ref().is_some_and(|upstream| !upstream.connection.url.is_mqtt())
     }
 
     fn link(&self, route: Route, connected: bool) {
