@@ -6,6 +6,7 @@
 pub(crate) mod footprint;
 pub mod message;
 pub(crate) mod program;
+pub mod stream;
 pub mod topic;
 
 pub mod config;

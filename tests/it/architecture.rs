@@ -5,14 +5,15 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Modules that every part may use: plain data and the clock.
-const VOCABULARY: [&str; 4] = ["message", "program", "time", "topic"];
+const VOCABULARY: [&str; 5] = ["message", "program", "stream", "time", "topic"];
 
 /// What each part may name beside the vocabulary. `*`: everything.
-const MAY_KNOW: [(&str, &[&str]); 23] = [
+const MAY_KNOW: [(&str, &[&str]); 24] = [
     ("message", &[]),
     ("topic", &[]),
     ("program", &[]),
     ("footprint", &[]),
+    ("stream", &[]),
     ("time", &[]),
     ("key", &[]),
     ("config", &["manifest", "key"]),

@@ -4,10 +4,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use crate::store::{COMMIT_BUCKETS_US, Stats};
+use crate::stream::Stream;
 use crate::telemetry::{Metrics, Sample, Value};
 use crate::time;
-
-const STREAMS: [&str; 3] = ["alert", "data", "local"];
 
 pub fn join(metrics: &Metrics, stats: &Arc<Stats>) {
     let stats = Arc::clone(stats);
@@ -17,12 +16,12 @@ pub fn join(metrics: &Metrics, stats: &Arc<Stats>) {
             add(&Sample { family, labels, value: Value::Integer(value) });
         };
         let now_ms = time::now_ms();
-        for (number, stream) in STREAMS.iter().enumerate() {
-            let labels = [("stream", *stream)];
-            let oldest = get(&stats.outbox_oldest_at_ms[number]);
+        for stream in Stream::ALL {
+            let labels = [("stream", stream.as_str())];
+            let oldest = get(&stats.outbox_oldest_at_ms[stream]);
             let age = if oldest == 0 { 0 } else { now_ms.saturating_sub(oldest) / 1000 };
-            integer("sedge_outbox_records", &labels, get(&stats.outbox_records[number]));
-            integer("sedge_outbox_bytes", &labels, get(&stats.outbox_bytes[number]));
+            integer("sedge_outbox_records", &labels, get(&stats.outbox_records[stream]));
+            integer("sedge_outbox_bytes", &labels, get(&stats.outbox_bytes[stream]));
             integer("sedge_outbox_oldest_age_seconds", &labels, age);
         }
         for (reason, counter) in [

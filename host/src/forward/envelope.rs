@@ -66,13 +66,8 @@ impl Origin {
         let letter = letter(gap.stream);
         // No record is lost twice, so no two gaps of a stream begin with the same one.
         let id = format!("{}-g-{letter}-{}-{}", self.store_id, gap.first_id, gap.last_id);
-        let stream = match gap.stream {
-            Stream::Alert => "alert",
-            Stream::Data => "data",
-            Stream::Local => "local",
-        };
         let payload = json!({
-            "stream": stream,
+            "stream": gap.stream.as_str(),
             "reason": gap.reason,
             "first_id": format!("{}-{letter}-{}", self.store_id, gap.first_id),
             "last_id": format!("{}-{letter}-{}", self.store_id, gap.last_id),

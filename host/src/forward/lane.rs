@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use super::envelope::{Envelope, Origin};
 use super::tail::{Tail, Window};
 use crate::store::{Gap, GapId, RecordId, Recovered, StoreRequest, Stream};
+use crate::stream::PerStream;
 use crate::time::Backoff;
 
 /// Half a megabyte is about two seconds of work for the fastest receiver, and six windows fit a small board.
@@ -92,7 +93,7 @@ pub struct Lane {
     taken: u64,
     /// Refusals, then at most one watermark a stream.
     requests: Vec<StoreRequest>,
-    watermarks: [Option<RecordId>; 3],
+    watermarks: PerStream<Option<RecordId>>,
 }
 
 /// A stream on its way to the receiver.
@@ -144,8 +145,7 @@ impl Lane {
         patience: Option<Duration>,
     ) -> Self {
         let line = |stream: &Stream| {
-            let n = *stream as usize;
-            let tail = Tail::new(WINDOW, recovered.delivered[n], recovered.last[n]);
+            let tail = Tail::new(WINDOW, recovered.delivered[*stream], recovered.last[*stream]);
             Line { stream: *stream, tail, hold: None, backoff: backoff.clone() }
         };
         let lines = streams.iter().map(line).collect();
@@ -169,7 +169,7 @@ impl Lane {
             given_up: VecDeque::new(),
             taken: 0,
             requests: Vec::new(),
-            watermarks: [None; 3],
+            watermarks: PerStream::default(),
         }
     }
 
@@ -273,13 +273,12 @@ impl Lane {
     pub fn reopened(&mut self, recovered: &Recovered, origin: Origin) {
         self.origin = origin;
         self.requests.clear();
-        self.watermarks = [None; 3];
+        self.watermarks = PerStream::default();
         self.in_flight.clear();
         // It hands out unreported gaps anew, perhaps grown.
         self.gaps.clear();
         for line in &mut self.lines {
-            let n = line.stream as usize;
-            line.tail.reopened(recovered.delivered[n], recovered.last[n]);
+            line.tail.reopened(recovered.delivered[line.stream], recovered.last[line.stream]);
             // Its ids may be those of another file.
             line.hold = None;
         }
@@ -291,7 +290,7 @@ impl Lane {
             return Some(Step::Store(self.requests.remove(0)));
         }
         for stream in Stream::ALL {
-            if let Some(through) = self.watermarks[stream as usize].take() {
+            if let Some(through) = self.watermarks[stream].take() {
                 return Some(Step::Store(StoreRequest::Delivered { stream, through }));
             }
         }
@@ -438,7 +437,7 @@ impl Lane {
         let Some(line) = self.line(stream) else { return };
         line.hold.take_if(|hold| hold.id == id);
         if let Some(through) = line.tail.done(id) {
-            self.watermarks[stream as usize] = Some(through);
+            self.watermarks[stream] = Some(through);
         }
     }
 

@@ -75,7 +75,8 @@ fn alerts_go_before_gaps_and_gaps_before_data() {
 #[test]
 fn data_waits_for_alerts_that_are_still_on_disk() {
     let now = Instant::now();
-    let recovered = Recovered { store_id: "s".into(), last: [3, 3, 0].map(RecordId), ..Recovered::default() };
+    let recovered =
+        Recovered { store_id: "s".into(), last: PerStream::new([3, 3, 0].map(RecordId)), ..Recovered::default() };
     let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 7);
     let mut lane = Lane::new(&STREAMS, Origin::new("s", "n", None), &recovered, 10, backoff, None);
     lane.connected();
@@ -235,7 +236,8 @@ fn a_reopened_store_gets_nothing_that_belongs_to_before() {
     for (_, token) in &sent[..2] {
         lane.answered(*token, Answer::Refused("no".into()), now);
     }
-    let recovered = Recovered { store_id: "new".into(), last: [0, 3, 0].map(RecordId), ..Recovered::default() };
+    let recovered =
+        Recovered { store_id: "new".into(), last: PerStream::new([0, 3, 0].map(RecordId)), ..Recovered::default() };
     lane.reopened(&recovered, Origin::new("new", "n", None));
     lane.answered(sent[2].1, Answer::Taken, now);
     let (sent, requests) = run(&mut lane, now);

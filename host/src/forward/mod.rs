@@ -163,7 +163,7 @@ impl Forwarder {
             self.link(route, !matches!(answer, Answer::Again { .. }));
         }
         if let Some(stream) = self.lane(route).and_then(|lane| lane.answered(token, answer, now)) {
-            self.metrics.forwarded[stream as usize].inc();
+            self.metrics.forwarded[stream].inc();
         }
     }
 

@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use rusqlite::Connection;
 
-use super::record::{Gap, GapId, RecordId, Stream};
+use super::record::{Gap, GapId, RecordId};
 use super::request::StoreEvent;
 use super::stats::Stats;
+use crate::stream::Stream;
 
 #[derive(Debug)]
 pub(super) struct Gaps {

@@ -44,9 +44,11 @@ pub use commit::{BatchNo, Commit, DeadLetter, DeadLetterId, Fingerprint, Parked,
 pub use dead_letters::{DeadLetterFilter, DeadLetters, DeadLettersError};
 pub use handle::{SendError, StoreEvents, StoreHandle};
 pub use message_ids::MessageIds;
-pub use record::{Gap, GapId, Record, RecordId, StoredRecord, Stream};
+pub use record::{Gap, GapId, Record, RecordId, StoredRecord};
 pub use request::{LoadId, MovedAside, Recovered, StoreEvent, StoreRequest};
 pub use stats::{COMMIT_BUCKETS_US, Stats};
+
+pub use crate::stream::Stream;
 
 /// Opens the store of a data folder and starts its threads.
 #[derive(Debug)]

@@ -6,11 +6,12 @@ use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::gaps::{DAMAGED, EXPIRED, FULL, Gaps};
-use super::record::{Gap, Record, RecordId, StoredRecord, Stream};
+use super::record::{Gap, Record, RecordId, StoredRecord};
 use super::row::{DamagedRow, Encoder, Segment};
 use super::stats::Stats;
 use super::window::Watermarks;
 use crate::config::{self, WhenFull};
+use crate::stream::Stream;
 
 /// Size of a segment, which is read, dropped and deleted as a whole: small beside the bounds, large beside a page.
 const SEGMENT_BYTES: u64 = 64 << 10;
@@ -372,17 +373,17 @@ impl Outbox {
 
     pub(super) fn update_ages(&self, connection: &Connection, stats: &Stats) -> rusqlite::Result<()> {
         for stream in Stream::ALL {
-            let n = stream as usize;
             let oldest = self.oldest_at_ms(connection, stream)?.unwrap_or(0);
-            stats.outbox_oldest_at_ms[n].store(oldest, Relaxed);
+            stats.outbox_oldest_at_ms[stream].store(oldest, Relaxed);
         }
         Ok(())
     }
 
     pub(super) fn update_stats(&self, stats: &Stats) {
-        for n in 0..3 {
-            stats.outbox_records[n].store(self.marks.last[n].0 - self.marks.delivered[n].0, Relaxed);
-            stats.outbox_bytes[n].store(self.bytes[n], Relaxed);
+        for stream in Stream::ALL {
+            let n = stream as usize;
+            stats.outbox_records[stream].store(self.marks.last[n].0 - self.marks.delivered[n].0, Relaxed);
+            stats.outbox_bytes[stream].store(self.bytes[n], Relaxed);
         }
     }
 }

@@ -5,21 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-/// Destination of a record. The number is stored on disk and never changes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-pub enum Stream {
-    /// Upstream, ahead of data.
-    Alert = 0,
-    /// Upstream.
-    Data = 1,
-    /// The local broker: publications of functions, and the local echo of alerts.
-    Local = 2,
-}
-
-impl Stream {
-    pub const ALL: [Self; 3] = [Self::Alert, Self::Data, Self::Local];
-}
+use crate::stream::Stream;
 
 /// Position of a record in its stream, from 1. Ids only grow and are never reused, not even after the stream was
 /// emptied and the daemon restarted. As a watermark, 0 stands before the first record.

@@ -7,8 +7,9 @@ use bytes::Bytes;
 
 use super::commit::{BatchNo, Commit, Fingerprint, Parked};
 use super::message_ids::MessageIds;
-use super::record::{Gap, GapId, RecordId, StoredRecord, Stream};
+use super::record::{Gap, GapId, RecordId, StoredRecord};
 use crate::message::Scope;
+use crate::stream::{PerStream, Stream};
 
 /// Identifies a request to load state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -92,9 +93,9 @@ pub struct Recovered {
     pub message_ids: MessageIds,
     pub parked: Vec<Parked>,
     /// Watermark of each stream: all records up to and including this id are gone.
-    pub delivered: [RecordId; 3],
+    pub delivered: PerStream<RecordId>,
     /// Last id given in each stream.
-    pub last: [RecordId; 3],
+    pub last: PerStream<RecordId>,
     pub meta: Vec<(String, Bytes)>,
     /// Set if the file was damaged and a new one was made.
     pub moved_aside: Option<MovedAside>,

@@ -19,8 +19,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::commit::{DeadLetter, Parked, ParkedId};
-use super::record::{Record, RecordId, StoredRecord, Stream};
+use super::record::{Record, RecordId, StoredRecord};
 use crate::message::{Failure, FailureCode, Message, Usage};
+use crate::stream::Stream;
 
 const VERSION: u8 = 1;
 

@@ -19,7 +19,7 @@ use super::gaps::Gaps;
 use super::message_id_rows::MessageIdRows;
 use super::outbox::Outbox;
 use super::parked::ParkedJobs;
-use super::record::{GapId, RecordId, StoredRecord, Stream};
+use super::record::{GapId, RecordId, StoredRecord};
 use super::request::{Recovered, StoreEvent};
 use super::row::Encoder;
 use super::salvage;
@@ -30,6 +30,7 @@ use super::stats::Stats;
 use super::window::{RedeliveryWindow, Watermarks};
 use crate::config;
 use crate::message::Scope;
+use crate::stream::{PerStream, Stream};
 use crate::time::Now;
 
 /// Watermarks are written after this long without another commit to join. Until then, a crash makes upstream see these
@@ -99,6 +100,7 @@ impl Session {
         let (mut session, recovered) = Self::load(context, now).map_err(|error| error.at(&path))?;
         session.outbox.skip_ids();
         let Watermarks { delivered, last } = *session.outbox.marks();
+        let (delivered, last) = (PerStream::new(delivered), PerStream::new(last));
         Ok((session, Recovered { moved_aside: Some(moved_aside), delivered, last, ..recovered }))
     }
 
@@ -142,8 +144,8 @@ impl Session {
         recovered.window = fingerprints;
         recovered.message_ids = known;
         recovered.parked = jobs.load_new(&connection)?;
-        recovered.delivered = outbox.marks().delivered;
-        recovered.last = outbox.marks().last;
+        recovered.delivered = PerStream::new(outbox.marks().delivered);
+        recovered.last = PerStream::new(outbox.marks().last);
         let session = Self {
             checkpointer: Checkpointer::start(&path, stats.clone())?,
             outbox,

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use crate::stream::PerStream;
+
 /// Upper bounds of [`Stats::commit_buckets`] in microseconds. The last bucket has none.
 pub const COMMIT_BUCKETS_US: [u64; 11] =
     [250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000];
@@ -22,9 +24,9 @@ pub struct Stats {
     /// Records added to the outbox.
     pub records: AtomicU64,
     /// Gauges by stream: records that wait, their bytes as stored, and the time of the oldest (0: none).
-    pub outbox_records: [AtomicU64; 3],
-    pub outbox_bytes: [AtomicU64; 3],
-    pub outbox_oldest_at_ms: [AtomicU64; 3],
+    pub outbox_records: PerStream<AtomicU64>,
+    pub outbox_bytes: PerStream<AtomicU64>,
+    pub outbox_oldest_at_ms: PerStream<AtomicU64>,
     /// Lost records by reason: the outbox was full, the record too old, refused by the receiver, damaged on disk.
     pub dropped_full: AtomicU64,
     pub dropped_expired: AtomicU64,

@@ -18,11 +18,12 @@ use flume::{Receiver, RecvTimeoutError, TryRecvError};
 use tokio::sync::mpsc::Sender;
 
 use super::OpenError;
-use super::record::{RecordId, Stream};
+use super::record::RecordId;
 use super::request::{StoreEvent, StoreRequest};
 use super::session::{Session, StoreContext};
 use super::state_retention::StateRetention;
 use super::stats::thread_bytes_written;
+use crate::stream::Stream;
 use crate::time::Now;
 
 /// Interval of checks for expiry and for changes by other processes.

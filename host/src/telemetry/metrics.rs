@@ -13,6 +13,7 @@ use super::{Histogram, Sample, Value};
 use serde_json::json;
 
 use crate::message::{FailureCode, Output, Usage};
+use crate::stream::{PerStream, Stream};
 
 /// Distinct reasons of drops that get a line of their own; a receiver that invents reasons must not fill the memory.
 const MAX_REASONS: usize = 32;
@@ -157,8 +158,7 @@ pub struct Metrics {
     pub sessions_lost: Counter,
     pub worker_restarts: Counter,
     pub invariants_broken: Counter,
-    /// By the number of the stream.
-    pub forwarded: [Counter; 3],
+    pub forwarded: PerStream<Counter>,
     pub forward_errors: Counter,
     pub broker: Link,
     pub upstream: Link,
@@ -168,9 +168,6 @@ pub struct Metrics {
     functions: Mutex<BTreeMap<Arc<str>, Arc<FunctionMetrics>>>,
     sources: Mutex<Vec<Source>>,
 }
-
-/// In the order of `store::Stream`.
-const STREAMS: [&str; 3] = ["alert", "data", "local"];
 
 impl Metrics {
     pub fn new() -> Self {
@@ -293,8 +290,9 @@ impl Metrics {
             add(name, &[], Value::Integer(counter.get()));
         }
         add("sedge_in_flight", &[], Value::Integer(self.in_flight.get()));
-        for (stream, counter) in STREAMS.iter().zip(&self.forwarded) {
-            add("sedge_forwarded_total", &[("stream", stream)], Value::Integer(counter.get()));
+        for stream in Stream::ALL {
+            let labels = [("stream", stream.as_str())];
+            add("sedge_forwarded_total", &labels, Value::Integer(self.forwarded[stream].get()));
         }
         for code in FailureCode::ALL {
             let count = self.dead_letters(code);

@@ -244,7 +244,7 @@ fn child_with_a_full_disk() {
             other => panic!("{other:?}"),
         }
     };
-    assert_eq!(recovered.last[1].0, stored as u64);
+    assert_eq!(recovered.last[Stream::Data].0, stored as u64);
     assert_eq!(rig.read_all(Stream::Data).len(), stored);
     let next = rig.commit(vec![records(vec![record(Stream::Data, "after")])]);
     assert_eq!(next[0].id.0, stored as u64 + 1);
@@ -292,7 +292,7 @@ fn child_in_a_read_only_folder() {
     }
     set_mode(0o600, 0o700);
     let StoreEvent::Reopened(recovered) = rig.event() else { panic!("only this can come") };
-    assert_eq!(recovered.last[1].0, 1);
+    assert_eq!(recovered.last[Stream::Data].0, 1);
     assert_eq!(rig.read_all(Stream::Data).len(), 1);
     rig.close();
 }

@@ -124,7 +124,7 @@ fn scope_of(n: u8) -> crate::message::Scope {
 
 /// What the store holds now, read through the front door.
 fn read_back(rig: &mut Rig) -> Model {
-    let mut model = Model { last: rig.recovered.last.map(|id| id.0), ..Model::default() };
+    let mut model = Model { last: Stream::ALL.map(|stream| rig.recovered.last[stream].0), ..Model::default() };
     for stream in Stream::ALL {
         let stored = rig.read_all(stream);
         model.outbox[stream as usize] =

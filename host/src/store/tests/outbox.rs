@@ -26,7 +26,7 @@ fn ids_are_never_used_again_although_the_stream_was_emptied() {
     rig.send(StoreRequest::Delivered { stream: Stream::Alert, through: RecordId(3) });
     rig.close();
     let mut rig = Rig::open(dir.path());
-    assert_eq!((rig.recovered.delivered[0], rig.recovered.last[0]), (RecordId(3), RecordId(3)));
+    assert_eq!((rig.recovered.delivered[Stream::Alert], rig.recovered.last[Stream::Alert]), (RecordId(3), RecordId(3)));
     assert_eq!(rig.read_all(Stream::Alert), []);
     assert_eq!(ids(&rig.commit(vec![records(vec![record(Stream::Alert, "x")])])), [4]);
 }
@@ -40,7 +40,7 @@ fn a_watermark_in_the_middle_of_a_segment_hides_its_beginning() {
     assert_eq!(ids(&rig.read_all(Stream::Data)), [5, 6, 7, 8, 9, 10]);
     rig.close();
     let mut rig = Rig::open(dir.path());
-    assert_eq!(rig.recovered.delivered[1], RecordId(4));
+    assert_eq!(rig.recovered.delivered[Stream::Data], RecordId(4));
     assert_eq!(ids(&rig.read_all(Stream::Data)), [5, 6, 7, 8, 9, 10]);
 }
 
