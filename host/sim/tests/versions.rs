@@ -282,3 +282,19 @@ fn a_removed_function_hears_nothing_and_can_come_back() {
     assert_eq!(rig.ran().last(), Some(&('y', "o5")));
     assert_eq!(rig.acknowledged(), [1, 2, 3, 4, 5]);
 }
+
+#[test]
+fn the_series_of_a_removed_function_leave_the_metrics_page() {
+    let mut rig = Rig::new(one());
+    rig.receive("t/2", "o1", 1, false);
+    rig.settle();
+    assert!(rig.metrics.render().contains("function=\"f\""));
+    rig.handle(Input::Remove { function: "f".into() });
+    assert!(!rig.metrics.render().contains("function=\"f\""), "{}", rig.metrics.render());
+    let back = rig.deploy(one().remove(0), SECOND, None);
+    rig.until_ready(back);
+    rig.receive("t/2", "o2", 2, false);
+    rig.settle();
+    let page = rig.metrics.render();
+    assert!(page.contains("sedge_function_invocations_total{function=\"f\"} 1\n"), "it counts anew: {page}");
+}

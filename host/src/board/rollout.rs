@@ -161,7 +161,11 @@ impl Rollout {
                 let state = format!("{name}~{}-{}-{:x}", version.digest, version.edition, now.unix_ms);
                 self.add(name, state.into(), Role::Shadow { of: main })
             }
-            (Some(main), false) => Some(main),
+            (Some(main), false) => {
+                // A function that was removed and is installed again begins with new series.
+                self.function_mut(main).metrics = self.metrics.function(&name);
+                Some(main)
+            }
             (None, _) => self.add(Arc::clone(&name), name, Role::Main { shadow: None }),
         };
         let Some(number) = number else {
@@ -312,6 +316,7 @@ impl Rollout {
         let editions: Vec<Rc<Edition>> = function.current().cloned().collect();
         function.versions = Versions::None;
         unload.extend(self.retire(number, editions));
+        self.metrics.forget_function(&self.function(number).name);
         self.serving_changed(number, now.monotonic);
         unload
     }
