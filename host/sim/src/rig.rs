@@ -89,7 +89,7 @@ impl Rig {
     pub fn over(manifests: Vec<Manifest>, disk: Disk) -> Self {
         let instant = Instant::now();
         let now = Now { monotonic: instant, unix_ms: 0, synced: true };
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::default());
         let board = Board::new(config(), forward(), &disk.recovered(), Arc::clone(&metrics), now);
         let mut rig = Self {
             board,

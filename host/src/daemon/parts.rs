@@ -41,7 +41,7 @@ impl Daemon {
         functions: Vec<(PathBuf, Manifest)>,
     ) -> anyhow::Result<Self> {
         let now = Instant::now();
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::new(time::now_ms()));
         let health = Arc::new(Health::new(now, HEARTBEAT));
         // Answers from the start, as a board may have much to compile.
         health.missing(STARTING, "functions are being loaded");

@@ -86,7 +86,7 @@ mod tests {
 
     #[test]
     fn counters_are_rendered() {
-        let (stats, metrics) = (Arc::<DeployStats>::default(), Metrics::new());
+        let (stats, metrics) = (Arc::<DeployStats>::default(), Metrics::default());
         stats.register(&metrics);
         stats.accepted();
         stats.refused(Reason::Unsigned);

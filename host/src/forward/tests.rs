@@ -17,7 +17,7 @@ fn settings(upstream: Option<&str>) -> Settings {
 }
 
 fn forwarder(upstream: Option<&str>) -> (Forwarder, Arc<Metrics>) {
-    let metrics = Arc::new(Metrics::new());
+    let metrics = Arc::new(Metrics::default());
     let recovered = Recovered { store_id: "s".into(), ..Recovered::default() };
     (Forwarder::new(settings(upstream), &recovered, metrics.clone()), metrics)
 }

@@ -1,44 +1,44 @@
-//! Whether the daemon lives and whether it can do its work, as `/healthz` and `/readyz` tell it.
+//! Liveness and readiness of the daemon, as `/healthz` and `/readyz` report them.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Alive: the message loop moved lately. Ready: nothing is on the list of missing parts. An absent broker or upstream is
-/// neither: the board is made to run without them.
+/// Alive: the message loop moved within the limit. Ready: no part is missing. An absent broker or upstream affects
+/// neither, since the board is made to run without them.
 #[derive(Debug)]
 pub struct Health {
     start: Instant,
-    /// A message loop that stands still for longer is called dead.
+    /// Longest time between two beats of a live message loop.
     limit: Duration,
-    /// Milliseconds after `start`, or [`NEVER`].
+    /// Time of the last beat in milliseconds after `start`, or [`NEVER`].
     beat_ms: AtomicU64,
     missing: Mutex<BTreeMap<&'static str, String>>,
 }
 
-/// A start that compiles many functions on a slow board takes minutes. How many is for the supervisor to say.
+/// No beat yet. Start-up may compile for minutes on a slow board; the supervisor limits it.
 const NEVER: u64 = u64::MAX;
 
 impl Health {
-    /// Counts as alive until the first beat, which begins the measure.
+    /// Alive until the first beat, whatever the time.
     pub fn new(now: Instant, limit: Duration) -> Self {
         Self { start: now, limit, beat_ms: AtomicU64::new(NEVER), missing: Mutex::default() }
     }
 
-    /// The message loop calls this on every turn, and at least a few times within the limit.
+    /// Records a sign of life. Called on every iteration of the message loop, at least a few times within the limit.
     pub fn beat(&self, now: Instant) {
         self.beat_ms.store(self.since_start(now), Relaxed);
     }
 
-    /// `Err` with the time since the last beat when that is too long.
+    /// Fails with the time since the last beat when that exceeds the limit.
     pub fn alive(&self, now: Instant) -> Result<(), Duration> {
         let beat_ms = self.beat_ms.load(Relaxed);
         let silent = Duration::from_millis(self.since_start(now).saturating_sub(beat_ms));
         if silent > self.limit { Err(silent) } else { Ok(()) }
     }
 
-    /// A part without which no message is processed: `store`, `functions`. The reason is for a person.
+    /// Marks a part as missing without which no message is processed: `store`, `functions`. The reason is for a person.
     pub fn missing(&self, part: &'static str, reason: impl Into<String>) {
         self.missing.lock().unwrap_or_else(PoisonError::into_inner).insert(part, reason.into());
     }

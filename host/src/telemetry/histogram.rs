@@ -1,9 +1,9 @@
-//! A histogram of durations: fixed buckets from 1 µs to 10 s, fine enough to estimate percentiles from.
+//! Histogram of durations with fixed buckets from 1 µs to 10 s, fine enough to estimate percentiles.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
-/// Ten buckets a decade; one bucket is at most 33 % wide, so that is the error of an estimated percentile.
+/// Ten buckets per decade. A bucket is at most 33 % wide, which bounds the error of an estimated percentile.
 const STEPS: [u64; 10] = [10, 12, 15, 20, 25, 30, 40, 50, 60, 80];
 const DECADES: usize = 7;
 const LEN: usize = STEPS.len() * DECADES + 1;
@@ -25,11 +25,11 @@ const fn bounds() -> [u64; LEN] {
     bounds
 }
 
-/// One thread observes, any thread reads. A reader may see an observation in the buckets and not yet in the sum.
+/// One thread observes, any thread reads. A reader may see an observation in its bucket before it is in the sum.
 #[derive(Debug)]
 pub struct Histogram {
     counts: [AtomicU64; LEN],
-    /// Longer than the last bound.
+    /// Observations above the last bound.
     over: AtomicU64,
     sum_ns: AtomicU64,
     max_ns: AtomicU64,
@@ -57,25 +57,21 @@ impl Histogram {
         }
     }
 
-    /// The same buckets for what is no time: one unit stands for a nanosecond.
+    /// Records an amount that is not a duration, one nanosecond per unit.
     pub fn observe_amount(&self, amount: u64) {
         self.observe(Duration::from_nanos(amount));
-    }
-
-    pub fn count(&self) -> u64 {
-        self.counts.iter().map(|count| count.load(Relaxed)).sum::<u64>() + self.over.load(Relaxed)
     }
 
     pub fn sum(&self) -> Duration {
         Duration::from_nanos(self.sum_ns.load(Relaxed))
     }
 
-    pub fn max(&self) -> Duration {
+    fn max(&self) -> Duration {
         Duration::from_nanos(self.max_ns.load(Relaxed))
     }
 
-    /// The estimated duration that this share of all observations does not exceed; `None` without observations.
-    /// Interpolated within its bucket, and never above the longest one seen.
+    /// Estimated quantile: the duration that this share of the observations does not exceed. `None` without observations.
+    /// Interpolated within its bucket, and never above the longest observation.
     pub fn quantile(&self, share: f64) -> Option<Duration> {
         let counts: Vec<u64> = self.counts.iter().map(|count| count.load(Relaxed)).collect();
         let total = counts.iter().sum::<u64>() + self.over.load(Relaxed);
@@ -96,7 +92,7 @@ impl Histogram {
         Some(self.max())
     }
 
-    /// Cumulative counts for Prometheus: 5 µs to 10 s in steps of 1, 2 and 5.
+    /// Cumulative counts for Prometheus, 5 µs to 10 s in steps of 1, 2 and 5, and the total.
     pub(super) fn exported(&self) -> (Vec<(f64, u64)>, u64) {
         let mut total = 0;
         let mut buckets = Vec::with_capacity(24);

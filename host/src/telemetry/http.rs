@@ -1,10 +1,9 @@
-//! Metrics and health over HTTP, on a thread and a runtime of its own: a busy message loop still answers.
+//! Metrics and health over HTTP, on a thread of its own that answers while the message loop is busy.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Instant;
 
 use axum::Router;
 use axum::extract::State;
@@ -15,6 +14,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::{Health, Metrics};
+use crate::time::Now;
 
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
@@ -22,11 +22,11 @@ pub enum HttpError {
         "cannot listen on {addr} for metrics and health (change http.listen, or set it to \"off\"; port 0 takes a free port)"
     )]
     Listen { addr: SocketAddr, source: io::Error },
-    #[error("cannot start the thread for metrics and health: {0}")]
+    #[error("failed to start the HTTP thread: {0}")]
     Spawn(#[from] io::Error),
 }
 
-/// The open port. Dropping it closes the port and waits for the thread.
+/// HTTP server for metrics and health. Dropping it closes the port and waits for the thread.
 #[derive(Debug)]
 pub struct Http {
     addr: SocketAddr,
@@ -46,11 +46,11 @@ impl Http {
         let thread = std::thread::Builder::new().name("http".into()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
-                    // A scrape that is under way is of no use to a daemon that ends.
+                    // A scrape under way is abandoned.
                     _ = stopped => {}
                     result = serve(listener, (metrics, health)) => {
                         if let Err(error) = result {
-                            tracing::error!(%error, "the port for metrics and health failed");
+                            tracing::error!(%error, "the HTTP server for metrics and health failed");
                         }
                     }
                 }
@@ -59,7 +59,7 @@ impl Http {
         Ok(Self { addr, stop: Some(stop), thread: Some(thread) })
     }
 
-    /// The address it listens on; tells the port when the configuration says 0.
+    /// Address of the open port; names the port that the system chose for port 0.
     pub fn addr(&self) -> SocketAddr {
         self.addr
     }
@@ -95,7 +95,7 @@ async fn metrics(State((metrics, _)): State<Shared>) -> impl IntoResponse {
 }
 
 async fn healthz(State((_, health)): State<Shared>) -> impl IntoResponse {
-    match health.alive(Instant::now()) {
+    match health.alive(Now::read(false).monotonic) {
         Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
         Err(silent) => (
             StatusCode::SERVICE_UNAVAILABLE,
@@ -125,7 +125,7 @@ async fn readyz(State((metrics, health)): State<Shared>) -> impl IntoResponse {
 mod tests {
     use std::io::{Read, Write};
     use std::net::TcpStream;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
     use super::*;
 
@@ -140,7 +140,7 @@ mod tests {
     }
 
     fn start(limit: Duration) -> (Http, Arc<Metrics>, Arc<Health>) {
-        let metrics = Arc::new(Metrics::new());
+        let metrics = Arc::new(Metrics::default());
         let health = Arc::new(Health::new(Instant::now(), limit));
         let http = Http::spawn(([127, 0, 0, 1], 0).into(), metrics.clone(), health.clone()).unwrap();
         (http, metrics, health)

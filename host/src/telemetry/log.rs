@@ -1,4 +1,4 @@
-//! Logs go to standard error, as text. Under systemd the journal adds the time; elsewhere each line has its own.
+//! Log lines on standard error, as text. Under systemd the journal adds the time; elsewhere each line has its own.
 
 use std::fmt;
 use std::io::{self, IsTerminal};
@@ -17,7 +17,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 #[derive(Debug, thiserror::Error)]
 pub enum LogError {
     #[error(
-        "`{level}` is no log level: write `error`, `warn`, `info`, `debug` or `trace`, or a list of `target=level` \
+        "`{level}` is not a log level: write `error`, `warn`, `info`, `debug` or `trace`, or a list of `target=level` \
          such as `info,sedge::mqtt=debug`"
     )]
     Level { level: String },
@@ -25,7 +25,7 @@ pub enum LogError {
     Installed,
 }
 
-/// Call once, before anything that logs. The level is that of the configuration.
+/// Installs the log subscriber. Called once, before anything logs, with `log.level` of the configuration.
 pub fn init(level: &str) -> Result<(), LogError> {
     let filter = parse(level)?;
     let journal = std::env::var("JOURNAL_STREAM").is_ok_and(|stream| is_journal(&stream));
@@ -35,7 +35,7 @@ pub fn init(level: &str) -> Result<(), LogError> {
     tracing_subscriber::registry().with(layer.with_filter(filter)).try_init().map_err(|_| LogError::Installed)
 }
 
-/// A bare level is for Sedge; the libraries below it are held to warnings, for they log every packet at `debug`.
+/// Parses a level filter. A bare level is for Sedge; libraries log every packet at `debug` and are held to warnings.
 /// They can be named, as in `info,rumqttc=debug`.
 pub fn parse(level: &str) -> Result<Targets, LogError> {
     let wrong = || LogError::Level { level: level.into() };
@@ -43,7 +43,7 @@ pub fn parse(level: &str) -> Result<Targets, LogError> {
     let mut named = Vec::new();
     for directive in level.split(',').map(str::trim) {
         match directive.split_once('=') {
-            // To the parser, nothing is a level too.
+            // tracing parses the empty string as a level.
             None if directive.is_empty() => return Err(wrong()),
             None => sedge = directive.parse().map_err(|_| wrong())?,
             Some(("", _)) => return Err(wrong()),
@@ -55,13 +55,13 @@ pub fn parse(level: &str) -> Result<Targets, LogError> {
     Ok(Targets::new().with_default(sedge.min(LevelFilter::WARN)).with_target("sedge", sedge).with_targets(named))
 }
 
-/// The variable is inherited by shells: it only counts if standard error still is the stream it names (systemd.exec(5)).
+/// Whether standard error is the stream that `JOURNAL_STREAM` names: shells inherit the variable (systemd.exec(5)).
 fn is_journal(stream: &str) -> bool {
     let Ok(meta) = std::fs::metadata("/proc/self/fd/2") else { return false };
     stream.split_once(':').is_some_and(|(dev, ino)| dev.parse() == Ok(meta.dev()) && ino.parse() == Ok(meta.ino()))
 }
 
-/// No time, and the level also as the prefix that `journalctl -p` understands (sd-daemon(3)).
+/// Format without a time, and with the level as the prefix that `journalctl -p` reads (sd-daemon(3)).
 struct Journal(Format<Full, ()>);
 
 impl Journal {

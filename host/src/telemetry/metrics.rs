@@ -1,21 +1,21 @@
-//! The counters of the daemon.
+//! Counters and gauges of the daemon.
 //!
-//! All of them are written by the I/O thread only, so an addition is a plain load and store, not a locked instruction.
-//! Anyone may read. Figures that other parts keep (the store's) are joined in by [`Metrics::source`].
+//! The event loop is the only writer, so an addition is a plain load and store, not a locked instruction. Any thread
+//! reads. Figures that other parts keep, such as the store's, are added by [`Metrics::source`].
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
+
+use serde_json::json;
 
 use super::text::Text;
 use super::{Histogram, Sample, Value};
-use serde_json::json;
-
 use crate::message::{FailureCode, Output, Usage};
 use crate::stream::{PerStream, Stream};
 
-/// Distinct reasons of drops that get a line of their own; a receiver that invents reasons must not fill the memory.
+/// Distinct reasons for drops. Receivers choose some of them, and must not fill the memory; the rest is `other`.
 const MAX_REASONS: usize = 32;
 
 #[derive(Debug, Default)]
@@ -43,7 +43,7 @@ impl Gauge {
         self.0.store(value, Relaxed);
     }
 
-    /// Keeps the larger of the old and the new value.
+    /// Sets the value if it is larger than the current one.
     pub fn raise(&self, value: u64) {
         if value > self.get() {
             self.set(value);
@@ -55,7 +55,7 @@ impl Gauge {
     }
 }
 
-/// A connection: not configured until it is first set.
+/// State of a connection. Counts as not configured until it is first set.
 #[derive(Debug, Default)]
 pub struct Link(AtomicU8);
 
@@ -64,7 +64,7 @@ impl Link {
         self.0.store(1 + u8::from(connected), Relaxed);
     }
 
-    /// `None` when there is no such connection in this configuration.
+    /// `None` when the connection is not configured.
     pub fn connected(&self) -> Option<bool> {
         self.0.load(Relaxed).checked_sub(1).map(|connected| connected == 1)
     }
@@ -99,7 +99,7 @@ impl From<&Output> for OutputKind {
     }
 }
 
-/// The figures of one function. Kept over versions, gone when the function is removed.
+/// Figures of one function. They outlive its versions and are dropped when it is removed.
 #[derive(Debug, Default)]
 pub struct FunctionMetrics {
     pub invocations: Counter,
@@ -115,7 +115,7 @@ pub struct FunctionMetrics {
 }
 
 impl FunctionMetrics {
-    /// Counts a run, whatever came of it.
+    /// Counts an invocation, whatever its outcome.
     pub fn ran(&self, usage: &Usage) {
         self.invocations.inc();
         self.fuel.add(usage.fuel);
@@ -128,29 +128,29 @@ impl FunctionMetrics {
         self.outputs[kind as usize].inc();
     }
 
-    pub fn outputs(&self, kind: OutputKind) -> u64 {
+    fn outputs(&self, kind: OutputKind) -> u64 {
         self.outputs[kind as usize].get()
     }
 
-    pub fn failures(&self, code: FailureCode) -> u64 {
+    fn failures(&self, code: FailureCode) -> u64 {
         self.failures[code as usize].get()
     }
 
-    pub fn all_failures(&self) -> u64 {
+    fn all_failures(&self) -> u64 {
         self.failures.iter().map(Counter::get).sum()
     }
 }
 
 type Source = Box<dyn Fn(&mut dyn FnMut(&Sample<'_>)) + Send + Sync>;
 
-/// Everything that is counted. Made once, shared by `Arc`.
+/// All figures of the daemon.
 #[derive(Default)]
 pub struct Metrics {
     pub received: Counter,
     pub acknowledged: Counter,
     pub redelivered: Counter,
     pub unrouted: Counter,
-    /// Messages whose functions all did their work.
+    /// Messages that every subscribed function processed.
     pub recorded: Counter,
     /// Messages that at least one function could not process.
     pub dead_lettered: Counter,
@@ -170,39 +170,30 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    pub fn new() -> Self {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        Self { start_time_ms: u64::try_from(now.as_millis()).unwrap_or(0), ..Self::default() }
+    pub fn new(start_time_ms: u64) -> Self {
+        Self { start_time_ms, ..Self::default() }
     }
 
-    /// The figures of a function; keep the handle instead of asking for every message.
+    /// Figures of a function, new ones for a new name. Callers keep the handle instead of asking per message.
     pub fn function(&self, name: &Arc<str>) -> Arc<FunctionMetrics> {
         lock(&self.functions).entry(name.clone()).or_default().clone()
     }
 
+    /// Drops the series of a function that was removed.
     pub fn forget_function(&self, name: &str) {
         lock(&self.functions).remove(name);
     }
 
-    /// All functions by name, for tables and the status topic.
-    pub fn functions(&self) -> Vec<(Arc<str>, Arc<FunctionMetrics>)> {
+    fn functions(&self) -> Vec<(Arc<str>, Arc<FunctionMetrics>)> {
         lock(&self.functions).iter().map(|(name, function)| (name.clone(), function.clone())).collect()
     }
 
-    /// Counts a dead letter, for the whole and for its function. `function` is `None` when no function saw the message.
+    /// Counts a dead letter in total and for its function, if a function saw the message.
     pub fn dead_letter(&self, function: Option<&FunctionMetrics>, code: FailureCode) {
         self.dead_letters[code as usize].inc();
         if let Some(function) = function {
             function.failures[code as usize].inc();
         }
-    }
-
-    pub fn dead_letters(&self, code: FailureCode) -> u64 {
-        self.dead_letters[code as usize].get()
-    }
-
-    pub fn all_dead_letters(&self) -> u64 {
-        self.dead_letters.iter().map(Counter::get).sum()
     }
 
     /// Counts committed records that are lost. The caller logs the reason.
@@ -212,17 +203,17 @@ impl Metrics {
         *dropped.entry(if known { reason } else { "other" }.into()).or_default() += records;
     }
 
-    pub fn all_dropped(&self) -> u64 {
+    fn all_dropped(&self) -> u64 {
         lock(&self.dropped).values().sum()
     }
 
-    /// Joins in the figures of a part that keeps its own. It is called on the thread of the HTTP port for each scrape.
-    /// A sample must not have the same name and labels as one of another source or of this struct.
+    /// Adds the figures of a part that keeps its own. The HTTP thread calls the source for each scrape. Name and labels of
+    /// a sample must be unique among all sources and this struct.
     pub fn source(&self, source: impl Fn(&mut dyn FnMut(&Sample<'_>)) + Send + Sync + 'static) {
         lock(&self.sources).push(Box::new(source));
     }
 
-    /// The sum of a family over all labels, as the sources tell it.
+    /// Sum over all labels of a family that the sources export.
     fn sum(&self, family: &str) -> u64 {
         let mut sum = 0;
         for source in lock(&self.sources).iter() {
@@ -235,7 +226,7 @@ impl Metrics {
         sum
     }
 
-    /// The figures that people ask for first, with percentiles: `/status`.
+    /// JSON document of `/status`: the most important figures, with percentiles.
     pub fn status(&self) -> serde_json::Value {
         let functions: Vec<_> = self.functions().iter().map(|(name, function)| function.status(name)).collect();
         json!({
@@ -263,7 +254,7 @@ impl Metrics {
         })
     }
 
-    /// The page for Prometheus, text format 0.0.4.
+    /// Page of `/metrics`, Prometheus text format 0.0.4.
     pub fn render(&self) -> String {
         let mut text = Text::new();
         let mut add = |family, labels: &[(&str, &str)], value: Value<'_>| text.add(&Sample { family, labels, value });
@@ -295,7 +286,7 @@ impl Metrics {
             add("sedge_forwarded_total", &labels, Value::Integer(self.forwarded[stream].get()));
         }
         for code in FailureCode::ALL {
-            let count = self.dead_letters(code);
+            let count = self.dead_letters[code as usize].get();
             add("sedge_dead_letters_total", &[("reason", code.as_str())], Value::Integer(count));
         }
         for (reason, count) in lock(&self.dropped).iter() {
@@ -349,7 +340,7 @@ impl FunctionMetrics {
             let labels = [function, ("kind", kind.as_str())];
             add("sedge_function_outputs_total", &labels, Value::Integer(self.outputs(kind)));
         }
-        // Fifteen reasons a function would be mostly zeros: only those that happened.
+        // Only the reasons that occurred: most of the fifteen stay zero.
         for code in FailureCode::ALL.into_iter().filter(|code| self.failures(*code) > 0) {
             let labels = [function, ("reason", code.as_str())];
             add("sedge_function_failures_total", &labels, Value::Integer(self.failures(code)));
@@ -358,7 +349,7 @@ impl FunctionMetrics {
     }
 }
 
-/// A panic while counting leaves no figure half written, so a poisoned lock is as good as any.
+/// Locks, also after a panic: a panic while counting leaves no figure half written.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -402,7 +393,7 @@ mod tests {
 
     #[test]
     fn the_page_reads_back() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::new(1_700_000_000_500);
         metrics.received.add(3);
         metrics.acknowledged.inc();
         metrics.broker.set(true);
@@ -450,7 +441,7 @@ mod tests {
             assert_eq!(page.get(name), Some(&value), "{name}");
         }
         assert!(!page.contains_key("sedge_connected{peer=\"upstream\"}"), "no upstream is configured");
-        assert!(page["sedge_start_time_seconds"] > 1.6e9);
+        assert_eq!(page["sedge_start_time_seconds"], 1_700_000_000.5);
 
         metrics.forget_function("threshold");
         assert!(!metrics.render().contains("threshold"));
@@ -458,7 +449,7 @@ mod tests {
 
     #[test]
     fn reasons_are_bounded() {
-        let metrics = Metrics::new();
+        let metrics = Metrics::default();
         for n in 0..1_000 {
             metrics.dropped(&format!("reason {n}"), 1);
         }

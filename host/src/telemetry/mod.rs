@@ -1,6 +1,4 @@
-//! What the outside can see of the daemon: logs, metrics, health, and its word to systemd.
-//!
-//! Written by all loops, read by none of them, and it calls nobody: what a figure means is decided where it is counted.
+//! Logs, metrics, health, and notifications to systemd. Every loop writes to them and none reads them.
 
 pub mod log;
 
@@ -12,8 +10,8 @@ mod notify;
 mod text;
 
 pub use health::Health;
-pub use histogram::Histogram;
-pub use http::{Http, HttpError};
-pub use metrics::{Counter, FunctionMetrics, Gauge, Link, Metrics, OutputKind};
+use histogram::Histogram;
+pub use http::Http;
+pub use metrics::{FunctionMetrics, Metrics, OutputKind};
 pub use notify::Notifier;
-pub use text::{FAMILIES, Family, Kind, Sample, Value};
+pub use text::{Sample, Value};

@@ -1,4 +1,4 @@
-//! The word to systemd: `sd_notify(3)` over a datagram socket, file-system or abstract. Does nothing anywhere else.
+//! Notifications to systemd: `sd_notify(3)` over a datagram socket, in the file system or abstract. No-op elsewhere.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Child processes must not inherit `NOTIFY_SOCKET`: clear the environment where they are spawned.
+/// Connection to the service manager. Child processes must be spawned without `NOTIFY_SOCKET`.
 #[derive(Debug)]
 pub struct Notifier {
     socket: Option<UnixDatagram>,
@@ -25,47 +25,47 @@ impl Notifier {
         let socket = env("NOTIFY_SOCKET").and_then(|path| match connect(&path) {
             Ok(socket) => Some(socket),
             Err(error) => {
-                tracing::warn!(%error, path = %path.display(), "cannot reach the service manager's socket");
+                tracing::warn!(%error, path = %path.display(), "failed to connect to the service manager");
                 None
             }
         });
         let number = |key| env(key).and_then(|value| value.to_str()?.parse::<u64>().ok());
-        // Without WATCHDOG_PID it is meant for whoever reads it; with another pid it was inherited by accident.
+        // With the pid of another process the variable was inherited by accident.
         let ours = number("WATCHDOG_PID").is_none_or(|wanted| wanted == u64::from(pid));
         let watchdog = number("WATCHDOG_USEC").filter(|us| *us > 0 && ours).map(Duration::from_micros);
         Self { watchdog: watchdog.filter(|_| socket.is_some()), socket }
     }
 
-    /// How often to call [`Self::watchdog`]: half of what the service manager tolerates. `None`: never.
+    /// Interval between calls of [`Self::watchdog`]: half of what the service manager tolerates. `None`: no watchdog.
     pub fn watchdog_interval(&self) -> Option<Duration> {
         self.watchdog.map(|limit| limit / 2)
     }
 
-    /// Start-up is over: the unit is active.
+    /// Reports the end of start-up: the unit is active.
     pub fn ready(&self, status: &str) {
         self.send(&format!("READY=1\nSTATUS={}", one_line(status)));
     }
 
-    /// One line for `systemctl status`.
+    /// Sets the line that `systemctl status` shows.
     pub fn status(&self, status: &str) {
         self.send(&format!("STATUS={}", one_line(status)));
     }
 
-    /// The message loop is alive. To be called by that loop and by nothing else, or it proves nothing.
+    /// Feeds the watchdog. Only the message loop calls this: its liveness is what the watchdog observes.
     pub fn watchdog(&self) {
         if self.watchdog.is_some() {
             self.send("WATCHDOG=1");
         }
     }
 
-    /// Configuration is being read again; to be followed by [`Self::reloaded`].
+    /// Reports the start of a reload; [`Self::reloaded`] must follow.
     pub fn reloading(&self) {
         let now = clock_gettime(ClockId::Monotonic);
         let us = i128::from(now.tv_sec) * 1_000_000 + i128::from(now.tv_nsec) / 1_000;
         self.send(&format!("RELOADING=1\nMONOTONIC_USEC={us}"));
     }
 
-    /// The status is what it was.
+    /// Reports the end of a reload.
     pub fn reloaded(&self) {
         self.send("READY=1");
     }
@@ -78,7 +78,7 @@ impl Notifier {
         if let Some(socket) = &self.socket
             && let Err(error) = socket.send(message.as_bytes())
         {
-            tracing::debug!(%error, "cannot tell the service manager");
+            tracing::debug!(%error, "failed to notify the service manager");
         }
     }
 }
@@ -90,12 +90,12 @@ fn connect(path: &OsStr) -> io::Result<UnixDatagram> {
         Some((b'/', _)) => socket.connect(path)?,
         _ => return Err(io::Error::new(io::ErrorKind::InvalidInput, "neither a path nor an abstract name")),
     }
-    // A service manager that does not read must not stop the message loop.
+    // A service manager that does not read must not block the message loop.
     socket.set_nonblocking(true)?;
     Ok(socket)
 }
 
-/// A line break would begin another assignment.
+/// Status without line breaks, which would begin another assignment.
 fn one_line(status: &str) -> String {
     status.replace(['\n', '\r'], " ")
 }
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_socket_hears_everything() {
+    fn a_path_socket_receives_every_notification() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("notify");
         let socket = UnixDatagram::bind(&path).unwrap();
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn an_abstract_socket_hears_it_too() {
+    fn an_abstract_socket_receives_notifications() {
         let name = format!("sedge-test-{}", std::process::id());
         let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         let notifier = Notifier::new(env(&[("NOTIFY_SOCKET", format!("@{name}").into())]), 42);
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn the_watchdog_of_another_process_is_not_ours() {
+    fn the_watchdog_of_another_process_is_not_fed() {
         let name = format!("sedge-test-other-{}", std::process::id());
         let socket = UnixDatagram::bind_addr(&SocketAddr::from_abstract_name(&name).unwrap()).unwrap();
         let pairs = [

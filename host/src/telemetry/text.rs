@@ -5,18 +5,18 @@ use std::fmt::Write;
 use super::Histogram;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+enum Kind {
     Counter,
     Gauge,
     Histogram,
 }
 
-/// A metric: its name, its type and its meaning, in the order of the page. `docs/metrics.md` is held to this list.
+/// A metric, in the order of the page. A test holds `docs/metrics.md` to this list.
 #[derive(Debug)]
-pub struct Family {
-    pub name: &'static str,
-    pub kind: Kind,
-    pub help: &'static str,
+struct Family {
+    name: &'static str,
+    kind: Kind,
+    help: &'static str,
 }
 
 const fn counter(name: &'static str, help: &'static str) -> Family {
@@ -31,60 +31,66 @@ const fn histogram(name: &'static str, help: &'static str) -> Family {
     Family { name, kind: Kind::Histogram, help }
 }
 
-pub const FAMILIES: &[Family] = &[
+const FAMILIES: &[Family] = &[
     gauge("sedge_build_info", "Always 1; the version is a label."),
-    gauge("sedge_start_time_seconds", "When the daemon started, in Unix time."),
-    gauge("sedge_connected", "Whether the connection to the peer is up."),
-    counter("sedge_sessions_lost_total", "Connections to the broker that found no session and subscribed anew."),
-    counter("sedge_messages_received_total", "Messages that the broker handed over, redelivered ones included."),
+    gauge("sedge_start_time_seconds", "Unix time at which the daemon started."),
+    gauge("sedge_connected", "1 while the connection to the peer is up, else 0."),
+    counter(
+        "sedge_sessions_lost_total",
+        "Connections at which the broker had no session; messages queued meanwhile may be lost.",
+    ),
+    counter("sedge_messages_received_total", "Messages delivered by the broker, redeliveries included."),
     counter(
         "sedge_messages_acknowledged_total",
-        "Messages whose outcome is on disk and that the broker was told to forget.",
+        "Messages acknowledged to the broker after their outcome was on disk.",
     ),
-    counter("sedge_messages_redelivered_total", "Messages recognised as delivered before, and not processed again."),
+    counter("sedge_messages_redelivered_total", "Redelivered messages that were recognised and not processed again."),
     counter("sedge_messages_unrouted_total", "Messages that no function subscribes to."),
-    counter("sedge_messages_recorded_total", "Messages whose functions all did their work."),
+    counter("sedge_messages_recorded_total", "Messages that every subscribed function processed."),
     counter("sedge_messages_dead_lettered_total", "Messages that at least one function could not process."),
     gauge("sedge_in_flight", "Messages received and not yet acknowledged."),
-    counter("sedge_function_invocations_total", "Runs of a function, failed ones and retries included."),
-    counter("sedge_function_failures_total", "Runs that ended in a dead letter."),
-    counter("sedge_function_retries_total", "Runs that asked to see the message again."),
-    counter("sedge_function_outputs_total", "Outputs that a function returned."),
-    counter("sedge_function_folded_alerts_total", "Alerts that were folded into an earlier one with the same key."),
-    histogram("sedge_function_duration_seconds", "Time of a run, in the worker."),
-    counter("sedge_function_fuel_total", "Fuel that runs of a function used."),
-    gauge("sedge_function_memory_bytes", "Largest linear memory that a run of a function ended with."),
-    gauge("sedge_function_quarantined", "Whether the function is paused because it kept failing."),
+    counter("sedge_function_invocations_total", "Invocations, failures and retries included."),
+    counter("sedge_function_failures_total", "Invocations that ended in a dead letter."),
+    counter("sedge_function_retries_total", "Invocations that asked for a retry."),
+    counter("sedge_function_outputs_total", "Outputs returned by the function."),
+    counter("sedge_function_folded_alerts_total", "Alerts folded into an earlier alert with the same key."),
+    histogram("sedge_function_duration_seconds", "Duration of an invocation in the worker."),
+    counter("sedge_function_fuel_total", "Fuel used by invocations."),
+    gauge("sedge_function_memory_bytes", "Largest linear memory at the end of an invocation."),
+    gauge("sedge_function_quarantined", "1 while the function is paused after repeated failures, else 0."),
     counter("sedge_dead_letters_total", "Messages that a function could not process."),
     gauge("sedge_dead_letters_kept", "Dead letters in the store."),
-    gauge("sedge_dead_letters_kept_bytes", "Their size."),
-    counter("sedge_dead_letters_expired_total", "Dead letters removed because they were too many or too old."),
+    gauge("sedge_dead_letters_kept_bytes", "Size of the dead letters in the store."),
+    counter("sedge_dead_letters_expired_total", "Dead letters removed by the limits on their number and age."),
     gauge("sedge_parked_messages", "Messages in the store that wait for a retry."),
-    gauge("sedge_parked_bytes", "Their size."),
+    gauge("sedge_parked_bytes", "Size of the messages in the store that wait for a retry."),
     counter("sedge_worker_restarts_total", "Worker processes that died and were replaced."),
     counter("sedge_invariants_broken_total", "Conditions that must hold and did not; see the log for their names."),
     gauge("sedge_outbox_records", "Committed records that wait to be sent."),
     gauge("sedge_outbox_bytes", "Size of the records that wait to be sent."),
     gauge("sedge_outbox_oldest_age_seconds", "Age of the oldest record that waits to be sent."),
-    counter("sedge_dropped_total", "Committed records that were lost, each reported upstream as part of a gap."),
-    counter("sedge_forwarded_total", "Records that the receiver has taken."),
-    counter("sedge_forward_errors_total", "Attempts to send a record that failed and are repeated."),
-    counter("sedge_store_commits_total", "Transactions that were synced to disk."),
-    histogram("sedge_store_sync_seconds", "Time of a commit, the sync included."),
-    counter("sedge_store_failures_total", "Times that the disk failed and nothing was acknowledged until it was back."),
-    gauge("sedge_store_wal_bytes", "Size of the write-ahead log that is in use."),
+    counter("sedge_dropped_total", "Committed records that were dropped, each reported upstream as part of a gap."),
+    counter("sedge_forwarded_total", "Records accepted by the receiver."),
+    counter("sedge_forward_errors_total", "Failed attempts to send a record; each is repeated."),
+    counter("sedge_store_commits_total", "Transactions synced to disk."),
+    histogram("sedge_store_sync_seconds", "Duration of a commit, the sync included."),
+    counter("sedge_store_failures_total", "Disk failures; nothing is acknowledged until the disk works again."),
+    gauge("sedge_store_wal_bytes", "Size of the write-ahead log in use."),
     counter("sedge_store_written_bytes_total", "Bytes written to the database files."),
-    counter("sedge_deploy_orders_accepted_total", "Orders of trusted keys that were set about."),
-    counter("sedge_deploy_orders_refused_total", "Orders that were refused, or that did not end well."),
-    counter("sedge_deploy_chunks_total", "Pieces of modules that were taken."),
-    counter("sedge_deploy_chunks_refused_total", "Pieces of modules that were not what was signed."),
-    counter("sedge_deploy_messages_dropped_total", "Messages of deploying that came too fast, and are fetched again."),
+    counter("sedge_deploy_orders_accepted_total", "Signed orders accepted and started."),
+    counter("sedge_deploy_orders_refused_total", "Orders refused, or accepted and failed later."),
+    counter("sedge_deploy_chunks_total", "Module chunks accepted."),
+    counter("sedge_deploy_chunks_refused_total", "Module chunks whose content did not match the signed digest."),
+    counter(
+        "sedge_deploy_messages_dropped_total",
+        "Deploy messages dropped because the queue was full; they are fetched again.",
+    ),
 ];
 
-/// One figure of a family. The labels are in the order of the page.
+/// One value of a family. The labels are in the order of the page.
 #[derive(Debug)]
 pub struct Sample<'a> {
-    /// A name of [`FAMILIES`]; any other is not exported.
+    /// Name of one of [`FAMILIES`].
     pub family: &'static str,
     pub labels: &'a [(&'a str, &'a str)],
     pub value: Value<'a>,
@@ -92,11 +98,11 @@ pub struct Sample<'a> {
 
 #[derive(Debug)]
 pub enum Value<'a> {
-    /// Exact beyond 2^53, which fuel reaches.
+    /// Exact above 2^53, which fuel exceeds.
     Integer(u64),
     Float(f64),
     Histogram(&'a Histogram),
-    /// A histogram that was kept elsewhere: cumulative counts by upper bound in seconds, then all, then the sum.
+    /// Histogram of another part: cumulative counts by upper bound in seconds, the total, and the sum in seconds.
     Buckets {
         cumulative: &'a [(f64, u64)],
         count: u64,
@@ -104,7 +110,7 @@ pub enum Value<'a> {
     },
 }
 
-/// Collects samples in any order and writes them family by family, as the format demands.
+/// Page under construction. Takes samples in any order and writes them family by family, as the format demands.
 pub(super) struct Text {
     families: Vec<String>,
 }
