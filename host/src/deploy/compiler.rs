@@ -10,7 +10,9 @@ use bytes::Bytes;
 use rustix::process::Signal;
 
 use super::cache::Cache;
-use super::code::{Capabilities, Code};
+use super::code::Capabilities;
+#[cfg(feature = "compiler")]
+use super::code::Code;
 use super::interface::{CompileBackend, CompilerError};
 use crate::message::Digest;
 use crate::program;
@@ -38,6 +40,7 @@ impl Compiler {
     }
 
     /// Compiles for a board without a compiler.
+    #[cfg(feature = "compiler")]
     pub(crate) fn code_for(&self, wasm: &[u8], class: Class, target: Isa) -> Result<Code, CompilerError> {
         let bytes = self.compile(wasm, class, Some(target))?;
         Ok(Code::new(target, class, super::digest(wasm), bytes))

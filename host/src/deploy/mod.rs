@@ -43,6 +43,10 @@ pub use payload::digest;
 pub(crate) use cache::Cache;
 pub(crate) use compiler::{CachingCompiler, Compiler};
 pub(crate) use deployer::{Deployer, DeployerConfig};
-pub(crate) use folder::{InstallError, Source, code_path, component_path, install, install_code};
+pub(crate) use folder::{InstallError, Source, install, install_code};
+#[cfg(feature = "compiler")]
+pub(crate) use folder::{code_path, component_path};
 pub use interface::TrialEvent;
-pub(crate) use interface::{Action, COMPILE_CPU_SECS, COMPILE_MEMORY_BYTES, Installed, Request, Start};
+pub(crate) use interface::{Action, Installed, Request, Start};
+#[cfg(feature = "compiler")]
+pub(crate) use interface::{COMPILE_CPU_SECS, COMPILE_MEMORY_BYTES};

@@ -21,6 +21,7 @@ pub(crate) mod sealed;
 pub mod compile;
 #[cfg(feature = "compiler")]
 mod main_module;
+#[cfg(feature = "compiler")]
 pub(crate) mod shape;
 
 mod grants;
