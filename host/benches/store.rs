@@ -1,13 +1,13 @@
-//! What a committed record costs: CPU, bytes written, and time, by the number of records a commit.
+//! Cost of a committed record: CPU, bytes written, and time, by the number of records per commit.
 //!
-//! Repeat with `cargo bench -p sedge --bench store [DIR]`; DIR is on the disk to be measured (default: the target
-//! folder). Each record has 200 bytes of payload and comes from a delivery of its own. CPU is that of the store's threads
-//! (the sender is not counted), reading back and deleting included. Bytes are those given to `write`, for the WAL and for
-//! what checkpoints copy into the database; disk is what that comes to in blocks of the file system.
+//! `cargo bench -p sedge --bench store [DIR]`; DIR is on the disk to measure (default: the target folder). Each record
+//! has 200 bytes of payload and comes from a delivery of its own. CPU is that of the store's threads, reading back and
+//! deleting included. Bytes are those given to `write` for the WAL and by checkpoints. Disk is the same in blocks of the
+//! file system.
 //!
-//! - drained: upstream takes each batch as soon as it is committed
-//! - backlog: upstream takes everything at the end, read back from the disk
-//! - state: as drained, and each record comes with one write to the state of its topic (100 topics)
+//! - drained: upstream accepts each batch as soon as it is committed
+//! - backlog: upstream accepts everything at the end, read back from the disk
+//! - state: like drained, with one write per record to the state of its topic (100 topics)
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -131,7 +131,7 @@ fn event(events: &mut StoreEvents) -> StoreEvent {
     events.blocking_recv().expect("the store is open")
 }
 
-/// Of all threads but this one.
+/// CPU time of all other threads.
 fn cpu_time() -> Duration {
     let time = |clock| {
         let time = clock_gettime(clock);
@@ -140,12 +140,12 @@ fn cpu_time() -> Duration {
     time(ClockId::ProcessCPUTime).saturating_sub(time(ClockId::ThreadCPUTime))
 }
 
-/// Bytes given to `write` by this process, and bytes that became dirty blocks.
+/// Bytes that this process gave to `write`, and bytes of dirtied blocks.
 fn written() -> (u64, u64) {
     let io = std::fs::read_to_string("/proc/self/io").expect("the kernel counts I/O");
     let count = |name| {
         let bytes = io.lines().find_map(|line| line.strip_prefix(name)).and_then(|bytes| bytes.trim().parse().ok());
-        bytes.expect("it counts bytes")
+        bytes.expect("the kernel counts bytes")
     };
     (count("wchar:"), count("write_bytes:"))
 }

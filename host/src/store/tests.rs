@@ -1,4 +1,4 @@
-//! The store as the daemon sees it, against a model, and with what can happen to its files.
+//! Tests of the store as the daemon sees it.
 
 mod damage;
 mod model;

@@ -24,7 +24,7 @@ fn a_second_daemon_is_refused() {
         assert_eq!(fs::metadata(data.join(name)).unwrap().permissions().mode() & 0o777, 0o600, "{name}");
     }
     let Err(OpenError::Held { pid, .. }) = Store::open(&config::Store::default(), &data, 1, now()) else {
-        panic!("it was not refused");
+        panic!("a second daemon was accepted");
     };
     assert_eq!(pid, Some(std::process::id()));
     rig.close();
@@ -32,7 +32,7 @@ fn a_second_daemon_is_refused() {
 }
 
 #[test]
-fn a_newer_database_is_refused_and_left_alone() {
+fn a_newer_database_is_refused_and_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     Rig::open(dir.path()).close();
     let connection = rusqlite::Connection::open(dir.path().join("sedge.db")).unwrap();
@@ -45,13 +45,13 @@ fn a_newer_database_is_refused_and_left_alone() {
 }
 
 #[test]
-fn a_folder_that_cannot_be_made_is_named() {
+fn the_error_names_a_folder_that_cannot_be_created() {
     let dir = tempfile::tempdir().unwrap();
     let file = dir.path().join("file");
     fs::write(&file, "").unwrap();
     let Err(OpenError::Unusable { path, .. }) = Store::open(&config::Store::default(), &file.join("data"), 1, now())
     else {
-        panic!("it was made");
+        panic!("the folder was created");
     };
     assert_eq!(path, file.join("data"));
 }
@@ -78,7 +78,7 @@ fn corrupt_files(dir: &Path) -> usize {
 }
 
 #[test]
-fn a_file_that_is_no_database_is_moved_aside() {
+fn a_file_that_is_not_a_database_is_moved_aside() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("sedge.db"), "a shopping list, or what was left of it".repeat(1000)).unwrap();
     let mut rig = Rig::open(dir.path());
@@ -91,12 +91,12 @@ fn a_file_that_is_no_database_is_moved_aside() {
 }
 
 #[test]
-fn what_can_be_read_of_a_damaged_database_is_saved() {
+fn readable_rows_of_a_damaged_database_are_saved() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path());
     let path = dir.path().join("sedge.db");
     let store_id = Rig::open(dir.path()).recovered.store_id;
-    // Two pages in the middle: with 160 KB of records, they are the outbox's.
+    // Two pages in the middle. With 160 KB of records, they belong to the outbox.
     let file = fs::OpenOptions::new().write(true).open(&path).unwrap();
     let pages = file.metadata().unwrap().len() / 4096;
     file.write_all_at(&[0xff; 4096], pages / 3 * 4096).unwrap();
@@ -113,7 +113,7 @@ fn what_can_be_read_of_a_damaged_database_is_saved() {
         assert!(lost < 60, "{lost} records were lost with two pages");
         400 - lost
     });
-    // Ids of lost rows are not given again.
+    // Ids of lost rows are not reused.
     let stored = rig.commit(vec![records(vec![record(Stream::Data, "x")])]);
     assert!(stored[0].id.0 > 1_000_000);
     rig.close();
@@ -121,11 +121,11 @@ fn what_can_be_read_of_a_damaged_database_is_saved() {
 }
 
 #[test]
-fn any_damage_is_survived() {
+fn the_store_opens_after_any_damage() {
     let original = tempfile::tempdir().unwrap();
     filled(original.path());
     let good = fs::read(original.path().join("sedge.db")).unwrap();
-    // Not random, so that a failure can be repeated: bytes flipped all over, and files cut short.
+    // A fixed seed, so that failures repeat: flipped bits, random pages, truncated files.
     let mut random = 1u64;
     for round in 0..24 {
         let mut bytes = good.clone();
@@ -159,31 +159,31 @@ fn any_damage_is_survived() {
 }
 
 #[test]
-fn a_salvage_that_a_power_cut_interrupted_is_finished() {
+fn a_salvage_interrupted_by_a_power_cut_is_finished() {
     let dir = tempfile::tempdir().unwrap();
     filled(dir.path());
     let (database, salvage) = (dir.path().join("sedge.db"), dir.path().join("sedge.db.salvage"));
-    // Before the damaged file was moved: the copy is of no use.
+    // Before the damaged file was moved: the copy is incomplete.
     fs::write(&salvage, "half a cop").unwrap();
     assert_eq!(Rig::open(dir.path()).read_all(Stream::Alert).len(), 200);
     assert!(!salvage.exists());
-    // After it was moved: the copy is all there is.
+    // After it was moved: only the copy exists.
     Rig::open(dir.path()).close();
     fs::rename(&database, &salvage).unwrap();
     assert_eq!(Rig::open(dir.path()).read_all(Stream::Alert).len(), 200);
 }
 
-/// Runs one ignored test of this file in a process of its own, whose limits and user are not ours.
+/// Runs an ignored test of this file in another process, with limits and a user of its own.
 fn in_child(test: &str, dir: &Path, as_nobody: bool) {
     let mut exe = std::env::current_exe().unwrap();
     let copy = tempfile::tempdir().unwrap();
     if as_nobody {
-        // Where another user can reach it.
+        // The other user must be able to read it.
         fs::set_permissions(copy.path(), fs::Permissions::from_mode(0o755)).unwrap();
         fs::copy(&exe, copy.path().join("test")).unwrap();
         exe = copy.path().join("test");
     }
-    // A shell, because a signal that is ignored stays so across exec, and Rust cannot ignore one without unsafe.
+    // The shell ignores the signal, which exec preserves. Rust cannot do so without unsafe.
     let mut command = Command::new("sh");
     command.args(["-c", "trap '' XFSZ; exec \"$0\" --exact \"$1\" --ignored --nocapture"]).arg(exe);
     command.arg(format!("store::tests::damage::{test}")).env("SEDGE_TEST_DIR", dir);
@@ -200,14 +200,14 @@ fn child_dir() -> std::path::PathBuf {
 }
 
 #[test]
-fn a_full_disk_is_reported_and_recovered_from() {
+fn the_store_recovers_from_a_full_disk() {
     let dir = tempfile::tempdir().unwrap();
     in_child("child_with_a_full_disk", dir.path(), false);
 }
 
 /// The limit on the size of files stands in for the size of the disk: `write` fails in the middle of a commit.
 #[test]
-#[ignore = "run by a_full_disk_is_reported_and_recovered_from"]
+#[ignore = "run by the_store_recovers_from_a_full_disk"]
 fn child_with_a_full_disk() {
     let dir = child_dir();
     let mut rig = Rig::open(&dir);
@@ -235,7 +235,7 @@ fn child_with_a_full_disk() {
         }
     };
     assert!(!error.is_empty());
-    // It may open meanwhile, as a few bytes still fit; nothing of what was sent before may be stored.
+    // It may reopen meanwhile, as a few bytes still fit. Requests sent before must not be stored.
     setrlimit(Resource::Fsize, unlimited).unwrap();
     let recovered = loop {
         match rig.event() {
@@ -253,7 +253,7 @@ fn child_with_a_full_disk() {
 }
 
 #[test]
-fn a_folder_that_became_read_only_is_reported_and_recovered_from() {
+fn the_store_recovers_from_a_read_only_folder() {
     let dir = tempfile::tempdir().unwrap();
     let root = rustix::process::geteuid().is_root();
     let data = dir.path().join("data");
@@ -267,7 +267,7 @@ fn a_folder_that_became_read_only_is_reported_and_recovered_from() {
 }
 
 #[test]
-#[ignore = "run by a_folder_that_became_read_only_is_reported_and_recovered_from"]
+#[ignore = "run by the_store_recovers_from_a_read_only_folder"]
 fn child_in_a_read_only_folder() {
     let dir = child_dir();
     let mut rig = Rig::open(&dir);
@@ -279,7 +279,7 @@ fn child_in_a_read_only_folder() {
         fs::set_permissions(&dir, fs::Permissions::from_mode(folder)).unwrap();
     };
     set_mode(0o400, 0o500);
-    // Files that are open stay writable; a size limit makes the store open them anew.
+    // Open files stay writable; a size limit makes the store reopen them.
     let unlimited = getrlimit(Resource::Fsize);
     setrlimit(Resource::Fsize, Rlimit { current: Some(0), maximum: unlimited.maximum }).unwrap();
     rig.start(vec![records(vec![record(Stream::Data, "y")])]);
@@ -287,25 +287,25 @@ fn child_in_a_read_only_folder() {
     setrlimit(Resource::Fsize, unlimited).unwrap();
     let started = std::time::Instant::now();
     while started.elapsed().as_millis() < 2500 {
-        assert!(rig.events.try_recv().is_none(), "it cannot have been reopened");
+        assert!(rig.events.try_recv().is_none(), "the folder is still read-only");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     set_mode(0o600, 0o700);
-    let StoreEvent::Reopened(recovered) = rig.event() else { panic!("only this can come") };
+    let StoreEvent::Reopened(recovered) = rig.event() else { panic!("expected Reopened") };
     assert_eq!(recovered.last[Stream::Data].0, 1);
     assert_eq!(rig.read_all(Stream::Data).len(), 1);
     rig.close();
 }
 
 #[test]
-fn requests_from_before_a_failure_was_heard_are_discarded() {
+fn requests_sent_before_the_failure_was_received_are_discarded() {
     let dir = tempfile::tempdir().unwrap();
-    in_child("child_that_hears_late", dir.path(), false);
+    in_child("child_that_receives_the_failure_late", dir.path(), false);
 }
 
 #[test]
-#[ignore = "run by requests_from_before_a_failure_was_heard_are_discarded"]
-fn child_that_hears_late() {
+#[ignore = "run by requests_sent_before_the_failure_was_received_are_discarded"]
+fn child_that_receives_the_failure_late() {
     let dir = child_dir();
     let mut rig = Rig::open(&dir);
     rig.commit(vec![records(vec![record(Stream::Data, "first")])]);
@@ -318,7 +318,7 @@ fn child_that_hears_late() {
         patience();
     }
     setrlimit(Resource::Fsize, unlimited).unwrap();
-    // The store opens again while the daemon, which has not looked at its events, goes on sending.
+    // The store reopens while the daemon, which has not read its events, keeps sending.
     let before = stats.commits.load(Relaxed);
     for _ in 0..2000 {
         let late = StoreRequest::Commit {

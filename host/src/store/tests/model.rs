@@ -1,4 +1,4 @@
-//! Random histories against plain vectors and maps.
+//! Random histories against a model of vectors and maps.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,13 +15,13 @@ use crate::store::{BatchNo, Commit, RecordId, StoreEvent, StoreRequest, StoredRe
 #[derive(Clone, Debug)]
 enum Step {
     Commit(Vec<Change>),
-    /// Sent, and not waited for.
+    /// Sends without waiting.
     Start(Vec<Change>),
-    /// This share of what waits, in per cent.
+    /// Delivers this percentage of the records that wait.
     Deliver(usize, u64),
-    /// Close, and open again.
+    /// Closes and reopens.
     Restart,
-    /// Both ends are dropped. `copied`: and the files as they were on disk at that moment are used from there on.
+    /// Drops both ends. `copied`: continues with a copy of the files as of that moment.
     Crash {
         copied: bool,
     },
@@ -54,14 +54,14 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// What must be on disk.
+/// Expected content of the disk.
 #[derive(Clone, Debug, Default, PartialEq)]
 struct Model {
     outbox: [Vec<(u64, Vec<u8>)>; 3],
     last: [u64; 3],
     state: BTreeMap<(u8, String), Bytes>,
-    /// Digests of the deliveries, oldest first, and whether they must be on disk: those without effect follow with the
-    /// next that has one.
+    /// Digests of deliveries, oldest first, and whether they must be on disk. Those without effect are written with the
+    /// next one that has an effect.
     window: Vec<(u64, bool)>,
     digests: u64,
 }
@@ -91,13 +91,13 @@ impl Model {
         }
     }
 
-    /// After a restart: what was not on disk is forgotten for good.
+    /// Forgets what was not on disk at a restart.
     fn reopened(&mut self, found: &Self) {
         self.window = found.window.clone();
         self.outbox = found.outbox.clone();
     }
 
-    /// The requests that make these changes, one commit each so that their order is the vector's.
+    /// Returns one commit per change, in order.
     fn commits(&self, changes: &[Change]) -> Vec<Commit> {
         let mut digest = self.digests;
         let commit = |change: &Change| match change {
@@ -122,7 +122,7 @@ fn scope_of(n: u8) -> crate::message::Scope {
     if n == 0 { scope(None) } else { scope(Some(&format!("topic/{n}"))) }
 }
 
-/// What the store holds now, read through the front door.
+/// Reads the content of the store by its requests.
 fn read_back(rig: &mut Rig) -> Model {
     let mut model = Model { last: Stream::ALL.map(|stream| rig.recovered.last[stream].0), ..Model::default() };
     for stream in Stream::ALL {
@@ -137,7 +137,7 @@ fn read_back(rig: &mut Rig) -> Model {
     model
 }
 
-/// Whether what was found is what this history left. Watermarks may lag: then some of what was delivered is still there.
+/// Compares the store with a model. Watermarks may lag, so that delivered records are still there.
 fn check(found: &Model, expected: &Model) -> Result<(), String> {
     for n in 0..3 {
         let lag = found.outbox[n].len().saturating_sub(expected.outbox[n].len());
@@ -163,7 +163,7 @@ fn check(found: &Model, expected: &Model) -> Result<(), String> {
 }
 
 fn copy(from: &Path, to: &Path) {
-    // A power cut between two writes to the log: with no checkpoint under way, any moment is one.
+    // Like a power cut between two writes to the log, as no checkpoint is running.
     for name in ["sedge.db", "sedge.db-wal"] {
         let _ = fs::copy(from.join(name), to.join(name));
     }
@@ -173,11 +173,11 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_was_committed_is_there_after_anything(steps in vec(step(), 1..40)) {
+    fn commits_survive_restarts_and_crashes(steps in vec(step(), 1..40)) {
         let mut dir = tempfile::tempdir().unwrap();
         let mut rig = Rig::open(dir.path());
         let mut model = Model::default();
-        // What the history was after each request that is not known to be on disk.
+        // The model after each request that is not known to be on disk.
         let mut under_way: Vec<(u64, Model)> = Vec::new();
         let mut on_disk = Model::default();
         for step in steps {
@@ -196,7 +196,7 @@ proptest! {
                     under_way.push((seq, model.clone()));
                 }
                 Step::Deliver(n, share) => {
-                    // Only what is known to be committed can be delivered.
+                    // Only records known to be committed can be delivered.
                     let known = on_disk.outbox[n].len() as u64;
                     let count = (known * share / 100) as usize;
                     if let Some((through, _)) = count.checked_sub(1).map(|at| on_disk.outbox[n][at].clone()) {
@@ -236,7 +236,7 @@ proptest! {
                         [&on_disk].into_iter().chain(under_way.iter().map(|(_, model)| model)).cloned().collect();
                     let matching = history.iter().rev().find(|model| check(&found, model).is_ok());
                     prop_assert!(matching.is_some(), "{:?} is none of {:?}", found, history);
-                    // Numbers of fingerprints are not used again.
+                    // Digests are not reused.
                     let digests = model.digests;
                     model = matching.unwrap().clone();
                     model.digests = digests;
@@ -249,7 +249,7 @@ proptest! {
     }
 
     #[test]
-    fn a_torn_log_loses_the_last_commits_and_nothing_else(
+    fn a_torn_log_loses_only_the_last_commits(
         batches in vec(vec(change(), 1..8), 2..12), cut in 0..=1000u64
     ) {
         let dir = tempfile::tempdir().unwrap();

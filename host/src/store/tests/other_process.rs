@@ -1,4 +1,4 @@
-//! What `sedge dead-letters` does while the daemon runs. Here it is another connection, which SQLite treats alike.
+//! `sedge dead-letters` beside a daemon. The tests use another connection, which SQLite treats like another process.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -6,9 +6,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::testing::*;
 use crate::config;
 use crate::message::FailureCode;
+use crate::store::dead_letters::DeadLettersError;
 use crate::store::{
-    BatchNo, Commit, DeadLetterFilter, DeadLetterId, DeadLetters, DeadLettersError, Parked, ParkedId, StoreEvent,
-    StoreRequest, Stream,
+    BatchNo, Commit, DeadLetterFilter, DeadLetterId, DeadLetters, Parked, ParkedId, StoreEvent, StoreRequest, Stream,
 };
 
 fn letters(rig: &mut Rig, count: usize) {
@@ -24,7 +24,7 @@ fn only(id: u64) -> DeadLetterFilter {
 }
 
 #[test]
-fn dead_letters_are_listed_newest_first_and_whole() {
+fn dead_letters_are_listed_newest_first() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     letters(&mut rig, 12);
@@ -44,7 +44,7 @@ fn dead_letters_are_listed_newest_first_and_whole() {
 }
 
 #[test]
-fn a_running_daemon_is_given_what_is_replayed() {
+fn a_running_daemon_receives_replayed_letters() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     letters(&mut rig, 3);
@@ -57,7 +57,7 @@ fn a_running_daemon_is_given_what_is_replayed() {
     assert_eq!(letters.list(&DeadLetterFilter::default(), 99).unwrap().len(), 2);
     assert_eq!(letters.replay(&only(2), 5).unwrap(), 0);
 
-    // The daemon runs it and is done with it.
+    // The daemon finishes the job.
     rig.commit(vec![Commit { unpark: vec![jobs[0].id], ..Commit::default() }]);
     assert_eq!(rig.handle.stats().dead_letters.load(Relaxed), 2);
     assert_eq!(rig.handle.stats().parked.load(Relaxed), 0);
@@ -66,7 +66,7 @@ fn a_running_daemon_is_given_what_is_replayed() {
 }
 
 #[test]
-fn what_is_replayed_while_no_daemon_runs_is_there_when_it_starts() {
+fn letters_replayed_without_a_daemon_are_parked_at_its_start() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     letters(&mut rig, 3);
@@ -97,7 +97,7 @@ fn a_replay_just_before_the_daemon_parks_a_job_is_not_missed() {
 }
 
 #[test]
-fn dropped_dead_letters_are_gone_and_their_numbers_stay_theirs() {
+fn ids_of_dropped_dead_letters_are_not_reused() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     letters(&mut rig, 3);
@@ -110,8 +110,8 @@ fn dropped_dead_letters_are_gone_and_their_numbers_stay_theirs() {
 #[test]
 fn dead_letters_are_bounded() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = config::Store { dead_letter_max_bytes: NonZeroU64::new(1000).unwrap(), ..config::Store::default() };
-    let mut rig = Rig::open_with(dir.path(), &settings);
+    let config = config::Store { dead_letter_max_bytes: NonZeroU64::new(1000).unwrap(), ..config::Store::default() };
+    let mut rig = Rig::open_with(dir.path(), &config);
     letters(&mut rig, 50);
     let kept = DeadLetters::open(dir.path()).unwrap().list(&DeadLetterFilter::default(), 99).unwrap();
     assert!(kept.len() < 15 && kept[0].0 == DeadLetterId(50), "{} are kept", kept.len());
@@ -119,7 +119,7 @@ fn dead_letters_are_bounded() {
 }
 
 #[test]
-fn old_dead_letters_are_dropped_unless_the_clock_was_never_set() {
+fn old_dead_letters_are_dropped_unless_the_clock_was_not_set() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     let now_ms = now().unix_ms;
@@ -140,7 +140,7 @@ fn old_dead_letters_are_dropped_unless_the_clock_was_never_set() {
 }
 
 #[test]
-fn the_other_process_gets_its_turn_under_load() {
+fn another_process_gets_the_lock_under_load() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     letters(&mut rig, 20);
@@ -163,7 +163,7 @@ fn the_other_process_gets_its_turn_under_load() {
 }
 
 #[test]
-fn a_folder_without_a_database_is_said_so() {
+fn a_folder_without_a_database_is_an_error() {
     let dir = tempfile::tempdir().unwrap();
     assert!(matches!(DeadLetters::open(dir.path()), Err(DeadLettersError::Missing(_))));
     assert!(!dir.path().join("sedge.db").exists());

@@ -1,4 +1,4 @@
-//! The outbox: order, ids, bounds, gaps.
+//! Outbox: order, ids, bounds, gaps.
 
 use std::num::NonZeroU64;
 use std::sync::atomic::Ordering::Relaxed;
@@ -17,7 +17,7 @@ fn ids(stored: &[crate::store::StoredRecord]) -> Vec<u64> {
 }
 
 #[test]
-fn ids_are_never_used_again_although_the_stream_was_emptied() {
+fn ids_are_not_reused_after_the_stream_was_emptied() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     for _ in 0..3 {
@@ -32,7 +32,7 @@ fn ids_are_never_used_again_although_the_stream_was_emptied() {
 }
 
 #[test]
-fn a_watermark_in_the_middle_of_a_segment_hides_its_beginning() {
+fn a_watermark_within_a_segment_hides_its_first_records() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     rig.commit(vec![records((0..10).map(|n| record(Stream::Data, n.to_string())).collect())]);
@@ -45,7 +45,7 @@ fn a_watermark_in_the_middle_of_a_segment_hides_its_beginning() {
 }
 
 #[test]
-fn delivered_rows_are_deleted_and_their_room_is_used_again() {
+fn delivered_rows_are_deleted_and_their_space_is_reused() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     for _ in 0..200 {
@@ -58,18 +58,18 @@ fn delivered_rows_are_deleted_and_their_room_is_used_again() {
 }
 
 #[test]
-fn a_long_backlog_is_read_in_pieces() {
+fn a_long_backlog_is_read_in_chunks() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     for n in 0..50 {
         rig.commit(vec![records((0..7).map(|m| record(Stream::Data, format!("{n} {m}"))).collect())]);
     }
-    let (piece, end) = rig.read(Stream::Data, RecordId(100), 1000);
-    assert!(!end && piece[0].id == RecordId(101) && piece.len() < 200);
+    let (chunk, end) = rig.read(Stream::Data, RecordId(100), 1000);
+    assert!(!end && chunk[0].id == RecordId(101) && chunk.len() < 200);
     assert_eq!(ids(&rig.read_all(Stream::Data)), (1..=350).collect::<Vec<_>>());
 }
 
-/// All gaps there are by now, merged by the caller's eye: stream, reason, ids, records.
+/// Waits for the next report of gaps.
 fn gaps(rig: &mut Rig) -> Vec<Gap> {
     loop {
         if let StoreEvent::Gaps { gaps, .. } = rig.event() {
@@ -96,7 +96,7 @@ fn a_full_outbox_drops_the_oldest_data_and_keeps_alerts() {
     assert_eq!(rig.handle.stats().dropped_full.load(Relaxed), dropped);
     rig.close();
 
-    // The gap that was handed out and the one that grew after it are both still there.
+    // Both the reported gap and the one after it are on disk.
     let mut rig = Rig::open(dir.path());
     let gaps = gaps(&mut rig);
     assert_eq!(gaps.iter().map(|gap| gap.records).sum::<u64>(), dropped);
@@ -121,7 +121,7 @@ fn alerts_are_dropped_when_there_is_no_data_left() {
     let alerts = rig.read_all(Stream::Alert);
     assert_eq!(alerts.last().unwrap().id, RecordId(30));
     assert!(alerts.len() < 20);
-    // Even new data finds no room: it is lost at once, and counted.
+    // New data finds no room and is lost at once.
     let stored = rig.commit(vec![records(vec![record(Stream::Data, vec![1; 5000])])]);
     assert_eq!(stored, []);
 }
@@ -169,7 +169,7 @@ fn a_full_outbox_blocks_until_there_is_room() {
     }
     assert!((8..10).contains(&committed), "{committed} records fit");
     assert_eq!(rig.read(Stream::Data, RecordId(0), 1 << 20).0.len() as u64, committed);
-    // Room for some, not for all: it may say "not blocked" and "blocked" in between.
+    // There is room for some of them: the store may unblock and block in between.
     rig.send(StoreRequest::Delivered { stream: Stream::Data, through: RecordId(committed) });
     let mut last_seq = 0;
     let mut state_loaded = false;
@@ -192,23 +192,23 @@ fn a_full_outbox_blocks_until_there_is_room() {
 }
 
 #[test]
-fn a_record_larger_than_the_outbox_does_not_block_for_ever() {
+fn a_record_larger_than_the_outbox_is_accepted_when_it_is_empty() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open_with(dir.path(), &bounded(10_000, WhenFull::Block));
     assert_eq!(rig.commit(vec![records(vec![record(Stream::Data, vec![1; 50_000])])]).len(), 1);
 }
 
 #[test]
-fn a_closing_store_leaves_what_is_blocked_to_the_broker() {
+fn a_closing_store_does_not_commit_held_requests() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = bounded(5_000, WhenFull::Block);
-    let mut rig = Rig::open_with(dir.path(), &settings);
+    let config = bounded(5_000, WhenFull::Block);
+    let mut rig = Rig::open_with(dir.path(), &config);
     for _ in 0..20 {
         rig.start(vec![records(vec![record(Stream::Data, vec![1; 1000])])]);
     }
     while !matches!(rig.event(), StoreEvent::Blocked(true)) {}
     rig.close();
-    assert_eq!(Rig::open_with(dir.path(), &settings).read_all(Stream::Data).len(), 4);
+    assert_eq!(Rig::open_with(dir.path(), &config).read_all(Stream::Data).len(), 4);
 }
 
 #[test]
@@ -233,8 +233,8 @@ fn a_refused_record_becomes_a_gap_and_is_not_read_again() {
 #[test]
 fn records_that_are_too_old_become_a_gap() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = config::Store { max_age_secs: NonZeroU64::new(3600), ..config::Store::default() };
-    let mut rig = Rig::open_with(dir.path(), &settings);
+    let config = config::Store { max_age_secs: NonZeroU64::new(3600), ..config::Store::default() };
+    let mut rig = Rig::open_with(dir.path(), &config);
     let now_ms = now().unix_ms;
     let mut old = record(Stream::Alert, "old");
     old.at_ms = now_ms - 7_200_000;
@@ -248,12 +248,12 @@ fn records_that_are_too_old_become_a_gap() {
 }
 
 #[test]
-fn the_log_stays_bounded_and_is_written_over() {
+fn the_write_ahead_log_stays_bounded() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     let (mut sent, mut committed) = (0, 0);
     for _ in 0..1200 {
-        // 64 KiB each, 8 under way: about 80 MB in all.
+        // 64 KiB each, 8 in flight: about 80 MB in all.
         while sent - committed > 8 {
             if let StoreEvent::Committed { batch: BatchNo(seq), stored, .. } = rig.event() {
                 committed = seq;
@@ -268,16 +268,16 @@ fn the_log_stays_bounded_and_is_written_over() {
 }
 
 #[test]
-fn the_flash_is_spared() {
+fn flash_saver_spaces_commits() {
     let dir = tempfile::tempdir().unwrap();
-    let settings = config::Store { flash_saver_ms: 300, ..config::Store::default() };
-    let mut rig = Rig::open_with(dir.path(), &settings);
+    let config = config::Store { flash_saver_ms: 300, ..config::Store::default() };
+    let mut rig = Rig::open_with(dir.path(), &config);
     rig.commit(vec![records(vec![record(Stream::Data, "x")])]);
     let started = Instant::now();
     for n in 0..50 {
         rig.start(vec![records(vec![record(Stream::Data, n.to_string())])]);
     }
-    // What has nothing to write does not wait.
+    // Requests without a write do not wait.
     assert_eq!(rig.state(&scope(None)), []);
     rig.commit(vec![records(vec![record(Stream::Data, "x")])]);
     assert!(started.elapsed() >= Duration::from_millis(250));

@@ -33,11 +33,11 @@ impl Rig {
         Self::open_with(dir, &config::Store::default())
     }
 
-    /// Patient, because the thread of a store that was just dropped may still hold the folder.
-    pub(super) fn open_with(dir: &Path, settings: &config::Store) -> Self {
+    /// Retries, because the thread of a store that was just dropped may still hold the lock.
+    pub(super) fn open_with(dir: &Path, config: &config::Store) -> Self {
         let started = Instant::now();
         loop {
-            match Store::open(settings, dir, RECEIVE_MAXIMUM, now()) {
+            match Store::open(config, dir, RECEIVE_MAXIMUM, now()) {
                 Ok((handle, events, recovered)) => return Self { handle, events, recovered, seq: 0 },
                 Err(OpenError::Held { .. }) if started.elapsed() < PATIENCE => {
                     std::thread::sleep(Duration::from_millis(1));
@@ -51,7 +51,7 @@ impl Rig {
         self.handle.send(request).unwrap();
     }
 
-    /// The next event; panics when none comes.
+    /// Waits for the next event.
     pub(super) fn event(&mut self) -> StoreEvent {
         let started = Instant::now();
         loop {
@@ -63,14 +63,14 @@ impl Rig {
         }
     }
 
-    /// Sends without waiting. Returns the number of the request.
+    /// Sends a commit request without waiting. Returns its number.
     pub(super) fn start(&mut self, commits: Vec<Commit>) -> u64 {
         self.seq += 1;
         self.send(StoreRequest::Commit { batch: BatchNo(self.seq), commits });
         self.seq
     }
 
-    /// Commits, and waits until it is on disk. Returns what was stored since the last event that was looked at.
+    /// Commits and waits until it is on disk. Returns the records stored since the last event read.
     pub(super) fn commit(&mut self, commits: Vec<Commit>) -> Vec<StoredRecord> {
         let sent = self.start(commits);
         let mut all = Vec::new();

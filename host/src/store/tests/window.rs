@@ -1,4 +1,4 @@
-//! Recognition of redelivery, message ids, and what needs no disk.
+//! Redelivery window, message ids, state, and commits without effect.
 
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -10,7 +10,7 @@ fn digests(rig: &Rig) -> Vec<u64> {
 }
 
 #[test]
-fn the_last_deliveries_are_known_after_a_crash() {
+fn the_last_deliveries_survive_a_crash() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     for n in 1..=200 {
@@ -23,7 +23,7 @@ fn the_last_deliveries_are_known_after_a_crash() {
 }
 
 #[test]
-fn the_window_goes_on_after_a_restart() {
+fn the_window_continues_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     for n in 1..=40 {
         let mut rig = Rig::open(dir.path());
@@ -34,7 +34,7 @@ fn the_window_goes_on_after_a_restart() {
 }
 
 #[test]
-fn deliveries_without_effect_cost_no_write_and_are_kept_with_the_next_that_has_one() {
+fn deliveries_without_effect_are_written_with_the_next_effect() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     for n in 1..=10 {
@@ -49,7 +49,7 @@ fn deliveries_without_effect_cost_no_write_and_are_kept_with_the_next_that_has_o
 }
 
 #[test]
-fn old_fingerprints_are_removed() {
+fn old_fingerprints_are_deleted() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     for round in 0..20 {
@@ -64,7 +64,7 @@ fn old_fingerprints_are_removed() {
 }
 
 #[test]
-fn message_ids_are_remembered_across_a_restart() {
+fn message_ids_survive_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     for n in 0..300 {
@@ -81,7 +81,7 @@ fn message_ids_are_remembered_across_a_restart() {
 }
 
 #[test]
-fn settings_of_the_daemon_are_kept() {
+fn meta_values_survive_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let rig = Rig::open(dir.path());
     let store_id = rig.recovered.store_id.clone();
@@ -108,11 +108,11 @@ fn state_is_loaded_as_of_what_was_sent_before() {
 }
 
 #[test]
-fn commits_are_answered_in_order_and_all_of_them() {
+fn every_commit_is_answered_in_order() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     for n in 1..=500u64 {
-        // Every third has no effect.
+        // Every third commit has no effect.
         let commit = if n % 3 == 0 { delivery(n) } else { records(vec![record(Stream::Data, n.to_string())]) };
         rig.start(vec![commit]);
     }
