@@ -36,13 +36,13 @@ pub fn now_ms() -> u64 {
 
 /// Whether a time service has set the wall clock since the board booted, as far as is known. Reads metadata of files, so
 /// it is called every few seconds, not per message.
-pub fn clock_synced() -> bool {
+pub(crate) fn clock_synced() -> bool {
     let uptime = Duration::from_secs(clock_gettime(ClockId::Boottime).tv_sec.try_into().unwrap_or(0));
     sync::synced(Path::new("/"), now_ms(), uptime)
 }
 
 /// Formats a time as RFC 3339 in UTC with milliseconds: `2026-03-01T12:00:00.250Z`.
-pub fn rfc3339(unix_ms: u64) -> String {
+pub(crate) fn rfc3339(unix_ms: u64) -> String {
     let (days, ms) = (unix_ms / 86_400_000, unix_ms % 86_400_000);
     let (year, month, day) = civil(days);
     let (secs, ms) = (ms / 1000, ms % 1000);

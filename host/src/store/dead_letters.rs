@@ -9,10 +9,10 @@ use bytes::Bytes;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior};
 
-use super::commit::{DeadLetter, DeadLetterId, Parked, ParkedId};
+use super::gaps::FULL;
 use super::row::{self, DeadLetterColumns, Encoder};
 use super::stats::Stats;
-use super::{folder, schema};
+use super::{DeadLetter, DeadLetterId, Parked, ParkedId, folder, schema};
 use crate::config;
 use crate::message::FailureCode;
 
@@ -49,7 +49,6 @@ impl DeadLetterTable {
         Ok(())
     }
 
-    /// Part of a transaction.
     pub(super) fn insert(
         &mut self,
         connection: &Connection,
@@ -64,11 +63,17 @@ impl DeadLetterTable {
         self.count += 1;
         self.bytes += body.len() as u64;
         // The newest stays whatever its size, so that there is one to inspect.
-        while self.bytes > self.max_bytes && self.count > 1 && self.drop_oldest(connection, "full", stats)? {}
+        while self.bytes > self.max_bytes && self.count > 1 && self.drop_oldest(connection, FULL, stats)? {}
         Ok(())
     }
 
-    fn drop_oldest(&mut self, connection: &Connection, reason: &str, stats: &Stats) -> rusqlite::Result<bool> {
+    /// Returns whether there was anything to drop.
+    pub(super) fn drop_oldest(
+        &mut self,
+        connection: &Connection,
+        reason: &str,
+        stats: &Stats,
+    ) -> rusqlite::Result<bool> {
         let oldest: Option<(i64, String, u64)> = connection
             .prepare_cached("SELECT id, function, length(body) FROM dead_letter ORDER BY id LIMIT 1")?
             .query_row((), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
@@ -91,12 +96,6 @@ impl DeadLetterTable {
         Ok(oldest.is_some_and(|at_ms| at_ms >= CLOCK_NEVER_SET_BEFORE_MS && at_ms.saturating_add(max_age_ms) < now_ms))
     }
 
-    /// Part of a transaction.
-    pub(super) fn expire(&mut self, connection: &Connection, now_ms: u64, stats: &Stats) -> rusqlite::Result<()> {
-        while self.has_expired(connection, now_ms)? && self.drop_oldest(connection, "expired", stats)? {}
-        Ok(())
-    }
-
     pub(super) fn update_stats(&self, stats: &Stats) {
         stats.dead_letters.store(self.count, Relaxed);
         stats.dead_letter_bytes.store(self.bytes, Relaxed);
@@ -105,20 +104,20 @@ impl DeadLetterTable {
 
 /// Dead letters of a data folder, whether or not a daemon is using it.
 #[derive(Debug)]
-pub struct DeadLetters {
+pub(crate) struct DeadLetters {
     connection: Connection,
 }
 
 /// Selects dead letters. The default selects all.
 #[derive(Clone, Debug, Default)]
-pub struct DeadLetterFilter {
-    pub ids: Option<Vec<DeadLetterId>>,
-    pub function: Option<String>,
-    pub reason: Option<FailureCode>,
+pub(crate) struct DeadLetterFilter {
+    pub(crate) ids: Option<Vec<DeadLetterId>>,
+    pub(crate) function: Option<String>,
+    pub(crate) reason: Option<FailureCode>,
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum DeadLettersError {
+pub(crate) enum DeadLettersError {
     #[error("no database at {0}")]
     Missing(PathBuf),
     #[error("database {path} has layout {found}, this version of sedge reads layout {}", schema::VERSION)]
@@ -130,7 +129,7 @@ pub enum DeadLettersError {
 const COLUMNS: &str = "SELECT id, at_ms, function, reason, body FROM dead_letter";
 
 impl DeadLetters {
-    pub fn open(data_dir: &Path) -> Result<Self, DeadLettersError> {
+    pub(crate) fn open(data_dir: &Path) -> Result<Self, DeadLettersError> {
         let path = data_dir.join(folder::DATABASE);
         if !path.is_file() {
             return Err(DeadLettersError::Missing(path));
@@ -150,7 +149,7 @@ impl DeadLetters {
     }
 
     /// Lists dead letters, newest first. Damaged ones are skipped with a warning.
-    pub fn list(
+    pub(crate) fn list(
         &self,
         filter: &DeadLetterFilter,
         limit: usize,
@@ -168,19 +167,19 @@ impl DeadLetters {
         Ok(letters)
     }
 
-    pub fn show(&self, id: DeadLetterId) -> Result<Option<DeadLetter>, DeadLettersError> {
+    pub(crate) fn show(&self, id: DeadLetterId) -> Result<Option<DeadLetter>, DeadLettersError> {
         let row = self.connection.query_row(&format!("{COLUMNS} WHERE id = ?1"), (id.0,), decode).optional()?;
         Ok(row.flatten().map(|(_, letter)| letter))
     }
 
     /// Deletes dead letters. Returns how many.
-    pub fn drop(&mut self, filter: &DeadLetterFilter) -> Result<u64, DeadLettersError> {
+    pub(crate) fn drop(&mut self, filter: &DeadLetterFilter) -> Result<u64, DeadLettersError> {
         self.remove(filter, |_, _| Ok(true))
     }
 
     /// Parks dead letters as jobs of their functions, due now, as one more attempt. A running daemon notices them within
     /// about a second, otherwise they run at its next start. Returns how many.
-    pub fn replay(&mut self, filter: &DeadLetterFilter, now_ms: u64) -> Result<u64, DeadLettersError> {
+    pub(crate) fn replay(&mut self, filter: &DeadLetterFilter, now_ms: u64) -> Result<u64, DeadLettersError> {
         let mut encoder = Encoder::default();
         self.remove(filter, |connection, row| {
             let Some((_, DeadLetter { function, mut message, .. })) = decode(row)? else { return Ok(false) };

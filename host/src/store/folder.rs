@@ -32,12 +32,8 @@ impl DataFolder {
         let unusable = |source| OpenError::Unusable { path: dir.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(unusable)?;
         let path = dir.join("lock");
-        let mut lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
+        let mut lock = private_file()
             .read(true)
-            .write(true)
-            .mode(0o600)
             .open(&path)
             .map_err(|source| OpenError::Unusable { path: path.clone(), source })?;
         if let Err(error) = flock(&lock, FlockOperation::NonBlockingLockExclusive) {
@@ -66,7 +62,7 @@ impl DataFolder {
     pub(super) fn probe(&self) -> Result<(), OpenError> {
         let path = self.dir.join("probe");
         let write = || {
-            let mut file = OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&path)?;
+            let mut file = private_file().truncate(true).open(&path)?;
             file.write_all(&[0x5e; 64 << 10])?;
             file.sync_all()
         };
@@ -78,10 +74,17 @@ impl DataFolder {
 
 pub(super) const DATABASE: &str = "sedge.db";
 
+/// Options to write a file of this user alone, which is created if necessary.
+pub(super) fn private_file() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(0o600);
+    options
+}
+
 /// Opens a database for writing. The file is created first so that it is never readable by others; SQLite gives its
 /// companions (`-wal`, `-shm`) the same mode.
 pub(super) fn connect(path: &Path) -> Result<Connection, LoadError> {
-    OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(path).map_err(LoadError::Io)?;
+    private_file().open(path).map_err(LoadError::Io)?;
     Ok(set_up(path)?)
 }
 

@@ -5,9 +5,8 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use rusqlite::Connection;
 
-use super::record::{Gap, GapId, RecordId};
-use super::request::StoreEvent;
 use super::stats::Stats;
+use super::{Gap, GapId, RecordId, StoreEvent};
 use crate::stream::Stream;
 
 #[derive(Debug)]

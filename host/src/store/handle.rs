@@ -14,8 +14,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use flume::TrySendError;
 use tokio::sync::mpsc::Receiver;
 
-use super::request::{StoreEvent, StoreRequest};
 use super::stats::Stats;
+use super::{StoreEvent, StoreRequest};
 
 /// Capacity for requests. The pipeline bounds what is in flight by Receive Maximum (1024 by default), and each delivery
 /// has at most a few requests of its own; batching makes them fewer.

@@ -61,7 +61,6 @@ impl MessageIdRows {
         }
     }
 
-    /// Part of every transaction.
     pub(super) fn write(&mut self, connection: &Connection, now_secs: u64) -> rusqlite::Result<()> {
         if self.fresh.is_empty() {
             return Ok(());

@@ -3,27 +3,25 @@
 //! The store knows neither MQTT, wasm nor upstream. The daemon sends [`StoreRequest`]s and receives [`StoreEvent`]s.
 //! Both channels are bounded; the pipeline bounds what is in flight.
 
+// Vocabulary of the daemon's other parts, without rusqlite.
 mod commit;
-mod record;
-mod request;
-
 mod handle;
 mod message_ids;
+mod record;
+mod request;
 mod stats;
 
-mod writer;
-
 mod session;
-
-mod message_id_rows;
-mod outbox;
-mod window;
+mod writer;
 
 mod dead_letters;
 mod gaps;
+mod message_id_rows;
+mod outbox;
 mod parked;
 mod state;
 mod state_retention;
+mod window;
 
 mod checkpoint;
 mod folder;
@@ -41,12 +39,13 @@ use crate::config;
 use crate::time::Now;
 
 pub use commit::{BatchNo, Commit, DeadLetter, DeadLetterId, Fingerprint, Parked, ParkedId};
-pub use dead_letters::{DeadLetterFilter, DeadLetters, DeadLettersError};
+pub(crate) use dead_letters::{DeadLetterFilter, DeadLetters};
 pub use handle::{SendError, StoreEvents, StoreHandle};
 pub use message_ids::MessageIds;
 pub use record::{Gap, GapId, Record, RecordId, StoredRecord};
 pub use request::{LoadId, MovedAside, Recovered, StoreEvent, StoreRequest};
-pub use stats::{COMMIT_BUCKETS_US, Stats};
+pub(crate) use stats::COMMIT_BUCKETS_US;
+pub use stats::Stats;
 
 pub use crate::stream::Stream;
 

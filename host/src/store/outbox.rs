@@ -5,11 +5,11 @@ use std::sync::atomic::Ordering::Relaxed;
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::gaps::{DAMAGED, EXPIRED, FULL, Gaps};
-use super::record::{Gap, Record, RecordId, StoredRecord};
+use super::gaps::{DAMAGED, FULL, Gaps};
 use super::row::{DamagedRow, Encoder, Segment};
 use super::stats::Stats;
 use super::window::Watermarks;
+use super::{Gap, Record, RecordId, StoredRecord};
 use crate::config::{self, WhenFull};
 use crate::stream::Stream;
 
@@ -141,19 +141,13 @@ impl Outbox {
         moved
     }
 
-    /// Part of a transaction: appends the new records, deletes delivered ones, and enforces the bounds. Returns the new
+    /// Appends the new records, deletes delivered ones, and enforces the bounds. Returns the new
     /// records that are still there.
-    pub(super) fn write(
-        &mut self,
-        connection: &Connection,
-        gaps: &mut Gaps,
-        stats: &Stats,
-    ) -> rusqlite::Result<Vec<StoredRecord>> {
+    pub(super) fn write(&mut self, connection: &Connection, gaps: &mut Gaps) -> rusqlite::Result<Vec<StoredRecord>> {
         let mut fresh = std::mem::take(&mut self.fresh);
         self.fresh_bytes = 0;
         let segment_bytes = SEGMENT_BYTES.min(self.max_bytes / 16);
         for (n, stored) in fresh.iter().enumerate() {
-            stats.records.fetch_add(stored.len() as u64, Relaxed);
             let mut rest = &stored[..];
             while !rest.is_empty() {
                 let mut bytes = 0;
@@ -229,7 +223,8 @@ impl Outbox {
         oldest.optional()
     }
 
-    fn drop_oldest(
+    /// Returns whether there was anything to drop.
+    pub(super) fn drop_oldest(
         &mut self,
         connection: &Connection,
         stream: Stream,
@@ -248,17 +243,8 @@ impl Outbox {
         Ok(true)
     }
 
-    /// Whether a record is older than `store.max_age_secs`.
-    pub(super) fn has_expired(&self, connection: &Connection, now_ms: u64) -> rusqlite::Result<bool> {
-        for stream in Stream::ALL {
-            if self.expired(connection, stream, now_ms)? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    fn expired(&self, connection: &Connection, stream: Stream, now_ms: u64) -> rusqlite::Result<bool> {
+    /// Whether the oldest row of a stream is older than `store.max_age_secs`.
+    pub(super) fn has_expired(&self, connection: &Connection, stream: Stream, now_ms: u64) -> rusqlite::Result<bool> {
         let Some(max_age_ms) = self.max_age_ms else { return Ok(false) };
         let n = stream as usize;
         let mut statement = connection.prepare_cached(STATEMENTS[n].oldest)?;
@@ -271,16 +257,6 @@ impl Outbox {
         });
         let expired = |(id, at_ms): (RecordId, u64)| id > self.ageless[n] && at_ms.saturating_add(max_age_ms) < now_ms;
         Ok(at.optional()?.is_some_and(expired))
-    }
-
-    /// Part of a transaction.
-    pub(super) fn expire(&mut self, connection: &Connection, now_ms: u64, gaps: &mut Gaps) -> rusqlite::Result<()> {
-        for stream in Stream::ALL {
-            while self.expired(connection, stream, now_ms)? {
-                self.drop_oldest(connection, stream, EXPIRED, gaps)?;
-            }
-        }
-        Ok(())
     }
 
     /// Called after a salvage: rows that were lost may have held higher ids than any known one.
@@ -299,7 +275,7 @@ impl Outbox {
         self.ageless
     }
 
-    /// Part of a transaction: drops a record that its receiver will never accept.
+    /// Drops a record that its receiver will never accept.
     pub(super) fn refuse(
         &mut self,
         connection: &Connection,

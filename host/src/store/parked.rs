@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering::Relaxed;
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension};
 
-use super::commit::{Parked, ParkedId};
 use super::row::{self, Encoder};
 use super::stats::Stats;
+use super::{Parked, ParkedId};
 
 #[derive(Debug, Default)]
 pub(super) struct ParkedJobs {
@@ -38,7 +38,7 @@ impl ParkedJobs {
         Ok(jobs)
     }
 
-    /// Part of a transaction. Follows [`Self::load_new`] in the same transaction: jobs of another process would stay
+    /// Follows [`Self::load_new`] in the same transaction: jobs of another process would stay
     /// unnoticed below the id given here.
     pub(super) fn park(
         &mut self,
@@ -56,7 +56,6 @@ impl ParkedJobs {
         Ok(())
     }
 
-    /// Part of a transaction.
     pub(super) fn unpark(&mut self, connection: &Connection, id: ParkedId) -> rusqlite::Result<()> {
         let bytes: Option<u64> = connection
             .prepare_cached("DELETE FROM parked WHERE id = ?1 RETURNING length(body)")?

@@ -18,8 +18,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::commit::{DeadLetter, Parked, ParkedId};
-use super::record::{Record, RecordId, StoredRecord};
+use super::{DeadLetter, Parked, ParkedId, Record, RecordId, StoredRecord};
 use crate::message::{Failure, FailureCode, Message, Usage};
 use crate::stream::Stream;
 
@@ -58,12 +57,8 @@ impl Encoder {
         self.strings = [0; 64];
     }
 
-    fn varint(&mut self, mut value: u64) {
-        while value >= 0x80 {
-            self.row.push(value as u8 | 0x80);
-            value >>= 7;
-        }
-        self.row.push(value as u8);
+    fn varint(&mut self, value: u64) {
+        write_varint(&mut self.row, value);
     }
 
     fn bytes(&mut self, bytes: &[u8]) {
@@ -147,6 +142,14 @@ impl Encoder {
     }
 }
 
+pub(super) fn write_varint(row: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        row.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    row.push(value as u8);
+}
+
 /// Cheap hash for a table of 64: names that differ mostly differ in their last bytes.
 fn slot(string: &str) -> usize {
     let bytes = string.as_bytes();
@@ -157,9 +160,9 @@ fn slot(string: &str) -> usize {
 }
 
 /// Reads a row from offset `at`.
-struct Decoder<'a> {
-    row: &'a [u8],
-    at: usize,
+pub(super) struct Decoder<'a> {
+    pub(super) row: &'a [u8],
+    pub(super) at: usize,
 }
 
 impl<'a> Decoder<'a> {
@@ -176,7 +179,11 @@ impl<'a> Decoder<'a> {
         Ok(byte)
     }
 
-    fn varint(&mut self) -> Result<u64, DamagedRow> {
+    pub(super) fn rest(&self) -> &'a [u8] {
+        &self.row[self.at..]
+    }
+
+    pub(super) fn varint(&mut self) -> Result<u64, DamagedRow> {
         let mut value = 0;
         for shift in (0..64).step_by(7) {
             let byte = self.byte()?;

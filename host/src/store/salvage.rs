@@ -11,17 +11,15 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
 use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, Statement};
 
-use super::OpenError;
 use super::folder::{self, DataFolder};
-use super::request::MovedAside;
 use super::schema::{self, LoadError, TABLES};
+use super::{MovedAside, OpenError};
 use crate::time::Now;
 
 /// Bisections per table in search of readable rows between damaged pages.
@@ -38,6 +36,7 @@ pub(super) fn resume(folder: &DataFolder) -> Result<(), OpenError> {
     result.and_then(|()| folder.sync()).map_err(|source| OpenError::Unusable { path: salvage, source })
 }
 
+/// Makes a new database of the readable rows and moves the damaged one aside.
 pub(super) fn replace_damaged(folder: &DataFolder, reason: String, now: Now) -> Result<MovedAside, OpenError> {
     let database = folder.database();
     let salvage = sibling(&database, ".salvage");
@@ -61,7 +60,7 @@ pub(super) fn replace_damaged(folder: &DataFolder, reason: String, now: Now) -> 
         Ok(moved_to)
     };
     let moved_to = moved().map_err(|source| OpenError::Unusable { path: database.clone(), source })?;
-    tracing::error!(%reason, moved_to = %moved_to.display(), rows_saved, "the database was damaged: readable rows were saved, and the file was moved aside");
+    tracing::error!(%reason, moved_to = %moved_to.display(), rows_saved, "the database is damaged: saved readable rows and moved the file aside");
     Ok(MovedAside { moved_to, rows_saved, reason })
 }
 
@@ -73,9 +72,8 @@ fn sibling(path: &Path, suffix: &str) -> PathBuf {
 
 /// Returns the number of rows saved. The new file has no log of its own, so one rename makes it the database.
 fn salvage_into(salvage: &Path, damaged: &Path) -> Result<u64, LoadError> {
-    let _ = fs::remove_file(salvage);
     // SQLite would create it readable by others.
-    fs::OpenOptions::new().create_new(true).write(true).mode(0o600).open(salvage).map_err(LoadError::Io)?;
+    folder::private_file().truncate(true).open(salvage).map_err(LoadError::Io)?;
     let mut new = Connection::open_with_flags(salvage, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     new.pragma_update(None, "page_size", folder::PAGE_BYTES)?;
     new.pragma_update(None, "synchronous", "FULL")?;

@@ -1,6 +1,7 @@
 //! Open database and everything that waits to be written to it.
 //!
 //! A session ends with the first error. Nothing in memory is undone after a failed transaction: a new session is loaded.
+//! Everything that the tables of the store write is part of the transaction of their session.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -10,17 +11,13 @@ use bytes::Bytes;
 use rusqlite::wal::CheckpointMode;
 use rusqlite::{Connection, MAIN_DB};
 
-use super::OpenError;
 use super::checkpoint::{Checkpointer, FRAME_BYTES};
-use super::commit::{BatchNo, Commit, Parked};
 use super::dead_letters::DeadLetterTable;
 use super::folder::{self, DataFolder};
-use super::gaps::Gaps;
+use super::gaps::{EXPIRED, Gaps};
 use super::message_id_rows::MessageIdRows;
 use super::outbox::Outbox;
 use super::parked::ParkedJobs;
-use super::record::{GapId, RecordId, StoredRecord};
-use super::request::{Recovered, StoreEvent};
 use super::row::Encoder;
 use super::salvage;
 use super::schema::{self, LoadError};
@@ -28,6 +25,7 @@ use super::state::StateTable;
 use super::state_retention::{self, RetentionChange, StateRetention};
 use super::stats::Stats;
 use super::window::{RedeliveryWindow, Watermarks};
+use super::{BatchNo, Commit, GapId, OpenError, Parked, RecordId, Recovered, StoreEvent, StoredRecord};
 use crate::config;
 use crate::message::Scope;
 use crate::stream::{PerStream, Stream};
@@ -276,7 +274,7 @@ impl Session {
             return Ok(false);
         }
         self.write_pending()?;
-        self.stored = self.outbox.write(&self.connection, &mut self.gaps, &self.stats)?;
+        self.stored = self.outbox.write(&self.connection, &mut self.gaps)?;
         self.gaps.write(&self.connection)?;
         self.message_ids.write(&self.connection, now.unix_ms / 1000)?;
         self.window.write(&self.connection, self.outbox.marks())?;
@@ -331,13 +329,15 @@ impl Session {
             self.set_meta(AGELESS, &ageless)?;
         }
         self.ticked = now;
-        if self.outbox.has_expired(&self.connection, now.unix_ms)? {
-            self.begin_transaction()?;
-            self.outbox.expire(&self.connection, now.unix_ms, &mut self.gaps)?;
+        for stream in Stream::ALL {
+            while self.outbox.has_expired(&self.connection, stream, now.unix_ms)? {
+                self.begin_transaction()?;
+                self.outbox.drop_oldest(&self.connection, stream, EXPIRED, &mut self.gaps)?;
+            }
         }
-        if self.dead_letters.has_expired(&self.connection, now.unix_ms)? {
+        while self.dead_letters.has_expired(&self.connection, now.unix_ms)? {
             self.begin_transaction()?;
-            self.dead_letters.expire(&self.connection, now.unix_ms, &self.stats)?;
+            self.dead_letters.drop_oldest(&self.connection, EXPIRED, &self.stats)?;
         }
         self.outbox.update_ages(&self.connection, &self.stats)
     }
@@ -347,7 +347,7 @@ impl Session {
         for change in retention.changes(&self.connection, now.monotonic)? {
             self.begin_transaction()?;
             change.write(&self.connection)?;
-            if let RetentionChange::DeleteState { function } = &change {
+            if let RetentionChange::DeleteState(function) = &change {
                 self.state.forget(function);
             }
         }

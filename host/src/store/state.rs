@@ -52,7 +52,6 @@ impl StateTable {
         entries.collect()
     }
 
-    /// Part of a transaction.
     pub(super) fn write(
         &mut self,
         connection: &Connection,

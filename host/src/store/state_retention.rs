@@ -25,17 +25,10 @@ pub(super) struct StateRetention {
 /// Change to write to the database.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum RetentionChange {
-    SetAway {
-        function: String,
-        secs: u64,
-    },
+    SetAway(String, u64),
     /// The function is installed again, or has no state any more.
-    ClearAway {
-        key: String,
-    },
-    DeleteState {
-        function: String,
-    },
+    ClearAway(String),
+    DeleteState(String),
 }
 
 impl StateRetention {
@@ -60,16 +53,15 @@ impl StateRetention {
         let stored: Vec<String> = stored.query_map((), |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
         let is_away = |function: &str| !installed.iter().any(|it| **it == *function);
         for function in stored.iter().filter(|function| is_away(function)) {
-            let key = format!("{META}{function}");
-            let before: Option<Vec<u8>> = connection
+            let sum: Option<Vec<u8>> = connection
                 .prepare_cached("SELECT value FROM meta WHERE key = ?1")?
-                .query_row((key,), |row| row.get(0))
+                .query_row((key(function),), |row| row.get(0))
                 .optional()?;
-            let before = before.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
-            let secs = before.saturating_add(passed.as_secs());
+            let sum = sum.and_then(|bytes| bytes.try_into().ok()).map_or(0, u64::from_le_bytes);
+            let secs = sum.saturating_add(passed.as_secs());
             changes.push(match secs > retention.as_secs() {
-                true => RetentionChange::DeleteState { function: function.clone() },
-                false => RetentionChange::SetAway { function: function.clone(), secs },
+                true => RetentionChange::DeleteState(function.clone()),
+                false => RetentionChange::SetAway(function.clone(), secs),
             });
         }
         let mut keys = connection.prepare_cached("SELECT key FROM meta WHERE key >= ?1 AND key < ?2")?;
@@ -79,33 +71,36 @@ impl StateRetention {
             let key = key?;
             let function = key.strip_prefix(META).expect("the range holds only keys with the prefix");
             if !(is_away(function) && stored.iter().any(|it| it == function)) {
-                changes.push(RetentionChange::ClearAway { key });
+                changes.push(RetentionChange::ClearAway(function.to_owned()));
             }
         }
         Ok(changes)
     }
 }
 
+fn key(function: &str) -> String {
+    format!("{META}{function}")
+}
+
 impl RetentionChange {
-    /// Part of a transaction.
     pub(super) fn write(&self, connection: &Connection) -> rusqlite::Result<()> {
-        let delete_key = |key: &str| connection.prepare_cached("DELETE FROM meta WHERE key = ?1")?.execute((key,));
+        let clear = |function| connection.prepare_cached("DELETE FROM meta WHERE key = ?1")?.execute((key(function),));
         match self {
-            Self::SetAway { function, secs } => {
-                let row = (format!("{META}{function}"), secs.to_le_bytes());
+            Self::SetAway(function, secs) => {
+                let row = (key(function), secs.to_le_bytes());
                 connection.prepare_cached("REPLACE INTO meta VALUES (?1, ?2)")?.execute(row)?;
             }
-            Self::ClearAway { key } => drop(delete_key(key)?),
-            Self::DeleteState { function } => {
+            Self::ClearAway(function) => drop(clear(function)?),
+            Self::DeleteState(function) => {
                 let keys = connection
                     .prepare_cached("DELETE FROM state WHERE scope IN (SELECT id FROM scope WHERE function = ?1)")?
                     .execute((function,))?;
                 connection.prepare_cached("DELETE FROM scope WHERE function = ?1")?.execute((function,))?;
-                delete_key(&format!("{META}{function}"))?;
+                clear(function)?;
                 tracing::warn!(
                     function,
                     keys,
-                    "deleted the state of a function that was not installed for store.state_retention_secs"
+                    "deleted state of a function that was away for store.state_retention_secs"
                 );
             }
         }

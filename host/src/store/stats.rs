@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::stream::PerStream;
 
 /// Upper bounds of [`Stats::commit_buckets`] in microseconds. The last bucket has none.
-pub const COMMIT_BUCKETS_US: [u64; 11] =
+pub(crate) const COMMIT_BUCKETS_US: [u64; 11] =
     [250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 1_000_000];
 
 /// Counters since the start of the process; gauges as of the last commit.
@@ -14,15 +14,13 @@ pub const COMMIT_BUCKETS_US: [u64; 11] =
 pub struct Stats {
     /// Transactions, each with one sync of the WAL.
     pub commits: AtomicU64,
-    /// Time of the `COMMIT`s: writing the WAL and syncing it.
+    /// Duration of `COMMIT`: writing the WAL and syncing it.
     pub commit_us: AtomicU64,
     pub commit_max_us: AtomicU64,
     /// Commits by duration, not cumulative; see [`COMMIT_BUCKETS_US`].
     pub commit_buckets: [AtomicU64; COMMIT_BUCKETS_US.len() + 1],
-    /// Times that the disk failed.
+    /// Failures of the disk.
     pub failures: AtomicU64,
-    /// Records added to the outbox.
-    pub records: AtomicU64,
     /// Gauges by stream: records that wait, their bytes as stored, and the time of the oldest (0: none).
     pub outbox_records: PerStream<AtomicU64>,
     pub outbox_bytes: PerStream<AtomicU64>,
@@ -35,21 +33,21 @@ pub struct Stats {
     /// Gauges.
     pub dead_letters: AtomicU64,
     pub dead_letter_bytes: AtomicU64,
-    /// Dead letters that were removed because there were too many or they were too old.
+    /// Dead letters removed by the bounds on bytes and age.
     pub dead_letters_dropped: AtomicU64,
-    /// Gauges: jobs that wait for a retry, and their bytes as stored.
+    /// Gauges: parked jobs, and their bytes as stored.
     pub parked: AtomicU64,
     pub parked_bytes: AtomicU64,
-    /// Gauge: the frames of the WAL that are in use.
+    /// Gauge: frames of the WAL in use.
     pub wal_bytes: AtomicU64,
-    /// Bytes that the writer and the checkpointer gave to `write` and its like: the WAL and the database file. Zero
-    /// where the kernel does not count them (`CONFIG_TASK_IO_ACCOUNTING`).
+    /// Bytes that the writer and the checkpointer wrote to the WAL and the database file. Zero where the kernel does not
+    /// count them (`CONFIG_TASK_IO_ACCOUNTING`).
     pub writer_bytes: AtomicU64,
     pub checkpoint_bytes: AtomicU64,
 }
 
 impl Stats {
-    pub fn bytes_written(&self) -> u64 {
+    pub(crate) fn bytes_written(&self) -> u64 {
         self.writer_bytes.load(Relaxed) + self.checkpoint_bytes.load(Relaxed)
     }
 

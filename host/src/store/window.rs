@@ -12,8 +12,8 @@ use std::collections::VecDeque;
 
 use rusqlite::Connection;
 
-use super::commit::Fingerprint;
-use super::record::RecordId;
+use super::row::{Decoder, write_varint};
+use super::{Fingerprint, RecordId};
 
 /// Fingerprints per row: few enough that rewriting the row costs no more than its page.
 const ROW_FINGERPRINTS: usize = 32;
@@ -75,7 +75,6 @@ impl RedeliveryWindow {
         }
     }
 
-    /// Part of every transaction.
     pub(super) fn write(&mut self, connection: &Connection, watermarks: &Watermarks) -> rusqlite::Result<()> {
         let id = match self.rows.back() {
             Some((id, count)) if *count < ROW_FINGERPRINTS => *id,
@@ -114,12 +113,8 @@ impl RedeliveryWindow {
 
 fn encode(row: &mut Vec<u8>, watermarks: &Watermarks, fingerprints: &[Fingerprint]) {
     row.clear();
-    for RecordId(mut id) in watermarks.delivered.into_iter().chain(watermarks.last) {
-        while id >= 0x80 {
-            row.push(id as u8 | 0x80);
-            id >>= 7;
-        }
-        row.push(id as u8);
+    for RecordId(id) in watermarks.delivered.into_iter().chain(watermarks.last) {
+        write_varint(row, id);
     }
     for fingerprint in fingerprints {
         row.extend_from_slice(&fingerprint.packet_id.to_le_bytes());
@@ -127,19 +122,13 @@ fn encode(row: &mut Vec<u8>, watermarks: &Watermarks, fingerprints: &[Fingerprin
     }
 }
 
-fn decode(mut row: &[u8]) -> Option<(Watermarks, Vec<Fingerprint>)> {
+fn decode(row: &[u8]) -> Option<(Watermarks, Vec<Fingerprint>)> {
+    let mut decoder = Decoder { row, at: 0 };
     let mut watermarks = Watermarks::default();
     for RecordId(id) in watermarks.delivered.iter_mut().chain(&mut watermarks.last) {
-        for shift in (0..64).step_by(7) {
-            let (byte, rest) = row.split_first()?;
-            row = rest;
-            *id |= u64::from(byte & 0x7f) << shift;
-            if *byte < 0x80 {
-                break;
-            }
-        }
+        *id = decoder.varint().ok()?;
     }
-    let (fingerprints, []) = row.as_chunks::<10>() else { return None };
+    let (fingerprints, []) = decoder.rest().as_chunks::<10>() else { return None };
     let fingerprints = fingerprints
         .iter()
         .map(|&[p0, p1, ref digest @ ..]| Fingerprint {

@@ -17,12 +17,10 @@ use std::time::{Duration, Instant};
 use flume::{Receiver, RecvTimeoutError, TryRecvError};
 use tokio::sync::mpsc::Sender;
 
-use super::OpenError;
-use super::record::RecordId;
-use super::request::{StoreEvent, StoreRequest};
 use super::session::{Session, StoreContext};
 use super::state_retention::StateRetention;
 use super::stats::thread_bytes_written;
+use super::{OpenError, RecordId, StoreEvent, StoreRequest};
 use crate::stream::Stream;
 use crate::time::Now;
 
@@ -161,13 +159,10 @@ impl Writer {
     /// Waits for a request until `deadline`; `None`: does not wait. Without senders the store closes.
     fn receive(&mut self, deadline: Option<Instant>) -> Option<(u64, StoreRequest)> {
         let received = match deadline {
-            Some(deadline) => self.requests.recv_timeout(deadline.saturating_duration_since(Instant::now())),
-            None => self.requests.try_recv().map_err(|error| match error {
-                TryRecvError::Empty => RecvTimeoutError::Timeout,
-                TryRecvError::Disconnected => RecvTimeoutError::Disconnected,
-            }),
+            Some(deadline) => self.requests.recv_deadline(deadline).map_err(|it| it == RecvTimeoutError::Disconnected),
+            None => self.requests.try_recv().map_err(|it| it == TryRecvError::Disconnected),
         };
-        self.closing |= matches!(received, Err(RecvTimeoutError::Disconnected));
+        self.closing |= matches!(received, Err(true));
         received.ok()
     }
 
