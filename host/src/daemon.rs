@@ -24,7 +24,7 @@ use crate::config::Config;
 use crate::deploy;
 use crate::footprint;
 use crate::forward::webhook::{self, Webhook};
-use crate::forward::{Answer, Envelope, Route};
+use crate::forward::{Answer, Destination, Envelope};
 use crate::manifest::Manifest;
 use crate::mqtt::{self, Link, PublishResult};
 use crate::store;
@@ -224,7 +224,7 @@ impl Daemon {
                 Effect::Acknowledge(token) => self.broker.acknowledge(token),
                 Effect::Store(request) => self.ask_store(request),
                 Effect::Worker { worker, life, command } => self.workers.apply(worker, life, command),
-                Effect::Send { route, token, envelope } => self.send(route, token, envelope),
+                Effect::Send { destination, token, envelope } => self.send(destination, token, envelope),
                 Effect::Subscribe { filter, id } => self.broker.subscribe(&filter, Some(id)),
                 Effect::Unsubscribe { filter } => self.broker.unsubscribe(&filter),
                 Effect::Reconnect => self.broker.reconnect(),
@@ -252,22 +252,22 @@ impl Daemon {
         }
     }
 
-    fn send(&mut self, route: Route, token: u64, envelope: Envelope) {
-        let sent = match (route, &self.upstream) {
-            (Route::Local, _) => publish(&self.broker, &envelope, token),
-            (Route::Upstream, Upstream::Mqtt { link, .. }) => publish(link, &envelope, token),
-            (Route::Upstream, Upstream::Webhook { webhook, .. }) => {
+    fn send(&mut self, destination: Destination, token: u64, envelope: Envelope) {
+        let sent = match (destination, &self.upstream) {
+            (Destination::Local, _) => publish(&self.broker, &envelope, token),
+            (Destination::Upstream, Upstream::Mqtt { link, .. }) => publish(link, &envelope, token),
+            (Destination::Upstream, Upstream::Webhook { webhook, .. }) => {
                 webhook.post(token, envelope).map_err(|webhook::Full| mqtt::Full)
             }
-            (Route::Upstream, Upstream::None) => Err(mqtt::Full),
+            (Destination::Upstream, Upstream::None) => Err(mqtt::Full),
         };
         if sent.is_err() {
-            self.sink(route, SinkEvent::Returned { token });
+            self.sink(destination, SinkEvent::Returned { token });
         }
     }
 
-    fn sink(&mut self, route: Route, event: SinkEvent) {
-        self.board.handle(Input::Sink { route, event }, self.now());
+    fn sink(&mut self, destination: Destination, event: SinkEvent) {
+        self.board.handle(Input::Sink { destination, event }, self.now());
     }
 
     fn housekeep(&mut self, now: Now) {
@@ -318,21 +318,23 @@ impl Daemon {
 
     fn upstream_events(&mut self, events: UpstreamEvents) {
         match events {
-            UpstreamEvents::Webhook(token, answer) => self.sink(Route::Upstream, SinkEvent::Answered { token, answer }),
+            UpstreamEvents::Webhook(token, answer) => {
+                self.sink(Destination::Upstream, SinkEvent::Answered { token, answer })
+            }
             UpstreamEvents::Mqtt(events) => {
                 for event in events {
                     match event {
                         mqtt::Event::Connected { .. } => {
                             tracing::info!("connected upstream");
-                            self.sink(Route::Upstream, SinkEvent::Connected);
+                            self.sink(Destination::Upstream, SinkEvent::Connected);
                         }
                         mqtt::Event::Disconnected { reason } => {
                             tracing::warn!(reason, "not connected upstream: what is to be sent waits in the store");
-                            self.sink(Route::Upstream, SinkEvent::Disconnected);
+                            self.sink(Destination::Upstream, SinkEvent::Disconnected);
                             self.give_back_at.get_or_insert(Instant::now() + FAILED);
                         }
                         mqtt::Event::Published { token, result } => {
-                            self.sink(Route::Upstream, SinkEvent::Answered { token, answer: answer(result) });
+                            self.sink(Destination::Upstream, SinkEvent::Answered { token, answer: answer(result) });
                         }
                         mqtt::Event::Delivery(_)
                         | mqtt::Event::Subscribed { .. }
@@ -396,10 +398,10 @@ fn publish(link: &Link, envelope: &Envelope, token: u64) -> Result<(), mqtt::Ful
 
 fn answer(result: PublishResult) -> Answer {
     match result {
-        PublishResult::Taken => Answer::Taken,
+        PublishResult::Taken => Answer::Accepted,
         PublishResult::Refused(reason) => Answer::Refused(reason.into()),
         PublishResult::Declined(reason) => Answer::Declined(reason.into()),
-        PublishResult::Retry(reason) => Answer::Again { reason, after: None },
+        PublishResult::Retry(reason) => Answer::Retry { reason, after: None },
     }
 }
 

@@ -76,8 +76,8 @@ fn config() -> BoardConfig {
     }
 }
 
-fn forward() -> forward::Settings {
-    forward::Settings { node: "board".into(), local_in_flight: 64, upstream: None, seed: 7 }
+fn forward() -> forward::ForwardConfig {
+    forward::ForwardConfig { node: "board".into(), local_in_flight: 64, upstream: None, seed: 7 }
 }
 
 impl Rig {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::ids::{JobNo, Life, WorkerNo};
 use super::version::{TrialEvent, Version};
-use crate::forward::{Answer, Envelope, Route};
+use crate::forward::{Answer, Destination, Envelope};
 use crate::manifest::StateScope;
 use crate::message::{LogLine, Message, Outcome};
 use crate::store;
@@ -60,7 +60,7 @@ pub enum Input {
     Broker(BrokerEvent),
     /// What happened to the connection of a sink or to an envelope.
     Sink {
-        route: Route,
+        destination: Destination,
         event: SinkEvent,
     },
     Store(store::StoreEvent),
@@ -150,7 +150,7 @@ pub enum Effect {
         command: WorkerCommand,
     },
     Send {
-        route: Route,
+        destination: Destination,
         token: u64,
         envelope: Envelope,
     },

@@ -51,7 +51,7 @@ use rollout::{Report, Rollout};
 use subscriptions::Subscriptions;
 pub use version::{Difference, TrialEvent, TrialTally, Version};
 
-use crate::forward::{self, Forwarder, Route};
+use crate::forward::{self, Destination, Forwarder};
 use crate::router::Router;
 use crate::store;
 use crate::telemetry::Metrics;
@@ -109,7 +109,7 @@ impl Board {
     /// `recovered`: what the store found when it was opened. Functions are deployed next, then [`Board::restore`] follows.
     pub fn new(
         config: BoardConfig,
-        forward: forward::Settings,
+        forward: forward::ForwardConfig,
         recovered: &store::Recovered,
         metrics: Arc<Metrics>,
         now: Now,
@@ -157,7 +157,7 @@ impl Board {
                 self.handle_worker_events();
             }
             Input::Store(event) => self.handle_store(event),
-            Input::Sink { route, event } => self.handle_sink(route, event),
+            Input::Sink { destination, event } => self.handle_sink(destination, event),
             Input::Deploy(version) => self.deploy(version),
             Input::Remove { function } => self.remove_function(&function),
             Input::DropCandidate { function, edition } => self.drop_candidate(&function, edition),
@@ -216,7 +216,7 @@ impl Board {
         let action = self.forwarder.poll(self.now.monotonic)?;
         Some(match action {
             forward::Action::Store(request) => Effect::Store(request),
-            forward::Action::Send { route, token, envelope } => Effect::Send { route, token, envelope },
+            forward::Action::Send { destination, token, envelope } => Effect::Send { destination, token, envelope },
         })
     }
 
@@ -320,13 +320,13 @@ impl Board {
         self.effects.push_back(Effect::Reconnect);
     }
 
-    fn handle_sink(&mut self, route: Route, event: SinkEvent) {
+    fn handle_sink(&mut self, destination: Destination, event: SinkEvent) {
         let now = self.now.monotonic;
         match event {
-            SinkEvent::Connected => self.forwarder.connected(route),
-            SinkEvent::Disconnected => self.forwarder.disconnected(route, now),
-            SinkEvent::Answered { token, answer } => self.forwarder.answered(route, token, answer, now),
-            SinkEvent::Returned { token } => self.forwarder.returned(route, token),
+            SinkEvent::Connected => self.forwarder.connected(destination),
+            SinkEvent::Disconnected => self.forwarder.disconnected(destination, now),
+            SinkEvent::Answered { token, answer } => self.forwarder.answered(destination, token, answer, now),
+            SinkEvent::Returned { token } => self.forwarder.returned(destination, token),
         }
     }
 
@@ -344,7 +344,7 @@ impl Board {
                 self.is_connected = false;
                 self.subscriptions.disconnected();
                 self.intake.disconnected();
-                self.forwarder.disconnected(Route::Local, self.now.monotonic);
+                self.forwarder.disconnected(Destination::Local, self.now.monotonic);
             }
             BrokerEvent::Unsubscribed { filter } => {
                 if self.subscriptions.unsubscribed(&filter) {
@@ -373,7 +373,7 @@ impl Board {
         let all = self.subscriptions.all();
         self.save_subscriptions();
         self.subscribe(&all);
-        self.forwarder.connected(Route::Local);
+        self.forwarder.connected(Destination::Local);
     }
 
     /// Functions want other topics than before.

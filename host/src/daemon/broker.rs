@@ -3,7 +3,7 @@
 use super::{BROKER_VERSION_TOPIC, Daemon, FAILED, answer, status};
 use crate::board::{BrokerEvent, Input, SinkEvent};
 use crate::deploy;
-use crate::forward::Route;
+use crate::forward::Destination;
 use crate::mqtt;
 use crate::time::Now;
 
@@ -38,7 +38,7 @@ impl Daemon {
             }
             mqtt::Event::Published { token, result } => {
                 if token != status::TOKEN {
-                    self.sink(Route::Local, SinkEvent::Answered { token, answer: answer(result) });
+                    self.sink(Destination::Local, SinkEvent::Answered { token, answer: answer(result) });
                 }
                 return;
             }

@@ -81,7 +81,7 @@ impl Daemon {
         }
         let board_config = board_config(&config);
         let workers = Processes::new(process_config(&config), board_config.workers.count);
-        let forward = forward::Settings {
+        let forward = forward::ForwardConfig {
             node: config.node.name.clone(),
             local_in_flight: LOCAL_IN_FLIGHT.into(),
             upstream: config.upstream.clone(),

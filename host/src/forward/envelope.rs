@@ -32,14 +32,14 @@ impl Envelope {
 
 /// Whose records these are.
 #[derive(Clone, Debug)]
-pub struct Origin {
+pub struct EnvelopeBuilder {
     store_id: Box<str>,
     /// `sedge/<node>`.
     source: Box<str>,
     topic_prefix: Box<str>,
 }
 
-impl Origin {
+impl EnvelopeBuilder {
     pub fn new(store_id: &str, node: &str, topic_prefix: Option<&str>) -> Self {
         let source = format!("sedge/{node}");
         let topic_prefix = topic_prefix.map_or_else(|| format!("{source}/"), Into::into);
@@ -135,7 +135,7 @@ mod tests {
 
     #[test]
     fn upstream_records_carry_cloudevents_attributes() {
-        let envelope = Origin::new("k3", "cellar", None).record(&stored(Stream::Alert, "alerts/f"));
+        let envelope = EnvelopeBuilder::new("k3", "cellar", None).record(&stored(Stream::Alert, "alerts/f"));
         assert_eq!(envelope.topic, "sedge/cellar/alerts/f");
         let properties: Vec<_> = envelope.properties.iter().map(|(key, value)| (*key, &**value)).collect();
         assert_eq!(
@@ -148,14 +148,14 @@ mod tests {
                 ("time", "2013-12-10T06:25:00.250Z"),
             ]
         );
-        let envelope = Origin::new("k3", "cellar", Some("site/7/")).record(&stored(Stream::Data, "raw"));
+        let envelope = EnvelopeBuilder::new("k3", "cellar", Some("site/7/")).record(&stored(Stream::Data, "raw"));
         assert_eq!(envelope.topic, "site/7/raw");
         assert_eq!((envelope.property("id"), envelope.property("type")), (Some("k3-d-42"), Some("io.sedge.data")));
     }
 
     #[test]
     fn local_publications_keep_their_topic_and_count_hops() {
-        let envelope = Origin::new("k3", "cellar", Some("x/")).record(&stored(Stream::Local, "derived/t"));
+        let envelope = EnvelopeBuilder::new("k3", "cellar", Some("x/")).record(&stored(Stream::Local, "derived/t"));
         assert_eq!(envelope.topic, "derived/t");
         assert!(envelope.retain);
         assert_eq!(envelope.properties, [("id", "k3-l-42".into()), (HOPS, "3".into())]);
@@ -173,7 +173,7 @@ mod tests {
             first_at_ms: 1_000,
             last_at_ms: 61_000,
         };
-        let envelope = Origin::new("k3", "cellar", None).gap(&gap);
+        let envelope = EnvelopeBuilder::new("k3", "cellar", None).gap(&gap);
         assert_eq!(envelope.topic, "sedge/cellar/gaps");
         assert_eq!(envelope.property("id"), Some("k3-g-d-812-990"));
         let payload: serde_json::Value = serde_json::from_slice(&envelope.payload).unwrap();

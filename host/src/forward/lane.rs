@@ -17,14 +17,14 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
-use super::envelope::{Envelope, Origin};
-use super::tail::{Tail, Window};
+use super::envelope::{Envelope, EnvelopeBuilder};
+use super::tail::{Tail, TailLimits};
 use crate::store::{Gap, GapId, RecordId, Recovered, StoreRequest, Stream};
 use crate::stream::PerStream;
 use crate::time::Backoff;
 
 /// Half a megabyte is about two seconds of work for the fastest receiver, and six windows fit a small board.
-const WINDOW: Window = Window { records: 2048, bytes: 512 << 10 };
+const WINDOW: TailLimits = TailLimits { records: 2048, bytes: 512 << 10 };
 
 /// The first pause after a receiver asked to be left alone for a while.
 pub const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -41,14 +41,14 @@ const GIVEN_UP_TOPICS: usize = 64;
 /// What a receiver said about one envelope.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
-    Taken,
+    Accepted,
     /// It will never take this one. The reason is short and without figures of its own: gaps are folded by it.
     Refused(Box<str>),
     /// It does not take this one, now or for ever, and may well take others: a topic that it does not allow. The reason is
     /// as short.
     Declined(Box<str>),
     /// Not now, whatever is sent; the pause is at least `after`.
-    Again {
+    Retry {
         reason: String,
         after: Option<Duration>,
     },
@@ -63,13 +63,13 @@ pub enum Step {
 
 #[derive(Debug)]
 pub struct Lane {
-    origin: Origin,
-    lines: Vec<Line>,
+    builder: EnvelopeBuilder,
+    streams: Vec<LaneStream>,
     gaps: Vec<PendingGap>,
     /// All gaps in `gaps` are reported when this number may be told to the store.
     gaps_through: GapId,
     /// What was sent and not answered. Tokens are never used twice, so an answer from an old connection finds nothing.
-    in_flight: HashMap<u64, Item>,
+    in_flight: HashMap<u64, InFlight>,
     in_flight_limit: usize,
     next_token: u64,
     connected: bool,
@@ -98,7 +98,7 @@ pub struct Lane {
 
 /// A stream on its way to the receiver.
 #[derive(Debug)]
-struct Line {
+struct LaneStream {
     stream: Stream,
     tail: Tail,
     hold: Option<Hold>,
@@ -116,7 +116,7 @@ struct Hold {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Item {
+enum InFlight {
     Record(Stream, RecordId),
     /// Its place in `gaps`.
     Gap(usize),
@@ -138,7 +138,7 @@ enum GapState {
 impl Lane {
     pub fn new(
         streams: &[Stream],
-        origin: Origin,
+        builder: EnvelopeBuilder,
         recovered: &Recovered,
         in_flight_limit: usize,
         backoff: Backoff,
@@ -146,12 +146,12 @@ impl Lane {
     ) -> Self {
         let line = |stream: &Stream| {
             let tail = Tail::new(WINDOW, recovered.delivered[*stream], recovered.last[*stream]);
-            Line { stream: *stream, tail, hold: None, backoff: backoff.clone() }
+            LaneStream { stream: *stream, tail, hold: None, backoff: backoff.clone() }
         };
-        let lines = streams.iter().map(line).collect();
+        let streams = streams.iter().map(line).collect();
         Self {
-            origin,
-            lines,
+            builder,
+            streams,
             gaps: Vec::new(),
             gaps_through: GapId::default(),
             in_flight: HashMap::new(),
@@ -177,8 +177,8 @@ impl Lane {
         self.line(stream).map(|line| &mut line.tail)
     }
 
-    fn line(&mut self, stream: Stream) -> Option<&mut Line> {
-        self.lines.iter_mut().find(|line| line.stream == stream)
+    fn line(&mut self, stream: Stream) -> Option<&mut LaneStream> {
+        self.streams.iter_mut().find(|line| line.stream == stream)
     }
 
     /// The store hands out the next gaps only when it was told that the ones before are reported.
@@ -198,14 +198,14 @@ impl Lane {
     /// Everything without an answer is sent again on the next connection.
     pub fn disconnected(&mut self, now: Instant) {
         self.connected = false;
-        let broke: Vec<Item> = self.in_flight.drain().map(|(_, item)| item).collect();
-        if let [Item::Record(stream, id)] = broke[..]
+        let broke: Vec<InFlight> = self.in_flight.drain().map(|(_, item)| item).collect();
+        if let [InFlight::Record(stream, id)] = broke[..]
             && self.careful
         {
             self.declined(stream, id, "connection-broken".into(), now);
         }
         self.careful |= !broke.is_empty() && self.taken == self.taken_before;
-        for line in &mut self.lines {
+        for line in &mut self.streams {
             line.tail.rewind();
         }
         for gap in &mut self.gaps {
@@ -219,7 +219,7 @@ impl Lane {
     pub fn answered(&mut self, token: u64, answer: Answer, now: Instant) -> Option<Stream> {
         self.full = false;
         let item = self.in_flight.remove(&token)?;
-        let taken = answer == Answer::Taken;
+        let taken = answer == Answer::Accepted;
         if taken {
             self.taken += 1;
             self.careful = false;
@@ -228,14 +228,14 @@ impl Lane {
             self.backoff.succeeded();
         }
         match (item, answer) {
-            (Item::Record(stream, id), Answer::Taken) => {
-                self.take_back_topic(stream, id);
+            (InFlight::Record(stream, id), Answer::Accepted) => {
+                self.reinstate_topic(stream, id);
                 self.done(stream, id);
                 return Some(stream);
             }
-            (Item::Record(stream, id), Answer::Refused(reason)) => self.lose(stream, id, reason),
-            (Item::Record(stream, id), Answer::Declined(reason)) => self.declined(stream, id, reason, now),
-            (Item::Gap(place), Answer::Taken | Answer::Refused(_) | Answer::Declined(_)) => {
+            (InFlight::Record(stream, id), Answer::Refused(reason)) => self.drop_record(stream, id, reason),
+            (InFlight::Record(stream, id), Answer::Declined(reason)) => self.declined(stream, id, reason, now),
+            (InFlight::Gap(place), Answer::Accepted | Answer::Refused(_) | Answer::Declined(_)) => {
                 // A receiver that refuses to hear of gaps must not stop the data behind them.
                 self.gaps[place].state = GapState::Done;
                 if self.gaps.iter().all(|gap| gap.state == GapState::Done) {
@@ -243,8 +243,8 @@ impl Lane {
                     self.requests.push(StoreRequest::GapsReported { through: self.gaps_through });
                 }
             }
-            (item, Answer::Again { after, .. }) => {
-                self.put_back(item);
+            (item, Answer::Retry { after, .. }) => {
+                self.requeue(item);
                 // Envelopes that were under way together fail together: one pause for all of them.
                 if !self.paused(now) {
                     let pause = self.backoff.failed().max(after.unwrap_or_default()).min(self.backoff.max());
@@ -260,7 +260,7 @@ impl Lane {
     /// [`Self::writable`].
     pub fn returned(&mut self, token: u64) {
         if let Some(item) = self.in_flight.remove(&token) {
-            self.put_back(item);
+            self.requeue(item);
             self.full = true;
         }
     }
@@ -270,14 +270,14 @@ impl Lane {
     }
 
     /// The store is back, with the file it had or a new one. What it said and was told in between is void.
-    pub fn reopened(&mut self, recovered: &Recovered, origin: Origin) {
-        self.origin = origin;
+    pub fn reopened(&mut self, recovered: &Recovered, builder: EnvelopeBuilder) {
+        self.builder = builder;
         self.requests.clear();
         self.watermarks = PerStream::default();
         self.in_flight.clear();
         // It hands out unreported gaps anew, perhaps grown.
         self.gaps.clear();
-        for line in &mut self.lines {
+        for line in &mut self.streams {
             line.tail.reopened(recovered.delivered[line.stream], recovered.last[line.stream]);
             // Its ids may be those of another file.
             line.hold = None;
@@ -294,7 +294,7 @@ impl Lane {
                 return Some(Step::Store(StoreRequest::Delivered { stream, through }));
             }
         }
-        for line in &mut self.lines {
+        for line in &mut self.streams {
             if let Some(load) = line.tail.load() {
                 let (stream, after, max_bytes) = (line.stream, load.after, load.max_bytes);
                 return Some(Step::Store(StoreRequest::ReadOutbox { stream, after, max_bytes }));
@@ -327,13 +327,13 @@ impl Lane {
 
     /// When to poll again although nothing happened.
     pub fn wake_at(&self) -> Option<Instant> {
-        let holds = self.lines.iter().filter_map(|line| line.hold.as_ref()?.until);
+        let holds = self.streams.iter().filter_map(|line| line.hold.as_ref()?.until);
         self.paused_until.into_iter().chain(holds).min().filter(|_| self.connected)
     }
 
     /// Whether everything that was committed is delivered.
     pub fn is_empty(&self) -> bool {
-        self.gaps.is_empty() && self.lines.iter().all(|line| line.tail.is_empty())
+        self.gaps.is_empty() && self.streams.iter().all(|line| line.tail.is_empty())
     }
 
     fn end_pauses(&mut self, now: Instant) {
@@ -341,19 +341,19 @@ impl Lane {
             until.take_if(|until| *until <= now);
         };
         over(&mut self.paused_until);
-        self.lines.iter_mut().filter_map(|line| line.hold.as_mut()).for_each(|hold| over(&mut hold.until));
+        self.streams.iter_mut().filter_map(|line| line.hold.as_mut()).for_each(|hold| over(&mut hold.until));
     }
 
-    fn next_envelope(&mut self) -> Option<(Item, Envelope)> {
+    fn next_envelope(&mut self) -> Option<(InFlight, Envelope)> {
         // Some stream's held record is due: it is sent when nothing else is under way, and nothing is until its answer.
         let due = self
-            .lines
+            .streams
             .iter()
             .find_map(|line| line.hold.as_ref().filter(|hold| hold.until.is_none()).map(|_| line.stream));
         if due.is_some() && !self.in_flight.is_empty() {
             return None;
         }
-        for Line { stream, tail, hold, .. } in &mut self.lines {
+        for LaneStream { stream, tail, hold, .. } in &mut self.streams {
             if due.is_some_and(|due| due != *stream) {
                 continue;
             }
@@ -366,12 +366,12 @@ impl Lane {
             {
                 let gap = &mut self.gaps[place];
                 gap.state = GapState::Sent;
-                return Some((Item::Gap(place), self.origin.gap(&gap.gap)));
+                return Some((InFlight::Gap(place), self.builder.gap(&gap.gap)));
             }
             if let Some(stored) = tail.next() {
-                return Some((Item::Record(*stream, stored.id), self.origin.record(stored)));
+                return Some((InFlight::Record(*stream, stored.id), self.builder.record(stored)));
             }
-            if tail.waits() {
+            if tail.has_waiting() {
                 return None;
             }
         }
@@ -380,11 +380,11 @@ impl Lane {
 
     fn declined(&mut self, stream: Stream, id: RecordId, reason: Box<str>, now: Instant) {
         let (patience, taken) = (self.patience, self.taken);
-        let Some(line) = self.lines.iter_mut().find(|line| line.stream == stream) else { return };
+        let Some(line) = self.streams.iter_mut().find(|line| line.stream == stream) else { return };
         let Some(topic) = line.tail.sent(id).map(|stored| stored.record.topic.clone()) else { return };
         let hopeless = self.given_up.iter().any(|(other, then)| **other == *topic && taken > *then);
         if patience.is_some() && hopeless {
-            return self.lose(stream, id, reason);
+            return self.drop_record(stream, id, reason);
         }
         match &mut line.hold {
             Some(hold) if hold.id == id => {
@@ -394,7 +394,7 @@ impl Lane {
                     self.given_up.retain(|(other, _)| **other != *topic);
                     self.given_up.truncate(GIVEN_UP_TOPICS - 1);
                     self.given_up.push_front((topic, taken));
-                    return self.lose(stream, id, reason);
+                    return self.drop_record(stream, id, reason);
                 }
                 hold.until = Some(now + line.backoff.failed());
             }
@@ -412,22 +412,22 @@ impl Lane {
                 *hold = Some(Hold { id, since: now, tries: 1, until: Some(now + line.backoff.failed()) });
             }
         }
-        line.tail.again(id);
+        line.tail.requeue(id);
     }
 
     /// The record will not be delivered.
-    fn lose(&mut self, stream: Stream, id: RecordId, reason: Box<str>) {
+    fn drop_record(&mut self, stream: Stream, id: RecordId, reason: Box<str>) {
         // Before the watermark: afterwards the store no longer has the record and could not account for it.
         self.requests.push(StoreRequest::Refused { stream, id, reason });
         self.done(stream, id);
     }
 
     /// The receiver has taken a record of this topic: it is no longer given up.
-    fn take_back_topic(&mut self, stream: Stream, id: RecordId) {
+    fn reinstate_topic(&mut self, stream: Stream, id: RecordId) {
         if self.given_up.is_empty() {
             return;
         }
-        let Some(line) = self.lines.iter().find(|line| line.stream == stream) else { return };
+        let Some(line) = self.streams.iter().find(|line| line.stream == stream) else { return };
         if let Some(stored) = line.tail.sent(id) {
             self.given_up.retain(|(topic, _)| **topic != *stored.record.topic);
         }
@@ -441,18 +441,17 @@ impl Lane {
         }
     }
 
-    fn put_back(&mut self, item: Item) {
+    fn requeue(&mut self, item: InFlight) {
         match item {
-            Item::Record(stream, id) => {
+            InFlight::Record(stream, id) => {
                 if let Some(tail) = self.tail(stream) {
-                    tail.again(id);
+                    tail.requeue(id);
                 }
             }
-            Item::Gap(place) => self.gaps[place].state = GapState::Waiting,
+            InFlight::Gap(place) => self.gaps[place].state = GapState::Waiting,
         }
     }
 }
 
 #[cfg(test)]
-#[path = "lane_tests.rs"]
 mod tests;

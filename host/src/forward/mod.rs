@@ -17,7 +17,7 @@ mod lane;
 mod tail;
 pub mod webhook;
 
-pub use envelope::{Envelope, HOPS, Origin};
+pub use envelope::{Envelope, EnvelopeBuilder, HOPS};
 pub use lane::Answer;
 use lane::{FIRST_PAUSE, Lane, Step};
 
@@ -26,7 +26,7 @@ const LOCAL_PATIENCE: Option<Duration> = Some(Duration::from_secs(60));
 
 /// A receiver.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Route {
+pub enum Destination {
     Upstream,
     Local,
 }
@@ -36,7 +36,7 @@ pub enum Route {
 pub enum Action {
     /// Send it, at QoS 1, and tell what became of it with [`Forwarder::answered`] or [`Forwarder::returned`].
     Send {
-        route: Route,
+        destination: Destination,
         token: u64,
         envelope: Envelope,
     },
@@ -45,7 +45,7 @@ pub enum Action {
 
 /// How the forwarder is set up.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct ForwardConfig {
     pub node: String,
     /// Publications under way to the local broker at once.
     pub local_in_flight: usize,
@@ -66,22 +66,22 @@ pub struct Forwarder {
 }
 
 impl Forwarder {
-    pub fn new(settings: Settings, recovered: &Recovered, metrics: Arc<Metrics>) -> Self {
-        let origin = |prefix| Origin::new(&recovered.store_id, &settings.node, prefix);
+    pub fn new(settings: ForwardConfig, recovered: &Recovered, metrics: Arc<Metrics>) -> Self {
+        let builder = |prefix| EnvelopeBuilder::new(&recovered.store_id, &settings.node, prefix);
         // The local broker refuses or takes; a pause is for the rare quota. Seconds, for alarms wait here too.
         let backoff = Backoff::new(FIRST_PAUSE, Duration::from_secs(10), settings.seed);
         let local =
-            Lane::new(&[Stream::Local], origin(None), recovered, settings.local_in_flight, backoff, LOCAL_PATIENCE);
+            Lane::new(&[Stream::Local], builder(None), recovered, settings.local_in_flight, backoff, LOCAL_PATIENCE);
         let calls_webhook = settings.upstream.as_ref().is_some_and(|upstream| !upstream.connection.url.is_mqtt());
         let upstream = settings.upstream.as_ref().map(|upstream| {
             let backoff_max = Duration::from_secs(upstream.backoff_max_secs.get().into());
             let backoff = Backoff::new(FIRST_PAUSE, backoff_max, settings.seed.rotate_left(32));
-            let origin = origin(upstream.topic_prefix.as_deref());
+            let builder = builder(upstream.topic_prefix.as_deref());
             let streams = [Stream::Alert, Stream::Data];
             let patience = upstream.give_up_secs.map(|secs| Duration::from_secs(secs.get()));
             // One call at a time: a record must not overtake one whose call failed.
             let in_flight = if calls_webhook { 1 } else { upstream.in_flight.get().into() };
-            let mut lane = Lane::new(&streams, origin, recovered, in_flight, backoff, patience);
+            let mut lane = Lane::new(&streams, builder, recovered, in_flight, backoff, patience);
             if calls_webhook {
                 // Has no connection of its own: it counts as connected while calls succeed.
                 lane.connected();
@@ -121,76 +121,76 @@ impl Forwarder {
 
     /// `StoreEvent::Reopened`.
     pub fn reopened(&mut self, recovered: &Recovered) {
-        let origin = |prefix| Origin::new(&recovered.store_id, &self.node, prefix);
-        self.local.reopened(recovered, origin(None));
+        let builder = |prefix| EnvelopeBuilder::new(&recovered.store_id, &self.node, prefix);
+        self.local.reopened(recovered, builder(None));
         if let Some(lane) = &mut self.upstream {
-            lane.reopened(recovered, origin(self.topic_prefix.as_deref()));
+            lane.reopened(recovered, builder(self.topic_prefix.as_deref()));
         }
     }
 
-    pub fn connected(&mut self, route: Route) {
-        self.link(route, true);
-        if let Some(lane) = self.lane(route) {
+    pub fn connected(&mut self, destination: Destination) {
+        self.link(destination, true);
+        if let Some(lane) = self.lane(destination) {
             lane.connected();
         }
     }
 
     /// The connection is gone and will not deliver anything more: what has no answer is sent again.
-    pub fn disconnected(&mut self, route: Route, now: Instant) {
-        self.link(route, false);
-        if let Some(lane) = self.lane(route) {
+    pub fn disconnected(&mut self, destination: Destination, now: Instant) {
+        self.link(destination, false);
+        if let Some(lane) = self.lane(destination) {
             lane.disconnected(now);
         }
     }
 
     /// What became of an envelope. An answer to one of an earlier connection is ignored.
-    pub fn answered(&mut self, route: Route, token: u64, answer: Answer, now: Instant) {
+    pub fn answered(&mut self, destination: Destination, token: u64, answer: Answer, now: Instant) {
         match &answer {
-            Answer::Taken => {}
+            Answer::Accepted => {}
             // The store logs and counts the loss when it makes the gap.
-            Answer::Refused(reason) => tracing::debug!(?route, reason, "a record was refused"),
+            Answer::Refused(reason) => tracing::debug!(?destination, reason, "a record was refused"),
             // The lane says what waits behind it.
             Answer::Declined(_) => self.metrics.forward_errors.inc(),
-            Answer::Again { reason, .. } => {
+            Answer::Retry { reason, .. } => {
                 self.metrics.forward_errors.inc();
                 // All that was under way fails together; one line is enough.
-                if self.lane(route).is_some_and(|lane| !lane.paused(now)) {
-                    tracing::warn!(?route, reason, "a record was not taken and is sent again");
+                if self.lane(destination).is_some_and(|lane| !lane.paused(now)) {
+                    tracing::warn!(?destination, reason, "a record was not taken and is sent again");
                 }
             }
         }
-        if route == Route::Upstream && self.calls_webhook {
-            self.link(route, !matches!(answer, Answer::Again { .. }));
+        if destination == Destination::Upstream && self.calls_webhook {
+            self.link(destination, !matches!(answer, Answer::Retry { .. }));
         }
-        if let Some(stream) = self.lane(route).and_then(|lane| lane.answered(token, answer, now)) {
+        if let Some(stream) = self.lane(destination).and_then(|lane| lane.answered(token, answer, now)) {
             self.metrics.forwarded[stream].inc();
         }
     }
 
-    /// The connection had no room for the envelope. It is sent again after the next answer on that route, or
+    /// The connection had no room for the envelope. It is sent again after the next answer on that destination, or
     /// [`Self::writable`].
-    pub fn returned(&mut self, route: Route, token: u64) {
-        if let Some(lane) = self.lane(route) {
+    pub fn returned(&mut self, destination: Destination, token: u64) {
+        if let Some(lane) = self.lane(destination) {
             lane.returned(token);
         }
     }
 
-    pub fn writable(&mut self, route: Route) {
-        if let Some(lane) = self.lane(route) {
+    pub fn writable(&mut self, destination: Destination) {
+        if let Some(lane) = self.lane(destination) {
             lane.writable();
         }
     }
 
     /// The next thing to do, until `None`. Feed all events at hand first: that makes fewer requests to the store.
     pub fn poll(&mut self, now: Instant) -> Option<Action> {
-        let step = |route, step| match step {
-            Step::Send { token, envelope } => Action::Send { route, token, envelope },
+        let step = |destination, step| match step {
+            Step::Send { token, envelope } => Action::Send { destination, token, envelope },
             Step::Store(request) => Action::Store(request),
         };
         if let Some(local) = self.local.poll(now) {
-            return Some(step(Route::Local, local));
+            return Some(step(Destination::Local, local));
         }
-        self.upstream.as_mut()?.poll(now).map(|upstream| step(Route::Upstream, upstream))
+        self.upstream.as_mut()?.poll(now).map(|upstream| step(Destination::Upstream, upstream))
     }
 
     /// More may be waiting to be sent than may be under way: it leaves as fast as answers are read.
@@ -208,17 +208,17 @@ impl Forwarder {
         self.local.is_empty() && self.upstream.as_ref().is_none_or(Lane::is_empty)
     }
 
-    fn link(&self, route: Route, connected: bool) {
-        match route {
-            Route::Local => self.metrics.broker.set(connected),
-            Route::Upstream => self.metrics.upstream.set(connected),
+    fn link(&self, destination: Destination, connected: bool) {
+        match destination {
+            Destination::Local => self.metrics.broker.set(connected),
+            Destination::Upstream => self.metrics.upstream.set(connected),
         }
     }
 
-    fn lane(&mut self, route: Route) -> Option<&mut Lane> {
-        match route {
-            Route::Local => Some(&mut self.local),
-            Route::Upstream => self.upstream.as_mut(),
+    fn lane(&mut self, destination: Destination) -> Option<&mut Lane> {
+        match destination {
+            Destination::Local => Some(&mut self.local),
+            Destination::Upstream => self.upstream.as_mut(),
         }
     }
 

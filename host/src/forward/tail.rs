@@ -17,7 +17,7 @@ use crate::store::{RecordId, StoredRecord};
 
 /// What a window may hold. A record larger than `bytes` is held alone.
 #[derive(Clone, Copy, Debug)]
-pub struct Window {
+pub struct TailLimits {
     pub records: usize,
     pub bytes: usize,
 }
@@ -27,7 +27,7 @@ const SLOT_BYTES: usize = 192;
 
 #[derive(Debug)]
 pub struct Tail {
-    window: Window,
+    window: TailLimits,
     /// In order of ids. The front is not done.
     slots: VecDeque<Slot>,
     /// Slots before this one are not waiting.
@@ -47,11 +47,11 @@ pub struct Tail {
 #[derive(Debug)]
 struct Slot {
     id: RecordId,
-    state: State,
+    state: SlotState,
 }
 
 #[derive(Debug)]
-enum State {
+enum SlotState {
     Waiting(StoredRecord),
     Sent(StoredRecord),
     Done,
@@ -66,7 +66,7 @@ pub struct Load {
 
 impl Tail {
     /// As the store was opened: everything up to `delivered` is gone, `last` is the last id given.
-    pub fn new(window: Window, delivered: RecordId, last: RecordId) -> Self {
+    pub fn new(window: TailLimits, delivered: RecordId, last: RecordId) -> Self {
         Self {
             window,
             slots: VecDeque::new(),
@@ -131,27 +131,27 @@ impl Tail {
     /// Marks the next record as sent and returns it. `None`: nothing waits in memory.
     pub fn next(&mut self) -> Option<&StoredRecord> {
         while let Some(slot) = self.slots.get(self.cursor) {
-            if matches!(slot.state, State::Waiting(_)) {
+            if matches!(slot.state, SlotState::Waiting(_)) {
                 break;
             }
             self.cursor += 1;
         }
         let slot = self.slots.get_mut(self.cursor)?;
         self.cursor += 1;
-        if let State::Waiting(stored) = std::mem::replace(&mut slot.state, State::Done) {
-            slot.state = State::Sent(stored);
+        if let SlotState::Waiting(stored) = std::mem::replace(&mut slot.state, SlotState::Done) {
+            slot.state = SlotState::Sent(stored);
         }
         match &slot.state {
-            State::Sent(stored) => Some(stored),
-            State::Waiting(_) | State::Done => None,
+            SlotState::Sent(stored) => Some(stored),
+            SlotState::Waiting(_) | SlotState::Done => None,
         }
     }
 
     /// A record that was sent and has no answer.
     pub fn sent(&self, id: RecordId) -> Option<&StoredRecord> {
         match &self.slots[self.find(id)?].state {
-            State::Sent(stored) => Some(stored),
-            State::Waiting(_) | State::Done => None,
+            SlotState::Sent(stored) => Some(stored),
+            SlotState::Waiting(_) | SlotState::Done => None,
         }
     }
 
@@ -159,11 +159,13 @@ impl Tail {
     pub fn done(&mut self, id: RecordId) -> Option<RecordId> {
         let index = self.find(id)?;
         let slot = &mut self.slots[index];
-        if let State::Waiting(stored) | State::Sent(stored) = std::mem::replace(&mut slot.state, State::Done) {
+        if let SlotState::Waiting(stored) | SlotState::Sent(stored) =
+            std::mem::replace(&mut slot.state, SlotState::Done)
+        {
             self.bytes -= weight(&stored);
         }
         let before = self.watermark;
-        while let Some(Slot { id, state: State::Done }) = self.slots.front() {
+        while let Some(Slot { id, state: SlotState::Done }) = self.slots.front() {
             self.watermark = *id;
             self.slots.pop_front();
             self.cursor = self.cursor.saturating_sub(1);
@@ -172,16 +174,16 @@ impl Tail {
     }
 
     /// The record was not taken this time. It is sent again before anything that was not sent yet.
-    pub fn again(&mut self, id: RecordId) {
+    pub fn requeue(&mut self, id: RecordId) {
         let Some(index) = self.find(id) else { return };
-        self.wait_again(index);
+        self.unsend(index);
         self.cursor = self.cursor.min(index);
     }
 
     /// The connection broke: everything that was sent without an answer is sent again, in order.
     pub fn rewind(&mut self) {
         for index in 0..self.slots.len() {
-            self.wait_again(index);
+            self.unsend(index);
         }
         self.cursor = 0;
     }
@@ -194,8 +196,8 @@ impl Tail {
     }
 
     /// Whether something waits to be sent, in memory or on disk.
-    pub fn waits(&self) -> bool {
-        self.held < self.last || self.slots.range(self.cursor..).any(|slot| matches!(slot.state, State::Waiting(_)))
+    pub fn has_waiting(&self) -> bool {
+        self.held < self.last || self.slots.range(self.cursor..).any(|slot| matches!(slot.state, SlotState::Waiting(_)))
     }
 
     /// Whether every record that was ever committed is done.
@@ -211,17 +213,17 @@ impl Tail {
     fn hold(&mut self, stored: StoredRecord) {
         self.held = stored.id;
         self.bytes += weight(&stored);
-        self.slots.push_back(Slot { id: stored.id, state: State::Waiting(stored) });
+        self.slots.push_back(Slot { id: stored.id, state: SlotState::Waiting(stored) });
     }
 
     fn find(&self, id: RecordId) -> Option<usize> {
         self.slots.binary_search_by_key(&id, |slot| slot.id).ok()
     }
 
-    fn wait_again(&mut self, index: usize) {
+    fn unsend(&mut self, index: usize) {
         let state = &mut self.slots[index].state;
-        *state = match std::mem::replace(state, State::Done) {
-            State::Sent(stored) => State::Waiting(stored),
+        *state = match std::mem::replace(state, SlotState::Done) {
+            SlotState::Sent(stored) => SlotState::Waiting(stored),
             state => state,
         };
     }
@@ -233,5 +235,4 @@ fn weight(stored: &StoredRecord) -> usize {
 }
 
 #[cfg(test)]
-#[path = "tail_tests.rs"]
 mod tests;

@@ -109,10 +109,10 @@ impl Caller {
     }
 
     fn call(&self, envelope: &Envelope) -> Answer {
-        let again = |reason: String| Answer::Again { reason, after: None };
+        let retry = |reason: String| Answer::Retry { reason, after: None };
         let authorization = match self.authorization() {
             Ok(authorization) => authorization,
-            Err(error) => return again(error.to_string()),
+            Err(error) => return retry(error.to_string()),
         };
         let content_type = envelope.content_type.as_deref().unwrap_or("application/octet-stream");
         let mut request = self.agent.post(&self.url).header(header::CONTENT_TYPE, content_type);
@@ -125,11 +125,11 @@ impl Caller {
         }
         match request.send(&envelope.payload[..]) {
             Ok(mut response) => {
-                let answer = judge(response.status(), response.headers());
+                let answer = evaluate(response.status(), response.headers());
                 let _ = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_vec();
                 answer
             }
-            Err(error) => again(error.to_string()),
+            Err(error) => retry(error.to_string()),
         }
     }
 
@@ -148,15 +148,15 @@ impl Caller {
 
 /// What an answer means for the record. Everything that a person can mend without touching the record is worth
 /// repeating; what the receiver says about the record itself is final.
-fn judge(status: StatusCode, headers: &HeaderMap) -> Answer {
+fn evaluate(status: StatusCode, headers: &HeaderMap) -> Answer {
     let code = status.as_u16();
     match code {
-        200..=299 => Answer::Taken,
+        200..=299 => Answer::Accepted,
         // Not there, not allowed, moved: the address or the key is wrong, not the record.
         300..=399 | 401 | 403 | 404 | 407 | 408 | 425 | 429 | 501..=599 => {
             // A date (the other form) would need a clock that is right.
             let after = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-            Answer::Again { reason: format!("the receiver answered {status}"), after: after.map(Duration::from_secs) }
+            Answer::Retry { reason: format!("the receiver answered {status}"), after: after.map(Duration::from_secs) }
         }
         // It failed over this record, perhaps over every one.
         500 => Answer::Declined("http-500".into()),
@@ -231,5 +231,4 @@ fn identity(cert: &Path, key: &Path, provider: &Arc<CryptoProvider>) -> Result<C
 }
 
 #[cfg(test)]
-#[path = "webhook_tests.rs"]
 mod tests;

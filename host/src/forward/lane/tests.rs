@@ -8,8 +8,14 @@ const STREAMS: [Stream; 2] = [Stream::Alert, Stream::Data];
 fn lane(limit: usize) -> Lane {
     let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 7);
     let recovered = Recovered { store_id: "s".into(), ..Recovered::default() };
-    let mut lane =
-        Lane::new(&STREAMS, Origin::new("s", "n", None), &recovered, limit, backoff, Some(Duration::from_secs(600)));
+    let mut lane = Lane::new(
+        &STREAMS,
+        EnvelopeBuilder::new("s", "n", None),
+        &recovered,
+        limit,
+        backoff,
+        Some(Duration::from_secs(600)),
+    );
     lane.connected();
     lane
 }
@@ -78,7 +84,7 @@ fn data_waits_for_alerts_that_are_still_on_disk() {
     let recovered =
         Recovered { store_id: "s".into(), last: PerStream::new([3, 3, 0].map(RecordId)), ..Recovered::default() };
     let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 7);
-    let mut lane = Lane::new(&STREAMS, Origin::new("s", "n", None), &recovered, 10, backoff, None);
+    let mut lane = Lane::new(&STREAMS, EnvelopeBuilder::new("s", "n", None), &recovered, 10, backoff, None);
     lane.connected();
     let (sent, requests) = run(&mut lane, now);
     assert!(sent.is_empty());
@@ -107,7 +113,7 @@ fn no_more_than_the_limit_is_under_way() {
     (1..=4).for_each(|id| commit(&mut lane, Stream::Alert, id));
     let (sent, _) = run(&mut lane, now);
     assert_eq!(names(&sent), ["s-a-1", "s-a-2"]);
-    assert_eq!(lane.answered(sent[1].1, Answer::Taken, now), Some(Stream::Alert));
+    assert_eq!(lane.answered(sent[1].1, Answer::Accepted, now), Some(Stream::Alert));
     let (sent, requests) = run(&mut lane, now);
     assert_eq!(names(&sent), ["s-a-3"]);
     assert!(requests.is_empty(), "the first one is not answered: {requests:?}");
@@ -120,7 +126,7 @@ fn one_watermark_is_told_for_many_answers() {
     (1..=4).for_each(|id| commit(&mut lane, Stream::Alert, id));
     let (sent, _) = run(&mut lane, now);
     for (_, token) in sent {
-        lane.answered(token, Answer::Taken, now);
+        lane.answered(token, Answer::Accepted, now);
     }
     let (_, requests) = run(&mut lane, now);
     assert!(
@@ -137,7 +143,7 @@ fn a_refusal_is_told_before_the_watermark_that_passes_it() {
     (1..=2).for_each(|id| commit(&mut lane, Stream::Data, id));
     let (sent, _) = run(&mut lane, now);
     assert_eq!(lane.answered(sent[0].1, Answer::Refused("http-422".into()), now), None);
-    lane.answered(sent[1].1, Answer::Taken, now);
+    lane.answered(sent[1].1, Answer::Accepted, now);
     let (_, requests) = run(&mut lane, now);
     let [
         StoreRequest::Refused { stream: Stream::Data, id: RecordId(1), reason },
@@ -156,7 +162,7 @@ fn a_receiver_that_asks_for_time_gets_it_once_for_all() {
     (1..=3).for_each(|id| commit(&mut lane, Stream::Alert, id));
     let (sent, _) = run(&mut lane, now);
     for (_, token) in &sent {
-        lane.answered(*token, Answer::Again { reason: "busy".into(), after: None }, now);
+        lane.answered(*token, Answer::Retry { reason: "busy".into(), after: None }, now);
     }
     let until = lane.wake_at().unwrap();
     assert!(until > now && until <= now + Duration::from_secs(1), "one failure, not three");
@@ -164,12 +170,12 @@ fn a_receiver_that_asks_for_time_gets_it_once_for_all() {
     let (sent, _) = run(&mut lane, until);
     assert_eq!(names(&sent), ["s-a-1", "s-a-2", "s-a-3"]);
     let after = Some(Duration::from_secs(20));
-    lane.answered(sent[0].1, Answer::Again { reason: "busy".into(), after }, until);
+    lane.answered(sent[0].1, Answer::Retry { reason: "busy".into(), after }, until);
     assert_eq!(lane.wake_at(), Some(until + Duration::from_secs(20)), "the receiver knows best");
     let until = lane.wake_at().unwrap();
     let (sent, _) = run(&mut lane, until);
     let after = Some(Duration::from_secs(1_000_000));
-    lane.answered(sent[0].1, Answer::Again { reason: "busy".into(), after }, until);
+    lane.answered(sent[0].1, Answer::Retry { reason: "busy".into(), after }, until);
     assert_eq!(lane.wake_at(), Some(until + Duration::from_secs(60)), "within bounds");
 }
 
@@ -186,16 +192,16 @@ fn a_lost_connection_sends_again_under_the_same_ids_and_ignores_late_answers() {
     assert!(run(&mut lane, now).0.is_empty(), "the next connection is given a moment");
     let now = lane.wake_at().unwrap();
     for (_, token) in &first {
-        assert_eq!(lane.answered(*token, Answer::Taken, now), None);
+        assert_eq!(lane.answered(*token, Answer::Accepted, now), None);
     }
     assert!(!lane.is_empty());
     let mut second = run(&mut lane, now).0;
     assert_eq!(second.len(), 1, "and one record to begin with");
-    lane.answered(second[0].1, Answer::Taken, now);
+    lane.answered(second[0].1, Answer::Accepted, now);
     second.extend(run(&mut lane, now).0);
     assert_eq!(names(&first), names(&second));
     for (_, token) in &second[1..] {
-        lane.answered(*token, Answer::Taken, now);
+        lane.answered(*token, Answer::Accepted, now);
     }
     assert!(lane.is_empty());
 }
@@ -206,7 +212,7 @@ fn gaps_are_reported_to_the_store_when_all_are_answered() {
     let mut lane = lane(10);
     lane.gaps(GapId(7), vec![gap(1), gap(2)]);
     let (sent, _) = run(&mut lane, now);
-    lane.answered(sent[1].1, Answer::Taken, now);
+    lane.answered(sent[1].1, Answer::Accepted, now);
     assert!(run(&mut lane, now).1.is_empty());
     lane.answered(sent[0].1, Answer::Refused("http-422".into()), now);
     let (_, requests) = run(&mut lane, now);
@@ -222,7 +228,7 @@ fn a_full_channel_stops_sending_until_there_is_room() {
     let Some(Step::Send { token, .. }) = lane.poll(now) else { panic!() };
     lane.returned(token);
     assert!(lane.poll(now).is_none());
-    lane.answered(first, Answer::Taken, now);
+    lane.answered(first, Answer::Accepted, now);
     assert_eq!(names(&run(&mut lane, now).0), ["s-a-2", "s-a-3"]);
 }
 
@@ -238,8 +244,8 @@ fn a_reopened_store_gets_nothing_that_belongs_to_before() {
     }
     let recovered =
         Recovered { store_id: "new".into(), last: PerStream::new([0, 3, 0].map(RecordId)), ..Recovered::default() };
-    lane.reopened(&recovered, Origin::new("new", "n", None));
-    lane.answered(sent[2].1, Answer::Taken, now);
+    lane.reopened(&recovered, EnvelopeBuilder::new("new", "n", None));
+    lane.answered(sent[2].1, Answer::Accepted, now);
     let (sent, requests) = run(&mut lane, now);
     assert!(sent.is_empty());
     assert!(matches!(requests[..], [StoreRequest::ReadOutbox { after: RecordId(0), .. }]), "{requests:?}");
@@ -279,13 +285,13 @@ fn nothing_new_of_a_stream_is_sent_before_a_record_that_was_declined() {
     assert_eq!(names(&sent), ["s-d-1", "s-d-2"]);
     lane.answered(sent[0].1, declined(), now);
     assert!(run(&mut lane, now).0.is_empty());
-    lane.answered(sent[1].1, Answer::Taken, now);
+    lane.answered(sent[1].1, Answer::Accepted, now);
     assert!(run(&mut lane, now).0.is_empty(), "the success of another is no reason to go on");
     let later = lane.wake_at().unwrap();
     let (sent, _) = run(&mut lane, later);
     assert_eq!(names(&sent), ["s-d-1"], "alone");
     assert_eq!(lane.wake_at(), None, "there is only its answer to wait for");
-    lane.answered(sent[0].1, Answer::Taken, later);
+    lane.answered(sent[0].1, Answer::Accepted, later);
     assert_eq!(names(&run(&mut lane, later).0), ["s-d-3", "s-d-4"]);
 }
 
@@ -301,7 +307,7 @@ fn the_pauses_of_a_declined_record_grow_although_others_are_taken() {
         commit(&mut lane, Stream::Data, id);
         let (sent, _) = run(&mut lane, now);
         assert_eq!(names(&sent), [&*format!("s-d-{id}")], "other streams go on");
-        lane.answered(sent[0].1, Answer::Taken, now);
+        lane.answered(sent[0].1, Answer::Accepted, now);
         run(&mut lane, now);
         let until = lane.wake_at().unwrap();
         pauses.push((until - now).as_secs());
@@ -321,7 +327,7 @@ fn a_record_that_is_declined_for_ever_becomes_a_gap_and_the_stream_goes_on() {
     let now = give_up(&mut lane, Stream::Data, 2, now);
     let (sent, _) = run(&mut lane, now);
     assert_eq!(names(&sent), ["s-d-3"]);
-    lane.answered(sent[0].1, Answer::Taken, now);
+    lane.answered(sent[0].1, Answer::Accepted, now);
     assert!(matches!(
         run(&mut lane, now).1[..],
         [StoreRequest::Delivered { stream: Stream::Data, through: RecordId(3) }]
@@ -338,7 +344,7 @@ fn a_topic_that_was_given_up_costs_no_more_time_while_others_are_taken() {
     commit_on(&mut lane, Stream::Alert, 2, "good");
     (3..=4).for_each(|id| commit_on(&mut lane, Stream::Alert, id, "forbidden"));
     let (sent, _) = run(&mut lane, now);
-    lane.answered(sent[0].1, Answer::Taken, now);
+    lane.answered(sent[0].1, Answer::Accepted, now);
     lane.answered(sent[1].1, declined(), now);
     let (_, requests) = run(&mut lane, now);
     assert!(matches!(
@@ -346,7 +352,7 @@ fn a_topic_that_was_given_up_costs_no_more_time_while_others_are_taken() {
         [StoreRequest::Refused { id: RecordId(3), .. }, StoreRequest::Delivered { through: RecordId(3), .. }]
     ));
     // Permission came: the topic is like any other again.
-    lane.answered(sent[2].1, Answer::Taken, now);
+    lane.answered(sent[2].1, Answer::Accepted, now);
     commit_on(&mut lane, Stream::Alert, 5, "forbidden");
     let (sent, _) = run(&mut lane, now);
     lane.answered(sent[0].1, declined(), now);
@@ -382,8 +388,8 @@ fn a_success_from_before_a_pause_does_not_shorten_the_next() {
         commit(&mut lane, Stream::Data, 2 * id);
         commit(&mut lane, Stream::Data, 2 * id + 1);
         let (sent, _) = run(&mut lane, now);
-        lane.answered(sent[0].1, Answer::Again { reason: "busy".into(), after: None }, now);
-        lane.answered(sent[1].1, Answer::Taken, now);
+        lane.answered(sent[0].1, Answer::Retry { reason: "busy".into(), after: None }, now);
+        lane.answered(sent[1].1, Answer::Accepted, now);
         run(&mut lane, now);
         let until = lane.wake_at().unwrap();
         pauses.push((until - now).as_secs());
@@ -398,7 +404,7 @@ fn a_record_that_breaks_every_connection_is_found_and_given_up() {
     let mut lane = lane(8);
     (1..=3).for_each(|id| commit_on(&mut lane, Stream::Data, id, "t"));
     let (sent, _) = run(&mut lane, now);
-    lane.answered(sent[0].1, Answer::Taken, now);
+    lane.answered(sent[0].1, Answer::Accepted, now);
     // The second is what the broker closes the connection over, each time.
     let mut breaks = 0;
     let begin = now;

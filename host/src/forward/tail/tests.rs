@@ -26,7 +26,7 @@ fn ids(tail: &mut Tail) -> Vec<u64> {
     std::iter::from_fn(|| tail.next().map(|stored| stored.id.0)).collect()
 }
 
-const ROOMY: Window = Window { records: 100, bytes: 1 << 20 };
+const ROOMY: TailLimits = TailLimits { records: 100, bytes: 1 << 20 };
 
 #[test]
 fn fresh_commits_never_need_the_disk() {
@@ -69,17 +69,17 @@ fn a_record_that_was_not_taken_goes_before_new_ones() {
     (1..=3).for_each(|id| tail.committed(stored(id, 10)));
     ids(&mut tail);
     tail.committed(stored(4, 10));
-    tail.again(RecordId(2));
+    tail.requeue(RecordId(2));
     assert_eq!(ids(&mut tail), [2, 4]);
 }
 
 #[test]
 fn a_full_window_falls_behind_and_catches_up_from_disk() {
-    let mut tail = Tail::new(Window { records: 4, bytes: 1 << 20 }, RecordId(0), RecordId(0));
+    let mut tail = Tail::new(TailLimits { records: 4, bytes: 1 << 20 }, RecordId(0), RecordId(0));
     (1..=9).for_each(|id| tail.committed(stored(id, 10)));
     assert_eq!(tail.load(), None, "no room yet");
     assert_eq!(ids(&mut tail), [1, 2, 3, 4]);
-    assert!(tail.waits());
+    assert!(tail.has_waiting());
     tail.done(RecordId(1));
     tail.done(RecordId(2));
     assert_eq!(tail.load().map(|load| load.after), Some(RecordId(4)));
@@ -103,7 +103,7 @@ fn a_full_window_falls_behind_and_catches_up_from_disk() {
 
 #[test]
 fn a_record_larger_than_the_window_is_sent_alone() {
-    let mut tail = Tail::new(Window { records: 4, bytes: 1_000 }, RecordId(0), RecordId(0));
+    let mut tail = Tail::new(TailLimits { records: 4, bytes: 1_000 }, RecordId(0), RecordId(0));
     tail.committed(stored(1, 5_000));
     tail.committed(stored(2, 5_000));
     assert_eq!(ids(&mut tail), [1]);
@@ -120,7 +120,7 @@ fn records_that_the_store_dropped_are_not_waited_for() {
     tail.loaded(vec![stored(15, 10)], true);
     assert_eq!(ids(&mut tail), [15]);
     assert_eq!(tail.done(RecordId(15)), Some(RecordId(15)));
-    assert!(tail.is_empty() && !tail.waits());
+    assert!(tail.is_empty() && !tail.has_waiting());
     assert_eq!(tail.load(), None);
 }
 
@@ -142,7 +142,7 @@ fn a_reopened_store_is_asked_anew_and_old_answers_do_not_count() {
             tail.loaded((2..=9).map(|id| stored(id, 10)).collect(), true);
             assert!(tail.load().is_none_or(|load| load.after == RecordId(1)));
         }
-        assert!(!tail.waits());
+        assert!(!tail.has_waiting());
         assert_eq!((2..=9).filter_map(|id| tail.done(RecordId(id))).last(), Some(RecordId(9)));
         assert!(tail.is_empty());
     }
@@ -186,7 +186,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-const SMALL: Window = Window { records: 6, bytes: 3_000 };
+const SMALL: TailLimits = TailLimits { records: 6, bytes: 3_000 };
 
 /// The store as the tail sees it, and the receiver.
 struct Model {
@@ -242,7 +242,7 @@ impl Model {
                 if let Some(id) = pick(&self.under_way, n) {
                     self.under_way.remove(&id);
                     self.repeat.insert(id);
-                    self.tail.again(RecordId(id));
+                    self.tail.requeue(RecordId(id));
                 }
             }
             Step::Break => {
@@ -318,8 +318,8 @@ impl Model {
             .slots
             .iter()
             .map(|slot| match &slot.state {
-                State::Waiting(stored) | State::Sent(stored) => weight(stored),
-                State::Done => 0,
+                SlotState::Waiting(stored) | SlotState::Sent(stored) => weight(stored),
+                SlotState::Done => 0,
             })
             .sum();
         assert_eq!(held, self.tail.bytes);
@@ -335,7 +335,7 @@ impl Model {
             self.step(&Step::Ack(0));
         }
         assert!(self.tail.is_empty(), "{:?}", self.tail);
-        assert!(!self.tail.waits());
+        assert!(!self.tail.has_waiting());
         assert!(self.disk.is_empty(), "never sent: {:?}", self.disk);
     }
 }

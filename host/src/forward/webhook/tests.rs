@@ -113,14 +113,14 @@ impl Client {
     }
 }
 
-fn is_again(answer: &Answer, seconds: Option<u64>) -> bool {
-    matches!(answer, Answer::Again { after, .. } if *after == seconds.map(Duration::from_secs))
+fn is_retry(answer: &Answer, seconds: Option<u64>) -> bool {
+    matches!(answer, Answer::Retry { after, .. } if *after == seconds.map(Duration::from_secs))
 }
 
 #[test]
 fn a_record_goes_as_it_is_with_its_attributes_in_headers() {
     let (addr, seen) = server(vec![OK]);
-    assert_eq!(Client::new(&config(addr)).post(1), Answer::Taken);
+    assert_eq!(Client::new(&config(addr)).post(1), Answer::Accepted);
     let request = seen.recv().unwrap();
     assert_eq!(request.line, "POST /in?site=7 HTTP/1.1");
     assert_eq!(request.body, b"{\"a\":1}");
@@ -142,7 +142,7 @@ fn one_connection_serves_many_records() {
     let (addr, seen) = server(vec![OK; 5]);
     let mut client = Client::new(&config(addr));
     for token in 0..5 {
-        assert_eq!(client.post(token), Answer::Taken);
+        assert_eq!(client.post(token), Answer::Accepted);
     }
     assert!(seen.iter().take(5).all(|request| request.connection == 1));
 }
@@ -159,11 +159,11 @@ fn what_the_answer_means() {
     ];
     let (addr, _seen) = server(answers.iter().map(|(answer, _)| Some(*answer)).collect());
     let mut client = Client::new(&config(addr));
-    let expected = [Answer::Taken, Answer::Refused("http-422".into())];
+    let expected = [Answer::Accepted, Answer::Refused("http-422".into())];
     for (token, (text, again)) in answers.into_iter().enumerate() {
         let answer = client.post(token as u64);
         match again {
-            Some(seconds) => assert!(is_again(&answer, seconds), "{text}: {answer:?}"),
+            Some(seconds) => assert!(is_retry(&answer, seconds), "{text}: {answer:?}"),
             None => assert_eq!(answer, expected[token]),
         }
     }
@@ -171,28 +171,28 @@ fn what_the_answer_means() {
 
 #[test]
 fn every_status_is_decided() {
-    let judge = |code| judge(StatusCode::from_u16(code).unwrap(), &HeaderMap::new());
+    let status = |code| evaluate(StatusCode::from_u16(code).unwrap(), &HeaderMap::new());
     for code in [200, 201, 202, 299] {
-        assert_eq!(judge(code), Answer::Taken, "{code}");
+        assert_eq!(status(code), Answer::Accepted, "{code}");
     }
     for code in [301, 308, 401, 403, 404, 407, 408, 425, 429, 502, 503, 504] {
-        assert!(is_again(&judge(code), None), "{code}");
+        assert!(is_retry(&status(code), None), "{code}");
     }
-    assert_eq!(judge(500), Answer::Declined("http-500".into()));
+    assert_eq!(status(500), Answer::Declined("http-500".into()));
     for code in [400, 405, 409, 410, 413, 415, 422] {
-        assert_eq!(judge(code), Answer::Refused(format!("http-{code}").into()));
+        assert_eq!(status(code), Answer::Refused(format!("http-{code}").into()));
     }
 }
 
 #[test]
-fn a_receiver_that_hangs_up_or_is_away_gets_it_again() {
+fn a_receiver_that_hangs_up_or_is_away_gets_the_record_again() {
     let (addr, seen) = server(vec![None, OK]);
     let mut client = Client::new(&config(addr));
-    assert!(is_again(&client.post(1), None));
-    assert_eq!(client.post(2), Answer::Taken);
+    assert!(is_retry(&client.post(1), None));
+    assert_eq!(client.post(2), Answer::Accepted);
     assert_eq!(seen.iter().take(2).last().unwrap().connection, 2);
     // The server is gone now.
-    assert!(is_again(&client.post(3), None));
+    assert!(is_retry(&client.post(3), None));
 }
 
 #[test]
@@ -200,7 +200,7 @@ fn a_receiver_that_never_answers_is_given_up() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let config = config::Upstream { timeout_secs: 1.try_into().unwrap(), ..config(listener.local_addr().unwrap()) };
     let answer = Client::new(&config).post(1);
-    assert!(matches!(&answer, Answer::Again { reason, .. } if reason.contains("timeout")), "{answer:?}");
+    assert!(matches!(&answer, Answer::Retry { reason, .. } if reason.contains("timeout")), "{answer:?}");
 }
 
 #[test]
@@ -215,11 +215,11 @@ fn the_authorization_is_read_for_each_call() {
 
     std::fs::write(&path, "Bearer one\n").unwrap();
     let mut client = Client::new(&config);
-    assert_eq!(client.post(1), Answer::Taken);
+    assert_eq!(client.post(1), Answer::Accepted);
     std::fs::write(&path, "Bearer two\n").unwrap();
-    assert_eq!(client.post(2), Answer::Taken);
+    assert_eq!(client.post(2), Answer::Accepted);
     std::fs::remove_file(&path).unwrap();
-    assert!(is_again(&client.post(3), None));
+    assert!(is_retry(&client.post(3), None));
     let values: Vec<_> = seen.iter().map(|request| request.header("authorization").unwrap().to_owned()).collect();
     assert_eq!(values, ["Bearer one", "Bearer two"]);
 }
@@ -306,9 +306,9 @@ fn tls_with_an_own_authority_and_a_client_certificate() {
         key_file: Some(fixture("client.key")),
         ..plain.clone()
     };
-    assert_eq!(Client::new(&with_connection(known.clone())).post(1), Answer::Taken);
+    assert_eq!(Client::new(&with_connection(known.clone())).post(1), Answer::Accepted);
     assert_eq!(receiver.recv().unwrap().body, b"{\"a\":1}");
-    assert!(is_again(&Client::new(&with_connection(plain)).post(2), None), "without a certificate");
+    assert!(is_retry(&Client::new(&with_connection(plain)).post(2), None), "without a certificate");
     let stranger = config::Connection { ca_file: Some(fixture("client.pem")), ..known };
-    assert!(is_again(&Client::new(&with_connection(stranger)).post(3), None), "the server is signed by somebody else");
+    assert!(is_retry(&Client::new(&with_connection(stranger)).post(3), None), "the server is signed by somebody else");
 }
