@@ -1,7 +1,7 @@
-//! What a record looks like on the wire: a topic, a payload as the function made it, and CloudEvents attributes beside it.
+//! Records as they are sent: a topic, the function's payload, and CloudEvents 1.0 attributes in binary mode.
 //!
-//! The names of the attributes are those of the CloudEvents 1.0 binary mode, where MQTT has user properties and HTTP has
-//! headers. A receiver drops repeats by `id`: a record keeps its id however often it is sent.
+//! Attributes are user properties in MQTT and headers in HTTP. A record keeps its `id` however often it is sent, so that
+//! receivers can drop duplicates.
 
 use std::borrow::Cow;
 
@@ -11,7 +11,7 @@ use serde_json::json;
 use crate::store::{Gap, Record, StoredRecord, Stream};
 use crate::time::rfc3339;
 
-/// How many functions a local publication went through. The pipeline reads it back to end loops.
+/// User property of local publications: how many functions the message passed. The pipeline reads it to end loops.
 pub const HOPS: &str = "sedge-hops";
 
 /// One message to send.
@@ -30,7 +30,7 @@ impl Envelope {
     }
 }
 
-/// Whose records these are.
+/// Builds envelopes for the records and gaps of one store and receiver.
 #[derive(Clone, Debug)]
 pub struct EnvelopeBuilder {
     store_id: Box<str>,

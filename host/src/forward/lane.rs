@@ -1,18 +1,16 @@
-//! One receiver and the streams that go to it, as a state machine without I/O: what happened goes in, what to do comes out.
+//! State machine of one receiver and the streams that go to it. Events go in, steps come out; no I/O and no clock.
 //!
-//! Streams are in order of precedence. While one has anything to send, in memory or on disk, none behind it sends. Gaps
-//! are reported after alerts and before data.
+//! Streams are in order of precedence. While one has records to send, in memory or on disk, no later one sends. Gaps are
+//! reported after alerts and before data.
 //!
-//! A record that the receiver declines holds its stream: nothing new of that stream is sent before it, it is tried with
-//! growing pauses and nothing else under way, and between tries the other streams go on. What was under way with it at
-//! first may still be taken. When the lane's patience is over, the record becomes a gap. Its topic is remembered: later
-//! records there that are declined too are given up at once, if the receiver has taken anything since. Without that proof
-//! each has the full patience, so that a receiver that declines everything for a while costs one record of a stream in
-//! that time, and not all of them.
+//! A declined record holds its stream (head-of-line blocking). It is retried alone, with growing pauses in which other
+//! streams continue. When the lane's patience is over, the record becomes a gap and its topic is remembered. A later
+//! record of that topic is given up as soon as it is declined, if the receiver has accepted anything since. Otherwise it
+//! has the full patience: a receiver that declines everything for a while costs one record per stream in that time.
 //!
-//! Some brokers decline by closing the connection; networks break young connections, too. After a connection that broke
-//! before anything was taken, the lane is careful until something is: it waits until the next one has stood for a while,
-//! and sends one envelope at a time. A record over which such a connection breaks is declined.
+//! Some brokers decline by closing the connection, and networks break young connections too. After a connection that
+//! broke before anything was accepted the lane is careful: it waits until the next connection has stood for a while, and
+//! sends one envelope at a time until one is accepted. A record over which such a connection breaks counts as declined.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -23,38 +21,38 @@ use crate::store::{Gap, GapId, RecordId, Recovered, StoreRequest, Stream};
 use crate::stream::PerStream;
 use crate::time::Backoff;
 
-/// Half a megabyte is about two seconds of work for the fastest receiver, and six windows fit a small board.
+/// Records per stream in memory. Half a megabyte is about two seconds of work for the fastest receiver.
 const WINDOW: TailLimits = TailLimits { records: 2048, bytes: 512 << 10 };
 
-/// The first pause after a receiver asked to be left alone for a while.
+/// First pause after a receiver answered [`Answer::Retry`].
 pub const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
-/// A record is given up after this many tries at least, however long ago the first was.
+/// Tries before a record is given up, however long ago the first was.
 const LEAST_TRIES: u32 = 3;
 
-/// A connection that has stood for so long does not break by itself the moment that something is sent.
+/// Age of a connection that no longer counts as young.
 const STEADY: Duration = Duration::from_secs(2);
 
-/// Topics that are remembered as given up. One that is forgotten gets the full patience again.
+/// Topics remembered as given up. A forgotten topic has the full patience again.
 const GIVEN_UP_TOPICS: usize = 64;
 
-/// What a receiver said about one envelope.
+/// Answer of a receiver to one envelope.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Answer {
     Accepted,
-    /// It will never take this one. The reason is short and without figures of its own: gaps are folded by it.
+    /// Never accepted. The reason is short and without variable parts, since gaps are folded by reason.
     Refused(Box<str>),
-    /// It does not take this one, now or for ever, and may well take others: a topic that it does not allow. The reason is
-    /// as short.
+    /// Not accepted, now or for ever, for a cause that other records may not share, such as a forbidden topic. The
+    /// reason is as short.
     Declined(Box<str>),
-    /// Not now, whatever is sent; the pause is at least `after`.
+    /// Nothing is accepted now. The pause is at least `after`.
     Retry {
         reason: String,
         after: Option<Duration>,
     },
 }
 
-/// What the caller has to do, in this order.
+/// What the caller carries out, in order.
 #[derive(Debug)]
 pub enum Step {
     Send { token: u64, envelope: Envelope },
@@ -66,37 +64,37 @@ pub struct Lane {
     builder: EnvelopeBuilder,
     streams: Vec<LaneStream>,
     gaps: Vec<PendingGap>,
-    /// All gaps in `gaps` are reported when this number may be told to the store.
+    /// Number to report to the store when all of `gaps` are reported.
     gaps_through: GapId,
-    /// What was sent and not answered. Tokens are never used twice, so an answer from an old connection finds nothing.
+    /// Sent and not answered. Tokens are never reused, so an answer from an earlier connection finds nothing.
     in_flight: HashMap<u64, InFlight>,
     in_flight_limit: usize,
     next_token: u64,
     connected: bool,
-    /// A careful lane has waited on this connection.
+    /// A careful lane has begun its wait on this connection.
     waited: bool,
-    /// `taken` when the connection began.
-    taken_before: u64,
-    /// The last connection broke before anything was taken.
+    /// `accepted` when the connection began.
+    accepted_before: u64,
+    /// The last connection broke before anything was accepted.
     careful: bool,
     /// The channel to the receiver had no room.
     full: bool,
     paused_until: Option<Instant>,
-    /// The first token that was not under way when the receiver last asked for a pause. Success before it proves nothing.
+    /// First token after the last pause. Success of an earlier one proves nothing.
     resumed: u64,
     backoff: Backoff,
-    /// How long a declined record is tried. `None`: until it is taken or the store drops it.
+    /// How long a declined record is retried. `None`: until it is accepted or the store drops it.
     patience: Option<Duration>,
-    /// Topics whose records were given up, with `taken` at that time.
+    /// Topics whose records were given up, with `accepted` at that time.
     given_up: VecDeque<(Box<str>, u64)>,
-    /// How many envelopes the receiver has taken.
-    taken: u64,
-    /// Refusals, then at most one watermark a stream.
+    /// Envelopes that the receiver has accepted.
+    accepted: u64,
+    /// Refusals and reported gaps. Watermarks follow them.
     requests: Vec<StoreRequest>,
     watermarks: PerStream<Option<RecordId>>,
 }
 
-/// A stream on its way to the receiver.
+/// One stream of the lane.
 #[derive(Debug)]
 struct LaneStream {
     stream: Stream,
@@ -105,20 +103,20 @@ struct LaneStream {
     backoff: Backoff,
 }
 
-/// The first of a stream's declined records.
+/// First declined record of a stream.
 #[derive(Debug)]
 struct Hold {
     id: RecordId,
     since: Instant,
     tries: u32,
-    /// `None`: it may be sent.
+    /// End of the pause. `None`: the record may be sent.
     until: Option<Instant>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum InFlight {
     Record(Stream, RecordId),
-    /// Its place in `gaps`.
+    /// Index in `gaps`.
     Gap(usize),
 }
 
@@ -144,11 +142,11 @@ impl Lane {
         backoff: Backoff,
         patience: Option<Duration>,
     ) -> Self {
-        let line = |stream: &Stream| {
+        let entry = |stream: &Stream| {
             let tail = Tail::new(WINDOW, recovered.delivered[*stream], recovered.last[*stream]);
             LaneStream { stream: *stream, tail, hold: None, backoff: backoff.clone() }
         };
-        let streams = streams.iter().map(line).collect();
+        let streams = streams.iter().map(entry).collect();
         Self {
             builder,
             streams,
@@ -159,7 +157,7 @@ impl Lane {
             next_token: 1,
             connected: false,
             waited: false,
-            taken_before: 0,
+            accepted_before: 0,
             careful: false,
             full: false,
             paused_until: None,
@@ -167,21 +165,21 @@ impl Lane {
             backoff,
             patience,
             given_up: VecDeque::new(),
-            taken: 0,
+            accepted: 0,
             requests: Vec::new(),
             watermarks: PerStream::default(),
         }
     }
 
-    pub fn tail(&mut self, stream: Stream) -> Option<&mut Tail> {
-        self.line(stream).map(|line| &mut line.tail)
+    pub fn tail(&mut self, stream: Stream) -> &mut Tail {
+        &mut self.stream(stream).tail
     }
 
-    fn line(&mut self, stream: Stream) -> Option<&mut LaneStream> {
-        self.streams.iter_mut().find(|line| line.stream == stream)
+    fn stream(&mut self, stream: Stream) -> &mut LaneStream {
+        find(&mut self.streams, stream)
     }
 
-    /// The store hands out the next gaps only when it was told that the ones before are reported.
+    /// Adds gaps to report. The store sends the next ones only after these are reported.
     pub fn gaps(&mut self, through: GapId, gaps: Vec<Gap>) {
         self.gaps_through = self.gaps_through.max(through);
         self.gaps.extend(gaps.into_iter().map(|gap| PendingGap { gap, state: GapState::Waiting }));
@@ -190,12 +188,12 @@ impl Lane {
     pub fn connected(&mut self) {
         self.connected = true;
         self.waited = false;
-        self.taken_before = self.taken;
+        self.accepted_before = self.accepted;
         self.full = false;
         self.paused_until = None;
     }
 
-    /// Everything without an answer is sent again on the next connection.
+    /// Requeues everything without an answer for the next connection.
     pub fn disconnected(&mut self, now: Instant) {
         self.connected = false;
         let broke: Vec<InFlight> = self.in_flight.drain().map(|(_, item)| item).collect();
@@ -204,9 +202,9 @@ impl Lane {
         {
             self.declined(stream, id, "connection-broken".into(), now);
         }
-        self.careful |= !broke.is_empty() && self.taken == self.taken_before;
-        for line in &mut self.streams {
-            line.tail.rewind();
+        self.careful |= !broke.is_empty() && self.accepted == self.accepted_before;
+        for entry in &mut self.streams {
+            entry.tail.rewind();
         }
         for gap in &mut self.gaps {
             if gap.state == GapState::Sent {
@@ -215,16 +213,16 @@ impl Lane {
         }
     }
 
-    /// Returns the stream of a record that the receiver has taken now, for the counters.
+    /// Returns the stream if a record was accepted.
     pub fn answered(&mut self, token: u64, answer: Answer, now: Instant) -> Option<Stream> {
         self.full = false;
         let item = self.in_flight.remove(&token)?;
-        let taken = answer == Answer::Accepted;
-        if taken {
-            self.taken += 1;
+        let accepted = answer == Answer::Accepted;
+        if accepted {
+            self.accepted += 1;
             self.careful = false;
         }
-        if (taken || matches!(answer, Answer::Refused(_))) && token >= self.resumed {
+        if (accepted || matches!(answer, Answer::Refused(_))) && token >= self.resumed {
             self.backoff.succeeded();
         }
         match (item, answer) {
@@ -236,7 +234,7 @@ impl Lane {
             (InFlight::Record(stream, id), Answer::Refused(reason)) => self.drop_record(stream, id, reason),
             (InFlight::Record(stream, id), Answer::Declined(reason)) => self.declined(stream, id, reason, now),
             (InFlight::Gap(place), Answer::Accepted | Answer::Refused(_) | Answer::Declined(_)) => {
-                // A receiver that refuses to hear of gaps must not stop the data behind them.
+                // A receiver that refuses gap reports must not stop the data behind them.
                 self.gaps[place].state = GapState::Done;
                 if self.gaps.iter().all(|gap| gap.state == GapState::Done) {
                     self.gaps.clear();
@@ -245,7 +243,7 @@ impl Lane {
             }
             (item, Answer::Retry { after, .. }) => {
                 self.requeue(item);
-                // Envelopes that were under way together fail together: one pause for all of them.
+                // Envelopes in flight together fail together: one pause for all of them.
                 if !self.paused(now) {
                     let pause = self.backoff.failed().max(after.unwrap_or_default()).min(self.backoff.max());
                     self.paused_until = Some(now + pause);
@@ -256,8 +254,7 @@ impl Lane {
         None
     }
 
-    /// The channel to the receiver had no room for this envelope. Sending goes on after the next answer, or
-    /// [`Self::writable`].
+    /// Requeues an envelope for which the channel had no room. Sending continues after the next answer.
     pub fn returned(&mut self, token: u64) {
         if let Some(item) = self.in_flight.remove(&token) {
             self.requeue(item);
@@ -265,26 +262,22 @@ impl Lane {
         }
     }
 
-    pub fn writable(&mut self) {
-        self.full = false;
-    }
-
-    /// The store is back, with the file it had or a new one. What it said and was told in between is void.
+    /// Starts over with a reopened store, on the same file or a new one. Requests and answers in between are void.
     pub fn reopened(&mut self, recovered: &Recovered, builder: EnvelopeBuilder) {
         self.builder = builder;
         self.requests.clear();
         self.watermarks = PerStream::default();
         self.in_flight.clear();
-        // It hands out unreported gaps anew, perhaps grown.
+        // The store sends unreported gaps anew, perhaps grown.
         self.gaps.clear();
-        for line in &mut self.streams {
-            line.tail.reopened(recovered.delivered[line.stream], recovered.last[line.stream]);
-            // Its ids may be those of another file.
-            line.hold = None;
+        for entry in &mut self.streams {
+            entry.tail.reopened(recovered.delivered[entry.stream], recovered.last[entry.stream]);
+            // The id may be that of another file.
+            entry.hold = None;
         }
     }
 
-    /// The next thing to do, until `None`. Take in all events at hand before: watermarks are told once for all of them.
+    /// Next step, until `None`. Callers feed all events at hand first, so that one watermark covers them.
     pub fn poll(&mut self, now: Instant) -> Option<Step> {
         if !self.requests.is_empty() {
             return Some(Step::Store(self.requests.remove(0)));
@@ -294,9 +287,9 @@ impl Lane {
                 return Some(Step::Store(StoreRequest::Delivered { stream, through }));
             }
         }
-        for line in &mut self.streams {
-            if let Some(load) = line.tail.load() {
-                let (stream, after, max_bytes) = (line.stream, load.after, load.max_bytes);
+        for entry in &mut self.streams {
+            if let Some(load) = entry.tail.load() {
+                let (stream, after, max_bytes) = (entry.stream, load.after, load.max_bytes);
                 return Some(Step::Store(StoreRequest::ReadOutbox { stream, after, max_bytes }));
             }
         }
@@ -315,25 +308,20 @@ impl Lane {
         Some(Step::Send { token, envelope })
     }
 
-    /// So much is under way that nothing more is sent before the receiver answers.
+    /// Whether nothing more is sent before the receiver answers.
     pub fn awaits_answers(&self) -> bool {
         self.in_flight.len() >= if self.careful { 1 } else { self.in_flight_limit }
     }
 
-    /// Whether the receiver asked to be left alone.
+    /// Whether the lane pauses after [`Answer::Retry`].
     pub fn paused(&self, now: Instant) -> bool {
         self.paused_until.is_some_and(|until| until > now)
     }
 
-    /// When to poll again although nothing happened.
+    /// Time of the next poll if nothing happens before.
     pub fn wake_at(&self) -> Option<Instant> {
-        let holds = self.streams.iter().filter_map(|line| line.hold.as_ref()?.until);
+        let holds = self.streams.iter().filter_map(|entry| entry.hold.as_ref()?.until);
         self.paused_until.into_iter().chain(holds).min().filter(|_| self.connected)
-    }
-
-    /// Whether everything that was committed is delivered.
-    pub fn is_empty(&self) -> bool {
-        self.gaps.is_empty() && self.streams.iter().all(|line| line.tail.is_empty())
     }
 
     fn end_pauses(&mut self, now: Instant) {
@@ -341,15 +329,15 @@ impl Lane {
             until.take_if(|until| *until <= now);
         };
         over(&mut self.paused_until);
-        self.streams.iter_mut().filter_map(|line| line.hold.as_mut()).for_each(|hold| over(&mut hold.until));
+        self.streams.iter_mut().filter_map(|entry| entry.hold.as_mut()).for_each(|hold| over(&mut hold.until));
     }
 
     fn next_envelope(&mut self) -> Option<(InFlight, Envelope)> {
-        // Some stream's held record is due: it is sent when nothing else is under way, and nothing is until its answer.
+        // A held record that is due is sent when nothing else is in flight, and nothing else until its answer.
         let due = self
             .streams
             .iter()
-            .find_map(|line| line.hold.as_ref().filter(|hold| hold.until.is_none()).map(|_| line.stream));
+            .find_map(|entry| entry.hold.as_ref().filter(|hold| hold.until.is_none()).map(|_| entry.stream));
         if due.is_some() && !self.in_flight.is_empty() {
             return None;
         }
@@ -379,78 +367,73 @@ impl Lane {
     }
 
     fn declined(&mut self, stream: Stream, id: RecordId, reason: Box<str>, now: Instant) {
-        let (patience, taken) = (self.patience, self.taken);
-        let Some(line) = self.streams.iter_mut().find(|line| line.stream == stream) else { return };
-        let Some(topic) = line.tail.sent(id).map(|stored| stored.record.topic.clone()) else { return };
-        let hopeless = self.given_up.iter().any(|(other, then)| **other == *topic && taken > *then);
+        let (patience, accepted) = (self.patience, self.accepted);
+        let sent = self.stream(stream).tail.sent(id).expect("a record in flight is in its tail");
+        let topic = sent.record.topic.clone();
+        let hopeless = self.given_up.iter().any(|(other, then)| **other == *topic && accepted > *then);
         if patience.is_some() && hopeless {
             return self.drop_record(stream, id, reason);
         }
-        match &mut line.hold {
+        let entry = find(&mut self.streams, stream);
+        match &mut entry.hold {
             Some(hold) if hold.id == id => {
                 hold.tries += 1;
                 let over = patience.is_some_and(|patience| now.duration_since(hold.since) >= patience);
                 if over && hold.tries >= LEAST_TRIES {
                     self.given_up.retain(|(other, _)| **other != *topic);
                     self.given_up.truncate(GIVEN_UP_TOPICS - 1);
-                    self.given_up.push_front((topic, taken));
+                    self.given_up.push_front((topic, accepted));
                     return self.drop_record(stream, id, reason);
                 }
-                hold.until = Some(now + line.backoff.failed());
+                hold.until = Some(now + entry.backoff.failed());
             }
-            // One before it is with the receiver, or waits already.
+            // An earlier record is held already.
             Some(hold) if hold.id < id => {}
             hold => {
-                tracing::warn!(
-                    ?stream,
-                    id = id.0,
-                    topic = &*topic,
-                    reason = &*reason,
-                    "a record is declined: its stream waits"
-                );
-                line.backoff.succeeded();
-                *hold = Some(Hold { id, since: now, tries: 1, until: Some(now + line.backoff.failed()) });
+                let (topic, reason) = (&*topic, &*reason);
+                tracing::warn!(?stream, id = id.0, topic, reason, "the receiver declined a record; its stream waits");
+                entry.backoff.succeeded();
+                *hold = Some(Hold { id, since: now, tries: 1, until: Some(now + entry.backoff.failed()) });
             }
         }
-        line.tail.requeue(id);
+        entry.tail.requeue(id);
     }
 
-    /// The record will not be delivered.
+    /// Gives a record up. It becomes part of a gap.
     fn drop_record(&mut self, stream: Stream, id: RecordId, reason: Box<str>) {
-        // Before the watermark: afterwards the store no longer has the record and could not account for it.
+        // Before the watermark: after it the store no longer has the record and could not report the gap.
         self.requests.push(StoreRequest::Refused { stream, id, reason });
         self.done(stream, id);
     }
 
-    /// The receiver has taken a record of this topic: it is no longer given up.
+    /// Forgets that the topic of an accepted record was given up.
     fn reinstate_topic(&mut self, stream: Stream, id: RecordId) {
         if self.given_up.is_empty() {
             return;
         }
-        let Some(line) = self.streams.iter().find(|line| line.stream == stream) else { return };
-        if let Some(stored) = line.tail.sent(id) {
-            self.given_up.retain(|(topic, _)| **topic != *stored.record.topic);
-        }
+        let sent = self.stream(stream).tail.sent(id).expect("a record in flight is in its tail");
+        let topic = sent.record.topic.clone();
+        self.given_up.retain(|(other, _)| **other != *topic);
     }
 
     fn done(&mut self, stream: Stream, id: RecordId) {
-        let Some(line) = self.line(stream) else { return };
-        line.hold.take_if(|hold| hold.id == id);
-        if let Some(through) = line.tail.done(id) {
+        let entry = self.stream(stream);
+        entry.hold.take_if(|hold| hold.id == id);
+        if let Some(through) = entry.tail.done(id) {
             self.watermarks[stream] = Some(through);
         }
     }
 
     fn requeue(&mut self, item: InFlight) {
         match item {
-            InFlight::Record(stream, id) => {
-                if let Some(tail) = self.tail(stream) {
-                    tail.requeue(id);
-                }
-            }
+            InFlight::Record(stream, id) => self.tail(stream).requeue(id),
             InFlight::Gap(place) => self.gaps[place].state = GapState::Waiting,
         }
     }
+}
+
+fn find(streams: &mut [LaneStream], stream: Stream) -> &mut LaneStream {
+    streams.iter_mut().find(|it| it.stream == stream).expect("a lane is asked for its own streams only")
 }
 
 #[cfg(test)]

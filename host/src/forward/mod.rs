@@ -1,8 +1,8 @@
-//! The loop that empties the outbox: alerts and data upstream, publications to the local broker.
+//! Delivery of the outbox: alerts and data upstream, publications to the local broker.
 //!
-//! Plain state without I/O and without a clock. The daemon feeds it what the store and the connections say, and carries
-//! out what [`Forwarder::poll`] returns. A record is out of the store only after its receiver has taken it, so a receiver
-//! may see one again, under the same id, but misses none.
+//! State without I/O and without a clock. The daemon feeds it events of the store and the connections, and carries out
+//! the actions of [`Forwarder::poll`]. A record leaves the store only after its receiver has accepted it. A receiver may
+//! therefore see a record twice, under the same id, but misses none.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -21,10 +21,10 @@ pub use envelope::{Envelope, EnvelopeBuilder, HOPS};
 pub use lane::Answer;
 use lane::{FIRST_PAUSE, Lane, Step};
 
-/// How long a publication that the local broker declines holds up those behind it.
+/// How long a publication that the local broker declines holds up later ones.
 const LOCAL_PATIENCE: Option<Duration> = Some(Duration::from_secs(60));
 
-/// A receiver.
+/// Receiver of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Destination {
     Upstream,
@@ -34,7 +34,7 @@ pub enum Destination {
 /// What the caller carries out, in order.
 #[derive(Debug)]
 pub enum Action {
-    /// Send it, at QoS 1, and tell what became of it with [`Forwarder::answered`] or [`Forwarder::returned`].
+    /// Sends at QoS 1. The outcome goes to [`Forwarder::answered`] or [`Forwarder::returned`].
     Send {
         destination: Destination,
         token: u64,
@@ -43,21 +43,20 @@ pub enum Action {
     Store(StoreRequest),
 }
 
-/// How the forwarder is set up.
 #[derive(Clone, Debug)]
 pub struct ForwardConfig {
     pub node: String,
-    /// Publications under way to the local broker at once.
+    /// Unanswered publications to the local broker.
     pub local_in_flight: usize,
-    /// `None`: nothing is recorded for upstream; what an earlier configuration left stays in the store.
+    /// `None`: no upstream. Records of an earlier configuration stay in the store.
     pub upstream: Option<config::Upstream>,
-    /// Random, so that boards that fail together do not come back together.
+    /// Seed of the backoff jitter, so that boards that fail together do not retry together.
     pub seed: u64,
 }
 
 pub struct Forwarder {
     node: String,
-    /// Of upstream.
+    /// Topic prefix of upstream.
     topic_prefix: Option<String>,
     calls_webhook: bool,
     metrics: Arc<Metrics>,
@@ -68,7 +67,7 @@ pub struct Forwarder {
 impl Forwarder {
     pub fn new(settings: ForwardConfig, recovered: &Recovered, metrics: Arc<Metrics>) -> Self {
         let builder = |prefix| EnvelopeBuilder::new(&recovered.store_id, &settings.node, prefix);
-        // The local broker refuses or takes; a pause is for the rare quota. Seconds, for alarms wait here too.
+        // A pause of the local broker is rare (a quota), and short because local alarms wait here.
         let backoff = Backoff::new(FIRST_PAUSE, Duration::from_secs(10), settings.seed);
         let local =
             Lane::new(&[Stream::Local], builder(None), recovered, settings.local_in_flight, backoff, LOCAL_PATIENCE);
@@ -79,11 +78,11 @@ impl Forwarder {
             let builder = builder(upstream.topic_prefix.as_deref());
             let streams = [Stream::Alert, Stream::Data];
             let patience = upstream.give_up_secs.map(|secs| Duration::from_secs(secs.get()));
-            // One call at a time: a record must not overtake one whose call failed.
+            // One call at a time: a record must not overtake an earlier one whose call failed.
             let in_flight = if calls_webhook { 1 } else { upstream.in_flight.get().into() };
             let mut lane = Lane::new(&streams, builder, recovered, in_flight, backoff, patience);
             if calls_webhook {
-                // Has no connection of its own: it counts as connected while calls succeed.
+                // A webhook has no connection: it counts as connected while calls succeed.
                 lane.connected();
             }
             lane
@@ -96,30 +95,31 @@ impl Forwarder {
         Self { node: settings.node, topic_prefix, calls_webhook, metrics, local, upstream }
     }
 
-    /// `StoreEvent::Committed`.
+    /// Handles `StoreEvent::Committed`.
     pub fn committed(&mut self, stored: Vec<StoredRecord>) {
         for stored in stored {
-            if let Some(tail) = self.lane_of(stored.record.stream).and_then(|lane| lane.tail(stored.record.stream)) {
-                tail.committed(stored);
+            let stream = stored.record.stream;
+            if let Some(lane) = self.lane_of(stream) {
+                lane.tail(stream).committed(stored);
             }
         }
     }
 
-    /// `StoreEvent::Outbox`.
+    /// Handles `StoreEvent::Outbox`.
     pub fn loaded(&mut self, stream: Stream, stored: Vec<StoredRecord>, end: bool) {
-        if let Some(tail) = self.lane_of(stream).and_then(|lane| lane.tail(stream)) {
-            tail.loaded(stored, end);
+        if let Some(lane) = self.lane_of(stream) {
+            lane.tail(stream).loaded(stored, end);
         }
     }
 
-    /// `StoreEvent::Gaps`. Without an upstream they stay in the store until there is one.
+    /// Handles `StoreEvent::Gaps`. Without an upstream the gaps stay in the store.
     pub fn gaps(&mut self, through: GapId, gaps: Vec<Gap>) {
         if let Some(upstream) = &mut self.upstream {
             upstream.gaps(through, gaps);
         }
     }
 
-    /// `StoreEvent::Reopened`.
+    /// Handles `StoreEvent::Reopened`.
     pub fn reopened(&mut self, recovered: &Recovered) {
         let builder = |prefix| EnvelopeBuilder::new(&recovered.store_id, &self.node, prefix);
         self.local.reopened(recovered, builder(None));
@@ -129,59 +129,52 @@ impl Forwarder {
     }
 
     pub fn connected(&mut self, destination: Destination) {
-        self.link(destination, true);
+        self.set_connected(destination, true);
         if let Some(lane) = self.lane(destination) {
             lane.connected();
         }
     }
 
-    /// The connection is gone and will not deliver anything more: what has no answer is sent again.
+    /// Handles the loss of the connection. Envelopes without an answer are sent again.
     pub fn disconnected(&mut self, destination: Destination, now: Instant) {
-        self.link(destination, false);
+        self.set_connected(destination, false);
         if let Some(lane) = self.lane(destination) {
             lane.disconnected(now);
         }
     }
 
-    /// What became of an envelope. An answer to one of an earlier connection is ignored.
+    /// Handles the answer to an envelope. An answer from an earlier connection is ignored.
     pub fn answered(&mut self, destination: Destination, token: u64, answer: Answer, now: Instant) {
         match &answer {
             Answer::Accepted => {}
-            // The store logs and counts the loss when it makes the gap.
-            Answer::Refused(reason) => tracing::debug!(?destination, reason, "a record was refused"),
-            // The lane says what waits behind it.
+            // The store counts and logs the loss when it records the gap.
+            Answer::Refused(reason) => tracing::debug!(?destination, reason, "the receiver refused a record"),
+            // The lane logs it.
             Answer::Declined(_) => self.metrics.forward_errors.inc(),
             Answer::Retry { reason, .. } => {
                 self.metrics.forward_errors.inc();
-                // All that was under way fails together; one line is enough.
+                // Envelopes in flight fail together: one line for all.
                 if self.lane(destination).is_some_and(|lane| !lane.paused(now)) {
-                    tracing::warn!(?destination, reason, "a record was not taken and is sent again");
+                    tracing::warn!(?destination, reason, "failed to send a record; it is sent again");
                 }
             }
         }
         if destination == Destination::Upstream && self.calls_webhook {
-            self.link(destination, !matches!(answer, Answer::Retry { .. }));
+            self.set_connected(destination, !matches!(answer, Answer::Retry { .. }));
         }
         if let Some(stream) = self.lane(destination).and_then(|lane| lane.answered(token, answer, now)) {
             self.metrics.forwarded[stream].inc();
         }
     }
 
-    /// The connection had no room for the envelope. It is sent again after the next answer on that destination, or
-    /// [`Self::writable`].
+    /// Requeues an envelope for which the connection had no room, until the next answer of that destination.
     pub fn returned(&mut self, destination: Destination, token: u64) {
         if let Some(lane) = self.lane(destination) {
             lane.returned(token);
         }
     }
 
-    pub fn writable(&mut self, destination: Destination) {
-        if let Some(lane) = self.lane(destination) {
-            lane.writable();
-        }
-    }
-
-    /// The next thing to do, until `None`. Feed all events at hand first: that makes fewer requests to the store.
+    /// Next action, until `None`. Callers feed all events at hand first, which saves requests to the store.
     pub fn poll(&mut self, now: Instant) -> Option<Action> {
         let step = |destination, step| match step {
             Step::Send { token, envelope } => Action::Send { destination, token, envelope },
@@ -193,22 +186,17 @@ impl Forwarder {
         self.upstream.as_mut()?.poll(now).map(|upstream| step(Destination::Upstream, upstream))
     }
 
-    /// More may be waiting to be sent than may be under way: it leaves as fast as answers are read.
+    /// Whether a lane sends nothing more before an answer: records leave as fast as answers are read.
     pub fn awaits_answers(&self) -> bool {
         self.local.awaits_answers() || self.upstream.as_ref().is_some_and(Lane::awaits_answers)
     }
 
-    /// When to poll again although nothing happened.
+    /// Time of the next poll if nothing happens before.
     pub fn wake_at(&self) -> Option<Instant> {
         [self.local.wake_at(), self.upstream.as_ref().and_then(Lane::wake_at)].into_iter().flatten().min()
     }
 
-    /// Whether everything that was committed has been taken by its receiver.
-    pub fn is_empty(&self) -> bool {
-        self.local.is_empty() && self.upstream.as_ref().is_none_or(Lane::is_empty)
-    }
-
-    fn link(&self, destination: Destination, connected: bool) {
+    fn set_connected(&self, destination: Destination, connected: bool) {
         match destination {
             Destination::Local => self.metrics.broker.set(connected),
             Destination::Upstream => self.metrics.upstream.set(connected),

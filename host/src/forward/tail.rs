@@ -1,46 +1,46 @@
-//! The end of one stream: committed records that its receiver has not taken yet, in a window of bounded size.
+//! Tail of one stream: committed records that the receiver has not accepted yet, in a window of bounded size.
 //!
 //! ```text
 //! gone ≤ watermark < [ done, sent, waiting … ] ≤ held < … only on disk … ≤ last
 //!                    └──────── window ───────┘
 //! ```
 //!
-//! While the window holds everything up to `last`, new records come straight from their commit and the disk is never
-//! read. A window that is full falls behind; what it missed is loaded from the store in order.
+//! While the window holds everything up to `last`, new records come from their commit and the disk is not read. A full
+//! window falls behind; the records that it missed are loaded from the store in order.
 //!
-//! The watermark never passes a record that is neither delivered nor refused. It follows the order of ids, although
-//! receivers may answer in any order.
+//! The watermark passes a record only when it is delivered or refused. It follows the order of ids, although receivers
+//! may answer in any order.
 
 use std::collections::VecDeque;
 
 use crate::store::{RecordId, StoredRecord};
 
-/// What a window may hold. A record larger than `bytes` is held alone.
+/// Bounds of the window. A record larger than `bytes` is held alone.
 #[derive(Clone, Copy, Debug)]
 pub struct TailLimits {
     pub records: usize,
     pub bytes: usize,
 }
 
-/// Memory of a held record beside its strings and payload: the slot itself and allocators' rounding.
+/// Memory of a held record beside its strings and payload: the slot and the allocator's rounding.
 const SLOT_BYTES: usize = 192;
 
 #[derive(Debug)]
 pub struct Tail {
     window: TailLimits,
-    /// In order of ids. The front is not done.
+    /// In order of ids. The front slot is not done.
     slots: VecDeque<Slot>,
     /// Slots before this one are not waiting.
     cursor: usize,
-    /// Size of the slots that still have their record.
+    /// Memory of the slots that still have their record.
     bytes: usize,
     watermark: RecordId,
-    /// Everything up to this id was held at some time, or is gone.
+    /// Last id that was held at some time or is gone.
     held: RecordId,
-    /// The last id known to be committed.
+    /// Last id known to be committed.
     last: RecordId,
     loading: bool,
-    /// Answers that may still come from before the store was reopened. They begin elsewhere than the window ends.
+    /// Loads that the store may still answer from before it was reopened. Their records do not follow the window.
     stale_loads: u32,
 }
 
@@ -57,7 +57,7 @@ enum SlotState {
     Done,
 }
 
-/// What to ask of the store: records after this id, up to about so many bytes.
+/// Request to the store: records after this id, up to about this many bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Load {
     pub after: RecordId,
@@ -65,7 +65,7 @@ pub struct Load {
 }
 
 impl Tail {
-    /// As the store was opened: everything up to `delivered` is gone, `last` is the last id given.
+    /// State after the store was opened: everything up to `delivered` is gone, `last` is the last id given.
     pub fn new(window: TailLimits, delivered: RecordId, last: RecordId) -> Self {
         Self {
             window,
@@ -80,7 +80,7 @@ impl Tail {
         }
     }
 
-    /// Records that were just committed, in order. Those that do not fit are loaded later.
+    /// Adds a record that was just committed, in order. One that does not fit is loaded later.
     pub fn committed(&mut self, stored: StoredRecord) {
         if stored.id <= self.last {
             return;
@@ -92,11 +92,11 @@ impl Tail {
         }
     }
 
-    /// The answer to a [`Load`]. `end`: the store had nothing after these.
+    /// Adds the answer to a [`Load`]. `end`: the store had no records after these.
     pub fn loaded(&mut self, stored: Vec<StoredRecord>, end: bool) {
         self.loading = false;
         if self.stale_loads > 0 {
-            // Perhaps it is none of them: then it is asked for once more.
+            // If this was the answer to the current load, the records are requested once more.
             self.stale_loads -= 1;
             return;
         }
@@ -104,7 +104,7 @@ impl Tail {
             if stored.id <= self.held {
                 continue;
             }
-            // The store's bound is in whole rows and may exceed what was asked.
+            // The store answers in whole rows and may exceed the requested size.
             if !self.fits(&stored) {
                 self.last = self.last.max(stored.id);
                 return;
@@ -113,12 +113,12 @@ impl Tail {
         }
         self.last = self.last.max(self.held);
         if end {
-            // Commits that were announced before this answer are part of it: what is missing was dropped.
+            // Commits announced before this answer are part of it. Missing records were dropped.
             self.held = self.last;
         }
     }
 
-    /// What must be read from disk, when the window has room for a good part of it. Asked for once.
+    /// Next load, once half of the window is free. Returned once per load.
     pub fn load(&mut self) -> Option<Load> {
         let roomy = self.slots.len() <= self.window.records / 2 && self.bytes <= self.window.bytes / 2;
         if self.loading || self.held >= self.last || !roomy {
@@ -128,7 +128,7 @@ impl Tail {
         Some(Load { after: self.held, max_bytes: self.window.bytes - self.bytes })
     }
 
-    /// Marks the next record as sent and returns it. `None`: nothing waits in memory.
+    /// Marks the next record as sent and returns it. `None`: no record waits in memory.
     pub fn next(&mut self) -> Option<&StoredRecord> {
         while let Some(slot) = self.slots.get(self.cursor) {
             if matches!(slot.state, SlotState::Waiting(_)) {
@@ -147,7 +147,7 @@ impl Tail {
         }
     }
 
-    /// A record that was sent and has no answer.
+    /// Record that was sent and has no answer.
     pub fn sent(&self, id: RecordId) -> Option<&StoredRecord> {
         match &self.slots[self.find(id)?].state {
             SlotState::Sent(stored) => Some(stored),
@@ -155,7 +155,7 @@ impl Tail {
         }
     }
 
-    /// The receiver has taken the record, or will never take it. Returns the watermark when it moved.
+    /// Marks a record as accepted or given up. Returns the watermark if it moved.
     pub fn done(&mut self, id: RecordId) -> Option<RecordId> {
         let index = self.find(id)?;
         let slot = &mut self.slots[index];
@@ -173,14 +173,14 @@ impl Tail {
         (self.watermark > before).then_some(self.watermark)
     }
 
-    /// The record was not taken this time. It is sent again before anything that was not sent yet.
+    /// Queues a sent record again, before those that were not sent yet.
     pub fn requeue(&mut self, id: RecordId) {
-        let Some(index) = self.find(id) else { return };
+        let index = self.find(id).expect("a record in flight is in its tail");
         self.unsend(index);
         self.cursor = self.cursor.min(index);
     }
 
-    /// The connection broke: everything that was sent without an answer is sent again, in order.
+    /// Queues everything without an answer again, in order, after the connection broke.
     pub fn rewind(&mut self) {
         for index in 0..self.slots.len() {
             self.unsend(index);
@@ -188,21 +188,16 @@ impl Tail {
         self.cursor = 0;
     }
 
-    /// The store was reopened: begin again as if it had just been opened. Requests from before were discarded, and which
-    /// refusals are among them is not known, so what is not gone is sent again.
+    /// Starts over with a reopened store. It discarded earlier requests, refusals among them, so every record that is
+    /// not gone is sent again.
     pub fn reopened(&mut self, delivered: RecordId, last: RecordId) {
         let stale_loads = self.stale_loads + u32::from(self.loading);
         *self = Self { stale_loads, ..Self::new(self.window, delivered, last) };
     }
 
-    /// Whether something waits to be sent, in memory or on disk.
+    /// Whether records wait to be sent, in memory or on disk.
     pub fn has_waiting(&self) -> bool {
         self.held < self.last || self.slots.range(self.cursor..).any(|slot| matches!(slot.state, SlotState::Waiting(_)))
-    }
-
-    /// Whether every record that was ever committed is done.
-    pub fn is_empty(&self) -> bool {
-        self.slots.is_empty() && self.held >= self.last
     }
 
     fn fits(&self, stored: &StoredRecord) -> bool {

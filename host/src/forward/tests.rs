@@ -1,10 +1,16 @@
-//! The forwarder between a store and two receivers that are played by the test.
+//! Forwarder between a store and two receivers that the test plays.
 
 use super::*;
 use crate::store::{Record, RecordId};
 
 const BROKER: &str = "mqtts://example.org";
 const WEBHOOK: &str = "https://example.org/in";
+
+impl Forwarder {
+    fn is_empty(&self) -> bool {
+        self.local.is_empty() && self.upstream.as_ref().is_none_or(Lane::is_empty)
+    }
+}
 
 fn settings(upstream: Option<&str>) -> ForwardConfig {
     let upstream = upstream.map(|url| config::Upstream {

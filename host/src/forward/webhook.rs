@@ -1,7 +1,7 @@
-//! Upstream over HTTP: one POST a record, in order, over a connection that is kept open.
+//! Upstream over HTTP: one POST per record, in order, on a persistent connection.
 //!
-//! The payload goes as it is; what the record is stands in CloudEvents headers (HTTP binding 1.0.2, binary mode). Calls
-//! block, so they have a thread of their own, which answers through a channel of the caller.
+//! The body is the payload, the attributes are CloudEvents headers (HTTP binding 1.0.2, binary mode). Calls block, so
+//! they have a thread of their own, which answers through a channel.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,40 +21,40 @@ use super::Envelope;
 use super::lane::Answer;
 use crate::config;
 
-/// What is read of an answer's body, for the connection to be usable again.
+/// Bytes read of a response body, so that the connection can be reused.
 const MAX_ANSWER_BYTES: u64 = 64 << 10;
 
 #[derive(Debug, thiserror::Error)]
 pub enum WebhookError {
-    #[error("cannot read `upstream.{key}` {}: {source}", path.display())]
+    #[error("failed to read `upstream.{key}` {}: {source}", path.display())]
     Read { key: &'static str, path: PathBuf, source: io::Error },
-    #[error("`upstream.{key}` {} holds no {what} in PEM", path.display())]
+    #[error("`upstream.{key}` {} does not contain a {what} in PEM", path.display())]
     Empty { key: &'static str, path: PathBuf, what: &'static str },
-    #[error("`upstream.cert_file` and `upstream.key_file` belong together: only one is set")]
+    #[error("only one of `upstream.cert_file` and `upstream.key_file` is set: set both or neither")]
     HalfIdentity,
     #[error("the certificate in {} cannot be used with its key: {source}", path.display())]
     Identity { path: PathBuf, source: rustls::Error },
     #[error("the system has no trusted roots (install `ca-certificates`, or set `upstream.ca_file`)")]
     NoRoots,
-    #[error("cannot start the thread for webhook calls: {0}")]
+    #[error("failed to start the webhook thread: {0}")]
     Spawn(#[from] io::Error),
 }
 
-/// The thread that calls. It ends when this is dropped, after the call that is under way.
+/// Handle of the webhook thread. The thread ends after its current call when this is dropped.
 #[derive(Debug)]
 pub struct Webhook {
     calls: flume::Sender<(u64, Envelope)>,
 }
 
-/// The call before is not finished.
+/// The previous call is not finished.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Full;
 
 impl Webhook {
-    /// Answers come as `(token, answer)`.
+    /// Starts the thread. Answers arrive as `(token, answer)`.
     pub fn spawn(config: &config::Upstream, answers: mpsc::Sender<(u64, Answer)>) -> Result<Self, WebhookError> {
         let caller = Caller::new(config)?;
-        // The forwarder has one record under way; the next is not accepted before its answer.
+        // The forwarder has one record in flight.
         let (calls, receiver) = flume::bounded(1);
         std::thread::Builder::new().name("webhook".into()).spawn(move || caller.run(&receiver, &answers))?;
         Ok(Self { calls })
@@ -94,7 +94,7 @@ impl Caller {
             .new_agent();
         let url = url.uri().clone();
         let caller = Self { agent, url, authorization_file: config.authorization_file.clone() };
-        // A file that cannot be read is told at start; one that vanishes later is waited for.
+        // A missing file is an error at start; later the call is repeated until the file is back.
         caller.authorization()?;
         Ok(caller)
     }
@@ -133,7 +133,7 @@ impl Caller {
         }
     }
 
-    /// Read for each call: tokens are renewed by replacing the file.
+    /// Reads the header value, per call: tokens are renewed by replacing the file.
     fn authorization(&self) -> Result<Option<String>, WebhookError> {
         let Some(path) = &self.authorization_file else { return Ok(None) };
         let key = "authorization_file";
@@ -146,25 +146,25 @@ impl Caller {
     }
 }
 
-/// What an answer means for the record. Everything that a person can mend without touching the record is worth
-/// repeating; what the receiver says about the record itself is final.
+/// Maps a response to an answer. A problem that a person can fix without changing the record is retried; a verdict on the
+/// record itself is final.
 fn evaluate(status: StatusCode, headers: &HeaderMap) -> Answer {
     let code = status.as_u16();
     match code {
         200..=299 => Answer::Accepted,
-        // Not there, not allowed, moved: the address or the key is wrong, not the record.
+        // The address or the credentials are wrong, not the record.
         300..=399 | 401 | 403 | 404 | 407 | 408 | 425 | 429 | 501..=599 => {
-            // A date (the other form) would need a clock that is right.
+            // Seconds only: the date form needs a correct clock.
             let after = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
             Answer::Retry { reason: format!("the receiver answered {status}"), after: after.map(Duration::from_secs) }
         }
-        // It failed over this record, perhaps over every one.
+        // Perhaps caused by this record, perhaps by the receiver.
         500 => Answer::Declined("http-500".into()),
         _ => Answer::Refused(format!("http-{code}").into()),
     }
 }
 
-/// Header values of CloudEvents: printable ASCII but space, quote and percent as it is, the rest percent-encoded UTF-8.
+/// Encodes a CloudEvents header value: UTF-8, percent-encoded except printable ASCII without space, quote and percent.
 fn encoded(value: &str) -> String {
     let mut header = String::with_capacity(value.len());
     for byte in value.bytes() {
@@ -214,7 +214,7 @@ fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'st
     Ok(certificates)
 }
 
-/// Checked here: the HTTP client takes a pair that does not fit for a bug and panics when it first connects.
+/// Loads certificate and key, and checks that they match: on a mismatch the HTTP client would panic when it connects.
 fn identity(cert: &Path, key: &Path, provider: &Arc<CryptoProvider>) -> Result<ClientCert, WebhookError> {
     let chain = certificates("cert_file", cert)?;
     let text = read("key_file", key)?;
