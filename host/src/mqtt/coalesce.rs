@@ -9,41 +9,15 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Waker, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::gate::Gate;
+
 /// Above this much held back, writing waits for the socket, so that a peer that does not read holds up the sender.
 const HIGH_WATER_BYTES: usize = 64 * 1024;
-
-/// Whether more is read.
-#[derive(Debug, Default)]
-pub struct Gate {
-    closed: AtomicBool,
-    waiting: Mutex<Option<Waker>>,
-}
-
-impl Gate {
-    pub fn set_closed(&self, closed: bool) {
-        if self.closed.swap(closed, Ordering::AcqRel) && !closed {
-            let waker = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(waker) = waker {
-                waker.wake();
-            }
-        }
-    }
-
-    fn is_closed(&self, cx: &Context<'_>) -> bool {
-        if !self.closed.load(Ordering::Acquire) {
-            return false;
-        }
-        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
-        // It may have opened in between, and the one who opened it did not see the waker.
-        self.closed.load(Ordering::Acquire)
-    }
-}
 
 pub struct Coalesce<S> {
     stream: S,

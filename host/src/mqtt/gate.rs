@@ -1,0 +1,32 @@
+//! Stops reading from a socket while writing goes on.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Waker};
+
+/// Whether more is read.
+#[derive(Debug, Default)]
+pub struct Gate {
+    closed: AtomicBool,
+    waiting: Mutex<Option<Waker>>,
+}
+
+impl Gate {
+    pub fn set_closed(&self, closed: bool) {
+        if self.closed.swap(closed, Ordering::AcqRel) && !closed {
+            let waker = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+            if let Some(waker) = waker {
+                waker.wake();
+            }
+        }
+    }
+
+    pub fn is_closed(&self, cx: &Context<'_>) -> bool {
+        if !self.closed.load(Ordering::Acquire) {
+            return false;
+        }
+        *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
+        // It may have opened in between, and the one who opened it did not see the waker.
+        self.closed.load(Ordering::Acquire)
+    }
+}
