@@ -26,7 +26,7 @@ use crate::footprint;
 use crate::forward::webhook::{self, Webhook};
 use crate::forward::{Answer, Destination, Envelope};
 use crate::manifest::Manifest;
-use crate::mqtt::{self, Link, PublishResult};
+use crate::mqtt::{self, Link, PublishResult, PublishToken};
 use crate::store;
 use crate::telemetry::{self, Health};
 use crate::time::{self, Now};
@@ -87,13 +87,13 @@ struct Daemon {
 enum Upstream {
     None,
     Mqtt { link: Link, events: mqtt::Events },
-    Webhook { webhook: Webhook, answers: mpsc::Receiver<(u64, Answer)> },
+    Webhook { webhook: Webhook, answers: mpsc::Receiver<(PublishToken, Answer)> },
 }
 
 /// One thing that happened upstream.
 enum UpstreamEvents {
     Mqtt(VecDeque<mqtt::Event>),
-    Webhook(u64, Answer),
+    Webhook(PublishToken, Answer),
 }
 
 impl Upstream {
@@ -103,7 +103,7 @@ impl Upstream {
             Self::None => None,
             Self::Mqtt { events, .. } => {
                 let mut received = VecDeque::new();
-                events.take(&mut received);
+                events.try_receive(&mut received);
                 (!received.is_empty()).then_some(UpstreamEvents::Mqtt(received))
             }
             Self::Webhook { answers, .. } => {
@@ -252,7 +252,7 @@ impl Daemon {
         }
     }
 
-    fn send(&mut self, destination: Destination, token: u64, envelope: Envelope) {
+    fn send(&mut self, destination: Destination, token: PublishToken, envelope: Envelope) {
         let sent = match (destination, &self.upstream) {
             (Destination::Local, _) => publish(&self.broker, &envelope, token),
             (Destination::Upstream, Upstream::Mqtt { link, .. }) => publish(link, &envelope, token),
@@ -383,7 +383,7 @@ impl Daemon {
     }
 }
 
-fn publish(link: &Link, envelope: &Envelope, token: u64) -> Result<(), mqtt::Full> {
+fn publish(link: &Link, envelope: &Envelope, token: PublishToken) -> Result<(), mqtt::Full> {
     let properties: Vec<(&str, &str)> =
         envelope.properties.iter().map(|(name, value)| (*name, value.as_ref())).collect();
     let publication = mqtt::Publication {
@@ -398,7 +398,7 @@ fn publish(link: &Link, envelope: &Envelope, token: u64) -> Result<(), mqtt::Ful
 
 fn answer(result: PublishResult) -> Answer {
     match result {
-        PublishResult::Taken => Answer::Accepted,
+        PublishResult::Accepted => Answer::Accepted,
         PublishResult::Refused(reason) => Answer::Refused(reason.into()),
         PublishResult::Declined(reason) => Answer::Declined(reason.into()),
         PublishResult::Retry(reason) => Answer::Retry { reason, after: None },

@@ -293,6 +293,10 @@ pub struct LogLine {
     pub text: String,
 }
 
+/// Number of one publication or call to a receiver. Its sender chooses it and finds it again in the answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PublishToken(pub u64);
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -8,7 +8,7 @@ use super::ids::{JobNo, Life, WorkerNo};
 use super::version::{TrialEvent, Version};
 use crate::forward::{Answer, Destination, Envelope};
 use crate::manifest::StateScope;
-use crate::message::{LogLine, Message, Outcome};
+use crate::message::{LogLine, Message, Outcome, PublishToken};
 use crate::store;
 
 /// A message from the broker with what it takes to acknowledge it.
@@ -97,12 +97,12 @@ pub enum SinkEvent {
     Connected,
     Disconnected,
     Answered {
-        token: u64,
+        token: PublishToken,
         answer: Answer,
     },
     /// There was no room for the envelope.
     Returned {
-        token: u64,
+        token: PublishToken,
     },
 }
 
@@ -151,7 +151,7 @@ pub enum Effect {
     },
     Send {
         destination: Destination,
-        token: u64,
+        token: PublishToken,
         envelope: Envelope,
     },
     Subscribe {

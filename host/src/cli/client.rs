@@ -10,7 +10,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::config::{Connection, Endpoint};
-use crate::mqtt::{self, Event, Full, Link, PublishResult};
+use crate::mqtt::{self, Event, Full, Link, PublishResult, PublishToken};
 
 /// Mosquitto's default of `max_queued_messages`: it may drop retained messages beyond that.
 const MOSQUITTO_QUEUE: usize = 1000;
@@ -36,7 +36,7 @@ pub(crate) enum ClientEvent {
         payload: Bytes,
     },
     /// The broker has acknowledged the publish with this token.
-    Published(u64),
+    Published(PublishToken),
     Subscribed(String),
     /// The connection broke. Publishes without an acknowledgement are lost, and must be repeated.
     Disconnected(String),
@@ -102,7 +102,7 @@ impl Client {
     pub(crate) fn poll_event(&mut self) -> anyhow::Result<Option<ClientEvent>> {
         loop {
             if self.queue.is_empty() {
-                self.events.take(&mut self.queue);
+                self.events.try_receive(&mut self.queue);
             }
             let Some(event) = self.queue.pop_front() else { return Ok(None) };
             return Ok(Some(match event {
@@ -114,7 +114,7 @@ impl Client {
                     let Ok(topic) = String::from_utf8(delivery.topic.to_vec()) else { continue };
                     ClientEvent::Message { topic, payload: delivery.payload }
                 }
-                Event::Published { token, result: PublishResult::Taken } => ClientEvent::Published(token),
+                Event::Published { token, result: PublishResult::Accepted } => ClientEvent::Published(token),
                 Event::Published { result: PublishResult::Declined(reason), .. } => {
                     bail!("the broker at {} declined a message: {reason}", self.url)
                 }
@@ -210,11 +210,12 @@ impl Client {
     }
 
     /// Publishes a message. [`ClientEvent::Published`] with the returned token acknowledges it.
-    pub(crate) fn publish(&mut self, topic: &str, payload: Bytes, retain: bool) -> Result<u64, Full> {
+    pub(crate) fn publish(&mut self, topic: &str, payload: Bytes, retain: bool) -> Result<PublishToken, Full> {
+        let token = PublishToken(self.next_token);
         let publication = mqtt::Publication { topic, payload, content_type: None, properties: &[], retain };
-        self.link.publish(publication, self.next_token)?;
+        self.link.publish(publication, token)?;
         self.next_token += 1;
-        Ok(self.next_token - 1)
+        Ok(token)
     }
 
     pub(crate) async fn close(self) {

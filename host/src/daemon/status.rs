@@ -6,10 +6,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::mqtt::{Full, Link, Publication, Will};
+use crate::mqtt::{Full, Link, Publication, PublishToken, Will};
 
 /// Status goes out beside the outbox: it is the state of now, and is published anew at every connection.
-pub const TOKEN: u64 = 0;
+pub const TOKEN: PublishToken = PublishToken(0);
 
 #[derive(Debug)]
 pub struct Status {

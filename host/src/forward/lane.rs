@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::envelope::{Envelope, EnvelopeBuilder};
 use super::tail::{Tail, TailLimits};
+use crate::message::PublishToken;
 use crate::store::{Gap, GapId, RecordId, Recovered, StoreRequest, Stream};
 use crate::stream::PerStream;
 use crate::time::Backoff;
@@ -55,7 +56,7 @@ pub enum Answer {
 /// What the caller carries out, in order.
 #[derive(Debug)]
 pub enum Step {
-    Send { token: u64, envelope: Envelope },
+    Send { token: PublishToken, envelope: Envelope },
     Store(StoreRequest),
 }
 
@@ -67,7 +68,7 @@ pub struct Lane {
     /// Number to report to the store when all of `gaps` are reported.
     gaps_through: GapId,
     /// Sent and not answered. Tokens are never reused, so an answer from an earlier connection finds nothing.
-    in_flight: HashMap<u64, InFlight>,
+    in_flight: HashMap<PublishToken, InFlight>,
     in_flight_limit: usize,
     next_token: u64,
     connected: bool,
@@ -81,7 +82,7 @@ pub struct Lane {
     full: bool,
     paused_until: Option<Instant>,
     /// First token after the last pause. Success of an earlier one proves nothing.
-    resumed: u64,
+    resumed: PublishToken,
     backoff: Backoff,
     /// How long a declined record is retried. `None`: until it is accepted or the store drops it.
     patience: Option<Duration>,
@@ -161,7 +162,7 @@ impl Lane {
             careful: false,
             full: false,
             paused_until: None,
-            resumed: 0,
+            resumed: PublishToken(0),
             backoff,
             patience,
             given_up: VecDeque::new(),
@@ -214,7 +215,7 @@ impl Lane {
     }
 
     /// Returns the stream if a record was accepted.
-    pub fn answered(&mut self, token: u64, answer: Answer, now: Instant) -> Option<Stream> {
+    pub fn answered(&mut self, token: PublishToken, answer: Answer, now: Instant) -> Option<Stream> {
         self.full = false;
         let item = self.in_flight.remove(&token)?;
         let accepted = answer == Answer::Accepted;
@@ -247,7 +248,7 @@ impl Lane {
                 if !self.paused(now) {
                     let pause = self.backoff.failed().max(after.unwrap_or_default()).min(self.backoff.max());
                     self.paused_until = Some(now + pause);
-                    self.resumed = self.next_token;
+                    self.resumed = PublishToken(self.next_token);
                 }
             }
         }
@@ -255,7 +256,7 @@ impl Lane {
     }
 
     /// Requeues an envelope for which the channel had no room. Sending continues after the next answer.
-    pub fn returned(&mut self, token: u64) {
+    pub fn returned(&mut self, token: PublishToken) {
         if let Some(item) = self.in_flight.remove(&token) {
             self.requeue(item);
             self.full = true;
@@ -302,7 +303,7 @@ impl Lane {
             return None;
         }
         let (item, envelope) = self.next_envelope()?;
-        let token = self.next_token;
+        let token = PublishToken(self.next_token);
         self.next_token += 1;
         self.in_flight.insert(token, item);
         Some(Step::Send { token, envelope })

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::config;
+use crate::message::PublishToken;
 use crate::store::{Gap, GapId, Recovered, StoreRequest, StoredRecord, Stream};
 use crate::telemetry::Metrics;
 use crate::time::Backoff;
@@ -37,7 +38,7 @@ pub enum Action {
     /// Sends at QoS 1. The outcome goes to [`Forwarder::answered`] or [`Forwarder::returned`].
     Send {
         destination: Destination,
-        token: u64,
+        token: PublishToken,
         envelope: Envelope,
     },
     Store(StoreRequest),
@@ -144,7 +145,7 @@ impl Forwarder {
     }
 
     /// Handles the answer to an envelope. An answer from an earlier connection is ignored.
-    pub fn answered(&mut self, destination: Destination, token: u64, answer: Answer, now: Instant) {
+    pub fn answered(&mut self, destination: Destination, token: PublishToken, answer: Answer, now: Instant) {
         match &answer {
             Answer::Accepted => {}
             // The store counts and logs the loss when it records the gap.
@@ -168,7 +169,7 @@ impl Forwarder {
     }
 
     /// Requeues an envelope for which the connection had no room, until the next answer of that destination.
-    pub fn returned(&mut self, destination: Destination, token: u64) {
+    pub fn returned(&mut self, destination: Destination, token: PublishToken) {
         if let Some(lane) = self.lane(destination) {
             lane.returned(token);
         }

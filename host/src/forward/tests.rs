@@ -47,7 +47,7 @@ fn one_of_each() -> Vec<StoredRecord> {
 }
 
 /// What is sent now, by receiver and id.
-fn sent(forwarder: &mut Forwarder, now: Instant) -> Vec<(Destination, u64, String)> {
+fn sent(forwarder: &mut Forwarder, now: Instant) -> Vec<(Destination, PublishToken, String)> {
     let mut sent = Vec::new();
     while let Some(action) = forwarder.poll(now) {
         if let Action::Send { destination, token, envelope } = action {

@@ -20,6 +20,7 @@ use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 use super::Envelope;
 use super::lane::Answer;
 use crate::config;
+use crate::message::PublishToken;
 
 /// Bytes read of a response body, so that the connection can be reused.
 const MAX_ANSWER_BYTES: u64 = 64 << 10;
@@ -43,7 +44,7 @@ pub enum WebhookError {
 /// Handle of the webhook thread. The thread ends after its current call when this is dropped.
 #[derive(Debug)]
 pub struct Webhook {
-    calls: flume::Sender<(u64, Envelope)>,
+    calls: flume::Sender<(PublishToken, Envelope)>,
 }
 
 /// The previous call is not finished.
@@ -52,7 +53,10 @@ pub struct Full;
 
 impl Webhook {
     /// Starts the thread. Answers arrive as `(token, answer)`.
-    pub fn spawn(config: &config::Upstream, answers: mpsc::Sender<(u64, Answer)>) -> Result<Self, WebhookError> {
+    pub fn spawn(
+        config: &config::Upstream,
+        answers: mpsc::Sender<(PublishToken, Answer)>,
+    ) -> Result<Self, WebhookError> {
         let caller = Caller::new(config)?;
         // The forwarder has one record in flight.
         let (calls, receiver) = flume::bounded(1);
@@ -60,7 +64,7 @@ impl Webhook {
         Ok(Self { calls })
     }
 
-    pub fn post(&self, token: u64, envelope: Envelope) -> Result<(), Full> {
+    pub fn post(&self, token: PublishToken, envelope: Envelope) -> Result<(), Full> {
         match self.calls.try_send((token, envelope)) {
             Ok(()) => Ok(()),
             Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => Err(Full),
@@ -99,7 +103,7 @@ impl Caller {
         Ok(caller)
     }
 
-    fn run(&self, calls: &flume::Receiver<(u64, Envelope)>, answers: &mpsc::Sender<(u64, Answer)>) {
+    fn run(&self, calls: &flume::Receiver<(PublishToken, Envelope)>, answers: &mpsc::Sender<(PublishToken, Answer)>) {
         while let Ok((token, envelope)) = calls.recv() {
             let answer = self.call(&envelope);
             if answers.blocking_send((token, answer)).is_err() {

@@ -1,11 +1,11 @@
-//! A stream that holds small writes back until its owner is about to wait for input.
+//! Write coalescing: a stream that holds small writes until its owner is about to wait for input.
 //!
-//! The MQTT client flushes after every acknowledgement, which would be one system call and one packet a message. Its
-//! loop reads from the socket only when it has nothing left to send, so that is the moment to write: all
-//! acknowledgements of one commit leave together, and nothing is delayed by a timer.
+//! The MQTT client flushes after every acknowledgement: one system call and one packet per message. It reads from the
+//! socket only when it has nothing left to send, so that is the moment to write. All acknowledgements of one commit leave
+//! together, without a timer.
 //!
-//! The stream has a [`Gate`] as well: closed, nothing more is read while writing goes on, so that TCP holds the broker
-//! back. Receive Maximum alone does not: Mosquitto 2.0.11 sends far more than that when it has messages queued.
+//! The stream has a [`Gate`] as well. While that is closed nothing is read, so that TCP backpressure reaches the broker.
+//! Receive Maximum does not suffice: Mosquitto 2.0.11 exceeds it when it has messages queued.
 
 use std::io;
 use std::pin::Pin;
@@ -16,14 +16,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::gate::Gate;
 
-/// Above this much held back, writing waits for the socket, so that a peer that does not read holds up the sender.
+/// Held bytes above which a write waits for the socket, so that a peer that does not read slows the sender.
 const HIGH_WATER_BYTES: usize = 64 * 1024;
 
 pub struct Coalesce<S> {
     stream: S,
     gate: Arc<Gate>,
     held: Vec<u8>,
-    /// How much of `held` the socket has taken.
+    /// Bytes of `held` that are written.
     written: usize,
 }
 
@@ -36,7 +36,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Coalesce<S> {
         while self.written < self.held.len() {
             match ready!(Pin::new(&mut self.stream).poll_write(cx, &self.held[self.written..]))? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                taken => self.written += taken,
+                written => self.written += written,
             }
         }
         self.held.clear();
@@ -48,7 +48,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Coalesce<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Coalesce<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         if !self.held.is_empty() {
-            // Pending is fine: the task is woken when the socket takes more, and reading goes on meanwhile.
+            // Reading continues while the write is pending; the socket wakes the task.
             if let Poll::Ready(Err(error)) = self.poll_drain(cx) {
                 return Poll::Ready(Err(error));
             }
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_peer_that_does_not_read_holds_up_the_sender() {
+    async fn a_peer_that_does_not_read_slows_the_sender() {
         let (near, _far) = duplex(1024);
         let mut stream = Coalesce::new(near, Arc::default());
         let flood = async {

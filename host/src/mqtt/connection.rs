@@ -1,4 +1,4 @@
-//! The connection: both halves, and the driver that owns the socket.
+//! Both halves of a connection, and the driver that owns the socket.
 
 use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
@@ -17,68 +17,89 @@ use tokio::sync::Notify;
 
 use super::gate::Gate;
 use super::options::mqtt_options;
-use super::{AckToken, Delivery, Event, Full, Options, OptionsError, Publication, PublishResult};
+use super::{AckToken, Delivery, Event, Full, Options, OptionsError, Publication, PublishResult, PublishToken};
 use crate::time::Backoff;
 
-/// Events that wait for the pipeline. QoS 1 is bounded by Receive Maximum; this bounds QoS 0 as well, by not reading on.
+/// Queued events above which reading stops. Receive Maximum bounds QoS 1; this bounds QoS 0 too.
 const EVENT_HIGH_WATER: usize = 8192;
 
-/// The pause after the first attempt that failed.
+/// Pause after the first failed attempt to connect.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
-/// What both halves share. One thread, so a `RefCell`; no borrow lives across an await.
+/// State that both halves share. One thread, so a `RefCell`; no borrow lives across an await.
 struct Shared {
-    state: RefCell<State>,
+    state: RefCell<LinkState>,
     /// Events were queued.
     ready: Notify,
-    /// The pipeline took events, so that reading may go on.
+    /// Events were received, so reading may continue.
     drained: Notify,
-    /// Break the connection and come back.
-    kick: Notify,
-    /// Closed: nothing more is read from the broker.
+    /// The connection is to be broken and made anew.
+    reconnect: Notify,
     gate: Arc<Gate>,
 }
 
 #[derive(Default)]
-struct State {
+struct LinkState {
     events: VecDeque<Event>,
     client: Option<AsyncClient>,
     connection: u32,
     connected: bool,
     closing: bool,
-    /// Publishes given to the client, in order, whose packet ids are not known yet.
-    unsent: VecDeque<u64>,
-    sent: HashMap<u16, u64>,
-    subscribing: VecDeque<String>,
-    subscribe_ids: HashMap<u16, String>,
-    unsubscribing: VecDeque<String>,
-    unsubscribe_ids: HashMap<u16, String>,
+    publishes: Unanswered<PublishToken>,
+    subscribes: Unanswered<String>,
+    unsubscribes: Unanswered<String>,
     max_packet_bytes: usize,
     retain_available: bool,
 }
 
-/// The sending half: cheap to clone, never waits.
+/// Requests of one kind that the broker has not answered.
+struct Unanswered<T> {
+    /// Given to the client, in order, without a packet id yet.
+    queued: VecDeque<T>,
+    sent: HashMap<u16, T>,
+}
+
+impl<T> Default for Unanswered<T> {
+    fn default() -> Self {
+        Self { queued: VecDeque::new(), sent: HashMap::new() }
+    }
+}
+
+impl<T> Unanswered<T> {
+    fn len(&self) -> usize {
+        self.queued.len() + self.sent.len()
+    }
+
+    /// Records the packet id of the oldest queued request.
+    fn sent(&mut self, packet_id: u16) {
+        if let Some(request) = self.queued.pop_front() {
+            self.sent.insert(packet_id, request);
+        }
+    }
+}
+
+/// Sending half. Cheap to clone, never waits.
 #[derive(Clone)]
 pub struct Link {
     shared: Rc<Shared>,
     in_flight: usize,
 }
 
-/// The receiving half.
+/// Receiving half.
 pub struct Events {
     shared: Rc<Shared>,
 }
 
-/// Prepares a connection. Nothing happens before the future is polled.
+/// Prepares a connection. The driver connects when it is first polled.
 pub fn connect(options: Options) -> Result<(Link, Events, impl Future<Output = ()>), OptionsError> {
-    // Files are read once here so that a wrong path is an error at start, and again at each reconnect, so that a
-    // renewed certificate or password is picked up.
+    // Files are read here, so that a wrong path is an error at start, and at each reconnect, so that renewed
+    // certificates and passwords are used.
     mqtt_options(&options, &Arc::default())?;
     let shared = Rc::new(Shared {
         state: RefCell::default(),
         ready: Notify::new(),
         drained: Notify::new(),
-        kick: Notify::new(),
+        reconnect: Notify::new(),
         gate: Arc::default(),
     });
     let link = Link { shared: Rc::clone(&shared), in_flight: usize::from(options.in_flight) };
@@ -91,12 +112,12 @@ impl Link {
         self.shared.state.borrow().connected
     }
 
-    /// Whether the broker keeps retained messages.
+    /// Whether the broker supports retained messages.
     pub fn retains(&self) -> bool {
         self.shared.state.borrow().retain_available
     }
 
-    /// Acknowledges a delivery. One of an earlier connection is left out: the broker sends that message again.
+    /// Acknowledges a delivery. Does nothing for an earlier connection: the broker redelivers that message.
     pub fn acknowledge(&self, token: AckToken) {
         let state = self.shared.state.borrow();
         if token.connection != state.connection {
@@ -105,21 +126,21 @@ impl Link {
         if let Some(client) = &state.client {
             let sent = client.try_manual_ack(ManualAck::PubAck(PubAck::new(token.packet_id, None)));
             if matches!(sent, Err(rumqttc::ClientError::RequestChannelFull(_))) {
-                // Left out, it would make the broker's window smaller for as long as the connection lasts.
-                self.shared.kick.notify_one();
+                // A lost acknowledgement would shrink the broker's window until the connection ends.
+                self.shared.reconnect.notify_one();
             }
         }
     }
 
-    /// Stops reading from the broker, or goes on. Acknowledgements and publishes are not held up.
+    /// Stops or resumes reading from the broker. Acknowledgements and publishes continue.
     pub fn hold_back(&self, hold: bool) {
         self.shared.gate.set_closed(hold);
     }
 
-    /// Sends with QoS 1. The token comes back in [`Event::Published`], unless the connection breaks first.
-    pub fn publish(&self, publication: Publication<'_>, token: u64) -> Result<(), Full> {
+    /// Sends with QoS 1. [`Event::Published`] follows with the token, unless the connection breaks first.
+    pub fn publish(&self, publication: Publication<'_>, token: PublishToken) -> Result<(), Full> {
         let mut state = self.shared.state.borrow_mut();
-        if !state.connected || state.unsent.len() + state.sent.len() >= self.in_flight {
+        if !state.connected || state.publishes.len() >= self.in_flight {
             return Err(Full);
         }
         let properties = (!publication.properties.is_empty() || publication.content_type.is_some()).then(|| {
@@ -131,7 +152,7 @@ impl Link {
         });
         let size = packet_size(&publication);
         if size > state.max_packet_bytes {
-            let reason = format!("{size} bytes are more than the broker takes ({})", state.max_packet_bytes);
+            let reason = format!("{size} bytes exceed the broker's limit of {}", state.max_packet_bytes);
             state.events.push_back(Event::Published { token, result: PublishResult::Refused(reason) });
             self.shared.ready.notify_one();
             return Ok(());
@@ -143,11 +164,11 @@ impl Link {
         let Some(client) = &state.client else { return Err(Full) };
         match client.try_publish(publication.topic, publication.payload, options) {
             Ok(()) => {
-                state.unsent.push_back(token);
+                state.publishes.queued.push_back(token);
                 Ok(())
             }
             Err(rumqttc::ClientError::InvalidRequest(_)) => {
-                let reason = format!("{:?} is no topic to publish to", publication.topic);
+                let reason = format!("{:?} is not a valid topic name", publication.topic);
                 state.events.push_back(Event::Published { token, result: PublishResult::Refused(reason) });
                 self.shared.ready.notify_one();
                 Ok(())
@@ -156,12 +177,12 @@ impl Link {
         }
     }
 
-    /// Subscribes with QoS 1. Retained messages come once, when the subscription is new to the broker.
+    /// Subscribes with QoS 1. Retained messages arrive once, when the subscription is new to the broker.
     pub fn subscribe(&self, filter: &str, id: Option<usize>) {
         self.subscribe_with(filter, id, RetainForwardRule::OnNewSubscribe);
     }
 
-    /// Subscribes with QoS 1. Retained messages come each time.
+    /// Subscribes with QoS 1. Retained messages arrive each time.
     pub fn fetch(&self, filter: &str) {
         self.subscribe_with(filter, None, RetainForwardRule::OnEverySubscribe);
     }
@@ -179,7 +200,7 @@ impl Link {
             None => client.try_subscribe_many([wanted]),
         };
         match sent {
-            Ok(()) => state.subscribing.push_back(filter.to_owned()),
+            Ok(()) => state.subscribes.queued.push_back(filter.to_owned()),
             Err(error) => {
                 let reason = error.to_string();
                 state.events.push_back(Event::NotSubscribed { filter: filter.to_owned(), reason });
@@ -188,12 +209,12 @@ impl Link {
         }
     }
 
-    /// Subscribes to one topic with QoS 0, for what the broker says of itself. Sent with every connection.
+    /// Subscribes to one topic with QoS 0, for topics of the broker itself.
     pub fn watch(&self, topic: &str) {
         let mut state = self.shared.state.borrow_mut();
         let Some(client) = state.client.clone() else { return };
         if client.try_subscribe_many([SubscribeFilter::new(topic, QoS::AtMostOnce)]).is_ok() {
-            state.subscribing.push_back(topic.to_owned());
+            state.subscribes.queued.push_back(topic.to_owned());
         }
     }
 
@@ -202,29 +223,29 @@ impl Link {
         let mut state = self.shared.state.borrow_mut();
         let Some(client) = state.client.clone() else { return };
         if client.try_unsubscribe(filter).is_ok() {
-            state.unsubscribing.push_back(filter.to_owned());
+            state.unsubscribes.queued.push_back(filter.to_owned());
         }
     }
 
-    /// Breaks the connection and comes back, so that the broker sends everything unacknowledged again.
+    /// Breaks the connection and connects again, so that the broker redelivers everything unacknowledged.
     pub fn reconnect(&self) {
-        self.shared.kick.notify_one();
+        self.shared.reconnect.notify_one();
     }
 
-    /// Says goodbye, so that the broker does not publish the will. The driver ends.
+    /// Sends DISCONNECT, so that the broker does not publish the will, and ends the driver.
     pub fn close(&self) {
         let mut state = self.shared.state.borrow_mut();
         state.closing = true;
-        let asked = state.connected && state.client.as_ref().is_some_and(|client| client.try_disconnect().is_ok());
-        if !asked {
-            self.shared.kick.notify_one();
+        let requested = state.connected && state.client.as_ref().is_some_and(|client| client.try_disconnect().is_ok());
+        if !requested {
+            self.shared.reconnect.notify_one();
         }
     }
 }
 
 impl Events {
-    /// Moves the events that are there into `into`, without waiting.
-    pub fn take(&self, into: &mut VecDeque<Event>) {
+    /// Appends the queued events to `into`, without waiting.
+    pub fn try_receive(&self, into: &mut VecDeque<Event>) {
         let mut state = self.shared.state.borrow_mut();
         if !state.events.is_empty() {
             into.append(&mut state.events);
@@ -232,7 +253,7 @@ impl Events {
         }
     }
 
-    /// Waits until there are events, then moves all of them into `into`.
+    /// Waits for events and moves all of them into `into`, which is empty.
     pub async fn receive(&self, into: &mut VecDeque<Event>) {
         loop {
             {
@@ -248,7 +269,7 @@ impl Events {
     }
 }
 
-/// An upper bound of the size of the packet.
+/// Upper bound of the packet size.
 fn packet_size(publication: &Publication<'_>) -> usize {
     let properties: usize = publication.properties.iter().map(|(key, value)| 5 + key.len() + value.len()).sum();
     5 + 2
@@ -271,12 +292,9 @@ async fn drive(options: Options, shared: Rc<Shared>) {
             let mut state = shared.state.borrow_mut();
             state.client = None;
             state.connected = false;
-            state.unsent.clear();
-            state.sent.clear();
-            state.subscribing.clear();
-            state.subscribe_ids.clear();
-            state.unsubscribing.clear();
-            state.unsubscribe_ids.clear();
+            state.publishes = Unanswered::default();
+            state.subscribes = Unanswered::default();
+            state.unsubscribes = Unanswered::default();
             state.events.push_back(Event::Disconnected { reason });
             shared.ready.notify_one();
             if state.closing {
@@ -285,7 +303,7 @@ async fn drive(options: Options, shared: Rc<Shared>) {
         }
         tokio::select! {
             () = tokio::time::sleep(backoff.failed()) => {}
-            () = shared.kick.notified() => {}
+            () = shared.reconnect.notified() => {}
         }
         if shared.state.borrow().closing {
             return;
@@ -293,10 +311,10 @@ async fn drive(options: Options, shared: Rc<Shared>) {
     }
 }
 
-/// One connection from CONNECT to its end; returns why it ended.
+/// Serves one connection from CONNECT to its end. Returns the reason of the end.
 async fn serve_connection(mqtt: MqttOptions, options: &Options, shared: &Shared, backoff: &mut Backoff) -> String {
-    // Room for an acknowledgement of every delivery that the pipeline takes before it holds the broker back, for our own
-    // publishes and some control packets.
+    // Acknowledgements of every delivery that the pipeline accepts before it holds the broker back, publishes, and some
+    // control packets.
     let capacity = 4 * usize::from(options.receive_maximum) + usize::from(options.in_flight) + 1024;
     let (client, mut eventloop) = AsyncClient::builder(mqtt).capacity(capacity).build();
     {
@@ -307,14 +325,14 @@ async fn serve_connection(mqtt: MqttOptions, options: &Options, shared: &Shared,
     loop {
         let polled = tokio::select! {
             polled = eventloop.poll() => polled,
-            () = shared.kick.notified() => return "reconnecting".into(),
+            () = shared.reconnect.notified() => return "reconnecting".into(),
         };
         match polled {
             Ok(first) => {
                 let mut state = shared.state.borrow_mut();
-                state.take(first, &mut eventloop, backoff);
+                state.handle_event(first, &mut eventloop, backoff);
                 while let Some(event) = eventloop.state.events.pop_front() {
-                    state.take(event, &mut eventloop, backoff);
+                    state.handle_event(event, &mut eventloop, backoff);
                 }
                 if !state.events.is_empty() {
                     shared.ready.notify_one();
@@ -329,30 +347,24 @@ async fn serve_connection(mqtt: MqttOptions, options: &Options, shared: &Shared,
     }
 }
 
-impl State {
-    fn take(&mut self, event: rumqttc::Event, eventloop: &mut EventLoop, backoff: &mut Backoff) {
+impl LinkState {
+    fn handle_event(&mut self, event: rumqttc::Event, eventloop: &mut EventLoop, backoff: &mut Backoff) {
         match event {
             rumqttc::Event::Incoming(Packet::Publish(publish)) => {
                 let delivery = self.delivery(publish);
                 self.events.push_back(Event::Delivery(delivery));
             }
             rumqttc::Event::Outgoing(Outgoing::Publish(packet_id)) if packet_id != 0 => {
-                if let Some(token) = self.unsent.pop_front() {
-                    self.sent.insert(packet_id, token);
-                }
+                self.publishes.sent(packet_id);
             }
             rumqttc::Event::Incoming(Packet::PubAck(ack)) => {
-                if let Some(token) = self.sent.remove(&ack.pkid) {
+                if let Some(token) = self.publishes.sent.remove(&ack.pkid) {
                     self.events.push_back(Event::Published { token, result: publish_result(&ack) });
                 }
             }
-            rumqttc::Event::Outgoing(Outgoing::Subscribe(packet_id)) => {
-                if let Some(filter) = self.subscribing.pop_front() {
-                    self.subscribe_ids.insert(packet_id, filter);
-                }
-            }
+            rumqttc::Event::Outgoing(Outgoing::Subscribe(packet_id)) => self.subscribes.sent(packet_id),
             rumqttc::Event::Incoming(Packet::SubAck(ack)) => {
-                let filter = self.subscribe_ids.remove(&ack.pkid).unwrap_or_default();
+                let filter = self.subscribes.sent.remove(&ack.pkid).unwrap_or_default();
                 self.events.push_back(
                     match ack.return_codes.iter().find(|code| !matches!(code, SubscribeReasonCode::Success(_))) {
                         Some(code) => Event::NotSubscribed { filter, reason: format!("{code:?}") },
@@ -360,20 +372,16 @@ impl State {
                     },
                 );
             }
-            rumqttc::Event::Outgoing(Outgoing::Unsubscribe(packet_id)) => {
-                if let Some(filter) = self.unsubscribing.pop_front() {
-                    self.unsubscribe_ids.insert(packet_id, filter);
-                }
-            }
+            rumqttc::Event::Outgoing(Outgoing::Unsubscribe(packet_id)) => self.unsubscribes.sent(packet_id),
             rumqttc::Event::Incoming(Packet::UnsubAck(ack)) => {
-                if let Some(filter) = self.unsubscribe_ids.remove(&ack.pkid) {
+                if let Some(filter) = self.unsubscribes.sent.remove(&ack.pkid) {
                     self.events.push_back(Event::Unsubscribed { filter });
                 }
             }
             rumqttc::Event::Incoming(Packet::ConnAck(ack)) => {
                 backoff.succeeded();
                 self.connected(&ack);
-                // From here on the client need not checkpoint anything: what is under way is in our own store.
+                // The client need not save what is in flight: it is in the store.
                 eventloop.options.clear_session_store();
             }
             _ => {}
@@ -408,18 +416,18 @@ impl State {
 
 fn publish_result(ack: &PubAck) -> PublishResult {
     match ack.reason {
-        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => PublishResult::Taken,
+        PubAckReason::Success | PubAckReason::NoMatchingSubscribers => PublishResult::Accepted,
         PubAckReason::TopicNameInvalid | PubAckReason::PayloadFormatInvalid => {
-            PublishResult::Refused(format!("the broker refused it: {:?}", ack.reason))
+            PublishResult::Refused(format!("the broker refused the message: {:?}", ack.reason))
         }
         PubAckReason::NotAuthorized => PublishResult::Declined("not-authorized"),
         PubAckReason::UnspecifiedError => PublishResult::Declined("unspecified-error"),
         PubAckReason::ImplementationSpecificError => PublishResult::Declined("implementation-specific-error"),
-        reason => PublishResult::Retry(format!("the broker did not take it: {reason:?}")),
+        reason => PublishResult::Retry(format!("the broker did not accept the message: {reason:?}")),
     }
 }
 
-/// The error with its causes: the last one is usually the one that says what to mend.
+/// Text of an error with its causes. The last cause usually names what to fix.
 fn describe(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Waker};
 
-/// Whether more is read.
+/// Valve in front of reads. Closed, nothing more is read.
 #[derive(Debug, Default)]
 pub struct Gate {
     closed: AtomicBool,
@@ -26,7 +26,7 @@ impl Gate {
             return false;
         }
         *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
-        // It may have opened in between, and the one who opened it did not see the waker.
+        // The gate may have opened before the waker was stored.
         self.closed.load(Ordering::Acquire)
     }
 }

@@ -1,11 +1,11 @@
-//! The connection to a broker: MQTT 5, a session that the broker keeps, acknowledgements by hand. The only folder that
-//! names the MQTT crate.
+//! Connection to a broker: MQTT 5, a persistent session, manual acknowledgements. The only folder that names the MQTT
+//! crate.
 //!
-//! [`connect`] gives two halves: a [`Link`] to say things with, never waiting, and a future, the driver, that owns the
-//! socket, reconnects, and queues [`Event`]s. Both live on one thread.
+//! [`connect`] returns two halves and a driver. A [`Link`] sends and never waits, [`Events`] receives, and the driver is a
+//! future that owns the socket and reconnects. All of them live on one thread.
 //!
-//! What is under way when a connection breaks is forgotten here on purpose: deliveries come again from the broker, and
-//! publishes come again from the outbox, which alone knows what is done.
+//! What is in flight when a connection breaks is forgotten here on purpose. The broker redelivers, and the outbox, which
+//! alone knows what is done, publishes again.
 
 mod coalesce;
 mod connection;
@@ -18,10 +18,12 @@ pub use connection::{Events, Link, connect};
 pub use options::{Options, OptionsError, Will};
 
 pub use crate::board::{AckToken, Delivery};
+pub use crate::message::PublishToken;
 
+/// Event of a connection.
 #[derive(Debug)]
 pub enum Event {
-    /// `session_present`: the broker still had our session, with its subscriptions and what it queued meanwhile.
+    /// `session_present`: the broker kept the session, with its subscriptions and queued messages.
     Connected {
         session_present: bool,
     },
@@ -29,38 +31,37 @@ pub enum Event {
         reason: String,
     },
     Delivery(Delivery),
-    /// The broker took, or refused, what [`Link::publish`] was given with this token.
+    /// Answer to [`Link::publish`] with this token.
     Published {
-        token: u64,
+        token: PublishToken,
         result: PublishResult,
     },
-    /// The broker has taken a subscription.
     Subscribed {
         filter: String,
     },
-    /// The broker has dropped a subscription; what it sends from here on was matched without it.
+    /// Later deliveries were matched without this filter.
     Unsubscribed {
         filter: String,
     },
-    /// The broker refused a subscription.
     NotSubscribed {
         filter: String,
         reason: String,
     },
 }
 
+/// Answer of the broker to a publication.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PublishResult {
-    Taken,
-    /// Never to be taken: the topic or the payload is wrong, or too large, for this broker.
+    Accepted,
+    /// Never accepted: topic or payload are invalid or too large for this broker.
     Refused(String),
-    /// Not this one, for a reason that others may not have: the topic is not allowed. Always the same words.
+    /// Not accepted for a cause that other publications may not share, such as a forbidden topic. A fixed text.
     Declined(&'static str),
-    /// Not now.
+    /// Nothing is accepted now.
     Retry(String),
 }
 
-/// One message to send.
+/// Message to send.
 #[derive(Clone, Debug)]
 pub struct Publication<'a> {
     pub topic: &'a str,
@@ -70,6 +71,6 @@ pub struct Publication<'a> {
     pub retain: bool,
 }
 
-/// The link is down or its window full: try again after the next event.
+/// The link is down or its window is full: try again after the next event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Full;

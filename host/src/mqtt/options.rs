@@ -1,4 +1,4 @@
-//! How a broker is reached: address, credentials, TLS, and the settings of the MQTT client.
+//! Connection options: address, credentials, TLS, and the settings of the MQTT client.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,12 +22,12 @@ pub struct Options {
     pub keep_alive: Duration,
     pub connect_timeout: Duration,
     pub reconnect_max: Duration,
-    /// Unacknowledged messages that the broker may have under way to us.
+    /// Unacknowledged messages that the broker may send.
     pub receive_maximum: u16,
     pub max_packet_bytes: u32,
-    /// How long the broker keeps the session when we are gone. Zero: it ends with each connection.
+    /// How long the broker keeps the session after a disconnect. Zero: until the connection ends.
     pub session_expiry: Duration,
-    /// Our own unacknowledged publishes. Small: the client scans this window at every flush.
+    /// Unacknowledged publishes of this client. Small: the client scans this window at every flush.
     pub in_flight: u16,
     pub will: Option<Will>,
 }
@@ -75,7 +75,7 @@ impl Options {
     }
 }
 
-/// What the broker publishes, retained, when we vanish.
+/// Last will: retained, published by the broker when the connection is lost.
 #[derive(Clone, Debug)]
 pub struct Will {
     pub topic: String,
@@ -97,7 +97,7 @@ pub(super) fn mqtt_options(options: &Options, gate: &Arc<Gate>) -> Result<MqttOp
     let mut mqtt = MqttOptions::new(&connection.client_id, (url.host().to_owned(), url.port()));
     mqtt.set_keep_alive(options.keep_alive.as_secs().try_into().unwrap_or(u16::MAX))
         .set_connect_timeout(options.connect_timeout)
-        // One that was cut off may still be there for the broker, with subscriptions that would not be new any more.
+        // A session of a lost connection may still exist, with subscriptions that would not count as new.
         .set_clean_start(options.session_expiry.is_zero())
         .set_session_expiry_interval(Some(options.session_expiry.as_secs().try_into().unwrap_or(u32::MAX)))
         .set_receive_maximum(Some(options.receive_maximum))
@@ -107,7 +107,7 @@ pub(super) fn mqtt_options(options: &Options, gate: &Arc<Gate>) -> Result<MqttOp
         .set_read_batch_size(128)
         .set_pending_throttle(Duration::ZERO)
         .set_outgoing_inflight_upper_limit(options.in_flight);
-    mqtt.set_session_store(NothingUnderWay {
+    mqtt.set_session_store(EmptySession {
         client_id: connection.client_id.clone(),
         in_flight: options.in_flight,
         session_expiry: mqtt.session_expiry_interval(),
@@ -162,8 +162,7 @@ fn tls_configuration(connection: &config::Connection) -> Result<TlsConfiguration
     Ok(TlsConfiguration::Simple { ca, alpn: None, client_auth })
 }
 
-/// The system's bundle as PEM, for the one combination that the client cannot load by itself: system roots together
-/// with a client certificate.
+/// Reads the system's certificate bundle. The client cannot combine its own with a client certificate.
 fn system_roots() -> Option<Vec<u8>> {
     ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"]
         .iter()
@@ -174,7 +173,7 @@ fn read(path: &Path) -> Result<Vec<u8>, OptionsError> {
     std::fs::read(path).map_err(|source| OptionsError::File { path: path.to_owned(), source })
 }
 
-/// A secret as people write it into a file: with a line end, which is not part of it.
+/// Reads a secret. Line ends at its end are not part of it.
 fn read_secret(path: &Path) -> Result<Vec<u8>, OptionsError> {
     let mut secret = read(path)?;
     while secret.last().is_some_and(|byte| matches!(byte, b'\n' | b'\r')) {
@@ -183,12 +182,12 @@ fn read_secret(path: &Path) -> Result<Vec<u8>, OptionsError> {
     Ok(secret)
 }
 
-/// Tells the client that it resumes a session with nothing of its own under way.
+/// Session store that reports a session without unfinished publishes.
 ///
-/// Without this the client refuses a session that the broker kept while this process was restarted, because it cannot
-/// know its own unfinished publishes. Ours are in the outbox and are sent anew, so there are none.
+/// Without it the client refuses a session that the broker kept across a restart, since its own unfinished publishes are
+/// unknown. Here they are in the outbox and are sent anew.
 #[derive(Debug)]
-struct NothingUnderWay {
+struct EmptySession {
     client_id: String,
     in_flight: u16,
     session_expiry: Option<u32>,
@@ -196,7 +195,7 @@ struct NothingUnderWay {
 
 type SessionFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = Result<T, SessionStoreError>> + Send + 'a>>;
 
-impl SessionStore for NothingUnderWay {
+impl SessionStore for EmptySession {
     fn load<'a>(&'a self, _: &'a SessionStoreKey) -> SessionFuture<'a, Option<PersistedSession>> {
         let session = PersistedSession {
             format_version: 1,

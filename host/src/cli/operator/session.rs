@@ -14,6 +14,7 @@ use crate::cli::client::{Client, ClientEvent};
 use crate::cli::progress::Progress;
 use crate::deploy::report::Report;
 use crate::deploy::topics::{Target, Topics};
+use crate::mqtt::PublishToken;
 use crate::time::Now;
 
 pub(crate) struct Session {
@@ -92,7 +93,7 @@ impl Session {
     /// Publishes retained messages until the broker has acknowledged each, across lost connections.
     pub(crate) async fn publish(&mut self, label: &str, messages: &[(String, Bytes)]) -> anyhow::Result<()> {
         let mut waiting: VecDeque<usize> = (0..messages.len()).collect();
-        let mut in_flight: BTreeMap<u64, usize> = BTreeMap::new();
+        let mut in_flight: BTreeMap<PublishToken, usize> = BTreeMap::new();
         loop {
             while let Some(n) = waiting.front() {
                 let (topic, payload) = &messages[*n];

@@ -59,7 +59,7 @@ fn gap(first_id: u64) -> Gap {
 }
 
 /// Everything there is to do now: ids of what is sent with their tokens, and the requests to the store.
-fn run(lane: &mut Lane, now: Instant) -> (Vec<(String, u64)>, Vec<StoreRequest>) {
+fn run(lane: &mut Lane, now: Instant) -> (Vec<(String, PublishToken)>, Vec<StoreRequest>) {
     let (mut sent, mut requests) = (Vec::new(), Vec::new());
     while let Some(step) = lane.poll(now) {
         match step {
@@ -70,7 +70,7 @@ fn run(lane: &mut Lane, now: Instant) -> (Vec<(String, u64)>, Vec<StoreRequest>)
     (sent, requests)
 }
 
-fn names(sent: &[(String, u64)]) -> Vec<&str> {
+fn names(sent: &[(String, PublishToken)]) -> Vec<&str> {
     sent.iter().map(|(id, _)| &**id).collect()
 }
 

@@ -96,7 +96,7 @@ fn with_connection(connection: config::Connection) -> config::Upstream {
 /// Posts and waits, as the forwarder does.
 struct Client {
     webhook: Webhook,
-    answers: mpsc::Receiver<(u64, Answer)>,
+    answers: mpsc::Receiver<(PublishToken, Answer)>,
 }
 
 impl Client {
@@ -106,6 +106,7 @@ impl Client {
     }
 
     fn post(&mut self, token: u64) -> Answer {
+        let token = PublishToken(token);
         assert_eq!(self.webhook.post(token, envelope("{\"a\":1}")), Ok(()));
         let (answered, answer) = self.answers.blocking_recv().unwrap();
         assert_eq!(answered, token);
@@ -229,7 +230,7 @@ fn a_second_call_is_not_taken_before_the_first_is_answered() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let config = config::Upstream { timeout_secs: 1.try_into().unwrap(), ..config(listener.local_addr().unwrap()) };
     let client = Client::new(&config);
-    let taken = (0..3).filter(|token| client.webhook.post(*token, envelope("1")).is_ok()).count();
+    let taken = (0..3).filter(|token| client.webhook.post(PublishToken(*token), envelope("1")).is_ok()).count();
     assert!(taken < 3, "the channel is bounded");
 }
 
