@@ -1,4 +1,4 @@
-//! The daemon's dealings with the local broker.
+//! Events of the local broker.
 
 use super::{BROKER_VERSION_TOPIC, Daemon, FAILED, answer, status};
 use crate::board::{BrokerEvent, Input, SinkEvent};
@@ -11,14 +11,14 @@ impl Daemon {
     pub(super) fn broker_event(&mut self, event: mqtt::Event, now: Now) {
         let event = match event {
             mqtt::Event::Delivery(delivery) if *delivery.topic == *BROKER_VERSION_TOPIC.as_bytes() => {
-                // Mosquitto numbers its packets from 1 to 65,535 for each client, and starts over only then.
+                // Mosquitto numbers packets per client from 1 to 65,535 before it starts over.
                 if !delivery.payload.starts_with(b"mosquitto ") {
                     return;
                 }
                 BrokerEvent::CountsUpwards
             }
             mqtt::Event::Delivery(delivery) => {
-                let is_order = !self.store_failed && self.orders.take(&delivery);
+                let is_order = !self.store_failed && self.orders.handle_delivery(&delivery);
                 if is_order { BrokerEvent::Other(delivery) } else { BrokerEvent::Delivery(delivery) }
             }
             mqtt::Event::Connected { session_present } => {
@@ -26,7 +26,7 @@ impl Daemon {
                 self.broker.watch(BROKER_VERSION_TOPIC);
                 self.board.handle(Input::Broker(BrokerEvent::Connected { session_present }), now);
                 self.status.connected(&self.broker);
-                self.hear_orders();
+                self.subscribe_orders();
                 self.notify.status("running");
                 return;
             }
@@ -45,7 +45,7 @@ impl Daemon {
             mqtt::Event::Unsubscribed { filter } => BrokerEvent::Unsubscribed { filter },
             mqtt::Event::Subscribed { .. } => return,
             mqtt::Event::NotSubscribed { filter, reason } => {
-                tracing::error!(filter, reason, "the broker refused a subscription: its functions get no messages");
+                tracing::error!(filter, reason, "the broker refused a subscription: its functions receive no messages");
                 return;
             }
         };

@@ -1,4 +1,4 @@
-//! Between the deployer, the broker and the pipeline: orders and pieces of modules go in, versions and reports come out.
+//! Adapter between deployer, broker and pipeline: orders and module chunks go in, versions and reports come out.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -14,17 +14,17 @@ use crate::deploy::{self, Action};
 use crate::mqtt::Delivery;
 use crate::store;
 
-/// The meta key under which it is kept which orders the session is subscribed to, one filter a line.
+/// Meta key of the order filters that the session is subscribed to, one per line.
 pub(super) const META_ORDERS: &str = "orders";
 
 pub(super) struct Orders {
     pub handle: DeployHandle,
     topics: Topics,
-    /// All of our own topics begin with it.
+    /// Common prefix of all topics of Sedge.
     prefix: String,
-    /// For this board and for its groups.
+    /// Order topics of this board and its groups.
     filters: Vec<String>,
-    /// What the session had before: a group that the board has left is no longer heard.
+    /// Filters of the session so far. Those of groups that the board has left are unsubscribed.
     held: BTreeSet<String>,
     pub config: Config,
     pub config_file: PathBuf,
@@ -48,8 +48,8 @@ impl Orders {
         }
     }
 
-    /// Whether it is an order or a piece of a module, which no function gets to see.
-    pub fn take(&self, delivery: &Delivery) -> bool {
+    /// Passes an order or a module chunk to the deployer. `false`: the delivery is neither, and is for functions.
+    pub fn handle_delivery(&self, delivery: &Delivery) -> bool {
         if !delivery.topic.starts_with(self.prefix.as_bytes()) {
             return false;
         }
@@ -57,15 +57,15 @@ impl Orders {
         if !matches!(self.topics.parse(topic), Some(Topic::Deploy { .. } | Topic::Blob { .. })) {
             return false;
         }
-        // A copy: the bytes of a delivery are a slice of a whole read buffer.
+        // A copy: the payload is a slice of a whole read buffer.
         self.handle.deliver(topic, Bytes::copy_from_slice(&delivery.payload));
         true
     }
 }
 
 impl Daemon {
-    /// Subscribes to orders. They are retained and come with each connection; those that are known change nothing.
-    pub(super) fn hear_orders(&mut self) {
+    /// Subscribes to orders. They are retained and arrive with each connection; known orders change nothing.
+    pub(super) fn subscribe_orders(&mut self) {
         let orders = &mut self.orders;
         for left in orders.held.iter().filter(|filter| !orders.filters.contains(filter)) {
             self.broker.unsubscribe(left);
@@ -86,7 +86,7 @@ impl Daemon {
         }
     }
 
-    /// Carries out what the deployer decided.
+    /// Carries out an action of the deployer.
     pub(super) fn carry_out(&mut self, action: Action) {
         match action {
             Action::Fetch { digest } => self.broker.fetch(&self.orders.topics.blobs(&digest)),
@@ -98,13 +98,13 @@ impl Daemon {
                     version = &*installed.manifest.version,
                     digest = %installed.digest,
                     on_trial = trial.is_some(),
-                    "a version is put into service"
+                    "version deployed"
                 );
                 let version = parts::version(&self.orders.config, edition, &installed, trial);
                 self.board.handle(Input::Deploy(version), self.now());
             }
             Action::Stop { function } => {
-                tracing::info!(function = &*function, "the function is removed");
+                tracing::info!(function = &*function, "function removed");
                 self.board.handle(Input::Remove { function }, self.now());
             }
             Action::DropCandidate { function, edition } => {
@@ -114,31 +114,31 @@ impl Daemon {
                 self.board.handle(Input::Promote { function, edition }, self.now());
             }
             Action::Report { function, payload } => self.status.report(&self.broker, function, payload),
-            // The thread of deploying does these itself.
+            // The deploy thread carries these out itself.
             Action::Compile { .. } | Action::RetainCode { .. } => {}
         }
     }
 
     pub(super) fn reload(&mut self) {
         self.notify.reloading();
-        self.read_again();
+        self.reload_config();
         self.notify.reloaded();
     }
 
-    /// Reads the configuration again. Of it the trusted keys can change while the daemon runs.
-    fn read_again(&mut self) {
+    /// Reads the configuration again. Only `[deploy]` can change while the daemon runs.
+    fn reload_config(&mut self) {
         let (config, problems) = Config::inspect(&self.orders.config_file);
         if problems.has_errors() {
             for problem in problems.errors() {
                 tracing::error!("{problem}");
             }
-            tracing::error!("the configuration has problems; the one from before stays in force");
+            tracing::error!("the configuration has problems; the previous one stays in force");
             return;
         }
-        tracing::info!("the configuration was read again");
+        tracing::info!("configuration reloaded");
         self.orders.config.deploy = config.deploy.clone();
         if self.orders.config != config {
-            tracing::warn!("other parts than [deploy] have changed too: they count from the next start");
+            tracing::warn!("changes outside [deploy] take effect at the next start");
         }
         self.orders.handle.send(deploy::Request::Keys(Box::new(config.deploy)));
     }

@@ -1,4 +1,4 @@
-//! What the board says of itself on the broker, retained: `<base>/<node>/status` and `<base>/<node>/functions/<name>`.
+//! Retained status of the board on the broker: `<base>/<node>/status` and `<base>/<node>/functions/<name>`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -8,20 +8,20 @@ use serde_json::json;
 
 use crate::mqtt::{Full, Link, Publication, PublishToken, Will};
 
-/// Status goes out beside the outbox: it is the state of now, and is published anew at every connection.
+/// Token of all status messages. They bypass the outbox, since every connection publishes them anew.
 pub const TOKEN: PublishToken = PublishToken(0);
 
 #[derive(Debug)]
 pub struct Status {
     base: String,
-    /// So that an operator knows, also of a board that is away, which pushes are for it.
+    /// Published also while the board is offline, so that operators know which pushes are for it.
     groups: Vec<String>,
     failed: Option<String>,
     blocked: bool,
-    /// Of each function, what was said last.
+    /// Last report of each function.
     reports: BTreeMap<Arc<str>, Bytes>,
     unsent: VecDeque<Arc<str>>,
-    /// The last reason was logged; the same again is not.
+    /// Reason of the last disconnect that was logged. The same reason is not logged twice.
     last_reason: Option<String>,
 }
 
@@ -38,9 +38,9 @@ impl Status {
         }
     }
 
-    /// What the broker publishes when the board vanishes.
+    /// Last will, for a board that loses its connection.
     pub fn will(&self) -> Will {
-        Will { topic: format!("{}/status", self.base), payload: self.away().to_string() }
+        Will { topic: format!("{}/status", self.base), payload: self.offline_status().to_string() }
     }
 
     pub fn connected(&mut self, link: &Link) {
@@ -52,7 +52,7 @@ impl Status {
 
     pub fn disconnected(&mut self, reason: &str) {
         if self.last_reason.as_deref() != Some(reason) {
-            tracing::warn!(reason, "not connected to the broker; trying again");
+            tracing::warn!(reason, "not connected to the broker; connecting again");
             self.last_reason = Some(reason.to_owned());
         }
     }
@@ -68,10 +68,10 @@ impl Status {
     }
 
     pub fn offline(&self, link: &Link) {
-        self.publish(link, "status", &self.away());
+        self.publish(link, "status", &self.offline_status());
     }
 
-    fn away(&self) -> serde_json::Value {
+    fn offline_status(&self) -> serde_json::Value {
         json!({ "state": "offline", "version": env!("CARGO_PKG_VERSION"), "groups": self.groups })
     }
 
@@ -85,7 +85,7 @@ impl Status {
         self.publish(link, "status", &status);
     }
 
-    /// Keeps what is said of a function, and says it. An empty report takes an earlier one back.
+    /// Stores and publishes the report of a function. An empty report removes an earlier one.
     pub fn report(&mut self, link: &Link, function: Arc<str>, report: Bytes) {
         if !self.unsent.contains(&function) {
             self.unsent.push_back(Arc::clone(&function));
@@ -94,7 +94,7 @@ impl Status {
         self.flush(link);
     }
 
-    /// Sends what found no room so far.
+    /// Publishes the reports that are not sent yet, as far as the link has room.
     pub fn flush(&mut self, link: &Link) {
         while let Some(function) = self.unsent.front() {
             let report = self.reports.get(function).cloned().unwrap_or_default();
@@ -109,7 +109,7 @@ impl Status {
     }
 
     fn publish(&self, link: &Link, topic: &str, status: &serde_json::Value) {
-        // When it cannot go out now, it goes out at the next connection.
+        // If the link has no room now, the next connection publishes the status.
         let _ = self.publish_bytes(link, topic, Bytes::from(status.to_string()));
     }
 

@@ -1,4 +1,4 @@
-//! Joins the store's own figures into the metrics. The two know nothing of each other.
+//! Adds the figures of the store to the metrics. Neither part knows the other.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -59,7 +59,7 @@ fn a_configuration_with_a_mistake_leaves_the_keys_as_they_are() {
     let config = fs::read_to_string(yard.daemon.config()).unwrap();
     fs::write(yard.daemon.config(), config.replace("ops.pub.pem", "gone.pub.pem")).unwrap();
     yard.daemon.signal(Signal::HUP);
-    assert!(eventually(PATIENCE, || yard.daemon.log().contains("the one from before stays")), "{}", yard.daemon.log());
+    assert!(eventually(PATIENCE, || yard.daemon.log().contains("the previous one stays")), "{}", yard.daemon.log());
     yard.send_chunks(&yard.module());
     yard.send(&yard.install(2));
     yard.await_active(2);

@@ -131,7 +131,7 @@ fn retained_orders_that_come_again_change_nothing() {
     let log = yard.daemon.log();
     assert_eq!(log.matches("order accepted").count(), 1, "{log}");
     assert_eq!(log.matches("order refused").count(), 0, "{log}");
-    assert_eq!(log.matches("a version is put into service").count(), 1, "{log}");
+    assert_eq!(log.matches("version deployed").count(), 1, "{log}");
 }
 
 /// Returns when the trial has begun anew.
