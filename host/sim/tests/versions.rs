@@ -7,6 +7,7 @@ use sedge::board::{Input, TrialEvent};
 use sedge::manifest::{Manifest, StateScope, Trial, TrialMode};
 use sedge::message::{FailureCode, Scope};
 use sedge::store::Stream;
+use sedge::time::Now;
 use sedge_sim::rig::{Rig, manifest};
 
 fn one() -> Vec<Manifest> {
@@ -286,15 +287,16 @@ fn a_removed_function_hears_nothing_and_can_come_back() {
 #[test]
 fn the_series_of_a_removed_function_leave_the_metrics_page() {
     let mut rig = Rig::new(one());
+    let page = |rig: &Rig| rig.metrics.render(Now { monotonic: rig.now, unix_ms: 0, synced: true });
     rig.receive("t/2", "o1", 1, false);
     rig.settle();
-    assert!(rig.metrics.render().contains("function=\"f\""));
+    assert!(page(&rig).contains("function=\"f\""));
     rig.handle(Input::Remove { function: "f".into() });
-    assert!(!rig.metrics.render().contains("function=\"f\""), "{}", rig.metrics.render());
+    assert!(!page(&rig).contains("function=\"f\""), "{}", page(&rig));
     let back = rig.deploy(one().remove(0), SECOND, None);
     rig.until_ready(back);
     rig.receive("t/2", "o2", 2, false);
     rig.settle();
-    let page = rig.metrics.render();
+    let page = page(&rig);
     assert!(page.contains("sedge_function_invocations_total{function=\"f\"} 1\n"), "it counts anew: {page}");
 }

@@ -6,20 +6,18 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use crate::store::{COMMIT_BUCKETS_US, Stats};
 use crate::stream::Stream;
 use crate::telemetry::{Metrics, Sample, Value};
-use crate::time;
 
 pub fn join(metrics: &Metrics, stats: &Arc<Stats>) {
     let stats = Arc::clone(stats);
-    metrics.source(move |add| {
+    metrics.source(move |now, add| {
         let get = |counter: &AtomicU64| counter.load(Relaxed);
         let mut integer = |family, labels: &[(&str, &str)], value| {
             add(&Sample { family, labels, value: Value::Integer(value) });
         };
-        let now_ms = time::now_ms();
         for stream in Stream::ALL {
             let labels = [("stream", stream.as_str())];
             let oldest = get(&stats.outbox_oldest_at_ms[stream]);
-            let age = if oldest == 0 { 0 } else { now_ms.saturating_sub(oldest) / 1000 };
+            let age = if oldest == 0 { 0 } else { now.unix_ms.saturating_sub(oldest) / 1000 };
             integer("sedge_outbox_records", &labels, get(&stats.outbox_records[stream]));
             integer("sedge_outbox_bytes", &labels, get(&stats.outbox_bytes[stream]));
             integer("sedge_outbox_oldest_age_seconds", &labels, age);

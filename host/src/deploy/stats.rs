@@ -48,7 +48,7 @@ impl DeployStats {
     /// Adds the counters to the metrics.
     pub(crate) fn register(self: &Arc<Self>, metrics: &Metrics) {
         let stats = Arc::clone(self);
-        metrics.source(move |add| {
+        metrics.source(move |_, add| {
             let mut integer = |family, labels: &[(&str, &str)], value| {
                 add(&Sample { family, labels, value: Value::Integer(value) });
             };
@@ -83,6 +83,7 @@ impl DeployStats {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::time::Now;
 
     #[test]
     fn counters_are_rendered() {
@@ -91,7 +92,7 @@ mod tests {
         stats.accepted();
         stats.refused(Reason::Unsigned);
         stats.chunk(false);
-        let page = metrics.render();
+        let page = metrics.render(Now::read(true));
         for line in [
             "sedge_deploy_orders_accepted_total 1\n",
             "sedge_deploy_orders_refused_total{reason=\"unsigned\"} 1\n",

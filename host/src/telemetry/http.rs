@@ -14,7 +14,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::{Health, Metrics};
-use crate::time::Now;
+use crate::time::{self, Now};
 
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
@@ -86,16 +86,21 @@ async fn serve(listener: TcpListener, shared: Shared) -> io::Result<()> {
     axum::serve(listener, router).await
 }
 
+/// Time of a request: the top of this thread's loop.
+fn now() -> Now {
+    Now::read(time::clock_synced())
+}
+
 async fn index() -> &'static str {
     concat!("sedge ", env!("CARGO_PKG_VERSION"), ": /metrics /status /healthz /readyz\n")
 }
 
 async fn metrics(State((metrics, _)): State<Shared>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render())
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], metrics.render(now()))
 }
 
 async fn healthz(State((_, health)): State<Shared>) -> impl IntoResponse {
-    match health.alive(Now::read(false).monotonic) {
+    match health.alive(now().monotonic) {
         Ok(()) => (StatusCode::OK, "ok\n".to_owned()),
         Err(silent) => (
             StatusCode::SERVICE_UNAVAILABLE,
@@ -105,7 +110,7 @@ async fn healthz(State((_, health)): State<Shared>) -> impl IntoResponse {
 }
 
 async fn status(State((metrics, _)): State<Shared>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, "application/json")], format!("{}\n", metrics.status()))
+    ([(header::CONTENT_TYPE, "application/json")], format!("{}\n", metrics.status(now())))
 }
 
 async fn readyz(State((metrics, health)): State<Shared>) -> impl IntoResponse {

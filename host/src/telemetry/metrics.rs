@@ -14,6 +14,7 @@ use super::text::Text;
 use super::{Histogram, Sample, Value};
 use crate::message::{FailureCode, Output, Usage};
 use crate::stream::{PerStream, Stream};
+use crate::time::Now;
 
 /// Distinct reasons for drops. Receivers choose some of them, and must not fill the memory; the rest is `other`.
 const MAX_REASONS: usize = 32;
@@ -141,7 +142,7 @@ impl FunctionMetrics {
     }
 }
 
-type Source = Box<dyn Fn(&mut dyn FnMut(&Sample<'_>)) + Send + Sync>;
+type Source = Box<dyn Fn(Now, &mut dyn FnMut(&Sample<'_>)) + Send + Sync>;
 
 /// All figures of the daemon.
 #[derive(Default)]
@@ -209,15 +210,15 @@ impl Metrics {
 
     /// Adds the figures of a part that keeps its own. The HTTP thread calls the source for each scrape. Name and labels of
     /// a sample must be unique among all sources and this struct.
-    pub fn source(&self, source: impl Fn(&mut dyn FnMut(&Sample<'_>)) + Send + Sync + 'static) {
+    pub fn source(&self, source: impl Fn(Now, &mut dyn FnMut(&Sample<'_>)) + Send + Sync + 'static) {
         lock(&self.sources).push(Box::new(source));
     }
 
     /// Sum over all labels of a family that the sources export.
-    fn sum(&self, family: &str) -> u64 {
+    fn sum(&self, family: &str, now: Now) -> u64 {
         let mut sum = 0;
         for source in lock(&self.sources).iter() {
-            source(&mut |sample| {
+            source(now, &mut |sample| {
                 if let (true, Value::Integer(value)) = (sample.family == family, &sample.value) {
                     sum += value;
                 }
@@ -227,7 +228,7 @@ impl Metrics {
     }
 
     /// JSON document of `/status`: the most important figures, with percentiles.
-    pub fn status(&self) -> serde_json::Value {
+    pub fn status(&self, now: Now) -> serde_json::Value {
         let functions: Vec<_> = self.functions().iter().map(|(name, function)| function.status(name)).collect();
         json!({
             "version": env!("CARGO_PKG_VERSION"),
@@ -242,12 +243,12 @@ impl Metrics {
             },
             "functions": functions,
             "outbox": {
-                "records": self.sum("sedge_outbox_records"),
-                "bytes": self.sum("sedge_outbox_bytes"),
+                "records": self.sum("sedge_outbox_records", now),
+                "bytes": self.sum("sedge_outbox_bytes", now),
             },
             "store": {
-                "commits": self.sum("sedge_store_commits_total"),
-                "written_bytes": self.sum("sedge_store_written_bytes_total"),
+                "commits": self.sum("sedge_store_commits_total", now),
+                "written_bytes": self.sum("sedge_store_written_bytes_total", now),
             },
             "dropped": self.all_dropped(),
             "connected": { "broker": self.broker.connected(), "upstream": self.upstream.connected() },
@@ -255,7 +256,7 @@ impl Metrics {
     }
 
     /// Page of `/metrics`, Prometheus text format 0.0.4.
-    pub fn render(&self) -> String {
+    pub fn render(&self, now: Now) -> String {
         let mut text = Text::new();
         let mut add = |family, labels: &[(&str, &str)], value: Value<'_>| text.add(&Sample { family, labels, value });
 
@@ -296,7 +297,7 @@ impl Metrics {
             function.render(&name, &mut add);
         }
         for source in lock(&self.sources).iter() {
-            source(&mut |sample| text.add(sample));
+            source(now, &mut |sample| text.add(sample));
         }
         text.finish()
     }
@@ -406,7 +407,7 @@ mod tests {
         function.emitted(OutputKind::Publish);
         metrics.dead_letter(Some(&function), FailureCode::Fuel);
         metrics.dead_letter(None, FailureCode::PayloadTooLarge);
-        metrics.source(|add| {
+        metrics.source(|_, add| {
             for stream in ["alert", "data"] {
                 let labels = [("stream", stream)];
                 add(&Sample { family: "sedge_outbox_records", labels: &labels, value: Value::Integer(4) });
@@ -416,7 +417,7 @@ mod tests {
             add(&Sample { family: "sedge_store_sync_seconds", labels: &[], value });
         });
 
-        let page = parse(&metrics.render());
+        let page = parse(&metrics.render(Now::read(true)));
         for (name, value) in [
             ("sedge_messages_received_total", 3.0),
             ("sedge_messages_acknowledged_total", 1.0),
@@ -444,7 +445,7 @@ mod tests {
         assert_eq!(page["sedge_start_time_seconds"], 1_700_000_000.5);
 
         metrics.forget_function("threshold");
-        assert!(!metrics.render().contains("threshold"));
+        assert!(!metrics.render(Now::read(true)).contains("threshold"));
     }
 
     #[test]
