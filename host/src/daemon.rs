@@ -23,7 +23,7 @@ use crate::board::{Board, Effect, Input, SinkEvent};
 use crate::config::Config;
 use crate::deploy;
 use crate::footprint;
-use crate::forward::webhook::{self, Webhook};
+use crate::forward::webhook::Webhook;
 use crate::forward::{Answer, Destination, Envelope};
 use crate::manifest::Manifest;
 use crate::mqtt::{self, Link, PublishResult, PublishToken};
@@ -256,9 +256,7 @@ impl Daemon {
         let sent = match (destination, &self.upstream) {
             (Destination::Local, _) => publish(&self.broker, &envelope, token),
             (Destination::Upstream, Upstream::Mqtt { link, .. }) => publish(link, &envelope, token),
-            (Destination::Upstream, Upstream::Webhook { webhook, .. }) => {
-                webhook.post(token, envelope).map_err(|webhook::Full| mqtt::Full)
-            }
+            (Destination::Upstream, Upstream::Webhook { webhook, .. }) => webhook.post(token, envelope),
             (Destination::Upstream, Upstream::None) => Err(mqtt::Full),
         };
         if sent.is_err() {

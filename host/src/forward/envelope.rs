@@ -24,12 +24,6 @@ pub struct Envelope {
     pub retain: bool,
 }
 
-impl Envelope {
-    pub fn property(&self, name: &str) -> Option<&str> {
-        self.properties.iter().find(|(key, _)| *key == name).map(|(_, value)| &**value)
-    }
-}
-
 /// Builds envelopes for the records and gaps of one store and receiver.
 #[derive(Clone, Debug)]
 pub struct EnvelopeBuilder {
@@ -118,6 +112,12 @@ const fn letter(stream: Stream) -> char {
 mod tests {
     use super::*;
     use crate::store::RecordId;
+
+    impl Envelope {
+        pub(in crate::forward) fn property(&self, name: &str) -> Option<&str> {
+            self.properties.iter().find(|(key, _)| *key == name).map(|(_, value)| &**value)
+        }
+    }
 
     fn stored(stream: Stream, topic: &str) -> StoredRecord {
         let record = Record {

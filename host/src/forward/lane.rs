@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 
 use super::envelope::{Envelope, EnvelopeBuilder};
 use super::tail::{Tail, TailLimits};
+use super::{Action, Destination};
 use crate::message::PublishToken;
 use crate::store::{Gap, GapId, RecordId, Recovered, StoreRequest, Stream};
 use crate::stream::PerStream;
@@ -53,15 +54,9 @@ pub enum Answer {
     },
 }
 
-/// What the caller carries out, in order.
-#[derive(Debug)]
-pub enum Step {
-    Send { token: PublishToken, envelope: Envelope },
-    Store(StoreRequest),
-}
-
 #[derive(Debug)]
 pub struct Lane {
+    destination: Destination,
     builder: EnvelopeBuilder,
     streams: Vec<LaneStream>,
     gaps: Vec<PendingGap>,
@@ -136,6 +131,7 @@ enum GapState {
 
 impl Lane {
     pub fn new(
+        destination: Destination,
         streams: &[Stream],
         builder: EnvelopeBuilder,
         recovered: &Recovered,
@@ -149,6 +145,7 @@ impl Lane {
         };
         let streams = streams.iter().map(entry).collect();
         Self {
+            destination,
             builder,
             streams,
             gaps: Vec::new(),
@@ -279,19 +276,19 @@ impl Lane {
     }
 
     /// Next step, until `None`. Callers feed all events at hand first, so that one watermark covers them.
-    pub fn poll(&mut self, now: Instant) -> Option<Step> {
+    pub fn poll(&mut self, now: Instant) -> Option<Action> {
         if !self.requests.is_empty() {
-            return Some(Step::Store(self.requests.remove(0)));
+            return Some(Action::Store(self.requests.remove(0)));
         }
         for stream in Stream::ALL {
             if let Some(through) = self.watermarks[stream].take() {
-                return Some(Step::Store(StoreRequest::Delivered { stream, through }));
+                return Some(Action::Store(StoreRequest::Delivered { stream, through }));
             }
         }
         for entry in &mut self.streams {
             if let Some(load) = entry.tail.load() {
                 let (stream, after, max_bytes) = (entry.stream, load.after, load.max_bytes);
-                return Some(Step::Store(StoreRequest::ReadOutbox { stream, after, max_bytes }));
+                return Some(Action::Store(StoreRequest::ReadOutbox { stream, after, max_bytes }));
             }
         }
         self.end_pauses(now);
@@ -306,7 +303,7 @@ impl Lane {
         let token = PublishToken(self.next_token);
         self.next_token += 1;
         self.in_flight.insert(token, item);
-        Some(Step::Send { token, envelope })
+        Some(Action::Send { destination: self.destination, token, envelope })
     }
 
     /// Whether nothing more is sent before the receiver answers.

@@ -20,7 +20,7 @@ pub mod webhook;
 
 pub use envelope::{Envelope, EnvelopeBuilder, HOPS};
 pub use lane::Answer;
-use lane::{FIRST_PAUSE, Lane, Step};
+use lane::{FIRST_PAUSE, Lane};
 
 /// How long a publication that the local broker declines holds up later ones.
 const LOCAL_PATIENCE: Option<Duration> = Some(Duration::from_secs(60));
@@ -70,8 +70,15 @@ impl Forwarder {
         let builder = |prefix| EnvelopeBuilder::new(&recovered.store_id, &settings.node, prefix);
         // A pause of the local broker is rare (a quota), and short because local alarms wait here.
         let backoff = Backoff::new(FIRST_PAUSE, Duration::from_secs(10), settings.seed);
-        let local =
-            Lane::new(&[Stream::Local], builder(None), recovered, settings.local_in_flight, backoff, LOCAL_PATIENCE);
+        let local = Lane::new(
+            Destination::Local,
+            &[Stream::Local],
+            builder(None),
+            recovered,
+            settings.local_in_flight,
+            backoff,
+            LOCAL_PATIENCE,
+        );
         let calls_webhook = settings.upstream.as_ref().is_some_and(|upstream| !upstream.connection.url.is_mqtt());
         let upstream = settings.upstream.as_ref().map(|upstream| {
             let backoff_max = Duration::from_secs(upstream.backoff_max_secs.get().into());
@@ -81,7 +88,7 @@ impl Forwarder {
             let patience = upstream.give_up_secs.map(|secs| Duration::from_secs(secs.get()));
             // One call at a time: a record must not overtake an earlier one whose call failed.
             let in_flight = if calls_webhook { 1 } else { upstream.in_flight.get().into() };
-            let mut lane = Lane::new(&streams, builder, recovered, in_flight, backoff, patience);
+            let mut lane = Lane::new(Destination::Upstream, &streams, builder, recovered, in_flight, backoff, patience);
             if calls_webhook {
                 // A webhook has no connection: it counts as connected while calls succeed.
                 lane.connected();
@@ -177,14 +184,7 @@ impl Forwarder {
 
     /// Next action, until `None`. Callers feed all events at hand first, which saves requests to the store.
     pub fn poll(&mut self, now: Instant) -> Option<Action> {
-        let step = |destination, step| match step {
-            Step::Send { token, envelope } => Action::Send { destination, token, envelope },
-            Step::Store(request) => Action::Store(request),
-        };
-        if let Some(local) = self.local.poll(now) {
-            return Some(step(Destination::Local, local));
-        }
-        self.upstream.as_mut()?.poll(now).map(|upstream| step(Destination::Upstream, upstream))
+        self.local.poll(now).or_else(|| self.upstream.as_mut()?.poll(now))
     }
 
     /// Whether a lane sends nothing more before an answer: records leave as fast as answers are read.

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use flume::TrySendError;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -21,6 +20,7 @@ use super::Envelope;
 use super::lane::Answer;
 use crate::config;
 use crate::message::PublishToken;
+use crate::mqtt::Full;
 
 /// Bytes read of a response body, so that the connection can be reused.
 const MAX_ANSWER_BYTES: u64 = 64 << 10;
@@ -47,10 +47,6 @@ pub struct Webhook {
     calls: flume::Sender<(PublishToken, Envelope)>,
 }
 
-/// The previous call is not finished.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Full;
-
 impl Webhook {
     /// Starts the thread. Answers arrive as `(token, answer)`.
     pub fn spawn(
@@ -64,11 +60,9 @@ impl Webhook {
         Ok(Self { calls })
     }
 
+    /// Starts a call. [`Full`]: the previous call is not finished.
     pub fn post(&self, token: PublishToken, envelope: Envelope) -> Result<(), Full> {
-        match self.calls.try_send((token, envelope)) {
-            Ok(()) => Ok(()),
-            Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => Err(Full),
-        }
+        self.calls.try_send((token, envelope)).map_err(|_| Full)
     }
 }
 

@@ -16,6 +16,7 @@ fn lane(limit: usize) -> Lane {
     let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 7);
     let recovered = Recovered { store_id: "s".into(), ..Recovered::default() };
     let mut lane = Lane::new(
+        Destination::Upstream,
         &STREAMS,
         EnvelopeBuilder::new("s", "n", None),
         &recovered,
@@ -63,8 +64,8 @@ fn run(lane: &mut Lane, now: Instant) -> (Vec<(String, PublishToken)>, Vec<Store
     let (mut sent, mut requests) = (Vec::new(), Vec::new());
     while let Some(step) = lane.poll(now) {
         match step {
-            Step::Send { token, envelope } => sent.push((envelope.property("id").unwrap().to_owned(), token)),
-            Step::Store(request) => requests.push(request),
+            Action::Send { token, envelope, .. } => sent.push((envelope.property("id").unwrap().to_owned(), token)),
+            Action::Store(request) => requests.push(request),
         }
     }
     (sent, requests)
@@ -91,7 +92,8 @@ fn data_waits_for_alerts_that_are_still_on_disk() {
     let recovered =
         Recovered { store_id: "s".into(), last: PerStream::new([3, 3, 0].map(RecordId)), ..Recovered::default() };
     let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 7);
-    let mut lane = Lane::new(&STREAMS, EnvelopeBuilder::new("s", "n", None), &recovered, 10, backoff, None);
+    let mut lane =
+        Lane::new(Destination::Upstream, &STREAMS, EnvelopeBuilder::new("s", "n", None), &recovered, 10, backoff, None);
     lane.connected();
     let (sent, requests) = run(&mut lane, now);
     assert!(sent.is_empty());
@@ -231,8 +233,8 @@ fn a_full_channel_stops_sending_until_there_is_room() {
     let now = Instant::now();
     let mut lane = lane(10);
     (1..=3).for_each(|id| commit(&mut lane, Stream::Alert, id));
-    let Some(Step::Send { token: first, .. }) = lane.poll(now) else { panic!() };
-    let Some(Step::Send { token, .. }) = lane.poll(now) else { panic!() };
+    let Some(Action::Send { token: first, .. }) = lane.poll(now) else { panic!() };
+    let Some(Action::Send { token, .. }) = lane.poll(now) else { panic!() };
     lane.returned(token);
     assert!(lane.poll(now).is_none());
     lane.answered(first, Answer::Accepted, now);
@@ -271,7 +273,7 @@ fn give_up(lane: &mut Lane, stream: Stream, id: u64, mut now: Instant) -> Instan
         assert_eq!(names(&sent), [&*name], "it is tried alone");
         lane.answered(sent[0].1, declined(), now);
         match lane.poll(now) {
-            Some(Step::Store(StoreRequest::Refused { stream: of, id: lost, reason })) => {
+            Some(Action::Store(StoreRequest::Refused { stream: of, id: lost, reason })) => {
                 assert_eq!((of, lost, &*reason), (stream, RecordId(id), "not-authorized"));
                 assert!(now - begin >= Duration::from_secs(600), "{:?}", now - begin);
                 return now;
