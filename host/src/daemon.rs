@@ -227,7 +227,12 @@ impl Daemon {
                 Effect::Send { destination, token, envelope } => self.send(destination, token, envelope),
                 Effect::Subscribe { filter, id } => self.broker.subscribe(&filter, Some(id)),
                 Effect::Unsubscribe { filter } => self.broker.unsubscribe(&filter),
-                Effect::Reconnect => self.broker.reconnect(),
+                Effect::Reconnect(Destination::Local) => self.broker.reconnect(),
+                Effect::Reconnect(Destination::Upstream) => {
+                    if let Upstream::Mqtt { link, .. } = &self.upstream {
+                        link.reconnect();
+                    }
+                }
                 Effect::Paused { function, is_paused } => {
                     self.orders.handle.send(deploy::Request::Quarantined { function, is_quarantined: is_paused });
                 }

@@ -1,10 +1,11 @@
 //! The store as lists: what is committed, in order.
 
 use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sedge::message::Scope;
-use sedge::store::{Commit, DeadLetter, Fingerprint, Parked, ParkedId, Record, Recovered};
+use sedge::store::{Commit, DeadLetter, Fingerprint, MessageIds, Parked, ParkedId, Record, Recovered};
 
 #[derive(Debug)]
 pub struct Disk {
@@ -15,6 +16,7 @@ pub struct Disk {
     last_parked: u64,
     pub window: Vec<Fingerprint>,
     pub meta: BTreeMap<String, Bytes>,
+    message_ids: Vec<Box<str>>,
 }
 
 impl Default for Disk {
@@ -27,6 +29,7 @@ impl Default for Disk {
             parked: BTreeMap::new(),
             last_parked: 0,
             window: Vec::new(),
+            message_ids: Vec::new(),
             meta: BTreeMap::from([("packet-ids-count-upwards".to_owned(), Bytes::from_static(b"1"))]),
         }
     }
@@ -36,6 +39,7 @@ impl Disk {
     /// Applies a commit. Returns the jobs that it parks, with their numbers.
     pub fn commit(&mut self, commit: Commit) -> Vec<Parked> {
         self.window.extend(commit.delivery);
+        self.message_ids.extend(commit.message_id);
         self.records.extend(commit.records);
         self.dead_letters.extend(commit.dead_letters);
         for (scope, writes) in commit.state {
@@ -67,7 +71,13 @@ impl Disk {
 
     /// What an opened store tells the board.
     pub fn recovered(&self) -> Recovered {
+        let mut message_ids = MessageIds::new("0000000000000001", Duration::from_secs(86_400));
+        let now = Instant::now();
+        for id in &self.message_ids {
+            message_ids.insert(id, now);
+        }
         Recovered {
+            message_ids,
             window: self.window.clone(),
             parked: self.parked.values().cloned().collect(),
             meta: self.meta.clone().into_iter().collect(),

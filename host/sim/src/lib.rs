@@ -1,8 +1,33 @@
 //! A whole board in one thread, without sockets, files, processes or a clock: the core of the daemon between models of
 //! everything around it.
 //!
-//! The models know nothing of the core but its inputs and effects. Each can be told to misbehave.
+//! The models know nothing of the core but its inputs and effects. Each can be told to misbehave. [`reference`] says what
+//! must hold; [`world::run`] is one run from one seed; [`rig`] is a board whose surroundings do only what a test says.
 
+pub mod broker;
 pub mod disk;
+pub mod faults;
+pub mod random;
+pub mod reference;
 pub mod rig;
+pub mod store;
 pub mod worker;
+pub mod world;
+
+/// What a campaign must have reached: else its runs prove less than they seem to.
+pub const RARE: [&str; 14] = [
+    "a function was paused",
+    "a function was released",
+    "a gap was reported",
+    "a message was delivered again",
+    "a receiver never answered",
+    "a shadow differed",
+    "a trial failed",
+    "a trial was passed",
+    "a version was loaded",
+    "a worker held back a job",
+    "jobs waited over a power cut",
+    "the broker forgot the session",
+    "a commit was on disk although it was reported as failed",
+    "a message killed its worker twice",
+];

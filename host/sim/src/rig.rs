@@ -1,6 +1,7 @@
 //! A board whose surroundings do only what a test tells them.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::num::{NonZeroU16, NonZeroU64};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use sedge::board::{
     AckToken, Board, BoardConfig, BrokerEvent, Delivery, Effect, Input, PauseConfig, RecorderConfig, TrialEvent,
     Version, WorkerConfig,
 };
+use sedge::config;
 use sedge::forward;
 use sedge::manifest::{Allow, Limits, Manifest, StateScope, Trial};
 use sedge::message::{Digest, Failure};
@@ -55,7 +57,7 @@ pub fn manifest(name: &str, subscribe: &str, state: StateScope) -> Manifest {
     }
 }
 
-fn config() -> BoardConfig {
+pub fn config() -> BoardConfig {
     BoardConfig {
         recorder: RecorderConfig {
             node: "board".into(),
@@ -76,8 +78,15 @@ fn config() -> BoardConfig {
     }
 }
 
-fn forward() -> forward::ForwardConfig {
-    forward::ForwardConfig { node: "board".into(), local_in_flight: 64, upstream: None, seed: 7 }
+/// A forwarder with an upstream over MQTT.
+pub fn forward_config(in_flight: usize) -> forward::ForwardConfig {
+    let upstream = config::Upstream {
+        in_flight: u16::try_from(in_flight).ok().and_then(NonZeroU16::new).expect("at least one"),
+        backoff_max_secs: NonZeroU16::MIN.saturating_add(59),
+        give_up_secs: NonZeroU64::new(300),
+        ..config::Upstream::new("mqtt://upstream".parse().expect("an address"), "board")
+    };
+    forward::ForwardConfig { node: "board".into(), local_in_flight: in_flight, upstream: Some(upstream), seed: 7 }
 }
 
 impl Rig {
@@ -90,7 +99,7 @@ impl Rig {
         let instant = Instant::now();
         let now = Now { monotonic: instant, unix_ms: 0, synced: true };
         let metrics = Arc::new(Metrics::default());
-        let board = Board::new(config(), forward(), &disk.recovered(), Arc::clone(&metrics), now);
+        let board = Board::new(config(), forward_config(64), &disk.recovered(), Arc::clone(&metrics), now);
         let mut rig = Self {
             board,
             disk: Disk::default(),
@@ -161,7 +170,7 @@ impl Rig {
                 | Effect::Send { .. }
                 | Effect::Subscribe { .. }
                 | Effect::Unsubscribe { .. }
-                | Effect::Reconnect => {}
+                | Effect::Reconnect(_) => {}
             }
         }
     }

@@ -1,8 +1,8 @@
 //! A worker process as a model: the protocol of the real one, with functions that are a script.
 //!
 //! The code of a version is text: the topic that it publishes to, and letters at which it traps. The first letter of a
-//! payload says what the function does with the message: `o` publishes the payload, `#` and `e` publish it where they may
-//! not, `c` counts in state and publishes, `E` counts and publishes where it may not, `a` alerts, `r` rejects, `x` traps,
+//! payload says what the function does with the message: `o` publishes payload and topic, `f` forwards them, `#` and `e`
+//! publish where they may not, `c` counts in state and publishes, `E` counts and publishes where it may not, `a` alerts, `r` rejects, `x` traps,
 //! `t` asks once for another run, `T` always.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -33,12 +33,16 @@ pub struct Worker {
     held: BTreeSet<Key>,
     commands: VecDeque<WorkerCommand>,
     said: VecDeque<WorkerEvent>,
+    fails_next_start: bool,
+    answers_twice: bool,
 }
 
 #[derive(Clone, Debug)]
 struct Script {
     topic: String,
     traps_at: String,
+    /// Publications name the topic of the message behind its payload.
+    names_topics: bool,
     version: Arc<Version>,
 }
 
@@ -47,12 +51,32 @@ impl Worker {
     pub fn apply(&mut self, life: Life, command: WorkerCommand) {
         match command {
             WorkerCommand::Start => {
-                *self = Self { life, is_running: true, ..Self::default() };
-                self.said.push_back(WorkerEvent::Started);
+                let fails = self.fails_next_start;
+                *self = Self { life, is_running: !fails, ..Self::default() };
+                self.said.push_back(match fails {
+                    true => WorkerEvent::NotStarted { error: "no memory".to_owned() },
+                    false => WorkerEvent::Started,
+                });
             }
             WorkerCommand::Kill if life == self.life => self.die("it was ended"),
             command if life == self.life && self.is_running => self.commands.push_back(command),
             _ => {}
+        }
+    }
+
+    pub fn fail_next_start(&mut self) {
+        self.fails_next_start = true;
+    }
+
+    /// The next answer comes twice.
+    pub fn answer_twice(&mut self) {
+        self.answers_twice = true;
+    }
+
+    /// Answers a job that it was not given.
+    pub fn answer_wrongly(&mut self) {
+        if self.is_running {
+            self.said.push_back(WorkerEvent::Held { job: JobNo(u64::MAX) });
         }
     }
 
@@ -158,6 +182,10 @@ impl Worker {
             }
         }
         let outcome = Outcome { verdict, writes, usage: Usage::default() };
+        if std::mem::take(&mut self.answers_twice) {
+            let (outcome, log) = (outcome.clone(), Vec::new());
+            self.said.push_back(WorkerEvent::Done { job: number, outcome, log, log_lines_dropped: 0 });
+        }
         self.said.push_back(WorkerEvent::Done { job: number, outcome, log: Vec::new(), log_lines_dropped: 0 });
         state
     }
@@ -179,7 +207,9 @@ impl Script {
         if topic.is_empty() {
             return None;
         }
-        Some(Self { topic: topic.to_owned(), traps_at: traps_at.to_owned(), version: Arc::clone(version) })
+        let (topic, names_topics) = topic.strip_suffix('+').map_or((topic, false), |topic| (topic, true));
+        let (topic, traps_at) = (topic.to_owned(), traps_at.to_owned());
+        Some(Self { topic, traps_at, names_topics, version: Arc::clone(version) })
     }
 
     fn run(&self, job: &Job, state: &State) -> (Verdict, Vec<StateWrite>) {
@@ -188,10 +218,14 @@ impl Script {
         if self.traps_at.contains(letter) {
             return (failed(FailureCode::Trap, "unreachable"), Vec::new());
         }
-        let publish = |topic: &str| {
-            let payload = message.payload.clone();
-            Output::Publish(Publication { topic: topic.into(), payload, content_type: None, retain: false })
+        let publication = |topic: &str| {
+            let payload = match self.names_topics {
+                true => format!("{} {}", String::from_utf8_lossy(&message.payload), message.topic).into(),
+                false => message.payload.clone(),
+            };
+            Publication { topic: topic.into(), payload, content_type: None, retain: false }
         };
+        let publish = |topic: &str| Output::Publish(publication(topic));
         let count = || {
             let before = state.get("n").map_or(0, |value| number(value));
             vec![StateWrite { key: "n".into(), value: Some((before + 1).to_string().into()) }]
@@ -202,7 +236,8 @@ impl Script {
             'e' => (vec![publish("elsewhere")], Vec::new()),
             'c' => (vec![publish(&self.topic)], count()),
             'E' => (vec![publish("elsewhere")], count()),
-            'a' => (vec![alert()], Vec::new()),
+            'f' => (vec![Output::Forward(publication("up"))], Vec::new()),
+            'a' => (vec![alert(&message.payload)], Vec::new()),
             'r' => return (failed(FailureCode::Rejected, "no"), Vec::new()),
             'x' => return (failed(FailureCode::Trap, "unreachable"), Vec::new()),
             't' if message.attempt > 1 => (vec![publish(&self.topic)], Vec::new()),
@@ -217,9 +252,9 @@ impl Script {
     }
 }
 
-fn alert() -> Output {
+fn alert(key: &[u8]) -> Output {
     Output::Alert(Alert {
-        key: "n".into(),
+        key: String::from_utf8_lossy(key).into_owned(),
         severity: Severity::Info,
         status: AlertStatus::Firing,
         summary: String::new(),

@@ -13,7 +13,7 @@ mod workers;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::ids::{FunctionNo, UnitId, WorkerNo};
+use super::ids::{FunctionNo, JobId, UnitId, WorkerNo};
 use super::input::Job;
 use crate::manifest::StateScope;
 use crate::message::Message;
@@ -115,8 +115,14 @@ impl Dispatch {
     }
 
     /// `again`: a unit that runs before the others, and its edition.
-    pub fn begin_recall(&mut self, key: Key, outstanding: usize, waiting: Vec<UnitId>, again: Option<(UnitId, u32)>) {
-        let mut recall = Recall::new(outstanding, waiting);
+    pub fn begin_recall(
+        &mut self,
+        key: Key,
+        outstanding: &[JobId],
+        waiting: Vec<UnitId>,
+        again: Option<(UnitId, u32)>,
+    ) {
+        let mut recall = Recall::new(outstanding.iter().map(|job| job.unit), waiting);
         if let Some((unit, edition)) = again {
             recall.run_again(unit, edition);
         } else if recall.is_void() {
@@ -136,9 +142,9 @@ impl Dispatch {
     }
 
     /// A job of a key that is being called back was answered.
-    pub fn recall_answered(&mut self, key: &Key) {
+    pub fn recall_answered(&mut self, key: &Key, unit: UnitId) {
         if let Some(recall) = self.recalls.get_mut(key) {
-            recall.answered();
+            recall.answered(unit);
         }
     }
 

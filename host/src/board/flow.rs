@@ -243,15 +243,14 @@ impl Board {
             return self.settle(unit, function, &edition, outcome);
         }
         let key = Key::new(function, edition.scope(), &self.ledger.unit(unit).message.topic);
-        let was_recalled = self.dispatch.is_recalled(&key);
         match outcome {
             Some(outcome) => self.settle(unit, function, &edition, outcome),
             None => self.job_returned(unit, function, &key, &edition),
         }
         if self.dispatch.is_draining(function) {
             self.end_drain(function);
-        } else if was_recalled {
-            self.dispatch.recall_answered(&key);
+        } else if self.dispatch.is_recalled(&key) {
+            self.dispatch.recall_answered(&key, unit);
             self.end_recall(&key);
         }
     }
@@ -290,9 +289,11 @@ impl Board {
                     function.metrics.retries.inc();
                     function.pause.undecided();
                     let wait = Duration::from_millis(after_ms).min(self.config.retry_max_delay);
-                    self.park_for_retry(id, number, edition, wait);
+                    let key = self.park_for_retry(id, number, edition, wait);
                     self.compare(id, number, observed);
                     self.finish_job(id);
+                    // What was called back and never sent waits for no answer: it is parked behind, after this one.
+                    self.end_recall(&key);
                     return self.tried(number, edition.number(), None);
                 }
             },
@@ -523,17 +524,18 @@ impl Board {
         }
     }
 
-    fn park_for_retry(&mut self, id: UnitId, number: FunctionNo, edition: &Edition, wait: Duration) {
+    /// Returns the key in whose order the message waits.
+    fn park_for_retry(&mut self, id: UnitId, number: FunctionNo, edition: &Edition, wait: Duration) -> Key {
         let unit = self.ledger.unit(id);
         let message = Message { attempt: unit.message.attempt + 1, ..Message::clone(&unit.message) };
         let due = self.now.monotonic + wait;
         let due_ms = self.now.unix_ms + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         let place = unit.commit.unpark.first().copied().unwrap_or(ParkedId::NEW);
         let parked = Parked { id: place, function: self.function_name(number), message: message.clone(), due_ms };
-        let ticket = match &self.ledger.unit(id).receipt {
+        let (key, ticket) = match &self.ledger.unit(id).receipt {
             Receipt::Parked(key) => {
                 self.dispatch.parking.finished(key);
-                self.dispatch.parking.park_again(key.clone(), place, message.into(), due)
+                (key.clone(), self.dispatch.parking.park_again(key.clone(), place, message.into(), due))
             }
             _ => {
                 let key = Key::new(number, edition.scope(), &message.topic);
@@ -541,12 +543,13 @@ impl Board {
                 let ticket = self.dispatch.parking.park(key.clone(), Arc::clone(&message), Some(due));
                 // What was sent behind it comes back first, so that nothing newer is put between.
                 if !self.dispatch.is_draining(number) && !self.dispatch.is_recalled(&key) {
-                    self.recall(key, edition, &message, None);
+                    self.recall(key.clone(), edition, &message, None);
                 }
-                ticket
+                (key, ticket)
             }
         };
         self.ledger.park(id, parked, ticket);
+        key
     }
 
     /// The message waits behind one of its key that is to run again.
@@ -569,6 +572,17 @@ impl Board {
 
     /// Starts what is due: parked jobs, timers, trials that end by the clock.
     pub(super) fn start_due(&mut self) {
+        self.start_parked();
+        self.start_ticks();
+        for number in self.rollout.timed().collect::<Vec<_>>() {
+            if self.rollout.function(number).is_on_trial() {
+                self.evaluate(number, None);
+            }
+        }
+    }
+
+    /// Starts jobs from the store that are first of their key and due.
+    pub(super) fn start_parked(&mut self) {
         let now = self.now.monotonic;
         let mut due = Vec::new();
         self.dispatch.parking.start_due(now, |key, id, message| due.push((key.clone(), id, Arc::clone(message))));
@@ -579,7 +593,10 @@ impl Board {
             let unit = self.ledger.add(Unit::new(message, hops, Receipt::Parked(key), 1, commit));
             self.start(unit, function);
         }
-        for number in self.rollout.ticks_due(now) {
+    }
+
+    fn start_ticks(&mut self) {
+        for number in self.rollout.ticks_due(self.now.monotonic) {
             let message = Arc::new(Message {
                 topic: format!("$timer/{}", self.rollout.function(number).name).into(),
                 payload: Bytes::new(),
@@ -593,11 +610,6 @@ impl Board {
             let unit = self.add_unit(message, 0, Receipt::Tick(number), &mut functions, Commit::default());
             for function in functions {
                 self.start(unit, function);
-            }
-        }
-        for number in self.rollout.timed().collect::<Vec<_>>() {
-            if self.rollout.function(number).is_on_trial() {
-                self.evaluate(number, None);
             }
         }
     }

@@ -161,8 +161,9 @@ pub enum Effect {
     Unsubscribe {
         filter: String,
     },
-    /// Break the connection to the broker and make a new one: the broker then delivers again what is not acknowledged.
-    Reconnect,
+    /// Break the connection and make a new one. The broker then delivers again what is not acknowledged, and envelopes
+    /// without an answer are sent again.
+    Reconnect(Destination),
     /// A function was paused because it kept failing, or works again.
     Paused {
         function: Arc<str>,

@@ -4,6 +4,7 @@ mod remembered;
 mod window;
 
 use std::hash::{Hash as _, Hasher as _};
+use std::time::Instant;
 
 use siphasher::sip::SipHasher13;
 
@@ -123,9 +124,9 @@ impl Intake {
         }
     }
 
-    pub fn id_committed(&mut self, id: &str, unix_ms: u64) {
+    pub fn id_committed(&mut self, id: &str, now: Instant) {
         self.ids_in_flight.remove(id);
-        self.message_ids.insert(id, unix_ms / 1000);
+        self.message_ids.insert(id, now);
     }
 
     /// The next acknowledgement that may be written. THE place where acknowledgements are released.

@@ -33,18 +33,26 @@ pub struct Ledger {
     /// Parked jobs that the store has not numbered, in the order of their commits.
     unnumbered: VecDeque<Ticket>,
     /// Units whose writes to a scope wait for another job of the same message, in the order of the runs. The store must get
-    /// them in this order, and must not be asked for the scope before.
+    /// them in this order.
     unsent_writes: Map<Scope, VecDeque<UnitId>>,
     /// Units of several functions, and those behind them, in the order of delivery: one that is done sooner must not be
     /// committed before one of its topic that still waits for another function.
     unsent_of_topic: Map<Arc<str>, VecDeque<UnitId>>,
-    postponed_loads: Vec<(StateRequest, Scope, Option<Scope>)>,
-    /// With the scope to read instead if there is nothing: a shadow begins with the state of the version it is compared with.
-    loads: BTreeMap<LoadId, (StateRequest, Option<Scope>)>,
+    loads: BTreeMap<LoadId, Load>,
     last_load: LoadId,
     requests: VecDeque<store::StoreRequest>,
     settled: VecDeque<Settled>,
     fingerprints_max: usize,
+}
+
+/// A request for state that the store has not answered.
+#[derive(Debug)]
+struct Load {
+    request: StateRequest,
+    /// Writes that the store does not have.
+    overlay: Vec<StateWrite>,
+    /// The scope to read if there is nothing: a shadow begins with the state of the version that it is compared with.
+    otherwise: Option<Scope>,
 }
 
 /// A unit that is on disk, or had no effect.
@@ -71,7 +79,6 @@ impl Ledger {
             unnumbered: VecDeque::new(),
             unsent_writes: seed.map(),
             unsent_of_topic: seed.map(),
-            postponed_loads: Vec::new(),
             loads: BTreeMap::new(),
             last_load: LoadId::default(),
             requests: VecDeque::new(),
@@ -201,34 +208,38 @@ impl Ledger {
 
     // ---- state ----
 
-    /// Reads a scope's state from the store, once everything that is known about it has been sent there. `otherwise`: the
-    /// scope to read if there is nothing.
+    /// Reads a scope's state from the store. Writes that wait for another function of their message are laid over the
+    /// answer: to wait for them could be to wait for a job behind this one. `otherwise`: the scope to read if there is
+    /// nothing.
     pub fn load_state(&mut self, request: StateRequest, scope: Scope, otherwise: Option<Scope>) {
-        if self.unsent_writes.contains_key(&scope) {
-            self.postponed_loads.push((request, scope, otherwise));
-        } else {
-            self.read_state(request, scope, otherwise);
-        }
+        let unsent = self.unsent_writes.get(&scope).into_iter().flatten();
+        let states = unsent.flat_map(|id| &self.unit(*id).commit.state).filter(|(of, _)| *of == scope);
+        let overlay: Vec<StateWrite> = states.flat_map(|(_, writes)| writes.iter().cloned()).collect();
+        let otherwise = otherwise.filter(|_| overlay.is_empty());
+        self.read_state(Load { request, overlay, otherwise }, scope);
     }
 
-    fn read_state(&mut self, request: StateRequest, scope: Scope, otherwise: Option<Scope>) {
+    fn read_state(&mut self, load: Load, scope: Scope) {
         // What was gathered may hold writes to the same scope: it goes first.
         self.send_batch();
         self.last_load.0 += 1;
-        self.loads.insert(self.last_load, (request, otherwise));
+        self.loads.insert(self.last_load, load);
         self.requests.push_back(store::StoreRequest::LoadState { id: self.last_load, scope });
     }
 
     /// The store's answer. `None`: another scope is read instead, or nobody waits any more.
-    pub fn state_loaded(&mut self, load: LoadId, entries: StateEntries) -> Option<(StateRequest, StateEntries)> {
-        match self.loads.remove(&load)? {
-            // At once: without what the active version made of the very message that the shadow is to run.
-            (request, Some(scope)) if entries.is_empty() => {
-                self.read_state(request, scope, None);
-                None
-            }
-            (request, _) => Some((request, entries)),
+    pub fn state_loaded(&mut self, load: LoadId, mut entries: StateEntries) -> Option<(StateRequest, StateEntries)> {
+        let Load { request, overlay, otherwise } = self.loads.remove(&load)?;
+        if let Some(scope) = otherwise.filter(|_| entries.is_empty()) {
+            // Without what the active version made of the very message that the shadow is to run.
+            self.read_state(Load { request, overlay, otherwise: None }, scope);
+            return None;
         }
+        for StateWrite { key, value } in overlay {
+            entries.retain(|(name, _)| *name != key);
+            entries.extend(value.map(|value| (key, value)));
+        }
+        Some((request, entries))
     }
 
     // ---- committed ----
@@ -289,9 +300,6 @@ impl Ledger {
                 self.settle_without_effect(receipt, copies);
             }
         }
-        for (request, scope, otherwise) in std::mem::take(&mut self.postponed_loads) {
-            self.load_state(request, scope, otherwise);
-        }
     }
 
     /// Requests for the store, in order. What was gathered is one batch.
@@ -350,7 +358,6 @@ impl Ledger {
         self.unnumbered.clear();
         self.unsent_writes.clear();
         self.unsent_of_topic.clear();
-        self.postponed_loads.clear();
         self.loads.clear();
         self.requests.clear();
         self.settled.clear();

@@ -165,6 +165,9 @@ impl Board {
             Input::Timeout => self.handle_timeout(),
             Input::Shutdown => self.is_ending = true,
         }
+        while self.dispatch.parking.may_be_ready() && self.may_start() {
+            self.start_parked();
+        }
     }
 
     /// The next thing to do, until `None`.
@@ -190,7 +193,7 @@ impl Board {
                 self.intake.committed(receipt);
             }
             if let Some(id) = settled.message_id {
-                self.intake.id_committed(&id, self.now.unix_ms);
+                self.intake.id_committed(&id, self.now.monotonic);
             }
         }
         if let Some(report) = self.rollout.poll_report() {
@@ -216,6 +219,7 @@ impl Board {
         let action = self.forwarder.poll(self.now.monotonic)?;
         Some(match action {
             forward::Action::Store(request) => Effect::Store(request),
+            forward::Action::Reconnect { destination } => Effect::Reconnect(destination),
             forward::Action::Send { destination, token, envelope } => Effect::Send { destination, token, envelope },
         })
     }
@@ -223,7 +227,7 @@ impl Board {
     /// When to call again although nothing happened.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let mut due = [self.dispatch.workers.poll_timeout(), self.forwarder.wake_at(), None, None, None];
-        if !self.store_failed && !self.is_ending {
+        if self.may_start() {
             due[2] = self.dispatch.parking.next_due();
             due[3] = self.rollout.poll_timeout();
         }
@@ -236,7 +240,7 @@ impl Board {
     fn handle_timeout(&mut self) {
         self.dispatch.workers.handle_timeout(self.now.monotonic);
         self.handle_worker_events();
-        if !self.store_failed && !self.is_ending {
+        if self.may_start() {
             self.start_due();
         }
         if self.now.monotonic >= self.tidied_at + TIDY_EVERY {
@@ -245,11 +249,21 @@ impl Board {
         }
     }
 
+    /// Whether anything that waits in the board or the store may begin.
+    fn may_start(&self) -> bool {
+        !self.store_failed && !self.is_ending
+    }
+
     // ---- what the caller asks ----
 
     /// Whether nothing more should be taken from the broker for now.
     pub fn is_full(&mut self) -> bool {
         self.intake.update_full(self.ledger.len(), self.ledger.bytes())
+    }
+
+    /// Messages that are not on disk.
+    pub fn in_flight(&self) -> usize {
+        self.ledger.len()
     }
 
     /// Nothing is under way: no job, no commit.
@@ -317,7 +331,7 @@ impl Board {
         self.intake.reopened(&recovered.window, recovered.message_ids);
         self.unpark(recovered.parked);
         // What was delivered meanwhile was dropped unacknowledged: a new connection makes the broker send it again.
-        self.effects.push_back(Effect::Reconnect);
+        self.effects.push_back(Effect::Reconnect(Destination::Local));
     }
 
     fn handle_sink(&mut self, destination: Destination, event: SinkEvent) {

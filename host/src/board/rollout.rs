@@ -457,6 +457,6 @@ impl Rollout {
 
     pub fn poll_timeout(&self) -> Option<Instant> {
         let timed = || self.timed.iter().map(|number| self.function(*number));
-        timed().filter_map(|it| it.next_tick).chain(timed().filter_map(Function::trial_until)).min()
+        timed().filter_map(|it| it.next_tick).chain(timed().filter_map(Function::trial_due)).min()
     }
 }

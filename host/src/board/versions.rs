@@ -207,7 +207,7 @@ impl Board {
     pub(super) fn recall(&mut self, key: Key, edition: &Edition, message: &Message, again: Option<(UnitId, u32)>) {
         let recalled = self.dispatch.call_back(&key, edition.scope(), message);
         let waiting = self.take_back(&recalled.unsent);
-        self.dispatch.begin_recall(key, recalled.outstanding, waiting, again);
+        self.dispatch.begin_recall(key, &recalled.outstanding, waiting, again);
     }
 
     /// Calls back all jobs of a function.

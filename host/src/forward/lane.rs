@@ -12,7 +12,7 @@
 //! broke before anything was accepted the lane is careful: it waits until the next connection has stood for a while, and
 //! sends one envelope at a time until one is accepted. A record over which such a connection breaks counts as declined.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::envelope::{Envelope, EnvelopeBuilder};
@@ -63,8 +63,12 @@ pub struct Lane {
     /// Number to report to the store when all of `gaps` are reported.
     gaps_through: GapId,
     /// Sent and not answered. Tokens are never reused, so an answer from an earlier connection finds nothing.
-    in_flight: HashMap<PublishToken, InFlight>,
+    in_flight: BTreeMap<PublishToken, (InFlight, Instant)>,
     in_flight_limit: usize,
+    /// How long an answer may take. `None`: the sender itself ends what takes too long.
+    answer_timeout: Option<Duration>,
+    /// An answer took too long, and the connection is being broken.
+    breaking: bool,
     next_token: u64,
     connected: bool,
     /// A careful lane has begun its wait on this connection.
@@ -129,16 +133,27 @@ enum GapState {
     Done,
 }
 
+/// How much a lane sends, and how long it waits.
+#[derive(Clone, Debug)]
+pub struct LaneLimits {
+    /// Envelopes without an answer.
+    pub in_flight: usize,
+    /// How long an answer may take. `None`: the sender itself ends what takes too long.
+    pub answer_timeout: Option<Duration>,
+    pub backoff: Backoff,
+    /// How long a declined record is retried. `None`: until it is accepted or the store drops it.
+    pub patience: Option<Duration>,
+}
+
 impl Lane {
     pub fn new(
         destination: Destination,
         streams: &[Stream],
         builder: EnvelopeBuilder,
         recovered: &Recovered,
-        in_flight_limit: usize,
-        backoff: Backoff,
-        patience: Option<Duration>,
+        limits: LaneLimits,
     ) -> Self {
+        let LaneLimits { in_flight: in_flight_limit, answer_timeout, backoff, patience } = limits;
         let entry = |stream: &Stream| {
             let tail = Tail::new(WINDOW, recovered.delivered[*stream], recovered.last[*stream]);
             LaneStream { stream: *stream, tail, hold: None, backoff: backoff.clone() }
@@ -150,8 +165,10 @@ impl Lane {
             streams,
             gaps: Vec::new(),
             gaps_through: GapId::default(),
-            in_flight: HashMap::new(),
+            in_flight: BTreeMap::new(),
             in_flight_limit,
+            answer_timeout,
+            breaking: false,
             next_token: 1,
             connected: false,
             waited: false,
@@ -194,7 +211,8 @@ impl Lane {
     /// Requeues everything without an answer for the next connection.
     pub fn disconnected(&mut self, now: Instant) {
         self.connected = false;
-        let broke: Vec<InFlight> = self.in_flight.drain().map(|(_, item)| item).collect();
+        self.breaking = false;
+        let broke: Vec<InFlight> = std::mem::take(&mut self.in_flight).into_values().map(|(item, _)| item).collect();
         if let [InFlight::Record(stream, id)] = broke[..]
             && self.careful
         {
@@ -214,7 +232,7 @@ impl Lane {
     /// Returns the stream if a record was accepted.
     pub fn answered(&mut self, token: PublishToken, answer: Answer, now: Instant) -> Option<Stream> {
         self.full = false;
-        let item = self.in_flight.remove(&token)?;
+        let (item, _) = self.in_flight.remove(&token)?;
         let accepted = answer == Answer::Accepted;
         if accepted {
             self.accepted += 1;
@@ -254,7 +272,7 @@ impl Lane {
 
     /// Requeues an envelope for which the channel had no room. Sending continues after the next answer.
     pub fn returned(&mut self, token: PublishToken) {
-        if let Some(item) = self.in_flight.remove(&token) {
+        if let Some((item, _)) = self.in_flight.remove(&token) {
             self.requeue(item);
             self.full = true;
         }
@@ -292,6 +310,12 @@ impl Lane {
             }
         }
         self.end_pauses(now);
+        if self.answer_due().is_some_and(|at| at <= now) {
+            // An envelope must not be repeated on the same connection, so that is made anew.
+            tracing::warn!(destination = ?self.destination, "the receiver did not answer in time; its connection is broken");
+            self.breaking = true;
+            return Some(Action::Reconnect { destination: self.destination });
+        }
         if self.connected && self.careful && !self.waited {
             self.waited = true;
             self.paused_until = Some(now + STEADY);
@@ -302,7 +326,7 @@ impl Lane {
         let (item, envelope) = self.next_envelope()?;
         let token = PublishToken(self.next_token);
         self.next_token += 1;
-        self.in_flight.insert(token, item);
+        self.in_flight.insert(token, (item, now));
         Some(Action::Send { destination: self.destination, token, envelope })
     }
 
@@ -319,7 +343,13 @@ impl Lane {
     /// Time of the next poll if nothing happens before.
     pub fn wake_at(&self) -> Option<Instant> {
         let holds = self.streams.iter().filter_map(|entry| entry.hold.as_ref()?.until);
-        self.paused_until.into_iter().chain(holds).min().filter(|_| self.connected)
+        self.paused_until.into_iter().chain(holds).chain(self.answer_due()).min().filter(|_| self.connected)
+    }
+
+    /// When the oldest envelope in flight must have been answered.
+    fn answer_due(&self) -> Option<Instant> {
+        let (_, (_, sent)) = self.in_flight.first_key_value().filter(|_| self.connected && !self.breaking)?;
+        Some(*sent + self.answer_timeout?)
     }
 
     fn end_pauses(&mut self, now: Instant) {

@@ -20,7 +20,10 @@ pub mod webhook;
 
 pub use envelope::{Envelope, EnvelopeBuilder, HOPS};
 pub use lane::Answer;
-use lane::{FIRST_PAUSE, Lane};
+use lane::{FIRST_PAUSE, Lane, LaneLimits};
+
+/// How long the local broker may take to answer a publication.
+const LOCAL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// How long a publication that the local broker declines holds up later ones.
 const LOCAL_PATIENCE: Option<Duration> = Some(Duration::from_secs(60));
@@ -42,6 +45,10 @@ pub enum Action {
         envelope: Envelope,
     },
     Store(StoreRequest),
+    /// Breaks the connection, which then is made anew: [`Forwarder::disconnected`] follows.
+    Reconnect {
+        destination: Destination,
+    },
 }
 
 #[derive(Clone, Debug)]
@@ -75,9 +82,12 @@ impl Forwarder {
             &[Stream::Local],
             builder(None),
             recovered,
-            settings.local_in_flight,
-            backoff,
-            LOCAL_PATIENCE,
+            LaneLimits {
+                in_flight: settings.local_in_flight,
+                answer_timeout: Some(LOCAL_TIMEOUT),
+                backoff,
+                patience: LOCAL_PATIENCE,
+            },
         );
         let calls_webhook = settings.upstream.as_ref().is_some_and(|upstream| !upstream.connection.url.is_mqtt());
         let upstream = settings.upstream.as_ref().map(|upstream| {
@@ -85,10 +95,15 @@ impl Forwarder {
             let backoff = Backoff::new(FIRST_PAUSE, backoff_max, settings.seed.rotate_left(32));
             let builder = builder(upstream.topic_prefix.as_deref());
             let streams = [Stream::Alert, Stream::Data];
-            let patience = upstream.give_up_secs.map(|secs| Duration::from_secs(secs.get()));
-            // One call at a time: a record must not overtake an earlier one whose call failed.
-            let in_flight = if calls_webhook { 1 } else { upstream.in_flight.get().into() };
-            let mut lane = Lane::new(Destination::Upstream, &streams, builder, recovered, in_flight, backoff, patience);
+            let limits = LaneLimits {
+                // One call at a time: a record must not overtake an earlier one whose call failed.
+                in_flight: if calls_webhook { 1 } else { upstream.in_flight.get().into() },
+                // A call has a timeout of its own.
+                answer_timeout: (!calls_webhook).then(|| Duration::from_secs(upstream.timeout_secs.get().into())),
+                backoff,
+                patience: upstream.give_up_secs.map(|secs| Duration::from_secs(secs.get())),
+            };
+            let mut lane = Lane::new(Destination::Upstream, &streams, builder, recovered, limits);
             if calls_webhook {
                 // A webhook has no connection: it counts as connected while calls succeed.
                 lane.connected();

@@ -1,5 +1,7 @@
 //! Message ids on disk: rows of hashes with a time.
 
+use std::time::{Duration, Instant};
+
 use rusqlite::{Connection, OptionalExtension};
 
 use super::message_ids::{IDS, MessageIds, hash, key};
@@ -25,6 +27,7 @@ impl MessageIdRows {
         connection: &Connection,
         store_id: &str,
         retention_secs: u64,
+        now: Instant,
     ) -> rusqlite::Result<(Self, MessageIds)> {
         let mut message_id_rows = Self {
             key: key(store_id),
@@ -35,15 +38,14 @@ impl MessageIdRows {
             oldest_id: 1,
             stored: 0,
         };
-        let mut ids = MessageIds::new(store_id, retention_secs);
+        let mut ids = MessageIds::new(store_id, Duration::from_secs(retention_secs));
         let mut statement = connection.prepare("SELECT id, at_secs, body FROM message_id ORDER BY id")?;
         let mut rows = statement.query(())?;
         while let Some(row) = rows.next()? {
-            let at_secs = row.get(1)?;
             let (hashes, _) = row.get_ref(2)?.as_blob()?.as_chunks();
             message_id_rows.newest = hashes.iter().map(|hash| u64::from_le_bytes(*hash)).collect();
             for hash in &message_id_rows.newest {
-                ids.insert_hash(*hash, at_secs);
+                ids.insert_hash(*hash, now);
             }
             if message_id_rows.newest_id == 0 {
                 message_id_rows.oldest_id = row.get(0)?;

@@ -1,8 +1,11 @@
 //! Recently seen message ids of publishers, as 64-bit hashes in memory. The pipeline asks before it runs a message.
 //!
+//! Ages are of the monotonic clock: a wall clock that is set must not make an id forgotten. A restart begins them anew.
+//!
 //! The hash is keyed with the store's random id, so that nobody can craft two ids with the same hash.
 
 use std::collections::{HashSet, VecDeque};
+use std::time::{Duration, Instant};
 
 use siphasher::sip::SipHasher13;
 
@@ -13,34 +16,33 @@ pub(super) const IDS: usize = 65_536;
 #[derive(Debug, Default)]
 pub struct MessageIds {
     key: [u8; 16],
-    retention_secs: u64,
+    retention: Duration,
     known: HashSet<u64>,
-    /// Oldest first, with the Unix time in seconds.
-    order: VecDeque<(u64, u64)>,
+    /// Oldest first.
+    order: VecDeque<(Instant, u64)>,
 }
 
 impl MessageIds {
-    pub(super) fn new(store_id: &str, retention_secs: u64) -> Self {
-        Self { key: key(store_id), retention_secs, ..Self::default() }
+    pub fn new(store_id: &str, retention: Duration) -> Self {
+        Self { key: key(store_id), retention, ..Self::default() }
     }
 
     /// Remembers an id. Returns whether it was seen before. The store learns of it by `Commit::message_id`.
-    pub fn insert(&mut self, id: &str, now_secs: u64) -> bool {
-        !self.insert_hash(hash(&self.key, id), now_secs)
+    pub fn insert(&mut self, id: &str, now: Instant) -> bool {
+        !self.insert_hash(hash(&self.key, id), now)
     }
 
     pub fn contains(&self, id: &str) -> bool {
         self.known.contains(&hash(&self.key, id))
     }
 
-    pub(super) fn insert_hash(&mut self, hash: u64, now_secs: u64) -> bool {
+    pub(super) fn insert_hash(&mut self, hash: u64, now: Instant) -> bool {
         let new = self.known.insert(hash);
         if new {
-            self.order.push_back((now_secs, hash));
+            self.order.push_back((now, hash));
         }
-        let oldest = now_secs.saturating_sub(self.retention_secs);
-        while let Some((at_secs, hash)) = self.order.front()
-            && (*at_secs < oldest || self.order.len() > IDS)
+        while let Some((at, hash)) = self.order.front()
+            && (now.saturating_duration_since(*at) > self.retention || self.order.len() > IDS)
         {
             self.known.remove(hash);
             self.order.pop_front();
@@ -65,23 +67,26 @@ mod tests {
 
     #[test]
     fn an_id_is_known_until_it_is_too_old() {
-        let mut ids = MessageIds::new("0123456789abcdef", 10);
-        assert!(!ids.insert("a", 100));
-        assert!(ids.insert("a", 105));
-        assert!(!ids.insert("b", 105));
-        assert!(!ids.insert("c", 111));
-        assert!(!ids.insert("a", 111), "retained for 10 s");
-        assert!(ids.insert("b", 111));
+        let start = Instant::now();
+        let at = |secs| start + Duration::from_secs(secs);
+        let mut ids = MessageIds::new("0123456789abcdef", Duration::from_secs(10));
+        assert!(!ids.insert("a", at(100)));
+        assert!(ids.insert("a", at(105)));
+        assert!(!ids.insert("b", at(105)));
+        assert!(!ids.insert("c", at(111)));
+        assert!(!ids.insert("a", at(111)), "retained for 10 s");
+        assert!(ids.insert("b", at(111)));
     }
 
     #[test]
     fn the_number_of_ids_is_bounded() {
-        let mut ids = MessageIds::new("0123456789abcdef", 10);
+        let mut ids = MessageIds::new("0123456789abcdef", Duration::from_secs(10));
+        let now = Instant::now();
         for n in 0..=IDS {
-            ids.insert(&n.to_string(), 100);
+            ids.insert(&n.to_string(), now);
         }
         assert_eq!(ids.known.len(), IDS);
-        assert!(ids.insert("1", 100));
-        assert!(!ids.insert("0", 100));
+        assert!(ids.insert("1", now));
+        assert!(!ids.insert("0", now));
     }
 }

@@ -136,7 +136,8 @@ impl Session {
         }
         let (window, watermarks, fingerprints) = RedeliveryWindow::load(&connection, *receive_maximum)?;
         let retention_secs = u64::from(config.message_id_retention_secs.get());
-        let (message_ids, known) = MessageIdRows::load(&connection, &recovered.store_id, retention_secs)?;
+        let (message_ids, known) =
+            MessageIdRows::load(&connection, &recovered.store_id, retention_secs, now.monotonic)?;
         let outbox = Outbox::load(&connection, config, watermarks, ageless)?;
         let mut jobs = ParkedJobs::default();
         recovered.window = fingerprints;

@@ -33,6 +33,8 @@ pub struct Parking {
     keys: BTreeMap<Ticket, Key>,
     last_ticket: Ticket,
     bytes: usize,
+    /// A job may have come to the front that waits for nothing.
+    may_be_ready: bool,
 }
 
 #[derive(Debug, Default)]
@@ -91,10 +93,17 @@ impl Parking {
         let jobs = &mut self.queues.get_mut(&key).expect("a job without a number stays in its queue").jobs;
         let job = jobs.iter_mut().find(|job| job.ticket == ticket);
         job.expect("a job without a number stays in its queue").id = Some(id);
+        self.may_be_ready = true;
+    }
+
+    /// Whether a job may be at the front that waits for nothing, not even time. [`Parking::start_due`] must follow.
+    pub fn may_be_ready(&self) -> bool {
+        self.may_be_ready
     }
 
     /// Starts the first job of every key that is due.
     pub fn start_due(&mut self, now: Instant, mut start: impl FnMut(&Key, ParkedId, &Arc<Message>)) {
+        self.may_be_ready = false;
         for (key, queue) in &mut self.queues {
             if queue.running {
                 continue;
@@ -140,11 +149,13 @@ impl Parking {
         queue.running = false;
         let done = queue.jobs.pop_front().expect("a started job stays in its queue");
         self.bytes -= size(&done.message);
+        self.may_be_ready = true;
     }
 
     /// The job that was started for this key was not run.
     pub fn not_run(&mut self, key: &Key) {
         self.queues.get_mut(key).expect("a started job stays in its queue").running = false;
+        self.may_be_ready = true;
     }
 
     /// Removes a key whose queue is empty. Not part of [`Parking::finished`]: a job that is parked again needs its place.

@@ -3,12 +3,14 @@
 //! While a recall lasts, new messages of its key (or of the whole function) wait here. Once every job that was handed out
 //! has been answered, all of them start in the order of delivery.
 
+use std::collections::BTreeSet;
+
 use crate::board::ids::UnitId;
 
 #[derive(Debug, Default)]
 pub struct Recall {
-    /// Jobs of the key that the workers still have to answer. For a whole function the rollout counts them.
-    outstanding: usize,
+    /// Units whose jobs the workers still have to answer. For a whole function the rollout counts jobs instead.
+    outstanding: BTreeSet<UnitId>,
     /// To run first, by the version of this edition.
     again: Vec<(UnitId, u32)>,
     /// Came back without having run.
@@ -18,21 +20,22 @@ pub struct Recall {
 }
 
 impl Recall {
-    pub fn new(outstanding: usize, waiting: Vec<UnitId>) -> Self {
-        Self { outstanding, waiting, ..Self::default() }
+    pub fn new(outstanding: impl IntoIterator<Item = UnitId>, waiting: Vec<UnitId>) -> Self {
+        Self { outstanding: outstanding.into_iter().collect(), waiting, ..Self::default() }
     }
 
     /// Whether nothing has to be waited for.
     pub fn is_void(&self) -> bool {
-        self.outstanding == 0 && self.waiting.is_empty()
+        self.outstanding.is_empty() && self.waiting.is_empty()
     }
 
     pub fn is_answered(&self) -> bool {
-        self.outstanding == 0
+        self.outstanding.is_empty()
     }
 
-    pub fn answered(&mut self) {
-        self.outstanding = self.outstanding.checked_sub(1).expect("a job of the key is answered once");
+    /// A job of the key was answered. Jobs that were handed out after the recall do not count.
+    pub fn answered(&mut self, unit: UnitId) {
+        self.outstanding.remove(&unit);
     }
 
     pub fn run_again(&mut self, unit: UnitId, edition: u32) {

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::workers::Command;
-use crate::board::ids::{JobNo, Life};
+use crate::board::ids::{JobId, JobNo, Life};
 use crate::board::input::{Job, WorkerCommand};
 
 const RESPAWN_FIRST: Duration = Duration::from_millis(50);
@@ -168,12 +168,12 @@ impl Slot {
         self.states_asked.remove(&job);
     }
 
-    /// Takes back the jobs that match. Returns how many will still be answered, and those that were never sent.
-    pub fn recall(&mut self, matches: impl Fn(&Job) -> bool) -> (usize, Vec<Job>) {
-        let mut outstanding = 0;
+    /// Takes back the jobs that match. Returns those that will still be answered, and those that were never sent.
+    pub fn recall(&mut self, matches: impl Fn(&Job) -> bool) -> (Vec<JobId>, Vec<Job>) {
+        let mut outstanding = Vec::new();
         for sent in self.unfinished.iter_mut().flatten().filter(|sent| matches(&sent.job)) {
             sent.recalled = true;
-            outstanding += 1;
+            outstanding.push(sent.job.id);
         }
         let mut unsent = Vec::new();
         // The first suspect is one of the unfinished when it was sent.

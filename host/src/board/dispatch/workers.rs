@@ -105,7 +105,7 @@ struct Loading {
 /// The jobs of a key that were handed out and have not been answered.
 pub struct Recalled {
     /// Each of these is still answered, in order: as held, or as done if it was too late.
-    pub outstanding: usize,
+    pub outstanding: Vec<JobId>,
     /// Never sent, with their editions. They come after those.
     pub unsent: Vec<(JobId, u32)>,
 }

@@ -160,7 +160,8 @@ impl Window {
     /// The disk works again and holds these. One that is not known here was committed although the commit was reported
     /// as failed; its acknowledgement was never written.
     pub fn store_reopened(&mut self, committed: &[Fingerprint]) {
-        for fingerprint in committed {
+        // The newest of each packet id counts.
+        for fingerprint in committed.iter().rev() {
             if self.known.get(fingerprint.packet_id).is_none() {
                 self.known.insert(*fingerprint, None, false);
             }

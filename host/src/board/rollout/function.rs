@@ -186,9 +186,10 @@ impl Function {
         }
     }
 
-    pub fn trial_until(&self) -> Option<Instant> {
+    /// When the trial must be evaluated although nothing happened.
+    pub fn trial_due(&self) -> Option<Instant> {
         match &self.versions {
-            Versions::Trial { candidate, .. } => candidate.until(),
+            Versions::Trial { candidate, .. } => candidate.until().into_iter().chain(candidate.next_report()).min(),
             _ => None,
         }
     }

@@ -83,7 +83,13 @@ impl Candidate {
         (!self.is_over).then_some(self.until)
     }
 
-    /// How it ends, once it is over; observed once. `None`: it is not over, or a person decides.
+    /// When progress that was held back is reported.
+    pub fn next_report(&self) -> Option<Instant> {
+        let (at, _) = self.reported.filter(|(_, reported)| *reported != self.tally)?;
+        Some(at + REPORT_EVERY)
+    }
+
+    /// How the trial ends, once. `None`: it is not over, or a person decides.
     pub fn evaluate(&mut self, now: Instant) -> Option<TrialEnd> {
         let ends = self.tally.run >= self.terms.messages.get() || now >= self.until;
         if !ends || std::mem::replace(&mut self.is_over, true) {

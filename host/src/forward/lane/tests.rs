@@ -20,12 +20,14 @@ fn lane(limit: usize) -> Lane {
         &STREAMS,
         EnvelopeBuilder::new("s", "n", None),
         &recovered,
-        limit,
-        backoff,
-        Some(Duration::from_secs(600)),
+        limits(limit, backoff, Some(Duration::from_secs(600))),
     );
     lane.connected();
     lane
+}
+
+fn limits(in_flight: usize, backoff: Backoff, patience: Option<Duration>) -> LaneLimits {
+    LaneLimits { in_flight, answer_timeout: Some(Duration::from_secs(3600)), backoff, patience }
 }
 
 fn commit(lane: &mut Lane, stream: Stream, id: u64) {
@@ -66,6 +68,7 @@ fn run(lane: &mut Lane, now: Instant) -> (Vec<(String, PublishToken)>, Vec<Store
         match step {
             Action::Send { token, envelope, .. } => sent.push((envelope.property("id").unwrap().to_owned(), token)),
             Action::Store(request) => requests.push(request),
+            Action::Reconnect { .. } => panic!("every answer is in time"),
         }
     }
     (sent, requests)
@@ -73,6 +76,23 @@ fn run(lane: &mut Lane, now: Instant) -> (Vec<(String, PublishToken)>, Vec<Store
 
 fn names(sent: &[(String, PublishToken)]) -> Vec<&str> {
     sent.iter().map(|(id, _)| &**id).collect()
+}
+
+#[test]
+fn a_connection_on_which_an_answer_never_comes_is_broken_once() {
+    let now = Instant::now();
+    let mut lane = lane(10);
+    commit(&mut lane, Stream::Data, 1);
+    assert_eq!(run(&mut lane, now).0.len(), 1);
+    let due = lane.wake_at().unwrap();
+    assert_eq!(due, now + Duration::from_secs(3600));
+    assert!(matches!(lane.poll(due), Some(Action::Reconnect { .. })));
+    assert!(lane.poll(due).is_none() && lane.wake_at().is_none(), "it is being broken");
+    lane.disconnected(due);
+    lane.connected();
+    let (sent, _) = run(&mut lane, due + STEADY);
+    assert_eq!(names(&sent).len(), 0, "a careful lane waits first");
+    assert_eq!(run(&mut lane, due + 2 * STEADY).0.len(), 1, "it is sent again");
 }
 
 #[test]
@@ -92,8 +112,13 @@ fn data_waits_for_alerts_that_are_still_on_disk() {
     let recovered =
         Recovered { store_id: "s".into(), last: PerStream::new([3, 3, 0].map(RecordId)), ..Recovered::default() };
     let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 7);
-    let mut lane =
-        Lane::new(Destination::Upstream, &STREAMS, EnvelopeBuilder::new("s", "n", None), &recovered, 10, backoff, None);
+    let mut lane = Lane::new(
+        Destination::Upstream,
+        &STREAMS,
+        EnvelopeBuilder::new("s", "n", None),
+        &recovered,
+        limits(10, backoff, None),
+    );
     lane.connected();
     let (sent, requests) = run(&mut lane, now);
     assert!(sent.is_empty());
@@ -299,7 +324,7 @@ fn nothing_new_of_a_stream_is_sent_before_a_record_that_was_declined() {
     let later = lane.wake_at().unwrap();
     let (sent, _) = run(&mut lane, later);
     assert_eq!(names(&sent), ["s-d-1"], "alone");
-    assert_eq!(lane.wake_at(), None, "there is only its answer to wait for");
+    assert_eq!(lane.wake_at(), Some(later + Duration::from_secs(3600)), "there is only its answer to wait for");
     lane.answered(sent[0].1, Answer::Accepted, later);
     assert_eq!(names(&run(&mut lane, later).0), ["s-d-3", "s-d-4"]);
 }

@@ -1,0 +1,58 @@
+//! The faults that a campaign puts in, each with its rate in a thousand steps.
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    ConnectionCut,
+    SessionForgotten,
+    TooManyInFlight,
+    WorkerCrash,
+    WorkerHang,
+    WorkerStartFails,
+    AnswerTwice,
+    AnswerWrong,
+    DiskFails,
+    DiskFailsAfterWrite,
+    PowerCut,
+    ClockJump,
+    ClockUnsynced,
+    SinkCut,
+    SinkSilent,
+    SinkDeclines,
+    SinkRefuses,
+    SinkRetries,
+    SinkAnswersTwice,
+    Deploy,
+    DeployFailing,
+    DeployShadow,
+    Promote,
+    Drop,
+}
+
+impl Fault {
+    pub const ALL: [(Self, u64); 24] = [
+        (Self::ConnectionCut, 4),
+        (Self::SessionForgotten, 1),
+        (Self::TooManyInFlight, 4),
+        (Self::WorkerCrash, 4),
+        (Self::WorkerHang, 1),
+        (Self::WorkerStartFails, 1),
+        (Self::AnswerTwice, 1),
+        (Self::AnswerWrong, 1),
+        (Self::DiskFails, 2),
+        (Self::DiskFailsAfterWrite, 2),
+        (Self::PowerCut, 3),
+        (Self::ClockJump, 2),
+        (Self::ClockUnsynced, 1),
+        (Self::SinkCut, 4),
+        (Self::SinkSilent, 2),
+        (Self::SinkDeclines, 3),
+        (Self::SinkRefuses, 3),
+        (Self::SinkRetries, 3),
+        (Self::SinkAnswersTwice, 2),
+        (Self::Deploy, 3),
+        (Self::DeployFailing, 4),
+        (Self::DeployShadow, 2),
+        (Self::Promote, 2),
+        (Self::Drop, 2),
+    ];
+}

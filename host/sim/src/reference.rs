@@ -1,0 +1,220 @@
+//! What must hold, whatever happens. Knows messages, commits and answers; knows nothing of the core.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sedge::store::{Commit, Stream};
+
+use crate::broker::Publication;
+
+/// A rule that was broken, in words.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    pub rule: &'static str,
+    pub what: String,
+}
+
+pub const SETTLED_ONCE: &str = "each message ends in exactly one place";
+pub const ACKNOWLEDGED_LATE: &str = "nothing is acknowledged before it is committed";
+pub const STATE_ONCE: &str = "state sees each message once";
+pub const IN_ORDER: &str = "messages of one key are processed in order";
+pub const ACK_ORDER: &str = "acknowledgements leave in the order of receipt";
+pub const OUTBOX_ONCE: &str = "each record is delivered, or part of one gap, and never both";
+pub const OUTBOX_ORDER: &str = "records of a stream leave in order";
+pub const ALERTS_FIRST: &str = "alerts leave before data";
+pub const TRIAL_SAFE: &str = "a version on trial never costs a message";
+pub const BOUNDED: &str = "no queue grows over its bound";
+pub const PROGRESS: &str = "everything is processed once faults stop";
+pub const INVARIANT: &str = "no invariant of the core breaks";
+
+pub const FUNCTIONS: [&str; 3] = ["f", "sum", "g"];
+
+#[derive(Debug, Default)]
+pub struct Reference {
+    /// How often a message of this topic and payload must and may be settled by each function.
+    expected: BTreeMap<(String, String), (u32, u32)>,
+    settled: BTreeMap<(&'static str, String, String), u32>,
+    parked: BTreeMap<(&'static str, String, String), i64>,
+    acknowledged: BTreeMap<(String, String), u32>,
+    last_number: BTreeMap<(&'static str, String), u64>,
+    /// Messages that each function counted, by topic.
+    counted: BTreeMap<(&'static str, String), u64>,
+    accepted: [BTreeSet<u64>; 3],
+    /// Traps of a version that passed its trial are its own.
+    pub may_trap: bool,
+    pub messages: u64,
+    pub violations: Vec<Violation>,
+}
+
+fn function(name: &str) -> Option<&'static str> {
+    FUNCTIONS.into_iter().find(|it| *it == name)
+}
+
+/// Whether a message leaves something behind.
+fn has_effect(payload: &str) -> bool {
+    !payload.starts_with('-')
+}
+
+impl Reference {
+    pub fn broken(&mut self, rule: &'static str, what: String) {
+        self.violations.push(Violation { rule, what });
+    }
+
+    /// The broker promises to deliver a message.
+    pub fn published(&mut self, publication: &Publication) {
+        self.messages += 1;
+        let (must, may) = self.expected.entry((publication.topic.clone(), publication.payload.clone())).or_default();
+        *must += u32::from(publication.qos == 1);
+        *may += 1;
+    }
+
+    /// The same publisher sends a message again under the same id: it must take effect once.
+    pub fn published_again(&mut self) {
+        self.messages += 1;
+    }
+
+    /// The broker forgot a message: it need not take effect.
+    pub fn forgotten(&mut self, publication: &Publication) {
+        if publication.qos == 1
+            && let Some((must, _)) = self.expected.get_mut(&(publication.topic.clone(), publication.payload.clone()))
+        {
+            *must = must.saturating_sub(1);
+        }
+    }
+
+    /// A message may take effect once more: nothing tells its redelivery from a new message.
+    pub fn may_repeat(&mut self, publication: &Publication) {
+        if let Some((_, may)) = self.expected.get_mut(&(publication.topic.clone(), publication.payload.clone())) {
+            *may += 1;
+        }
+    }
+
+    pub fn committed(&mut self, commit: &Commit, trial_has_fallback: bool) {
+        for record in &commit.records {
+            let Some(function) = function(&record.function) else { continue };
+            let text = String::from_utf8_lossy(&record.payload);
+            let (topic, payload) = match record.stream {
+                // The alert's local echo counts.
+                Stream::Alert => continue,
+                Stream::Local if text.starts_with('{') => (field(&text, "topic"), field(&text, "key")),
+                Stream::Local | Stream::Data => match text.split_once(' ') {
+                    Some((payload, topic)) => (topic.to_owned(), payload.to_owned()),
+                    None => continue,
+                },
+            };
+            self.settle(function, &topic, &payload);
+            if payload.starts_with('c') && function != "g" {
+                *self.counted.entry((function, topic.clone())).or_default() += 1;
+            }
+            if let Ok(number) = payload[1..].parse::<u64>() {
+                let last = self.last_number.entry((function, topic.clone())).or_default();
+                if number < *last {
+                    let what = format!("{function} on {topic} had {payload} after number {last}");
+                    self.broken(IN_ORDER, what);
+                } else {
+                    *last = number;
+                }
+            }
+        }
+        for letter in &commit.dead_letters {
+            let Some(function) = function(&letter.function) else { continue };
+            let payload = String::from_utf8_lossy(&letter.message.payload).into_owned();
+            let reason = letter.failure.code.as_str();
+            if reason == "trap" && trial_has_fallback && !self.may_trap && !payload.starts_with('x') {
+                let what = format!("{payload} of {function}: {}", letter.failure.detail);
+                self.broken(TRIAL_SAFE, what);
+            }
+            self.settle(function, &letter.message.topic, &payload);
+        }
+    }
+
+    fn settle(&mut self, function: &'static str, topic: &str, payload: &str) {
+        *self.settled.entry((function, topic.to_owned(), payload.to_owned())).or_default() += 1;
+    }
+
+    /// What the store holds for later, counted anew.
+    pub fn parked<'a>(&mut self, parked: impl Iterator<Item = (&'a str, &'a str, &'a [u8])>) {
+        self.parked.clear();
+        for (name, topic, payload) in parked {
+            if let Some(function) = function(name) {
+                let payload = String::from_utf8_lossy(payload).into_owned();
+                *self.parked.entry((function, topic.to_owned(), payload)).or_default() += 1;
+            }
+        }
+    }
+
+    pub fn acknowledged(&mut self, publication: &Publication) {
+        let key = (publication.topic.clone(), publication.payload.clone());
+        let count = self.acknowledged.entry(key.clone()).or_default();
+        *count += 1;
+        let count = *count;
+        // Repeats under one id and payloads that are always the same are acknowledged more often than settled.
+        if publication.id.is_some() || !has_effect(&key.1) || publication.payload.ends_with("same") {
+            return;
+        }
+        for function in FUNCTIONS {
+            let key = (function, key.0.clone(), key.1.clone());
+            let settled = self.settled.get(&key).copied().unwrap_or(0);
+            let parked = self.parked.get(&key).copied().unwrap_or(0);
+            if settled == 0 && parked == 0 {
+                self.broken(ACKNOWLEDGED_LATE, format!("{} of {function}, acknowledged {count} times", key.2));
+            }
+        }
+    }
+
+    /// A receiver accepted a record.
+    pub fn accepted(&mut self, stream: Stream, id: u64) {
+        self.accepted[stream as usize].insert(id);
+    }
+
+    pub fn was_accepted(&self, stream: Stream, id: u64) -> bool {
+        self.accepted[stream as usize].contains(&id)
+    }
+
+    /// Everything is quiet: no message may be on its way.
+    pub fn finish(&mut self) {
+        for ((topic, payload), (must, may)) in self.expected.clone() {
+            if !has_effect(&payload) {
+                continue;
+            }
+            for function in FUNCTIONS {
+                let key = (function, topic.clone(), payload.clone());
+                let settled = self.settled.get(&key).copied().unwrap_or(0);
+                if settled < must || settled > may {
+                    let what = format!("{function} settled {payload} on {topic} {settled} times, not {must} to {may}");
+                    self.broken(SETTLED_ONCE, what);
+                }
+            }
+        }
+    }
+
+    pub fn count_is(&mut self, function: &'static str, topic: Option<&str>, stored: u64) {
+        let of_function =
+            self.counted.iter().filter(|((name, on), _)| *name == function && topic.is_none_or(|topic| on == topic));
+        let counted: u64 = of_function.map(|(_, count)| count).sum();
+        if counted != stored {
+            let what = format!("{function} {topic:?} counted {counted} messages and has stored {stored}");
+            self.broken(STATE_ONCE, what);
+        }
+    }
+
+    /// Every id of a stream was accepted, or dropped and reported.
+    pub fn stream_is_accounted_for(&mut self, stream: Stream, last: u64, dropped: &[u64], reported: u64) {
+        for id in 1..=last {
+            match (self.was_accepted(stream, id), dropped.contains(&id)) {
+                (true, false) | (false, true) => {}
+                (true, true) => self.broken(OUTBOX_ONCE, format!("{stream:?} {id} was delivered and is in a gap")),
+                (false, false) => {
+                    self.broken(OUTBOX_ONCE, format!("{stream:?} {id} was neither delivered nor dropped"))
+                }
+            }
+        }
+        if dropped.len() as u64 != reported {
+            self.broken(OUTBOX_ONCE, format!("{stream:?}: {} records dropped, {reported} in gaps", dropped.len()));
+        }
+    }
+}
+
+fn field(json: &str, name: &str) -> String {
+    let start = json.find(&format!("\"{name}\":\"")).map_or(json.len(), |at| at + name.len() + 4);
+    json[start..].split('"').next().unwrap_or("").to_owned()
+}

@@ -1,0 +1,245 @@
+//! The store as a model: requests in order, answers in order, one durable state. It can fail before or after a commit is
+//! on disk, and it loses what it has not written when the power goes.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use sedge::store::{Commit, Gap, GapId, Parked, RecordId, Recovered, StoreEvent, StoreRequest, StoredRecord, Stream};
+
+use crate::disk::Disk;
+
+/// Records that a stream may hold before its oldest are dropped.
+const STREAM_MAX: usize = 40;
+
+#[derive(Debug, Default)]
+pub struct Store {
+    pub disk: Disk,
+    streams: [Outbox; 3],
+    gaps: Vec<(GapId, Gap)>,
+    reporting: GapId,
+    last_gap: u64,
+    /// With the epoch that the sender knew of.
+    requests: VecDeque<(u64, StoreRequest)>,
+    events: VecDeque<(u64, StoreEvent)>,
+    epoch: u64,
+    /// The epoch of the last event that the board has heard.
+    heard: u64,
+    pub has_failed: bool,
+    bounded: bool,
+    /// Records that were dropped, by stream: what gaps must add up to.
+    pub dropped: [Vec<u64>; 3],
+    pub gaps_reported: [u64; 3],
+    pub commits: u64,
+}
+
+#[derive(Debug, Default)]
+struct Outbox {
+    records: BTreeMap<u64, StoredRecord>,
+    last: u64,
+    delivered: u64,
+}
+
+impl Store {
+    pub fn new(bounded: bool) -> Self {
+        Self { bounded, ..Self::default() }
+    }
+
+    pub fn ask(&mut self, request: StoreRequest) {
+        self.requests.push_back((self.heard, request));
+    }
+
+    /// The next event for the board.
+    pub fn next_event(&mut self) -> Option<StoreEvent> {
+        let (epoch, event) = self.events.pop_front()?;
+        self.heard = epoch;
+        Some(event)
+    }
+
+    pub fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
+    pub fn has_requests(&self) -> bool {
+        !self.requests.is_empty()
+    }
+
+    /// Carries out the oldest request. `record`: told of each record and dead letter in the order of the commits.
+    pub fn step(&mut self, note: &mut impl FnMut(&Commit)) {
+        let Some((epoch, request)) = self.requests.pop_front() else { return };
+        if self.has_failed || epoch != self.epoch {
+            return;
+        }
+        match request {
+            StoreRequest::Commit { batch, commits } => {
+                let (stored, parked) = self.commit(commits, note);
+                self.tell(StoreEvent::Committed { batch, stored, parked });
+                self.report_gaps();
+            }
+            StoreRequest::LoadState { id, scope } => {
+                let entries = self.disk.entries(&scope);
+                self.tell(StoreEvent::State { id, entries });
+            }
+            StoreRequest::ReadOutbox { stream, after, .. } => {
+                let rest = self.streams[stream as usize].records.range(after.0 + 1..);
+                let stored: Vec<StoredRecord> = rest.take(8).map(|(_, it)| it.clone()).collect();
+                let through = stored.last().map_or(after.0, |it| it.id.0);
+                let end = self.streams[stream as usize].records.range(through + 1..).next().is_none();
+                self.tell(StoreEvent::Outbox { stream, stored, end });
+            }
+            StoreRequest::Delivered { stream, through } => {
+                let outbox = &mut self.streams[stream as usize];
+                outbox.delivered = outbox.delivered.max(through.0);
+                outbox.records.retain(|id, _| *id > through.0);
+            }
+            StoreRequest::Refused { stream, id, reason } => {
+                if self.streams[stream as usize].records.remove(&id.0).is_some() {
+                    self.lose(stream, id.0, &reason);
+                    self.report_gaps();
+                }
+            }
+            StoreRequest::GapsReported { through } => {
+                for (_, gap) in self.gaps.extract_if(.., |(id, _)| *id <= through) {
+                    self.gaps_reported[gap.stream as usize] += gap.records;
+                }
+                self.report_gaps();
+            }
+            StoreRequest::SetMeta { key, value } => drop(self.disk.meta.insert(key.to_owned(), value)),
+            StoreRequest::Reopen => {
+                self.fail(None, note);
+                self.reopen();
+            }
+            StoreRequest::Installed(_) | StoreRequest::Close => {}
+        }
+    }
+
+    fn commit(&mut self, commits: Vec<Commit>, note: &mut impl FnMut(&Commit)) -> (Vec<StoredRecord>, Vec<Parked>) {
+        let (mut stored, mut parked) = (Vec::new(), Vec::new());
+        self.commits += 1;
+        for commit in commits {
+            note(&commit);
+            for record in &commit.records {
+                let outbox = &mut self.streams[record.stream as usize];
+                outbox.last += 1;
+                let record = StoredRecord { id: RecordId(outbox.last), record: record.clone() };
+                outbox.records.insert(outbox.last, record.clone());
+                stored.push(record);
+            }
+            parked.extend(self.disk.commit(commit));
+        }
+        for stream in [Stream::Data, Stream::Alert] {
+            while self.bounded && self.streams[stream as usize].records.len() > STREAM_MAX {
+                let (id, _) = self.streams[stream as usize].records.pop_first().expect("there are more than some");
+                let outbox = &mut self.streams[stream as usize];
+                outbox.delivered = outbox.delivered.max(id);
+                self.lose(stream, id, "full");
+            }
+        }
+        (stored, parked)
+    }
+
+    fn lose(&mut self, stream: Stream, id: u64, reason: &str) {
+        self.dropped[stream as usize].push(id);
+        let open = self
+            .gaps
+            .iter_mut()
+            .find(|(number, gap)| *number > self.reporting && gap.stream == stream && &*gap.reason == reason);
+        if let Some((_, gap)) = open {
+            gap.first_id = gap.first_id.min(RecordId(id));
+            gap.last_id = gap.last_id.max(RecordId(id));
+            gap.records += 1;
+            return;
+        }
+        self.last_gap += 1;
+        let gap = Gap {
+            stream,
+            reason: reason.into(),
+            first_id: RecordId(id),
+            last_id: RecordId(id),
+            records: 1,
+            bytes: 0,
+            first_at_ms: 0,
+            last_at_ms: 0,
+        };
+        self.gaps.push((GapId(self.last_gap), gap));
+    }
+
+    fn report_gaps(&mut self) {
+        let is_reporting = self.gaps.first().is_some_and(|(id, _)| *id <= self.reporting);
+        if let Some((through, _)) = self.gaps.last().filter(|_| !is_reporting) {
+            let through = *through;
+            self.reporting = through;
+            let gaps = self.gaps.iter().map(|(_, gap)| gap.clone()).collect();
+            self.tell(StoreEvent::Gaps { through, gaps });
+        }
+    }
+
+    fn tell(&mut self, event: StoreEvent) {
+        self.events.push_back((self.epoch, event));
+    }
+
+    /// The disk fails. `written`: a commit that is reported as failed although it is on disk.
+    pub fn fail(&mut self, written: Option<()>, note: &mut impl FnMut(&Commit)) {
+        if self.has_failed {
+            return;
+        }
+        if written.is_some()
+            && let Some((epoch, StoreRequest::Commit { commits, .. })) = self.requests.pop_front()
+            && epoch == self.epoch
+        {
+            self.commit(commits, note);
+        }
+        self.has_failed = true;
+        self.epoch += 1;
+        self.tell(StoreEvent::Failed { error: "the disk failed".into() });
+    }
+
+    pub fn reopen(&mut self) {
+        if self.has_failed {
+            self.has_failed = false;
+            self.epoch += 1;
+            self.reporting = GapId(0);
+            let recovered = Box::new(self.recovered());
+            self.tell(StoreEvent::Reopened(recovered));
+            self.report_gaps();
+        }
+    }
+
+    /// The power goes: what is not on disk is gone.
+    pub fn cut_power(&mut self) -> Recovered {
+        self.requests.clear();
+        self.events.clear();
+        self.has_failed = false;
+        self.heard = self.epoch;
+        self.reporting = GapId(0);
+        let recovered = self.recovered();
+        self.report_gaps();
+        recovered
+    }
+
+    fn recovered(&self) -> Recovered {
+        let mut recovered = self.disk.recovered();
+        recovered.store_id = "0000000000000001".into();
+        for stream in Stream::ALL {
+            let outbox = &self.streams[stream as usize];
+            set(&mut recovered, stream, outbox.delivered, outbox.last);
+        }
+        recovered
+    }
+
+    /// Records that wait to be sent, by stream.
+    pub fn waiting(&self, stream: Stream) -> usize {
+        self.streams[stream as usize].records.len()
+    }
+
+    pub fn last(&self, stream: Stream) -> u64 {
+        self.streams[stream as usize].last
+    }
+
+    pub fn unreported_gaps(&self) -> usize {
+        self.gaps.len()
+    }
+}
+
+fn set(recovered: &mut Recovered, stream: Stream, delivered: u64, last: u64) {
+    recovered.delivered[stream] = RecordId(delivered);
+    recovered.last[stream] = RecordId(last);
+}

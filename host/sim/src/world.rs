@@ -1,0 +1,790 @@
+//! One run: a board, everything around it, and faults, from one seed.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use sedge::board::{
+    Board, BoardConfig, BrokerEvent, Effect, Input, SinkEvent, TrialEvent, Version, WorkerEvent, WorkerNo,
+};
+use sedge::forward::{Answer, Destination};
+use sedge::manifest::{Manifest, StateScope, Trial, TrialMode};
+use sedge::message::Digest;
+use sedge::message::PublishToken;
+use sedge::store::{Recovered, Stream};
+use sedge::telemetry::Metrics;
+use sedge::time::Now;
+
+use crate::broker::{Broker, PacketIds, Publication};
+use crate::faults::Fault;
+use crate::random::Random;
+use crate::reference::{self, Reference, Violation};
+use crate::rig::{config, forward_config, manifest};
+use crate::store::Store;
+use crate::worker::Worker;
+
+const WORKERS: usize = 2;
+const RECEIVE_MAXIMUM: u16 = 20;
+/// Envelopes that may be on their way to a receiver.
+pub const IN_FLIGHT: usize = 8;
+/// After this long without faults everything must be settled.
+const PATIENCE: Duration = Duration::from_secs(6 * 3600);
+
+/// How long one run is and how much goes wrong in it.
+#[derive(Clone, Copy, Debug)]
+pub struct Plan {
+    pub steps: u32,
+    /// Multiplies the rates of all faults, in tenths.
+    pub faults: u64,
+    /// Only this fault, for finding out what a failure needs.
+    pub only: Option<Fault>,
+}
+
+impl Default for Plan {
+    fn default() -> Self {
+        Self { steps: 600, faults: 10, only: None }
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Outcome {
+    pub violations: Vec<Violation>,
+    pub messages: u64,
+    pub faults: BTreeMap<Fault, u64>,
+    pub reached: BTreeSet<&'static str>,
+    /// Of everything that the board was told and wanted.
+    pub trace: u64,
+}
+
+struct Sink {
+    destination: Destination,
+    is_connected: bool,
+    in_flight: VecDeque<(PublishToken, Envelope)>,
+    /// Sent on this connection, by stream.
+    sent: [BTreeSet<u64>; 3],
+    declined: bool,
+}
+
+#[derive(Clone, Debug)]
+enum Envelope {
+    Record(Stream, u64),
+    Gap,
+}
+
+pub struct World {
+    random: Random,
+    plan: Plan,
+    board: Board,
+    start: Instant,
+    elapsed: Duration,
+    unix_ms: u64,
+    synced: bool,
+    broker: Broker,
+    workers: Vec<Worker>,
+    hung: [bool; WORKERS],
+    store: Store,
+    reopen_in: u32,
+    sinks: [Sink; 2],
+    reference: Reference,
+    published: u64,
+    edition: u32,
+    /// Versions that serve or are on trial, as the deployer would know: by function, the edition on trial.
+    on_trial: BTreeMap<&'static str, (u32, bool)>,
+    /// Versions that trap on most messages.
+    failing: BTreeSet<u32>,
+    faults: BTreeMap<Fault, u64>,
+    reached: BTreeSet<&'static str>,
+    /// Commits that the board knows of, so that alerts wait for nothing but their turn.
+    trace: u64,
+    /// Records that the receivers will never accept.
+    refused: BTreeSet<(Stream, u64)>,
+    keep_trace: bool,
+    text: Vec<String>,
+    quiet: bool,
+    reconnect: bool,
+    reconnect_upstream: bool,
+}
+
+/// Runs one seed. A panic of the core is a violation like any other.
+pub fn run(seed: u64, plan: Plan, keep_trace: bool) -> (Outcome, Vec<String>) {
+    let ran = std::panic::catch_unwind(|| run_to_the_end(seed, plan, keep_trace));
+    ran.unwrap_or_else(|panic| {
+        let text = panic.downcast_ref::<String>().cloned();
+        let text = text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()));
+        let what = text.unwrap_or_default();
+        let violations = vec![Violation { rule: reference::INVARIANT, what }];
+        (Outcome { violations, ..Outcome::default() }, Vec::new())
+    })
+}
+
+fn run_to_the_end(seed: u64, plan: Plan, keep_trace: bool) -> (Outcome, Vec<String>) {
+    let mut world = World::new(seed, plan, keep_trace);
+    for _ in 0..plan.steps {
+        world.step();
+        if !world.reference.violations.is_empty() {
+            break;
+        }
+    }
+    if world.reference.violations.is_empty() {
+        world.settle();
+    }
+    let text = std::mem::take(&mut world.text);
+    (world.outcome(), text)
+}
+
+impl World {
+    fn new(seed: u64, plan: Plan, keep_trace: bool) -> Self {
+        let mut random = Random::new(seed);
+        let packet_ids = if random.chance(750) { PacketIds::CountUpwards } else { PacketIds::ReuseLowest };
+        let first_id = if random.chance(200) { u16::MAX - random.below(60) as u16 } else { 0 };
+        let store = Store::new(random.chance(500));
+        let start = Instant::now();
+        let mut world = Self {
+            board: board(&Recovered::default(), seed, Now { monotonic: start, unix_ms: 0, synced: true }),
+            random,
+            plan,
+            start,
+            elapsed: Duration::ZERO,
+            unix_ms: 1_700_000_000_000,
+            synced: true,
+            broker: Broker::new(packet_ids, RECEIVE_MAXIMUM.into(), first_id),
+            workers: Vec::new(),
+            hung: [false; WORKERS],
+            store,
+            reopen_in: 0,
+            sinks: [Sink::new(Destination::Local), Sink::new(Destination::Upstream)],
+            reference: Reference::default(),
+            published: 0,
+            edition: 0,
+            on_trial: BTreeMap::new(),
+            failing: BTreeSet::new(),
+            faults: BTreeMap::new(),
+            reached: BTreeSet::new(),
+            trace: 0,
+            refused: BTreeSet::new(),
+            keep_trace,
+            text: Vec::new(),
+            quiet: false,
+            reconnect: false,
+            reconnect_upstream: false,
+        };
+        world.boot();
+        world.connect();
+        world
+    }
+
+    /// Starts the daemon with what the store has.
+    fn boot(&mut self) {
+        let recovered = self.store.cut_power();
+        let seed = self.random.number();
+        self.board = board(&recovered, seed, self.now());
+        self.workers = (0..WORKERS).map(|_| Worker::default()).collect();
+        self.hung = [false; WORKERS];
+        self.reopen_in = 0;
+        self.on_trial.clear();
+        self.sinks.iter_mut().for_each(Sink::cut);
+        for manifest in functions() {
+            self.deploy(manifest, "derived/x+", None);
+        }
+        let now = self.now();
+        self.board.restore(recovered, now);
+        self.perform();
+    }
+
+    fn now(&self) -> Now {
+        Now { monotonic: self.start + self.elapsed, unix_ms: self.unix_ms, synced: self.synced }
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.elapsed += time;
+        self.unix_ms = self.unix_ms.saturating_add(time.as_millis() as u64);
+    }
+
+    fn note(&mut self, what: impl FnOnce() -> String) {
+        if self.keep_trace {
+            let line = what();
+            for byte in line.bytes() {
+                self.trace = (self.trace ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
+            }
+            self.text.push(line);
+        }
+    }
+
+    fn handle(&mut self, input: Input) {
+        let at = self.elapsed;
+        self.note(|| format!("{at:?} < {input:?}"));
+        let now = self.now();
+        self.board.handle(input, now);
+    }
+
+    fn deploy(&mut self, manifest: Manifest, script: &str, trial: Option<Trial>) -> u32 {
+        self.edition += 1;
+        let version = Version::scripted(self.edition, manifest, Digest([self.edition as u8; 32]), script, trial);
+        self.handle(Input::Deploy(version));
+        self.edition
+    }
+
+    // ---- one step ----
+
+    fn step(&mut self) {
+        let micros = self.random.below(2000);
+        self.pass(Duration::from_micros(micros));
+        if !self.quiet {
+            self.fault();
+        }
+        match self.random.below(20) {
+            0..4 => self.publish(),
+            4..8 => drop(self.deliver()),
+            8..11 => drop(self.work()),
+            11..15 => drop(self.serve_store()),
+            15..18 => drop(self.answer()),
+            18 => drop(self.broker.read_ack()),
+            _ => {
+                let long = if self.random.chance(300) { 3000 } else { 50 };
+                let millis = self.random.below(long);
+                self.pass(Duration::from_millis(millis));
+                self.timeout();
+            }
+        }
+        self.perform();
+        if !self.quiet && !self.broker.is_connected && self.random.chance(100) {
+            self.connect();
+        }
+        if !self.quiet && !self.sinks[1].is_connected && self.random.chance(60) {
+            self.sink_connected(1);
+        }
+        if self.store.has_failed && self.reopen_in > 0 {
+            self.reopen_in -= 1;
+            if self.reopen_in == 0 {
+                self.store.reopen();
+            }
+        }
+        self.check_bounds();
+    }
+
+    fn publish(&mut self) {
+        self.published += 1;
+        let letter = *self.random.pick(&['c', 'c', 'c', 'o', 'o', 'a', 'f', 'f', 'r', 't', '-', '-', 'x', 'T']);
+        let number = self.published;
+        let same = self.random.chance(150);
+        let payload = if same { "osame".to_owned() } else { format!("{letter}{number}") };
+        let topic = format!("t/{}", self.random.below(4));
+        let qos = u8::from(!self.random.chance(60));
+        let id = (qos == 1 && !same && self.random.chance(100)).then(|| format!("id{number}"));
+        let publication = Publication { number, topic, payload, id, qos };
+        if self.broker.publish(publication.clone()) {
+            self.reference.published(&publication);
+            if publication.id.is_some() && self.random.chance(500) && self.broker.publish(publication) {
+                self.reference.published_again();
+            }
+        }
+    }
+
+    fn deliver(&mut self) -> bool {
+        if self.board.is_full() {
+            return false;
+        }
+        let more = if !self.quiet && self.rate(Fault::TooManyInFlight) { 10 } else { 0 };
+        let Some((delivery, _)) = self.broker.send(more) else { return false };
+        if delivery.dup {
+            self.reached.insert("a message was delivered again");
+        }
+        self.handle(Input::Broker(BrokerEvent::Delivery(delivery)));
+        true
+    }
+
+    fn work(&mut self) -> bool {
+        let n = self.random.index(WORKERS);
+        self.work_on(n)
+    }
+
+    fn work_on(&mut self, n: usize) -> bool {
+        if self.hung[n] {
+            return false;
+        }
+        let steps = 1 + self.random.below(4);
+        let mut any = false;
+        for _ in 0..steps {
+            any |= self.workers[n].step();
+        }
+        let life = self.workers[n].life();
+        while let Some(event) = self.workers[n].say() {
+            any = true;
+            if let WorkerEvent::Held { .. } = event {
+                self.reached.insert("a worker held back a job");
+            }
+            self.handle(Input::Worker { worker: WorkerNo(n as u32), life, event });
+        }
+        any
+    }
+
+    fn serve_store(&mut self) -> bool {
+        if self.store.has_events() && self.random.chance(600) {
+            return self.hear_store();
+        }
+        if self.store.has_requests() {
+            let (store, reference) = (&mut self.store, &mut self.reference);
+            store.step(&mut |commit| reference.committed(commit, true));
+            return true;
+        }
+        self.hear_store()
+    }
+
+    fn hear_store(&mut self) -> bool {
+        let Some(event) = self.store.next_event() else { return false };
+        self.handle(Input::Store(event));
+        true
+    }
+
+    fn answer(&mut self) -> bool {
+        let n = self.random.index(2);
+        self.answer_on(n)
+    }
+
+    fn answer_on(&mut self, n: usize) -> bool {
+        if !self.sinks[n].is_connected || self.sinks[n].in_flight.is_empty() {
+            return false;
+        }
+        if !self.quiet && self.rate(Fault::SinkSilent) {
+            self.sinks[n].in_flight.pop_front();
+            self.reached.insert("a receiver never answered");
+            return true;
+        }
+        let (token, envelope) = self.sinks[n].in_flight.pop_front().expect("one is in flight");
+        let answer = if self.quiet {
+            match envelope {
+                Envelope::Record(stream, id) if self.refused.contains(&(stream, id)) => {
+                    Answer::Refused("too large".into())
+                }
+                _ => Answer::Accepted,
+            }
+        } else if self.rate(Fault::SinkDeclines) {
+            self.sinks[n].declined = true;
+            Answer::Declined("quota".into())
+        } else if self.refuses(&envelope) {
+            Answer::Refused("too large".into())
+        } else if self.rate(Fault::SinkRetries) {
+            Answer::Retry { reason: "busy".into(), after: None }
+        } else {
+            Answer::Accepted
+        };
+        if let (Answer::Accepted, Envelope::Record(stream, id)) = (&answer, &envelope) {
+            self.reference.accepted(*stream, *id);
+        }
+        if let Envelope::Gap = envelope {
+            self.reached.insert("a gap was reported");
+        }
+        let destination = self.sinks[n].destination;
+        let again = (!self.quiet && self.rate(Fault::SinkAnswersTwice)).then(|| answer.clone());
+        self.handle(Input::Sink { destination, event: SinkEvent::Answered { token, answer } });
+        if let Some(answer) = again {
+            self.handle(Input::Sink { destination, event: SinkEvent::Answered { token, answer } });
+        }
+        true
+    }
+
+    /// What a receiver refuses it always refuses, and what it accepted once it never does.
+    fn refuses(&mut self, envelope: &Envelope) -> bool {
+        let Envelope::Record(stream, id) = *envelope else { return false };
+        if self.refused.contains(&(stream, id)) {
+            return true;
+        }
+        let refuses = !self.reference.was_accepted(stream, id) && self.rate(Fault::SinkRefuses);
+        if refuses {
+            self.refused.insert((stream, id));
+        }
+        refuses
+    }
+
+    fn timeout(&mut self) {
+        if self.board.poll_timeout().is_some_and(|at| at <= self.now().monotonic) {
+            self.handle(Input::Timeout);
+        }
+    }
+
+    fn perform(&mut self) {
+        while let Some(effect) = self.board.poll() {
+            let at = self.elapsed;
+            self.note(|| format!("{at:?} > {effect:?}"));
+            match effect {
+                Effect::Acknowledge(token) => {
+                    let parked = self.store.disk.parked.values();
+                    let parked = parked.map(|it| (&*it.function, &*it.message.topic, &it.message.payload[..]));
+                    self.reference.parked(parked);
+                    match self.broker.acknowledged(token) {
+                        Ok(Some(publication)) => self.reference.acknowledged(&publication),
+                        Ok(None) => {}
+                        Err(what) => self.reference.broken(reference::ACK_ORDER, what),
+                    }
+                }
+                Effect::Store(request) => self.store.ask(request),
+                Effect::Worker { worker, life, command } => self.workers[worker.index()].apply(life, command),
+                Effect::Send { destination, token, envelope } => self.send(destination, token, &envelope),
+                Effect::Reconnect(Destination::Local) => self.reconnect = true,
+                Effect::Reconnect(Destination::Upstream) => self.reconnect_upstream = true,
+                Effect::Paused { is_paused, .. } => {
+                    self.reached.insert(if is_paused { "a function was paused" } else { "a function was released" });
+                }
+                Effect::Deployed { function, edition, event } => self.deployed(&function, edition, &event),
+                Effect::Abort { invariant } => self.reference.broken(reference::INVARIANT, invariant.to_owned()),
+                Effect::Subscribe { .. } => {}
+                Effect::Unsubscribe { filter } => self.handle(Input::Broker(BrokerEvent::Unsubscribed { filter })),
+            }
+        }
+        if std::mem::take(&mut self.reconnect) {
+            self.cut();
+        }
+        if std::mem::take(&mut self.reconnect_upstream) {
+            self.cut_sink(1);
+        }
+    }
+
+    fn send(&mut self, destination: Destination, token: PublishToken, envelope: &sedge::forward::Envelope) {
+        let n = usize::from(destination == Destination::Upstream);
+        let sink = &mut self.sinks[n];
+        if !sink.is_connected || sink.in_flight.len() >= IN_FLIGHT {
+            return self.handle(Input::Sink { destination, event: SinkEvent::Returned { token } });
+        }
+        let id = envelope.properties.iter().find(|(name, _)| *name == "id").map_or("", |(_, id)| id.as_ref());
+        let mut parts = id.rsplit('-');
+        let number = parts.next().and_then(|it| it.parse().ok()).unwrap_or(0);
+        let stream = match (id.contains("-g-"), parts.next()) {
+            (false, Some("a")) => Some(Stream::Alert),
+            (false, Some("d")) => Some(Stream::Data),
+            (false, Some("l")) => Some(Stream::Local),
+            _ => None,
+        };
+        let Some(stream) = stream else {
+            sink.in_flight.push_back((token, Envelope::Gap));
+            return;
+        };
+        sink.in_flight.push_back((token, Envelope::Record(stream, number)));
+        sink.sent[stream as usize].insert(number);
+    }
+
+    fn deployed(&mut self, function: &str, edition: u32, event: &TrialEvent) {
+        let failing = self.failing.contains(&edition);
+        match event {
+            TrialEvent::Ready => {
+                self.reached.insert("a version was loaded");
+            }
+            TrialEvent::NotLoaded { .. } => {
+                self.reached.insert("a version was not loaded");
+            }
+            TrialEvent::Progress { tally, .. } if tally.different > 0 => {
+                self.reached.insert("a shadow differed");
+            }
+            TrialEvent::Progress { .. } => {}
+            TrialEvent::Passed => {
+                self.reached.insert("a trial was passed");
+                self.reference.may_trap |= failing;
+                self.on_trial.retain(|name, _| *name != function);
+            }
+            TrialEvent::Failed { .. } => {
+                self.reached.insert("a trial failed");
+                self.on_trial.retain(|name, _| *name != function);
+            }
+        }
+    }
+
+    fn check_bounds(&mut self) {
+        let waiting = self.board.in_flight();
+        if waiting > 4 * usize::from(RECEIVE_MAXIMUM) {
+            self.reference.broken(reference::BOUNDED, format!("{waiting} messages are under way"));
+        }
+    }
+
+    // ---- faults ----
+
+    fn rate(&mut self, fault: Fault) -> bool {
+        let rate = Fault::ALL.iter().find(|(it, _)| *it == fault).map_or(0, |(_, rate)| *rate);
+        let rate = if self.plan.only.is_some_and(|only| only != fault) { 0 } else { rate };
+        // Faults of an answer have a tenth as many chances as steps.
+        let happens = self.random.below(1000) < rate * self.plan.faults;
+        if happens {
+            *self.faults.entry(fault).or_default() += 1;
+        }
+        happens
+    }
+
+    fn fault(&mut self) {
+        let (fault, rate) = *self.random.pick(&Fault::ALL);
+        if self.plan.only.is_some_and(|only| only != fault) || !self.random.chance(rate * self.plan.faults * 2) {
+            return;
+        }
+        let n = self.random.index(WORKERS);
+        match fault {
+            Fault::ConnectionCut => self.cut(),
+            Fault::SessionForgotten => self.forget_session(),
+            Fault::WorkerCrash => self.workers[n].die("killed by signal 9"),
+            Fault::WorkerHang => self.hung[n] = true,
+            Fault::WorkerStartFails => self.workers[n].fail_next_start(),
+            Fault::AnswerTwice => self.workers[n].answer_twice(),
+            Fault::AnswerWrong => self.workers[n].answer_wrongly(),
+            Fault::DiskFails | Fault::DiskFailsAfterWrite => {
+                let written = (fault == Fault::DiskFailsAfterWrite).then_some(());
+                let (store, reference) = (&mut self.store, &mut self.reference);
+                store.fail(written, &mut |commit| reference.committed(commit, true));
+                self.reopen_in = 1 + self.random.below(20) as u32;
+            }
+            Fault::PowerCut => self.cut_power(),
+            Fault::ClockJump => {
+                let jump = self.random.below(20 * 365 * 86_400_000);
+                self.unix_ms = if self.random.chance(500) {
+                    self.unix_ms.saturating_add(jump)
+                } else {
+                    self.unix_ms.saturating_sub(jump)
+                };
+            }
+            Fault::ClockUnsynced => self.synced = !self.synced,
+            Fault::SinkCut => self.cut_sink(1),
+            Fault::Deploy | Fault::DeployFailing | Fault::DeployShadow => self.push(fault),
+            Fault::Promote | Fault::Drop => self.end_trial(fault),
+            // In the places where they happen.
+            Fault::TooManyInFlight
+            | Fault::SinkSilent
+            | Fault::SinkDeclines
+            | Fault::SinkRefuses
+            | Fault::SinkRetries
+            | Fault::SinkAnswersTwice => return,
+        }
+        *self.faults.entry(fault).or_default() += 1;
+    }
+
+    fn push(&mut self, kind: Fault) {
+        let mut manifest = self.random.pick(&functions()).clone();
+        if &*manifest.name == "g" {
+            manifest.state = *self.random.pick(&[StateScope::None, StateScope::Topic, StateScope::Function]);
+        }
+        let name = reference::FUNCTIONS.into_iter().find(|it| **it == *manifest.name).expect("a known function");
+        let messages = (1 + self.random.below(9) as u32).try_into().expect("at least one");
+        let trial = Trial { messages, failures: self.random.below(2) as u32, ..Trial::default() };
+        let (script, trial) = match kind {
+            Fault::DeployFailing => ("derived/x+ coaf", Some(Trial { mode: TrialMode::Live, ..trial })),
+            Fault::DeployShadow => {
+                let differences = self.random.chance(500).then_some(1);
+                ("derived/y+ c", Some(Trial { mode: TrialMode::Shadow, differences, ..trial }))
+            }
+            _ if self.random.chance(500) => ("derived/x+", None),
+            _ => ("derived/x+", Some(Trial { mode: TrialMode::Live, ..trial })),
+        };
+        let is_trial = trial.is_some();
+        let edition = self.deploy(manifest, script, trial);
+        if script.contains(' ') {
+            self.failing.insert(edition);
+        }
+        if is_trial {
+            self.on_trial.insert(name, (edition, kind == Fault::DeployFailing || kind == Fault::DeployShadow));
+        }
+    }
+
+    fn end_trial(&mut self, how: Fault) {
+        let Some((name, (edition, fails))) = self.on_trial.iter().next().map(|(name, it)| (*name, *it)) else { return };
+        self.on_trial.remove(name);
+        let function = name.into();
+        if how == Fault::Drop {
+            self.handle(Input::DropCandidate { function, edition });
+        } else if !fails {
+            self.handle(Input::Promote { function, edition });
+        }
+    }
+
+    fn cut(&mut self) {
+        if self.broker.is_connected {
+            self.lose_acks();
+            self.broker.disconnect();
+            self.sinks[0].cut();
+            self.handle(Input::Broker(BrokerEvent::Disconnected));
+        }
+    }
+
+    /// Messages whose acknowledgement is lost come again. Without evidence nothing tells them from new ones.
+    fn lose_acks(&mut self) {
+        if self.broker.packet_ids == PacketIds::ReuseLowest {
+            let unread: Vec<Publication> = self.broker.unread().cloned().collect();
+            unread.iter().for_each(|it| self.reference.may_repeat(it));
+        }
+    }
+
+    fn connect(&mut self) {
+        let session_present = self.broker.connect();
+        if self.broker.packet_ids == PacketIds::CountUpwards {
+            self.handle(Input::Broker(BrokerEvent::CountsUpwards));
+        }
+        self.handle(Input::Broker(BrokerEvent::Connected { session_present }));
+        self.sinks[0].is_connected = true;
+        self.perform();
+    }
+
+    fn forget_session(&mut self) {
+        let was_connected = self.broker.is_connected;
+        for (publication, _) in self.broker.forget_session() {
+            self.reference.forgotten(&publication);
+        }
+        self.sinks[0].cut();
+        if was_connected {
+            self.handle(Input::Broker(BrokerEvent::Disconnected));
+        }
+        self.reached.insert("the broker forgot the session");
+    }
+
+    fn cut_power(&mut self) {
+        self.lose_acks();
+        self.broker.disconnect();
+        let off = self.random.below(20);
+        self.pass(Duration::from_secs(off));
+        if self.random.chance(300) {
+            // A board without an RTC boots in the past.
+            self.unix_ms = 0;
+            self.synced = false;
+        }
+        if !self.store.disk.parked.is_empty() {
+            self.reached.insert("jobs waited over a power cut");
+        }
+        self.boot();
+    }
+
+    fn cut_sink(&mut self, n: usize) {
+        if self.sinks[n].is_connected {
+            self.sinks[n].cut();
+            let destination = self.sinks[n].destination;
+            self.handle(Input::Sink { destination, event: SinkEvent::Disconnected });
+        }
+    }
+
+    fn sink_connected(&mut self, n: usize) {
+        self.sinks[n].is_connected = true;
+        let destination = self.sinks[n].destination;
+        self.handle(Input::Sink { destination, event: SinkEvent::Connected });
+    }
+
+    // ---- the end ----
+
+    /// Faults stop. Everything that was promised must come true.
+    fn settle(&mut self) {
+        self.quiet = true;
+        self.store.reopen();
+        self.hung = [false; WORKERS];
+        let begun = self.elapsed;
+        loop {
+            if !self.broker.is_connected {
+                self.connect();
+            }
+            if !self.sinks[1].is_connected {
+                self.sink_connected(1);
+            }
+            let mut any = false;
+            for _ in 0..10_000 {
+                let mut now = self.deliver();
+                self.perform();
+                for n in 0..WORKERS {
+                    now |= self.work_on(n);
+                    self.perform();
+                }
+                now |= self.serve_store();
+                self.perform();
+                for n in 0..2 {
+                    now |= self.answer_on(n);
+                    self.perform();
+                }
+                now |= self.broker.read_ack();
+                if !now {
+                    break;
+                }
+                any = true;
+            }
+            if self.is_settled() {
+                break;
+            }
+            if self.elapsed - begun > PATIENCE {
+                let what = self.what_waits();
+                self.reference.broken(reference::PROGRESS, what);
+                return;
+            }
+            let next = self.board.poll_timeout().map(|at| at.saturating_duration_since(self.now().monotonic));
+            if !any && next.is_none() {
+                let what = self.what_waits();
+                self.reference.broken(reference::PROGRESS, format!("nothing is due: {what}"));
+                return;
+            }
+            self.pass(next.unwrap_or_default().max(Duration::from_millis(1)).min(Duration::from_secs(600)));
+            self.timeout();
+            self.perform();
+        }
+        self.judge();
+    }
+
+    fn is_settled(&self) -> bool {
+        self.broker.is_idle()
+            && self.board.is_idle()
+            && self.store.disk.parked.is_empty()
+            && Stream::ALL.iter().all(|stream| self.store.waiting(*stream) == 0)
+            && self.store.unreported_gaps() == 0
+            && !self.store.has_events()
+            && !self.store.has_requests()
+    }
+
+    fn what_waits(&self) -> String {
+        let outbox = Stream::ALL.map(|stream| self.store.waiting(stream));
+        format!(
+            "broker idle {}, board idle {}, parked {}, outbox {outbox:?}, gaps {}, {}",
+            self.broker.is_idle(),
+            self.board.is_idle(),
+            self.store.disk.parked.len(),
+            self.store.unreported_gaps(),
+            self.board.describe(),
+        )
+    }
+
+    fn judge(&mut self) {
+        self.reference.finish();
+        for topic in 0..4 {
+            let topic = format!("t/{topic}");
+            let stored = self.store.disk.count("f", Some(&topic));
+            self.reference.count_is("f", Some(&topic), stored);
+        }
+        let stored = self.store.disk.count("sum", None);
+        self.reference.count_is("sum", None, stored);
+        for stream in Stream::ALL {
+            let (last, dropped) = (self.store.last(stream), self.store.dropped[stream as usize].clone());
+            let reported = self.store.gaps_reported[stream as usize];
+            self.reference.stream_is_accounted_for(stream, last, &dropped, reported);
+        }
+    }
+
+    fn outcome(self) -> Outcome {
+        Outcome {
+            violations: self.reference.violations,
+            messages: self.reference.messages,
+            faults: self.faults,
+            reached: self.reached,
+            trace: self.trace,
+        }
+    }
+}
+
+impl Sink {
+    fn new(destination: Destination) -> Self {
+        Self { destination, is_connected: false, in_flight: VecDeque::new(), sent: Default::default(), declined: false }
+    }
+
+    fn cut(&mut self) {
+        self.is_connected = false;
+        self.in_flight.clear();
+        self.sent = Default::default();
+        self.declined = false;
+    }
+}
+
+fn functions() -> [Manifest; 3] {
+    [
+        manifest("f", "t/#", StateScope::Topic),
+        manifest("sum", "t/#", StateScope::Function),
+        manifest("g", "t/#", StateScope::None),
+    ]
+}
+
+fn board(recovered: &Recovered, seed: u64, now: Now) -> Board {
+    let config = BoardConfig { seed, receive_maximum: RECEIVE_MAXIMUM, ..config() };
+    Board::new(config, forward_config(IN_FLIGHT), recovered, Arc::new(Metrics::default()), now)
+}
