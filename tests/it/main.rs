@@ -6,7 +6,6 @@
 #[allow(dead_code, reason = "the bench uses it too, and each of the two uses a part")]
 mod harness;
 
-mod architecture;
 mod boards;
 mod brokers;
 mod config;

@@ -365,7 +365,7 @@ fn a_wrong_key_file_sends_nothing() {
     let url = office.broker.url();
     let missing = office.folder.path().join("missing.pem");
     let public = office.public_key();
-    for (key, complaint) in [(&missing, "missing.pem"), (&public, "private one")] {
+    for (key, complaint) in [(&missing, "missing.pem"), (&public, "private key is expected")] {
         let output = run(&["push", text(&office.function), "--node", "a", "--broker", &url, "--key", text(key)]);
         let says = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{says}");

@@ -26,6 +26,8 @@ pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<()> {
     let codes = codes.context("failed to duplicate the socket for code")?;
     // For `ps` and `top`.
     let _ = rustix::thread::set_name(c"sedge-worker");
+    // Read once from the auxiliary vector, which a sandboxed process cannot do any more.
+    let _ = rustix::param::page_size();
     // Threads cannot be started once the process is sandboxed.
     let clock = Clock::start().context("failed to start the worker's clock")?;
     let limits = ProcessLimits { memory_bytes: args.memory_bytes, cpu_secs: None };

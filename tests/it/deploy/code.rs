@@ -216,5 +216,5 @@ fn what_cannot_be_compiled_is_one_sentence() {
         .unwrap();
     told(&[nowhere, "--target", "aarch64"], 1, &["edition.wasm", "sedge build"]);
     fs::write(yard_dir.path().join("edition.wasm"), "no wasm").unwrap();
-    told(&[nowhere, "--target", "aarch64"], 1, &["edition.wasm", "no WebAssembly"]);
+    told(&[nowhere, "--target", "aarch64"], 1, &["edition.wasm", "not WebAssembly"]);
 }
