@@ -64,7 +64,7 @@ fn check_function(dir: &Path, manifest: &Manifest, accepts_code: bool) -> Result
         let fix = format!("sedge {command} {}", dir.display());
         Err(("component".into(), Invalid::new(what).hint(fix)))
     };
-    let Source { path, is_code } = Source::find(dir, manifest, Compiler::capabilities(), accepts_code);
+    let Source { path, is_code } = deploy::find(dir, manifest, Compiler::capabilities(), accepts_code);
     if !is_code && Compiler::capabilities().has_compiler && !path.is_file() {
         return component(format!("{} is missing", path.display()), "build");
     }

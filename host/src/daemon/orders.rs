@@ -115,7 +115,7 @@ impl Daemon {
             }
             Action::Report { function, payload } => self.status.report(&self.broker, function, payload),
             // The deploy thread carries these out itself.
-            Action::Compile { .. } | Action::RetainCode { .. } => {}
+            Action::Disk(_) | Action::Compile { .. } | Action::RetainCode { .. } => {}
         }
     }
 

@@ -14,7 +14,7 @@ use super::store_figures;
 use super::{Daemon, STARTED, Upstream};
 use crate::board::{self, Board, BoardConfig, Input, PauseConfig, RecorderConfig, Version, WorkerConfig};
 use crate::config::{Config, Isolate};
-use crate::deploy::{self, Cache, CachingCompiler, Compiler, Deployer, DeployerConfig, Installed};
+use crate::deploy::{self, Cache, CachingCompiler, Compiler, DeployerConfig, Installed};
 use crate::forward;
 use crate::forward::webhook::Webhook;
 use crate::manifest::{Manifest, Trial};
@@ -65,14 +65,15 @@ impl Daemon {
 
         let clock_synced = time::clock_synced();
         let now = Now::read(clock_synced);
-        let mut deployer = Deployer::open(
+        let compiler = Arc::new(CachingCompiler { cache: Cache::open(&config.node.data_dir)?, compiler: Compiler });
+        let (deploy_shell, starts) = deploy::Shell::open(
             &config.node.data_dir.join("deploy"),
             DeployerConfig::new(&config, Compiler::capabilities()),
             functions,
+            compiler,
+            now,
         )?;
-        let compiler = Arc::new(CachingCompiler { cache: Cache::open(&config.node.data_dir)?, compiler: Compiler });
-        deployer.stats().register(&metrics);
-        let starts = deployer.boot(&*compiler, now);
+        deploy_shell.stats().register(&metrics);
         if config.worker.isolate == Isolate::Process && !sandboxing::has_filter() {
             tracing::warn!(
                 hint = "run a kernel with CONFIG_SECCOMP_FILTER",
@@ -98,7 +99,7 @@ impl Daemon {
             );
             board.handle(Input::Deploy(version(&config, edition, &installed, trial)), now);
         }
-        let (handle, decisions) = deploy::thread::spawn(deployer, compiler).context("failed to start deploying")?;
+        let (handle, decisions) = deploy::thread::spawn(deploy_shell).context("failed to start deploying")?;
         let orders_held = meta(&recovered, META_ORDERS).cloned();
 
         let status = Status::new(&config.node.base_topic, &config.node.name, &config.node.groups);

@@ -13,7 +13,7 @@ use super::cache::Cache;
 use super::code::Capabilities;
 #[cfg(feature = "compiler")]
 use super::code::Code;
-use super::interface::{CompileBackend, CompilerError};
+use super::interface::CompilerError;
 use crate::message::Digest;
 use crate::program;
 use crate::sandbox::{Class, Isa};
@@ -85,6 +85,17 @@ impl Compiler {
             _ => Err(CompilerError::Ended(format!("{status}: {reason}"))),
         }
     }
+}
+
+/// A source of native code for modules.
+pub(crate) trait CompileBackend: Send + Sync {
+    fn cached(&self, digest: &Digest, class: Class) -> Option<Bytes>;
+
+    /// Blocks for as long as the compiler runs.
+    fn compile(&self, digest: &Digest, wasm: &[u8], class: Class) -> Result<Bytes, CompilerError>;
+
+    /// Deletes cached code of all other modules.
+    fn retain(&self, digests: &BTreeSet<Digest>);
 }
 
 /// The compiler behind this host's cache.

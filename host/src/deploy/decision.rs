@@ -11,6 +11,7 @@ use crate::key::KeyId;
 const REQUESTED: &str = "an order asked for it";
 
 /// Step to take once the record is on disk.
+#[derive(Debug)]
 pub(crate) enum NextStep {
     StartCandidate,
     CandidateEnded,

@@ -7,37 +7,38 @@
 //!          the previous version serves, and the reason is reported
 //! ```
 //!
-//! No thread, clock or connection, so that a test can lead it through any sequence of events. A decision is on disk before
-//! it has an effect: a record is replaced as a whole.
+//! No thread, clock, file or connection, so that a test can lead it through any sequence of events. A decision is on disk
+//! before it has an effect: a record is replaced as a whole, and what follows waits for the answer (see [`super::steps`]).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use serde::Serialize;
 
 use super::acceptance::one_line;
 use super::boot;
 use super::code::{Capabilities, Code, CodeError};
-use super::disk::{Disk, FUNCTIONS, MODULES, STAGING};
 use super::function::{TrackedFunction, UnknownFunctions};
-use super::interface::{Action, CompilerError, Request};
+use super::interface::{Action, Boot, CompilerError, DiskAnswer, DiskRequest, Request, StoredFile};
 use super::reason::{Reason, Refusal};
-use super::record::{self, Record, SUFFIX, StoredVersion};
+use super::record::{self, StoredVersion};
 use super::report::DeployState;
-use super::staging::{module_name, staging_name};
 use super::stats::DeployStats;
+use super::steps::{AfterSave, Agenda, Step, Wait};
 use super::topics::{KEYS, Topics};
 use super::trust::Trust;
 use crate::config::{self, Config};
 use crate::manifest::Manifest;
-use crate::message::Digest;
 use crate::sandbox::Class;
 use crate::time::Now;
 
 /// A function is never forgotten: its record refuses old orders even after it was removed.
 pub(super) const KNOWN: &str = "the deployer knows every function that it named";
+/// Delay after a flood before orders are fetched again, so as not to feed it.
+const FETCH_AFTER_FLOOD: Duration = Duration::from_secs(10);
 
 /// Identity and limits of the board.
 #[derive(Clone, Debug)]
@@ -65,7 +66,6 @@ impl DeployerConfig {
 
 #[derive(Debug)]
 pub(crate) struct Deployer {
-    pub(super) disk: Disk,
     pub(super) topics: Topics,
     pub(super) config: DeployerConfig,
     pub(super) trust: Trust,
@@ -77,7 +77,7 @@ pub(crate) struct Deployer {
     pub(super) retry_orders: BTreeMap<Arc<str>, (Box<str>, Bytes)>,
     /// Functions whose modules wait for the compiler.
     pub(super) queue: VecDeque<Arc<str>>,
-    /// Functions for which the compiler could not be run. Queued again at the next tick.
+    /// Functions whose module could not be read, or for which the compiler could not be run. Queued again at the next tick.
     pub(super) retries: Vec<Arc<str>>,
     pub(super) compiling: Option<(Arc<str>, u32)>,
     pub(super) is_connected: bool,
@@ -85,39 +85,25 @@ pub(crate) struct Deployer {
     editions: u32,
     /// Whether unused files may exist.
     pub(super) has_garbage: bool,
+    /// Time to fetch orders again after messages were dropped.
+    fetch_orders_at: Option<Instant>,
+    pub(super) agenda: Agenda,
     /// Effects that [`Self::poll`] has not returned yet.
     pub(super) actions: VecDeque<Action>,
 }
 
-#[derive(Debug, thiserror::Error)]
-#[error("failed to open {path}")]
-pub(crate) struct OpenError {
-    path: PathBuf,
-    source: io::Error,
-}
-
 impl Deployer {
-    /// Opens the deploy folder `dir`. `folders` are the functions of the configuration, each with its folder.
-    pub(crate) fn open(
-        dir: &Path,
-        config: DeployerConfig,
-        folders: Vec<(PathBuf, Manifest)>,
-    ) -> Result<Self, OpenError> {
-        Self::try_open(dir, config, folders).map_err(|source| OpenError { path: dir.to_owned(), source })
-    }
-
-    fn try_open(dir: &Path, config: DeployerConfig, folders: Vec<(PathBuf, Manifest)>) -> io::Result<Self> {
-        let disk = Disk::open(dir.to_owned())?;
-        let trust = Trust::open(&disk, &config.deploy)?;
-        if trust.keys().is_empty() {
-            tracing::info!("no trusted keys: nothing can be pushed to this board (deploy.keys)");
-        }
+    /// Starts from the contents of the disk. The active versions serve once [`Self::is_idle`].
+    pub(crate) fn new(config: DeployerConfig, boot: Boot, now: Now) -> Self {
+        let Boot { keys, records, folders } = boot;
+        let (functions, damaged) = boot::load(records);
+        let changes = keys.as_deref().map(record::decode);
+        let are_keys_damaged = matches!(changes, Some(None));
         let mut deployer = Self {
-            functions: boot::load(&disk)?,
+            functions,
             topics: Topics::new(&config.base_topic),
-            disk,
+            trust: Trust::new(changes.flatten(), &config.deploy),
             config,
-            trust,
             keys: TrackedFunction::new(KEYS.into()),
             unknown: UnknownFunctions::default(),
             retry_orders: BTreeMap::new(),
@@ -128,22 +114,41 @@ impl Deployer {
             stats: Arc::default(),
             editions: 0,
             has_garbage: true,
+            fetch_orders_at: None,
+            agenda: Agenda::default(),
             actions: VecDeque::new(),
         };
-        for (dir, manifest) in folders {
-            deployer.place_folder(&dir, &manifest);
+        if are_keys_damaged {
+            tracing::error!(
+                "the changes of the trusted keys are damaged: the keys of the configuration apply, also revoked ones; \
+                 check them"
+            );
+            deployer.then(Step::SetAside(StoredFile::Keys));
         }
-        Ok(deployer)
+        if deployer.trust.keys().is_empty() {
+            tracing::info!("no trusted keys: nothing can be pushed to this board (deploy.keys)");
+        }
+        damaged.into_iter().for_each(|name| deployer.then(Step::SetAside(StoredFile::Record(name))));
+        folders.into_iter().for_each(|folder| deployer.place_folder(folder));
+        deployer.boot();
+        deployer.run(now);
+        deployer
     }
 
     pub(crate) fn stats(&self) -> &Arc<DeployStats> {
         &self.stats
     }
 
-    pub(crate) fn handle(&mut self, request: Request, now: Now) {
+    /// Whether nothing is left to do before the next request.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.agenda.is_idle()
+    }
+
+    /// Starts to handle a request.
+    pub(super) fn start(&mut self, request: Request, now: Now) {
         match request {
             Request::Message { topic, payload } => self.message(topic, payload, now),
-            Request::Compiled { function, edition, result } => self.compiled(&function, edition, result, now),
+            Request::Compiled { function, edition, result } => self.compiled(&function, edition, result),
             Request::Trial { function, edition, event } => self.trial(&function, edition, event, now),
             Request::Quarantined { function, is_quarantined } => {
                 if let Some(function) = self.functions.get_mut(&function) {
@@ -154,7 +159,7 @@ impl Deployer {
             Request::Keys(deploy) => {
                 self.trust.configure(&deploy);
                 self.config.deploy = *deploy;
-                self.end_orphans(now);
+                self.end_orphans();
                 self.keys.mark_due();
                 // Orders of keys that were unknown may be accepted now.
                 self.actions.push_back(Action::FetchOrders);
@@ -166,8 +171,8 @@ impl Deployer {
             }
             Request::Disconnected => self.is_connected = false,
             Request::Tick => self.tick(now),
+            Request::Disk(_) | Request::Dropped => debug_assert!(false, "these never wait"),
         }
-        self.compile_next(now);
     }
 
     /// Returns the next effect to carry out, in order.
@@ -176,22 +181,30 @@ impl Deployer {
     }
 
     fn tick(&mut self, now: Now) {
+        if self.fetch_orders_at.take_if(|at| now.monotonic >= *at).is_some() {
+            self.actions.push_back(Action::FetchOrders);
+        }
         for (name, (topic, payload)) in std::mem::take(&mut self.retry_orders) {
             tracing::debug!(function = &*name, "trying again to store an order");
-            self.message(topic, payload, now);
+            self.then(Step::Message { topic, payload });
         }
-        self.check_receiving(now);
         self.queue.extend(std::mem::take(&mut self.retries));
-        for function in self.functions.values_mut() {
-            if function.unsaved.is_some() {
-                save(&self.disk, function);
-            }
-        }
-        self.sweep();
-        self.report_due(now);
+        self.then(Step::CheckReceiving);
+        self.then(Step::SaveUnsaved);
+        self.then(Step::Sweep);
+        self.then(Step::ReportDue);
     }
 
-    fn report_due(&mut self, now: Now) {
+    /// Fetches orders again some time after messages were dropped. Dropped chunks are missed by the transfer that waits for
+    /// them, dropped orders by nobody.
+    pub(super) fn messages_dropped(&mut self, now: Now) {
+        if self.fetch_orders_at.is_none() {
+            tracing::warn!("deploy messages arrive faster than they are handled; the dropped ones are fetched again");
+            self.fetch_orders_at = Some(now.monotonic + FETCH_AFTER_FLOOD);
+        }
+    }
+
+    pub(super) fn report_due(&mut self, now: Now) {
         let functions = self.functions.values_mut().chain(self.unknown.iter_mut());
         for function in functions.filter(|function| function.may_report(now)) {
             self.actions.push_back(report_now(function, now));
@@ -206,14 +219,54 @@ impl Deployer {
         self.editions
     }
 
-    /// Applies a decision to a function, writes its record and reports it. A failed write is tried again at every tick.
-    pub(super) fn save_and_report(&mut self, name: &str, decide: impl FnOnce(&mut TrackedFunction), now: Now) {
+    /// Writes the record of a function. A failed write is tried again at every tick.
+    pub(super) fn save(&mut self, name: &Arc<str>, then: AfterSave) {
+        let function = self.functions.get(name).expect(KNOWN);
+        let request = replace(StoredFile::Record(Arc::clone(name)), &function.record);
+        self.ask(request, Wait::Save { function: Arc::clone(name), then });
+    }
+
+    pub(super) fn saved(&mut self, name: &Arc<str>, then: AfterSave, answer: DiskAnswer, now: Now) {
         let function = self.functions.get_mut(name).expect(KNOWN);
-        decide(function);
-        save(&self.disk, function);
+        match answer {
+            Ok(_) => {
+                function.stored = Some(function.record.clone());
+                if function.unsaved.take().is_some() {
+                    function.mark_due();
+                }
+            }
+            Err(error) => {
+                let refusal = disk_refusal("failed to write the record", &error);
+                if function.unsaved.is_none() {
+                    tracing::error!(function = &*function.name, %refusal, "trying again every second");
+                    function.mark_due();
+                }
+                function.unsaved = Some(refusal);
+            }
+        }
+        if matches!(then, AfterSave::Nothing) {
+            return;
+        }
         self.has_garbage = true;
         log(function);
         self.actions.push_back(report_now(function, now));
+        if let AfterSave::ReportAndPromote(edition) = then {
+            self.actions.push_back(Action::Promote { function: Arc::clone(name), edition });
+        }
+    }
+
+    pub(super) fn save_unsaved(&mut self) {
+        let unsaved = self.functions.values().filter(|function| function.unsaved.is_some());
+        let names: Vec<Arc<str>> = unsaved.map(|function| Arc::clone(&function.name)).collect();
+        names.into_iter().for_each(|name| self.then(Step::Save(name)));
+    }
+
+    /// Reports a function if an order for it is in progress.
+    pub(super) fn report_work(&mut self, name: &Arc<str>, now: Now) {
+        let function = self.functions.get_mut(name).expect(KNOWN);
+        if function.work.is_some() {
+            self.actions.push_back(report_now(function, now));
+        }
     }
 
     pub(super) fn manifest(&self, stored: &StoredVersion) -> Result<Manifest, Refusal> {
@@ -233,66 +286,35 @@ impl Deployer {
         })
     }
 
-    /// Reads a module and verifies its digest.
-    pub(super) fn read_module(&self, digest: &Digest) -> io::Result<Bytes> {
-        let name = module_name(digest);
-        let wasm = self.disk.read(MODULES, &name)?;
-        if super::digest(&wasm) != *digest {
-            self.disk.remove(MODULES, &name)?;
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "it was damaged on the disk"));
-        }
-        Ok(wasm.into())
-    }
-
     /// Deletes files that no record, on disk or in memory, names.
-    fn sweep(&mut self) {
+    pub(super) fn sweep(&mut self) {
         if !self.has_garbage || self.functions.values().any(|function| function.unsaved.is_some()) {
             return;
         }
         self.has_garbage = false;
-        let (mut modules, mut staging, mut digests) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+        let (mut modules, mut staging) = (BTreeSet::new(), BTreeSet::new());
         for function in self.functions.values() {
             for record in [Some(&function.record), function.stored.as_ref()].into_iter().flatten() {
-                digests.extend(record.digests());
-                modules.extend(record.digests().map(|digest| module_name(&digest)));
+                modules.extend(record.digests());
                 if let Some(candidate) = &record.candidate {
-                    staging.insert(staging_name(&function.name, &candidate.stored.digest));
+                    staging.insert((Arc::clone(&function.name), candidate.stored.digest));
                 }
             }
         }
-        for (folder, needed) in [(MODULES, modules), (STAGING, staging)] {
-            let swept = self.disk.list(folder).and_then(|names| {
-                names.iter().filter(|name| !needed.contains(*name)).try_for_each(|name| self.disk.remove(folder, name))
-            });
-            if let Err(error) = swept {
-                tracing::warn!(folder, %error, "failed to delete unused files");
-            }
+        self.actions.push_back(Action::RetainCode { digests: modules.clone() });
+        self.ask(DiskRequest::Retain { modules, staging }, Wait::Retain);
+    }
+
+    pub(super) fn swept(&mut self, answer: DiskAnswer) {
+        if let Err(error) = answer {
+            tracing::warn!(%error, "failed to delete unused files of the deploy folder");
         }
-        self.actions.push_back(Action::RetainCode { digests });
     }
 }
 
-pub(super) fn write(disk: &Disk, record: &Record) -> io::Result<()> {
-    disk.replace(FUNCTIONS, &format!("{}{SUFFIX}", record.function), &record::encode(record))
-}
-
-fn save(disk: &Disk, function: &mut TrackedFunction) {
-    match write(disk, &function.record) {
-        Ok(()) => {
-            function.stored = Some(function.record.clone());
-            if function.unsaved.take().is_some() {
-                function.mark_due();
-            }
-        }
-        Err(error) => {
-            let refusal = disk_refusal("failed to write the record", &error);
-            if function.unsaved.is_none() {
-                tracing::error!(function = &*function.name, %refusal, "trying again every second");
-                function.mark_due();
-            }
-            function.unsaved = Some(refusal);
-        }
-    }
+/// Request to write a record as a whole.
+pub(super) fn replace<T: Serialize>(file: StoredFile, record: &T) -> DiskRequest {
+    DiskRequest::Replace(file, record::encode(record).into())
 }
 
 pub(super) fn disk_refusal(what: &str, error: &io::Error) -> Refusal {

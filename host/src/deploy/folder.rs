@@ -1,4 +1,4 @@
-//! A function's folder: its component, and optionally native code that was compiled from it elsewhere.
+//! Reading of a function's folder.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,51 +6,21 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::code::{Capabilities, Code, CodeError};
+use super::code::{Capabilities, CodeError};
 use super::compiler::Compiler;
-use super::interface::{CompilerError, Installed};
+use super::interface::{CompilerError, FolderFunction, Installed};
+use super::source::{FolderError, Source, code_path, component_path, no_compiler, unpack};
 use crate::manifest::Manifest;
 use crate::message::Digest;
-use crate::sandbox::{Class, Grants, Isa, NotGranted};
+use crate::sandbox::{Class, Grants, NotGranted};
 
-/// The file that a host runs.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Source {
-    pub path: PathBuf,
-    /// Native code that was compiled elsewhere.
-    pub is_code: bool,
-}
-
-/// Each message contains its cause.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum FolderError {
-    #[error("failed to read {path} ({error}): `sedge compile` creates it")]
-    Read { path: PathBuf, error: io::Error },
-    #[error("{path} cannot run: {error}")]
-    Code { path: PathBuf, error: CodeError },
-    #[error("{path} was compiled from another component than {component}: run `sedge compile` again")]
-    Stale { path: PathBuf, component: PathBuf },
-}
-
-/// Path of the component in a function's folder.
-pub(crate) fn component_path(dir: &Path, manifest: &Manifest) -> PathBuf {
-    dir.join(manifest.component.clone().unwrap_or_else(|| format!("{}.wasm", manifest.name)))
-}
-
-/// Path to which `sedge compile` writes code and where a host without a compiler looks for it.
-pub(crate) fn code_path(dir: &Path, name: &str, target: Isa) -> PathBuf {
-    dir.join(format!("{name}.{target}.code"))
-}
-
-impl Source {
-    /// The component if the host can compile it, else native code if `takes_code` and the file exists.
-    pub(crate) fn find(dir: &Path, manifest: &Manifest, host: Capabilities, takes_code: bool) -> Self {
-        let component = component_path(dir, manifest);
-        let code = host.target.map(|target| code_path(dir, &manifest.name, target));
-        match code.filter(|path| takes_code && path.is_file()) {
-            Some(path) if !host.has_compiler || !component.is_file() => Self { path, is_code: true },
-            _ => Self { path: component, is_code: false },
-        }
+/// Finds the component if the host can compile it, else native code if `takes_code` and the file exists.
+pub(crate) fn find(dir: &Path, manifest: &Manifest, host: Capabilities, takes_code: bool) -> Source {
+    let component = component_path(dir, manifest);
+    let code = host.target.map(|target| code_path(dir, &manifest.name, target));
+    match code.filter(|path| takes_code && path.is_file()) {
+        Some(path) if !host.has_compiler || !component.is_file() => Source { path, is_code: true },
+        _ => Source { path: component, is_code: false },
     }
 }
 
@@ -68,41 +38,28 @@ pub(crate) enum InstallError {
     Folder { function: Arc<str>, source: FolderError },
 }
 
-/// Reads a component, or native code, that lies in a folder.
-pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
-    std::fs::read(path)
+/// Reads a component, or native code, in a folder.
+pub(crate) fn read(path: &Path) -> io::Result<Bytes> {
+    std::fs::read(path).map(Bytes::from)
+}
+
+/// Reads what the deployer needs to know of a function's folder at the start.
+pub(crate) fn inspect(dir: &Path, manifest: Manifest, host: Capabilities, takes_code: bool) -> FolderFunction {
+    let source = find(dir, &manifest, host, takes_code);
+    let digest = read(&source.path).ok().map(|file| super::digest(&file));
+    let component = source.is_code.then(|| component_digest(dir, &manifest)).flatten();
+    FolderFunction { manifest, source, digest, component }
+}
+
+fn component_digest(dir: &Path, manifest: &Manifest) -> Option<Digest> {
+    read(&component_path(dir, manifest)).ok().map(|wasm| super::digest(&wasm))
 }
 
 /// Returns the digest of a file and the native code in it.
 pub(crate) fn read_code(path: &Path, manifest: &Manifest, host: Capabilities) -> Result<(Digest, Bytes), FolderError> {
     let file = read(path).map_err(|error| FolderError::Read { path: path.to_owned(), error })?;
-    let digest = super::digest(&file);
-    let wrong = |error| FolderError::Code { path: path.to_owned(), error };
-    let code = Code::parse(&file.into()).map_err(wrong)?;
-    // If the component exists too, the code must be made from it: both keep their names when the function changes.
-    let component = component_path(path.parent().unwrap_or(Path::new("")), manifest);
-    if read(&component).is_ok_and(|wasm| super::digest(&wasm) != code.header.wasm) {
-        return Err(FolderError::Stale { path: path.to_owned(), component });
-    }
-    let class = Class::for_memory(manifest.limits.memory_bytes.get());
-    Ok((digest, code.fitting(host.abi(class)).map_err(wrong)?))
-}
-
-/// Explains what a host without a compiler needs.
-pub(crate) fn no_compiler(dir: &Path, name: &str, host: Capabilities, takes_code: bool) -> String {
-    let Some(target) = host.target else {
-        return "this build of sedge has no compiler, and code for its processor cannot be compiled elsewhere; install a \
-                full build"
-            .into();
-    };
-    let (path, dir) = (code_path(dir, name, target), dir.display());
-    let allow = if takes_code { "" } else { " and set functions.native_code = true" };
-    format!(
-        "this build of sedge has no compiler and no {file} that it may use: run `sedge compile {dir} --target {target}` \
-         with a full build of sedge {version}, put {file} here{allow}",
-        file = path.display(),
-        version = env!("CARGO_PKG_VERSION"),
-    )
+    let component = component_digest(path.parent().unwrap_or(Path::new("")), manifest);
+    Ok((super::digest(&file), unpack(&file, path, component, manifest, host)?))
 }
 
 /// Makes the function of a folder ready to run. `takes_code`: native code may be used where there is no component.
@@ -113,7 +70,7 @@ pub(crate) fn install(
     takes_code: bool,
 ) -> Result<Installed, InstallError> {
     let host = Compiler::capabilities();
-    let Source { path, is_code } = Source::find(dir, &manifest, host, takes_code);
+    let Source { path, is_code } = find(dir, &manifest, host, takes_code);
     if is_code {
         return install_code(dir, manifest);
     }
@@ -153,6 +110,8 @@ pub(crate) fn install_code(dir: &Path, manifest: Manifest) -> Result<Installed, 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::deploy::code::Code;
+    use crate::sandbox::Isa;
 
     const TARGET: Isa = Isa::Aarch64;
 
@@ -167,7 +126,7 @@ mod tests {
         let full = Capabilities { has_compiler: true, target: Some(TARGET) };
         let small = Capabilities { has_compiler: false, ..full };
         let check = |host, takes_code, expected: &str| {
-            let source = Source::find(dir.path(), &manifest(), host, takes_code);
+            let source = find(dir.path(), &manifest(), host, takes_code);
             assert_eq!(source.path, dir.path().join(expected));
             assert_eq!(source.is_code, expected.ends_with(".code"));
         };

@@ -25,8 +25,8 @@ pub(crate) struct TrackedFunction {
     pub record: Record,
     /// The record on disk. It differs from `record` while the disk fails, or when a folder holds a newer version.
     pub stored: Option<Record>,
-    /// The folder's component, if the active version is not in `modules`.
-    pub folder: Option<PathBuf>,
+    /// The file in the folder, if the active version is not in `modules`.
+    pub folder: Option<FolderFile>,
     /// Progress of the candidate.
     pub work: Option<Work>,
     /// The active edition in the pipeline.
@@ -45,6 +45,14 @@ pub(crate) struct TrackedFunction {
     is_due: bool,
     /// Report the refusal although another order is in progress.
     shows_refusal: bool,
+}
+
+/// The file in a function's folder that it runs from.
+#[derive(Debug)]
+pub(crate) struct FolderFile {
+    pub path: PathBuf,
+    /// Digest of the component, if the file is native code and the component exists too.
+    pub component: Option<Digest>,
 }
 
 #[derive(Debug)]
@@ -131,6 +139,14 @@ impl TrackedFunction {
 
     pub(crate) fn start_work(&mut self) -> &mut Work {
         self.work.insert(Work { stage: Stage::Queued, edition: 0, cause: None, attempts: 0 })
+    }
+
+    /// Returns the transfer that waits for chunks, and the reason why it makes no progress.
+    pub(crate) fn receiving(&mut self) -> Option<(&mut Receiving, &mut Option<Cause>)> {
+        match &mut self.work {
+            Some(Work { stage: Stage::Receiving(receiving), cause, .. }) => Some((receiving, cause)),
+            _ => None,
+        }
     }
 
     /// Requests a report as soon as one is allowed.
@@ -223,13 +239,6 @@ impl Work {
     /// Whether the edition was handed to the pipeline.
     pub(crate) fn is_started(&self) -> bool {
         matches!(self.stage, Stage::Loading | Stage::Trial(_))
-    }
-
-    pub(crate) fn receiving(&mut self) -> Option<&mut Receiving> {
-        match &mut self.stage {
-            Stage::Receiving(receiving) => Some(receiving),
-            _ => None,
-        }
     }
 
     pub(crate) fn receives(&self, digest: &Digest) -> bool {

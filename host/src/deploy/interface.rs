@@ -1,12 +1,14 @@
-//! Inputs and outputs of the deployer: what it is told, what it wants done, and the compiler that it asks.
+//! Inputs and outputs of the deployer.
 
 use std::collections::BTreeSet;
 use std::io;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::report::{Difference, TrialTally};
+use super::source::Source;
 use crate::config;
 use crate::manifest::{Manifest, StateScope, Trial};
 use crate::message::{Digest, Failure};
@@ -15,6 +17,81 @@ use crate::sandbox::{Class, Grants, Limits};
 /// What one compilation may use. A small function takes 50 ms and 7 MB, and the program itself 50 MB of addresses.
 pub(crate) const COMPILE_MEMORY_BYTES: u64 = 512 << 20;
 pub(crate) const COMPILE_CPU_SECS: u64 = 30;
+
+/// Contents of the deploy folder and of the functions' folders at the start.
+#[derive(Debug)]
+pub(crate) struct Boot {
+    /// The changes of the trusted keys, if there were any.
+    pub keys: Option<Bytes>,
+    /// The record of each function, or `None` if it cannot be read.
+    pub records: Vec<(Arc<str>, Option<Bytes>)>,
+    /// The functions of the configuration.
+    pub folders: Vec<FolderFunction>,
+}
+
+/// A function of the configuration, in its folder. Its file is read only if its code is not in the cache.
+#[derive(Debug)]
+pub(crate) struct FolderFunction {
+    pub manifest: Manifest,
+    pub source: Source,
+    /// Digest of the file, or `None` if it cannot be read.
+    pub digest: Option<Digest>,
+    /// Digest of the component, if the file is native code and the component exists too.
+    pub component: Option<Digest>,
+}
+
+/// A file of the deploy folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum StoredFile {
+    /// The changes of the trusted keys.
+    Keys,
+    /// The record of a function.
+    Record(Arc<str>),
+    /// The chunks of a module that a function waits for.
+    Staging(Arc<str>, Digest),
+    /// A whole module.
+    Module(Digest),
+}
+
+/// An operation on files. Each is answered once, in order, before the next is requested.
+#[derive(Debug)]
+pub(crate) enum DiskRequest {
+    /// Fails with [`io::ErrorKind::NotFound`] if the file does not exist.
+    Exists(StoredFile),
+    Read(StoredFile),
+    /// Read a component or native code in a function's folder.
+    ReadSource(PathBuf),
+    /// Read a module's native code from the cache. Fails if it is not there.
+    ReadCache {
+        digest: Digest,
+        class: Class,
+    },
+    /// Replace the contents of a file, or create it. After a loss of power the file is the old or the new one as a whole.
+    Replace(StoredFile, Bytes),
+    /// Write a part of a file, which a loss of power may undo.
+    WriteAt {
+        file: StoredFile,
+        offset: u64,
+        bytes: Bytes,
+    },
+    /// Make the complete chunks of a function a module.
+    Finish {
+        function: Arc<str>,
+        digest: Digest,
+    },
+    /// Remove a file, which may reappear after a loss of power. Succeeds if it does not exist.
+    Remove(StoredFile),
+    /// Rename a damaged file, for a person to inspect.
+    SetAside(StoredFile),
+    /// Delete all other modules and chunks.
+    Retain {
+        modules: BTreeSet<Digest>,
+        staging: BTreeSet<(Arc<str>, Digest)>,
+    },
+}
+
+/// The content that was read. Empty for an operation that reads nothing.
+pub(crate) type DiskAnswer = io::Result<Bytes>;
 
 /// An event that the deployer handles.
 #[derive(Debug)]
@@ -42,6 +119,10 @@ pub(crate) enum Request {
     Keys(Box<config::Deploy>),
     Connected,
     Disconnected,
+    /// Answer to the last [`Action::Disk`].
+    Disk(DiskAnswer),
+    /// Messages were dropped because too many arrived.
+    Dropped,
     /// Once per second.
     Tick,
 }
@@ -67,6 +148,8 @@ pub enum TrialEvent {
 /// An effect that the deployer asks for. Effects are carried out in order.
 #[derive(Debug)]
 pub(crate) enum Action {
+    /// Operate on files. No further action follows before the answer, [`Request::Disk`].
+    Disk(DiskRequest),
     /// Subscribe, also again, to the chunks of a module: the broker then sends the retained ones.
     Fetch {
         digest: Digest,
@@ -159,17 +242,6 @@ impl Installed {
     pub(crate) fn settings(&self) -> Vec<(String, String)> {
         self.manifest.config.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
     }
-}
-
-/// A source of native code for modules.
-pub(crate) trait CompileBackend: Send + Sync {
-    fn cached(&self, digest: &Digest, class: Class) -> Option<Bytes>;
-
-    /// Blocks for as long as the compiler runs.
-    fn compile(&self, digest: &Digest, wasm: &[u8], class: Class) -> Result<Bytes, CompilerError>;
-
-    /// Deletes cached code of all other modules.
-    fn retain(&self, digests: &BTreeSet<Digest>);
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -1,29 +1,58 @@
 //! Handling of orders: refused with a reason, or stored on disk and then carried out.
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::acceptance::{Accepted, Authentic, Board};
 use super::decision::{NextStep, decide};
-use super::deployer::{Deployer, KNOWN, disk_refusal, log, report, report_now, write};
-use super::disk::MODULES;
+use super::deployer::{Deployer, KNOWN, disk_refusal, log, replace, report, report_now};
 use super::envelope::SignedEnvelope;
-use super::folder;
 use super::function::{Stage, TrackedFunction};
-use super::interface::Action;
+use super::interface::{Action, DiskAnswer, DiskRequest, StoredFile};
 use super::keys::Keys;
-use super::payload::{Order, OrderChange};
+use super::payload::{KeyUpdate, Order, OrderChange};
 use super::reason::{Reason, Refusal};
-use super::record::{CandidateKind, OrderHistory, OrderOutcome};
+use super::record::{CandidateKind, OrderHistory, OrderOutcome, Record};
 use super::report::{DeployState, KeyName};
-use super::staging::module_name;
+use super::steps::{Step, Wait};
 use super::topics::{KEYS, Target, Topic};
-use super::trust::OrderError;
+use super::trust::Changes;
+use crate::message::Digest;
 use crate::time::Now;
 
 /// Orders that may wait for room on the disk.
 const MAX_RETRY_ORDERS: usize = 32;
+
+/// An order that is being stored.
+#[derive(Debug)]
+struct Origin {
+    function: Arc<str>,
+    /// The message that brought it, to try again if the disk fails.
+    message: (Box<str>, Bytes),
+    about: OrderOutcome,
+}
+
+/// An accepted order and the record to write for it.
+#[derive(Debug)]
+pub(super) struct PendingOrder {
+    origin: Origin,
+    serial: u64,
+    record: Record,
+    next: NextStep,
+    /// Module that is copied from the function's folder first.
+    adopts: Option<Digest>,
+}
+
+/// An accepted change of the trusted keys.
+#[derive(Debug)]
+pub(super) struct KeyOrder {
+    origin: Origin,
+    serial: u64,
+    update: KeyUpdate,
+    changes: Changes,
+}
 
 impl Deployer {
     pub(super) fn message(&mut self, topic: Box<str>, payload: Bytes, now: Now) {
@@ -33,7 +62,7 @@ impl Deployer {
                 self.order(&target, function, (topic, payload), now);
             }
             Some(Topic::Blob { digest, index }) if !payload.is_empty() => {
-                self.chunk(&digest, index, &payload, now);
+                self.receive_chunk(digest, index, &payload);
             }
             _ => {}
         }
@@ -79,24 +108,20 @@ impl Deployer {
                 return self.refuse(&name, Some(about), refusal, now);
             }
         };
+        let origin = Origin { function: Arc::clone(&name), message, about: about.clone() };
         let result = match accepted.order.change {
-            OrderChange::Keys(_) => self.change_keys(accepted, now),
-            _ => self.carry_out(&name, accepted, now),
+            OrderChange::Keys(_) => self.change_keys(origin, accepted),
+            _ => self.carry_out(origin, accepted),
         };
-        match result {
-            Ok(()) => {
-                self.retry_orders.remove(&name);
-                self.stats.accepted();
-            }
-            Err(OrderError::Refused(refusal)) => {
-                self.retry_orders.remove(&name);
-                self.refuse(&name, Some(about), refusal, now);
-            }
-            Err(OrderError::Disk(error)) => {
-                let refusal = disk_refusal("failed to store the order, which is tried again", &error);
-                self.retry_later(name, about, refusal, message, now);
-            }
+        if let Err(refusal) = result {
+            self.retry_orders.remove(&name);
+            self.refuse(&name, Some(about), refusal, now);
         }
+    }
+
+    fn order_stored(&mut self, name: &str) {
+        self.retry_orders.remove(name);
+        self.stats.accepted();
     }
 
     fn was_accepted(&self, target: &Target, name: &str, envelope: &[u8]) -> bool {
@@ -131,10 +156,11 @@ impl Deployer {
         }
     }
 
-    /// Stores what the order asks for, then starts on it. A failure leaves everything unchanged.
-    fn carry_out(&mut self, name: &Arc<str>, accepted: Accepted, now: Now) -> Result<(), OrderError> {
+    /// Stores what the order asks for. A failure leaves everything unchanged.
+    fn carry_out(&mut self, origin: Origin, accepted: Accepted) -> Result<(), Refusal> {
         let Accepted { order, payload, signers, chosen, floor_ms, .. } = accepted;
         let Order { serial, target, change, .. } = order;
+        let name = &origin.function;
         if matches!(change, OrderChange::Install(_)) {
             self.check_room(name)?;
         }
@@ -143,25 +169,67 @@ impl Deployer {
         let (mut record, next) = decide(function, serial, change, chosen, signers)?;
         record.history.accept(serial, &target, payload, floor_ms);
         // A record names only modules in the deploy folder: files elsewhere may change.
-        let adopts = function.folder.is_some() && record.digests().any(|it| Some(it) == function.active_digest());
-        if adopts {
-            self.adopt(name)?;
+        let folder = function.folder.as_ref().zip(function.active_digest());
+        let folder = folder.filter(|(_, active)| record.digests().any(|digest| digest == *active));
+        let source = folder.map(|(file, _)| file.path.clone());
+        let adopts = folder.map(|(_, digest)| digest);
+        let order = Box::new(PendingOrder { origin, serial, record, next, adopts });
+        match source {
+            Some(path) => self.ask(DiskRequest::ReadSource(path), Wait::ReadAdopted(order)),
+            None => self.write_order(order),
         }
-        write(&self.disk, &record)?;
+        Ok(())
+    }
 
-        self.unknown.remove(name);
-        let function = self.functions.entry(Arc::clone(name)).or_insert(fresh);
+    /// Copies the component or code of a folder to the modules, so that a rollback can return to it.
+    pub(super) fn adopted_read(&mut self, order: Box<PendingOrder>, answer: DiskAnswer) {
+        match (answer, order.adopts) {
+            (Ok(file), Some(digest)) if super::digest(&file) == digest => {
+                self.ask(DiskRequest::Replace(StoredFile::Module(digest), file), Wait::WriteAdopted(order));
+            }
+            _ => {
+                tracing::warn!(
+                    function = &*order.origin.function,
+                    "the active component is no longer in its folder: a rollback to it will not be possible"
+                );
+                self.write_order(order);
+            }
+        }
+    }
+
+    pub(super) fn adopted_written(&mut self, order: Box<PendingOrder>, answer: DiskAnswer, now: Now) {
+        match answer {
+            Ok(_) => self.write_order(order),
+            Err(error) => self.retry_later(order.origin, &error, now),
+        }
+    }
+
+    fn write_order(&mut self, order: Box<PendingOrder>) {
+        let request = replace(StoredFile::Record(Arc::clone(&order.origin.function)), &order.record);
+        self.ask(request, Wait::WriteOrder(order));
+    }
+
+    /// Starts on an order that is stored.
+    pub(super) fn order_written(&mut self, order: PendingOrder, answer: DiskAnswer, now: Now) {
+        let PendingOrder { origin, serial, record, next, adopts } = order;
+        if let Err(error) = answer {
+            return self.retry_later(origin, &error, now);
+        }
+        let name = origin.function;
+        self.unknown.remove(&name);
+        let fresh = || TrackedFunction::new(Arc::clone(&name));
+        let function = self.functions.entry(Arc::clone(&name)).or_insert_with(fresh);
         function.stored = Some(record.clone());
         function.record = record;
         function.unsaved = None;
         function.refused = None;
         function.load_error = None;
-        if adopts || matches!(next, NextStep::Removed) {
+        if adopts.is_some() || matches!(next, NextStep::Removed) {
             function.folder = None;
         }
-        tracing::info!(function = &**name, serial, "order accepted");
-        self.apply(name, next, now);
-        Ok(())
+        tracing::info!(function = &*name, serial, "order accepted");
+        self.order_stored(&name);
+        self.apply(&name, next, now);
     }
 
     fn apply(&mut self, name: &Arc<str>, next: NextStep, now: Now) {
@@ -169,11 +237,8 @@ impl Deployer {
         match next {
             NextStep::StartCandidate => {
                 self.cancel(name);
-                self.start_candidate(name, now);
-                let function = self.functions.get_mut(name).expect(KNOWN);
-                if function.work.is_some() {
-                    self.actions.push_back(report_now(function, now));
-                }
+                self.then(Step::StartCandidate(Arc::clone(name)));
+                self.then(Step::ReportWork(Arc::clone(name)));
                 return;
             }
             NextStep::CandidateEnded => self.cancel(name),
@@ -213,44 +278,36 @@ impl Deployer {
         Ok(())
     }
 
-    /// Copies the component or code of a folder to `modules`, so that a rollback can return to it.
-    fn adopt(&self, name: &str) -> Result<(), OrderError> {
-        let function = self.functions.get(name).expect(KNOWN);
-        let path = function.folder.as_ref().expect("only a function of a folder is adopted");
-        let digest = function.active_digest().expect("a function of a folder has an active version");
-        match folder::read(path) {
-            Ok(wasm) if super::digest(&wasm) == digest => {
-                Ok(self.disk.replace(MODULES, &module_name(&digest), &wasm)?)
-            }
-            _ => {
-                tracing::warn!(
-                    function = name,
-                    component = %path.display(),
-                    "the active component is no longer in its folder: a rollback to it will not be possible"
-                );
-                Ok(())
-            }
-        }
-    }
-
-    fn change_keys(&mut self, accepted: Accepted, now: Now) -> Result<(), OrderError> {
+    fn change_keys(&mut self, origin: Origin, accepted: Accepted) -> Result<(), Refusal> {
         let Accepted { order, payload, is_by_code_senders, floor_ms, .. } = accepted;
-        let OrderChange::Keys(update) = &order.change else { return Ok(()) };
+        let OrderChange::Keys(update) = order.change else { return Ok(()) };
         let mut history = self.trust.history().clone();
         history.accept(order.serial, &order.target, payload, floor_ms);
-        self.trust.update(&self.disk, update, history, is_by_code_senders)?;
-        tracing::info!(trusted = update.trust.len(), revoked = update.revoke.len(), "the trusted keys were changed");
-        self.keys.refused = None;
-        self.keys.record.outcome =
-            Some(OrderOutcome { serial: Some(order.serial), ..OrderOutcome::new(DeployState::Active, None) });
-        self.end_orphans(now);
-        self.report_keys(now);
-        self.actions.push_back(Action::FetchOrders);
+        let changes = self.trust.decide(&update, history, is_by_code_senders)?;
+        let request = replace(StoredFile::Keys, &changes);
+        let order = KeyOrder { origin, serial: order.serial, update, changes };
+        self.ask(request, Wait::WriteKeys(Box::new(order)));
         Ok(())
     }
 
+    pub(super) fn keys_written(&mut self, order: KeyOrder, answer: DiskAnswer, now: Now) {
+        let KeyOrder { origin, serial, update, changes } = order;
+        if let Err(error) = answer {
+            return self.retry_later(origin, &error, now);
+        }
+        self.trust.apply(changes);
+        tracing::info!(trusted = update.trust.len(), revoked = update.revoke.len(), "the trusted keys were changed");
+        self.keys.refused = None;
+        self.keys.record.outcome =
+            Some(OrderOutcome { serial: Some(serial), ..OrderOutcome::new(DeployState::Active, None) });
+        self.order_stored(&origin.function);
+        self.report_keys(now);
+        self.actions.push_back(Action::FetchOrders);
+        self.end_orphans();
+    }
+
     /// Ends orders in progress whose keys are no longer trusted. Active versions keep serving.
-    pub(super) fn end_orphans(&mut self, now: Now) {
+    pub(super) fn end_orphans(&mut self) {
         let is_orphan = |function: &TrackedFunction| {
             let candidate = function.candidate()?;
             // A rollback to code needs no permission to send code: it was checked when the code arrived.
@@ -264,18 +321,13 @@ impl Deployer {
         let orphans: Vec<Arc<str>> = self.functions.values().filter_map(is_orphan).collect();
         for name in orphans {
             let detail = "the key that signed it is no longer trusted; push it again with one that is";
-            self.reject(&name, Refusal::new(Reason::UnknownKey, detail), now);
+            self.then(Step::Reject(name, Refusal::new(Reason::UnknownKey, detail)));
         }
     }
 
-    fn retry_later(
-        &mut self,
-        name: Arc<str>,
-        about: OrderOutcome,
-        refusal: Refusal,
-        message: (Box<str>, Bytes),
-        now: Now,
-    ) {
+    fn retry_later(&mut self, origin: Origin, error: &io::Error, now: Now) {
+        let Origin { function: name, message, about } = origin;
+        let refusal = disk_refusal("failed to store the order, which is tried again", error);
         if self.retry_orders.contains_key(&name) || self.retry_orders.len() < MAX_RETRY_ORDERS {
             self.retry_orders.insert(Arc::clone(&name), message);
         }

@@ -18,8 +18,6 @@ use crate::key::KeyId;
 use crate::manifest::{Manifest, Trial};
 use crate::message::Digest;
 
-pub(crate) const SUFFIX: &str = ".record";
-
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Record {
     pub function: Box<str>,

@@ -1,16 +1,12 @@
 //! Reassembly of a module from chunks, which arrive in any order and any number of times. Each is verified by its own
 //! digest and written to its place. A restart verifies the chunks on disk again, so no list of them is kept.
 
-use std::io;
-
-use super::disk::{Disk, MODULES, STAGING};
 use super::payload::Module;
 use super::reason::{Reason, Refusal};
 use crate::message::Digest;
 
 #[derive(Debug)]
 pub(crate) struct Transfer {
-    name: String,
     module: Module,
     have: Vec<bool>,
     received: u32,
@@ -18,8 +14,10 @@ pub(crate) struct Transfer {
 
 #[derive(Debug)]
 pub(crate) enum ChunkResult {
-    /// The chunk was missing.
-    Stored,
+    /// The chunk is missing: write it there, then call [`Transfer::stored`].
+    Missing {
+        offset: u64,
+    },
     Duplicate,
     /// Not the signed bytes; the right chunk may still arrive.
     Bad(Refusal),
@@ -27,10 +25,9 @@ pub(crate) enum ChunkResult {
     Impossible(Refusal),
 }
 
-/// Result of assembling all chunks.
+/// Result of reading all chunks.
 #[derive(Debug)]
 pub(crate) enum Assembly {
-    /// The module is in `modules` now.
     Complete,
     /// Some chunks were damaged on the disk and are missing again.
     Damaged,
@@ -38,18 +35,19 @@ pub(crate) enum Assembly {
 }
 
 impl Transfer {
-    /// Continues an earlier transfer of the same module for the same function.
-    pub(crate) fn resume(disk: &Disk, function: &str, module: Module) -> Self {
-        let name = staging_name(function, &module.digest);
-        let have = vec![false; module.chunks.len()];
-        let mut transfer = Self { name, module, have, received: 0 };
-        match disk.read(STAGING, &transfer.name) {
-            // Left by an order with another size of the same module.
-            Ok(bytes) if bytes.len() as u64 > transfer.module.size => transfer.forget(disk),
-            Ok(bytes) => transfer.check_chunks(&bytes),
-            Err(_) => {}
+    pub(crate) fn new(module: Module) -> Self {
+        Self { have: vec![false; module.chunks.len()], module, received: 0 }
+    }
+
+    /// Continues an earlier transfer of the same module for the same function. `staged`: the file with its chunks. Returns
+    /// whether the file fits.
+    pub(crate) fn resume(&mut self, staged: &[u8]) -> bool {
+        // An order with another size of the same module may have left it.
+        let fits = staged.len() as u64 <= self.module.size;
+        if fits {
+            self.check_chunks(staged);
         }
-        transfer
+        fits
     }
 
     pub(crate) fn digest(&self) -> Digest {
@@ -68,9 +66,9 @@ impl Transfer {
         self.received == self.chunks()
     }
 
-    pub(crate) fn add_chunk(&mut self, disk: &Disk, index: u32, bytes: &[u8]) -> io::Result<ChunkResult> {
+    pub(crate) fn check(&self, index: u32, bytes: &[u8]) -> ChunkResult {
         let chunks = self.chunks();
-        let bad = |reason, detail| Ok(ChunkResult::Bad(Refusal::new(reason, detail)));
+        let bad = |reason, detail| ChunkResult::Bad(Refusal::new(reason, detail));
         let Some(have) = self.have.get(index as usize) else {
             return bad(
                 Reason::ChunkIndex,
@@ -78,7 +76,7 @@ impl Transfer {
             );
         };
         if *have {
-            return Ok(ChunkResult::Duplicate);
+            return ChunkResult::Duplicate;
         }
         let digest = super::digest(bytes);
         if digest != self.module.chunks[index as usize] {
@@ -95,58 +93,45 @@ impl Transfer {
         if bytes.len() as u64 != expected {
             let detail =
                 format!("chunk {index} of {chunks} was signed with {} bytes instead of {expected}", bytes.len());
-            return Ok(ChunkResult::Impossible(Refusal::new(Reason::SizeMismatch, detail)));
+            return ChunkResult::Impossible(Refusal::new(Reason::SizeMismatch, detail));
         }
-        disk.write_at(STAGING, &self.name, bytes, range.start)?;
+        ChunkResult::Missing { offset: range.start }
+    }
+
+    /// Counts a missing chunk that was written.
+    pub(crate) fn stored(&mut self, index: u32) {
         self.have[index as usize] = true;
         self.received += 1;
-        Ok(ChunkResult::Stored)
     }
 
-    /// Verifies the whole module and moves it to `modules`.
-    pub(crate) fn complete(&mut self, disk: &Disk) -> io::Result<Assembly> {
-        let bytes = disk.read(STAGING, &self.name)?;
-        self.check_chunks(&bytes);
+    /// Verifies the whole module. `staged`: the file with all chunks.
+    pub(crate) fn assemble(&mut self, staged: &[u8]) -> Assembly {
+        self.check_chunks(staged);
         if !self.is_complete() {
-            return Ok(Assembly::Damaged);
+            return Assembly::Damaged;
         }
-        if bytes.len() as u64 != self.module.size || super::digest(&bytes) != self.module.digest {
+        if staged.len() as u64 != self.module.size || super::digest(staged) != self.module.digest {
             let detail = format!("the chunks are right, but together they are not module {}", self.module.digest);
-            return Ok(Assembly::Impossible(Refusal::new(Reason::DigestMismatch, detail)));
+            return Assembly::Impossible(Refusal::new(Reason::DigestMismatch, detail));
         }
-        if let Err(error) = disk.finish((STAGING, &self.name), (MODULES, &module_name(&self.module.digest))) {
-            // After a failed sync the contents of the disk are unknown, whatever is read back.
-            self.forget(disk);
-            return Err(error);
-        }
-        Ok(Assembly::Complete)
+        Assembly::Complete
     }
 
-    /// Deletes all chunks.
-    pub(crate) fn forget(&mut self, disk: &Disk) {
-        let _ = disk.remove(STAGING, &self.name);
+    /// Forgets all chunks, whose file is removed.
+    pub(crate) fn forget(&mut self) {
         self.have.fill(false);
         self.received = 0;
     }
 
-    fn check_chunks(&mut self, bytes: &[u8]) {
+    fn check_chunks(&mut self, staged: &[u8]) {
         self.received = 0;
         for (index, have) in self.have.iter_mut().enumerate() {
             let range = self.module.range(index as u32);
-            let chunk = bytes.get(range.start as usize..range.end as usize);
+            let chunk = staged.get(range.start as usize..range.end as usize);
             *have = chunk.is_some_and(|chunk| super::digest(chunk) == self.module.chunks[index]);
             self.received += u32::from(*have);
         }
     }
-}
-
-/// A function's name contains no dot.
-pub(crate) fn staging_name(function: &str, digest: &Digest) -> String {
-    format!("{function}.{digest}")
-}
-
-pub(crate) fn module_name(digest: &Digest) -> String {
-    format!("{digest}.wasm")
 }
 
 #[cfg(test)]
@@ -154,23 +139,23 @@ mod tests {
     use super::*;
 
     struct Fixture {
-        _dir: tempfile::TempDir,
-        disk: Disk,
         wasm: Vec<u8>,
         module: Module,
+        /// The file with the chunks.
+        staged: Vec<u8>,
     }
 
     fn fixture() -> Fixture {
-        let dir = tempfile::tempdir().unwrap();
-        let disk = Disk::open(dir.path().join("deploy")).unwrap();
         let wasm: Vec<u8> = (0..5000_u32).map(|n| (n * 7 % 251) as u8).collect();
         let module = Module::of(&wasm, 1024);
-        Fixture { _dir: dir, disk, wasm, module }
+        Fixture { wasm, module, staged: Vec::new() }
     }
 
     impl Fixture {
         fn start(&self) -> Transfer {
-            Transfer::resume(&self.disk, "warm", self.module.clone())
+            let mut transfer = Transfer::new(self.module.clone());
+            assert!(transfer.resume(&self.staged));
+            transfer
         }
 
         fn chunk(&self, index: u32) -> &[u8] {
@@ -178,9 +163,25 @@ mod tests {
             &self.wasm[range.start as usize..range.end as usize]
         }
 
+        fn write(&mut self, offset: u64, bytes: &[u8]) {
+            let end = offset as usize + bytes.len();
+            self.staged.resize(self.staged.len().max(end), 0);
+            self.staged[offset as usize..end].copy_from_slice(bytes);
+        }
+
+        fn add(&mut self, transfer: &mut Transfer, index: u32) -> ChunkResult {
+            let chunk = self.chunk(index).to_vec();
+            let result = transfer.check(index, &chunk);
+            if let ChunkResult::Missing { offset } = result {
+                self.write(offset, &chunk);
+                transfer.stored(index);
+            }
+            result
+        }
+
         #[track_caller]
         fn check_bad(&self, index: u32, bytes: &[u8], expected: Reason) {
-            match self.start().add_chunk(&self.disk, index, bytes).unwrap() {
+            match self.start().check(index, bytes) {
                 ChunkResult::Bad(refusal) => assert_eq!(refusal.reason, expected),
                 other => panic!("{other:?}"),
             }
@@ -189,25 +190,21 @@ mod tests {
 
     #[test]
     fn chunks_arrive_in_any_order_and_survive_a_restart() {
-        let fixture = fixture();
+        let mut fixture = fixture();
         let mut transfer = fixture.start();
         for index in [4, 1, 1] {
-            transfer.add_chunk(&fixture.disk, index, fixture.chunk(index)).unwrap();
+            fixture.add(&mut transfer, index);
         }
         assert_eq!((transfer.received(), transfer.chunks()), (2, 5));
         let mut transfer = fixture.start();
         assert_eq!(transfer.received(), 2);
-        assert!(matches!(transfer.add_chunk(&fixture.disk, 4, fixture.chunk(4)).unwrap(), ChunkResult::Duplicate));
+        assert!(matches!(fixture.add(&mut transfer, 4), ChunkResult::Duplicate));
         for index in [0, 3, 2] {
-            assert!(matches!(
-                transfer.add_chunk(&fixture.disk, index, fixture.chunk(index)).unwrap(),
-                ChunkResult::Stored
-            ));
+            assert!(matches!(fixture.add(&mut transfer, index), ChunkResult::Missing { .. }));
         }
         assert!(transfer.is_complete());
-        assert!(matches!(transfer.complete(&fixture.disk).unwrap(), Assembly::Complete));
-        assert_eq!(fixture.disk.read(MODULES, &module_name(&fixture.module.digest)).unwrap(), fixture.wasm);
-        assert!(fixture.disk.list(STAGING).unwrap().is_empty());
+        assert!(matches!(transfer.assemble(&fixture.staged), Assembly::Complete));
+        assert_eq!(fixture.staged, fixture.wasm);
     }
 
     #[test]
@@ -218,7 +215,6 @@ mod tests {
             bytes[place] ^= 0x10;
             fixture.check_bad(2, &bytes, Reason::DigestMismatch);
         }
-        assert!(fixture.disk.list(STAGING).unwrap().is_empty());
     }
 
     #[test]
@@ -236,9 +232,8 @@ mod tests {
     fn sizes_that_no_chunk_can_fit() {
         let fixture = fixture();
         for size in [4097, 5001] {
-            let module = Module { size, ..fixture.module.clone() };
-            let mut transfer = Transfer::resume(&fixture.disk, "warm", module);
-            match transfer.add_chunk(&fixture.disk, 4, fixture.chunk(4)).unwrap() {
+            let transfer = Transfer::new(Module { size, ..fixture.module.clone() });
+            match transfer.check(4, fixture.chunk(4)) {
                 ChunkResult::Impossible(refusal) => assert_eq!(refusal.reason, Reason::SizeMismatch),
                 other => panic!("{other:?}"),
             }
@@ -247,45 +242,46 @@ mod tests {
 
     #[test]
     fn right_chunks_of_a_wrong_whole() {
-        let fixture = fixture();
-        let module = Module { digest: Digest([3; 32]), ..fixture.module.clone() };
-        let mut transfer = Transfer::resume(&fixture.disk, "warm", module);
+        let mut fixture = fixture();
+        let mut transfer = Transfer::new(Module { digest: Digest([3; 32]), ..fixture.module.clone() });
         for index in 0..5 {
-            transfer.add_chunk(&fixture.disk, index, fixture.chunk(index)).unwrap();
+            fixture.add(&mut transfer, index);
         }
-        match transfer.complete(&fixture.disk).unwrap() {
+        match transfer.assemble(&fixture.staged) {
             Assembly::Impossible(refusal) => assert_eq!(refusal.reason, Reason::DigestMismatch),
             other => panic!("{other:?}"),
         }
-        assert!(fixture.disk.list(MODULES).unwrap().is_empty());
     }
 
     #[test]
     fn a_chunk_that_rots_on_the_disk_is_missing_again() {
-        let fixture = fixture();
+        let mut fixture = fixture();
         let mut transfer = fixture.start();
         for index in 0..5 {
-            transfer.add_chunk(&fixture.disk, index, fixture.chunk(index)).unwrap();
+            fixture.add(&mut transfer, index);
         }
-        let name = staging_name("warm", &fixture.module.digest);
-        fixture.disk.write_at(STAGING, &name, b"rot", 2000).unwrap();
-        assert!(matches!(transfer.complete(&fixture.disk).unwrap(), Assembly::Damaged));
+        fixture.write(2000, b"rot");
+        assert!(matches!(transfer.assemble(&fixture.staged), Assembly::Damaged));
         assert_eq!(transfer.received(), 4);
-        transfer.add_chunk(&fixture.disk, 1, fixture.chunk(1)).unwrap();
-        assert!(matches!(transfer.complete(&fixture.disk).unwrap(), Assembly::Complete));
+        fixture.add(&mut transfer, 1);
+        assert!(matches!(transfer.assemble(&fixture.staged), Assembly::Complete));
     }
 
     #[test]
-    fn a_full_disk_loses_no_stored_chunk() {
+    fn a_chunk_that_was_not_written_stays_missing() {
+        let mut fixture = fixture();
+        let mut transfer = fixture.start();
+        fixture.add(&mut transfer, 0);
+        assert!(matches!(transfer.check(1, fixture.chunk(1)), ChunkResult::Missing { offset: 1024 }));
+        assert_eq!((transfer.received(), fixture.start().received()), (1, 1));
+        fixture.add(&mut transfer, 1);
+        assert_eq!(transfer.received(), 2);
+    }
+
+    #[test]
+    fn a_file_that_is_too_large_for_the_module_does_not_fit() {
         let fixture = fixture();
         let mut transfer = fixture.start();
-        fixture.disk.faults.set_room(Some(1500));
-        transfer.add_chunk(&fixture.disk, 0, fixture.chunk(0)).unwrap();
-        let error = transfer.add_chunk(&fixture.disk, 1, fixture.chunk(1)).unwrap_err();
-        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-        assert_eq!(transfer.received(), 1);
-        fixture.disk.faults.set_room(None);
-        transfer.add_chunk(&fixture.disk, 1, fixture.chunk(1)).unwrap();
-        assert_eq!(transfer.received(), 2);
+        assert!(!transfer.resume(&[0; 5001]) && transfer.resume(&[0; 5000]));
     }
 }

@@ -3,25 +3,20 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use flume::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use tokio::sync::mpsc;
 
-use super::deployer::Deployer;
-use super::interface::{Action, CompileBackend, CompilerError, Request};
+use super::interface::{Action, CompilerError, Request};
+use super::shell::Shell;
 use super::stats::DeployStats;
+use super::steps::{MAX_EVENTS, MAX_MESSAGES};
 use crate::time::{self, Now};
 
-/// Capacity for messages, 16 MiB at most. Messages beyond it are dropped and fetched again.
-const MESSAGES: usize = 64;
-/// Capacity for events of the daemon: a few per function, at most one per second of each kind.
-const EVENTS: usize = 1024;
 const ACTIONS: usize = 256;
 const TICK: Duration = Duration::from_secs(1);
-/// Delay after a flood before orders are fetched again, so as not to feed it.
-const FETCH_AFTER_FLOOD: Duration = Duration::from_secs(10);
 
 /// Handle of the thread, which ends when the last clone is dropped.
 #[derive(Clone, Debug)]
@@ -42,18 +37,14 @@ struct Flood {
     is_over: AtomicBool,
 }
 
-/// Runs a booted deployer. The caller carries the actions out in order.
-pub(crate) fn spawn(
-    deployer: Deployer,
-    compiler: Arc<dyn CompileBackend>,
-) -> io::Result<(DeployHandle, mpsc::Receiver<Action>)> {
-    let (requests, received) = flume::bounded(MESSAGES + EVENTS);
+/// Runs a deployer that has booted. The caller carries the actions out in order.
+pub(crate) fn spawn(shell: Shell) -> io::Result<(DeployHandle, mpsc::Receiver<Action>)> {
+    let (requests, received) = flume::bounded(MAX_MESSAGES + MAX_EVENTS);
     let (actions, decided) = mpsc::channel(ACTIONS);
     let flood = Arc::new(Flood::default());
-    let stats = Arc::clone(deployer.stats());
-    let shell =
-        Shell { deployer, compiler, requests: requests.clone(), actions, flood: Arc::clone(&flood), fetch_at: None };
-    std::thread::Builder::new().name("deploy".into()).spawn(move || shell.run(&received))?;
+    let stats = Arc::clone(shell.stats());
+    let thread = DeployThread { shell, requests: requests.clone(), actions, flood: Arc::clone(&flood) };
+    std::thread::Builder::new().name("deploy".into()).spawn(move || thread.run(&received))?;
     Ok((DeployHandle(Arc::new(Shared { requests, stats, flood })), decided))
 }
 
@@ -62,7 +53,7 @@ impl DeployHandle {
     /// and fetched again later. It may be acknowledged in both cases.
     pub(crate) fn deliver(&self, topic: &str, payload: Bytes) {
         let Shared { flood, stats, .. } = &*self.0;
-        if flood.waiting.fetch_add(1, Relaxed) >= MESSAGES {
+        if flood.waiting.fetch_add(1, Relaxed) >= MAX_MESSAGES {
             flood.waiting.fetch_sub(1, Relaxed);
             flood.has_dropped.store(true, Relaxed);
             stats.dropped();
@@ -76,7 +67,7 @@ impl DeployHandle {
         match self.0.requests.try_send(request) {
             Ok(()) => {}
             Err(TrySendError::Full(request)) => {
-                tracing::error!(?request, "the deploy thread is {EVENTS} requests behind; this one is lost");
+                tracing::error!(?request, "the deploy thread is {MAX_EVENTS} requests behind; this one is lost");
             }
             Err(TrySendError::Disconnected(_)) => tracing::error!("the deploy thread has ended"),
         }
@@ -91,18 +82,15 @@ impl Drop for Shared {
     }
 }
 
-struct Shell {
-    deployer: Deployer,
-    compiler: Arc<dyn CompileBackend>,
+struct DeployThread {
+    shell: Shell,
     /// For results of the compiler.
     requests: Sender<Request>,
     actions: mpsc::Sender<Action>,
     flood: Arc<Flood>,
-    /// Time to fetch dropped orders again.
-    fetch_at: Option<Instant>,
 }
 
-impl Shell {
+impl DeployThread {
     fn run(mut self, received: &Receiver<Request>) {
         let mut is_synced = time::clock_synced();
         let mut now = Now::read(is_synced);
@@ -126,11 +114,11 @@ impl Shell {
                 is_synced = time::clock_synced();
                 now.synced = is_synced;
             }
-            for request in request.into_iter().chain(is_tick.then_some(Request::Tick)) {
-                self.deployer.handle(request, now);
+            let dropped = self.flood.has_dropped.swap(false, Relaxed).then_some(Request::Dropped);
+            for request in request.into_iter().chain(dropped).chain(is_tick.then_some(Request::Tick)) {
+                self.shell.deployer.handle(request, now);
             }
-            let mut refetch = self.refetch_after_flood(now);
-            while let Some(action) = self.deployer.poll().or_else(|| refetch.take()) {
+            while let Some(action) = self.shell.poll(now) {
                 if let Some(action) = self.carry_out(action)
                     && self.actions.blocking_send(action).is_err()
                 {
@@ -140,21 +128,11 @@ impl Shell {
         }
     }
 
-    /// Asks for orders again some time after messages were dropped. Dropped chunks are missed by the transfer that waits
-    /// for them, dropped orders by nobody.
-    fn refetch_after_flood(&mut self, now: Now) -> Option<Action> {
-        if self.flood.has_dropped.swap(false, Relaxed) && self.fetch_at.is_none() {
-            tracing::warn!("deploy messages arrive faster than they are handled; the dropped ones are fetched again");
-            self.fetch_at = Some(now.monotonic + FETCH_AFTER_FLOOD);
-        }
-        self.fetch_at.take_if(|at| now.monotonic >= *at).map(|_| Action::FetchOrders)
-    }
-
-    /// Carries out what needs no daemon; returns any other action.
+    /// Starts a compilation; returns any other action.
     fn carry_out(&self, action: Action) -> Option<Action> {
         match action {
             Action::Compile { function, edition, digest, wasm, class } => {
-                let (compiler, requests) = (Arc::clone(&self.compiler), self.requests.clone());
+                let (compiler, requests) = (Arc::clone(&self.shell.compiler), self.requests.clone());
                 let name = Arc::clone(&function);
                 let work = move || {
                     let result = match compiler.cached(&digest, class) {
@@ -170,10 +148,6 @@ impl Shell {
                 }
                 None
             }
-            Action::RetainCode { digests } => {
-                self.compiler.retain(&digests);
-                None
-            }
             action => Some(action),
         }
     }
@@ -184,6 +158,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+    use crate::deploy::compiler::CompileBackend;
     use crate::deploy::envelope::SignedEnvelope;
     use crate::deploy::payload::Module;
     use crate::deploy::report::{DeployState, Report};
@@ -210,9 +185,10 @@ mod tests {
     fn start() -> (tempfile::TempDir, DeployHandle, mpsc::Receiver<Action>) {
         let dir = tempfile::tempdir().unwrap();
         let settings = board::settings(&[("ops", &board::key())]);
-        let mut deployer = Deployer::open(&dir.path().join("deploy"), settings, Vec::new()).unwrap();
-        assert!(deployer.boot(&Copy, Now::read(true)).is_empty());
-        let (handle, actions) = spawn(deployer, Arc::new(Copy)).unwrap();
+        let path = dir.path().join("deploy");
+        let (shell, starts) = Shell::open(&path, settings, Vec::new(), Arc::new(Copy), Now::read(true)).unwrap();
+        assert!(starts.is_empty());
+        let (handle, actions) = spawn(shell).unwrap();
         (dir, handle, actions)
     }
 
@@ -267,7 +243,7 @@ mod tests {
             handle.deliver(&format!("sedge/pump-3/deploy/f{n}"), Bytes::from_static(b"junk"));
         }
         let dropped = handle.0.stats.messages_dropped();
-        assert!(dropped > 0 && handle.0.flood.waiting.load(Relaxed) <= MESSAGES, "{dropped} dropped");
+        assert!(dropped > 0 && handle.0.flood.waiting.load(Relaxed) <= MAX_MESSAGES, "{dropped} dropped");
         until(&mut actions, |action| matches!(action, Action::FetchOrders).then_some(()));
     }
 }

@@ -9,15 +9,17 @@ use bytes::Bytes;
 
 use crate::config;
 use crate::deploy::code::Capabilities;
+use crate::deploy::compiler::CompileBackend;
+use crate::deploy::deployer::{Deployer, DeployerConfig};
 use crate::deploy::disk::Disk;
 use crate::deploy::envelope::SignedEnvelope;
-use crate::deploy::interface::{Action, CompileBackend, CompilerError, Request, Start, TrialEvent};
+use crate::deploy::interface::{Action, CompilerError, DiskRequest, Request, Start, StoredFile, TrialEvent};
 use crate::deploy::keys::{SigningKey, TrustedKey};
 use crate::deploy::payload::{Document, Install, Module, Order, OrderChange};
 use crate::deploy::report::Report;
+use crate::deploy::shell::{self, Shell};
 use crate::deploy::testing::faults::Faults;
 use crate::deploy::topics::{Target, Topics};
-use crate::deploy::{Deployer, DeployerConfig};
 use crate::manifest::Manifest;
 use crate::message::{Digest, Failure, FailureCode};
 use crate::sandbox::{Class, Isa};
@@ -33,6 +35,14 @@ pub(crate) const HOUR_MS: u64 = 3_600_000;
 
 pub(crate) struct Board {
     pub deployer: Deployer,
+    disk: Disk,
+    /// Number of disk requests so far.
+    pub disk_requests: u64,
+    /// Number after which the power is off: no request is answered any more.
+    pub disk_requests_max: u64,
+    /// Whether disk requests wait until [`Board::work_off`].
+    pub is_disk_slow: bool,
+    disk_request: Option<DiskRequest>,
     pub settings: DeployerConfig,
     pub folders: Vec<(PathBuf, Manifest)>,
     dir: Arc<tempfile::TempDir>,
@@ -155,11 +165,16 @@ impl Board {
         is_lenient: bool,
     ) -> Self {
         let path = dir.path().join("deploy");
-        let mut deployer = Deployer::open(&path, settings.clone(), folders.clone()).unwrap();
         let now = Now { monotonic: Instant::now(), unix_ms: TODAY_MS, synced: true };
-        let starts = deployer.boot(&FakeCompiler, now);
+        let opened = Shell::open(&path, settings.clone(), folders.clone(), Arc::new(FakeCompiler), now);
+        let (Shell { deployer, disk, decided, .. }, starts) = opened.unwrap();
         let mut board = Self {
             deployer,
+            disk,
+            disk_requests: 0,
+            disk_requests_max: u64::MAX,
+            is_disk_slow: false,
+            disk_request: None,
             settings,
             folders,
             dir,
@@ -176,6 +191,9 @@ impl Board {
         for start in starts {
             board.start(start);
         }
+        for action in decided {
+            board.carry_out(action, &mut VecDeque::new());
+        }
         board.handle(Request::Connected);
         board.tick(1);
         board
@@ -189,11 +207,11 @@ impl Board {
     }
 
     pub(crate) fn disk(&self) -> &Disk {
-        &self.deployer.disk
+        &self.disk
     }
 
     pub(crate) fn faults(&self) -> Faults {
-        self.deployer.disk.faults.clone()
+        self.disk.faults.clone()
     }
 
     pub(crate) fn handle(&mut self, request: Request) {
@@ -206,8 +224,32 @@ impl Board {
         }
     }
 
+    /// Carries out the disk request that waits.
+    fn disk_answer(&mut self) -> Option<Request> {
+        let request = self.disk_request.take()?;
+        let answer = shell::answer(&self.disk, &FakeCompiler, request);
+        self.disk_requests += 1;
+        (self.disk_requests <= self.disk_requests_max).then_some(Request::Disk(answer))
+    }
+
+    /// Carries out what waits for a slow disk, which is fast again.
+    pub(crate) fn work_off(&mut self) {
+        self.is_disk_slow = false;
+        while let Some(answer) = self.disk_answer() {
+            self.handle(answer);
+        }
+    }
+
     fn carry_out(&mut self, action: Action, requests: &mut VecDeque<Request>) {
         match action {
+            Action::Disk(request) => {
+                assert!(self.deployer.poll().is_none(), "nothing has an effect before the disk answers");
+                let before = self.disk_request.replace(request);
+                assert!(before.is_none(), "the deployer asks once at a time");
+                if !self.is_disk_slow {
+                    requests.extend(self.disk_answer());
+                }
+            }
             Action::Fetch { digest } => self.fetched.push(digest),
             Action::EndFetch { .. } | Action::RetainCode { .. } => {}
             Action::FetchOrders => self.orders_fetched += 1,
@@ -370,6 +412,19 @@ impl Board {
 
     pub(crate) fn files(&self, folder: &str) -> BTreeSet<String> {
         self.disk().list(folder).unwrap().into_iter().collect()
+    }
+
+    /// Path of the record of [`FUNCTION`].
+    pub(crate) fn record_path(&self) -> PathBuf {
+        self.disk.path(&StoredFile::Record(FUNCTION.into()))
+    }
+
+    pub(crate) fn keys_path(&self) -> PathBuf {
+        self.disk.path(&StoredFile::Keys)
+    }
+
+    pub(crate) fn module_path(&self, wasm: &[u8]) -> PathBuf {
+        self.disk.path(&StoredFile::Module(crate::deploy::digest(wasm)))
     }
 }
 

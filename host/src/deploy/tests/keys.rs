@@ -133,3 +133,38 @@ fn a_key_removed_while_the_board_was_off_ends_its_orders() {
     board.chunks(&module(2));
     assert_eq!(board.serving(), Some(1));
 }
+
+fn key_names(board: &Board) -> Vec<&str> {
+    board.deployer.trust.keys().iter().map(|key| &*key.name).collect()
+}
+
+#[test]
+fn a_damaged_file_of_keys_is_set_aside() {
+    let new = SigningKey::generate().unwrap();
+    let mut board = board();
+    board.send(&update(1, vec![trusted("new", &new)], &[&key()]));
+    assert_eq!(key_names(&board), ["new"]);
+    let path = board.keys_path();
+    let whole = std::fs::read(&path).unwrap();
+    std::fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    let board = board.restart();
+    assert_eq!(key_names(&board), ["ops"]);
+    assert!(!path.exists() && path.with_file_name("keys.record.damaged").exists());
+}
+
+#[test]
+fn on_a_full_disk_no_key_changes_until_there_is_room() {
+    let new = SigningKey::generate().unwrap();
+    let mut board = board();
+    board.faults().set_room(Some(10));
+    board.send(&update(1, vec![trusted("new", &new)], &[&key()]));
+    board.tick(2);
+    let report = &board.reports[KEYS];
+    assert_eq!((report.state.as_str(), report.reason.unwrap().as_str()), ("receiving", "disk-full"));
+    assert_eq!(key_names(&board), ["ops"]);
+    assert!(board.files("").is_empty());
+    board.faults().set_room(None);
+    board.tick(2);
+    assert_eq!(key_names(&board), ["new"]);
+    assert_eq!(board.files("").len(), 1);
+}

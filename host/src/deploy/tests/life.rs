@@ -294,8 +294,7 @@ fn a_rollback_whose_module_is_lost_keeps_what_runs() {
     let mut board = Board::new();
     board.push(1, &module(1));
     board.push(2, &module(2));
-    let lost = crate::deploy::staging::module_name(&crate::deploy::digest(&module(1)));
-    std::fs::write(board.disk().path(MODULES, &lost), b"rot").unwrap();
+    std::fs::write(board.module_path(&module(1)), b"rot").unwrap();
     board.send(&order(3, OrderChange::Rollback));
     assert_eq!((board.serving(), board.state()), (Some(2), "rejected module-missing".into()));
 }
@@ -423,8 +422,7 @@ fn a_folder_without_its_component_is_reported() {
 fn a_lost_module_is_reported_and_a_push_replaces_it() {
     let mut board = Board::new();
     board.push(1, &module(1));
-    let name = crate::deploy::staging::module_name(&crate::deploy::digest(&module(1)));
-    std::fs::remove_file(board.disk().path(MODULES, &name)).unwrap();
+    std::fs::remove_file(board.module_path(&module(1))).unwrap();
     let mut board = board.restart();
     assert_eq!((board.serving(), board.state()), (None, "rejected module-missing".into()));
     board.push(2, &module(2));

@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
-use crate::deploy::disk::{FUNCTIONS, MODULES, STAGING};
+use crate::deploy::disk::{MODULES, STAGING};
 use crate::deploy::payload::{Module, Order, OrderChange};
 use crate::deploy::record::{self, Record};
-use crate::deploy::testing::board::{Board, CHUNK, FUNCTION, install, manifest, module, order};
+use crate::deploy::testing::board::{Board, CHUNK, install, manifest, module, order};
 
 /// Redelivers the retained messages after a connect and lets time pass.
 fn hand_over(board: &mut Board, order: &Order, modules: &[Vec<u8>]) {
@@ -22,7 +22,7 @@ fn hand_over(board: &mut Board, order: &Order, modules: &[Vec<u8>]) {
 /// The final state: record, modules, staging, active serial.
 fn end(board: &mut Board) -> (Record, BTreeSet<String>, BTreeSet<String>, Option<u64>) {
     board.tick(2);
-    let bytes = board.disk().read(FUNCTIONS, &format!("{FUNCTION}.record")).unwrap();
+    let bytes = std::fs::read(board.record_path()).unwrap();
     let record = record::decode(&bytes).expect("the record is whole");
     (record, board.files(MODULES), board.files(STAGING), board.serving())
 }
@@ -103,6 +103,83 @@ fn loss_of_power_at_any_step_of_other_orders() {
     }
 }
 
+/// The power fails after each request to the disk was carried out and before its answer. What follows from the answer never
+/// happens, and the rest of what is on disk is a state to go on from.
+#[test]
+fn loss_of_power_before_any_answer_of_the_disk() {
+    let orders = [None, Some(OrderChange::Rollback), Some(OrderChange::Remove)];
+    for change in orders {
+        let order = match &change {
+            None => install(&manifest(3, ""), &module(3)),
+            Some(change) => order(3, change.clone()),
+        };
+        let run = |board: &mut Board| {
+            board.send(&order);
+            board.chunks(&module(3));
+            board.tick(2);
+        };
+        let start = || {
+            let mut board = Board::new();
+            board.push(1, &module(1));
+            board.push(2, &module(2));
+            board.tick(2);
+            board
+        };
+        let (expected, requests) = {
+            let mut board = start();
+            let before = board.disk_requests;
+            run(&mut board);
+            let requests = board.disk_requests - before;
+            (end(&mut board), requests)
+        };
+        assert!(requests >= 2, "{requests} requests");
+        for answered in 0..requests {
+            for seed in 0..4 {
+                let mut board = start();
+                board.disk_requests_max = board.disk_requests + answered;
+                run(&mut board);
+                board.faults().lose(coin(seed));
+                let mut board = board.restart();
+                let serving = board.serving();
+                assert!(serving == Some(2) || serving == expected.3, "{change:?}, {answered} answers: {serving:?}");
+                hand_over(&mut board, &order, &[module(3)]);
+                assert_eq!(end(&mut board), expected, "{change:?}, {answered} answers, seed {seed}");
+            }
+        }
+    }
+}
+
+/// While the disk works, other requests wait and none overtakes another. Messages beyond the bound are fetched again.
+#[test]
+fn requests_wait_for_a_slow_disk() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.tick(2);
+    board.is_disk_slow = true;
+    board.send(&install(&manifest(2, ""), &module(2)));
+    board.chunks(&module(2));
+    board.send(&order(3, OrderChange::Rollback));
+    board.tick(3);
+    assert_eq!((board.serving(), board.report().serial), (Some(1), Some(1)), "nothing is decided yet");
+    board.work_off();
+    assert_eq!((board.serving(), board.state()), (Some(1), "rolled-back requested".into()));
+    assert_eq!(board.report().serial, Some(3));
+
+    board.is_disk_slow = true;
+    board.send(&install(&manifest(4, ""), &module(4)));
+    for _ in 0..100 {
+        board.deliver("sedge/pump-3/deploy/warm", b"junk");
+    }
+    board.chunks(&module(4));
+    let fetched = board.orders_fetched;
+    board.work_off();
+    assert_eq!(board.state(), "receiving");
+    board.tick(10);
+    assert_eq!(board.orders_fetched, fetched + 1);
+    board.chunks(&module(4));
+    assert_eq!((board.serving(), board.state()), (Some(4), "active".into()));
+}
+
 /// The active version keeps serving, the report names the full disk, and the push succeeds once there is room.
 #[test]
 fn disk_full_while_staging() {
@@ -142,11 +219,39 @@ fn disk_full_while_staging() {
 }
 
 #[test]
+fn a_damaged_module_that_cannot_be_removed_is_tried_again_every_second() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.held = Some(Default::default());
+    board.push(2, &module(2));
+    let mut cold = manifest(3, "");
+    cold.name = "cold".into();
+    let cold = Order { function: "cold".into(), ..install(&cold, &module(3)) };
+    board.send(&cold);
+    board.chunks(&module(3));
+    // Queued behind the other one.
+    std::fs::write(board.module_path(&module(3)), b"rot").unwrap();
+    let faults = board.faults();
+    faults.cut_power_at(faults.steps());
+    board.release();
+    for _ in 0..2 {
+        let before = board.disk_requests;
+        board.tick(2);
+        assert!((2..20).contains(&(board.disk_requests - before)));
+        let report = &board.reports["cold"];
+        assert_eq!((report.state.as_str(), report.reason.unwrap().as_str()), ("compiling", "disk-failed"));
+    }
+    let mut board = board.restart();
+    hand_over(&mut board, &cold, &[module(2), module(3)]);
+    assert_eq!((board.reports["cold"].state.as_str(), board.serving()), ("active", Some(2)));
+}
+
+#[test]
 fn a_truncated_record_is_set_aside() {
     let mut board = Board::new();
     board.push(1, &module(1));
     board.tick(2);
-    let path = board.disk().path(FUNCTIONS, &format!("{FUNCTION}.record"));
+    let path = board.record_path();
     let whole = std::fs::read(&path).unwrap();
     for len in 0..whole.len() {
         std::fs::write(&path, &whole[..len]).unwrap();
@@ -169,6 +274,8 @@ enum Event {
     Restart,
     PowerCut { seed: u64 },
     Reconnect,
+    SlowDisk,
+    FastDisk,
     Wait(u64),
 }
 
@@ -182,6 +289,8 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Restart),
         1 => any::<u64>().prop_map(|seed| Event::PowerCut { seed }),
         1 => Just(Event::Reconnect),
+        1 => Just(Event::SlowDisk),
+        1 => Just(Event::FastDisk),
         2 => (1..8_u64).prop_map(Event::Wait),
     ]
 }
@@ -208,6 +317,8 @@ fn happen(mut board: Board, event: &Event) -> Board {
             board.handle(crate::deploy::Request::Disconnected);
             board.handle(crate::deploy::Request::Connected);
         }
+        Event::SlowDisk => board.is_disk_slow = true,
+        Event::FastDisk => board.work_off(),
         Event::Wait(secs) => board.tick(secs),
     }
     board
@@ -216,7 +327,8 @@ fn happen(mut board: Board, event: &Event) -> Board {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, ..ProptestConfig::default() })]
 
-    /// Chunks and orders of two pushes are lost, duplicated and reordered, with restarts and power cuts. A version always
+    /// Chunks and orders of two pushes are lost, duplicated and reordered, with restarts, power cuts and a disk that answers
+    /// late. A version always
     /// serves, and after a redelivery the final state is that of an undisturbed push.
     #[test]
     fn any_sequence_ends_in_the_same_state(events in prop::collection::vec(event(), 0..60)) {
@@ -230,6 +342,7 @@ proptest! {
             prop_assert!(serving.is_some_and(|serial| serial >= highest), "{serving:?} after {event:?}");
             highest = serving.unwrap_or(highest);
         }
+        board.work_off();
         hand_over(&mut board, &install(&manifest(3, ""), &module(3)), &[module(2), module(3)]);
         let (record, modules, staging, serving) = end(&mut board);
         prop_assert_eq!(serving, Some(3));
