@@ -222,3 +222,50 @@ pub(super) fn load(records: Vec<(Arc<str>, Option<Bytes>)>) -> (BTreeMap<Arc<str
     }
     (functions, damaged)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::config;
+    use crate::deploy::code::Capabilities;
+    use crate::deploy::deployer::DeployerConfig;
+    use crate::deploy::interface::{Boot, Request};
+    use crate::deploy::source::Source;
+    use crate::time::Now;
+
+    #[test]
+    fn a_folder_is_compiled_before_the_first_request_is_handled() {
+        let text = "name = \"warm\"\nversion = \"1\"\nserial = 7\nsubscribe = [\"s/#\"]";
+        let manifest = Manifest::from_toml(text, Path::new("function.toml"), None).unwrap();
+        let source = Source { path: "functions/warm/warm.wasm".into(), is_code: false };
+        let digest = Some(crate::deploy::digest(b"wasm"));
+        let folder = FolderFunction { manifest, source, digest, component: None };
+        let config = DeployerConfig {
+            node: "pump-3".into(),
+            groups: Vec::new(),
+            base_topic: "sedge".into(),
+            host: Capabilities { has_compiler: true, target: None },
+            deploy: config::Deploy::default(),
+            functions: config::Functions::default(),
+        };
+        let now = Now { monotonic: Instant::now(), unix_ms: 0, synced: false };
+        let boot = Boot { keys: None, records: Vec::new(), folders: vec![folder] };
+        let mut deployer = Deployer::new(config, boot, now);
+        deployer.handle(Request::Connected, now);
+
+        assert!(matches!(deployer.poll(), Some(Action::Disk(DiskRequest::ReadCache { .. }))));
+        assert!(deployer.poll().is_none(), "nothing else before the answer");
+        deployer.handle(Request::Disk(Err(io::ErrorKind::NotFound.into())), now);
+        assert!(matches!(deployer.poll(), Some(Action::Disk(DiskRequest::ReadSource(_)))));
+        deployer.handle(Request::Disk(Ok(Bytes::from_static(b"wasm"))), now);
+        let Some(Action::Compile { function, edition, .. }) = deployer.poll() else { panic!("it is compiled") };
+        assert!(deployer.poll().is_none() && !deployer.is_idle());
+        deployer.handle(Request::Compiled { function, edition, result: Ok(Bytes::from_static(b"code")) }, now);
+        let Some(Action::Start(start)) = deployer.poll() else { panic!("it serves") };
+        assert_eq!((start.edition, &*start.installed.code), (edition, &b"code"[..]));
+        assert!(matches!(deployer.poll(), Some(Action::Report { .. })), "the connection counts now");
+        assert!(deployer.poll().is_none() && deployer.is_idle());
+    }
+}
