@@ -3,7 +3,7 @@
 .PHONY: help demo test check fmt guests bench cross cross-all deb boot clean
 SHELL := /bin/bash
 
-# In CI the checkout is new every time; what was compiled is kept beside it.
+# In CI each checkout is new; compiled files are kept outside of it.
 ifeq ($(CI),true)
 export CARGO_TARGET_DIR ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sedge/target
 export CARGO_INCREMENTAL ?= 0
@@ -20,10 +20,10 @@ demo: ## Build everything and run it, with sensors and an upstream. ARGS="--mess
 			"$$sedge" build "$${function%/function.toml}" >&2 || exit; done && \
 		"$$sedge" demo $(ARGS)
 
-test: ## Everything that must hold before a change is merged.
+test: ## Run all tests. Must pass before a change is merged.
 	@scripts/test.sh
 
-check: ## The part of it that takes seconds: formats, lints, unit tests.
+check: ## The quick part of the tests: formats, lints, unit tests.
 	@scripts/test.sh check
 
 fmt: ## Format the code.
@@ -41,7 +41,7 @@ bench: ## Measure a release build against its goals. ARGS="--quick"
 cross: ## Compile for a board, into target/$(TARGET)/dist. TARGET=aarch64-unknown-linux-gnu RUNTIME_ONLY=1 PROFILE=dist
 	@scripts/need.sh cargo cc && cross/build.sh "$(TARGET)" "$(or $(PROFILE),dist)" $(if $(RUNTIME_ONLY),runtime)
 
-cross-all: ## Both builds for every board, each tried and packaged. Takes hours.
+cross-all: ## Build, test and package both builds for every board. Takes hours.
 	@wasm=$$(scripts/need.sh cargo cc wasm deb) && eval "$$wasm" && cross/boards.sh "$(or $(PROFILE),dist)" full runtime -- \
 		aarch64-unknown-linux-gnu armv7-unknown-linux-gnueabihf arm-unknown-linux-musleabihf \
 		x86_64-unknown-linux-gnu aarch64-unknown-linux-musl
@@ -50,9 +50,9 @@ deb: ## Build a Debian package in target/debian. TARGET=aarch64-unknown-linux-gn
 	@wasm=$$(scripts/need.sh cargo cc wasm deb) && eval "$$wasm" && \
 		cross/deb.sh "$(TARGET)" "$(or $(PROFILE),dist)" $(if $(RUNTIME_ONLY),runtime)
 
-boot: ## Boot an emulated board with that package, push a function to it, pull its plug. TARGET=armv7-unknown-linux-gnueabihf
+boot: ## Boot an emulated board with that package, push a function to it, cut its power. TARGET=armv7-unknown-linux-gnueabihf
 	@wasm=$$(scripts/need.sh cargo cc wasm deb) && eval "$$wasm" && \
 		package=$$(cross/deb.sh "$(TARGET)" "$(or $(PROFILE),dist)" $(if $(RUNTIME_ONLY),runtime)) && cross/boot-deb.sh "$$package"
 
-clean: ## Remove what was compiled.
+clean: ## Remove compiled files.
 	cargo clean

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes packages for boards and tries each as far as this machine allows: boards.sh PROFILE BUILD... -- TARGET...
-# With both builds, full and runtime, the second is also tried as the one that takes the place of the first.
+# Builds packages for boards and tests each as far as this machine allows: boards.sh PROFILE BUILD... -- TARGET...
+# With both builds, full and runtime, also tests that the second package replaces the first.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -29,11 +29,11 @@ for target in "$@"; do
     for build in "${builds[@]}"; do debs+=("$(cross/deb.sh "$target" "$profile" "$build")"); done
     obstacle=$(cross/obstacle.sh "$tree")
     if [ -n "$obstacle" ]; then
-        printf 'skipped: %s was made and NOT installed, because %s\n' "${debs[*]##*/}" "$obstacle"
+        printf 'skipped: %s was built and NOT installed, because %s\n' "${debs[*]##*/}" "$obstacle"
         continue
     fi
     cross/try-deb.sh "${debs[0]}" "$tools/$folder" "${debs[@]:1}"
-    # The tree's own programs need an ARMv7; a static program needs no tree.
+    # The programs of the Debian tree need an ARMv7. A static program runs without the tree.
     if [ "$target" = arm-unknown-linux-musleabihf ]; then
         on=(cross/arm1176.sh) where='ran on an arm1176'
         if ! "${on[@]}" true 2>/dev/null; then

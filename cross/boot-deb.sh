@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Boots a whole board, installs a package on it, pushes a function to it and pulls its plug, again and again: boot-deb.sh PACKAGE
-# It is an emulated machine with Debian's kernel and systemd, so that the unit, the walls of the workers and compiled code
-# meet a kernel of the board's own architecture. Sensors, broker and upstream are this machine's. Each message makes an alert,
-# and what it does depends on the one before: one that is lost, repeated or out of order shows. Needs root, and the network once.
+# Boots an emulated board, installs a package, pushes a function to it and cuts its power repeatedly: boot-deb.sh PACKAGE
+# The board has Debian's kernel and systemd, so that the unit, the process sandbox and compiled code are tested on a kernel of
+# its architecture. Sensors, broker and upstream run on this machine. Each message makes an alert that depends on the one before,
+# so that a lost, repeated or reordered message is detected. Needs root, and the network once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 fail() {
     printf 'sedge: %s\n' "$*" >&2
-    [ ! -s "${work:-}/console" ] || printf 'sedge: the last words of the board:\n%s\n' "$(tail -n 40 "$work/console")" >&2
+    [ ! -s "${work:-}/console" ] || printf 'sedge: the last lines of the console:\n%s\n' "$(tail -n 40 "$work/console")" >&2
     exit 1
 }
 
@@ -18,7 +18,7 @@ architecture=$(dpkg-deb --field "$package" Architecture)
 tree=${XDG_CACHE_HOME:-$HOME/.cache}/sedge/tools/bookworm-$architecture
 board=$tree.board
 cuts=${SEDGE_CUTS:-3} messages=${SEDGE_MESSAGES:-20000} sensors=4
-[ "$(id -u)" = 0 ] || fail 'become root: the disk of a board is made'
+[ "$(id -u)" = 0 ] || fail 'run as root: the disk image of the board is made'
 name=$(dpkg-deb --field "$package" Package)
 # A Pi 3 and a Pi 2.
 case $architecture in
@@ -28,13 +28,13 @@ case $architecture in
 esac
 scripts/need.sh cargo cc mosquitto qemu board "tree-$architecture"
 
-# The tree with a kernel, made once. In it a service that runs what is on the second disk.
+# Makes the disk image once: the Debian tree with a kernel, and a service that runs the script on the second disk.
 make_board() {
     source cross/overlay.sh
     overlay "$tree" 3g
     cp /etc/resolv.conf "$root/etc/resolv.conf"
     inside apt-get update --quiet --quiet
-    # What such a machine is made of is enough.
+    # Only the drivers of the emulated machine.
     mkdir -p "$root/etc/initramfs-tools/conf.d"
     echo 'MODULES=list' >"$root/etc/initramfs-tools/conf.d/board"
     printf '%s\n' virtio_pci virtio_mmio virtio_blk virtio_net ext4 >"$root/etc/initramfs-tools/modules"
@@ -70,7 +70,7 @@ if [ "${SEDGE_BOOT:-}" = image ]; then
     exit
 fi
 if [ ! -e "$board/disk" ]; then
-    printf 'sedge: making a board from %s, once, in a few minutes\n' "$tree" >&2
+    printf 'sedge: making a board image from %s, once, in a few minutes\n' "$tree" >&2
     SEDGE_BOOT=image unshare --mount --propagation private "$0" "$package"
 fi
 
@@ -81,7 +81,7 @@ work=$(mktemp -d)
 mkdir "$work/kit"
 trap 'kill $(jobs -p) 2>/dev/null || true; rm -rf "$work"' EXIT
 
-# The broker, for both sides. It stays up: what it loses is not the board's to answer for.
+# One broker for sensors and upstream. It keeps running, so that losses are the board's.
 port=$((20000 + RANDOM % 10000))
 printf 'listener %s 127.0.0.1\nallow_anonymous true\nmax_queued_messages 0\nmax_inflight_messages 0\n' $port >"$work/mosquitto.conf"
 "${SEDGE_MOSQUITTO:-/usr/sbin/mosquitto}" -c "$work/mosquitto.conf" >"$work/mosquitto.log" 2>&1 &
@@ -102,7 +102,7 @@ fold_secs = 0
 file = "/etc/sedge/keys/ops.pub.pem"
 native_code = true
 toml
-# What a person does on the board, and then looks at.
+# Installs the package, and prints the state of the processes.
 cat >"$work/kit/board.sh" <<'sh'
 set -eu
 echo "board: $(uname -srm)"
@@ -116,11 +116,11 @@ main=$(systemctl show --property MainPID --value sedge)
 until grep --quiet . "/proc/$main/task/$main/children"; do sleep 1; done
 sleep 5
 for process in "$main" $(cat "/proc/$main/task/"*/children); do
-    walls=$(grep -E '^(Name|NoNewPrivs|Seccomp|Seccomp_filters):' "/proc/$process/status" | tr '\t\n' '  ')
-    echo "board: process ${walls}Mapped: $(grep -c ' rwx' "/proc/$process/maps") rwx $(grep -c ' r-x.*memfd' "/proc/$process/maps") sealed code"
+    sandbox=$(grep -E '^(Name|NoNewPrivs|Seccomp|Seccomp_filters):' "/proc/$process/status" | tr '\t\n' '  ')
+    echo "board: process ${sandbox}Mapped: $(grep -c ' rwx' "/proc/$process/maps") rwx $(grep -c ' r-x.*memfd' "/proc/$process/maps") sealed code"
 done
 journalctl --unit sedge --boot --no-pager --output cat | sed 's/^/board: log: /'
-echo "board: looked at"
+echo "board: inspected"
 sh
 truncate --size 100M "$work/kit.disk"
 mkfs.ext4 -q -d "$work/kit" "$work/kit.disk"
@@ -133,7 +133,7 @@ power_on() {
         -netdev user,id=net -device virtio-net-pci,netdev=net,romfile= </dev/null >"$work/console" 2>&1 &
     machine=$!
 }
-pull_the_plug() {
+cut_power() {
     kill -KILL "$machine"
     wait "$machine" 2>/dev/null || true
 }
@@ -142,8 +142,8 @@ until_true() {
     local until=$((SECONDS + $1)) what=$2
     shift 2
     until "$@"; do
-        [ $SECONDS -lt $until ] || fail "waited in vain: $what"
-        kill -0 "$machine" 2>/dev/null || fail "the board went off: $what"
+        [ $SECONDS -lt $until ] || fail "timed out waiting for: $what"
+        kill -0 "$machine" 2>/dev/null || fail "the emulator exited while waiting for: $what"
         sleep 0.2
     done
 }
@@ -154,16 +154,16 @@ power_on
 until_true 600 'the board is online' is_online
 printf '%s: online %d s after power-on, %s\n' "$name" $((SECONDS - start)) "$(grep --max-count 1 -o 'Linux .*' "$work/console")"
 export SEDGE_BROKER=mqtt://127.0.0.1:$port SEDGE_KEY=$work/ops.pem
-# An emulated processor is slow, most of all when it sees code for the first time.
+# Emulation is slow, especially for code that runs for the first time.
 mkdir "$work/function"
 cp examples/threshold-alert/*.wasm "$work/function/"
 { cat examples/threshold-alert/function.toml; printf '[limits]\ntimeout_ms = 1000\n[trial]\nsecs = 5\n'; } \
     >"$work/function/function.toml"
-"$sedge" push "$work/function" --node board --code "$code" >&2 || fail 'the push did not end well'
+"$sedge" push "$work/function" --node board --code "$code" >&2 || fail 'the push failed'
 
-# Upstream writes down whatever comes: the alert's id, its sensor and the value.
+# Upstream records the id of each alert, its sensor and the value.
 mosquitto_sub -p "$port" -V 5 -q 1 -c -i upstream -t 'upstream/#' -F '%P\t%p' >"$work/upstream" &
-# Every message makes an alert, for it is over the limit or back from there.
+# Every message makes an alert: values alternate between above and below the threshold.
 for sensor in $(seq $sensors); do
     for number in $(seq $((messages / sensors))); do
         [ $((number % 50)) != 0 ] || sleep 0.4
@@ -173,7 +173,7 @@ done
 wrong() {
     local sensor
     for sensor in $(seq $sensors); do
-        # In the order of the first time: upstream may see one again, under its id.
+        # Order of first arrival: upstream may receive a record again, under its id.
         awk -F '\t' -v key="\"key\":\"sensors/$sensor/temperature/temperature\"" '
             index($2, key) && !seen[$1]++ { match($2, /"value":-?[0-9.]+/); print substr($2, RSTART + 8, RLENGTH - 8) }' "$work/upstream" |
             diff --suppress-common-lines <(seq $((messages / sensors)) | awk '{ printf "%d.0\n", $1 % 2 ? 100 + $1 : -$1 }') - || true
@@ -184,22 +184,22 @@ has_more_than() { [ "$(came)" -gt "$1" ]; }
 has_all() { [ "$(came)" -ge $messages ]; }
 for cut in $(seq "$cuts"); do
     until_true 600 "alerts before cut $cut" has_more_than $((messages * cut / (cuts + 2)))
-    pull_the_plug
-    printf '%s: plug pulled with %d of %d alerts upstream\n' "$name" "$(came)" "$messages"
+    cut_power
+    printf '%s: power cut with %d of %d alerts upstream\n' "$name" "$(came)" "$messages"
     power_on
 done
 until_true 900 "all $messages alerts" has_all
 sleep 5
 difference=$(wrong)
 [ -z "$difference" ] ||
-    fail "alerts are missing, too many or out of order (< expected, > came), first of all: $(head -n 10 <<<"$difference")"
-printf '%s: %d messages, %d alerts, each once and in order, %d seen again under its id\n' \
+    fail "alerts are missing, duplicated or out of order (< expected, > received), the first: $(head -n 10 <<<"$difference")"
+printf '%s: %d messages, %d alerts, each once and in order, %d repeated under the same id\n' \
     "$name" "$messages" "$(came)" $(($(wc -l <"$work/upstream") - $(came)))
 
-# Compiled code and walls, on a kernel of the board's own, after the last cut.
-until_true 300 'the board has looked at itself' grep --quiet 'board: looked at' "$work/console"
+# State of sandbox and compiled code on the board's kernel, after the last power cut.
+until_true 300 'the state of the processes' grep --quiet 'board: inspected' "$work/console"
 grep --text 'board: ' "$work/console"
-grep --quiet 'Name: sedge-worker NoNewPrivs: 1 Seccomp: 2' "$work/console" || fail 'the workers are without their walls'
-! grep --quiet 'Mapped: [^0]' "$work/console" || fail 'memory can be written and executed'
-! grep --text --quiet 'board: log:.*\(WARN\|ERROR\)' "$work/console" || fail 'the log complains'
-printf '%s: booted, walled in, cut off %d times and complete after %d s\n' "${package##*/}" "$cuts" $((SECONDS - start))
+grep --quiet 'Name: sedge-worker NoNewPrivs: 1 Seccomp: 2' "$work/console" || fail 'the workers are not sandboxed'
+! grep --quiet 'Mapped: [^0]' "$work/console" || fail 'memory is writable and executable'
+! grep --text --quiet 'board: log:.*\(WARN\|ERROR\)' "$work/console" || fail 'the log has warnings or errors'
+printf '%s: booted, sandboxed, power cut %d times, complete after %d s\n' "${package##*/}" "$cuts" $((SECONDS - start))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Compiles the program for a board: build.sh TARGET [PROFILE] [runtime]. Prints its path.
-# `runtime` is the build without compiler, tools and demo; it lies beside the full one, as sedge-runtime.
+# `runtime` is the build without compiler, tools and demo; it is written beside the full one, as sedge-runtime.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -10,9 +10,9 @@ fail() {
 }
 
 target=${1:-} profile=${2:-dist} variant=${3:-full}
-# That of Debian 11.
+# The version of Debian 11.
 glibc=2.31
-# A panic ends the process, so that nothing reads the tables for unwinding; trim.py takes out what is written all the same.
+# A panic ends the process, so unwind tables are never read. trim.py removes those that rustc writes anyway.
 flags='-C force-unwind-tables=no'
 export TARGET_CFLAGS="${TARGET_CFLAGS:-} -fno-asynchronous-unwind-tables -fno-unwind-tables"
 case $target in
@@ -20,8 +20,8 @@ case $target in
     aarch64-unknown-linux-musl) for_zig=$target ;;
     arm-unknown-linux-musleabihf)
         for_zig=$target
-        # The processor of Pi Zero and Pi 1. The target's own default is older than its 64-bit atomic instructions.
-        # What starts a program comes from zig, since there is no compiled standard library to bring it.
+        # The processor of Pi Zero and Pi 1. The target's default has no 64-bit atomic instructions.
+        # The startup code comes from zig, since the standard library is built from source.
         flags+=' -C target-cpu=arm1176jzf-s -C link-self-contained=no'
         ;;
     *) fail "there is no build for '$target': use TARGET=aarch64-unknown-linux-gnu, armv7-unknown-linux-gnueabihf, arm-unknown-linux-musleabihf, x86_64-unknown-linux-gnu or aarch64-unknown-linux-musl" ;;
@@ -29,7 +29,7 @@ esac
 case $variant in
     full) features=() name=sedge ;;
     runtime) features=(--no-default-features) name=sedge-runtime ;;
-    *) fail "'$variant' is not a build: leave it out, or say runtime" ;;
+    *) fail "'$variant' is not a build: leave it out, or use runtime" ;;
 esac
 
 build_std=()
@@ -38,10 +38,9 @@ eval "$toolchain"
 export RUSTFLAGS="${RUSTFLAGS:-} $flags"
 
 folder=${CARGO_TARGET_DIR:-target}/$target/$profile
-# Cargo writes both builds to the same place. The full one is put back, so that neither is taken for the other.
+# Cargo writes both builds to the same path. The full one is moved back, so that the two are not confused.
 full=$folder/sedge
-# What an earlier run left is in the way: where nothing has changed, cargo links the same file once more, and a file is not moved
-# onto itself.
+# A file of an earlier run must go first: if nothing has changed, cargo links the same file again, and mv fails on identical files.
 if [ "$variant" = runtime ]; then
     rm -f "$folder/$name"
     if [ -e "$full" ]; then rm -f "$full.full" && mv "$full" "$full.full"; fi

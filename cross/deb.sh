@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Builds a Debian package: deb.sh [TARGET] [PROFILE] [runtime]. Prints its path.
-# Without a target: for this machine and its libraries. The pages and the functions in it are made by this machine's own
-# build; they are the same for every board.
+# Without a target: for this machine and its libraries. Manual pages and functions are built on this machine; they are the same
+# for every board.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -30,21 +30,21 @@ fi
 case $target in
     *-musl*) variant=$build-static ;;
     *-gnu*)
-        # What the package says of the libraries that it needs is written down, and must be true.
+        # The package declares the oldest glibc that it needs; check it.
         newest=$(readelf --wide --version-info "$program" | grep -o 'GLIBC_[0-9.]*' | cut -d _ -f 2 | sort --version-sort | tail -n 1)
         printf '%s\n%s\n' "$newest" "$glibc" | sort --version-sort --check=quiet ||
             fail "$program needs glibc $newest, and its package promises $glibc: compile it with cross/build.sh"
         ;;
 esac
 
-# Where host/Cargo.toml expects it, whatever it was compiled for.
+# The path that host/Cargo.toml names, for every target.
 install -D --mode 755 "$program" host/debian/program/sedge
 
 rm -rf host/debian/pages
 cargo run --quiet --package sedge "${features[@]}" --example pages -- host/debian/pages >&2
 scripts/guests.sh build >&2
 quick=()
-# Not for boards: it is made to be tried.
+# Fast compression for packages that are only tested.
 case $profile in dev | cross) quick=(--fast) ;; esac
 [ "$variant" != full ] || variant=''
 "$tools/bin/cargo-deb" --package sedge --no-build --profile "$profile" "${for_target[@]}" ${variant:+--variant "$variant"} \

@@ -1,5 +1,5 @@
-# Makes a copy of a Debian tree that can be changed: overlay TREE SIZE. To be sourced, in a mount namespace of one's own. The
-# changes are kept in memory, away from the tree; $root is where the copy is.
+# Mounts a writable copy of a Debian tree at $root: overlay TREE SIZE. Source this file in a separate mount namespace. Changes are
+# kept in memory; the tree itself is not modified.
 # shellcheck shell=bash
 root=/mnt/root
 
@@ -11,5 +11,5 @@ overlay() {
     mount --rbind /dev "$root/dev"
 }
 
-# Runs a command in the copy, without anything of this machine's environment: inside [NAME=VALUE...] COMMAND...
+# Runs a command in the copy with a clean environment: inside [NAME=VALUE...] COMMAND...
 inside() { chroot "$root" /usr/bin/env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 "$@"; }

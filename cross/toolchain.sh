@@ -1,15 +1,14 @@
 #!/usr/bin/env bash
-# Obtains what compiles Sedge for a board: toolchain.sh TARGET
+# Installs the tools that compile Sedge for a board: toolchain.sh TARGET
 #
-# Progress goes to stderr. What cross/build.sh must be told goes to stdout, as shell:
+# Prints progress to stderr, and to stdout the shell commands that cross/build.sh evaluates:
 #
 #     eval "$(cross/toolchain.sh TARGET)"
 #
-# C and linking: zig, which brings the headers and libraries of every target. The standard library, in this order; each way
-# is used only if the one before is not possible:
-#   1. the toolchain at hand has the target, or rustup downloads it
-#   2. it is built from its source, which rustup downloads; always for ARMv6, which then is compiled for its processor
-#   3. Debian 12's rustc-web and rust-web-src, also from source; asked for by SEDGE_CROSS_TOOLCHAIN=debian
+# C and linking: zig, which includes headers and libraries of every target. The standard library is the first possible of:
+#   1. that of the installed toolchain, or downloaded by rustup
+#   2. built from source, which rustup downloads; always for ARMv6, to compile it for its processor
+#   3. built from the source in Debian 12's rust-web-src with rustc-web; selected by SEDGE_CROSS_TOOLCHAIN=debian
 set -euo pipefail
 
 zigbuild_version=0.24.0
@@ -33,7 +32,7 @@ need_zig() {
     say "installing cargo-zigbuild $zigbuild_version and zig $zig_version into $zig, once (100 MB)"
     rm -rf "$zig"
     python3 -m venv "$zig" >&2 ||
-        fail 'install what makes Python environments (Debian: apt install python3-venv): zig is installed into one'
+        fail 'install the Python module venv (Debian: apt install python3-venv): zig is installed into a virtual environment'
     "$zig/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
         "cargo-zigbuild==$zigbuild_version" "ziglang==$zig_version" >&2 ||
         fail "pip could not download cargo-zigbuild $zigbuild_version and ziglang $zig_version: connect this machine and try again"
@@ -46,7 +45,7 @@ has_target() {
 
 has_source() { [ -f "$(rustc --print sysroot)/lib/rustlib/src/rust/library/Cargo.lock" ]; }
 
-# From source takes an unstable option of a stable cargo.
+# Building from source needs an unstable option of a stable cargo.
 from_source() {
     say "the standard library is built from source for $target"
     echo 'export RUSTC_BOOTSTRAP=1'
@@ -57,7 +56,7 @@ use_own() {
     command -v rustc >/dev/null || return 1
     ! has_target || return 0
     command -v rustup >/dev/null || return 1
-    # Its library for ARMv6 is made for an older processor.
+    # rustup's library for ARMv6 is compiled for an older processor.
     if [ "$target" != arm-unknown-linux-musleabihf ]; then
         say "rustup target add $target"
         ! rustup target add "$target" >&2 || ! has_target || return 0
@@ -82,6 +81,6 @@ use_debian() {
 }
 
 need_zig
-# cargo-zigbuild looks for zig in the environment that it was installed into.
+# cargo-zigbuild searches zig in its own virtual environment.
 printf 'export CARGO_ZIGBUILD_PYTHON_PATH=%q PATH=%q:$PATH\n' "$zig/bin/python" "$zig/bin"
 if [ "${SEDGE_CROSS_TOOLCHAIN:-}" = debian ] || ! use_own; then use_debian; fi

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Takes what only unwinding reads out of a program: trim.py PROGRAM
+"""Removes the unwind tables from a program: trim.py PROGRAM
 
-rustc, told that nobody unwinds, still writes tables for every function that has something to drop, a tenth of the program. Linkers
-put them at the end of the first loaded segment, after what is read at run time, so that the segment can end before them and the rest of
-the file can move up by whole pages; no address changes. Where it is not so (32-bit ARM has other tables) the program stays as it is.
+rustc writes unwind tables for every function with destructors even if panics abort; they are a tenth of the program. Linkers put them
+at the end of the first loaded segment, after the data read at run time. The segment is shortened and the rest of the file moved up by
+whole pages; no address changes. A program with another layout (32-bit ARM has other tables) is left unchanged.
 """
 
 import os
@@ -15,7 +15,7 @@ PT_NULL, PT_LOAD, PT_GNU_EH_FRAME, SHT_NULL, SHT_NOBITS = 0, 1, 0x6474E550, 0, 8
 
 
 def trimmed(elf):
-    """The program without its tables, or None where they are not as expected."""
+    """Returns the program without its tables, or None if the layout is not as expected."""
     if elf[:6] != b"\x7fELF\x02\x01":  # 64 bits, little-endian
         return None
     out = bytearray(elf)
@@ -34,7 +34,7 @@ def trimmed(elf):
         return None
     spans = [struct.unpack_from("<QQ", elf, section + 24) for section in tables]
     start, end = min(at for at, _ in spans), max(at + size for at, size in spans)
-    # Nothing else may lie among them, and one segment must end with them.
+    # No other section may lie between them, and they must be the end of a segment.
     if any(start < struct.unpack_from("<Q", elf, other + 24)[0] < end for other in sections if other not in tables):
         return None
     last = None
@@ -61,7 +61,7 @@ def trimmed(elf):
             struct.pack_into("<Q", out, at, old - gap)
 
     for other in segments:
-        # Who looks for the tables finds none. With an empty one the unwinder of a backtrace would read what is no table.
+        # Removes the program header: the unwinder of a backtrace would misread an empty table.
         if struct.unpack_from("<I", elf, other)[0] == PT_GNU_EH_FRAME:
             struct.pack_into("<I", out, other, PT_NULL)
         move(other + 8)
@@ -70,7 +70,7 @@ def trimmed(elf):
             out[section + 4 : section + 8] = struct.pack("<I", SHT_NULL)
         move(section + 24)
     move(40)
-    # What follows goes to where it is now said to be; between it and the tables' beginning there is less than a page.
+    # Moves the rest of the file to its new offset, less than a page after the start of the tables.
     return bytes(out[:start]) + bytes(min(after) - gap - start) + bytes(out[min(after) :])
 
 
@@ -81,12 +81,12 @@ def main():
     smaller = trimmed(elf)
     if smaller is None:
         return
-    # Not in its place: cargo has the same file under another name.
+    # Not in place: cargo has a hard link to the file.
     with open(program + ".new", "wb") as file:
         file.write(smaller)
     os.chmod(program + ".new", os.stat(program).st_mode & 0o777)
     os.replace(program + ".new", program)
-    print(f"trim: {len(elf)} bytes are {len(smaller)} without the tables for unwinding", file=sys.stderr)
+    print(f"trim: {len(elf)} bytes, {len(smaller)} without unwind tables", file=sys.stderr)
 
 
 if __name__ == "__main__":

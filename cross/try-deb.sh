@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs a package into a Debian tree of its architecture, uses it there, upgrades, removes and purges it:
-# try-deb.sh PACKAGE TREE [OTHER]. Needs root; the tree is not changed. `scripts/need.sh tree-arm64` makes one. With OTHER, another
-# build of Sedge for the same board, also that one takes the place of the other.
+# Installs a package in a Debian tree of its architecture, runs, upgrades, removes and purges it: try-deb.sh PACKAGE TREE [OTHER].
+# Needs root; the tree is not modified. `scripts/need.sh tree-arm64` makes one. OTHER is another build of Sedge for the same board,
+# and must replace the first.
 set -euo pipefail
 
 fail() {
@@ -12,8 +12,8 @@ fail() {
 [ $# = 2 ] || [ $# = 3 ] || fail 'usage: try-deb.sh PACKAGE TREE [OTHER]'
 package=$(realpath "$1") tree=$(realpath "$2") other=${3:+$(realpath "$3")}
 name=$(dpkg-deb --field "$package" Package) architecture=$(dpkg-deb --field "$package" Architecture)
-[ "$(id -u)" = 0 ] || fail 'become root: packages are installed as root'
-# A namespace of its own: whatever happens, no mount stays behind.
+[ "$(id -u)" = 0 ] || fail 'run as root: packages are installed'
+# In a mount namespace, so that no mount is left behind.
 if [ "${SEDGE_TRY_DEB:-}" != inside ]; then
     SEDGE_TRY_DEB=inside exec unshare --mount --propagation private "$0" "$package" "$tree" ${other:+"$other"}
 fi
@@ -26,7 +26,7 @@ install() {
     cp "$1" "$root/tmp/package.deb"
     must inside dpkg --force-confdef --force-confold --install /tmp/package.deb >&2
 }
-# Does what must fail, and say why.
+# Runs a command that must fail with a reason.
 refused() {
     local why=$1 said
     shift
@@ -40,7 +40,7 @@ if [[ $(dpkg-deb --field "$package" Pre-Depends) == *libc6* ]]; then
     cp "$root/var/lib/dpkg/status" /mnt/status
     sed -i '/^Package: libc6$/,/^$/s/^Version: .*/Version: 2.28-10/' "$root/var/lib/dpkg/status"
     refused 'pre-depends on libc6 (>= 2.31)' inside dpkg --install /tmp/package.deb
-    [ ! -e "$root/usr/bin/sedge" ] || fail 'a package was unpacked that its glibc is too old for'
+    [ ! -e "$root/usr/bin/sedge" ] || fail 'a package was unpacked although the glibc is too old'
     cp /mnt/status "$root/var/lib/dpkg/status"
 fi
 if [ "$architecture" = armhf ] && [[ $name != *-static ]]; then
@@ -55,13 +55,13 @@ fi
 
 install "$package"
 must inside getent passwd sedge >&2
-[ "$(stat -c %a "$root/var/lib/sedge")" = 700 ] || fail '/var/lib/sedge can be read by others'
+[ "$(stat -c %a "$root/var/lib/sedge")" = 700 ] || fail 'other users can read /var/lib/sedge'
 [ -L "$root/etc/systemd/system/multi-user.target.wants/sedge.service" ] || fail 'it does not start with the board'
 for page in "$root"/usr/share/man/man1/sedge*.1.gz; do must gzip --test "$page"; done
 must bash -n "$root/usr/share/bash-completion/completions/sedge"
 
 echo 'node.name = "tried"' >"$root/etc/sedge/conf.d/here.toml"
-# The functions that the package brings are to be compiled, which the runtime-only build cannot.
+# The example functions must be compiled, which the runtime-only build cannot do.
 is_full=
 if inside sedge demo --help >/dev/null 2>&1; then
     is_full=yes
@@ -77,13 +77,13 @@ grep -q tried "$root/etc/sedge/conf.d/here.toml" || fail 'an upgrade lost the co
 
 if [ -n "$other" ]; then
     install "$other"
-    # What is left of the first would take everything along.
+    # Purging the first must not delete the files of the second.
     must inside dpkg --purge "$name" >&2
     name=$(dpkg-deb --field "$other" Package)
     must inside setpriv --reuid=sedge --regid=sedge --clear-groups sedge --version >&2
-    [ -e "$root/var/lib/sedge/kept" ] || fail "$name lost the state in taking over"
-    grep -q tried "$root/etc/sedge/conf.d/here.toml" || fail "$name lost the configuration in taking over"
-    [ -e "$root/etc/sedge/sedge.toml" ] || fail "$name is without its /etc/sedge/sedge.toml after taking over"
+    [ -e "$root/var/lib/sedge/kept" ] || fail "$name lost the state when it replaced the other package"
+    grep -q tried "$root/etc/sedge/conf.d/here.toml" || fail "$name lost the configuration when it replaced the other package"
+    [ -e "$root/etc/sedge/sedge.toml" ] || fail "$name has no /etc/sedge/sedge.toml after it replaced the other package"
 fi
 
 must inside dpkg --remove "$name" >&2
@@ -95,4 +95,4 @@ for path in etc/sedge var/lib/sedge usr/share/sedge usr/lib/systemd/system/sedge
     [ ! -e "$root/$path" ] || fail "purging left /$path: $(find "$root/$path")"
 done
 ! inside getent passwd sedge || fail 'purging left the user'
-printf '%s: installed, used, upgraded, removed and purged\n' "${package##*/}"
+printf '%s: installed, run, upgraded, removed and purged\n' "${package##*/}"

@@ -1,15 +1,15 @@
 #!/bin/sh
-# Obtains what compiles functions to WebAssembly: Rust's target wasm32-unknown-unknown.
+# Installs Rust's target wasm32-unknown-unknown, which compiles functions.
 #
-# Progress goes to stderr. What `sedge build` must be told goes to stdout, as shell:
+# Prints progress to stderr, and to stdout the shell commands that configure `sedge build`:
 #
 #     eval "$(cross/wasm-target.sh)"
 #
-# Ways, in this order; each is used only if the one before is not possible:
-#   1. the toolchain at hand has the target already
+# The first possible of:
+#   1. the installed toolchain has the target
 #   2. rustup downloads it
-#   3. Debian 12's rustc-web, cargo-web, rust-web-src and lld-19: the standard library is then built from source with
-#      the function. The machine's own cargo stays what it is.
+#   3. Debian 12's rustc-web, cargo-web, rust-web-src and lld-19: the standard library is built from source with
+#      the function. The machine's own cargo is not changed.
 set -eu
 
 target=wasm32-unknown-unknown
@@ -80,7 +80,7 @@ if [ "$(id -u)" != 0 ]; then
     as_root=sudo
 fi
 say "apt-get install $packages"
-# Without its word lists apt does not know the packages; a failure to refresh them shows in the next step.
+# Without package lists apt does not know the packages. If this fails, the next step fails too.
 $as_root apt-get update >&2 || true
 # shellcheck disable=SC2086 # a list of words
 if ! $as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends $packages >&2; then

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Follows docs/raspberry-pi.md word by word on a board that is not one: follow-page.sh PACKAGE TREE
-# The commands are those of the page's blocks that say `sh follow`, run one after the other by a person named pi in a Debian tree
-# of the package's architecture, under qemu-user if that is another one. The tree is not changed. Needs root and the network.
+# Runs the commands of docs/raspberry-pi.md in a Debian tree: follow-page.sh PACKAGE TREE
+# The commands are the page's `sh follow` blocks, run in order by a user named pi in a tree of the package's architecture, under
+# qemu-user if that is a foreign one. The tree is not modified. Needs root and the network.
 #
-# Three things are not as on a board, because nothing is booted:
-#   systemctl  restarts what the installed unit names: ExecStartPre and ExecStart as the unit's user, with its data folder
-#   mosquitto  is started by this script when it is installed, as its own unit would
+# Differences to a board, because nothing is booted:
+#   systemctl  is a stand-in that runs ExecStartPre and ExecStart of the installed unit as its user, with its data folder
+#   mosquitto  is started by this script once it is installed
 #   journal    is a file
 set -euo pipefail
 here=$(dirname "$(realpath "$0")")
@@ -17,8 +17,8 @@ fail() {
 
 [ $# = 2 ] || fail 'usage: follow-page.sh PACKAGE TREE'
 package=$(realpath "$1") tree=$(realpath "$2")
-[ "$(id -u)" = 0 ] || fail 'become root: packages are installed as root'
-# Namespaces of its own: no mount and no process stays behind, and another Sedge or broker on this machine is not met.
+[ "$(id -u)" = 0 ] || fail 'run as root: packages are installed'
+# In namespaces, so that no mount and no process is left behind and no other Sedge or broker interferes.
 if [ "${SEDGE_FOLLOW:-}" != inside ]; then
     SEDGE_FOLLOW=inside exec unshare --mount --propagation private --pid --fork --kill-child "$0" "$package" "$tree"
 fi
@@ -27,10 +27,10 @@ mount -t proc proc /proc
 source "$here/../cross/overlay.sh"
 overlay "$tree" 2g
 cp /etc/resolv.conf "$root/etc/resolv.conf"
-# What the installer of a board writes, and debootstrap does not.
+# Written by the installer of a board, but not by debootstrap.
 printf '127.0.0.1 localhost\n' >"$root/etc/hosts"
 
-# The network of the machine for apt, and one of its own for the services.
+# apt uses the network of the machine, the services a separate one.
 unshare --net sleep infinity &
 alone=$!
 until [ "$(readlink "/proc/$alone/ns/net")" != "$(readlink /proc/self/ns/net)" ]; do :; done
@@ -44,19 +44,19 @@ on_the_board() {
         DEBIAN_FRONTEND=noninteractive HOME=/home/pi "$@"
 }
 
-# A person who may become root, and their package.
+# The user pi and the package.
 chroot "$root" useradd --create-home pi
 cp "$package" "$root/home/pi/"
 install -d -m 755 "$root/usr/local/bin"
-# Nobody asks for a password here, and without the right to become root nobody could: the tree is entered as root anyway.
+# The commands already run as root, so sudo only runs its arguments.
 cat >"$root/usr/local/bin/sudo" <<'sh'
 #!/bin/sh
 exec "$@"
 sh
 cat >"$root/usr/local/bin/systemctl" <<'sh'
 #!/bin/bash
-# `restart UNIT` as far as a tree that was never booted allows.
-[ "$1" = restart ] || { echo "systemctl: this stand-in knows restart alone, not: $*" >&2; exit 1; }
+# `restart UNIT` without a running systemd.
+[ "$1" = restart ] || { echo "systemctl: this stand-in supports only restart, not: $*" >&2; exit 1; }
 unit=/usr/lib/systemd/system/${2%.service}.service
 user=$(sed -n 's/^User=//p' "$unit")
 state=/var/lib/$(sed -n 's/^StateDirectory=//p' "$unit")
@@ -69,7 +69,7 @@ done
 cd "$state" || exit 1
 $as $(sed -n 's/^ExecStart=//p' "$unit") >/var/log/stand-in.log 2>&1 &
 echo $! >/run/stand-in.pid
-# As Type=notify: it returns when the service is ready. An emulated one then needs longer than a person to reach its broker.
+# As with Type=notify, returns when the service is ready. An emulated service also needs time to reach its broker.
 is_ready() {
     exec 3<>/dev/tcp/127.0.0.1/9464 && printf 'GET /readyz HTTP/1.0\r\n\r\n' >&3 && head -n 1 <&3 | grep -q 200
 } 2>/dev/null
@@ -80,18 +80,18 @@ done
 until mosquitto_sub -W 5 -C 1 -t 'sedge/+/status' | grep -q '"online"'; do sleep 0.2; done
 sh
 chmod 755 "$root/usr/local/bin/"*
-# Services are not started by their packages where nothing is booted.
+# Packages must not start services without a running systemd.
 printf '#!/bin/sh\nexit 101\n' >"$root/usr/sbin/policy-rc.d"
 chmod 755 "$root/usr/sbin/policy-rc.d"
 chroot "$root" apt-get update --quiet --quiet ||
-    { printf 'skipped: the page was NOT followed, because Debian cannot be reached from here\n'; exit 0; }
+    { printf 'skipped: the commands were NOT run, because the servers of Debian cannot be reached\n'; exit 0; }
 
 mapfile -d '' commands < <(awk '/^```sh follow$/ { on = 1; next } on && /^```$/ { on = 0; printf "%c", 0; next } on' "$here/../docs/raspberry-pi.md")
-[ "${#commands[@]}" = 5 ] || fail "the page has ${#commands[@]} commands to follow and promises five"
+[ "${#commands[@]}" = 5 ] || fail "the page has ${#commands[@]} commands instead of five"
 start=$SECONDS
 for command in "${commands[@]}"; do
     printf '$ %s' "$command"
-    # pi, in their folder; root where the page says sudo, which the whole tree is.
+    # In the home folder of pi; all commands run as root.
     net=alone
     case $command in *apt-get*) net=machine ;; esac
     said=$(on_the_board "$net" timeout 300 sh -c "cd; $command" 2>&1) || {
@@ -109,4 +109,4 @@ case $said in
     *alerts/threshold-alert*'"status":"firing"'*) ;;
     *) fail "the last command shows no alert: $said" ;;
 esac
-printf '%s: the page was followed to its first alert in %d s\n' "${package##*/}" $((SECONDS - start))
+printf '%s: the commands of the page reached the first alert in %d s\n' "${package##*/}" $((SECONDS - start))

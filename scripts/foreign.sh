@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The black-box suite's core, with programs of other processors as the board's: foreign.sh PROGRAM...
-# They run under qemu-user, which the kernel must start by itself (Debian: apt install qemu-user-static binfmt-support).
-# Brokers, and what an operator does, stay this machine's own.
+# Runs the core of the black-box tests with programs for other processors: foreign.sh PROGRAM...
+# They run under qemu-user, registered with the kernel (Debian: apt install qemu-user-static binfmt-support).
+# Brokers and the operator's commands run natively.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,11 +13,11 @@ fail() {
 [ $# -gt 0 ] || fail 'usage: foreign.sh PROGRAM...'
 tools=${XDG_CACHE_HOME:-$HOME/.cache}/sedge/tools
 
-# A program that is not static needs its C library, and so do the workers that it starts, without any environment. Debian's
-# emulators look for it below /etc/qemu-binfmt. A namespace of its own has it there, and the machine stays as it is.
+# A dynamic program and its workers, which have no environment, need their C library. Debian's emulators search it below
+# /etc/qemu-binfmt, which is mounted in a namespace, so that the machine is not changed.
 headers=$(readelf --program-headers "$@")
 if [ "${SEDGE_FOREIGN:-}" != inside ] && [[ $headers == *'program interpreter'* ]]; then
-    [ "$(id -u)" = 0 ] || fail 'become root: the libraries of other processors are mounted'
+    [ "$(id -u)" = 0 ] || fail 'run as root: the libraries of other processors are mounted'
     etc=$(mktemp -d)
     trap 'rm -r "$etc"' EXIT
     for pair in aarch64:arm64 arm:armhf; do
@@ -29,8 +29,7 @@ if [ "${SEDGE_FOREIGN:-}" != inside ] && [[ $headers == *'program interpreter'* 
     exit
 fi
 
-# Everything in everywhere.rs, and of the rest what a processor could change. What an emulator takes of memory says
-# nothing.
+# Everything in everywhere.rs, and the tests that depend on the processor. The memory of an emulated program is not tested.
 core=(
     everywhere::
     boards::it_serves_with_39_bits_of_addresses
@@ -43,7 +42,7 @@ for program in "$@"; do
     version=$("$program" --version) ||
         fail "$program does not run here: install an emulator (Debian: apt install qemu-user-static) and a tree (scripts/need.sh tree-arm64 tree-armhf)"
     printf '\n-- %s for %s\n' "$version" "$(readelf --file-header "$program" | sed -n 's/ *Machine: *//p')"
-    # An emulated processor is five to twenty times as slow. One test at a time: each has a processor's work to do.
+    # Emulation is five to twenty times slower. One test at a time: each uses a whole processor.
     SEDGE_BINARY=$program SEDGE_PATIENCE=${SEDGE_PATIENCE:-10} \
         cargo test --quiet --package sedge --test it -- --test-threads "${SEDGE_FOREIGN_THREADS:-1}" "${core[@]}"
 done

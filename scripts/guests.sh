@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Compiles (guests.sh build), tests (test) or lints (lint) the functions: the examples, and those of the tests.
+# Compiles (guests.sh build), tests (test) or lints (lint) the example functions and the functions of the tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-# Two workspaces of their own, since they are made for another target. One folder for both: they share the SDK.
+# Separate workspaces, since the target differs. They share one target folder, because they share the SDK.
 target=${CARGO_TARGET_DIR:-$PWD/target}/guests
 workspaces=(examples/Cargo.toml tests/guests/Cargo.toml)
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes sure that the named tools are here: need.sh cargo cc wasm mosquitto deny systemd deb qemu board tree
-# Installs what it may; otherwise says in one sentence what to install.
+# Checks that the named tools are installed: need.sh cargo cc wasm mosquitto deny systemd deb qemu board tree
+# Installs them if permitted; otherwise prints what to install.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -13,7 +13,7 @@ fail() {
     exit 1
 }
 
-# apt, as root or through a sudo that asks nothing. Fails where neither is possible.
+# Runs apt as root or through passwordless sudo. Fails if neither is possible.
 apt_install() {
     command -v apt-get >/dev/null || return 1
     local as=()
@@ -46,7 +46,7 @@ need_mosquitto() {
         fail 'install Mosquitto 2 (Debian: apt install mosquitto), or name its program in SEDGE_MOSQUITTO'
 }
 
-# The shell that tells `sedge build` which compiler to use is all that this script writes to stdout:
+# The only output on stdout: shell commands that tell `sedge build` which compiler to use.
 #   eval "$(scripts/need.sh wasm)"
 need_wasm() {
     cross/wasm-target.sh || fail 'add the target for functions: rustup target add wasm32-unknown-unknown'
@@ -75,11 +75,11 @@ need_deb() {
     rm -rf "$tools/target"
 }
 
-# Programs for boards run here as if they were this machine's own, also those that they start.
+# Registers qemu-user, so that programs for boards and their children run on this machine.
 need_qemu() {
     local formats=/proc/sys/fs/binfmt_misc
     emulated() { grep -qs '^enabled' "$formats/qemu-aarch64" && grep -qs '^enabled' "$formats/qemu-arm"; }
-    # A service mounts it where systemd runs; containers go without. Root may do what a service would.
+    # systemd mounts binfmt_misc; in containers root does it.
     enable() {
         [ "$(id -u)" = 0 ] || return 0
         [ -e "$formats/register" ] || mount -t binfmt_misc binfmt_misc "$formats" 2>/dev/null || true
@@ -91,10 +91,10 @@ need_qemu() {
     ! emulated || return 0
     apt_install qemu-user-static binfmt-support || true
     enable
-    emulated || fail 'let programs for ARM run here (Debian: apt install qemu-user-static binfmt-support, as root)'
+    emulated || fail 'install an emulator for ARM programs, as root (Debian: apt install qemu-user-static binfmt-support)'
 }
 
-# Whole boards run here, and sensors.
+# The emulator of whole boards, and Mosquitto's clients as sensors.
 need_board() {
     command -v mosquitto_sub >/dev/null || apt_install mosquitto-clients ||
         fail "install Mosquitto's clients (Debian: apt install mosquitto-clients)"
@@ -102,7 +102,7 @@ need_board() {
         fail 'install the emulator of whole boards (Debian: apt install qemu-system-arm)'
 }
 
-# A Debian tree of an architecture to install packages in, made once: tree-arm64.
+# Makes a Debian tree of an architecture once, to install packages in: tree-arm64.
 make_tree() {
     local tree=$1 architecture=$2
     [ ! -x "$tree/usr/bin/dpkg" ] || return 0
@@ -110,7 +110,7 @@ make_tree() {
     printf 'sedge: making a Debian tree for %s in %s, once, in a few minutes\n' "$architecture" "$tree" >&2
     rm -rf "$tree.new"
     debootstrap --arch="$architecture" --variant=minbase --include=systemd,init-system-helpers bookworm "$tree.new" >&2 ||
-        fail 'the Debian tree could not be made: see the messages above'
+        fail 'debootstrap failed: see the messages above'
     mv "$tree.new" "$tree"
 }
 need_tree() { make_tree "$tools/bookworm" "$(dpkg --print-architecture)"; }

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Everything that must hold before a change is merged, cheapest first. `test.sh check` stops after the unit tests.
+# Runs all tests, cheapest first. `test.sh check` stops after the unit tests.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -16,14 +16,14 @@ stage() {
     awk -v name="$name" -v from="$start" -v to="$EPOCHREALTIME" 'BEGIN { printf "-- %s: %.1f s\n", name, to - from }'
 }
 
-# A cold run must end within an hour on two cores. Whoever comes too late for that is skipped, and those after it, until a warm
-# run; SEDGE_TEST_MINUTES=0 waits for all.
+# A cold run must end within an hour on two cores. A stage that would start too late is skipped with all later ones.
+# SEDGE_TEST_MINUTES=0 runs all.
 is_late=
 stage_before() {
     local minutes=$1
     shift
     if [ "${SEDGE_TEST_MINUTES:-}" != 0 ] && [ -n "${is_late:=$([ $((SECONDS - start)) -lt $((minutes * 60)) ] || echo yes)}" ]; then
-        printf '\n== %s\nskipped: NOT tested, because this run has taken %d minutes already; run it again, or with SEDGE_TEST_MINUTES=0\n' \
+        printf '\n== %s\nskipped: NOT tested, because this run already took %d minutes; run it again, or with SEDGE_TEST_MINUTES=0\n' \
             "$1" $(((SECONDS - start) / 60))
         return 0
     fi
@@ -37,7 +37,7 @@ documentation() {
 dependencies() {
     local deny=("$tools/bin/cargo-deny" --all-features)
     "${deny[@]}" check --hide-inclusion-graph bans licenses sources || return
-    # The advisory database is a git repository. A machine that cannot reach it may still test everything else; it says so.
+    # The advisory database is a git repository. If it is unreachable, this check is skipped with a message.
     local log status=0
     log=$("${deny[@]}" check advisories 2>&1) || status=$?
     if [ "$status" != 0 ] && grep -q 'failed to fetch advisory database' <<<"$log"; then
@@ -50,17 +50,17 @@ dependencies() {
     return "$status"
 }
 
-# The unit: no mistakes in it, and little that it is exposed to (Mosquitto's own has 9.6).
+# Checks the unit file for errors and its exposure level (Mosquitto's unit has 9.6).
 service() {
     local folder analyze=(systemd-analyze --no-pager)
-    # A key that it does not know is only a word on standard error; words about other units are not ours.
+    # Unknown keys are reported only on standard error. Messages about other units are ignored.
     verify() {
         local said status=0
         said=$("${analyze[@]}" --man=no verify "$1" 2>&1) || status=$?
         ! grep sedge <<<"$said" && return "$status"
     }
     folder=$(mktemp -d) || return
-    # Elsewhere than in the package the programs that it names are not there.
+    # Outside the package the program of the unit does not exist.
     sed "s,/usr/bin/sedge,$(command -v true)," systemd/sedge.service >"$folder/sedge.service" &&
         verify "$folder/sedge.service" &&
         "${analyze[@]}" security --offline=true --threshold=12 "$folder/sedge.service" >"$folder/report"
@@ -70,19 +70,19 @@ service() {
     return "$status"
 }
 
-# The package of this machine's own build: made, and where root may mount, installed, used and purged.
+# Builds the package for this machine. If root may mount, installs, runs and purges it.
 package() {
     local deb obstacle
     deb=$(cross/deb.sh '' dev) || return
     obstacle=$(cross/obstacle.sh tree) || return
     if [ -n "$obstacle" ]; then
-        printf 'skipped: the package was made and NOT installed, because %s\n' "$obstacle"
+        printf 'skipped: the package was built and NOT installed, because %s\n' "$obstacle"
         return 0
     fi
     cross/try-deb.sh "$deb" "$tools/bookworm"
 }
 
-# Those that `make test` has the time for; `make cross-all` makes the rest, and with the optimisations of what is shipped.
+# Targets that `make test` has time for. `make cross-all` builds all, with the optimisations of the shipped program.
 boards=(aarch64-unknown-linux-gnu armv7-unknown-linux-gnueabihf)
 
 board_programs() {
@@ -94,19 +94,19 @@ board_core() {
     local obstacle
     obstacle=$(cross/obstacle.sh tree-arm64 tree-armhf) || return
     if [ -n "$obstacle" ]; then
-        printf 'skipped: the programs for boards were made and NOT tested, because %s\n' "$obstacle"
+        printf 'skipped: the programs for boards were built and NOT tested, because %s\n' "$obstacle"
         return 0
     fi
     local programs=("${boards[@]/#/${CARGO_TARGET_DIR:-target}/}")
     scripts/foreign.sh "${programs[@]/%//cross/sedge}"
 }
 
-# The page for a Raspberry Pi, word by word, with the package of the stage before.
+# Runs the commands of the page for the Raspberry Pi, with the package of the previous stage.
 board_page() {
     local obstacle packages
     obstacle=$(cross/obstacle.sh tree-arm64) || return
     if [ -n "$obstacle" ]; then
-        printf 'skipped: docs/raspberry-pi.md was NOT followed, because %s\n' "$obstacle"
+        printf 'skipped: the commands of docs/raspberry-pi.md were NOT run, because %s\n' "$obstacle"
         return 0
     fi
     packages=$(ls -t target/debian/sedge_*_arm64.deb) || return
@@ -137,13 +137,13 @@ stage 'unit and property tests' cargo test --workspace --lib --bins
 stage 'runtime-only build: unit tests' cargo test --package sedge --lib --no-default-features
 stage 'documentation tests' cargo test --workspace --doc
 stage 'functions: tests' scripts/guests.sh test
-# Each test runs processes of its own; more at once than cores only makes them wait for each other.
+# Each test starts processes; more tests than cores would only wait for each other.
 stage 'black-box tests' cargo test --package sedge --test '*' -- --test-threads "${SEDGE_TEST_THREADS:-2}"
 stage 'package' package
 stage_before 36 'boards: programs' board_programs
 stage_before 46 'boards: black-box core' board_core
 stage_before 50 'boards: packages' cross/boards.sh cross full -- "${boards[@]}"
 stage_before 53 'boards: the page for a Raspberry Pi' board_page
-what='all of it'
-[ -z "$is_late" ] || what='all that was not skipped'
+what='everything'
+[ -z "$is_late" ] || what='everything that was not skipped'
 printf '\n== %s passed in %d min %d s\n' "$what" $(((SECONDS - start) / 60)) $(((SECONDS - start) % 60))
