@@ -1,6 +1,6 @@
 # The commands of the project. Continuous integration runs `make test`, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt guests bench cross cross-all deb boot clean
+.PHONY: help demo test check sim fmt guests bench cross cross-all deb boot clean
 SHELL := /bin/bash
 
 # In CI each checkout is new; compiled files are kept outside of it.
@@ -25,6 +25,9 @@ test: ## Run all tests. Must pass before a change is merged.
 
 check: ## The quick part of the tests: formats, lints, unit tests.
 	@scripts/test.sh check
+
+sim: ## Simulate boards with faults. ARGS="--seeds 10000"
+	@scripts/need.sh cargo cc && cargo run --quiet --release --package sedge-sim -- $(ARGS)
 
 fmt: ## Format the code.
 	cargo fmt --all
