@@ -1,5 +1,5 @@
-//! Small boards: little address space, little memory. What Sedge takes must fit where the sandbox's usual reservations do not
-//! (`sandbox/room_tests.rs` shows that they do not).
+//! Small boards: little address space, little memory. Sedge must fit where Wasmtime's default reservations do not (the tests of
+//! the sandbox show that).
 
 use std::path::Path;
 use std::process::Command;
@@ -15,10 +15,10 @@ use crate::harness::traffic::Traffic;
 use crate::harness::upstream::Upstream;
 use crate::harness::wire::Publish;
 
-/// What `ulimit -v` is told, in KiB: far less than the 512 GiB of addresses that a 64-bit board may have.
+/// Argument of `ulimit -v`, in KiB: far less than the 512 GiB of addresses of a 64-bit board.
 const ADDRESSES_KB: u64 = 600_000;
 const MEMORY_BYTES: u64 = 48 << 20;
-/// Daemon and worker have 7 MB of their own, and a compilation needs as much again.
+/// Daemon and worker have 7 MB of private memory, and a compilation needs another 7 MB.
 const TOO_LITTLE_TO_COMPILE_BYTES: u64 = 10 << 20;
 
 #[track_caller]
@@ -47,11 +47,10 @@ fn little_address_space_is_enough_to_start_compile_and_serve() {
     serves(&daemon, &broker, &upstream);
 }
 
-/// As an aarch64 board with 39 bits of virtual addresses has it. Only an emulator can be told so; on this machine's own
-/// processor the test above stands for it.
+/// An aarch64 board with 39 bits of virtual addresses. Only an emulator can be configured so; natively the test above covers it.
 #[test]
 fn it_serves_with_39_bits_of_addresses() {
-    // The fifth byte of a program says how wide its addresses are.
+    // The fifth byte of an ELF file is its class, 32 or 64 bits.
     if std::fs::read(board_program()).expect("read the program").get(4) == Some(&1) {
         println!("{} has 32 bits of addresses", board_program().display());
         return;
@@ -59,7 +58,7 @@ fn it_serves_with_39_bits_of_addresses() {
     let broker = Mosquitto::start();
     let cloud = Mosquitto::start();
     let upstream = Upstream::collect(cloud.port);
-    // The emulator of a worker process does not hear of it, since workers inherit no environment.
+    // Does not reach the emulator of worker processes, since workers inherit no environment.
     let setup = Setup::new(broker.url()).upstream(cloud.url()).function(&guest("count"));
     let mut daemon = Daemon::prepare(&setup.set("worker", "isolate = \"thread\""));
     let mut command = Command::new(board_program());
@@ -69,7 +68,7 @@ fn it_serves_with_39_bits_of_addresses() {
     serves(&daemon, &broker, &upstream);
 }
 
-/// Where the board's memory is 48 MB, the kernel's own share aside.
+/// A board with 48 MB of memory besides the kernel's.
 #[test]
 fn three_functions_run_under_load_in_48_megabytes() {
     let Some(cgroup) = MemoryCgroup::create(MEMORY_BYTES) else { return };
@@ -79,7 +78,7 @@ fn three_functions_run_under_load_in_48_megabytes() {
     let setup = Setup::new(broker.url()).upstream(cloud.url()).set("worker", "count = 1");
     let setup = setup.function(&guest("count")).function(&example("threshold-alert")).function(&example("anomaly"));
     let mut daemon = Daemon::prepare(&setup);
-    // The three are compiled there, too.
+    // The three functions are compiled there, too.
     let mut command = cgroup.command(&board_program());
     command.args(["run", "--config"]).arg(daemon.config());
     daemon.launch_as(command);
@@ -139,7 +138,7 @@ fn what_is_too_large_to_compile_is_refused_with_the_reason_and_the_daemon_goes_o
     assert!(served, "the function beside it is served: {}", daemon.counters());
 }
 
-/// `MemoryDenyWriteExecute=yes` of the unit, as the kernel has it since 6.3: inherited by all that is started.
+/// `MemoryDenyWriteExecute=yes` of the unit, by the kernel's own option (since 6.3), which children inherit.
 fn without_new_code(program: &Path) -> Command {
     let mut command = Command::new("perl");
     // PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN
@@ -156,7 +155,7 @@ fn it_serves_where_memory_that_was_written_is_never_executed() {
         eprintln!("skipped: this kernel, older than 6.3, cannot be asked for it, or there is no perl");
         return;
     }
-    // For one run by hand code is made in memory, so that this shows that the kernel would refuse it.
+    // `sedge invoke` makes code in memory, so this shows that the kernel refuses it.
     let count = guest("count");
     let by_hand = without_new_code(this).arg("invoke").arg(&count).args(["-t", "count/a", "-p", "1"]).output().unwrap();
     assert!(!by_hand.status.success(), "{}", String::from_utf8_lossy(&by_hand.stdout));

@@ -1,4 +1,4 @@
-//! Ways to be connected: encrypted and known, and several hosts at one broker.
+//! TLS, client certificates and passwords; several hosts at one broker; timers.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,13 +13,13 @@ use crate::harness::mosquitto::{Mosquitto, free_port};
 use crate::harness::upstream::Upstream;
 use crate::harness::wire::Publish;
 
-/// Of the user `board`: `correct horse`, as `mosquitto_passwd` writes it.
+/// Password file of the user `board` (`correct horse`), as written by `mosquitto_passwd`.
 const PASSWORDS: &str = "board:$7$101$O1Oa08i6KBYntNod$d212amMjQZODNChCmb3Q+6eEE9ndsLN1Za2dD6HjjVuhobWhJIFenQvf3WvM1MCQr5/1ibl+zTxrhbScgo66FQ==\n";
 
-/// Only the user `board` may hear what sensors say.
+/// Only the user `board` may read the topics of sensors.
 const RULES: &str = "topic write count/#\ntopic read up/#\n\nuser board\ntopic readwrite #\n";
 
-/// Made with openssl for `localhost`; shared with the tests of the webhook.
+/// Certificates for `localhost` made with openssl; shared with the tests of the webhook.
 fn certificate(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("src/forward/testdata").join(name)
 }

@@ -1,4 +1,4 @@
-//! Wrong input on the command line, in the configuration and in a function's folder.
+//! Invalid command lines, configurations and folders of functions.
 
 use std::fs;
 use std::process::{Command, Output};
@@ -9,7 +9,7 @@ fn sedge(arguments: &[&str]) -> Output {
     Command::new(SEDGE).args(arguments).output().expect("run sedge")
 }
 
-/// Exit code and stderr of a command on a configuration.
+/// Exit code and stderr of a command with a configuration.
 fn on_config(command: &str, toml: &str) -> (Option<i32>, String) {
     let folder = tempfile::tempdir().expect("make a folder");
     let path = folder.path().join("sedge.toml");
@@ -85,7 +85,7 @@ fn a_module_that_cannot_run_is_refused_with_the_reason() {
     assert!(says.contains("not WebAssembly"), "{says}");
     let says = refused(b"\0asm\x01\0\0\0");
     assert!(says.contains("component"), "{says}");
-    // A component that exports nothing.
+    // A component without exports.
     let says = refused(b"\0asm\x0d\0\x01\0");
     assert!(says.contains("handle"), "{says}");
 }

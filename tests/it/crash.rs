@@ -14,7 +14,7 @@ fn nothing_is_lost_or_doubled_when_the_daemon_is_killed_20_times_under_load() {
     let mut site = Site::start();
     let traffic = Traffic::start(site.broker.port, 20);
     for blow in 0..BLOWS {
-        // A different distance each time, so that the blows fall on different moments of a batch.
+        // A different distance each time, so that kills hit different moments of a batch.
         site.progress(50 + blow * 37 % 200);
         site.daemon.kill();
         site.daemon.resume();
@@ -39,7 +39,7 @@ fn nothing_is_lost_or_doubled_when_a_worker_is_killed_20_times_under_load() {
             now.len() == workers.len() && !now.contains(&victim)
         });
         assert!(replaced, "worker {victim} of {workers:?} was not replaced: {:?}", site.daemon.workers());
-        // A message that is there when its worker dies a second time is the one to blame, and these are all innocent.
+        // A message during which the worker dies a second time would be considered the cause, and none of these is.
         let under_way = site.daemon.metric("sedge_messages_received_total");
         let done = eventually(Duration::from_secs(20), || {
             site.daemon.metric("sedge_messages_acknowledged_total") >= under_way

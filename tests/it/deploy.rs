@@ -1,4 +1,4 @@
-//! Pushing functions to the real program: orders good and bad, made with its own library, and its own command line.
+//! Pushes to the real program, with valid and invalid orders made by its own library and by its command line.
 
 mod bad_input;
 mod code;
@@ -30,15 +30,15 @@ use crate::harness::mosquitto::Mosquitto;
 use crate::harness::upstream::Upstream;
 use crate::harness::wire::{Hello, Publish};
 
-/// The function that is pushed. It says under `said/<label>` which version of it handled a message.
+/// The function that is pushed. Publishes under `said/<label>` which version handled a message.
 const FUNCTION: &str = "edition";
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Small, so that a module is several pieces.
+/// Small, so that a module has several chunks.
 const CHUNK: u32 = 4096;
 
 /// A broker, a board that runs version 1 of the function from a folder, and the key that it trusts.
 struct Yard {
-    // Before the broker that it talks to.
+    // Dropped before its broker.
     daemon: Daemon,
     reports: Upstream,
     said: Upstream,
@@ -89,7 +89,7 @@ impl Yard {
         self.await_report(|report| report.active.is_some());
     }
 
-    /// An order for the next version, which says `v<serial>`.
+    /// An order for the next version, with the label `v<serial>`.
     fn install(&self, serial: u64) -> Order {
         self.install_of(serial, &self.module(), |_| {})
     }
@@ -124,7 +124,7 @@ impl Yard {
         std::fs::read(guest(FUNCTION).join("edition.wasm")).expect("read the component")
     }
 
-    /// Another module that does the same: a custom section tells them apart.
+    /// Another module with the same behaviour, distinguished by a custom section.
     fn other_module(&self, tag: u8) -> Vec<u8> {
         let mut wasm = self.module();
         wasm.extend([0, 5, 3, b't', b'a', b'g', tag]);
@@ -139,7 +139,7 @@ impl Yard {
         self.send_bytes(order, self.sign(order));
     }
 
-    /// To where the order says that it belongs.
+    /// Publishes to the target of the order.
     fn send_bytes(&self, order: &Order, envelope: impl Into<Vec<u8>>) {
         self.retain(&Topics::new("sedge").deploy(&order.target, &order.function), envelope);
     }
@@ -179,7 +179,7 @@ impl Yard {
         of_it.map(|message| Report::parse(&message.payload).expect("a report can be read")).collect()
     }
 
-    /// Waits until the latest report is like that.
+    /// Waits until the latest report meets a condition.
     #[track_caller]
     fn await_report(&self, wanted: impl Fn(&Report) -> bool) -> Report {
         self.await_report_of(FUNCTION, wanted)
@@ -201,19 +201,19 @@ impl Yard {
         self.await_report(|report| report.serial == Some(serial) && report.state == state)
     }
 
-    /// Waits until it is active, and sees that it serves.
+    /// Waits until it is active, and checks that it serves.
     #[track_caller]
     fn await_active(&self, serial: u64) {
         let serves =
             |it: &Report| it.serial == Some(serial) && [DeployState::Trial, DeployState::Active].contains(&it.state);
         self.await_report(serves);
-        // Which ends the trial as well.
+        // This also ends the trial.
         self.serves(&format!("v{serial}"));
         let report = self.await_state(serial, DeployState::Active);
         assert_eq!(report.active.map(|active| active.version.serial), Some(serial));
     }
 
-    /// One message is handled, by this version and no other.
+    /// Checks that one message is handled by this version and no other.
     #[track_caller]
     fn serves(&self, label: &str) {
         self.asked.set(self.asked.get() + 1);
@@ -228,7 +228,7 @@ impl Yard {
         assert_eq!(answers(), [format!("said/{label}")]);
     }
 
-    /// The order was refused for this reason, in words that hold `says`, and version 1 goes on.
+    /// Checks that the order was refused for this reason, with an error that contains `says`, and that version 1 still serves.
     #[track_caller]
     fn refused(&self, reason: Reason, says: &str) {
         self.refused_beside(reason, says, 1);
@@ -248,7 +248,7 @@ impl Yard {
         self.folder.path().join("ops.pem")
     }
 
-    /// A copy of the function's folder that says `label`, with changes to its manifest.
+    /// A copy of the function's folder with another label and changes to its manifest.
     fn source(&self, label: &str, change: impl FnOnce(String) -> String) -> PathBuf {
         let dir = self.folder.path().join(label);
         std::fs::create_dir_all(&dir).expect("make a folder for the function");
@@ -261,7 +261,7 @@ impl Yard {
         dir
     }
 
-    /// The program's own command line, for this board.
+    /// A command of the program for this board.
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(SEDGE);
         command.args(arguments).args(["--broker", &self.broker.url()]).stdin(Stdio::null());
@@ -275,7 +275,7 @@ impl Yard {
         command
     }
 
-    /// Exit code, and the JSON object that it prints.
+    /// Exit code and JSON output of a command.
     #[track_caller]
     fn ask(&self, arguments: &[&str]) -> (Option<i32>, Value) {
         let output = self.command(arguments).arg("--json").output().expect("run sedge");

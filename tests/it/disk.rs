@@ -1,4 +1,4 @@
-//! A disk that is full or cannot be written. Needs a mount namespace: root's, or one that the kernel gives to every user.
+//! A disk that is full or read-only. Needs a mount namespace: as root, or a user namespace.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -13,7 +13,7 @@ use crate::harness::ledger::Ledger;
 use crate::harness::mosquitto::Mosquitto;
 use crate::harness::upstream::Upstream;
 
-/// `unshare` with what this user needs to mount something for itself.
+/// `unshare` with the options that this user needs to mount.
 pub fn unshare() -> Option<Command> {
     let flags = if rustix::process::getuid().is_root() { "-m" } else { "-rm" };
     let works = Command::new("unshare").args([flags, "mount", "-t", "tmpfs", "none", "/mnt"]).output();
@@ -26,7 +26,7 @@ pub fn unshare() -> Option<Command> {
     Some(command)
 }
 
-/// The daemon with a data folder that is a file system of its own with these options.
+/// The daemon with its data folder on a separate file system with these mount options.
 pub fn on_mount(mut unshare: Command, daemon: &Daemon, options: &str) -> Command {
     unshare
         .args(["sh", "-c", r#"mount -t tmpfs -o "$1" none "$2" && shift 2 && exec "$@""#, "sh", options])
@@ -58,7 +58,7 @@ fn a_full_disk_stops_the_intake_is_reported_and_loses_nothing() {
     daemon.wait_ready(Duration::from_secs(30));
     broker.await_daemon();
 
-    // With upstream away everything stays in the outbox, which soon needs room that is not there.
+    // Upstream is unreachable, so the outbox fills the disk.
     cloud.stop();
     let filler = inside(&daemon).join("filler");
     let mut file = File::create(&filler).unwrap();
@@ -102,7 +102,7 @@ fn a_data_folder_that_cannot_be_written_is_named_and_nothing_is_taken() {
     let data = daemon.data().display().to_string();
     assert!(eventually(Duration::from_secs(20), || daemon.log().contains(&data)), "log:\n{}", daemon.log());
     assert_ne!(daemon.get("/readyz").map(|(status, _)| status), Some(200));
-    // Not 78: the next attempt may find it mounted for writing.
+    // Not 78: a restart may find it mounted for writing.
     assert_eq!(daemon.wait_end(Duration::from_secs(20)).code(), Some(1));
     assert!(daemon.log().contains("mount it for writing, or name another node.data_dir"), "{}", daemon.log());
     daemon.resume();

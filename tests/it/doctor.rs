@@ -1,4 +1,4 @@
-//! `sedge doctor` and the brokers and boards that it looks at.
+//! `sedge doctor` with various brokers and boards.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -25,7 +25,7 @@ impl Findings {
         Self { code: output.status.code(), all }
     }
 
-    /// What of this check came out so, each as one text with its mend.
+    /// Findings of a check with this verdict, each as one text with its fix.
     fn that(&self, check: &str, verdict: &str) -> Vec<String> {
         let these = self.all.iter().filter(|it| it["check"] == check && it["verdict"] == verdict);
         these.map(|it| format!("{}; {}", it["what"], it["mend"])).collect()

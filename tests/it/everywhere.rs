@@ -1,5 +1,5 @@
-//! What must hold on every processor that Sedge runs on. `scripts/foreign.sh` runs these for programs of other processors,
-//! named by SEDGE_BINARY; otherwise this machine's own program is held against itself.
+//! Behaviour that is the same on every processor. `scripts/foreign.sh` runs these tests with programs for other processors,
+//! named by SEDGE_BINARY; otherwise this machine's program is compared with itself.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -53,7 +53,7 @@ fn nothing_is_lost_or_doubled_when_daemon_and_worker_are_killed() {
     assert_eq!(site.daemon.metric("sedge_dead_letters_total"), 0.0);
 }
 
-/// One message through one function: everything but the time that it took.
+/// Result of one function on one message, without the duration.
 fn invoke(program: &Path, function: &Path, topic: &str, payload: &[u8], state: &[(&str, &str)]) -> Value {
     let folder = tempfile::tempdir().expect("make a folder");
     let file = folder.path().join("payload");
@@ -73,11 +73,11 @@ fn invoke(program: &Path, function: &Path, topic: &str, payload: &[u8], state: &
     run
 }
 
-/// Limits, errors, fuel, memory: all figures are counted by the sandbox and none of them is measured.
+/// Limits, errors, fuel, memory: all of them are counted by the sandbox, not measured.
 #[test]
 fn whatever_a_function_does_ends_the_same_with_the_same_figures() {
     let folder = tempfile::tempdir().unwrap();
-    // Fuel is to end it, not the clock of an emulated board.
+    // Fuel must end it, not the deadline of an emulated board.
     let function = variant(&guest("misbehave"), folder.path(), "everywhere", "misbehave/#", |manifest| {
         manifest.replace("timeout_ms = 5_000", "timeout_ms = 120_000")
     });
@@ -114,7 +114,7 @@ fn floating_point_rounds_the_same() {
     }
 }
 
-/// What the sensors of a small house say in a day: some of it runs hot, some of it is binary, some of it is no sense at all.
+/// Messages of a small house's sensors in a day: some too hot, some binary, some invalid.
 fn day() -> Vec<Publish> {
     let mut said = Vec::new();
     for minute in 0..400_i32 {
@@ -136,13 +136,13 @@ fn day() -> Vec<Publish> {
     said
 }
 
-/// The payloads that went upstream and to the local broker, by topic, in order.
+/// Payloads sent upstream and to the local broker, by topic, in order.
 fn live(program: PathBuf) -> BTreeMap<String, Vec<String>> {
     let broker = Mosquitto::start();
     let upstream = Upstream::collect_filter(broker.port, "upstream", "up/#");
     let published = Upstream::collect_filter(broker.port, "neighbour", "derived/#");
     let setup = Setup::new(broker.url()).upstream(broker.url()).set("upstream", "topic_prefix = \"up/\"");
-    // Folding goes by the clock.
+    // Folding depends on the clock.
     let setup = setup.set("upstream", "fold_secs = 0");
     let setup = EXAMPLES.iter().fold(setup, |setup, name| setup.function(&example(name)));
     let mut daemon = Daemon::prepare_program(program, &setup);
@@ -151,7 +151,7 @@ fn live(program: PathBuf) -> BTreeMap<String, Vec<String>> {
     let day = day();
     let count = day.len() as f64;
     broker.client("house").publish_all(day).expect("publish");
-    // Of what `decode` publishes the daemon hears as well.
+    // The daemon also receives the publications of `decode`.
     let done = eventually(Duration::from_secs(30), || {
         let derived = daemon.metric_with("sedge_function_outputs_total", "kind=\"publish\"");
         daemon.metric("sedge_messages_acknowledged_total") >= count + derived && derived >= 80.0
@@ -160,7 +160,7 @@ fn live(program: PathBuf) -> BTreeMap<String, Vec<String>> {
     let sent = eventually(Duration::from_secs(30), || daemon.metric("sedge_outbox_records") == 0.0);
     assert!(sent, "not all of it is upstream:\n{}", daemon.counters());
     assert!(daemon.metric("sedge_dead_letters_total") > 0.0, "what makes no sense is a dead letter");
-    // Behind all the rest.
+    // After all others.
     broker.client("hand").publish(Publish::new("up/end", "")).expect("publish");
     let ended = || upstream.received().iter().any(|message| message.topic == "up/end");
     assert!(eventually(Duration::from_secs(10), ended), "the broker keeps something back");
@@ -176,7 +176,7 @@ fn live(program: PathBuf) -> BTreeMap<String, Vec<String>> {
     by_topic
 }
 
-/// With the topic that it is about, since order is kept within each of those, and without the time, which its envelope says.
+/// An alert with its topic, since order holds per topic, and without its time.
 fn alert(message: &Publish) -> (String, String) {
     let mut alert: Value = serde_json::from_slice(&message.payload).expect("an alert is JSON");
     alert.as_object_mut().expect("an alert is an object").remove("at_ms").expect("it says when it was");

@@ -1,4 +1,4 @@
-//! What a function gets because its manifest asks, inside the walls of its worker.
+//! Interfaces that a function gets because its manifest asks, inside the worker's sandbox.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 

@@ -1,4 +1,4 @@
-//! A function that misbehaves loses that message, and nothing else happens.
+//! A function that misbehaves costs its message and nothing else.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::harness::mosquitto::Mosquitto;
 use crate::harness::upstream::Upstream;
 use crate::harness::wire::Publish;
 
-/// What the payload asks for, and the reasons that the dead letter may have.
+/// Payloads, and the reasons that their dead letter may have.
 const MISBEHAVIOUR: [(&str, &[&str]); 11] = [
     ("loop", &["fuel"]),
     ("trap", &["trap"]),
@@ -19,7 +19,7 @@ const MISBEHAVIOUR: [(&str, &[&str]); 11] = [
     ("recurse", &["trap"]),
     ("output", &["output"]),
     ("outputs", &["output"]),
-    // A gigabyte of log: whichever limit comes first.
+    // A gigabyte of log: any of several limits may come first.
     ("log", &["fuel", "deadline", "output"]),
     ("reject because", &["rejected"]),
     ("retry 1000", &["retries-exhausted"]),

@@ -1,9 +1,8 @@
-//! Black-box tests: the real program, a real Mosquitto, processes of their own on loopback ports of their own.
+//! Black-box tests: the real program and a real Mosquitto, as separate processes on separate loopback ports.
 //!
-//! They know the program by its command line, its configuration, its topics, its metrics and its exit codes, and nothing of
-//! its inside; `architecture` reads its source and runs nothing.
+//! They use only its command line, configuration, topics, metrics and exit codes.
 
-#[allow(dead_code, reason = "the bench uses it too, and each of the two uses a part")]
+#[allow(dead_code, reason = "shared with the benchmark; each uses a part")]
 mod harness;
 
 mod boards;

@@ -1,4 +1,4 @@
-//! What an operator does, against a real broker and boards that are played by the tests.
+//! The operator's commands, with a real broker and simulated boards.
 
 mod board;
 mod line;
@@ -20,7 +20,7 @@ use crate::harness::wire::Publish;
 use board::{Board, Manner, retained};
 use line::Line;
 
-/// A broker, a function that is built, and a key.
+/// A broker, a compiled function, and a key.
 struct Office {
     broker: Mosquitto,
     folder: tempfile::TempDir,
@@ -49,7 +49,7 @@ impl Office {
         Board::start(self.broker.port, node, &self.public_key(), manner)
     }
 
-    /// A command with broker, key and a short patience, and the JSON object that it prints.
+    /// Runs a command with broker, key and a short timeout, and returns its JSON output.
     fn ask(&self, arguments: &[&str]) -> (Option<i32>, Value) {
         let (code, answer, _) = self.ask_through(self.broker.port, arguments);
         (code, answer)
@@ -78,7 +78,7 @@ impl Office {
         self.ask(&all)
     }
 
-    /// What the broker keeps of the function's module.
+    /// Chunks of the function's module that the broker retains.
     fn chunks(&self) -> usize {
         retained(self.broker.port, "sedge/blob/+/+").len()
     }
@@ -144,7 +144,7 @@ fn the_reason_of_a_refusal_ends_it() {
     assert_eq!((&fate["state"], &fate["reason"]), (&json!("rejected"), &json!("over-limit")));
     assert_eq!(fate["error"], "it wants too much fuel");
 
-    // And for a person.
+    // Output for people.
     let url = office.broker.url();
     let (dir, key) = (text(&office.function), text(&office.key));
     let output = run(&["push", dir, "--node", "pump-3", "--broker", &url, "--key", key, "--timeout", "30"]);
@@ -299,7 +299,7 @@ fn a_dry_run_shows_topics_limits_and_permissions_and_changes_nothing() {
     ]);
     assert_eq!(answer["nodes"][0]["changes"], expected);
 
-    // Without a key, and for a person.
+    // Without a key, output for people.
     let url = office.broker.url();
     let output = run(&["push", text(&office.function), "--node", "pump-3", "--broker", &url, "--dry-run"]);
     let says = String::from_utf8_lossy(&output.stdout).into_owned();

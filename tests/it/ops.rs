@@ -1,4 +1,4 @@
-//! What a person and their tools do with a running daemon.
+//! Operation of a running daemon: signals, systemd, metrics, dead letters.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -88,7 +88,7 @@ fn systemd_is_told_of_start_reload_and_end_and_hears_from_the_loop() {
     socket.set_read_timeout(Some(Duration::from_secs(30))).expect("set the patience");
     let hear = |word: &str| {
         let mut heard = Vec::new();
-        // The heartbeat goes on meanwhile.
+        // The heartbeat continues meanwhile.
         while heard.len() < 60 {
             let mut message = [0; 512];
             let len = socket.recv(&mut message).unwrap_or_else(|error| panic!("no {word}: {error}; {heard:?}"));

@@ -1,4 +1,4 @@
-//! Brokers go away and come back.
+//! Restarts and outages of the brokers.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ fn nothing_is_lost_or_doubled_when_the_broker_restarts_5_times() {
     let mut site = Site::start();
     let mut ledger = Ledger::default();
     for _ in 0..5 {
-        // More than a window, so that the broker goes down with messages under way, and others queued behind them.
+        // More than a window, so that the broker stops with messages in flight and others queued.
         site.broker.client("sensors").publish_all(ledger.batch(10, 3000)).unwrap();
         site.broker.restart();
     }

@@ -1,4 +1,4 @@
-//! The harness against Mosquitto alone: a checker that is not checked proves nothing.
+//! Tests of the harness itself, with Mosquitto alone.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -33,7 +33,7 @@ fn a_collector_gets_all_that_is_published_in_order_across_a_restart() {
     broker.client("sensor").publish_all(numbered(0..5000)).unwrap();
     broker.restart();
     broker.client("sensor").publish_all(numbered(5000..6000)).unwrap();
-    // What was under way when the broker stopped comes twice.
+    // Messages in flight when the broker stopped arrive twice.
     let missing = || {
         let received = collector.received();
         let arrived: BTreeSet<u32> = received.iter().map(|message| message.text().parse().unwrap()).collect();
@@ -78,7 +78,7 @@ fn sent(count: usize) -> Ledger {
     ledger
 }
 
-/// What the checker says about these records of `count/s0`, as sequence, count and id.
+/// Violations that the checker reports for records of `count/s0`, given as sequence, count and id.
 fn verdict(count: usize, records: &[(u64, u64, &str)]) -> Option<String> {
     let received: Vec<_> = records.iter().map(|(s, c, id)| record("count/s0", *s, *c, id)).collect();
     let caught = std::panic::catch_unwind(|| sent(count).check(&received));

@@ -1,4 +1,4 @@
-//! What a receiver upstream does with records, and what becomes of them.
+//! Receivers upstream that decline, refuse or fail.
 
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,7 @@ fn a_topic_that_upstream_does_not_allow_holds_up_its_stream_for_a_while_and_then
     let acl = tempfile::NamedTempFile::new().unwrap();
     let rules = ["topic read #", "topic write sedge/board/gaps", "topic write sedge/board/count/good"];
     std::fs::write(acl.path(), rules.join("\n")).unwrap();
-    // Mosquitto 2.0.11 closes the connection over a denied publish where the queue is without limit.
+    // Mosquitto 2.0.11 closes the connection on a denied publish if its queue has no limit.
     let cloud = Mosquitto::start_with(&format!("max_queued_messages 10000\nacl_file {}", acl.path().display()));
     let upstream = Upstream::collect(cloud.port);
     let setup = Setup::new(broker.url()).upstream(cloud.url()).function(&guest("count"));
@@ -48,7 +48,7 @@ fn a_topic_that_upstream_does_not_allow_holds_up_its_stream_for_a_while_and_then
 #[test]
 fn a_webhook_gets_every_record_in_order_with_its_attributes_and_one_that_it_fails_over_again() {
     let broker = Mosquitto::start();
-    // Not yet, then a failure over one record, then all is well.
+    // First unavailable, then a failure on one record, then success.
     let webhook = Webhook::start(|_, call| match call {
         1 => Some(503),
         4 => Some(500),
@@ -58,7 +58,7 @@ fn a_webhook_gets_every_record_in_order_with_its_attributes_and_one_that_it_fail
     let daemon = Daemon::start(&setup);
     broker.await_daemon();
     broker.client("sensor").publish_all((1..=20).map(|n| Publish::new("count/a", n.to_string()))).unwrap();
-    // 20 records and an alert for every tenth.
+    // 20 records, and an alert for every tenth.
     let all = eventually(Duration::from_secs(20), || webhook.taken().len() == 22);
     assert!(all, "{:?}; log:\n{}", webhook.taken(), daemon.log());
     let taken = webhook.taken();

@@ -1,4 +1,4 @@
-//! Every way in which a push can be wrong: the working version goes on, and the report names the cause.
+//! Invalid pushes: the active version keeps serving, and the report names the cause.
 
 use std::fs::{self, File};
 use std::io::Write as _;
@@ -70,12 +70,12 @@ fn a_key_for_other_topics_is_refused() {
 fn any_flipped_byte_of_the_envelope_is_refused() {
     let yard = Yard::start();
     let order = yard.install(2);
-    // The key's id is a hint that nobody signs: without it every byte counts.
+    // The key id is an unsigned hint; without it every byte is signed.
     let mut envelope: Value = serde_json::from_slice(&yard.sign(&order)).unwrap();
     envelope["signatures"][0].as_object_mut().unwrap().remove("keyid");
     let envelope = serde_json::to_vec(&envelope).unwrap();
     let topic = Topics::new("sedge").deploy(&order.target, FUNCTION);
-    // All of the frame, and samples of the payload.
+    // Every byte of the envelope, and samples of the payload.
     let places: Vec<usize> =
         (0..envelope.len()).filter(|place| place % 29 == 0 || *place < 60 || *place + 140 > envelope.len()).collect();
     let mut refused = 0.0;
@@ -94,7 +94,7 @@ fn any_flipped_byte_of_the_envelope_is_refused() {
     assert!([Some(Reason::BadEnvelope), Some(Reason::UnknownKey)].contains(&report.reason), "{report:?}");
     yard.serves("v1");
 
-    // As it was it is good.
+    // The unchanged order is accepted.
     yard.send_chunks(&yard.module());
     yard.publish(Publish::new(&topic, envelope));
     yard.await_active(2);
@@ -149,7 +149,7 @@ fn a_truncated_push_ends_in_time() {
     }
     yard.send(&yard.install_of(2, &wasm, |_| {}));
     yard.refused(Reason::Truncated, &format!("{} of {chunks} chunks arrived", chunks - 1));
-    // The same order again is known; a new one goes on from what came.
+    // The same order again is known; a new one continues with the chunks on disk.
     yard.send_chunk(&wasm, chunks - 1, &chunk(&wasm, chunks - 1));
     yard.send(&yard.install_of(3, &wasm, |_| {}));
     yard.await_active(3);
@@ -238,7 +238,7 @@ fn a_serial_near_the_end_does_not_lock_the_function_out() {
     yard.await_report(|it| it.state == DeployState::Active && it.serial > Some(2));
 }
 
-/// The board's clock is synchronised, or is not, whatever this machine's is.
+/// Sets whether the board's clock counts as synchronised, independent of this machine's.
 fn with_clock(is_synced: bool, order: impl FnOnce(&Yard) -> Order) -> Option<(Yard, Order)> {
     let mut unshare = unshare()?;
     let mut yard = Yard::prepare(|setup| setup);
@@ -271,13 +271,13 @@ fn an_expired_order_is_refused() {
 #[test]
 fn a_board_without_the_time_refuses_what_expired_before_the_latest_order() {
     let Some((yard, order)) = with_clock(false, |yard| expired(yard.install(2))) else { return };
-    // Nothing says that it is too old.
+    // The board cannot tell that it is too old.
     yard.send_chunks(&yard.module());
     yard.send(&order);
     yard.await_active(2);
     yard.send(&yard.install(3));
     yard.await_active(3);
-    // Now something does.
+    // Now it can.
     yard.send(&expired(yard.install(4)));
     yard.refused_beside(Reason::Expired, "before the latest order", 3);
 }
@@ -291,11 +291,11 @@ fn an_order_for_another_board_or_group_is_refused() {
         yard.retain(&topic, yard.sign(&order));
         yard.refused(Reason::WrongTarget, &format!("signed for {target}"));
     }
-    // And for another function.
+    // An order for another function.
     let order = Order { function: "other".into(), ..yard.install(2) };
     yard.retain(&topic, yard.sign(&order));
     yard.refused(Reason::WrongTarget, "function other");
-    // Of a group that it does not belong to it hears nothing.
+    // The board does not subscribe to groups that it is not in.
     yard.send(&Order { target: Target::Group("fans".into()), ..yard.install(2) });
     yard.serves("v1");
     assert_eq!(yard.daemon.metric("sedge_deploy_orders_accepted_total"), 0.0);
@@ -305,7 +305,7 @@ fn an_order_for_another_board_or_group_is_refused() {
 fn a_manifest_with_the_module_of_another_order_is_refused() {
     let yard = Yard::start_with(|setup| setup.set("deploy", "receive_timeout_secs = 2"));
     let (wasm, other) = (yard.other_module(b'a'), yard.other_module(b'b'));
-    // What is said to be the one module is the other.
+    // The content of one module under the digest of the other.
     let ours = digest(&wasm);
     for (index, piece) in other.chunks(CHUNK as usize).enumerate() {
         yard.retain(&Topics::new("sedge").blob(&ours, index as u32), piece);
@@ -329,7 +329,7 @@ fn a_function_that_would_hear_itself_is_refused() {
 #[test]
 fn a_module_for_another_world_is_refused() {
     let yard = Yard::start();
-    // A component without exports, and no WebAssembly at all.
+    // A component without exports, and a file that is not WebAssembly.
     for (serial, wasm) in [(2, b"\0asm\x0d\0\x01\0".to_vec()), (3, vec![7; 5000])] {
         yard.send_chunks(&wasm);
         yard.send(&yard.install_of(serial, &wasm, |_| {}));
@@ -339,14 +339,14 @@ fn a_module_for_another_world_is_refused() {
     }
 }
 
-/// The function's component with a core module beside it whose only function is this long, and cheap to write down.
+/// The function's component and a core module with one long function that compresses to few bytes.
 fn bomb(component: &[u8], rounds: usize) -> Vec<u8> {
     let section = |id: u8, body: &[u8], out: &mut Vec<u8>| {
         out.push(id);
         varint(body.len(), out);
         out.extend(body);
     };
-    // (local i64): local = local * local + local, again and again.
+    // (local i64): local = local * local + local, repeated.
     let mut code = vec![1, 1, 0x7e];
     for _ in 0..rounds {
         code.extend([0x20, 0, 0x20, 0, 0x20, 0, 0x7e, 0x7c, 0x21, 0]);
@@ -375,7 +375,7 @@ fn a_compile_bomb_is_refused() {
         yard.send_chunk(&wasm, index as u32, piece);
     }
     yard.send(&order);
-    // What is allowed and still takes the compiler long is ended by its time and memory: seen to beside the deployer.
+    // Permitted modules that take too long to compile are tested with the deployer.
     yard.refused(Reason::InvalidModule, "bytes in one function body, the limit is");
 }
 
@@ -391,7 +391,7 @@ fn two_pushes_at_once_end_with_the_later_one() {
     let report = yard.await_report(|it| it.state == DeployState::Active && it.serial == serial);
     let label = report.active.unwrap().manifest["config"]["label"].as_str().unwrap().to_owned();
     yard.serves(&label);
-    // In one millisecond both may have drawn the same serial: then the board takes one, and the other's operator is told.
+    // Both may have the same serial if started in the same millisecond: then the board accepts one, and the other push fails.
     let winners = if first.1["serial"] == last.1["serial"] { &answers[..] } else { std::slice::from_ref(last) };
     assert_eq!(winners.iter().filter(|(code, _)| *code == Some(0)).count(), 1, "{answers:?}");
 }
@@ -417,7 +417,7 @@ fn a_full_disk_holds_a_push_up_and_no_more() {
     yard.await_board();
     let filler = inside(&yard.daemon).join("filler");
     let mut wasm = yard.module();
-    // A custom section that makes it a megabyte.
+    // A custom section that enlarges the module to 1 MB.
     let tail = vec![7; 1 << 20];
     let mut section = vec![3, b'b', b'i', b'g'];
     section.extend(&tail);
@@ -429,7 +429,7 @@ fn a_full_disk_holds_a_push_up_and_no_more() {
     let mut file = File::create(&filler).unwrap();
     while file.write_all(&[0; 65_536]).is_ok() {}
     drop(file);
-    // What the store needs to go on is there: only the module has no room.
+    // The store has enough room to continue; only the module has not.
     File::options()
         .write(true)
         .open(&filler)

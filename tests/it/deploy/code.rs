@@ -1,5 +1,5 @@
-//! Code that was compiled elsewhere, through the real program: compiled, pushed, run, and refused. What is compiled for this
-//! machine stands for what a laptop compiles for a board; a full build takes it when an order or a folder brings nothing else.
+//! Native code through the real program: compiled, pushed, run, and refused. Code for this machine stands for code that a PC
+//! compiles for a board; a full build accepts it when an order or a folder has no component.
 
 use std::fs;
 use std::path::Path;
@@ -20,7 +20,7 @@ use crate::harness::guest::guest;
 
 const TARGET: Isa = Isa::HOST.expect("the tests run where code is compiled for");
 
-/// A board whose key may send code.
+/// A board whose key may send native code.
 fn yard() -> Yard {
     Yard::start_with(|setup| setup.set("deploy.keys.ops", "native_code = true"))
 }
@@ -29,7 +29,7 @@ fn compile(dir: &Path, arguments: &[&str]) -> Output {
     Command::new(SEDGE).arg("compile").arg(dir).args(arguments).output().expect("run sedge compile")
 }
 
-/// What `sedge compile` makes of the function in a folder.
+/// Output of `sedge compile` for the function in a folder.
 fn artefact(yard: &Yard, dir: &Path) -> Bytes {
     let file = yard.folder.path().join("out.code");
     let output = compile(dir, &["--target", TARGET.as_str(), "--output", file.to_str().expect("a path in UTF-8")]);
@@ -37,7 +37,7 @@ fn artefact(yard: &Yard, dir: &Path) -> Bytes {
     fs::read(file).expect("read what was compiled").into()
 }
 
-/// An order that brings this file, as code for `abi`.
+/// An order with this file, as code for `abi`.
 fn install(yard: &Yard, serial: u64, abi: Abi, file: &[u8]) -> Order {
     let mut order = yard.install(serial);
     if let OrderChange::Install(install) = &mut order.change {
@@ -71,7 +71,7 @@ fn code_from_the_command_line_serves_and_survives_a_restart() {
     let output = yard.command(&["status"]).output().unwrap();
     assert!(String::from_utf8_lossy(&output.stdout).contains("native code"), "{output:?}");
 
-    // The same is compiled to the same, so nothing is sent again.
+    // Compiling is deterministic, so nothing is sent again.
     let (code, again) = yard.ask(&push);
     assert_eq!((code, &again["serial"], &again["chunks"]["sent"]), (Some(0), &answer["serial"], &json!(0)), "{again}");
 
@@ -94,7 +94,7 @@ fn a_key_without_the_permission_sends_no_code() {
     let (code, answer) = yard.ask(&["push", dir.to_str().unwrap(), "--code", TARGET.as_str(), "--code-only"]);
     assert_eq!((code, &answer["nodes"][0]["reason"]), (Some(1), &json!("code-not-allowed")), "{answer}");
     yard.serves("v1");
-    // With the module beside it a board with a compiler has no use for the code.
+    // With the module in the order, a board with a compiler ignores the code.
     let (code, answer) = yard.ask(&["push", dir.to_str().unwrap(), "--code", TARGET.as_str()]);
     assert_eq!(code, Some(0), "{answer}");
     yard.serves("v2");
@@ -121,7 +121,7 @@ fn code_for_other_boards_and_other_versions_is_refused() {
         yard.send(&install(&yard, serial, other.clone(), &file));
         yard.refused(Reason::NoCode, &format!("the order brings {other}"));
     }
-    // What the order says is right, and what the file says is not.
+    // The order is right, the header of the file is not.
     let mut text = file.to_vec();
     let end = text.iter().skip(14).position(|byte| *byte == b'\n').unwrap();
     let header = String::from_utf8(text.splice(..14 + end, []).collect()).unwrap();
@@ -148,7 +148,7 @@ fn code_that_is_none_leaves_the_version_before_at_work() {
         (fake(vec![0x90; 100_000].into()), Reason::NotLoaded),
         (cut(2), Reason::NotLoaded),
         (cut(100), Reason::NotLoaded),
-        // The header lies about the class: the engine looks again.
+        // The header has the wrong class: the engine checks again.
         (fake(large.bytes), Reason::NotLoaded),
     ];
     let workers = yard.daemon.workers();

@@ -16,7 +16,7 @@ use crate::harness::eventually;
 fn a_key_that_a_reload_takes_away_stops_working_at_once() {
     let yard = Yard::start();
     let wasm = yard.other_module(b'k');
-    // One is under way while its key goes.
+    // One order is in progress when its key is removed.
     yard.send(&yard.install_of(2, &wasm, |_| {}));
     yard.await_state(2, DeployState::Receiving);
 
@@ -96,7 +96,7 @@ fn orders_of_a_revoked_key_that_were_carried_out_are_no_news() {
     yard.send_chunks(&yard.module());
     yard.send(&yard.install(2));
     yard.await_active(2);
-    // The key's last order takes itself away, and the broker keeps all three.
+    // The key's last order revokes the key itself; the broker retains all three.
     let update = KeyUpdate { trust: Vec::new(), revoke: vec![yard.key.public().id()] };
     let mut order = yard.order(sedge::time::now_ms(), OrderChange::Keys(update));
     order.function = KEYS.into();

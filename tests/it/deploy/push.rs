@@ -1,4 +1,4 @@
-//! An operator's day: pushing, looking, going back, removing.
+//! Push, status, rollback and removal.
 
 use std::fs;
 
@@ -22,7 +22,7 @@ fn a_push_ends_with_the_new_version_at_work() {
     assert_eq!((&edition["state"], &edition["active"]["serial"]), (&json!("active"), &answer["serial"]));
     assert_eq!((&status["nodes"][0]["state"], &edition["previous"]["serial"]), (&json!("online"), &json!(1)));
 
-    // Word for word the same again: nothing is sent and nothing changes.
+    // The same push again: nothing is sent and nothing changes.
     let accepted = yard.daemon.metric("sedge_deploy_orders_accepted_total");
     let (code, again) = yard.push(&yard.source("v2", |toml| toml));
     assert_eq!((code, &again["serial"], &again["chunks"]["sent"]), (Some(0), &answer["serial"], &json!(0)), "{again}");

@@ -1,4 +1,4 @@
-//! The board or the broker goes down in the middle of a push.
+//! The board or the broker stops in the middle of a push.
 
 use std::time::Duration;
 
@@ -22,12 +22,12 @@ fn a_board_that_is_killed_while_pieces_come_goes_on_with_those_it_has() {
     for index in 0..chunks - 1 {
         yard.publish(piece(&wasm, index));
         let has = |it: &Report| matches!(it.progress, Some(Progress::Chunks { received, .. }) if received == index + 1);
-        // The broker keeps no piece: what the board forgets would be missed.
+        // The broker retains no chunks, so chunks that the board forgets would be missing.
         yard.await_report(|it| it.serial == Some(2) && has(it));
         yard.daemon.kill();
         yard.daemon.resume();
         yard.serves("v1");
-        // It asks for pieces again.
+        // The board fetches chunks again.
         yard.await_report(|it| it.serial == Some(2) && has(it));
         yard.broker.await_subscription("sedge/blob/", index as usize + 2);
     }
@@ -39,7 +39,7 @@ fn a_board_that_is_killed_while_pieces_come_goes_on_with_those_it_has() {
 fn a_board_that_is_killed_at_any_moment_of_a_push_ends_with_the_new_version() {
     let mut yard = Yard::start();
     let mut serial = 1;
-    // From the order to the trial it takes a debug build some 200 ms.
+    // A debug build needs about 200 ms from the order to the trial.
     for wait_ms in [0, 5, 20, 60, 150] {
         serial += 1;
         let wasm = yard.other_module(serial as u8);
@@ -104,7 +104,7 @@ fn a_board_without_a_broker_runs_what_it_last_ran_and_learns_the_rest_later() {
     yard.send(&yard.install(2));
     yard.await_active(2);
     yard.daemon.terminate();
-    // Ordered while the board is away.
+    // Ordered while the board is offline.
     yard.send(&yard.install(3));
     yard.broker.stop();
     yard.daemon.resume();
@@ -134,7 +134,7 @@ fn retained_orders_that_come_again_change_nothing() {
     assert_eq!(log.matches("version deployed").count(), 1, "{log}");
 }
 
-/// Returns when the trial has begun anew.
+/// Returns when the trial has started over.
 fn kill_on_trial(yard: &mut Yard) {
     yard.daemon.kill();
     let before = yard.history().len();
@@ -144,7 +144,7 @@ fn kill_on_trial(yard: &mut Yard) {
     assert!(begun, "{:#?}", yard.history());
 }
 
-/// As nobody keeps it.
+/// Published without the retain flag.
 fn piece(wasm: &[u8], index: u32) -> Publish {
     Publish::new(&Topics::new("sedge").blob(&digest(wasm), index), chunk(wasm, index))
 }

@@ -1,5 +1,5 @@
-//! Versions take each other's places while messages flow: as many as a debug build handles beside other tests. With
-//! 5,000 a second `make bench` checks the same.
+//! Changes of version under load, at a rate that a debug build handles beside other tests. `make bench` does the same with
+//! 5,000 messages per second.
 
 use sedge::deploy::reason::Reason;
 use sedge::deploy::report::DeployState;
@@ -15,7 +15,7 @@ use crate::harness::upstream::Upstream;
 const PER_SECOND: usize = if cfg!(debug_assertions) { 1500 } else { 5000 };
 const TRIAL_MESSAGES: usize = PER_SECOND / 2;
 
-/// A yard whose function says nothing on the local broker, and what it sends upstream.
+/// A yard whose function does not publish locally, and the records upstream.
 struct Stream {
     yard: Yard,
     upstream: Upstream,
@@ -37,13 +37,13 @@ impl Stream {
         Self { yard, upstream, _cloud: cloud, _folder: folder }
     }
 
-    /// Waits until so many more messages have come upstream.
+    /// Waits until this number of further messages has arrived upstream.
     fn flows(&self, messages: usize) {
         let goal = self.upstream.count() + messages;
         assert!(eventually(super::PATIENCE, || self.upstream.count() >= goal), "{}", self.yard.daemon.counters());
     }
 
-    /// All that was sent came once, in order, counted by one state.
+    /// Checks that every message arrived once, in order, counted by one state.
     fn settle(&self, traffic: Traffic) {
         let ledger = traffic.stop();
         if !eventually(super::PATIENCE, || ledger.is_complete(&self.upstream.received())) {
@@ -91,7 +91,7 @@ fn a_candidate_that_traps_loses_nothing() {
         assert_eq!(report.active.unwrap().version.serial, 1);
         stream.flows(PER_SECOND / 3);
     }
-    // A broken limit is as good as a trap.
+    // An exceeded limit counts like a trap.
     stream.push(4, |manifest| manifest["limits"]["fuel"] = json!(1000));
     assert_eq!(stream.yard.await_state(4, DeployState::RolledBack).reason, Some(Reason::FailedTrial));
     stream.flows(PER_SECOND / 3);

@@ -1,4 +1,4 @@
-//! New versions on trial: live, with the one before ready, and as shadows.
+//! Versions on trial: live, with the previous version as the fallback, and as shadows.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ fn a_first_version_that_traps_leaves_nothing() {
     yard.publish(Publish::new("count/a", "7"));
     let (code, answer) = super::answer(&push.wait_with_output().unwrap());
     assert_eq!((code, &answer["nodes"][0]["active"]), (Some(1), &json!(null)), "{answer}");
-    // The message was somebody's, and nobody is there to run it again: it is kept.
+    // There is no fallback to run the message again: it becomes a dead letter.
     assert!(
         eventually(PATIENCE, || yard.daemon.metric("sedge_dead_letters_total") == 1.0),
         "{}",
@@ -88,7 +88,7 @@ fn a_shadow_is_compared_shown_and_promoted() {
     let status = yard.command(&["status"]).output().unwrap();
     let status = String::from_utf8_lossy(&status.stdout).into_owned();
     assert!(status.contains("publish said/v1") && status.contains("publish said/v2"), "{status}");
-    // State of its own: the count upstream is not what the shadow counted as well.
+    // The shadow has its own state: its counts are not in the count upstream.
     let (code, answer) = yard.ask(&["promote", "edition"]);
     assert_eq!((code, &answer["nodes"][0]["state"]), (Some(0), &json!("active")), "{answer}");
     yard.serves("v2");
@@ -109,7 +109,7 @@ fn a_shadow_that_says_the_same_is_promoted_by_rule_and_another_is_not() {
     assert_eq!(report.reason, Some(Reason::FailedTrial));
     yard.serves("v1");
 
-    // Another module: a shadow's state is kept under its digest, and outlives it.
+    // Another module: a shadow's state is stored under the digest, and outlives the shadow.
     let other = yard.other_module(b's');
     yard.send_chunks(&other);
     yard.send(&yard.install_of(3, &other, |manifest| {

@@ -1,4 +1,4 @@
-//! A memory cgroup of a test's own, of version 2 or 1, whichever this machine has. Needs root.
+//! A memory cgroup for one test, of version 2 or 1. Needs root.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ pub struct MemoryCgroup {
 }
 
 impl MemoryCgroup {
-    /// `None`, and a sentence about why, where none can be made.
+    /// Returns `None` and prints the reason if none can be created.
     pub fn create(bytes: u64) -> Option<Self> {
         static MADE: AtomicU32 = AtomicU32::new(0);
         let name = format!("sedge-test-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
@@ -32,7 +32,7 @@ impl MemoryCgroup {
         }
     }
 
-    /// Where the second version has the controller.
+    /// Path of the cgroup 2 hierarchy with the memory controller.
     fn v2_root() -> Option<PathBuf> {
         let roots = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(PathBuf::from);
         roots.into_iter().find(|root| {
@@ -55,12 +55,12 @@ impl MemoryCgroup {
             ("memory.limit_in_bytes", ("memory.memsw.limit_in_bytes", bytes.to_string()))
         };
         fs::write(cgroup.dir.join(limit), bytes.to_string())?;
-        // Not there where the machine has no swap or does not account for it.
+        // Missing if the machine has no swap or does not account for it.
         let _ = fs::write(cgroup.dir.join(swap.0), swap.1);
         Ok(cgroup)
     }
 
-    /// A command whose process, and what it starts, is in the group from the first instruction on.
+    /// A command whose process is in the group, with its children, from the first instruction.
     pub fn command(&self, program: &Path) -> Command {
         let mut command = Command::new("sh");
         let procs = self.dir.join("cgroup.procs");
@@ -68,7 +68,7 @@ impl MemoryCgroup {
         command
     }
 
-    /// How many processes the kernel ended here for want of memory.
+    /// Number of processes that the kernel killed here because memory ran out.
     pub fn kills(&self) -> u64 {
         let file = if self.is_v2 { "memory.events" } else { "memory.oom_control" };
         let text = fs::read_to_string(self.dir.join(file)).expect("read the group's events");
@@ -76,7 +76,7 @@ impl MemoryCgroup {
         line.and_then(|count| count.trim().parse().ok()).expect("the kernel counts its kills")
     }
 
-    /// Memory that its processes have to themselves, in KiB: what the kernel cannot take back.
+    /// Private memory of its processes in KiB, which the kernel cannot reclaim.
     pub fn anonymous_kb(&self) -> u64 {
         let name = if self.is_v2 { "anon " } else { "total_rss " };
         let text = fs::read_to_string(self.dir.join("memory.stat")).expect("read the group's figures");
@@ -87,7 +87,7 @@ impl MemoryCgroup {
 
 impl Drop for MemoryCgroup {
     fn drop(&mut self) {
-        // The processes that were ended leave it a moment later.
+        // Killed processes leave the group a moment later.
         eventually(Duration::from_secs(5), || fs::remove_dir(&self.dir).is_ok());
     }
 }

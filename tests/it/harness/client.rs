@@ -9,10 +9,10 @@ use super::wire::{self, Hello, Packet, Publish};
 
 pub struct Client {
     stream: TcpStream,
-    /// What was read and not decoded yet, from `start`.
+    /// Received and not decoded bytes, from `start`.
     buffer: Vec<u8>,
     start: usize,
-    /// How many QoS 1 messages the broker lets this client have under way.
+    /// Number of QoS 1 messages that the broker permits in flight.
     window: usize,
     unacknowledged: usize,
     next_packet_id: u16,
@@ -62,7 +62,7 @@ impl Client {
         Err(io::ErrorKind::TimedOut.into())
     }
 
-    /// Publishes these with QoS 1 and returns when the broker has acknowledged every one.
+    /// Publishes messages with QoS 1 and returns when the broker has acknowledged all.
     pub fn publish_all(&mut self, messages: impl IntoIterator<Item = Publish>) -> io::Result<()> {
         let mut batch = Vec::with_capacity(64 << 10);
         for mut message in messages {
@@ -85,7 +85,7 @@ impl Client {
     fn wait_for_acks(&mut self, most: usize) -> io::Result<()> {
         while self.unacknowledged > most {
             match self.next(Duration::from_secs(30))? {
-                // 0x10: nobody subscribes to it, which is the broker's right to say.
+                // 0x10: no matching subscribers.
                 Some(Packet::PubAck { reason: 0 | 0x10, .. }) => self.unacknowledged -= 1,
                 Some(Packet::PubAck { reason, .. }) => {
                     return Err(io::Error::other(format!("publish refused: {reason:#04x}")));
@@ -100,7 +100,7 @@ impl Client {
         Ok(())
     }
 
-    /// The socket and the broker's window, for a caller that speaks MQTT itself.
+    /// The socket and the broker's window, for a caller that encodes MQTT itself.
     pub fn into_parts(self) -> (TcpStream, usize) {
         (self.stream, self.window)
     }

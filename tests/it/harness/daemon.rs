@@ -1,4 +1,4 @@
-//! The real program with a configuration, a data folder and a metrics port of its own.
+//! The real program with its own configuration, data folder and metrics port.
 
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -12,18 +12,18 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::mosquitto::free_port;
 use super::{eventually, patiently, process};
 
-/// This machine's own build: the operator's program, and what builds functions.
+/// The build for this machine: runs the operator's commands and builds functions.
 pub const SEDGE: &str = env!("CARGO_BIN_EXE_sedge");
 
-/// The board's program. SEDGE_BINARY names that of another processor, which runs here under qemu-user.
+/// The board's program. SEDGE_BINARY names one for another processor, which runs under qemu-user.
 pub fn board_program() -> PathBuf {
     std::env::var_os("SEDGE_BINARY").map_or_else(|| SEDGE.into(), PathBuf::from)
 }
 
-/// The node's name in every test.
+/// Name of the node in every test.
 pub const NODE: &str = "board";
 
-/// What a `sedge.toml` is made from.
+/// Contents of a `sedge.toml`.
 #[derive(Clone, Debug, Default)]
 pub struct Setup {
     pub broker: String,
@@ -69,7 +69,7 @@ impl Setup {
                 sections.push((section, Vec::new()));
                 sections.len() - 1
             });
-            // A test's own value takes the place of the usual one.
+            // A value of the test replaces the default of the harness.
             sections[at].1.retain(|other| other.split('=').next().map(str::trim) != Some(key));
             sections[at].1.push(line.clone());
         }
@@ -82,7 +82,7 @@ pub struct Daemon {
     pub http_port: u16,
     program: PathBuf,
     child: Option<Child>,
-    /// Shown with a failure, unless the test is about to check it.
+    /// Printed on failure, unless the test checks it.
     starts: usize,
 }
 
@@ -92,7 +92,7 @@ impl Daemon {
         Self::prepare_program(board_program(), setup)
     }
 
-    /// The same for another program than the board's.
+    /// The same for another program.
     pub fn prepare_program(program: PathBuf, setup: &Setup) -> Self {
         let folder = tempfile::tempdir().expect("make a folder for the daemon");
         let http_port = free_port();
@@ -121,7 +121,7 @@ impl Daemon {
         self.launch_as(command);
     }
 
-    /// Starts it through another command, a wrapper that sets limits for one.
+    /// Starts it through another command, such as a wrapper that sets limits.
     pub fn launch_as(&mut self, mut command: Command) {
         assert!(self.child.is_none(), "the daemon already runs");
         self.starts += 1;
@@ -154,7 +154,7 @@ impl Daemon {
         self.wait_end(Duration::from_secs(10));
     }
 
-    /// SIGTERM; how it ended, and after how long.
+    /// Sends SIGTERM. Returns the exit status and the time until the exit.
     pub fn terminate(&mut self) -> (ExitStatus, Duration) {
         let asked = Instant::now();
         self.signal(Signal::TERM);
@@ -195,7 +195,7 @@ impl Daemon {
             .expect("run sedge")
     }
 
-    /// The value of a metric, summed over its labels, of those lines that hold `label`. 0 when there is none.
+    /// Sum of a metric over the series whose labels contain `label`; 0 if there are none.
     pub fn metric_with(&self, name: &str, label: &str) -> f64 {
         let (_, page) = self.get("/metrics").unwrap_or_default();
         page.lines()
@@ -210,7 +210,7 @@ impl Daemon {
         self.metric_with(name, "")
     }
 
-    /// All counters and gauges that are not 0, for a failure's message.
+    /// All counters and gauges that are not 0, for the message of a failure.
     pub fn counters(&self) -> String {
         let (_, page) = self.get("/metrics").unwrap_or_default();
         let shown =
@@ -218,7 +218,7 @@ impl Daemon {
         shown.collect::<Vec<_>>().join("\n")
     }
 
-    /// Status and body of a page of its HTTP port, or `None` when nobody answers.
+    /// Status and body of a page of its HTTP port, or `None` without an answer.
     pub fn get(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.http_port)).ok()?;
         stream.set_read_timeout(Some(patiently(Duration::from_secs(5)))).ok()?;
@@ -237,7 +237,7 @@ impl Daemon {
         self.folder.path().join("data")
     }
 
-    /// What it wrote to stderr, in all its lives.
+    /// Its stderr, of all runs.
     pub fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
     }
@@ -250,7 +250,7 @@ impl Daemon {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // Its children notice that their socket is closed and end as well.
+            // Its children end when their socket is closed.
             drop(child.kill());
             drop(child.wait());
         }

@@ -18,7 +18,7 @@ pub fn example(name: &str) -> PathBuf {
     build(&root().join("examples").join(name))
 }
 
-/// A copy of a compiled function under another name, for other topics, with its manifest changed.
+/// A copy of a compiled function with another name, other topics and changes to its manifest.
 pub fn variant(
     folder: &Path,
     into: &Path,
@@ -47,7 +47,7 @@ fn build(folder: &Path) -> PathBuf {
     if built.contains_key(folder) {
         return folder.to_owned();
     }
-    // A runner that gives each test a process of its own builds the same function in several at once.
+    // A test runner with one process per test builds the same function several times at once.
     let lock =
         File::create(root().join("target").join("guests.lock")).or_else(|_| File::create("/tmp/sedge-guests.lock"));
     let lock = lock.expect("make a lock file");

@@ -1,8 +1,8 @@
-//! The checker. It knows every message that was sent and reads only what arrived upstream from the function `count`.
+//! Checks that every sent message took effect once and in order, from the records of the function `count` upstream.
 //!
 //! A message is `<sequence>` on `count/<source>`, counted from 1 on each topic; its record upstream is `<sequence> <count>` on the
-//! same topic below the prefix, where `count` is what the function's state said. If each message took effect exactly once and in
-//! order, the two numbers are equal in every record.
+//! same topic below the prefix, where `count` is the function's state. If each message took effect once and in order, the two
+//! numbers are equal in every record.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Write as _;
@@ -10,23 +10,23 @@ use std::fmt::Write as _;
 use super::daemon::NODE;
 use super::wire::Publish;
 
-/// What was sent: for each topic, how many.
+/// Number of messages sent on each topic.
 #[derive(Clone, Debug, Default)]
 pub struct Ledger {
     sent: BTreeMap<String, u64>,
 }
 
-/// What arrived, repeats taken out by record id.
+/// Records that arrived, without repeats of a record id.
 #[derive(Debug, Default)]
 pub struct Arrived {
-    /// For each topic, sequence and count of each record in order.
+    /// Sequence and count of each record in order, by topic.
     pub data: BTreeMap<String, Vec<(u64, u64)>>,
     pub alerts: Vec<Publish>,
     pub repeats: usize,
 }
 
 impl Ledger {
-    /// The next message of a source, entered as sent.
+    /// The next message of a source, counted as sent.
     pub fn next(&mut self, source: &str) -> Publish {
         let topic = format!("count/{source}");
         let sequence = self.sent.entry(topic.clone()).or_insert(0);
@@ -52,7 +52,7 @@ impl Ledger {
             && arrived.alerts.len() as u64 >= alerts
     }
 
-    /// Everything arrived, once, in order; panics with all that is wrong.
+    /// Checks that everything arrived once and in order; panics with all violations.
     #[track_caller]
     pub fn check(&self, received: &[Publish]) {
         let arrived = Arrived::read(received);
@@ -88,7 +88,7 @@ impl Ledger {
         if arrived.alerts.len() as u64 != alerts {
             writeln!(wrong, "{} alerts instead of {alerts}", arrived.alerts.len()).expect("write to a string");
         }
-        // The same is wrong on most topics: some of them tell it.
+        // Violations are usually the same on all topics: show some.
         let (shown, total) = (wrong.lines().take(12).collect::<Vec<_>>(), wrong.lines().count());
         assert!(wrong.is_empty(), "of {} messages sent, {total} lines of this:\n{}", self.total(), shown.join("\n"));
     }

@@ -1,4 +1,4 @@
-//! What the tests stand on: real processes on loopback ports of their own, and a ledger of what was sent.
+//! Test harness: real processes on separate loopback ports, and a ledger of sent messages.
 
 pub mod cgroup;
 pub mod client;
@@ -15,8 +15,7 @@ pub mod wire;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
-/// So long where the board's program runs on its own processor. SEDGE_PATIENCE says how many times as long to wait where
-/// it is emulated.
+/// Longest wait with a native program. SEDGE_PATIENCE is the factor for an emulated one.
 pub fn patiently(time: Duration) -> Duration {
     static FACTOR: LazyLock<f64> = LazyLock::new(|| {
         let factor = std::env::var("SEDGE_PATIENCE").ok();
@@ -25,7 +24,7 @@ pub fn patiently(time: Duration) -> Duration {
     time.mul_f64(*FACTOR)
 }
 
-/// Asks until the answer is yes or patience ends. The pause between two questions is what a test waits at most too long.
+/// Polls a condition until it holds or patience ends.
 pub fn eventually(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + patiently(patience);
     loop {
@@ -41,7 +40,7 @@ pub fn eventually(patience: Duration, mut condition: impl FnMut() -> bool) -> bo
 
 /// Two brokers, a collector upstream and a daemon with the function `count` between them.
 pub struct Site {
-    // Dropped in this order: the daemon before the brokers that it talks to.
+    // Dropped in this order: the daemon before its brokers.
     pub daemon: daemon::Daemon,
     pub upstream: upstream::Upstream,
     pub broker: mosquitto::Mosquitto,
@@ -53,7 +52,7 @@ impl Site {
         Self::start_with(|setup| setup)
     }
 
-    /// With changes to the daemon's configuration.
+    /// The same with changes to the daemon's configuration.
     pub fn start_with(change: impl FnOnce(daemon::Setup) -> daemon::Setup) -> Self {
         let broker = mosquitto::Mosquitto::start();
         let cloud = mosquitto::Mosquitto::start();
@@ -64,7 +63,7 @@ impl Site {
         Self { daemon, upstream, broker, cloud }
     }
 
-    /// Waits until all of it is upstream, then checks it.
+    /// Waits until all messages have records upstream, then checks them.
     #[track_caller]
     pub fn settle(&self, ledger: &ledger::Ledger) {
         if !eventually(Duration::from_secs(60), || ledger.is_complete(&self.upstream.received())) {
@@ -73,7 +72,7 @@ impl Site {
         ledger.check(&self.upstream.received());
     }
 
-    /// Waits until this many more messages than now have reached upstream, so that the next blow falls on a moving system.
+    /// Waits until this number of further messages has reached upstream, so that the next fault hits a busy system.
     #[track_caller]
     pub fn progress(&self, messages: usize) {
         let goal = self.upstream.count() + messages;

@@ -1,4 +1,4 @@
-//! A real Mosquitto on a loopback port of its own, with its files in a folder of its own.
+//! A real Mosquitto on its own loopback port, with its files in its own folder.
 
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener};
@@ -34,11 +34,11 @@ impl Mosquitto {
         broker
     }
 
-    /// A port and a configuration; nothing listens until [`resume`](Self::resume).
+    /// A port and a configuration; does not listen until [`resume`](Self::resume).
     pub fn reserve(extra: &str) -> Self {
         let folder = tempfile::tempdir().expect("make a folder for mosquitto");
         let port = free_port();
-        // Started by root, Mosquitto becomes the user `mosquitto` and can no longer write here.
+        // Started by root, Mosquitto changes to the user `mosquitto`, which cannot write here.
         let user = if rustix::process::getuid().is_root() { "user root\n" } else { "" };
         let config = format!(
             "listener {port} 127.0.0.1\nallow_anonymous true\n{user}\
@@ -66,12 +66,12 @@ impl Mosquitto {
         assert!(answers, "mosquitto does not answer; its log:\n{}", self.log());
     }
 
-    /// SIGTERM: sessions and queued messages are written to its file.
+    /// Sends SIGTERM: sessions and queued messages are saved.
     pub fn stop(&mut self) {
         self.end(Signal::TERM);
     }
 
-    /// SIGKILL: what is only in its memory is gone.
+    /// Sends SIGKILL: data in memory is lost.
     pub fn kill(&mut self) {
         self.end(Signal::KILL);
     }
@@ -97,8 +97,8 @@ impl Mosquitto {
         Client::connect(self.port, &Hello::new(id)).expect("connect to mosquitto")
     }
 
-    /// Waits until the daemon has subscribed. Ready, for the daemon, is also a board whose broker is away; and what is
-    /// published before the first subscription is nobody's.
+    /// Waits until the daemon has subscribed. A daemon is ready even without a broker, and messages published before the first
+    /// subscription are lost.
     #[track_caller]
     pub fn await_daemon(&self) {
         let line = format!(": sedge-{NODE} 1 ");
@@ -106,7 +106,7 @@ impl Mosquitto {
         assert!(subscribed, "the daemon does not subscribe; the broker's log:\n{}", self.log());
     }
 
-    /// Waits until the daemon has subscribed to such a filter so many times.
+    /// Waits until the daemon has subscribed to a matching filter this number of times.
     #[track_caller]
     pub fn await_subscription(&self, filter: &str, times: usize) {
         let client = format!(": sedge-{NODE} ");
@@ -137,13 +137,13 @@ impl Drop for Mosquitto {
     }
 }
 
-/// A loopback port that nothing used a moment ago. The kernel gives these out in turn, so that two tests rarely meet.
+/// A free loopback port. The kernel assigns them in turn, so two tests rarely get the same.
 pub fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a loopback port");
     listener.local_addr().expect("the port that was bound").port()
 }
 
-/// Debian keeps it in /usr/sbin, which is not in every user's PATH.
+/// Path of Mosquitto. Debian installs it in /usr/sbin, which is not in every user's PATH.
 fn program() -> PathBuf {
     if let Some(named) = std::env::var_os("SEDGE_MOSQUITTO") {
         return named.into();

@@ -1,9 +1,9 @@
-//! What `/proc` says about a process and its children.
+//! Processes and their children, read from `/proc`.
 
 use std::fs;
 use std::str::FromStr;
 
-/// The children that are alive, with their arguments.
+/// Living children, with their arguments.
 pub fn children(pid: u32) -> Vec<(u32, Vec<String>)> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").expect("read /proc").flatten() {
@@ -17,34 +17,34 @@ pub fn children(pid: u32) -> Vec<(u32, Vec<String>)> {
     found
 }
 
-/// The children that run `sedge worker`.
+/// Children that run `sedge worker`.
 pub fn workers(pid: u32) -> Vec<u32> {
     children(pid)
         .into_iter()
-        // An emulator and the file that it runs come before its name.
+        // An emulator puts itself and the file before the arguments.
         .filter(|(_, arguments)| arguments.iter().skip(1).take(3).any(|command| command == "worker"))
         .map(|(pid, _)| pid)
         .collect()
 }
 
-/// CPU time of a process and the children that live, in nanoseconds: all threads, user and kernel.
+/// CPU time of a process and its living children, in nanoseconds: all threads, user and kernel.
 pub fn cpu_ns(pid: u32) -> u64 {
     own_cpu_ns(pid) + children(pid).into_iter().map(|(child, _)| own_cpu_ns(child)).sum::<u64>()
 }
 
-/// Proportional set size of a process and its children: pages that they share are counted once.
+/// Proportional set size of a process and its children: shared pages are counted once.
 pub fn pss_kb(pid: u32) -> u64 {
     let own = |pid| field(&read(pid, "smaps_rollup"), "Pss:");
     own(pid) + children(pid).into_iter().map(|(child, _)| own(child)).sum::<u64>()
 }
 
-/// Bytes that a process caused to be sent to the block layer: pages it made dirty, less what was truncated away.
+/// Bytes that a process sent to the block layer: dirtied pages without truncated ones.
 pub fn written_bytes(pid: u32) -> u64 {
     let io = read(pid, "io");
     field(&io, "write_bytes:") - field(&io, "cancelled_write_bytes:")
 }
 
-/// `schedstat` counts nanoseconds, where `stat` counts ticks of 10 ms; it is kept for each thread.
+/// Reads `schedstat` of each thread, which counts nanoseconds; `stat` counts ticks of 10 ms.
 fn own_cpu_ns(pid: u32) -> u64 {
     let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { return 0 };
     threads.flatten().map(|thread| thread_cpu_ns(pid, &thread.file_name().to_string_lossy())).sum()
@@ -59,7 +59,7 @@ fn read(pid: u32, file: &str) -> String {
     fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default()
 }
 
-/// The number behind the name, 0 when there is none.
+/// The number behind the name, or 0.
 fn field(text: &str, name: &str) -> u64 {
     text.lines()
         .find_map(|line| line.strip_prefix(name))
@@ -68,7 +68,7 @@ fn field(text: &str, name: &str) -> u64 {
         .unwrap_or(0)
 }
 
-/// The name in the second field may hold spaces and parentheses: what counts comes after the last one.
+/// Fields after the name, which may contain spaces and parentheses and ends with the last one.
 fn state_and_parent(pid: u32) -> Option<(char, u32)> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let mut fields = stat.rsplit_once(')')?.1.split_whitespace();

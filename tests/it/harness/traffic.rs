@@ -1,4 +1,4 @@
-//! Sensors that publish until they are told to stop.
+//! Sensors that publish until they are stopped.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,12 +15,12 @@ pub struct Traffic {
 }
 
 impl Traffic {
-    /// Some two thousand messages a second on this many topics, as long as the broker takes them.
+    /// About 2,000 messages per second on this number of topics, limited by the broker.
     pub fn start(port: u16, sources: usize) -> Self {
         Self::start_at(port, sources, 2000)
     }
 
-    /// So many a second, and no fewer after a pause: what is late follows at once.
+    /// A fixed rate per second; after a delay the missing messages follow at once.
     pub fn start_at(port: u16, sources: usize, per_second: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&stop);
@@ -30,7 +30,7 @@ impl Traffic {
             let begun = Instant::now();
             while !ended.load(Ordering::Relaxed) {
                 let due = (begun.elapsed().as_secs_f64() * per_second as f64) as usize;
-                // Sequences continue within a batch, and a batch on the next source.
+                // Each message of a batch is of the next source.
                 client
                     .publish_all(ledger.batch(sources, due.saturating_sub(ledger.total() as usize)))
                     .expect("publish");

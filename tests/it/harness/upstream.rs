@@ -1,5 +1,5 @@
-//! A subscriber that keeps all that arrives upstream, in order, and acknowledges it. Its session lasts, so that it misses
-//! nothing while the broker is away.
+//! A subscriber that records everything upstream, in order, and acknowledges it. Its session is persistent, so that it misses
+//! nothing during an outage of the broker.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -17,7 +17,7 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// Collects all that a daemon sends to this broker with the default prefix.
+    /// Collects everything that a daemon sends to this broker with the default prefix.
     pub fn collect(port: u16) -> Self {
         Self::collect_filter(port, "upstream", &format!("sedge/{NODE}/#"))
     }

@@ -1,4 +1,4 @@
-//! An HTTP server that takes records, as a receiver upstream.
+//! An HTTP server that receives records, as upstream.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -23,7 +23,7 @@ pub struct Webhook {
 }
 
 impl Webhook {
-    /// Answers with 200 but to calls that `refuse` gives another status, which it does not keep.
+    /// Answers 200, except for calls for which `refuse` returns another status; those are not recorded.
     pub fn start(refuse: impl Fn(&Call, usize) -> Option<u16> + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind a loopback port");
         let url = format!("http://{}/in", listener.local_addr().expect("the port that was bound"));
@@ -31,7 +31,7 @@ impl Webhook {
         let kept = Arc::clone(&taken);
         std::thread::spawn(move || {
             let mut calls = 0;
-            // One connection after the other: a daemon has one. The thread ends with the test's process.
+            // One connection at a time: a daemon has only one. The thread ends with the process of the test.
             for stream in listener.incoming().flatten() {
                 let mut reader = BufReader::new(stream);
                 while let Some(call) = read(&mut reader) {

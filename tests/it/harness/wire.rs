@@ -1,4 +1,4 @@
-//! The few MQTT 5 packets that the tests need, written by hand: what checks the daemon's client must not be that client.
+//! The MQTT 5 packets that the tests need, encoded by hand, so that the daemon's client is not checked by itself.
 //!
 //! Fixed header (type and flags, remaining length as a varint), then the packet's own fields. OASIS MQTT 5.0, section 3.
 
@@ -11,7 +11,7 @@ pub struct Publish {
     pub qos: u8,
     pub retain: bool,
     pub dup: bool,
-    /// 0 with QoS 0.
+    /// 0 for QoS 0.
     pub packet_id: u16,
     pub content_type: Option<String>,
     pub properties: Vec<(String, String)>,
@@ -71,7 +71,7 @@ pub enum Packet {
     Disconnect { reason: u8 },
 }
 
-/// How a client introduces itself.
+/// Contents of a CONNECT packet.
 #[derive(Clone, Debug)]
 pub struct Hello {
     pub client_id: String,
@@ -241,7 +241,7 @@ impl<'a> Fields<'a> {
         self.take(length.into()).map(|bytes| String::from_utf8_lossy(bytes).into_owned())
     }
 
-    /// Table 2-4 of the standard: which property has which type.
+    /// Types of properties, table 2-4 of the standard.
     fn properties(&mut self) -> Option<Properties> {
         let length = self.varint()?;
         let mut fields = Fields(self.take(length)?);
@@ -272,7 +272,7 @@ fn packet(first: u8, body: &[u8], out: &mut Vec<u8>) {
     out.extend(body);
 }
 
-/// Seven bits a byte, the lowest first. WebAssembly calls it LEB128.
+/// Seven bits per byte, lowest first (LEB128).
 pub fn varint(mut value: usize, out: &mut Vec<u8>) {
     loop {
         let low = (value & 0x7f) as u8;

@@ -1,4 +1,4 @@
-//! A board that is played: it checks what it is sent with the program's own library and reports as it is told.
+//! A simulated board: checks orders with the program's own library, and reports as the test configures.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,17 +16,17 @@ use serde_json::{Value, json};
 use crate::harness::client::Client;
 use crate::harness::wire::{self, Hello, Publish};
 
-/// What it does with an order that it trusts.
+/// Reaction to a trusted order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Manner {
     Obeys,
     Refuses(&'static str, &'static str),
-    /// The same, and obeys the orders after it.
+    /// The same, and carries out later orders.
     RefusesFirst(&'static str, &'static str),
     RollsBack,
-    /// Leaves it on trial.
+    /// Stays in the state `trial`.
     Shadows,
-    /// Is there, and says nothing of orders.
+    /// Is online and reports no orders.
     Silent,
 }
 
@@ -34,7 +34,7 @@ pub enum Manner {
 pub struct Seen {
     /// Each once, in order.
     pub orders: Vec<Order>,
-    /// Those that came whole.
+    /// Complete modules.
     pub modules: Vec<Vec<u8>>,
 }
 
@@ -50,7 +50,7 @@ impl Board {
         Self::start_in(port, node, key, manner, "pumps")
     }
 
-    /// Returns when it has said that it is online.
+    /// Returns when the board has published that it is online.
     pub fn start_in(port: u16, node: &str, key: &Path, manner: Manner, group: &str) -> Self {
         let pem = std::fs::read(key).expect("read the board's key");
         let key = TrustedKey {
@@ -112,7 +112,7 @@ struct Play {
     keys: Keys,
     topics: Topics,
     ear: Client,
-    /// Another connection: the harness's client drops what comes in while it waits for an acknowledgement.
+    /// A separate connection: the client of the harness drops messages while it waits for an acknowledgement.
     mouth: Client,
     seen: Arc<Mutex<Seen>>,
     receiving: Option<(Order, Install, BTreeMap<u32, Vec<u8>>)>,
@@ -248,11 +248,11 @@ impl Play {
     }
 }
 
-/// What the broker keeps under a filter, in order of topics.
+/// Retained messages that match a filter, in order of topics.
 pub fn retained(port: u16, filter: &str) -> Vec<Publish> {
     let mut client = Client::connect(port, &Hello::new("auditor")).expect("connect");
     client.send(&wire::subscribe(60_000, &[filter])).expect("subscribe");
-    // Behind everything that is kept.
+    // Arrives after all retained messages.
     let end = "auditor/end";
     client.send(&wire::subscribe(60_001, &[end])).expect("subscribe");
     let mut mark = Vec::new();
@@ -270,7 +270,7 @@ pub fn retained(port: u16, filter: &str) -> Vec<Publish> {
     kept
 }
 
-/// A board with a compiler takes this.
+/// The module of the order, as a board with a compiler uses it.
 fn module(install: &Install) -> &Module {
     install.module.as_ref().expect("a push without --code-only brings the module")
 }

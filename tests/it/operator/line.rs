@@ -1,4 +1,4 @@
-//! A bad line to the broker: it stalls, or breaks once, after so many bytes from the client.
+//! A faulty connection to the broker: it stalls, or breaks once, after a number of bytes from the client.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
@@ -13,7 +13,7 @@ pub struct Line {
 
 struct Shared {
     broker: u16,
-    /// Bytes that still pass; `usize::MAX` once the break has happened.
+    /// Bytes until the fault; `usize::MAX` after it.
     left: AtomicUsize,
     breaks: AtomicBool,
     stalled: AtomicBool,
@@ -21,7 +21,7 @@ struct Shared {
 }
 
 impl Line {
-    /// A line without faults, until it is given one.
+    /// A connection without faults, until one is set.
     pub fn to(broker: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a loopback port");
         let port = listener.local_addr().expect("the port that was bound").port();
@@ -33,7 +33,7 @@ impl Line {
             connections: AtomicUsize::new(0),
         });
         let accepting = Arc::clone(&shared);
-        // Ends with the test's process.
+        // The thread ends with the process of the test.
         thread::spawn(move || {
             for client in listener.incoming().flatten() {
                 let shared = Arc::clone(&accepting);
@@ -90,7 +90,7 @@ impl Shared {
                 break;
             }
             self.stalled.store(true, Ordering::SeqCst);
-            // Nothing more is read: the client waits until it is killed.
+            // Stops reading: the client waits until it is killed.
             while client.peer_addr().is_ok() && self.stalled.load(Ordering::SeqCst) {
                 thread::park();
             }

@@ -1,5 +1,5 @@
-//! Numbers the messages of each topic and sends the number upstream beside the payload: `<payload> <number>`. Every tenth
-//! is an alert as well. A message that takes effect twice, or never, shows in every number after it.
+//! Numbers the messages of each topic and sends `<payload> <number>` upstream. Every tenth message is also an alert. A message
+//! that takes effect twice or never changes every later number.
 
 #![no_std]
 
@@ -17,7 +17,7 @@ impl Function for Count {
         let payload = core::str::from_utf8(&message.payload).unwrap_or("?");
         let mut outputs = vec![Output::forward(message.topic.as_str(), text!(payload, " ", count))];
         if count % 10 == 0 {
-            // A key of its own, so that none is folded into another.
+            // A separate key, so that alerts are not folded.
             outputs.push(Alert::firing(text!(message.topic, "/", count), text!(payload, " ", count)).into());
         }
         Ok(outputs)

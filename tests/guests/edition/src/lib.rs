@@ -1,5 +1,5 @@
-//! As `count`, and says under `said/<label>` which version it is. Traps on every message whose number `trap` divides, after it
-//! has changed its state.
+//! Like `count`, and publishes its version under `said/<label>`. Traps after a change of state on every message whose number is
+//! divisible by `trap`.
 
 #![no_std]
 
@@ -26,7 +26,7 @@ impl Function for Edition {
             outputs.push(Output::publish(text!("said/", label), payload));
         }
         if count % 10 == 0 {
-            // A key of its own, so that none is folded into another.
+            // A separate key, so that alerts are not folded.
             outputs.push(Alert::firing(text!(message.topic, "/", count), text!(payload, " ", count)).into());
         }
         Ok(outputs)

@@ -1,4 +1,4 @@
-//! Says what its clocks and its random numbers are: `<unix ms> <nanoseconds passed> <random>`.
+//! Publishes its clocks and a random number: `<unix ms> <nanoseconds passed> <random>`.
 
 #![no_std]
 

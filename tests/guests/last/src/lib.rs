@@ -1,5 +1,5 @@
-//! What the benchmark of one invocation runs: reads a number from JSON, compares it with a setting, and keeps it as state,
-//! where it finds the one before.
+//! Function of the invocation benchmark: reads a number from JSON, compares it with a setting, reads the previous number from
+//! state and stores the new one.
 
 #![no_std]
 

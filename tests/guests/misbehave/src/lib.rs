@@ -1,4 +1,4 @@
-//! Does what the payload says: one way for each limit to be broken, and `ok`.
+//! Breaks the limit that the payload names, or succeeds with `ok`.
 
 #![no_std]
 
@@ -46,7 +46,7 @@ impl Function for Misbehave {
                 }
                 Ok(vec![Output::forward("retried", text!(u64::from(message.attempt)))])
             }
-            // Fails once, and works when a person has mended the cause and asks for it again.
+            // Fails once and works when the dead letter is replayed, as after a fix.
             "once" if message.attempt == 1 => Err(Failure::reject("not yet")),
             "once" => Ok(vec![Output::forward("once", argument)]),
             "publish" => Ok(vec![Output::publish(argument, "from misbehave")]),
@@ -55,7 +55,7 @@ impl Function for Misbehave {
     }
 }
 
-/// Not a tail call: something is done with the result.
+/// Not a tail call, since the result is used.
 #[expect(unconditional_recursion, reason = "the stack is what is to end it")]
 fn depth(level: u64) -> u64 {
     let frame = black_box([level; 64]);

@@ -1,4 +1,4 @@
-//! For the benches: forwards the payload as it is, and an alert with it when it begins with `!`.
+//! For benchmarks: forwards the payload unchanged, with an alert if it begins with `!`.
 
 #![no_std]
 
