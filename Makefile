@@ -27,7 +27,7 @@ check: ## The quick part of the tests: formats, lints, unit tests.
 	@scripts/test.sh check
 
 sim: ## Simulate boards with faults. ARGS="--seeds 10000"
-	@scripts/need.sh cargo cc && cargo run --quiet --release --package sedge-sim -- $(ARGS)
+	@scripts/need.sh cargo cc && cargo run --quiet --profile sim --package sedge-sim -- $(ARGS)
 
 fmt: ## Format the code.
 	cargo fmt --all
