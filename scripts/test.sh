@@ -135,6 +135,8 @@ stage 'functions: lints' scripts/guests.sh lint
 stage 'functions: build' scripts/guests.sh build
 stage 'unit and property tests' cargo test --workspace --lib --bins
 stage 'runtime-only build: unit tests' cargo test --package sedge --lib --no-default-features
+# Tests of the core on simulated boards, and of SPECIFICATION.md.
+stage 'simulated boards' cargo test --package sedge-sim --tests
 stage 'documentation tests' cargo test --workspace --doc
 stage 'functions: tests' scripts/guests.sh test
 # Each test starts processes; more tests than cores would only wait for each other.
