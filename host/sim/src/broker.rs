@@ -176,6 +176,10 @@ impl Broker {
         self.in_flight.iter().filter(acked).map(|it| &it.publication)
     }
 
+    pub fn in_flight(&self) -> impl Iterator<Item = &Publication> {
+        self.in_flight.iter().map(|it| &it.publication)
+    }
+
     pub fn is_idle(&self) -> bool {
         self.queue.is_empty() && self.in_flight.is_empty()
     }

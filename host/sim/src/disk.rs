@@ -64,6 +64,10 @@ impl Disk {
         numbered.collect()
     }
 
+    pub fn forget_deliveries(&mut self) {
+        self.window.clear();
+    }
+
     pub fn entries(&self, scope: &Scope) -> Vec<(Box<str>, Bytes)> {
         let entries = self.state.get(scope).into_iter().flatten();
         entries.map(|(key, value)| (key.clone(), value.clone())).collect()

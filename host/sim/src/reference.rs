@@ -101,11 +101,12 @@ impl Reference {
                     None => continue,
                 },
             };
-            self.settle(function, &topic, &payload);
+            let is_first = self.settle(function, &topic, &payload);
             if payload.starts_with('c') && function != "g" {
                 *self.counted.entry((function, topic.clone())).or_default() += 1;
             }
-            if let Ok(number) = payload[1..].parse::<u64>() {
+            // One that comes again, where that is allowed, comes late.
+            if is_first && let Ok(number) = payload[1..].parse::<u64>() {
                 let last = self.last_number.entry((function, topic.clone())).or_default();
                 if number < *last {
                     let what = format!("{function} on {topic} had {payload} after number {last}");
@@ -127,8 +128,11 @@ impl Reference {
         }
     }
 
-    fn settle(&mut self, function: &'static str, topic: &str, payload: &str) {
-        *self.settled.entry((function, topic.to_owned(), payload.to_owned())).or_default() += 1;
+    /// Returns whether it is the first time.
+    fn settle(&mut self, function: &'static str, topic: &str, payload: &str) -> bool {
+        let count = self.settled.entry((function, topic.to_owned(), payload.to_owned())).or_default();
+        *count += 1;
+        *count == 1
     }
 
     /// What the store holds for later, counted anew.

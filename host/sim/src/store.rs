@@ -103,8 +103,9 @@ impl Store {
                 self.report_gaps();
             }
             StoreRequest::SetMeta { key, value } => drop(self.disk.meta.insert(key.to_owned(), value)),
+            StoreRequest::ForgetDeliveries => self.disk.forget_deliveries(),
             StoreRequest::Reopen => {
-                self.fail(None, note);
+                self.fail(false, note);
                 self.reopen();
             }
             StoreRequest::Installed(_) | StoreRequest::Close => {}
@@ -176,20 +177,24 @@ impl Store {
         self.events.push_back((self.epoch, event));
     }
 
-    /// The disk fails. `written`: a commit that is reported as failed although it is on disk.
-    pub fn fail(&mut self, written: Option<()>, note: &mut impl FnMut(&Commit)) {
+    /// The disk fails. `after_write`: with the next commit, if that is what comes next, on disk although it is reported as
+    /// failed. Returns whether one was.
+    pub fn fail(&mut self, after_write: bool, note: &mut impl FnMut(&Commit)) -> bool {
         if self.has_failed {
-            return;
+            return false;
         }
-        if written.is_some()
+        let mut is_written = false;
+        if after_write
             && let Some((epoch, StoreRequest::Commit { commits, .. })) = self.requests.pop_front()
             && epoch == self.epoch
         {
             self.commit(commits, note);
+            is_written = true;
         }
         self.has_failed = true;
         self.epoch += 1;
         self.tell(StoreEvent::Failed { error: "the disk failed".into() });
+        is_written
     }
 
     pub fn reopen(&mut self) {

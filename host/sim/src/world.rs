@@ -9,8 +9,8 @@ use sedge::board::{
 };
 use sedge::forward::{Answer, Destination};
 use sedge::manifest::{Manifest, StateScope, Trial, TrialMode};
-use sedge::message::Digest;
 use sedge::message::PublishToken;
+use sedge::message::{Digest, FailureCode};
 use sedge::store::{Recovered, Stream};
 use sedge::telemetry::Metrics;
 use sedge::time::Now;
@@ -137,7 +137,9 @@ impl World {
         let mut random = Random::new(seed);
         let packet_ids = if random.chance(750) { PacketIds::CountUpwards } else { PacketIds::ReuseLowest };
         let first_id = if random.chance(200) { u16::MAX - random.below(60) as u16 } else { 0 };
-        let store = Store::new(random.chance(500));
+        let mut store = Store::new(random.chance(500));
+        // What the board knows of its broker it has to learn.
+        store.disk.meta.clear();
         let start = Instant::now();
         let mut world = Self {
             board: board(&Recovered::default(), seed, Now { monotonic: start, unix_ms: 0, synced: true }),
@@ -284,7 +286,9 @@ impl World {
         if self.board.is_full() {
             return false;
         }
-        let more = if !self.quiet && self.rate(Fault::TooManyInFlight) { 10 } else { 0 };
+        // An id above Receive Maximum proves that the broker counts: one that reuses free ids is not to exceed it.
+        let may_exceed = self.broker.packet_ids == PacketIds::CountUpwards;
+        let more = if !self.quiet && may_exceed && self.rate(Fault::TooManyInFlight) { 10 } else { 0 };
         let Some((delivery, _)) = self.broker.send(more) else { return false };
         if delivery.dup {
             self.reached.insert("a message was delivered again");
@@ -324,7 +328,13 @@ impl World {
         }
         if self.store.has_requests() {
             let (store, reference) = (&mut self.store, &mut self.reference);
-            store.step(&mut |commit| reference.committed(commit, true));
+            let reached = &mut self.reached;
+            store.step(&mut |commit| {
+                if commit.dead_letters.iter().any(|it| it.failure.code == FailureCode::WorkerCrashed) {
+                    reached.insert("a message killed its worker twice");
+                }
+                reference.committed(commit, true);
+            });
             return true;
         }
         self.hear_store()
@@ -522,9 +532,15 @@ impl World {
             Fault::AnswerTwice => self.workers[n].answer_twice(),
             Fault::AnswerWrong => self.workers[n].answer_wrongly(),
             Fault::DiskFails | Fault::DiskFailsAfterWrite => {
-                let written = (fault == Fault::DiskFailsAfterWrite).then_some(());
                 let (store, reference) = (&mut self.store, &mut self.reference);
-                store.fail(written, &mut |commit| reference.committed(commit, true));
+                // Where the store held such a message before, it is no evidence.
+                if self.broker.packet_ids == PacketIds::ReuseLowest {
+                    self.broker.in_flight().for_each(|it| reference.may_repeat(it));
+                }
+                let after_write = fault == Fault::DiskFailsAfterWrite;
+                if store.fail(after_write, &mut |commit| reference.committed(commit, true)) {
+                    self.reached.insert("a commit was on disk although it was reported as failed");
+                }
                 self.reopen_in = 1 + self.random.below(20) as u32;
             }
             Fault::PowerCut => self.cut_power(),
@@ -629,7 +645,11 @@ impl World {
     }
 
     fn cut_power(&mut self) {
-        self.lose_acks();
+        // The next process cannot know which acknowledgements of this one were written.
+        if self.broker.packet_ids == PacketIds::ReuseLowest {
+            let in_flight: Vec<Publication> = self.broker.in_flight().cloned().collect();
+            in_flight.iter().for_each(|it| self.reference.may_repeat(it));
+        }
         self.broker.disconnect();
         let off = self.random.below(20);
         self.pass(Duration::from_secs(off));

@@ -314,6 +314,21 @@ impl Ledger {
         self.requests.push_back(request);
     }
 
+    /// The broker has lost the session: deliveries of it are evidence of nothing.
+    pub fn session_lost(&mut self) {
+        for unit in self.units.iter_mut().flatten() {
+            unit.commit.delivery = None;
+            unit.copies.retain(|copy| !matches!(copy, Receipt::Mqtt { .. }));
+            if let Receipt::Mqtt { .. } = unit.receipt {
+                unit.receipt = Receipt::None;
+            }
+        }
+        for commit in &mut self.batch {
+            commit.delivery = None;
+        }
+        self.request(store::StoreRequest::ForgetDeliveries);
+    }
+
     fn send_batch(&mut self) {
         if self.batch.is_empty() {
             return;

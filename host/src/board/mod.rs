@@ -59,6 +59,8 @@ use crate::time::Now;
 
 /// Key of the durable note that the broker counts its packet ids upwards.
 const META_COUNTS_UPWARDS: &str = "packet-ids-count-upwards";
+/// Key of the number of the session at the broker whose deliveries the store knows.
+const META_SESSION: &str = "session";
 /// Key of the subscriptions that the session at the broker has.
 const META_SUBSCRIPTIONS: &str = "subscriptions";
 /// How often a subscription that is no longer wanted may be given up.
@@ -100,6 +102,8 @@ pub struct Board {
     store_failed: bool,
     is_ending: bool,
     counts_upwards_saved: bool,
+    /// Sessions at the broker so far.
+    session: u64,
     invariants: Invariants,
     effects: VecDeque<Effect>,
     metrics: Arc<Metrics>,
@@ -131,6 +135,7 @@ impl Board {
             store_failed: false,
             is_ending: false,
             counts_upwards_saved: false,
+            session: 0,
             invariants: Invariants::default(),
             effects: VecDeque::new(),
             metrics,
@@ -144,6 +149,7 @@ impl Board {
         self.now = now;
         let counts_upwards = meta(&recovered, META_COUNTS_UPWARDS).is_some();
         self.counts_upwards_saved = counts_upwards;
+        self.session = session(&recovered);
         self.intake.restore(&recovered.window, recovered.message_ids, counts_upwards);
         self.unpark(recovered.parked);
     }
@@ -328,7 +334,11 @@ impl Board {
         self.store_failed = false;
         self.forwarder.reopened(&recovered);
         self.counts_upwards_saved = meta(&recovered, META_COUNTS_UPWARDS).is_some();
-        self.intake.reopened(&recovered.window, recovered.message_ids);
+        let is_of_session = session(&recovered) == self.session;
+        self.intake.reopened(if is_of_session { &recovered.window } else { &[] }, recovered.message_ids);
+        if !is_of_session {
+            self.forget_deliveries();
+        }
         self.unpark(recovered.parked);
         // What was delivered meanwhile was dropped unacknowledged: a new connection makes the broker send it again.
         self.effects.push_back(Effect::Reconnect(Destination::Local));
@@ -381,6 +391,8 @@ impl Board {
                 tracing::warn!("the broker has forgotten the session of this board: what it had queued is lost");
             }
             self.intake.session_lost();
+            self.session += 1;
+            self.forget_deliveries();
             self.subscriptions.session_lost();
             self.make_router();
         }
@@ -388,6 +400,13 @@ impl Board {
         self.save_subscriptions();
         self.subscribe(&all);
         self.forwarder.connected(Destination::Local);
+    }
+
+    /// What the store holds of earlier sessions is evidence of nothing. The number says later that it was done.
+    fn forget_deliveries(&mut self) {
+        self.ledger.session_lost();
+        let value = self.session.to_string().into();
+        self.ledger.request(store::StoreRequest::SetMeta { key: META_SESSION, value });
     }
 
     /// Functions want other topics than before.
@@ -449,6 +468,10 @@ impl Board {
             self.effects.push_back(Effect::Abort { invariant });
         }
     }
+}
+
+fn session(recovered: &store::Recovered) -> u64 {
+    meta(recovered, META_SESSION).and_then(|value| str::from_utf8(value).ok()?.parse().ok()).unwrap_or(0)
 }
 
 fn meta<'a>(recovered: &'a store::Recovered, key: &str) -> Option<&'a Bytes> {

@@ -30,6 +30,8 @@ pub enum StoreRequest {
     Refused { stream: Stream, id: RecordId, reason: Box<str> },
     /// All gaps up to and including this one were reported upstream and can be deleted.
     GapsReported { through: GapId },
+    /// The broker has lost the session: what earlier deliveries of it left here is evidence of nothing.
+    ForgetDeliveries,
     /// Stores a small value of the daemon itself, for example the subscriptions of its session.
     SetMeta { key: &'static str, value: Bytes },
     /// Names all installed functions. State of others is kept for `store.state_retention_secs`.

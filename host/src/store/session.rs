@@ -262,6 +262,11 @@ impl Session {
         self.gaps.reported(&self.connection, through)
     }
 
+    pub(super) fn forget_deliveries(&mut self) -> rusqlite::Result<()> {
+        self.begin_transaction()?;
+        self.window.clear(&self.connection)
+    }
+
     pub(super) fn set_meta(&mut self, key: &str, value: &[u8]) -> rusqlite::Result<()> {
         self.begin_transaction()?;
         self.connection.prepare_cached("REPLACE INTO meta VALUES (?1, ?2)")?.execute((key, value))?;

@@ -75,6 +75,16 @@ impl RedeliveryWindow {
         }
     }
 
+    /// Forgets all fingerprints. The next [`RedeliveryWindow::write`] of the transaction writes the watermarks again.
+    pub(super) fn clear(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        connection.prepare_cached("DELETE FROM progress")?.execute(())?;
+        self.fresh.clear();
+        self.newest.clear();
+        self.rows.clear();
+        self.stored = 0;
+        Ok(())
+    }
+
     pub(super) fn write(&mut self, connection: &Connection, watermarks: &Watermarks) -> rusqlite::Result<()> {
         let id = match self.rows.back() {
             Some((id, count)) if *count < ROW_FINGERPRINTS => *id,

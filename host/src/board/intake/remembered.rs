@@ -22,10 +22,23 @@ pub struct Remembered {
 #[derive(Debug)]
 pub struct Known {
     pub digest: u64,
-    /// `None` once it is committed.
-    pub unit: Option<UnitId>,
+    pub stage: Stage,
     packet_id: u16,
     pub ack_written: bool,
+    /// The store may hold an earlier message with the same id and digest.
+    pub repeats: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    InFlight(UnitId),
+    Committed,
+    /// It was under way when the disk failed.
+    Doubtful,
+    /// It was under way when the disk failed, and the disk holds it.
+    Recovered,
+    /// Whatever comes with this id is new.
+    Void,
 }
 
 impl Remembered {
@@ -42,28 +55,28 @@ impl Remembered {
         self.ring.get_mut(index).filter(|known| known.packet_id == packet_id)
     }
 
-    pub fn insert(&mut self, fingerprint: Fingerprint, unit: Option<UnitId>, ack_written: bool) {
+    pub fn insert(&mut self, fingerprint: Fingerprint, stage: Stage, ack_written: bool) {
         let Fingerprint { packet_id, digest } = fingerprint;
-        self.push(Known { digest, unit, packet_id, ack_written });
+        let repeats = self.get(packet_id).is_some_and(|known| match known.stage {
+            Stage::Committed | Stage::Recovered => known.digest == digest,
+            // Not stored itself, but it hides what was before it.
+            Stage::InFlight(_) | Stage::Doubtful | Stage::Void => known.repeats || known.digest != digest,
+        });
+        self.push(Known { digest, stage, packet_id, ack_written, repeats });
         if self.ring.len() > self.most {
             self.ring.pop_front();
             self.first = self.first.wrapping_add(1);
         }
     }
 
-    pub fn retain(&mut self, keep: impl Fn(&Known) -> bool) {
-        let kept: Vec<bool> = (0_u32..)
-            .zip(&self.ring)
-            .map(|(at, known)| self.places[usize::from(known.packet_id)] == self.first.wrapping_add(at) && keep(known))
-            .collect();
-        let ring = std::mem::take(&mut self.ring);
-        // They get new numbers, so that no id leads to one that was forgotten.
-        self.first = self.first.wrapping_add(ring.len() as u32);
-        ring.into_iter().zip(kept).filter(|(_, is_kept)| *is_kept).for_each(|(known, _)| self.push(known));
+    pub fn change(&mut self, change: impl FnMut(&mut Known)) {
+        self.ring.iter_mut().for_each(change);
     }
 
     pub fn clear(&mut self) {
-        self.retain(|_| false);
+        // No id leads to one that was forgotten.
+        self.first = self.first.wrapping_add(self.ring.len() as u32);
+        self.ring.clear();
     }
 
     fn push(&mut self, known: Known) {
@@ -90,15 +103,15 @@ mod tests {
     /// The same by the simplest means.
     #[derive(Default)]
     struct Model {
-        known: HashMap<u16, (u64, Option<UnitId>, u64)>,
+        known: HashMap<u16, (u64, Stage, u64)>,
         order: VecDeque<(u16, u64)>,
         came: u64,
     }
 
     impl Model {
-        fn insert(&mut self, packet_id: u16, digest: u64, unit: Option<UnitId>) {
+        fn insert(&mut self, packet_id: u16, digest: u64, stage: Stage) {
             self.came += 1;
-            self.known.insert(packet_id, (digest, unit, self.came));
+            self.known.insert(packet_id, (digest, stage, self.came));
             self.order.push_back((packet_id, self.came));
             while self.order.len() > MOST {
                 let (packet_id, came) = self.order.pop_front().unwrap();
@@ -107,29 +120,20 @@ mod tests {
                 }
             }
         }
-
-        /// Both forget at once those that are not kept; only the model still counts them.
-        fn retain(&mut self, keep: impl Fn(Option<UnitId>) -> bool) {
-            self.known.retain(|_, known| keep(known.1));
-            let known = &self.known;
-            self.order.retain(|(packet_id, came)| known.get(packet_id).is_some_and(|known| known.2 == *came));
-        }
     }
 
     #[derive(Clone, Debug)]
     enum Step {
-        Insert(u16, u64, Option<UnitId>),
+        Insert(u16, u64, UnitId),
         Finish(u16),
-        RetainFinished,
-        Clear,
+        LoseSession,
     }
 
     fn step() -> impl Strategy<Value = Step> {
         prop_oneof![
-            20 => (0..12_u16, any::<u64>(), proptest::option::of((0..9_u32).prop_map(UnitId))).prop_map(|(id, digest, unit)| Step::Insert(id, digest, unit)),
+            20 => (0..12_u16, any::<u64>(), (0..9_u32).prop_map(UnitId)).prop_map(|(id, digest, unit)| Step::Insert(id, digest, unit)),
             5 => (0..12_u16).prop_map(Step::Finish),
-            1 => Just(Step::RetainFinished),
-            1 => Just(Step::Clear),
+            1 => Just(Step::LoseSession),
         ]
     }
 
@@ -141,29 +145,25 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Insert(packet_id, digest, unit) => {
-                        remembered.insert(Fingerprint { packet_id, digest }, unit, false);
-                        model.insert(packet_id, digest, unit);
+                        remembered.insert(Fingerprint { packet_id, digest }, Stage::InFlight(unit), false);
+                        model.insert(packet_id, digest, Stage::InFlight(unit));
                     }
                     Step::Finish(id) => {
                         if let Some(known) = remembered.get_mut(id) {
-                            known.unit = None;
+                            known.stage = Stage::Committed;
                         }
                         if let Some(known) = model.known.get_mut(&id) {
-                            known.1 = None;
+                            known.1 = Stage::Committed;
                         }
                     }
-                    Step::RetainFinished => {
-                        remembered.retain(|known| known.unit.is_none());
-                        model.retain(|unit| unit.is_none());
-                    }
-                    Step::Clear => {
+                    Step::LoseSession => {
                         remembered.clear();
-                        model.retain(|_| false);
+                        model = Model::default();
                     }
                 }
                 for id in 0..12 {
                     let expected = model.known.get(&id).map(|known| (known.0, known.1));
-                    prop_assert_eq!(remembered.get(id).map(|known| (known.digest, known.unit)), expected);
+                    prop_assert_eq!(remembered.get(id).map(|known| (known.digest, known.stage)), expected);
                 }
                 prop_assert!(remembered.ring.len() <= MOST);
             }

@@ -13,10 +13,13 @@
 //!
 //! A broker that reuses free ids never needs one above Receive Maximum: an id above it proves that the broker counts. Some
 //! brokers are known to count by their name. Without evidence the message is processed: twice rather than never.
+//!
+//! What was under way when the disk failed may have been committed. The store says so when it works again, unless the same id
+//! had the same digest before: then what the store holds may be the earlier message.
 
 use std::collections::VecDeque;
 
-use super::remembered::{Known, Remembered};
+use super::remembered::{Remembered, Stage};
 use crate::board::ids::UnitId;
 use crate::board::input::AckToken;
 use crate::store::Fingerprint;
@@ -72,7 +75,7 @@ impl Window {
         };
         for fingerprint in committed {
             // Whether the last process wrote the acknowledgement is not known: it may have.
-            window.known.insert(*fingerprint, None, true);
+            window.known.insert(*fingerprint, Stage::Committed, true);
         }
         window
     }
@@ -101,21 +104,20 @@ impl Window {
             .known
             .get(fingerprint.packet_id)
             .filter(|known| dup && known.digest == fingerprint.digest && (self.counts_upwards || !known.ack_written));
-        let seen = match known {
-            Some(Known { unit: None, .. }) => Seen::Committed,
-            Some(Known { unit: Some(unit), .. }) => Seen::InFlight { unit: *unit, place },
-            None => Seen::New { place },
+        let (seen, stage) = match known.map(|known| known.stage) {
+            Some(stage @ Stage::Committed) => (Seen::Committed, stage),
+            Some(stage @ Stage::InFlight(unit)) => (Seen::InFlight { unit, place }, stage),
+            Some(Stage::Doubtful | Stage::Recovered | Stage::Void) | None => (Seen::New { place }, Stage::Void),
         };
         self.places.push_back(Place { token, done: seen == Seen::Committed });
-        let unit = if let Seen::InFlight { unit, .. } = seen { Some(unit) } else { None };
-        self.known.insert(fingerprint, unit, false);
+        self.known.insert(fingerprint, stage, false);
         seen
     }
 
     /// Says which unit a new delivery became.
     pub fn assign(&mut self, packet_id: u16, unit: UnitId) {
         if let Some(known) = self.known.get_mut(packet_id) {
-            known.unit = Some(unit);
+            known.stage = Stage::InFlight(unit);
         }
     }
 
@@ -124,7 +126,7 @@ impl Window {
         if let Some(known) = self.known.get_mut(fingerprint.packet_id)
             && known.digest == fingerprint.digest
         {
-            known.unit = None;
+            known.stage = Stage::Committed;
         }
         if let Some(place) = place.checked_sub(self.first).and_then(|index| self.places.get_mut(index as usize)) {
             place.done = true;
@@ -150,22 +152,33 @@ impl Window {
         self.places.clear();
     }
 
-    /// The disk failed: what was under way is forgotten and will come again. What was committed stays known, together with
-    /// whether its acknowledgement was written.
+    /// The disk failed: what was under way will come again. What was committed stays known, together with whether its
+    /// acknowledgement was written.
     pub fn store_failed(&mut self) {
         self.disconnected();
-        self.known.retain(|known| known.unit.is_none());
+        self.known.change(|known| {
+            if let Stage::InFlight(_) = known.stage {
+                known.stage = if known.repeats { Stage::Void } else { Stage::Doubtful };
+            }
+        });
     }
 
-    /// The disk works again and holds these. One that is not known here was committed although the commit was reported
-    /// as failed; its acknowledgement was never written.
+    /// The disk works again and holds these. What was under way and is among them was committed although the commit was
+    /// reported as failed; its acknowledgement was never written.
     pub fn store_reopened(&mut self, committed: &[Fingerprint]) {
-        // The newest of each packet id counts.
-        for fingerprint in committed.iter().rev() {
-            if self.known.get(fingerprint.packet_id).is_none() {
-                self.known.insert(*fingerprint, None, false);
+        for fingerprint in committed {
+            if let Some(known) = self.known.get_mut(fingerprint.packet_id)
+                && let Stage::Doubtful | Stage::Recovered = known.stage
+            {
+                // The newest of each packet id counts.
+                known.stage = if known.digest == fingerprint.digest { Stage::Recovered } else { Stage::Doubtful };
             }
         }
+        self.known.change(|known| match known.stage {
+            Stage::Recovered => known.stage = Stage::Committed,
+            Stage::Doubtful => known.stage = Stage::Void,
+            Stage::Committed | Stage::InFlight(_) | Stage::Void => {}
+        });
     }
 
     /// The broker has no session of ours: whatever comes is new.
@@ -292,6 +305,22 @@ mod tests {
         window.assign(4, UnitId(4));
         window.store_failed();
         assert_eq!(receive(&mut window, 4, 4, 4, true), Seen::New { place: 6 });
+    }
+
+    #[test]
+    fn after_a_failure_of_the_disk_an_equal_earlier_message_is_no_evidence() {
+        let mut window = Window::new(10, false, &[]);
+        let earlier = fingerprint(1, 11);
+        receive(&mut window, 1, 11, 1, false);
+        window.assign(1, UnitId(1));
+        window.committed(0, earlier);
+        assert_eq!(released(&mut window), [1]);
+        // The sensor sends the same reading again, under the id that became free.
+        assert_eq!(receive(&mut window, 1, 11, 1, false), Seen::New { place: 1 });
+        window.assign(1, UnitId(2));
+        window.store_failed();
+        window.store_reopened(&[earlier]);
+        assert_eq!(receive(&mut window, 1, 11, 2, true), Seen::New { place: 2 });
     }
 
     /// Mosquitto hands out more than Receive Maximum allows, and was seen to go down with 8,480 acknowledgements unread.

@@ -34,6 +34,22 @@ fn the_window_continues_after_a_restart() {
 }
 
 #[test]
+fn deliveries_of_a_lost_session_are_forgotten_and_nothing_else() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open(dir.path());
+    for n in 1..=40 {
+        rig.commit(vec![Commit { records: vec![record(Stream::Data, "x")], ..delivery(n) }]);
+    }
+    rig.commit(vec![delivery(41)]);
+    rig.send(StoreRequest::ForgetDeliveries);
+    rig.commit(vec![Commit { records: vec![record(Stream::Data, "x")], ..delivery(42) }]);
+    drop(rig);
+    let rig = Rig::open(dir.path());
+    assert_eq!(digests(&rig), [42]);
+    assert_eq!(rig.recovered.last[Stream::Data].0, 41);
+}
+
+#[test]
 fn deliveries_without_effect_are_written_with_the_next_effect() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
