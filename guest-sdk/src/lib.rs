@@ -50,11 +50,14 @@ mod allocator;
 )]
 #[rustfmt::skip]
 mod bindings;
+pub mod base64;
 pub mod clock;
+pub mod hex;
 #[allow(unsafe_code, reason = "it keeps the one handle of the state's bucket")]
 mod host;
 mod json;
 pub mod log;
+pub mod math;
 mod message;
 #[allow(unsafe_code, reason = "digits are known to be UTF-8")]
 mod number;
@@ -68,6 +71,7 @@ mod setting;
 pub mod state;
 #[cfg(not(target_family = "wasm"))]
 pub mod testing;
+pub mod time;
 
 pub use bindings::exports::sedge::function::handler::{
     Alert, AlertStatus, Failure, Message, Output, Publication, Retry, Severity,
