@@ -6,6 +6,9 @@ pub(crate) use crate::testing::host::*;
 #[cfg(target_family = "wasm")]
 pub(crate) use component::*;
 
+/// Why a function without state cannot write.
+pub(crate) const STATELESS: &str = "the function has state = \"none\" in function.toml";
+
 #[cfg(target_family = "wasm")]
 mod component {
     use alloc::string::String;
@@ -21,10 +24,10 @@ mod component {
     use crate::bindings::wasi::random::random;
 
     /// The bucket is opened once and never dropped: the instance ends with the message.
-    fn bucket() -> Result<ManuallyDrop<Bucket>, String> {
+    fn bucket() -> Result<ManuallyDrop<Bucket>, Error> {
         static HANDLE: AtomicU32 = AtomicU32::new(0);
         if HANDLE.load(Relaxed) == 0 {
-            let bucket = ManuallyDrop::new(open("default").map_err(describe)?);
+            let bucket = ManuallyDrop::new(open("default")?);
             HANDLE.store(Bucket::take_handle(&bucket), Relaxed);
         }
         // SAFETY: the handle is the one that `open` gave, and whoever uses it here does not drop it.
@@ -34,26 +37,35 @@ mod component {
     #[cold]
     fn describe(error: Error) -> String {
         match error {
-            Error::NoSuchStore => "this function has no state (see `state` in its manifest)".into(),
-            Error::AccessDenied => "access denied".into(),
+            Error::NoSuchStore | Error::AccessDenied => super::STATELESS.into(),
             Error::Other(text) => text,
         }
     }
 
     pub(crate) fn state_get(key: &str) -> Result<Option<Vec<u8>>, String> {
-        bucket()?.get(key).map_err(describe)
+        match bucket() {
+            Ok(bucket) => bucket.get(key).map_err(describe),
+            // Without state a read finds nothing.
+            Err(Error::AccessDenied) => Ok(None),
+            Err(error) => Err(describe(error)),
+        }
     }
 
     pub(crate) fn state_set(key: &str, value: &[u8]) -> Result<(), String> {
-        bucket()?.set(key, value).map_err(describe)
+        bucket().and_then(|bucket| bucket.set(key, value)).map_err(describe)
     }
 
     pub(crate) fn state_remove(key: &str) -> Result<(), String> {
-        bucket()?.delete(key).map_err(describe)
+        bucket().and_then(|bucket| bucket.delete(key)).map_err(describe)
     }
 
     pub(crate) fn state_increment(key: &str, delta: i64) -> Result<i64, String> {
-        atomics::increment(&*bucket()?, key, delta).map_err(describe)
+        match bucket() {
+            Ok(bucket) => atomics::increment(&bucket, key, delta).map_err(describe),
+            // An increment by 0 is a read.
+            Err(Error::AccessDenied) if delta == 0 => Ok(0),
+            Err(error) => Err(describe(error)),
+        }
     }
 
     pub(crate) fn setting(key: &str) -> Result<Option<String>, String> {

@@ -7,7 +7,7 @@
 //!
 //! impl Function for TooWarm {
 //!     fn handle(message: Message) -> Outcome {
-//!         let Some(value) = message.number("temperature") else { return Ok(vec![]) };
+//!         let Some(value) = message.number("temperature")? else { return Ok(vec![]) };
 //!         if value <= setting("max")? {
 //!             return Ok(vec![]);
 //!         }
@@ -51,12 +51,15 @@ mod allocator;
 #[rustfmt::skip]
 mod bindings;
 pub mod base64;
+pub mod bytes;
+pub mod cbor;
 pub mod clock;
 pub mod hex;
 #[allow(unsafe_code, reason = "it keeps the one handle of the state's bucket")]
 mod host;
 mod json;
 pub mod log;
+pub mod lpp;
 pub mod math;
 mod message;
 #[allow(unsafe_code, reason = "digits are known to be UTF-8")]
@@ -64,6 +67,7 @@ mod number;
 mod output;
 mod piece;
 pub mod random;
+mod read;
 #[doc(hidden)]
 #[allow(unsafe_code, reason = "the canonical ABI passes raw blocks")]
 pub mod rt;
@@ -76,10 +80,11 @@ pub mod time;
 pub use bindings::exports::sedge::function::handler::{
     Alert, AlertStatus, Failure, Message, Output, Publication, Retry, Severity,
 };
-pub use json::JsonObject;
+pub use json::{Items, JsonArray, JsonObject, Members, Reading, Value};
 pub use number::rounded;
 pub use piece::Piece;
-pub use setting::{Setting, setting, setting_or};
+pub use read::{NumberFormat, ReadError};
+pub use setting::{Section, Setting, setting, setting_or};
 
 /// What most functions use, with the parts of `alloc` that a `#![no_std]` crate does not have by itself.
 pub mod prelude {
@@ -88,8 +93,8 @@ pub mod prelude {
     pub use alloc::{format, vec};
 
     pub use crate::{
-        Alert, Failure, Function, JsonObject, Message, Outcome, Output, Publication, export, rounded, setting,
-        setting_or, state, text,
+        Alert, Failure, Function, JsonArray, JsonObject, Message, NumberFormat, Outcome, Output, Publication,
+        ReadError, Reading, export, rounded, setting, setting_or, state, text,
     };
 }
 
@@ -174,7 +179,7 @@ pub mod __private {
 impl<F: Function> bindings::exports::sedge::function::handler::Guest for F {
     #[inline]
     fn handle(message: Message) -> Outcome {
-        F::handle(message)
+        F::handle(message).map(output::without_infinity)
     }
 }
 

@@ -15,36 +15,35 @@ fn power(exponent: u32) -> f64 {
     POWERS.get(exponent as usize).copied().unwrap_or(f64::INFINITY)
 }
 
-/// The number in front of `text` in JSON's grammar (a leading `+` and leading zeros are taken too), and what follows it.
+/// The number in front of `text`, and what follows it: JSON's grammar, and what every language reads beside it (`+1`, `007`,
+/// `.5`, `81.`).
 ///
 /// The result is the nearest double for up to 19 digits and decimal exponents between -19 and 22, which is all that
-/// sensors send. Beyond that it may be off in the last digits.
+/// sensors send. Beyond that it may be off in the last digits, and is infinite where a double cannot hold it.
 pub(crate) fn parse_prefix(text: &[u8]) -> Option<(f64, &[u8])> {
     let (negative, mut rest) = sign(text);
     let mut mantissa = 0u64;
     let mut exponent = 0i32;
     let mut fraction = false;
-    // Whether the last byte was a digit: a number neither begins nor ends with its point.
-    let mut complete = false;
+    let mut digits = false;
     while let Some((&byte, tail)) = rest.split_first() {
         let digit = byte.wrapping_sub(b'0');
         if digit <= 9 {
-            complete = true;
+            digits = true;
             if mantissa <= (u64::MAX - 9) / 10 {
                 mantissa = mantissa * 10 + u64::from(digit);
                 exponent -= i32::from(fraction);
             } else {
                 exponent = exponent.saturating_add(i32::from(!fraction));
             }
-        } else if byte == b'.' && complete && !fraction {
+        } else if byte == b'.' && !fraction {
             fraction = true;
-            complete = false;
         } else {
             break;
         }
         rest = tail;
     }
-    if !complete {
+    if !digits {
         return None;
     }
     if let Some((b'e' | b'E', tail)) = rest.split_first() {
@@ -60,7 +59,24 @@ pub(crate) fn parse_prefix(text: &[u8]) -> Option<(f64, &[u8])> {
 pub(crate) fn parse(text: &[u8]) -> Option<f64> {
     let all = |text| parse_prefix(text).filter(|(_, rest)| rest.is_empty()).map(|(value, _)| value);
     // Mostly there is no white space, and looking for it costs as much as the number.
-    all(text).or_else(|| all(text.trim_ascii()))
+    all(text).or_else(|| all(text.trim_ascii())).filter(|value| value.is_finite())
+}
+
+/// The whole number that is all of `text`, perhaps with zeros behind a point. `Some(None)` if 64 bits cannot hold it.
+pub(crate) fn parse_integer(text: &[u8]) -> Option<Option<i128>> {
+    let (negative, digits) = sign(text);
+    let whole = digits.split(|byte| *byte == b'.').next()?;
+    if let Some(fraction) = digits.get(whole.len() + 1..)
+        && (fraction.is_empty() || fraction.iter().any(|byte| *byte != b'0'))
+    {
+        return None;
+    }
+    if whole.is_empty() || digits.len() == whole.len() + 1 || !whole.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    let add = |value: u64, digit: &u8| value.checked_mul(10)?.checked_add(u64::from(digit - b'0'));
+    let value = whole.iter().try_fold(0, add).map(i128::from);
+    Some(value.map(|value| if negative { -value } else { value }))
 }
 
 fn sign(text: &[u8]) -> (bool, &[u8]) {
@@ -213,6 +229,7 @@ fn fifteen_digits(mut value: f64) -> (u64, i32) {
 }
 
 /// A number in decimal, at the end of `buffer`.
+#[inline(never)]
 pub(crate) fn decimal(mut value: u64, buffer: &mut [u8; 20]) -> &str {
     let mut start = buffer.len();
     for digit in buffer.iter_mut().rev() {
@@ -271,10 +288,23 @@ mod tests {
 
     #[test]
     fn refuses_what_is_no_number() {
-        for text in ["", "-", ".", ".5", "5.", "1e", "1e+", "nan", "inf", "21.5C", "1 2", "--1", "1.2.3", "0x10"] {
+        for text in [
+            "", "-", ".", "-.", ".e1", "1e", "1e+", "nan", "inf", "21.5C", "1 2", "--1", "1.2.3", "0x10", "1e999",
+            "81,5",
+        ] {
             assert_eq!(parse(text.as_bytes()), None, "{text}");
         }
-        for (text, value) in [(" 21.5\n", 21.5), ("-0", 0.0), ("+3", 3.0), ("1E2", 100.0), ("1e999", f64::INFINITY)] {
+        for (text, value) in [
+            (" 21.5\n", 21.5),
+            ("-0", 0.0),
+            ("+3", 3.0),
+            ("1E2", 100.0),
+            ("1e-999", 0.0),
+            (".5", 0.5),
+            ("-.5", -0.5),
+            ("81.", 81.0),
+            ("1.e2", 100.0),
+        ] {
             assert_eq!(parse(text.as_bytes()), Some(value), "{text}");
         }
     }

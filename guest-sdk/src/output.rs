@@ -1,7 +1,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::{Alert, AlertStatus, Failure, JsonObject, Output, Publication, Retry, Severity};
+use crate::{Alert, AlertStatus, Failure, Output, Publication, Retry, Severity};
 
 impl Alert {
     /// Something is wrong: a warning, unless [`critical`](Self::critical) or [`info`](Self::info) says otherwise. The key
@@ -32,8 +32,9 @@ impl Alert {
         self
     }
 
+    /// Left out where it is not finite, which JSON cannot write.
     pub fn value(mut self, value: f64) -> Self {
-        self.value = Some(value);
+        self.value = Some(value).filter(|value| value.is_finite());
         self
     }
 
@@ -48,9 +49,9 @@ impl Publication {
         Self { topic: topic.into(), payload: payload.into(), content_type: None, retain: false }
     }
 
-    /// With content type `application/json`.
-    pub fn json(topic: impl Into<String>, object: JsonObject) -> Self {
-        Self { content_type: Some("application/json".into()), ..Self::new(topic, object.into_bytes()) }
+    /// With content type `application/json`: a [`JsonObject`], a [`JsonArray`](crate::JsonArray), or JSON from elsewhere.
+    pub fn json(topic: impl Into<String>, json: impl Into<Vec<u8>>) -> Self {
+        Self { content_type: Some("application/json".into()), ..Self::new(topic, json) }
     }
 
     /// The broker keeps it for later subscribers.
@@ -66,8 +67,8 @@ impl Output {
         Self::Publish(Publication::new(topic, payload))
     }
 
-    pub fn publish_json(topic: impl Into<String>, object: JsonObject) -> Self {
-        Self::Publish(Publication::json(topic, object))
+    pub fn publish_json(topic: impl Into<String>, json: impl Into<Vec<u8>>) -> Self {
+        Self::Publish(Publication::json(topic, json))
     }
 
     /// Upstream, as data.
@@ -75,8 +76,8 @@ impl Output {
         Self::Forward(Publication::new(topic, payload))
     }
 
-    pub fn forward_json(topic: impl Into<String>, object: JsonObject) -> Self {
-        Self::Forward(Publication::json(topic, object))
+    pub fn forward_json(topic: impl Into<String>, json: impl Into<Vec<u8>>) -> Self {
+        Self::Forward(Publication::json(topic, json))
     }
 }
 
@@ -96,6 +97,16 @@ impl Failure {
     pub fn retry(after_ms: u64, reason: impl Into<String>) -> Self {
         Self::Retry(Retry { after_ms, reason: reason.into() })
     }
+}
+
+/// Clears the value of an alert, whose fields are public, where JSON cannot write it.
+pub(crate) fn without_infinity(mut outputs: Vec<Output>) -> Vec<Output> {
+    for output in &mut outputs {
+        if let Output::Alert(alert) = output {
+            alert.value = alert.value.filter(|value| value.is_finite());
+        }
+    }
+    outputs
 }
 
 impl From<&str> for Failure {

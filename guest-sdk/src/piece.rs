@@ -72,6 +72,15 @@ impl Piece for usize {
     }
 }
 
+/// One text out of several. Reasons and errors are put together here, by one piece of code for all of them.
+#[cold]
+#[inline(never)]
+pub(crate) fn concat(parts: &[&str]) -> String {
+    let mut text = String::with_capacity(parts.iter().map(|part| part.len()).sum());
+    parts.iter().for_each(|part| text.push_str(part));
+    text
+}
+
 /// Strings, numbers and words, one behind the other: `text!("above ", max, " °C")`. It does what `format!` would do
 /// without the 10 KiB of code that formatting numbers brings.
 #[macro_export]

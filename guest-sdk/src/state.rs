@@ -5,6 +5,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::number::decimal;
+use crate::piece::concat;
 use crate::{Failure, host, text};
 
 /// What a key can hold. The encodings are stable: the values outlive the function's version.
@@ -44,7 +45,7 @@ pub fn increment(key: &str, delta: i64) -> Result<i64, Failure> {
 #[cold]
 #[inline(never)]
 fn failed(what: &str, key: &str, error: String) -> Failure {
-    Failure::reject(text!("cannot ", what, " state key \"", key, "\": ", error))
+    Failure::reject(concat(&["cannot ", what, " state key \"", key, "\": ", &error]))
 }
 
 /// Eight bytes, little-endian.

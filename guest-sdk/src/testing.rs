@@ -1,16 +1,23 @@
 //! Functions in native tests: `cargo test` runs them without a board, a broker or wasm.
 
+mod manifest;
+
+use std::borrow::ToOwned;
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::{mem, thread_local};
+use std::{format, mem, thread_local};
 
 use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::log::Level;
-use crate::{Function, Message, Outcome};
+use crate::{Failure, Function, Message, Outcome, Output, output};
+use manifest::{Manifest, Scope};
 
-/// A board that exists only in a test: settings, durable state and a log.
+/// Most slashes in a topic.
+const MAX_TOPIC_SLASHES: usize = 200;
+
+/// A board that exists only in a test: settings, durable state, permissions, limits, clocks and a log.
 ///
 /// ```
 /// use sedge_function::{Function, Message, Outcome, testing::Board};
@@ -25,43 +32,104 @@ use crate::{Function, Message, Outcome};
 /// let mut board = Board::new().setting("max", "80");
 /// assert_eq!(board.run::<Quiet>(Message::new("sensors/a", "21.5")), Ok(vec![]));
 /// ```
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Board {
-    settings: BTreeMap<String, String>,
-    shared_state: bool,
+    manifest: Manifest,
     state: BTreeMap<String, BTreeMap<String, Vec<u8>>>,
+    /// Unix time in milliseconds, if the test says it.
+    clock_ms: Option<u64>,
     log: Vec<(Level, String)>,
 }
 
+impl Default for Board {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Board {
-    /// State is kept by topic, as with `state = "topic"`.
+    /// A board for a function that may do everything: it hears all topics, has state by topic, and reads both clocks.
     pub fn new() -> Self {
-        Self::default()
+        Self { manifest: Manifest::permissive(), state: BTreeMap::new(), clock_ms: None, log: Vec::new() }
     }
 
+    /// A board as `function.toml` makes it: `Board::from_manifest(include_str!("../function.toml"))`. It has the topics, the scope of
+    /// the state, the settings, the permissions and the limits of outputs and state from there.
+    ///
+    /// # Panics
+    ///
+    /// If it is not a manifest. Not every mistake is found: `sedge check` does that.
+    pub fn from_manifest(toml: &str) -> Self {
+        match Manifest::parse(toml) {
+            Ok(manifest) => Self { manifest, ..Self::new() },
+            Err(error) => panic!("function.toml: {error}"),
+        }
+    }
+
+    /// Sets a setting, or replaces that of the manifest.
     pub fn setting(mut self, key: &str, value: &str) -> Self {
-        self.settings.insert(key.into(), value.into());
+        self.manifest.settings.insert(key.into(), value.into());
         self
     }
 
     /// State as with `state = "function"`.
     pub fn shared_state(mut self) -> Self {
-        self.shared_state = true;
+        self.manifest.scope = Scope::Function;
         self
     }
 
-    /// Runs a function on one message. As on a real board, state changes are kept only when it succeeds.
+    /// State as with `state = "none"`: a read finds nothing, and a write fails.
+    pub fn without_state(mut self) -> Self {
+        self.manifest.scope = Scope::None;
+        self
+    }
+
+    /// Stops the clocks at this Unix time in milliseconds. Before, they are those of this machine.
+    pub fn set_clock(&mut self, unix_ms: u64) {
+        self.clock_ms = Some(unix_ms);
+    }
+
+    /// Runs a function on one message. As on a real board, state changes are kept only when it succeeds, and what a board would make
+    /// a dead letter is an error here: an output that is not allowed, a limit that is broken.
+    ///
+    /// # Panics
+    ///
+    /// If the function would never get the message because of its `subscribe`, or if it uses a clock or random numbers without the
+    /// permission: a board refuses such a function.
     pub fn run<F: Function>(&mut self, message: Message) -> Outcome {
-        let scope = if self.shared_state { String::new() } else { message.topic.clone() };
+        let manifest = &mut self.manifest;
+        let heard = manifest.subscribe.iter().any(|filter| matches(filter, &message.topic));
+        assert!(
+            heard || message.is_tick(),
+            "{:?} matches no filter of `subscribe`: the function would not get it",
+            message.topic
+        );
+        let scope = if manifest.scope == Scope::Topic { message.topic.clone() } else { String::new() };
         let before = self.state.get(&scope).cloned().unwrap_or_default();
-        let run = Run { settings: mem::take(&mut self.settings), state: before.clone(), log: Vec::new() };
+        let run = Run {
+            manifest: mem::take(manifest),
+            state: before.clone(),
+            broken: None,
+            clock_ms: self.clock_ms,
+            log: Vec::new(),
+        };
         RUN.set(Some(run));
-        let outcome = F::handle(message);
+        let outcome = F::handle(message).map(output::without_infinity);
         let run = RUN.take().expect("nothing else ends a run");
-        self.settings = run.settings;
+        self.manifest = run.manifest;
         self.log.extend(run.log);
+        let outcome = match run.broken {
+            Some(broken) => Err(Failure::Reject(broken)),
+            None => outcome.and_then(|outputs| self.manifest.check(outputs)),
+        };
         self.state.insert(scope, if outcome.is_ok() { run.state } else { before });
         outcome
+    }
+
+    /// Runs a function on a tick of the manifest's `every`.
+    pub fn tick<F: Function>(&mut self) -> Outcome {
+        let topic = format!("$timer/{}", self.manifest.name);
+        self.run::<F>(Message { received_at_ms: self.clock_ms.unwrap_or(0), ..Message::new(topic, "") })
     }
 
     /// What was logged so far.
@@ -70,10 +138,89 @@ impl Board {
     }
 }
 
+impl Manifest {
+    /// What a board checks of a run that succeeded.
+    fn check(&self, outputs: Vec<Output>) -> Outcome {
+        let reject = |why: String| Err(Failure::Reject(why));
+        if outputs.len() > self.max_outputs {
+            return reject(format!("output: {} outputs, the limit is {}", outputs.len(), self.max_outputs));
+        }
+        let bytes: usize = outputs.iter().map(size).sum();
+        if bytes > self.max_output_bytes {
+            return reject(format!("output: {bytes} bytes of output, the limit is {}", self.max_output_bytes));
+        }
+        for output in &outputs {
+            let (Output::Publish(publication) | Output::Forward(publication)) = output else { continue };
+            let topic = &publication.topic;
+            if topic.is_empty()
+                || topic.contains(['+', '#', '\0'])
+                || topic.bytes().filter(|byte| *byte == b'/').count() > MAX_TOPIC_SLASHES
+            {
+                return reject(format!("invalid-topic: {topic:?}"));
+            }
+            if matches!(output, Output::Publish(_)) && !self.publish.iter().any(|filter| matches(filter, topic)) {
+                return reject(format!("not-allowed: no filter of [allow] publish matches {topic:?}"));
+            }
+        }
+        Ok(outputs)
+    }
+}
+
+/// Bytes of an output that count.
+fn size(output: &Output) -> usize {
+    match output {
+        Output::Alert(alert) => {
+            let labels: usize = alert.labels.iter().map(|(name, value)| name.len() + value.len()).sum();
+            alert.key.len() + alert.summary.len() + labels
+        }
+        Output::Forward(publication) | Output::Publish(publication) => {
+            let content_type = publication.content_type.as_deref().unwrap_or_default();
+            publication.topic.len() + publication.payload.len() + content_type.len()
+        }
+    }
+}
+
+/// Whether a topic matches a filter of MQTT.
+fn matches(filter: &str, topic: &str) -> bool {
+    if topic.starts_with('$') && filter.starts_with(['+', '#']) {
+        return false;
+    }
+    let (mut filter, mut topic) = (filter.split('/'), topic.split('/'));
+    loop {
+        match (filter.next(), topic.next()) {
+            (Some("#"), _) | (None, None) => return true,
+            (Some("+"), Some(_)) => {}
+            (Some(expected), Some(level)) if expected == level => {}
+            _ => return false,
+        }
+    }
+}
+
 struct Run {
-    settings: BTreeMap<String, String>,
+    manifest: Manifest,
     state: BTreeMap<String, Vec<u8>>,
+    /// The limit that ended the run.
+    broken: Option<String>,
+    clock_ms: Option<u64>,
     log: Vec<(Level, String)>,
+}
+
+impl Run {
+    fn set(&mut self, key: &str, value: Option<&[u8]>) -> Result<(), String> {
+        if self.manifest.scope == Scope::None {
+            return Err(crate::host::STATELESS.to_owned());
+        }
+        match value {
+            Some(value) => self.state.insert(key.into(), value.into()),
+            None => self.state.remove(key),
+        };
+        let bytes: usize = self.state.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let limit = self.manifest.max_state_bytes;
+        if bytes > limit {
+            self.broken.get_or_insert(format!("state: {bytes} bytes of state, the limit is {limit}"));
+        }
+        Ok(())
+    }
 }
 
 thread_local! {
@@ -88,7 +235,7 @@ pub(crate) mod host {
     use std::sync::OnceLock;
     use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-    use super::{Level, RUN, Run};
+    use super::{Level, RUN, Run, Scope};
 
     fn with<R>(use_run: impl FnOnce(&mut Run) -> R) -> R {
         RUN.with_borrow_mut(|run| {
@@ -101,16 +248,17 @@ pub(crate) mod host {
     }
 
     pub(crate) fn state_set(key: &str, value: &[u8]) -> Result<(), String> {
-        with(|run| run.state.insert(key.into(), value.into()));
-        Ok(())
+        with(|run| run.set(key, Some(value)))
     }
 
     pub(crate) fn state_remove(key: &str) -> Result<(), String> {
-        with(|run| run.state.remove(key));
-        Ok(())
+        with(|run| run.set(key, None))
     }
 
     pub(crate) fn state_increment(key: &str, delta: i64) -> Result<i64, String> {
+        if delta == 0 && with(|run| run.manifest.scope == Scope::None) {
+            return Ok(0);
+        }
         let before = match state_get(key)? {
             None => 0,
             Some(bytes) => core::str::from_utf8(&bytes)
@@ -124,29 +272,198 @@ pub(crate) mod host {
     }
 
     pub(crate) fn setting(key: &str) -> Result<Option<String>, String> {
-        Ok(with(|run| run.settings.get(key).cloned()))
+        Ok(with(|run| run.manifest.settings.get(key).cloned()))
+    }
+
+    /// The time that the test set, inside a run. The clocks also work outside of one, as in a test of a part of a function.
+    fn stopped_clock() -> Option<u64> {
+        RUN.with_borrow(|run| {
+            let run = run.as_ref()?;
+            assert!(run.manifest.clock, "a clock is read without `clock = true` under [allow] in function.toml");
+            run.clock_ms
+        })
     }
 
     pub(crate) fn wall_ms() -> u64 {
-        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        since.as_millis().try_into().unwrap_or(u64::MAX)
+        stopped_clock().unwrap_or_else(|| {
+            let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+            since.as_millis().try_into().unwrap_or(u64::MAX)
+        })
     }
 
     pub(crate) fn monotonic_ns() -> u64 {
         static START: OnceLock<Instant> = OnceLock::new();
-        START.get_or_init(Instant::now).elapsed().as_nanos().try_into().unwrap_or(u64::MAX)
+        let running = || START.get_or_init(Instant::now).elapsed().as_nanos().try_into().unwrap_or(u64::MAX);
+        stopped_clock().map_or_else(running, |unix_ms| unix_ms.saturating_mul(1_000_000))
     }
 
     pub(crate) fn random_bytes(len: usize) -> Vec<u8> {
+        assert!(len <= 65_536, "{len} random bytes at a time: a board ends the run beyond 65,536");
         (0..len).map(|_| random_u64() as u8).collect()
     }
 
     /// Each state has keys of its own, which is random enough for a test.
     pub(crate) fn random_u64() -> u64 {
+        RUN.with_borrow(|run| {
+            let allowed = run.as_ref().is_none_or(|run| run.manifest.random);
+            assert!(allowed, "a random number is asked for without `random = true` under [allow] in function.toml");
+        });
         RandomState::new().build_hasher().finish()
     }
 
     pub(crate) fn log(level: Level, line: &str) {
         with(|run| run.log.push((level, line.into())));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Alert, Publication, clock, random, setting, state};
+    use std::string::ToString;
+    use std::vec;
+
+    /// Does what the payload says.
+    struct Obeys;
+
+    impl Function for Obeys {
+        fn handle(message: Message) -> Outcome {
+            let payload = core::str::from_utf8(&message.payload).unwrap().to_string();
+            let (what, argument) = payload.split_once(' ').unwrap_or((&payload, ""));
+            let mut outputs = vec![];
+            match what {
+                "get" => {
+                    let value: Option<String> = state::get("key")?;
+                    outputs.push(Output::forward("said", value.unwrap_or("nothing".into())));
+                }
+                "set" => state::set("key", argument.to_string())?,
+                "count" => outputs.push(Output::forward("said", state::increment("count", 0)?.to_string())),
+                "remove" => state::remove("key")?,
+                "publish" => outputs.push(Output::publish(argument, "")),
+                "many" => outputs.extend((0..65).map(|_| Output::forward("a", ""))),
+                "large" => outputs.push(Output::forward("a", vec![0; 70_000])),
+                "clock" => outputs.push(Output::forward("said", clock::now_ms().to_string())),
+                "random" => outputs.push(Output::forward("said", random::u64().to_string())),
+                "setting" => outputs.push(Output::forward("said", setting::<String>(argument)?)),
+                "infinity" => outputs.push(Alert { value: Some(f64::INFINITY), ..Alert::firing("k", "s") }.into()),
+                _ => {}
+            }
+            Ok(outputs)
+        }
+    }
+
+    fn said(outcome: Outcome) -> String {
+        match &outcome.unwrap()[..] {
+            [Output::Forward(Publication { payload, .. })] => String::from_utf8(payload.clone()).unwrap(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn run(board: &mut Board, payload: &str) -> Outcome {
+        board.run::<Obeys>(Message::new("a/b", payload))
+    }
+
+    #[test]
+    fn without_state_a_read_finds_nothing_and_a_write_fails() {
+        for mut board in [Board::new().without_state(), Board::from_manifest("name = \"x\"\nsubscribe = [\"#\"]\n")] {
+            assert_eq!(said(run(&mut board, "get")), "nothing");
+            assert_eq!(said(run(&mut board, "count")), "0");
+            let why = "cannot write state key \"key\": the function has state = \"none\" in function.toml";
+            assert_eq!(run(&mut board, "set x"), Err(Failure::reject(why)));
+            assert!(run(&mut board, "remove").is_err());
+        }
+    }
+
+    #[test]
+    fn state_is_of_the_topic_or_of_the_function() {
+        for (scope, other) in [("topic", "nothing"), ("function", "x")] {
+            let mut board = Board::from_manifest(&format!("name = \"x\"\nsubscribe = [\"#\"]\nstate = \"{scope}\""));
+            run(&mut board, "set x").unwrap();
+            assert_eq!(said(run(&mut board, "get")), "x");
+            assert_eq!(said(board.run::<Obeys>(Message::new("a/c", "get"))), other);
+        }
+    }
+
+    #[test]
+    fn only_allowed_topics_are_published_to_and_state_of_that_run_is_dropped() {
+        let manifest = "name = \"x\"\nsubscribe = [\"a/+\"]\nstate = \"topic\"\n[allow]\npublish = [\"derived/#\"]\n";
+        let mut board = Board::from_manifest(manifest);
+        assert!(run(&mut board, "publish derived/a").is_ok());
+        let Err(Failure::Reject(why)) = run(&mut board, "publish other") else { panic!("it is not refused") };
+        assert!(why.starts_with("not-allowed"), "{why}");
+        for topic in ["", "derived/+", "derived/#"] {
+            let Err(Failure::Reject(why)) = run(&mut board, &format!("publish {topic}")) else { panic!("{topic}") };
+            assert!(why.starts_with("invalid-topic"), "{why}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "would not get it")]
+    fn a_topic_that_is_not_heard_panics() {
+        run(&mut Board::from_manifest("name = \"x\"\nsubscribe = [\"c/#\"]\n"), "get").unwrap();
+    }
+
+    #[test]
+    fn limits_are_those_of_the_manifest() {
+        let mut board = Board::new();
+        assert!(matches!(run(&mut board, "many"), Err(Failure::Reject(why)) if why.starts_with("output")));
+        assert!(matches!(run(&mut board, "large"), Err(Failure::Reject(why)) if why.starts_with("output")));
+        let manifest =
+            "name = \"x\"\nsubscribe = [\"#\"]\nstate = \"topic\"\nlimits.state_bytes = 10\nlimits.outputs = 100\n";
+        let mut board = Board::from_manifest(manifest);
+        assert!(run(&mut board, "many").is_ok());
+        assert!(run(&mut board, "set 1234567").is_ok());
+        assert!(matches!(run(&mut board, "set 12345678"), Err(Failure::Reject(why)) if why.starts_with("state")));
+        assert_eq!(said(run(&mut board, "get")), "1234567");
+    }
+
+    #[test]
+    fn the_clock_is_the_tests() {
+        let mut board = Board::from_manifest("name = \"x\"\nsubscribe = [\"#\"]\n[allow]\nclock = true\n");
+        board.set_clock(1_767_610_933_000);
+        assert_eq!(said(run(&mut board, "clock")), "1767610933000");
+        assert_eq!(board.tick::<Obeys>(), Ok(vec![]));
+    }
+
+    #[test]
+    #[should_panic(expected = "without `clock = true`")]
+    fn a_clock_without_permission_panics() {
+        let _ = run(&mut Board::from_manifest("name = \"x\"\nsubscribe = [\"#\"]\n"), "clock");
+    }
+
+    #[test]
+    #[should_panic(expected = "without `random = true`")]
+    fn random_numbers_without_permission_panic() {
+        let _ = run(&mut Board::from_manifest("name = \"x\"\nsubscribe = [\"#\"]\n"), "random");
+    }
+
+    #[test]
+    fn infinity_is_taken_out_of_an_alert() {
+        let outputs = run(&mut Board::new(), "infinity").unwrap();
+        assert!(matches!(&outputs[..], [Output::Alert(Alert { value: None, .. })]), "{outputs:?}");
+    }
+
+    #[test]
+    fn settings_are_those_of_the_manifest() {
+        let manifest =
+            "name = \"x\"\nsubscribe = [\"#\"]\n[config]\nmax = 80\nmin = -2.50\n\"oven.max\" = \"240\"\non = true\n";
+        let mut board = Board::from_manifest(manifest).setting("min", "3");
+        for (key, value) in [("max", "80"), ("min", "3"), ("oven.max", "240"), ("on", "true")] {
+            assert_eq!(said(run(&mut board, &format!("setting {key}"))), value);
+        }
+    }
+
+    #[test]
+    fn topics_match_as_at_a_broker() {
+        for (filter, topic, expected) in [
+            ("a/#", "a", true),
+            ("a/#", "a/b/c", true),
+            ("a/+", "a/b/c", false),
+            ("+/b", "a/b", true),
+            ("#", "$SYS/a", false),
+            ("a", "ab", false),
+        ] {
+            assert_eq!(matches(filter, topic), expected, "{filter} on {topic}");
+        }
     }
 }

@@ -2,8 +2,7 @@
 
 #![no_std]
 
-mod lpp;
-
+use sedge_function::lpp;
 use sedge_function::prelude::*;
 
 struct Decode;
@@ -22,16 +21,20 @@ mod tests {
     use super::*;
     use sedge_function::testing::Board;
 
+    fn run(payload: &[u8]) -> Outcome {
+        Board::from_manifest(include_str!("../function.toml")).run::<Decode>(Message::new("lpp/cellar", payload))
+    }
+
     #[test]
     fn publishes_what_it_decoded() {
-        let message = Message::new("lpp/cellar", [1, 103, 1, 16, 2, 104, 97]);
         let object = JsonObject::new().number("temperature", 27.2).number("humidity", 48.5);
-        assert_eq!(Board::new().run::<Decode>(message), Ok(vec![Output::publish_json("derived/lpp/cellar", object)]));
+        let published = Output::publish_json("derived/lpp/cellar", object);
+        assert_eq!(run(&[1, 103, 1, 16, 2, 104, 97]), Ok(vec![published]));
     }
 
     #[test]
     fn rejects_what_is_no_lpp() {
-        let message = Message::new("lpp/cellar", "21.5");
-        assert!(matches!(Board::new().run::<Decode>(message), Err(Failure::Reject(_))));
+        assert!(matches!(run(b"21.5"), Err(Failure::Reject(_))));
+        assert!(matches!(run(b""), Err(Failure::Reject(_))));
     }
 }

@@ -13,7 +13,7 @@ struct Last;
 
 impl Function for Last {
     fn handle(message: Message) -> Outcome {
-        let Some(value) = message.number("temperature") else { return Ok(vec![]) };
+        let Some(value) = message.number("temperature")? else { return Ok(vec![]) };
         let max: f64 = setting("max")?;
         let before: f64 = state::get("last")?.unwrap_or(value);
         state::set("last", value)?;

@@ -1,7 +1,8 @@
-//! Cayenne Low Power Payload: a row of values, each one byte of channel, one byte of type (the IPSO object number minus
-//! 3200) and a big-endian number whose size and unit the type says.
+//! Cayenne Low Power Payload, of many LoRaWAN sensors: a row of values, each one byte of channel, one byte of type (the IPSO object
+//! number minus 3200) and a big-endian number whose size and unit the type says.
 
-use sedge_function::prelude::*;
+use crate::bytes::Reader;
+use crate::{JsonObject, ReadError, text};
 
 /// How one number of a type is written.
 struct Kind {
@@ -59,43 +60,43 @@ fn kinds(code: u8) -> Option<&'static [Kind]> {
     })
 }
 
-pub fn decode(payload: &[u8]) -> Result<JsonObject, Failure> {
+/// All values as one JSON object: `{"temperature":27.2,"humidity":48.5}`. A second value of one kind gets its channel:
+/// `temperature_5`. A frame that is cut off, has an unknown type or no value is unreadable, with the place.
+pub fn decode(payload: &[u8]) -> Result<JsonObject, ReadError> {
     let mut object = JsonObject::new();
     let mut seen = [false; 256];
-    let mut rest = payload;
-    while let Some(([channel, code], tail)) = rest.split_first_chunk() {
-        let at = payload.len() - rest.len();
-        let Some(kinds) = kinds(*code) else {
-            return Err(Failure::reject(text!("unknown Cayenne LPP type ", *code, " at byte ", at + 1)));
+    let mut frame = Reader::new(payload);
+    while !frame.is_empty() {
+        let at = frame.position();
+        let channel = frame.u8()?;
+        let Ok(code) = frame.u8() else { return Err(invalid("the payload ends after a channel number", at)) };
+        let Some(kinds) = kinds(code) else {
+            return Err(invalid(&text!("unknown Cayenne LPP type ", code), at + 1));
         };
-        rest = tail;
-        let again = core::mem::replace(&mut seen[usize::from(*code)], true);
+        let again = seen.get_mut(usize::from(code)).is_some_and(|seen| core::mem::replace(seen, true));
         for kind in kinds {
-            let Some((number, tail)) = rest.split_at_checked(kind.bytes) else {
-                return Err(Failure::reject(text!("the payload ends within the ", kind.name, " at byte ", at)));
+            let Ok(number) = frame.take(kind.bytes) else {
+                return Err(invalid(&text!("the payload ends within the ", kind.name), at));
             };
-            rest = tail;
-            let value = integer(number, kind.signed) as f64 / kind.divisor;
+            let mut number = Reader::new(number);
+            let value =
+                if kind.signed { number.int_be(kind.bytes)? as f64 } else { number.uint_be(kind.bytes)? as f64 };
             object = match again {
-                false => object.number(kind.name, value),
-                true => object.number(&text!(kind.name, "_", *channel), value),
+                false => object.number(kind.name, value / kind.divisor),
+                true => object.number(&text!(kind.name, "_", channel), value / kind.divisor),
             };
         }
     }
-    match rest {
-        _ if object.is_empty() => Err(Failure::reject("no Cayenne LPP value in the payload")),
-        [] => Ok(object),
-        _ => Err(Failure::reject("the payload ends after a channel number")),
+    if object.is_empty() {
+        return Err(ReadError::Unreadable("no Cayenne LPP value in the payload".into()));
     }
+    Ok(object)
 }
 
-/// A big-endian number of up to four bytes.
-fn integer(bytes: &[u8], signed: bool) -> i64 {
-    let start = match bytes.first() {
-        Some(0x80..) if signed => -1,
-        _ => 0,
-    };
-    bytes.iter().fold(start, |value, byte| value << 8 | i64::from(*byte))
+#[cold]
+#[inline(never)]
+fn invalid(what: &str, at: usize) -> ReadError {
+    ReadError::Unreadable(text!(what, " at byte ", at))
 }
 
 #[cfg(test)]
@@ -110,7 +111,7 @@ mod tests {
 
     #[track_caller]
     fn check_rejected(payload: &[u8], reason: &str) {
-        assert_eq!(decode(payload), Err(Failure::reject(reason)));
+        assert_eq!(decode(payload), Err(ReadError::Unreadable(reason.into())));
     }
 
     #[test]
@@ -139,6 +140,6 @@ mod tests {
         check_rejected(&[], "no Cayenne LPP value in the payload");
         check_rejected(&[1, 103, 1], "the payload ends within the temperature at byte 0");
         check_rejected(&[1, 103, 1, 16, 2, 99, 0], "unknown Cayenne LPP type 99 at byte 5");
-        check_rejected(&[1, 103, 1, 16, 2], "the payload ends after a channel number");
+        check_rejected(&[1, 103, 1, 16, 2], "the payload ends after a channel number at byte 4");
     }
 }
