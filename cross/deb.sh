@@ -12,7 +12,7 @@ fail() {
 
 target=${1:-} profile=${2:-dist} build=${3:-full}
 tools=${XDG_CACHE_HOME:-$HOME/.cache}/sedge/tools
-# The oldest glibc of those that the package depends on (host/Cargo.toml).
+# The oldest glibc of those that the package depends on (host/sedge/Cargo.toml).
 glibc=2.31
 
 features=() variant=$build
@@ -37,11 +37,11 @@ case $target in
         ;;
 esac
 
-# The path that host/Cargo.toml names, for every target.
-install -D --mode 755 "$program" host/debian/program/sedge
+# The path that host/sedge/Cargo.toml names, for every target.
+install -D --mode 755 "$program" host/sedge/debian/program/sedge
 
-rm -rf host/debian/pages
-cargo run --quiet --package sedge "${features[@]}" --example pages -- host/debian/pages >&2
+rm -rf host/sedge/debian/pages
+cargo run --quiet --package sedge "${features[@]}" --example pages -- host/sedge/debian/pages >&2
 scripts/guests.sh build >&2
 quick=()
 # Fast compression for packages that are only tested.

@@ -127,14 +127,14 @@ if [ "${1:-}" = check ]; then
     stage 'unit tests' cargo test --quiet --workspace --lib --bins
     exit
 fi
-stage 'runtime-only build: lints' cargo clippy --quiet --package sedge --lib --bins --tests --no-default-features -- -D warnings
+stage 'runtime-only build: lints' cargo clippy --quiet --workspace --exclude sedge-function --lib --bins --tests --no-default-features -- -D warnings
 stage 'dependencies' dependencies
 stage 'service' service
 stage 'documentation' documentation
 stage 'functions: lints' scripts/guests.sh lint
 stage 'functions: build' scripts/guests.sh build
 stage 'unit and property tests' cargo test --workspace --lib --bins
-stage 'runtime-only build: unit tests' cargo test --package sedge --lib --no-default-features
+stage 'runtime-only build: unit tests' cargo test --workspace --exclude sedge-function --lib --no-default-features
 # Tests of the core on simulated boards, and of SPECIFICATION.md.
 stage 'simulated boards' cargo test --package sedge-sim --tests
 stage 'documentation tests' cargo test --workspace --doc

@@ -36,6 +36,7 @@ extern crate std;
 mod allocator;
 #[allow(
     unsafe_code,
+    unreachable_pub,
     unused_macros,
     unused_imports,
     unused_qualifications,

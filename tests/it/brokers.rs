@@ -21,7 +21,7 @@ const RULES: &str = "topic write count/#\ntopic read up/#\n\nuser board\ntopic r
 
 /// Certificates for `localhost` made with openssl; shared with the tests of the webhook.
 fn certificate(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("src/forward/testdata").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../daemon/src/sinks/testdata").join(name)
 }
 
 #[test]

@@ -13,13 +13,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
-use sedge::deploy::envelope::SignedEnvelope;
-use sedge::deploy::keys::SigningKey;
-use sedge::deploy::payload::{Install, Module, Order, OrderChange};
-use sedge::deploy::reason::Reason;
-use sedge::deploy::report::{DeployState, Report};
-use sedge::deploy::topics::{Target, Topics};
-use sedge::manifest::Manifest;
+use sedge_core::deploy::envelope::SignedEnvelope;
+use sedge_core::deploy::keys::SigningKey;
+use sedge_core::deploy::payload::{Install, Module, Order, OrderChange};
+use sedge_core::deploy::reason::Reason;
+use sedge_core::deploy::report::{DeployState, Report};
+use sedge_core::deploy::topics::{Target, Topics};
+use sedge_core::manifest::Manifest;
 use serde_json::{Value, json};
 
 use crate::harness::client::Client;
@@ -95,7 +95,8 @@ impl Yard {
     }
 
     fn install_of(&self, serial: u64, wasm: &[u8], change: impl FnOnce(&mut Value)) -> Order {
-        let manifest = Manifest::load(&guest(FUNCTION)).expect("the function has a manifest");
+        let manifest =
+            Manifest::load(&guest(FUNCTION), &sedge_sandbox::machine::MACHINE).expect("the function has a manifest");
         let mut manifest = serde_json::from_slice(&manifest.to_json()).expect("a manifest is JSON");
         let base: &mut Value = &mut manifest;
         base["version"] = json!(format!("1.0.{serial}"));
@@ -109,7 +110,7 @@ impl Yard {
     }
 
     fn order(&self, serial: u64, change: OrderChange) -> Order {
-        let now_ms = sedge::time::now_ms();
+        let now_ms = sedge_sandbox::clock::now_ms();
         Order {
             function: FUNCTION.into(),
             serial,
@@ -151,7 +152,7 @@ impl Yard {
     }
 
     fn send_chunk(&self, wasm: &[u8], index: u32, bytes: &[u8]) {
-        self.retain(&Topics::new("sedge").blob(&sedge::deploy::digest(wasm), index), bytes);
+        self.retain(&Topics::new("sedge").blob(&sedge_core::deploy::digest(wasm), index), bytes);
     }
 
     fn retain(&self, topic: &str, payload: impl Into<Vec<u8>>) {

@@ -14,7 +14,7 @@ use crate::harness::mosquitto::Mosquitto;
 use crate::harness::upstream::Upstream;
 
 /// `unshare` with the options that this user needs to mount.
-pub fn unshare() -> Option<Command> {
+pub(crate) fn unshare() -> Option<Command> {
     let flags = if rustix::process::getuid().is_root() { "-m" } else { "-rm" };
     let works = Command::new("unshare").args([flags, "mount", "-t", "tmpfs", "none", "/mnt"]).output();
     if !works.is_ok_and(|output| output.status.success()) {
@@ -27,7 +27,7 @@ pub fn unshare() -> Option<Command> {
 }
 
 /// The daemon with its data folder on a separate file system with these mount options.
-pub fn on_mount(mut unshare: Command, daemon: &Daemon, options: &str) -> Command {
+pub(crate) fn on_mount(mut unshare: Command, daemon: &Daemon, options: &str) -> Command {
     unshare
         .args(["sh", "-c", r#"mount -t tmpfs -o "$1" none "$2" && shift 2 && exec "$@""#, "sh", options])
         .arg(daemon.data())
@@ -37,7 +37,7 @@ pub fn on_mount(mut unshare: Command, daemon: &Daemon, options: &str) -> Command
 }
 
 /// The data folder as the daemon sees it.
-pub fn inside(daemon: &Daemon) -> PathBuf {
+pub(crate) fn inside(daemon: &Daemon) -> PathBuf {
     let data = daemon.data();
     Path::new("/proc")
         .join(daemon.pid().to_string())

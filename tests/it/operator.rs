@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use sedge::deploy::payload::OrderChange;
+use sedge_core::deploy::payload::OrderChange;
 use serde_json::{Value, json};
 
 use crate::harness::daemon::SEDGE;
@@ -110,7 +110,7 @@ fn a_new_function_is_built_signed_sent_and_followed_until_it_is_active() {
     let office = Office::open();
     let board = office.board("pump-3", Manner::Obeys);
     let dir = office.folder.path().join("door-alarm");
-    let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("a workspace").join("guest-sdk");
+    let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("a workspace").join("guest-sdk");
     let made = run(&["new", "door-alarm", "--dir", text(&dir), "--sdk", text(&sdk)]);
     assert!(made.status.success(), "{made:?}");
     let tested = Command::new("cargo").args(["test", "--quiet"]).current_dir(&dir).output().expect("run cargo");

@@ -4,7 +4,7 @@
 use std::collections::VecDeque;
 
 use bytes::Bytes;
-use sedge::board::{AckToken, Delivery};
+use sedge_core::board::{AckToken, Delivery};
 
 /// A message that the broker accepted from a publisher.
 #[derive(Clone, Debug, PartialEq, Eq)]

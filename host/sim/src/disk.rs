@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use sedge::message::Scope;
-use sedge::store::{Commit, DeadLetter, Fingerprint, MessageIds, Parked, ParkedId, Record, Recovered};
+use sedge_core::message::Scope;
+use sedge_core::store::{Commit, DeadLetter, Fingerprint, MessageIds, Parked, ParkedId, Record, Recovered};
 
 #[derive(Debug)]
 pub struct Disk {
@@ -105,6 +105,6 @@ impl Disk {
     }
 }
 
-pub(crate) fn number(value: &[u8]) -> u64 {
+pub fn number(value: &[u8]) -> u64 {
     str::from_utf8(value).ok().and_then(|text| text.parse().ok()).expect("counters are decimal numbers")
 }

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sedge::store::{Commit, Stream};
+use sedge_core::store::Commit;
+use sedge_core::stream::Stream;
 
 use crate::broker::Publication;
 

@@ -5,22 +5,19 @@ use std::num::{NonZeroU16, NonZeroU64};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::disk::Disk;
+use crate::worker::Worker;
 use bytes::Bytes;
-use sedge::board::{
+use sedge_core::board::{
     AckToken, Board, BoardConfig, BrokerEvent, Delivery, Effect, Input, PauseConfig, RecorderConfig, TrialEvent,
     Version, WorkerConfig,
 };
-use sedge::config;
-use sedge::forward;
-use sedge::manifest::{Allow, Limits, Manifest, StateScope, Trial};
-use sedge::message::{Digest, Failure};
-use sedge::store;
-use sedge::store::Parked;
-use sedge::telemetry::Metrics;
-use sedge::time::Now;
-
-use crate::disk::Disk;
-use crate::worker::Worker;
+use sedge_core::manifest::{Allow, Limits, Manifest, StateScope, Trial};
+use sedge_core::message::{Digest, Failure};
+use sedge_core::metrics::Metrics;
+use sedge_core::store::{self, Parked};
+use sedge_core::time::Now;
+use sedge_core::{config, forward};
 
 pub const RECEIVE_MAXIMUM: u16 = 20;
 const WORKERS: usize = 2;
@@ -183,7 +180,7 @@ impl Rig {
             let life = self.workers[number].life();
             while let Some(event) = self.workers[number].say() {
                 any = true;
-                self.handle(Input::Worker { worker: sedge::board::WorkerNo(number as u32), life, event });
+                self.handle(Input::Worker { worker: sedge_core::board::WorkerNo(number as u32), life, event });
             }
         }
         self.perform();

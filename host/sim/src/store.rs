@@ -3,7 +3,8 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use sedge::store::{Commit, Gap, GapId, Parked, RecordId, Recovered, StoreEvent, StoreRequest, StoredRecord, Stream};
+use sedge_core::store::{Commit, Gap, GapId, Parked, RecordId, Recovered, StoreEvent, StoreRequest, StoredRecord};
+use sedge_core::stream::Stream;
 
 use crate::disk::Disk;
 

@@ -9,9 +9,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use sedge::board::{Job, JobNo, Life, Version, WorkerCommand, WorkerEvent};
-use sedge::manifest::StateScope;
-use sedge::message::{
+use sedge_core::board::{Job, JobNo, Life, Version, WorkerCommand, WorkerEvent};
+use sedge_core::manifest::StateScope;
+use sedge_core::message::{
     Alert, AlertStatus, Failure, FailureCode, Outcome, Output, Publication, Severity, StateWrite, Usage, Verdict,
 };
 
@@ -47,7 +47,7 @@ struct Script {
 }
 
 impl Worker {
-    /// Takes a command. It is carried out by [`Worker::work`].
+    /// Takes a command. It is carried out by `Worker::work`.
     pub fn apply(&mut self, life: Life, command: WorkerCommand) {
         match command {
             WorkerCommand::Start => {

@@ -4,17 +4,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sedge::board::{
-    Board, BoardConfig, BrokerEvent, Effect, Input, SinkEvent, TrialEvent, Version, WorkerEvent, WorkerNo,
-};
-use sedge::forward::{Answer, Destination};
-use sedge::manifest::{Manifest, StateScope, Trial, TrialMode};
-use sedge::message::PublishToken;
-use sedge::message::{Digest, FailureCode};
-use sedge::store::{Recovered, Stream};
-use sedge::telemetry::Metrics;
-use sedge::time::Now;
-
 use crate::broker::{Broker, PacketIds, Publication};
 use crate::faults::Fault;
 use crate::random::Random;
@@ -22,6 +11,16 @@ use crate::reference::{self, Reference, Violation};
 use crate::rig::{config, forward_config, manifest};
 use crate::store::Store;
 use crate::worker::Worker;
+use sedge_core::board::{
+    Board, BoardConfig, BrokerEvent, Effect, Input, SinkEvent, TrialEvent, Version, WorkerEvent, WorkerNo,
+};
+use sedge_core::forward::{Answer, Destination};
+use sedge_core::manifest::{Manifest, StateScope, Trial, TrialMode};
+use sedge_core::message::{Digest, FailureCode, PublishToken};
+use sedge_core::metrics::Metrics;
+use sedge_core::store::Recovered;
+use sedge_core::stream::Stream;
+use sedge_core::time::Now;
 
 const WORKERS: usize = 2;
 const RECEIVE_MAXIMUM: u16 = 20;
@@ -449,7 +448,7 @@ impl World {
         }
     }
 
-    fn send(&mut self, destination: Destination, token: PublishToken, envelope: &sedge::forward::Envelope) {
+    fn send(&mut self, destination: Destination, token: PublishToken, envelope: &sedge_core::forward::Envelope) {
         let n = usize::from(destination == Destination::Upstream);
         let sink = &mut self.sinks[n];
         if !sink.is_connected || sink.in_flight.len() >= IN_FLIGHT {

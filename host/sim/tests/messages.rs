@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use sedge::board::AckToken;
-use sedge::forward::HOPS;
-use sedge::manifest::{Manifest, StateScope};
-use sedge::message::Scope;
-use sedge::store::{self, LoadId, Stream};
+use sedge_core::board::AckToken;
+use sedge_core::forward::HOPS;
+use sedge_core::manifest::{Manifest, StateScope};
+use sedge_core::message::Scope;
+use sedge_core::store::{self, LoadId};
+use sedge_core::stream::Stream;
 use sedge_sim::rig::{Rig, manifest};
 
 fn one() -> Vec<Manifest> {

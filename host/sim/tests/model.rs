@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 
-use sedge::board::Input;
-use sedge::manifest::{Manifest, StateScope, Trial, TrialMode};
+use sedge_core::board::Input;
+use sedge_core::manifest::{Manifest, StateScope, Trial, TrialMode};
 use sedge_sim::disk::Disk;
 use sedge_sim::rig::{RECEIVE_MAXIMUM, Rig, manifest};
 

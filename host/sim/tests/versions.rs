@@ -3,11 +3,11 @@
 
 use std::time::Duration;
 
-use sedge::board::{Input, TrialEvent};
-use sedge::manifest::{Manifest, StateScope, Trial, TrialMode};
-use sedge::message::{FailureCode, Scope};
-use sedge::store::Stream;
-use sedge::time::Now;
+use sedge_core::board::{Input, TrialEvent};
+use sedge_core::manifest::{Manifest, StateScope, Trial, TrialMode};
+use sedge_core::message::{FailureCode, Scope};
+use sedge_core::stream::Stream;
+use sedge_core::time::Now;
 use sedge_sim::rig::{Rig, manifest};
 
 fn one() -> Vec<Manifest> {

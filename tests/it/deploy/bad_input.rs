@@ -4,13 +4,13 @@ use std::fs::{self, File};
 use std::io::Write as _;
 use std::time::Duration;
 
-use sedge::deploy::digest;
-use sedge::deploy::envelope::SignedEnvelope;
-use sedge::deploy::keys::SigningKey;
-use sedge::deploy::payload::{Module, Order, OrderChange};
-use sedge::deploy::reason::Reason;
-use sedge::deploy::report::DeployState;
-use sedge::deploy::topics::{Target, Topics};
+use sedge_core::deploy::digest;
+use sedge_core::deploy::envelope::SignedEnvelope;
+use sedge_core::deploy::keys::SigningKey;
+use sedge_core::deploy::payload::{Module, Order, OrderChange};
+use sedge_core::deploy::reason::Reason;
+use sedge_core::deploy::report::DeployState;
+use sedge_core::deploy::topics::{Target, Topics};
 use serde_json::{Value, json};
 
 use super::{CHUNK, FUNCTION, PATIENCE, Yard, answer, chunk};
@@ -234,7 +234,7 @@ fn a_serial_near_the_end_does_not_lock_the_function_out() {
     yard.refused(Reason::SerialTooHigh, "Unix time in milliseconds");
     yard.send(&yard.install(2));
     yard.await_active(2);
-    yard.send(&yard.install(sedge::time::now_ms()));
+    yard.send(&yard.install(sedge_sandbox::clock::now_ms()));
     yard.await_report(|it| it.state == DeployState::Active && it.serial > Some(2));
 }
 

@@ -6,12 +6,12 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use bytes::Bytes;
-use sedge::deploy::code::{Abi, Code};
-use sedge::deploy::payload::{Install, Module, NativeCode, Order, OrderChange};
-use sedge::deploy::reason::Reason;
-use sedge::deploy::report::DeployState;
-use sedge::message::Digest;
-use sedge::sandbox::{Class, Isa};
+use sedge_core::deploy::code::{Abi, Code};
+use sedge_core::deploy::payload::{Install, Module, NativeCode, Order, OrderChange};
+use sedge_core::deploy::reason::Reason;
+use sedge_core::deploy::report::DeployState;
+use sedge_core::isa::{Class, Isa};
+use sedge_core::message::Digest;
 use serde_json::json;
 
 use super::{CHUNK, Yard};

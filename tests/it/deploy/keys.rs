@@ -3,10 +3,10 @@
 use std::fs;
 
 use rustix::process::Signal;
-use sedge::deploy::payload::{KeyUpdate, OrderChange};
-use sedge::deploy::reason::Reason;
-use sedge::deploy::report::DeployState;
-use sedge::deploy::topics::KEYS;
+use sedge_core::deploy::payload::{KeyUpdate, OrderChange};
+use sedge_core::deploy::reason::Reason;
+use sedge_core::deploy::report::DeployState;
+use sedge_core::deploy::topics::KEYS;
 use serde_json::json;
 
 use super::{PATIENCE, Yard, new_key, public};
@@ -98,7 +98,7 @@ fn orders_of_a_revoked_key_that_were_carried_out_are_no_news() {
     yard.await_active(2);
     // The key's last order revokes the key itself; the broker retains all three.
     let update = KeyUpdate { trust: Vec::new(), revoke: vec![yard.key.public().id()] };
-    let mut order = yard.order(sedge::time::now_ms(), OrderChange::Keys(update));
+    let mut order = yard.order(sedge_sandbox::clock::now_ms(), OrderChange::Keys(update));
     order.function = KEYS.into();
     yard.send(&order);
     yard.await_report_of(KEYS, |report| report.keys.as_ref().is_some_and(Vec::is_empty));

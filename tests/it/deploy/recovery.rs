@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use sedge::deploy::digest;
-use sedge::deploy::payload::Module;
-use sedge::deploy::report::{DeployState, Progress, Report};
-use sedge::deploy::topics::Topics;
+use sedge_core::deploy::digest;
+use sedge_core::deploy::payload::Module;
+use sedge_core::deploy::report::{DeployState, Progress, Report};
+use sedge_core::deploy::topics::Topics;
 use serde_json::json;
 
 use super::{CHUNK, PATIENCE, Yard, chunk};

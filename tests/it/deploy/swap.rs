@@ -1,8 +1,8 @@
 //! Changes of version under load, at a rate that a debug build handles beside other tests. `make bench` does the same with
 //! 5,000 messages per second.
 
-use sedge::deploy::reason::Reason;
-use sedge::deploy::report::DeployState;
+use sedge_core::deploy::reason::Reason;
+use sedge_core::deploy::report::DeployState;
 use serde_json::json;
 
 use super::{FUNCTION, Yard};

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use sedge::deploy::payload::OrderChange;
-use sedge::deploy::reason::Reason;
-use sedge::deploy::report::{DeployState, Progress};
+use sedge_core::deploy::payload::OrderChange;
+use sedge_core::deploy::reason::Reason;
+use sedge_core::deploy::report::{DeployState, Progress};
 use serde_json::json;
 
 use super::{PATIENCE, Yard};
@@ -81,7 +81,7 @@ fn a_shadow_is_compared_shown_and_promoted() {
     }
     let report = yard.await_report(|it| !it.differences.is_empty());
     assert_eq!(report.state, DeployState::Trial);
-    let counted = |report: &sedge::deploy::report::Report| {
+    let counted = |report: &sedge_core::deploy::report::Report| {
         matches!(report.progress, Some(Progress::Trial { run: 3, failed: 0, different: 3, .. }))
     };
     yard.await_report(counted);

@@ -9,14 +9,14 @@ use std::time::Duration;
 
 use super::eventually;
 
-pub struct MemoryCgroup {
+pub(crate) struct MemoryCgroup {
     dir: PathBuf,
     is_v2: bool,
 }
 
 impl MemoryCgroup {
     /// Returns `None` and prints the reason if none can be created.
-    pub fn create(bytes: u64) -> Option<Self> {
+    pub(crate) fn create(bytes: u64) -> Option<Self> {
         static MADE: AtomicU32 = AtomicU32::new(0);
         let name = format!("sedge-test-{}-{}", std::process::id(), MADE.fetch_add(1, Ordering::Relaxed));
         let made = match Self::v2_root() {
@@ -61,7 +61,7 @@ impl MemoryCgroup {
     }
 
     /// A command whose process is in the group, with its children, from the first instruction.
-    pub fn command(&self, program: &Path) -> Command {
+    pub(crate) fn command(&self, program: &Path) -> Command {
         let mut command = Command::new("sh");
         let procs = self.dir.join("cgroup.procs");
         command.args(["-c", r#"echo $$ > "$1" && shift && exec "$@""#, "sh"]).arg(procs).arg(program);
@@ -69,7 +69,7 @@ impl MemoryCgroup {
     }
 
     /// Number of processes that the kernel killed here because memory ran out.
-    pub fn kills(&self) -> u64 {
+    pub(crate) fn kills(&self) -> u64 {
         let file = if self.is_v2 { "memory.events" } else { "memory.oom_control" };
         let text = fs::read_to_string(self.dir.join(file)).expect("read the group's events");
         let line = text.lines().find_map(|line| line.strip_prefix("oom_kill "));
@@ -77,7 +77,7 @@ impl MemoryCgroup {
     }
 
     /// Private memory of its processes in KiB, which the kernel cannot reclaim.
-    pub fn anonymous_kb(&self) -> u64 {
+    pub(crate) fn anonymous_kb(&self) -> u64 {
         let name = if self.is_v2 { "anon " } else { "total_rss " };
         let text = fs::read_to_string(self.dir.join("memory.stat")).expect("read the group's figures");
         let line = text.lines().find_map(|line| line.strip_prefix(name));

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::patiently;
 use super::wire::{self, Hello, Packet, Publish};
 
-pub struct Client {
+pub(crate) struct Client {
     stream: TcpStream,
     /// Received and not decoded bytes, from `start`.
     buffer: Vec<u8>,
@@ -16,11 +16,11 @@ pub struct Client {
     window: usize,
     unacknowledged: usize,
     next_packet_id: u16,
-    pub session_present: bool,
+    pub(crate) session_present: bool,
 }
 
 impl Client {
-    pub fn connect(port: u16, hello: &Hello) -> io::Result<Self> {
+    pub(crate) fn connect(port: u16, hello: &Hello) -> io::Result<Self> {
         let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
         stream.set_nodelay(true)?;
         let mut client = Self {
@@ -43,11 +43,11 @@ impl Client {
         }
     }
 
-    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes)
     }
 
-    pub fn subscribe(&mut self, filters: &[&str]) -> io::Result<()> {
+    pub(crate) fn subscribe(&mut self, filters: &[&str]) -> io::Result<()> {
         let packet_id = self.packet_id();
         self.send(&wire::subscribe(packet_id, filters))?;
         let deadline = Instant::now() + Duration::from_secs(10);
@@ -63,7 +63,7 @@ impl Client {
     }
 
     /// Publishes messages with QoS 1 and returns when the broker has acknowledged all.
-    pub fn publish_all(&mut self, messages: impl IntoIterator<Item = Publish>) -> io::Result<()> {
+    pub(crate) fn publish_all(&mut self, messages: impl IntoIterator<Item = Publish>) -> io::Result<()> {
         let mut batch = Vec::with_capacity(64 << 10);
         for mut message in messages {
             if self.unacknowledged == self.window {
@@ -78,7 +78,7 @@ impl Client {
         self.wait_for_acks(0)
     }
 
-    pub fn publish(&mut self, message: Publish) -> io::Result<()> {
+    pub(crate) fn publish(&mut self, message: Publish) -> io::Result<()> {
         self.publish_all([message])
     }
 
@@ -101,12 +101,12 @@ impl Client {
     }
 
     /// The socket and the broker's window, for a caller that encodes MQTT itself.
-    pub fn into_parts(self) -> (TcpStream, usize) {
+    pub(crate) fn into_parts(self) -> (TcpStream, usize) {
         (self.stream, self.window)
     }
 
     /// The next packet, or `None` after `patience`.
-    pub fn next(&mut self, patience: Duration) -> io::Result<Option<Packet>> {
+    pub(crate) fn next(&mut self, patience: Duration) -> io::Result<Option<Packet>> {
         let deadline = Instant::now() + patience;
         loop {
             if let Some((packet, length)) = wire::decode(&self.buffer[self.start..])? {
@@ -132,7 +132,7 @@ impl Client {
     }
 
     /// The next message, acknowledged, or `None` after `patience`.
-    pub fn receive(&mut self, patience: Duration) -> io::Result<Option<Publish>> {
+    pub(crate) fn receive(&mut self, patience: Duration) -> io::Result<Option<Publish>> {
         let deadline = Instant::now() + patiently(patience);
         loop {
             match self.next(deadline.saturating_duration_since(Instant::now()))? {

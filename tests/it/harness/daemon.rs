@@ -13,42 +13,42 @@ use super::mosquitto::free_port;
 use super::{eventually, patiently, process};
 
 /// The build for this machine: runs the operator's commands and builds functions.
-pub const SEDGE: &str = env!("CARGO_BIN_EXE_sedge");
+pub(crate) const SEDGE: &str = env!("CARGO_BIN_EXE_sedge");
 
 /// The board's program. SEDGE_BINARY names one for another processor, which runs under qemu-user.
-pub fn board_program() -> PathBuf {
+pub(crate) fn board_program() -> PathBuf {
     std::env::var_os("SEDGE_BINARY").map_or_else(|| SEDGE.into(), PathBuf::from)
 }
 
 /// Name of the node in every test.
-pub const NODE: &str = "board";
+pub(crate) const NODE: &str = "board";
 
 /// Contents of a `sedge.toml`.
 #[derive(Clone, Debug, Default)]
-pub struct Setup {
-    pub broker: String,
-    pub upstream: Option<String>,
-    pub functions: Vec<PathBuf>,
+pub(crate) struct Setup {
+    pub(crate) broker: String,
+    pub(crate) upstream: Option<String>,
+    pub(crate) functions: Vec<PathBuf>,
     /// Lines of further settings by section: `("store", "when_full = \"block\"")`.
-    pub settings: Vec<(&'static str, String)>,
+    pub(crate) settings: Vec<(&'static str, String)>,
 }
 
 impl Setup {
-    pub fn new(broker: String) -> Self {
+    pub(crate) fn new(broker: String) -> Self {
         Self { broker, ..Self::default() }
     }
 
-    pub fn function(mut self, folder: &Path) -> Self {
+    pub(crate) fn function(mut self, folder: &Path) -> Self {
         self.functions.push(folder.to_owned());
         self
     }
 
-    pub fn upstream(mut self, url: String) -> Self {
+    pub(crate) fn upstream(mut self, url: String) -> Self {
         self.upstream = Some(url);
         self
     }
 
-    pub fn set(mut self, section: &'static str, line: impl Into<String>) -> Self {
+    pub(crate) fn set(mut self, section: &'static str, line: impl Into<String>) -> Self {
         self.settings.push((section, line.into()));
         self
     }
@@ -77,9 +77,9 @@ impl Setup {
     }
 }
 
-pub struct Daemon {
+pub(crate) struct Daemon {
     folder: tempfile::TempDir,
-    pub http_port: u16,
+    pub(crate) http_port: u16,
     program: PathBuf,
     child: Option<Child>,
     /// Printed on failure, unless the test checks it.
@@ -88,12 +88,12 @@ pub struct Daemon {
 
 impl Daemon {
     /// Writes the configuration and starts nothing.
-    pub fn prepare(setup: &Setup) -> Self {
+    pub(crate) fn prepare(setup: &Setup) -> Self {
         Self::prepare_program(board_program(), setup)
     }
 
     /// The same for another program.
-    pub fn prepare_program(program: PathBuf, setup: &Setup) -> Self {
+    pub(crate) fn prepare_program(program: PathBuf, setup: &Setup) -> Self {
         let folder = tempfile::tempdir().expect("make a folder for the daemon");
         let http_port = free_port();
         let data = folder.path().join("data");
@@ -103,26 +103,26 @@ impl Daemon {
     }
 
     /// Starts it and waits until it is ready.
-    pub fn start(setup: &Setup) -> Self {
+    pub(crate) fn start(setup: &Setup) -> Self {
         let mut daemon = Self::prepare(setup);
         daemon.resume();
         daemon
     }
 
-    pub fn resume(&mut self) {
+    pub(crate) fn resume(&mut self) {
         self.launch();
         self.wait_ready(Duration::from_secs(60));
     }
 
     /// Starts the program without waiting for it.
-    pub fn launch(&mut self) {
+    pub(crate) fn launch(&mut self) {
         let mut command = Command::new(&self.program);
         command.arg("run").arg("--config").arg(self.config());
         self.launch_as(command);
     }
 
     /// Starts it through another command, such as a wrapper that sets limits.
-    pub fn launch_as(&mut self, mut command: Command) {
+    pub(crate) fn launch_as(&mut self, mut command: Command) {
         assert!(self.child.is_none(), "the daemon already runs");
         self.starts += 1;
         let log = File::options().create(true).append(true).open(self.log_path()).expect("open the log");
@@ -130,7 +130,7 @@ impl Daemon {
         self.child = Some(child);
     }
 
-    pub fn wait_ready(&mut self, patience: Duration) {
+    pub(crate) fn wait_ready(&mut self, patience: Duration) {
         let ready = eventually(patience, || {
             if let Some(status) = self.child.as_mut().expect("it was started").try_wait().expect("ask for its end") {
                 self.child = None;
@@ -141,32 +141,32 @@ impl Daemon {
         assert!(ready, "the daemon does not get ready: {:?}; its log:\n{}", self.get("/readyz"), self.log());
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().expect("the daemon runs").id()
     }
 
-    pub fn workers(&self) -> Vec<u32> {
+    pub(crate) fn workers(&self) -> Vec<u32> {
         process::workers(self.pid())
     }
 
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.signal(Signal::KILL);
         self.wait_end(Duration::from_secs(10));
     }
 
     /// Sends SIGTERM. Returns the exit status and the time until the exit.
-    pub fn terminate(&mut self) -> (ExitStatus, Duration) {
+    pub(crate) fn terminate(&mut self) -> (ExitStatus, Duration) {
         let asked = Instant::now();
         self.signal(Signal::TERM);
         (self.wait_end(Duration::from_secs(30)), asked.elapsed())
     }
 
-    pub fn signal(&self, signal: Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         let child = self.child.as_ref().expect("the daemon runs");
         kill_process(Pid::from_child(child), signal).expect("signal the daemon");
     }
 
-    pub fn wait_end(&mut self, patience: Duration) -> ExitStatus {
+    pub(crate) fn wait_end(&mut self, patience: Duration) -> ExitStatus {
         let mut child = self.child.take().expect("the daemon runs");
         let mut ended = None;
         eventually(patience, || {
@@ -180,12 +180,12 @@ impl Daemon {
         status
     }
 
-    pub fn is_running(&mut self) -> bool {
+    pub(crate) fn is_running(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     /// Runs another command of the program with this configuration.
-    pub fn command(&self, arguments: &[&str]) -> Output {
+    pub(crate) fn command(&self, arguments: &[&str]) -> Output {
         Command::new(&self.program)
             .args(arguments)
             .arg("--config")
@@ -196,7 +196,7 @@ impl Daemon {
     }
 
     /// Sum of a metric over the series whose labels contain `label`; 0 if there are none.
-    pub fn metric_with(&self, name: &str, label: &str) -> f64 {
+    pub(crate) fn metric_with(&self, name: &str, label: &str) -> f64 {
         let (_, page) = self.get("/metrics").unwrap_or_default();
         page.lines()
             .filter(|line| {
@@ -206,12 +206,12 @@ impl Daemon {
             .sum()
     }
 
-    pub fn metric(&self, name: &str) -> f64 {
+    pub(crate) fn metric(&self, name: &str) -> f64 {
         self.metric_with(name, "")
     }
 
     /// All counters and gauges that are not 0, for the message of a failure.
-    pub fn counters(&self) -> String {
+    pub(crate) fn counters(&self) -> String {
         let (_, page) = self.get("/metrics").unwrap_or_default();
         let shown =
             page.lines().filter(|line| !line.starts_with('#') && !line.ends_with(" 0") && !line.contains("_bucket{"));
@@ -219,7 +219,7 @@ impl Daemon {
     }
 
     /// Status and body of a page of its HTTP port, or `None` without an answer.
-    pub fn get(&self, path: &str) -> Option<(u16, String)> {
+    pub(crate) fn get(&self, path: &str) -> Option<(u16, String)> {
         let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, self.http_port)).ok()?;
         stream.set_read_timeout(Some(patiently(Duration::from_secs(5)))).ok()?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n").ok()?;
@@ -229,16 +229,16 @@ impl Daemon {
         Some((head.split(' ').nth(1)?.parse().ok()?, body.to_owned()))
     }
 
-    pub fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.folder.path().join("sedge.toml")
     }
 
-    pub fn data(&self) -> PathBuf {
+    pub(crate) fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
 
     /// Its stderr, of all runs.
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.log_path()).unwrap_or_default()
     }
 

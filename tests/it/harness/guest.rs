@@ -9,17 +9,17 @@ use std::sync::Mutex;
 use super::daemon::SEDGE;
 
 /// The folder of a test function, compiled.
-pub fn guest(name: &str) -> PathBuf {
+pub(crate) fn guest(name: &str) -> PathBuf {
     build(&root().join("tests/guests").join(name))
 }
 
 /// The folder of an example function, compiled.
-pub fn example(name: &str) -> PathBuf {
+pub(crate) fn example(name: &str) -> PathBuf {
     build(&root().join("examples").join(name))
 }
 
 /// A copy of a compiled function with another name, other topics and changes to its manifest.
-pub fn variant(
+pub(crate) fn variant(
     folder: &Path,
     into: &Path,
     name: &str,
@@ -64,5 +64,5 @@ fn build(folder: &Path) -> PathBuf {
 }
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the package lies in the workspace").to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("the package lies in the workspace").to_owned()
 }

@@ -12,22 +12,22 @@ use super::wire::Publish;
 
 /// Number of messages sent on each topic.
 #[derive(Clone, Debug, Default)]
-pub struct Ledger {
+pub(crate) struct Ledger {
     sent: BTreeMap<String, u64>,
 }
 
 /// Records that arrived, without repeats of a record id.
 #[derive(Debug, Default)]
-pub struct Arrived {
+pub(crate) struct Arrived {
     /// Sequence and count of each record in order, by topic.
-    pub data: BTreeMap<String, Vec<(u64, u64)>>,
-    pub alerts: Vec<Publish>,
-    pub repeats: usize,
+    pub(crate) data: BTreeMap<String, Vec<(u64, u64)>>,
+    pub(crate) alerts: Vec<Publish>,
+    pub(crate) repeats: usize,
 }
 
 impl Ledger {
     /// The next message of a source, counted as sent.
-    pub fn next(&mut self, source: &str) -> Publish {
+    pub(crate) fn next(&mut self, source: &str) -> Publish {
         let topic = format!("count/{source}");
         let sequence = self.sent.entry(topic.clone()).or_insert(0);
         *sequence += 1;
@@ -35,16 +35,16 @@ impl Ledger {
     }
 
     /// The next message of each of `sources` in turn.
-    pub fn batch(&mut self, sources: usize, count: usize) -> Vec<Publish> {
+    pub(crate) fn batch(&mut self, sources: usize, count: usize) -> Vec<Publish> {
         (0..count).map(|index| self.next(&format!("s{}", index % sources))).collect()
     }
 
-    pub fn total(&self) -> u64 {
+    pub(crate) fn total(&self) -> u64 {
         self.sent.values().sum()
     }
 
     /// Whether every message has a record. Cheap enough to poll.
-    pub fn is_complete(&self, received: &[Publish]) -> bool {
+    pub(crate) fn is_complete(&self, received: &[Publish]) -> bool {
         let arrived = Arrived::read(received);
         let alerts: u64 = self.sent.values().map(|count| count / 10).sum();
         let distinct = |records: &Vec<(u64, u64)>| records.iter().map(|record| record.0).collect::<BTreeSet<_>>().len();
@@ -54,7 +54,7 @@ impl Ledger {
 
     /// Checks that everything arrived once and in order; panics with all violations.
     #[track_caller]
-    pub fn check(&self, received: &[Publish]) {
+    pub(crate) fn check(&self, received: &[Publish]) {
         let arrived = Arrived::read(received);
         let mut wrong = String::new();
         for (topic, sent) in &self.sent {
@@ -96,7 +96,7 @@ impl Ledger {
 
 impl Arrived {
     #[track_caller]
-    pub fn read(received: &[Publish]) -> Self {
+    pub(crate) fn read(received: &[Publish]) -> Self {
         let prefix = format!("sedge/{NODE}/");
         let mut arrived = Self::default();
         let mut seen: HashMap<&str, &Publish> = HashMap::new();

@@ -1,22 +1,22 @@
 //! Test harness: real processes on separate loopback ports, and a ledger of sent messages.
 
-pub mod cgroup;
-pub mod client;
-pub mod daemon;
-pub mod guest;
-pub mod ledger;
-pub mod mosquitto;
-pub mod process;
-pub mod traffic;
-pub mod upstream;
-pub mod webhook;
-pub mod wire;
+pub(crate) mod cgroup;
+pub(crate) mod client;
+pub(crate) mod daemon;
+pub(crate) mod guest;
+pub(crate) mod ledger;
+pub(crate) mod mosquitto;
+pub(crate) mod process;
+pub(crate) mod traffic;
+pub(crate) mod upstream;
+pub(crate) mod webhook;
+pub(crate) mod wire;
 
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 /// Longest wait with a native program. SEDGE_PATIENCE is the factor for an emulated one.
-pub fn patiently(time: Duration) -> Duration {
+pub(crate) fn patiently(time: Duration) -> Duration {
     static FACTOR: LazyLock<f64> = LazyLock::new(|| {
         let factor = std::env::var("SEDGE_PATIENCE").ok();
         factor.map_or(1.0, |text| text.parse().expect("SEDGE_PATIENCE is a number"))
@@ -25,7 +25,7 @@ pub fn patiently(time: Duration) -> Duration {
 }
 
 /// Polls a condition until it holds or patience ends.
-pub fn eventually(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
+pub(crate) fn eventually(patience: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let deadline = Instant::now() + patiently(patience);
     loop {
         if condition() {
@@ -39,21 +39,21 @@ pub fn eventually(patience: Duration, mut condition: impl FnMut() -> bool) -> bo
 }
 
 /// Two brokers, a collector upstream and a daemon with the function `count` between them.
-pub struct Site {
+pub(crate) struct Site {
     // Dropped in this order: the daemon before its brokers.
-    pub daemon: daemon::Daemon,
-    pub upstream: upstream::Upstream,
-    pub broker: mosquitto::Mosquitto,
-    pub cloud: mosquitto::Mosquitto,
+    pub(crate) daemon: daemon::Daemon,
+    pub(crate) upstream: upstream::Upstream,
+    pub(crate) broker: mosquitto::Mosquitto,
+    pub(crate) cloud: mosquitto::Mosquitto,
 }
 
 impl Site {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(|setup| setup)
     }
 
     /// The same with changes to the daemon's configuration.
-    pub fn start_with(change: impl FnOnce(daemon::Setup) -> daemon::Setup) -> Self {
+    pub(crate) fn start_with(change: impl FnOnce(daemon::Setup) -> daemon::Setup) -> Self {
         let broker = mosquitto::Mosquitto::start();
         let cloud = mosquitto::Mosquitto::start();
         let upstream = upstream::Upstream::collect(cloud.port);
@@ -65,7 +65,7 @@ impl Site {
 
     /// Waits until all messages have records upstream, then checks them.
     #[track_caller]
-    pub fn settle(&self, ledger: &ledger::Ledger) {
+    pub(crate) fn settle(&self, ledger: &ledger::Ledger) {
         if !eventually(Duration::from_secs(60), || ledger.is_complete(&self.upstream.received())) {
             eprintln!("what the daemon counts:\n{}", self.daemon.counters());
         }
@@ -74,7 +74,7 @@ impl Site {
 
     /// Waits until this number of further messages has reached upstream, so that the next fault hits a busy system.
     #[track_caller]
-    pub fn progress(&self, messages: usize) {
+    pub(crate) fn progress(&self, messages: usize) {
         let goal = self.upstream.count() + messages;
         let reached = eventually(Duration::from_secs(60), || self.upstream.count() >= goal);
         assert!(reached, "{} messages upstream, waiting for {goal}", self.upstream.count());

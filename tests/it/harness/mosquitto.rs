@@ -13,29 +13,29 @@ use super::daemon::NODE;
 use super::eventually;
 use super::wire::Hello;
 
-pub struct Mosquitto {
+pub(crate) struct Mosquitto {
     folder: tempfile::TempDir,
-    pub port: u16,
+    pub(crate) port: u16,
     child: Option<Child>,
 }
 
 impl Mosquitto {
     /// A broker that keeps its sessions over a clean restart and queues without limit.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let mut broker = Self::reserve("");
         broker.resume();
         broker
     }
 
     /// A broker with further lines of configuration.
-    pub fn start_with(extra: &str) -> Self {
+    pub(crate) fn start_with(extra: &str) -> Self {
         let mut broker = Self::reserve(extra);
         broker.resume();
         broker
     }
 
     /// A port and a configuration; does not listen until [`resume`](Self::resume).
-    pub fn reserve(extra: &str) -> Self {
+    pub(crate) fn reserve(extra: &str) -> Self {
         let folder = tempfile::tempdir().expect("make a folder for mosquitto");
         let port = free_port();
         // Started by root, Mosquitto changes to the user `mosquitto`, which cannot write here.
@@ -52,7 +52,7 @@ impl Mosquitto {
         Self { folder, port, child: None }
     }
 
-    pub fn resume(&mut self) {
+    pub(crate) fn resume(&mut self) {
         assert!(self.child.is_none(), "mosquitto already runs");
         let child = Command::new(program())
             .arg("-c")
@@ -67,40 +67,40 @@ impl Mosquitto {
     }
 
     /// Sends SIGTERM: sessions and queued messages are saved.
-    pub fn stop(&mut self) {
+    pub(crate) fn stop(&mut self) {
         self.end(Signal::TERM);
     }
 
     /// Sends SIGKILL: data in memory is lost.
-    pub fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.end(Signal::KILL);
     }
 
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.stop();
         self.resume();
     }
 
-    pub fn pid(&self) -> u32 {
+    pub(crate) fn pid(&self) -> u32 {
         self.child.as_ref().expect("mosquitto runs").id()
     }
 
-    pub fn config(&self) -> PathBuf {
+    pub(crate) fn config(&self) -> PathBuf {
         self.folder.path().join("mosquitto.conf")
     }
 
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         format!("mqtt://127.0.0.1:{}", self.port)
     }
 
-    pub fn client(&self, id: &str) -> Client {
+    pub(crate) fn client(&self, id: &str) -> Client {
         Client::connect(self.port, &Hello::new(id)).expect("connect to mosquitto")
     }
 
     /// Waits until the daemon has subscribed. A daemon is ready even without a broker, and messages published before the first
     /// subscription are lost.
     #[track_caller]
-    pub fn await_daemon(&self) {
+    pub(crate) fn await_daemon(&self) {
         let line = format!(": sedge-{NODE} 1 ");
         let subscribed = eventually(Duration::from_secs(30), || self.log().contains(&line));
         assert!(subscribed, "the daemon does not subscribe; the broker's log:\n{}", self.log());
@@ -108,7 +108,7 @@ impl Mosquitto {
 
     /// Waits until the daemon has subscribed to a matching filter this number of times.
     #[track_caller]
-    pub fn await_subscription(&self, filter: &str, times: usize) {
+    pub(crate) fn await_subscription(&self, filter: &str, times: usize) {
         let client = format!(": sedge-{NODE} ");
         let subscriptions = || {
             let log = self.log();
@@ -118,7 +118,7 @@ impl Mosquitto {
         assert!(came, "{} subscriptions to {filter}; the broker's log:\n{}", subscriptions(), self.log());
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
     }
 
@@ -138,7 +138,7 @@ impl Drop for Mosquitto {
 }
 
 /// A free loopback port. The kernel assigns them in turn, so two tests rarely get the same.
-pub fn free_port() -> u16 {
+pub(crate) fn free_port() -> u16 {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a loopback port");
     listener.local_addr().expect("the port that was bound").port()
 }

@@ -4,7 +4,7 @@ use std::fs;
 use std::str::FromStr;
 
 /// Living children, with their arguments.
-pub fn children(pid: u32) -> Vec<(u32, Vec<String>)> {
+pub(crate) fn children(pid: u32) -> Vec<(u32, Vec<String>)> {
     let mut found = Vec::new();
     for entry in fs::read_dir("/proc").expect("read /proc").flatten() {
         let Some(child) = entry.file_name().to_str().and_then(|name| u32::from_str(name).ok()) else { continue };
@@ -18,7 +18,7 @@ pub fn children(pid: u32) -> Vec<(u32, Vec<String>)> {
 }
 
 /// Children that run `sedge worker`.
-pub fn workers(pid: u32) -> Vec<u32> {
+pub(crate) fn workers(pid: u32) -> Vec<u32> {
     children(pid)
         .into_iter()
         // An emulator puts itself and the file before the arguments.
@@ -28,18 +28,18 @@ pub fn workers(pid: u32) -> Vec<u32> {
 }
 
 /// CPU time of a process and its living children, in nanoseconds: all threads, user and kernel.
-pub fn cpu_ns(pid: u32) -> u64 {
+pub(crate) fn cpu_ns(pid: u32) -> u64 {
     own_cpu_ns(pid) + children(pid).into_iter().map(|(child, _)| own_cpu_ns(child)).sum::<u64>()
 }
 
 /// Proportional set size of a process and its children: shared pages are counted once.
-pub fn pss_kb(pid: u32) -> u64 {
+pub(crate) fn pss_kb(pid: u32) -> u64 {
     let own = |pid| field(&read(pid, "smaps_rollup"), "Pss:");
     own(pid) + children(pid).into_iter().map(|(child, _)| own(child)).sum::<u64>()
 }
 
 /// Bytes that a process sent to the block layer: dirtied pages without truncated ones.
-pub fn written_bytes(pid: u32) -> u64 {
+pub(crate) fn written_bytes(pid: u32) -> u64 {
     let io = read(pid, "io");
     field(&io, "write_bytes:") - field(&io, "cancelled_write_bytes:")
 }
@@ -50,7 +50,7 @@ fn own_cpu_ns(pid: u32) -> u64 {
     threads.flatten().map(|thread| thread_cpu_ns(pid, &thread.file_name().to_string_lossy())).sum()
 }
 
-pub fn thread_cpu_ns(pid: u32, thread: &str) -> u64 {
+pub(crate) fn thread_cpu_ns(pid: u32, thread: &str) -> u64 {
     let line = fs::read_to_string(format!("/proc/{pid}/task/{thread}/schedstat")).unwrap_or_default();
     line.split(' ').next().and_then(|running| running.parse().ok()).unwrap_or(0)
 }

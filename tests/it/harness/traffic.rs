@@ -9,19 +9,19 @@ use super::client::Client;
 use super::ledger::Ledger;
 use super::wire::Hello;
 
-pub struct Traffic {
+pub(crate) struct Traffic {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<Ledger>>,
 }
 
 impl Traffic {
     /// About 2,000 messages per second on this number of topics, limited by the broker.
-    pub fn start(port: u16, sources: usize) -> Self {
+    pub(crate) fn start(port: u16, sources: usize) -> Self {
         Self::start_at(port, sources, 2000)
     }
 
     /// A fixed rate per second; after a delay the missing messages follow at once.
-    pub fn start_at(port: u16, sources: usize, per_second: usize) -> Self {
+    pub(crate) fn start_at(port: u16, sources: usize, per_second: usize) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let ended = Arc::clone(&stop);
         let thread = std::thread::spawn(move || {
@@ -41,7 +41,7 @@ impl Traffic {
         Self { stop, thread: Some(thread) }
     }
 
-    pub fn stop(mut self) -> Ledger {
+    pub(crate) fn stop(mut self) -> Ledger {
         self.stop.store(true, Ordering::Relaxed);
         self.thread.take().expect("it was started").join().expect("the sensors do not fail")
     }

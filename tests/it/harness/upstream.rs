@@ -10,7 +10,7 @@ use super::client::Client;
 use super::daemon::NODE;
 use super::wire::{Hello, Publish};
 
-pub struct Upstream {
+pub(crate) struct Upstream {
     received: Arc<Mutex<Vec<Publish>>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -18,11 +18,11 @@ pub struct Upstream {
 
 impl Upstream {
     /// Collects everything that a daemon sends to this broker with the default prefix.
-    pub fn collect(port: u16) -> Self {
+    pub(crate) fn collect(port: u16) -> Self {
         Self::collect_filter(port, "upstream", &format!("sedge/{NODE}/#"))
     }
 
-    pub fn collect_filter(port: u16, client_id: &str, filter: &str) -> Self {
+    pub(crate) fn collect_filter(port: u16, client_id: &str, filter: &str) -> Self {
         let received = Arc::new(Mutex::new(Vec::new()));
         let stop = Arc::new(AtomicBool::new(false));
         let hello = Hello::lasting(client_id);
@@ -46,11 +46,11 @@ impl Upstream {
         Self { received, stop, thread: Some(thread) }
     }
 
-    pub fn received(&self) -> Vec<Publish> {
+    pub(crate) fn received(&self) -> Vec<Publish> {
         lock(&self.received).clone()
     }
 
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         lock(&self.received).len()
     }
 }

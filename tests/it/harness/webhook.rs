@@ -6,25 +6,25 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 /// One call.
 #[derive(Clone, Debug)]
-pub struct Call {
-    pub headers: Vec<(String, String)>,
-    pub body: String,
+pub(crate) struct Call {
+    pub(crate) headers: Vec<(String, String)>,
+    pub(crate) body: String,
 }
 
 impl Call {
-    pub fn header(&self, name: &str) -> Option<&str> {
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| &**value)
     }
 }
 
-pub struct Webhook {
-    pub url: String,
+pub(crate) struct Webhook {
+    pub(crate) url: String,
     taken: Arc<Mutex<Vec<Call>>>,
 }
 
 impl Webhook {
     /// Answers 200, except for calls for which `refuse` returns another status; those are not recorded.
-    pub fn start(refuse: impl Fn(&Call, usize) -> Option<u16> + Send + 'static) -> Self {
+    pub(crate) fn start(refuse: impl Fn(&Call, usize) -> Option<u16> + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind a loopback port");
         let url = format!("http://{}/in", listener.local_addr().expect("the port that was bound"));
         let taken = Arc::new(Mutex::new(Vec::new()));
@@ -50,7 +50,7 @@ impl Webhook {
         Self { url, taken }
     }
 
-    pub fn taken(&self) -> Vec<Call> {
+    pub(crate) fn taken(&self) -> Vec<Call> {
         lock(&self.taken).clone()
     }
 }

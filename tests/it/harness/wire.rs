@@ -5,38 +5,38 @@
 use std::io;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Publish {
-    pub topic: String,
-    pub payload: Vec<u8>,
-    pub qos: u8,
-    pub retain: bool,
-    pub dup: bool,
+pub(crate) struct Publish {
+    pub(crate) topic: String,
+    pub(crate) payload: Vec<u8>,
+    pub(crate) qos: u8,
+    pub(crate) retain: bool,
+    pub(crate) dup: bool,
     /// 0 for QoS 0.
-    pub packet_id: u16,
-    pub content_type: Option<String>,
-    pub properties: Vec<(String, String)>,
+    pub(crate) packet_id: u16,
+    pub(crate) content_type: Option<String>,
+    pub(crate) properties: Vec<(String, String)>,
 }
 
 impl Publish {
-    pub fn new(topic: &str, payload: impl Into<Vec<u8>>) -> Self {
+    pub(crate) fn new(topic: &str, payload: impl Into<Vec<u8>>) -> Self {
         Self { topic: topic.to_owned(), payload: payload.into(), qos: 1, ..Self::default() }
     }
 
-    pub fn with_property(mut self, name: &str, value: &str) -> Self {
+    pub(crate) fn with_property(mut self, name: &str, value: &str) -> Self {
         self.properties.push((name.to_owned(), value.to_owned()));
         self
     }
 
     /// The value of the first user property with this name.
-    pub fn property(&self, name: &str) -> Option<&str> {
+    pub(crate) fn property(&self, name: &str) -> Option<&str> {
         self.properties.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(&self.payload).into_owned()
     }
 
-    pub fn encode(&self, out: &mut Vec<u8>) {
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         let mut body = Vec::with_capacity(self.topic.len() + self.payload.len() + 16);
         text(&self.topic, &mut body);
         if self.qos > 0 {
@@ -61,7 +61,7 @@ impl Publish {
 }
 
 #[derive(Debug)]
-pub enum Packet {
+pub(crate) enum Packet {
     ConnAck { session_present: bool, reason: u8, receive_maximum: u16 },
     Publish(Publish),
     PubAck { reason: u8 },
@@ -73,17 +73,17 @@ pub enum Packet {
 
 /// Contents of a CONNECT packet.
 #[derive(Clone, Debug)]
-pub struct Hello {
-    pub client_id: String,
-    pub clean_start: bool,
-    pub session_expiry_secs: u32,
-    pub receive_maximum: u16,
-    pub keep_alive_secs: u16,
+pub(crate) struct Hello {
+    pub(crate) client_id: String,
+    pub(crate) clean_start: bool,
+    pub(crate) session_expiry_secs: u32,
+    pub(crate) receive_maximum: u16,
+    pub(crate) keep_alive_secs: u16,
 }
 
 impl Hello {
     /// A client whose session ends with its connection.
-    pub fn new(client_id: &str) -> Self {
+    pub(crate) fn new(client_id: &str) -> Self {
         Self {
             client_id: client_id.to_owned(),
             clean_start: true,
@@ -94,11 +94,11 @@ impl Hello {
     }
 
     /// A client whose session the broker keeps for an hour.
-    pub fn lasting(client_id: &str) -> Self {
+    pub(crate) fn lasting(client_id: &str) -> Self {
         Self { clean_start: false, session_expiry_secs: 3600, ..Self::new(client_id) }
     }
 
-    pub fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut body = Vec::new();
         text("MQTT", &mut body);
         body.push(5);
@@ -117,7 +117,7 @@ impl Hello {
     }
 }
 
-pub fn subscribe(packet_id: u16, filters: &[&str]) -> Vec<u8> {
+pub(crate) fn subscribe(packet_id: u16, filters: &[&str]) -> Vec<u8> {
     let mut body = packet_id.to_be_bytes().to_vec();
     body.push(0);
     for filter in filters {
@@ -129,7 +129,7 @@ pub fn subscribe(packet_id: u16, filters: &[&str]) -> Vec<u8> {
     out
 }
 
-pub fn unsubscribe(packet_id: u16, filter: &str) -> Vec<u8> {
+pub(crate) fn unsubscribe(packet_id: u16, filter: &str) -> Vec<u8> {
     let mut body = packet_id.to_be_bytes().to_vec();
     body.push(0);
     text(filter, &mut body);
@@ -138,13 +138,13 @@ pub fn unsubscribe(packet_id: u16, filter: &str) -> Vec<u8> {
     out
 }
 
-pub fn puback(packet_id: u16, out: &mut Vec<u8>) {
+pub(crate) fn puback(packet_id: u16, out: &mut Vec<u8>) {
     out.extend([0x40, 2]);
     out.extend(packet_id.to_be_bytes());
 }
 
 /// The first whole packet in `bytes` and its length, or `None` when more must be read.
-pub fn decode(bytes: &[u8]) -> io::Result<Option<(Packet, usize)>> {
+pub(crate) fn decode(bytes: &[u8]) -> io::Result<Option<(Packet, usize)>> {
     if bytes.len() < 2 {
         return Ok(None);
     }
@@ -273,7 +273,7 @@ fn packet(first: u8, body: &[u8], out: &mut Vec<u8>) {
 }
 
 /// Seven bits per byte, lowest first (LEB128).
-pub fn varint(mut value: usize, out: &mut Vec<u8>) {
+pub(crate) fn varint(mut value: usize, out: &mut Vec<u8>) {
     loop {
         let low = (value & 0x7f) as u8;
         value >>= 7;

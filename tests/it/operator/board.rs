@@ -7,18 +7,17 @@ use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use sedge::deploy::envelope::SignedEnvelope;
-use sedge::deploy::keys::{Keys, PublicKey, TrustedKey};
-use sedge::deploy::payload::{Install, Module, Order, OrderChange};
-use sedge::deploy::topics::{Target, Topic, Topics};
-use serde_json::{Value, json};
-
 use crate::harness::client::Client;
 use crate::harness::wire::{self, Hello, Publish};
+use sedge_core::deploy::envelope::SignedEnvelope;
+use sedge_core::deploy::keys::{Keys, PublicKey, TrustedKey};
+use sedge_core::deploy::payload::{Install, Module, Order, OrderChange};
+use sedge_core::deploy::topics::{Target, Topic, Topics};
+use serde_json::{Value, json};
 
 /// Reaction to a trusted order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Manner {
+pub(crate) enum Manner {
     Obeys,
     Refuses(&'static str, &'static str),
     /// The same, and carries out later orders.
@@ -31,14 +30,14 @@ pub enum Manner {
 }
 
 #[derive(Clone, Debug, Default)]
-pub struct Seen {
+pub(crate) struct Seen {
     /// Each once, in order.
-    pub orders: Vec<Order>,
+    pub(crate) orders: Vec<Order>,
     /// Complete modules.
-    pub modules: Vec<Vec<u8>>,
+    pub(crate) modules: Vec<Vec<u8>>,
 }
 
-pub struct Board {
+pub(crate) struct Board {
     seen: Arc<Mutex<Seen>>,
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -46,12 +45,12 @@ pub struct Board {
 
 impl Board {
     /// One of the group `pumps`.
-    pub fn start(port: u16, node: &str, key: &Path, manner: Manner) -> Self {
+    pub(crate) fn start(port: u16, node: &str, key: &Path, manner: Manner) -> Self {
         Self::start_in(port, node, key, manner, "pumps")
     }
 
     /// Returns when the board has published that it is online.
-    pub fn start_in(port: u16, node: &str, key: &Path, manner: Manner, group: &str) -> Self {
+    pub(crate) fn start_in(port: u16, node: &str, key: &Path, manner: Manner, group: &str) -> Self {
         let pem = std::fs::read(key).expect("read the board's key");
         let key = TrustedKey {
             name: "ops".into(),
@@ -91,7 +90,7 @@ impl Board {
         Self { seen, stop, thread: Some(thread) }
     }
 
-    pub fn seen(&self) -> Seen {
+    pub(crate) fn seen(&self) -> Seen {
         self.seen.lock().expect("the board has not panicked").clone()
     }
 }
@@ -194,7 +193,7 @@ impl Play {
 
     fn chunk(&mut self, index: u32, payload: &[u8]) {
         let Some((order, install, pieces)) = &mut self.receiving else { return };
-        if module(install).chunks.get(index as usize) != Some(&sedge::deploy::digest(payload)) {
+        if module(install).chunks.get(index as usize) != Some(&sedge_core::deploy::digest(payload)) {
             return;
         }
         pieces.insert(index, payload.to_vec());
@@ -202,7 +201,7 @@ impl Play {
             return;
         }
         let whole: Vec<u8> = pieces.values().flatten().copied().collect();
-        assert_eq!(sedge::deploy::digest(&whole), module(install).digest);
+        assert_eq!(sedge_core::deploy::digest(&whole), module(install).digest);
         let (order, install) = (order.clone(), install.clone());
         self.receiving = None;
         self.ear.send(&wire::unsubscribe(60_002, &self.topics.blobs(&module(&install).digest))).expect("unsubscribe");
@@ -249,7 +248,7 @@ impl Play {
 }
 
 /// Retained messages that match a filter, in order of topics.
-pub fn retained(port: u16, filter: &str) -> Vec<Publish> {
+pub(crate) fn retained(port: u16, filter: &str) -> Vec<Publish> {
     let mut client = Client::connect(port, &Hello::new("auditor")).expect("connect");
     client.send(&wire::subscribe(60_000, &[filter])).expect("subscribe");
     // Arrives after all retained messages.

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
-pub struct Line {
-    pub port: u16,
+pub(crate) struct Line {
+    pub(crate) port: u16,
     shared: Arc<Shared>,
 }
 
@@ -22,7 +22,7 @@ struct Shared {
 
 impl Line {
     /// A connection without faults, until one is set.
-    pub fn to(broker: u16) -> Self {
+    pub(crate) fn to(broker: u16) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("bind a loopback port");
         let port = listener.local_addr().expect("the port that was bound").port();
         let shared = Arc::new(Shared {
@@ -44,21 +44,21 @@ impl Line {
         Self { port, shared }
     }
 
-    pub fn stalls_after(self, bytes: usize) -> Self {
+    pub(crate) fn stalls_after(self, bytes: usize) -> Self {
         self.shared.left.store(bytes, Ordering::SeqCst);
         self
     }
 
-    pub fn breaks_after(self, bytes: usize) -> Self {
+    pub(crate) fn breaks_after(self, bytes: usize) -> Self {
         self.shared.breaks.store(true, Ordering::SeqCst);
         self.stalls_after(bytes)
     }
 
-    pub fn is_stalled(&self) -> bool {
+    pub(crate) fn is_stalled(&self) -> bool {
         self.shared.stalled.load(Ordering::SeqCst)
     }
 
-    pub fn connections(&self) -> usize {
+    pub(crate) fn connections(&self) -> usize {
         self.shared.connections.load(Ordering::SeqCst)
     }
 }

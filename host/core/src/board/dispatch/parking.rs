@@ -1,0 +1,254 @@
+//! Jobs that wait in the store: those that asked to run again later, and those of the same key behind them, so that the
+//! order within a key holds. Their deliveries are acknowledged; the store has them.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::Key;
+use crate::board::ids::FunctionNo;
+use crate::message::Message;
+use crate::store::ParkedId;
+
+/// Names a parked job that the store has not numbered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Ticket(u64);
+
+#[derive(Debug)]
+struct Waiting {
+    /// The store's number. `None` until the commit that parks the job is on disk.
+    id: Option<ParkedId>,
+    ticket: Ticket,
+    /// The number that the job had and will have again.
+    had: Option<ParkedId>,
+    message: Arc<Message>,
+    /// `None`: as soon as the job in front of it is done.
+    due: Option<Instant>,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Parking {
+    queues: BTreeMap<Key, Queue>,
+    /// Keys of the jobs without a number.
+    keys: BTreeMap<Ticket, Key>,
+    last_ticket: Ticket,
+    bytes: usize,
+    /// A job may have come to the front that waits for nothing.
+    may_be_ready: bool,
+}
+
+#[derive(Debug, Default)]
+struct Queue {
+    jobs: VecDeque<Waiting>,
+    /// The first job is being run.
+    running: bool,
+}
+
+impl Parking {
+    pub(crate) fn is_blocked(&self, key: &Key) -> bool {
+        self.queues.contains_key(key)
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Adds a job at the end of its key's queue. [`Parking::numbered`] follows once its commit is on disk.
+    pub(crate) fn park(&mut self, key: Key, message: Arc<Message>, due: Option<Instant>) -> Ticket {
+        let ticket = self.ticket(&key);
+        self.add(key, Waiting { id: None, ticket, had: None, message, due });
+        ticket
+    }
+
+    fn ticket(&mut self, key: &Key) -> Ticket {
+        self.last_ticket.0 += 1;
+        self.keys.insert(self.last_ticket, key.clone());
+        self.last_ticket
+    }
+
+    /// Puts the first job of a key back in front. It keeps its number in the store.
+    pub(crate) fn park_again(&mut self, key: Key, id: ParkedId, message: Arc<Message>, due: Instant) -> Ticket {
+        let ticket = self.ticket(&key);
+        self.bytes += size(&message);
+        let queue = self.queues.entry(key).or_default();
+        queue.running = false;
+        let again = Waiting { id: None, ticket, had: Some(id), message, due: Some(due) };
+        queue.jobs.push_front(again);
+        ticket
+    }
+
+    /// Adds a job that is in the store already.
+    pub(crate) fn restore(&mut self, key: Key, id: ParkedId, message: Arc<Message>, due: Instant) {
+        self.add(key, Waiting { id: Some(id), ticket: Ticket(0), had: None, message, due: Some(due) });
+    }
+
+    fn add(&mut self, key: Key, waiting: Waiting) {
+        self.bytes += size(&waiting.message);
+        self.queues.entry(key).or_default().jobs.push_back(waiting);
+    }
+
+    /// The commit that parked the job is on disk, under this number.
+    pub(crate) fn numbered(&mut self, ticket: Ticket, id: ParkedId) {
+        let key = self.keys.remove(&ticket).expect("a job is numbered once");
+        let jobs = &mut self.queues.get_mut(&key).expect("a job without a number stays in its queue").jobs;
+        let job = jobs.iter_mut().find(|job| job.ticket == ticket);
+        job.expect("a job without a number stays in its queue").id = Some(id);
+        self.may_be_ready = true;
+    }
+
+    /// Whether a job may be at the front that waits for nothing, not even time. [`Parking::start_due`] must follow.
+    pub(crate) fn may_be_ready(&self) -> bool {
+        self.may_be_ready
+    }
+
+    /// Starts the first job of every key that is due.
+    pub(crate) fn start_due(&mut self, now: Instant, mut start: impl FnMut(&Key, ParkedId, &Arc<Message>)) {
+        self.may_be_ready = false;
+        for (key, queue) in &mut self.queues {
+            if queue.running {
+                continue;
+            }
+            if let Some(Waiting { id: Some(id), message, due, .. }) = queue.jobs.front()
+                && due.is_none_or(|due| due <= now)
+            {
+                queue.running = true;
+                start(key, *id, message);
+            }
+        }
+    }
+
+    /// Sorts the jobs of a function into other keys: its new version orders messages differently. None of them is running.
+    pub(crate) fn rekey(&mut self, function: FunctionNo, key_of: impl Fn(&Message) -> Key) {
+        let mut jobs: Vec<Waiting> = Vec::new();
+        for (_, queue) in self.queues.extract_if(.., |key, _| key.function == function) {
+            jobs.extend(queue.jobs);
+        }
+        // In the order of the store, followed by those that the store does not have.
+        jobs.sort_by_key(|job| (job.id.or(job.had).map_or(u64::MAX, |id| id.0), job.ticket));
+        for job in jobs {
+            let key = key_of(&job.message);
+            if let Some(place) = self.keys.get_mut(&job.ticket).filter(|_| job.id.is_none()) {
+                place.clone_from(&key);
+            }
+            self.queues.entry(key).or_default().jobs.push_back(job);
+        }
+    }
+
+    /// When the next job is due that waits for nothing but time.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        self.queues
+            .values()
+            .filter(|queue| !queue.running)
+            .filter_map(|queue| queue.jobs.front().filter(|job| job.id.is_some())?.due)
+            .min()
+    }
+
+    /// The running job of this key has ended, or is parked anew by the same commit.
+    pub(crate) fn finished(&mut self, key: &Key) {
+        let queue = self.queues.get_mut(key).expect("a started job stays in its queue");
+        queue.running = false;
+        let done = queue.jobs.pop_front().expect("a started job stays in its queue");
+        self.bytes -= size(&done.message);
+        self.may_be_ready = true;
+    }
+
+    /// The job that was started for this key was not run.
+    pub(crate) fn not_run(&mut self, key: &Key) {
+        self.queues.get_mut(key).expect("a started job stays in its queue").running = false;
+        self.may_be_ready = true;
+    }
+
+    /// Removes a key whose queue is empty. Not part of [`Parking::finished`]: a job that is parked again needs its place.
+    pub(crate) fn unblock(&mut self, key: &Key) {
+        if self.queues.get(key).is_some_and(|queue| queue.jobs.is_empty()) {
+            self.queues.remove(key);
+        }
+    }
+}
+
+fn size(message: &Message) -> usize {
+    message.topic.len() + message.payload.len() + 64
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test may read clocks and files")]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn key(function: u32) -> Key {
+        Key { function: FunctionNo(function), topic: Some("t".into()) }
+    }
+
+    fn message(text: &str) -> Arc<Message> {
+        Arc::new(Message {
+            topic: "t".into(),
+            payload: Bytes::copy_from_slice(text.as_bytes()),
+            content_type: None,
+            properties: Vec::new(),
+            received_at_ms: 0,
+            clock_synced: true,
+            attempt: 1,
+        })
+    }
+
+    fn started(parking: &mut Parking, now: Instant) -> Vec<(u64, Bytes)> {
+        let mut started = Vec::new();
+        parking.start_due(now, |_, id, message| started.push((id.0, message.payload.clone())));
+        started
+    }
+
+    #[test]
+    fn a_key_waits_in_order_behind_its_retry() {
+        let now = Instant::now();
+        let later = now + std::time::Duration::from_secs(5);
+        let (key, other) = (key(0), key(1));
+        let mut parking = Parking::default();
+        let a = parking.park(key.clone(), message("a"), Some(later));
+        let b = parking.park(key.clone(), message("b"), None);
+        assert!(parking.is_blocked(&key) && !parking.is_blocked(&other));
+        assert_eq!(started(&mut parking, later), [], "not before it is on disk");
+        parking.numbered(a, ParkedId(1));
+        parking.numbered(b, ParkedId(2));
+        assert_eq!(parking.next_due(), Some(later));
+        assert_eq!(started(&mut parking, now), []);
+        assert_eq!(started(&mut parking, later), [(1, Bytes::from("a"))]);
+        assert_eq!(started(&mut parking, later), [], "one at a time");
+        parking.finished(&key);
+        let again = parking.park_again(key.clone(), ParkedId(1), message("a2"), later);
+        parking.unblock(&key);
+        assert_eq!(started(&mut parking, later), []);
+        parking.numbered(again, ParkedId(3));
+        assert_eq!(started(&mut parking, later), [(3, Bytes::from("a2"))]);
+        parking.finished(&key);
+        parking.unblock(&key);
+        assert_eq!(started(&mut parking, now), [(2, Bytes::from("b"))]);
+        parking.finished(&key);
+        parking.unblock(&key);
+        assert!(!parking.is_blocked(&key));
+        assert_eq!(parking.bytes(), 0);
+    }
+
+    /// Commits do not go out in the order in which jobs are parked: a message with another function waits for that.
+    #[test]
+    fn numbers_find_their_jobs_whatever_the_order_of_the_commits() {
+        let now = Instant::now();
+        let (key, other) = (key(0), key(1));
+        let mut parking = Parking::default();
+        let first = parking.park(key.clone(), message("first"), Some(now));
+        let elsewhere = parking.park(other.clone(), message("elsewhere"), Some(now));
+        parking.numbered(elsewhere, ParkedId(1));
+        parking.numbered(first, ParkedId(2));
+        let mut running = started(&mut parking, now);
+        running.sort_unstable();
+        assert_eq!(running, [(1, Bytes::from("elsewhere")), (2, Bytes::from("first"))]);
+        // One that waits behind is being stored while the one in front asks for another run.
+        let behind = parking.park(key.clone(), message("behind"), None);
+        parking.finished(&key);
+        let again = parking.park_again(key.clone(), ParkedId(2), message("again"), now);
+        parking.numbered(behind, ParkedId(3));
+        parking.numbered(again, ParkedId(4));
+        assert_eq!(started(&mut parking, now), [(4, Bytes::from("again"))]);
+    }
+}

@@ -1,0 +1,622 @@
+//! The way of a message: delivered, routed, invoked, recorded.
+//!
+//! ```text
+//! delivery ─▶ seen before? ─▶ route ─▶ jobs ─▶ outcomes ─▶ one commit ─▶ acknowledge, forward
+//!                 │ yes          │ nobody          │ `settle`: the one match of failure policy
+//!                 └──────────────┴─────────────────┴─▶ acknowledge in turn
+//! ```
+
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::Board;
+use super::dispatch::{Event, Key};
+use super::ids::{FunctionNo, JobId, UnitId};
+use super::input::{Delivery, Job};
+use super::intake::Admission;
+use super::ledger::{Compared, Recorded, Unit};
+use super::receipt::Receipt;
+use super::rollout::{Change, Edition, Observed, Role};
+use crate::forward::HOPS;
+use crate::manifest::StateScope;
+use crate::message::{Failure, FailureCode, LogLine, Message, Outcome, StateWrite, Usage, Verdict};
+use crate::metrics::OutputKind;
+use crate::router::BadTopic;
+use crate::store::{Commit, DeadLetter, Parked, ParkedId};
+
+impl Board {
+    // ---- delivered ----
+
+    pub fn deliver(&mut self, delivery: Delivery) {
+        self.metrics.received.inc();
+        let (receipt, message_id) = match self.intake.receive(&delivery) {
+            Admission::New { receipt, message_id } => (receipt, message_id),
+            Admission::InFlight { unit, receipt } => {
+                self.metrics.redelivered.inc();
+                return match self.ledger.contains(unit) {
+                    true => self.ledger.add_receipt(unit, receipt),
+                    false => self.broken("a message in flight has a unit"),
+                };
+            }
+            Admission::Known { receipt } => {
+                self.metrics.redelivered.inc();
+                return self.ledger.settle_without_effect(receipt, Vec::new());
+            }
+            Admission::Committed => return self.metrics.redelivered.inc(),
+        };
+        let route = self.router.route(&delivery.topic);
+        if route == Err(BadTopic) {
+            tracing::warn!("a message came with an invalid topic; it was acknowledged and dropped");
+        }
+        let route = route.ok();
+        let numbers = route.iter().flat_map(|route| route.functions(&delivery.subscriptions));
+        let mut functions: Vec<FunctionNo> = numbers.map(|number| FunctionNo(number as u32)).collect();
+        functions.retain(|number| self.rollout.function(*number).serving().is_some());
+        let Some(route) = route.filter(|_| !functions.is_empty()) else {
+            self.metrics.unrouted.inc();
+            return self.ledger.settle_without_effect(receipt, Vec::new());
+        };
+        let fingerprint = match receipt {
+            Receipt::Mqtt { fingerprint, .. } => Some(fingerprint),
+            _ => None,
+        };
+        let commit = Commit { delivery: fingerprint, message_id: message_id.clone(), ..Commit::default() };
+        let hops = property(&delivery.properties, HOPS);
+        let Delivery { payload, content_type, properties, .. } = delivery;
+        let message = Arc::new(Message {
+            topic: Arc::clone(&route.topic),
+            payload,
+            content_type: content_type.map(Into::into),
+            properties: properties.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            received_at_ms: self.now.unix_ms,
+            clock_synced: self.now.synced,
+            attempt: 1,
+        });
+        let unit = self.add_unit(message, hops, receipt.clone(), &mut functions, commit);
+        self.intake.admit(&receipt, message_id.as_deref(), unit);
+        for function in functions {
+            self.start(unit, function);
+        }
+    }
+
+    /// A message that is not for functions. Acknowledged in its turn.
+    pub(super) fn pass_over(&mut self, delivery: &Delivery) {
+        self.metrics.received.inc();
+        if let Admission::New { receipt, .. } | Admission::Known { receipt } = self.intake.receive(delivery) {
+            self.ledger.settle_without_effect(receipt, Vec::new());
+        }
+    }
+
+    /// Makes a unit of a message for these functions, and adds the shadows that run beside them.
+    fn add_unit(
+        &mut self,
+        message: Arc<Message>,
+        hops: u32,
+        receipt: Receipt,
+        functions: &mut Vec<FunctionNo>,
+        commit: Commit,
+    ) -> UnitId {
+        let compared = self.add_shadows(functions, &message.topic);
+        let mut unit = Unit::new(message, hops, receipt, functions.len(), commit);
+        unit.compared = compared;
+        self.ledger.add(unit)
+    }
+
+    /// A version that runs as a shadow gets what the active one gets, after it.
+    fn add_shadows(&self, functions: &mut Vec<FunctionNo>, topic: &str) -> Option<Box<Compared>> {
+        let shadow_of = |number: &FunctionNo| match self.rollout.function(*number).role {
+            Role::Main { shadow } => shadow,
+            Role::Shadow { .. } => None,
+        };
+        let wants = |number: &FunctionNo| self.rollout.function(*number).serving().is_some_and(|it| it.wants(topic));
+        let before = functions.len();
+        for n in 0..before {
+            functions.extend(shadow_of(&functions[n]).filter(wants));
+        }
+        // With two of them on one message the outcomes of neither are compared.
+        (functions.len() == before + 1).then(Box::default)
+    }
+
+    // ---- invoked ----
+
+    /// Runs a function on a unit's message, unless something speaks against it beforehand.
+    pub fn start(&mut self, id: UnitId, number: FunctionNo) {
+        let unit = self.ledger.unit(id);
+        let (message, hops) = (Arc::clone(&unit.message), unit.hops);
+        let is_parked = matches!(unit.receipt, Receipt::Parked(_));
+        if let Some(failure) = self.refuse(&message, hops) {
+            return self.fail_and_finish(id, number, "", failure);
+        }
+        if self.dispatch.is_draining(number) {
+            self.dispatch.wait_for_drain(number, id);
+            return;
+        }
+        let function = self.rollout.function(number);
+        let is_shadow = function.is_shadow();
+        let Some(edition) = function.serving_for(&message.topic).cloned() else {
+            return if is_shadow { self.finish_job(id) } else { self.fail_removed(id, number) };
+        };
+        if is_shadow {
+            return self.submit(id, number, &edition, true);
+        }
+        if !is_parked {
+            let key = Key::new(number, edition.scope(), &message.topic);
+            if self.dispatch.wait_for_recall(&key, id) {
+                return;
+            }
+            if self.dispatch.parking.is_blocked(&key) {
+                self.park_behind(id, number, key);
+                return self.finish_job(id);
+            }
+        }
+        let function = self.rollout.function_mut(number);
+        if !function.pause.admits(self.now.monotonic) {
+            let detail = format!("{} is paused because it kept failing", function.name);
+            let failure = Failure { code: FailureCode::Quarantined, detail };
+            return self.fail_and_finish(id, number, &edition.manifest().version, failure);
+        }
+        self.submit(id, number, &edition, is_parked);
+    }
+
+    /// Why a message is not run at all.
+    fn refuse(&self, message: &Message, hops: u32) -> Option<Failure> {
+        let (bytes, limit) = (message.payload.len(), self.config.max_payload_bytes);
+        if bytes > limit {
+            let detail = format!("{bytes} bytes, the limit is {limit} (mqtt.max_payload_bytes)");
+            return Some(Failure { code: FailureCode::PayloadTooLarge, detail });
+        }
+        (hops >= self.config.max_hops).then(|| {
+            let detail = format!("it went through {hops} functions (functions.max_hops)");
+            Failure { code: FailureCode::TooManyHops, detail }
+        })
+    }
+
+    /// Hands the job to the worker that owns its key.
+    pub fn submit(&mut self, id: UnitId, number: FunctionNo, edition: &Rc<Edition>, resumes: bool) {
+        self.rollout.submitted(edition);
+        self.dispatch.submit(Job {
+            id: JobId { unit: id, function: number },
+            edition: edition.number(),
+            scope: edition.scope(),
+            resumes,
+            on_trial: self.rollout.function(number).can_fall_back(edition),
+            message: Arc::clone(&self.ledger.unit(id).message),
+        });
+    }
+
+    pub(super) fn handle_worker_events(&mut self) {
+        while let Some(event) = self.dispatch.workers.next_event() {
+            if let Some((id, edition)) = event.job()
+                && !(self.ledger.contains(id.unit) && self.rollout.has_jobs(id.function, edition))
+            {
+                self.broken("a job that a worker answers belongs to a unit and a version");
+                continue;
+            }
+            match event {
+                Event::Done { id, edition, outcome, log, log_lines_dropped } => {
+                    self.write_log(id.function, &log, log_lines_dropped);
+                    self.job_answered(id, edition, Some(outcome));
+                }
+                Event::Crashed { id, edition } => {
+                    let detail = "the worker process died twice while it ran this message".to_owned();
+                    let outcome = Outcome {
+                        verdict: Verdict::Failed(Failure { code: FailureCode::WorkerCrashed, detail }),
+                        writes: Vec::new(),
+                        usage: Usage::default(),
+                    };
+                    self.job_answered(id, edition, Some(outcome));
+                }
+                Event::Held { id, edition } => self.job_answered(id, edition, None),
+                Event::NeedState { request, id, scope, .. } => {
+                    let message = &self.ledger.unit(id.unit).message;
+                    let function = self.rollout.function(id.function);
+                    // A shadow begins with the state of the version that it is compared with.
+                    let main = match function.role {
+                        Role::Main { .. } => None,
+                        Role::Shadow { of } => Some(self.rollout.function(of).state_scope(scope, message)),
+                    };
+                    let scope = function.state_scope(scope, message);
+                    self.ledger.load_state(request, scope, main);
+                }
+                Event::Loaded { function, edition, error } => self.version_loaded(function, edition, error),
+                Event::Died { worker, status } => {
+                    self.metrics.worker_restarts.inc();
+                    tracing::warn!(%worker, status, "a worker died; it is replaced and its messages run again");
+                }
+            }
+        }
+    }
+
+    /// A job came back from a worker. Without an outcome it did not run: a job before it in its key runs again first.
+    fn job_answered(&mut self, id: JobId, edition: u32, outcome: Option<Outcome>) {
+        let JobId { unit, function } = id;
+        let (edition, unload) = self.rollout.answered(function, edition);
+        if unload {
+            self.dispatch.workers.unload(function, edition.number());
+        }
+        if self.dispatch.is_in_order(function)
+            && let Some(outcome) = outcome
+        {
+            return self.settle(unit, function, &edition, outcome);
+        }
+        let key = Key::new(function, edition.scope(), &self.ledger.unit(unit).message.topic);
+        match outcome {
+            Some(outcome) => self.settle(unit, function, &edition, outcome),
+            None => self.job_returned(unit, function, &key, &edition),
+        }
+        if self.dispatch.is_draining(function) {
+            self.end_drain(function);
+        } else if self.dispatch.is_recalled(&key) {
+            self.dispatch.recall_answered(&key, unit);
+            self.end_recall(&key);
+        }
+    }
+
+    fn job_returned(&mut self, id: UnitId, number: FunctionNo, key: &Key, edition: &Rc<Edition>) {
+        self.rollout.function_mut(number).pause.undecided();
+        if !self.dispatch.returned(key, id) {
+            // Only the worker believes that something comes first, for all jobs of the key that it has. This one runs before
+            // them: it alone lifts what the worker holds, so that a retry still holds up those behind.
+            let message = Arc::clone(&self.ledger.unit(id).message);
+            self.recall(key.clone(), edition, &message, Some((id, edition.number())));
+            self.end_recall(key);
+        }
+    }
+
+    /// The one place where an outcome decides what becomes of a message.
+    fn settle(&mut self, id: UnitId, number: FunctionNo, edition: &Rc<Edition>, outcome: Outcome) {
+        let function = self.rollout.function_mut(number);
+        if function.is_shadow() {
+            return self.settle_shadow(id, number, edition, outcome);
+        }
+        let unit = self.ledger.unit(id);
+        let Outcome { verdict, writes, usage } = outcome;
+        function.metrics.ran(&usage);
+        let is_compared = unit.compared.is_some() && matches!(function.role, Role::Main { shadow: Some(_) });
+        let observed = is_compared.then(|| Observed::of(&verdict));
+        let verdict = match verdict {
+            Verdict::Done(outputs) => {
+                let (message, hops) = (&unit.message, unit.hops + 1);
+                self.recorder.record(outputs, number, edition.manifest(), message, hops, self.now)
+            }
+            Verdict::Retry { after_ms, reason } => match self.refuse_retry(id, &reason) {
+                Some(failure) => Err(failure),
+                None => {
+                    let function = self.rollout.function_mut(number);
+                    function.metrics.retries.inc();
+                    function.pause.undecided();
+                    let wait = Duration::from_millis(after_ms).min(self.config.retry_max_delay);
+                    let key = self.park_for_retry(id, number, edition, wait);
+                    self.compare(id, number, observed);
+                    self.finish_job(id);
+                    // What was called back and never sent waits for no answer: it is parked behind, after this one.
+                    self.end_recall(&key);
+                    return self.tried(number, edition.number(), None);
+                }
+            },
+            Verdict::Failed(failure) => Err(failure),
+        };
+        let misbehaviour = verdict.as_ref().err().filter(|failure| failure.code.is_misbehaviour()).cloned();
+        if let Some(failure) = &misbehaviour
+            && self.rollout.function(number).can_fall_back(edition)
+        {
+            // A version on trial loses no message: the one before runs it.
+            let was_draining = self.dispatch.is_draining(number);
+            self.run_again(id, number, edition);
+            self.tried(number, edition.number(), Some(failure));
+            if !was_draining && self.dispatch.is_draining(number) {
+                self.drain(number);
+            }
+            return;
+        }
+        match verdict {
+            Ok(recorded) => self.record(id, number, edition, recorded, writes),
+            Err(failure) => self.fail(id, number, &edition.manifest().version, failure, usage),
+        }
+        let pause = &mut self.rollout.function_mut(number).pause;
+        let change = if misbehaviour.is_some() { pause.failed(self.now.monotonic) } else { pause.succeeded() };
+        if let Some(change) = change {
+            self.pause_changed(number, change);
+        }
+        self.compare(id, number, observed);
+        self.finish_job(id);
+        if edition.is_unproven() {
+            self.tried(number, edition.number(), misbehaviour.as_ref());
+        }
+    }
+
+    fn refuse_retry(&self, id: UnitId, reason: &str) -> Option<Failure> {
+        let attempt = self.ledger.unit(id).message.attempt;
+        let detail = if attempt > self.config.retry_attempts {
+            format!("{attempt} attempts; the last asked for another: {reason}")
+        } else if self.dispatch.parking.bytes() > self.config.parked_max_bytes {
+            format!("too much waits for a retry already (store.parked_max_bytes); {reason}")
+        } else {
+            return None;
+        };
+        Some(Failure { code: FailureCode::RetriesExhausted, detail })
+    }
+
+    fn pause_changed(&mut self, number: FunctionNo, change: Change) {
+        let function = &*self.rollout.function(number).name;
+        match change {
+            Change::Paused(pause) => {
+                tracing::error!(function, pause_secs = pause.as_secs(), "the function keeps failing and is paused");
+            }
+            Change::Released => tracing::info!(function, "the function works again"),
+        }
+        self.rollout.report_pause(number);
+    }
+
+    /// What a shadow made of a message has no effect but on its own state, and is compared with the active version's.
+    fn settle_shadow(&mut self, id: UnitId, number: FunctionNo, edition: &Edition, outcome: Outcome) {
+        let observed = Observed::of(&outcome.verdict);
+        let failure = match outcome.verdict {
+            Verdict::Failed(failure) if failure.code.is_misbehaviour() => Some(failure),
+            _ => None,
+        };
+        self.write_state(id, number, edition, outcome.writes);
+        if let Some(candidate) = self.rollout.function_mut(number).candidate() {
+            candidate.ran(failure.as_ref(), true);
+        }
+        self.compare(id, number, Some(observed));
+        self.finish_job(id);
+    }
+
+    /// Compares once both a version and its shadow have run a message.
+    fn compare(&mut self, id: UnitId, number: FunctionNo, observed: Option<Observed>) {
+        let (Some(observed), Some((compared, topic))) = (observed, self.ledger.compared_mut(id)) else { return };
+        let shadow = match self.rollout.function(number).role {
+            Role::Main { shadow } => {
+                compared.active = Some(observed);
+                shadow
+            }
+            Role::Shadow { .. } => {
+                compared.shadow = Some(observed);
+                Some(number)
+            }
+        };
+        let (Some(active), Some(candidate), Some(shadow)) = (&compared.active, &compared.shadow, shadow) else {
+            return;
+        };
+        if let Some(trial) = self.rollout.function_mut(shadow).candidate() {
+            trial.compare(topic, active, candidate);
+        }
+        self.evaluate(shadow, None);
+    }
+
+    fn write_log(&self, function: FunctionNo, log: &[LogLine], dropped: u32) {
+        let name = &*self.rollout.function(function).name;
+        for LogLine { level, text } in log {
+            match *level {
+                tracing::Level::ERROR => tracing::error!(function = name, "{text}"),
+                tracing::Level::WARN => tracing::warn!(function = name, "{text}"),
+                tracing::Level::INFO => tracing::info!(function = name, "{text}"),
+                _ => tracing::debug!(function = name, "{text}"),
+            }
+        }
+        if dropped > 0 {
+            self.metrics.dropped("log-lines", dropped.into());
+        }
+    }
+
+    // ---- recorded ----
+
+    fn record(
+        &mut self,
+        id: UnitId,
+        number: FunctionNo,
+        edition: &Edition,
+        recorded: Recorded,
+        writes: Vec<StateWrite>,
+    ) {
+        let function = self.rollout.function_mut(number);
+        for (kind, count) in [
+            (OutputKind::Alert, recorded.alerts),
+            (OutputKind::Forward, recorded.forwards),
+            (OutputKind::Publish, recorded.publishes),
+        ] {
+            (0..count).for_each(|_| function.metrics.emitted(kind));
+        }
+        function.metrics.folded_alerts.add(recorded.folded.into());
+        if recorded.without_upstream > 0 {
+            self.metrics.dropped("no-upstream", recorded.without_upstream.into());
+            if !std::mem::replace(&mut function.warned_without_upstream, true) {
+                let function = &*function.name;
+                tracing::warn!(function, "outputs for upstream are dropped: the configuration has no [upstream]");
+            }
+        }
+        self.ledger.record(id, recorded);
+        self.write_state(id, number, edition, writes);
+    }
+
+    fn write_state(&mut self, id: UnitId, number: FunctionNo, edition: &Edition, writes: Vec<StateWrite>) {
+        // A function without state has none to write, whatever a worker says: its runs have no order that writes could have.
+        if writes.is_empty() || edition.scope() == StateScope::None {
+            return;
+        }
+        let scope = self.rollout.function(number).state_scope(edition.scope(), &self.ledger.unit(id).message);
+        self.ledger.write_state(id, scope, writes);
+    }
+
+    fn fail_and_finish(&mut self, id: UnitId, number: FunctionNo, version: &str, failure: Failure) {
+        self.fail(id, number, version, failure, Usage::default());
+        self.finish_job(id);
+    }
+
+    /// A message that waited for a function which was removed meanwhile.
+    fn fail_removed(&mut self, id: UnitId, number: FunctionNo) {
+        let detail = format!("{} is not installed any more", self.rollout.function(number).name);
+        self.fail_and_finish(id, number, "", Failure { code: FailureCode::Removed, detail });
+    }
+
+    /// Makes the message a dead letter of this function. `version`: the one that ran it, if any did.
+    fn fail(&mut self, id: UnitId, number: FunctionNo, version: &str, failure: Failure, usage: Usage) {
+        let message = &self.ledger.unit(id).message;
+        let function = self.rollout.function(number);
+        self.metrics.dead_letter(Some(&function.metrics), failure.code);
+        tracing::debug!(
+            function = &*function.name,
+            topic = &*message.topic,
+            reason = failure.code.as_str(),
+            detail = failure.detail,
+            "dead letter"
+        );
+        let dead_letter = DeadLetter {
+            function: Arc::clone(&function.name),
+            version: version.into(),
+            message: Message::clone(message),
+            failure,
+            usage,
+            at_ms: self.now.unix_ms,
+        };
+        self.ledger.dead_letter(id, dead_letter);
+    }
+
+    /// One function is done with the unit; the last one sends it to be committed.
+    fn finish_job(&mut self, id: UnitId) {
+        if !self.ledger.finish_job(id) {
+            return;
+        }
+        let unit = self.ledger.unit(id);
+        match &unit.receipt {
+            Receipt::Parked(key) => {
+                // A job that is parked again has taken its own place in front already.
+                if unit.commit.park.is_empty() {
+                    self.dispatch.parking.finished(key);
+                }
+                self.dispatch.parking.unblock(key);
+            }
+            Receipt::Tick(function) => self.rollout.function_mut(*function).is_ticking = false,
+            Receipt::Mqtt { .. } | Receipt::None => {}
+        }
+        if !unit.commit.dead_letters.is_empty() {
+            self.metrics.dead_lettered.inc();
+        } else if matches!(unit.receipt, Receipt::Mqtt { .. } | Receipt::None) {
+            self.metrics.recorded.inc();
+        }
+        self.ledger.send(id);
+    }
+
+    // ---- waiting for another run ----
+
+    /// Jobs that the store holds: from before a restart, or put back by a person.
+    pub fn unpark(&mut self, parked: Vec<Parked>) {
+        for Parked { id, function, message, due_ms } in parked {
+            let number = self.rollout.find(&function);
+            let scope = number.and_then(|number| Some((number, self.rollout.function(number).serving()?.scope())));
+            let Some((number, scope)) = scope else {
+                let detail = format!("{function} is not installed any more");
+                let failure = Failure { code: FailureCode::Removed, detail };
+                self.metrics.dead_letter(None, failure.code);
+                let (usage, at_ms) = (Usage::default(), self.now.unix_ms);
+                let dead_letter = DeadLetter { function, version: "".into(), message, failure, usage, at_ms };
+                self.ledger.commit(Commit { dead_letters: vec![dead_letter], unpark: vec![id], ..Commit::default() });
+                continue;
+            };
+            // The wall clock may have jumped while the board was off: never wait longer than a retry may.
+            let wait = Duration::from_millis(due_ms.saturating_sub(self.now.unix_ms)).min(self.config.retry_max_delay);
+            let key = Key::new(number, scope, &message.topic);
+            self.dispatch.parking.restore(key, id, message.into(), self.now.monotonic + wait);
+        }
+    }
+
+    /// Returns the key in whose order the message waits.
+    fn park_for_retry(&mut self, id: UnitId, number: FunctionNo, edition: &Edition, wait: Duration) -> Key {
+        let unit = self.ledger.unit(id);
+        let message = Message { attempt: unit.message.attempt + 1, ..Message::clone(&unit.message) };
+        let due = self.now.monotonic + wait;
+        let due_ms = self.now.unix_ms + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let place = unit.commit.unpark.first().copied().unwrap_or(ParkedId::NEW);
+        let parked = Parked { id: place, function: self.function_name(number), message: message.clone(), due_ms };
+        let (key, ticket) = match &self.ledger.unit(id).receipt {
+            Receipt::Parked(key) => {
+                self.dispatch.parking.finished(key);
+                (key.clone(), self.dispatch.parking.park_again(key.clone(), place, message.into(), due))
+            }
+            _ => {
+                let key = Key::new(number, edition.scope(), &message.topic);
+                let message = Arc::new(message);
+                let ticket = self.dispatch.parking.park(key.clone(), Arc::clone(&message), Some(due));
+                // What was sent behind it comes back first, so that nothing newer is put between.
+                if !self.dispatch.is_draining(number) && !self.dispatch.is_recalled(&key) {
+                    self.recall(key.clone(), edition, &message, None);
+                }
+                (key, ticket)
+            }
+        };
+        self.ledger.park(id, parked, ticket);
+        key
+    }
+
+    /// The message waits behind one of its key that is to run again.
+    fn park_behind(&mut self, id: UnitId, number: FunctionNo, key: Key) {
+        let message = Arc::clone(&self.ledger.unit(id).message);
+        if self.dispatch.parking.bytes() > self.config.parked_max_bytes {
+            let detail = "too much waits for a retry already (store.parked_max_bytes)".to_owned();
+            let failure = Failure { code: FailureCode::RetriesExhausted, detail };
+            return self.fail(id, number, "", failure, Usage::default());
+        }
+        let ticket = self.dispatch.parking.park(key, Arc::clone(&message), None);
+        let function = self.function_name(number);
+        let parked = Parked { id: ParkedId::NEW, function, message: Message::clone(&message), due_ms: 0 };
+        self.ledger.park(id, parked, ticket);
+    }
+
+    fn function_name(&self, number: FunctionNo) -> Arc<str> {
+        Arc::clone(&self.rollout.function(number).name)
+    }
+
+    /// Starts what is due: parked jobs, timers, trials that end by the clock.
+    pub(super) fn start_due(&mut self) {
+        self.start_parked();
+        self.start_ticks();
+        for number in self.rollout.timed().collect::<Vec<_>>() {
+            if self.rollout.function(number).is_on_trial() {
+                self.evaluate(number, None);
+            }
+        }
+    }
+
+    /// Starts jobs from the store that are first of their key and due.
+    pub(super) fn start_parked(&mut self) {
+        let now = self.now.monotonic;
+        let mut due = Vec::new();
+        self.dispatch.parking.start_due(now, |key, id, message| due.push((key.clone(), id, Arc::clone(message))));
+        for (key, parked, message) in due {
+            let function = key.function;
+            let hops = property(&message.properties, HOPS);
+            let commit = Commit { unpark: vec![parked], ..Commit::default() };
+            let unit = self.ledger.add(Unit::new(message, hops, Receipt::Parked(key), 1, commit));
+            self.start(unit, function);
+        }
+    }
+
+    fn start_ticks(&mut self) {
+        for number in self.rollout.ticks_due(self.now.monotonic) {
+            let message = Arc::new(Message {
+                topic: format!("$timer/{}", self.rollout.function(number).name).into(),
+                payload: Bytes::new(),
+                content_type: None,
+                properties: Vec::new(),
+                received_at_ms: self.now.unix_ms,
+                clock_synced: self.now.synced,
+                attempt: 1,
+            });
+            let mut functions = vec![number];
+            let unit = self.add_unit(message, 0, Receipt::Tick(number), &mut functions, Commit::default());
+            for function in functions {
+                self.start(unit, function);
+            }
+        }
+    }
+}
+
+/// A user property with a number, 0 where there is none.
+fn property<T: AsRef<str>>(properties: &[(T, T)], name: &str) -> u32 {
+    let value = properties.iter().find(|(key, _)| key.as_ref() == name).map(|(_, value)| value.as_ref());
+    value.and_then(|value| value.parse().ok()).unwrap_or(0)
+}

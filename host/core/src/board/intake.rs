@@ -1,0 +1,185 @@
+//! Admission: which deliveries are new, which are not acknowledged yet, and whether more may come.
+
+mod remembered;
+pub mod window;
+
+use std::hash::{Hash as _, Hasher as _};
+use std::time::Instant;
+
+use siphasher::sip::SipHasher13;
+
+use super::ids::UnitId;
+use super::input::{AckToken, Delivery};
+use super::map::{Map, Seeded};
+use super::receipt::Receipt;
+use crate::store::{self, Fingerprint};
+pub use window::memory as window_memory;
+use window::{Seen, Window};
+
+/// User property with the publisher's own message id, honoured across reconnections and restarts.
+pub(crate) const ID_PROPERTY: &str = "id";
+
+pub(crate) struct Intake {
+    window: Window,
+    receive_maximum: u16,
+    max_bytes: usize,
+    message_ids: store::MessageIds,
+    /// Publishers' ids of messages that are not committed yet.
+    ids_in_flight: Map<Box<str>, UnitId>,
+    is_full: bool,
+}
+
+/// What a delivery is.
+pub(crate) enum Admission {
+    New {
+        receipt: Receipt,
+        message_id: Option<Box<str>>,
+    },
+    /// Committed before, by the publisher's id. Has no effect but its acknowledgement.
+    Known {
+        receipt: Receipt,
+    },
+    /// The same message is still being processed: it is acknowledged together with that one.
+    InFlight {
+        unit: UnitId,
+        receipt: Receipt,
+    },
+    /// Committed before, by its fingerprint. The acknowledgement follows in its turn.
+    Committed,
+}
+
+impl Intake {
+    pub(crate) fn new(receive_maximum: u16, max_bytes: usize, seed: Seeded) -> Self {
+        Self {
+            window: Window::new(receive_maximum, false, &[]),
+            receive_maximum,
+            max_bytes,
+            message_ids: store::MessageIds::default(),
+            ids_in_flight: seed.map(),
+            is_full: false,
+        }
+    }
+
+    /// `recovered`: what the store found when it was opened.
+    pub(crate) fn restore(&mut self, window: &[Fingerprint], message_ids: store::MessageIds, counts_upwards: bool) {
+        self.window = Window::new(self.receive_maximum, counts_upwards, window);
+        self.message_ids = message_ids;
+    }
+
+    /// What the store found when it was opened again after a failure.
+    pub(crate) fn reopened(&mut self, window: &[Fingerprint], message_ids: store::MessageIds) {
+        self.window.store_reopened(window);
+        self.message_ids = message_ids;
+    }
+
+    pub(crate) fn receive(&mut self, delivery: &Delivery) -> Admission {
+        let id = delivery.properties.iter().find(|(name, _)| name == ID_PROPERTY).map(|(_, id)| id);
+        if delivery.ack.is_none() && id.is_none() {
+            return Admission::New { receipt: Receipt::None, message_id: None };
+        }
+        let digest = digest(delivery);
+        let mut receipt = Receipt::None;
+        if let Some(ack) = delivery.ack {
+            let fingerprint = Fingerprint { packet_id: ack.packet_id, digest };
+            match self.window.receive(ack, fingerprint, delivery.dup) {
+                Seen::New { place } => receipt = Receipt::Mqtt { place, fingerprint },
+                Seen::Committed => return Admission::Committed,
+                Seen::InFlight { unit, place } => {
+                    return Admission::InFlight { unit, receipt: Receipt::Mqtt { place, fingerprint } };
+                }
+            }
+        }
+        let Some(id) = id else { return Admission::New { receipt, message_id: None } };
+        // With a digest of what the id names: a device that sends its own name as `id` with each reading must not lose all
+        // but the first.
+        let id: Box<str> = format!("{id} {digest:016x}").into();
+        if let Some(&unit) = self.ids_in_flight.get(&id) {
+            self.assign(&receipt, unit);
+            return Admission::InFlight { unit, receipt };
+        }
+        match self.message_ids.contains(&id) {
+            true => Admission::Known { receipt },
+            false => Admission::New { receipt, message_id: Some(id) },
+        }
+    }
+
+    /// Names the unit that a new delivery became.
+    pub(crate) fn admit(&mut self, receipt: &Receipt, message_id: Option<&str>, unit: UnitId) {
+        self.assign(receipt, unit);
+        if let Some(id) = message_id {
+            self.ids_in_flight.insert(id.into(), unit);
+        }
+    }
+
+    fn assign(&mut self, receipt: &Receipt, unit: UnitId) {
+        if let Receipt::Mqtt { fingerprint, .. } = receipt {
+            self.window.assign(fingerprint.packet_id, unit);
+        }
+    }
+
+    /// The message of this receipt is on disk, or had no effect.
+    pub(crate) fn committed(&mut self, receipt: &Receipt) {
+        if let Receipt::Mqtt { place, fingerprint } = *receipt {
+            self.window.committed(place, fingerprint);
+        }
+    }
+
+    pub(crate) fn id_committed(&mut self, id: &str, now: Instant) {
+        self.ids_in_flight.remove(id);
+        self.message_ids.insert(id, now);
+    }
+
+    /// The next acknowledgement that may be written. THE place where acknowledgements are released.
+    pub(crate) fn release(&mut self) -> Option<AckToken> {
+        self.window.release()
+    }
+
+    /// Whether nothing more should be taken from the broker. Closes at twice Receive Maximum and opens again at half of
+    /// that, so that a broker that keeps to it never notices.
+    pub(crate) fn update_full(&mut self, units: usize, bytes: usize) -> bool {
+        // One slow message holds up the acknowledgements of those behind it, which have no unit any more.
+        let count = units.max(self.window.unacknowledged());
+        let most = 2 * usize::from(self.receive_maximum);
+        self.is_full = match self.is_full {
+            true => count > most / 2 || bytes > self.max_bytes / 2,
+            false => count >= most || bytes >= self.max_bytes,
+        };
+        self.is_full
+    }
+
+    /// Whether so little is unacknowledged that the broker holds nothing back.
+    pub(crate) fn is_nearly_idle(&self) -> bool {
+        self.window.unacknowledged() < usize::from(self.receive_maximum).div_ceil(4)
+    }
+
+    /// Whether the broker was seen to count its packet ids upwards: see [`window`].
+    pub(crate) fn counts_upwards(&self) -> bool {
+        self.window.counts_upwards()
+    }
+
+    pub(crate) fn set_counts_upwards(&mut self) {
+        self.window.set_counts_upwards();
+    }
+
+    pub(crate) fn disconnected(&mut self) {
+        self.window.disconnected();
+    }
+
+    pub(crate) fn session_lost(&mut self) {
+        self.window.session_lost();
+    }
+
+    pub(crate) fn store_failed(&mut self) {
+        self.window.store_failed();
+        self.ids_in_flight.clear();
+    }
+}
+
+fn digest(delivery: &Delivery) -> u64 {
+    let mut hasher = SipHasher13::new();
+    delivery.topic.hash(&mut hasher);
+    delivery.payload.hash(&mut hasher);
+    delivery.properties.hash(&mut hasher);
+    delivery.content_type.hash(&mut hasher);
+    hasher.finish()
+}

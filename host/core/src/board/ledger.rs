@@ -1,0 +1,394 @@
+//! From outcomes to commits: what one message caused is gathered, sent to the store as a whole, and done when it is on disk.
+//!
+//! A *unit* is a message from its admission until everything it caused is committed. Units are committed in the order of
+//! their runs where two of them wrote the same state, and in the order of delivery where one of them had several functions.
+
+pub mod record;
+mod unit;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use super::dispatch::{StateRequest, Ticket};
+use super::ids::UnitId;
+use super::input::StateEntries;
+use super::map::{Map, Seeded};
+use super::receipt::Receipt;
+use crate::message::{Scope, StateWrite};
+use crate::store::{self, BatchNo, Commit, DeadLetter, LoadId, Parked, ParkedId};
+pub use record::RecorderConfig;
+pub(crate) use record::{Recorded, Recorder};
+pub(crate) use unit::{Compared, Unit};
+
+pub(crate) struct Ledger {
+    units: Vec<Option<Unit>>,
+    free: Vec<UnitId>,
+    arrivals: u64,
+    bytes: usize,
+    /// Committed with the next batch.
+    batch: Vec<Commit>,
+    batch_units: Vec<UnitId>,
+    /// Batches that the store has not confirmed, by their numbers.
+    committing: VecDeque<(BatchNo, Vec<UnitId>)>,
+    last_batch: BatchNo,
+    /// Parked jobs that the store has not numbered, in the order of their commits.
+    unnumbered: VecDeque<Ticket>,
+    /// Units whose writes to a scope wait for another job of the same message, in the order of the runs. The store must get
+    /// them in this order.
+    unsent_writes: Map<Scope, VecDeque<UnitId>>,
+    /// Units of several functions, and those behind them, in the order of delivery: one that is done sooner must not be
+    /// committed before one of its topic that still waits for another function.
+    unsent_of_topic: Map<Arc<str>, VecDeque<UnitId>>,
+    loads: BTreeMap<LoadId, Load>,
+    last_load: LoadId,
+    requests: VecDeque<store::StoreRequest>,
+    settled: VecDeque<Settled>,
+    fingerprints_max: usize,
+}
+
+/// A request for state that the store has not answered.
+#[derive(Debug)]
+struct Load {
+    request: StateRequest,
+    /// Writes that the store does not have.
+    overlay: Vec<StateWrite>,
+    /// The scope to read if there is nothing: a shadow begins with the state of the version that it is compared with.
+    otherwise: Option<Scope>,
+}
+
+/// A unit that is on disk, or had no effect.
+#[derive(Debug)]
+pub(crate) struct Settled {
+    pub(crate) receipt: Receipt,
+    /// Receipts of the same message on other connections.
+    pub(crate) copies: Vec<Receipt>,
+    pub(crate) message_id: Option<Box<str>>,
+}
+
+impl Ledger {
+    /// `fingerprints_max`: how many fingerprints without effect may wait for a commit to be written with.
+    pub(crate) fn new(fingerprints_max: usize, seed: Seeded) -> Self {
+        Self {
+            units: Vec::new(),
+            free: Vec::new(),
+            arrivals: 0,
+            bytes: 0,
+            batch: Vec::new(),
+            batch_units: Vec::new(),
+            committing: VecDeque::new(),
+            last_batch: BatchNo::default(),
+            unnumbered: VecDeque::new(),
+            unsent_writes: seed.map(),
+            unsent_of_topic: seed.map(),
+            loads: BTreeMap::new(),
+            last_load: LoadId::default(),
+            requests: VecDeque::new(),
+            settled: VecDeque::new(),
+            fingerprints_max,
+        }
+    }
+
+    /// Units that are not on disk.
+    pub(crate) fn len(&self) -> usize {
+        self.units.len() - self.free.len()
+    }
+
+    /// No job and no commit is under way.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.len() == 0 && self.committing.is_empty()
+    }
+
+    /// What is under way, for a test that waits in vain.
+    pub(crate) fn describe(&self) -> String {
+        let unit = |unit: &Unit| format!("{:?} jobs {}", unit.message.payload, unit.jobs_left);
+        let units: Vec<String> = self.units.iter().flatten().map(unit).collect();
+        let Self { unsent_writes, unsent_of_topic, committing, loads, .. } = self;
+        format!(
+            "units {units:?}, writes {unsent_writes:?}, lines {unsent_of_topic:?}, commits {committing:?}, loads {loads:?}"
+        )
+    }
+
+    /// Payload bytes of the units.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn contains(&self, id: UnitId) -> bool {
+        self.units.get(id.index()).is_some_and(Option::is_some)
+    }
+
+    pub(crate) fn unit(&self, id: UnitId) -> &Unit {
+        self.units[id.index()].as_ref().expect("a unit stays while it has jobs")
+    }
+
+    fn unit_mut(&mut self, id: UnitId) -> &mut Unit {
+        self.units[id.index()].as_mut().expect("a unit stays while it has jobs")
+    }
+
+    pub(crate) fn add(&mut self, mut unit: Unit) -> UnitId {
+        self.arrivals += 1;
+        unit.arrival = self.arrivals;
+        self.bytes += unit.message.payload.len();
+        unit.is_in_line = unit.jobs_left > 1
+            || (!self.unsent_of_topic.is_empty() && self.unsent_of_topic.contains_key(&unit.message.topic));
+        let line = (unit.is_in_line && unit.takes_part_in_line()).then(|| Arc::clone(&unit.message.topic));
+        unit.is_in_line = line.is_some();
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.units[id.index()] = Some(unit);
+                id
+            }
+            None => {
+                self.units.push(Some(unit));
+                UnitId(self.units.len() as u32 - 1)
+            }
+        };
+        if let Some(topic) = line {
+            self.unsent_of_topic.entry(topic).or_default().push_back(id);
+        }
+        id
+    }
+
+    /// Forgets a unit that had no effect: its message is back where it came from.
+    pub(crate) fn remove(&mut self, id: UnitId) -> Unit {
+        let unit = self.units[id.index()].take().expect("a unit is removed once");
+        self.free.push(id);
+        self.bytes -= unit.message.payload.len();
+        unit
+    }
+
+    /// The same message came once more: its receipt is due together with the unit's.
+    pub(crate) fn add_receipt(&mut self, id: UnitId, receipt: Receipt) {
+        if !matches!(receipt, Receipt::None) {
+            self.unit_mut(id).copies.push(receipt);
+        }
+    }
+
+    /// Sorts units by arrival. Other functions have the same messages in that order; with another one, two messages could
+    /// wait for each other to be committed.
+    pub(crate) fn arrival(&self, id: UnitId) -> u64 {
+        self.unit(id).arrival
+    }
+
+    pub(crate) fn compared_mut(&mut self, id: UnitId) -> Option<(&mut Compared, &str)> {
+        let unit = self.units[id.index()].as_mut().expect("a unit stays while it has jobs");
+        Some((unit.compared.as_deref_mut()?, &unit.message.topic))
+    }
+
+    // ---- what a run leaves ----
+
+    pub(crate) fn record(&mut self, id: UnitId, recorded: Recorded) {
+        self.unit_mut(id).commit.records.extend(recorded.records);
+    }
+
+    pub(crate) fn write_state(&mut self, id: UnitId, scope: Scope, writes: Vec<StateWrite>) {
+        let unit = self.units[id.index()].as_mut().expect("a unit stays while it has jobs");
+        // Where nobody waits and this is the last job, the unit is sent at once.
+        if unit.jobs_left > 1 || unit.is_in_line || !self.unsent_writes.is_empty() {
+            self.unsent_writes.entry(scope.clone()).or_default().push_back(id);
+        }
+        unit.commit.state.push((scope, writes));
+    }
+
+    pub(crate) fn dead_letter(&mut self, id: UnitId, dead_letter: DeadLetter) {
+        self.unit_mut(id).commit.dead_letters.push(dead_letter);
+    }
+
+    pub(crate) fn park(&mut self, id: UnitId, parked: Parked, ticket: Ticket) {
+        let unit = self.unit_mut(id);
+        unit.commit.park.push(parked);
+        unit.tickets.push(ticket);
+    }
+
+    /// One function is done with the unit. `true`: it was the last; [`Ledger::send`] must follow.
+    pub(crate) fn finish_job(&mut self, id: UnitId) -> bool {
+        let unit = self.unit_mut(id);
+        unit.jobs_left = unit.jobs_left.checked_sub(1).expect("each job of a unit finishes once");
+        unit.jobs_left == 0
+    }
+
+    // ---- state ----
+
+    /// Reads a scope's state from the store. Writes that wait for another function of their message are laid over the
+    /// answer: to wait for them could be to wait for a job behind this one. `otherwise`: the scope to read if there is
+    /// nothing.
+    pub(crate) fn load_state(&mut self, request: StateRequest, scope: Scope, otherwise: Option<Scope>) {
+        let unsent = self.unsent_writes.get(&scope).into_iter().flatten();
+        let states = unsent.flat_map(|id| &self.unit(*id).commit.state).filter(|(of, _)| *of == scope);
+        let overlay: Vec<StateWrite> = states.flat_map(|(_, writes)| writes.iter().cloned()).collect();
+        let otherwise = otherwise.filter(|_| overlay.is_empty());
+        self.read_state(Load { request, overlay, otherwise }, scope);
+    }
+
+    fn read_state(&mut self, load: Load, scope: Scope) {
+        // What was gathered may hold writes to the same scope: it goes first.
+        self.send_batch();
+        self.last_load.0 += 1;
+        self.loads.insert(self.last_load, load);
+        self.requests.push_back(store::StoreRequest::LoadState { id: self.last_load, scope });
+    }
+
+    /// The store's answer. `None`: another scope is read instead, or nobody waits any more.
+    pub(crate) fn state_loaded(
+        &mut self,
+        load: LoadId,
+        mut entries: StateEntries,
+    ) -> Option<(StateRequest, StateEntries)> {
+        let Load { request, overlay, otherwise } = self.loads.remove(&load)?;
+        if let Some(scope) = otherwise.filter(|_| entries.is_empty()) {
+            // Without what the active version made of the very message that the shadow is to run.
+            self.read_state(Load { request, overlay, otherwise: None }, scope);
+            return None;
+        }
+        for StateWrite { key, value } in overlay {
+            entries.retain(|(name, _)| *name != key);
+            entries.extend(value.map(|value| (key, value)));
+        }
+        Some((request, entries))
+    }
+
+    // ---- committed ----
+
+    /// A commit of the board itself, for no unit.
+    pub(crate) fn commit(&mut self, commit: Commit) {
+        self.batch.push(commit);
+    }
+
+    /// Nothing came of the message, so there is nothing to make durable. Its fingerprint is written with the next commit, so
+    /// that it does not run again after one that came later.
+    pub(crate) fn settle_without_effect(&mut self, receipt: Receipt, copies: Vec<Receipt>) {
+        for receipt in std::iter::once(&receipt).chain(&copies) {
+            if let Receipt::Mqtt { fingerprint, .. } = *receipt {
+                self.batch.push(Commit { delivery: Some(fingerprint), ..Commit::default() });
+            }
+        }
+        self.settled.push_back(Settled { receipt, copies, message_id: None });
+    }
+
+    /// Sends a finished unit to be committed, and then those that waited for it. A unit waits while an earlier run's writes to
+    /// the same state are not sent: the later ones hold them already, and would be overwritten by them.
+    pub(crate) fn send(&mut self, id: UnitId) {
+        let mut finished = vec![id];
+        while let Some(id) = finished.pop() {
+            let unit = self.units[id.index()].as_mut().expect("a unit that waits to be sent stays");
+            let waits = |(scope, _): &(Scope, _)| self.unsent_writes.get(scope).is_some_and(|it| it[0] != id);
+            if unit.jobs_left > 0 || unit.commit.state.iter().any(waits) {
+                continue;
+            }
+            let mut wake = |next: Option<&UnitId>| finished.extend(next.filter(|it| !finished.contains(it)).copied());
+            if unit.is_in_line {
+                let line = self.unsent_of_topic.get_mut(&unit.message.topic).expect("a unit in line stays in it");
+                if line.front() != Some(&id) {
+                    continue;
+                }
+                line.pop_front();
+                wake(line.front());
+                if line.is_empty() {
+                    self.unsent_of_topic.remove(&unit.message.topic);
+                }
+            }
+            let commit = std::mem::take(&mut unit.commit);
+            self.unnumbered.extend(unit.tickets.drain(..));
+            for (scope, _) in &commit.state {
+                let Some(queue) = self.unsent_writes.get_mut(scope) else { continue };
+                queue.pop_front();
+                wake(queue.front());
+                if queue.is_empty() {
+                    self.unsent_writes.remove(scope);
+                }
+            }
+            if has_effect(&commit) {
+                self.batch.push(commit);
+                self.batch_units.push(id);
+            } else {
+                let Unit { receipt, copies, .. } = self.remove(id);
+                self.settle_without_effect(receipt, copies);
+            }
+        }
+    }
+
+    /// Requests for the store, in order. What was gathered is one batch.
+    pub(crate) fn poll(&mut self) -> Option<store::StoreRequest> {
+        if self.requests.is_empty() {
+            self.send_batch();
+        }
+        self.requests.pop_front()
+    }
+
+    pub(crate) fn request(&mut self, request: store::StoreRequest) {
+        self.requests.push_back(request);
+    }
+
+    /// The broker has lost the session: deliveries of it are evidence of nothing.
+    pub(crate) fn session_lost(&mut self) {
+        for unit in self.units.iter_mut().flatten() {
+            unit.commit.delivery = None;
+            unit.copies.retain(|copy| !matches!(copy, Receipt::Mqtt { .. }));
+            if let Receipt::Mqtt { .. } = unit.receipt {
+                unit.receipt = Receipt::None;
+            }
+        }
+        for commit in &mut self.batch {
+            commit.delivery = None;
+        }
+        self.request(store::StoreRequest::ForgetDeliveries);
+    }
+
+    fn send_batch(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        // Fingerprints alone are not worth a commit, until there are too many of them.
+        if self.batch_units.is_empty() && !self.batch.iter().any(has_effect) {
+            let excess = self.batch.len().saturating_sub(self.fingerprints_max);
+            self.batch.drain(..excess);
+            return;
+        }
+        self.last_batch.0 += 1;
+        let commits = std::mem::take(&mut self.batch);
+        self.committing.push_back((self.last_batch, std::mem::take(&mut self.batch_units)));
+        self.requests.push_back(store::StoreRequest::Commit { batch: self.last_batch, commits });
+    }
+
+    /// Everything up to this batch is on disk. Returns the numbers that the store gave to parked jobs. `None`: it gave
+    /// numbers to jobs that it was not asked to park.
+    pub(crate) fn committed(&mut self, batch: BatchNo, parked: &[Parked]) -> Option<Vec<(Ticket, ParkedId)>> {
+        while self.committing.front().is_some_and(|(number, _)| *number <= batch) {
+            let (_, units) = self.committing.pop_front().expect("a batch was seen at the front");
+            for id in units {
+                let Unit { receipt, copies, message_id, .. } = self.remove(id);
+                self.settled.push_back(Settled { receipt, copies, message_id });
+            }
+        }
+        parked.iter().map(|parked| Some((self.unnumbered.pop_front()?, parked.id))).collect()
+    }
+
+    pub(crate) fn poll_settled(&mut self) -> Option<Settled> {
+        self.settled.pop_front()
+    }
+
+    /// Nothing that is not committed counts.
+    pub(crate) fn reset(&mut self) {
+        self.units.clear();
+        self.free.clear();
+        self.bytes = 0;
+        self.batch.clear();
+        self.batch_units.clear();
+        self.committing.clear();
+        self.unnumbered.clear();
+        self.unsent_writes.clear();
+        self.unsent_of_topic.clear();
+        self.loads.clear();
+        self.requests.clear();
+        self.settled.clear();
+    }
+}
+
+fn has_effect(commit: &Commit) -> bool {
+    !commit.records.is_empty()
+        || !commit.state.is_empty()
+        || !commit.dead_letters.is_empty()
+        || !commit.park.is_empty()
+        || !commit.unpark.is_empty()
+        || commit.message_id.is_some()
+}

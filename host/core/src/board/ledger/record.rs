@@ -1,0 +1,184 @@
+//! From outputs to records: checks topics against the manifest, writes alerts as JSON, folds repeated alerts.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use serde::Serialize;
+
+use crate::board::ids::FunctionNo;
+use crate::board::map::{Map, Seeded};
+use crate::manifest::Manifest;
+use crate::message::{Alert, AlertStatus, Failure, Message, Output, Publication};
+use crate::permits;
+use crate::store::Record;
+use crate::stream::Stream;
+use crate::time::Now;
+
+/// Alert keys that are remembered for folding.
+const MAX_FOLDED_KEYS: usize = 10_000;
+
+/// What the records of this board have in common.
+#[derive(Clone, Debug)]
+pub struct RecorderConfig {
+    pub node: Arc<str>,
+    pub base_topic: Arc<str>,
+    /// Without an upstream nothing is recorded for it.
+    pub has_upstream: bool,
+    /// Repeats of an alert within this time are counted instead of recorded.
+    pub fold: Duration,
+}
+
+/// An alert as it is published: upstream under `alerts/<function>`, locally under `<base>/<node>/alerts/<function>`.
+#[derive(Serialize)]
+struct PublishedAlert<'a> {
+    node: &'a str,
+    function: &'a str,
+    version: &'a str,
+    /// The topic of the message that caused it.
+    topic: &'a str,
+    #[serde(flatten)]
+    alert: &'a Alert,
+    at_ms: u64,
+    clock_synced: bool,
+    /// Repeats that were left out since the last one.
+    #[serde(skip_serializing_if = "is_zero")]
+    folded: u32,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &u32) -> bool {
+    *count == 0
+}
+
+/// Records of one outcome, with counts.
+#[derive(Debug, Default)]
+pub(crate) struct Recorded {
+    pub(crate) records: Vec<Record>,
+    pub(crate) alerts: u32,
+    pub(crate) folded: u32,
+    pub(crate) forwards: u32,
+    pub(crate) publishes: u32,
+    /// Forwards and alerts that had nowhere to go.
+    pub(crate) without_upstream: u32,
+}
+
+/// Turns outputs into records. Remembers recent alerts in memory only: after a restart one more repeat is recorded.
+pub(crate) struct Recorder {
+    config: RecorderConfig,
+    last: Map<(FunctionNo, Box<str>), Last>,
+}
+
+#[derive(Debug)]
+struct Last {
+    status: AlertStatus,
+    at: Instant,
+    folded: u32,
+}
+
+impl Recorder {
+    pub(crate) fn new(config: RecorderConfig, seed: Seeded) -> Self {
+        Self { config, last: seed.map() }
+    }
+
+    /// Returns all records of a run, or the failure of the first output that is not allowed.
+    pub(crate) fn record(
+        &mut self,
+        outputs: Vec<Output>,
+        function: FunctionNo,
+        manifest: &Manifest,
+        message: &Message,
+        hops: u32,
+        now: Now,
+    ) -> Result<Recorded, Failure> {
+        for output in &outputs {
+            permits::check(output, &manifest.allow.publish, &self.config.base_topic)?;
+        }
+        let mut recorded = Recorded::default();
+        for output in outputs {
+            let new = |stream, topic, payload, content_type, retain| Record {
+                stream,
+                function: Arc::clone(&manifest.name),
+                topic,
+                payload,
+                content_type,
+                retain,
+                hops,
+                at_ms: now.unix_ms,
+            };
+            match output {
+                Output::Alert(alert) => {
+                    let Some(folded) = self.admit(function, &alert, now.monotonic) else {
+                        recorded.folded += 1;
+                        continue;
+                    };
+                    recorded.alerts += 1;
+                    let RecorderConfig { node, base_topic, has_upstream, .. } = &self.config;
+                    let published = PublishedAlert {
+                        node,
+                        function: &manifest.name,
+                        version: &manifest.version,
+                        topic: &message.topic,
+                        alert: &alert,
+                        at_ms: now.unix_ms,
+                        clock_synced: message.clock_synced,
+                        folded,
+                    };
+                    let payload = Bytes::from(serde_json::to_vec(&published).expect("an alert has only string keys"));
+                    let json: Option<Box<str>> = Some("application/json".into());
+                    let echo = format!("{base_topic}/{node}/alerts/{}", manifest.name);
+                    recorded.records.push(new(Stream::Local, echo.into(), payload.clone(), json.clone(), false));
+                    if *has_upstream {
+                        let topic = format!("alerts/{}", manifest.name);
+                        recorded.records.push(new(Stream::Alert, topic.into(), payload, json, false));
+                    } else {
+                        recorded.without_upstream += 1;
+                    }
+                }
+                Output::Forward(Publication { topic, payload, content_type, retain }) => {
+                    recorded.forwards += 1;
+                    if self.config.has_upstream {
+                        recorded.records.push(new(Stream::Data, topic, payload, content_type, retain));
+                    } else {
+                        recorded.without_upstream += 1;
+                    }
+                }
+                Output::Publish(Publication { topic, payload, content_type, retain }) => {
+                    recorded.publishes += 1;
+                    recorded.records.push(new(Stream::Local, topic, payload, content_type, retain));
+                }
+            }
+        }
+        Ok(recorded)
+    }
+
+    /// `Some` with the number of repeats left out before when the alert is to be recorded, `None` when it is a repeat.
+    fn admit(&mut self, function: FunctionNo, alert: &Alert, now: Instant) -> Option<u32> {
+        let interval = self.config.fold;
+        if interval.is_zero() {
+            return Some(0);
+        }
+        if self.last.len() >= MAX_FOLDED_KEYS {
+            self.last.retain(|_, last| now.duration_since(last.at) < interval);
+            if self.last.len() >= MAX_FOLDED_KEYS {
+                self.last.clear();
+            }
+        }
+        let fresh = Last { status: alert.status, at: now, folded: 0 };
+        let key = (function, alert.key.as_str().into());
+        let Some(last) = self.last.get_mut(&key) else {
+            self.last.insert(key, fresh);
+            return Some(0);
+        };
+        if last.status == alert.status && now.duration_since(last.at) < interval {
+            last.folded += 1;
+            return None;
+        }
+        Some(std::mem::replace(last, fresh).folded)
+    }
+
+    /// What was recorded since the last commit is not certain.
+    pub(crate) fn forget(&mut self) {
+        self.last.clear();
+    }
+}

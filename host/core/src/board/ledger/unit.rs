@@ -1,0 +1,59 @@
+//! A message from its admission until everything that it caused is committed.
+
+use std::sync::Arc;
+
+use crate::board::dispatch::Ticket;
+use crate::board::receipt::Receipt;
+use crate::board::rollout::Observed;
+use crate::message::Message;
+use crate::store::Commit;
+
+pub(crate) struct Unit {
+    pub(super) arrival: u64,
+    pub(crate) message: Arc<Message>,
+    /// Functions that the message went through before.
+    pub(crate) hops: u32,
+    pub(crate) receipt: Receipt,
+    /// Receipts of the same message on other connections, or under the same id.
+    pub(super) copies: Vec<Receipt>,
+    pub(super) jobs_left: usize,
+    /// Committed after the units of its topic that came before.
+    pub(super) is_in_line: bool,
+    /// `Some` if one version and its shadow both run the message.
+    pub(crate) compared: Option<Box<Compared>>,
+    pub(crate) commit: Commit,
+    /// Jobs that the commit parks.
+    pub(super) tickets: Vec<Ticket>,
+    pub(super) message_id: Option<Box<str>>,
+}
+
+/// What the active version and its shadow made of a message.
+#[derive(Debug, Default)]
+pub(crate) struct Compared {
+    pub(crate) active: Option<Observed>,
+    pub(crate) shadow: Option<Observed>,
+}
+
+impl Unit {
+    pub(crate) fn new(message: Arc<Message>, hops: u32, receipt: Receipt, jobs: usize, commit: Commit) -> Self {
+        let message_id = commit.message_id.clone();
+        Self {
+            arrival: 0,
+            message,
+            hops,
+            receipt,
+            copies: Vec::new(),
+            jobs_left: jobs,
+            is_in_line: false,
+            compared: None,
+            commit,
+            tickets: Vec::new(),
+            message_id,
+        }
+    }
+
+    /// Deliveries keep the order of their topic. Ticks and parked jobs have another order.
+    pub(super) fn takes_part_in_line(&self) -> bool {
+        matches!(self.receipt, Receipt::Mqtt { .. } | Receipt::None)
+    }
+}

@@ -1,0 +1,479 @@
+//! The board: everything that Sedge decides, without I/O and without a clock.
+//!
+//! ```text
+//! sources ─input─▶ intake ─▶ dispatch ─▶ worker ─▶ ledger ─commit─▶ store ─▶ forwarder ─▶ sinks
+//!    ▲                                               │
+//!    └──────── receipt (acknowledge), only after the commit ┘
+//! ```
+//!
+//! The caller feeds [`Input`]s with the time at which they happened, carries out [`Effect`]s in their order, and calls again
+//! when [`Board::poll_timeout`] has passed. All inputs that are at hand are fed before effects are polled: what came of them
+//! is then one commit. The same seed and inputs give the same effects.
+//!
+//! Each part owns its fields: [`intake`] admission and redelivery, [`dispatch`] order within keys and the workers' jobs,
+//! [`ledger`] units and commits, [`rollout`] functions and versions, `forward` the outbox, [`subscriptions`] the session at the
+//! broker. What concerns several of them is here: the way of a message in [`flow`], the way of a version in [`versions`].
+
+pub mod ids;
+pub mod input;
+pub mod version;
+
+mod map;
+mod receipt;
+
+pub mod dispatch;
+mod flow;
+pub mod intake;
+mod invariants;
+pub mod ledger;
+pub mod rollout;
+mod subscriptions;
+mod versions;
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+pub use dispatch::WorkerConfig;
+use dispatch::{Dispatch, Workers};
+pub use ids::{FunctionNo, JobId, JobNo, Life, WorkerNo};
+pub use input::{AckToken, BrokerEvent, Delivery, Effect, Input, Job, Load, SinkEvent, WorkerCommand, WorkerEvent};
+use intake::Intake;
+pub use intake::window_memory;
+use invariants::Invariants;
+pub use ledger::RecorderConfig;
+use ledger::{Ledger, Recorder};
+use map::Seeded;
+pub use rollout::PauseConfig;
+use rollout::{Report, Rollout};
+use subscriptions::Subscriptions;
+pub use version::{Difference, TrialEvent, TrialTally, Version};
+
+use crate::forward::{self, Destination, Forwarder};
+use crate::metrics::Metrics;
+use crate::router::Router;
+use crate::store;
+use crate::time::Now;
+
+/// Key of the durable note that the broker counts its packet ids upwards.
+const META_COUNTS_UPWARDS: &str = "packet-ids-count-upwards";
+/// Key of the number of the session at the broker whose deliveries the store knows.
+const META_SESSION: &str = "session";
+/// Key of the subscriptions that the session at the broker has.
+const META_SUBSCRIPTIONS: &str = "subscriptions";
+/// How often a subscription that is no longer wanted may be given up.
+const TIDY_EVERY: Duration = Duration::from_secs(1);
+/// Payload bytes of units above which nothing more is taken from the broker.
+const MAX_BYTES_IN_FLIGHT: usize = 16 << 20;
+
+#[derive(Clone, Debug)]
+pub struct BoardConfig {
+    pub recorder: RecorderConfig,
+    pub workers: WorkerConfig,
+    pub pause: PauseConfig,
+    pub receive_maximum: u16,
+    pub share_group: Option<String>,
+    pub max_payload_bytes: usize,
+    pub max_hops: u32,
+    pub retry_attempts: u32,
+    pub retry_max_delay: Duration,
+    pub parked_max_bytes: usize,
+    /// Random. Decides the order of hash maps and the jitter of pauses.
+    pub seed: u64,
+}
+
+pub struct Board {
+    config: BoardConfig,
+    now: Now,
+    intake: Intake,
+    router: Router,
+    dispatch: Dispatch,
+    rollout: Rollout,
+    recorder: Recorder,
+    ledger: Ledger,
+    forwarder: Forwarder,
+    subscriptions: Subscriptions,
+    /// What the store has of them.
+    subscriptions_saved: Bytes,
+    tidied_at: Instant,
+    is_connected: bool,
+    store_failed: bool,
+    is_ending: bool,
+    counts_upwards_saved: bool,
+    /// Sessions at the broker so far.
+    session: u64,
+    invariants: Invariants,
+    effects: VecDeque<Effect>,
+    metrics: Arc<Metrics>,
+}
+
+impl Board {
+    /// `recovered`: what the store found when it was opened. Functions are deployed next, then [`Board::restore`] follows.
+    pub fn new(
+        config: BoardConfig,
+        forward: forward::ForwardConfig,
+        recovered: &store::Recovered,
+        metrics: Arc<Metrics>,
+        now: Now,
+    ) -> Self {
+        let seed = Seeded::new(config.seed);
+        let subscriptions_saved = meta(recovered, META_SUBSCRIPTIONS).cloned().unwrap_or_default();
+        Self {
+            intake: Intake::new(config.receive_maximum, MAX_BYTES_IN_FLIGHT, seed),
+            router: Router::new(Vec::new()),
+            dispatch: Dispatch::new(Workers::new(config.workers.clone(), now.monotonic)),
+            rollout: Rollout::new(config.pause, Arc::clone(&metrics)),
+            recorder: Recorder::new(config.recorder.clone(), seed),
+            ledger: Ledger::new(config.receive_maximum.into(), seed),
+            forwarder: Forwarder::new(forward, recovered, Arc::clone(&metrics)),
+            subscriptions: Subscriptions::restore(Some(&subscriptions_saved), config.share_group.clone()),
+            subscriptions_saved,
+            tidied_at: now.monotonic,
+            is_connected: false,
+            store_failed: false,
+            is_ending: false,
+            counts_upwards_saved: false,
+            session: 0,
+            invariants: Invariants::default(),
+            effects: VecDeque::new(),
+            metrics,
+            config,
+            now,
+        }
+    }
+
+    /// Takes up what the store found when it was opened. Jobs that wait there belong to the functions deployed before.
+    pub fn restore(&mut self, recovered: store::Recovered, now: Now) {
+        self.now = now;
+        let counts_upwards = meta(&recovered, META_COUNTS_UPWARDS).is_some();
+        self.counts_upwards_saved = counts_upwards;
+        self.session = session(&recovered);
+        self.intake.restore(&recovered.window, recovered.message_ids, counts_upwards);
+        self.unpark(recovered.parked);
+    }
+
+    pub fn handle(&mut self, input: Input, now: Now) {
+        self.now = now;
+        match input {
+            Input::Broker(event) => self.handle_broker(event),
+            Input::Worker { worker, life, event } => {
+                self.dispatch.workers.handle(worker, life, event, now.monotonic);
+                self.handle_worker_events();
+            }
+            Input::Store(event) => self.handle_store(event),
+            Input::Sink { destination, event } => self.handle_sink(destination, event),
+            Input::Deploy(version) => self.deploy(version),
+            Input::Remove { function } => self.remove_function(&function),
+            Input::DropCandidate { function, edition } => self.drop_candidate(&function, edition),
+            Input::Promote { function, edition } => self.promote(&function, edition),
+            Input::Timeout => self.handle_timeout(),
+            Input::Shutdown => self.is_ending = true,
+        }
+        while self.dispatch.parking.may_be_ready() && self.may_start() {
+            self.start_parked();
+        }
+    }
+
+    /// The next thing to do, until `None`.
+    pub fn poll(&mut self) -> Option<Effect> {
+        loop {
+            let effect = self.next_effect()?;
+            // While the disk fails the store discards every request.
+            if !(self.store_failed && matches!(effect, Effect::Store(_))) {
+                return Some(effect);
+            }
+        }
+    }
+
+    fn next_effect(&mut self) -> Option<Effect> {
+        if let Some(effect) = self.effects.pop_front() {
+            return Some(effect);
+        }
+        if self.rollout.take_routes_changed() {
+            self.routes_changed();
+        }
+        while let Some(settled) = self.ledger.poll_settled() {
+            for receipt in std::iter::once(&settled.receipt).chain(&settled.copies) {
+                self.intake.committed(receipt);
+            }
+            if let Some(id) = settled.message_id {
+                self.intake.id_committed(&id, self.now.monotonic);
+            }
+        }
+        if let Some(report) = self.rollout.poll_report() {
+            return Some(match report {
+                Report::Deployed { function, edition, event } => Effect::Deployed { function, edition, event },
+                Report::Paused { function, is_paused } => Effect::Paused { function, is_paused },
+            });
+        }
+        if let Some((worker, command)) = self.dispatch.workers.poll() {
+            return Some(Effect::Worker { worker, life: command.life, command: command.command });
+        }
+        if let Some(request) = self.ledger.poll() {
+            return Some(Effect::Store(request));
+        }
+        if let Some(token) = self.intake.release() {
+            self.metrics.acknowledged.inc();
+            return Some(Effect::Acknowledge(token));
+        }
+        if let Some(effect) = self.effects.pop_front() {
+            return Some(effect);
+        }
+        self.metrics.in_flight.set(self.ledger.len() as u64);
+        let action = self.forwarder.poll(self.now.monotonic)?;
+        Some(match action {
+            forward::Action::Store(request) => Effect::Store(request),
+            forward::Action::Reconnect { destination } => Effect::Reconnect(destination),
+            forward::Action::Send { destination, token, envelope } => Effect::Send { destination, token, envelope },
+        })
+    }
+
+    /// When to call again although nothing happened.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let mut due = [self.dispatch.workers.poll_timeout(), self.forwarder.wake_at(), None, None, None];
+        if self.may_start() {
+            due[2] = self.dispatch.parking.next_due();
+            due[3] = self.rollout.poll_timeout();
+        }
+        if self.is_connected && self.subscriptions.has_unwanted() {
+            due[4] = Some(self.tidied_at + TIDY_EVERY);
+        }
+        due.into_iter().flatten().min()
+    }
+
+    fn handle_timeout(&mut self) {
+        self.dispatch.workers.handle_timeout(self.now.monotonic);
+        self.handle_worker_events();
+        if self.may_start() {
+            self.start_due();
+        }
+        if self.now.monotonic >= self.tidied_at + TIDY_EVERY {
+            self.tidied_at = self.now.monotonic;
+            self.tidy_subscriptions();
+        }
+    }
+
+    /// Whether anything that waits in the board or the store may begin.
+    fn may_start(&self) -> bool {
+        !self.store_failed && !self.is_ending
+    }
+
+    // ---- what the caller asks ----
+
+    /// Whether nothing more should be taken from the broker for now.
+    pub fn is_full(&mut self) -> bool {
+        self.intake.update_full(self.ledger.len(), self.ledger.bytes())
+    }
+
+    /// Messages that are not on disk.
+    pub fn in_flight(&self) -> usize {
+        self.ledger.len()
+    }
+
+    /// Nothing is under way: no job, no commit.
+    pub fn is_idle(&self) -> bool {
+        self.ledger.is_idle()
+    }
+
+    /// What is under way, for a test that waits in vain.
+    pub fn describe(&self) -> String {
+        self.ledger.describe()
+    }
+
+    /// More waits to be sent than may be under way: the outbox empties as fast as answers are read.
+    pub fn awaits_answers(&self) -> bool {
+        self.forwarder.awaits_answers()
+    }
+
+    pub fn function_count(&self) -> usize {
+        self.rollout.numbers().count()
+    }
+
+    // ---- store and sinks ----
+
+    fn handle_store(&mut self, event: store::StoreEvent) {
+        match event {
+            store::StoreEvent::Committed { batch, stored, parked } => {
+                match self.ledger.committed(batch, &parked) {
+                    Some(numbered) => {
+                        numbered.into_iter().for_each(|(ticket, id)| self.dispatch.parking.numbered(ticket, id));
+                    }
+                    None => self.broken("the store numbers as many jobs as it was asked to park"),
+                }
+                self.forwarder.committed(stored);
+            }
+            store::StoreEvent::State { id, entries } => {
+                if let Some((request, entries)) = self.ledger.state_loaded(id, entries) {
+                    self.dispatch.workers.provide_state(request, entries);
+                }
+            }
+            store::StoreEvent::Outbox { stream, stored, end } => self.forwarder.loaded(stream, stored, end),
+            store::StoreEvent::Gaps { through, gaps } => self.forwarder.gaps(through, gaps),
+            store::StoreEvent::Parked(parked) => self.unpark(parked),
+            store::StoreEvent::Failed { .. } => self.store_failed(),
+            store::StoreEvent::Reopened(recovered) => self.store_reopened(*recovered),
+            store::StoreEvent::Blocked(_) | store::StoreEvent::Closed => {}
+        }
+    }
+
+    /// Nothing that is not committed counts. The broker delivers it again.
+    fn store_failed(&mut self) {
+        self.store_failed = true;
+        self.ledger.reset();
+        self.dispatch.reset();
+        self.recorder.forget();
+        self.intake.store_failed();
+        self.effects.retain(|effect| !matches!(effect, Effect::Store(_)));
+        let unload = self.rollout.forget_jobs();
+        self.unload(unload);
+    }
+
+    fn store_reopened(&mut self, recovered: store::Recovered) {
+        self.store_failed = false;
+        self.forwarder.reopened(&recovered);
+        self.counts_upwards_saved = meta(&recovered, META_COUNTS_UPWARDS).is_some();
+        let is_of_session = session(&recovered) == self.session;
+        self.intake.reopened(if is_of_session { &recovered.window } else { &[] }, recovered.message_ids);
+        if !is_of_session {
+            self.forget_deliveries();
+        }
+        self.unpark(recovered.parked);
+        // What was delivered meanwhile was dropped unacknowledged: a new connection makes the broker send it again.
+        self.effects.push_back(Effect::Reconnect(Destination::Local));
+    }
+
+    fn handle_sink(&mut self, destination: Destination, event: SinkEvent) {
+        let now = self.now.monotonic;
+        match event {
+            SinkEvent::Connected => self.forwarder.connected(destination),
+            SinkEvent::Disconnected => self.forwarder.disconnected(destination, now),
+            SinkEvent::Answered { token, answer } => self.forwarder.answered(destination, token, answer, now),
+            SinkEvent::Returned { token } => self.forwarder.returned(destination, token),
+        }
+    }
+
+    // ---- the session at the broker ----
+
+    fn handle_broker(&mut self, event: BrokerEvent) {
+        match event {
+            // Unacknowledged, it comes again: when the disk works, or to the next daemon.
+            BrokerEvent::Delivery(_) | BrokerEvent::Other(_) if self.store_failed || self.is_ending => {}
+            BrokerEvent::Delivery(delivery) => self.deliver(delivery),
+            BrokerEvent::Other(delivery) => self.pass_over(&delivery),
+            BrokerEvent::CountsUpwards => self.intake.set_counts_upwards(),
+            BrokerEvent::Connected { session_present } => self.connected(session_present),
+            BrokerEvent::Disconnected => {
+                self.is_connected = false;
+                self.subscriptions.disconnected();
+                self.intake.disconnected();
+                self.forwarder.disconnected(Destination::Local, self.now.monotonic);
+            }
+            BrokerEvent::Unsubscribed { filter } => {
+                if self.subscriptions.unsubscribed(&filter) {
+                    self.make_router();
+                    self.save_subscriptions();
+                }
+            }
+        }
+        if self.intake.counts_upwards() && !self.counts_upwards_saved {
+            self.counts_upwards_saved = true;
+            self.ledger.request(store::StoreRequest::SetMeta { key: META_COUNTS_UPWARDS, value: "1".into() });
+        }
+    }
+
+    fn connected(&mut self, session_present: bool) {
+        self.is_connected = true;
+        if !session_present {
+            if self.subscriptions.has_held() {
+                self.metrics.sessions_lost.inc();
+                tracing::warn!("the broker has forgotten the session of this board: what it had queued is lost");
+            }
+            self.intake.session_lost();
+            self.session += 1;
+            self.forget_deliveries();
+            self.subscriptions.session_lost();
+            self.make_router();
+        }
+        let all = self.subscriptions.all();
+        self.save_subscriptions();
+        self.subscribe(&all);
+        self.forwarder.connected(Destination::Local);
+    }
+
+    /// What the store holds of earlier sessions is evidence of nothing. The number says later that it was done.
+    fn forget_deliveries(&mut self) {
+        self.ledger.session_lost();
+        let value = self.session.to_string().into();
+        self.ledger.request(store::StoreRequest::SetMeta { key: META_SESSION, value });
+    }
+
+    /// Functions want other topics than before.
+    fn routes_changed(&mut self) {
+        let wanted = self.rollout.functions().filter(|(_, it)| it.is_routed());
+        let changes = self.subscriptions.set_wanted(wanted.map(|(_, it)| (Arc::clone(&it.name), it.wanted())));
+        self.make_router();
+        let installed = self.rollout.functions().filter(|(_, it)| it.serving().is_some());
+        let installed = installed.map(|(_, it)| Arc::clone(it.state_name())).collect();
+        self.ledger.request(store::StoreRequest::Installed(installed));
+        if changes.subscribe.is_empty() && changes.unsubscribe.is_empty() {
+            return;
+        }
+        self.save_subscriptions();
+        // Not connected, all of it follows at the next connection.
+        self.subscribe(&changes.subscribe);
+        for filter in &changes.unsubscribe {
+            self.effects.push_back(Effect::Unsubscribe { filter: self.subscriptions.at_broker(filter) });
+        }
+    }
+
+    fn subscribe(&mut self, filters: &[crate::topic::TopicFilter]) {
+        for (filter, id) in self.router.subscriptions().filter(|(filter, _)| filters.contains(filter)) {
+            self.effects.push_back(Effect::Subscribe { filter: self.subscriptions.at_broker(filter), id });
+        }
+    }
+
+    fn make_router(&mut self) {
+        let rollout = &self.rollout;
+        self.router = Router::new(self.subscriptions.interests(|name| rollout.find(name).map(FunctionNo::index)));
+    }
+
+    fn save_subscriptions(&mut self) {
+        let value = self.subscriptions.save();
+        if self.subscriptions_saved != value {
+            self.subscriptions_saved = value.clone();
+            self.ledger.request(store::StoreRequest::SetMeta { key: META_SUBSCRIPTIONS, value });
+        }
+    }
+
+    /// Gives up a filter that is no longer wanted, when so little is on the way that the broker holds nothing back: its
+    /// answer then stands where the last copy for that filter has passed.
+    fn tidy_subscriptions(&mut self) {
+        if self.is_connected
+            && self.intake.is_nearly_idle()
+            && let Some(filter) = self.subscriptions.next_to_unsubscribe()
+        {
+            self.effects.push_back(Effect::Unsubscribe { filter: self.subscriptions.at_broker(&filter) });
+        }
+    }
+
+    /// A condition that must hold does not. The store is opened anew and nothing that is not committed counts, as after a
+    /// failure of the disk: everything unacknowledged is delivered again on a new connection.
+    fn broken(&mut self, invariant: &'static str) {
+        self.metrics.invariants_broken.inc();
+        tracing::error!(invariant, "an invariant is broken: the store is opened anew and the broker delivers again");
+        self.ledger.request(store::StoreRequest::Reopen);
+        if self.invariants.broken(self.now.monotonic) {
+            self.effects.push_back(Effect::Abort { invariant });
+        }
+    }
+}
+
+fn session(recovered: &store::Recovered) -> u64 {
+    meta(recovered, META_SESSION).and_then(|value| str::from_utf8(value).ok()?.parse().ok()).unwrap_or(0)
+}
+
+fn meta<'a>(recovered: &'a store::Recovered, key: &str) -> Option<&'a Bytes> {
+    recovered.meta.iter().find(|(name, _)| name == key).map(|(_, value)| value)
+}

@@ -1,0 +1,17 @@
+//! What a source is owed once everything that came of its message is on disk.
+
+use super::dispatch::Key;
+use super::ids::FunctionNo;
+use crate::store::Fingerprint;
+
+#[derive(Clone, Debug)]
+pub(crate) enum Receipt {
+    /// Acknowledge a QoS 1 delivery, when all before it in the window are committed.
+    Mqtt { place: u64, fingerprint: Fingerprint },
+    /// Let the function's timer fire again.
+    Tick(FunctionNo),
+    /// Remove the message from the front of its key's queue.
+    Parked(Key),
+    /// Nothing: a QoS 0 delivery.
+    None,
+}

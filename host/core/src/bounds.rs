@@ -1,0 +1,150 @@
+//! Bounds on a worker's answers, checked in the daemon. A worker that has a bug, or was taken over by its function, must
+//! not fill the daemon's memory or the store. A working worker never exceeds them.
+
+use crate::limits::{Limits, MAX_LOG_LINE_BYTES, MAX_LOG_LINES};
+use crate::message::{LogLine, Outcome, Output, Verdict};
+
+/// Above what the sandbox cuts reasons to.
+const MAX_REASON_BYTES: usize = 2048;
+/// Room in a frame for log, reason and fixed-size fields.
+const FRAME_REST_BYTES: usize = 128 << 10;
+/// Most bytes that a state write takes in a frame besides key and value.
+const WRITE_FIELDS: usize = 9;
+
+/// Bound that an answer exceeded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("answered with {found} {what}, the limit is {limit}")]
+pub(crate) struct Excess {
+    pub(crate) what: &'static str,
+    pub(crate) found: u64,
+    pub(crate) limit: u64,
+}
+
+/// Returns the length of the longest frame that a worker with these functions may send.
+pub fn frame_bytes<'a>(functions: impl Iterator<Item = &'a Limits>) -> usize {
+    let outcome = |limits: &Limits| {
+        let state = limits.state_bytes.saturating_mul(1 + WRITE_FIELDS);
+        limits.transfer_bytes().saturating_add(state)
+    };
+    functions.map(outcome).max().unwrap_or(0).saturating_add(FRAME_REST_BYTES)
+}
+
+/// Checks an outcome against the function's limits.
+pub(crate) fn check(outcome: &Outcome, log: &[LogLine], limits: &Limits) -> Result<(), Excess> {
+    let usage = &outcome.usage;
+    at_most("units of fuel", usage.fuel, limits.fuel)?;
+    at_most("bytes of memory", usage.memory_bytes, limits.memory_bytes as u64)?;
+    at_most("log lines", log.len() as u64, MAX_LOG_LINES as u64)?;
+    for line in log {
+        // A cut line ends with a mark of three bytes.
+        at_most("bytes in one log line", line.text.len() as u64, MAX_LOG_LINE_BYTES as u64 + 3)?;
+    }
+    let may_write = match &outcome.verdict {
+        Verdict::Done(outputs) => {
+            at_most("outputs", outputs.len() as u64, limits.outputs as u64)?;
+            at_most(
+                "bytes of output",
+                outputs.iter().map(Output::bytes).sum::<usize>() as u64,
+                limits.output_bytes as u64,
+            )?;
+            limits.state_bytes > 0
+        }
+        Verdict::Retry { reason, .. } => {
+            at_most("bytes of reason", reason.len() as u64, MAX_REASON_BYTES as u64)?;
+            false
+        }
+        Verdict::Failed(failure) => {
+            at_most("bytes of reason", failure.detail.len() as u64, MAX_REASON_BYTES as u64)?;
+            false
+        }
+    };
+    if !may_write {
+        return at_most("changes of state", outcome.writes.len() as u64, 0);
+    }
+    let kept = outcome.writes.iter().filter_map(|write| Some(write.key.len() + write.value.as_ref()?.len()));
+    at_most("bytes of state", kept.sum::<usize>() as u64, limits.state_bytes as u64)
+}
+
+fn at_most(what: &'static str, found: u64, limit: u64) -> Result<(), Excess> {
+    if found > limit { Err(Excess { what, found, limit }) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::message::{Failure, FailureCode, Publication, StateWrite, Usage};
+
+    const LIMITS: Limits =
+        Limits { fuel: 100, timeout_ms: 10, memory_bytes: 65_536, outputs: 2, output_bytes: 20, state_bytes: 10 };
+
+    fn done(outputs: Vec<Output>) -> Outcome {
+        Outcome { verdict: Verdict::Done(outputs), writes: Vec::new(), usage: Usage::default() }
+    }
+
+    fn forward(topic: &str, payload: &'static str) -> Output {
+        Output::Forward(Publication { topic: topic.into(), payload: payload.into(), content_type: None, retain: false })
+    }
+
+    fn write(key: &str, value: Option<&'static str>) -> StateWrite {
+        StateWrite { key: key.into(), value: value.map(|value| Bytes::from_static(value.as_bytes())) }
+    }
+
+    #[track_caller]
+    fn check_excess(outcome: &Outcome, log: &[LogLine], expected: &str) {
+        assert_eq!(check(outcome, log, &LIMITS).unwrap_err().to_string(), expected);
+    }
+
+    #[test]
+    fn values_at_the_limit_pass_and_values_above_do_not() {
+        let mut outcome = done(vec![forward("12345", "12345"), forward("12345", "12345")]);
+        outcome.writes = vec![write("12345", Some("12345")), write("a key that goes", None)];
+        outcome.usage = Usage { fuel: 100, memory_bytes: 65_536, ..Usage::default() };
+        check(&outcome, &[], &LIMITS).unwrap();
+
+        outcome.usage.fuel = 101;
+        check_excess(&outcome, &[], "answered with 101 units of fuel, the limit is 100");
+        outcome.usage.fuel = 0;
+        outcome.writes.push(write("k", Some("")));
+        check_excess(&outcome, &[], "answered with 11 bytes of state, the limit is 10");
+        check_excess(&done(vec![forward("1", "2"); 3]), &[], "answered with 3 outputs, the limit is 2");
+        let bytes = done(vec![forward("12345678901", "1234567890")]);
+        check_excess(&bytes, &[], "answered with 21 bytes of output, the limit is 20");
+        let memory = Outcome { usage: Usage { memory_bytes: 65_537, ..Usage::default() }, ..done(Vec::new()) };
+        check_excess(&memory, &[], "answered with 65537 bytes of memory, the limit is 65536");
+    }
+
+    #[test]
+    fn a_failed_or_stateless_run_writes_no_state() {
+        let failed = Verdict::Failed(Failure { code: FailureCode::Trap, detail: "x".into() });
+        let retry = Verdict::Retry { after_ms: 1, reason: "x".into() };
+        for verdict in [failed, retry] {
+            let outcome = Outcome { verdict, writes: vec![write("k", None)], usage: Usage::default() };
+            check_excess(&outcome, &[], "answered with 1 changes of state, the limit is 0");
+        }
+        let outcome = Outcome { writes: vec![write("k", None)], ..done(Vec::new()) };
+        assert!(check(&outcome, &[], &Limits { state_bytes: 0, ..LIMITS }).is_err());
+    }
+
+    #[test]
+    fn texts_are_bounded() {
+        let line = |bytes| LogLine { level: tracing::Level::INFO, text: "x".repeat(bytes) };
+        check(&done(Vec::new()), &vec![line(1027); 32], &LIMITS).unwrap();
+        check_excess(&done(Vec::new()), &vec![line(1); 33], "answered with 33 log lines, the limit is 32");
+        check_excess(&done(Vec::new()), &[line(1028)], "answered with 1028 bytes in one log line, the limit is 1027");
+        let detail = "x".repeat(2049);
+        let verdict = Verdict::Failed(Failure { code: FailureCode::Trap, detail });
+        let failed = Outcome { verdict, ..done(Vec::new()) };
+        check_excess(&failed, &[], "answered with 2049 bytes of reason, the limit is 2048");
+    }
+
+    #[test]
+    fn a_frame_is_bounded_by_the_largest_function() {
+        let large = Limits { output_bytes: 4 << 20, ..LIMITS };
+        let bytes = frame_bytes([LIMITS, large].iter());
+        assert_eq!(bytes, frame_bytes([large].iter()));
+        assert!((5 << 20..6 << 20).contains(&bytes), "{bytes}");
+        assert!(frame_bytes([].iter()) < 1 << 20);
+    }
+}

@@ -1,0 +1,243 @@
+//! Rules for accepting an order, in this order. The first rule that fails is the reason of the refusal:
+//!
+//! envelope → signature → function and target → redelivery → expiry → serial → permissions of the key → manifest → module or code
+
+use super::code::{Abi, Capabilities};
+use super::envelope::SignedEnvelope;
+use super::keys::{Keys, TrustedKey};
+use super::payload::{Install, Module, Order, OrderChange};
+use super::reason::{Reason, Refusal};
+use super::record::OrderHistory;
+use super::topics::Target;
+use crate::config;
+use crate::isa::Class;
+use crate::key::KeyId;
+use crate::manifest::{FEEDBACK_LOOP, Manifest};
+use crate::message::Digest;
+
+/// Largest jump of a serial. Unix time in milliseconds fits as the first serial, and one order cannot exhaust the range.
+const MAX_SERIAL_JUMP: u64 = 1 << 42;
+/// Tolerated error of the clock that issued an order.
+pub(crate) const CLOCK_SLACK_MS: u64 = 24 * 3_600_000;
+
+/// The facts of a board that an order must fit.
+pub(crate) struct Board<'a> {
+    pub(crate) node: &'a str,
+    pub(crate) groups: &'a [String],
+    pub(crate) host: Capabilities,
+    pub(crate) deploy: &'a config::Deploy,
+    pub(crate) ceilings: &'a config::Ceilings,
+    /// Unix time, if the clock is synced.
+    pub(crate) now_ms: Option<u64>,
+    /// Latest issue time of an accepted order.
+    pub(crate) floor_ms: u64,
+}
+
+/// An order for this board that is signed by a trusted key.
+#[derive(Debug)]
+pub(crate) struct Authentic<'k> {
+    pub(crate) order: Order,
+    pub(crate) payload: Digest,
+    pub(crate) signers: Vec<&'k TrustedKey>,
+}
+
+/// An order that is to be carried out.
+#[derive(Debug)]
+pub(crate) struct Accepted {
+    pub(crate) order: Order,
+    pub(crate) payload: Digest,
+    /// The keys whose permissions cover it.
+    pub(crate) signers: Vec<KeyId>,
+    /// The module or code of an install that this board uses.
+    pub(crate) chosen: Option<Chosen>,
+    /// Whether all signers may send native code.
+    pub(crate) is_by_code_senders: bool,
+    /// Its issue time, for [`OrderHistory`].
+    pub(crate) floor_ms: u64,
+}
+
+/// The part of an install that is for one board.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Chosen {
+    pub(crate) module: Module,
+    /// Whether it is native code that was compiled elsewhere.
+    pub(crate) is_code: bool,
+}
+
+impl<'k> Authentic<'k> {
+    /// Verifies an envelope that arrived under the topic of `target` and `function`.
+    pub(crate) fn read(
+        envelope: &[u8],
+        target: &Target,
+        function: &str,
+        keys: &'k Keys,
+        board: &Board<'_>,
+    ) -> Result<Self, Refusal> {
+        let envelope = SignedEnvelope::parse(envelope)?;
+        let (payload, signers) = envelope.verify(keys)?;
+        let digest = super::digest(payload);
+        let order = Order::parse(payload)?;
+        let wrong = |detail| Err(Refusal::new(Reason::WrongTarget, detail));
+        if *order.function != *function {
+            return wrong(format!("signed for function {}, but sent to {function}", order.function));
+        }
+        if order.target != *target {
+            return wrong(format!("signed for {}, but sent to {target}", order.target));
+        }
+        let is_this_board = match &order.target {
+            Target::Node(node) => **node == *board.node,
+            Target::Group(group) => board.groups.iter().any(|ours| **ours == **group),
+        };
+        if !is_this_board {
+            return wrong(format!("for {}; this is node {} of groups {:?}", order.target, board.node, board.groups));
+        }
+        Ok(Self { order, payload: digest, signers })
+    }
+
+    /// `history`: the accepted orders for this function.
+    pub(crate) fn accept(self, history: &OrderHistory, board: &Board<'_>) -> Result<Accepted, Refusal> {
+        let Self { order, payload, signers } = self;
+        check_times(&order, board)?;
+        check_serial(order.serial, history)?;
+        let permitted = |key: &&TrustedKey| match &order.change {
+            OrderChange::Keys(_) => key.may_change_keys(),
+            _ => key.may_change(&order.function),
+        };
+        let all = signers.clone();
+        let mut signers = filter(signers, permitted)?;
+        let send_code = all.iter().try_for_each(|key| key.may_send_code());
+        let mut chosen = None;
+        if let OrderChange::Install(install) = &order.change {
+            let manifest = check_manifest(&order, install, board.ceilings)?;
+            signers = filter(signers, |key| key.may_use(&manifest))?;
+            let class = Class::for_memory(manifest.limits.memory_bytes.get());
+            let chosen = chosen.insert(Chosen::of(install, board.host, class)?);
+            if chosen.is_code {
+                // Required of all signers: a second signature must not lend its permission to the first.
+                send_code.clone()?;
+            }
+            chosen.module.check(board.deploy.max_module_bytes.get())?;
+        }
+        let signers = signers.into_iter().map(TrustedKey::id).collect();
+        // An issuer's clock that is years ahead must not make all later orders look expired.
+        let floor_ms = match board.now_ms {
+            Some(now_ms) => order.issued_at_ms.min(now_ms.saturating_add(CLOCK_SLACK_MS)),
+            None => order.issued_at_ms,
+        };
+        let is_by_code_senders = send_code.is_ok();
+        Ok(Accepted { order, payload, signers, chosen, is_by_code_senders, floor_ms })
+    }
+}
+
+impl Chosen {
+    /// Prefers the module, which needs no trust, to code.
+    fn of(install: &Install, host: Capabilities, class: Class) -> Result<Self, Refusal> {
+        if let Some(module) = install.module.as_ref().filter(|_| host.has_compiler) {
+            return Ok(Self { module: module.clone(), is_code: false });
+        }
+        let abi = host.abi(class);
+        match install.code.iter().find(|code| Some(code.abi()) == abi) {
+            Some(code) => Ok(Self { module: code.module.clone(), is_code: true }),
+            None => Err(Refusal::new(Reason::NoCode, no_code(install, host, abi.as_ref()))),
+        }
+    }
+}
+
+/// Explains why nothing in an install runs on the board.
+fn no_code(install: &Install, host: Capabilities, abi: Option<&Abi>) -> String {
+    let Some(abi) = abi else {
+        return "this board has no compiler, and code for its processor cannot be compiled elsewhere".into();
+    };
+    let why = if host.has_compiler { "the order brings no module" } else { "this board has no compiler" };
+    let brought = match &install.code[..] {
+        [] => "none".to_owned(),
+        code => code.iter().map(|code| code.abi().to_string()).collect::<Vec<_>>().join(", "),
+    };
+    format!(
+        "{why} and runs code for {abi}; the order brings {brought}: push with `--code {}` and sedge {}",
+        abi.target,
+        env!("CARGO_PKG_VERSION")
+    )
+}
+
+fn check_times(order: &Order, board: &Board<'_>) -> Result<(), Refusal> {
+    let expired = |detail| Err(Refusal::new(Reason::Expired, detail));
+    let Order { issued_at_ms, expires_at_ms, .. } = *order;
+    if expires_at_ms < issued_at_ms {
+        return expired(format!("it expires ({expires_at_ms} ms) before it was issued ({issued_at_ms} ms)"));
+    }
+    let floor_ms = match board.now_ms {
+        Some(now_ms) if expires_at_ms < now_ms => {
+            let secs = (now_ms - expires_at_ms) / 1000;
+            return expired(format!("it expired {secs} s ago; push it again"));
+        }
+        // The floor may come from a time without a synced clock and be far ahead.
+        Some(now_ms) => board.floor_ms.min(now_ms.saturating_add(CLOCK_SLACK_MS)),
+        None => board.floor_ms,
+    };
+    if expires_at_ms < floor_ms {
+        return expired(format!(
+            "it expired ({expires_at_ms} ms) before the latest order that this board accepted was issued ({floor_ms} ms)"
+        ));
+    }
+    Ok(())
+}
+
+fn check_serial(serial: u64, history: &OrderHistory) -> Result<(), Refusal> {
+    let highest = match history.serial {
+        Some(highest) if serial <= highest => {
+            let detail = format!("serial {serial} is not above {highest}, the highest accepted one; raise it");
+            return Err(Refusal::new(Reason::ReplayedSerial, detail));
+        }
+        highest => highest.unwrap_or(0),
+    };
+    if serial - highest > MAX_SERIAL_JUMP {
+        let detail = format!(
+            "serial {serial} is more than {MAX_SERIAL_JUMP} above {highest}; use the Unix time in milliseconds"
+        );
+        return Err(Refusal::new(Reason::SerialTooHigh, detail));
+    }
+    Ok(())
+}
+
+fn check_manifest(order: &Order, install: &Install, ceilings: &config::Ceilings) -> Result<Manifest, Refusal> {
+    let json = install.manifest.to_json();
+    let manifest = Manifest::from_json(&json, None).map_err(|problems| {
+        let is_loop = problems.errors().any(|problem| problem.what.starts_with(FEEDBACK_LOOP));
+        let reason = if is_loop { Reason::FeedbackLoop } else { Reason::InvalidManifest };
+        Refusal::new(reason, one_line(&problems))
+    })?;
+    let invalid = |detail| Err(Refusal::new(Reason::InvalidManifest, detail));
+    if *manifest.name != *order.function {
+        return invalid(format!("the manifest is for {}, but the order for {}", manifest.name, order.function));
+    }
+    if manifest.serial != order.serial {
+        return invalid(format!("the manifest has serial {}, but the order {}", manifest.serial, order.serial));
+    }
+    Manifest::from_json(&json, Some(ceilings)).map_err(|problems| Refusal::new(Reason::OverLimit, one_line(&problems)))
+}
+
+pub(crate) fn one_line(problems: &config::Problems) -> String {
+    let mut line = problems.to_string().replace('\n', "; ");
+    if let Some((end, _)) = line.char_indices().nth(500) {
+        line.truncate(end);
+        line.push_str("...");
+    }
+    line
+}
+
+/// Returns the permitted keys, or the refusal of the first key if none is permitted.
+fn filter<'k>(
+    signers: Vec<&'k TrustedKey>,
+    permitted: impl Fn(&&'k TrustedKey) -> Result<(), Refusal>,
+) -> Result<Vec<&'k TrustedKey>, Refusal> {
+    let mut refusal = None;
+    let kept: Vec<&TrustedKey> = signers
+        .into_iter()
+        .filter(|key| permitted(key).map_err(|why| refusal.get_or_insert(why).reason).is_ok())
+        .collect();
+    match refusal {
+        Some(refusal) if kept.is_empty() => Err(refusal),
+        _ => Ok(kept),
+    }
+}

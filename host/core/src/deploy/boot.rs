@@ -1,0 +1,272 @@
+//! Start of the deployer: records and folders become functions, and the active versions serve.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::deployer::{Deployer, KNOWN, compile_refusal};
+use super::function::{FolderFile, TrackedFunction};
+use super::interface::{Action, CompilerError, DiskAnswer, DiskRequest, FolderFunction, Installed, Start, StoredFile};
+use super::payload::Document;
+use super::reason::{Reason, Refusal};
+use super::record::{self, OrderOutcome, Record, StoredVersion};
+use super::report::DeployState;
+use super::source::{self, FolderError, no_compiler};
+use super::steps::{Step, Wait};
+use crate::isa::Class;
+use crate::manifest::Manifest;
+use crate::message::Digest;
+
+/// An active version that is made to serve.
+#[derive(Debug)]
+pub struct Installing {
+    function: Arc<str>,
+    edition: u32,
+    manifest: Manifest,
+    class: Class,
+    digest: Digest,
+    is_code: bool,
+}
+
+/// Content of the file that an active version is installed from.
+enum Content {
+    Wasm(Bytes),
+    Code(Bytes),
+}
+
+impl Deployer {
+    /// Adds the steps that make the active versions serve. Orders in progress continue with the first request.
+    pub fn boot(&mut self) {
+        let names: Vec<Arc<str>> = self.functions.keys().cloned().collect();
+        names.iter().cloned().for_each(|name| self.then(Step::Install(name)));
+        names.into_iter().for_each(|name| self.then(Step::StartCandidate(name)));
+        self.then(Step::EndOrphans);
+    }
+
+    /// Makes the version in a folder the active one, unless an order of the same or a higher serial was accepted.
+    pub(super) fn place_folder(&mut self, folder: FolderFunction) {
+        let FolderFunction { manifest, source, digest, component } = folder;
+        let name = Arc::clone(&manifest.name);
+        let function = self.functions.entry(Arc::clone(&name)).or_insert_with(|| TrackedFunction::new(name));
+        if function.record.history.serial.is_some_and(|serial| serial >= manifest.serial) {
+            tracing::info!(
+                function = &*manifest.name,
+                source = %source.path.display(),
+                serial = manifest.serial,
+                "ignoring the folder: a newer version was pushed"
+            );
+            return;
+        }
+        // Without a component there is no digest, and the function does not run.
+        let digest = digest.unwrap_or(Digest([0; 32]));
+        let active = StoredVersion { manifest: Document::of(&manifest), digest, is_code: source.is_code };
+        let record = &mut function.record;
+        if let Some(pushed) = record.active.take() {
+            record.previous = Some(pushed);
+        }
+        record.active = Some(active);
+        record.candidate = None;
+        record.outcome = None;
+        record.history.serial = Some(manifest.serial);
+        function.folder = Some(FolderFile { path: source.path, component });
+    }
+
+    pub fn install(&mut self, name: &Arc<str>) {
+        let Some(active) = self.functions[name].record.active.clone() else { return };
+        let edition = self.next_edition();
+        let manifest = match self.manifest(&active) {
+            Ok(manifest) => manifest,
+            Err(refusal) => return self.not_installed(name, refusal),
+        };
+        let class = Class::for_memory(manifest.limits.memory_bytes.get());
+        let (function, StoredVersion { digest, is_code, .. }) = (Arc::clone(name), active);
+        let installing = Box::new(Installing { function, edition, manifest, class, digest, is_code });
+        if is_code {
+            self.read_active(installing);
+        } else {
+            self.ask(DiskRequest::ReadCache { digest, class }, Wait::ReadCache(installing));
+        }
+    }
+
+    pub(super) fn cache_read(&mut self, installing: Box<Installing>, answer: DiskAnswer) {
+        match answer {
+            Ok(code) => self.installed(*installing, code, true),
+            Err(_) => self.read_active(installing),
+        }
+    }
+
+    fn read_active(&mut self, installing: Box<Installing>) {
+        let name = &installing.function;
+        let request = match &self.functions[name].folder {
+            Some(FolderFile { path, .. }) if !installing.is_code && !self.config.host.has_compiler => {
+                let dir = path.parent().unwrap_or(Path::new(""));
+                let why = no_compiler(dir, name, self.config.host, self.config.functions.native_code);
+                return self.active_failed(*installing, Refusal::new(Reason::NoCode, why));
+            }
+            Some(FolderFile { path, .. }) => DiskRequest::ReadSource(path.clone()),
+            None => DiskRequest::Read(StoredFile::Module(installing.digest)),
+        };
+        self.ask(request, Wait::ReadActive(installing));
+    }
+
+    pub(super) fn active_read(&mut self, installing: Box<Installing>, answer: DiskAnswer) {
+        let is_damaged = answer.as_ref().is_ok_and(|file| super::digest(file) != installing.digest);
+        match self.content(&installing, answer) {
+            Ok(Content::Code(code)) => self.installed(*installing, code, false),
+            Ok(Content::Wasm(wasm)) => {
+                let Installing { edition, digest, class, .. } = *installing;
+                let function = Arc::clone(&installing.function);
+                self.actions.push_back(Action::Compile { function, edition, digest, wasm, class });
+                self.wait_for(Wait::Compile(installing));
+            }
+            Err(refusal) => {
+                let (module, is_stored) =
+                    (StoredFile::Module(installing.digest), self.functions[&installing.function].folder.is_none());
+                self.active_failed(*installing, refusal);
+                if is_damaged && is_stored {
+                    self.ask(DiskRequest::Remove(module), Wait::Anything);
+                }
+            }
+        }
+    }
+
+    fn content(&self, installing: &Installing, answer: DiskAnswer) -> Result<Content, Refusal> {
+        let Installing { digest, class, is_code, manifest, .. } = installing;
+        let missing = |why: String| Refusal::new(Reason::ModuleMissing, why);
+        let Some(FolderFile { path, component }) = &self.functions[&installing.function].folder else {
+            let module = answer.and_then(|module| verify(module, digest));
+            let module =
+                module.map_err(|error| missing(format!("failed to read module {digest} ({error}); push it again")))?;
+            return if *is_code { self.unpack(&module, *class).map(Content::Code) } else { Ok(Content::Wasm(module)) };
+        };
+        if *is_code {
+            let file = answer.map_err(|error| FolderError::Read { path: path.clone(), error });
+            let code = file.and_then(|file| source::unpack(&file, path, *component, manifest, self.config.host));
+            return code.map(Content::Code).map_err(|error| Refusal::new(Reason::NoCode, error.to_string()));
+        }
+        answer.map(Content::Wasm).map_err(|error| {
+            missing(format!("failed to read {} ({error}); build it with `sedge build`", path.display()))
+        })
+    }
+
+    pub(super) fn active_compiled(&mut self, installing: Installing, result: Result<Bytes, CompilerError>) {
+        match result {
+            Ok(code) => self.installed(installing, code, false),
+            Err(error) => self.active_failed(installing, compile_refusal(error)),
+        }
+    }
+
+    fn installed(&mut self, installing: Installing, code: Bytes, from_cache: bool) {
+        let Installing { function, edition, manifest, digest, .. } = installing;
+        self.functions.get_mut(&function).expect(KNOWN).serving = Some(edition);
+        let installed = Installed { from_cache, ..Installed::new(manifest, digest, code) };
+        self.actions.push_back(Action::Start(Start { edition, installed, trial: None }));
+    }
+
+    fn active_failed(&mut self, installing: Installing, why: Refusal) {
+        let Installing { function, edition, manifest, digest, .. } = installing;
+        self.not_installed(&function, why);
+        // Without code no worker can load it. Its messages become dead letters instead of being lost.
+        let installed = Installed::new(manifest, digest, Bytes::new());
+        self.actions.push_back(Action::Start(Start { edition, installed, trial: None }));
+    }
+
+    fn not_installed(&mut self, name: &Arc<str>, refusal: Refusal) {
+        tracing::error!(
+            function = &**name,
+            %refusal,
+            "the function cannot run: its messages become dead letters, which can be replayed later"
+        );
+        self.functions.get_mut(name).expect(KNOWN).load_error = Some(refusal);
+    }
+}
+
+/// Returns the content of a module if it has its digest.
+pub(super) fn verify(module: Bytes, digest: &Digest) -> DiskAnswer {
+    if super::digest(&module) == *digest {
+        Ok(module)
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidData, "it was damaged on the disk"))
+    }
+}
+
+/// Returns the functions that have a record, and those whose record is damaged.
+pub(super) fn load(records: Vec<(Arc<str>, Option<Bytes>)>) -> (BTreeMap<Arc<str>, TrackedFunction>, Vec<Arc<str>>) {
+    let (mut functions, mut damaged) = (BTreeMap::new(), Vec::new());
+    for (name, bytes) in records {
+        let record = bytes.and_then(|bytes| record::decode::<Record>(&bytes));
+        let function = match record.filter(|record| *record.function == *name) {
+            Some(record) => {
+                let stored = Some(record.clone());
+                let mut function = TrackedFunction::with_record(record, Arc::clone(&name));
+                function.stored = stored;
+                function
+            }
+            None => {
+                tracing::error!(
+                    function = &*name,
+                    "the record of a function is damaged, and the function is not installed any more; push it again"
+                );
+                damaged.push(Arc::clone(&name));
+                let mut function = TrackedFunction::new(Arc::clone(&name));
+                let detail = "its record on the disk was damaged and set aside; push it again";
+                let why = Refusal::new(Reason::DamagedRecord, detail);
+                function.record.outcome = Some(OrderOutcome::new(DeployState::Rejected, Some(&why)));
+                function
+            }
+        };
+        functions.insert(name, function);
+    }
+    (functions, damaged)
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test may read clocks and files")]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::config;
+    use crate::deploy::code::Capabilities;
+    use crate::deploy::deployer::DeployerConfig;
+    use crate::deploy::interface::{Boot, Request};
+    use crate::deploy::source::Source;
+    use crate::time::Now;
+
+    #[test]
+    fn a_folder_is_compiled_before_the_first_request_is_handled() {
+        let text = "name = \"warm\"\nversion = \"1\"\nserial = 7\nsubscribe = [\"s/#\"]";
+        let manifest = Manifest::from_toml(text, Path::new("function.toml"), None).unwrap();
+        let source = Source { path: "functions/warm/warm.wasm".into(), is_code: false };
+        let digest = Some(crate::deploy::digest(b"wasm"));
+        let folder = FolderFunction { manifest, source, digest, component: None };
+        let config = DeployerConfig {
+            node: "pump-3".into(),
+            groups: Vec::new(),
+            base_topic: "sedge".into(),
+            host: Capabilities { has_compiler: true, target: None },
+            deploy: config::Deploy::default(),
+            functions: config::Functions::default(),
+        };
+        let now = Now { monotonic: Instant::now(), unix_ms: 0, synced: false };
+        let boot = Boot { keys: None, records: Vec::new(), folders: vec![folder] };
+        let mut deployer = Deployer::new(config, boot, now);
+        deployer.handle(Request::Connected, now);
+
+        assert!(matches!(deployer.poll(), Some(Action::Disk(DiskRequest::ReadCache { .. }))));
+        assert!(deployer.poll().is_none(), "nothing else before the answer");
+        deployer.handle(Request::Disk(Err(io::ErrorKind::NotFound.into())), now);
+        assert!(matches!(deployer.poll(), Some(Action::Disk(DiskRequest::ReadSource(_)))));
+        deployer.handle(Request::Disk(Ok(Bytes::from_static(b"wasm"))), now);
+        let Some(Action::Compile { function, edition, .. }) = deployer.poll() else { panic!("it is compiled") };
+        assert!(deployer.poll().is_none() && !deployer.is_idle());
+        deployer.handle(Request::Compiled { function, edition, result: Ok(Bytes::from_static(b"code")) }, now);
+        let Some(Action::Start(start)) = deployer.poll() else { panic!("it serves") };
+        assert_eq!((start.edition, &*start.installed.code), (edition, &b"code"[..]));
+        assert!(matches!(deployer.poll(), Some(Action::Report { .. })), "the connection counts now");
+        assert!(deployer.poll().is_none() && deployer.is_idle());
+    }
+}

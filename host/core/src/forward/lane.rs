@@ -1,0 +1,469 @@
+//! State machine of one receiver and the streams that go to it. Events go in, steps come out; no I/O and no clock.
+//!
+//! Streams are in order of precedence. While one has records to send, in memory or on disk, no later one sends. Gaps are
+//! reported after alerts and before data.
+//!
+//! A declined record holds its stream (head-of-line blocking). It is retried alone, with growing pauses in which other
+//! streams continue. When the lane's patience is over, the record becomes a gap and its topic is remembered. A later
+//! record of that topic is given up as soon as it is declined, if the receiver has accepted anything since. Otherwise it
+//! has the full patience: a receiver that declines everything for a while costs one record per stream in that time.
+//!
+//! Some brokers decline by closing the connection, and networks break young connections too. After a connection that
+//! broke before anything was accepted the lane is careful: it waits until the next connection has stood for a while, and
+//! sends one envelope at a time until one is accepted. A record over which such a connection breaks counts as declined.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use super::envelope::{Envelope, EnvelopeBuilder};
+use super::tail::{Tail, TailLimits};
+use super::{Action, Destination};
+use crate::message::PublishToken;
+use crate::store::{Gap, GapId, RecordId, Recovered, StoreRequest};
+use crate::stream::{PerStream, Stream};
+use crate::time::Backoff;
+
+/// Records per stream in memory. Half a megabyte is about two seconds of work for the fastest receiver.
+const WINDOW: TailLimits = TailLimits { records: 2048, bytes: 512 << 10 };
+
+/// First pause after a receiver answered [`Answer::Retry`].
+pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(500);
+
+/// Tries before a record is given up, however long ago the first was.
+const LEAST_TRIES: u32 = 3;
+
+/// Age of a connection that no longer counts as young.
+const STEADY: Duration = Duration::from_secs(2);
+
+/// Topics remembered as given up. A forgotten topic has the full patience again.
+const GIVEN_UP_TOPICS: usize = 64;
+
+/// Answer of a receiver to one envelope.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    Accepted,
+    /// Never accepted. The reason is short and without variable parts, since gaps are folded by reason.
+    Refused(Box<str>),
+    /// Not accepted, now or for ever, for a cause that other records may not share, such as a forbidden topic. The
+    /// reason is as short.
+    Declined(Box<str>),
+    /// Nothing is accepted now. The pause is at least `after`.
+    Retry {
+        reason: String,
+        after: Option<Duration>,
+    },
+}
+
+#[derive(Debug)]
+pub(crate) struct Lane {
+    destination: Destination,
+    builder: EnvelopeBuilder,
+    streams: Vec<LaneStream>,
+    gaps: Vec<PendingGap>,
+    /// Number to report to the store when all of `gaps` are reported.
+    gaps_through: GapId,
+    /// Sent and not answered. Tokens are never reused, so an answer from an earlier connection finds nothing.
+    in_flight: BTreeMap<PublishToken, (InFlight, Instant)>,
+    in_flight_limit: usize,
+    /// How long an answer may take. `None`: the sender itself ends what takes too long.
+    answer_timeout: Option<Duration>,
+    /// An answer took too long, and the connection is being broken.
+    breaking: bool,
+    next_token: u64,
+    connected: bool,
+    /// A careful lane has begun its wait on this connection.
+    waited: bool,
+    /// `accepted` when the connection began.
+    accepted_before: u64,
+    /// The last connection broke before anything was accepted.
+    careful: bool,
+    /// The channel to the receiver had no room.
+    full: bool,
+    paused_until: Option<Instant>,
+    /// First token after the last pause. Success of an earlier one proves nothing.
+    resumed: PublishToken,
+    backoff: Backoff,
+    /// How long a declined record is retried. `None`: until it is accepted or the store drops it.
+    patience: Option<Duration>,
+    /// Topics whose records were given up, with `accepted` at that time.
+    given_up: VecDeque<(Box<str>, u64)>,
+    /// Envelopes that the receiver has accepted.
+    accepted: u64,
+    /// Refusals and reported gaps. Watermarks follow them.
+    requests: Vec<StoreRequest>,
+    watermarks: PerStream<Option<RecordId>>,
+}
+
+/// One stream of the lane.
+#[derive(Debug)]
+struct LaneStream {
+    stream: Stream,
+    tail: Tail,
+    hold: Option<Hold>,
+    backoff: Backoff,
+}
+
+/// First declined record of a stream.
+#[derive(Debug)]
+struct Hold {
+    id: RecordId,
+    since: Instant,
+    tries: u32,
+    /// End of the pause. `None`: the record may be sent.
+    until: Option<Instant>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum InFlight {
+    Record(Stream, RecordId),
+    /// Index in `gaps`.
+    Gap(usize),
+}
+
+#[derive(Debug)]
+struct PendingGap {
+    gap: Gap,
+    state: GapState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum GapState {
+    Waiting,
+    Sent,
+    Done,
+}
+
+/// How much a lane sends, and how long it waits.
+#[derive(Clone, Debug)]
+pub(crate) struct LaneLimits {
+    /// Envelopes without an answer.
+    pub(crate) in_flight: usize,
+    /// How long an answer may take. `None`: the sender itself ends what takes too long.
+    pub(crate) answer_timeout: Option<Duration>,
+    pub(crate) backoff: Backoff,
+    /// How long a declined record is retried. `None`: until it is accepted or the store drops it.
+    pub(crate) patience: Option<Duration>,
+}
+
+impl Lane {
+    pub(crate) fn new(
+        destination: Destination,
+        streams: &[Stream],
+        builder: EnvelopeBuilder,
+        recovered: &Recovered,
+        limits: LaneLimits,
+    ) -> Self {
+        let LaneLimits { in_flight: in_flight_limit, answer_timeout, backoff, patience } = limits;
+        let entry = |stream: &Stream| {
+            let tail = Tail::new(WINDOW, recovered.delivered[*stream], recovered.last[*stream]);
+            LaneStream { stream: *stream, tail, hold: None, backoff: backoff.clone() }
+        };
+        let streams = streams.iter().map(entry).collect();
+        Self {
+            destination,
+            builder,
+            streams,
+            gaps: Vec::new(),
+            gaps_through: GapId::default(),
+            in_flight: BTreeMap::new(),
+            in_flight_limit,
+            answer_timeout,
+            breaking: false,
+            next_token: 1,
+            connected: false,
+            waited: false,
+            accepted_before: 0,
+            careful: false,
+            full: false,
+            paused_until: None,
+            resumed: PublishToken(0),
+            backoff,
+            patience,
+            given_up: VecDeque::new(),
+            accepted: 0,
+            requests: Vec::new(),
+            watermarks: PerStream::default(),
+        }
+    }
+
+    pub(crate) fn tail(&mut self, stream: Stream) -> &mut Tail {
+        &mut self.stream(stream).tail
+    }
+
+    fn stream(&mut self, stream: Stream) -> &mut LaneStream {
+        find(&mut self.streams, stream)
+    }
+
+    /// Adds gaps to report. The store sends the next ones only after these are reported.
+    pub(crate) fn gaps(&mut self, through: GapId, gaps: Vec<Gap>) {
+        self.gaps_through = self.gaps_through.max(through);
+        self.gaps.extend(gaps.into_iter().map(|gap| PendingGap { gap, state: GapState::Waiting }));
+    }
+
+    pub(crate) fn connected(&mut self) {
+        self.connected = true;
+        self.waited = false;
+        self.accepted_before = self.accepted;
+        self.full = false;
+        self.paused_until = None;
+    }
+
+    /// Requeues everything without an answer for the next connection.
+    pub(crate) fn disconnected(&mut self, now: Instant) {
+        self.connected = false;
+        self.breaking = false;
+        let broke: Vec<InFlight> = std::mem::take(&mut self.in_flight).into_values().map(|(item, _)| item).collect();
+        if let [InFlight::Record(stream, id)] = broke[..]
+            && self.careful
+        {
+            self.declined(stream, id, "connection-broken".into(), now);
+        }
+        self.careful |= !broke.is_empty() && self.accepted == self.accepted_before;
+        for entry in &mut self.streams {
+            entry.tail.rewind();
+        }
+        for gap in &mut self.gaps {
+            if gap.state == GapState::Sent {
+                gap.state = GapState::Waiting;
+            }
+        }
+    }
+
+    /// Returns the stream if a record was accepted.
+    pub(crate) fn answered(&mut self, token: PublishToken, answer: Answer, now: Instant) -> Option<Stream> {
+        self.full = false;
+        let (item, _) = self.in_flight.remove(&token)?;
+        let accepted = answer == Answer::Accepted;
+        if accepted {
+            self.accepted += 1;
+            self.careful = false;
+        }
+        if (accepted || matches!(answer, Answer::Refused(_))) && token >= self.resumed {
+            self.backoff.succeeded();
+        }
+        match (item, answer) {
+            (InFlight::Record(stream, id), Answer::Accepted) => {
+                self.reinstate_topic(stream, id);
+                self.done(stream, id);
+                return Some(stream);
+            }
+            (InFlight::Record(stream, id), Answer::Refused(reason)) => self.drop_record(stream, id, reason),
+            (InFlight::Record(stream, id), Answer::Declined(reason)) => self.declined(stream, id, reason, now),
+            (InFlight::Gap(place), Answer::Accepted | Answer::Refused(_) | Answer::Declined(_)) => {
+                // A receiver that refuses gap reports must not stop the data behind them.
+                self.gaps[place].state = GapState::Done;
+                if self.gaps.iter().all(|gap| gap.state == GapState::Done) {
+                    self.gaps.clear();
+                    self.requests.push(StoreRequest::GapsReported { through: self.gaps_through });
+                }
+            }
+            (item, Answer::Retry { after, .. }) => {
+                self.requeue(item);
+                // Envelopes in flight together fail together: one pause for all of them.
+                if !self.paused(now) {
+                    let pause = self.backoff.failed().max(after.unwrap_or_default()).min(self.backoff.max());
+                    self.paused_until = Some(now + pause);
+                    self.resumed = PublishToken(self.next_token);
+                }
+            }
+        }
+        None
+    }
+
+    /// Requeues an envelope for which the channel had no room. Sending continues after the next answer.
+    pub(crate) fn returned(&mut self, token: PublishToken) {
+        if let Some((item, _)) = self.in_flight.remove(&token) {
+            self.requeue(item);
+            self.full = true;
+        }
+    }
+
+    /// Starts over with a reopened store, on the same file or a new one. Requests and answers in between are void.
+    pub(crate) fn reopened(&mut self, recovered: &Recovered, builder: EnvelopeBuilder) {
+        self.builder = builder;
+        self.requests.clear();
+        self.watermarks = PerStream::default();
+        self.in_flight.clear();
+        // The store sends unreported gaps anew, perhaps grown.
+        self.gaps.clear();
+        for entry in &mut self.streams {
+            entry.tail.reopened(recovered.delivered[entry.stream], recovered.last[entry.stream]);
+            // The id may be that of another file.
+            entry.hold = None;
+        }
+    }
+
+    /// Next step, until `None`. Callers feed all events at hand first, so that one watermark covers them.
+    pub(crate) fn poll(&mut self, now: Instant) -> Option<Action> {
+        if !self.requests.is_empty() {
+            return Some(Action::Store(self.requests.remove(0)));
+        }
+        for stream in Stream::ALL {
+            if let Some(through) = self.watermarks[stream].take() {
+                return Some(Action::Store(StoreRequest::Delivered { stream, through }));
+            }
+        }
+        for entry in &mut self.streams {
+            if let Some(load) = entry.tail.load() {
+                let (stream, after, max_bytes) = (entry.stream, load.after, load.max_bytes);
+                return Some(Action::Store(StoreRequest::ReadOutbox { stream, after, max_bytes }));
+            }
+        }
+        self.end_pauses(now);
+        if self.answer_due().is_some_and(|at| at <= now) {
+            // An envelope must not be repeated on the same connection, so that is made anew.
+            tracing::warn!(destination = ?self.destination, "the receiver did not answer in time; its connection is broken");
+            self.breaking = true;
+            return Some(Action::Reconnect { destination: self.destination });
+        }
+        if self.connected && self.careful && !self.waited {
+            self.waited = true;
+            self.paused_until = Some(now + STEADY);
+        }
+        if !self.connected || self.full || self.paused_until.is_some() || self.awaits_answers() {
+            return None;
+        }
+        let (item, envelope) = self.next_envelope()?;
+        let token = PublishToken(self.next_token);
+        self.next_token += 1;
+        self.in_flight.insert(token, (item, now));
+        Some(Action::Send { destination: self.destination, token, envelope })
+    }
+
+    /// Whether nothing more is sent before the receiver answers.
+    pub(crate) fn awaits_answers(&self) -> bool {
+        self.in_flight.len() >= if self.careful { 1 } else { self.in_flight_limit }
+    }
+
+    /// Whether the lane pauses after [`Answer::Retry`].
+    pub(crate) fn paused(&self, now: Instant) -> bool {
+        self.paused_until.is_some_and(|until| until > now)
+    }
+
+    /// Time of the next poll if nothing happens before.
+    pub(crate) fn wake_at(&self) -> Option<Instant> {
+        let holds = self.streams.iter().filter_map(|entry| entry.hold.as_ref()?.until);
+        self.paused_until.into_iter().chain(holds).chain(self.answer_due()).min().filter(|_| self.connected)
+    }
+
+    /// When the oldest envelope in flight must have been answered.
+    fn answer_due(&self) -> Option<Instant> {
+        let (_, (_, sent)) = self.in_flight.first_key_value().filter(|_| self.connected && !self.breaking)?;
+        Some(*sent + self.answer_timeout?)
+    }
+
+    fn end_pauses(&mut self, now: Instant) {
+        let over = |until: &mut Option<Instant>| {
+            until.take_if(|until| *until <= now);
+        };
+        over(&mut self.paused_until);
+        self.streams.iter_mut().filter_map(|entry| entry.hold.as_mut()).for_each(|hold| over(&mut hold.until));
+    }
+
+    fn next_envelope(&mut self) -> Option<(InFlight, Envelope)> {
+        // A held record that is due is sent when nothing else is in flight, and nothing else until its answer.
+        let due = self
+            .streams
+            .iter()
+            .find_map(|entry| entry.hold.as_ref().filter(|hold| hold.until.is_none()).map(|_| entry.stream));
+        if due.is_some() && !self.in_flight.is_empty() {
+            return None;
+        }
+        for LaneStream { stream, tail, hold, .. } in &mut self.streams {
+            if due.is_some_and(|due| due != *stream) {
+                continue;
+            }
+            if hold.as_ref().is_some_and(|hold| hold.until.is_some()) {
+                continue;
+            }
+            if due.is_none()
+                && *stream != Stream::Alert
+                && let Some(place) = self.gaps.iter().position(|gap| gap.state == GapState::Waiting)
+            {
+                let gap = &mut self.gaps[place];
+                gap.state = GapState::Sent;
+                return Some((InFlight::Gap(place), self.builder.gap(&gap.gap)));
+            }
+            if let Some(stored) = tail.next() {
+                return Some((InFlight::Record(*stream, stored.id), self.builder.record(stored)));
+            }
+            if tail.has_waiting() {
+                return None;
+            }
+        }
+        None
+    }
+
+    fn declined(&mut self, stream: Stream, id: RecordId, reason: Box<str>, now: Instant) {
+        let (patience, accepted) = (self.patience, self.accepted);
+        let sent = self.stream(stream).tail.sent(id).expect("a record in flight is in its tail");
+        let topic = sent.record.topic.clone();
+        let hopeless = self.given_up.iter().any(|(other, then)| **other == *topic && accepted > *then);
+        if patience.is_some() && hopeless {
+            return self.drop_record(stream, id, reason);
+        }
+        let entry = find(&mut self.streams, stream);
+        match &mut entry.hold {
+            Some(hold) if hold.id == id => {
+                hold.tries += 1;
+                let over = patience.is_some_and(|patience| now.duration_since(hold.since) >= patience);
+                if over && hold.tries >= LEAST_TRIES {
+                    self.given_up.retain(|(other, _)| **other != *topic);
+                    self.given_up.truncate(GIVEN_UP_TOPICS - 1);
+                    self.given_up.push_front((topic, accepted));
+                    return self.drop_record(stream, id, reason);
+                }
+                hold.until = Some(now + entry.backoff.failed());
+            }
+            // An earlier record is held already.
+            Some(hold) if hold.id < id => {}
+            hold => {
+                let (topic, reason) = (&*topic, &*reason);
+                tracing::warn!(?stream, id = id.0, topic, reason, "the receiver declined a record; its stream waits");
+                entry.backoff.succeeded();
+                *hold = Some(Hold { id, since: now, tries: 1, until: Some(now + entry.backoff.failed()) });
+            }
+        }
+        entry.tail.requeue(id);
+    }
+
+    /// Gives a record up. It becomes part of a gap.
+    fn drop_record(&mut self, stream: Stream, id: RecordId, reason: Box<str>) {
+        // Before the watermark: after it the store no longer has the record and could not report the gap.
+        self.requests.push(StoreRequest::Refused { stream, id, reason });
+        self.done(stream, id);
+    }
+
+    /// Forgets that the topic of an accepted record was given up.
+    fn reinstate_topic(&mut self, stream: Stream, id: RecordId) {
+        if self.given_up.is_empty() {
+            return;
+        }
+        let sent = self.stream(stream).tail.sent(id).expect("a record in flight is in its tail");
+        let topic = sent.record.topic.clone();
+        self.given_up.retain(|(other, _)| **other != *topic);
+    }
+
+    fn done(&mut self, stream: Stream, id: RecordId) {
+        let entry = self.stream(stream);
+        entry.hold.take_if(|hold| hold.id == id);
+        if let Some(through) = entry.tail.done(id) {
+            self.watermarks[stream] = Some(through);
+        }
+    }
+
+    fn requeue(&mut self, item: InFlight) {
+        match item {
+            InFlight::Record(stream, id) => self.tail(stream).requeue(id),
+            InFlight::Gap(place) => self.gaps[place].state = GapState::Waiting,
+        }
+    }
+}
+
+fn find(streams: &mut [LaneStream], stream: Stream) -> &mut LaneStream {
+    streams.iter_mut().find(|it| it.stream == stream).expect("a lane is asked for its own streams only")
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test may read clocks and files")]
+mod tests;

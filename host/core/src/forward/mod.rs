@@ -1,0 +1,240 @@
+//! Delivery of the outbox: alerts and data upstream, publications to the local broker.
+//!
+//! State without I/O and without a clock. The daemon feeds it events of the store and the connections, and carries out
+//! the actions of [`Forwarder::poll`]. A record leaves the store only after its receiver has accepted it. A receiver may
+//! therefore see a record twice, under the same id, but misses none.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::config;
+use crate::message::PublishToken;
+use crate::metrics::Metrics;
+use crate::store::{Gap, GapId, Recovered, StoreRequest, StoredRecord};
+use crate::stream::Stream;
+use crate::time::Backoff;
+
+pub mod envelope;
+pub mod lane;
+mod tail;
+
+pub(crate) use envelope::EnvelopeBuilder;
+pub use envelope::{Envelope, HOPS};
+pub use lane::Answer;
+use lane::{FIRST_PAUSE, Lane, LaneLimits};
+
+/// How long the local broker may take to answer a publication.
+const LOCAL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// How long a publication that the local broker declines holds up later ones.
+const LOCAL_PATIENCE: Option<Duration> = Some(Duration::from_secs(60));
+
+/// Receiver of records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination {
+    Upstream,
+    Local,
+}
+
+/// What the caller carries out, in order.
+#[derive(Debug)]
+pub(crate) enum Action {
+    /// Sends at QoS 1. The outcome goes to [`Forwarder::answered`] or [`Forwarder::returned`].
+    Send {
+        destination: Destination,
+        token: PublishToken,
+        envelope: Envelope,
+    },
+    Store(StoreRequest),
+    /// Breaks the connection, which then is made anew: [`Forwarder::disconnected`] follows.
+    Reconnect {
+        destination: Destination,
+    },
+}
+
+#[derive(Clone, Debug)]
+pub struct ForwardConfig {
+    pub node: String,
+    /// Unanswered publications to the local broker.
+    pub local_in_flight: usize,
+    /// `None`: no upstream. Records of an earlier configuration stay in the store.
+    pub upstream: Option<config::Upstream>,
+    /// Seed of the backoff jitter, so that boards that fail together do not retry together.
+    pub seed: u64,
+}
+
+pub(crate) struct Forwarder {
+    node: String,
+    /// Topic prefix of upstream.
+    topic_prefix: Option<String>,
+    calls_webhook: bool,
+    metrics: Arc<Metrics>,
+    local: Lane,
+    upstream: Option<Lane>,
+}
+
+impl Forwarder {
+    pub(crate) fn new(settings: ForwardConfig, recovered: &Recovered, metrics: Arc<Metrics>) -> Self {
+        let builder = |prefix| EnvelopeBuilder::new(&recovered.store_id, &settings.node, prefix);
+        // A pause of the local broker is rare (a quota), and short because local alarms wait here.
+        let backoff = Backoff::new(FIRST_PAUSE, Duration::from_secs(10), settings.seed);
+        let local = Lane::new(
+            Destination::Local,
+            &[Stream::Local],
+            builder(None),
+            recovered,
+            LaneLimits {
+                in_flight: settings.local_in_flight,
+                answer_timeout: Some(LOCAL_TIMEOUT),
+                backoff,
+                patience: LOCAL_PATIENCE,
+            },
+        );
+        let calls_webhook = settings.upstream.as_ref().is_some_and(|upstream| !upstream.connection.url.is_mqtt());
+        let upstream = settings.upstream.as_ref().map(|upstream| {
+            let backoff_max = Duration::from_secs(upstream.backoff_max_secs.get().into());
+            let backoff = Backoff::new(FIRST_PAUSE, backoff_max, settings.seed.rotate_left(32));
+            let builder = builder(upstream.topic_prefix.as_deref());
+            let streams = [Stream::Alert, Stream::Data];
+            let limits = LaneLimits {
+                // One call at a time: a record must not overtake an earlier one whose call failed.
+                in_flight: if calls_webhook { 1 } else { upstream.in_flight.get().into() },
+                // A call has a timeout of its own.
+                answer_timeout: (!calls_webhook).then(|| Duration::from_secs(upstream.timeout_secs.get().into())),
+                backoff,
+                patience: upstream.give_up_secs.map(|secs| Duration::from_secs(secs.get())),
+            };
+            let mut lane = Lane::new(Destination::Upstream, &streams, builder, recovered, limits);
+            if calls_webhook {
+                // A webhook has no connection: it counts as connected while calls succeed.
+                lane.connected();
+            }
+            lane
+        });
+        metrics.broker.set(false);
+        if upstream.is_some() {
+            metrics.upstream.set(false);
+        }
+        let topic_prefix = settings.upstream.and_then(|upstream| upstream.topic_prefix);
+        Self { node: settings.node, topic_prefix, calls_webhook, metrics, local, upstream }
+    }
+
+    /// Handles `StoreEvent::Committed`.
+    pub(crate) fn committed(&mut self, stored: Vec<StoredRecord>) {
+        for stored in stored {
+            let stream = stored.record.stream;
+            if let Some(lane) = self.lane_of(stream) {
+                lane.tail(stream).committed(stored);
+            }
+        }
+    }
+
+    /// Handles `StoreEvent::Outbox`.
+    pub(crate) fn loaded(&mut self, stream: Stream, stored: Vec<StoredRecord>, end: bool) {
+        if let Some(lane) = self.lane_of(stream) {
+            lane.tail(stream).loaded(stored, end);
+        }
+    }
+
+    /// Handles `StoreEvent::Gaps`. Without an upstream the gaps stay in the store.
+    pub(crate) fn gaps(&mut self, through: GapId, gaps: Vec<Gap>) {
+        if let Some(upstream) = &mut self.upstream {
+            upstream.gaps(through, gaps);
+        }
+    }
+
+    /// Handles `StoreEvent::Reopened`.
+    pub(crate) fn reopened(&mut self, recovered: &Recovered) {
+        let builder = |prefix| EnvelopeBuilder::new(&recovered.store_id, &self.node, prefix);
+        self.local.reopened(recovered, builder(None));
+        if let Some(lane) = &mut self.upstream {
+            lane.reopened(recovered, builder(self.topic_prefix.as_deref()));
+        }
+    }
+
+    pub(crate) fn connected(&mut self, destination: Destination) {
+        self.set_connected(destination, true);
+        if let Some(lane) = self.lane(destination) {
+            lane.connected();
+        }
+    }
+
+    /// Handles the loss of the connection. Envelopes without an answer are sent again.
+    pub(crate) fn disconnected(&mut self, destination: Destination, now: Instant) {
+        self.set_connected(destination, false);
+        if let Some(lane) = self.lane(destination) {
+            lane.disconnected(now);
+        }
+    }
+
+    /// Handles the answer to an envelope. An answer from an earlier connection is ignored.
+    pub(crate) fn answered(&mut self, destination: Destination, token: PublishToken, answer: Answer, now: Instant) {
+        match &answer {
+            Answer::Accepted => {}
+            // The store counts and logs the loss when it records the gap.
+            Answer::Refused(reason) => tracing::debug!(?destination, reason, "the receiver refused a record"),
+            // The lane logs it.
+            Answer::Declined(_) => self.metrics.forward_errors.inc(),
+            Answer::Retry { reason, .. } => {
+                self.metrics.forward_errors.inc();
+                // Envelopes in flight fail together: one line for all.
+                if self.lane(destination).is_some_and(|lane| !lane.paused(now)) {
+                    tracing::warn!(?destination, reason, "failed to send a record; it is sent again");
+                }
+            }
+        }
+        if destination == Destination::Upstream && self.calls_webhook {
+            self.set_connected(destination, !matches!(answer, Answer::Retry { .. }));
+        }
+        if let Some(stream) = self.lane(destination).and_then(|lane| lane.answered(token, answer, now)) {
+            self.metrics.forwarded[stream].inc();
+        }
+    }
+
+    /// Requeues an envelope for which the connection had no room, until the next answer of that destination.
+    pub(crate) fn returned(&mut self, destination: Destination, token: PublishToken) {
+        if let Some(lane) = self.lane(destination) {
+            lane.returned(token);
+        }
+    }
+
+    /// Next action, until `None`. Callers feed all events at hand first, which saves requests to the store.
+    pub(crate) fn poll(&mut self, now: Instant) -> Option<Action> {
+        self.local.poll(now).or_else(|| self.upstream.as_mut()?.poll(now))
+    }
+
+    /// Whether a lane sends nothing more before an answer: records leave as fast as answers are read.
+    pub(crate) fn awaits_answers(&self) -> bool {
+        self.local.awaits_answers() || self.upstream.as_ref().is_some_and(Lane::awaits_answers)
+    }
+
+    /// Time of the next poll if nothing happens before.
+    pub(crate) fn wake_at(&self) -> Option<Instant> {
+        [self.local.wake_at(), self.upstream.as_ref().and_then(Lane::wake_at)].into_iter().flatten().min()
+    }
+
+    fn set_connected(&self, destination: Destination, connected: bool) {
+        match destination {
+            Destination::Local => self.metrics.broker.set(connected),
+            Destination::Upstream => self.metrics.upstream.set(connected),
+        }
+    }
+
+    fn lane(&mut self, destination: Destination) -> Option<&mut Lane> {
+        match destination {
+            Destination::Local => Some(&mut self.local),
+            Destination::Upstream => self.upstream.as_mut(),
+        }
+    }
+
+    fn lane_of(&mut self, stream: Stream) -> Option<&mut Lane> {
+        match stream {
+            Stream::Local => Some(&mut self.local),
+            Stream::Alert | Stream::Data => self.upstream.as_mut(),
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test may read clocks and files")]
+mod tests;

@@ -1,0 +1,233 @@
+//! Tail of one stream: committed records that the receiver has not accepted yet, in a window of bounded size.
+//!
+//! ```text
+//! gone ≤ watermark < [ done, sent, waiting … ] ≤ held < … only on disk … ≤ last
+//!                    └──────── window ───────┘
+//! ```
+//!
+//! While the window holds everything up to `last`, new records come from their commit and the disk is not read. A full
+//! window falls behind; the records that it missed are loaded from the store in order.
+//!
+//! The watermark passes a record only when it is delivered or refused. It follows the order of ids, although receivers
+//! may answer in any order.
+
+use std::collections::VecDeque;
+
+use crate::store::{RecordId, StoredRecord};
+
+/// Bounds of the window. A record larger than `bytes` is held alone.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TailLimits {
+    pub(crate) records: usize,
+    pub(crate) bytes: usize,
+}
+
+/// Memory of a held record beside its strings and payload: the slot and the allocator's rounding.
+const SLOT_BYTES: usize = 192;
+
+#[derive(Debug)]
+pub(crate) struct Tail {
+    window: TailLimits,
+    /// In order of ids. The front slot is not done.
+    slots: VecDeque<Slot>,
+    /// Slots before this one are not waiting.
+    cursor: usize,
+    /// Memory of the slots that still have their record.
+    bytes: usize,
+    watermark: RecordId,
+    /// Last id that was held at some time or is gone.
+    held: RecordId,
+    /// Last id known to be committed.
+    last: RecordId,
+    loading: bool,
+    /// Loads that the store may still answer from before it was reopened. Their records do not follow the window.
+    stale_loads: u32,
+}
+
+#[derive(Debug)]
+struct Slot {
+    id: RecordId,
+    state: SlotState,
+}
+
+#[derive(Debug)]
+enum SlotState {
+    Waiting(StoredRecord),
+    Sent(StoredRecord),
+    Done,
+}
+
+/// Request to the store: records after this id, up to about this many bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Load {
+    pub(crate) after: RecordId,
+    pub(crate) max_bytes: usize,
+}
+
+impl Tail {
+    /// State after the store was opened: everything up to `delivered` is gone, `last` is the last id given.
+    pub(crate) fn new(window: TailLimits, delivered: RecordId, last: RecordId) -> Self {
+        Self {
+            window,
+            slots: VecDeque::new(),
+            cursor: 0,
+            bytes: 0,
+            watermark: delivered,
+            held: delivered,
+            last: last.max(delivered),
+            loading: false,
+            stale_loads: 0,
+        }
+    }
+
+    /// Adds a record that was just committed, in order. One that does not fit is loaded later.
+    pub(crate) fn committed(&mut self, stored: StoredRecord) {
+        if stored.id <= self.last {
+            return;
+        }
+        let gapless = self.held == self.last;
+        self.last = stored.id;
+        if gapless && self.fits(&stored) {
+            self.hold(stored);
+        }
+    }
+
+    /// Adds the answer to a [`Load`]. `end`: the store had no records after these.
+    pub(crate) fn loaded(&mut self, stored: Vec<StoredRecord>, end: bool) {
+        self.loading = false;
+        if self.stale_loads > 0 {
+            // If this was the answer to the current load, the records are requested once more.
+            self.stale_loads -= 1;
+            return;
+        }
+        for stored in stored {
+            if stored.id <= self.held {
+                continue;
+            }
+            // The store answers in whole rows and may exceed the requested size.
+            if !self.fits(&stored) {
+                self.last = self.last.max(stored.id);
+                return;
+            }
+            self.hold(stored);
+        }
+        self.last = self.last.max(self.held);
+        if end {
+            // Commits announced before this answer are part of it. Missing records were dropped.
+            self.held = self.last;
+        }
+    }
+
+    /// Next load, once half of the window is free. Returned once per load.
+    pub(crate) fn load(&mut self) -> Option<Load> {
+        let roomy = self.slots.len() <= self.window.records / 2 && self.bytes <= self.window.bytes / 2;
+        if self.loading || self.held >= self.last || !roomy {
+            return None;
+        }
+        self.loading = true;
+        Some(Load { after: self.held, max_bytes: self.window.bytes - self.bytes })
+    }
+
+    /// Marks the next record as sent and returns it. `None`: no record waits in memory.
+    pub(crate) fn next(&mut self) -> Option<&StoredRecord> {
+        while let Some(slot) = self.slots.get(self.cursor) {
+            if matches!(slot.state, SlotState::Waiting(_)) {
+                break;
+            }
+            self.cursor += 1;
+        }
+        let slot = self.slots.get_mut(self.cursor)?;
+        self.cursor += 1;
+        if let SlotState::Waiting(stored) = std::mem::replace(&mut slot.state, SlotState::Done) {
+            slot.state = SlotState::Sent(stored);
+        }
+        match &slot.state {
+            SlotState::Sent(stored) => Some(stored),
+            SlotState::Waiting(_) | SlotState::Done => None,
+        }
+    }
+
+    /// Record that was sent and has no answer.
+    pub(crate) fn sent(&self, id: RecordId) -> Option<&StoredRecord> {
+        match &self.slots[self.find(id)?].state {
+            SlotState::Sent(stored) => Some(stored),
+            SlotState::Waiting(_) | SlotState::Done => None,
+        }
+    }
+
+    /// Marks a record as accepted or given up. Returns the watermark if it moved.
+    pub(crate) fn done(&mut self, id: RecordId) -> Option<RecordId> {
+        let index = self.find(id)?;
+        let slot = &mut self.slots[index];
+        if let SlotState::Waiting(stored) | SlotState::Sent(stored) =
+            std::mem::replace(&mut slot.state, SlotState::Done)
+        {
+            self.bytes -= weight(&stored);
+        }
+        let before = self.watermark;
+        while let Some(Slot { id, state: SlotState::Done }) = self.slots.front() {
+            self.watermark = *id;
+            self.slots.pop_front();
+            self.cursor = self.cursor.saturating_sub(1);
+        }
+        (self.watermark > before).then_some(self.watermark)
+    }
+
+    /// Queues a sent record again, before those that were not sent yet.
+    pub(crate) fn requeue(&mut self, id: RecordId) {
+        let index = self.find(id).expect("a record in flight is in its tail");
+        self.unsend(index);
+        self.cursor = self.cursor.min(index);
+    }
+
+    /// Queues everything without an answer again, in order, after the connection broke.
+    pub(crate) fn rewind(&mut self) {
+        for index in 0..self.slots.len() {
+            self.unsend(index);
+        }
+        self.cursor = 0;
+    }
+
+    /// Starts over with a reopened store. It discarded earlier requests, refusals among them, so every record that is
+    /// not gone is sent again.
+    pub(crate) fn reopened(&mut self, delivered: RecordId, last: RecordId) {
+        let stale_loads = self.stale_loads + u32::from(self.loading);
+        *self = Self { stale_loads, ..Self::new(self.window, delivered, last) };
+    }
+
+    /// Whether records wait to be sent, in memory or on disk.
+    pub(crate) fn has_waiting(&self) -> bool {
+        self.held < self.last || self.slots.range(self.cursor..).any(|slot| matches!(slot.state, SlotState::Waiting(_)))
+    }
+
+    fn fits(&self, stored: &StoredRecord) -> bool {
+        self.slots.is_empty()
+            || self.slots.len() < self.window.records && self.bytes + weight(stored) <= self.window.bytes
+    }
+
+    fn hold(&mut self, stored: StoredRecord) {
+        self.held = stored.id;
+        self.bytes += weight(&stored);
+        self.slots.push_back(Slot { id: stored.id, state: SlotState::Waiting(stored) });
+    }
+
+    fn find(&self, id: RecordId) -> Option<usize> {
+        self.slots.binary_search_by_key(&id, |slot| slot.id).ok()
+    }
+
+    fn unsend(&mut self, index: usize) {
+        let state = &mut self.slots[index].state;
+        *state = match std::mem::replace(state, SlotState::Done) {
+            SlotState::Sent(stored) => SlotState::Waiting(stored),
+            state => state,
+        };
+    }
+}
+
+fn weight(stored: &StoredRecord) -> usize {
+    let record = &stored.record;
+    SLOT_BYTES + record.payload.len() + record.topic.len() + record.content_type.as_ref().map_or(0, |kind| kind.len())
+}
+
+#[cfg(test)]
+mod tests;

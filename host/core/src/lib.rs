@@ -1,0 +1,21 @@
+//! The core of Sedge: its vocabulary, and all that it decides. No I/O, no clock, no randomness of its own.
+
+pub mod board;
+pub mod bounds;
+pub mod code;
+pub mod config;
+pub mod deploy;
+pub mod forward;
+pub mod grants;
+pub mod isa;
+pub mod key;
+pub mod limits;
+pub mod manifest;
+pub mod message;
+pub mod metrics;
+pub mod permits;
+mod router;
+pub mod store;
+pub mod stream;
+pub mod time;
+pub mod topic;

@@ -1,0 +1,413 @@
+//! The manifest of a function, its permissions and limits: `function.toml` beside its source, and the same data as signed
+//! JSON.
+
+use std::collections::BTreeMap;
+use std::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use std::path::{Component, Path};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Serialize, Serializer};
+
+use crate::config::Ceilings;
+use crate::config::document::{Item, Table, Value};
+use crate::config::problem::{Invalid, Problems};
+use crate::config::reader::{Read, Reader, Section, choice, parsed, refuse, wrong_kind};
+use crate::topic::TopicFilter;
+
+pub const FILE_NAME: &str = "function.toml";
+
+/// Serialises to JSON in the order of these fields: the bytes that are signed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Manifest {
+    /// `[a-z0-9-]`, at most 64: it is a level of topics and a label of metrics.
+    #[serde(serialize_with = "as_str")]
+    pub name: Arc<str>,
+    #[serde(serialize_with = "as_str")]
+    pub version: Arc<str>,
+    /// Only grows; a push with a lower serial is refused.
+    pub serial: u64,
+    pub subscribe: Vec<TopicFilter>,
+    pub state: StateScope,
+    /// Calls the function with a tick on `$timer/<name>`.
+    #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_duration")]
+    pub every: Option<Duration>,
+    /// The component's file, in the folder of the manifest.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub component: Option<String>,
+    pub allow: Allow,
+    pub limits: Limits,
+    pub trial: Trial,
+    /// The function's own settings.
+    pub config: BTreeMap<String, String>,
+}
+
+/// Owner of the function's state. Messages of one owner run one at a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StateScope {
+    /// No state; any worker may run any message.
+    #[default]
+    None,
+    /// Separate keys for each topic.
+    Topic,
+    /// Keys shared by all topics of the function.
+    Function,
+}
+
+/// Permissions beyond returning outputs. Nothing is allowed unless listed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+pub struct Allow {
+    /// Topics on the local broker that the function may publish to.
+    pub publish: Vec<TopicFilter>,
+    pub clock: bool,
+    pub random: bool,
+}
+
+/// Limits of one run.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Limits {
+    pub fuel: NonZeroU64,
+    pub timeout_ms: NonZeroU32,
+    pub memory_bytes: NonZeroUsize,
+    pub outputs: u32,
+    /// Total size of all outputs.
+    pub output_bytes: usize,
+    /// Total size of all keys and values of one scope.
+    pub state_bytes: usize,
+}
+
+/// The trial of a new version before it replaces the active one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+pub struct Trial {
+    pub mode: TrialMode,
+    /// Ends after this number of messages.
+    pub messages: NonZeroU32,
+    /// Ends after this time, however few messages came.
+    pub secs: NonZeroU32,
+    /// Live: number of tolerated traps and broken limits.
+    pub failures: u32,
+    /// Shadow: most differing answers with which it is promoted automatically. Absent: only by `sedge promote`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub differences: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TrialMode {
+    /// Canary: serves the messages, with the previous version ready to roll back to.
+    #[default]
+    Live,
+    /// Runs beside the active version; its outputs are compared and not sent.
+    Shadow,
+}
+
+impl Default for Trial {
+    fn default() -> Self {
+        Self {
+            mode: TrialMode::Live,
+            messages: NonZeroU32::new(10).expect("a default is not zero"),
+            secs: NonZeroU32::new(60).expect("a default is not zero"),
+            failures: 0,
+            differences: None,
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            fuel: NonZeroU64::new(10_000_000).expect("a default is not zero"),
+            timeout_ms: NonZeroU32::new(100).expect("a default is not zero"),
+            memory_bytes: NonZeroUsize::new(4 << 20).expect("a default is not zero"),
+            outputs: 64,
+            output_bytes: 65_536,
+            state_bytes: 65_536,
+        }
+    }
+}
+
+impl Manifest {
+    /// Parses TOML and checks its limits against those of a board. `file` is the name in problems.
+    pub fn from_toml(text: &str, file: &Path, ceilings: Option<&Ceilings>) -> Result<Self, Problems> {
+        let (table, problems) = Table::from_toml(text, file);
+        if problems.is_empty() { Self::read(&table, ceilings) } else { Err(problems) }
+    }
+
+    /// Parses the output of [`Manifest::to_json`], or of another tool.
+    pub(crate) fn from_json(bytes: &[u8], ceilings: Option<&Ceilings>) -> Result<Self, Problems> {
+        Self::read(&Table::from_json(bytes, "manifest")?, ceilings)
+    }
+
+    /// Compact JSON; equal manifests give equal bytes.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).expect("a manifest has only string keys")
+    }
+
+    fn read(table: &Table, ceilings: Option<&Ceilings>) -> Result<Self, Problems> {
+        let mut manifest = Self {
+            name: "".into(),
+            version: "".into(),
+            serial: 0,
+            subscribe: Vec::new(),
+            state: StateScope::None,
+            every: None,
+            component: None,
+            allow: Allow::default(),
+            limits: Limits::default(),
+            trial: Trial::default(),
+            config: BTreeMap::new(),
+        };
+        let problems = Reader::run(table, |section| read(section, &mut manifest, ceilings)).problems;
+        if problems.has_errors() { Err(problems) } else { Ok(manifest) }
+    }
+}
+
+fn read(section: &mut Section<'_, '_>, manifest: &mut Manifest, ceilings: Option<&Ceilings>) {
+    section.require("name", "\"threshold-alert\"");
+    section.parse("name", &mut manifest.name, parse_name);
+    section.require("version", "\"1.0.0\"");
+    section.parse("version", &mut manifest.version, parse_version);
+    section.value("serial", &mut manifest.serial);
+    section.value("subscribe", &mut manifest.subscribe);
+    section.value("state", &mut manifest.state);
+    section.optional("every", &mut manifest.every);
+    if section.optional("component", &mut manifest.component) {
+        let component = manifest.component.as_deref().unwrap_or_default();
+        section.check("component", check_component(component));
+    }
+    match section.item("subscribe").map(|item| &item.value) {
+        _ if section.has("every") => {}
+        None => {
+            let invalid = Invalid::new("missing, and no every: the function would never run");
+            section.error("subscribe", invalid.hint("for example subscribe = [\"sensors/+/temperature\"]"));
+        }
+        Some(Value::Array(items)) if items.is_empty() => {
+            let invalid = Invalid::new("empty, and no every: the function would never run");
+            section.error("subscribe", invalid.hint("name a topic filter"));
+        }
+        Some(_) => {}
+    }
+    check_subscribe(section, &manifest.subscribe);
+
+    section.section("allow", |allow| {
+        allow.value("publish", &mut manifest.allow.publish);
+        allow.value("clock", &mut manifest.allow.clock);
+        allow.value("random", &mut manifest.allow.random);
+        check_loops(allow, &manifest.subscribe, &manifest.allow.publish);
+    });
+    section.section("limits", |limits| read_limits(limits, &mut manifest.limits, ceilings));
+    section.section("trial", |trial| read_trial(trial, &mut manifest.trial));
+    section.section("config", |config| {
+        for (key, _) in config.entries() {
+            let mut value = Setting(String::new());
+            if config.value(key, &mut value) {
+                manifest.config.insert(key.to_owned(), value.0);
+            }
+        }
+    });
+}
+
+fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits, ceilings: Option<&Ceilings>) {
+    section.value("fuel", &mut limits.fuel);
+    section.value("timeout_ms", &mut limits.timeout_ms);
+    section.value("memory_bytes", &mut limits.memory_bytes);
+    section.value("outputs", &mut limits.outputs);
+    section.value("output_bytes", &mut limits.output_bytes);
+    section.value("state_bytes", &mut limits.state_bytes);
+    if limits.memory_bytes.get() < WASM_PAGE_BYTES {
+        let invalid = Invalid::new(format!("{} is less than one page of WebAssembly memory", limits.memory_bytes));
+        section.error("memory_bytes", invalid.hint(format!("use at least {WASM_PAGE_BYTES}")));
+    }
+    let Some(most) = ceilings else { return };
+    let asked = [
+        ("fuel", limits.fuel.get(), most.fuel.get()),
+        ("timeout_ms", limits.timeout_ms.get().into(), most.timeout_ms.get().into()),
+        ("memory_bytes", limits.memory_bytes.get() as u64, most.memory_bytes.get() as u64),
+        ("outputs", limits.outputs.into(), most.outputs.into()),
+        ("output_bytes", limits.output_bytes as u64, most.output_bytes as u64),
+        ("state_bytes", limits.state_bytes as u64, most.state_bytes as u64),
+    ];
+    for (key, asked, most) in asked {
+        if asked > most {
+            let invalid = Invalid::new(format!("{asked} is above functions.max_{key} of this board ({most})"));
+            section.error(key, invalid.hint("lower it here, or raise that in the configuration"));
+        }
+    }
+}
+
+fn read_trial(section: &mut Section<'_, '_>, trial: &mut Trial) {
+    section.value("mode", &mut trial.mode);
+    section.value("messages", &mut trial.messages);
+    section.value("secs", &mut trial.secs);
+    section.value("failures", &mut trial.failures);
+    section.optional("differences", &mut trial.differences);
+    if section.has("differences") && trial.mode == TrialMode::Live {
+        let invalid = Invalid::new("only a shadow is compared with the previous version");
+        section.error("differences", invalid.hint("set mode = \"shadow\", or remove it"));
+    }
+    if section.has("failures") && trial.failures >= trial.messages.get() {
+        let (failures, messages) = (trial.failures, trial.messages);
+        let invalid = Invalid::new(format!("{failures} of {messages} messages may fail, so that every trial passes"));
+        section.error("failures", invalid.hint("lower it, or raise messages"));
+    }
+}
+
+const WASM_PAGE_BYTES: usize = 65_536;
+
+fn check_subscribe(section: &mut Section<'_, '_>, subscribe: &[TopicFilter]) {
+    for (n, filter) in subscribe.iter().enumerate() {
+        if subscribe[..n].contains(filter) {
+            let invalid = Invalid::new(format!("{filter} is listed twice"));
+            section.error_in("subscribe", n, invalid.hint("remove one"));
+        } else if filter.as_str().split('/').next() == Some("$timer") {
+            let invalid = Invalid::new("$timer topics never come from the broker");
+            section.error_in("subscribe", n, invalid.hint("use every = \"10s\" for a timer"));
+        }
+    }
+}
+
+/// Beginning of the problem's text, by which callers recognise it.
+pub(crate) const FEEDBACK_LOOP: &str = "feedback loop";
+
+/// Refuses a function that subscribes to its own publications: it would run for ever.
+fn check_loops(allow: &mut Section<'_, '_>, subscribe: &[TopicFilter], publish: &[TopicFilter]) {
+    for (n, out) in publish.iter().enumerate() {
+        for filter in subscribe.iter().filter(|filter| filter.intersects(out)) {
+            let invalid = Invalid::new(format!("{FEEDBACK_LOOP}: publish {out} can match subscribe {filter}"));
+            allow.error_in("publish", n, invalid.hint("publish to topics that this function does not subscribe to"));
+        }
+    }
+}
+
+fn check_component(file: &str) -> Result<(), Invalid> {
+    let mut parts = Path::new(file).components();
+    match (parts.next(), parts.next()) {
+        (Some(Component::Normal(_)), None) => Ok(()),
+        _ => Err(Invalid::new(format!("{file:?} is not the name of a file in this folder"))
+            .hint("for example component = \"function.wasm\"")),
+    }
+}
+
+/// Whether the text is a valid function name.
+pub fn is_name(text: &str) -> bool {
+    (1..=64).contains(&text.len()) && text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-'))
+}
+
+/// Checks a pattern of function names: a name, or a prefix and `*` (`threshold-*`, `*`).
+pub(crate) fn check_pattern(text: &str) -> Result<(), Invalid> {
+    if is_name(text) || text.strip_suffix('*').is_some_and(|prefix| prefix.is_empty() || is_name(prefix)) {
+        return Ok(());
+    }
+    let invalid = Invalid::new(format!("{text:?} is not a pattern of function names"));
+    Err(invalid.hint("write a name, or its beginning and *, as in \"threshold-*\""))
+}
+
+fn parse_name(text: &str) -> Result<Arc<str>, Invalid> {
+    if is_name(text) {
+        return Ok(text.into());
+    }
+    Err(Invalid::new(format!("{text:?} is not a function name")).hint("use 1 to 64 of a-z, 0-9 and -"))
+}
+
+fn parse_version(text: &str) -> Result<Arc<str>, Invalid> {
+    if text.len() <= 64 && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'+')) {
+        return Ok(text.into());
+    }
+    let invalid = Invalid::new(format!("{text:?} is not a version"));
+    Err(invalid.hint("use 1 to 64 letters, digits, dots, - and +, as in 1.2.0"))
+}
+
+impl Read for TopicFilter {
+    fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
+        parsed(item, key, problems, |text| Self::parse(text).map_err(|error| Invalid::new(error.to_string())))
+    }
+}
+
+impl Read for TrialMode {
+    fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
+        choice(item, key, &[("live", Self::Live), ("shadow", Self::Shadow)], problems)
+    }
+}
+
+impl Read for StateScope {
+    fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
+        let words = [("none", Self::None), ("topic", Self::Topic), ("function", Self::Function)];
+        choice(item, key, &words, problems)
+    }
+}
+
+/// Shorter ticks cost more than they are worth; longer ones outlive every board.
+const PERIODS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(366 * 24 * 3600);
+
+impl Read for Duration {
+    fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
+        let Value::String(text) = &item.value else {
+            return wrong_kind(item, key, "a time with its unit, such as \"10s\"", problems);
+        };
+        match parse_period(text) {
+            Some(period) if PERIODS.contains(&period) => Some(period),
+            Some(_) => {
+                let invalid = Invalid::new(format!("{text:?} is out of range"));
+                refuse(item, key, invalid.hint("use 100ms or more, and 366 days or less"), problems)
+            }
+            None => {
+                let invalid = Invalid::new(format!("{text:?} is not a time"));
+                let hint = "write a whole number and ms, s, m or h: \"500ms\", \"10s\", \"5m\", \"1h\"";
+                refuse(item, key, invalid.hint(hint), problems)
+            }
+        }
+    }
+}
+
+fn parse_period(text: &str) -> Option<Duration> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at(digits);
+    let unit_ms = match unit {
+        "ms" => 1,
+        "s" => 1_000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return None,
+    };
+    number.parse::<u64>().ok()?.checked_mul(unit_ms).map(Duration::from_millis)
+}
+
+/// Writes the period in the largest unit that divides it, mostly as a person wrote it.
+fn format_period(period: Duration) -> String {
+    let ms = period.as_millis();
+    [(3_600_000, "h"), (60_000, "m"), (1_000, "s")]
+        .into_iter()
+        .find(|(unit_ms, _)| ms.is_multiple_of(*unit_ms))
+        .map_or_else(|| format!("{ms}ms"), |(unit_ms, unit)| format!("{}{unit}", ms / unit_ms))
+}
+
+/// A value of `[config]`.
+struct Setting(String);
+
+impl Read for Setting {
+    /// Functions see strings only, so `max = 80` and `max = "80"` are the same.
+    fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
+        match &item.value {
+            Value::String(text) | Value::Float(text) => Some(Self(text.clone())),
+            Value::Integer(number) => Some(Self(number.to_string())),
+            Value::Boolean(value) => Some(Self(value.to_string())),
+            _ => wrong_kind(item, key, "a string, a number, true or false", problems),
+        }
+    }
+}
+
+fn as_str<S: Serializer>(text: &Arc<str>, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(text)
+}
+
+fn as_duration<S: Serializer>(period: &Option<Duration>, serializer: S) -> Result<S::Ok, S::Error> {
+    match period {
+        Some(period) => serializer.serialize_str(&format_period(*period)),
+        None => serializer.serialize_none(),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::disallowed_methods, reason = "a test may read clocks and files")]
+mod tests;

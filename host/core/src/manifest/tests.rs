@@ -1,0 +1,266 @@
+//! Good manifests, a corpus of mistakes, and the canonical JSON.
+
+use std::fs;
+
+use super::*;
+
+const WHOLE: &str = r#"
+    name = "threshold-alert"
+    version = "1.2.0"
+    serial = 7
+    subscribe = ["sensors/+/temperature", "zigbee2mqtt/#"]
+    state = "topic"
+    every = "90s"
+    component = "threshold.wasm"
+    [allow]
+    publish = ["derived/#"]
+    clock = true
+    [limits]
+    fuel = 20_000_000
+    timeout_ms = 50
+    memory_bytes = 1_048_576
+    outputs = 8
+    output_bytes = 1_024
+    state_bytes = 2_048
+    [trial]
+    mode = "shadow"
+    messages = 100
+    secs = 3_600
+    differences = 2
+    [config]
+    max = 80
+    factor = 1.50
+    strict = true
+    unit = "°C"
+"#;
+
+const SMALL: &str = "name = \"a\"\nversion = \"1\"\nsubscribe = [\"a\"]\n";
+
+fn parse(text: &str) -> Result<Manifest, Problems> {
+    Manifest::from_toml(text, Path::new("function.toml"), Some(&Ceilings::default()))
+}
+
+/// Expects these problems and no others.
+#[track_caller]
+fn check(text: &str, expected: &[&str]) {
+    let found = parse(text).map_or_else(|problems| problems.iter().map(ToString::to_string).collect(), |_| vec![]);
+    assert_eq!(found, expected, "in:\n{text}");
+}
+
+/// The same, in a manifest that is good otherwise. Its own lines begin with 4.
+#[track_caller]
+fn check_added(lines: &str, expected: &[&str]) {
+    check(&format!("{SMALL}{lines}"), expected);
+}
+
+#[test]
+fn everything_is_read() {
+    let manifest = parse(WHOLE).unwrap();
+    assert_eq!((&*manifest.name, &*manifest.version, manifest.serial), ("threshold-alert", "1.2.0", 7));
+    assert_eq!(
+        manifest.subscribe.iter().map(TopicFilter::as_str).collect::<Vec<_>>(),
+        ["sensors/+/temperature", "zigbee2mqtt/#"]
+    );
+    assert_eq!((manifest.state, manifest.every), (StateScope::Topic, Some(Duration::from_secs(90))));
+    assert_eq!(manifest.component.as_deref(), Some("threshold.wasm"));
+    assert_eq!((manifest.allow.clock, manifest.allow.random), (true, false));
+    assert_eq!(manifest.allow.publish, ["derived/#".parse().unwrap()]);
+    assert_eq!((manifest.limits.fuel.get(), manifest.limits.outputs), (20_000_000, 8));
+    assert_eq!((manifest.limits.output_bytes, manifest.limits.state_bytes), (1_024, 2_048));
+    assert_eq!((manifest.trial.mode, manifest.trial.messages.get()), (TrialMode::Shadow, 100));
+    assert_eq!((manifest.trial.secs.get(), manifest.trial.differences), (3_600, Some(2)));
+    let config: Vec<(&str, &str)> = manifest.config.iter().map(|(key, value)| (&**key, &**value)).collect();
+    assert_eq!(config, [("factor", "1.50"), ("max", "80"), ("strict", "true"), ("unit", "°C")]);
+}
+
+#[test]
+fn defaults_are_the_documented_ones() {
+    let manifest = parse(SMALL).unwrap();
+    assert_eq!((manifest.serial, manifest.state, manifest.every), (0, StateScope::None, None));
+    assert_eq!((manifest.allow, manifest.limits.timeout_ms.get()), (Allow::default(), 100));
+    assert_eq!((manifest.trial.mode, manifest.trial.messages.get()), (TrialMode::Live, 10));
+    let timer = parse("name = \"t\"\nversion = \"1\"\nevery = \"100ms\"").unwrap();
+    assert_eq!((timer.subscribe, timer.every), (vec![], Some(Duration::from_millis(100))));
+}
+
+#[test]
+fn json_is_the_same_manifest_and_canonical() {
+    for text in [WHOLE, SMALL] {
+        let manifest = parse(text).unwrap();
+        let json = manifest.to_json();
+        let again = Manifest::from_json(&json, Some(&Ceilings::default())).unwrap();
+        assert_eq!(manifest, again);
+        assert_eq!(json, again.to_json());
+    }
+    assert_eq!(
+        String::from_utf8(parse(SMALL).unwrap().to_json()).unwrap(),
+        r#"{"name":"a","version":"1","serial":0,"subscribe":["a"],"state":"none","allow":{"publish":[],"clock":false,"random":false},"limits":{"fuel":10000000,"timeout_ms":100,"memory_bytes":4194304,"outputs":64,"output_bytes":65536,"state_bytes":65536},"trial":{"mode":"live","messages":10,"secs":60,"failures":0},"config":{}}"#
+    );
+}
+
+#[test]
+fn wrong_json() {
+    let check = |json: &str, expected: &str| {
+        let problems = Manifest::from_json(json.as_bytes(), None).unwrap_err().to_string();
+        assert!(problems.contains(expected), "{json}: {problems}");
+    };
+    check("", "not JSON");
+    check("[]", "expected an object, found a list");
+    check(r#"{"name":"a","name":"b"}"#, "key \"name\" is listed twice");
+    check(r#"{"name":"a","version":"1","every":"1s","config":{"x":null}}"#, "config.x: expected a string, a number");
+    check(r#"{"name":"a","version":"1","every":"1s","extra":1}"#, "extra: unknown key");
+    check(&"[".repeat(10_000), "not JSON");
+}
+
+#[test]
+fn all_problems_at_once() {
+    check(
+        "name = \"Threshold\"\nserial = -1\nsubscribe = [\"a/#/b\", \"$share/g/a\"]\nstate = \"topics\"\n[limit]\nfuel = 1\n",
+        &[
+            "function.toml: version: missing; for example version = \"1.0.0\"",
+            "function.toml:1:8: name: \"Threshold\" is not a function name; use 1 to 64 of a-z, 0-9 and -",
+            "function.toml:2:10: serial: -1 is too small; use at least 0",
+            "function.toml:3:14: subscribe[0]: # must be the last level",
+            "function.toml:3:23: subscribe[1]: $share/ subscriptions are set with mqtt.share_group",
+            "function.toml:4:9: state: unknown value \"topics\"; did you mean \"topic\"?",
+            "function.toml:5:2: limit: unknown key; did you mean limits?",
+        ],
+    );
+}
+
+#[test]
+fn a_function_that_would_never_run() {
+    let start = "name = \"a\"\nversion = \"1\"\n";
+    check(
+        start,
+        &[
+            "function.toml: subscribe: missing, and no every: the function would never run; for example subscribe = [\"sensors/+/temperature\"]",
+        ],
+    );
+    check(
+        &format!("{start}subscribe = []"),
+        &["function.toml:3:13: subscribe: empty, and no every: the function would never run; name a topic filter"],
+    );
+}
+
+#[test]
+fn feedback_loops_name_both_filters() {
+    check_added(
+        "[allow]\npublish = [\"b\", \"+\"]",
+        &[
+            "function.toml:5:17: allow.publish[1]: feedback loop: publish + can match subscribe a; publish to topics that this function does not subscribe to",
+        ],
+    );
+    check(
+        "name = \"a\"\nversion = \"1\"\nsubscribe = [\"x/+/t\", \"y\"]\nallow.publish = [\"x/#\"]",
+        &[
+            "function.toml:4:18: allow.publish[0]: feedback loop: publish x/# can match subscribe x/+/t; publish to topics that this function does not subscribe to",
+        ],
+    );
+}
+
+#[test]
+fn single_mistakes() {
+    check_added(
+        "every = 10",
+        &["function.toml:4:9: every: expected a time with its unit, such as \"10s\", found a number"],
+    );
+    check_added(
+        "every = \"10\"",
+        &[
+            "function.toml:4:9: every: \"10\" is not a time; write a whole number and ms, s, m or h: \"500ms\", \"10s\", \"5m\", \"1h\"",
+        ],
+    );
+    check_added(
+        "every = \"99ms\"",
+        &["function.toml:4:9: every: \"99ms\" is out of range; use 100ms or more, and 366 days or less"],
+    );
+    check_added(
+        "every = \"18446744073709551615h\"",
+        &[
+            "function.toml:4:9: every: \"18446744073709551615h\" is not a time; write a whole number and ms, s, m or h: \"500ms\", \"10s\", \"5m\", \"1h\"",
+        ],
+    );
+    check_added(
+        "component = \"../x.wasm\"",
+        &[
+            "function.toml:4:13: component: \"../x.wasm\" is not the name of a file in this folder; for example component = \"function.wasm\"",
+        ],
+    );
+    check_added(
+        "component = \"/x.wasm\"",
+        &[
+            "function.toml:4:13: component: \"/x.wasm\" is not the name of a file in this folder; for example component = \"function.wasm\"",
+        ],
+    );
+    check_added("[limits]\ntimeout = 5", &["function.toml:5:1: limits.timeout: unknown key; did you mean timeout_ms?"]);
+    check_added(
+        "[limits]\nmemory_bytes = 1000",
+        &[
+            "function.toml:5:16: limits.memory_bytes: 1000 is less than one page of WebAssembly memory; use at least 65536",
+        ],
+    );
+    check_added(
+        "[limits]\ntimeout_ms = 60_000\nfuel = 0",
+        &[
+            "function.toml:5:14: limits.timeout_ms: 60000 is above functions.max_timeout_ms of this board (10000); lower it here, or raise that in the configuration",
+            "function.toml:6:8: limits.fuel: 0 is too small; use at least 1",
+        ],
+    );
+    check_added(
+        "[trial]\nmode = \"Shadow\"\nmessages = 0",
+        &[
+            "function.toml:5:8: trial.mode: unknown value \"Shadow\"; did you mean \"shadow\"?",
+            "function.toml:6:12: trial.messages: 0 is too small; use at least 1",
+        ],
+    );
+    check_added(
+        "[trial]\nmessages = 3\nfailures = 3\ndifferences = 1",
+        &[
+            "function.toml:6:12: trial.failures: 3 of 3 messages may fail, so that every trial passes; lower it, or raise messages",
+            "function.toml:7:15: trial.differences: only a shadow is compared with the previous version; set mode = \"shadow\", or remove it",
+        ],
+    );
+    check_added(
+        "[allow]\nclock = \"true\"",
+        &["function.toml:5:9: allow.clock: expected true or false, found a string; write it without quotes"],
+    );
+    check_added(
+        "[config]\na = [1]",
+        &["function.toml:5:5: config.a: expected a string, a number, true or false, found a list"],
+    );
+    check(
+        "name = \"a\"\nversion = \"1 beta\"\nsubscribe = [\"a\", \"a\", \"$timer/x\"]",
+        &[
+            "function.toml:2:11: version: \"1 beta\" is not a version; use 1 to 64 letters, digits, dots, - and +, as in 1.2.0",
+            "function.toml:3:19: subscribe[1]: a is listed twice; remove one",
+            "function.toml:3:24: subscribe[2]: $timer topics never come from the broker; use every = \"10s\" for a timer",
+        ],
+    );
+}
+
+#[test]
+fn limits_are_held_against_the_board_only_where_there_is_one() {
+    let text = format!("{SMALL}[limits]\ntimeout_ms = 60_000");
+    assert!(parse(&text).is_err());
+    assert!(Manifest::from_toml(&text, Path::new("function.toml"), None).is_ok());
+}
+
+#[test]
+fn periods_come_back_as_they_were_written() {
+    for text in ["100ms", "1500ms", "10s", "90s", "5m", "1h", "8784h"] {
+        assert_eq!(format_period(parse_period(text).unwrap()), text);
+    }
+    for text in ["", "s", "-1s", "1.5s", "10 s", "+1s", "1d", "１s"] {
+        assert_eq!(parse_period(text), None, "{text:?}");
+    }
+}
+
+#[test]
+fn loads_from_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let missing = Manifest::load(dir.path(), &crate::config::machine::testing::MACHINE).unwrap_err().to_string();
+    assert!(missing.contains("function.toml: cannot be read"), "{missing}");
+    fs::write(dir.path().join(FILE_NAME), WHOLE).unwrap();
+    assert_eq!(Manifest::load(dir.path(), &crate::config::machine::testing::MACHINE).unwrap(), parse(WHOLE).unwrap());
+}

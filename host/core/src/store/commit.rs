@@ -1,0 +1,84 @@
+//! Effects of messages, which are committed as a whole or not at all.
+
+use std::fmt;
+use std::sync::Arc;
+
+use super::record::Record;
+use crate::message::{Failure, Message, Scope, StateWrite, Usage};
+
+/// Number of a commit request, in the order of sending.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BatchNo(pub u64);
+
+/// All effects of one delivery, timer tick or parked job.
+#[derive(Debug, Default)]
+pub struct Commit {
+    /// Identifies a redelivery of this message. `None` for QoS 0 and for jobs that did not come from the broker.
+    pub delivery: Option<Fingerprint>,
+    /// The publisher's own message id (user property `id`), remembered for `store.message_id_retention_secs`. Like the
+    /// fingerprint, it causes no write of its own if the message has no effect.
+    pub message_id: Option<Box<str>>,
+    pub records: Vec<Record>,
+    pub state: Vec<(Scope, Vec<StateWrite>)>,
+    pub dead_letters: Vec<DeadLetter>,
+    /// Jobs to run later: a retry, or a message that waits behind one.
+    pub park: Vec<Parked>,
+    /// Parked jobs that this commit finishes.
+    pub unpark: Vec<ParkedId>,
+}
+
+impl Commit {
+    /// Whether anything beside fingerprints and records must be written.
+    pub fn has_effect(&self) -> bool {
+        !(self.state.is_empty() && self.dead_letters.is_empty() && self.park.is_empty() && self.unpark.is_empty())
+    }
+}
+
+/// Distinguishes a redelivered message from a new one with the same packet id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fingerprint {
+    pub packet_id: u16,
+    /// SipHash-1-3 of topic, payload and properties.
+    pub digest: u64,
+}
+
+/// Number of a dead letter, given in the order of insertion and never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DeadLetterId(pub u64);
+
+impl fmt::Display for DeadLetterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// Message that no function could process.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DeadLetter {
+    pub function: Arc<str>,
+    pub version: Arc<str>,
+    pub message: Message,
+    pub failure: Failure,
+    pub usage: Usage,
+    pub at_ms: u64,
+}
+
+/// Number of a parked job, given in the order of parking and never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ParkedId(pub u64);
+
+impl ParkedId {
+    /// Stands for "not given yet" in a [`Commit`].
+    pub const NEW: Self = Self(0);
+}
+
+/// Job that waits in the store; its delivery is acknowledged.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parked {
+    /// In a [`Commit`]: [`ParkedId::NEW`], or the id of a job that the same commit unparks, which keeps its place.
+    pub id: ParkedId,
+    pub function: Arc<str>,
+    pub message: Message,
+    /// Unix time in milliseconds. Compared with the wall clock only after a restart; timers run on the monotonic clock.
+    pub due_ms: u64,
+}

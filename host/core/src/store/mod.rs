@@ -1,0 +1,12 @@
+//! The face of the store: what is committed, what is asked of it, and what it answers.
+
+// Vocabulary of the daemon's other parts, without rusqlite.
+pub mod commit;
+pub mod message_ids;
+pub mod record;
+pub mod request;
+
+pub use commit::{BatchNo, Commit, DeadLetter, DeadLetterId, Fingerprint, Parked, ParkedId};
+pub use message_ids::MessageIds;
+pub use record::{Gap, GapId, Record, RecordId, StoredRecord};
+pub use request::{LoadId, MovedAside, Recovered, StoreEvent, StoreRequest};

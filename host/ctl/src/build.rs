@@ -1,0 +1,197 @@
+//! `sedge build`: compiles a function's Rust crate to a component beside its `function.toml`.
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+use sedge_core::deploy;
+use sedge_core::grants::Grants;
+use sedge_core::manifest::{self, Manifest};
+use sedge_sandbox::{compile, componentize};
+
+const TARGET: &str = "wasm32-unknown-unknown";
+
+/// With the linker's default of 1 MiB every function would start with 17 pages of memory, which every run must clear.
+const STACK: &str = "-Clink-arg=-zstack-size=16384";
+
+#[derive(Clone, Debug, clap::Args)]
+pub struct BuildArgs {
+    /// Folder with function.toml and Cargo.toml
+    dir: PathBuf,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Built {
+    pub(crate) name: String,
+    pub(crate) component: PathBuf,
+    /// SHA-256 of the component, in hex.
+    pub(crate) digest: String,
+    pub(crate) size_bytes: usize,
+    pub(crate) imports: Vec<String>,
+    pub(crate) memory_bytes: u64,
+    pub(crate) core_instances: u32,
+}
+
+pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
+    let built = build(&args.dir)?;
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        serde_json::to_writer(&mut out, &built)?;
+        writeln!(out)?;
+        return Ok(());
+    }
+    writeln!(out, "function   {}", built.name)?;
+    writeln!(out, "component  {}", built.component.display())?;
+    writeln!(out, "digest     sha256:{}", built.digest)?;
+    writeln!(out, "size       {} bytes", built.size_bytes)?;
+    writeln!(out, "memory     {} bytes at the start of a run", built.memory_bytes)?;
+    writeln!(out, "instances  {}", built.core_instances)?;
+    writeln!(out, "imports    {}", if built.imports.is_empty() { "none".into() } else { built.imports.join(", ") })?;
+    Ok(())
+}
+
+/// Builds the function in a folder. Cargo's messages go to standard error.
+pub(crate) fn build(dir: &Path) -> anyhow::Result<Built> {
+    if !dir.join(manifest::FILE_NAME).exists() {
+        bail!("no function.toml in {}: name a folder with function.toml and Cargo.toml", dir.display());
+    }
+    let manifest = Manifest::load(dir, &sedge_sandbox::machine::MACHINE)?;
+    if !dir.join("Cargo.toml").is_file() {
+        bail!(
+            "no Cargo.toml in {}: `sedge build` compiles Rust crates; for other languages, put the component into the folder under the name in function.toml",
+            dir.display()
+        );
+    }
+    let toolchain = Toolchain::from_environment();
+    toolchain.check_target(dir)?;
+    let module_path = compile(dir, &toolchain)?;
+    let module = fs::read(&module_path).with_context(|| format!("failed to read {}", module_path.display()))?;
+    let wasm = componentize::from_module(&module).with_context(|| module_path.display().to_string())?;
+    let info = componentize::inspect(&wasm)?;
+
+    for import in &info.imports {
+        // Boards refuse others.
+        Grants::from(&manifest.allow).check_name(import).with_context(|| manifest.name.to_string())?;
+    }
+    let component = deploy::component_path(dir, &manifest);
+    super::write_atomically(&component, &wasm)?;
+    Ok(Built {
+        name: manifest.name.to_string(),
+        component,
+        digest: deploy::digest(&wasm).to_string(),
+        size_bytes: wasm.len(),
+        imports: info.imports,
+        memory_bytes: info.memory_bytes,
+        core_instances: if compile::is_one_module(&wasm) { 1 } else { info.core_instances },
+    })
+}
+
+/// The cargo that compiles functions. `cross/wasm-target.sh` explains the variables.
+struct Toolchain {
+    /// `SEDGE_GUEST_CARGO`, or `cargo`.
+    cargo: OsString,
+    /// `SEDGE_GUEST_TOOLCHAIN=debian`: Debian's `rustc-web` has the source of the standard library but no wasm build of it.
+    builds_std: bool,
+}
+
+impl Toolchain {
+    fn from_environment() -> Self {
+        let builds_std = env::var_os("SEDGE_GUEST_TOOLCHAIN").is_some_and(|name| name == "debian");
+        let usual = if builds_std { "/usr/bin/cargo" } else { "cargo" };
+        Self { cargo: env::var_os("SEDGE_GUEST_CARGO").unwrap_or_else(|| usual.into()), builds_std }
+    }
+
+    /// The compiler beside the cargo, else the one in the path.
+    fn rustc(&self) -> PathBuf {
+        let beside = Path::new(&self.cargo).with_file_name("rustc");
+        if beside.is_absolute() { beside } else { "rustc".into() }
+    }
+
+    /// Fails with a better message than cargo's when the wasm target is not installed.
+    fn check_target(&self, dir: &Path) -> anyhow::Result<()> {
+        if self.builds_std {
+            return Ok(());
+        }
+        let output = Command::new(self.rustc())
+            .args(["--print", "target-libdir", "--target", TARGET])
+            .current_dir(dir)
+            .stderr(Stdio::inherit())
+            .output();
+        // Cargo itself reports a compiler that cannot be run.
+        let Ok(output) = output else { return Ok(()) };
+        let libraries = String::from_utf8_lossy(&output.stdout);
+        if output.status.success() && !Path::new(libraries.trim()).is_dir() {
+            bail!(
+                "this Rust toolchain has no target {TARGET}: run cross/wasm-target.sh, or `rustup target add {TARGET}`"
+            );
+        }
+        Ok(())
+    }
+}
+
+/// Runs cargo, and returns the path of the module.
+fn compile(dir: &Path, toolchain: &Toolchain) -> anyhow::Result<PathBuf> {
+    let mut flags = vec![STACK];
+    let mut cargo = Command::new(&toolchain.cargo);
+    cargo.args(["build", "--release", "--message-format=json-render-diagnostics", "--target", TARGET]);
+    if toolchain.builds_std {
+        flags.push("-Clinker=wasm-ld-19");
+        cargo.args(["-Z", "build-std=std,panic_abort"]).env("RUSTC_BOOTSTRAP", "1").env("RUSTC", toolchain.rustc());
+    }
+    cargo
+        .current_dir(dir)
+        .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\x1f"))
+        // For small components, without a word in the function's Cargo.toml.
+        .env("CARGO_PROFILE_RELEASE_PANIC", "abort")
+        .env("CARGO_PROFILE_RELEASE_LTO", "fat")
+        .env("CARGO_PROFILE_RELEASE_CODEGEN_UNITS", "1")
+        .env("CARGO_PROFILE_RELEASE_STRIP", "debuginfo")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let mut child = match cargo.spawn() {
+        Ok(child) => child,
+        Err(error) if error.kind() == ErrorKind::NotFound => bail!(
+            "cannot find `{}`: install Rust (https://rustup.rs), run cross/wasm-target.sh, or name another cargo in SEDGE_GUEST_CARGO",
+            toolchain.cargo.to_string_lossy()
+        ),
+        Err(error) => return Err(error).context("failed to start cargo"),
+    };
+    let messages = child.stdout.take().context("cargo has no output")?;
+    let manifest_path = dir.join("Cargo.toml").canonicalize()?;
+    let module = read_artifact(messages, &manifest_path)?;
+    if !child.wait()?.success() {
+        bail!("cargo could not build {}: its messages are above", dir.display());
+    }
+    module.with_context(|| {
+        format!("{} produces no wasm module: add `[lib]` with `crate-type = [\"cdylib\"]`", manifest_path.display())
+    })
+}
+
+/// Reads cargo's messages to their end, and returns the `cdylib` of this crate.
+fn read_artifact(messages: impl Read, manifest_path: &Path) -> anyhow::Result<Option<PathBuf>> {
+    #[derive(Deserialize)]
+    struct Artifact {
+        manifest_path: PathBuf,
+        filenames: Vec<PathBuf>,
+    }
+    let mut module = None;
+    for line in BufReader::new(messages).lines() {
+        // Only artifacts have file names.
+        let line = line.context("failed to read cargo's messages")?;
+        let Ok(artifact) = serde_json::from_str::<Artifact>(&line) else { continue };
+        if artifact.manifest_path == manifest_path {
+            module =
+                artifact.filenames.into_iter().find(|file| file.extension().is_some_and(|e| e == "wasm")).or(module);
+        }
+    }
+    Ok(module)
+}

@@ -1,0 +1,187 @@
+//! `sedge check`: all problems of a configuration and its functions, or a summary of what would run.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{ConfigArgs, EXIT_CONFIG, print_problems};
+use sedge_core::config::problem::{Invalid, Location, Severity};
+use sedge_core::config::{Config, Problem, Problems};
+use sedge_core::deploy::Source;
+use sedge_core::manifest::{Manifest, StateScope};
+use sedge_sandbox::compiler::Compiler;
+use sedge_sandbox::folder::InstallError;
+
+#[derive(Debug, Args)]
+pub struct CheckArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
+    let (config, mut problems) = Config::inspect(&args.config.path(), &sedge_sandbox::machine::MACHINE);
+    let (functions, more) = config.functions.load(&sedge_sandbox::machine::MACHINE);
+    problems.extend(more);
+    for (dir, manifest) in &functions {
+        if let Err((key, invalid)) = check_function(dir, manifest, config.functions.native_code) {
+            problems.push(Problem::error(Location::whole(dir.join(sedge_core::manifest::FILE_NAME)), key, invalid));
+        }
+    }
+    let has_errors = problems.has_errors();
+    let mut warn = |key: &str, what: &str, fix: &str| {
+        let problem = Problem::error(Location::whole(args.config.path()), key, Invalid::new(what).hint(fix));
+        problems.push(Problem { severity: Severity::Warning, ..problem });
+    };
+    let keys = &config.deploy.keys;
+    // With a key to trust, functions can be pushed.
+    if functions.is_empty() && keys.is_empty() && !has_errors {
+        warn("functions.paths", "no function, so nothing would run", "list the folders of functions");
+    }
+    if !Compiler::capabilities().has_compiler && !keys.is_empty() && !keys.values().any(|key| key.native_code) {
+        let what = "this build has no compiler, and no key may send native code: nothing pushed can run";
+        warn("deploy.keys", what, "set native_code = true for a key whose owner may run anything in a worker");
+    }
+
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{:#}", as_json(&config, &functions, &problems))?;
+    } else {
+        print_problems(&problems);
+        if !problems.has_errors() {
+            summary(&mut out, &config, &functions)?;
+        }
+    }
+    Ok(if problems.has_errors() { ExitCode::from(EXIT_CONFIG) } else { ExitCode::SUCCESS })
+}
+
+/// Installs a function in the same child process and with the same limits as the daemon. The error names a key.
+fn check_function(dir: &Path, manifest: &Manifest, accepts_code: bool) -> Result<(), (String, Invalid)> {
+    let component = |what: String, command: &str| {
+        let fix = format!("sedge {command} {}", dir.display());
+        Err(("component".into(), Invalid::new(what).hint(fix)))
+    };
+    let Source { path, is_code } = sedge_sandbox::folder::find(dir, manifest, Compiler::capabilities(), accepts_code);
+    if !is_code && Compiler::capabilities().has_compiler && !path.is_file() {
+        return component(format!("{} is missing", path.display()), "build");
+    }
+    match sedge_sandbox::folder::install(dir, manifest.clone(), &Compiler, accepts_code) {
+        Ok(_) => Ok(()),
+        Err(InstallError::NotGranted { source, .. }) => {
+            Err((format!("allow.{}", source.key), Invalid::new(source.to_string())))
+        }
+        Err(InstallError::NoCompiler { what, .. }) => Err(("component".into(), Invalid::new(what))),
+        Err(InstallError::Folder { source, .. }) => component(source.to_string(), "compile"),
+        Err(error) => component(format!("{:#}", anyhow::Error::from(error)), "build"),
+    }
+}
+
+fn summary(out: &mut impl Write, config: &Config, functions: &[(PathBuf, Manifest)]) -> std::io::Result<()> {
+    let node = &config.node;
+    write!(out, "node       {}, topics under {}/{}/", node.name, node.base_topic, node.name)?;
+    match node.groups.is_empty() {
+        true => writeln!(out)?,
+        false => writeln!(out, ", groups {}", node.groups.join(", "))?,
+    }
+    let shared = config.mqtt.share_group.as_ref().map_or_else(String::new, |group| format!(", shared by {group}"));
+    writeln!(out, "broker     {}{shared}", config.mqtt.connection.url)?;
+    match &config.upstream {
+        Some(upstream) => writeln!(out, "upstream   {}", upstream.connection.url)?,
+        None => writeln!(out, "upstream   none: alerts stay on the local broker, data is dropped and counted")?,
+    }
+    writeln!(out, "data       {}", node.data_dir.display())?;
+    match config.http.listen {
+        Some(listen) => writeln!(out, "metrics    http://{listen}/metrics")?,
+        None => writeln!(out, "metrics    off")?,
+    }
+    for (dir, manifest) in functions {
+        writeln!(out, "\nfunction   {} {}, from {}", manifest.name, manifest.version, dir.display())?;
+        for filter in &manifest.subscribe {
+            writeln!(out, "  receives {filter}")?;
+        }
+        if let Some(every) = manifest.every {
+            writeln!(out, "  ticks    every {every:?}")?;
+        }
+        for filter in &manifest.allow.publish {
+            writeln!(out, "  sends    {filter}")?;
+        }
+        let limits = &manifest.limits;
+        match manifest.state {
+            StateScope::None => {}
+            StateScope::Topic => writeln!(out, "  state    per topic, at most {} bytes", limits.state_bytes)?,
+            StateScope::Function => writeln!(out, "  state    for all topics, at most {} bytes", limits.state_bytes)?,
+        }
+        writeln!(
+            out,
+            "  limits   {} fuel, {} ms, {} bytes of memory, {} outputs, {} bytes of output",
+            limits.fuel, limits.timeout_ms, limits.memory_bytes, limits.outputs, limits.output_bytes
+        )?;
+    }
+    Ok(())
+}
+
+fn as_json(config: &Config, functions: &[(PathBuf, Manifest)], problems: &Problems) -> Value {
+    json!({
+        "ok": !problems.has_errors(),
+        "problems": problems,
+        "node": config.node.name,
+        "groups": config.node.groups,
+        "broker": config.mqtt.connection.url.as_str(),
+        "upstream": config.upstream.as_ref().map(|upstream| upstream.connection.url.as_str()),
+        "data_dir": config.node.data_dir,
+        "metrics": config.http.listen,
+        "functions": functions.iter().map(|(dir, manifest)| json!({ "dir": dir, "manifest": manifest })).collect::<Vec<_>>(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn configured() -> (Config, Vec<(PathBuf, Manifest)>) {
+        let text = "[node]\nname = \"board-7\"\ngroups = [\"plant\"]\n[upstream]\nurl = \"http://a/in\"\n[http]\nlisten = \"off\"";
+        let (config, problems) = Config::parse(text, Path::new("sedge.toml"));
+        assert_eq!(problems, Problems::default());
+        let text =
+            "name = \"warm\"\nversion = \"1\"\nsubscribe = [\"s/+/t\"]\nstate = \"topic\"\nallow.publish = [\"d/#\"]";
+        let manifest = Manifest::from_toml(text, Path::new("function.toml"), None).unwrap();
+        (config, vec![("functions/warm".into(), manifest)])
+    }
+
+    #[test]
+    fn the_summary_shows_what_would_run() {
+        let (config, functions) = configured();
+        let mut out = Vec::new();
+        summary(&mut out, &config, &functions).unwrap();
+        let expected = "\
+node       board-7, topics under sedge/board-7/, groups plant
+broker     mqtt://localhost:1883
+upstream   http://a/in
+data       /var/lib/sedge
+metrics    off
+
+function   warm 1, from functions/warm
+  receives s/+/t
+  sends    d/#
+  state    per topic, at most 65536 bytes
+  limits   10000000 fuel, 100 ms, 4194304 bytes of memory, 64 outputs, 65536 bytes of output
+";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn json_holds_the_manifests_and_the_problems() {
+        let (config, functions) = configured();
+        let (_, problems) = Config::parse("[mqtt]\nurl = 1", Path::new("sedge.toml"));
+        let json = as_json(&config, &functions, &problems);
+        assert_eq!(json["ok"], false);
+        assert_eq!(json["problems"][0]["line"], 2);
+        assert_eq!(json["problems"][0]["key"], "mqtt.url");
+        assert_eq!(json["functions"][0]["manifest"]["limits"]["timeout_ms"], 100);
+    }
+}

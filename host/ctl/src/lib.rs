@@ -1,0 +1,101 @@
+//! The commands of operators and of the board's administrator. Nothing here depends on the daemon.
+
+#[cfg(feature = "compiler")]
+pub mod build;
+pub mod check;
+mod client;
+#[cfg(feature = "compiler")]
+pub mod compile;
+pub mod dead_letters;
+#[cfg(feature = "demo")]
+pub mod demo;
+pub mod doctor;
+pub mod invoke;
+#[cfg(feature = "operator")]
+pub mod operator;
+#[cfg(any(feature = "demo", feature = "operator"))]
+mod progress;
+
+#[cfg(feature = "compiler")]
+use anyhow::Context as _;
+use clap::Args;
+use sedge_core::config::Problems;
+use sedge_core::config::problem::Severity;
+use std::io::IsTerminal;
+use std::path::PathBuf;
+
+/// `EX_CONFIG` of sysexits.h. The unit file tells systemd not to restart on it: a person must act first.
+pub const EXIT_CONFIG: u8 = 78;
+
+const DEFAULT_CONFIG: &str = "/etc/sedge/sedge.toml";
+
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// Configuration file; conf.d/*.toml beside it is read as well [default: SEDGE_CONFIG, or /etc/sedge/sedge.toml]
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl ConfigArgs {
+    pub fn path(&self) -> PathBuf {
+        let named = || std::env::var_os("SEDGE_CONFIG").filter(|path| !path.is_empty()).map(PathBuf::from);
+        self.config.clone().or_else(named).unwrap_or_else(|| DEFAULT_CONFIG.into())
+    }
+}
+
+/// Prints one line per problem to standard error, and the number of errors.
+pub fn print_problems(problems: &Problems) {
+    for problem in problems.iter() {
+        let colour = match problem.severity {
+            Severity::Error => RED,
+            Severity::Warning => YELLOW,
+        };
+        // The location comes first, as editors and terminals expect.
+        let (at, line) = (problem.at.to_string(), problem.to_string());
+        eprintln!("{}{}", paint(colour, &at), line.strip_prefix(&at).unwrap_or(&line));
+    }
+    match problems.errors().count() {
+        0 => {}
+        1 => eprintln!("1 problem"),
+        many => eprintln!("{many} problems"),
+    }
+}
+
+pub const RED: &str = "31";
+
+const YELLOW: &str = "33";
+
+/// Colours text for standard error if that is a terminal and `NO_COLOR` is unset (no-color.org).
+pub fn paint(colour: &str, text: &str) -> String {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    if std::io::stderr().is_terminal() && !refused { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
+}
+
+/// Runs an MQTT client, which needs a [`LocalSet`](tokio::task::LocalSet), to its end.
+fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    tokio::task::LocalSet::new().block_on(&runtime, future)
+}
+
+/// Writes a file under another name and renames it, so that a daemon reading the folder never sees half of it.
+#[cfg(feature = "compiler")]
+fn write_atomically(path: &std::path::Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".part");
+    std::fs::write(&unfinished, bytes)
+        .and_then(|()| std::fs::rename(&unfinished, path))
+        .with_context(|| format!("failed to write {}", path.display()))
+}
+
+/// Escapes control characters, which could move the cursor or change colours.
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    for c in text.chars() {
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,15 @@
+//! Commands for an operator's machine: send functions and keys to boards, and show what boards report.
+
+pub mod keygen;
+pub mod new;
+pub mod order;
+pub mod push;
+pub mod status;
+pub mod trust;
+
+mod boards;
+mod broker;
+mod changes;
+mod follow;
+mod session;
+mod signing;

@@ -1,0 +1,261 @@
+//! `sedge new NAME`: a folder with a function that compiles, passes its test and can be pushed.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use serde_json::json;
+
+use sedge_core::manifest;
+
+/// The SDK's folder in a checkout of Sedge.
+const SDK: &str = "guest-sdk";
+const SDK_NAME: &str = "sedge-function";
+
+/// Path and template of each file.
+const FILES: [(&str, &str); 5] = [
+    ("Cargo.toml", include_str!("new/Cargo.toml.in")),
+    (manifest::FILE_NAME, include_str!("new/function.toml.in")),
+    ("src/lib.rs", include_str!("new/lib.rs.in")),
+    ("README.md", include_str!("new/README.md.in")),
+    (".gitignore", include_str!("new/gitignore.in")),
+];
+
+#[derive(Debug, Args)]
+pub struct NewArgs {
+    /// Name of the function: a to z, 0 to 9 and -, beginning with a letter
+    #[arg(value_parser = name)]
+    name: String,
+    /// Folder to create [default: NAME]
+    #[arg(long, value_name = "DIR")]
+    dir: Option<PathBuf>,
+    /// Folder guest-sdk of a checkout [default: of the checkout that holds the new folder or this program; else the
+    /// published crate]
+    #[arg(long, value_name = "DIR")]
+    sdk: Option<PathBuf>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+fn name(text: &str) -> Result<String, String> {
+    // As Cargo requires.
+    if !text.starts_with(|c: char| c.is_ascii_lowercase()) {
+        return Err("begin with a letter from a to z".into());
+    }
+    if text.len() > 64 || !text.bytes().all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'-')) {
+        return Err("use at most 64 of a to z, 0 to 9 and -".into());
+    }
+    Ok(text.to_owned())
+}
+
+pub fn run(args: &NewArgs) -> anyhow::Result<()> {
+    let dir = args.dir.clone().unwrap_or_else(|| args.name.clone().into());
+    let is_vacant = fs::read_dir(&dir).map_or_else(|_| !dir.exists(), |mut entries| entries.next().is_none());
+    if !is_vacant {
+        bail!("{} already exists and is not empty: name another folder with --dir", dir.display());
+    }
+    let created = !dir.exists();
+    fs::create_dir_all(&dir).with_context(|| format!("failed to create {}", dir.display()))?;
+    let sdk = match find_sdk(args.sdk.as_deref(), &dir) {
+        Ok(sdk) => sdk,
+        Err(error) => {
+            if created {
+                let _ = fs::remove_dir(&dir);
+            }
+            return Err(error);
+        }
+    };
+    let dependency = sdk.dependency(&dir)?;
+    for (file, blank) in FILES {
+        let path = dir.join(file);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).with_context(|| format!("failed to create {}", folder.display()))?;
+        }
+        let text = blank.replace("{{name}}", &args.name).replace("{{sdk}}", &dependency);
+        fs::write(&path, text).with_context(|| format!("failed to write {}", path.display()))?;
+    }
+
+    let mut out = std::io::stdout().lock();
+    if args.json {
+        writeln!(out, "{}", json!({ "name": args.name, "dir": dir, "sdk": sdk.found() }))?;
+        return Ok(());
+    }
+    let shown = dir.display();
+    writeln!(
+        out,
+        "function   {} in {shown}: src/lib.rs, and function.toml for topics, settings and permissions",
+        args.name
+    )?;
+    match sdk.found() {
+        Some(path) => writeln!(out, "sdk        {}", path.display())?,
+        None => writeln!(
+            out,
+            "sdk        {SDK_NAME} {} from the registry; --sdk sedge/{SDK} takes that of a checkout",
+            env!("CARGO_PKG_VERSION")
+        )?,
+    }
+    writeln!(out, "next       cargo test --manifest-path {}", dir.join("Cargo.toml").display())?;
+    writeln!(out, "           sedge build {shown}")?;
+    writeln!(out, "           sedge invoke {shown} --topic sensors/oven/temperature --payload 81.5")?;
+    writeln!(out, "           sedge push {shown} --node BOARD --key KEY.pem")?;
+    Ok(())
+}
+
+enum Sdk {
+    Checkout(PathBuf),
+    /// In the version of this program.
+    Registry,
+}
+
+impl Sdk {
+    fn found(&self) -> Option<&Path> {
+        match self {
+            Self::Checkout(path) => Some(path),
+            Self::Registry => None,
+        }
+    }
+
+    /// The dependency in Cargo.toml. Inside the checkout its path is relative, so that the checkout can be moved.
+    fn dependency(&self, dir: &Path) -> anyhow::Result<String> {
+        let Self::Checkout(sdk) = self else { return Ok(format!("version = {:?}", env!("CARGO_PKG_VERSION"))) };
+        let dir = dir.canonicalize().with_context(|| format!("failed to open {}", dir.display()))?;
+        let path = match sdk.parent().and_then(|checkout| dir.strip_prefix(checkout).ok()) {
+            Some(below) => below.components().map(|_| "..").collect::<PathBuf>().join(SDK),
+            None => sdk.clone(),
+        };
+        let path = path.to_str().with_context(|| format!("{} is not in UTF-8", path.display()))?;
+        Ok(format!("path = {}", toml::Value::from(path)))
+    }
+}
+
+/// Finds the SDK: the named folder, else that of the checkout around the new folder or around this program.
+fn find_sdk(named: Option<&Path>, dir: &Path) -> anyhow::Result<Sdk> {
+    if let Some(named) = named {
+        let sdk = named.canonicalize().with_context(|| format!("failed to open {}", named.display()))?;
+        if !is_sdk(&sdk) {
+            bail!("{} is not the SDK: its Cargo.toml would name {SDK_NAME}", named.display());
+        }
+        return Ok(Sdk::Checkout(sdk));
+    }
+    let around_dir = dir.canonicalize().ok();
+    let around_program = std::env::current_exe().and_then(|program| program.canonicalize()).ok();
+    let checkout = [around_dir, around_program]
+        .into_iter()
+        .flatten()
+        .find_map(|start| start.ancestors().map(|folder| folder.join(SDK)).find(|sdk| is_sdk(sdk)));
+    Ok(checkout.map_or(Sdk::Registry, Sdk::Checkout))
+}
+
+fn is_sdk(folder: &Path) -> bool {
+    fs::read_to_string(folder.join("Cargo.toml")).is_ok_and(|text| text.contains(&format!("name = {SDK_NAME:?}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sedge_core::manifest::{Limits, Manifest};
+
+    fn args(name: &str, dir: &Path, sdk: Option<PathBuf>) -> NewArgs {
+        NewArgs { name: name.into(), dir: Some(dir.into()), sdk, json: true }
+    }
+
+    /// A folder like a checkout.
+    fn checkout() -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        fs::create_dir(root.join(SDK)).unwrap();
+        fs::write(root.join(SDK).join("Cargo.toml"), "[package]\nname = \"sedge-function\"\n").unwrap();
+        (folder, root)
+    }
+
+    fn dependency(dir: &Path) -> toml::Value {
+        let text = fs::read_to_string(dir.join("Cargo.toml")).unwrap();
+        toml::from_str::<toml::Value>(&text).unwrap()["dependencies"][SDK_NAME].clone()
+    }
+
+    #[test]
+    fn the_manifest_is_good_and_the_function_short() {
+        let (_folder, root) = checkout();
+        let dir = root.join("functions/door-alarm");
+        run(&args("door-alarm", &dir, None)).unwrap();
+        let manifest = Manifest::load(&dir, &sedge_sandbox::machine::MACHINE).unwrap();
+        assert_eq!((&*manifest.name, manifest.serial), ("door-alarm", 0));
+        assert!(!fs::read_to_string(dir.join("README.md")).unwrap().contains("{{"));
+        let source = fs::read_to_string(dir.join("src/lib.rs")).unwrap();
+        let function =
+            source.split("#[cfg(test)]").next().unwrap().split("use sedge_function::prelude::*;").nth(1).unwrap();
+        let lines = function.lines().filter(|line| !line.trim().is_empty()).count();
+        assert!(lines < 20, "{lines} lines:{function}");
+    }
+
+    #[test]
+    fn commented_settings_of_the_manifest_are_the_defaults() {
+        let blank = FILES[1].1.replace("{{name}}", "a");
+        // Commented settings, except examples that differ from the default.
+        let on = |line: &str| match line.strip_prefix("# ") {
+            Some(rest)
+                if rest.starts_with('[')
+                    || (rest.contains(" = ") && !rest.contains("every") && !rest.contains("serial")) =>
+            {
+                rest.to_owned()
+            }
+            _ => line.to_owned(),
+        };
+        let text: Vec<String> = blank.lines().map(on).collect();
+        let all = Manifest::from_toml(&text.join("\n"), Path::new("function.toml"), None).unwrap();
+        assert_eq!(all.limits, Limits::default());
+        assert!(all.allow.publish.iter().any(|filter| filter.matches("derived/x")));
+    }
+
+    #[test]
+    fn in_a_checkout_the_path_is_relative() {
+        let (_folder, root) = checkout();
+        let dir = root.join("functions/warm");
+        run(&args("warm", &dir, None)).unwrap();
+        assert_eq!(dependency(&dir)["path"].as_str(), Some("../../guest-sdk"));
+        assert!(dir.join("../../guest-sdk/Cargo.toml").is_file());
+    }
+
+    #[test]
+    fn elsewhere_the_named_sdk_is_absolute() {
+        let (_folder, root) = checkout();
+        let elsewhere = tempfile::tempdir().unwrap();
+        let dir = elsewhere.path().join("warm");
+        run(&args("warm", &dir, Some(root.join(SDK)))).unwrap();
+        assert_eq!(dependency(&dir)["path"].as_str(), root.join(SDK).to_str());
+        let error = run(&args("cold", &elsewhere.path().join("cold"), Some(root.clone()))).unwrap_err().to_string();
+        assert!(error.contains("is not the SDK"), "{error}");
+        assert!(!elsewhere.path().join("cold").exists(), "a refused folder is removed");
+    }
+
+    #[test]
+    fn without_a_checkout_the_published_crate_is_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let dependency = Sdk::Registry.dependency(dir.path()).unwrap();
+        assert_eq!(dependency, format!("version = {:?}", env!("CARGO_PKG_VERSION")));
+    }
+
+    #[test]
+    fn nothing_is_overwritten() {
+        let (_folder, root) = checkout();
+        fs::create_dir(root.join("warm")).unwrap();
+        fs::write(root.join("warm/notes"), "mine").unwrap();
+        let error = run(&args("warm", &root.join("warm"), None)).unwrap_err().to_string();
+        assert!(error.contains("not empty"), "{error}");
+        run(&args("warm", &root.join("other"), None)).unwrap();
+        assert!(run(&args("warm", &root.join("other"), None)).is_err());
+    }
+
+    #[test]
+    fn names_are_valid_for_cargo_and_boards() {
+        for good in ["a", "door-alarm", "x9", "core", "fn"] {
+            assert_eq!(name(good), Ok(good.to_owned()));
+        }
+        for bad in ["", "9x", "-a", "Door", "a_b", "a/b", "ä", &"a".repeat(65)] {
+            assert!(name(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,194 @@
+//! `sedge status`: boards and their functions, from the messages that the broker retains.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::bail;
+use bytes::Bytes;
+use clap::Args;
+use serde_json::{Value, json};
+use tokio::time::Instant;
+
+use super::boards::{Board, Boards};
+use super::broker::BrokerArgs;
+use super::follow::{self, progress_text};
+use super::order::{RETAINED_GRACE, with_json_answer};
+use super::signing;
+use crate::printable;
+use sedge_core::deploy::report::Report;
+use sedge_core::deploy::topics::Topics;
+
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Only this board
+    #[arg(long, value_name = "NAME", value_parser = signing::node)]
+    node: Option<String>,
+    /// Only the boards of this group
+    #[arg(long, value_name = "NAME", conflicts_with = "node")]
+    group: Option<String>,
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    broker: BrokerArgs,
+}
+
+/// Fails when the named board is unknown to the broker.
+pub fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
+    with_json_answer(args.json, || {
+        let boards = crate::block_on(read(args))?;
+        if let Some(node) = args.node.as_ref().filter(|_| boards.iter().next().is_none()) {
+            bail!("the broker knows no board {node}");
+        }
+        let shown: Vec<_> = boards
+            .iter()
+            .filter(|(_, board)| {
+                let groups = board.presence.as_ref().map(|presence| &presence.groups[..]).unwrap_or_default();
+                args.group.as_ref().is_none_or(|group| groups.contains(group))
+            })
+            .collect();
+        if !args.json {
+            print(&mut io::stdout().lock(), &shown)?;
+        }
+        Ok((true, as_json(&shown)))
+    })
+}
+
+type Shown<'a> = [(&'a Arc<str>, &'a Board)];
+
+async fn read(args: &StatusArgs) -> anyhow::Result<Boards> {
+    let topics = Topics::new(&args.broker.base());
+    let node = args.node.as_deref();
+    let filters = [topics.statuses(node), topics.reports(node)];
+    let mut boards = Boards::new(topics);
+    let mut client = args.broker.connect().await?;
+    let on_message = |topic: &str, payload: &Bytes| boards.record(topic, payload);
+    client.read_retained(&filters, RETAINED_GRACE, Instant::now() + TIMEOUT, on_message).await?;
+    client.close().await;
+    Ok(boards)
+}
+
+fn as_json(boards: &Shown<'_>) -> Value {
+    let node = |(name, board): &(&Arc<str>, &Board)| {
+        let presence = board.presence.as_ref();
+        json!({
+            "node": &***name,
+            "state": presence.map(|presence| &presence.state),
+            "version": presence.and_then(|presence| presence.version.as_ref()),
+            "groups": presence.map(|presence| &presence.groups[..]).unwrap_or_default(),
+            "problem": presence.and_then(|presence| presence.problem.as_ref()),
+            "functions": board.reports.values().collect::<Vec<_>>(),
+        })
+    };
+    json!({ "ok": true, "nodes": boards.iter().map(node).collect::<Vec<_>>() })
+}
+
+fn print(out: &mut impl Write, boards: &Shown<'_>) -> io::Result<()> {
+    let header = ["NODE", "STATE", "FUNCTION", "SERVES", "SERIAL", "LAST ORDER", "REASON"];
+    let mut rows = vec![header.map(str::to_owned)];
+    for (name, board) in boards {
+        let presence = board.presence.as_ref();
+        let state = presence.map_or_else(|| "?".into(), |presence| printable(&presence.state));
+        let problem = presence.and_then(|presence| presence.problem.as_deref()).map(printable).unwrap_or_default();
+        if board.reports.is_empty() || !problem.is_empty() {
+            let empty = String::new;
+            rows.push([name.to_string(), state.clone(), empty(), empty(), empty(), empty(), problem]);
+        }
+        for (function, report) in &board.reports {
+            let (version, serial) = match report.active.as_ref().map(|active| &active.version) {
+                None => ("-".into(), "-".into()),
+                Some(active) => {
+                    let code = if active.native_code { ", native code" } else { "" };
+                    (printable(&active.version) + code, active.serial.to_string())
+                }
+            };
+            let last_order = report.state.to_string();
+            rows.push([
+                name.to_string(),
+                state.clone(),
+                function.to_string(),
+                version,
+                serial,
+                last_order,
+                note(report),
+            ]);
+        }
+    }
+    table(out, &rows)?;
+    for (name, board) in boards {
+        for (function, report) in &board.reports {
+            for difference in &report.differences {
+                writeln!(out, "\n{name} {function} on {}", printable(&difference.topic))?;
+                writeln!(out, "  active  {}", printable(&difference.active))?;
+                writeln!(out, "  shadow  {}", printable(&difference.candidate))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The reason of a failure; else the trusted keys, or the progress of an order.
+fn note(report: &Report) -> String {
+    let reason = follow::reason_text(report.reason, report.error.as_deref());
+    match &report.keys {
+        _ if !reason.is_empty() => reason,
+        Some(keys) => keys.iter().map(|key| printable(&key.name)).collect::<Vec<_>>().join(", "),
+        None => report.progress.filter(|_| !report.state.is_final()).map(progress_text).unwrap_or_default(),
+    }
+}
+
+/// Prints columns as wide as their widest cell.
+fn table<const N: usize>(out: &mut impl Write, rows: &[[String; N]]) -> io::Result<()> {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    for row in rows {
+        let line: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+        writeln!(out, "{}", line.join("  ").trim_end())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_row_per_function_and_board() {
+        let mut boards = Boards::new(Topics::new("sedge"));
+        boards.record("sedge/a/status", br#"{"state":"online","groups":["pumps"]}"#);
+        boards.record("sedge/b/status", br#"{"state":"offline"}"#);
+        let digest = "0".repeat(64);
+        let report = json!({
+            "function": "warm", "state": "rejected", "reason": "expired", "error": "it expired", "serial": 8,
+            "active": { "version": "1.2.0", "serial": 7, "digest": digest, "manifest": {} }, "previous": null,
+            "at_ms": 0, "clock_synced": true,
+            "differences": [{ "topic": "t", "active": "1", "candidate": "\u{1b}[2J" }],
+        });
+        boards.record("sedge/a/functions/warm", report.to_string().as_bytes());
+        let shown: Vec<_> = boards.iter().collect();
+        let mut out = Vec::new();
+        print(&mut out, &shown).unwrap();
+        let expected = "\
+NODE  STATE    FUNCTION  SERVES  SERIAL  LAST ORDER  REASON
+a     online   warm      1.2.0   7       rejected    expired: it expired
+b     offline
+
+a warm on t
+  active  1
+  shadow  \\u{1b}[2J
+";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+        let json = as_json(&shown);
+        assert_eq!(json["nodes"][0]["functions"][0]["active"]["serial"], 7);
+        assert_eq!(json["nodes"][0]["groups"][0], "pumps");
+        assert_eq!(json["nodes"][1]["state"], "offline");
+    }
+}

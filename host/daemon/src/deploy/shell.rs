@@ -1,0 +1,135 @@
+//! The deployer with what it asks for: the deploy folder, the functions' folders, the cache and the compiler.
+
+use std::collections::VecDeque;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::disk::Disk;
+use sedge_core::deploy::deployer::{Deployer, DeployerConfig};
+use sedge_core::deploy::interface::{Action, Boot, DiskAnswer, DiskRequest, Request, Start, StoredFile};
+use sedge_core::deploy::stats::DeployStats;
+use sedge_core::manifest::Manifest;
+use sedge_core::time::Now;
+use sedge_sandbox::compiler::CompileBackend;
+use sedge_sandbox::folder;
+
+pub(crate) struct Shell {
+    pub(super) deployer: Deployer,
+    pub(super) disk: Disk,
+    pub(super) compiler: Arc<dyn CompileBackend>,
+    /// Actions from the start, which are returned first.
+    pub(super) decided: VecDeque<Action>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("failed to open {path}")]
+pub(crate) struct OpenError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+impl Shell {
+    /// Opens the deploy folder `dir` and compiles what is not in the cache. `folders` are the functions of the
+    /// configuration, each with its folder. Returns also the versions that serve from the start.
+    pub(crate) fn open(
+        dir: &Path,
+        config: DeployerConfig,
+        folders: Vec<(PathBuf, Manifest)>,
+        compiler: Arc<dyn CompileBackend>,
+        now: Now,
+    ) -> Result<(Self, Vec<Start>), OpenError> {
+        let error = |source| OpenError { path: dir.to_owned(), source };
+        let disk = Disk::open(dir.to_owned()).map_err(error)?;
+        let boot = read(&disk, &config, folders).map_err(error)?;
+        let deployer = Deployer::new(config, boot, now);
+        let mut shell = Self { deployer, disk, compiler, decided: VecDeque::new() };
+        let starts = shell.boot(now).map_err(error)?;
+        Ok((shell, starts))
+    }
+
+    fn boot(&mut self, now: Now) -> io::Result<Vec<Start>> {
+        let mut starts = Vec::new();
+        while let Some(action) = self.deployer.poll() {
+            match action {
+                Action::Disk(request) => {
+                    let must_succeed = matches!(request, DiskRequest::SetAside(_));
+                    let answer = match answer(&self.disk, &*self.compiler, request) {
+                        Err(error) if must_succeed => return Err(error),
+                        answer => answer,
+                    };
+                    self.deployer.handle(Request::Disk(answer), now);
+                }
+                Action::Compile { function, edition, digest, wasm, class } => {
+                    let result = self.compiler.compile(&digest, &wasm, class);
+                    self.deployer.handle(Request::Compiled { function, edition, result }, now);
+                }
+                Action::Start(start) => starts.push(start),
+                action => self.decided.push_back(action),
+            }
+        }
+        debug_assert!(self.deployer.is_idle(), "all that the deployer waits for was answered");
+        Ok(starts)
+    }
+
+    pub(crate) fn stats(&self) -> &Arc<DeployStats> {
+        self.deployer.stats()
+    }
+
+    /// Returns the next action that needs more than files.
+    pub(super) fn poll(&mut self, now: Now) -> Option<Action> {
+        loop {
+            match self.decided.pop_front().or_else(|| self.deployer.poll())? {
+                Action::Disk(request) => {
+                    let answer = answer(&self.disk, &*self.compiler, request);
+                    self.deployer.handle(Request::Disk(answer), now);
+                }
+                Action::RetainCode { digests } => self.compiler.retain(&digests),
+                action => return Some(action),
+            }
+        }
+    }
+}
+
+/// Reads what the deployer starts from.
+fn read(disk: &Disk, config: &DeployerConfig, folders: Vec<(PathBuf, Manifest)>) -> io::Result<Boot> {
+    let keys = match disk.read(&StoredFile::Keys) {
+        Ok(bytes) => Some(bytes),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+        Err(error) => return Err(error),
+    };
+    let record = |function: Arc<str>| {
+        let bytes = disk.read(&StoredFile::Record(Arc::clone(&function)));
+        let log = |error: &io::Error| tracing::error!(function = &*function, %error, "failed to read a record");
+        let bytes = bytes.inspect_err(log).ok();
+        (function, bytes)
+    };
+    let records = disk.recorded()?.into_iter().map(record).collect();
+    let takes_code = config.functions.native_code;
+    let inspect = |(dir, manifest): (PathBuf, _)| folder::inspect(&dir, manifest, config.host, takes_code);
+    Ok(Boot { keys, records, folders: folders.into_iter().map(inspect).collect() })
+}
+
+/// Carries out an operation on files.
+pub(super) fn answer(disk: &Disk, compiler: &dyn CompileBackend, request: DiskRequest) -> DiskAnswer {
+    let missing = || io::Error::from(io::ErrorKind::NotFound);
+    let result = match request {
+        DiskRequest::Read(file) => return disk.read(&file),
+        DiskRequest::ReadSource(path) => return folder::read(&path),
+        DiskRequest::ReadCache { digest, class } => return compiler.cached(&digest, class).ok_or_else(missing),
+        DiskRequest::Exists(file) => {
+            if disk.exists(&file) {
+                Ok(())
+            } else {
+                Err(missing())
+            }
+        }
+        DiskRequest::Replace(file, bytes) => disk.replace(&file, &bytes),
+        DiskRequest::WriteAt { file, offset, bytes } => disk.write_at(&file, &bytes, offset),
+        DiskRequest::Finish { function, digest } => disk.finish(&function, digest),
+        DiskRequest::Remove(file) => disk.remove(&file),
+        DiskRequest::SetAside(file) => disk.set_aside(&file),
+        DiskRequest::Retain { modules, staging } => disk.retain(&modules, &staging),
+    };
+    result.map(|()| bytes::Bytes::new())
+}

@@ -1,0 +1,8 @@
+//! The daemon: sources, sinks, worker processes, and the loop between them and the core.
+
+mod deploy;
+mod footprint;
+pub mod run;
+mod sinks;
+pub mod telemetry;
+pub mod worker;

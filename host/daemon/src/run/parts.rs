@@ -1,0 +1,210 @@
+//! Builds the parts of the daemon from its configuration.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::orders::{META_ORDERS, Orders};
+use super::status::Status;
+use super::store_figures;
+use super::{Daemon, STARTED, Upstream};
+use crate::sinks::webhook::Webhook;
+use crate::telemetry::{Health, Http, Notifier};
+use crate::worker::processes::{ProcessConfig, Processes};
+use sedge_core::board::{self, Board, BoardConfig, Input, PauseConfig, RecorderConfig, Version, WorkerConfig};
+use sedge_core::config::{Config, Isolate};
+use sedge_core::deploy::{self, DeployerConfig, Installed};
+use sedge_core::manifest::{Manifest, Trial};
+use sedge_core::metrics::Metrics;
+use sedge_core::permits::Permits;
+use sedge_core::{forward, store};
+use sedge_sandbox::cache::Cache;
+use sedge_sandbox::compiler::{CachingCompiler, Compiler};
+use sedge_sandbox::sandboxing;
+use sedge_store::Store;
+
+/// Our own publishes in flight to the local broker. Few, because the client scans this window at every flush.
+const LOCAL_IN_FLIGHT: u16 = 64;
+/// Name of the condition that `/readyz` waits for during startup.
+pub(super) const STARTING: &str = "functions";
+/// The message loop counts as dead after this time without an iteration.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+const MAX_WORKERS: usize = 4;
+
+impl Daemon {
+    pub(super) fn build(
+        config_file: &Path,
+        config: Config,
+        functions: Vec<(PathBuf, Manifest)>,
+    ) -> anyhow::Result<Self> {
+        let now = Instant::now();
+        let metrics = Arc::new(Metrics::new(sedge_sandbox::clock::now_ms()));
+        let health = Arc::new(Health::new(now, HEARTBEAT));
+        // Answers from the start, as a board may have much to compile.
+        health.missing(STARTING, "functions are being loaded");
+        let http = match config.http.listen {
+            Some(addr) => Some(Http::spawn(addr, Arc::clone(&metrics), Arc::clone(&health))?),
+            None => None,
+        };
+        let (store, store_events, recovered) = {
+            let remembered = board::window_memory(config.mqtt.receive_maximum.get());
+            Store::open(
+                &config.store,
+                &config.node.data_dir,
+                remembered,
+                sedge_sandbox::clock::now(sedge_sandbox::clock::clock_synced()),
+            )?
+        };
+        store_figures::join(&metrics, store.stats());
+        if let Some(moved_aside) = &recovered.moved_aside {
+            tracing::error!(
+                moved_to = %moved_aside.moved_to.display(),
+                rows_saved = moved_aside.rows_saved,
+                reason = moved_aside.reason,
+                "the database was damaged; it was moved away and a new one holds what could be read"
+            );
+        }
+
+        let clock_synced = sedge_sandbox::clock::clock_synced();
+        let now = sedge_sandbox::clock::now(clock_synced);
+        let compiler = Arc::new(CachingCompiler { cache: Cache::open(&config.node.data_dir)?, compiler: Compiler });
+        let (deploy_shell, starts) = crate::deploy::shell::Shell::open(
+            &config.node.data_dir.join("deploy"),
+            DeployerConfig::new(&config, Compiler::capabilities()),
+            functions,
+            compiler,
+            now,
+        )?;
+        deploy_shell.stats().register(&metrics);
+        if config.worker.isolate == Isolate::Process && !sandboxing::has_filter() {
+            tracing::warn!(
+                hint = "run a kernel with CONFIG_SECCOMP_FILTER",
+                "this kernel does not filter system calls: the sandbox is weaker"
+            );
+        }
+        let board_config = board_config(&config);
+        let workers = Processes::new(process_config(&config), board_config.workers.count);
+        let forward = forward::ForwardConfig {
+            node: config.node.name.clone(),
+            local_in_flight: LOCAL_IN_FLIGHT.into(),
+            upstream: config.upstream.clone(),
+            seed: sedge_mqtt::random_seed(),
+        };
+        let mut board = Board::new(board_config, forward, &recovered, Arc::clone(&metrics), now);
+        for deploy::Start { edition, installed, trial } in starts {
+            tracing::info!(
+                function = &*installed.manifest.name,
+                version = &*installed.manifest.version,
+                digest = %installed.digest,
+                from_cache = installed.from_cache,
+                "function installed"
+            );
+            board.handle(Input::Deploy(version(&config, edition, &installed, trial)), now);
+        }
+        let (handle, decisions) = crate::deploy::thread::spawn(deploy_shell).context("failed to start deploying")?;
+        let orders_held = meta(&recovered, META_ORDERS).cloned();
+
+        let status = Status::new(&config.node.base_topic, &config.node.name, &config.node.groups);
+        let options = sedge_mqtt::Options::local(&config.mqtt, LOCAL_IN_FLIGHT, Some(status.will()));
+        let (broker, broker_events, drive) = sedge_mqtt::connect(options)?;
+        tokio::task::spawn_local(drive);
+        let upstream = upstream(&config)?;
+        board.restore(recovered, now);
+        Ok(Self {
+            board,
+            workers,
+            store,
+            store_events,
+            broker,
+            broker_events,
+            upstream,
+            status,
+            health,
+            notify: Notifier::from_env(),
+            watchdog_fed: now.monotonic,
+            _http: http,
+            store_failed: false,
+            decisions,
+            orders: Orders::new(handle, config, config_file.to_owned(), orders_held.as_ref()),
+            clock_checked: now.monotonic,
+            clock_synced,
+            give_back_at: Some(now.monotonic + STARTED),
+        })
+    }
+}
+
+pub(super) fn meta<'a>(recovered: &'a store::Recovered, key: &str) -> Option<&'a Bytes> {
+    recovered.meta.iter().find(|(name, _)| name == key).map(|(_, value)| value)
+}
+
+pub(super) fn version(config: &Config, edition: u32, installed: &Installed, trial: Option<Trial>) -> Version {
+    let permits = Permits {
+        base_topic: config.node.base_topic.as_str().into(),
+        publish: installed.manifest.allow.publish.clone(),
+        grants: installed.grants(),
+    };
+    Version {
+        edition,
+        manifest: Arc::clone(&installed.manifest),
+        digest: installed.digest,
+        limits: installed.limits(),
+        settings: installed.settings(),
+        permits,
+        code: sedge_sandbox::codes::hold(installed.code.clone()),
+        trial,
+    }
+}
+
+fn process_config(config: &Config) -> ProcessConfig {
+    ProcessConfig {
+        isolate: config.worker.isolate,
+        state_cache_bytes: config.worker.state_cache_bytes.get(),
+        memory_bytes: config.worker.memory_bytes.get(),
+    }
+}
+
+fn board_config(config: &Config) -> BoardConfig {
+    let functions = &config.functions;
+    let count = match config.worker.count {
+        0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_WORKERS)),
+        count => count,
+    };
+    BoardConfig {
+        recorder: RecorderConfig {
+            node: config.node.name.as_str().into(),
+            base_topic: config.node.base_topic.as_str().into(),
+            has_upstream: config.upstream.is_some(),
+            fold: config.fold(),
+        },
+        workers: WorkerConfig { count, max_timeout: Duration::from_millis(functions.ceilings.timeout_ms.get().into()) },
+        pause: PauseConfig {
+            after: functions.quarantine.after.get(),
+            first: Duration::from_secs(functions.quarantine.secs.get().into()),
+            max: Duration::from_secs(functions.quarantine.max_secs.get().into()),
+        },
+        receive_maximum: config.mqtt.receive_maximum.get(),
+        share_group: config.mqtt.share_group.clone(),
+        max_payload_bytes: config.mqtt.max_payload_bytes.get() as usize,
+        max_hops: functions.max_hops.get(),
+        retry_attempts: functions.retry.attempts.get(),
+        retry_max_delay: Duration::from_secs(functions.retry.max_delay_secs.get().into()),
+        parked_max_bytes: config.store.parked_max_bytes.get() as usize,
+        seed: sedge_mqtt::random_seed(),
+    }
+}
+
+fn upstream(config: &Config) -> anyhow::Result<Upstream> {
+    let Some(config) = &config.upstream else { return Ok(Upstream::None) };
+    if config.connection.url.is_mqtt() {
+        let (link, events, drive) = sedge_mqtt::connect(sedge_mqtt::Options::upstream(config))?;
+        tokio::task::spawn_local(drive);
+        return Ok(Upstream::Mqtt { link, events });
+    }
+    // One call is in flight at a time, and each is answered once.
+    let (sender, answers) = mpsc::channel(4);
+    Ok(Upstream::Webhook { webhook: Webhook::spawn(config, sender)?, answers })
+}

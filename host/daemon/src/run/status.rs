@@ -1,0 +1,129 @@
+//! Retained status of the board on the broker: `<base>/<node>/status` and `<base>/<node>/functions/<name>`.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::json;
+
+use sedge_core::message::PublishToken;
+use sedge_mqtt::{Full, Link, Publication, Will};
+
+/// Token of all status messages. They bypass the outbox, since every connection publishes them anew.
+pub(crate) const TOKEN: PublishToken = PublishToken(0);
+
+#[derive(Debug)]
+pub(crate) struct Status {
+    base: String,
+    /// Published also while the board is offline, so that operators know which pushes are for it.
+    groups: Vec<String>,
+    failed: Option<String>,
+    blocked: bool,
+    /// Last report of each function.
+    reports: BTreeMap<Arc<str>, Bytes>,
+    unsent: VecDeque<Arc<str>>,
+    /// Reason of the last disconnect that was logged. The same reason is not logged twice.
+    last_reason: Option<String>,
+}
+
+impl Status {
+    pub(crate) fn new(base_topic: &str, node: &str, groups: &[String]) -> Self {
+        Self {
+            base: format!("{base_topic}/{node}"),
+            groups: groups.to_vec(),
+            failed: None,
+            blocked: false,
+            reports: BTreeMap::new(),
+            unsent: VecDeque::new(),
+            last_reason: None,
+        }
+    }
+
+    /// Last will, for a board that loses its connection.
+    pub(crate) fn will(&self) -> Will {
+        Will { topic: format!("{}/status", self.base), payload: self.offline_status().to_string() }
+    }
+
+    pub(crate) fn connected(&mut self, link: &Link) {
+        self.last_reason = None;
+        self.publish_node(link);
+        self.unsent = self.reports.keys().cloned().collect();
+        self.flush(link);
+    }
+
+    pub(crate) fn disconnected(&mut self, reason: &str) {
+        if self.last_reason.as_deref() != Some(reason) {
+            tracing::warn!(reason, "not connected to the broker; connecting again");
+            self.last_reason = Some(reason.to_owned());
+        }
+    }
+
+    pub(crate) fn set_failed(&mut self, link: &Link, error: Option<String>) {
+        self.failed = error;
+        self.publish_node(link);
+    }
+
+    pub(crate) fn set_blocked(&mut self, link: &Link, blocked: bool) {
+        self.blocked = blocked;
+        self.publish_node(link);
+    }
+
+    pub(crate) fn offline(&self, link: &Link) {
+        self.publish(link, "status", &self.offline_status());
+    }
+
+    fn offline_status(&self) -> serde_json::Value {
+        json!({ "state": "offline", "version": env!("CARGO_PKG_VERSION"), "groups": self.groups })
+    }
+
+    fn publish_node(&self, link: &Link) {
+        let mut status = json!({ "state": "online", "version": env!("CARGO_PKG_VERSION"), "groups": self.groups });
+        if let Some(error) = &self.failed {
+            status["problem"] = json!(format!("the disk failed: {error}"));
+        } else if self.blocked {
+            status["problem"] = json!("the outbox is full");
+        }
+        self.publish(link, "status", &status);
+    }
+
+    /// Stores and publishes the report of a function. An empty report removes an earlier one.
+    pub(crate) fn report(&mut self, link: &Link, function: Arc<str>, report: Bytes) {
+        if !self.unsent.contains(&function) {
+            self.unsent.push_back(Arc::clone(&function));
+        }
+        self.reports.insert(function, report);
+        self.flush(link);
+    }
+
+    /// Publishes the reports that are not sent yet, as far as the link has room.
+    pub(crate) fn flush(&mut self, link: &Link) {
+        while let Some(function) = self.unsent.front() {
+            let report = self.reports.get(function).cloned().unwrap_or_default();
+            if self.publish_bytes(link, &format!("functions/{function}"), report.clone()).is_err() {
+                return;
+            }
+            if report.is_empty() {
+                self.reports.remove(function);
+            }
+            self.unsent.pop_front();
+        }
+    }
+
+    fn publish(&self, link: &Link, topic: &str, status: &serde_json::Value) {
+        // If the link has no room now, the next connection publishes the status.
+        let _ = self.publish_bytes(link, topic, Bytes::from(status.to_string()));
+    }
+
+    fn publish_bytes(&self, link: &Link, topic: &str, payload: Bytes) -> Result<(), Full> {
+        link.publish(
+            Publication {
+                topic: &format!("{}/{topic}", self.base),
+                payload,
+                content_type: Some("application/json"),
+                properties: &[],
+                retain: true,
+            },
+            TOKEN,
+        )
+    }
+}

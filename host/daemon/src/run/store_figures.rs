@@ -1,0 +1,63 @@
+//! Adds the figures of the store to the metrics. Neither part knows the other.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use sedge_core::metrics::{Metrics, Sample, Value};
+use sedge_core::stream::Stream;
+use sedge_store::{COMMIT_BUCKETS_US, Stats};
+
+pub(crate) fn join(metrics: &Metrics, stats: &Arc<Stats>) {
+    let stats = Arc::clone(stats);
+    metrics.source(move |now, add| {
+        let get = |counter: &AtomicU64| counter.load(Relaxed);
+        let mut integer = |family, labels: &[(&str, &str)], value| {
+            add(&Sample { family, labels, value: Value::Integer(value) });
+        };
+        for stream in Stream::ALL {
+            let labels = [("stream", stream.as_str())];
+            let oldest = get(&stats.outbox_oldest_at_ms[stream]);
+            let age = if oldest == 0 { 0 } else { now.unix_ms.saturating_sub(oldest) / 1000 };
+            integer("sedge_outbox_records", &labels, get(&stats.outbox_records[stream]));
+            integer("sedge_outbox_bytes", &labels, get(&stats.outbox_bytes[stream]));
+            integer("sedge_outbox_oldest_age_seconds", &labels, age);
+        }
+        for (reason, counter) in [
+            ("full", &stats.dropped_full),
+            ("expired", &stats.dropped_expired),
+            ("refused", &stats.dropped_refused),
+            ("damaged", &stats.dropped_damaged),
+        ] {
+            integer("sedge_dropped_total", &[("reason", reason)], get(counter));
+        }
+        for (family, value) in [
+            ("sedge_dead_letters_kept", get(&stats.dead_letters)),
+            ("sedge_dead_letters_kept_bytes", get(&stats.dead_letter_bytes)),
+            ("sedge_dead_letters_expired_total", get(&stats.dead_letters_dropped)),
+            ("sedge_parked_messages", get(&stats.parked)),
+            ("sedge_parked_bytes", get(&stats.parked_bytes)),
+            ("sedge_store_commits_total", get(&stats.commits)),
+            ("sedge_store_failures_total", get(&stats.failures)),
+            ("sedge_store_wal_bytes", get(&stats.wal_bytes)),
+            ("sedge_store_written_bytes_total", stats.bytes_written()),
+        ] {
+            integer(family, &[], value);
+        }
+        let mut count = 0;
+        let cumulative: Vec<(f64, u64)> = COMMIT_BUCKETS_US
+            .iter()
+            .zip(&stats.commit_buckets)
+            .map(|(bound_us, bucket)| {
+                count += get(bucket);
+                (*bound_us as f64 / 1e6, count)
+            })
+            .collect();
+        let count = count + stats.commit_buckets.last().map_or(0, get);
+        let sum = get(&stats.commit_us) as f64 / 1e6;
+        add(&Sample {
+            family: "sedge_store_sync_seconds",
+            labels: &[],
+            value: Value::Buckets { cumulative: &cumulative, count, sum },
+        });
+    });
+}

@@ -1,0 +1,3 @@
+//! Receivers of what the board forwards.
+
+pub(crate) mod webhook;

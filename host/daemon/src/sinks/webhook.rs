@@ -1,0 +1,232 @@
+//! Upstream over HTTP: one POST per record, in order, on a persistent connection.
+//!
+//! The body is the payload, the attributes are CloudEvents headers (HTTP binding 1.0.2, binary mode). Calls block, so
+//! they have a thread of their own, which answers through a channel.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::crypto::{CryptoProvider, ring};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio::sync::mpsc;
+use ureq::Agent;
+use ureq::http::{HeaderMap, StatusCode, Uri, header};
+use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
+
+use sedge_core::config;
+use sedge_core::forward::Envelope;
+use sedge_core::forward::lane::Answer;
+use sedge_core::message::PublishToken;
+use sedge_mqtt::Full;
+
+/// Bytes read of a response body, so that the connection can be reused.
+const MAX_ANSWER_BYTES: u64 = 64 << 10;
+
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum WebhookError {
+    #[error("failed to read `upstream.{key}` {}: {source}", path.display())]
+    Read { key: &'static str, path: PathBuf, source: io::Error },
+    #[error("`upstream.{key}` {} does not contain a {what} in PEM", path.display())]
+    Empty { key: &'static str, path: PathBuf, what: &'static str },
+    #[error("only one of `upstream.cert_file` and `upstream.key_file` is set: set both or neither")]
+    HalfIdentity,
+    #[error("the certificate in {} cannot be used with its key: {source}", path.display())]
+    Identity { path: PathBuf, source: rustls::Error },
+    #[error("the system has no trusted roots (install `ca-certificates`, or set `upstream.ca_file`)")]
+    NoRoots,
+    #[error("failed to start the webhook thread: {0}")]
+    Spawn(#[from] io::Error),
+}
+
+/// Handle of the webhook thread. The thread ends after its current call when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Webhook {
+    calls: flume::Sender<(PublishToken, Envelope)>,
+}
+
+impl Webhook {
+    /// Starts the thread. Answers arrive as `(token, answer)`.
+    pub(crate) fn spawn(
+        config: &config::Upstream,
+        answers: mpsc::Sender<(PublishToken, Answer)>,
+    ) -> Result<Self, WebhookError> {
+        let caller = Caller::new(config)?;
+        // The forwarder has one record in flight.
+        let (calls, receiver) = flume::bounded(1);
+        std::thread::Builder::new().name("webhook".into()).spawn(move || caller.run(&receiver, &answers))?;
+        Ok(Self { calls })
+    }
+
+    /// Starts a call. [`Full`]: the previous call is not finished.
+    pub(crate) fn post(&self, token: PublishToken, envelope: Envelope) -> Result<(), Full> {
+        self.calls.try_send((token, envelope)).map_err(|_| Full)
+    }
+}
+
+struct Caller {
+    agent: Agent,
+    url: Uri,
+    authorization_file: Option<PathBuf>,
+}
+
+impl Caller {
+    fn new(config: &config::Upstream) -> Result<Self, WebhookError> {
+        let url = &config.connection.url;
+        debug_assert!(!url.is_mqtt(), "callers tell webhooks from brokers");
+        let tls = match url.is_tls() {
+            true => tls(&config.connection)?,
+            false => TlsConfig::builder().root_certs(RootCerts::new_with_certs(&[])).build(),
+        };
+        let agent = Agent::config_builder()
+            .user_agent(concat!("sedge/", env!("CARGO_PKG_VERSION")))
+            .timeout_global(Some(Duration::from_secs(config.timeout_secs.get().into())))
+            .http_status_as_error(false)
+            // A redirected POST becomes a GET, which would look like success.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .tls_config(tls)
+            .build()
+            .new_agent();
+        let url = url.uri().clone();
+        let caller = Self { agent, url, authorization_file: config.authorization_file.clone() };
+        // A missing file is an error at start; later the call is repeated until the file is back.
+        caller.authorization()?;
+        Ok(caller)
+    }
+
+    fn run(&self, calls: &flume::Receiver<(PublishToken, Envelope)>, answers: &mpsc::Sender<(PublishToken, Answer)>) {
+        while let Ok((token, envelope)) = calls.recv() {
+            let answer = self.call(&envelope);
+            if answers.blocking_send((token, answer)).is_err() {
+                return;
+            }
+        }
+    }
+
+    fn call(&self, envelope: &Envelope) -> Answer {
+        let retry = |reason: String| Answer::Retry { reason, after: None };
+        let authorization = match self.authorization() {
+            Ok(authorization) => authorization,
+            Err(error) => return retry(error.to_string()),
+        };
+        let content_type = envelope.content_type.as_deref().unwrap_or("application/octet-stream");
+        let mut request = self.agent.post(&self.url).header(header::CONTENT_TYPE, content_type);
+        for (name, value) in &envelope.properties {
+            request = request.header(format!("ce-{name}"), encoded(value));
+        }
+        request = request.header("ce-subject", encoded(&envelope.topic));
+        if let Some(authorization) = authorization {
+            request = request.header(header::AUTHORIZATION, authorization);
+        }
+        match request.send(&envelope.payload[..]) {
+            Ok(mut response) => {
+                let answer = evaluate(response.status(), response.headers());
+                let _ = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_vec();
+                answer
+            }
+            Err(error) => retry(error.to_string()),
+        }
+    }
+
+    /// Reads the header value, per call: tokens are renewed by replacing the file.
+    fn authorization(&self) -> Result<Option<String>, WebhookError> {
+        let Some(path) = &self.authorization_file else { return Ok(None) };
+        let key = "authorization_file";
+        let text =
+            std::fs::read_to_string(path).map_err(|source| WebhookError::Read { key, path: path.clone(), source })?;
+        match text.trim() {
+            "" => Err(WebhookError::Empty { key, path: path.clone(), what: "header value" }),
+            value => Ok(Some(value.to_owned())),
+        }
+    }
+}
+
+/// Maps a response to an answer. A problem that a person can fix without changing the record is retried; a verdict on the
+/// record itself is final.
+fn evaluate(status: StatusCode, headers: &HeaderMap) -> Answer {
+    let code = status.as_u16();
+    match code {
+        200..=299 => Answer::Accepted,
+        // The address or the credentials are wrong, not the record.
+        300..=399 | 401 | 403 | 404 | 407 | 408 | 425 | 429 | 501..=599 => {
+            // Seconds only: the date form needs a correct clock.
+            let after = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
+            Answer::Retry { reason: format!("the receiver answered {status}"), after: after.map(Duration::from_secs) }
+        }
+        // Perhaps caused by this record, perhaps by the receiver.
+        500 => Answer::Declined("http-500".into()),
+        _ => Answer::Refused(format!("http-{code}").into()),
+    }
+}
+
+/// Encodes a CloudEvents header value: UTF-8, percent-encoded except printable ASCII without space, quote and percent.
+fn encoded(value: &str) -> String {
+    let mut header = String::with_capacity(value.len());
+    for byte in value.bytes() {
+        match byte {
+            b'"' | b'%' => header.push_str(&format!("%{byte:02X}")),
+            0x21..=0x7e => header.push(byte.into()),
+            _ => header.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    header
+}
+
+fn tls(connection: &config::Connection) -> Result<TlsConfig, WebhookError> {
+    let provider = Arc::new(ring::default_provider());
+    let roots = match &connection.ca_file {
+        Some(path) => certificates("ca_file", path)?,
+        None => rustls_native_certs::load_native_certs().certs,
+    };
+    if roots.is_empty() {
+        return Err(WebhookError::NoRoots);
+    }
+    let client = match (&connection.cert_file, &connection.key_file) {
+        (Some(cert), Some(key)) => Some(identity(cert, key, &provider)?),
+        (None, None) => None,
+        _ => return Err(WebhookError::HalfIdentity),
+    };
+    Ok(TlsConfig::builder()
+        .root_certs(RootCerts::new_with_certs(&for_ureq(&roots)))
+        .client_cert(client)
+        .unversioned_rustls_crypto_provider(provider)
+        .build())
+}
+
+fn for_ureq(certificates: &[CertificateDer<'_>]) -> Vec<Certificate<'static>> {
+    certificates.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect()
+}
+
+fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, WebhookError> {
+    std::fs::read(path).map_err(|source| WebhookError::Read { key, path: path.into(), source })
+}
+
+fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, WebhookError> {
+    let certificates: Vec<_> = CertificateDer::pem_slice_iter(&read(key, path)?).filter_map(Result::ok).collect();
+    if certificates.is_empty() {
+        return Err(WebhookError::Empty { key, path: path.into(), what: "certificate" });
+    }
+    Ok(certificates)
+}
+
+/// Loads certificate and key, and checks that they match: on a mismatch the HTTP client would panic when it connects.
+fn identity(cert: &Path, key: &Path, provider: &Arc<CryptoProvider>) -> Result<ClientCert, WebhookError> {
+    let chain = certificates("cert_file", cert)?;
+    let text = read("key_file", key)?;
+    let (Ok(for_check), Ok(private)) = (PrivateKeyDer::from_pem_slice(&text), PrivateKey::from_pem(&text)) else {
+        return Err(WebhookError::Empty { key: "key_file", path: key.into(), what: "private key" });
+    };
+    let builder = rustls::ClientConfig::builder_with_provider(provider.clone());
+    let check = builder.with_safe_default_protocol_versions().and_then(|builder| {
+        let builder = builder.with_root_certificates(rustls::RootCertStore::empty());
+        builder.with_client_auth_cert(chain.clone(), for_check)
+    });
+    check.map_err(|source| WebhookError::Identity { path: cert.into(), source })?;
+    Ok(ClientCert::new_with_certs(&for_ureq(&chain), private))
+}
+
+#[cfg(test)]
+mod tests;

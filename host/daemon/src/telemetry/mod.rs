@@ -1,0 +1,11 @@
+//! Logs, metrics, health, and notifications to systemd. Every loop writes to them and none reads them.
+
+pub mod log;
+
+mod health;
+mod http;
+mod notify;
+
+pub(crate) use health::Health;
+pub(crate) use http::Http;
+pub(crate) use notify::Notifier;

@@ -1,0 +1,74 @@
+//! Function state cached in a worker: bounded, least recently used evicted first.
+//!
+//! Eviction loses nothing: every write was returned with its outcome, and the daemon reads state back from the store.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use sedge_sandbox::ScopeState;
+
+/// Function number and, for state per topic, the topic.
+pub(crate) type ScopeKey = (u32, Option<Arc<str>>);
+
+/// Memory of an entry besides its keys and values.
+const ENTRY_OVERHEAD: usize = 160;
+
+/// Approximates least-recently-used with two generations. New and used entries are in `young`. When `young` reaches half
+/// the limit, it replaces `old`.
+pub(crate) struct StateCache {
+    young: HashMap<ScopeKey, ScopeState>,
+    old: HashMap<ScopeKey, ScopeState>,
+    young_bytes: usize,
+    half: usize,
+}
+
+impl StateCache {
+    pub(crate) fn new(limit_bytes: usize) -> Self {
+        Self { young: HashMap::new(), old: HashMap::new(), young_bytes: 0, half: limit_bytes / 2 }
+    }
+
+    /// Removes a scope's state for a run. The caller puts it back.
+    pub(crate) fn take(&mut self, scope: &ScopeKey) -> Option<ScopeState> {
+        if let Some(state) = self.young.get_mut(scope) {
+            self.young_bytes -= state.bytes() + ENTRY_OVERHEAD;
+            return Some(std::mem::take(state));
+        }
+        self.old.remove(scope)
+    }
+
+    pub(crate) fn put(&mut self, scope: ScopeKey, state: ScopeState) {
+        self.young_bytes += state.bytes() + ENTRY_OVERHEAD;
+        self.young.insert(scope, state);
+        if self.young_bytes > self.half {
+            self.old = std::mem::take(&mut self.young);
+            self.young_bytes = 0;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn state(size: usize) -> ScopeState {
+        ScopeState::from_entries([("k".into(), Bytes::from(vec![0; size]))])
+    }
+
+    #[test]
+    fn used_entries_stay_and_memory_is_bounded() {
+        let mut cache = StateCache::new(100_000);
+        let hot: ScopeKey = (0, Some("hot".into()));
+        cache.put(hot.clone(), state(1000));
+        for n in 0..1000 {
+            cache.put((0, Some(format!("t{n}").into())), state(1000));
+            let kept = cache.take(&hot).expect("used at every step");
+            cache.put(hot.clone(), kept);
+        }
+        let held: usize = cache.young.values().chain(cache.old.values()).map(ScopeState::bytes).sum();
+        assert!(held <= 110_000, "{held}");
+        assert!(cache.take(&(0, Some("t0".into()))).is_none());
+        assert!(cache.take(&(0, Some("t999".into()))).is_some());
+    }
+}

@@ -1,0 +1,84 @@
+//! Connection to a broker: MQTT 5, a persistent session, manual acknowledgements. The only folder that names the MQTT
+//! crate.
+//!
+//! [`connect`] returns two halves and a driver. A [`Link`] sends and never waits, [`Events`] receives, and the driver is a
+//! future that owns the socket and reconnects. All of them live on one thread.
+//!
+//! What is in flight when a connection breaks is forgotten here on purpose. The broker redelivers, and the outbox, which
+//! alone knows what is done, publishes again.
+
+mod coalesce;
+pub mod connection;
+mod gate;
+pub mod options;
+
+use bytes::Bytes;
+
+pub use connection::{Events, Link, connect};
+pub use options::{Options, OptionsError, Will};
+
+use sedge_core::board::Delivery;
+
+use sedge_core::message::PublishToken;
+
+/// Event of a connection.
+#[derive(Debug)]
+pub enum Event {
+    /// `session_present`: the broker kept the session, with its subscriptions and queued messages.
+    Connected {
+        session_present: bool,
+    },
+    Disconnected {
+        reason: String,
+    },
+    Delivery(Delivery),
+    /// Answer to [`Link::publish`] with this token.
+    Published {
+        token: PublishToken,
+        result: PublishResult,
+    },
+    Subscribed {
+        filter: String,
+    },
+    /// Later deliveries were matched without this filter.
+    Unsubscribed {
+        filter: String,
+    },
+    NotSubscribed {
+        filter: String,
+        reason: String,
+    },
+}
+
+/// Answer of the broker to a publication.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PublishResult {
+    Accepted,
+    /// Never accepted: topic or payload are invalid or too large for this broker.
+    Refused(String),
+    /// Not accepted for a cause that other publications may not share, such as a forbidden topic. A fixed text.
+    Declined(&'static str),
+    /// Nothing is accepted now.
+    Retry(String),
+}
+
+/// Message to send.
+#[derive(Clone, Debug)]
+pub struct Publication<'a> {
+    pub topic: &'a str,
+    pub payload: Bytes,
+    pub content_type: Option<&'a str>,
+    pub properties: &'a [(&'a str, &'a str)],
+    pub retain: bool,
+}
+
+/// The link is down or its window is full: try again after the next event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Full;
+
+/// Returns a random seed, or 0 if the kernel has no randomness yet.
+pub fn random_seed() -> u64 {
+    let mut seed = [0; 8];
+    let _ = rustix::rand::getrandom(&mut seed, rustix::rand::GetRandomFlags::empty());
+    u64::from_le_bytes(seed)
+}

@@ -1,0 +1,26 @@
+//! The clocks of this machine. Read by the loops of threads and by commands, and passed on as a [`Now`].
+
+mod sync;
+
+use rustix::time::{ClockId, clock_gettime};
+use std::path::Path;
+use std::time::Duration;
+use std::time::{Instant, SystemTime};
+
+use sedge_core::time::{self, Now};
+
+pub fn now(synced: bool) -> Now {
+    Now::at(Instant::now(), SystemTime::now(), synced)
+}
+
+/// Unix time in milliseconds.
+pub fn now_ms() -> u64 {
+    time::unix_ms(SystemTime::now())
+}
+
+/// Whether a time service has set the wall clock since the board booted, as far as is known. Reads metadata of files, so
+/// it is called every few seconds, not per message.
+pub fn clock_synced() -> bool {
+    let uptime = Duration::from_secs(clock_gettime(ClockId::Boottime).tv_sec.try_into().unwrap_or(0));
+    sync::synced(Path::new("/"), now_ms(), uptime)
+}

@@ -1,0 +1,124 @@
+//! The compiler in a child process with limits, and the cache in front of it. A hostile module can harm the child only.
+
+use std::collections::BTreeSet;
+use std::io::{Read as _, Write as _};
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+
+use bytes::Bytes;
+use rustix::process::Signal;
+
+use super::cache::Cache;
+use crate::program;
+use sedge_core::deploy::code::Capabilities;
+#[cfg(feature = "compiler")]
+use sedge_core::deploy::code::Code;
+use sedge_core::deploy::interface::CompilerError;
+use sedge_core::isa::{Class, Isa};
+use sedge_core::message::Digest;
+
+/// Native code has about ten times the size of the wasm. More than this is an attack on the daemon's memory.
+const MAX_CODE_BYTES: u64 = 128 << 20;
+const MAX_REASON_BYTES: u64 = 4096;
+
+#[derive(Clone, Debug)]
+pub struct Compiler;
+
+/// This program, or for a build without a compiler the one that the board's administrator names.
+fn compiler() -> Option<PathBuf> {
+    if cfg!(feature = "compiler") {
+        return Some(program::own());
+    }
+    std::env::var_os("SEDGE_COMPILER").filter(|path| !path.is_empty()).map(PathBuf::from)
+}
+
+impl Compiler {
+    /// What this host can run.
+    pub fn capabilities() -> Capabilities {
+        Capabilities { has_compiler: compiler().is_some(), target: Isa::HOST }
+    }
+
+    /// Compiles for a board without a compiler.
+    #[cfg(feature = "compiler")]
+    pub fn code_for(&self, wasm: &[u8], class: Class, target: Isa) -> Result<Code, CompilerError> {
+        let bytes = self.compile(wasm, class, Some(target))?;
+        Ok(Code::new(target, class, sedge_core::deploy::digest(wasm), bytes))
+    }
+
+    /// Compiles for this host, or for another target.
+    pub fn compile(&self, wasm: &[u8], class: Class, target: Option<Isa>) -> Result<Bytes, CompilerError> {
+        let mut child = Command::new(compiler().ok_or(CompilerError::NoCompiler)?)
+            .arg0("sedge")
+            .args(["compile", "--class", class.as_str()])
+            .args(target.iter().flat_map(|target| ["--target", target.as_str()]))
+            .env_clear()
+            .current_dir("/")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let mut stdin = child.stdin.take().expect("standard input is a pipe");
+        let stdout = child.stdout.take().expect("standard output is a pipe");
+        let stderr = child.stderr.take().expect("standard error is a pipe");
+        let mut code = Vec::new();
+        let mut reason = String::new();
+        std::thread::scope(|scope| {
+            scope.spawn(move || {
+                // A child that refuses early closes the pipe; its exit code says why.
+                let _ = stdin.write_all(wasm);
+            });
+            scope.spawn(|| {
+                let mut bytes = Vec::new();
+                let _ = stderr.take(MAX_REASON_BYTES).read_to_end(&mut bytes);
+                reason = String::from_utf8_lossy(&bytes).trim().trim_start_matches("error: ").to_owned();
+            });
+            stdout.take(MAX_CODE_BYTES).read_to_end(&mut code)
+        })?;
+        let status = child.wait()?;
+        match (status.code(), status.signal()) {
+            (Some(0), _) => Ok(code.into()),
+            (Some(1), _) => Err(CompilerError::Refused(reason)),
+            (_, Some(signal)) if signal == Signal::XCPU.as_raw() => Err(CompilerError::Time),
+            (_, Some(signal)) if signal == Signal::KILL.as_raw() => Err(CompilerError::Killed),
+            (_, Some(signal)) if signal == Signal::ABORT.as_raw() => Err(CompilerError::Memory),
+            _ => Err(CompilerError::Ended(format!("{status}: {reason}"))),
+        }
+    }
+}
+
+/// A source of native code for modules.
+pub trait CompileBackend: Send + Sync {
+    fn cached(&self, digest: &Digest, class: Class) -> Option<Bytes>;
+
+    /// Blocks for as long as the compiler runs.
+    fn compile(&self, digest: &Digest, wasm: &[u8], class: Class) -> Result<Bytes, CompilerError>;
+
+    /// Deletes cached code of all other modules.
+    fn retain(&self, digests: &BTreeSet<Digest>);
+}
+
+/// The compiler behind this host's cache.
+pub struct CachingCompiler {
+    pub cache: Cache,
+    pub compiler: Compiler,
+}
+
+impl CompileBackend for CachingCompiler {
+    fn cached(&self, digest: &Digest, class: Class) -> Option<Bytes> {
+        self.cache.load(digest, class)
+    }
+
+    fn compile(&self, digest: &Digest, wasm: &[u8], class: Class) -> Result<Bytes, CompilerError> {
+        let code = self.compiler.compile(wasm, class, None)?;
+        if let Err(error) = self.cache.store(digest, class, &code) {
+            let error = anyhow::Error::from(error);
+            tracing::warn!(%error, "failed to cache compiled code; the next start compiles it again");
+        }
+        Ok(code)
+    }
+
+    fn retain(&self, digests: &BTreeSet<Digest>) {
+        self.cache.retain(digests);
+    }
+}

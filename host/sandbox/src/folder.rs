@@ -1,0 +1,169 @@
+//! Reading of a function's folder.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::compiler::Compiler;
+use sedge_core::deploy::code::{Capabilities, CodeError};
+use sedge_core::deploy::interface::{CompilerError, FolderFunction, Installed};
+use sedge_core::deploy::source::{FolderError, Source, code_path, component_path, no_compiler, unpack};
+use sedge_core::grants::{Grants, NotGranted};
+use sedge_core::isa::Class;
+use sedge_core::manifest::Manifest;
+use sedge_core::message::Digest;
+
+/// Finds the component if the host can compile it, else native code if `takes_code` and the file exists.
+pub fn find(dir: &Path, manifest: &Manifest, host: Capabilities, takes_code: bool) -> Source {
+    let component = component_path(dir, manifest);
+    let code = host.target.map(|target| code_path(dir, &manifest.name, target));
+    match code.filter(|path| takes_code && path.is_file()) {
+        Some(path) if !host.has_compiler || !component.is_file() => Source { path, is_code: true },
+        _ => Source { path: component, is_code: false },
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    #[error("function {function}: failed to read {path}; build it with `sedge build {dir}`")]
+    Read { function: Arc<str>, path: PathBuf, dir: PathBuf, source: io::Error },
+    #[error("function {function}: {path} cannot run")]
+    Compile { function: Arc<str>, path: PathBuf, source: CompilerError },
+    #[error("function {function}: {path} may not run: {source}")]
+    NotGranted { function: Arc<str>, path: PathBuf, source: NotGranted },
+    #[error("function {function}: {what}")]
+    NoCompiler { function: Arc<str>, what: String },
+    #[error("function {function}")]
+    Folder { function: Arc<str>, source: FolderError },
+}
+
+/// Reads a component, or native code, in a folder.
+pub fn read(path: &Path) -> io::Result<Bytes> {
+    std::fs::read(path).map(Bytes::from)
+}
+
+/// Reads what the deployer needs to know of a function's folder at the start.
+pub fn inspect(dir: &Path, manifest: Manifest, host: Capabilities, takes_code: bool) -> FolderFunction {
+    let source = find(dir, &manifest, host, takes_code);
+    let digest = read(&source.path).ok().map(|file| sedge_core::deploy::digest(&file));
+    let component = source.is_code.then(|| component_digest(dir, &manifest)).flatten();
+    FolderFunction { manifest, source, digest, component }
+}
+
+fn component_digest(dir: &Path, manifest: &Manifest) -> Option<Digest> {
+    read(&component_path(dir, manifest)).ok().map(|wasm| sedge_core::deploy::digest(&wasm))
+}
+
+/// Returns the digest of a file and the native code in it.
+pub(crate) fn read_code(path: &Path, manifest: &Manifest, host: Capabilities) -> Result<(Digest, Bytes), FolderError> {
+    let file = read(path).map_err(|error| FolderError::Read { path: path.to_owned(), error })?;
+    let component = component_digest(path.parent().unwrap_or(Path::new("")), manifest);
+    Ok((sedge_core::deploy::digest(&file), unpack(&file, path, component, manifest, host)?))
+}
+
+/// Makes the function of a folder ready to run. `takes_code`: native code may be used where there is no component.
+pub fn install(
+    dir: &Path,
+    manifest: Manifest,
+    compiler: &Compiler,
+    takes_code: bool,
+) -> Result<Installed, InstallError> {
+    let host = Compiler::capabilities();
+    let Source { path, is_code } = find(dir, &manifest, host, takes_code);
+    if is_code {
+        return install_code(dir, manifest);
+    }
+    let function = Arc::clone(&manifest.name);
+    if !host.has_compiler {
+        let what = no_compiler(dir, &function, host, takes_code);
+        return Err(InstallError::NoCompiler { function, what });
+    }
+    let wasm = match read(&path) {
+        Ok(wasm) => wasm,
+        Err(source) => return Err(InstallError::Read { function, path, dir: dir.to_owned(), source }),
+    };
+    let class = Class::for_memory(manifest.limits.memory_bytes.get());
+    let code = match compiler.compile(&wasm, class, None) {
+        Ok(code) => code,
+        Err(source) => return Err(InstallError::Compile { function, path, source }),
+    };
+    // After the compiler's checks, which run in its process: the component is well-formed.
+    if let Err(source) = crate::check_imports(Grants::from(&manifest.allow), &wasm) {
+        return Err(InstallError::NotGranted { function, path, source });
+    }
+    let digest = sedge_core::deploy::digest(&wasm);
+    Ok(Installed::new(manifest, digest, code))
+}
+
+/// Makes the native code of a folder ready to run. The caller trusts it.
+pub fn install_code(dir: &Path, manifest: Manifest) -> Result<Installed, InstallError> {
+    let host = Compiler::capabilities();
+    let failed = |source| InstallError::Folder { function: Arc::clone(&manifest.name), source };
+    let target = host.target.ok_or(CodeError::NoTarget);
+    let path = target.map(|target| code_path(dir, &manifest.name, target));
+    let path = path.map_err(|error| failed(FolderError::Code { path: dir.to_owned(), error }))?;
+    let (digest, code) = read_code(&path, &manifest, host).map_err(failed)?;
+    Ok(Installed::new(manifest, digest, code))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sedge_core::deploy::code::Code;
+    use sedge_core::isa::Isa;
+
+    const TARGET: Isa = Isa::Aarch64;
+
+    fn manifest() -> Manifest {
+        let text = "name = \"warm\"\nversion = \"1\"\nserial = 7\nsubscribe = [\"s/#\"]";
+        Manifest::from_toml(text, Path::new("function.toml"), None).unwrap()
+    }
+
+    #[test]
+    fn code_is_taken_only_where_it_is_allowed_and_needed() {
+        let dir = tempfile::tempdir().unwrap();
+        let full = Capabilities { has_compiler: true, target: Some(TARGET) };
+        let small = Capabilities { has_compiler: false, ..full };
+        let check = |host, takes_code, expected: &str| {
+            let source = find(dir.path(), &manifest(), host, takes_code);
+            assert_eq!(source.path, dir.path().join(expected));
+            assert_eq!(source.is_code, expected.ends_with(".code"));
+        };
+        check(small, true, "warm.wasm");
+        std::fs::write(code_path(dir.path(), "warm", TARGET), "code").unwrap();
+        check(full, true, "warm.aarch64.code");
+        check(small, true, "warm.aarch64.code");
+        check(small, false, "warm.wasm");
+        check(full, false, "warm.wasm");
+        check(Capabilities { target: Some(Isa::X86_64), ..small }, true, "warm.wasm");
+        check(Capabilities { target: None, ..small }, true, "warm.wasm");
+        std::fs::write(dir.path().join("warm.wasm"), "wasm").unwrap();
+        check(full, true, "warm.wasm");
+        check(small, true, "warm.aarch64.code");
+    }
+
+    #[test]
+    fn code_of_another_component_or_for_another_engine_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = code_path(dir.path(), "warm", TARGET);
+        let host = Capabilities { has_compiler: false, target: Some(TARGET) };
+        let read = |host| read_code(&path, &manifest(), host).map(|(_, code)| code).map_err(|error| error.to_string());
+        assert!(read(host).unwrap_err().contains("failed to read"));
+        let wasm = sedge_core::deploy::digest(b"wasm");
+        let code = Code::new(TARGET, Class::Small, wasm, Bytes::from_static(b"native"));
+        std::fs::write(&path, code.to_bytes()).unwrap();
+        assert_eq!(read(host).unwrap(), "native");
+        let error = read(Capabilities { target: Some(Isa::Pulley32), ..host }).unwrap_err();
+        assert!(error.contains("warm.aarch64.code") && error.contains("pulley32"), "{error}");
+        std::fs::write(dir.path().join("warm.wasm"), "wasm").unwrap();
+        assert_eq!(read(host).unwrap(), "native");
+        std::fs::write(dir.path().join("warm.wasm"), "newer").unwrap();
+        let error = read(host).unwrap_err();
+        assert!(error.contains("warm.wasm: run `sedge compile` again"), "{error}");
+        let other = Code::new(TARGET, Class::Small, Digest([0; 32]), Bytes::new());
+        std::fs::write(&path, other.to_bytes()).unwrap();
+        assert!(read(host).is_err());
+    }
+}

@@ -1,0 +1,121 @@
+//! A loaded function, and one invocation of it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use wasmtime::{Engine, Result, Store, UpdateDeadline};
+
+use super::code::{Code, Image};
+use super::component::ComponentFunction;
+use super::engine::EPOCH;
+use super::host::HostState;
+use super::imports::Imports;
+use super::module::ModuleFunction;
+use super::{Run, SandboxError, ScopeState};
+use sedge_core::grants::Grants;
+use sedge_core::limits::Limits;
+use sedge_core::message::{Failure, Message, Output, Usage, Verdict};
+
+/// A function ready to run. Bound to the sandbox that loaded it.
+pub struct Function {
+    body: Body,
+    engine: Engine,
+    limits: Limits,
+    settings: Arc<[(String, String)]>,
+    /// The code that `body` runs. The last field, so that it is dropped after `body`.
+    _image: Option<Image>,
+}
+
+/// The two ways to run a component: as its one module, or with all its parts. `compile.rs` decides.
+pub enum Body {
+    Module(ModuleFunction),
+    Component(ComponentFunction),
+}
+
+impl Body {
+    pub fn new(imports: &mut Imports, code: &Code, grants: Grants) -> Result<Self, SandboxError> {
+        Ok(match code {
+            Code::Module(code) => Self::Module(ModuleFunction::new(imports, code, grants)?),
+            Code::Component(code) => Self::Component(ComponentFunction::new(code, grants)?),
+        })
+    }
+}
+
+impl Function {
+    pub fn new(
+        engine: &Engine,
+        body: Body,
+        limits: Limits,
+        settings: Arc<[(String, String)]>,
+        image: Option<Image>,
+    ) -> Self {
+        Self { body, engine: engine.clone(), limits, settings, _image: image }
+    }
+
+    /// Loads compiled code into an engine that the caller set up. For the benchmarks, which compare engines.
+    ///
+    /// Deadlines hold only while the caller advances the engine's epoch. The code must come from this engine.
+    pub fn in_engine(
+        engine: &Engine,
+        code: &[u8],
+        limits: Limits,
+        settings: Arc<[(String, String)]>,
+    ) -> Result<Self, SandboxError> {
+        let code = Code::copy(engine, code).map_err(SandboxError::Load)?;
+        let body = Body::new(&mut Imports::new(engine), &code, Grants::default())?;
+        Ok(Self::new(engine, body, limits, settings, None))
+    }
+
+    /// Runs the function on one message with the state of its scope.
+    pub fn invoke(&self, message: &Message, state: ScopeState) -> Run {
+        self.invoke_within(message, state, |_| Ok(()))
+    }
+
+    /// Runs the function as [`invoke`](Self::invoke) does. Outputs that are not `permitted` fail the run, and its state
+    /// writes are dropped.
+    pub fn invoke_within(
+        &self,
+        message: &Message,
+        state: ScopeState,
+        permitted: impl FnOnce(&[Output]) -> Result<(), Failure>,
+    ) -> Run {
+        let started = Instant::now();
+        let host = HostState::new(self.limits, Arc::clone(&self.settings), state, started);
+        let mut store = Store::new(&self.engine, host);
+        store.limiter(|host| host);
+        let ended = self.call(&mut store, message);
+        let fuel_left = store.get_fuel().unwrap_or(0);
+        let host = store.into_data();
+        let usage = Usage {
+            fuel: self.limits.fuel - fuel_left.min(self.limits.fuel),
+            elapsed_us: started.elapsed().as_micros().try_into().unwrap_or(u64::MAX),
+            memory_bytes: host.memory_bytes as u64,
+            output_bytes: 0,
+        };
+        Run::evaluate(ended, host, usage, permitted)
+    }
+
+    fn call(&self, store: &mut Store<HostState>, message: &Message) -> Result<Verdict> {
+        store.set_fuel(self.limits.fuel)?;
+        store.set_epoch_deadline(ticks_in(Duration::from_millis(self.limits.timeout_ms.into())));
+        // A ticker that was late catches up with many ticks at once. They must not end a run before its deadline.
+        store.epoch_deadline_callback(|store| {
+            let left = store.data().deadline.saturating_duration_since(Instant::now());
+            Ok(if left.is_zero() { UpdateDeadline::Interrupt } else { UpdateDeadline::Continue(ticks_in(left)) })
+        });
+        match &self.body {
+            Body::Module(function) => function.call(store, message),
+            Body::Component(function) => function.call(store, message),
+        }
+    }
+
+    #[cfg(all(any(test, feature = "testing"), feature = "compiler"))]
+    pub fn is_one_module(&self) -> bool {
+        matches!(self.body, Body::Module(_))
+    }
+}
+
+/// Number of ticks until `time` has surely passed. One more than the quotient, because the current tick has begun already.
+const fn ticks_in(time: Duration) -> u64 {
+    (time.as_millis() / EPOCH.as_millis()) as u64 + 1
+}

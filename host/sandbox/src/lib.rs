@@ -1,0 +1,182 @@
+//! Runs functions. The only folder that names wasmtime.
+//!
+//! Plain code: an invocation goes in, an outcome comes out. This part holds no handle to the store, to MQTT or to files,
+//! and knows nothing of processes. The worker, `sedge invoke` and the tests are thin shells around it.
+//!
+//! Every invocation gets a fresh store and instance, its [`Limits`], and the state of its scope. A guest's failure is part
+//! of the [`Outcome`](sedge_core::message::Outcome); an error is what the host itself could not do.
+
+pub mod function;
+pub mod run;
+pub mod state;
+#[cfg(feature = "compiler")]
+mod targets;
+
+pub mod engine;
+
+pub mod code;
+mod sealed;
+
+#[cfg(feature = "compiler")]
+pub mod compile;
+#[cfg(feature = "compiler")]
+mod main_module;
+#[cfg(feature = "compiler")]
+pub mod shape;
+
+pub mod grants;
+pub mod host;
+
+pub mod component;
+
+pub mod abi;
+pub mod handles;
+pub mod imports;
+pub mod module;
+
+pub mod cache;
+pub mod clock;
+pub mod codes;
+pub mod compiler;
+#[cfg(feature = "compiler")]
+pub mod componentize;
+pub mod folder;
+pub mod machine;
+pub mod program;
+pub mod sandboxing;
+#[cfg(all(any(test, feature = "testing"), feature = "compiler"))]
+pub mod testing;
+#[cfg(all(test, feature = "compiler"))]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::io;
+use std::sync::Arc;
+
+use wasmtime::Engine;
+
+use code::{Code, Image};
+use engine::CodeMemory;
+pub use engine::EPOCH;
+pub use engine::running_config;
+use function::Body;
+pub use function::Function;
+pub use grants::check_imports;
+use imports::Imports;
+use sedge_core::grants::{Grants, NotGranted};
+use sedge_core::isa::Class;
+
+pub use run::Run;
+use sealed::IS_NATIVE;
+use sedge_core::code::SealedCode;
+use sedge_core::limits::Limits;
+pub use state::ScopeState;
+
+#[derive(Debug, thiserror::Error)]
+pub enum SandboxError {
+    #[error("failed to set up the sandbox engine")]
+    Engine(#[source] wasmtime::Error),
+    #[error("failed to load compiled code")]
+    Load(#[source] wasmtime::Error),
+    /// Compiling failed before, for a reason that was reported then.
+    #[error("there is no compiled code")]
+    NoCode,
+    #[error("failed to map compiled code")]
+    Map(#[source] io::Error),
+    #[error("the component does not fit the world sedge:function/function")]
+    World(#[source] wasmtime::Error),
+    #[error(transparent)]
+    NotGranted(#[from] NotGranted),
+}
+
+/// The engines of one thread. Their pools hold what one run at a time needs, so they are not shared.
+#[derive(Default)]
+pub struct Sandbox {
+    classes: BTreeMap<Class, (Engine, Imports)>,
+    code_memory: CodeMemory,
+}
+
+impl Sandbox {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// A sandbox that never makes memory executable: native code runs from sealed files only.
+    pub fn of_sealed_code() -> Self {
+        Self { code_memory: CodeMemory::Sealed, ..Self::default() }
+    }
+
+    /// Makes compiled code runnable.
+    ///
+    /// The bytes are native code. The caller has checked that they come unchanged from this host's own compiler
+    /// (`deploy::cache`), or from a signer who may send native code (`deploy::code`). The engine checks version and settings.
+    pub fn load(
+        &mut self,
+        code: &[u8],
+        limits: Limits,
+        grants: Grants,
+        settings: Arc<[(String, String)]>,
+    ) -> Result<Function, SandboxError> {
+        if code.is_empty() {
+            return Err(SandboxError::NoCode);
+        }
+        if IS_NATIVE && self.code_memory == CodeMemory::Sealed {
+            let code = sealed::seal(code).map_err(SandboxError::Map)?;
+            return self.load_sealed(&code, limits, grants, settings);
+        }
+        let (engine, imports) = self.class(limits)?;
+        let code = Code::copy(engine, code).map_err(SandboxError::Load)?;
+        let body = Body::new(imports, &code, grants)?;
+        Ok(Function::new(engine, body, limits, settings, None))
+    }
+
+    /// Makes code in a sealed file runnable; the file can be closed afterwards. The sandbox must be
+    /// [`of_sealed_code`](Self::of_sealed_code).
+    pub fn load_sealed(
+        &mut self,
+        code: &SealedCode,
+        limits: Limits,
+        grants: Grants,
+        settings: Arc<[(String, String)]>,
+    ) -> Result<Function, SandboxError> {
+        if code.is_empty() {
+            return Err(SandboxError::NoCode);
+        }
+        // Declared before the code and so dropped after it, also when the rest fails.
+        let image = Image::map(code).map_err(SandboxError::Map)?;
+        let (engine, imports) = self.class(limits)?;
+        let code = image.load(engine).map_err(SandboxError::Load)?;
+        let body = Body::new(imports, &code, grants)?;
+        Ok(Function::new(engine, body, limits, settings, Some(image)))
+    }
+
+    fn class(&mut self, limits: Limits) -> Result<(&Engine, &mut Imports), SandboxError> {
+        let class = Class::for_memory(limits.memory_bytes);
+        let (engine, imports) = match self.classes.entry(class) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let engine = engine::for_running(class, self.code_memory)?;
+                let imports = Imports::new(&engine);
+                entry.insert((engine, imports))
+            }
+        };
+        Ok((engine, imports))
+    }
+
+    /// Returns the clock that deadlines are kept by, for the engines loaded so far.
+    pub fn ticker(&self) -> Ticker {
+        Ticker { engines: self.classes.values().map(|(engine, _)| engine.clone()).collect() }
+    }
+}
+
+/// Advances the deadlines of a sandbox from another thread, which calls [`tick`](Self::tick) every [`EPOCH`].
+pub struct Ticker {
+    engines: Vec<Engine>,
+}
+
+impl Ticker {
+    pub fn tick(&self) {
+        self.engines.iter().for_each(Engine::increment_epoch);
+    }
+}

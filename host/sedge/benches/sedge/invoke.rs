@@ -1,0 +1,114 @@
+//! One invocation, from a fresh store to the drop of everything: JSON, a threshold, a setting, state read and written, fuel
+//! and epochs on. Sedge's engine profile against Wasmtime's defaults, interleaved, on one thread.
+
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use sedge_core::grants::Grants;
+use sedge_core::isa::Class;
+use sedge_core::limits::Limits;
+use sedge_core::message::{Message, Verdict};
+use sedge_sandbox::{Function, Sandbox, ScopeState, compile, running_config};
+use wasmtime::{Config, Engine};
+
+use crate::Size;
+use crate::harness::guest::guest;
+use crate::report::{Goal, Report};
+
+/// Duration of one measurement: long against a scheduler tick, short enough for many interleaved ones.
+const SLICE: Duration = Duration::from_millis(100);
+
+pub(crate) const LIMITS: Limits = Limits {
+    fuel: 10_000_000,
+    timeout_ms: 100,
+    memory_bytes: 4 << 20,
+    outputs: 64,
+    output_bytes: 65_536,
+    state_bytes: 65_536,
+};
+
+pub(crate) fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
+    eprintln!("invocation");
+    let wasm = std::fs::read(guest("last").join("last.wasm"))?;
+    let ours = native(&wasm)?;
+    let mut defaults = Config::new();
+    defaults.consume_fuel(true).epoch_interruption(true);
+    let default = whole_component(&defaults, &wasm)?;
+    let whole = whole_component(&running_config(Class::Small), &wasm)?;
+    let (mut ours_us, mut whole_us, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..size.rounds * 4 {
+        let (ours, whole, default) = (microseconds(&ours), microseconds(&whole), microseconds(&default));
+        ours_us.push(ours);
+        whole_us.push(whole);
+        ratios.push(default / ours);
+    }
+    report.add_median(
+        "invoke_fresh_us",
+        ours_us,
+        Goal::AtMost(5.0),
+        "store, instance, JSON threshold, state get and set, drop",
+    );
+    report.add_median(
+        "invoke_component_us",
+        whole_us,
+        Goal::None,
+        "the same as a whole component, as components of other tools run",
+    );
+    report.add_median(
+        "invoke_default_ratio",
+        ratios,
+        Goal::AtLeast(7.0),
+        "the same in Wasmtime's default engine, over ours",
+    );
+    Ok(())
+}
+
+/// Loads a function as boards with a compiler do.
+pub(crate) fn native(wasm: &[u8]) -> io::Result<Function> {
+    let code = compile::component(wasm, Class::Small).map_err(io::Error::other)?;
+    Sandbox::new().load(&code, LIMITS, Grants::default(), settings()).map_err(io::Error::other)
+}
+
+/// Compiles a component with all its parts, even if its main module would do, for an engine with this configuration.
+fn whole_component(config: &Config, wasm: &[u8]) -> io::Result<Function> {
+    let engine = Engine::new(config).expect("the configuration is valid");
+    let code = engine.precompile_component(wasm).expect("the component compiles");
+    Function::in_engine(&engine, &code, LIMITS, settings()).map_err(io::Error::other)
+}
+
+pub(crate) fn settings() -> Arc<[(String, String)]> {
+    [("max".to_owned(), "80".to_owned())].into()
+}
+
+/// Microseconds per message, averaged over a slice of time.
+pub(crate) fn microseconds(function: &Function) -> f64 {
+    let mut message = Message {
+        topic: "last/greenhouse".into(),
+        payload: Bytes::new(),
+        content_type: None,
+        properties: Vec::new(),
+        received_at_ms: 1_760_000_000_000,
+        clock_synced: true,
+        attempt: 1,
+    };
+    // Two alternating readings, so that every run changes the state.
+    let readings = [21.5, 22.5].map(|value| {
+        Bytes::from(format!("{{\"battery\":97,\"humidity\":48.2,\"linkquality\":120,\"temperature\":{value}}}"))
+    });
+    let mut state = ScopeState::default();
+    let mut runs = 0_u32;
+    let started = Instant::now();
+    while started.elapsed() < SLICE {
+        for reading in readings.iter().cycle().take(64) {
+            message.payload = reading.clone();
+            let run = function.invoke(&message, state);
+            assert_eq!(run.outcome.verdict, Verdict::Done(Vec::new()));
+            assert!(runs == 0 || run.outcome.writes.len() == 1, "every run changes the state");
+            state = run.state;
+            runs += 1;
+        }
+    }
+    started.elapsed().as_secs_f64() * 1e6 / f64::from(runs)
+}

@@ -1,0 +1,266 @@
+//! The command line: one file per command.
+
+pub mod run;
+mod worker;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use sedge_core::config::Problems;
+#[cfg(feature = "operator")]
+use sedge_ctl::operator::{keygen, new, order, push, status, trust};
+use sedge_ctl::{EXIT_CONFIG, RED, paint, print_problems};
+
+/// Run small WebAssembly functions beside the sensors
+///
+///   MQTT broker -> function, in a sandbox -> SQLite -> alerts and data upstream
+///   A message is acknowledged once all of its results are on disk.
+///   A message that no function can process becomes a dead letter, to be replayed.
+///
+/// For each command: sedge COMMAND --help
+#[derive(Debug, Parser)]
+#[command(name = "sedge", version, verbatim_doc_comment, disable_help_subcommand = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// In the order in which a new user needs them.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a demonstration: broker, sensors, three functions and an upstream
+    ///
+    /// Needs no installation and leaves nothing behind.
+    /// Ends with a table that accounts for every message.
+    ///
+    ///   sedge demo
+    ///   sedge demo --messages 20000 --json
+    ///   sedge demo --data machine-temperature.csv --speed 3600
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "demo")]
+    Demo(sedge_ctl::demo::DemoArgs),
+
+    /// Create a new function: a folder that compiles, passes its test, can be pushed
+    ///
+    ///   sedge new door-alarm
+    ///   sedge new door-alarm --dir functions/door-alarm --sdk ~/sedge/guest-sdk
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
+    New(new::NewArgs),
+
+    /// Compile a function's folder into the component that boards run
+    ///
+    ///   sedge build examples/threshold-alert
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "compiler")]
+    Build(sedge_ctl::build::BuildArgs),
+
+    /// Compile a function to native code for boards without a compiler
+    ///
+    /// Writes NAME.TARGET.code into the folder; copy it into the folder on the board.
+    /// Boards cannot verify native code: they load it from folders only with
+    /// functions.native_code = true. `sedge push --code` sends it, signed.
+    ///
+    ///   sedge compile examples/decode --target aarch64
+    ///   sedge compile examples/decode --target armv7,aarch64 --json
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "compiler")]
+    Compile(sedge_ctl::compile::CompileArgs),
+
+    /// Run one function on one message and show the result
+    ///
+    /// Applies the limits of production. Needs neither broker nor daemon.
+    ///
+    ///   sedge invoke examples/threshold-alert --topic attic/temperature --payload 81.5
+    ///   sedge invoke examples/decode --topic lora/7 --payload @frame.bin
+    #[command(verbatim_doc_comment)]
+    Invoke(sedge_ctl::invoke::InvokeArgs),
+
+    /// Check the configuration and every function in it, and show what would run
+    ///
+    /// Reports all problems at once, with file, line, key and fix.
+    /// Exits with 78 if there are errors; warnings alone leave the exit code at 0.
+    ///
+    ///   sedge check --config sedge.toml
+    #[command(verbatim_doc_comment)]
+    Check(sedge_ctl::check::CheckArgs),
+
+    /// Check board, broker and configuration for problems, and suggest fixes
+    ///
+    /// Run it as root for all checks: disk, clock, swap, Mosquitto's configuration.
+    /// Exits with 1 on warnings, with 78 if the configuration is wrong.
+    ///
+    ///   sedge doctor
+    ///   sedge doctor --config sedge.toml --json
+    #[command(verbatim_doc_comment)]
+    Doctor(sedge_ctl::doctor::DoctorArgs),
+
+    /// Run the daemon until SIGTERM or Ctrl-C
+    ///
+    /// Starts and keeps running while the broker or upstream is unreachable.
+    /// Finishes the messages in flight before it ends.
+    ///
+    ///   sedge run --config sedge.toml
+    #[command(verbatim_doc_comment)]
+    Run(run::RunArgs),
+
+    /// List, show, replay or drop messages that no function could process
+    ///
+    /// Works with and without a running daemon.
+    ///
+    ///   sedge dead-letters list
+    ///   sedge dead-letters show 17
+    ///   sedge dead-letters replay --all --function decode
+    #[command(verbatim_doc_comment)]
+    DeadLetters(sedge_ctl::dead_letters::DeadLettersArgs),
+
+    /// Create a signing key, and print the configuration by which boards trust it
+    ///
+    /// Writes NAME.pem, the private key, and NAME.pub.pem, to be copied to boards.
+    /// Never overwrites a file.
+    ///
+    ///   sedge keygen --out ops.pem
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
+    Keygen(keygen::KeygenArgs),
+
+    /// Build and sign a function, send it to boards and wait until it is active
+    ///
+    /// The broker retains the module and the order for boards that connect later.
+    /// An interrupted push can be repeated: chunks on the broker are not sent again.
+    /// Exits with 0 only when the function is active on every board.
+    ///
+    ///   sedge push door-alarm --node pump-3 --key ops.pem
+    ///   sedge push door-alarm --group pumps --key ops.pem --mode shadow
+    ///   sedge push door-alarm --group pumps --dry-run
+    ///   sedge push door-alarm --group zeros --key ops.pem --code armv6
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
+    Push(Box<push::PushArgs>),
+
+    /// List boards, their functions, versions and states
+    ///
+    /// Reads what the broker retains. Boards are not contacted.
+    ///
+    ///   sedge status
+    ///   sedge status --node pump-3 --json
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
+    Status(status::StatusArgs),
+
+    /// Return to the previous version of a function, or abort a trial
+    ///
+    ///   sedge rollback door-alarm --node pump-3 --key ops.pem
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
+    Rollback(order::FunctionOrderArgs),
+
+    /// Replace the active version of a function by its shadow
+    ///
+    ///   sedge promote door-alarm --group pumps --key ops.pem
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
+    Promote(order::FunctionOrderArgs),
+
+    /// Remove a function from boards
+    ///
+    ///   sedge remove door-alarm --node pump-3 --key ops.pem
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
+    Remove(order::FunctionOrderArgs),
+
+    /// Change the keys that boards trust
+    ///
+    /// The key that signs the change must itself be allowed to change keys.
+    ///
+    ///   sedge trust ops-2.pub.pem --group pumps --key admin.pem
+    ///   sedge trust guest.pub.pem --functions 'demo-*' --node pump-3 --key admin.pem
+    ///   sedge trust --revoke KEY_ID --group pumps --key admin.pem
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
+    Trust(trust::TrustArgs),
+
+    #[command(hide = true)]
+    Worker(worker::WorkerArgs),
+}
+
+/// Runs the command and returns its exit code: 0 done, 1 failed, 78 wrong configuration.
+pub fn run(cli: Cli) -> ExitCode {
+    let done = |()| ExitCode::SUCCESS;
+    let result = match &cli.command {
+        #[cfg(feature = "demo")]
+        Command::Demo(args) => sedge_ctl::demo::run(args),
+        #[cfg(feature = "operator")]
+        Command::New(args) => new::run(args).map(done),
+        #[cfg(feature = "compiler")]
+        Command::Build(args) => sedge_ctl::build::run(args).map(done),
+        #[cfg(feature = "compiler")]
+        Command::Compile(args) => sedge_ctl::compile::run(args).map(done),
+        Command::Invoke(args) => sedge_ctl::invoke::run(args),
+        Command::Check(args) => sedge_ctl::check::run(args),
+        Command::Doctor(args) => sedge_ctl::doctor::run(args),
+        Command::Run(args) => run::run(args).map(done),
+        Command::DeadLetters(args) => sedge_ctl::dead_letters::run(args),
+        #[cfg(feature = "operator")]
+        Command::Keygen(args) => keygen::run(args).map(done),
+        #[cfg(feature = "operator")]
+        Command::Push(args) => push::run(args),
+        #[cfg(feature = "operator")]
+        Command::Status(args) => status::run(args),
+        #[cfg(feature = "operator")]
+        Command::Rollback(args) => order::rollback(args),
+        #[cfg(feature = "operator")]
+        Command::Promote(args) => order::promote(args),
+        #[cfg(feature = "operator")]
+        Command::Remove(args) => order::remove(args),
+        #[cfg(feature = "operator")]
+        Command::Trust(args) => trust::run(args),
+        Command::Worker(args) => worker::run(args).map(done),
+    };
+    result.unwrap_or_else(|error| match error.downcast_ref::<Problems>() {
+        Some(problems) => {
+            print_problems(problems);
+            ExitCode::from(EXIT_CONFIG)
+        }
+        None => {
+            eprintln!("{} {error:#}", paint(RED, "error:"));
+            ExitCode::FAILURE
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+    use sedge_ctl::printable;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    /// Names and help of all visible commands, as typed: `sedge dead-letters list`.
+    fn helps(command: &clap::Command, parents: &str) -> Vec<(String, String)> {
+        let name = format!("{parents}{}", command.get_name());
+        let below = command.get_subcommands().filter(|command| !command.is_hide_set());
+        let below: Vec<_> = below.flat_map(|command| helps(command, &format!("{name} "))).collect();
+        let help = command.get_long_about().map(ToString::to_string).unwrap_or_default();
+        [(name, help)].into_iter().chain(below).collect()
+    }
+
+    #[test]
+    fn every_command_shows_an_example_within_80_columns() {
+        for (name, help) in helps(&Cli::command(), "") {
+            assert!(name == "sedge" || help.contains(&format!("  {name}")), "{name}:\n{help}");
+            assert!(help.lines().all(|line| line.chars().count() <= 80), "{name}:\n{help}");
+        }
+    }
+
+    #[test]
+    fn control_characters_do_not_reach_the_terminal() {
+        assert_eq!(printable("a\x1b[2Jb\r\n\u{9b}ü"), "a\\u{1b}[2Jb\\r\\n\\u{9b}ü");
+    }
+}

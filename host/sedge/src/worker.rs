@@ -1,0 +1,38 @@
+//! `sedge worker`: the worker process, started by the daemon with its socket as standard input.
+
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+use anyhow::Context as _;
+use clap::Args;
+
+use sedge_daemon::worker::serve::{Clock, Worker};
+use sedge_sandbox::sandboxing::{self, ProcessLimits};
+
+#[derive(Debug, Args)]
+pub(crate) struct WorkerArgs {
+    #[arg(long)]
+    state_cache_bytes: usize,
+    #[arg(long)]
+    memory_bytes: u64,
+    /// Receive compiled code through a socket on standard output
+    #[arg(long)]
+    codes: bool,
+}
+
+pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<()> {
+    let socket = std::io::stdin().as_fd().try_clone_to_owned().context("failed to duplicate the daemon's socket")?;
+    let codes = args.codes.then(|| std::io::stdout().as_fd().try_clone_to_owned()).transpose();
+    let codes = codes.context("failed to duplicate the socket for code")?;
+    // For `ps` and `top`.
+    let _ = rustix::thread::set_name(c"sedge-worker");
+    // Read once from the auxiliary vector, which a sandboxed process cannot do any more.
+    let _ = rustix::param::page_size();
+    // Threads cannot be started once the process is sandboxed.
+    let clock = Clock::start().context("failed to start the worker's clock")?;
+    let limits = ProcessLimits { memory_bytes: args.memory_bytes, cpu_secs: None };
+    sandboxing::enter(limits, Some(socket.as_fd()), codes.as_ref().map(AsFd::as_fd))?;
+    Worker::new(UnixStream::from(socket), codes.map(UnixStream::from), clock, args.state_cache_bytes)
+        .serve()
+        .context("lost the daemon's socket")
+}

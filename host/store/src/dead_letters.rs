@@ -1,0 +1,251 @@
+//! Dead letters: added by the daemon within bounds, and read and replayed by `sedge dead-letters` in another process.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use bytes::Bytes;
+use rusqlite::config::DbConfig;
+use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior};
+
+use super::gaps::FULL;
+use super::row::{self, DeadLetterColumns, Encoder};
+use super::stats::Stats;
+use super::{folder, schema};
+use sedge_core::config;
+use sedge_core::message::FailureCode;
+use sedge_core::store::{DeadLetter, DeadLetterId, Parked, ParkedId};
+
+/// Earlier times (before November 2023) come from a clock that was not set: such dead letters do not expire.
+const CLOCK_NEVER_SET_BEFORE_MS: u64 = 1_700_000_000_000;
+
+/// Table of dead letters on the daemon's side, bounded by bytes and age.
+#[derive(Debug)]
+pub(super) struct DeadLetterTable {
+    max_bytes: u64,
+    max_age_ms: Option<u64>,
+    count: u64,
+    bytes: u64,
+}
+
+impl DeadLetterTable {
+    pub(super) fn load(connection: &Connection, config: &config::Store) -> rusqlite::Result<Self> {
+        let mut table = Self {
+            max_bytes: config.dead_letter_max_bytes.get(),
+            max_age_ms: config.dead_letter_max_age_secs.map(|secs| secs.get().saturating_mul(1000)),
+            count: 0,
+            bytes: 0,
+        };
+        table.recount(connection)?;
+        Ok(table)
+    }
+
+    /// Called when another process may have removed some.
+    pub(super) fn recount(&mut self, connection: &Connection) -> rusqlite::Result<()> {
+        (self.count, self.bytes) =
+            connection.query_row("SELECT count(*), coalesce(sum(length(body)), 0) FROM dead_letter", (), |row| {
+                Ok((row.get(0)?, row.get(1)?))
+            })?;
+        Ok(())
+    }
+
+    pub(super) fn insert(
+        &mut self,
+        connection: &Connection,
+        encoder: &mut Encoder,
+        letter: &DeadLetter,
+        stats: &Stats,
+    ) -> rusqlite::Result<()> {
+        let body = encoder.dead_letter(letter);
+        connection
+            .prepare_cached("INSERT INTO dead_letter (at_ms, function, reason, body) VALUES (?1, ?2, ?3, ?4)")?
+            .execute((letter.at_ms, &*letter.function, letter.failure.code.as_str(), body))?;
+        self.count += 1;
+        self.bytes += body.len() as u64;
+        // The newest stays whatever its size, so that there is one to inspect.
+        while self.bytes > self.max_bytes && self.count > 1 && self.drop_oldest(connection, FULL, stats)? {}
+        Ok(())
+    }
+
+    /// Returns whether there was anything to drop.
+    pub(super) fn drop_oldest(
+        &mut self,
+        connection: &Connection,
+        reason: &str,
+        stats: &Stats,
+    ) -> rusqlite::Result<bool> {
+        let oldest: Option<(i64, String, u64)> = connection
+            .prepare_cached("SELECT id, function, length(body) FROM dead_letter ORDER BY id LIMIT 1")?
+            .query_row((), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .optional()?;
+        let Some((id, function, bytes)) = oldest else { return Ok(false) };
+        connection.prepare_cached("DELETE FROM dead_letter WHERE id = ?1")?.execute((id,))?;
+        self.count -= 1;
+        self.bytes -= bytes;
+        stats.dead_letters_dropped.fetch_add(1, Relaxed);
+        tracing::error!(id, function, reason, "dropped a dead letter");
+        Ok(true)
+    }
+
+    pub(super) fn has_expired(&self, connection: &Connection, now_ms: u64) -> rusqlite::Result<bool> {
+        let Some(max_age_ms) = self.max_age_ms else { return Ok(false) };
+        let oldest: Option<u64> = connection
+            .prepare_cached("SELECT at_ms FROM dead_letter ORDER BY id LIMIT 1")?
+            .query_row((), |row| row.get(0))
+            .optional()?;
+        Ok(oldest.is_some_and(|at_ms| at_ms >= CLOCK_NEVER_SET_BEFORE_MS && at_ms.saturating_add(max_age_ms) < now_ms))
+    }
+
+    pub(super) fn update_stats(&self, stats: &Stats) {
+        stats.dead_letters.store(self.count, Relaxed);
+        stats.dead_letter_bytes.store(self.bytes, Relaxed);
+    }
+}
+
+/// Dead letters of a data folder, whether or not a daemon is using it.
+#[derive(Debug)]
+pub struct DeadLetters {
+    connection: Connection,
+}
+
+/// Selects dead letters. The default selects all.
+#[derive(Clone, Debug, Default)]
+pub struct DeadLetterFilter {
+    pub ids: Option<Vec<DeadLetterId>>,
+    pub function: Option<String>,
+    pub reason: Option<FailureCode>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum DeadLettersError {
+    #[error("no database at {0}")]
+    Missing(PathBuf),
+    #[error("database {path} has layout {found}, this version of sedge reads layout {}", schema::VERSION)]
+    Version { path: PathBuf, found: u32 },
+    #[error("database: {0}")]
+    Database(#[from] rusqlite::Error),
+}
+
+const COLUMNS: &str = "SELECT id, at_ms, function, reason, body FROM dead_letter";
+
+impl DeadLetters {
+    pub fn open(data_dir: &Path) -> Result<Self, DeadLettersError> {
+        let path = data_dir.join(folder::DATABASE);
+        if !path.is_file() {
+            return Err(DeadLettersError::Missing(path));
+        }
+        let mut connection = folder::set_up(&path)?;
+        // A busy daemon holds the lock most of the time, and SQLite does not queue: retry often, for about 10 s.
+        connection.busy_handler(Some(|tries| {
+            std::thread::sleep(Duration::from_millis(1));
+            tries < 10_000
+        }))?;
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        let found = connection.query_row("PRAGMA user_version", (), |row| row.get(0))?;
+        if found != schema::VERSION {
+            return Err(DeadLettersError::Version { path, found });
+        }
+        Ok(Self { connection })
+    }
+
+    /// Lists dead letters, newest first. Damaged ones are skipped with a warning.
+    pub fn list(
+        &self,
+        filter: &DeadLetterFilter,
+        limit: usize,
+    ) -> Result<Vec<(DeadLetterId, DeadLetter)>, DeadLettersError> {
+        let mut statement = self.connection.prepare(&format!("{COLUMNS} ORDER BY id DESC"))?;
+        let mut rows = statement.query(())?;
+        let mut letters = Vec::new();
+        while letters.len() < limit
+            && let Some(row) = rows.next()?
+        {
+            if filter.matches(row)? {
+                letters.extend(decode(row)?);
+            }
+        }
+        Ok(letters)
+    }
+
+    pub fn show(&self, id: DeadLetterId) -> Result<Option<DeadLetter>, DeadLettersError> {
+        let row = self.connection.query_row(&format!("{COLUMNS} WHERE id = ?1"), (id.0,), decode).optional()?;
+        Ok(row.flatten().map(|(_, letter)| letter))
+    }
+
+    /// Deletes dead letters. Returns how many.
+    pub fn drop(&mut self, filter: &DeadLetterFilter) -> Result<u64, DeadLettersError> {
+        self.remove(filter, |_, _| Ok(true))
+    }
+
+    /// Parks dead letters as jobs of their functions, due now, as one more attempt. A running daemon notices them within
+    /// about a second, otherwise they run at its next start. Returns how many.
+    pub fn replay(&mut self, filter: &DeadLetterFilter, now_ms: u64) -> Result<u64, DeadLettersError> {
+        let mut encoder = Encoder::default();
+        self.remove(filter, |connection, row| {
+            let Some((_, DeadLetter { function, mut message, .. })) = decode(row)? else { return Ok(false) };
+            message.attempt = message.attempt.saturating_add(1);
+            let body = encoder.parked(&Parked { id: ParkedId::NEW, function, message, due_ms: now_ms });
+            connection.prepare_cached("INSERT INTO parked (body) VALUES (?1)")?.execute((body,))?;
+            Ok(true)
+        })
+    }
+
+    /// Deletes, in one transaction with the effects of `each`, the dead letters for which `each` returns true.
+    fn remove(
+        &mut self,
+        filter: &DeadLetterFilter,
+        mut each: impl FnMut(&Connection, &Row<'_>) -> rusqlite::Result<bool>,
+    ) -> Result<u64, DeadLettersError> {
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let mut removed = Vec::new();
+        {
+            let mut statement = transaction.prepare(&format!("{COLUMNS} ORDER BY id"))?;
+            let mut rows = statement.query(())?;
+            while let Some(row) = rows.next()? {
+                if filter.matches(row)? && each(&transaction, row)? {
+                    removed.push(row.get::<_, u64>(0)?);
+                }
+            }
+        }
+        for id in &removed {
+            transaction.prepare_cached("DELETE FROM dead_letter WHERE id = ?1")?.execute((id,))?;
+        }
+        transaction.commit()?;
+        Ok(removed.len() as u64)
+    }
+}
+
+impl DeadLetterFilter {
+    fn matches(&self, row: &Row<'_>) -> rusqlite::Result<bool> {
+        let id = DeadLetterId(row.get(0)?);
+        Ok(self.ids.as_ref().is_none_or(|ids| ids.contains(&id))
+            && match &self.function {
+                Some(function) => row.get_ref(2)?.as_str()? == function,
+                None => true,
+            }
+            && match self.reason {
+                Some(reason) => row.get_ref(3)?.as_str()? == reason.as_str(),
+                None => true,
+            })
+    }
+}
+
+/// `None` for a damaged dead letter.
+fn decode(row: &Row<'_>) -> rusqlite::Result<Option<(DeadLetterId, DeadLetter)>> {
+    let id = row.get(0)?;
+    let reason = row.get_ref(3)?.as_str()?;
+    let Some(code) = FailureCode::from_name(reason) else {
+        tracing::warn!(id, reason, "skipped a dead letter with an unknown reason");
+        return Ok(None);
+    };
+    let columns = DeadLetterColumns { at_ms: row.get(1)?, function: Arc::from(row.get_ref(2)?.as_str()?), code };
+    let body = Bytes::copy_from_slice(row.get_ref(4)?.as_blob()?);
+    match row::dead_letter(columns, &body) {
+        Ok(letter) => Ok(Some((DeadLetterId(id), letter))),
+        Err(damage) => {
+            tracing::warn!(id, %damage, "skipped a damaged dead letter");
+            Ok(None)
+        }
+    }
+}

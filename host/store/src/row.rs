@@ -1,0 +1,490 @@
+//! Row format: a version byte, then varints, strings and bytes.
+//!
+//! ```text
+//! segment    1, count, at_ms of the first record, count × record
+//! record     flags (1 retain, 2 content type, 4 refused), hops, at_ms minus that of the previous record (zigzag),
+//!            function, topic, [content type], payload length, payload
+//! message    flags (1 content type, 2 clock synced), topic, [content type], payload length, payload,
+//!            property count, count × (key, value), received_at_ms, attempt
+//! dead       1, version, detail, fuel, elapsed_us, memory_bytes, output_bytes, message
+//! parked     1, due_ms, function, message
+//! string     2 × length, bytes; or 2 × offset + 1, where offset is the start of the same string in this row
+//! ```
+//!
+//! A segment is one row with the records that one transaction added to a stream. One row is several times cheaper to
+//! insert and delete than a row per record, and functions and topics are written once.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use sedge_core::message::{Failure, FailureCode, Message, Usage};
+use sedge_core::store::{DeadLetter, Parked, ParkedId, Record, RecordId, StoredRecord};
+use sedge_core::stream::Stream;
+
+const VERSION: u8 = 1;
+
+const RETAIN: u8 = 1;
+const CONTENT_TYPE: u8 = 2;
+const REFUSED: u8 = 4;
+
+const MESSAGE_CONTENT_TYPE: u8 = 1;
+const MESSAGE_CLOCK_SYNCED: u8 = 2;
+
+/// Damage within a row, which SQLite's check of pages does not find.
+#[derive(Debug, thiserror::Error)]
+#[error("row is damaged at byte {0}")]
+pub(super) struct DamagedRow(pub(crate) usize);
+
+/// Writes rows into a buffer that is reused.
+#[derive(Debug)]
+pub(super) struct Encoder {
+    row: Vec<u8>,
+    /// Offset of a string by hash; 0: none (byte 0 is the version).
+    strings: [u32; 64],
+}
+
+impl Default for Encoder {
+    fn default() -> Self {
+        Self { row: Vec::new(), strings: [0; 64] }
+    }
+}
+
+impl Encoder {
+    fn start_row(&mut self) {
+        self.row.clear();
+        self.row.push(VERSION);
+        self.strings = [0; 64];
+    }
+
+    fn varint(&mut self, value: u64) {
+        write_varint(&mut self.row, value);
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        self.varint(bytes.len() as u64);
+        self.row.extend_from_slice(bytes);
+    }
+
+    fn string(&mut self, string: &str) {
+        let slot = &mut self.strings[slot(string)];
+        let offset = *slot as usize;
+        let mut decoder = Decoder { row: &self.row, at: offset };
+        if offset != 0 && decoder.literal().is_ok_and(|seen| seen == string.as_bytes()) {
+            return self.varint(offset as u64 * 2 + 1);
+        }
+        // A row is far below 4 GiB: SQLite refuses blobs over 1 GB.
+        *slot = self.row.len() as u32;
+        self.varint(string.len() as u64 * 2);
+        self.row.extend_from_slice(string.as_bytes());
+    }
+
+    /// Encodes records of one stream with consecutive ids.
+    pub(super) fn segment(&mut self, records: &[StoredRecord]) -> &[u8] {
+        self.start_row();
+        let mut at_ms = records.first().map_or(0, |stored| stored.record.at_ms);
+        self.varint(records.len() as u64);
+        self.varint(at_ms);
+        for StoredRecord { record, .. } in records {
+            let content_type = if record.content_type.is_some() { CONTENT_TYPE } else { 0 };
+            self.row.push(if record.retain { RETAIN } else { 0 } | content_type);
+            self.varint(record.hops.into());
+            let delta = record.at_ms.wrapping_sub(at_ms) as i64;
+            self.varint(((delta << 1) ^ (delta >> 63)) as u64);
+            at_ms = record.at_ms;
+            self.string(&record.function);
+            self.string(&record.topic);
+            if let Some(content_type) = &record.content_type {
+                self.string(content_type);
+            }
+            self.bytes(&record.payload);
+        }
+        &self.row
+    }
+
+    fn message(&mut self, message: &Message) {
+        let content_type = if message.content_type.is_some() { MESSAGE_CONTENT_TYPE } else { 0 };
+        let clock_synced = if message.clock_synced { MESSAGE_CLOCK_SYNCED } else { 0 };
+        self.row.push(content_type | clock_synced);
+        self.string(&message.topic);
+        if let Some(content_type) = &message.content_type {
+            self.string(content_type);
+        }
+        self.bytes(&message.payload);
+        self.varint(message.properties.len() as u64);
+        for (key, value) in &message.properties {
+            self.string(key);
+            self.string(value);
+        }
+        self.varint(message.received_at_ms);
+        self.varint(message.attempt.into());
+    }
+
+    /// Encodes a dead letter without the [`DeadLetterColumns`].
+    pub(super) fn dead_letter(&mut self, letter: &DeadLetter) -> &[u8] {
+        self.start_row();
+        self.string(&letter.version);
+        self.string(&letter.failure.detail);
+        let Usage { fuel, elapsed_us, memory_bytes, output_bytes } = letter.usage;
+        for figure in [fuel, elapsed_us, memory_bytes, output_bytes] {
+            self.varint(figure);
+        }
+        self.message(&letter.message);
+        &self.row
+    }
+
+    pub(super) fn parked(&mut self, job: &Parked) -> &[u8] {
+        self.start_row();
+        self.varint(job.due_ms);
+        self.string(&job.function);
+        self.message(&job.message);
+        &self.row
+    }
+}
+
+pub(super) fn write_varint(row: &mut Vec<u8>, mut value: u64) {
+    while value >= 0x80 {
+        row.push(value as u8 | 0x80);
+        value >>= 7;
+    }
+    row.push(value as u8);
+}
+
+/// Cheap hash for a table of 64: names that differ mostly differ in their last bytes.
+fn slot(string: &str) -> usize {
+    let bytes = string.as_bytes();
+    let tail = &bytes[bytes.len().saturating_sub(8)..];
+    let hash =
+        tail.iter().fold(bytes.len() as u64, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3));
+    (hash >> 32) as usize % 64
+}
+
+/// Reads a row from offset `at`.
+pub(super) struct Decoder<'a> {
+    pub(super) row: &'a [u8],
+    pub(super) at: usize,
+}
+
+impl<'a> Decoder<'a> {
+    fn new(row: &'a [u8]) -> Result<Self, DamagedRow> {
+        match row.first() {
+            Some(&VERSION) => Ok(Self { row, at: 1 }),
+            _ => Err(DamagedRow(0)),
+        }
+    }
+
+    fn byte(&mut self) -> Result<u8, DamagedRow> {
+        let byte = *self.row.get(self.at).ok_or(DamagedRow(self.at))?;
+        self.at += 1;
+        Ok(byte)
+    }
+
+    pub(super) fn rest(&self) -> &'a [u8] {
+        &self.row[self.at..]
+    }
+
+    pub(super) fn varint(&mut self) -> Result<u64, DamagedRow> {
+        let mut value = 0;
+        for shift in (0..64).step_by(7) {
+            let byte = self.byte()?;
+            value |= u64::from(byte & 0x7f) << shift;
+            if byte < 0x80 {
+                return Ok(value);
+            }
+        }
+        Err(DamagedRow(self.at))
+    }
+
+    fn varint_u32(&mut self) -> Result<u32, DamagedRow> {
+        u32::try_from(self.varint()?).map_err(|_| DamagedRow(self.at))
+    }
+
+    fn slice(&mut self, length: u64) -> Result<&'a [u8], DamagedRow> {
+        let length = usize::try_from(length).map_err(|_| DamagedRow(self.at))?;
+        let end = self.at.checked_add(length).ok_or(DamagedRow(self.at))?;
+        let bytes = self.row.get(self.at..end).ok_or(DamagedRow(self.at))?;
+        self.at = end;
+        Ok(bytes)
+    }
+
+    fn literal(&mut self) -> Result<&'a [u8], DamagedRow> {
+        match self.varint()? {
+            length if length % 2 == 0 => self.slice(length / 2),
+            _ => Err(DamagedRow(self.at)),
+        }
+    }
+
+    fn string(&mut self) -> Result<&'a str, DamagedRow> {
+        let start = self.at;
+        let bytes = match self.varint()? {
+            length if length % 2 == 0 => self.slice(length / 2)?,
+            offset => {
+                let at = usize::try_from(offset / 2).ok().filter(|at| *at < start).ok_or(DamagedRow(start))?;
+                Decoder { row: self.row, at }.literal()?
+            }
+        };
+        std::str::from_utf8(bytes).map_err(|_| DamagedRow(start))
+    }
+
+    /// The payload shares the row's memory instead of being copied.
+    fn payload(&mut self, row: &Bytes) -> Result<Bytes, DamagedRow> {
+        let length = self.varint()?;
+        Ok(row.slice_ref(self.slice(length)?))
+    }
+
+    fn message(&mut self, row: &Bytes) -> Result<Message, DamagedRow> {
+        let flags = self.byte()?;
+        let topic = self.string()?.into();
+        let content_type = if flags & MESSAGE_CONTENT_TYPE == 0 { None } else { Some(self.string()?.into()) };
+        let payload = self.payload(row)?;
+        let properties = (0..self.varint()?)
+            .map(|_| Ok((self.string()?.into(), self.string()?.into())))
+            .collect::<Result<_, DamagedRow>>()?;
+        Ok(Message {
+            topic,
+            payload,
+            content_type,
+            properties,
+            received_at_ms: self.varint()?,
+            clock_synced: flags & MESSAGE_CLOCK_SYNCED != 0,
+            attempt: self.varint_u32()?,
+        })
+    }
+}
+
+/// Iterator over the records of a segment. Ends with the last record or the first error.
+pub(super) struct Segment<'a> {
+    row: &'a Bytes,
+    decoder: Decoder<'a>,
+    stream: Stream,
+    next_id: RecordId,
+    last_id: RecordId,
+    at_ms: u64,
+    /// Shared by consecutive records of one function.
+    function: Arc<str>,
+}
+
+/// Record of a segment.
+pub(super) struct Entry {
+    pub(super) stored: StoredRecord,
+    pub(super) refused: bool,
+    /// Offset of its flags in the row.
+    flags_at: usize,
+}
+
+impl<'a> Segment<'a> {
+    /// `last_id` is the key of the row.
+    pub(super) fn decode(row: &'a Bytes, stream: Stream, last_id: RecordId) -> Result<Self, DamagedRow> {
+        let mut decoder = Decoder::new(row)?;
+        let count = decoder.varint()?;
+        let at_ms = decoder.varint()?;
+        let next_id = (last_id.0 + 1).checked_sub(count).map(RecordId).ok_or(DamagedRow(1))?;
+        Ok(Self { row, decoder, stream, next_id, last_id, at_ms, function: "".into() })
+    }
+
+    pub(super) fn first_id(&self) -> RecordId {
+        self.next_id
+    }
+
+    /// Time of the first record.
+    pub(super) fn at_ms(&self) -> u64 {
+        self.at_ms
+    }
+
+    fn entry(&mut self) -> Result<Entry, DamagedRow> {
+        let decoder = &mut self.decoder;
+        let flags_at = decoder.at;
+        let flags = decoder.byte()?;
+        let hops = decoder.varint_u32()?;
+        let delta = decoder.varint()?;
+        self.at_ms = self.at_ms.wrapping_add((delta >> 1) ^ (delta & 1).wrapping_neg());
+        let function = decoder.string()?;
+        if function != &*self.function {
+            self.function = function.into();
+        }
+        let record = Record {
+            stream: self.stream,
+            function: self.function.clone(),
+            topic: decoder.string()?.into(),
+            content_type: if flags & CONTENT_TYPE == 0 { None } else { Some(decoder.string()?.into()) },
+            payload: decoder.payload(self.row)?,
+            retain: flags & RETAIN != 0,
+            hops,
+            at_ms: self.at_ms,
+        };
+        let id = self.next_id;
+        self.next_id.0 += 1;
+        Ok(Entry { stored: StoredRecord { id, record }, refused: flags & REFUSED != 0, flags_at })
+    }
+}
+
+impl Iterator for Segment<'_> {
+    type Item = Result<Entry, DamagedRow>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.next_id > self.last_id {
+            return None;
+        }
+        let entry = self.entry();
+        if entry.is_err() {
+            self.next_id = RecordId(self.last_id.0 + 1);
+        }
+        Some(entry)
+    }
+}
+
+impl Entry {
+    /// Returns the segment's row with this record marked as refused.
+    pub(super) fn refuse(&self, row: &Bytes) -> Vec<u8> {
+        let mut row = row.to_vec();
+        row[self.flags_at] |= REFUSED;
+        row
+    }
+}
+
+/// Columns of a dead letter that are not in its body.
+pub(super) struct DeadLetterColumns {
+    pub(super) function: Arc<str>,
+    pub(super) code: FailureCode,
+    pub(super) at_ms: u64,
+}
+
+pub(super) fn dead_letter(columns: DeadLetterColumns, body: &Bytes) -> Result<DeadLetter, DamagedRow> {
+    let mut decoder = Decoder::new(body)?;
+    let DeadLetterColumns { function, code, at_ms } = columns;
+    Ok(DeadLetter {
+        function,
+        version: decoder.string()?.into(),
+        failure: Failure { code, detail: decoder.string()?.into() },
+        usage: Usage {
+            fuel: decoder.varint()?,
+            elapsed_us: decoder.varint()?,
+            memory_bytes: decoder.varint()?,
+            output_bytes: decoder.varint()?,
+        },
+        message: decoder.message(body)?,
+        at_ms,
+    })
+}
+
+pub(super) fn parked(id: ParkedId, body: &Bytes) -> Result<Parked, DamagedRow> {
+    let mut decoder = Decoder::new(body)?;
+    Ok(Parked { id, due_ms: decoder.varint()?, function: decoder.string()?.into(), message: decoder.message(body)? })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::option;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn message() -> impl Strategy<Value = Message> {
+        (
+            "[a-z/]{1,9}",
+            vec(any::<u8>(), 0..40),
+            option::of("[a-z]{0,9}"),
+            vec(("[ab]{0,5}", "[ab]{0,5}"), 0..4),
+            any::<(u64, bool, u32)>(),
+        )
+            .prop_map(|(topic, payload, content_type, properties, (received_at_ms, clock_synced, attempt))| {
+                Message {
+                    topic: topic.into(),
+                    payload: payload.into(),
+                    content_type: content_type.map(Into::into),
+                    properties: properties.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
+                    received_at_ms,
+                    clock_synced,
+                    attempt,
+                }
+            })
+    }
+
+    fn record() -> impl Strategy<Value = Record> {
+        ("[ab]{0,5}", "[ab/]{1,5}", vec(any::<u8>(), 0..40), option::of("[ab]{0,5}"), any::<(bool, u32, u64)>())
+            .prop_map(|(function, topic, payload, content_type, (retain, hops, at_ms))| Record {
+                stream: Stream::Data,
+                function: function.into(),
+                topic: topic.into(),
+                payload: payload.into(),
+                content_type: content_type.map(Into::into),
+                retain,
+                hops,
+                at_ms,
+            })
+    }
+
+    proptest! {
+        #[test]
+        fn a_segment_reads_as_it_was_written(records in vec(record(), 1..40), first_id in 1..u64::MAX / 2) {
+            let stored: Vec<_> =
+                (first_id..).zip(records).map(|(id, record)| StoredRecord { id: RecordId(id), record }).collect();
+            let last_id = stored.last().unwrap().id;
+            let row = Bytes::copy_from_slice(Encoder::default().segment(&stored));
+            let read: Vec<_> =
+                Segment::decode(&row, Stream::Data, last_id).unwrap().map(|entry| entry.unwrap()).collect();
+            prop_assert!(read.iter().all(|entry| !entry.refused));
+            prop_assert!(read.iter().map(|entry| &entry.stored).eq(&stored));
+
+            let row = Bytes::from(read[0].refuse(&row));
+            let refused: Vec<_> =
+                Segment::decode(&row, Stream::Data, last_id).unwrap().map(|entry| entry.unwrap().refused).collect();
+            prop_assert!(refused[0] && !refused[1..].contains(&true));
+        }
+
+        #[test]
+        fn a_parked_job_reads_as_it_was_written(message in message(), due_ms: u64) {
+            let job = Parked { id: ParkedId(7), function: "f".into(), message, due_ms };
+            let row = Bytes::copy_from_slice(Encoder::default().parked(&job));
+            prop_assert_eq!(parked(ParkedId(7), &row).unwrap(), job);
+        }
+
+        #[test]
+        fn a_dead_letter_reads_as_it_was_written(message in message(), figures: [u64; 4]) {
+            let [fuel, elapsed_us, memory_bytes, output_bytes] = figures;
+            let letter = DeadLetter {
+                function: "f".into(),
+                version: "1.0.0".into(),
+                message,
+                failure: Failure { code: FailureCode::Trap, detail: "unreachable".into() },
+                usage: Usage { fuel, elapsed_us, memory_bytes, output_bytes },
+                at_ms: 5,
+            };
+            let row = Bytes::copy_from_slice(Encoder::default().dead_letter(&letter));
+            let columns = DeadLetterColumns { function: "f".into(), code: FailureCode::Trap, at_ms: 5 };
+            prop_assert_eq!(dead_letter(columns, &row).unwrap(), letter);
+        }
+
+        #[test]
+        fn a_damaged_row_is_an_error_and_never_a_panic(mut row in vec(any::<u8>(), 0..60), last_id in 0..100u64) {
+            if let Some(version) = row.first_mut() {
+                *version = VERSION;
+            }
+            let row = Bytes::from(row);
+            if let Ok(segment) = Segment::decode(&row, Stream::Alert, RecordId(last_id)) {
+                segment.for_each(drop);
+            }
+            let _ = parked(ParkedId(1), &row);
+            let columns = DeadLetterColumns { function: "f".into(), code: FailureCode::Trap, at_ms: 5 };
+            let _ = dead_letter(columns, &row);
+        }
+    }
+
+    #[test]
+    fn names_are_written_once_in_a_segment() {
+        let record = Record {
+            stream: Stream::Data,
+            function: "threshold-alert".into(),
+            topic: "sensors/cellar/temperature".into(),
+            payload: Bytes::from_static(&[0; 200]),
+            content_type: None,
+            retain: false,
+            hops: 1,
+            at_ms: 1_700_000_000_000,
+        };
+        let stored: Vec<_> = (1..=256).map(|id| StoredRecord { id: RecordId(id), record: record.clone() }).collect();
+        let mut encoder = Encoder::default();
+        assert!(encoder.segment(&stored).len() <= 256 * 209);
+    }
+}

@@ -1,0 +1,375 @@
+//! Open database and everything that waits to be written to it.
+//!
+//! A session ends with the first error. Nothing in memory is undone after a failed transaction: a new session is loaded.
+//! Everything that the tables of the store write is part of the transaction of their session.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use rusqlite::wal::CheckpointMode;
+use rusqlite::{Connection, MAIN_DB};
+
+use super::OpenError;
+use super::checkpoint::{Checkpointer, FRAME_BYTES};
+use super::dead_letters::DeadLetterTable;
+use super::folder::{self, DataFolder};
+use super::gaps::{EXPIRED, Gaps};
+use super::message_id_rows::MessageIdRows;
+use super::outbox::Outbox;
+use super::parked::ParkedJobs;
+use super::row::Encoder;
+use super::salvage;
+use super::schema::{self, LoadError};
+use super::state::StateTable;
+use super::state_retention::{self, RetentionChange, StateRetention};
+use super::stats::Stats;
+use super::window::{RedeliveryWindow, Watermarks};
+use sedge_core::config;
+use sedge_core::message::Scope;
+use sedge_core::store::{BatchNo, Commit, GapId, Parked, RecordId, Recovered, StoreEvent, StoredRecord};
+use sedge_core::stream::{PerStream, Stream};
+use sedge_core::time::Now;
+
+/// Watermarks are written after this long without another commit to join. Until then, a crash makes upstream see these
+/// records again, under the same ids.
+const LONE_WATERMARKS_AFTER: Duration = Duration::from_secs(5);
+
+/// Step of the wall clock against the monotonic clock from which on the clock counts as set.
+const CLOCK_STEP_MS: u64 = 60_000;
+
+/// Keys in `meta` that are not the daemon's.
+const STORE_ID: &str = "store_id";
+const AGELESS: &str = "ageless";
+const OPENED: &str = "opened";
+
+/// Everything that outlives a session.
+#[derive(Debug)]
+pub(super) struct StoreContext {
+    pub(super) folder: DataFolder,
+    pub(super) config: config::Store,
+    pub(super) receive_maximum: usize,
+    pub(super) stats: Arc<Stats>,
+}
+
+#[derive(Debug)]
+pub(super) struct Session {
+    connection: Connection,
+    checkpointer: Checkpointer,
+    outbox: Outbox,
+    window: RedeliveryWindow,
+    message_ids: MessageIdRows,
+    state: StateTable,
+    gaps: Gaps,
+    dead_letters: DeadLetterTable,
+    jobs: ParkedJobs,
+    encoder: Encoder,
+    stats: Arc<Stats>,
+    /// Commits with an effect that are not in the transaction yet.
+    pending: Vec<Commit>,
+    in_transaction: bool,
+    /// Newest commit request that is not answered.
+    batch: Option<BatchNo>,
+    /// Records and jobs that the transaction adds.
+    stored: Vec<StoredRecord>,
+    parked: Vec<Parked>,
+    /// Jobs added by another process, of which the daemon was not told yet.
+    replayed: Vec<Parked>,
+    /// The write-ahead log has grown since the last [`Self::checkpoint`].
+    has_appended: bool,
+    /// Since when watermarks in memory are ahead of the disk.
+    behind_since: Option<Instant>,
+    data_version: i64,
+    /// Time of the last tick.
+    ticked: Now,
+}
+
+impl Session {
+    /// Opens the database, and replaces a damaged one.
+    pub(super) fn open(context: &StoreContext, now: Now) -> Result<(Self, Recovered), OpenError> {
+        salvage::resume(&context.folder)?;
+        let path = context.folder.database();
+        let reason = match Self::load(context, now) {
+            Ok(opened) => return Ok(opened),
+            Err(LoadError::Damaged(reason)) => reason,
+            Err(other) => return Err(other.at(&path)),
+        };
+        let moved_aside = salvage::replace_damaged(&context.folder, reason, now)?;
+        let (mut session, recovered) = Self::load(context, now).map_err(|error| error.at(&path))?;
+        session.outbox.skip_ids();
+        let Watermarks { delivered, last } = *session.outbox.marks();
+        let (delivered, last) = (PerStream::new(delivered), PerStream::new(last));
+        Ok((session, Recovered { moved_aside: Some(moved_aside), delivered, last, ..recovered }))
+    }
+
+    fn load(context: &StoreContext, now: Now) -> Result<(Self, Recovered), LoadError> {
+        let StoreContext { folder, config, receive_maximum, stats } = context;
+        let path = folder.database();
+        let mut connection = folder::connect(&path)?;
+        schema::prepare(&mut connection)?;
+        // A process that was killed within a commit leaves a transaction in the log that was perhaps never synced. It
+        // counts as committed from here on, so this checkpoint makes it durable before anyone hears of it. As a real
+        // write, it also fails here if the disk refuses writes.
+        connection.execute("REPLACE INTO meta VALUES (?1, x'')", (OPENED,))?;
+        connection.wal_checkpoint_v2(Some(MAIN_DB), CheckpointMode::RESTART)?;
+
+        let data_version = connection.query_row("PRAGMA data_version", (), |row| row.get(0))?;
+        let mut recovered = Recovered::default();
+        let mut ageless = [RecordId(0); 3];
+        {
+            let mut statement = connection.prepare("SELECT key, value FROM meta")?;
+            let mut rows = statement.query(())?;
+            while let Some(row) = rows.next()? {
+                let (key, value): (String, Vec<u8>) = (row.get(0)?, row.get(1)?);
+                match key.as_str() {
+                    STORE_ID => recovered.store_id = String::from_utf8_lossy(&value).into_owned(),
+                    AGELESS => {
+                        for (id, bytes) in ageless.iter_mut().zip(value.as_chunks().0) {
+                            *id = RecordId(u64::from_le_bytes(*bytes));
+                        }
+                    }
+                    OPENED => {}
+                    key if key.starts_with(state_retention::META) => {}
+                    _ => recovered.meta.push((key, value.into())),
+                }
+            }
+        }
+        let (window, watermarks, fingerprints) = RedeliveryWindow::load(&connection, *receive_maximum)?;
+        let retention_secs = u64::from(config.message_id_retention_secs.get());
+        let (message_ids, known) =
+            MessageIdRows::load(&connection, &recovered.store_id, retention_secs, now.monotonic)?;
+        let outbox = Outbox::load(&connection, config, watermarks, ageless)?;
+        let mut jobs = ParkedJobs::default();
+        recovered.window = fingerprints;
+        recovered.message_ids = known;
+        recovered.parked = jobs.load_new(&connection)?;
+        recovered.delivered = PerStream::new(outbox.marks().delivered);
+        recovered.last = PerStream::new(outbox.marks().last);
+        let session = Self {
+            checkpointer: Checkpointer::start(&path, stats.clone())?,
+            outbox,
+            window,
+            message_ids,
+            state: StateTable::default(),
+            gaps: Gaps::load(&connection, stats.clone())?,
+            dead_letters: DeadLetterTable::load(&connection, config)?,
+            jobs,
+            encoder: Encoder::default(),
+            stats: stats.clone(),
+            pending: Vec::new(),
+            in_transaction: false,
+            batch: None,
+            stored: Vec::new(),
+            parked: Vec::new(),
+            replayed: Vec::new(),
+            has_appended: false,
+            behind_since: None,
+            data_version,
+            ticked: now,
+            connection,
+        };
+        session.update_stats();
+        session.outbox.update_ages(&session.connection, &session.stats)?;
+        Ok((session, recovered))
+    }
+
+    /// Whether the outbox has no room for these commits.
+    pub(super) fn is_full_for(&self, commits: &[Commit]) -> bool {
+        let records = commits.iter().flat_map(|commit| &commit.records);
+        self.outbox.is_full_for(records.map(Outbox::weight).sum())
+    }
+
+    pub(super) fn enqueue(&mut self, batch: BatchNo, commits: Vec<Commit>) {
+        self.batch = Some(batch);
+        for mut commit in commits {
+            if let Some(fingerprint) = commit.delivery {
+                self.window.push(fingerprint);
+            }
+            if let Some(id) = &commit.message_id {
+                self.message_ids.push(id);
+            }
+            commit.records.drain(..).for_each(|record| self.outbox.push(record));
+            if commit.has_effect() {
+                self.pending.push(commit);
+            }
+        }
+    }
+
+    /// Whether a commit with an effect waits for the disk.
+    pub(super) fn must_commit(&self) -> bool {
+        self.in_transaction || !self.pending.is_empty() || self.outbox.has_fresh()
+    }
+
+    fn begin_transaction(&mut self) -> rusqlite::Result<()> {
+        if !self.in_transaction {
+            self.connection.prepare_cached("BEGIN IMMEDIATE")?.execute(())?;
+            self.in_transaction = true;
+        }
+        Ok(())
+    }
+
+    fn write_pending(&mut self) -> rusqlite::Result<()> {
+        self.begin_transaction()?;
+        for commit in std::mem::take(&mut self.pending) {
+            for (scope, writes) in commit.state {
+                self.state.write(&self.connection, scope, &writes)?;
+            }
+            for letter in &commit.dead_letters {
+                self.dead_letters.insert(&self.connection, &mut self.encoder, letter, &self.stats)?;
+            }
+            for id in commit.unpark {
+                self.jobs.unpark(&self.connection, id)?;
+            }
+            for mut job in commit.park {
+                self.replayed.extend(self.jobs.load_new(&self.connection)?);
+                self.jobs.park(&self.connection, &mut self.encoder, &mut job)?;
+                self.parked.push(job);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the state of a scope as of everything that was enqueued before.
+    pub(super) fn load_state(&mut self, scope: &Scope) -> rusqlite::Result<Vec<(Box<str>, Bytes)>> {
+        if !self.pending.is_empty() {
+            self.write_pending()?;
+        }
+        self.state.load(&self.connection, scope)
+    }
+
+    pub(super) fn read_outbox(
+        &mut self,
+        stream: Stream,
+        after: RecordId,
+        max_bytes: usize,
+    ) -> rusqlite::Result<(Vec<StoredRecord>, bool)> {
+        self.outbox.read(&self.connection, stream, after, max_bytes, &mut self.gaps)
+    }
+
+    pub(super) fn delivered(&mut self, stream: Stream, through: RecordId, now: Now) {
+        if self.outbox.delivered(stream, through) {
+            self.behind_since.get_or_insert(now.monotonic);
+        }
+    }
+
+    pub(super) fn refuse(&mut self, stream: Stream, id: RecordId, reason: &str) -> rusqlite::Result<()> {
+        self.begin_transaction()?;
+        self.outbox.refuse(&self.connection, stream, id, reason, &mut self.gaps)
+    }
+
+    pub(super) fn gaps_reported(&mut self, through: GapId) -> rusqlite::Result<()> {
+        self.begin_transaction()?;
+        self.gaps.reported(&self.connection, through)
+    }
+
+    pub(super) fn forget_deliveries(&mut self) -> rusqlite::Result<()> {
+        self.begin_transaction()?;
+        self.window.clear(&self.connection)
+    }
+
+    pub(super) fn set_meta(&mut self, key: &str, value: &[u8]) -> rusqlite::Result<()> {
+        self.begin_transaction()?;
+        self.connection.prepare_cached("REPLACE INTO meta VALUES (?1, ?2)")?.execute((key, value))?;
+        Ok(())
+    }
+
+    /// Writes everything that waits into the transaction. Returns whether there is one to commit.
+    /// `flush`: watermarks alone are reason enough.
+    pub(super) fn write(&mut self, flush: bool, now: Now) -> rusqlite::Result<bool> {
+        if !self.must_commit() && !(flush && (self.behind_since.is_some() || self.gaps.has_unwritten())) {
+            return Ok(false);
+        }
+        self.write_pending()?;
+        self.stored = self.outbox.write(&self.connection, &mut self.gaps)?;
+        self.gaps.write(&self.connection)?;
+        self.message_ids.write(&self.connection, now.unix_ms / 1000)?;
+        self.window.write(&self.connection, self.outbox.marks())?;
+        Ok(true)
+    }
+
+    /// Commits the transaction, which syncs it to disk.
+    pub(super) fn commit(&mut self) -> rusqlite::Result<()> {
+        self.connection.prepare_cached("COMMIT")?.execute(())?;
+        self.in_transaction = false;
+        self.behind_since = None;
+        self.has_appended = true;
+        self.update_stats();
+        Ok(())
+    }
+
+    /// Returns the answer to all commit requests so far. Commits without an effect are answered without a transaction:
+    /// if they run again after a crash, they have no effect again.
+    pub(super) fn take_committed(&mut self) -> Option<StoreEvent> {
+        let (stored, parked) = (std::mem::take(&mut self.stored), std::mem::take(&mut self.parked));
+        debug_assert!(self.batch.is_some() || stored.is_empty() && parked.is_empty(), "only commit requests add rows");
+        self.batch.take().map(|batch| StoreEvent::Committed { batch, stored, parked })
+    }
+
+    /// Keeps the write-ahead log short. Called after the commit was answered, which need not wait for it.
+    pub(super) fn checkpoint(&mut self) -> rusqlite::Result<()> {
+        if std::mem::take(&mut self.has_appended) {
+            let frames = self.checkpointer.after_commit(&self.connection)?;
+            self.stats.wal_bytes.store(frames * FRAME_BYTES, Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Returns what the last commit makes known, beside `Committed`.
+    pub(super) fn take_events(&mut self) -> impl Iterator<Item = StoreEvent> {
+        let replayed = std::mem::take(&mut self.replayed);
+        let parked = (!replayed.is_empty()).then_some(StoreEvent::Parked(replayed));
+        parked.into_iter().chain(self.gaps.next_report())
+    }
+
+    /// Handles expiry, steps of the clock, and changes by other processes.
+    pub(super) fn tick(&mut self, now: Now) -> rusqlite::Result<()> {
+        let data_version = self.connection.prepare_cached("PRAGMA data_version")?.query_row((), |row| row.get(0))?;
+        if self.data_version != data_version {
+            self.data_version = data_version;
+            self.replayed.extend(self.jobs.load_new(&self.connection)?);
+            self.dead_letters.recount(&self.connection)?;
+        }
+        let elapsed_ms = now.monotonic.duration_since(self.ticked.monotonic).as_millis() as u64;
+        if now.unix_ms > self.ticked.unix_ms + elapsed_ms + CLOCK_STEP_MS {
+            let ageless: Vec<u8> = self.outbox.clock_was_set().into_iter().flat_map(|id| id.0.to_le_bytes()).collect();
+            self.set_meta(AGELESS, &ageless)?;
+        }
+        self.ticked = now;
+        for stream in Stream::ALL {
+            while self.outbox.has_expired(&self.connection, stream, now.unix_ms)? {
+                self.begin_transaction()?;
+                self.outbox.drop_oldest(&self.connection, stream, EXPIRED, &mut self.gaps)?;
+            }
+        }
+        while self.dead_letters.has_expired(&self.connection, now.unix_ms)? {
+            self.begin_transaction()?;
+            self.dead_letters.drop_oldest(&self.connection, EXPIRED, &self.stats)?;
+        }
+        self.outbox.update_ages(&self.connection, &self.stats)
+    }
+
+    /// Deletes state of functions that have been away for too long.
+    pub(super) fn expire_state(&mut self, retention: &mut StateRetention, now: Now) -> rusqlite::Result<()> {
+        for change in retention.changes(&self.connection, now.monotonic)? {
+            self.begin_transaction()?;
+            change.write(&self.connection)?;
+            if let RetentionChange::DeleteState(function) = &change {
+                self.state.forget(function);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether watermarks or gaps have waited long enough for a commit to join.
+    pub(super) fn is_behind(&self, now: Now) -> bool {
+        let waited = |since| now.monotonic.saturating_duration_since(since);
+        self.gaps.has_unwritten() || self.behind_since.is_some_and(|since| waited(since) >= LONE_WATERMARKS_AFTER)
+    }
+
+    fn update_stats(&self) {
+        self.outbox.update_stats(&self.stats);
+        self.dead_letters.update_stats(&self.stats);
+        self.jobs.update_stats(&self.stats);
+    }
+}
