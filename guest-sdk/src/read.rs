@@ -42,7 +42,7 @@ pub(crate) enum Fault {
 impl Fault {
     #[cold]
     #[inline(never)]
-    pub fn describe(self, name: &str, raw: &[u8]) -> ReadError {
+    pub(crate) fn describe(self, name: &str, raw: &[u8]) -> ReadError {
         let (what, kind) = match self {
             Self::NotA(kind) => (", not ", kind),
             Self::DecimalComma => (", with a decimal comma", ""),

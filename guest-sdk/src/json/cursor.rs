@@ -36,19 +36,19 @@ impl Visit<'_> for Skip {
 impl<'a> Cursor<'a> {
     /// The next byte that is not white space, without going past it.
     #[inline]
-    pub fn first(&mut self) -> Option<u8> {
+    pub(super) fn first(&mut self) -> Option<u8> {
         self.rest = skip_space(self.rest);
         self.rest.first().copied()
     }
 
     #[inline]
-    pub fn advance(&mut self) {
+    pub(super) fn advance(&mut self) {
         self.rest = behind(self.rest);
     }
 
     /// The name of a member, without quotes and with its escapes; the colon is passed too.
     #[inline]
-    pub fn name(&mut self) -> Option<&'a [u8]> {
+    pub(super) fn name(&mut self) -> Option<&'a [u8]> {
         if self.first()? != b'"' {
             return None;
         }
@@ -94,7 +94,7 @@ impl<'a> Cursor<'a> {
 
     /// Passes one value and tells the visitor what it holds.
     #[inline(always)]
-    pub fn walk(&mut self, visit: &mut impl Visit<'a>) -> Option<()> {
+    pub(super) fn walk(&mut self, visit: &mut impl Visit<'a>) -> Option<()> {
         // A copy that no call takes the address of.
         let mut cursor = self.clone();
         let walked = cursor.walk_on(visit);
@@ -155,7 +155,7 @@ impl<'a> Cursor<'a> {
 
     /// Passes one value and returns its text.
     #[inline]
-    pub fn value(&mut self) -> Option<&'a [u8]> {
+    pub(super) fn value(&mut self) -> Option<&'a [u8]> {
         match self.first()? {
             b'{' | b'[' => self.container(),
             _ => self.scalar(),

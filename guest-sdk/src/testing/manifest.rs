@@ -36,7 +36,7 @@ enum Value {
 }
 
 impl Manifest {
-    pub fn permissive() -> Self {
+    pub(super) fn permissive() -> Self {
         Self {
             name: "function".to_owned(),
             subscribe: vec!["#".to_owned(), "$SYS/#".to_owned()],
@@ -54,7 +54,7 @@ impl Manifest {
 
     /// Reads the part of TOML that manifests are written in: tables, keys with dots and quotes, strings on one line, numbers, and
     /// arrays of strings.
-    pub fn parse(toml: &str) -> Result<Self, String> {
+    pub(super) fn parse(toml: &str) -> Result<Self, String> {
         let mut manifest = Self::of_defaults();
         let mut table = Vec::new();
         let mut lines = toml.lines().enumerate();
