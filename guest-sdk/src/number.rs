@@ -155,8 +155,8 @@ pub fn rounded(value: f64, decimals: u32) -> f64 {
     (scaled + if scaled < 0.0 { -0.5 } else { 0.5 }) as i64 as f64 / power(decimals)
 }
 
-/// Appends a number with at most 15 significant digits: every decimal of up to 15 digits comes out as it went in, and
-/// `0.1 + 0.2` as `0.3`. What is no number comes out as `null`, as in JavaScript.
+/// Appends a number with at most 15 significant digits: every decimal of up to 15 digits comes out as it went in, and `0.1 + 0.2` as
+/// `0.3`. A whole number up to 2^53 has all of its digits. What is no number comes out as `null`, as in JavaScript.
 #[inline(never)]
 pub(crate) fn push_number(text: &mut String, value: f64) {
     if !value.is_finite() {
@@ -202,9 +202,10 @@ fn push_with_point(text: &mut String, digits: &str, point: usize) {
     }
 }
 
-/// `value`, which is not negative, as a whole number of at most 15 digits times a power of ten.
+/// `value`, which is not negative, as a whole number of at most 16 digits times a power of ten.
 fn fifteen_digits(mut value: f64) -> (u64, i32) {
-    if value < 1e15 && value == (value as u64) as f64 {
+    // Whole numbers up to here are exact, so that all digits count.
+    if value <= (1u64 << 53) as f64 && value == (value as u64) as f64 {
         return (value as u64, 0);
     }
     let mut exponent = 0;
@@ -326,6 +327,8 @@ mod tests {
             (0.1 + 0.2, "0.3"),
             (272.0 * 0.1, "27.2"),
             (100.0, "100"),
+            (9_007_199_254_740_991.0, "9007199254740991"),
+            (-9_007_199_254_740_992.0, "-9007199254740992"),
             (1e20, "100000000000000000000"),
             (1e21, "1e21"),
             (0.00012, "0.00012"),

@@ -88,10 +88,18 @@ pub(crate) fn payload(payload: &[u8]) -> Result<Payload<'_>, ReadError> {
         [0x1f, 0x8b, ..] => Err(not_text("compressed (gzip)")),
         [0xff, 0xfe, ..] | [0xfe, 0xff, ..] | [b'{' | b'[' | b'"', 0, ..] => Err(not_text("UTF-16, not UTF-8")),
         [b'{' | b'[', ..] => Ok(Payload::Json(text)),
-        // The start tells: binary formats have such bytes everywhere.
-        _ if text.iter().take(64).any(|byte| matches!(byte, 0..=8 | 14..=31 | 127)) => Err(not_text("binary")),
+        _ if is_binary(text.get(..64).unwrap_or(text), text.len()) => {
+            Err(not_text("binary, or text that is not UTF-8"))
+        }
         _ => Ok(Payload::Plain(text)),
     }
+}
+
+/// Whether the start of a payload is no text: binary formats and compressed data have such bytes everywhere.
+fn is_binary(start: &[u8], length: usize) -> bool {
+    // The end of the start may lie within a character.
+    let cut = if start.len() < length { 3 } else { 0 };
+    start.iter().any(|byte| matches!(byte, 0..=8 | 14..=31 | 127)) || utf8_start(start).len() + cut < start.len()
 }
 
 #[cold]
@@ -279,6 +287,9 @@ mod tests {
         }
         assert!(matches!(payload("\u{feff} {\"t\":1}\0".as_bytes()), Ok(Payload::Json(br#"{"t":1}"#))));
         assert!(matches!(payload(b"\0 \n"), Ok(Payload::Empty)));
+        // What is looked at ends within a character.
+        assert!(matches!(payload("a°".repeat(50).as_bytes()), Ok(Payload::Plain(_))));
+        assert!(matches!(payload("°".repeat(50).as_bytes()), Ok(Payload::Plain(_))));
     }
 
     #[test]
@@ -291,6 +302,8 @@ mod tests {
             (&"{\"t\":1}".encode_utf16().flat_map(u16::to_be_bytes).collect::<std::vec::Vec<u8>>(), "UTF-16"),
             (&utf16("81.5"), "binary"),
             (b"\x01\x67\x01\x10", "binary"),
+            (b"x\x9c\xabVJ", "binary"),
+            (b"81.5 \xb0C", "not UTF-8"),
         ] {
             let Err(ReadError::Unreadable(why)) = payload(bytes) else { panic!("{bytes:?}") };
             assert!(why.contains(what), "{why}");

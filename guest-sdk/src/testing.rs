@@ -16,6 +16,9 @@ use manifest::{Manifest, Scope};
 
 /// Most slashes in a topic.
 const MAX_TOPIC_SLASHES: usize = 200;
+/// Number of log lines of a run, and the length of one. A board drops the rest.
+const MAX_LOG_LINES: usize = 32;
+const MAX_LOG_LINE_BYTES: usize = 1024;
 
 /// A board that exists only in a test: settings, durable state, permissions, limits, clocks and a log.
 ///
@@ -99,11 +102,11 @@ impl Board {
     pub fn run<F: Function>(&mut self, message: Message) -> Outcome {
         let manifest = &mut self.manifest;
         let heard = manifest.subscribe.iter().any(|filter| matches(filter, &message.topic));
-        assert!(
-            heard || message.is_tick(),
-            "{:?} matches no filter of `subscribe`: the function would not get it",
-            message.topic
-        );
+        if message.is_tick() {
+            assert!(manifest.every, "function.toml has no `every`: the function would not get a tick");
+        } else {
+            assert!(heard, "{:?} matches no filter of `subscribe`: the function would not get it", message.topic);
+        }
         let scope = if manifest.scope == Scope::Topic { message.topic.clone() } else { String::new() };
         let before = self.state.get(&scope).cloned().unwrap_or_default();
         let run = Run {
@@ -207,7 +210,7 @@ struct Run {
 
 impl Run {
     fn set(&mut self, key: &str, value: Option<&[u8]>) -> Result<(), String> {
-        if self.manifest.scope == Scope::None {
+        if self.manifest.scope == Scope::None || self.manifest.max_state_bytes == 0 {
             return Err(crate::host::STATELESS.to_owned());
         }
         match value {
@@ -235,7 +238,7 @@ pub(crate) mod host {
     use std::sync::OnceLock;
     use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-    use super::{Level, RUN, Run, Scope};
+    use super::{Level, MAX_LOG_LINE_BYTES, MAX_LOG_LINES, RUN, Run, Scope};
 
     fn with<R>(use_run: impl FnOnce(&mut Run) -> R) -> R {
         RUN.with_borrow_mut(|run| {
@@ -311,8 +314,22 @@ pub(crate) mod host {
         RandomState::new().build_hasher().finish()
     }
 
+    /// A line as a board writes it: cut off, and without control characters.
+    fn cut(line: &str) -> String {
+        let mut text: String = line.chars().map(|char| if char.is_control() { ' ' } else { char }).collect();
+        if text.len() > MAX_LOG_LINE_BYTES {
+            text.truncate(text.floor_char_boundary(MAX_LOG_LINE_BYTES));
+            text.push('…');
+        }
+        text
+    }
+
     pub(crate) fn log(level: Level, line: &str) {
-        with(|run| run.log.push((level, line.into())));
+        with(|run| {
+            if run.log.len() < MAX_LOG_LINES {
+                run.log.push((level, cut(line)));
+            }
+        });
     }
 }
 
@@ -345,6 +362,7 @@ mod tests {
                 "clock" => outputs.push(Output::forward("said", clock::now_ms().to_string())),
                 "random" => outputs.push(Output::forward("said", random::u64().to_string())),
                 "setting" => outputs.push(Output::forward("said", setting::<String>(argument)?)),
+                "log" => (0..40).for_each(|_| crate::log::write(Level::Info, &"a\n°".repeat(1000))),
                 "infinity" => outputs.push(Alert { value: Some(f64::INFINITY), ..Alert::firing("k", "s") }.into()),
                 _ => {}
             }
@@ -419,7 +437,8 @@ mod tests {
 
     #[test]
     fn the_clock_is_the_tests() {
-        let mut board = Board::from_manifest("name = \"x\"\nsubscribe = [\"#\"]\n[allow]\nclock = true\n");
+        let mut board =
+            Board::from_manifest("name = \"x\"\nsubscribe = [\"#\"]\nevery = \"1h\"\n[allow]\nclock = true\n");
         board.set_clock(1_767_610_933_000);
         assert_eq!(said(run(&mut board, "clock")), "1767610933000");
         assert_eq!(board.tick::<Obeys>(), Ok(vec![]));
@@ -435,6 +454,21 @@ mod tests {
     #[should_panic(expected = "without `random = true`")]
     fn random_numbers_without_permission_panic() {
         let _ = run(&mut Board::from_manifest("name = \"x\"\nsubscribe = [\"#\"]\n"), "random");
+    }
+
+    #[test]
+    #[should_panic(expected = "no `every`")]
+    fn a_tick_without_every_panics() {
+        let _ = Board::from_manifest("name = \"x\"\nsubscribe = [\"#\"]\n").tick::<Obeys>();
+    }
+
+    #[test]
+    fn the_log_is_cut_off_as_on_a_board() {
+        let mut board = Board::new();
+        run(&mut board, "log").unwrap();
+        assert_eq!(board.log().len(), 32);
+        let line = &board.log()[0].1;
+        assert!(line.len() <= 1024 + '…'.len_utf8() && line.starts_with("a °a °") && line.ends_with('…'), "{line}");
     }
 
     #[test]

@@ -20,6 +20,8 @@ pub(super) struct Manifest {
     pub subscribe: Vec<String>,
     pub scope: Scope,
     pub publish: Vec<String>,
+    /// Whether it has ticks.
+    pub every: bool,
     pub clock: bool,
     pub random: bool,
     pub max_outputs: usize,
@@ -42,6 +44,7 @@ impl Manifest {
             subscribe: vec!["#".to_owned(), "$SYS/#".to_owned()],
             scope: Scope::Topic,
             publish: vec!["#".to_owned()],
+            every: true,
             clock: true,
             random: true,
             ..Self::of_defaults()
@@ -117,9 +120,8 @@ impl Manifest {
                 };
                 self.settings.insert(keys.join("."), text);
             }
-            (["version" | "every" | "component"], Value::Text(_))
-            | (["serial"], Value::Word(_))
-            | (["trial", _], _) => {}
+            (["every"], Value::Text(_)) => self.every = true,
+            (["version" | "component"], Value::Text(_)) | (["serial"], Value::Word(_)) | (["trial", _], _) => {}
             (names, _) => return Err(format!("{} is not a key of a manifest, or has another kind", names.join("."))),
         }
         Ok(())
