@@ -49,7 +49,7 @@ impl Publication {
         Self { topic: topic.into(), payload: payload.into(), content_type: None, retain: false }
     }
 
-    /// With content type `application/json`: a [`JsonObject`], a [`JsonArray`](crate::JsonArray), or JSON from elsewhere.
+    /// With content type `application/json`: a [`JsonObject`](crate::JsonObject), a [`JsonArray`](crate::JsonArray), or other JSON.
     pub fn json(topic: impl Into<String>, json: impl Into<Vec<u8>>) -> Self {
         Self { content_type: Some("application/json".into()), ..Self::new(topic, json) }
     }
