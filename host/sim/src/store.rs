@@ -26,9 +26,10 @@ pub struct Store {
     heard: u64,
     pub has_failed: bool,
     bounded: bool,
+    /// Not told yet.
+    fresh_drops: Vec<StoreEvent>,
     /// Records that were dropped, by stream: what gaps must add up to.
     pub dropped: [Vec<u64>; 3],
-    pub gaps_reported: [u64; 3],
     pub commits: u64,
 }
 
@@ -73,6 +74,8 @@ impl Store {
             StoreRequest::Commit { batch, commits } => {
                 let (stored, parked) = self.commit(commits, note);
                 self.tell(StoreEvent::Committed { batch, stored, parked });
+                let dropped = std::mem::take(&mut self.fresh_drops);
+                dropped.into_iter().for_each(|event| self.tell(event));
                 self.report_gaps();
             }
             StoreRequest::LoadState { id, scope } => {
@@ -98,9 +101,7 @@ impl Store {
                 }
             }
             StoreRequest::GapsReported { through } => {
-                for (_, gap) in self.gaps.extract_if(.., |(id, _)| *id <= through) {
-                    self.gaps_reported[gap.stream as usize] += gap.records;
-                }
+                self.gaps.retain(|(id, _)| *id > through);
                 self.report_gaps();
             }
             StoreRequest::SetMeta { key, value } => drop(self.disk.meta.insert(key.to_owned(), value)),
@@ -131,6 +132,8 @@ impl Store {
             while self.bounded && self.streams[stream as usize].records.len() > STREAM_MAX {
                 let (id, _) = self.streams[stream as usize].records.pop_first().expect("there are more than some");
                 let outbox = &mut self.streams[stream as usize];
+                let after = RecordId(outbox.delivered);
+                self.fresh_drops.push(StoreEvent::Dropped { stream, after, through: RecordId(id) });
                 outbox.delivered = outbox.delivered.max(id);
                 self.lose(stream, id, "full");
             }
@@ -192,6 +195,7 @@ impl Store {
             self.commit(commits, note);
             is_written = true;
         }
+        self.fresh_drops.clear();
         self.has_failed = true;
         self.epoch += 1;
         self.tell(StoreEvent::Failed { error: "the disk failed".into() });
@@ -213,6 +217,7 @@ impl Store {
     pub fn cut_power(&mut self) -> Recovered {
         self.requests.clear();
         self.events.clear();
+        self.fresh_drops.clear();
         self.has_failed = false;
         self.heard = self.epoch;
         self.reporting = GapId(0);
@@ -234,6 +239,11 @@ impl Store {
     /// Records that wait to be sent, by stream.
     pub fn waiting(&self, stream: Stream) -> usize {
         self.streams[stream as usize].records.len()
+    }
+
+    /// Records up to here were delivered, as far as the store knows, or dropped.
+    pub fn watermark(&self, stream: Stream) -> u64 {
+        self.streams[stream as usize].delivered
     }
 
     pub fn last(&self, stream: Stream) -> u64 {

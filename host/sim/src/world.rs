@@ -67,7 +67,8 @@ struct Sink {
 #[derive(Clone, Debug)]
 enum Envelope {
     Record(Stream, u64),
-    Gap,
+    /// Of a stream, from this record on, so many.
+    Gap(Stream, u64, u64),
 }
 
 pub struct World {
@@ -380,7 +381,8 @@ impl World {
         if let (Answer::Accepted, Envelope::Record(stream, id)) = (&answer, &envelope) {
             self.reference.accepted(*stream, *id);
         }
-        if let Envelope::Gap = envelope {
+        if let (Envelope::Gap(stream, first, records), false) = (&envelope, matches!(answer, Answer::Retry { .. })) {
+            self.reference.gap(*stream, *first, *records);
             self.reached.insert("a gap was reported");
         }
         let destination = self.sinks[n].destination;
@@ -464,7 +466,7 @@ impl World {
             _ => None,
         };
         let Some(stream) = stream else {
-            sink.in_flight.push_back((token, Envelope::Gap));
+            sink.in_flight.push_back((token, gap(&envelope.payload)));
             return;
         };
         sink.in_flight.push_back((token, Envelope::Record(stream, number)));
@@ -531,6 +533,7 @@ impl World {
             Fault::AnswerTwice => self.workers[n].answer_twice(),
             Fault::AnswerWrong => self.workers[n].answer_wrongly(),
             Fault::DiskFails | Fault::DiskFailsAfterWrite => {
+                self.forget_answers();
                 let (store, reference) = (&mut self.store, &mut self.reference);
                 // Where the store held such a message before, it is no evidence.
                 if self.broker.packet_ids == PacketIds::ReuseLowest {
@@ -643,7 +646,16 @@ impl World {
         self.reached.insert("the broker forgot the session");
     }
 
+    /// The board forgets which records were accepted since the watermarks of the store.
+    fn forget_answers(&mut self) {
+        for stream in Stream::ALL {
+            let dropped = &self.store.dropped[stream as usize];
+            self.reference.forget_answers(stream, self.store.watermark(stream), dropped);
+        }
+    }
+
     fn cut_power(&mut self) {
+        self.forget_answers();
         // The next process cannot know which acknowledgements of this one were written.
         if self.broker.packet_ids == PacketIds::ReuseLowest {
             let in_flight: Vec<Publication> = self.broker.in_flight().cloned().collect();
@@ -766,8 +778,7 @@ impl World {
         self.reference.count_is("sum", None, stored);
         for stream in Stream::ALL {
             let (last, dropped) = (self.store.last(stream), self.store.dropped[stream as usize].clone());
-            let reported = self.store.gaps_reported[stream as usize];
-            self.reference.stream_is_accounted_for(stream, last, &dropped, reported);
+            self.reference.stream_is_accounted_for(stream, last, &dropped);
         }
     }
 
@@ -806,4 +817,13 @@ fn functions() -> [Manifest; 3] {
 fn board(recovered: &Recovered, seed: u64, now: Now) -> Board {
     let config = BoardConfig { seed, receive_maximum: RECEIVE_MAXIMUM, ..config() };
     Board::new(config, forward_config(IN_FLIGHT), recovered, Arc::new(Metrics::default()), now)
+}
+
+/// Reads a gap report.
+fn gap(payload: &[u8]) -> Envelope {
+    let report: serde_json::Value = serde_json::from_slice(payload).expect("a gap report is JSON");
+    let first = report["first_id"].as_str().and_then(|id| id.rsplit('-').next()?.parse().ok());
+    let stream = Stream::ALL.into_iter().find(|it| report["stream"] == it.as_str());
+    let (stream, first) = stream.zip(first).expect("a gap report names its stream and first record");
+    Envelope::Gap(stream, first, report["records"].as_u64().expect("it counts the records"))
 }

@@ -9,12 +9,12 @@ use bytes::Bytes;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior};
 
-use super::gaps::FULL;
 use super::row::{self, DeadLetterColumns, Encoder};
 use super::stats::Stats;
 use super::{folder, schema};
 use sedge_core::config;
 use sedge_core::message::FailureCode;
+use sedge_core::store::FULL;
 use sedge_core::store::{DeadLetter, DeadLetterId, Parked, ParkedId};
 
 /// Earlier times (before November 2023) come from a clock that was not set: such dead letters do not expire.

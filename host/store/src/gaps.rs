@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use rusqlite::Connection;
 
 use super::stats::Stats;
-use sedge_core::store::{Gap, GapId, RecordId, StoreEvent};
+use sedge_core::store::{DAMAGED, EXPIRED, FULL, Gap, GapId, RecordId, StoreEvent};
 use sedge_core::stream::Stream;
 
 #[derive(Debug)]
@@ -125,7 +125,3 @@ impl Gaps {
         Ok(())
     }
 }
-
-pub(super) const FULL: &str = "full";
-pub(super) const EXPIRED: &str = "expired";
-pub(super) const DAMAGED: &str = "damaged";

@@ -5,12 +5,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::gaps::{DAMAGED, FULL, Gaps};
+use super::gaps::Gaps;
 use super::row::{DamagedRow, Encoder, Segment};
 use super::stats::Stats;
 use super::window::Watermarks;
 use sedge_core::config::{self, WhenFull};
-use sedge_core::store::{Gap, Record, RecordId, StoredRecord};
+use sedge_core::store::{DAMAGED, FULL, Gap, Record, RecordId, StoreEvent, StoredRecord};
 use sedge_core::stream::Stream;
 
 /// Size of a segment, which is read, dropped and deleted as a whole: small beside the bounds, large beside a page.
@@ -40,6 +40,8 @@ pub(super) struct Outbox {
     ageless: [RecordId; 3],
     /// Damaged rows that are reported already, by stream and key.
     damaged: Vec<(Stream, RecordId)>,
+    /// Records that were dropped and of which the daemon was not told yet.
+    dropped: Vec<StoreEvent>,
     encoder: Encoder,
 }
 
@@ -99,6 +101,7 @@ impl Outbox {
             fresh_bytes: 0,
             ageless,
             damaged: Vec::new(),
+            dropped: Vec::new(),
             encoder: Encoder::default(),
         })
     }
@@ -125,6 +128,11 @@ impl Outbox {
         let n = record.stream as usize;
         self.marks.last[n].0 += 1;
         self.fresh[n].push(StoredRecord { id: self.marks.last[n], record });
+    }
+
+    /// Records that were dropped since the last call.
+    pub(super) fn take_dropped(&mut self) -> Vec<StoreEvent> {
+        std::mem::take(&mut self.dropped)
     }
 
     pub(super) fn has_fresh(&self) -> bool {
@@ -239,6 +247,7 @@ impl Outbox {
         connection.prepare_cached(STATEMENTS[n].delete_through)?.execute((id.0,))?;
         self.bytes[n] -= row.len() as u64;
         self.deleted[n] = self.deleted[n].max(id);
+        self.dropped.push(StoreEvent::Dropped { stream, after: self.marks.delivered[n], through: id });
         self.marks.delivered[n] = self.marks.delivered[n].max(id);
         Ok(true)
     }

@@ -15,7 +15,7 @@ use super::OpenError;
 use super::checkpoint::{Checkpointer, FRAME_BYTES};
 use super::dead_letters::DeadLetterTable;
 use super::folder::{self, DataFolder};
-use super::gaps::{EXPIRED, Gaps};
+use super::gaps::Gaps;
 use super::message_id_rows::MessageIdRows;
 use super::outbox::Outbox;
 use super::parked::ParkedJobs;
@@ -28,7 +28,7 @@ use super::stats::Stats;
 use super::window::{RedeliveryWindow, Watermarks};
 use sedge_core::config;
 use sedge_core::message::Scope;
-use sedge_core::store::{BatchNo, Commit, GapId, Parked, RecordId, Recovered, StoreEvent, StoredRecord};
+use sedge_core::store::{BatchNo, Commit, EXPIRED, GapId, Parked, RecordId, Recovered, StoreEvent, StoredRecord};
 use sedge_core::stream::{PerStream, Stream};
 use sedge_core::time::Now;
 
@@ -319,7 +319,7 @@ impl Session {
     pub(super) fn take_events(&mut self) -> impl Iterator<Item = StoreEvent> {
         let replayed = std::mem::take(&mut self.replayed);
         let parked = (!replayed.is_empty()).then_some(StoreEvent::Parked(replayed));
-        parked.into_iter().chain(self.gaps.next_report())
+        self.outbox.take_dropped().into_iter().chain(parked).chain(self.gaps.next_report())
     }
 
     /// Handles expiry, steps of the clock, and changes by other processes.

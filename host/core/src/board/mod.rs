@@ -310,6 +310,7 @@ impl Board {
                 }
             }
             store::StoreEvent::Outbox { stream, stored, end } => self.forwarder.loaded(stream, stored, end),
+            store::StoreEvent::Dropped { stream, after, through } => self.forwarder.dropped(stream, after, through),
             store::StoreEvent::Gaps { through, gaps } => self.forwarder.gaps(through, gaps),
             store::StoreEvent::Parked(parked) => self.unpark(parked),
             store::StoreEvent::Failed { .. } => self.store_failed(),

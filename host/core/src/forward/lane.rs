@@ -60,6 +60,10 @@ pub(crate) struct Lane {
     builder: EnvelopeBuilder,
     streams: Vec<LaneStream>,
     gaps: Vec<PendingGap>,
+    /// Records that were accepted and that the store has dropped, with their sizes: no gap is to count them.
+    late: BTreeMap<(Stream, RecordId), u64>,
+    /// The oldest record that the store has dropped and the local broker may have.
+    local_dropped: Option<RecordId>,
     /// Number to report to the store when all of `gaps` are reported.
     gaps_through: GapId,
     /// Sent and not answered. Tokens are never reused, so an answer from an earlier connection finds nothing.
@@ -120,6 +124,14 @@ enum InFlight {
     Gap(usize),
 }
 
+/// A record that the receiver accepted and the store has dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Late {
+    stream: Stream,
+    id: RecordId,
+    bytes: u64,
+}
+
 #[derive(Debug)]
 struct PendingGap {
     gap: Gap,
@@ -164,6 +176,8 @@ impl Lane {
             builder,
             streams,
             gaps: Vec::new(),
+            late: BTreeMap::new(),
+            local_dropped: None,
             gaps_through: GapId::default(),
             in_flight: BTreeMap::new(),
             in_flight_limit,
@@ -200,6 +214,29 @@ impl Lane {
         self.gaps.extend(gaps.into_iter().map(|gap| PendingGap { gap, state: GapState::Waiting }));
     }
 
+    /// The store has dropped records. Those that the receiver may have are sent until that is known. Returns those that it
+    /// is known to have.
+    pub(crate) fn dropped(&mut self, stream: Stream, after: RecordId, through: RecordId) -> Vec<Late> {
+        let LaneStream { tail, hold, .. } = self.stream(stream);
+        let delivered = tail.dropped(after, through);
+        hold.take_if(|hold| tail.sent(hold.id).is_none() && !tail.is_waiting(hold.id));
+        delivered.into_iter().map(|(id, bytes)| Late { stream, id, bytes }).collect()
+    }
+
+    pub(crate) fn oldest_dropped(&self, stream: Stream) -> Option<RecordId> {
+        self.streams.iter().find(|it| it.stream == stream)?.tail.oldest_dropped()
+    }
+
+    /// What the lane of the local broker knows of dropped records.
+    pub(crate) fn set_local_dropped(&mut self, oldest: Option<RecordId>) {
+        self.local_dropped = oldest;
+    }
+
+    /// A record was accepted that the store has dropped.
+    pub(crate) fn accepted_late(&mut self, late: Late) {
+        self.late.insert((late.stream, late.id), late.bytes);
+    }
+
     pub(crate) fn connected(&mut self) {
         self.connected = true;
         self.waited = false;
@@ -229,8 +266,13 @@ impl Lane {
         }
     }
 
-    /// Returns the stream if a record was accepted.
-    pub(crate) fn answered(&mut self, token: PublishToken, answer: Answer, now: Instant) -> Option<Stream> {
+    /// Returns the stream if a record was accepted, and the record if the store had dropped it.
+    pub(crate) fn answered(
+        &mut self,
+        token: PublishToken,
+        answer: Answer,
+        now: Instant,
+    ) -> Option<(Stream, Option<Late>)> {
         self.full = false;
         let (item, _) = self.in_flight.remove(&token)?;
         let accepted = answer == Answer::Accepted;
@@ -244,18 +286,17 @@ impl Lane {
         match (item, answer) {
             (InFlight::Record(stream, id), Answer::Accepted) => {
                 self.reinstate_topic(stream, id);
+                let tail = &mut self.stream(stream).tail;
+                let bytes = tail.accepted(id);
+                let late = tail.is_dropped(id).then_some(Late { stream, id, bytes });
                 self.done(stream, id);
-                return Some(stream);
+                return Some((stream, late));
             }
             (InFlight::Record(stream, id), Answer::Refused(reason)) => self.drop_record(stream, id, reason),
             (InFlight::Record(stream, id), Answer::Declined(reason)) => self.declined(stream, id, reason, now),
             (InFlight::Gap(place), Answer::Accepted | Answer::Refused(_) | Answer::Declined(_)) => {
                 // A receiver that refuses gap reports must not stop the data behind them.
-                self.gaps[place].state = GapState::Done;
-                if self.gaps.iter().all(|gap| gap.state == GapState::Done) {
-                    self.gaps.clear();
-                    self.requests.push(StoreRequest::GapsReported { through: self.gaps_through });
-                }
+                self.gap_done(place);
             }
             (item, Answer::Retry { after, .. }) => {
                 self.requeue(item);
@@ -286,6 +327,7 @@ impl Lane {
         self.in_flight.clear();
         // The store sends unreported gaps anew, perhaps grown.
         self.gaps.clear();
+        self.late.clear();
         for entry in &mut self.streams {
             entry.tail.reopened(recovered.delivered[entry.stream], recovered.last[entry.stream]);
             // The id may be that of another file.
@@ -323,7 +365,10 @@ impl Lane {
         if !self.connected || self.full || self.paused_until.is_some() || self.awaits_answers() {
             return None;
         }
-        let (item, envelope) = self.next_envelope()?;
+        let Some((item, envelope)) = self.next_envelope() else {
+            // The gaps of which all was delivered.
+            return self.requests.pop().map(Action::Store);
+        };
         let token = PublishToken(self.next_token);
         self.next_token += 1;
         self.in_flight.insert(token, (item, now));
@@ -369,6 +414,7 @@ impl Lane {
         if due.is_some() && !self.in_flight.is_empty() {
             return None;
         }
+        let mut gap = self.next_gap();
         for LaneStream { stream, tail, hold, .. } in &mut self.streams {
             if due.is_some_and(|due| due != *stream) {
                 continue;
@@ -378,11 +424,10 @@ impl Lane {
             }
             if due.is_none()
                 && *stream != Stream::Alert
-                && let Some(place) = self.gaps.iter().position(|gap| gap.state == GapState::Waiting)
+                && let Some((place, gap)) = gap.take()
             {
-                let gap = &mut self.gaps[place];
-                gap.state = GapState::Sent;
-                return Some((InFlight::Gap(place), self.builder.gap(&gap.gap)));
+                self.gaps[place].state = GapState::Sent;
+                return Some((InFlight::Gap(place), self.builder.gap(&gap)));
             }
             if let Some(stored) = tail.next() {
                 return Some((InFlight::Record(*stream, stored.id), self.builder.record(stored)));
@@ -394,7 +439,49 @@ impl Lane {
         None
     }
 
+    /// The next gap of which it is known how much was delivered after all, without that.
+    fn next_gap(&mut self) -> Option<(usize, Gap)> {
+        for place in 0..self.gaps.len() {
+            let PendingGap { gap, state } = &self.gaps[place];
+            let open = if gap.stream == Stream::Local { self.local_dropped } else { self.oldest_dropped(gap.stream) };
+            if *state != GapState::Waiting || open.is_some_and(|oldest| oldest <= gap.last_id) {
+                continue;
+            }
+            let mut gap = gap.clone();
+            for (_, bytes) in self.late.range((gap.stream, gap.first_id)..=(gap.stream, gap.last_id)) {
+                if gap.is_of_dropped() {
+                    gap.records = gap.records.saturating_sub(1);
+                    gap.bytes = gap.bytes.saturating_sub(*bytes);
+                }
+            }
+            if gap.records > 0 {
+                return Some((place, gap));
+            }
+            self.gaps[place].state = GapState::Done;
+        }
+        self.end_gaps();
+        None
+    }
+
+    fn gap_done(&mut self, place: usize) {
+        self.gaps[place].state = GapState::Done;
+        self.end_gaps();
+    }
+
+    fn end_gaps(&mut self) {
+        if self.gaps.is_empty() || self.gaps.iter().any(|gap| gap.state != GapState::Done) {
+            return;
+        }
+        for PendingGap { gap, .. } in self.gaps.drain(..).filter(|it| it.gap.is_of_dropped()) {
+            self.late.retain(|(stream, id), _| *stream != gap.stream || *id > gap.last_id);
+        }
+        self.requests.push(StoreRequest::GapsReported { through: self.gaps_through });
+    }
+
     fn declined(&mut self, stream: Stream, id: RecordId, reason: Box<str>, now: Instant) {
+        if self.tail(stream).is_dropped(id) {
+            return self.done(stream, id);
+        }
         let (patience, accepted) = (self.patience, self.accepted);
         let sent = self.stream(stream).tail.sent(id).expect("a record in flight is in its tail");
         let topic = sent.record.topic.clone();
@@ -454,6 +541,8 @@ impl Lane {
 
     fn requeue(&mut self, item: InFlight) {
         match item {
+            // The receiver does not have it, and the store has counted it.
+            InFlight::Record(stream, id) if self.tail(stream).is_dropped(id) => self.done(stream, id),
             InFlight::Record(stream, id) => self.tail(stream).requeue(id),
             InFlight::Gap(place) => self.gaps[place].state = GapState::Waiting,
         }

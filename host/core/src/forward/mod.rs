@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use crate::config;
 use crate::message::PublishToken;
 use crate::metrics::Metrics;
-use crate::store::{Gap, GapId, Recovered, StoreRequest, StoredRecord};
+use crate::store::{Gap, GapId, RecordId, Recovered, StoreRequest, StoredRecord};
 use crate::stream::Stream;
 use crate::time::Backoff;
 
@@ -136,6 +136,14 @@ impl Forwarder {
         }
     }
 
+    /// Handles `StoreEvent::Dropped`.
+    pub(crate) fn dropped(&mut self, stream: Stream, after: RecordId, through: RecordId) {
+        let delivered = self.lane_of(stream).map(|lane| lane.dropped(stream, after, through));
+        if let (Some(delivered), Some(upstream)) = (delivered, &mut self.upstream) {
+            delivered.into_iter().for_each(|late| upstream.accepted_late(late));
+        }
+    }
+
     /// Handles `StoreEvent::Gaps`. Without an upstream the gaps stay in the store.
     pub(crate) fn gaps(&mut self, through: GapId, gaps: Vec<Gap>) {
         if let Some(upstream) = &mut self.upstream {
@@ -186,8 +194,11 @@ impl Forwarder {
         if destination == Destination::Upstream && self.calls_webhook {
             self.set_connected(destination, !matches!(answer, Answer::Retry { .. }));
         }
-        if let Some(stream) = self.lane(destination).and_then(|lane| lane.answered(token, answer, now)) {
+        if let Some((stream, late)) = self.lane(destination).and_then(|lane| lane.answered(token, answer, now)) {
             self.metrics.forwarded[stream].inc();
+            if let (Some(late), Some(upstream)) = (late, &mut self.upstream) {
+                upstream.accepted_late(late);
+            }
         }
     }
 
@@ -200,7 +211,12 @@ impl Forwarder {
 
     /// Next action, until `None`. Callers feed all events at hand first, which saves requests to the store.
     pub(crate) fn poll(&mut self, now: Instant) -> Option<Action> {
-        self.local.poll(now).or_else(|| self.upstream.as_mut()?.poll(now))
+        if let Some(action) = self.local.poll(now) {
+            return Some(action);
+        }
+        let upstream = self.upstream.as_mut()?;
+        upstream.set_local_dropped(self.local.oldest_dropped(Stream::Local));
+        upstream.poll(now)
     }
 
     /// Whether a lane sends nothing more before an answer: records leave as fast as answers are read.

@@ -40,6 +40,10 @@ pub(crate) struct Tail {
     /// Last id known to be committed.
     last: RecordId,
     loading: bool,
+    /// The store has dropped everything up to here. What the receiver may have got is kept, and sent until that is known.
+    dropped: RecordId,
+    /// The last accepted records with the sizes of their payloads: the store may not know yet that it can delete them.
+    accepted: VecDeque<(RecordId, u64)>,
     /// Loads that the store may still answer from before it was reopened. Their records do not follow the window.
     stale_loads: u32,
 }
@@ -48,6 +52,8 @@ pub(crate) struct Tail {
 struct Slot {
     id: RecordId,
     state: SlotState,
+    /// It was sent on a connection that broke before its answer.
+    is_doubtful: bool,
 }
 
 #[derive(Debug)]
@@ -76,6 +82,8 @@ impl Tail {
             held: delivered,
             last: last.max(delivered),
             loading: false,
+            dropped: RecordId::default(),
+            accepted: VecDeque::new(),
             stale_loads: 0,
         }
     }
@@ -147,6 +155,11 @@ impl Tail {
         }
     }
 
+    /// Whether the record is held and not sent.
+    pub(crate) fn is_waiting(&self, id: RecordId) -> bool {
+        self.find(id).is_some_and(|index| matches!(self.slots[index].state, SlotState::Waiting(_)))
+    }
+
     /// Record that was sent and has no answer.
     pub(crate) fn sent(&self, id: RecordId) -> Option<&StoredRecord> {
         match &self.slots[self.find(id)?].state {
@@ -165,12 +178,54 @@ impl Tail {
             self.bytes -= weight(&stored);
         }
         let before = self.watermark;
-        while let Some(Slot { id, state: SlotState::Done }) = self.slots.front() {
+        self.advance();
+        (self.watermark > before).then_some(self.watermark)
+    }
+
+    fn advance(&mut self) {
+        while let Some(Slot { id, state: SlotState::Done, .. }) = self.slots.front() {
             self.watermark = *id;
             self.slots.pop_front();
             self.cursor = self.cursor.saturating_sub(1);
         }
-        (self.watermark > before).then_some(self.watermark)
+    }
+
+    /// The receiver has accepted a record that was sent. Returns the size of its payload.
+    pub(crate) fn accepted(&mut self, id: RecordId) -> u64 {
+        let bytes = self.sent(id).map_or(0, |sent| sent.record.payload.len() as u64);
+        if self.accepted.len() >= self.window.records {
+            self.accepted.pop_front();
+        }
+        self.accepted.push_back((id, bytes));
+        bytes
+    }
+
+    /// The store has dropped records after `after` up to `through`. What was never sent is forgotten. Returns those that were
+    /// accepted.
+    pub(crate) fn dropped(&mut self, after: RecordId, through: RecordId) -> Vec<(RecordId, u64)> {
+        self.dropped = self.dropped.max(through);
+        self.held = self.held.max(through);
+        self.last = self.last.max(through);
+        for slot in self.slots.iter_mut().take_while(|slot| slot.id <= through) {
+            if let SlotState::Waiting(stored) = &slot.state
+                && !slot.is_doubtful
+            {
+                self.bytes -= weight(stored);
+                slot.state = SlotState::Done;
+            }
+        }
+        self.advance();
+        self.accepted.iter().filter(|(id, _)| after < *id && *id <= through).copied().collect()
+    }
+
+    /// Whether the store has dropped this record.
+    pub(crate) fn is_dropped(&self, id: RecordId) -> bool {
+        id <= self.dropped
+    }
+
+    /// The oldest record that the store has dropped and the receiver may have.
+    pub(crate) fn oldest_dropped(&self) -> Option<RecordId> {
+        self.slots.front().map(|slot| slot.id).filter(|id| self.is_dropped(*id))
     }
 
     /// Queues a sent record again, before those that were not sent yet.
@@ -183,6 +238,7 @@ impl Tail {
     /// Queues everything without an answer again, in order, after the connection broke.
     pub(crate) fn rewind(&mut self) {
         for index in 0..self.slots.len() {
+            self.slots[index].is_doubtful |= matches!(self.slots[index].state, SlotState::Sent(_));
             self.unsend(index);
         }
         self.cursor = 0;
@@ -208,7 +264,7 @@ impl Tail {
     fn hold(&mut self, stored: StoredRecord) {
         self.held = stored.id;
         self.bytes += weight(&stored);
-        self.slots.push_back(Slot { id: stored.id, state: SlotState::Waiting(stored) });
+        self.slots.push_back(Slot { id: stored.id, state: SlotState::Waiting(stored), is_doubtful: false });
     }
 
     fn find(&self, id: RecordId) -> Option<usize> {

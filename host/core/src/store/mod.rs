@@ -8,5 +8,5 @@ pub mod request;
 
 pub use commit::{BatchNo, Commit, DeadLetter, DeadLetterId, Fingerprint, Parked, ParkedId};
 pub use message_ids::MessageIds;
-pub use record::{Gap, GapId, Record, RecordId, StoredRecord};
+pub use record::{DAMAGED, EXPIRED, FULL, Gap, GapId, Record, RecordId, StoredRecord};
 pub use request::{LoadId, MovedAside, Recovered, StoreEvent, StoreRequest};

@@ -58,3 +58,15 @@ pub struct Gap {
     pub first_at_ms: u64,
     pub last_at_ms: u64,
 }
+
+impl Gap {
+    /// Whether these are records that the store dropped by itself.
+    pub(crate) fn is_of_dropped(&self) -> bool {
+        [FULL, EXPIRED].contains(&&*self.reason)
+    }
+}
+
+/// Reasons of gaps that the store makes by itself.
+pub const FULL: &str = "full";
+pub const EXPIRED: &str = "expired";
+pub const DAMAGED: &str = "damaged";

@@ -70,6 +70,13 @@ pub enum StoreEvent {
         through: GapId,
         gaps: Vec<Gap>,
     },
+    /// Records after `after` up to and including `through` were dropped, as far as the store knows before they were
+    /// delivered. Comes before the gap with them.
+    Dropped {
+        stream: Stream,
+        after: RecordId,
+        through: RecordId,
+    },
     /// Jobs that another process (`sedge dead-letters replay`) parked.
     Parked(Vec<Parked>),
     /// Whether the outbox is full under the policy to block. Nothing is committed while it is.

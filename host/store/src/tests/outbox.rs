@@ -95,6 +95,7 @@ fn a_full_outbox_drops_the_oldest_data_and_keeps_alerts() {
     assert_eq!(left.last().unwrap().id, RecordId(40));
     let dropped = 40 - left.len() as u64;
     assert_eq!(rig.handle.stats().dropped_full.load(Relaxed), dropped);
+    assert_eq!(rig.dropped, (0..dropped).map(|id| (id, id + 1)).collect::<Vec<_>>());
     rig.close();
 
     // Both the reported gap and the one after it are on disk.

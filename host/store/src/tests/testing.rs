@@ -27,6 +27,8 @@ pub(super) struct Rig {
     pub(super) handle: StoreHandle,
     pub(super) events: StoreEvents,
     pub(super) recovered: Recovered,
+    /// Ranges of ids that the store said it dropped.
+    pub(super) dropped: Vec<(u64, u64)>,
     seq: u64,
 }
 
@@ -40,7 +42,9 @@ impl Rig {
         let started = Instant::now();
         loop {
             match Store::open(config, dir, RECEIVE_MAXIMUM, now()) {
-                Ok((handle, events, recovered)) => return Self { handle, events, recovered, seq: 0 },
+                Ok((handle, events, recovered)) => {
+                    return Self { handle, events, recovered, dropped: Vec::new(), seq: 0 };
+                }
                 Err(OpenError::Held { .. }) if started.elapsed() < PATIENCE => {
                     std::thread::sleep(Duration::from_millis(1));
                 }
@@ -84,6 +88,7 @@ impl Rig {
                         return all;
                     }
                 }
+                StoreEvent::Dropped { after, through, .. } => self.dropped.push((after.0, through.0)),
                 StoreEvent::Gaps { .. } | StoreEvent::Blocked(_) => {}
                 other => panic!("{other:?}"),
             }
@@ -108,6 +113,7 @@ impl Rig {
         loop {
             match self.event() {
                 StoreEvent::Outbox { stream: of, stored, end } if of == stream => return (stored, end),
+                StoreEvent::Dropped { after, through, .. } => self.dropped.push((after.0, through.0)),
                 StoreEvent::Committed { .. } | StoreEvent::Gaps { .. } | StoreEvent::Blocked(_) => {}
                 other => panic!("{other:?}"),
             }

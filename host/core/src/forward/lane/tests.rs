@@ -147,7 +147,7 @@ fn no_more_than_the_limit_is_under_way() {
     (1..=4).for_each(|id| commit(&mut lane, Stream::Alert, id));
     let (sent, _) = run(&mut lane, now);
     assert_eq!(names(&sent), ["s-a-1", "s-a-2"]);
-    assert_eq!(lane.answered(sent[1].1, Answer::Accepted, now), Some(Stream::Alert));
+    assert_eq!(lane.answered(sent[1].1, Answer::Accepted, now), Some((Stream::Alert, None)));
     let (sent, requests) = run(&mut lane, now);
     assert_eq!(names(&sent), ["s-a-3"]);
     assert!(requests.is_empty(), "the first one is not answered: {requests:?}");
@@ -238,6 +238,58 @@ fn a_lost_connection_sends_again_under_the_same_ids_and_ignores_late_answers() {
         lane.answered(*token, Answer::Accepted, now);
     }
     assert!(lane.is_empty());
+}
+
+#[test]
+fn a_gap_counts_what_was_delivered_by_no_one() {
+    let now = Instant::now();
+    let mut lane = lane(3);
+    (1..=6).for_each(|id| commit(&mut lane, Stream::Data, id));
+    let (sent, _) = run(&mut lane, now);
+    assert_eq!(names(&sent), ["s-d-1", "s-d-2", "s-d-3"]);
+    // The watermark waits for the first, so the store counts the second too.
+    lane.answered(sent[1].1, Answer::Accepted, now);
+    assert!(
+        lane.dropped(Stream::Data, RecordId(0), RecordId(5))
+            == [Late { stream: Stream::Data, id: RecordId(2), bytes: 2 }]
+    );
+    lane.accepted_late(Late { stream: Stream::Data, id: RecordId(2), bytes: 2 });
+    lane.gaps(GapId(1), vec![Gap { last_id: RecordId(5), records: 5, bytes: 10, ..gap(1) }]);
+    let (others, _) = run(&mut lane, now);
+    assert_eq!(names(&others), ["s-d-6"], "what was dropped before it was sent stays, and the gap waits for the rest");
+    for token in [sent[0].1, sent[2].1] {
+        let (_, late) = lane.answered(token, Answer::Accepted, now).unwrap();
+        lane.accepted_late(late.unwrap());
+    }
+    let Some(Action::Send { envelope, .. }) =
+        std::iter::from_fn(|| lane.poll(now)).find(|action| matches!(action, Action::Send { .. }))
+    else {
+        panic!("the gap is sent")
+    };
+    let report: serde_json::Value = serde_json::from_slice(&envelope.payload).unwrap();
+    assert_eq!((report["records"].as_u64(), report["bytes"].as_u64()), (Some(2), Some(4)));
+}
+
+#[test]
+fn a_gap_of_which_all_was_delivered_is_not_reported() {
+    let now = Instant::now();
+    let mut lane = lane(3);
+    commit(&mut lane, Stream::Data, 1);
+    let (sent, _) = run(&mut lane, now);
+    lane.dropped(Stream::Data, RecordId(0), RecordId(1));
+    lane.gaps(GapId(1), vec![gap(1)]);
+    // The connection breaks: whether the receiver has the record is known when it accepts it.
+    lane.disconnected(now);
+    lane.connected();
+    assert!(lane.answered(sent[0].1, Answer::Accepted, now).is_none());
+    run(&mut lane, now);
+    let (again, _) = run(&mut lane, now + STEADY);
+    assert_eq!(names(&again), ["s-d-1"]);
+    let (_, late) = lane.answered(again[0].1, Answer::Accepted, now).unwrap();
+    lane.accepted_late(late.unwrap());
+    let (sent, requests) = run(&mut lane, now + STEADY);
+    assert!(sent.is_empty());
+    assert!(requests.iter().any(|it| matches!(it, StoreRequest::GapsReported { through: GapId(1) })));
 }
 
 #[test]
