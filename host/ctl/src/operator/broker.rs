@@ -11,8 +11,11 @@ use sedge_core::config::{Endpoint, Node, Scheme};
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Broker")]
 pub(crate) struct BrokerArgs {
-    /// Address, mqtt://HOST[:PORT] or mqtts://HOST[:PORT] [default: SEDGE_BROKER, or mqtt://localhost:1883]
-    #[arg(long, value_name = "URL")]
+    #[arg(
+        long,
+        value_name = "URL",
+        help = "Address, mqtt://HOST[:PORT] or mqtts://HOST[:PORT] [default: SEDGE_BROKER, or mqtt://localhost:1883]"
+    )]
     broker: Option<String>,
     /// User name
     #[arg(long, value_name = "NAME")]
