@@ -50,6 +50,13 @@ dependencies() {
     return "$status"
 }
 
+# Simulates boards for two minutes, with other seeds in each run. A broken rule is printed with the command that replays it.
+campaign() {
+    local from=$((EPOCHSECONDS * 10000))
+    printf 'seeds from %s\n' "$from"
+    cargo run --quiet --profile sim --package sedge-sim -- --seconds 120 --seeds 100000000 --from "$from"
+}
+
 # Checks the unit file for errors and its exposure level (Mosquitto's unit has 9.6).
 service() {
     local folder analyze=(systemd-analyze --no-pager)
@@ -136,7 +143,8 @@ stage 'functions: build' scripts/guests.sh build
 stage 'unit and property tests' cargo test --workspace --lib --bins
 stage 'runtime-only build: unit tests' cargo test --workspace --exclude sedge-function --lib --no-default-features
 # Tests of the core on simulated boards, and of SPECIFICATION.md.
-stage 'simulated boards' cargo test --package sedge-sim --tests
+stage 'simulated boards: tests' cargo test --package sedge-sim --tests
+stage 'simulated boards: campaign' campaign
 stage 'documentation tests' cargo test --workspace --doc
 stage 'functions: tests' scripts/guests.sh test
 # Each test starts processes; more tests than cores would only wait for each other.
