@@ -5,6 +5,7 @@
 //! The hash is keyed with the store's random id, so that nobody can craft two ids with the same hash.
 
 use std::collections::{HashSet, VecDeque};
+use std::fmt;
 use std::time::{Duration, Instant};
 
 use siphasher::sip::SipHasher13;
@@ -13,7 +14,7 @@ use siphasher::sip::SipHasher13;
 pub const IDS: usize = 65_536;
 
 /// Message ids seen within the retention time.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct MessageIds {
     key: [u8; 16],
     retention: Duration,
@@ -48,6 +49,14 @@ impl MessageIds {
             self.order.pop_front();
         }
         new
+    }
+}
+
+/// Oldest first, without times: equal runs print equal text.
+impl fmt::Debug for MessageIds {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let hashes = self.order.iter().map(|(_, hash)| hash);
+        f.debug_list().entries(hashes).finish()
     }
 }
 
