@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sedge_core::store::Commit;
+use sedge_core::store::{Commit, StoredRecord};
 use sedge_core::stream::Stream;
 
 use crate::broker::Publication;
@@ -39,11 +39,17 @@ pub struct Reference {
     last_number: BTreeMap<(&'static str, String), u64>,
     /// Messages that each function counted, by topic.
     counted: BTreeMap<(&'static str, String), u64>,
+    /// Records that were sent at least once, by stream.
+    sent: [BTreeSet<u64>; 3],
     accepted: [BTreeSet<u64>; 3],
     /// Accepted, but the board forgot that: they may be sent again, or dropped.
     forgotten: [BTreeSet<u64>; 3],
     /// Records that were reported as lost, by stream and first record.
     gaps: BTreeMap<(Stream, u64), u64>,
+    /// Alerts that the board was told of.
+    alerts: BTreeSet<u64>,
+    /// An alert may have been declined: data passes while it waits for its next try.
+    pub alerts_may_wait: bool,
     /// Traps of a version that passed its trial are its own.
     pub may_trap: bool,
     pub messages: u64,
@@ -170,6 +176,32 @@ impl Reference {
         }
     }
 
+    /// The board learns what was committed.
+    pub fn told_of(&mut self, stored: &[StoredRecord]) {
+        self.alerts.extend(stored.iter().filter(|it| it.record.stream == Stream::Alert).map(|it| it.id.0));
+    }
+
+    /// A receiver is sent a record. `dropped`: alerts that the store no longer has. Only the first time counts: after a
+    /// failure records are sent again.
+    pub fn sent(&mut self, stream: Stream, id: u64, dropped: &[u64]) {
+        let last = self.sent[stream as usize].last().copied().unwrap_or(0);
+        if !self.sent[stream as usize].insert(id) {
+            return;
+        }
+        if id < last {
+            self.broken(OUTBOX_ORDER, format!("{stream:?} {id} is sent after {last}"));
+        }
+        let alerts_sent = &self.sent[Stream::Alert as usize];
+        let mut waiting = self.alerts.difference(alerts_sent).filter(|id| !dropped.contains(id));
+        if stream == Stream::Data
+            && !self.alerts_may_wait
+            && let Some(alert) = waiting.next()
+        {
+            let what = format!("data {id} is sent while alert {alert} waits");
+            self.broken(ALERTS_FIRST, what);
+        }
+    }
+
     /// A receiver accepted a record.
     pub fn accepted(&mut self, stream: Stream, id: u64) {
         self.accepted[stream as usize].insert(id);
@@ -239,4 +271,20 @@ impl Reference {
 fn field(json: &str, name: &str) -> String {
     let start = json.find(&format!("\"{name}\":\"")).map_or(json.len(), |at| at + name.len() + 4);
     json[start..].split('"').next().unwrap_or("").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_that_is_sent_after_a_later_one_breaks_the_order() {
+        let mut reference = Reference::default();
+        reference.sent(Stream::Data, 1, &[]);
+        reference.sent(Stream::Data, 3, &[]);
+        reference.sent(Stream::Data, 1, &[]);
+        assert_eq!(reference.violations, []);
+        reference.sent(Stream::Data, 2, &[]);
+        assert_eq!(reference.violations[0].rule, OUTBOX_ORDER);
+    }
 }

@@ -18,7 +18,7 @@ use sedge_core::forward::{Answer, Destination};
 use sedge_core::manifest::{Manifest, StateScope, Trial, TrialMode};
 use sedge_core::message::{Digest, FailureCode, PublishToken};
 use sedge_core::metrics::Metrics;
-use sedge_core::store::Recovered;
+use sedge_core::store::{Recovered, StoreEvent};
 use sedge_core::stream::Stream;
 use sedge_core::time::Now;
 
@@ -59,9 +59,8 @@ struct Sink {
     destination: Destination,
     is_connected: bool,
     in_flight: VecDeque<(PublishToken, Envelope)>,
-    /// Sent on this connection, by stream.
-    sent: [BTreeSet<u64>; 3],
-    declined: bool,
+    /// On this connection.
+    has_accepted: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -94,7 +93,6 @@ pub struct World {
     failing: BTreeSet<u32>,
     faults: BTreeMap<Fault, u64>,
     reached: BTreeSet<&'static str>,
-    /// Commits that the board knows of, so that alerts wait for nothing but their turn.
     trace: u64,
     /// Records that the receivers will never accept.
     refused: BTreeSet<(Stream, u64)>,
@@ -184,6 +182,7 @@ impl World {
         self.hung = [false; WORKERS];
         self.reopen_in = 0;
         self.on_trial.clear();
+        self.reference.alerts_may_wait = false;
         self.sinks.iter_mut().for_each(Sink::cut);
         for manifest in functions() {
             self.deploy(manifest, "derived/x+", None);
@@ -342,6 +341,11 @@ impl World {
 
     fn hear_store(&mut self) -> bool {
         let Some(event) = self.store.next_event() else { return false };
+        match &event {
+            StoreEvent::Committed { stored, .. } => self.reference.told_of(stored),
+            StoreEvent::Reopened(_) => self.reference.alerts_may_wait = false,
+            _ => {}
+        }
         self.handle(Input::Store(event));
         true
     }
@@ -369,7 +373,7 @@ impl World {
                 _ => Answer::Accepted,
             }
         } else if self.rate(Fault::SinkDeclines) {
-            self.sinks[n].declined = true;
+            self.reference.alerts_may_wait |= n == 1;
             Answer::Declined("quota".into())
         } else if self.refuses(&envelope) {
             Answer::Refused("too large".into())
@@ -378,6 +382,7 @@ impl World {
         } else {
             Answer::Accepted
         };
+        self.sinks[n].has_accepted |= answer == Answer::Accepted;
         if let (Answer::Accepted, Envelope::Record(stream, id)) = (&answer, &envelope) {
             self.reference.accepted(*stream, *id);
         }
@@ -470,7 +475,7 @@ impl World {
             return;
         };
         sink.in_flight.push_back((token, Envelope::Record(stream, number)));
-        sink.sent[stream as usize].insert(number);
+        self.reference.sent(stream, number, &self.store.dropped[Stream::Alert as usize]);
     }
 
     fn deployed(&mut self, function: &str, edition: u32, event: &TrialEvent) {
@@ -677,6 +682,8 @@ impl World {
 
     fn cut_sink(&mut self, n: usize) {
         if self.sinks[n].is_connected {
+            // Two such connections in a row count as declining what was sent.
+            self.reference.alerts_may_wait |= n == 1 && !self.sinks[n].has_accepted;
             self.sinks[n].cut();
             let destination = self.sinks[n].destination;
             self.handle(Input::Sink { destination, event: SinkEvent::Disconnected });
@@ -795,14 +802,13 @@ impl World {
 
 impl Sink {
     fn new(destination: Destination) -> Self {
-        Self { destination, is_connected: false, in_flight: VecDeque::new(), sent: Default::default(), declined: false }
+        Self { destination, is_connected: false, in_flight: VecDeque::new(), has_accepted: false }
     }
 
     fn cut(&mut self) {
         self.is_connected = false;
         self.in_flight.clear();
-        self.sent = Default::default();
-        self.declined = false;
+        self.has_accepted = false;
     }
 }
 
