@@ -135,6 +135,7 @@ if [ "${1:-}" = check ]; then
     exit
 fi
 stage 'runtime-only build: lints' cargo clippy --quiet --workspace --exclude sedge-function --lib --bins --tests --no-default-features -- -D warnings
+stage 'deliberate mistakes: lints' cargo clippy --quiet --package sedge-sim --features mistakes --all-targets -- -D warnings
 stage 'dependencies' dependencies
 stage 'service' service
 stage 'documentation' documentation
@@ -144,6 +145,7 @@ stage 'unit and property tests' cargo test --workspace --lib --bins
 stage 'runtime-only build: unit tests' cargo test --workspace --exclude sedge-function --lib --no-default-features
 # Tests of the core on simulated boards, and of SPECIFICATION.md.
 stage 'simulated boards: tests' cargo test --package sedge-sim --tests
+stage 'simulated boards: deliberate mistakes' cargo test --package sedge-sim --features mistakes --test mistakes
 stage 'simulated boards: campaign' campaign
 stage 'documentation tests' cargo test --workspace --doc
 stage 'functions: tests' scripts/guests.sh test

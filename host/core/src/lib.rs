@@ -13,6 +13,7 @@ pub mod limits;
 pub mod manifest;
 pub mod message;
 pub mod metrics;
+pub mod mistakes;
 pub mod permits;
 mod router;
 pub mod store;

@@ -17,6 +17,7 @@ use super::ids::{FunctionNo, JobId, UnitId, WorkerNo};
 use super::input::Job;
 use crate::manifest::StateScope;
 use crate::message::Message;
+use crate::mistakes::{Mistake, is_made};
 use crate::router;
 pub(crate) use parking::{Parking, Ticket};
 use recall::Recall;
@@ -62,8 +63,8 @@ impl Dispatch {
 
     fn owner(&self, function: FunctionNo, scope: StateScope, message: &Message) -> WorkerNo {
         let hash = match scope {
-            StateScope::Function => function.0.into(),
-            StateScope::None | StateScope::Topic => router::hash(&message.topic),
+            StateScope::Function if !is_made(Mistake::SplitState) => function.0.into(),
+            StateScope::Function | StateScope::None | StateScope::Topic => router::hash(&message.topic),
         };
         WorkerNo((hash % self.workers.count() as u64) as u32)
     }

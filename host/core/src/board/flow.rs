@@ -24,6 +24,7 @@ use crate::forward::HOPS;
 use crate::manifest::StateScope;
 use crate::message::{Failure, FailureCode, LogLine, Message, Outcome, StateWrite, Usage, Verdict};
 use crate::metrics::OutputKind;
+use crate::mistakes::{Mistake, is_made};
 use crate::router::BadTopic;
 use crate::store::{Commit, DeadLetter, Parked, ParkedId};
 
@@ -147,7 +148,7 @@ impl Board {
             if self.dispatch.wait_for_recall(&key, id) {
                 return;
             }
-            if self.dispatch.parking.is_blocked(&key) {
+            if self.dispatch.parking.is_blocked(&key) && !is_made(Mistake::OvertakeParked) {
                 self.park_behind(id, number, key);
                 return self.finish_job(id);
             }
@@ -302,6 +303,7 @@ impl Board {
         let misbehaviour = verdict.as_ref().err().filter(|failure| failure.code.is_misbehaviour()).cloned();
         if let Some(failure) = &misbehaviour
             && self.rollout.function(number).can_fall_back(edition)
+            && !is_made(Mistake::NoFallback)
         {
             // A version on trial loses no message: the one before runs it.
             let was_draining = self.dispatch.is_draining(number);
@@ -589,7 +591,8 @@ impl Board {
         for (key, parked, message) in due {
             let function = key.function;
             let hops = property(&message.properties, HOPS);
-            let commit = Commit { unpark: vec![parked], ..Commit::default() };
+            let unpark = if is_made(Mistake::KeepParked) { Vec::new() } else { vec![parked] };
+            let commit = Commit { unpark, ..Commit::default() };
             let unit = self.ledger.add(Unit::new(message, hops, Receipt::Parked(key), 1, commit));
             self.start(unit, function);
         }

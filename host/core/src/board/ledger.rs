@@ -15,6 +15,7 @@ use super::input::StateEntries;
 use super::map::{Map, Seeded};
 use super::receipt::Receipt;
 use crate::message::{Scope, StateWrite};
+use crate::mistakes::{Mistake, is_made};
 use crate::store::{self, BatchNo, Commit, DeadLetter, LoadId, Parked, ParkedId};
 pub use record::RecorderConfig;
 pub(crate) use record::{Recorded, Recorder};
@@ -213,7 +214,8 @@ impl Ledger {
     /// answer: to wait for them could be to wait for a job behind this one. `otherwise`: the scope to read if there is
     /// nothing.
     pub(crate) fn load_state(&mut self, request: StateRequest, scope: Scope, otherwise: Option<Scope>) {
-        let unsent = self.unsent_writes.get(&scope).into_iter().flatten();
+        let unsent =
+            self.unsent_writes.get(&scope).filter(|_| !is_made(Mistake::LoseUnsentWrites)).into_iter().flatten();
         let states = unsent.flat_map(|id| &self.unit(*id).commit.state).filter(|(of, _)| *of == scope);
         let overlay: Vec<StateWrite> = states.flat_map(|(_, writes)| writes.iter().cloned()).collect();
         let otherwise = otherwise.filter(|_| overlay.is_empty());
@@ -348,6 +350,9 @@ impl Ledger {
         let commits = std::mem::take(&mut self.batch);
         self.committing.push_back((self.last_batch, std::mem::take(&mut self.batch_units)));
         self.requests.push_back(store::StoreRequest::Commit { batch: self.last_batch, commits });
+        if is_made(Mistake::AcknowledgeBeforeCommit) {
+            self.committed(self.last_batch, &[]);
+        }
     }
 
     /// Everything up to this batch is on disk. Returns the numbers that the store gave to parked jobs. `None`: it gave

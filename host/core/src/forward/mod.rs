@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::config;
 use crate::message::PublishToken;
 use crate::metrics::Metrics;
+use crate::mistakes::{Mistake, is_made};
 use crate::store::{Gap, GapId, RecordId, Recovered, StoreRequest, StoredRecord};
 use crate::stream::Stream;
 use crate::time::Backoff;
@@ -95,7 +96,10 @@ impl Forwarder {
             let backoff_max = Duration::from_secs(upstream.backoff_max_secs.get().into());
             let backoff = Backoff::new(FIRST_PAUSE, backoff_max, settings.seed.rotate_left(32));
             let builder = builder(upstream.topic_prefix.as_deref());
-            let streams = [Stream::Alert, Stream::Data];
+            let mut streams = [Stream::Alert, Stream::Data];
+            if is_made(Mistake::DataBeforeAlerts) {
+                streams.reverse();
+            }
             let limits = LaneLimits {
                 // One call at a time: a record must not overtake an earlier one whose call failed.
                 in_flight: if calls_webhook { 1 } else { upstream.in_flight.get().into() },
@@ -177,6 +181,8 @@ impl Forwarder {
 
     /// Handles the answer to an envelope. An answer from an earlier connection is ignored.
     pub(crate) fn answered(&mut self, destination: Destination, token: PublishToken, answer: Answer, now: Instant) {
+        let is_retry = matches!(answer, Answer::Retry { .. });
+        let answer = if is_retry && is_made(Mistake::AcceptRetry) { Answer::Accepted } else { answer };
         match &answer {
             Answer::Accepted => {}
             // The store counts and logs the loss when it records the gap.
@@ -211,12 +217,12 @@ impl Forwarder {
 
     /// Next action, until `None`. Callers feed all events at hand first, which saves requests to the store.
     pub(crate) fn poll(&mut self, now: Instant) -> Option<Action> {
-        if let Some(action) = self.local.poll(now) {
-            return Some(action);
-        }
-        let upstream = self.upstream.as_mut()?;
-        upstream.set_local_dropped(self.local.oldest_dropped(Stream::Local));
-        upstream.poll(now)
+        let action = self.local.poll(now).or_else(|| {
+            let upstream = self.upstream.as_mut()?;
+            upstream.set_local_dropped(self.local.oldest_dropped(Stream::Local));
+            upstream.poll(now)
+        });
+        action.filter(|it| !(is_made(Mistake::NeverReconnect) && matches!(it, Action::Reconnect { .. })))
     }
 
     /// Whether a lane sends nothing more before an answer: records leave as fast as answers are read.

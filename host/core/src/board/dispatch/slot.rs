@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use super::workers::Command;
 use crate::board::ids::{JobId, JobNo, Life};
 use crate::board::input::{Job, WorkerCommand};
+use crate::mistakes::{Mistake, is_made};
 
 const RESPAWN_FIRST: Duration = Duration::from_millis(50);
 const RESPAWN_MAX: Duration = Duration::from_secs(10);
@@ -198,7 +199,9 @@ impl Slot {
             }
         }
         let was_alone = !self.suspects.is_empty();
-        if !was_alone {
+        if is_made(Mistake::LoseCrashedJobs) {
+            self.suspects.clear();
+        } else if !was_alone {
             self.suspects = unfinished.into_iter().map(|job| (job, 0)).collect();
         } else if !unfinished.is_empty() {
             // One death may be somebody else's doing: the kernel's when memory is short, or a person's.

@@ -22,6 +22,7 @@ use std::collections::VecDeque;
 use super::remembered::{Remembered, Stage};
 use crate::board::ids::UnitId;
 use crate::board::input::AckToken;
+use crate::mistakes::{Mistake, is_made};
 use crate::store::Fingerprint;
 
 pub(crate) struct Window {
@@ -106,6 +107,8 @@ impl Window {
             .filter(|known| dup && known.digest == fingerprint.digest && (self.counts_upwards || !known.ack_written));
         let (seen, stage) = match known.map(|known| known.stage) {
             Some(stage @ Stage::Committed) => (Seen::Committed, stage),
+            _ if dup && is_made(Mistake::BelieveDup) => (Seen::Committed, Stage::Committed),
+            Some(Stage::InFlight(_)) if is_made(Mistake::ForgetInFlight) => (Seen::New { place }, Stage::Void),
             Some(stage @ Stage::InFlight(unit)) => (Seen::InFlight { unit, place }, stage),
             Some(Stage::Doubtful | Stage::Recovered | Stage::Void) | None => (Seen::New { place }, Stage::Void),
         };
@@ -135,6 +138,9 @@ impl Window {
 
     /// The next acknowledgement that may be written.
     pub(crate) fn release(&mut self) -> Option<AckToken> {
+        if is_made(Mistake::AcknowledgeOutOfOrder) {
+            self.places.make_contiguous().sort_by_key(|place| !place.done);
+        }
         if !self.places.front()?.done {
             return None;
         }

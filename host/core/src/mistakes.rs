@@ -1,0 +1,55 @@
+//! Deliberate mistakes, each of which the simulator must find. Without the feature `mistakes` none is ever made.
+
+#[cfg(feature = "mistakes")]
+use std::cell::Cell;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mistake {
+    /// Acknowledges when a commit is sent, not when it is confirmed.
+    AcknowledgeBeforeCommit,
+    /// Acknowledges what is committed first, not what was received first.
+    AcknowledgeOutOfOrder,
+    /// Takes the DUP flag alone as evidence of a commit.
+    BelieveDup,
+    /// Runs a message again that is still being processed when it is redelivered.
+    ForgetInFlight,
+    /// Runs a message although an earlier one of its key is parked.
+    OvertakeParked,
+    /// Loads state without the writes that were not sent to the store.
+    LoseUnsentWrites,
+    /// Leaves a parked job in the store after it has run.
+    KeepParked,
+    /// Takes a request of a receiver to send again as its acceptance.
+    AcceptRetry,
+    /// Sends data before alerts.
+    DataBeforeAlerts,
+    /// Does not run the jobs of a crashed worker again.
+    LoseCrashedJobs,
+    /// Makes a message a dead letter when a version on trial fails over it.
+    NoFallback,
+    /// Keeps a connection on which an answer is missing.
+    NeverReconnect,
+    /// Lets several workers run jobs that share one state.
+    SplitState,
+}
+
+#[cfg(feature = "mistakes")]
+thread_local! {
+    static MADE: Cell<Option<Mistake>> = const { Cell::new(None) };
+}
+
+/// Makes a mistake in all boards of this thread.
+#[cfg(feature = "mistakes")]
+pub fn make(mistake: Option<Mistake>) {
+    MADE.set(mistake);
+}
+
+#[cfg(feature = "mistakes")]
+pub(crate) fn is_made(mistake: Mistake) -> bool {
+    MADE.get() == Some(mistake)
+}
+
+#[cfg(not(feature = "mistakes"))]
+pub(crate) const fn is_made(_: Mistake) -> bool {
+    false
+}

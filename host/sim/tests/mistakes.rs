@@ -1,0 +1,87 @@
+//! The simulator finds mistakes: each of these is found within 1,000 seeds, as a breach of the rule that it is about.
+
+use sedge_core::mistakes::{self, Mistake};
+use sedge_sim::reference;
+use sedge_sim::world::{Plan, run};
+
+const SEEDS: u64 = 1000;
+
+fn breaks(seed: u64, rule: &str) -> bool {
+    let (outcome, _) = run(seed, Plan::default(), false);
+    outcome.violations.first().is_some_and(|it| it.rule == rule)
+}
+
+#[track_caller]
+fn is_found(mistake: Mistake, rule: &str) {
+    mistakes::make(Some(mistake));
+    let found = (0..SEEDS).find(|seed| breaks(*seed, rule));
+    mistakes::make(None);
+    let Some(seed) = found else { panic!("{mistake:?} breaks \"{rule}\" in none of {SEEDS} runs") };
+    println!("{mistake:?}: seed {seed}");
+    assert!(!breaks(seed, rule), "seed {seed} breaks the rule without the mistake as well");
+}
+
+#[test]
+fn an_acknowledgement_before_the_commit() {
+    is_found(Mistake::AcknowledgeBeforeCommit, reference::ACKNOWLEDGED_LATE);
+}
+
+#[test]
+fn acknowledgements_out_of_order() {
+    is_found(Mistake::AcknowledgeOutOfOrder, reference::ACK_ORDER);
+}
+
+#[test]
+fn a_dup_flag_taken_as_evidence_of_a_commit() {
+    is_found(Mistake::BelieveDup, reference::ACKNOWLEDGED_LATE);
+}
+
+#[test]
+fn a_message_in_processing_that_is_run_again() {
+    is_found(Mistake::ForgetInFlight, reference::SETTLED_ONCE);
+}
+
+#[test]
+fn a_message_that_overtakes_a_parked_one() {
+    is_found(Mistake::OvertakeParked, reference::IN_ORDER);
+}
+
+#[test]
+fn state_without_the_writes_that_were_not_sent() {
+    is_found(Mistake::LoseUnsentWrites, reference::STATE_ONCE);
+}
+
+#[test]
+fn a_parked_job_that_stays_in_the_store() {
+    is_found(Mistake::KeepParked, reference::PROGRESS);
+}
+
+#[test]
+fn a_busy_receiver_taken_as_one_that_accepted() {
+    is_found(Mistake::AcceptRetry, reference::OUTBOX_ONCE);
+}
+
+#[test]
+fn data_before_alerts() {
+    is_found(Mistake::DataBeforeAlerts, reference::ALERTS_FIRST);
+}
+
+#[test]
+fn jobs_of_a_crashed_worker_that_are_lost() {
+    is_found(Mistake::LoseCrashedJobs, reference::PROGRESS);
+}
+
+#[test]
+fn a_failed_trial_without_another_run() {
+    is_found(Mistake::NoFallback, reference::TRIAL_SAFE);
+}
+
+#[test]
+fn a_missing_answer_without_a_new_connection() {
+    is_found(Mistake::NeverReconnect, reference::PROGRESS);
+}
+
+#[test]
+fn two_workers_with_one_state() {
+    is_found(Mistake::SplitState, reference::STATE_ONCE);
+}
