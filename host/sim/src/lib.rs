@@ -1,7 +1,7 @@
 //! A whole board in one thread, without sockets, files, processes or a clock: the core of the daemon between models of
 //! everything around it.
 //!
-//! The models know nothing of the core but its inputs and effects. Each can be told to misbehave. [`reference`] says what
+//! The models know nothing of the core but its inputs and effects. Each can be told to misbehave. [`mod@reference`] says what
 //! must hold; [`world::run`] is one run from one seed; [`rig`] is a board whose surroundings do only what a test says.
 
 pub mod broker;
