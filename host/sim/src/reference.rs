@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sedge_core::store::{Commit, StoredRecord};
+use sedge_core::store::{Commit, Parked, StoredRecord};
 use sedge_core::stream::Stream;
 
 use crate::broker::Publication;
@@ -34,7 +34,6 @@ pub struct Reference {
     /// How often a message of this topic and payload must and may be settled by each function.
     expected: BTreeMap<(String, String), (u32, u32)>,
     settled: BTreeMap<(&'static str, String, String), u32>,
-    parked: BTreeMap<(&'static str, String, String), i64>,
     acknowledged: BTreeMap<(String, String), u32>,
     last_number: BTreeMap<(&'static str, String), u64>,
     /// Messages that each function counted, by topic.
@@ -46,8 +45,8 @@ pub struct Reference {
     forgotten: [BTreeSet<u64>; 3],
     /// Records that were reported as lost, by stream and first record.
     gaps: BTreeMap<(Stream, u64), u64>,
-    /// Alerts that the board was told of.
-    alerts: BTreeSet<u64>,
+    /// Alerts that the board was told of and has not sent.
+    unsent_alerts: BTreeSet<u64>,
     /// An alert may have been declined: data passes while it waits for its next try.
     pub alerts_may_wait: bool,
     /// Traps of a version that passed its trial are its own.
@@ -146,18 +145,8 @@ impl Reference {
         *count == 1
     }
 
-    /// What the store holds for later, counted anew.
-    pub fn parked<'a>(&mut self, parked: impl Iterator<Item = (&'a str, &'a str, &'a [u8])>) {
-        self.parked.clear();
-        for (name, topic, payload) in parked {
-            if let Some(function) = function(name) {
-                let payload = String::from_utf8_lossy(payload).into_owned();
-                *self.parked.entry((function, topic.to_owned(), payload)).or_default() += 1;
-            }
-        }
-    }
-
-    pub fn acknowledged(&mut self, publication: &Publication) {
+    /// `parked`: what the store holds for later.
+    pub fn acknowledged<'a>(&mut self, publication: &Publication, parked: impl Iterator<Item = &'a Parked> + Clone) {
         let key = (publication.topic.clone(), publication.payload.clone());
         let count = self.acknowledged.entry(key.clone()).or_default();
         *count += 1;
@@ -168,9 +157,11 @@ impl Reference {
         }
         for function in FUNCTIONS {
             let key = (function, key.0.clone(), key.1.clone());
-            let settled = self.settled.get(&key).copied().unwrap_or(0);
-            let parked = self.parked.get(&key).copied().unwrap_or(0);
-            if settled == 0 && parked == 0 {
+            let is_settled = self.settled.get(&key).is_some_and(|count| *count > 0);
+            let is_it = |it: &Parked| {
+                *it.function == *function && *it.message.topic == *key.1 && it.message.payload == key.2.as_bytes()
+            };
+            if !is_settled && !parked.clone().any(is_it) {
                 self.broken(ACKNOWLEDGED_LATE, format!("{} of {function}, acknowledged {count} times", key.2));
             }
         }
@@ -178,7 +169,8 @@ impl Reference {
 
     /// The board learns what was committed.
     pub fn told_of(&mut self, stored: &[StoredRecord]) {
-        self.alerts.extend(stored.iter().filter(|it| it.record.stream == Stream::Alert).map(|it| it.id.0));
+        let alerts = stored.iter().filter(|it| it.record.stream == Stream::Alert).map(|it| it.id.0);
+        self.unsent_alerts.extend(alerts.filter(|id| !self.sent[Stream::Alert as usize].contains(id)));
     }
 
     /// A receiver is sent a record. `dropped`: alerts that the store no longer has. Only the first time counts: after a
@@ -191,11 +183,12 @@ impl Reference {
         if id < last {
             self.broken(OUTBOX_ORDER, format!("{stream:?} {id} is sent after {last}"));
         }
-        let alerts_sent = &self.sent[Stream::Alert as usize];
-        let mut waiting = self.alerts.difference(alerts_sent).filter(|id| !dropped.contains(id));
+        if stream == Stream::Alert {
+            self.unsent_alerts.remove(&id);
+        }
         if stream == Stream::Data
             && !self.alerts_may_wait
-            && let Some(alert) = waiting.next()
+            && let Some(alert) = self.unsent_alerts.iter().find(|id| !dropped.contains(id))
         {
             let what = format!("data {id} is sent while alert {alert} waits");
             self.broken(ALERTS_FIRST, what);

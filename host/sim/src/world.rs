@@ -423,16 +423,13 @@ impl World {
             let at = self.elapsed;
             self.note(|| format!("{at:?} > {effect:?}"));
             match effect {
-                Effect::Acknowledge(token) => {
-                    let parked = self.store.disk.parked.values();
-                    let parked = parked.map(|it| (&*it.function, &*it.message.topic, &it.message.payload[..]));
-                    self.reference.parked(parked);
-                    match self.broker.acknowledged(token) {
-                        Ok(Some(publication)) => self.reference.acknowledged(&publication),
-                        Ok(None) => {}
-                        Err(what) => self.reference.broken(reference::ACK_ORDER, what),
+                Effect::Acknowledge(token) => match self.broker.acknowledged(token) {
+                    Ok(Some(publication)) => {
+                        self.reference.acknowledged(&publication, self.store.disk.parked.values());
                     }
-                }
+                    Ok(None) => {}
+                    Err(what) => self.reference.broken(reference::ACK_ORDER, what),
+                },
                 Effect::Store(request) => self.store.ask(request),
                 Effect::Worker { worker, life, command } => self.workers[worker.index()].apply(life, command),
                 Effect::Send { destination, token, envelope } => self.send(destination, token, &envelope),
