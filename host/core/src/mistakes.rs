@@ -29,6 +29,10 @@ pub enum Mistake {
     NoFallback,
     /// Keeps a connection on which an answer is missing.
     NeverReconnect,
+    /// Counts records in a gap that were delivered.
+    CountDelivered,
+    /// Keeps what it knows of a session that the broker has lost.
+    KeepLostSession,
     /// Lets several workers run jobs that share one state.
     SplitState,
 }

@@ -9,7 +9,7 @@ use sedge_core::stream::Stream;
 use crate::disk::Disk;
 
 /// Records that a stream may hold before its oldest are dropped.
-const STREAM_MAX: usize = 40;
+const STREAM_MAX: usize = 12;
 
 #[derive(Debug, Default)]
 pub struct Store {

@@ -85,3 +85,13 @@ fn a_missing_answer_without_a_new_connection() {
 fn two_workers_with_one_state() {
     is_found(Mistake::SplitState, reference::STATE_ONCE);
 }
+
+#[test]
+fn a_gap_that_counts_what_was_delivered() {
+    is_found(Mistake::CountDelivered, reference::OUTBOX_ONCE);
+}
+
+#[test]
+fn deliveries_of_a_lost_session_taken_as_evidence() {
+    is_found(Mistake::KeepLostSession, reference::SETTLED_ONCE);
+}

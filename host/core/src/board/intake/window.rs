@@ -189,7 +189,9 @@ impl Window {
 
     /// The broker has no session of ours: whatever comes is new.
     pub(crate) fn session_lost(&mut self) {
-        self.known.clear();
+        if !is_made(Mistake::KeepLostSession) {
+            self.known.clear();
+        }
     }
 }
 
