@@ -39,6 +39,8 @@ pub struct Broker {
     connection: u32,
     pub is_connected: bool,
     has_session: bool,
+    /// Without a subscription a session gets nothing.
+    pub is_subscribed: bool,
 }
 
 #[derive(Debug)]
@@ -62,12 +64,13 @@ impl Broker {
             connection: 0,
             is_connected: false,
             has_session: false,
+            is_subscribed: false,
         }
     }
 
-    /// Queues a message for the board's session. `false`: there is no session yet, so nobody is promised anything.
+    /// Queues a message for the board's session. `false`: there is no subscription yet, so nobody is promised anything.
     pub fn publish(&mut self, publication: Publication) -> bool {
-        let is_kept = self.has_session && (publication.qos == 1 || self.is_connected);
+        let is_kept = self.has_session && self.is_subscribed && (publication.qos == 1 || self.is_connected);
         if is_kept {
             self.queue.push_back(publication);
         }
@@ -92,6 +95,7 @@ impl Broker {
     pub fn forget_session(&mut self) -> Vec<(Publication, bool)> {
         self.disconnect();
         self.has_session = false;
+        self.is_subscribed = false;
         self.last_id = 0;
         let sent = self.in_flight.drain(..).map(|it| (it.publication, it.was_sent)).collect::<Vec<_>>();
         sent.into_iter().chain(self.queue.drain(..).map(|it| (it, false))).collect()

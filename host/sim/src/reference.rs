@@ -207,6 +207,11 @@ impl Reference {
         self.forgotten[stream as usize].extend(accepted.range(watermark + 1..).chain(late));
     }
 
+    /// The board will not know whether this record is accepted.
+    pub fn answer_may_be_lost(&mut self, stream: Stream, id: u64) {
+        self.forgotten[stream as usize].insert(id);
+    }
+
     /// A report of lost records. One that comes again says the last word.
     pub fn gap(&mut self, stream: Stream, first: u64, records: u64) {
         self.gaps.insert((stream, first), records);

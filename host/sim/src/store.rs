@@ -105,7 +105,10 @@ impl Store {
                 self.report_gaps();
             }
             StoreRequest::SetMeta { key, value } => drop(self.disk.meta.insert(key.to_owned(), value)),
-            StoreRequest::ForgetDeliveries => self.disk.forget_deliveries(),
+            StoreRequest::ForgetDeliveries => {
+                self.disk.forget_deliveries();
+                self.tell(StoreEvent::DeliveriesForgotten);
+            }
             StoreRequest::Reopen => {
                 self.fail(false, note);
                 self.reopen();

@@ -440,7 +440,7 @@ impl World {
                 }
                 Effect::Deployed { function, edition, event } => self.deployed(&function, edition, &event),
                 Effect::Abort { invariant } => self.reference.broken(reference::INVARIANT, invariant.to_owned()),
-                Effect::Subscribe { .. } => {}
+                Effect::Subscribe { .. } => self.broker.is_subscribed = true,
                 Effect::Unsubscribe { filter } => self.handle(Input::Broker(BrokerEvent::Unsubscribed { filter })),
             }
         }
@@ -652,6 +652,14 @@ impl World {
     fn forget_answers(&mut self) {
         for stream in Stream::ALL {
             let dropped = &self.store.dropped[stream as usize];
+            // What is on its way may be accepted without being known to be.
+            for (_, envelope) in self.sinks.iter().flat_map(|sink| &sink.in_flight) {
+                if let Envelope::Record(of, id) = *envelope
+                    && of == stream
+                {
+                    self.reference.answer_may_be_lost(stream, id);
+                }
+            }
             self.reference.forget_answers(stream, self.store.watermark(stream), dropped);
         }
     }
@@ -772,6 +780,9 @@ impl World {
     }
 
     fn judge(&mut self) {
+        if !self.broker.is_subscribed {
+            self.reference.broken(reference::PROGRESS, "the board has not subscribed".to_owned());
+        }
         self.reference.finish();
         for topic in 0..4 {
             let topic = format!("t/{topic}");

@@ -74,6 +74,8 @@ pub(super) struct Session {
     /// Records and jobs that the transaction adds.
     stored: Vec<StoredRecord>,
     parked: Vec<Parked>,
+    /// The transaction forgets the deliveries of a lost session.
+    has_forgotten: bool,
     /// Jobs added by another process, of which the daemon was not told yet.
     replayed: Vec<Parked>,
     /// The write-ahead log has grown since the last [`Self::checkpoint`].
@@ -162,6 +164,7 @@ impl Session {
             batch: None,
             stored: Vec::new(),
             parked: Vec::new(),
+            has_forgotten: false,
             replayed: Vec::new(),
             has_appended: false,
             behind_since: None,
@@ -265,6 +268,7 @@ impl Session {
 
     pub(super) fn forget_deliveries(&mut self) -> rusqlite::Result<()> {
         self.begin_transaction()?;
+        self.has_forgotten = true;
         self.window.clear(&self.connection)
     }
 
@@ -319,7 +323,8 @@ impl Session {
     pub(super) fn take_events(&mut self) -> impl Iterator<Item = StoreEvent> {
         let replayed = std::mem::take(&mut self.replayed);
         let parked = (!replayed.is_empty()).then_some(StoreEvent::Parked(replayed));
-        self.outbox.take_dropped().into_iter().chain(parked).chain(self.gaps.next_report())
+        let forgotten = std::mem::take(&mut self.has_forgotten).then_some(StoreEvent::DeliveriesForgotten);
+        self.outbox.take_dropped().into_iter().chain(forgotten).chain(parked).chain(self.gaps.next_report())
     }
 
     /// Handles expiry, steps of the clock, and changes by other processes.

@@ -200,9 +200,7 @@ impl Writer {
                 self.held.push_back(request);
             }
             // Must stay behind the held commits.
-            StoreRequest::LoadState { .. } | StoreRequest::SetMeta { .. } | StoreRequest::ForgetDeliveries
-                if !self.held.is_empty() =>
-            {
+            StoreRequest::LoadState { .. } | StoreRequest::SetMeta { .. } if !self.held.is_empty() => {
                 self.held.push_back(request);
             }
             StoreRequest::Commit { batch, commits } => session.enqueue(batch, commits),
@@ -221,7 +219,14 @@ impl Writer {
             StoreRequest::Delivered { stream, through } => session.delivered(stream, through, now),
             StoreRequest::Refused { stream, id, reason } => session.refuse(stream, id, &reason)?,
             StoreRequest::GapsReported { through } => session.gaps_reported(through)?,
-            StoreRequest::ForgetDeliveries => session.forget_deliveries()?,
+            StoreRequest::ForgetDeliveries => {
+                for request in &mut self.held {
+                    if let StoreRequest::Commit { commits, .. } = request {
+                        commits.iter_mut().for_each(|commit| commit.delivery = None);
+                    }
+                }
+                session.forget_deliveries()?;
+            }
             StoreRequest::SetMeta { key, value } => session.set_meta(key, &value)?,
             StoreRequest::Installed(functions) => self.retention.set_installed(functions),
             StoreRequest::Reopen => {

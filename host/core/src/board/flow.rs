@@ -437,10 +437,14 @@ impl Board {
 
     fn write_state(&mut self, id: UnitId, number: FunctionNo, edition: &Edition, writes: Vec<StateWrite>) {
         // A function without state has none to write, whatever a worker says: its runs have no order that writes could have.
-        if writes.is_empty() || edition.scope() == StateScope::None {
+        if edition.scope() == StateScope::None || writes.is_empty() && !self.ledger.has_unsent_writes() {
             return;
         }
         let scope = self.rollout.function(number).state_scope(edition.scope(), &self.ledger.unit(id).message);
+        // A run without writes is not committed before an earlier one of its key.
+        if writes.is_empty() && !self.ledger.has_unsent_writes_to(&scope) {
+            return;
+        }
         self.ledger.write_state(id, scope, writes);
     }
 

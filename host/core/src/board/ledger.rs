@@ -191,6 +191,14 @@ impl Ledger {
         unit.commit.state.push((scope, writes));
     }
 
+    pub(crate) fn has_unsent_writes(&self) -> bool {
+        !self.unsent_writes.is_empty()
+    }
+
+    pub(crate) fn has_unsent_writes_to(&self, scope: &Scope) -> bool {
+        self.unsent_writes.contains_key(scope)
+    }
+
     pub(crate) fn dead_letter(&mut self, id: UnitId, dead_letter: DeadLetter) {
         self.unit_mut(id).commit.dead_letters.push(dead_letter);
     }

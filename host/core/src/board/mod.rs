@@ -104,6 +104,9 @@ pub struct Board {
     counts_upwards_saved: bool,
     /// Sessions at the broker so far.
     session: u64,
+    /// The store is to forget the deliveries of a lost session. The new one is subscribed after that: a message of it could
+    /// be taken for one of those by the next process.
+    is_forgetting: bool,
     invariants: Invariants,
     effects: VecDeque<Effect>,
     metrics: Arc<Metrics>,
@@ -136,6 +139,7 @@ impl Board {
             is_ending: false,
             counts_upwards_saved: false,
             session: 0,
+            is_forgetting: false,
             invariants: Invariants::default(),
             effects: VecDeque::new(),
             metrics,
@@ -310,6 +314,7 @@ impl Board {
                 }
             }
             store::StoreEvent::Outbox { stream, stored, end } => self.forwarder.loaded(stream, stored, end),
+            store::StoreEvent::DeliveriesForgotten => self.subscribe_after_all(),
             store::StoreEvent::Dropped { stream, after, through } => self.forwarder.dropped(stream, after, through),
             store::StoreEvent::Gaps { through, gaps } => self.forwarder.gaps(through, gaps),
             store::StoreEvent::Parked(parked) => self.unpark(parked),
@@ -327,6 +332,8 @@ impl Board {
         self.recorder.forget();
         self.intake.store_failed();
         self.effects.retain(|effect| !matches!(effect, Effect::Store(_)));
+        // The broker is to queue what comes meanwhile.
+        self.subscribe_after_all();
         let unload = self.rollout.forget_jobs();
         self.unload(unload);
     }
@@ -394,6 +401,7 @@ impl Board {
             self.intake.session_lost();
             self.session += 1;
             self.forget_deliveries();
+            self.is_forgetting = !self.store_failed;
             self.subscriptions.session_lost();
             self.make_router();
         }
@@ -429,7 +437,17 @@ impl Board {
         }
     }
 
+    fn subscribe_after_all(&mut self) {
+        if std::mem::take(&mut self.is_forgetting) && self.is_connected {
+            let all = self.subscriptions.all();
+            self.subscribe(&all);
+        }
+    }
+
     fn subscribe(&mut self, filters: &[crate::topic::TopicFilter]) {
+        if self.is_forgetting {
+            return;
+        }
         for (filter, id) in self.router.subscriptions().filter(|(filter, _)| filters.contains(filter)) {
             self.effects.push_back(Effect::Subscribe { filter: self.subscriptions.at_broker(filter), id });
         }

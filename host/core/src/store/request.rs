@@ -30,7 +30,8 @@ pub enum StoreRequest {
     Refused { stream: Stream, id: RecordId, reason: Box<str> },
     /// All gaps up to and including this one were reported upstream and can be deleted.
     GapsReported { through: GapId },
-    /// The broker has lost the session: what earlier deliveries of it left here is evidence of nothing.
+    /// The broker has lost the session: what earlier deliveries of it left here is evidence of nothing. Answered by
+    /// [`StoreEvent::DeliveriesForgotten`].
     ForgetDeliveries,
     /// Stores a small value of the daemon itself, for example the subscriptions of its session.
     SetMeta { key: &'static str, value: Bytes },
@@ -70,6 +71,8 @@ pub enum StoreEvent {
         through: GapId,
         gaps: Vec<Gap>,
     },
+    /// No delivery before the request will be recovered any more.
+    DeliveriesForgotten,
     /// Records after `after` up to and including `through` were dropped, as far as the store knows before they were
     /// delivered. Comes before the gap with them.
     Dropped {
