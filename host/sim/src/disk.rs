@@ -15,6 +15,8 @@ pub struct Disk {
     pub parked: BTreeMap<ParkedId, Parked>,
     last_parked: u64,
     pub window: Vec<Fingerprint>,
+    /// Deliveries of a session that the broker has lost are in the window.
+    pub window_is_stale: bool,
     pub meta: BTreeMap<String, Bytes>,
     message_ids: Vec<Box<str>>,
 }
@@ -29,6 +31,7 @@ impl Default for Disk {
             parked: BTreeMap::new(),
             last_parked: 0,
             window: Vec::new(),
+            window_is_stale: false,
             message_ids: Vec::new(),
             meta: BTreeMap::from([("packet-ids-count-upwards".to_owned(), Bytes::from_static(b"1"))]),
         }
@@ -66,6 +69,7 @@ impl Disk {
 
     pub fn forget_deliveries(&mut self) {
         self.window.clear();
+        self.window_is_stale = false;
     }
 
     pub fn entries(&self, scope: &Scope) -> Vec<(Box<str>, Bytes)> {

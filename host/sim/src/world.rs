@@ -343,7 +343,10 @@ impl World {
         let Some(event) = self.store.next_event() else { return false };
         match &event {
             StoreEvent::Committed { stored, .. } => self.reference.told_of(stored),
-            StoreEvent::Reopened(_) => self.reference.alerts_may_wait = false,
+            StoreEvent::Reopened(_) => {
+                self.forget_answers();
+                self.reference.alerts_may_wait = false;
+            }
             _ => {}
         }
         self.handle(Input::Store(event));
@@ -628,6 +631,7 @@ impl World {
 
     fn connect(&mut self) {
         let session_present = self.broker.connect();
+        self.store.disk.window_is_stale |= !session_present;
         if self.broker.packet_ids == PacketIds::CountUpwards {
             self.handle(Input::Broker(BrokerEvent::CountsUpwards));
         }
@@ -666,6 +670,12 @@ impl World {
 
     fn cut_power(&mut self) {
         self.forget_answers();
+        // A session that is lost while the disk fails is subscribed at once, so that the broker queues. Until the disk works
+        // its messages can be taken for those of the lost one.
+        if self.store.disk.window_is_stale {
+            let in_flight: Vec<Publication> = self.broker.in_flight().cloned().collect();
+            in_flight.iter().for_each(|it| self.reference.forgotten(it));
+        }
         // The next process cannot know which acknowledgements of this one were written.
         if self.broker.packet_ids == PacketIds::ReuseLowest {
             let in_flight: Vec<Publication> = self.broker.in_flight().cloned().collect();

@@ -4,6 +4,8 @@
 //! holds because all versions of a function share its keys, its state and its workers. Only where a version orders
 //! messages differently, the function's jobs are called back first.
 
+use std::collections::BTreeSet;
+
 use super::Board;
 use super::dispatch::Key;
 use super::ids::{FunctionNo, JobId, UnitId};
@@ -260,13 +262,18 @@ impl Board {
     /// as the one that serves: two orders at once would overtake each other.
     fn resume(&mut self, number: FunctionNo, mut jobs: Vec<(UnitId, Option<u32>)>) {
         jobs.sort_by_key(|(id, _)| self.ledger.arrival(*id));
+        let mut begun = BTreeSet::new();
         for (id, edition) in jobs {
             let function = self.rollout.function(number);
             let serving = function.serving();
             let edition = edition.and_then(|edition| function.edition(edition).or(serving));
             let edition = edition.filter(|it| serving.is_none_or(|serving| serving.has_keys_of(it))).cloned();
+            let scope = edition.as_ref().or(function.serving()).map(|it| it.scope());
+            // One that resumes a key ends its wait for an earlier one: only the first may.
+            let is_first =
+                scope.is_some_and(|scope| begun.insert(Key::new(number, scope, &self.ledger.unit(id).message.topic)));
             match edition {
-                Some(edition) => self.submit(id, number, &edition, true),
+                Some(edition) => self.submit(id, number, &edition, is_first),
                 None => self.start(id, number),
             }
         }
