@@ -9,7 +9,7 @@ use clap_complete::Shell;
 use sedge::Cli;
 
 fn main() -> io::Result<()> {
-    let folder = PathBuf::from(std::env::args_os().nth(1).unwrap_or_else(|| "host/debian/pages".into()));
+    let folder = PathBuf::from(std::env::args_os().nth(1).unwrap_or_else(|| "host/sedge/debian/pages".into()));
     std::fs::create_dir_all(&folder)?;
     // `sedge.1`, and one page per command.
     clap_mangen::generate_to(Cli::command(), &folder)?;
