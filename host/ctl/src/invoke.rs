@@ -26,7 +26,7 @@ pub struct InvokeArgs {
     #[arg(long, short)]
     topic: String,
     /// Payload: text, @FILE for the bytes of a file, or - for standard input
-    #[arg(long, short)]
+    #[arg(long, short, allow_hyphen_values = true)]
     payload: String,
     /// MQTT 5 content type
     #[arg(long)]
@@ -203,4 +203,25 @@ fn print(run: &Run) {
         usage.memory_bytes / 1024,
         usage.output_bytes
     );
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser as _;
+
+    use super::*;
+
+    #[derive(clap::Parser)]
+    struct Line {
+        #[command(flatten)]
+        args: InvokeArgs,
+    }
+
+    #[test]
+    fn a_payload_may_be_a_negative_number_or_standard_input() {
+        for payload in ["-60", "-60.5", "-"] {
+            let line = Line::try_parse_from(["invoke", "dir", "-t", "a", "-p", payload]).unwrap();
+            assert_eq!(line.args.payload, payload);
+        }
+    }
 }
