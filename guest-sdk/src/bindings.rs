@@ -1891,6 +1891,12 @@ pub mod exports {
                     pub clock_synced: bool,
                     /// 1 on the first run, then 2.. when it is run again.
                     pub attempt: u32,
+                    /// Whether the broker sent it from its retained messages.
+                    pub retained: bool,
+                    /// MQTT 5 response topic.
+                    pub response_topic: ::core::option::Option<_rt::String>,
+                    /// MQTT 5 correlation data.
+                    pub correlation_data: ::core::option::Option<_rt::Vec<u8>>,
                 }
                 impl ::core::fmt::Debug for Message {
                     fn fmt(
@@ -1905,6 +1911,9 @@ pub mod exports {
                             .field("received-at-ms", &self.received_at_ms)
                             .field("clock-synced", &self.clock_synced)
                             .field("attempt", &self.attempt)
+                            .field("retained", &self.retained)
+                            .field("response-topic", &self.response_topic)
+                            .field("correlation-data", &self.correlation_data)
                             .finish()
                     }
                 }
@@ -1988,6 +1997,8 @@ pub mod exports {
                     pub summary: _rt::String,
                     pub value: ::core::option::Option<f64>,
                     pub labels: _rt::Vec<(_rt::String, _rt::String)>,
+                    /// Name of the sink; the board's choice when none.
+                    pub sink: ::core::option::Option<_rt::String>,
                 }
                 impl ::core::fmt::Debug for Alert {
                     fn fmt(
@@ -2001,6 +2012,7 @@ pub mod exports {
                             .field("summary", &self.summary)
                             .field("value", &self.value)
                             .field("labels", &self.labels)
+                            .field("sink", &self.sink)
                             .finish()
                     }
                 }
@@ -2010,6 +2022,8 @@ pub mod exports {
                     pub payload: _rt::Vec<u8>,
                     pub content_type: ::core::option::Option<_rt::String>,
                     pub retain: bool,
+                    /// Name of the sink; the board's choice when none.
+                    pub sink: ::core::option::Option<_rt::String>,
                 }
                 impl ::core::fmt::Debug for Publication {
                     fn fmt(
@@ -2021,6 +2035,43 @@ pub mod exports {
                             .field("payload", &self.payload)
                             .field("content-type", &self.content_type)
                             .field("retain", &self.retain)
+                            .field("sink", &self.sink)
+                            .finish()
+                    }
+                }
+                /// Runs the function again later; `none` cancels.
+                #[derive(Clone, PartialEq)]
+                pub struct Wake {
+                    pub name: _rt::String,
+                    pub after_ms: ::core::option::Option<u64>,
+                }
+                impl ::core::fmt::Debug for Wake {
+                    fn fmt(
+                        &self,
+                        f: &mut ::core::fmt::Formatter<'_>,
+                    ) -> ::core::fmt::Result {
+                        f.debug_struct("Wake")
+                            .field("name", &self.name)
+                            .field("after-ms", &self.after_ms)
+                            .finish()
+                    }
+                }
+                /// Answers the HTTP request that caused the run.
+                #[derive(Clone, PartialEq)]
+                pub struct Reply {
+                    pub status: u16,
+                    pub content_type: ::core::option::Option<_rt::String>,
+                    pub body: _rt::Vec<u8>,
+                }
+                impl ::core::fmt::Debug for Reply {
+                    fn fmt(
+                        &self,
+                        f: &mut ::core::fmt::Formatter<'_>,
+                    ) -> ::core::fmt::Result {
+                        f.debug_struct("Reply")
+                            .field("status", &self.status)
+                            .field("content-type", &self.content_type)
+                            .field("body", &self.body)
                             .finish()
                     }
                 }
@@ -2032,6 +2083,8 @@ pub mod exports {
                     Forward(Publication),
                     /// Publish on the local broker.
                     Publish(Publication),
+                    Wake(Wake),
+                    Reply(Reply),
                 }
                 impl ::core::fmt::Debug for Output {
                     fn fmt(
@@ -2047,6 +2100,12 @@ pub mod exports {
                             }
                             Output::Publish(e) => {
                                 f.debug_tuple("Output::Publish").field(e).finish()
+                            }
+                            Output::Wake(e) => {
+                                f.debug_tuple("Output::Wake").field(e).finish()
+                            }
+                            Output::Reply(e) => {
+                                f.debug_tuple("Output::Reply").field(e).finish()
                             }
                         }
                     }
@@ -2101,152 +2160,236 @@ pub mod exports {
                 impl ::core::error::Error for Failure {}
                 #[doc(hidden)]
                 #[allow(non_snake_case, unused_unsafe)]
-                pub unsafe fn _export_handle_cabi<T_: Guest>(
-                    arg0: *mut u8,
-                    arg1: usize,
-                    arg2: *mut u8,
-                    arg3: usize,
-                    arg4: i32,
-                    arg5: *mut u8,
-                    arg6: usize,
-                    arg7: *mut u8,
-                    arg8: usize,
-                    arg9: i64,
-                    arg10: i32,
-                    arg11: i32,
-                ) -> *mut u8 {
+                pub unsafe fn _export_handle_cabi<T_: Guest>(arg0: *mut u8) -> *mut u8 {
                     unsafe {
-                        let result10 = {
-                            let len0 = arg1;
-                            let bytes0 = _rt::Vec::from_raw_parts(
-                                arg0.cast(),
-                                len0,
-                                len0,
+                        let result31 = {
+                            let l0 = *arg0.add(0).cast::<*mut u8>();
+                            let l1 = *arg0
+                                .add(::core::mem::size_of::<*const u8>())
+                                .cast::<usize>();
+                            let len2 = l1;
+                            let bytes2 = _rt::Vec::from_raw_parts(l0.cast(), len2, len2);
+                            let l3 = *arg0
+                                .add(2 * ::core::mem::size_of::<*const u8>())
+                                .cast::<*mut u8>();
+                            let l4 = *arg0
+                                .add(3 * ::core::mem::size_of::<*const u8>())
+                                .cast::<usize>();
+                            let len5 = l4;
+                            let l6 = i32::from(
+                                *arg0
+                                    .add(4 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<u8>(),
                             );
-                            let len1 = arg3;
-                            let base9 = arg7;
-                            let len9 = arg8;
-                            let mut result9 = _rt::Vec::with_capacity(len9);
-                            for i in 0..len9 {
-                                let base = base9
+                            let l10 = *arg0
+                                .add(7 * ::core::mem::size_of::<*const u8>())
+                                .cast::<*mut u8>();
+                            let l11 = *arg0
+                                .add(8 * ::core::mem::size_of::<*const u8>())
+                                .cast::<usize>();
+                            let base18 = l10;
+                            let len18 = l11;
+                            let mut result18 = _rt::Vec::with_capacity(len18);
+                            for i in 0..len18 {
+                                let base = base18
                                     .add(i * (4 * ::core::mem::size_of::<*const u8>()));
-                                let e9 = {
-                                    let l3 = *base.add(0).cast::<*mut u8>();
-                                    let l4 = *base
+                                let e18 = {
+                                    let l12 = *base.add(0).cast::<*mut u8>();
+                                    let l13 = *base
                                         .add(::core::mem::size_of::<*const u8>())
                                         .cast::<usize>();
-                                    let len5 = l4;
-                                    let bytes5 = _rt::Vec::from_raw_parts(
-                                        l3.cast(),
-                                        len5,
-                                        len5,
+                                    let len14 = l13;
+                                    let bytes14 = _rt::Vec::from_raw_parts(
+                                        l12.cast(),
+                                        len14,
+                                        len14,
                                     );
-                                    let l6 = *base
+                                    let l15 = *base
                                         .add(2 * ::core::mem::size_of::<*const u8>())
                                         .cast::<*mut u8>();
-                                    let l7 = *base
+                                    let l16 = *base
                                         .add(3 * ::core::mem::size_of::<*const u8>())
                                         .cast::<usize>();
-                                    let len8 = l7;
-                                    let bytes8 = _rt::Vec::from_raw_parts(
-                                        l6.cast(),
-                                        len8,
-                                        len8,
+                                    let len17 = l16;
+                                    let bytes17 = _rt::Vec::from_raw_parts(
+                                        l15.cast(),
+                                        len17,
+                                        len17,
                                     );
-                                    (_rt::string_lift(bytes5), _rt::string_lift(bytes8))
+                                    (_rt::string_lift(bytes14), _rt::string_lift(bytes17))
                                 };
-                                result9.push(e9);
+                                result18.push(e18);
                             }
                             _rt::cabi_dealloc(
-                                base9,
-                                len9 * (4 * ::core::mem::size_of::<*const u8>()),
+                                base18,
+                                len18 * (4 * ::core::mem::size_of::<*const u8>()),
                                 ::core::mem::size_of::<*const u8>(),
                             );
+                            let l19 = *arg0
+                                .add(8 + 8 * ::core::mem::size_of::<*const u8>())
+                                .cast::<i64>();
+                            let l20 = i32::from(
+                                *arg0
+                                    .add(16 + 8 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<u8>(),
+                            );
+                            let l21 = *arg0
+                                .add(20 + 8 * ::core::mem::size_of::<*const u8>())
+                                .cast::<i32>();
+                            let l22 = i32::from(
+                                *arg0
+                                    .add(24 + 8 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<u8>(),
+                            );
+                            let l23 = i32::from(
+                                *arg0
+                                    .add(24 + 9 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<u8>(),
+                            );
+                            let l27 = i32::from(
+                                *arg0
+                                    .add(24 + 12 * ::core::mem::size_of::<*const u8>())
+                                    .cast::<u8>(),
+                            );
                             T_::handle(Message {
-                                topic: _rt::string_lift(bytes0),
+                                topic: _rt::string_lift(bytes2),
                                 payload: <_ as From<
                                     _rt::Vec<_>,
-                                >>::from(_rt::Vec::from_raw_parts(arg2.cast(), len1, len1)),
-                                content_type: match arg4 {
+                                >>::from(_rt::Vec::from_raw_parts(l3.cast(), len5, len5)),
+                                content_type: match l6 {
                                     0 => None,
                                     1 => {
                                         let e = {
-                                            let len2 = arg6;
-                                            let bytes2 = _rt::Vec::from_raw_parts(
-                                                arg5.cast(),
-                                                len2,
-                                                len2,
+                                            let l7 = *arg0
+                                                .add(5 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l8 = *arg0
+                                                .add(6 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len9 = l8;
+                                            let bytes9 = _rt::Vec::from_raw_parts(
+                                                l7.cast(),
+                                                len9,
+                                                len9,
                                             );
-                                            _rt::string_lift(bytes2)
+                                            _rt::string_lift(bytes9)
                                         };
                                         Some(e)
                                     }
                                     _ => _rt::invalid_enum_discriminant(),
                                 },
-                                properties: result9,
-                                received_at_ms: arg9 as u64,
-                                clock_synced: _rt::bool_lift(arg10 as u8),
-                                attempt: arg11 as u32,
+                                properties: result18,
+                                received_at_ms: l19 as u64,
+                                clock_synced: _rt::bool_lift(l20 as u8),
+                                attempt: l21 as u32,
+                                retained: _rt::bool_lift(l22 as u8),
+                                response_topic: match l23 {
+                                    0 => None,
+                                    1 => {
+                                        let e = {
+                                            let l24 = *arg0
+                                                .add(24 + 10 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l25 = *arg0
+                                                .add(24 + 11 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len26 = l25;
+                                            let bytes26 = _rt::Vec::from_raw_parts(
+                                                l24.cast(),
+                                                len26,
+                                                len26,
+                                            );
+                                            _rt::string_lift(bytes26)
+                                        };
+                                        Some(e)
+                                    }
+                                    _ => _rt::invalid_enum_discriminant(),
+                                },
+                                correlation_data: match l27 {
+                                    0 => None,
+                                    1 => {
+                                        let e = {
+                                            let l28 = *arg0
+                                                .add(24 + 13 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<*mut u8>();
+                                            let l29 = *arg0
+                                                .add(24 + 14 * ::core::mem::size_of::<*const u8>())
+                                                .cast::<usize>();
+                                            let len30 = l29;
+                                            <_ as From<
+                                                _rt::Vec<_>,
+                                            >>::from(_rt::Vec::from_raw_parts(l28.cast(), len30, len30))
+                                        };
+                                        Some(e)
+                                    }
+                                    _ => _rt::invalid_enum_discriminant(),
+                                },
                             })
                         };
-                        let ptr11 = (&raw mut _RET_AREA.0).cast::<u8>();
-                        match result10 {
+                        _rt::cabi_dealloc(
+                            arg0,
+                            32 + 14 * ::core::mem::size_of::<*const u8>(),
+                            8,
+                        );
+                        let ptr32 = (&raw mut _RET_AREA.0).cast::<u8>();
+                        match result31 {
                             Ok(e) => {
-                                *ptr11.add(0).cast::<u8>() = (0i32) as u8;
-                                let vec27 = e;
-                                let len27 = vec27.len();
-                                let layout27 = _rt::alloc::Layout::from_size_align(
-                                        vec27.len()
-                                            * (32 + 6 * ::core::mem::size_of::<*const u8>()),
+                                *ptr32.add(0).cast::<u8>() = (0i32) as u8;
+                                let vec56 = e;
+                                let len56 = vec56.len();
+                                let layout56 = _rt::alloc::Layout::from_size_align(
+                                        vec56.len()
+                                            * (40 + 8 * ::core::mem::size_of::<*const u8>()),
                                         8,
                                     )
                                     .unwrap();
-                                let (result27, _cleanup27) = crate::rt::Cleanup::new(
-                                    layout27,
+                                let (result56, _cleanup56) = crate::rt::Cleanup::new(
+                                    layout56,
                                 );
-                                if let Some(cleanup) = _cleanup27 {
+                                if let Some(cleanup) = _cleanup56 {
                                     cleanup.forget();
                                 }
-                                for (i, e) in vec27.into_iter().enumerate() {
-                                    let base = result27
-                                        .add(i * (32 + 6 * ::core::mem::size_of::<*const u8>()));
+                                for (i, e) in vec56.into_iter().enumerate() {
+                                    let base = result56
+                                        .add(i * (40 + 8 * ::core::mem::size_of::<*const u8>()));
                                     {
                                         match e {
                                             Output::Alert(e) => {
                                                 *base.add(0).cast::<u8>() = (0i32) as u8;
                                                 let Alert {
-                                                    key: key12,
-                                                    severity: severity12,
-                                                    status: status12,
-                                                    summary: summary12,
-                                                    value: value12,
-                                                    labels: labels12,
+                                                    key: key33,
+                                                    severity: severity33,
+                                                    status: status33,
+                                                    summary: summary33,
+                                                    value: value33,
+                                                    labels: labels33,
+                                                    sink: sink33,
                                                 } = e;
-                                                let vec13 = (key12.into_bytes()).into_boxed_slice();
-                                                let ptr13 = vec13.as_ptr().cast::<u8>();
-                                                let len13 = vec13.len();
-                                                ::core::mem::forget(vec13);
+                                                let vec34 = (key33.into_bytes()).into_boxed_slice();
+                                                let ptr34 = vec34.as_ptr().cast::<u8>();
+                                                let len34 = vec34.len();
+                                                ::core::mem::forget(vec34);
                                                 *base
                                                     .add(8 + 1 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>() = len13;
-                                                *base.add(8).cast::<*mut u8>() = ptr13.cast_mut();
+                                                    .cast::<usize>() = len34;
+                                                *base.add(8).cast::<*mut u8>() = ptr34.cast_mut();
                                                 *base
                                                     .add(8 + 2 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<u8>() = (severity12.clone() as i32) as u8;
+                                                    .cast::<u8>() = (severity33.clone() as i32) as u8;
                                                 *base
                                                     .add(9 + 2 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<u8>() = (status12.clone() as i32) as u8;
-                                                let vec14 = (summary12.into_bytes()).into_boxed_slice();
-                                                let ptr14 = vec14.as_ptr().cast::<u8>();
-                                                let len14 = vec14.len();
-                                                ::core::mem::forget(vec14);
+                                                    .cast::<u8>() = (status33.clone() as i32) as u8;
+                                                let vec35 = (summary33.into_bytes()).into_boxed_slice();
+                                                let ptr35 = vec35.as_ptr().cast::<u8>();
+                                                let len35 = vec35.len();
+                                                ::core::mem::forget(vec35);
                                                 *base
                                                     .add(8 + 4 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>() = len14;
+                                                    .cast::<usize>() = len35;
                                                 *base
                                                     .add(8 + 3 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<*mut u8>() = ptr14.cast_mut();
-                                                match value12 {
+                                                    .cast::<*mut u8>() = ptr35.cast_mut();
+                                                match value33 {
                                                     Some(e) => {
                                                         *base
                                                             .add(16 + 4 * ::core::mem::size_of::<*const u8>())
@@ -2261,93 +2404,116 @@ pub mod exports {
                                                             .cast::<u8>() = (0i32) as u8;
                                                     }
                                                 };
-                                                let vec18 = labels12;
-                                                let len18 = vec18.len();
-                                                let layout18 = _rt::alloc::Layout::from_size_align(
-                                                        vec18.len() * (4 * ::core::mem::size_of::<*const u8>()),
+                                                let vec39 = labels33;
+                                                let len39 = vec39.len();
+                                                let layout39 = _rt::alloc::Layout::from_size_align(
+                                                        vec39.len() * (4 * ::core::mem::size_of::<*const u8>()),
                                                         ::core::mem::size_of::<*const u8>(),
                                                     )
                                                     .unwrap();
-                                                let (result18, _cleanup18) = crate::rt::Cleanup::new(
-                                                    layout18,
+                                                let (result39, _cleanup39) = crate::rt::Cleanup::new(
+                                                    layout39,
                                                 );
-                                                if let Some(cleanup) = _cleanup18 {
+                                                if let Some(cleanup) = _cleanup39 {
                                                     cleanup.forget();
                                                 }
-                                                for (i, e) in vec18.into_iter().enumerate() {
-                                                    let base = result18
+                                                for (i, e) in vec39.into_iter().enumerate() {
+                                                    let base = result39
                                                         .add(i * (4 * ::core::mem::size_of::<*const u8>()));
                                                     {
-                                                        let (t15_0, t15_1) = e;
-                                                        let vec16 = (t15_0.into_bytes()).into_boxed_slice();
-                                                        let ptr16 = vec16.as_ptr().cast::<u8>();
-                                                        let len16 = vec16.len();
-                                                        ::core::mem::forget(vec16);
+                                                        let (t36_0, t36_1) = e;
+                                                        let vec37 = (t36_0.into_bytes()).into_boxed_slice();
+                                                        let ptr37 = vec37.as_ptr().cast::<u8>();
+                                                        let len37 = vec37.len();
+                                                        ::core::mem::forget(vec37);
                                                         *base
                                                             .add(::core::mem::size_of::<*const u8>())
-                                                            .cast::<usize>() = len16;
-                                                        *base.add(0).cast::<*mut u8>() = ptr16.cast_mut();
-                                                        let vec17 = (t15_1.into_bytes()).into_boxed_slice();
-                                                        let ptr17 = vec17.as_ptr().cast::<u8>();
-                                                        let len17 = vec17.len();
-                                                        ::core::mem::forget(vec17);
+                                                            .cast::<usize>() = len37;
+                                                        *base.add(0).cast::<*mut u8>() = ptr37.cast_mut();
+                                                        let vec38 = (t36_1.into_bytes()).into_boxed_slice();
+                                                        let ptr38 = vec38.as_ptr().cast::<u8>();
+                                                        let len38 = vec38.len();
+                                                        ::core::mem::forget(vec38);
                                                         *base
                                                             .add(3 * ::core::mem::size_of::<*const u8>())
-                                                            .cast::<usize>() = len17;
+                                                            .cast::<usize>() = len38;
                                                         *base
                                                             .add(2 * ::core::mem::size_of::<*const u8>())
-                                                            .cast::<*mut u8>() = ptr17.cast_mut();
+                                                            .cast::<*mut u8>() = ptr38.cast_mut();
                                                     }
                                                 }
                                                 *base
                                                     .add(32 + 5 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>() = len18;
+                                                    .cast::<usize>() = len39;
                                                 *base
                                                     .add(32 + 4 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<*mut u8>() = result18;
+                                                    .cast::<*mut u8>() = result39;
+                                                match sink33 {
+                                                    Some(e) => {
+                                                        *base
+                                                            .add(32 + 6 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<u8>() = (1i32) as u8;
+                                                        let vec40 = (e.into_bytes()).into_boxed_slice();
+                                                        let ptr40 = vec40.as_ptr().cast::<u8>();
+                                                        let len40 = vec40.len();
+                                                        ::core::mem::forget(vec40);
+                                                        *base
+                                                            .add(32 + 8 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>() = len40;
+                                                        *base
+                                                            .add(32 + 7 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>() = ptr40.cast_mut();
+                                                    }
+                                                    None => {
+                                                        *base
+                                                            .add(32 + 6 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<u8>() = (0i32) as u8;
+                                                    }
+                                                };
                                             }
                                             Output::Forward(e) => {
                                                 *base.add(0).cast::<u8>() = (1i32) as u8;
                                                 let Publication {
-                                                    topic: topic19,
-                                                    payload: payload19,
-                                                    content_type: content_type19,
-                                                    retain: retain19,
+                                                    topic: topic41,
+                                                    payload: payload41,
+                                                    content_type: content_type41,
+                                                    retain: retain41,
+                                                    sink: sink41,
                                                 } = e;
-                                                let vec20 = (topic19.into_bytes()).into_boxed_slice();
-                                                let ptr20 = vec20.as_ptr().cast::<u8>();
-                                                let len20 = vec20.len();
-                                                ::core::mem::forget(vec20);
+                                                let vec42 = (topic41.into_bytes()).into_boxed_slice();
+                                                let ptr42 = vec42.as_ptr().cast::<u8>();
+                                                let len42 = vec42.len();
+                                                ::core::mem::forget(vec42);
                                                 *base
                                                     .add(8 + 1 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>() = len20;
-                                                *base.add(8).cast::<*mut u8>() = ptr20.cast_mut();
-                                                let vec21 = <_ as Into<_rt::Vec<_>>>::into(payload19)
+                                                    .cast::<usize>() = len42;
+                                                *base.add(8).cast::<*mut u8>() = ptr42.cast_mut();
+                                                let vec43 = <_ as Into<_rt::Vec<_>>>::into(payload41)
                                                     .into_boxed_slice();
-                                                let ptr21 = vec21.as_ptr().cast::<u8>();
-                                                let len21 = vec21.len();
-                                                ::core::mem::forget(vec21);
+                                                let ptr43 = vec43.as_ptr().cast::<u8>();
+                                                let len43 = vec43.len();
+                                                ::core::mem::forget(vec43);
                                                 *base
                                                     .add(8 + 3 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>() = len21;
+                                                    .cast::<usize>() = len43;
                                                 *base
                                                     .add(8 + 2 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<*mut u8>() = ptr21.cast_mut();
-                                                match content_type19 {
+                                                    .cast::<*mut u8>() = ptr43.cast_mut();
+                                                match content_type41 {
                                                     Some(e) => {
                                                         *base
                                                             .add(8 + 4 * ::core::mem::size_of::<*const u8>())
                                                             .cast::<u8>() = (1i32) as u8;
-                                                        let vec22 = (e.into_bytes()).into_boxed_slice();
-                                                        let ptr22 = vec22.as_ptr().cast::<u8>();
-                                                        let len22 = vec22.len();
-                                                        ::core::mem::forget(vec22);
+                                                        let vec44 = (e.into_bytes()).into_boxed_slice();
+                                                        let ptr44 = vec44.as_ptr().cast::<u8>();
+                                                        let len44 = vec44.len();
+                                                        ::core::mem::forget(vec44);
                                                         *base
                                                             .add(8 + 6 * ::core::mem::size_of::<*const u8>())
-                                                            .cast::<usize>() = len22;
+                                                            .cast::<usize>() = len44;
                                                         *base
                                                             .add(8 + 5 * ::core::mem::size_of::<*const u8>())
-                                                            .cast::<*mut u8>() = ptr22.cast_mut();
+                                                            .cast::<*mut u8>() = ptr44.cast_mut();
                                                     }
                                                     None => {
                                                         *base
@@ -2357,53 +2523,76 @@ pub mod exports {
                                                 };
                                                 *base
                                                     .add(8 + 7 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<u8>() = (match retain19 {
+                                                    .cast::<u8>() = (match retain41 {
                                                     true => 1,
                                                     false => 0,
                                                 }) as u8;
+                                                match sink41 {
+                                                    Some(e) => {
+                                                        *base
+                                                            .add(8 + 8 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<u8>() = (1i32) as u8;
+                                                        let vec45 = (e.into_bytes()).into_boxed_slice();
+                                                        let ptr45 = vec45.as_ptr().cast::<u8>();
+                                                        let len45 = vec45.len();
+                                                        ::core::mem::forget(vec45);
+                                                        *base
+                                                            .add(8 + 10 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>() = len45;
+                                                        *base
+                                                            .add(8 + 9 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>() = ptr45.cast_mut();
+                                                    }
+                                                    None => {
+                                                        *base
+                                                            .add(8 + 8 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<u8>() = (0i32) as u8;
+                                                    }
+                                                };
                                             }
                                             Output::Publish(e) => {
                                                 *base.add(0).cast::<u8>() = (2i32) as u8;
                                                 let Publication {
-                                                    topic: topic23,
-                                                    payload: payload23,
-                                                    content_type: content_type23,
-                                                    retain: retain23,
+                                                    topic: topic46,
+                                                    payload: payload46,
+                                                    content_type: content_type46,
+                                                    retain: retain46,
+                                                    sink: sink46,
                                                 } = e;
-                                                let vec24 = (topic23.into_bytes()).into_boxed_slice();
-                                                let ptr24 = vec24.as_ptr().cast::<u8>();
-                                                let len24 = vec24.len();
-                                                ::core::mem::forget(vec24);
+                                                let vec47 = (topic46.into_bytes()).into_boxed_slice();
+                                                let ptr47 = vec47.as_ptr().cast::<u8>();
+                                                let len47 = vec47.len();
+                                                ::core::mem::forget(vec47);
                                                 *base
                                                     .add(8 + 1 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>() = len24;
-                                                *base.add(8).cast::<*mut u8>() = ptr24.cast_mut();
-                                                let vec25 = <_ as Into<_rt::Vec<_>>>::into(payload23)
+                                                    .cast::<usize>() = len47;
+                                                *base.add(8).cast::<*mut u8>() = ptr47.cast_mut();
+                                                let vec48 = <_ as Into<_rt::Vec<_>>>::into(payload46)
                                                     .into_boxed_slice();
-                                                let ptr25 = vec25.as_ptr().cast::<u8>();
-                                                let len25 = vec25.len();
-                                                ::core::mem::forget(vec25);
+                                                let ptr48 = vec48.as_ptr().cast::<u8>();
+                                                let len48 = vec48.len();
+                                                ::core::mem::forget(vec48);
                                                 *base
                                                     .add(8 + 3 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<usize>() = len25;
+                                                    .cast::<usize>() = len48;
                                                 *base
                                                     .add(8 + 2 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<*mut u8>() = ptr25.cast_mut();
-                                                match content_type23 {
+                                                    .cast::<*mut u8>() = ptr48.cast_mut();
+                                                match content_type46 {
                                                     Some(e) => {
                                                         *base
                                                             .add(8 + 4 * ::core::mem::size_of::<*const u8>())
                                                             .cast::<u8>() = (1i32) as u8;
-                                                        let vec26 = (e.into_bytes()).into_boxed_slice();
-                                                        let ptr26 = vec26.as_ptr().cast::<u8>();
-                                                        let len26 = vec26.len();
-                                                        ::core::mem::forget(vec26);
+                                                        let vec49 = (e.into_bytes()).into_boxed_slice();
+                                                        let ptr49 = vec49.as_ptr().cast::<u8>();
+                                                        let len49 = vec49.len();
+                                                        ::core::mem::forget(vec49);
                                                         *base
                                                             .add(8 + 6 * ::core::mem::size_of::<*const u8>())
-                                                            .cast::<usize>() = len26;
+                                                            .cast::<usize>() = len49;
                                                         *base
                                                             .add(8 + 5 * ::core::mem::size_of::<*const u8>())
-                                                            .cast::<*mut u8>() = ptr26.cast_mut();
+                                                            .cast::<*mut u8>() = ptr49.cast_mut();
                                                     }
                                                     None => {
                                                         *base
@@ -2413,50 +2602,141 @@ pub mod exports {
                                                 };
                                                 *base
                                                     .add(8 + 7 * ::core::mem::size_of::<*const u8>())
-                                                    .cast::<u8>() = (match retain23 {
+                                                    .cast::<u8>() = (match retain46 {
                                                     true => 1,
                                                     false => 0,
                                                 }) as u8;
+                                                match sink46 {
+                                                    Some(e) => {
+                                                        *base
+                                                            .add(8 + 8 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<u8>() = (1i32) as u8;
+                                                        let vec50 = (e.into_bytes()).into_boxed_slice();
+                                                        let ptr50 = vec50.as_ptr().cast::<u8>();
+                                                        let len50 = vec50.len();
+                                                        ::core::mem::forget(vec50);
+                                                        *base
+                                                            .add(8 + 10 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>() = len50;
+                                                        *base
+                                                            .add(8 + 9 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>() = ptr50.cast_mut();
+                                                    }
+                                                    None => {
+                                                        *base
+                                                            .add(8 + 8 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<u8>() = (0i32) as u8;
+                                                    }
+                                                };
+                                            }
+                                            Output::Wake(e) => {
+                                                *base.add(0).cast::<u8>() = (3i32) as u8;
+                                                let Wake { name: name51, after_ms: after_ms51 } = e;
+                                                let vec52 = (name51.into_bytes()).into_boxed_slice();
+                                                let ptr52 = vec52.as_ptr().cast::<u8>();
+                                                let len52 = vec52.len();
+                                                ::core::mem::forget(vec52);
+                                                *base
+                                                    .add(8 + 1 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>() = len52;
+                                                *base.add(8).cast::<*mut u8>() = ptr52.cast_mut();
+                                                match after_ms51 {
+                                                    Some(e) => {
+                                                        *base
+                                                            .add(8 + 2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<u8>() = (1i32) as u8;
+                                                        *base
+                                                            .add(16 + 2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<i64>() = _rt::as_i64(e);
+                                                    }
+                                                    None => {
+                                                        *base
+                                                            .add(8 + 2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<u8>() = (0i32) as u8;
+                                                    }
+                                                };
+                                            }
+                                            Output::Reply(e) => {
+                                                *base.add(0).cast::<u8>() = (4i32) as u8;
+                                                let Reply {
+                                                    status: status53,
+                                                    content_type: content_type53,
+                                                    body: body53,
+                                                } = e;
+                                                *base.add(8).cast::<u16>() = (_rt::as_i32(status53)) as u16;
+                                                match content_type53 {
+                                                    Some(e) => {
+                                                        *base
+                                                            .add(8 + 1 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<u8>() = (1i32) as u8;
+                                                        let vec54 = (e.into_bytes()).into_boxed_slice();
+                                                        let ptr54 = vec54.as_ptr().cast::<u8>();
+                                                        let len54 = vec54.len();
+                                                        ::core::mem::forget(vec54);
+                                                        *base
+                                                            .add(8 + 3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>() = len54;
+                                                        *base
+                                                            .add(8 + 2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>() = ptr54.cast_mut();
+                                                    }
+                                                    None => {
+                                                        *base
+                                                            .add(8 + 1 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<u8>() = (0i32) as u8;
+                                                    }
+                                                };
+                                                let vec55 = <_ as Into<_rt::Vec<_>>>::into(body53)
+                                                    .into_boxed_slice();
+                                                let ptr55 = vec55.as_ptr().cast::<u8>();
+                                                let len55 = vec55.len();
+                                                ::core::mem::forget(vec55);
+                                                *base
+                                                    .add(8 + 5 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>() = len55;
+                                                *base
+                                                    .add(8 + 4 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>() = ptr55.cast_mut();
                                             }
                                         }
                                     }
                                 }
-                                *ptr11
+                                *ptr32
                                     .add(8 + 1 * ::core::mem::size_of::<*const u8>())
-                                    .cast::<usize>() = len27;
-                                *ptr11.add(8).cast::<*mut u8>() = result27;
+                                    .cast::<usize>() = len56;
+                                *ptr32.add(8).cast::<*mut u8>() = result56;
                             }
                             Err(e) => {
-                                *ptr11.add(0).cast::<u8>() = (1i32) as u8;
+                                *ptr32.add(0).cast::<u8>() = (1i32) as u8;
                                 match e {
                                     Failure::Reject(e) => {
-                                        *ptr11.add(8).cast::<u8>() = (0i32) as u8;
-                                        let vec28 = (e.into_bytes()).into_boxed_slice();
-                                        let ptr28 = vec28.as_ptr().cast::<u8>();
-                                        let len28 = vec28.len();
-                                        ::core::mem::forget(vec28);
-                                        *ptr11
+                                        *ptr32.add(8).cast::<u8>() = (0i32) as u8;
+                                        let vec57 = (e.into_bytes()).into_boxed_slice();
+                                        let ptr57 = vec57.as_ptr().cast::<u8>();
+                                        let len57 = vec57.len();
+                                        ::core::mem::forget(vec57);
+                                        *ptr32
                                             .add(16 + 1 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<usize>() = len28;
-                                        *ptr11.add(16).cast::<*mut u8>() = ptr28.cast_mut();
+                                            .cast::<usize>() = len57;
+                                        *ptr32.add(16).cast::<*mut u8>() = ptr57.cast_mut();
                                     }
                                     Failure::Retry(e) => {
-                                        *ptr11.add(8).cast::<u8>() = (1i32) as u8;
-                                        let Retry { after_ms: after_ms29, reason: reason29 } = e;
-                                        *ptr11.add(16).cast::<i64>() = _rt::as_i64(after_ms29);
-                                        let vec30 = (reason29.into_bytes()).into_boxed_slice();
-                                        let ptr30 = vec30.as_ptr().cast::<u8>();
-                                        let len30 = vec30.len();
-                                        ::core::mem::forget(vec30);
-                                        *ptr11
+                                        *ptr32.add(8).cast::<u8>() = (1i32) as u8;
+                                        let Retry { after_ms: after_ms58, reason: reason58 } = e;
+                                        *ptr32.add(16).cast::<i64>() = _rt::as_i64(after_ms58);
+                                        let vec59 = (reason58.into_bytes()).into_boxed_slice();
+                                        let ptr59 = vec59.as_ptr().cast::<u8>();
+                                        let len59 = vec59.len();
+                                        ::core::mem::forget(vec59);
+                                        *ptr32
                                             .add(24 + 1 * ::core::mem::size_of::<*const u8>())
-                                            .cast::<usize>() = len30;
-                                        *ptr11.add(24).cast::<*mut u8>() = ptr30.cast_mut();
+                                            .cast::<usize>() = len59;
+                                        *ptr32.add(24).cast::<*mut u8>() = ptr59.cast_mut();
                                     }
                                 }
                             }
                         };
-                        ptr11
+                        ptr32
                     }
                 }
                 #[doc(hidden)]
@@ -2470,11 +2750,11 @@ pub mod exports {
                                 let l2 = *arg0
                                     .add(8 + 1 * ::core::mem::size_of::<*const u8>())
                                     .cast::<usize>();
-                                let base31 = l1;
-                                let len31 = l2;
-                                for i in 0..len31 {
-                                    let base = base31
-                                        .add(i * (32 + 6 * ::core::mem::size_of::<*const u8>()));
+                                let base48 = l1;
+                                let len48 = l2;
+                                for i in 0..len48 {
+                                    let base = base48
+                                        .add(i * (40 + 8 * ::core::mem::size_of::<*const u8>()));
                                     {
                                         let l3 = i32::from(*base.add(0).cast::<u8>());
                                         match l3 {
@@ -2522,98 +2802,184 @@ pub mod exports {
                                                     len14 * (4 * ::core::mem::size_of::<*const u8>()),
                                                     ::core::mem::size_of::<*const u8>(),
                                                 );
+                                                let l15 = i32::from(
+                                                    *base
+                                                        .add(32 + 6 * ::core::mem::size_of::<*const u8>())
+                                                        .cast::<u8>(),
+                                                );
+                                                match l15 {
+                                                    0 => {}
+                                                    _ => {
+                                                        let l16 = *base
+                                                            .add(32 + 7 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l17 = *base
+                                                            .add(32 + 8 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        _rt::cabi_dealloc(l16, l17, 1);
+                                                    }
+                                                }
                                             }
                                             1 => {
-                                                let l15 = *base.add(8).cast::<*mut u8>();
-                                                let l16 = *base
+                                                let l18 = *base.add(8).cast::<*mut u8>();
+                                                let l19 = *base
                                                     .add(8 + 1 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<usize>();
-                                                _rt::cabi_dealloc(l15, l16, 1);
-                                                let l17 = *base
+                                                _rt::cabi_dealloc(l18, l19, 1);
+                                                let l20 = *base
                                                     .add(8 + 2 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<*mut u8>();
-                                                let l18 = *base
+                                                let l21 = *base
                                                     .add(8 + 3 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<usize>();
-                                                let base19 = l17;
-                                                let len19 = l18;
-                                                _rt::cabi_dealloc(base19, len19 * 1, 1);
-                                                let l20 = i32::from(
+                                                let base22 = l20;
+                                                let len22 = l21;
+                                                _rt::cabi_dealloc(base22, len22 * 1, 1);
+                                                let l23 = i32::from(
                                                     *base
                                                         .add(8 + 4 * ::core::mem::size_of::<*const u8>())
                                                         .cast::<u8>(),
                                                 );
-                                                match l20 {
+                                                match l23 {
                                                     0 => {}
                                                     _ => {
-                                                        let l21 = *base
+                                                        let l24 = *base
                                                             .add(8 + 5 * ::core::mem::size_of::<*const u8>())
                                                             .cast::<*mut u8>();
-                                                        let l22 = *base
+                                                        let l25 = *base
                                                             .add(8 + 6 * ::core::mem::size_of::<*const u8>())
                                                             .cast::<usize>();
-                                                        _rt::cabi_dealloc(l21, l22, 1);
+                                                        _rt::cabi_dealloc(l24, l25, 1);
+                                                    }
+                                                }
+                                                let l26 = i32::from(
+                                                    *base
+                                                        .add(8 + 8 * ::core::mem::size_of::<*const u8>())
+                                                        .cast::<u8>(),
+                                                );
+                                                match l26 {
+                                                    0 => {}
+                                                    _ => {
+                                                        let l27 = *base
+                                                            .add(8 + 9 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l28 = *base
+                                                            .add(8 + 10 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        _rt::cabi_dealloc(l27, l28, 1);
                                                     }
                                                 }
                                             }
-                                            _ => {
-                                                let l23 = *base.add(8).cast::<*mut u8>();
-                                                let l24 = *base
+                                            2 => {
+                                                let l29 = *base.add(8).cast::<*mut u8>();
+                                                let l30 = *base
                                                     .add(8 + 1 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<usize>();
-                                                _rt::cabi_dealloc(l23, l24, 1);
-                                                let l25 = *base
+                                                _rt::cabi_dealloc(l29, l30, 1);
+                                                let l31 = *base
                                                     .add(8 + 2 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<*mut u8>();
-                                                let l26 = *base
+                                                let l32 = *base
                                                     .add(8 + 3 * ::core::mem::size_of::<*const u8>())
                                                     .cast::<usize>();
-                                                let base27 = l25;
-                                                let len27 = l26;
-                                                _rt::cabi_dealloc(base27, len27 * 1, 1);
-                                                let l28 = i32::from(
+                                                let base33 = l31;
+                                                let len33 = l32;
+                                                _rt::cabi_dealloc(base33, len33 * 1, 1);
+                                                let l34 = i32::from(
                                                     *base
                                                         .add(8 + 4 * ::core::mem::size_of::<*const u8>())
                                                         .cast::<u8>(),
                                                 );
-                                                match l28 {
+                                                match l34 {
                                                     0 => {}
                                                     _ => {
-                                                        let l29 = *base
+                                                        let l35 = *base
                                                             .add(8 + 5 * ::core::mem::size_of::<*const u8>())
                                                             .cast::<*mut u8>();
-                                                        let l30 = *base
+                                                        let l36 = *base
                                                             .add(8 + 6 * ::core::mem::size_of::<*const u8>())
                                                             .cast::<usize>();
-                                                        _rt::cabi_dealloc(l29, l30, 1);
+                                                        _rt::cabi_dealloc(l35, l36, 1);
                                                     }
                                                 }
+                                                let l37 = i32::from(
+                                                    *base
+                                                        .add(8 + 8 * ::core::mem::size_of::<*const u8>())
+                                                        .cast::<u8>(),
+                                                );
+                                                match l37 {
+                                                    0 => {}
+                                                    _ => {
+                                                        let l38 = *base
+                                                            .add(8 + 9 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l39 = *base
+                                                            .add(8 + 10 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        _rt::cabi_dealloc(l38, l39, 1);
+                                                    }
+                                                }
+                                            }
+                                            3 => {
+                                                let l40 = *base.add(8).cast::<*mut u8>();
+                                                let l41 = *base
+                                                    .add(8 + 1 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                _rt::cabi_dealloc(l40, l41, 1);
+                                            }
+                                            _ => {
+                                                let l42 = i32::from(
+                                                    *base
+                                                        .add(8 + 1 * ::core::mem::size_of::<*const u8>())
+                                                        .cast::<u8>(),
+                                                );
+                                                match l42 {
+                                                    0 => {}
+                                                    _ => {
+                                                        let l43 = *base
+                                                            .add(8 + 2 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<*mut u8>();
+                                                        let l44 = *base
+                                                            .add(8 + 3 * ::core::mem::size_of::<*const u8>())
+                                                            .cast::<usize>();
+                                                        _rt::cabi_dealloc(l43, l44, 1);
+                                                    }
+                                                }
+                                                let l45 = *base
+                                                    .add(8 + 4 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<*mut u8>();
+                                                let l46 = *base
+                                                    .add(8 + 5 * ::core::mem::size_of::<*const u8>())
+                                                    .cast::<usize>();
+                                                let base47 = l45;
+                                                let len47 = l46;
+                                                _rt::cabi_dealloc(base47, len47 * 1, 1);
                                             }
                                         }
                                     }
                                 }
                                 _rt::cabi_dealloc(
-                                    base31,
-                                    len31 * (32 + 6 * ::core::mem::size_of::<*const u8>()),
+                                    base48,
+                                    len48 * (40 + 8 * ::core::mem::size_of::<*const u8>()),
                                     8,
                                 );
                             }
                             _ => {
-                                let l32 = i32::from(*arg0.add(8).cast::<u8>());
-                                match l32 {
+                                let l49 = i32::from(*arg0.add(8).cast::<u8>());
+                                match l49 {
                                     0 => {
-                                        let l33 = *arg0.add(16).cast::<*mut u8>();
-                                        let l34 = *arg0
+                                        let l50 = *arg0.add(16).cast::<*mut u8>();
+                                        let l51 = *arg0
                                             .add(16 + 1 * ::core::mem::size_of::<*const u8>())
                                             .cast::<usize>();
-                                        _rt::cabi_dealloc(l33, l34, 1);
+                                        _rt::cabi_dealloc(l50, l51, 1);
                                     }
                                     _ => {
-                                        let l35 = *arg0.add(24).cast::<*mut u8>();
-                                        let l36 = *arg0
+                                        let l52 = *arg0.add(24).cast::<*mut u8>();
+                                        let l53 = *arg0
                                             .add(24 + 1 * ::core::mem::size_of::<*const u8>())
                                             .cast::<usize>();
-                                        _rt::cabi_dealloc(l35, l36, 1);
+                                        _rt::cabi_dealloc(l52, l53, 1);
                                     }
                                 }
                             }
@@ -2628,23 +2994,20 @@ pub mod exports {
                     ) -> ::core::result::Result<_rt::Vec<Output>, Failure>;
                 }
                 #[doc(hidden)]
-                macro_rules! __export_sedge_function_handler_0_1_0_cabi {
+                macro_rules! __export_sedge_function_handler_0_2_0_cabi {
                     ($ty:ident with_types_in $($path_to_types:tt)*) => {
                         const _ : () = { #[unsafe (export_name =
-                        "sedge:function/handler@0.1.0#handle")] unsafe extern "C" fn
-                        export_handle(arg0 : * mut u8, arg1 : usize, arg2 : * mut u8,
-                        arg3 : usize, arg4 : i32, arg5 : * mut u8, arg6 : usize, arg7 : *
-                        mut u8, arg8 : usize, arg9 : i64, arg10 : i32, arg11 : i32,) -> *
-                        mut u8 { unsafe { $($path_to_types)*:: _export_handle_cabi::<$ty
-                        > (arg0, arg1, arg2, arg3, arg4, arg5, arg6, arg7, arg8, arg9,
-                        arg10, arg11) } } #[unsafe (export_name =
-                        "cabi_post_sedge:function/handler@0.1.0#handle")] unsafe extern
+                        "sedge:function/handler@0.2.0#handle")] unsafe extern "C" fn
+                        export_handle(arg0 : * mut u8,) -> * mut u8 { unsafe {
+                        $($path_to_types)*:: _export_handle_cabi::<$ty > (arg0) } }
+                        #[unsafe (export_name =
+                        "cabi_post_sedge:function/handler@0.2.0#handle")] unsafe extern
                         "C" fn _post_return_handle(arg0 : * mut u8,) { unsafe {
                         $($path_to_types)*:: __post_return_handle::<$ty > (arg0) } } };
                     };
                 }
                 #[doc(hidden)]
-                pub(crate) use __export_sedge_function_handler_0_1_0_cabi;
+                pub(crate) use __export_sedge_function_handler_0_2_0_cabi;
                 #[repr(align(8))]
                 struct _RetArea(
                     [::core::mem::MaybeUninit<
@@ -2813,6 +3176,65 @@ mod _rt {
         }
     }
     pub use alloc_crate::alloc;
+    pub fn as_i32<T: AsI32>(t: T) -> i32 {
+        t.as_i32()
+    }
+    pub trait AsI32 {
+        fn as_i32(self) -> i32;
+    }
+    impl<'a, T: Copy + AsI32> AsI32 for &'a T {
+        fn as_i32(self) -> i32 {
+            (*self).as_i32()
+        }
+    }
+    impl AsI32 for i32 {
+        #[inline]
+        fn as_i32(self) -> i32 {
+            self as i32
+        }
+    }
+    impl AsI32 for u32 {
+        #[inline]
+        fn as_i32(self) -> i32 {
+            self as i32
+        }
+    }
+    impl AsI32 for i16 {
+        #[inline]
+        fn as_i32(self) -> i32 {
+            self as i32
+        }
+    }
+    impl AsI32 for u16 {
+        #[inline]
+        fn as_i32(self) -> i32 {
+            self as i32
+        }
+    }
+    impl AsI32 for i8 {
+        #[inline]
+        fn as_i32(self) -> i32 {
+            self as i32
+        }
+    }
+    impl AsI32 for u8 {
+        #[inline]
+        fn as_i32(self) -> i32 {
+            self as i32
+        }
+    }
+    impl AsI32 for char {
+        #[inline]
+        fn as_i32(self) -> i32 {
+            self as i32
+        }
+    }
+    impl AsI32 for usize {
+        #[inline]
+        fn as_i32(self) -> i32 {
+            self as i32
+        }
+    }
     extern crate alloc as alloc_crate;
 }
 /// Generates `#[unsafe(no_mangle)]` functions to export the specified type as
@@ -2839,7 +3261,7 @@ macro_rules! __export_function_impl {
     };
     ($ty:ident with_types_in $($path_to_types_root:tt)*) => {
         $($path_to_types_root)*::
-        exports::sedge::function::handler::__export_sedge_function_handler_0_1_0_cabi!($ty
+        exports::sedge::function::handler::__export_sedge_function_handler_0_2_0_cabi!($ty
         with_types_in $($path_to_types_root)*:: exports::sedge::function::handler);
     };
 }

@@ -79,7 +79,7 @@ pub mod testing;
 pub mod time;
 
 pub use bindings::exports::sedge::function::handler::{
-    Alert, AlertStatus, Failure, Message, Output, Publication, Retry, Severity,
+    Alert, AlertStatus, Failure, Message, Output, Publication, Reply, Retry, Severity, Wake,
 };
 pub use json::{Items, JsonArray, JsonObject, Members, Reading, Value};
 pub use number::rounded;
@@ -120,37 +120,9 @@ macro_rules! export {
         #[cfg(target_family = "wasm")]
         #[allow(unsafe_code, clippy::undocumented_unsafe_blocks, reason = "the canonical ABI's exports")]
         const _: () = {
-            #[unsafe(export_name = "sedge:function/handler@0.1.0#handle")]
-            unsafe extern "C" fn handle(
-                topic: *mut u8,
-                topic_len: usize,
-                payload: *mut u8,
-                payload_len: usize,
-                has_content_type: i32,
-                content_type: *mut u8,
-                content_type_len: usize,
-                properties: *mut u8,
-                properties_len: usize,
-                received_at_ms: i64,
-                clock_synced: i32,
-                attempt: i32,
-            ) -> *mut u8 {
-                unsafe {
-                    $crate::__private::call::<$function>(
-                        topic,
-                        topic_len,
-                        payload,
-                        payload_len,
-                        has_content_type,
-                        content_type,
-                        content_type_len,
-                        properties,
-                        properties_len,
-                        received_at_ms,
-                        clock_synced,
-                        attempt,
-                    )
-                }
+            #[unsafe(export_name = "sedge:function/handler@0.2.0#handle")]
+            unsafe extern "C" fn handle(message: *mut u8) -> *mut u8 {
+                unsafe { $crate::__private::call::<$function>(message) }
             }
 
             #[unsafe(export_name = "cabi_realloc")]
@@ -160,7 +132,7 @@ macro_rules! export {
 
             // Tells any component encoder what the function is, in the encoding of `wit-component`. With `#[used]` it would
             // be in the function's memory too.
-            #[unsafe(link_section = "component-type:sedge-function:0.1.0")]
+            #[unsafe(link_section = "component-type:sedge-function:0.2.0")]
             pub static COMPONENT_TYPE: [u8; $crate::__private::COMPONENT_TYPE.len()] =
                 *$crate::__private::COMPONENT_TYPE;
         };

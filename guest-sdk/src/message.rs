@@ -147,6 +147,9 @@ impl Message {
             received_at_ms: 0,
             clock_synced: true,
             attempt: 1,
+            retained: false,
+            response_topic: None,
+            correlation_data: None,
         }
     }
 }

@@ -1,7 +1,7 @@
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::{Alert, AlertStatus, Failure, Output, Publication, Retry, Severity};
+use crate::{Alert, AlertStatus, Failure, Output, Publication, Reply, Retry, Severity, Wake};
 
 impl Alert {
     /// Something is wrong: a warning, unless [`critical`](Self::critical) or [`info`](Self::info) says otherwise. The key
@@ -14,6 +14,7 @@ impl Alert {
             summary: summary.into(),
             value: None,
             labels: Vec::new(),
+            sink: None,
         }
     }
 
@@ -42,11 +43,17 @@ impl Alert {
         self.labels.push((name.into(), value.into()));
         self
     }
+
+    /// Sends it to the sink with this name. Without it the board chooses.
+    pub fn sink(mut self, name: impl Into<String>) -> Self {
+        self.sink = Some(name.into());
+        self
+    }
 }
 
 impl Publication {
     pub fn new(topic: impl Into<String>, payload: impl Into<Vec<u8>>) -> Self {
-        Self { topic: topic.into(), payload: payload.into(), content_type: None, retain: false }
+        Self { topic: topic.into(), payload: payload.into(), content_type: None, retain: false, sink: None }
     }
 
     /// With content type `application/json`: a [`JsonObject`](crate::JsonObject), a [`JsonArray`](crate::JsonArray), or other JSON.
@@ -57,6 +64,12 @@ impl Publication {
     /// The broker keeps it for later subscribers.
     pub fn retained(mut self) -> Self {
         self.retain = true;
+        self
+    }
+
+    /// Sends it to the sink with this name. Without it the board chooses.
+    pub fn sink(mut self, name: impl Into<String>) -> Self {
+        self.sink = Some(name.into());
         self
     }
 }
@@ -78,6 +91,35 @@ impl Output {
 
     pub fn forward_json(topic: impl Into<String>, json: impl Into<Vec<u8>>) -> Self {
         Self::Forward(Publication::json(topic, json))
+    }
+
+    /// Runs the function again after this time, with the topic `$wake/<name>`. Setting a name again moves it.
+    pub fn wake(name: impl Into<String>, after_ms: u64) -> Self {
+        Self::Wake(Wake { name: name.into(), after_ms: Some(after_ms) })
+    }
+
+    /// Takes back a [`wake`](Self::wake).
+    pub fn cancel_wake(name: impl Into<String>) -> Self {
+        Self::Wake(Wake { name: name.into(), after_ms: None })
+    }
+
+    /// Answers the HTTP request that caused the run.
+    pub fn reply(status: u16, body: impl Into<Vec<u8>>) -> Self {
+        Self::Reply(Reply { status, content_type: None, body: body.into() })
+    }
+
+    pub fn reply_json(status: u16, json: impl Into<Vec<u8>>) -> Self {
+        Self::Reply(Reply { status, content_type: Some("application/json".into()), body: json.into() })
+    }
+
+    /// Sends an alert or a publication to the sink with this name. Without it the board chooses.
+    pub fn sink(self, name: impl Into<String>) -> Self {
+        match self {
+            Self::Alert(alert) => Self::Alert(alert.sink(name)),
+            Self::Forward(publication) => Self::Forward(publication.sink(name)),
+            Self::Publish(publication) => Self::Publish(publication.sink(name)),
+            other => other,
+        }
     }
 }
 

@@ -153,7 +153,16 @@ impl Manifest {
             return reject(format!("output: {bytes} bytes of output, the limit is {}", self.max_output_bytes));
         }
         for output in &outputs {
-            let (Output::Publish(publication) | Output::Forward(publication)) = output else { continue };
+            let (sink, publication) = match output {
+                Output::Alert(alert) => (&alert.sink, None),
+                Output::Publish(publication) | Output::Forward(publication) => (&publication.sink, Some(publication)),
+                Output::Wake(wake) => return reject(format!("not-available: wake {:?}", wake.name)),
+                Output::Reply(reply) => return reject(format!("not-available: reply {}", reply.status)),
+            };
+            if let Some(sink) = sink {
+                return reject(format!("not-available: sink {sink:?}"));
+            }
+            let Some(publication) = publication else { continue };
             let topic = &publication.topic;
             if topic.is_empty()
                 || topic.contains(['+', '#', '\0'])
@@ -171,15 +180,18 @@ impl Manifest {
 
 /// Bytes of an output that count.
 fn size(output: &Output) -> usize {
+    let length = |text: &Option<String>| text.as_ref().map_or(0, String::len);
     match output {
         Output::Alert(alert) => {
             let labels: usize = alert.labels.iter().map(|(name, value)| name.len() + value.len()).sum();
-            alert.key.len() + alert.summary.len() + labels
+            alert.key.len() + alert.summary.len() + labels + length(&alert.sink)
         }
         Output::Forward(publication) | Output::Publish(publication) => {
-            let content_type = publication.content_type.as_deref().unwrap_or_default();
-            publication.topic.len() + publication.payload.len() + content_type.len()
+            let texts = length(&publication.content_type) + length(&publication.sink);
+            publication.topic.len() + publication.payload.len() + texts
         }
+        Output::Wake(wake) => wake.name.len(),
+        Output::Reply(reply) => reply.body.len() + length(&reply.content_type),
     }
 }
 

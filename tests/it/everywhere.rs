@@ -92,6 +92,9 @@ fn whatever_a_function_does_ends_the_same_with_the_same_figures() {
         ("reject because", "rejected"),
         ("publish elsewhere/a", "not-allowed"),
         ("publish allowed/+", "invalid-topic"),
+        ("wake later", "not-available"),
+        ("reply hello", "not-available"),
+        ("sink mail", "not-available"),
     ];
     for (payload, reason) in expected {
         let here = invoke(Path::new(SEDGE), &function, "misbehave/a", payload.as_bytes(), &[]);

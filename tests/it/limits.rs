@@ -12,7 +12,7 @@ use crate::harness::upstream::Upstream;
 use crate::harness::wire::Publish;
 
 /// Payloads, and the reasons that their dead letter may have.
-const MISBEHAVIOUR: [(&str, &[&str]); 11] = [
+const MISBEHAVIOUR: [(&str, &[&str]); 14] = [
     ("loop", &["fuel"]),
     ("trap", &["trap"]),
     ("memory", &["memory", "trap"]),
@@ -25,6 +25,9 @@ const MISBEHAVIOUR: [(&str, &[&str]); 11] = [
     ("retry 1000", &["retries-exhausted"]),
     ("publish elsewhere/a", &["not-allowed"]),
     ("publish allowed/+", &["invalid-topic"]),
+    ("wake later", &["not-available"]),
+    ("reply hello", &["not-available"]),
+    ("sink mail", &["not-available"]),
 ];
 
 #[test]
@@ -99,6 +102,34 @@ fn a_retry_runs_again_and_then_succeeds() {
     let third = || upstream.received().iter().any(|m| m.topic == topic && m.text() == "3");
     assert!(eventually(Duration::from_secs(20), third), "{:?}", upstream.received());
     assert_eq!(daemon.metric("sedge_dead_letters_total"), 0.0);
+}
+
+#[test]
+fn what_a_message_says_of_its_delivery_survives_a_retry_and_a_restart() {
+    let broker = Mosquitto::start();
+    let upstream = Upstream::collect_filter(broker.port, "upstream", "up/#");
+    let setup = Setup::new(broker.url())
+        .upstream(broker.url())
+        .set("upstream", "topic_prefix = \"up/\"")
+        .function(&guest("misbehave"));
+    let message = Publish {
+        retain: true,
+        response_topic: Some("answers/7".into()),
+        correlation_data: Some("request 7".into()),
+        ..Publish::new("misbehave/a", "fields 2000")
+    };
+    broker.client("sensor").publish(message).unwrap();
+    let mut daemon = Daemon::start(&setup);
+    let parked = || daemon.metric("sedge_messages_acknowledged_total") == 1.0;
+    assert!(eventually(Duration::from_secs(20), parked), "{}", daemon.counters());
+    daemon.kill();
+    daemon.resume();
+    let said = || upstream.received().iter().find(|m| m.topic == "up/fields").map(Publish::text);
+    assert!(eventually(Duration::from_secs(20), || said().is_some()), "{}", daemon.log());
+    assert_eq!(said().unwrap(), "retained answers/7 request 7");
+    broker.client("sensor").publish(Publish::new("misbehave/b", "fields 1")).unwrap();
+    let plain = || upstream.received().iter().any(|m| m.text() == "new none ");
+    assert!(eventually(Duration::from_secs(20), plain), "{:?}", upstream.received());
 }
 
 #[test]

@@ -84,7 +84,13 @@ mod tests {
     }
 
     fn forward(topic: &str, payload: &'static str) -> Output {
-        Output::Forward(Publication { topic: topic.into(), payload: payload.into(), content_type: None, retain: false })
+        Output::Forward(Publication {
+            topic: topic.into(),
+            payload: payload.into(),
+            content_type: None,
+            retain: false,
+            sink: None,
+        })
     }
 
     fn write(key: &str, value: Option<&'static str>) -> StateWrite {

@@ -26,6 +26,12 @@ pub struct Message {
     pub clock_synced: bool,
     /// Number of the run, from 1. Grows when a function asks for a retry or an operator replays a dead letter.
     pub attempt: u32,
+    /// Whether the broker sent it from its retained messages.
+    pub retained: bool,
+    /// MQTT 5 response topic.
+    pub response_topic: Option<Box<str>>,
+    /// MQTT 5 correlation data.
+    pub correlation_data: Option<Box<[u8]>>,
 }
 
 impl Message {
@@ -97,20 +103,27 @@ pub enum Output {
     Forward(Publication),
     /// Published on the local broker.
     Publish(Publication),
+    /// Runs the function again later.
+    Wake(Wake),
+    /// Answers the HTTP request that caused the run.
+    Reply(Reply),
 }
 
 impl Output {
     /// Number of bytes that count towards `limits.output_bytes`: topic, payload and all texts.
     pub fn bytes(&self) -> usize {
+        let length = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
         match self {
-            Self::Alert(Alert { key, summary, labels, .. }) => {
+            Self::Alert(Alert { key, summary, labels, sink, .. }) => {
                 let labels = labels.iter().map(|(name, value)| name.len() + value.len());
-                key.len() + summary.len() + labels.sum::<usize>()
+                key.len() + summary.len() + labels.sum::<usize>() + length(sink)
             }
-            Self::Forward(Publication { topic, payload, content_type, .. })
-            | Self::Publish(Publication { topic, payload, content_type, .. }) => {
-                topic.len() + payload.len() + content_type.as_ref().map_or(0, |kind| kind.len())
+            Self::Forward(Publication { topic, payload, content_type, sink, .. })
+            | Self::Publish(Publication { topic, payload, content_type, sink, .. }) => {
+                topic.len() + payload.len() + length(content_type) + length(sink)
             }
+            Self::Wake(Wake { name, .. }) => name.len(),
+            Self::Reply(Reply { content_type, body, .. }) => body.len() + length(content_type),
         }
     }
 }
@@ -126,6 +139,9 @@ pub struct Alert {
     pub value: Option<f64>,
     #[serde(skip_serializing_if = "Vec::is_empty", default)]
     pub labels: Vec<(String, String)>,
+    /// Name of the sink; the board's choice if `None`. Not part of what is published.
+    #[serde(skip)]
+    pub sink: Option<Box<str>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -150,6 +166,25 @@ pub struct Publication {
     pub payload: Bytes,
     pub content_type: Option<Box<str>>,
     pub retain: bool,
+    /// Name of the sink; the board's choice if `None`.
+    pub sink: Option<Box<str>>,
+}
+
+/// Request to run the function again with the name's topic.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wake {
+    pub name: Box<str>,
+    /// `None` cancels.
+    pub after_ms: Option<u64>,
+}
+
+/// Answer to an HTTP request.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reply {
+    pub status: u16,
+    pub content_type: Option<Box<str>>,
+    #[serde(with = "wire::shared")]
+    pub body: Bytes,
 }
 
 /// Result of one run of one function on one message.
@@ -208,10 +243,12 @@ pub enum FailureCode {
     Quarantined,
     /// The message waited for a function that is no longer installed.
     Removed,
+    /// An output needs a part that this version of Sedge does not have.
+    NotAvailable,
 }
 
 impl FailureCode {
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Rejected,
         Self::RetriesExhausted,
         Self::Trap,
@@ -227,6 +264,7 @@ impl FailureCode {
         Self::TooManyHops,
         Self::Quarantined,
         Self::Removed,
+        Self::NotAvailable,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -246,6 +284,7 @@ impl FailureCode {
             Self::TooManyHops => "too-many-hops",
             Self::Quarantined => "quarantined",
             Self::Removed => "removed",
+            Self::NotAvailable => "not-available",
         }
     }
 

@@ -27,11 +27,17 @@ impl Permits {
 }
 
 pub fn check(output: &Output, publish: &[TopicFilter], base_topic: &str) -> Result<(), Failure> {
-    let (publication, local) = match output {
-        Output::Alert(_) => return Ok(()),
-        Output::Forward(publication) => (publication, false),
-        Output::Publish(publication) => (publication, true),
+    let (sink, publication) = match output {
+        Output::Alert(alert) => (&alert.sink, None),
+        Output::Forward(publication) => (&publication.sink, Some((publication, false))),
+        Output::Publish(publication) => (&publication.sink, Some((publication, true))),
+        Output::Wake(wake) => return Err(not_available(&format!("wake {}", shown(&wake.name)))),
+        Output::Reply(reply) => return Err(not_available(&format!("reply {}", reply.status))),
     };
+    if let Some(sink) = sink {
+        return Err(not_available(&format!("sink {}", shown(sink))));
+    }
+    let Some((publication, local)) = publication else { return Ok(()) };
     let topic = &*publication.topic;
     if let Err(error) = topic::validate_name(topic) {
         return Err(Failure { code: FailureCode::InvalidTopic, detail: format!("{}: {error}", shown(topic)) });
@@ -49,7 +55,12 @@ pub fn check(output: &Output, publish: &[TopicFilter], base_topic: &str) -> Resu
     Ok(())
 }
 
-/// Shows the beginning of a topic, which is enough to find it by.
+fn not_available(what: &str) -> Failure {
+    let detail = format!("the output `{what}` needs a later version of sedge");
+    Failure { code: FailureCode::NotAvailable, detail }
+}
+
+/// Shows the beginning of a topic or a name, which is enough to find it by.
 fn shown(topic: &str) -> String {
     const SHOWN_CHARS: usize = 100;
     match topic.char_indices().nth(SHOWN_CHARS) {
@@ -63,10 +74,10 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::message::Publication;
+    use crate::message::{Alert, AlertStatus, Publication, Reply, Severity, Wake};
 
     fn publication(topic: &str) -> Publication {
-        Publication { topic: topic.into(), payload: Bytes::new(), content_type: None, retain: false }
+        Publication { topic: topic.into(), payload: Bytes::new(), content_type: None, retain: false, sink: None }
     }
 
     #[track_caller]
@@ -105,5 +116,34 @@ mod tests {
         }
         let permits = Permits { base_topic: "sedge".into(), publish: Vec::new(), grants: Grants::default() };
         permits.check(&[Output::Forward(publication("anything/upstream"))]).unwrap();
+    }
+
+    #[test]
+    fn outputs_for_later_versions_are_named() {
+        let permits =
+            Permits { base_topic: "sedge".into(), publish: vec!["#".parse().unwrap()], grants: Grants::default() };
+        let sink: Option<Box<str>> = Some("mail".into());
+        let alert = Alert {
+            key: "k".into(),
+            severity: Severity::Info,
+            status: AlertStatus::Firing,
+            summary: "s".into(),
+            value: None,
+            labels: Vec::new(),
+            sink: sink.clone(),
+        };
+        for (output, named) in [
+            (Output::Wake(Wake { name: "close".into(), after_ms: Some(1) }), "`wake \"close\"`"),
+            (Output::Wake(Wake { name: "x".repeat(9000).into(), after_ms: None }), "of 9000 bytes`"),
+            (Output::Reply(Reply { status: 404, content_type: None, body: Bytes::new() }), "`reply 404`"),
+            (Output::Alert(alert.clone()), "`sink \"mail\"`"),
+            (Output::Forward(Publication { sink: sink.clone(), ..publication("a") }), "`sink \"mail\"`"),
+            (Output::Publish(Publication { sink, ..publication("a") }), "`sink \"mail\"`"),
+        ] {
+            let failure = permits.check(&[output]).unwrap_err();
+            assert_eq!(failure.code, FailureCode::NotAvailable);
+            assert!(failure.detail.contains(named), "{}", failure.detail);
+        }
+        permits.check(&[Output::Alert(Alert { sink: None, ..alert })]).unwrap();
     }
 }

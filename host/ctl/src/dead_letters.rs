@@ -224,9 +224,17 @@ fn print(out: &mut impl Write, id: DeadLetterId, letter: &DeadLetter) -> io::Res
     )?;
     writeln!(out, "  topic      {}", printable(&message.topic))?;
     let clock = if message.clock_synced { "" } else { ", clock not synchronised" };
-    writeln!(out, "  received   {}{clock}, attempt {}", time::rfc3339(message.received_at_ms), message.attempt)?;
+    let retained = if message.retained { ", retained" } else { "" };
+    let received_at = time::rfc3339(message.received_at_ms);
+    writeln!(out, "  received   {received_at}{clock}{retained}, attempt {}", message.attempt)?;
     if let Some(content_type) = &message.content_type {
         writeln!(out, "  type       {}", printable(content_type))?;
+    }
+    if let Some(topic) = &message.response_topic {
+        writeln!(out, "  response   {}", printable(topic))?;
+    }
+    if let Some(data) = &message.correlation_data {
+        writeln!(out, "  correlates {}", hex(data))?;
     }
     for (name, value) in &message.properties {
         writeln!(out, "  property   {}={}", printable(name), printable(value))?;
@@ -282,6 +290,9 @@ fn as_json(id: DeadLetterId, letter: &DeadLetter) -> Value {
             "received_at": time::rfc3339(message.received_at_ms),
             "clock_synced": message.clock_synced,
             "attempt": message.attempt,
+            "retained": message.retained,
+            "response_topic": message.response_topic,
+            "correlation_data_hex": message.correlation_data.as_deref().map(super::hex),
         },
     })
 }
@@ -341,6 +352,9 @@ mod tests {
                 received_at_ms: 1_800_000_000_000,
                 clock_synced: false,
                 attempt: 1,
+                retained: false,
+                response_topic: None,
+                correlation_data: None,
             },
             failure: Failure { code, detail: "unreachable".into() },
             usage: Usage { fuel: 42, ..Usage::default() },

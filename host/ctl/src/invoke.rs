@@ -34,6 +34,15 @@ pub struct InvokeArgs {
     /// MQTT 5 user property; repeatable
     #[arg(long = "property", value_name = "NAME=VALUE", value_parser = pair)]
     properties: Vec<(String, String)>,
+    /// Mark the message as one that the broker retained
+    #[arg(long)]
+    retained: bool,
+    /// MQTT 5 response topic
+    #[arg(long, value_name = "TOPIC")]
+    response_topic: Option<String>,
+    /// MQTT 5 correlation data, as text
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    correlation_data: Option<String>,
     /// Stored state of the function; repeatable. The SDK stores numbers and booleans as text
     #[arg(long = "state", value_name = "KEY=VALUE", value_parser = pair)]
     state: Vec<(String, String)>,
@@ -80,6 +89,9 @@ pub fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
         received_at_ms: now.unix_ms,
         clock_synced: now.synced,
         attempt: 1,
+        retained: args.retained,
+        response_topic: args.response_topic.as_deref().map(Into::into),
+        correlation_data: args.correlation_data.as_ref().map(|data| data.as_bytes().into()),
     };
     let entries = args.state.iter().map(|(key, value)| (key.as_str().into(), Bytes::from(value.clone())));
     // As in a worker of a board with the default base topic.
@@ -147,16 +159,25 @@ fn output_json(output: &Output) -> serde_json::Value {
             "payload": text_or_hex(&it.payload),
             "content_type": it.content_type,
             "retain": it.retain,
+            "sink": it.sink,
         })
     };
     match output {
         Output::Alert(alert) => {
             let mut value = serde_json::to_value(alert).unwrap_or_default();
             value["kind"] = json!("alert");
+            value["sink"] = json!(alert.sink);
             value
         }
         Output::Forward(it) => publication("forward", it),
         Output::Publish(it) => publication("publish", it),
+        Output::Wake(it) => json!({ "kind": "wake", "name": it.name, "after_ms": it.after_ms }),
+        Output::Reply(it) => json!({
+            "kind": "reply",
+            "status": it.status,
+            "content_type": it.content_type,
+            "body": text_or_hex(&it.body),
+        }),
     }
 }
 
@@ -185,6 +206,11 @@ fn print(run: &Run) {
             ),
             Output::Forward(it) => println!("forward  {} {}", it.topic, text_or_hex(&it.payload)),
             Output::Publish(it) => println!("publish  {} {}", it.topic, text_or_hex(&it.payload)),
+            Output::Wake(it) => match it.after_ms {
+                Some(after_ms) => println!("wake     {} after {after_ms} ms", it.name),
+                None => println!("wake     {} cancelled", it.name),
+            },
+            Output::Reply(it) => println!("reply    {} {}", it.status, text_or_hex(&it.body)),
         }),
         Verdict::Retry { after_ms, reason } => println!("retry    after {after_ms} ms: {reason}"),
         Verdict::Failed(failure) => println!("failed   {}: {}", failure.code.as_str(), failure.detail),

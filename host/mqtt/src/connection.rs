@@ -400,14 +400,21 @@ impl LinkState {
     }
 
     fn delivery(&self, publish: Publish) -> Delivery {
-        let (content_type, properties, subscriptions) = publish
-            .properties
-            .map_or_else(Default::default, |it| (it.content_type, it.user_properties, it.subscription_identifiers));
+        let PublishProperties {
+            content_type,
+            user_properties: properties,
+            subscription_identifiers: subscriptions,
+            response_topic,
+            correlation_data,
+            ..
+        } = publish.properties.unwrap_or_default();
         Delivery {
             topic: publish.topic,
             payload: publish.payload,
             content_type,
             properties,
+            response_topic,
+            correlation_data,
             subscriptions,
             dup: publish.dup,
             retained: publish.retain,

@@ -105,7 +105,7 @@ impl<'a> CallContext<'a> {
         self.write(at, result)
     }
 
-    fn allocate(&mut self, align: u32, len: usize) -> Result<u32> {
+    pub(crate) fn allocate(&mut self, align: u32, len: usize) -> Result<u32> {
         let Ok(len) = u32::try_from(len) else { bail!("{len} bytes are more than a guest can address") };
         let at = self.guest.realloc.call(&mut self.store, (0, 0, align, len))?;
         if !at.is_multiple_of(align) {
@@ -118,7 +118,7 @@ impl<'a> CallContext<'a> {
         Ok(at)
     }
 
-    fn write(&mut self, at: u32, bytes: &[u8]) -> Result<()> {
+    pub(crate) fn write(&mut self, at: u32, bytes: &[u8]) -> Result<()> {
         let memory = self.guest.memory.data_mut(&mut self.store);
         match memory.get_mut(at as usize..).and_then(|memory| memory.get_mut(..bytes.len())) {
             Some(place) => place.copy_from_slice(bytes),

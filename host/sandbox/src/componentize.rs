@@ -9,11 +9,7 @@ use thiserror::Error;
 use wasmparser::{BinaryReader, BinaryReaderError, ComponentExternalKind, Instance, Parser, Payload};
 use wit_component::ComponentEncoder;
 
-/// The world, encoded from `guest-sdk/wit` by the SDK's generator.
-const WORLD: &[u8] = include_bytes!("../../../guest-sdk/src/component-type.bin");
-
-/// The interface that every function exports.
-pub(crate) const EXPORT: &str = "sedge:function/handler@0.1.0";
+use super::contract::{Contract, OtherContract};
 
 const CUSTOM_SECTION: u8 = 0;
 const CORE_MODULE_SECTION: u8 = 1;
@@ -26,10 +22,12 @@ pub enum ComponentError {
     #[error("this is a component already, not a core module")]
     AlreadyComponent,
     #[error(
-        "the module does not export `{EXPORT}#handle`, so it is not a Sedge function: end it with \
-         `sedge_function::export!(..)`"
+        "the module does not export `{handle}`, so it is not a Sedge function: end it with `sedge_function::export!(..)`",
+        handle = Contract::V0_2.handle()
     )]
     NoHandler,
+    #[error(transparent)]
+    OtherContract(#[from] OtherContract),
     #[error(
         "the module does not name its world: build it with `sedge_function::export!(..)`, or embed \
          `sedge:function` with a component tool"
@@ -82,7 +80,7 @@ pub fn from_module(module: &[u8]) -> Result<Vec<u8>, ComponentError> {
 
 /// Reports common errors in terms of the source code. The encoder would report them by canonical names.
 fn check_module(module: &[u8]) -> Result<(), ComponentError> {
-    let (mut handler, mut world) = (false, false);
+    let (mut exports, mut world) = (Vec::new(), false);
     let mut foreign = None;
     for payload in Parser::new(0).parse_all(module) {
         match payload? {
@@ -97,29 +95,33 @@ fn check_module(module: &[u8]) -> Result<(), ComponentError> {
             }
             Payload::ExportSection(section) => {
                 for export in section {
-                    handler |= export?.name.strip_suffix("#handle") == Some(EXPORT);
+                    exports.push(export?.name);
                 }
             }
             Payload::CustomSection(section) => world |= section.name().starts_with("component-type"),
             _ => {}
         }
     }
+    let contract = Contract::of_exports(exports.into_iter())?;
     match foreign {
-        _ if !handler => Err(ComponentError::NoHandler),
+        _ if contract.is_none() => Err(ComponentError::NoHandler),
         Some((module, name)) => Err(ComponentError::ForeignImport { module, name }),
         None if !world => Err(ComponentError::NoWorld),
         None => Ok(()),
     }
 }
 
-/// Checks that a component imports no more and exports no less than the world.
+/// Checks that a component imports no more and exports no less than the world of the contract that it names by its export.
 pub fn check_world(component: &[u8]) -> Result<(), ComponentError> {
+    let info = inspect(component)?;
+    // A component without any handler lacks that of the newest contract.
+    let contract = Contract::of_exports(info.exports.iter().map(|name| &**name))?.unwrap_or(Contract::V0_2);
     let mut carrier = b"\0asm\x01\0\0\0".to_vec();
-    push_world(&mut carrier);
+    push_world(&mut carrier, contract);
     let (_, mut metadata) = wit_component::metadata::decode(&carrier).map_err(ComponentError::Encode)?;
     // These interfaces are stable: 0.2.7 has all of 0.2.0. The check compares whole names, so the world takes the component's
     // version.
-    for import in inspect(component)?.imports {
+    for import in info.imports {
         let Some((name, version)) = import.split_once('@') else { continue };
         let Some((package, _)) = name.strip_prefix("wasi:").and_then(|name| name.split_once('/')) else { continue };
         if !matches!(package, "clocks" | "random") || !version.starts_with("0.2.") {
@@ -202,12 +204,12 @@ pub fn sections(wasm: &[u8]) -> Result<Vec<(u8, &[u8])>, BinaryReaderError> {
     Ok(sections)
 }
 
-/// Appends the world as the custom section that `wit-component` looks for.
-pub(crate) fn push_world(module: &mut Vec<u8>) {
+/// Appends the contract's world as the custom section that `wit-component` looks for.
+pub(crate) fn push_world(module: &mut Vec<u8>, contract: Contract) {
     let mut section = Vec::new();
     push_leb(&mut section, "component-type".len());
     section.extend_from_slice(b"component-type");
-    section.extend_from_slice(WORLD);
+    section.extend_from_slice(contract.world());
     push_section(module, CUSTOM_SECTION, &section);
 }
 
@@ -245,8 +247,12 @@ mod tests {
         )
     }
 
-    fn with_world(mut module: Vec<u8>) -> Vec<u8> {
-        push_world(&mut module);
+    fn with_world(module: Vec<u8>) -> Vec<u8> {
+        with_world_of(Contract::V0_1, module)
+    }
+
+    fn with_world_of(contract: Contract, mut module: Vec<u8>) -> Vec<u8> {
+        push_world(&mut module, contract);
         module
     }
 
@@ -256,14 +262,39 @@ mod tests {
         assert!(error.contains(expected), "{error}");
     }
 
-    const HANDLE: &str = "sedge:function/handler@0.1.0#handle";
+    const HANDLE: &str = Contract::V0_1.handle();
+
+    #[test]
+    fn makes_components_of_each_contract() {
+        for contract in Contract::ALL {
+            let mut text = text("", contract.handle());
+            if contract == Contract::V0_2 {
+                text = text.replace("(param i32 i32 i32 i32 i32 i32 i32 i32 i32 i64 i32 i32)", "(param i32)");
+            }
+            let component = from_module(&with_world_of(contract, wat::parse_str(text).unwrap())).unwrap();
+            assert_eq!(inspect(&component).unwrap().exports, [contract.export()]);
+            check_world(&component).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_function_for_another_contract_is_refused_with_those_that_this_host_speaks() {
+        let known =
+            "exports `sedge:function/handler@0.3.0`, and this version of sedge runs the versions 0.1.0 and 0.2.0";
+        check_refused(&with_world(module("", "sedge:function/handler@0.3.0#handle")), known);
+        let component = wat::parse_str(
+            "(component (instance $handler) (export \"sedge:function/handler@0.3.0\" (instance $handler)))",
+        );
+        let error = check_world(&component.unwrap()).unwrap_err().to_string();
+        assert!(error.contains(known), "{error}");
+    }
 
     #[test]
     fn makes_a_component_without_unused_imports() {
         let component = from_module(&with_world(module("", HANDLE))).unwrap();
         let info = inspect(&component).unwrap();
         assert_eq!(info.imports, Vec::<String>::new());
-        assert_eq!(info.exports, [EXPORT]);
+        assert_eq!(info.exports, [Contract::V0_1.export()]);
         assert_eq!(info.memory_bytes, 65_536);
         check_world(&component).unwrap();
         assert!(!String::from_utf8_lossy(&component).contains("producers"));

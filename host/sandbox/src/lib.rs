@@ -28,6 +28,7 @@ pub mod grants;
 pub mod host;
 
 pub mod component;
+mod contract;
 
 pub mod abi;
 pub mod handles;
@@ -57,6 +58,7 @@ use std::sync::Arc;
 use wasmtime::Engine;
 
 use code::{Code, Image};
+pub use contract::OtherContract;
 use engine::CodeMemory;
 pub use engine::EPOCH;
 pub use engine::running_config;
@@ -86,6 +88,8 @@ pub enum SandboxError {
     Map(#[source] io::Error),
     #[error("the component does not fit the world sedge:function/function")]
     World(#[source] wasmtime::Error),
+    #[error(transparent)]
+    OtherContract(#[from] OtherContract),
     #[error(transparent)]
     NotGranted(#[from] NotGranted),
 }

@@ -16,7 +16,8 @@ use wasmparser::{
     Instance, Operator, Parser, Payload, SectionLimited, TypeRef,
 };
 
-use super::module::{HANDLE, MEMORY, REALLOC};
+use super::contract::Contract;
+use super::module::{MEMORY, REALLOC};
 
 /// Returns the main module, or `None` for a component of another form. The component must have passed `shape::check`, which
 /// validates it, and `component::check_world`.
@@ -49,6 +50,8 @@ struct Parts<'a> {
     instances: Vec<Instance<'a>>,
     functions: Vec<CoreFunction<'a>>,
     lifts: Vec<CanonicalFunction>,
+    /// Names of the component's own exports.
+    exports: Vec<&'a str>,
     /// Names of imported instances; `None` for other instances.
     interfaces: Vec<Option<&'a str>>,
     imported_functions: Vec<Imported<'a>>,
@@ -93,6 +96,7 @@ impl<'a> Parts<'a> {
                 }
                 Payload::ComponentExportSection(section) => {
                     for export in items(section)? {
+                        parts.exports.push(export.name.name);
                         // An export adds an item to the index space of its kind.
                         match export.kind {
                             ComponentExternalKind::Instance => parts.interfaces.push(None),
@@ -150,9 +154,17 @@ impl<'a> Parts<'a> {
         let module = *self.modules.get(*module_index as usize)?;
         // The fixup would call `_initialize`.
         let starts_late = exports(module, "_initialize");
+        // The host runs a module by the newest contract that it exports.
+        let contract = Contract::of_exports(self.exports.iter().copied()).ok()??;
+        let newer = Contract::ALL.into_iter().rev().take_while(|other| *other != contract);
+        let is_newest = newer.map(Contract::handle).all(|handle| !exports(module, handle));
         let no_other_memory = self.memories.iter().all(|memory| *memory == (*instance, MEMORY));
-        (*name == HANDLE && !starts_late && no_other_memory && self.are_standard(*instance, options))
-            .then_some((*instance, module))
+        (*name == contract.handle()
+            && is_newest
+            && !starts_late
+            && no_other_memory
+            && self.are_standard(*instance, options))
+        .then_some((*instance, module))
     }
 
     /// Whether a function is lifted or lowered with the main instance's memory and allocator, and UTF-8.

@@ -5,26 +5,31 @@
 //! `docs/decisions/0009-one-instance.md` has the figures.
 
 use bytes::Bytes;
-use wasmtime::{AsContextMut, Instance, InstancePre, Module, ModuleExport, Result, Store, bail, format_err};
+use wasmtime::{
+    AsContextMut, Instance, InstancePre, Module, ModuleExport, Result, Store, TypedFunc, WasmParams, bail, format_err,
+};
 
 use super::SandboxError;
-use super::abi::{CallContext, GuestExports, Reader, u32_at, u64_at};
+use super::abi::{CallContext, GuestExports, PtrLen, Reader, u32_at, u64_at};
+use super::contract::Contract;
 use super::host::HostState;
 use super::imports::Imports;
 use super::run::shorten;
 use sedge_core::grants::Grants;
 use sedge_core::limits::OUTPUT_BYTES;
-use sedge_core::message::{Alert, AlertStatus, Failure, FailureCode, Message, Output, Publication, Severity, Verdict};
+use sedge_core::message::{
+    Alert, AlertStatus, Failure, FailureCode, Message, Output, Publication, Reply, Severity, Verdict, Wake,
+};
 
 // Exports of a main module, by the canonical ABI's names.
 pub(crate) const MEMORY: &str = "memory";
 pub(crate) const REALLOC: &str = "cabi_realloc";
-pub(crate) const HANDLE: &str = "sedge:function/handler@0.1.0#handle";
 
 /// Size of an alert's label in the host, beside its texts. Counts towards [`transfer_bytes`](sedge_core::limits::Limits::transfer_bytes).
 const LABEL_BYTES: usize = 48;
 
-/// The parameters of the handler: topic, payload, content type, properties, time, whether the clock is synced, attempt.
+/// The parameters of the handler of contract 0.1.0: topic, payload, content type, properties, time, whether the clock is
+/// synced, attempt. Those of 0.2.0 are more than the canonical ABI passes one by one: it gets the address of a record.
 type Params = (u32, u32, u32, u32, u32, u32, u32, u32, u32, u64, u32, u32);
 
 /// A module ready to be instantiated.
@@ -33,6 +38,7 @@ pub struct ModuleFunction {
     memory: ModuleExport,
     realloc: ModuleExport,
     handle: ModuleExport,
+    contract: Contract,
 }
 
 impl ModuleFunction {
@@ -45,10 +51,13 @@ impl ModuleFunction {
             let export = module.get_export_index(name);
             export.ok_or_else(|| SandboxError::World(format_err!("the module does not export `{name}`")))
         };
+        let contract = Contract::of_exports(module.exports().map(|export| export.name()))?
+            .ok_or_else(|| SandboxError::World(format_err!("the module exports no handler")))?;
         Ok(Self {
             memory: export(MEMORY)?,
             realloc: export(REALLOC)?,
-            handle: export(HANDLE)?,
+            handle: export(contract.handle())?,
+            contract,
             pre: imports.connect(module).map_err(SandboxError::World)?,
         })
     }
@@ -57,20 +66,22 @@ impl ModuleFunction {
     pub fn call(&self, store: &mut Store<HostState>, message: &Message) -> Result<Verdict> {
         let instance = self.pre.instantiate(&mut *store)?;
         let guest = self.guest(store, &instance)?;
-        let handle = func(store, &instance, &self.handle)?.typed::<Params, u32>(&*store)?;
-
-        let mut call = CallContext::new(store.as_context_mut(), guest);
-        let params = lower(&mut call, message)?;
-        // From here on the guest may call the host.
-        let guest = call.into_guest();
-        store.data_mut().guest = Some(guest);
-        let at = handle.call(&mut *store, params)?;
-
+        let handle = func(store, &instance, &self.handle)?;
+        let at = match self.contract {
+            Contract::V0_1 => {
+                let handle = handle.typed::<Params, u32>(&*store)?;
+                enter(store, guest, &handle, |call| lower_params(call, message))?
+            }
+            Contract::V0_2 => {
+                let handle = handle.typed::<u32, u32>(&*store)?;
+                enter(store, guest, &handle, |call| lower_record(call, message))?
+            }
+        };
         let Some(guest) = store.data_mut().guest.take() else {
             bail!("the guest returned from within a call to the host")
         };
         let mut call = CallContext::new(store.as_context_mut(), guest);
-        lift(&mut call.reader().0, at)
+        lift(&mut call.reader().0, at, self.contract)
     }
 
     fn guest(&self, store: &mut Store<HostState>, instance: &Instance) -> Result<GuestExports> {
@@ -82,12 +93,27 @@ impl ModuleFunction {
     }
 }
 
+/// Lowers the message and calls the handler. Returns the address of its result.
+fn enter<P: WasmParams>(
+    store: &mut Store<HostState>,
+    guest: GuestExports,
+    handle: &TypedFunc<P, u32>,
+    lower: impl FnOnce(&mut CallContext<'_>) -> Result<P>,
+) -> Result<u32> {
+    let mut call = CallContext::new(store.as_context_mut(), guest);
+    let params = lower(&mut call)?;
+    // From here on the guest may call the host.
+    let guest = call.into_guest();
+    store.data_mut().guest = Some(guest);
+    handle.call(store, params)
+}
+
 fn func(store: &mut Store<HostState>, instance: &Instance, export: &ModuleExport) -> Result<wasmtime::Func> {
     let export = instance.get_module_export(&mut *store, export).and_then(|export| export.into_func());
     export.ok_or_else(|| format_err!("an export is not a function"))
 }
 
-fn lower(call: &mut CallContext<'_>, message: &Message) -> Result<Params> {
+fn lower_params(call: &mut CallContext<'_>, message: &Message) -> Result<Params> {
     let topic = call.lower_bytes(message.topic.as_bytes())?;
     let payload = call.lower_bytes(&message.payload)?;
     let content_type = message.content_type.as_deref();
@@ -110,15 +136,52 @@ fn lower(call: &mut CallContext<'_>, message: &Message) -> Result<Params> {
 }
 
 /// ```text
+/// message   +0 topic, +8 payload, +16 has content type, +20 content type, +28 properties, +40 received at, +48 clock synced
+///           +52 attempt, +56 retained, +60 has response topic, +64 response topic, +72 has correlation data, +76 correlation data
+/// ```
+fn lower_record(call: &mut CallContext<'_>, message: &Message) -> Result<u32> {
+    const BYTES: usize = 88;
+    let at = call.allocate(8, BYTES)?;
+    let mut record = [0; BYTES];
+    record[0..8].copy_from_slice(&call.lower_bytes(message.topic.as_bytes())?);
+    record[8..16].copy_from_slice(&call.lower_bytes(&message.payload)?);
+    if let Some(content_type) = &message.content_type {
+        set_some(&mut record, 16, &call.lower_bytes(content_type.as_bytes())?);
+    }
+    let properties = message.properties.iter().map(|(name, value)| (&**name, &**value));
+    record[28..36].copy_from_slice(&call.lower_string_pairs(properties)?);
+    record[40..48].copy_from_slice(&message.received_at_ms.to_le_bytes());
+    record[48] = message.clock_synced.into();
+    record[52..56].copy_from_slice(&message.attempt.to_le_bytes());
+    record[56] = message.retained.into();
+    if let Some(topic) = &message.response_topic {
+        set_some(&mut record, 60, &call.lower_bytes(topic.as_bytes())?);
+    }
+    if let Some(data) = &message.correlation_data {
+        set_some(&mut record, 72, &call.lower_bytes(data)?);
+    }
+    call.write(at, &record)?;
+    Ok(at)
+}
+
+fn set_some(record: &mut [u8], place: usize, value: &PtrLen) {
+    record[place] = 1;
+    record[place + 4..place + 12].copy_from_slice(value);
+}
+
+/// ```text
 /// result<list<output>, failure>    +0 is failure | +8 outputs
 /// failure                                        | +8 case: 0 reject +16 reason | 1 retry +16 after ms +24 reason
 /// ```
-fn lift(reader: &mut Reader<'_>, at: u32) -> Result<Verdict> {
+fn lift(reader: &mut Reader<'_>, at: u32, contract: Contract) -> Result<Verdict> {
     let result: &[u8; 32] = reader.record(at, 8)?;
     Ok(match (result[0], result[8]) {
         (0, _) => {
-            let outputs = reader.list(u32_at(result, 8), u32_at(result, 12), 8, OUTPUT_BYTES)?;
-            Verdict::Done(outputs.iter().map(|output| lift_output(reader, output)).collect::<Result<_>>()?)
+            let (at, len) = (u32_at(result, 8), u32_at(result, 12));
+            Verdict::Done(match contract {
+                Contract::V0_1 => lift_outputs::<56>(reader, at, len, contract)?,
+                Contract::V0_2 => lift_outputs::<72>(reader, at, len, contract)?,
+            })
         }
         (1, 0) => {
             let detail = shorten(text(reader, result, 16)?.to_owned());
@@ -131,22 +194,39 @@ fn lift(reader: &mut Reader<'_>, at: u32) -> Result<Verdict> {
     })
 }
 
+fn lift_outputs<const N: usize>(reader: &mut Reader<'_>, at: u32, len: u32, contract: Contract) -> Result<Vec<Output>> {
+    let outputs = reader.list::<N>(at, len, 8, OUTPUT_BYTES)?;
+    outputs.iter().map(|output| lift_output(reader, output, contract)).collect()
+}
+
 /// ```text
-/// output        +0 case: 0 alert, 1 forward, 2 publish | +8 its content
-/// alert         +0 key, +8 severity, +9 status, +12 summary, +24 has value, +32 value, +40 labels
-/// publication   +0 topic, +8 payload, +16 has content type, +20 content type, +28 retain
+/// output        +0 case: 0 alert, 1 forward, 2 publish, from 0.2.0 on 3 wake, 4 reply | +8 its content
+/// alert         +0 key, +8 severity, +9 status, +12 summary, +24 has value, +32 value, +40 labels, from 0.2.0 on +48 sink
+/// publication   +0 topic, +8 payload, +16 content type, +28 retain, from 0.2.0 on +32 sink
+/// wake          +0 name, +8 has time, +16 after ms
+/// reply         +0 status, +4 content type, +16 body
+/// option        +0 is some, +4 text
 /// ```
-fn lift_output(reader: &mut Reader<'_>, output: &[u8; 56]) -> Result<Output> {
+fn lift_output(reader: &mut Reader<'_>, output: &[u8], contract: Contract) -> Result<Output> {
     let (case, content) = (output[0], &output[8..]);
-    Ok(match case {
-        0 => Output::Alert(lift_alert(reader, content)?),
-        1 => Output::Forward(lift_publication(reader, content)?),
-        2 => Output::Publish(lift_publication(reader, content)?),
-        other => bail!("unexpected discriminant: {other}"),
+    Ok(match (case, contract) {
+        (0, _) => Output::Alert(lift_alert(reader, content, contract)?),
+        (1, _) => Output::Forward(lift_publication(reader, content, contract)?),
+        (2, _) => Output::Publish(lift_publication(reader, content, contract)?),
+        (3, Contract::V0_2) => Output::Wake(Wake {
+            name: text(reader, content, 0)?.into(),
+            after_ms: is_some(content[8])?.then(|| u64_at(content, 16)),
+        }),
+        (4, Contract::V0_2) => Output::Reply(Reply {
+            status: u16::from_le_bytes([content[0], content[1]]),
+            content_type: optional_text(reader, content, 4)?,
+            body: Bytes::copy_from_slice(reader.bytes(u32_at(content, 16), u32_at(content, 20))?),
+        }),
+        (other, _) => bail!("unexpected discriminant: {other}"),
     })
 }
 
-fn lift_alert(reader: &mut Reader<'_>, alert: &[u8]) -> Result<Alert> {
+fn lift_alert(reader: &mut Reader<'_>, alert: &[u8], contract: Contract) -> Result<Alert> {
     let labels = reader.list::<16>(u32_at(alert, 40), u32_at(alert, 44), 4, LABEL_BYTES)?;
     Ok(Alert {
         key: text(reader, alert, 0)?.to_owned(),
@@ -167,18 +247,31 @@ fn lift_alert(reader: &mut Reader<'_>, alert: &[u8]) -> Result<Alert> {
             .iter()
             .map(|label| Ok((text(reader, label, 0)?.to_owned(), text(reader, label, 8)?.to_owned())))
             .collect::<Result<_>>()?,
+        sink: lift_sink(reader, alert, 48, contract)?,
     })
 }
 
-fn lift_publication(reader: &mut Reader<'_>, publication: &[u8]) -> Result<Publication> {
+fn lift_publication(reader: &mut Reader<'_>, publication: &[u8], contract: Contract) -> Result<Publication> {
     Ok(Publication {
         topic: text(reader, publication, 0)?.into(),
         payload: Bytes::copy_from_slice(reader.bytes(u32_at(publication, 8), u32_at(publication, 12))?),
-        content_type: match is_some(publication[16])? {
-            true => Some(text(reader, publication, 20)?.into()),
-            false => None,
-        },
+        content_type: optional_text(reader, publication, 16)?,
         retain: publication[28] != 0,
+        sink: lift_sink(reader, publication, 32, contract)?,
+    })
+}
+
+fn lift_sink(reader: &mut Reader<'_>, output: &[u8], place: usize, contract: Contract) -> Result<Option<Box<str>>> {
+    match contract {
+        Contract::V0_1 => Ok(None),
+        Contract::V0_2 => optional_text(reader, output, place),
+    }
+}
+
+fn optional_text(reader: &mut Reader<'_>, record: &[u8], place: usize) -> Result<Option<Box<str>>> {
+    Ok(match is_some(record[place])? {
+        true => Some(text(reader, record, place + 4)?.into()),
+        false => None,
     })
 }
 

@@ -1,6 +1,6 @@
 //! Guests for tests: a few lines of WebAssembly text, made into components of the function's world.
 //!
-//! The text follows the canonical ABI. The part of it that tests need:
+//! The text follows the canonical ABI. The part of it that tests need, for contract 0.1.0, which most of them use:
 //!
 //! ```text
 //! handle(topic, payload: ptr len each, content type: flag ptr len, properties: ptr len, at: i64, synced, attempt) -> at
@@ -17,6 +17,7 @@ use bytes::Bytes;
 
 use super::{EPOCH, Function, Run, Sandbox, ScopeState, Ticker, compile, engine};
 use crate::componentize::{self, push_world};
+use crate::contract::Contract;
 use sedge_core::grants::Grants;
 use sedge_core::isa::Class;
 use sedge_core::limits::Limits;
@@ -67,10 +68,20 @@ pub fn module_of(items: &str, memory: &str, code: &str) -> String {
     )
 }
 
+/// Text of the same module for contract 0.2.0, whose handler is given the address of a record in `$message`.
+pub fn module_0_2(items: &str, code: &str) -> String {
+    let text = module(items, code);
+    let (before, handler) = text.split_once("(func $handle").unwrap();
+    let (_, locals) = handler.split_once("(local ").unwrap();
+    let handle = Contract::V0_2.handle();
+    format!("{before}(func $handle (export \"{handle}\") (param $message i32) (result i32) (local {locals}")
+}
+
 /// The component made of a core module's text.
 pub fn component_of(module: &str) -> Vec<u8> {
+    let contract = if module.contains(Contract::V0_2.handle()) { Contract::V0_2 } else { Contract::V0_1 };
     let mut module = wat::parse_str(module).unwrap_or_else(|error| panic!("{error}"));
-    push_world(&mut module);
+    push_world(&mut module, contract);
     componentize::from_module(&module).unwrap_or_else(|error| panic!("{:#}", anyhow::Error::from(error)))
 }
 
@@ -102,6 +113,9 @@ pub fn message(topic: &str, payload: &[u8]) -> Message {
         received_at_ms: 1_700_000_000_000,
         clock_synced: true,
         attempt: 1,
+        retained: false,
+        response_topic: None,
+        correlation_data: None,
     }
 }
 

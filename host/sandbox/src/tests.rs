@@ -386,6 +386,20 @@ fn outputs_arrive_as_they_were_returned() {
     assert!(publication.retain && publication.content_type.is_none());
 }
 
+/// `tests/guests/relay` as it was built with the SDK of contract 0.1.0.
+#[test]
+fn a_component_of_contract_0_1_runs_as_it_was_built() {
+    let relay = include_bytes!("../../../tests/guests/relay-0.1.0.wasm");
+    let function = Bench::default().load(relay, LIMITS);
+    let invoke = |payload: &[u8]| function.invoke(&message("relay/a", payload), ScopeState::default()).outcome.verdict;
+    let Verdict::Done(outputs) = invoke(b"21.5") else { panic!("it failed") };
+    let [Output::Forward(publication)] = &outputs[..] else { panic!("{outputs:?}") };
+    assert_eq!((&*publication.topic, &publication.payload[..]), ("relay/a", &b"21.5"[..]));
+    let Verdict::Done(outputs) = invoke(b"!hot") else { panic!("it failed") };
+    let [Output::Alert(alert)] = &outputs[..] else { panic!("{outputs:?}") };
+    assert_eq!((&*alert.key, &alert.sink), ("hot", &None));
+}
+
 /// The address space that the sandbox takes, against what Wasmtime's own settings would take.
 #[cfg(target_pointer_width = "64")]
 mod address_space {

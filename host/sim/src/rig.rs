@@ -142,6 +142,8 @@ impl Rig {
             payload: Bytes::copy_from_slice(payload.as_bytes()),
             content_type: None,
             properties: properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            response_topic: None,
+            correlation_data: None,
             subscriptions: Vec::new(),
             dup,
             retained: false,

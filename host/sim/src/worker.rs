@@ -223,7 +223,7 @@ impl Script {
                 true => format!("{} {}", String::from_utf8_lossy(&message.payload), message.topic).into(),
                 false => message.payload.clone(),
             };
-            Publication { topic: topic.into(), payload, content_type: None, retain: false }
+            Publication { topic: topic.into(), payload, content_type: None, retain: false, sink: None }
         };
         let publish = |topic: &str| Output::Publish(publication(topic));
         let count = || {
@@ -260,5 +260,6 @@ fn alert(key: &[u8]) -> Output {
         summary: String::new(),
         value: None,
         labels: Vec::new(),
+        sink: None,
     })
 }

@@ -4,12 +4,15 @@
 //! segment    1, count, at_ms of the first record, count × record
 //! record     flags (1 retain, 2 content type, 4 refused), hops, at_ms minus that of the previous record (zigzag),
 //!            function, topic, [content type], payload length, payload
-//! message    flags (1 content type, 2 clock synced), topic, [content type], payload length, payload,
-//!            property count, count × (key, value), received_at_ms, attempt
+//! message    flags (1 content type, 2 clock synced, 4 retained, 8 response topic, 16 correlation data), topic, [content type],
+//!            payload length, payload, property count, count × (key, value), received_at_ms, attempt, [response topic],
+//!            [correlation data length, correlation data]
 //! dead       1, version, detail, fuel, elapsed_us, memory_bytes, output_bytes, message
 //! parked     1, due_ms, function, message
 //! string     2 × length, bytes; or 2 × offset + 1, where offset is the start of the same string in this row
 //! ```
+//!
+//! A message is the last part of its row, so that a version that does not know its last fields ignores them.
 //!
 //! A segment is one row with the records that one transaction added to a stream. One row is several times cheaper to
 //! insert and delete than a row per record, and functions and topics are written once.
@@ -30,6 +33,9 @@ const REFUSED: u8 = 4;
 
 const MESSAGE_CONTENT_TYPE: u8 = 1;
 const MESSAGE_CLOCK_SYNCED: u8 = 2;
+const MESSAGE_RETAINED: u8 = 4;
+const MESSAGE_RESPONSE_TOPIC: u8 = 8;
+const MESSAGE_CORRELATION_DATA: u8 = 16;
 
 /// Damage within a row, which SQLite's check of pages does not find.
 #[derive(Debug, thiserror::Error)]
@@ -103,9 +109,14 @@ impl Encoder {
     }
 
     fn message(&mut self, message: &Message) {
-        let content_type = if message.content_type.is_some() { MESSAGE_CONTENT_TYPE } else { 0 };
-        let clock_synced = if message.clock_synced { MESSAGE_CLOCK_SYNCED } else { 0 };
-        self.row.push(content_type | clock_synced);
+        let flags = [
+            (message.content_type.is_some(), MESSAGE_CONTENT_TYPE),
+            (message.clock_synced, MESSAGE_CLOCK_SYNCED),
+            (message.retained, MESSAGE_RETAINED),
+            (message.response_topic.is_some(), MESSAGE_RESPONSE_TOPIC),
+            (message.correlation_data.is_some(), MESSAGE_CORRELATION_DATA),
+        ];
+        self.row.push(flags.iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, flag)| flags | flag));
         self.string(&message.topic);
         if let Some(content_type) = &message.content_type {
             self.string(content_type);
@@ -118,6 +129,12 @@ impl Encoder {
         }
         self.varint(message.received_at_ms);
         self.varint(message.attempt.into());
+        if let Some(topic) = &message.response_topic {
+            self.string(topic);
+        }
+        if let Some(data) = &message.correlation_data {
+            self.bytes(data);
+        }
     }
 
     /// Encodes a dead letter without the [`DeadLetterColumns`].
@@ -235,7 +252,7 @@ impl<'a> Decoder<'a> {
     fn message(&mut self, row: &Bytes) -> Result<Message, DamagedRow> {
         let flags = self.byte()?;
         let topic = self.string()?.into();
-        let content_type = if flags & MESSAGE_CONTENT_TYPE == 0 { None } else { Some(self.string()?.into()) };
+        let content_type = self.string_if(flags & MESSAGE_CONTENT_TYPE)?;
         let payload = self.payload(row)?;
         let properties = (0..self.varint()?)
             .map(|_| Ok((self.string()?.into(), self.string()?.into())))
@@ -248,7 +265,20 @@ impl<'a> Decoder<'a> {
             received_at_ms: self.varint()?,
             clock_synced: flags & MESSAGE_CLOCK_SYNCED != 0,
             attempt: self.varint_u32()?,
+            retained: flags & MESSAGE_RETAINED != 0,
+            response_topic: self.string_if(flags & MESSAGE_RESPONSE_TOPIC)?,
+            correlation_data: match flags & MESSAGE_CORRELATION_DATA {
+                0 => None,
+                _ => {
+                    let length = self.varint()?;
+                    Some(self.slice(length)?.into())
+                }
+            },
         })
+    }
+
+    fn string_if(&mut self, flag: u8) -> Result<Option<Box<str>>, DamagedRow> {
+        if flag == 0 { Ok(None) } else { Ok(Some(self.string()?.into())) }
     }
 }
 
@@ -306,7 +336,7 @@ impl<'a> Segment<'a> {
             stream: self.stream,
             function: self.function.clone(),
             topic: decoder.string()?.into(),
-            content_type: if flags & CONTENT_TYPE == 0 { None } else { Some(decoder.string()?.into()) },
+            content_type: decoder.string_if(flags & CONTENT_TYPE)?,
             payload: decoder.payload(self.row)?,
             retain: flags & RETAIN != 0,
             hops,
@@ -386,19 +416,32 @@ mod tests {
             vec(any::<u8>(), 0..40),
             option::of("[a-z]{0,9}"),
             vec(("[ab]{0,5}", "[ab]{0,5}"), 0..4),
-            any::<(u64, bool, u32)>(),
+            any::<(u64, bool, u32, bool)>(),
+            (option::of("[ab]{0,5}"), option::of(vec(any::<u8>(), 0..9))),
         )
-            .prop_map(|(topic, payload, content_type, properties, (received_at_ms, clock_synced, attempt))| {
-                Message {
-                    topic: topic.into(),
-                    payload: payload.into(),
-                    content_type: content_type.map(Into::into),
-                    properties: properties.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
-                    received_at_ms,
-                    clock_synced,
-                    attempt,
-                }
-            })
+            .prop_map(
+                |(
+                    topic,
+                    payload,
+                    content_type,
+                    properties,
+                    (received_at_ms, clock_synced, attempt, retained),
+                    answer,
+                )| {
+                    Message {
+                        topic: topic.into(),
+                        payload: payload.into(),
+                        content_type: content_type.map(Into::into),
+                        properties: properties.into_iter().map(|(key, value)| (key.into(), value.into())).collect(),
+                        received_at_ms,
+                        clock_synced,
+                        attempt,
+                        retained,
+                        response_topic: answer.0.map(Into::into),
+                        correlation_data: answer.1.map(Into::into),
+                    }
+                },
+            )
     }
 
     fn record() -> impl Strategy<Value = Record> {
@@ -469,6 +512,28 @@ mod tests {
             let columns = DeadLetterColumns { function: "f".into(), code: FailureCode::Trap, at_ms: 5 };
             let _ = dead_letter(columns, &row);
         }
+    }
+
+    /// Rows of versions before the fields `retained`, `response_topic` and `correlation_data`.
+    #[test]
+    fn a_message_without_the_later_fields_is_read() {
+        let row = Bytes::from_static(b"\x01\x05\x02f\x03\x06a/b\x02x\x02hi\x01\x02k\x02v\x09\x02");
+        let message = Message {
+            topic: "a/b".into(),
+            payload: Bytes::from_static(b"hi"),
+            content_type: Some("x".into()),
+            properties: vec![("k".into(), "v".into())],
+            received_at_ms: 9,
+            clock_synced: true,
+            attempt: 2,
+            retained: false,
+            response_topic: None,
+            correlation_data: None,
+        };
+        let job = Parked { id: ParkedId(7), function: "f".into(), message, due_ms: 5 };
+        assert_eq!(parked(ParkedId(7), &row).unwrap(), job);
+        // They are written the same way still, so that a version before reads them too.
+        assert_eq!(Encoder::default().parked(&job), row);
     }
 
     #[test]

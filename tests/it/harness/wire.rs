@@ -14,6 +14,10 @@ pub(crate) struct Publish {
     /// 0 for QoS 0.
     pub(crate) packet_id: u16,
     pub(crate) content_type: Option<String>,
+    /// Sent, and not read from packets of the broker.
+    pub(crate) response_topic: Option<String>,
+    /// Sent, and not read from packets of the broker.
+    pub(crate) correlation_data: Option<String>,
     pub(crate) properties: Vec<(String, String)>,
 }
 
@@ -43,9 +47,12 @@ impl Publish {
             body.extend(self.packet_id.to_be_bytes());
         }
         let mut properties = Vec::new();
-        if let Some(content_type) = &self.content_type {
-            properties.push(0x03);
-            text(content_type, &mut properties);
+        let texts = [(0x03, &self.content_type), (0x08, &self.response_topic), (0x09, &self.correlation_data)];
+        for (id, value) in texts {
+            if let Some(value) = value {
+                properties.push(id);
+                text(value, &mut properties);
+            }
         }
         for (name, value) in &self.properties {
             properties.push(0x26);
@@ -181,6 +188,8 @@ fn decode_body(first: u8, mut fields: Fields<'_>) -> Option<Packet> {
                 retain: first & 1 == 1,
                 dup: first & 8 == 8,
                 content_type: properties.content_type,
+                response_topic: None,
+                correlation_data: None,
                 properties: properties.user,
             })
         }

@@ -66,7 +66,7 @@ impl Board {
         };
         let commit = Commit { delivery: fingerprint, message_id: message_id.clone(), ..Commit::default() };
         let hops = property(&delivery.properties, HOPS);
-        let Delivery { payload, content_type, properties, .. } = delivery;
+        let Delivery { payload, content_type, properties, retained, response_topic, correlation_data, .. } = delivery;
         let message = Arc::new(Message {
             topic: Arc::clone(&route.topic),
             payload,
@@ -75,6 +75,9 @@ impl Board {
             received_at_ms: self.now.unix_ms,
             clock_synced: self.now.synced,
             attempt: 1,
+            retained,
+            response_topic: response_topic.map(Into::into),
+            correlation_data: correlation_data.map(|data| (&*data).into()),
         });
         let unit = self.add_unit(message, hops, receipt.clone(), &mut functions, commit);
         self.intake.admit(&receipt, message_id.as_deref(), unit);
@@ -612,6 +615,9 @@ impl Board {
                 received_at_ms: self.now.unix_ms,
                 clock_synced: self.now.synced,
                 attempt: 1,
+                retained: false,
+                response_topic: None,
+                correlation_data: None,
             });
             let mut functions = vec![number];
             let unit = self.add_unit(message, 0, Receipt::Tick(number), &mut functions, Commit::default());

@@ -19,6 +19,8 @@ pub struct Delivery {
     pub payload: Bytes,
     pub content_type: Option<String>,
     pub properties: Vec<(String, String)>,
+    pub response_topic: Option<String>,
+    pub correlation_data: Option<Bytes>,
     /// Identifiers of the subscriptions that this copy is for. Empty when the broker has none.
     pub subscriptions: Vec<usize>,
     /// The broker says that it sent the message before.

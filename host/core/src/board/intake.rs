@@ -181,5 +181,12 @@ fn digest(delivery: &Delivery) -> u64 {
     delivery.payload.hash(&mut hasher);
     delivery.properties.hash(&mut hasher);
     delivery.content_type.hash(&mut hasher);
+    // What is absent is not hashed: fingerprints from before these fields stay valid.
+    if let Some(topic) = &delivery.response_topic {
+        ("response topic", topic).hash(&mut hasher);
+    }
+    if let Some(data) = &delivery.correlation_data {
+        ("correlation data", data).hash(&mut hasher);
+    }
     hasher.finish()
 }

@@ -115,6 +115,7 @@ pub struct AlertFields {
     summary: String,
     value: Option<f64>,
     labels: Vec<(String, String)>,
+    sink: Option<Box<str>>,
 }
 
 /// Shared values, written as what they share.

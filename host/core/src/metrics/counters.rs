@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::text::Text;
 use super::{Sample, Value};
-use crate::message::{FailureCode, Output, Usage};
+use crate::message::{FailureCode, Usage};
 use crate::metrics::histogram::Histogram;
 use crate::stream::{PerStream, Stream};
 use crate::time::Now;
@@ -87,16 +87,6 @@ impl OutputKind {
             Self::Alert => "alert",
             Self::Forward => "forward",
             Self::Publish => "publish",
-        }
-    }
-}
-
-impl From<&Output> for OutputKind {
-    fn from(output: &Output) -> Self {
-        match output {
-            Output::Alert(_) => Self::Alert,
-            Output::Forward(_) => Self::Forward,
-            Output::Publish(_) => Self::Publish,
         }
     }
 }

@@ -38,7 +38,7 @@ impl Commit {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fingerprint {
     pub packet_id: u16,
-    /// SipHash-1-3 of topic, payload and properties.
+    /// SipHash-1-3 of topic, payload, content type, properties, response topic and correlation data.
     pub digest: u64,
 }
 

@@ -185,7 +185,9 @@ mod tests {
 
     use super::*;
     use sedge_core::grants::Grants;
-    use sedge_core::message::{Alert, AlertStatus, Output, Publication, Severity, StateWrite, Usage, Verdict};
+    use sedge_core::message::{
+        Alert, AlertStatus, Output, Publication, Reply, Severity, StateWrite, Usage, Verdict, Wake,
+    };
 
     fn message() -> Message {
         Message {
@@ -196,6 +198,9 @@ mod tests {
             received_at_ms: 1,
             clock_synced: true,
             attempt: 2,
+            retained: true,
+            response_topic: Some("answers/7".into()),
+            correlation_data: Some([0, 255].into()),
         }
     }
 
@@ -249,6 +254,7 @@ mod tests {
             summary: String::new(),
             value: None,
             labels: Vec::new(),
+            sink: None,
         };
         Outcome {
             verdict: Verdict::Done(vec![
@@ -259,6 +265,7 @@ mod tests {
                     summary: "s".into(),
                     value: Some(-0.5),
                     labels: vec![("a".into(), "b".into())],
+                    sink: Some("mail".into()),
                 }),
                 Output::Alert(empty),
                 Output::Publish(Publication {
@@ -266,6 +273,14 @@ mod tests {
                     payload: Bytes::from_static(b"p"),
                     content_type: None,
                     retain: true,
+                    sink: Some("archive".into()),
+                }),
+                Output::Wake(Wake { name: "close".into(), after_ms: Some(300_000) }),
+                Output::Wake(Wake { name: "open".into(), after_ms: None }),
+                Output::Reply(Reply {
+                    status: 404,
+                    content_type: Some("text/plain".into()),
+                    body: Bytes::from_static(b"none"),
                 }),
             ]),
             writes: vec![

@@ -5,16 +5,18 @@
 
 use bytes::Bytes;
 
+use crate::contract::Contract;
 use crate::main_module::main_module;
-use crate::module::HANDLE;
 use crate::testing::{
     BUCKET, Bench, CAS_DROP, CAS_NEW, DELETE, INCREMENT, LIMITS, LIST_KEYS, LOG, NOTHING, OPEN, SET, component,
-    component_of, message, module, run, run_with,
+    component_of, message, module, module_0_2, run, run_with,
 };
 use crate::{Run, ScopeState};
 use sedge_core::grants::Grants;
 use sedge_core::limits::Limits;
-use sedge_core::message::{Alert, AlertStatus, FailureCode, Message, Output, Severity, Verdict};
+use sedge_core::message::{
+    Alert, AlertStatus, FailureCode, Message, Output, Publication, Reply, Severity, Verdict, Wake,
+};
 
 const GET: &str = r#"(import "wasi:keyvalue/store@0.2.0-draft2" "[method]bucket.get"
     (func $get (param i32 i32 i32 i32)))"#;
@@ -56,11 +58,18 @@ fn results(imports: &str, code: &str, limits: Limits) -> Bytes {
 
 #[test]
 fn a_message_lies_in_memory_as_in_every_component() {
-    let show = component("", SHOW);
     let mut bench = Bench::default();
-    let function = bench.load(&show, LIMITS);
     let plain = message("sensors/a", b"21.5");
-    let full = Message {
+    for show in [component("", SHOW), component_of(&module_0_2("", &in_0_2(SHOW)))] {
+        let function = bench.load(&show, LIMITS);
+        for message in [&plain, &full()] {
+            assert_eq!(function.invoke(message, ScopeState::default()).outputs(), 2);
+        }
+    }
+}
+
+fn full() -> Message {
+    Message {
         topic: "gewächshaus/1".into(),
         payload: Bytes::new(),
         content_type: Some("application/json".into()),
@@ -68,10 +77,143 @@ fn a_message_lies_in_memory_as_in_every_component() {
         received_at_ms: u64::MAX,
         clock_synced: false,
         attempt: u32::MAX,
-    };
-    for message in [plain, full] {
-        assert_eq!(function.invoke(&message, ScopeState::default()).outputs(), 2);
+        retained: true,
+        response_topic: Some("antworten/ü".into()),
+        correlation_data: Some([0, 255].into()),
     }
+}
+
+/// Code for [`SHOW`]'s outputs with the distance between outputs of contract 0.2.0, which is 16 bytes more.
+fn in_0_2(code: &str) -> String {
+    code.replace("49228", "49244").replace("49224", "49240").replace("49208", "49224")
+}
+
+#[test]
+fn the_record_of_a_message_has_its_fields_in_their_order() {
+    let at_0_2 = "(memory.copy (i32.const 1000) (local.get $message) (i32.const 88))";
+    let component = component_of(&module_0_2("", &format!("{at_0_2} {}", in_0_2(SHOW))));
+    let message = full();
+    let run = Bench::default().load(&component, LIMITS).invoke(&message, ScopeState::default());
+    let Verdict::Done(outputs) = run.outcome.verdict else { panic!("{:?}", run.outcome) };
+    let [Output::Publish(record), Output::Publish(memory)] = &outputs[..] else { panic!("{outputs:?}") };
+    let record = &record.payload;
+    let number = |at: usize| u32::from_le_bytes(record[at..at + 4].try_into().unwrap()) as usize;
+    let bytes = |at: usize| &memory.payload[number(at) - 32_768..][..number(at + 4)];
+    assert_eq!((bytes(0), bytes(8)), (message.topic.as_bytes(), &b""[..]));
+    assert_eq!((record[16], bytes(20)), (1, &b"application/json"[..]));
+    assert_eq!(number(32), 2, "properties");
+    assert_eq!(record[40..48], u64::MAX.to_le_bytes());
+    assert_eq!((record[48], number(52), record[56]), (0, u32::MAX as usize, 1));
+    assert_eq!((record[60], bytes(64)), (1, "antworten/ü".as_bytes()));
+    assert_eq!((record[72], bytes(76)), (1, &[0, 255][..]));
+}
+
+/// Outputs of contract 0.2.0 at 49152, and their texts at 900.
+struct Outputs(Vec<u8>);
+
+impl Outputs {
+    fn set(mut self, place: usize, bytes: &[u8]) -> Self {
+        self.0[place..place + bytes.len()].copy_from_slice(bytes);
+        self
+    }
+
+    fn text(self, place: usize, at: u32, len: u32) -> Self {
+        self.set(place, &at.to_le_bytes()).set(place + 4, &len.to_le_bytes())
+    }
+
+    fn option(self, place: usize, at: u32, len: u32) -> Self {
+        self.set(place, &[1]).text(place + 4, at, len)
+    }
+
+    #[track_caller]
+    fn run(&self) -> Run {
+        let data: String = self.0.iter().map(|byte| format!("\\{byte:02x}")).collect();
+        let count = self.0.len() / 72;
+        let items = format!("{TEXTS} (data (i32.const 49152) \"{data}\")");
+        let code = format!(
+            "(i32.store (i32.const 24) (i32.const 49152)) (i32.store (i32.const 28) (i32.const {count})) (i32.const 16)"
+        );
+        run(&component_of(&module_0_2(&items, &code)), LIMITS)
+    }
+}
+
+fn all_outputs() -> Outputs {
+    let alert = Outputs(vec![0; 6 * 72])
+        .text(8, 900, 1)
+        .set(16, &[2, 1])
+        .text(20, 901, 4)
+        .set(32, &[1])
+        .set(40, &21.5_f64.to_le_bytes())
+        .option(56, 909, 4);
+    let forward =
+        alert.set(72, &[1]).text(80, 900, 1).text(88, 903, 3).option(96, 901, 4).set(108, &[1]).option(112, 909, 4);
+    let publish = forward.set(144, &[2]).text(152, 903, 3);
+    let wake = publish.set(216, &[3]).text(224, 900, 1).set(232, &[1]).set(240, &300_000_u64.to_le_bytes());
+    let cancel = wake.set(288, &[3]).text(296, 903, 3);
+    cancel.set(360, &[4]).set(368, &404_u16.to_le_bytes()).option(372, 901, 4).text(384, 903, 3)
+}
+
+#[test]
+fn every_output_of_contract_0_2_arrives_as_it_was_returned() {
+    let sink = || Some("else".into());
+    let expected = vec![
+        Output::Alert(Alert {
+            key: "b".into(),
+            severity: Severity::Critical,
+            status: AlertStatus::Resolved,
+            summary: "none".into(),
+            value: Some(21.5),
+            labels: Vec::new(),
+            sink: sink(),
+        }),
+        Output::Forward(Publication {
+            topic: "b".into(),
+            payload: Bytes::from_static(b"new"),
+            content_type: Some("none".into()),
+            retain: true,
+            sink: sink(),
+        }),
+        Output::Publish(Publication {
+            topic: "new".into(),
+            payload: Bytes::new(),
+            content_type: None,
+            retain: false,
+            sink: None,
+        }),
+        Output::Wake(Wake { name: "b".into(), after_ms: Some(300_000) }),
+        Output::Wake(Wake { name: "new".into(), after_ms: None }),
+        Output::Reply(Reply { status: 404, content_type: Some("none".into()), body: Bytes::from_static(b"new") }),
+    ];
+    assert_eq!(all_outputs().run().outcome.verdict, Verdict::Done(expected));
+}
+
+#[test]
+fn nonsense_in_an_output_of_contract_0_2_fails_the_run() {
+    let far = [0xff; 4];
+    for (place, bytes) in [
+        (0, &[5][..]),
+        (16, &[3]),
+        (17, &[2]),
+        (32, &[2]),
+        (56, &[2]),
+        (60, &far),
+        (96, &[2]),
+        (112, &[2]),
+        (116, &far),
+        (224, &far),
+        (232, &[2]),
+        (372, &[2]),
+        (376, &far),
+        (384, &far),
+        (388, &far),
+    ] {
+        let failure = all_outputs().set(place, bytes).run();
+        assert_eq!(failure.failure().code, FailureCode::Output, "{place}");
+    }
+    // Contract 0.1.0 has no case 3.
+    let code = "(i32.store8 (i32.const 49152) (i32.const 3)) (i32.store (i32.const 24) (i32.const 49152))
+        (i32.store (i32.const 28) (i32.const 1)) (i32.const 16)";
+    assert_eq!(run(&component("", code), LIMITS).failure().code, FailureCode::Output);
 }
 
 #[test]
@@ -237,6 +379,7 @@ fn an_alert_arrives_as_it_was_returned() {
         summary: "none".into(),
         value: Some(21.5),
         labels: vec![("max".into(), "else".into())],
+        sink: None,
     };
     assert_eq!(alert("").outcome.verdict, Verdict::Done(vec![Output::Alert(expected)]));
     let nonsense = [
@@ -324,7 +467,7 @@ fn only_a_component_of_the_standard_form_runs_as_one_module() {
     let places = |component: &[u8], name: &[u8]| -> Vec<usize> {
         (0..component.len()).filter(|at| component[*at..].starts_with(name)).collect()
     };
-    let module_end = places(&component, HANDLE.as_bytes())[0];
+    let module_end = places(&component, Contract::V0_1.handle().as_bytes())[0];
     let mixed: Vec<usize> = places(&component, b"bucket.delete").into_iter().filter(|at| *at > module_end).collect();
     assert!(mixed.len() >= 2, "an alias and an argument of the module: {mixed:?}");
     for at in mixed {

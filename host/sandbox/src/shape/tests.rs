@@ -196,19 +196,21 @@ fn an_import_outside_the_world_is_named() {
 
 #[test]
 fn another_world_is_refused() {
-    check_refused(&text("(component)"), Class::Small, "sedge:function/handler@0.1.0");
+    check_refused(&text("(component)"), Class::Small, "sedge:function/handler@0.2.0");
     let command = text(
         "(component (core module $m (func (export \"f\"))) (core instance $i (instantiate $m))
             (func $f (canon lift (core func $i \"f\"))) (instance $run (export \"run\" (func $f)))
             (export \"wasi:cli/run@0.2.0\" (instance $run)))",
     );
-    check_refused(&command, Class::Small, "sedge:function/handler@0.1.0");
+    check_refused(&command, Class::Small, "sedge:function/handler@0.2.0");
     let wrong_type = text(
         "(component (core module $m (func (export \"f\"))) (core instance $i (instantiate $m))
             (func $f (canon lift (core func $i \"f\"))) (instance $run (export \"handle\" (func $f)))
             (export \"sedge:function/handler@0.1.0\" (instance $run)))",
     );
     check_refused(&wrong_type, Class::Small, "sedge:function");
+    let later = text("(component (instance $i) (export \"sedge:function/handler@0.9.0\" (instance $i)))");
+    check_refused(&later, Class::Small, "runs the versions 0.1.0 and 0.2.0 of the contract");
 }
 
 #[test]

@@ -92,6 +92,9 @@ pub(crate) fn microseconds(function: &Function) -> f64 {
         received_at_ms: 1_760_000_000_000,
         clock_synced: true,
         attempt: 1,
+        retained: false,
+        response_topic: None,
+        correlation_data: None,
     };
     // Two alternating readings, so that every run changes the state.
     let readings = [21.5, 22.5].map(|value| {

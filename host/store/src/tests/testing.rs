@@ -175,6 +175,9 @@ pub(super) fn message(topic: &str, payload: impl Into<Bytes>) -> Message {
         received_at_ms: 1_800_000_000_000,
         clock_synced: true,
         attempt: 1,
+        retained: true,
+        response_topic: Some("answers/7".into()),
+        correlation_data: Some([0, 255].into()),
     }
 }
 

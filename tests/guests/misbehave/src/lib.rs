@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use core::hint::black_box;
 
 use sedge_function::log::Level;
-use sedge_function::{Failure, Function, Message, Outcome, Output, export, log, text};
+use sedge_function::{Alert, Failure, Function, Message, Outcome, Output, export, log, text};
 
 struct Misbehave;
 
@@ -49,6 +49,18 @@ impl Function for Misbehave {
             // Fails once and works when the dead letter is replayed, as after a fix.
             "once" if message.attempt == 1 => Err(Failure::reject("not yet")),
             "once" => Ok(vec![Output::forward("once", argument)]),
+            "wake" => Ok(vec![Output::wake(argument, 1_000)]),
+            "reply" => Ok(vec![Output::reply(200, argument)]),
+            "sink" => Ok(vec![Alert::firing("key", "summary").sink(argument).into()]),
+            // Waits for a retry first, so that the fields come from the store.
+            "fields" if message.attempt == 1 => Err(Failure::retry(argument.parse().unwrap_or(0), "from the store")),
+            "fields" => {
+                let retained = if message.retained { "retained" } else { "new" };
+                let topic = message.response_topic.as_deref().unwrap_or("none");
+                let data = message.correlation_data.unwrap_or_default();
+                let data = core::str::from_utf8(&data).unwrap_or("?");
+                Ok(vec![Output::forward("fields", text!(retained, " ", topic, " ", data))])
+            }
             "publish" => Ok(vec![Output::publish(argument, "from misbehave")]),
             _ => Ok(vec![Output::forward("ok", payload)]),
         }

@@ -190,6 +190,9 @@ mod tests {
             received_at_ms: 0,
             clock_synced: true,
             attempt: 1,
+            retained: false,
+            response_topic: None,
+            correlation_data: None,
         })
     }
 

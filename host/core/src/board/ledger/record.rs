@@ -135,7 +135,7 @@ impl Recorder {
                         recorded.without_upstream += 1;
                     }
                 }
-                Output::Forward(Publication { topic, payload, content_type, retain }) => {
+                Output::Forward(Publication { topic, payload, content_type, retain, .. }) => {
                     recorded.forwards += 1;
                     if self.config.has_upstream {
                         recorded.records.push(new(Stream::Data, topic, payload, content_type, retain));
@@ -143,10 +143,11 @@ impl Recorder {
                         recorded.without_upstream += 1;
                     }
                 }
-                Output::Publish(Publication { topic, payload, content_type, retain }) => {
+                Output::Publish(Publication { topic, payload, content_type, retain, .. }) => {
                     recorded.publishes += 1;
                     recorded.records.push(new(Stream::Local, topic, payload, content_type, retain));
                 }
+                Output::Wake(_) | Output::Reply(_) => unreachable!("the check above refuses them"),
             }
         }
         Ok(recorded)

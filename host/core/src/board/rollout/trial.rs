@@ -153,5 +153,10 @@ fn describe(output: &Output) -> String {
         }
         Output::Forward(it) => format!("forward {} {}", it.topic, String::from_utf8_lossy(&it.payload)),
         Output::Publish(it) => format!("publish {} {}", it.topic, String::from_utf8_lossy(&it.payload)),
+        Output::Wake(it) => match it.after_ms {
+            Some(after_ms) => format!("wake {} after {after_ms} ms", it.name),
+            None => format!("wake {} cancelled", it.name),
+        },
+        Output::Reply(it) => format!("reply {} {}", it.status, String::from_utf8_lossy(&it.body)),
     }
 }

@@ -33,6 +33,9 @@ fn job(unit: u32) -> Job {
             received_at_ms: 0,
             clock_synced: true,
             attempt: 1,
+            retained: false,
+            response_topic: None,
+            correlation_data: None,
         }),
     }
 }
@@ -170,7 +173,8 @@ fn a_captured_worker_gains_nothing() {
 #[test]
 fn a_worker_that_answers_with_more_than_the_function_may_is_ended() {
     let payload = Bytes::from(vec![0; 65_536]);
-    let publication = Publication { topic: "a".into(), payload: payload.clone(), content_type: None, retain: false };
+    let publication =
+        Publication { topic: "a".into(), payload: payload.clone(), content_type: None, retain: false, sink: None };
     check_ended(
         done_with(0, vec![Output::Forward(publication)], Vec::new(), 0),
         "answered with 65537 bytes of output, the limit is 65536",
