@@ -18,7 +18,7 @@ use sedge_core::isa::{Class, Isa};
 use sedge_core::manifest::Manifest;
 use sedge_sandbox::compile;
 use sedge_sandbox::compiler::Compiler;
-use sedge_sandbox::sandboxing::{self, ProcessLimits};
+use sedge_sandbox::sandboxing::{self, Descriptors, ProcessLimits};
 use sedge_sandbox::shape::MAX_WASM_BYTES;
 
 #[derive(Debug, Args)]
@@ -55,8 +55,7 @@ pub fn run(args: &CompileArgs) -> anyhow::Result<()> {
 fn from_input(class: Class, target: Option<Isa>) -> anyhow::Result<()> {
     sandboxing::enter(
         ProcessLimits { memory_bytes: COMPILE_MEMORY_BYTES, cpu_secs: Some(COMPILE_CPU_SECS) },
-        None,
-        None,
+        Descriptors::default(),
     )?;
     let mut wasm = Vec::new();
     std::io::stdin().take(MAX_WASM_BYTES as u64 + 1).read_to_end(&mut wasm).context("failed to read the module")?;

@@ -34,15 +34,21 @@ pub fn has_filter() -> bool {
     filter::is_available()
 }
 
+/// What a sandboxed process uses beside its standard streams.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Descriptors<'a> {
+    pub socket: Option<BorrowedFd<'a>>,
+    /// Socket over which compiled code comes, as sealed files.
+    pub codes: Option<BorrowedFd<'a>>,
+    /// A timerfd, read and set.
+    pub timer: Option<BorrowedFd<'a>>,
+}
+
 /// Sandboxes the process with all its threads, irrevocably. Afterwards nothing can be opened.
 ///
-/// Only the standard streams and `socket` can be used, whatever else was inherited. Files received over `codes` can be
-/// mapped and nothing else. Writable memory can never become executable.
-pub fn enter(
-    limits: ProcessLimits,
-    socket: Option<BorrowedFd<'_>>,
-    codes: Option<BorrowedFd<'_>>,
-) -> Result<(), SandboxingError> {
+/// Only the standard streams and the named descriptors can be used, whatever else was inherited. Files received over `codes`
+/// can be mapped and nothing else. Writable memory can never become executable.
+pub fn enter(limits: ProcessLimits, open: Descriptors<'_>) -> Result<(), SandboxingError> {
     raise_oom_score();
     limit("memory", Resource::As, limits.memory_bytes)?;
     // Sockets are not affected; no file can grow.
@@ -54,10 +60,10 @@ pub fn enter(
     }
     rustix::thread::set_no_new_privs(true).map_err(|error| SandboxingError::Privileges(error.into()))?;
     restrict_with_landlock();
-    limit("open files", Resource::Nofile, codes.map_or(Ok(0), one_more_than_open)?)?;
+    limit("open files", Resource::Nofile, open.codes.map_or(Ok(0), one_more_than_open)?)?;
     limit("processes", Resource::Nproc, 0)?;
     if filter::is_available() {
-        filter::install(socket, codes).map_err(SandboxingError::Filter)?;
+        filter::install(open).map_err(SandboxingError::Filter)?;
     }
     Ok(())
 }
@@ -104,13 +110,11 @@ fn restrict_with_landlock() {
 /// Stand-in for processors whose system calls are not listed.
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64", target_arch = "arm")))]
 mod filter {
-    use std::os::fd::BorrowedFd;
-
     pub fn is_available() -> bool {
         false
     }
 
-    pub fn install(_: Option<BorrowedFd<'_>>, _: Option<BorrowedFd<'_>>) -> Result<(), seccompiler::Error> {
+    pub fn install(_: super::Descriptors<'_>) -> Result<(), seccompiler::Error> {
         Ok(())
     }
 }

@@ -6,8 +6,9 @@ use std::os::unix::net::UnixStream;
 use anyhow::Context as _;
 use clap::Args;
 
-use sedge_daemon::worker::serve::{Clock, Worker};
-use sedge_sandbox::sandboxing::{self, ProcessLimits};
+use sedge_daemon::worker::clock::Clock;
+use sedge_daemon::worker::serve::Worker;
+use sedge_sandbox::sandboxing::{self, Descriptors, ProcessLimits};
 
 #[derive(Debug, Args)]
 pub(crate) struct WorkerArgs {
@@ -31,7 +32,11 @@ pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<()> {
     // Threads cannot be started once the process is sandboxed.
     let clock = Clock::start().context("failed to start the worker's clock")?;
     let limits = ProcessLimits { memory_bytes: args.memory_bytes, cpu_secs: None };
-    sandboxing::enter(limits, Some(socket.as_fd()), codes.as_ref().map(AsFd::as_fd))?;
+    let timer = Some(clock.timer());
+    sandboxing::enter(
+        limits,
+        Descriptors { socket: Some(socket.as_fd()), codes: codes.as_ref().map(AsFd::as_fd), timer },
+    )?;
     Worker::new(UnixStream::from(socket), codes.map(UnixStream::from), clock, args.state_cache_bytes)
         .serve()
         .context("lost the daemon's socket")

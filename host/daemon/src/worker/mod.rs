@@ -7,6 +7,7 @@
 //!             ◀──outcomes, requests for state──
 //! ```
 
+pub mod clock;
 pub(crate) mod processes;
 pub(crate) mod protocol;
 pub mod serve;

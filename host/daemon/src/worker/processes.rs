@@ -19,8 +19,9 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 
+use super::clock::Clock;
 use super::protocol::{Encoder, FromWorker, Job, JobScope, ToWorker, frame_length, split_frame};
-use super::serve::{Clock, Worker};
+use super::serve::Worker;
 use sedge_core::board::{self, JobNo, Life, Load, WorkerCommand, WorkerEvent, WorkerNo};
 use sedge_core::bounds;
 use sedge_core::code::{Code, SealedCode};

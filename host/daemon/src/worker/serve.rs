@@ -4,19 +4,18 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::Thread;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
 use super::cache::{ScopeKey, StateCache};
+use super::clock::Clock;
 use super::protocol::{Encoder, FromWorker, Job, JobScope, Malformed, ToWorker, split_frame};
 use crate::footprint;
 use sedge_core::message::{Failure, FailureCode, Outcome, Usage, Verdict};
 use sedge_core::permits::Permits;
-use sedge_sandbox::{EPOCH, Function, Sandbox, ScopeState, Ticker, codes};
+use sedge_sandbox::{Function, Sandbox, ScopeState, codes};
 
 const READ_BYTES: usize = 64 * 1024;
 
@@ -74,11 +73,11 @@ impl Worker {
         let mut input = BytesMut::with_capacity(READ_BYTES);
         let mut chunk = vec![0; READ_BYTES];
         loop {
-            self.clock.pause();
+            self.clock.disarm();
             if read_some(&mut self.socket, &mut chunk, &mut input)? == 0 {
                 return Ok(());
             }
-            self.clock.run();
+            self.clock.arm();
             self.last_sent = Instant::now();
             while let Some(frame) = split_frame(&mut input).map_err(invalid)? {
                 self.handle_frame(ToWorker::decode(frame).map_err(invalid)?)?;
@@ -263,103 +262,9 @@ fn invalid(error: Malformed) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-/// Thread that advances deadlines while a job runs. It sleeps when none runs, so an idle board has no wake-ups.
-#[derive(Clone)]
-pub struct Clock {
-    shared: Arc<ClockShared>,
-    thread: Thread,
-}
-
-struct ClockShared {
-    running: AtomicBool,
-    asleep: AtomicBool,
-    ended: AtomicBool,
-    ticker: Mutex<Option<Ticker>>,
-}
-
-/// Epochs without a job after which the clock sleeps.
-const IDLE_EPOCHS: u32 = 200;
-
-impl Clock {
-    /// Starts the thread. A worker process calls this before it enters its sandbox, which forbids new threads.
-    pub fn start() -> io::Result<Self> {
-        let shared = Arc::new(ClockShared {
-            running: AtomicBool::new(false),
-            asleep: AtomicBool::new(false),
-            ended: AtomicBool::new(false),
-            ticker: Mutex::new(None),
-        });
-        let thread = std::thread::Builder::new().name("sedge-clock".into()).stack_size(64 * 1024).spawn({
-            let shared = Arc::clone(&shared);
-            move || shared.tick()
-        })?;
-        Ok(Self { shared, thread: thread.thread().clone() })
-    }
-
-    fn watch(&self, ticker: Ticker) {
-        *self.shared.ticker.lock().unwrap_or_else(PoisonError::into_inner) = Some(ticker);
-    }
-
-    fn run(&self) {
-        // SeqCst on both flags: either this sees `asleep`, or the thread sees `running` before it sleeps.
-        self.shared.running.store(true, Ordering::SeqCst);
-        if self.shared.asleep.load(Ordering::SeqCst) {
-            self.thread.unpark();
-        }
-    }
-
-    fn pause(&self) {
-        self.shared.running.store(false, Ordering::SeqCst);
-    }
-}
-
 impl Drop for Worker {
     fn drop(&mut self) {
-        self.clock.shared.ended.store(true, Ordering::SeqCst);
-        self.clock.thread.unpark();
-    }
-}
-
-/// CPU time of this process. With `isolate = "process"` nearly all of it is the function's.
-fn cpu_time() -> Duration {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
-}
-
-impl ClockShared {
-    fn tick(&self) {
-        let mut idle = 0;
-        let mut last = (Instant::now(), cpu_time());
-        let mut run = Duration::ZERO;
-        while !self.ended.load(Ordering::SeqCst) {
-            std::thread::sleep(EPOCH);
-            // Deadlines count CPU time: on a busy board, time spent waiting for a CPU would fail innocent messages.
-            // Waiting counts a tenth, so that nothing runs for ever.
-            let now = (Instant::now(), cpu_time());
-            let passed = now.0.duration_since(last.0);
-            run += now.1.saturating_sub(last.1).clamp(passed / 10, passed);
-            last = now;
-            while run >= EPOCH {
-                run -= EPOCH;
-                if let Some(ticker) = &*self.ticker.lock().unwrap_or_else(PoisonError::into_inner) {
-                    ticker.tick();
-                }
-            }
-            if self.running.load(Ordering::SeqCst) {
-                idle = 0;
-                continue;
-            }
-            idle += 1;
-            if idle >= IDLE_EPOCHS {
-                self.asleep.store(true, Ordering::SeqCst);
-                while !self.running.load(Ordering::SeqCst) && !self.ended.load(Ordering::SeqCst) {
-                    std::thread::park();
-                }
-                self.asleep.store(false, Ordering::SeqCst);
-                idle = 0;
-                last = (Instant::now(), cpu_time());
-            }
-        }
+        self.clock.end();
     }
 }
 

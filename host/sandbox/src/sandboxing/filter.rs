@@ -11,6 +11,7 @@ use seccompiler::{
     SeccompRule, TargetArch,
 };
 
+use super::Descriptors;
 use super::syscalls::{HERE, MAP_ANONYMOUS, PROT_EXEC, PROT_WRITE, Syscalls};
 
 const LAST_STREAM: u64 = 2;
@@ -20,30 +21,31 @@ pub(crate) fn is_available() -> bool {
     !matches!(set_secure_computing_mode(SecureComputingMode::Filter), Err(Errno::INVAL | Errno::NOSYS))
 }
 
-pub(crate) fn install(socket: Option<BorrowedFd<'_>>, codes: Option<BorrowedFd<'_>>) -> Result<(), seccompiler::Error> {
-    let program = program(&HERE, socket, codes).map_err(seccompiler::Error::Backend)?;
+pub(crate) fn install(open: Descriptors<'_>) -> Result<(), seccompiler::Error> {
+    let program = program(&HERE, open).map_err(seccompiler::Error::Backend)?;
     seccompiler::apply_filter_all_threads(&program)
 }
 
-pub(super) fn program(
-    calls: &Syscalls,
-    socket: Option<BorrowedFd<'_>>,
-    codes: Option<BorrowedFd<'_>>,
-) -> Result<BpfProgram, BackendError> {
+pub(super) fn program(calls: &Syscalls, open: Descriptors<'_>) -> Result<BpfProgram, BackendError> {
     use SeccompCmpOp::{Eq, Gt, Le, MaskedEq};
     let mut rules: BTreeMap<i64, _> = calls.allowed.iter().map(|number| (i64::from(*number), Vec::new())).collect();
     for number in calls.on_streams {
-        let mut open = vec![only(0, Le, LAST_STREAM)?];
-        if let Some(socket) = socket {
-            open.push(only(0, Eq, number_of(socket))?);
+        let mut permitted = vec![only(0, Le, LAST_STREAM)?];
+        for file in open.socket.into_iter().chain(open.timer.filter(|_| *number == calls.read)) {
+            permitted.push(only(0, Eq, number_of(file))?);
         }
-        rules.insert((*number).into(), open);
+        rules.insert((*number).into(), permitted);
+    }
+    if let Some(timer) = open.timer {
+        for number in calls.set_timer {
+            rules.insert((*number).into(), vec![only(0, Eq, number_of(timer))?]);
+        }
     }
     // Anonymous memory is never executable, and mapped files are never writable. The only files are the sealed ones that
     // come over `codes`.
     let (anonymous, write, exec) = (MAP_ANONYMOUS.into(), PROT_WRITE.into(), PROT_EXEC.into());
     let mut maps = vec![all([(3, MaskedEq(anonymous), anonymous), (2, MaskedEq(exec), 0)])?];
-    if let Some(codes) = codes {
+    if let Some(codes) = open.codes {
         rules.insert(calls.recvmsg.into(), vec![only(0, Eq, number_of(codes))?]);
         maps.push(all([(3, MaskedEq(anonymous), 0), (2, MaskedEq(write), 0), (4, Gt, LAST_STREAM)])?);
     }

@@ -18,6 +18,10 @@ pub(crate) struct Syscalls {
     /// Allowed on the standard streams and the socket alone. None sends descriptors. `fcntl` is missing because it can
     /// make the kernel send signals to others.
     pub(crate) on_streams: &'static [u32],
+    /// The one of them that a timer needs.
+    pub(crate) read: u32,
+    /// Allowed on the timer alone.
+    pub(crate) set_timer: &'static [u32],
     pub(crate) mmap: u32,
     pub(crate) mprotect: u32,
     pub(crate) tgkill: u32,
@@ -60,6 +64,8 @@ pub(crate) const HERE: Syscalls = Syscalls {
         sys::__NR_recvfrom,
         sys::__NR_sendto,
     ],
+    read: sys::__NR_read,
+    set_timer: &[sys::__NR_timerfd_settime],
     mmap: sys::__NR_mmap,
     mprotect: sys::__NR_mprotect,
     tgkill: sys::__NR_tgkill,
@@ -113,6 +119,8 @@ pub(crate) const ARM: Syscalls = Syscalls {
         arm::__NR_send,
         arm::__NR_sendto,
     ],
+    read: arm::__NR_read,
+    set_timer: &[arm::__NR_timerfd_settime, arm::__NR_timerfd_settime64],
     mmap: arm::__NR_mmap2,
     mprotect: arm::__NR_mprotect,
     tgkill: arm::__NR_tgkill,

@@ -11,7 +11,7 @@ use rustix::mm::{MapFlags, MprotectFlags, ProtFlags, mmap_anonymous, mprotect};
 use rustix::net::{AddressFamily, SocketType};
 use rustix::process::{Resource, Rlimit};
 
-use super::{ProcessLimits, enter, has_filter};
+use super::{Descriptors, ProcessLimits, enter, has_filter};
 use crate::testing::{LIMITS, NOTHING, code, message};
 use crate::{Sandbox, ScopeState, codes};
 use sedge_core::grants::Grants;
@@ -41,7 +41,8 @@ fn escaped() {
         }
     }
     let limits = ProcessLimits { memory_bytes: MEMORY_BYTES, cpu_secs: None };
-    if let Err(error) = enter(limits, Some(socket.0.as_fd()), passed.as_ref().map(|(_, far)| far.as_fd())) {
+    let codes = passed.as_ref().map(|(_, far)| far.as_fd());
+    if let Err(error) = enter(limits, Descriptors { socket: Some(socket.0.as_fd()), codes, timer: None }) {
         println!("no sandbox: {error}");
         return;
     }

@@ -244,7 +244,7 @@ fn a_run_with_a_forbidden_output_writes_no_state() {
 }
 
 #[test]
-fn the_clock_stops_functions_of_every_class_also_after_it_slept() {
+fn the_clock_stops_functions_of_every_class_in_each_batch() {
     let endless = || code("", "(loop $l (br $l)) (unreachable)");
     let limits = Limits { fuel: 1 << 60, timeout_ms: 30, ..LIMITS };
     let mut served = Served::with(1, limits, endless());
@@ -256,23 +256,6 @@ fn the_clock_stops_functions_of_every_class_also_after_it_slept() {
         served.run([job(id, function, JobScope::None, "a")]);
         assert_eq!(served.next_answer(), ("deadline", id, 0));
     }
-    served.end().unwrap();
-    // A sleeping clock must wake for a job.
-    let clock = Clock::start().unwrap();
-    let (socket, far) = UnixStream::pair().unwrap();
-    let worker = std::thread::spawn({
-        let clock = clock.clone();
-        move || Worker::new(far, None, clock, 0).serve()
-    });
-    let mut served = Served { socket, input: BytesMut::new(), worker };
-    assert_eq!(served.load(1, limits, endless()), None);
-    let started = Instant::now();
-    while !clock.shared.asleep.load(Ordering::SeqCst) {
-        assert!(started.elapsed() < Duration::from_secs(60), "an idle clock goes on ticking");
-        std::thread::yield_now();
-    }
-    served.run([job(1, 1, JobScope::None, "a")]);
-    assert_eq!(served.next_answer(), ("deadline", 1, 0));
     served.end().unwrap();
 }
 

@@ -9,7 +9,7 @@ use seccompiler::BpfProgram;
 
 use super::super::has_filter;
 use super::super::syscalls::{ARM, HERE, MAP_ANONYMOUS, PROT_EXEC, PROT_WRITE, Syscalls, arm};
-use super::program;
+use super::{Descriptors, program};
 
 const ALLOW: u32 = 0x7fff_0000;
 const REFUSE_EPERM: u32 = 0x0005_0001;
@@ -118,7 +118,7 @@ fn calls_are_refused_unless_they_are_needed() {
         arm::__NR_keyctl,
     ];
     for (calls, refused) in [(&HERE, &refused_here[..]), (&ARM, &refused_on_arm[..])] {
-        let program = program(calls, Some(socket.as_fd()), None).unwrap();
+        let program = program(calls, Descriptors { socket: Some(socket.as_fd()), ..Descriptors::default() }).unwrap();
         let ask = |number: u32, arguments: [u64; 6]| evaluate(&program, calls.arch, number, arguments);
         let allowed: Vec<u32> = (0..2000).filter(|number| ask(*number, [u64::MAX; 6]) == ALLOW).collect();
         let mut expected = calls.allowed.to_vec();
@@ -145,8 +145,10 @@ fn only_the_streams_and_the_socket_can_be_used() {
     let socket = UnixStream::pair().unwrap().0;
     let number = socket.as_raw_fd().cast_unsigned();
     for calls in BOTH {
-        let (with, without) =
-            (program(calls, Some(socket.as_fd()), None).unwrap(), program(calls, None, None).unwrap());
+        let (with, without) = (
+            program(calls, Descriptors { socket: Some(socket.as_fd()), ..Descriptors::default() }).unwrap(),
+            program(calls, Descriptors::default()).unwrap(),
+        );
         for call in calls.on_streams {
             let ask =
                 |program, descriptor: u32| evaluate(program, calls.arch, *call, [descriptor.into(), 0, 0, 0, 0, 0]);
@@ -162,13 +164,34 @@ fn only_the_streams_and_the_socket_can_be_used() {
 }
 
 #[test]
+fn the_timer_can_be_read_and_set_and_nothing_else() {
+    let (socket, timer) = UnixStream::pair().unwrap();
+    let open = Descriptors { socket: Some(socket.as_fd()), timer: Some(timer.as_fd()), codes: None };
+    let (socket, timer) = (socket.as_raw_fd().cast_unsigned(), timer.as_raw_fd().cast_unsigned());
+    for calls in BOTH {
+        let (with, without) = (program(calls, open).unwrap(), program(calls, Descriptors::default()).unwrap());
+        let ask = |program, call: u32, file: u32| evaluate(program, calls.arch, call, [file.into(), 0, 0, 0, 0, 0]);
+        for call in calls.on_streams {
+            assert_eq!(ask(&with, *call, timer) == ALLOW, *call == calls.read, "{call}");
+        }
+        for call in calls.set_timer {
+            assert_eq!((ask(&with, *call, timer), ask(&with, *call, socket)), (ALLOW, REFUSE_EPERM));
+            assert_eq!(ask(&without, *call, timer), REFUSE_EPERM);
+        }
+    }
+}
+
+#[test]
 fn memory_is_either_written_or_executed_and_only_what_is_passed_is_a_file() {
     const READ_WRITE: u32 = 1 | PROT_WRITE;
     const READ_EXEC: u32 = 1 | PROT_EXEC;
     let codes = UnixStream::pair().unwrap().0;
     let number = codes.as_raw_fd().cast_unsigned();
     for calls in BOTH {
-        let (with, without) = (program(calls, None, Some(codes.as_fd())).unwrap(), program(calls, None, None).unwrap());
+        let (with, without) = (
+            program(calls, Descriptors { codes: Some(codes.as_fd()), ..Descriptors::default() }).unwrap(),
+            program(calls, Descriptors::default()).unwrap(),
+        );
         for program in [&with, &without] {
             let map = |rights: u32, flags: u32| {
                 evaluate(program, calls.arch, calls.mmap, [0, 4096, rights.into(), flags.into(), u64::MAX, 0])
@@ -199,7 +222,7 @@ fn memory_is_either_written_or_executed_and_only_what_is_passed_is_a_file() {
 #[test]
 fn a_process_signals_nobody_but_itself() {
     for calls in BOTH {
-        let program = program(calls, None, None).unwrap();
+        let program = program(calls, Descriptors::default()).unwrap();
         let signal = |pid: u32| evaluate(&program, calls.arch, calls.tgkill, [pid.into(), pid.into(), 6, 0, 0, 0]);
         assert_eq!(signal(std::process::id()), ALLOW);
         for other in [std::os::unix::process::parent_id(), 1, 0, u32::MAX] {
