@@ -85,7 +85,7 @@ impl Yard {
 
     #[track_caller]
     fn await_board(&self) {
-        self.broker.await_daemon();
+        self.broker.await_subscription("deploy", 1);
         self.await_report(|report| report.active.is_some());
     }
 

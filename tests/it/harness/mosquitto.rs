@@ -97,12 +97,13 @@ impl Mosquitto {
         Client::connect(self.port, &Hello::new(id)).expect("connect to mosquitto")
     }
 
-    /// Waits until the daemon has subscribed. A daemon is ready even without a broker, and messages published before the first
-    /// subscription are lost.
+    /// Waits until the daemon has subscribed for its functions. A daemon is ready even without a broker, and messages published
+    /// before the first subscription are lost. Subscriptions to its own topics come earlier.
     #[track_caller]
     pub(crate) fn await_daemon(&self) {
         let line = format!(": sedge-{NODE} 1 ");
-        let subscribed = eventually(Duration::from_secs(30), || self.log().contains(&line));
+        let is_function = |text: &str| text.split_once(&line).is_some_and(|(_, filter)| !filter.starts_with("sedge/"));
+        let subscribed = eventually(Duration::from_secs(30), || self.log().lines().any(is_function));
         assert!(subscribed, "the daemon does not subscribe; the broker's log:\n{}", self.log());
     }
 
