@@ -35,8 +35,10 @@ use sedge_core::{deploy, store};
 use sedge_mqtt::{Link, PublishResult};
 use status::Status;
 
-/// The loop iterates at least this often: it feeds the watchdog and checks whether the clock is synchronised.
-const TURN: Duration = Duration::from_secs(1);
+/// The loop iterates at least this often, to feed the watchdog.
+const TURN: Duration = Duration::from_secs(5);
+/// Interval of the checks whether the clock is synchronised, while messages come. Without any, once per turn.
+const CHECK_CLOCK_EVERY: Duration = Duration::from_secs(1);
 /// After that long it is connected, if it can be, and starting up is over.
 const STARTED: Duration = Duration::from_secs(2);
 /// After that long an attempt to connect that has failed is over.
@@ -287,7 +289,7 @@ impl Daemon {
         if self.give_back_at.take_if(|at| *at <= now.monotonic).is_some() {
             footprint::release();
         }
-        if now.monotonic.duration_since(self.clock_checked) >= TURN {
+        if now.monotonic.duration_since(self.clock_checked) >= CHECK_CLOCK_EVERY {
             self.clock_checked = now.monotonic;
             self.clock_synced = sedge_sandbox::clock::clock_synced();
         }

@@ -25,8 +25,10 @@ use sedge_core::store::{RecordId, StoreEvent, StoreRequest};
 use sedge_core::stream::Stream;
 use sedge_core::time::Now;
 
-/// Interval of checks for expiry and for changes by other processes.
+/// Interval of checks for expiry and for changes by other processes, while requests come.
 const TICK: Duration = Duration::from_secs(1);
+/// The same interval without requests, so that an idle board hardly wakes.
+const IDLE_TICK: Duration = Duration::from_secs(5);
 
 /// Requests per transaction, although more are waiting. Bounds the WAL and the memory for it.
 const TRANSACTION_REQUESTS: usize = 1024;
@@ -128,7 +130,7 @@ impl Writer {
             self.notify(session.take_events())?;
             if !has_more
                 && !self.closing
-                && let Some(first) = self.receive(Some(self.last_tick + TICK))
+                && let Some(first) = self.receive(Some(self.last_tick + IDLE_TICK))
             {
                 self.gather(session, first, read_clock())?;
             }

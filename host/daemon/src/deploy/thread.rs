@@ -16,6 +16,9 @@ use sedge_core::deploy::steps::{MAX_EVENTS, MAX_MESSAGES};
 
 const ACTIONS: usize = 256;
 const TICK: Duration = Duration::from_secs(1);
+/// The same interval once no request has come for a minute.
+const IDLE_TICK: Duration = Duration::from_secs(10);
+const IDLE_AFTER: Duration = Duration::from_secs(60);
 
 /// Handle of the thread, which ends when the last clone is dropped.
 #[derive(Clone, Debug)]
@@ -94,6 +97,7 @@ impl DeployThread {
         let mut is_synced = sedge_sandbox::clock::clock_synced();
         let mut now = sedge_sandbox::clock::now(is_synced);
         let mut next_tick = now.monotonic + TICK;
+        let mut last_request = now.monotonic;
         loop {
             let request = match received.recv_timeout(next_tick.saturating_duration_since(now.monotonic)) {
                 Ok(request) => Some(request),
@@ -107,9 +111,14 @@ impl DeployThread {
                 self.flood.waiting.fetch_sub(1, Relaxed);
             }
             now = sedge_sandbox::clock::now(is_synced);
+            if request.is_some() {
+                last_request = now.monotonic;
+                next_tick = next_tick.min(now.monotonic + TICK);
+            }
             let is_tick = now.monotonic >= next_tick;
             if is_tick {
-                next_tick = now.monotonic + TICK;
+                let is_idle = now.monotonic.duration_since(last_request) >= IDLE_AFTER;
+                next_tick = now.monotonic + if is_idle { IDLE_TICK } else { TICK };
                 is_synced = sedge_sandbox::clock::clock_synced();
                 now.synced = is_synced;
             }
