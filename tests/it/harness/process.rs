@@ -1,5 +1,6 @@
 //! Processes and their children, read from `/proc`.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::str::FromStr;
 
@@ -53,6 +54,38 @@ fn own_cpu_ns(pid: u32) -> u64 {
 pub(crate) fn thread_cpu_ns(pid: u32, thread: &str) -> u64 {
     let line = fs::read_to_string(format!("/proc/{pid}/task/{thread}/schedstat")).unwrap_or_default();
     line.split(' ').next().and_then(|running| running.parse().ok()).unwrap_or(0)
+}
+
+/// Context switches of a process and its children, by thread.
+pub(crate) struct Threads {
+    /// Name and count by thread id.
+    switches: BTreeMap<u32, (String, u64)>,
+}
+
+impl Threads {
+    pub(crate) fn of(pid: u32) -> Self {
+        let mut switches = BTreeMap::new();
+        for pid in std::iter::once(pid).chain(children(pid).into_iter().map(|(child, _)| child)) {
+            let Ok(threads) = fs::read_dir(format!("/proc/{pid}/task")) else { continue };
+            for thread in threads.flatten().filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok()) {
+                let status = read(pid, &format!("task/{thread}/status"));
+                let name = status.lines().find_map(|line| line.strip_prefix("Name:")).unwrap_or("?").trim().to_owned();
+                let count = field(&status, "voluntary_ctxt_switches:") + field(&status, "nonvoluntary_ctxt_switches:");
+                switches.insert(thread, (name, count));
+            }
+        }
+        Self { switches }
+    }
+
+    /// Context switches since another reading, by the name of the thread.
+    pub(crate) fn since(&self, before: &Self) -> BTreeMap<String, u64> {
+        let mut by_name = BTreeMap::new();
+        for (thread, (name, count)) in &self.switches {
+            let earlier = before.switches.get(thread).map_or(0, |(_, count)| *count);
+            *by_name.entry(name.clone()).or_default() += count - earlier;
+        }
+        by_name
+    }
 }
 
 fn read(pid: u32, file: &str) -> String {

@@ -16,9 +16,9 @@ use sedge_core::deploy::steps::{MAX_EVENTS, MAX_MESSAGES};
 
 const ACTIONS: usize = 256;
 const TICK: Duration = Duration::from_secs(1);
-/// The same interval once no request has come for a minute.
+/// The same interval once no request has come for a while.
 const IDLE_TICK: Duration = Duration::from_secs(10);
-const IDLE_AFTER: Duration = Duration::from_secs(60);
+const IDLE_AFTER: Duration = Duration::from_secs(20);
 
 /// Handle of the thread, which ends when the last clone is dropped.
 #[derive(Clone, Debug)]

@@ -17,7 +17,7 @@ use crate::report::{Goal, Report, percentile};
 const PER_SECOND: u32 = 1000;
 
 /// Every so many messages, one raises an alert. The others leave a result of 200 bytes.
-const ALERT_EVERY: usize = 10;
+pub(crate) const ALERT_EVERY: usize = 10;
 
 pub(crate) fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
     let mut disk = Disk::open()?;
@@ -62,7 +62,8 @@ fn run(count: usize) -> io::Result<Vec<f64>> {
     Ok(arrivals.into_iter().map(|(index, at)| at.duration_since(due[index]).as_secs_f64() * 1e3).collect())
 }
 
-fn collect(listener: &mut Client, alerts: usize) -> io::Result<Vec<(usize, Instant)>> {
+/// Receives alerts of `relay`, whose keys are numbers of messages.
+pub(crate) fn collect(listener: &mut Client, alerts: usize) -> io::Result<Vec<(usize, Instant)>> {
     let mut arrivals = Vec::with_capacity(alerts);
     while arrivals.len() < alerts {
         let Some(message) = listener.receive(Duration::from_secs(20))? else { break };

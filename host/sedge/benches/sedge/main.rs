@@ -17,6 +17,7 @@ mod pulley;
 mod push;
 mod report;
 mod shipped;
+mod trickle;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -40,11 +41,12 @@ const QUICK: Size = Size { rounds: 1, messages: 50_000, latency_messages: 3_000,
 
 type Measure = fn(&mut Report, &Size) -> std::io::Result<()>;
 
-const PARTS: [(&str, Measure); 9] = [
+const PARTS: [(&str, Measure); 10] = [
     ("invoke", invoke::measure),
     ("pulley", pulley::measure),
     ("durable", durable::measure),
     ("latency", latency::measure),
+    ("trickle", trickle::measure),
     ("memory", durable::measure_memory),
     ("growth", durable::measure_growth),
     ("push", push::measure),
