@@ -11,6 +11,7 @@ mod coalesce;
 pub mod connection;
 mod gate;
 pub mod options;
+mod quick_ack;
 
 use bytes::Bytes;
 

@@ -13,6 +13,7 @@ use rumqttc::{
 
 use super::coalesce::Coalesce;
 use super::gate::Gate;
+use super::quick_ack::QuickAck;
 use sedge_core::config::{self, Endpoint};
 
 /// A connection with its session and limits.
@@ -119,7 +120,10 @@ pub(super) fn mqtt_options(options: &Options, gate: &Arc<Gate>) -> Result<MqttOp
     let gate = Arc::clone(gate);
     mqtt.set_socket_connector(move |host, network| {
         let gate = Arc::clone(&gate);
-        async move { Ok(Coalesce::new(rumqttc::default_socket_connect(host, network).await?, gate)) }
+        async move {
+            let socket = QuickAck(rumqttc::default_socket_connect(host, network).await?);
+            Ok(Coalesce::new(socket, gate))
+        }
     });
     if let Some(will) = &options.will {
         mqtt.set_last_will(LastWill::new(&will.topic, will.payload.clone(), QoS::AtLeastOnce, true, None));
