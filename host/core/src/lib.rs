@@ -18,5 +18,6 @@ pub mod permits;
 mod router;
 pub mod store;
 pub mod stream;
+pub mod text;
 pub mod time;
 pub mod topic;

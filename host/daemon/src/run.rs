@@ -292,6 +292,7 @@ impl Daemon {
         if now.monotonic.duration_since(self.clock_checked) >= CHECK_CLOCK_EVERY {
             self.clock_checked = now.monotonic;
             self.clock_synced = sedge_sandbox::clock::clock_synced();
+            telemetry::log::tell_left_out(now.monotonic);
         }
     }
 

@@ -63,6 +63,17 @@ pub enum PublishResult {
     Retry(String),
 }
 
+impl PublishResult {
+    /// Why it was not accepted.
+    pub fn not_accepted(&self) -> Option<&str> {
+        match self {
+            Self::Accepted => None,
+            Self::Refused(reason) | Self::Retry(reason) => Some(reason),
+            Self::Declined(reason) => Some(reason),
+        }
+    }
+}
+
 /// Message to send.
 #[derive(Clone, Debug)]
 pub struct Publication<'a> {

@@ -28,6 +28,9 @@ use crate::mistakes::{Mistake, is_made};
 use crate::router::BadTopic;
 use crate::store::{Commit, DeadLetter, Parked, ParkedId};
 
+/// Target of the lines that functions log.
+pub const GUEST_LOG: &str = "sedge::function";
+
 impl Board {
     // ---- delivered ----
 
@@ -397,10 +400,10 @@ impl Board {
         let name = &*self.rollout.function(function).name;
         for LogLine { level, text } in log {
             match *level {
-                tracing::Level::ERROR => tracing::error!(function = name, "{text}"),
-                tracing::Level::WARN => tracing::warn!(function = name, "{text}"),
-                tracing::Level::INFO => tracing::info!(function = name, "{text}"),
-                _ => tracing::debug!(function = name, "{text}"),
+                tracing::Level::ERROR => tracing::error!(target: GUEST_LOG, function = name, "{text}"),
+                tracing::Level::WARN => tracing::warn!(target: GUEST_LOG, function = name, "{text}"),
+                tracing::Level::INFO => tracing::info!(target: GUEST_LOG, function = name, "{text}"),
+                _ => tracing::debug!(target: GUEST_LOG, function = name, "{text}"),
             }
         }
         if dropped > 0 {
@@ -467,11 +470,12 @@ impl Board {
         let message = &self.ledger.unit(id).message;
         let function = self.rollout.function(number);
         self.metrics.dead_letter(Some(&function.metrics), failure.code);
-        tracing::debug!(
+        tracing::warn!(
             function = &*function.name,
-            topic = &*message.topic,
             reason = failure.code.as_str(),
+            topic = &*message.topic,
             detail = failure.detail,
+            count = function.metrics.failures(failure.code),
             "dead letter"
         );
         let dead_letter = DeadLetter {

@@ -38,6 +38,7 @@ use bytes::Bytes;
 
 pub use dispatch::WorkerConfig;
 use dispatch::{Dispatch, Workers};
+pub use flow::GUEST_LOG;
 pub use ids::{FunctionNo, JobId, JobNo, Life, WorkerNo};
 pub use input::{AckToken, BrokerEvent, Delivery, Effect, Input, Job, Load, SinkEvent, WorkerCommand, WorkerEvent};
 use intake::Intake;

@@ -126,7 +126,11 @@ impl SignedEnvelope {
             .signatures
             .iter()
             .filter_map(|it| it.key_id.as_ref())
-            .map(|id| id.chars().take(16).collect())
+            // Anyone who may publish an order chooses this text. The id of a key is hex.
+            .map(|id| match id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+                true => id.chars().take(16).collect(),
+                false => "a key id that is not hex".into(),
+            })
             .collect();
         match ids.is_empty() {
             true => "the signature is not from a key that this board trusts".into(),

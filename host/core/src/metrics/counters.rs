@@ -124,7 +124,7 @@ impl FunctionMetrics {
         self.outputs[kind as usize].get()
     }
 
-    fn failures(&self, code: FailureCode) -> u64 {
+    pub(crate) fn failures(&self, code: FailureCode) -> u64 {
         self.failures[code as usize].get()
     }
 

@@ -38,6 +38,12 @@ impl Daemon {
             sedge_mqtt::Event::Published { token, result } => {
                 if token != status::TOKEN {
                     self.sink(Destination::Local, SinkEvent::Answered { token, answer: answer(result) });
+                } else if let Some(reason) = result.not_accepted() {
+                    tracing::warn!(
+                        reason,
+                        "the broker did not accept a status of this board: operators see an old one; allow this client to \
+                         publish below its own topic"
+                    );
                 }
                 return;
             }
