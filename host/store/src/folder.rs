@@ -2,7 +2,7 @@
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +19,30 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// more CPU under load, as SQLite writes page by page. `benches/store.rs` measures both.
 pub(super) const PAGE_BYTES: u64 = 2048;
 
+/// Permissions of users that are neither owner nor in the group.
+const OTHERS: u32 = 0o007;
+
+/// Creates the data folder if it does not exist, and takes it from others: it holds messages, state and a key.
+///
+/// The group keeps what it was given, for backups.
+pub fn prepare(dir: &Path) -> Result<(), OpenError> {
+    let unusable = |source| OpenError::Unusable { path: dir.to_owned(), source };
+    DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(unusable)?;
+    let mut permissions = std::fs::metadata(dir).map_err(unusable)?.permissions();
+    let mode = permissions.mode() & 0o7777;
+    if mode & OTHERS == 0 {
+        return Ok(());
+    }
+    permissions.set_mode(mode & !OTHERS);
+    std::fs::set_permissions(dir, permissions).map_err(|source| OpenError::Exposed {
+        path: dir.to_owned(),
+        mode,
+        source,
+    })?;
+    tracing::warn!(path = %dir.display(), mode = format!("{mode:o}"), "other users could read the data folder; they no longer can");
+    Ok(())
+}
+
 /// Data folder, locked by this process until dropped.
 #[derive(Debug)]
 pub(super) struct DataFolder {
@@ -29,8 +53,7 @@ pub(super) struct DataFolder {
 
 impl DataFolder {
     pub(super) fn lock(dir: &Path) -> Result<Self, OpenError> {
-        let unusable = |source| OpenError::Unusable { path: dir.to_owned(), source };
-        DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(unusable)?;
+        prepare(dir)?;
         let path = dir.join("lock");
         let mut lock = private_file()
             .read(true)
@@ -106,4 +129,25 @@ pub(super) fn set_up(path: &Path) -> rusqlite::Result<Connection> {
     connection.pragma_update(None, "foreign_keys", false)?;
     connection.set_prepared_statement_cache_capacity(48);
     Ok(connection)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_folder_that_others_may_read_is_taken_from_them() {
+        let parent = tempfile::tempdir().unwrap();
+        let mode = |dir: &Path| std::fs::metadata(dir).unwrap().permissions().mode() & 0o7777;
+        for (before, after) in [(0o755, 0o750), (0o777, 0o770), (0o701, 0o700), (0o750, 0o750), (0o700, 0o700)] {
+            let dir = parent.path().join(format!("{before:o}"));
+            std::fs::create_dir(&dir).unwrap();
+            std::fs::set_permissions(&dir, PermissionsExt::from_mode(before)).unwrap();
+            drop(DataFolder::lock(&dir).unwrap());
+            assert_eq!(mode(&dir), after, "{before:o}");
+        }
+        let new = parent.path().join("a/b");
+        drop(DataFolder::lock(&new).unwrap());
+        assert_eq!(mode(&new), 0o700);
+    }
 }

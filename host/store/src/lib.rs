@@ -34,6 +34,7 @@ use sedge_core::config;
 use sedge_core::time::Now;
 
 pub use dead_letters::{DeadLetterFilter, DeadLetters};
+pub use folder::prepare;
 pub use handle::{SendError, StoreEvents, StoreHandle};
 
 use sedge_core::store::Recovered;
@@ -51,6 +52,11 @@ pub enum OpenError {
     Held { dir: PathBuf, pid: Option<u32> },
     #[error("cannot use {path}{}", hint(source))]
     Unusable { path: PathBuf, source: Error },
+    #[error(
+        "data folder {path} has mode {mode:o}, so that other users may read messages and keys (chmod 700 it as its owner, or \
+         make the user of sedge its owner)"
+    )]
+    Exposed { path: PathBuf, mode: u32, source: Error },
     #[error("cannot use database {path}")]
     Database { path: PathBuf, source: rusqlite::Error },
     #[error(

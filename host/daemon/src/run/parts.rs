@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use bytes::Bytes;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
 use super::orders::{META_ORDERS, Orders};
@@ -46,15 +47,18 @@ impl Daemon {
         let health = Arc::new(Health::new(now, HEARTBEAT));
         // Answers from the start, as a board may have much to compile.
         health.missing(STARTING, "functions are being loaded");
+        raise_descriptors();
+        let data_dir = &config.node.data_dir;
+        sedge_store::prepare(data_dir)?;
         let http = match config.http.listen {
-            Some(addr) => Some(Http::spawn(addr, Arc::clone(&metrics), Arc::clone(&health))?),
+            Some(addr) => Some(Http::spawn(addr, data_dir, Arc::clone(&metrics), Arc::clone(&health))?),
             None => None,
         };
         let (store, store_events, recovered) = {
             let remembered = board::window_memory(config.mqtt.receive_maximum.get());
             Store::open(
                 &config.store,
-                &config.node.data_dir,
+                data_dir,
                 remembered,
                 sedge_sandbox::clock::now(sedge_sandbox::clock::clock_synced()),
             )?
@@ -71,9 +75,9 @@ impl Daemon {
 
         let clock_synced = sedge_sandbox::clock::clock_synced();
         let now = sedge_sandbox::clock::now(clock_synced);
-        let compiler = Arc::new(CachingCompiler { cache: Cache::open(&config.node.data_dir)?, compiler: Compiler });
+        let compiler = Arc::new(CachingCompiler { cache: Cache::open(data_dir)?, compiler: Compiler });
         let (deploy_shell, starts) = crate::deploy::shell::Shell::open(
-            &config.node.data_dir.join("deploy"),
+            &data_dir.join("deploy"),
             DeployerConfig::new(&config, Compiler::capabilities()),
             functions,
             compiler,
@@ -134,6 +138,20 @@ impl Daemon {
             clock_synced,
             give_back_at: Some(now.monotonic + STARTED),
         })
+    }
+}
+
+/// Open files that the daemon may want: workers, blobs, database, connections.
+const DESCRIPTORS: u64 = 8192;
+
+/// Raises the soft limit on open files, as far as the hard limit allows: 1,024 is a default for programs that use `select`.
+fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.map_or(DESCRIPTORS, |hard| hard.min(DESCRIPTORS));
+    if limit.current.is_some_and(|soft| soft < wanted)
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), ..limit })
+    {
+        tracing::debug!(%error, "failed to raise the limit on open files");
     }
 }
 

@@ -1,19 +1,28 @@
 //! Metrics and health over HTTP, on a thread of its own that answers while the message loop is busy.
+//!
+//! It listens on `http.listen`, and on a UNIX socket in the data folder, which only the daemon's user reaches. Each has its own
+//! bound on connections, and a connection carries one request.
+
+mod bounded;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use axum::Router;
 use axum::extract::State;
-use axum::http::{StatusCode, header};
-use axum::response::IntoResponse;
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::middleware::map_response;
+use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::Health;
+use bounded::{Bounded, Bounds};
 use sedge_core::metrics::Metrics;
 use sedge_core::time::Now;
 
@@ -33,15 +42,44 @@ pub(crate) struct Http {
     addr: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
+    socket: Option<PathBuf>,
 }
+
+/// Name of the UNIX socket in the data folder.
+pub(crate) const SOCKET: &str = "http.sock";
 
 type Shared = (Arc<Metrics>, Arc<Health>);
 
 impl Http {
-    pub(crate) fn spawn(addr: SocketAddr, metrics: Arc<Metrics>, health: Arc<Health>) -> Result<Self, HttpError> {
+    pub(crate) fn spawn(
+        addr: SocketAddr,
+        data_dir: &Path,
+        metrics: Arc<Metrics>,
+        health: Arc<Health>,
+    ) -> Result<Self, HttpError> {
+        Self::spawn_within(Bounds::default(), addr, data_dir, metrics, health)
+    }
+
+    fn spawn_within(
+        bounds: Bounds,
+        addr: SocketAddr,
+        data_dir: &Path,
+        metrics: Arc<Metrics>,
+        health: Arc<Health>,
+    ) -> Result<Self, HttpError> {
         let listener = TcpListener::bind(addr).map_err(|source| HttpError::Listen { addr, source })?;
         listener.set_nonblocking(true)?;
         let addr = listener.local_addr()?;
+        let path = data_dir.join(SOCKET);
+        let socket = match listen_locally(&path) {
+            Ok(socket) => Some(socket),
+            Err(error) => {
+                let path = path.display();
+                tracing::warn!(%path, %error, "no UNIX socket for metrics and health; http.listen serves them");
+                None
+            }
+        };
+        let has_socket = socket.is_some();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new().name("http".into()).spawn(move || {
@@ -49,7 +87,7 @@ impl Http {
                 tokio::select! {
                     // A scrape under way is abandoned.
                     _ = stopped => {}
-                    result = serve(listener, (metrics, health)) => {
+                    result = serve(bounds, listener, socket, (metrics, health)) => {
                         if let Err(error) = result {
                             tracing::error!(%error, "the HTTP server for metrics and health failed");
                         }
@@ -57,7 +95,7 @@ impl Http {
                 }
             });
         })?;
-        Ok(Self { addr, stop: Some(stop), thread: Some(thread) })
+        Ok(Self { addr, stop: Some(stop), thread: Some(thread), socket: has_socket.then_some(path) })
     }
 
     /// Address of the open port; names the port that the system chose for port 0.
@@ -73,10 +111,27 @@ impl Drop for Http {
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+        if let Some(socket) = &self.socket {
+            let _ = std::fs::remove_file(socket);
+        }
     }
 }
 
-async fn serve(listener: TcpListener, shared: Shared) -> io::Result<()> {
+/// Takes the path over from a daemon that was killed, and not from one that runs.
+fn listen_locally(path: &Path) -> io::Result<UnixListener> {
+    if UnixStream::connect(path).is_ok() {
+        return Err(io::ErrorKind::AddrInUse.into());
+    }
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let listener = UnixListener::bind(path)?;
+    listener.set_nonblocking(true)?;
+    Ok(listener)
+}
+
+async fn serve(bounds: Bounds, listener: TcpListener, socket: Option<UnixListener>, shared: Shared) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
     let router = Router::new()
         .route("/", get(index))
@@ -84,8 +139,23 @@ async fn serve(listener: TcpListener, shared: Shared) -> io::Result<()> {
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/status", get(status))
+        .layer(map_response(close))
         .with_state(shared);
-    axum::serve(listener, router).await
+    let port = axum::serve(Bounded::new(listener, bounds), router.clone());
+    match socket {
+        None => port.await,
+        Some(socket) => {
+            let socket = tokio::net::UnixListener::from_std(socket)?;
+            tokio::try_join!(port.into_future(), axum::serve(Bounded::new(socket, bounds), router).into_future())?;
+            Ok(())
+        }
+    }
+}
+
+/// One request per connection: a client that keeps its connection would hold one of few.
+async fn close(mut response: Response) -> Response {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+    response
 }
 
 /// Time of a request: the top of this thread's loop.
@@ -147,10 +217,88 @@ mod tests {
     }
 
     fn start(limit: Duration) -> (Http, Arc<Metrics>, Arc<Health>) {
+        let (http, metrics, health, _) = start_within(Bounds::default(), limit);
+        (http, metrics, health)
+    }
+
+    fn start_within(bounds: Bounds, limit: Duration) -> (Http, Arc<Metrics>, Arc<Health>, tempfile::TempDir) {
         let metrics = Arc::new(Metrics::default());
         let health = Arc::new(Health::new(Instant::now(), limit));
-        let http = Http::spawn(([127, 0, 0, 1], 0).into(), metrics.clone(), health.clone()).unwrap();
-        (http, metrics, health)
+        let folder = tempfile::tempdir().unwrap();
+        let addr = ([127, 0, 0, 1], 0).into();
+        let http = Http::spawn_within(bounds, addr, folder.path(), metrics.clone(), health.clone()).unwrap();
+        (http, metrics, health, folder)
+    }
+
+    /// Waits until the server closes the connection.
+    fn ended(mut stream: TcpStream) -> Vec<u8> {
+        stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut answer = Vec::new();
+        // A reset is an end as well.
+        if let Err(error) = stream.read_to_end(&mut answer) {
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionReset, "{error}");
+        }
+        answer
+    }
+
+    #[test]
+    fn half_sent_requests_keep_no_connection() {
+        let bounds = Bounds { connections: 4, request: Duration::from_millis(200), whole: Duration::from_millis(400) };
+        let (http, _, _, _folder) = start_within(bounds, Duration::from_secs(3600));
+        let half: Vec<_> = (0..40)
+            .map(|_| {
+                let mut stream = TcpStream::connect(http.addr()).unwrap();
+                stream.write_all(b"GET /healthz HTTP/1.1\r\nhost:").unwrap();
+                stream
+            })
+            .collect();
+        // Behind them all.
+        assert_eq!(fetch(http.addr(), "/healthz").0, 200);
+        half.into_iter().for_each(|stream| drop(ended(stream)));
+    }
+
+    #[test]
+    fn a_connection_carries_one_request() {
+        let (http, ..) = start(Duration::from_secs(3600));
+        let mut stream = TcpStream::connect(http.addr()).unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        let answer = String::from_utf8(ended(stream)).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
+    }
+
+    #[test]
+    fn a_client_that_reads_nothing_is_closed() {
+        let bounds = Bounds { connections: 1, request: Duration::from_millis(200), whole: Duration::from_millis(400) };
+        let (http, metrics, _, _folder) = start_within(bounds, Duration::from_secs(3600));
+        metrics.source(|_, add| {
+            // More than the buffers of a connection.
+            let long = "x".repeat(16 << 20);
+            add(&sedge_core::metrics::Sample {
+                family: "sedge_dropped_total",
+                labels: &[("reason", &long)],
+                value: sedge_core::metrics::Value::Integer(1),
+            });
+        });
+        let mut lazy = TcpStream::connect(http.addr()).unwrap();
+        lazy.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        assert_eq!(fetch(http.addr(), "/healthz").0, 200);
+    }
+
+    #[test]
+    fn the_socket_in_the_data_folder_answers_as_the_port_does() {
+        let (http, _, _, folder) = start_within(Bounds::default(), Duration::from_secs(3600));
+        let path = folder.path().join(SOCKET);
+        assert_eq!(listen_locally(&path).unwrap_err().kind(), io::ErrorKind::AddrInUse);
+        let mut stream = UnixStream::connect(&path).unwrap();
+        stream.write_all(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        drop(http);
+        assert!(!path.exists());
+        // As after a kill.
+        drop(UnixListener::bind(&path).unwrap());
+        drop(listen_locally(&path).unwrap());
     }
 
     #[test]
@@ -207,7 +355,8 @@ mod tests {
     #[test]
     fn a_port_in_use_is_named_with_its_key() {
         let (http, metrics, health) = start(Duration::from_secs(60));
-        let error = Http::spawn(http.addr(), metrics, health).unwrap_err().to_string();
+        let folder = tempfile::tempdir().unwrap();
+        let error = Http::spawn(http.addr(), folder.path(), metrics, health).unwrap_err().to_string();
         assert!(error.contains(&http.addr().to_string()) && error.contains("http.listen"), "{error}");
     }
 
@@ -216,6 +365,7 @@ mod tests {
         let (http, metrics, health) = start(Duration::from_secs(60));
         let addr = http.addr();
         drop(http);
-        drop(Http::spawn(addr, metrics, health).unwrap());
+        let folder = tempfile::tempdir().unwrap();
+        drop(Http::spawn(addr, folder.path(), metrics, health).unwrap());
     }
 }
