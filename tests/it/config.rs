@@ -1,9 +1,10 @@
 //! Invalid command lines, configurations and folders of functions.
 
 use std::fs;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use crate::harness::daemon::SEDGE;
+use crate::harness::guest::guest;
 
 fn sedge(arguments: &[&str]) -> Output {
     Command::new(SEDGE).args(arguments).output().expect("run sedge")
@@ -65,6 +66,44 @@ fn wrong_usage_is_2_and_every_command_has_help() {
         let help = sedge(&[command, "--help"]);
         assert_eq!(help.status.code(), Some(0), "{command} --help");
         assert!(String::from_utf8_lossy(&help.stdout).contains("Usage"), "{command} --help");
+    }
+}
+
+/// As in `sedge check | head -1`, when `head` has gone.
+#[test]
+fn a_reader_that_leaves_early_ends_a_command_quietly() {
+    let folder = tempfile::tempdir().unwrap();
+    let config = folder.path().join("sedge.toml");
+    let data = folder.path().join("data");
+    fs::write(&config, format!("[node]\nname = \"a\"\ndata_dir = {data:?}\n[mqtt]\nurl = \"mqtt://127.0.0.1:1\"\n"))
+        .unwrap();
+    let config = config.to_str().unwrap();
+    let count = guest("count");
+    let count = count.to_str().unwrap();
+    let new = folder.path().join("new");
+    let key = folder.path().join("key.pem");
+    for arguments in [
+        &["check", "-c", config][..],
+        &["check", "-c", config, "--json"],
+        &["doctor", "-c", config],
+        &["doctor", "-c", config, "--json"],
+        &["dead-letters", "list", "--data-dir", folder.path().to_str().unwrap()],
+        &["invoke", count, "-t", "count/a", "-p", "1"],
+        &["invoke", count, "-t", "count/a", "-p", "1", "--json"],
+        &["build", count],
+        &["build", count, "--json"],
+        &["new", "a", "--dir", new.to_str().unwrap()],
+        &["keygen", "--out", key.to_str().unwrap()],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let mut command = Command::new(SEDGE);
+        let output = command.args(arguments).stdin(Stdio::null()).stdout(writer).output().unwrap();
+        let says = String::from_utf8_lossy(&output.stderr);
+        assert!(!says.contains("panicked") && !says.contains("Broken pipe"), "{arguments:?}: {says}");
+        // 128 + SIGPIPE; what fails before it prints has its own code.
+        let is_quiet = output.status.code() == Some(141) || says.contains("error:");
+        assert!(is_quiet, "{arguments:?} ended with {}: {says}", output.status);
     }
 }
 

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{ConfigArgs, EXIT_CONFIG, print_problems};
+use super::{ConfigArgs, EXIT_CONFIG, print_problems, terminal};
 use sedge_core::config::problem::{Invalid, Location, Severity};
 use sedge_core::config::{Config, Problem, Problems};
 use sedge_core::deploy::Source;
@@ -48,9 +48,9 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         warn("deploy.keys", what, "set native_code = true for a key whose owner may run anything in a worker");
     }
 
-    let mut out = std::io::stdout().lock();
+    let mut out = terminal::out();
     if args.json {
-        writeln!(out, "{:#}", as_json(&config, &functions, &problems))?;
+        writeln!(out, "{}", terminal::pretty_json(&as_json(&config, &functions, &problems)))?;
     } else {
         print_problems(&problems);
         if !problems.has_errors() {

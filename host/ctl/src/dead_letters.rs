@@ -8,7 +8,7 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{ConfigArgs, hex, printable};
+use super::{ConfigArgs, hex, printable, terminal};
 use sedge_core::config::Config;
 use sedge_core::message::FailureCode;
 use sedge_core::store::{DeadLetter, DeadLetterId};
@@ -116,13 +116,7 @@ fn reason(name: &str) -> Result<FailureCode, String> {
 
 /// Returns exit code 1 when a number does not exist.
 pub fn run(args: &DeadLettersArgs) -> anyhow::Result<ExitCode> {
-    match execute(args, &mut io::stdout().lock()) {
-        // As in `sedge dead-letters list | head`.
-        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == io::ErrorKind::BrokenPipe) => {
-            Ok(ExitCode::SUCCESS)
-        }
-        result => result,
-    }
+    execute(args, &mut terminal::out())
 }
 
 fn execute(args: &DeadLettersArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
@@ -169,7 +163,7 @@ fn list(args: &ListArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     letters.truncate(args.limit);
     if args.store.json {
         let letters: Vec<Value> = letters.iter().map(|(id, letter)| as_json(*id, letter)).collect();
-        writeln!(out, "{:#}", json!({ "dead_letters": letters, "more": more }))?;
+        writeln!(out, "{}", terminal::pretty_json(&json!({ "dead_letters": letters, "more": more })))?;
         return Ok(ExitCode::SUCCESS);
     }
     if letters.is_empty() {
@@ -199,7 +193,7 @@ fn show(args: &ShowArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     }
     if args.store.json {
         let letters: Vec<Value> = found.iter().map(|(id, letter)| as_json(*id, letter)).collect();
-        writeln!(out, "{:#}", json!({ "dead_letters": letters, "missing": missing }))?;
+        writeln!(out, "{}", terminal::pretty_json(&json!({ "dead_letters": letters, "missing": missing })))?;
     } else {
         for (id, letter) in &found {
             print(out, *id, letter)?;
@@ -247,7 +241,7 @@ fn print(out: &mut impl Write, id: DeadLetterId, letter: &DeadLetter) -> io::Res
 
 fn report(out: &mut impl Write, args: &SelectArgs, done: &str, count: u64) -> anyhow::Result<ExitCode> {
     if args.store.json {
-        writeln!(out, "{}", json!({ done: count }))?;
+        writeln!(out, "{}", terminal::json(&json!({ done: count })))?;
     } else {
         writeln!(out, "{done} {count} dead letter{}", if count == 1 { "" } else { "s" })?;
     }

@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use super::client::{Client, ClientEvent};
 use super::progress::Progress;
+use super::terminal::{self, say};
 use report::{Report, Totals};
 use sedge_core::deploy;
 use sedge_core::manifest::{self, Manifest};
@@ -56,7 +57,7 @@ pub struct DemoArgs {
 pub fn run(args: &DemoArgs) -> anyhow::Result<ExitCode> {
     let report = super::block_on(demo(args))?;
     if args.json {
-        println!("{}", report.as_json());
+        say!("{}", terminal::json(&report.as_json()));
     } else {
         report.print();
     }
@@ -122,7 +123,8 @@ async fn settle(
         totals.alerts_firing = upstream.alerts_firing;
         totals.alerts_resolved = upstream.alerts_resolved;
         totals.data_upstream = upstream.data;
-        if totals.unaccounted() == 0 && totals.waiting == 0 {
+        // Twice the same: what the daemon was told is sent has reached this process as well.
+        if totals.unaccounted() == 0 && totals.waiting == 0 && totals == last.0 {
             return Ok(Report { totals, status, took: started.elapsed() });
         }
         if totals != last.0 {

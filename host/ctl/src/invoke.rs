@@ -5,16 +5,21 @@ use std::io::Read as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use clap::Args;
 use serde_json::json;
 
-use super::hex;
+use super::{
+    hex, printable,
+    terminal::{self, say},
+};
 use sedge_core::config::Node;
+use sedge_core::limits::MAX_LOG_LINES;
 use sedge_core::manifest::Manifest;
 use sedge_core::message::{Message, Output, Publication, Verdict};
 use sedge_core::permits::Permits;
+use sedge_core::text::is_unprintable;
 use sedge_sandbox::compiler::Compiler;
 use sedge_sandbox::{Run, Sandbox, ScopeState};
 
@@ -65,6 +70,16 @@ fn pair(text: &str) -> Result<(String, String), String> {
 /// Returns exit code 0 when the function succeeded, 1 when the message would become a dead letter or be retried.
 pub fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
     let manifest = Manifest::load(&args.dir, &sedge_sandbox::machine::MACHINE)?;
+    check_topic(&args.topic)?;
+    check_settings(&args.settings, &manifest)?;
+    if !hears(&manifest, &args.topic) {
+        let filters = manifest.subscribe.iter().map(|filter| filter.to_string()).collect::<Vec<_>>().join(", ");
+        eprintln!(
+            "note: a board would not run {} for this topic: function.toml subscribes to {}",
+            manifest.name,
+            if filters.is_empty() { "nothing" } else { &filters }
+        );
+    }
     let installed = match args.code || !Compiler::capabilities().has_compiler {
         true => sedge_sandbox::folder::install_code(&args.dir, manifest)?,
         false => sedge_sandbox::folder::install(&args.dir, manifest, &Compiler, false)?,
@@ -103,11 +118,46 @@ pub fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
     let run = function.invoke_within(&message, ScopeState::from_entries(entries), |outputs| permits.check(outputs));
     let succeeded = matches!(run.outcome.verdict, Verdict::Done(_));
     if args.json {
-        println!("{}", as_json(&run));
+        say!("{}", terminal::json(&as_json(&run)));
     } else {
         print(&run);
     }
     Ok(if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Refuses what no message can have as its topic.
+fn check_topic(topic: &str) -> anyhow::Result<()> {
+    if topic.is_empty() {
+        bail!("the topic is empty: no message has such a topic");
+    }
+    if topic.contains(['+', '#']) {
+        bail!("{topic:?} is a filter, not a topic: name one topic that it matches");
+    }
+    if topic.contains('\0') || topic.len() > usize::from(u16::MAX) {
+        bail!("no message has such a topic: it is longer than 65,535 bytes, or holds U+0000");
+    }
+    Ok(())
+}
+
+/// Refuses a setting that function.toml does not name: a board would refuse it as well.
+fn check_settings(settings: &[(String, String)], manifest: &Manifest) -> anyhow::Result<()> {
+    for (name, _) in settings {
+        if manifest.config.contains_key(name.as_str()) {
+            continue;
+        }
+        let known: Vec<&str> = manifest.config.keys().map(|key| &**key).collect();
+        match known.is_empty() {
+            true => bail!("unknown setting `{name}`: function.toml has no section [config]"),
+            false => bail!("unknown setting `{name}`: section [config] of function.toml has {}", known.join(", ")),
+        }
+    }
+    Ok(())
+}
+
+/// Whether a board would run the function on a message with this topic, or on a tick.
+fn hears(manifest: &Manifest, topic: &str) -> bool {
+    manifest.subscribe.iter().any(|filter| filter.matches(topic))
+        || manifest.every.is_some() && topic == format!("$timer/{}", manifest.name)
 }
 
 fn payload(text: &str) -> anyhow::Result<Bytes> {
@@ -144,6 +194,7 @@ fn as_json(run: &Run) -> serde_json::Value {
             "value": write.value.as_ref().map(|value| text_or_hex(value)),
         })).collect::<Vec<_>>(),
         "log": run.log.iter().map(|line| json!({ "level": line.level.as_str(), "text": line.text })).collect::<Vec<_>>(),
+        "log_lines_dropped": run.log_lines_dropped,
         "fuel": outcome.usage.fuel,
         "elapsed_us": outcome.usage.elapsed_us,
         "memory_bytes": outcome.usage.memory_bytes,
@@ -183,7 +234,7 @@ fn output_json(output: &Output) -> serde_json::Value {
 
 fn text_or_hex(bytes: &[u8]) -> String {
     match str::from_utf8(bytes) {
-        Ok(text) if !text.contains(char::is_control) => text.to_owned(),
+        Ok(text) if !text.contains(is_unprintable) => text.to_owned(),
         _ => hex(bytes),
     }
 }
@@ -191,38 +242,41 @@ fn text_or_hex(bytes: &[u8]) -> String {
 fn print(run: &Run) {
     let outcome = &run.outcome;
     for line in &run.log {
-        println!("log      {} {}", line.level, line.text);
+        say!("log      {} {}", line.level, line.text);
+    }
+    if run.log_lines_dropped > 0 {
+        say!("log      ... and {} more: a run has at most {MAX_LOG_LINES} lines", run.log_lines_dropped);
     }
     match &outcome.verdict {
-        Verdict::Done(outputs) if outputs.is_empty() => println!("done     no outputs"),
+        Verdict::Done(outputs) if outputs.is_empty() => say!("done     no outputs"),
         Verdict::Done(outputs) => outputs.iter().for_each(|output| match output {
-            Output::Alert(alert) => println!(
+            Output::Alert(alert) => say!(
                 "alert    {} {:?} {:?}: {}{}",
-                alert.key,
+                printable(&alert.key),
                 alert.severity,
                 alert.status,
-                alert.summary,
+                printable(&alert.summary),
                 alert.value.map_or_else(String::new, |value| format!(" (value {value})"))
             ),
-            Output::Forward(it) => println!("forward  {} {}", it.topic, text_or_hex(&it.payload)),
-            Output::Publish(it) => println!("publish  {} {}", it.topic, text_or_hex(&it.payload)),
+            Output::Forward(it) => say!("forward  {} {}", printable(&it.topic), text_or_hex(&it.payload)),
+            Output::Publish(it) => say!("publish  {} {}", printable(&it.topic), text_or_hex(&it.payload)),
             Output::Wake(it) => match it.after_ms {
-                Some(after_ms) => println!("wake     {} after {after_ms} ms", it.name),
-                None => println!("wake     {} cancelled", it.name),
+                Some(after_ms) => say!("wake     {} after {after_ms} ms", printable(&it.name)),
+                None => say!("wake     {} cancelled", printable(&it.name)),
             },
-            Output::Reply(it) => println!("reply    {} {}", it.status, text_or_hex(&it.body)),
+            Output::Reply(it) => say!("reply    {} {}", it.status, text_or_hex(&it.body)),
         }),
-        Verdict::Retry { after_ms, reason } => println!("retry    after {after_ms} ms: {reason}"),
-        Verdict::Failed(failure) => println!("failed   {}: {}", failure.code.as_str(), failure.detail),
+        Verdict::Retry { after_ms, reason } => say!("retry    after {after_ms} ms: {}", printable(reason)),
+        Verdict::Failed(failure) => say!("failed   {}: {}", failure.code.as_str(), printable(&failure.detail)),
     }
     for write in &outcome.writes {
         match &write.value {
-            Some(value) => println!("state    {} = {}", write.key, text_or_hex(value)),
-            None => println!("state    {} removed", write.key),
+            Some(value) => say!("state    {} = {}", printable(&write.key), text_or_hex(value)),
+            None => say!("state    {} removed", printable(&write.key)),
         }
     }
     let usage = &outcome.usage;
-    println!(
+    say!(
         "used     {} fuel, {} µs, {} KiB memory, {} bytes of output",
         usage.fuel,
         usage.elapsed_us,
@@ -236,6 +290,41 @@ mod tests {
     use clap::Parser as _;
 
     use super::*;
+
+    fn manifest(text: &str) -> Manifest {
+        let text = format!("name = \"warm\"\nversion = \"1\"\n{text}");
+        Manifest::from_toml(&text, std::path::Path::new("function.toml"), None).unwrap()
+    }
+
+    #[test]
+    fn what_no_message_can_be_is_refused() {
+        for topic in ["", "#", "a/+/b", "zigbee2mqtt/#", "a\0b", &"a".repeat(65_536)] {
+            assert!(check_topic(topic).is_err(), "{topic}");
+        }
+        for topic in ["a", "/", "$timer/warm", "a b/ü"] {
+            check_topic(topic).unwrap();
+        }
+    }
+
+    #[test]
+    fn a_setting_that_does_not_exist_is_refused_with_those_that_do() {
+        let set = |name: &str, manifest: &Manifest| check_settings(&[(name.into(), "1".into())], manifest);
+        let with = manifest("subscribe = [\"a\"]\n[config]\nmax = \"80\"\nmin = \"1\"");
+        set("max", &with).unwrap();
+        assert_eq!(
+            set("maxx", &with).unwrap_err().to_string(),
+            "unknown setting `maxx`: section [config] of function.toml has max, min"
+        );
+        assert!(set("max", &manifest("subscribe = [\"a\"]")).unwrap_err().to_string().contains("no section [config]"));
+    }
+
+    #[test]
+    fn a_topic_that_the_function_does_not_hear_is_noticed() {
+        let one = manifest("subscribe = [\"sensors/+/t\"]");
+        assert!(hears(&one, "sensors/a/t") && !hears(&one, "sensors/a/h") && !hears(&one, "$timer/warm"));
+        let timer = manifest("every = \"10s\"");
+        assert!(hears(&timer, "$timer/warm") && !hears(&timer, "$timer/cold") && !hears(&timer, "a"));
+    }
 
     #[derive(clap::Parser)]
     struct Line {

@@ -15,14 +15,17 @@ pub mod invoke;
 pub mod operator;
 #[cfg(any(feature = "demo", feature = "operator"))]
 mod progress;
+mod terminal;
 
 #[cfg(feature = "compiler")]
 use anyhow::Context as _;
 use clap::Args;
 use sedge_core::config::Problems;
 use sedge_core::config::problem::Severity;
+pub use sedge_core::text::printable;
 use std::io::IsTerminal;
 use std::path::PathBuf;
+pub use terminal::printable_lines;
 
 /// `EX_CONFIG` of sysexits.h. The unit file tells systemd not to restart on it: a person must act first.
 pub const EXIT_CONFIG: u8 = 78;
@@ -51,7 +54,7 @@ pub fn print_problems(problems: &Problems) {
             Severity::Warning => YELLOW,
         };
         // The location comes first, as editors and terminals expect.
-        let (at, line) = (problem.at.to_string(), problem.to_string());
+        let (at, line) = (printable(&problem.at.to_string()), printable_lines(&problem.to_string()));
         eprintln!("{}{}", paint(colour, &at), line.strip_prefix(&at).unwrap_or(&line));
     }
     match problems.errors().count() {
@@ -85,15 +88,6 @@ fn write_atomically(path: &std::path::Path, bytes: &[u8]) -> anyhow::Result<()> 
     std::fs::write(&unfinished, bytes)
         .and_then(|()| std::fs::rename(&unfinished, path))
         .with_context(|| format!("failed to write {}", path.display()))
-}
-
-/// Escapes control characters, which could move the cursor or change colours.
-pub fn printable(text: &str) -> String {
-    let mut shown = String::with_capacity(text.len());
-    for c in text.chars() {
-        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
-    }
-    shown
 }
 
 fn hex(bytes: &[u8]) -> String {

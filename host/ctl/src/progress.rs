@@ -5,6 +5,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::time::Instant;
 
+use super::printable;
+
 /// Pause between lines of a count where there is no terminal.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
 
@@ -29,12 +31,14 @@ impl Progress {
 
     /// Prints a line that stays.
     pub(crate) fn print(&self, label: &str, text: &str) {
+        let text = printable(text);
         self.bar.suspend(|| eprintln!("{label:<10} {text}"));
     }
 
     /// Replaces the changing line.
     pub(crate) fn set_status(&mut self, label: &str, text: &str) {
-        self.draw(STATUS, label, text);
+        let text = printable(text);
+        self.draw(STATUS, label, &text);
         let line = format!("{label:<10} {text}");
         if self.bar.is_hidden() && line != self.last_line {
             eprintln!("{line}");

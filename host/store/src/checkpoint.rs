@@ -14,7 +14,7 @@ use rusqlite::{Connection, ErrorCode, MAIN_DB};
 
 use super::folder::{self, PAGE_BYTES};
 use super::schema::LoadError;
-use super::stats::{Stats, thread_bytes_written};
+use super::stats::Stats;
 
 pub(super) const FRAME_BYTES: u64 = PAGE_BYTES + 24;
 
@@ -46,13 +46,14 @@ impl Checkpointer {
         let running = Arc::new(AtomicBool::new(false));
         let thread = {
             let running = running.clone();
-            let before = stats.checkpoint_bytes.load(Ordering::Relaxed);
             let work = move || {
+                stats.checkpoint_bytes.start();
                 while let Ok(()) = woken.recv() {
                     if let Err(error) = connection.wal_checkpoint_v2(Some(MAIN_DB), CheckpointMode::PASSIVE) {
                         tracing::warn!(%error, "failed to copy the write-ahead log into the database");
                     }
-                    stats.checkpoint_bytes.store(before + thread_bytes_written(), Ordering::Relaxed);
+                    // The thread may end before anybody asks.
+                    stats.checkpoint_bytes.get();
                     running.store(false, Ordering::Release);
                 }
             };

@@ -1,6 +1,6 @@
 //! Statistics of the store, written by its threads for the metrics.
 
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use sedge_core::stream::PerStream;
@@ -42,13 +42,45 @@ pub struct Stats {
     pub wal_bytes: AtomicU64,
     /// Bytes that the writer and the checkpointer wrote to the WAL and the database file. Zero where the kernel does not
     /// count them (`CONFIG_TASK_IO_ACCOUNTING`).
-    pub(crate) writer_bytes: AtomicU64,
-    pub(crate) checkpoint_bytes: AtomicU64,
+    pub(crate) writer_bytes: ThreadBytes,
+    pub(crate) checkpoint_bytes: ThreadBytes,
+}
+
+/// Bytes written by a thread, and by those that had its work before.
+#[derive(Debug, Default)]
+pub(crate) struct ThreadBytes {
+    /// 0: none has started.
+    thread: AtomicI32,
+    /// Of the threads before.
+    before: AtomicU64,
+    /// Of this thread, as last read.
+    last: AtomicU64,
+}
+
+impl ThreadBytes {
+    /// The calling thread does the work from now on.
+    pub(crate) fn start(&self) {
+        self.before.fetch_add(self.last.swap(0, Relaxed), Relaxed);
+        self.thread.store(rustix::thread::gettid().as_raw_nonzero().get(), Relaxed);
+    }
+
+    /// Reads the figure while the thread lives, so that it is that of the moment; afterwards it is the last one read.
+    pub(crate) fn get(&self) -> u64 {
+        let thread = self.thread.load(Relaxed);
+        let read = || {
+            let io = std::fs::read_to_string(format!("/proc/self/task/{thread}/io")).ok()?;
+            io.lines().find_map(|line| line.strip_prefix("wchar: "))?.parse().ok()
+        };
+        if let Some(bytes) = read() {
+            self.last.fetch_max(bytes, Relaxed);
+        }
+        self.before.load(Relaxed) + self.last.load(Relaxed)
+    }
 }
 
 impl Stats {
     pub fn bytes_written(&self) -> u64 {
-        self.writer_bytes.load(Relaxed) + self.checkpoint_bytes.load(Relaxed)
+        self.writer_bytes.get() + self.checkpoint_bytes.get()
     }
 
     pub fn committed(&self, took: Duration) {
@@ -60,11 +92,28 @@ impl Stats {
     }
 }
 
-/// Returns the bytes that the calling thread has written so far.
-pub(super) fn thread_bytes_written() -> u64 {
-    let read = || {
-        let io = std::fs::read_to_string("/proc/thread-self/io").ok()?;
-        io.lines().find_map(|line| line.strip_prefix("wchar: "))?.parse().ok()
-    };
-    read().unwrap_or(0)
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    #[test]
+    fn bytes_written_are_those_of_the_moment_and_outlive_their_thread() {
+        let bytes = ThreadBytes::default();
+        assert_eq!(bytes.get(), 0);
+        let mut file = tempfile::tempfile().unwrap();
+        let mut write = |seen: u64| {
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    bytes.start();
+                    file.write_all(&[0; 4096]).unwrap();
+                    assert!(bytes.get() >= seen + 4096, "{}", bytes.get());
+                });
+            });
+        };
+        write(0);
+        write(4096);
+        assert!(bytes.get() >= 8192);
+    }
 }

@@ -20,7 +20,6 @@ use tokio::sync::mpsc::Sender;
 use super::OpenError;
 use super::session::{Session, StoreContext};
 use super::state_retention::StateRetention;
-use super::stats::thread_bytes_written;
 use sedge_core::store::{RecordId, StoreEvent, StoreRequest};
 use sedge_core::stream::Stream;
 use sedge_core::time::Now;
@@ -106,6 +105,7 @@ impl Writer {
     }
 
     pub(super) fn run(mut self, session: Session) {
+        self.context.stats.writer_bytes.start();
         let mut next = Some(session);
         while let Some(mut session) = next.take() {
             let result = self.run_session(&mut session);
@@ -154,7 +154,6 @@ impl Writer {
                 session.tick(now)?;
                 session.expire_state(&mut self.retention, now)?;
                 has_more |= session.is_behind(now) || session.must_commit();
-                self.context.stats.writer_bytes.store(thread_bytes_written(), Relaxed);
             }
         }
     }

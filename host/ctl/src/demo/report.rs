@@ -7,6 +7,8 @@ use anyhow::Context as _;
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::terminal::say;
+
 const HTTP_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) struct Report {
@@ -92,14 +94,23 @@ impl Report {
 
     pub(crate) fn print(&self) {
         let totals = &self.totals;
-        println!();
-        println!(
+        say!("");
+        say!(
             "{:<18}{:>9}{:>9}{:>9}{:>9}{:>7}{:>11}{:>11}{:>9}{:>9}",
-            "function", "runs", "alerts", "forward", "publish", "dead", "fuel p50", "fuel p99", "µs p50", "µs p99"
+            "function",
+            "runs",
+            "alerts",
+            "forward",
+            "publish",
+            "dead",
+            "fuel p50",
+            "fuel p99",
+            "µs p50",
+            "µs p99"
         );
         for function in self.status["functions"].as_array().into_iter().flatten() {
             let number = |path: &str| function.pointer(path).and_then(Value::as_f64).unwrap_or(0.0);
-            println!(
+            say!(
                 "{:<18}{:>9}{:>9}{:>9}{:>9}{:>7}{:>11.0}{:>11.0}{:>9.1}{:>9.1}",
                 function["name"].as_str().unwrap_or("?"),
                 number("/invocations"),
@@ -114,23 +125,23 @@ impl Report {
             );
         }
         let seconds = self.took.as_secs_f64();
-        println!();
-        println!("sent by sensors    {:>9}    in {seconds:.1} s, {:.0}/s", totals.sent, totals.sent as f64 / seconds);
-        println!("chained            {:>9}    published by functions for functions", totals.chained);
-        println!(
+        say!("");
+        say!("sent by sensors    {:>9}    in {seconds:.1} s, {:.0}/s", totals.sent, totals.sent as f64 / seconds);
+        say!("chained            {:>9}    published by functions for functions", totals.chained);
+        say!(
             "alerts upstream    {:>9}    {} firing, {} resolved",
             totals.alerts_firing + totals.alerts_resolved,
             totals.alerts_firing,
             totals.alerts_resolved
         );
-        println!(
+        say!(
             "bytes written      {:>9}    {:.0} per message",
             totals.bytes_written,
             totals.bytes_written as f64 / totals.delivered().max(1) as f64
         );
-        println!();
+        say!("");
         let unrouted = if totals.unrouted > 0 { format!(" + {} unrouted", totals.unrouted) } else { String::new() };
-        println!(
+        say!(
             "delivered {} = recorded {} + dead-lettered {}{unrouted}, {} unaccounted",
             totals.delivered(),
             totals.recorded,

@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::json;
 
+use crate::terminal;
 use sedge_core::deploy::keys::SigningKey;
 
 #[derive(Debug, Args)]
@@ -35,10 +36,10 @@ pub fn run(args: &KeygenArgs) -> anyhow::Result<()> {
     let name = section(private_path);
     let file_name = public_path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let config = format!("[deploy.keys.{name}]\nfile = \"/etc/sedge/keys/{file_name}\"\n");
-    let mut out = std::io::stdout().lock();
+    let mut out = terminal::out();
     if args.json {
         let answer = json!({ "key_id": id, "private_key": private_path, "public_key": public_path, "config": config });
-        writeln!(out, "{answer}")?;
+        writeln!(out, "{}", terminal::json(&answer))?;
         return Ok(());
     }
     writeln!(out, "key id     {id}")?;

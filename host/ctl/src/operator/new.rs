@@ -8,6 +8,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use serde_json::json;
 
+use crate::terminal;
 use sedge_core::manifest;
 
 /// The SDK's folder in a checkout of Sedge.
@@ -78,9 +79,9 @@ pub fn run(args: &NewArgs) -> anyhow::Result<()> {
         fs::write(&path, text).with_context(|| format!("failed to write {}", path.display()))?;
     }
 
-    let mut out = std::io::stdout().lock();
+    let mut out = terminal::out();
     if args.json {
-        writeln!(out, "{}", json!({ "name": args.name, "dir": dir, "sdk": sdk.found() }))?;
+        writeln!(out, "{}", terminal::json(&json!({ "name": args.name, "dir": dir, "sdk": sdk.found() })))?;
         return Ok(());
     }
     let shown = dir.display();
@@ -123,7 +124,10 @@ impl Sdk {
         let Self::Checkout(sdk) = self else { return Ok(format!("version = {:?}", env!("CARGO_PKG_VERSION"))) };
         let dir = dir.canonicalize().with_context(|| format!("failed to open {}", dir.display()))?;
         let path = match sdk.parent().and_then(|checkout| dir.strip_prefix(checkout).ok()) {
-            Some(below) => below.components().map(|_| "..").collect::<PathBuf>().join(SDK),
+            Some(below) => {
+                let up = below.components().map(|_| "..").collect::<PathBuf>();
+                up.join(sdk.file_name().unwrap_or_default())
+            }
             None => sdk.clone(),
         };
         let path = path.to_str().with_context(|| format!("{} is not in UTF-8", path.display()))?;
@@ -229,6 +233,18 @@ mod tests {
         let error = run(&args("cold", &elsewhere.path().join("cold"), Some(root.clone()))).unwrap_err().to_string();
         assert!(error.contains("is not the SDK"), "{error}");
         assert!(!elsewhere.path().join("cold").exists(), "a refused folder is removed");
+    }
+
+    #[test]
+    fn an_sdk_of_another_name_beside_the_new_folder_is_found_by_its_name() {
+        let (_folder, root) = checkout();
+        fs::rename(root.join(SDK), root.join("sdk-0.1")).unwrap();
+        for dir in ["warm", "functions/warm"] {
+            let dir = root.join(dir);
+            run(&args("warm", &dir, Some(root.join("sdk-0.1")))).unwrap();
+            let path = dependency(&dir)["path"].as_str().unwrap().to_owned();
+            assert!(path.starts_with("..") && is_sdk(&dir.join(&path)), "{path}");
+        }
     }
 
     #[test]

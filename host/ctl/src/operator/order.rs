@@ -13,6 +13,7 @@ use super::broker::BrokerArgs;
 use super::follow::{self, Follow, Goal, OrderOutcome};
 use super::session::Session;
 use super::signing::{KeyArgs, Signer, TargetArgs, WaitArgs};
+use crate::terminal::{self, say};
 use sedge_core::deploy::payload::{Order, OrderChange};
 use sedge_core::deploy::topics::{KEYS, Target};
 use sedge_core::manifest;
@@ -143,8 +144,8 @@ pub(crate) fn answer(
 ) -> Value {
     if !as_json {
         match outcome {
-            Some(outcome) => follow::lines(outcome, session).iter().for_each(|line| println!("{line}")),
-            None => println!("ordered     {} for {}, serial {}", session.function, session.target, order.serial),
+            Some(outcome) => follow::lines(outcome, session).iter().for_each(|line| say!("{line}")),
+            None => say!("ordered     {} for {}, serial {}", session.function, session.target, order.serial),
         }
     }
     json!({
@@ -177,8 +178,8 @@ pub(crate) fn with_json_answer(
     let result = command();
     if as_json {
         match &result {
-            Ok((_, answer)) => println!("{answer}"),
-            Err(error) => println!("{}", json!({ "ok": false, "error": format!("{error:#}") })),
+            Ok((_, answer)) => say!("{}", terminal::json(answer)),
+            Err(error) => say!("{}", terminal::json(&json!({ "ok": false, "error": format!("{error:#}") }))),
         }
     }
     result.map(|(ok, _)| if ok { ExitCode::SUCCESS } else { ExitCode::FAILURE })

@@ -17,6 +17,7 @@ use super::follow::{self, Follow, OrderOutcome};
 use super::order::{self, RETAINED_GRACE, target_json, with_json_answer};
 use super::session::Session;
 use super::signing::{KeyArgs, Signer, TargetArgs, WaitArgs};
+use crate::terminal::say;
 use bundle::Bundle;
 use chunks::RetainedChunks;
 use sedge_core::deploy::payload::{CHUNK_BYTES, DEFAULT_CHUNK_BYTES, Install, OrderChange};
@@ -111,11 +112,11 @@ fn dry_run(args: &PushArgs, mut bundle: Bundle, session: &Session) -> anyhow::Re
     let previews = plan::previews(&bundle, session);
     if !args.json {
         for part in &bundle.parts {
-            println!("{:<10} {} bytes in {} chunks", part.name(), part.module.size, part.module.chunks.len());
+            say!("{:<10} {} bytes in {} chunks", part.name(), part.module.size, part.module.chunks.len());
         }
-        previews.iter().flat_map(|preview| preview.lines(&bundle)).for_each(|line| println!("{line}"));
+        previews.iter().flat_map(|preview| preview.lines(&bundle)).for_each(|line| say!("{line}"));
         if previews.is_empty() {
-            println!("the broker knows no board of {}", session.target);
+            say!("the broker knows no board of {}", session.target);
         }
     }
     let (module, code) = bundle.json();

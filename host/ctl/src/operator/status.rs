@@ -16,7 +16,7 @@ use super::broker::BrokerArgs;
 use super::follow::{self, progress_text};
 use super::order::{RETAINED_GRACE, with_json_answer};
 use super::signing;
-use crate::printable;
+use crate::{printable, terminal};
 use sedge_core::deploy::report::Report;
 use sedge_core::deploy::topics::Topics;
 
@@ -52,7 +52,7 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
             })
             .collect();
         if !args.json {
-            print(&mut io::stdout().lock(), &shown)?;
+            print(&mut terminal::out(), &shown)?;
         }
         Ok((true, as_json(&shown)))
     })
