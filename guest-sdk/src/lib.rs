@@ -22,13 +22,14 @@
 //! memory survives; what must survive is [`state`]. `sedge build` turns the crate into a component; natively,
 //! `testing::Board` runs it in unit tests.
 //!
-//! The crate is a `cdylib`. With `#![no_std]` and this crate's feature `panic-handler` a panic is a bare trap, and what would
-//! word it, up to 20 KiB as soon as anything can panic, is left out.
+//! The crate is a `cdylib`. With `#![no_std]` and this crate's feature `panic-handler` a panic tells the host its place and its
+//! text if that is fixed. What would word other texts, up to 20 KiB as soon as anything can panic, is left out. A function with
+//! `std` has the feature `std` instead, for the same with all texts.
 
 #![no_std]
 
 extern crate alloc;
-#[cfg(not(target_family = "wasm"))]
+#[cfg(any(not(target_family = "wasm"), feature = "std"))]
 extern crate std;
 
 #[cfg(all(target_family = "wasm", feature = "bump-allocator"))]
@@ -59,6 +60,8 @@ pub mod hex;
 #[allow(unsafe_code, reason = "it keeps the one handle of the state's bucket")]
 mod host;
 mod json;
+#[cfg(all(target_family = "wasm", any(feature = "panic-handler", feature = "std")))]
+mod last_words;
 pub mod log;
 pub mod lpp;
 pub mod math;
@@ -152,13 +155,8 @@ pub mod __private {
 impl<F: Function> bindings::exports::sedge::function::handler::Guest for F {
     #[inline]
     fn handle(message: Message) -> Outcome {
+        #[cfg(all(target_family = "wasm", feature = "std"))]
+        last_words::hook();
         F::handle(message).map(output::without_infinity)
     }
-}
-
-/// Without the panic's text, the code that would make it is not linked.
-#[cfg(all(target_family = "wasm", feature = "panic-handler"))]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
-    core::arch::wasm32::unreachable()
 }

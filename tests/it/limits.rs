@@ -65,6 +65,36 @@ fn whatever_a_function_does_the_message_is_a_dead_letter_and_others_go_on() {
 }
 
 #[test]
+fn a_dead_letter_says_why_in_the_log_and_few_lines_tell_of_many() {
+    let site = Site::start_with(|setup| setup.function(&guest("misbehave")).set("functions", "quarantine_after = 100"));
+    let mut sensors = site.broker.client("sensors");
+    for payload in ["trap", "stack", "recurse", "reject for a reason"] {
+        sensors.publish(Publish::new("misbehave/a", payload)).unwrap();
+    }
+    let letters = || site.daemon.metric("sedge_dead_letters_total");
+    assert!(eventually(Duration::from_secs(30), || letters() == 4.0), "{} dead letters", letters());
+    let log = site.daemon.log();
+    for expected in [
+        // Place and text of the panic.
+        "panicked at misbehave/src/lib.rs:",
+        ": told to (wasm trap",
+        "stack overflow: the function has 16384 bytes of stack",
+        "reason=\"rejected\"",
+        "for a reason",
+    ] {
+        assert!(log.contains(expected), "{expected:?} is not in the log:\n{log}");
+    }
+    for n in 0..500 {
+        sensors.publish(Publish::new(&format!("misbehave/{n}"), &format!("reject {n}"))).unwrap();
+    }
+    assert!(eventually(Duration::from_secs(60), || letters() == 504.0), "{} dead letters", letters());
+    let lines = |text: &str| site.daemon.log().lines().filter(|line| line.contains(text)).count();
+    assert!(lines("dead letter") < 40, "{} lines", lines("dead letter"));
+    let told = eventually(Duration::from_secs(60), || lines("log lines were left out") > 0);
+    assert!(told, "nothing tells what was left out:\n{}", site.daemon.log());
+}
+
+#[test]
 fn an_endless_loop_ends_at_its_deadline_while_health_answers_and_other_functions_run() {
     let folder = tempfile::tempdir().unwrap();
     let slow = variant(&guest("misbehave"), folder.path(), "slow", "slow/#", |manifest| {

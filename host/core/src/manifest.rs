@@ -17,6 +17,11 @@ use crate::topic::TopicFilter;
 
 pub const FILE_NAME: &str = "function.toml";
 
+const MIN_STACK_BYTES: u32 = 4 << 10;
+const MAX_STACK_BYTES: u32 = 1 << 20;
+/// As the linker requires.
+const STACK_ALIGNMENT: u32 = 16;
+
 /// Serialises to JSON in the order of these fields: the bytes that are signed.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
 pub struct Manifest {
@@ -40,6 +45,22 @@ pub struct Manifest {
     pub trial: Trial,
     /// The function's own settings.
     pub config: BTreeMap<String, String>,
+    /// For `sedge build` only, and not sent to boards.
+    #[serde(skip)]
+    pub build: Build,
+}
+
+/// How `sedge build` links the function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Build {
+    /// Size of the guest's stack. All of it is set up anew for each message.
+    pub stack_bytes: u32,
+}
+
+impl Default for Build {
+    fn default() -> Self {
+        Self { stack_bytes: 16 << 10 }
+    }
 }
 
 /// Owner of the function's state. Messages of one owner run one at a time.
@@ -157,6 +178,7 @@ impl Manifest {
             limits: Limits::default(),
             trial: Trial::default(),
             config: BTreeMap::new(),
+            build: Build::default(),
         };
         let problems = Reader::run(table, |section| read(section, &mut manifest, ceilings)).problems;
         if problems.has_errors() { Err(problems) } else { Ok(manifest) }
@@ -198,6 +220,15 @@ fn read(section: &mut Section<'_, '_>, manifest: &mut Manifest, ceilings: Option
     });
     section.section("limits", |limits| read_limits(limits, &mut manifest.limits, ceilings));
     section.section("trial", |trial| read_trial(trial, &mut manifest.trial));
+    section.section("build", |build| {
+        build.value("stack_bytes", &mut manifest.build.stack_bytes);
+        let bytes = manifest.build.stack_bytes;
+        if !(MIN_STACK_BYTES..=MAX_STACK_BYTES).contains(&bytes) || !bytes.is_multiple_of(STACK_ALIGNMENT) {
+            let invalid = Invalid::new(format!("{bytes} is not a size of a stack"));
+            let hint = format!("use {MIN_STACK_BYTES} to {MAX_STACK_BYTES}, a multiple of {STACK_ALIGNMENT}");
+            build.error("stack_bytes", invalid.hint(hint));
+        }
+    });
     section.section("config", |config| {
         for (key, _) in config.entries() {
             let mut value = Setting(String::new());

@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
+use super::terminal;
 use sedge_core::deploy;
 use sedge_core::grants::Grants;
 use sedge_core::manifest::{self, Manifest};
@@ -17,8 +18,8 @@ use sedge_sandbox::{compile, componentize};
 
 const TARGET: &str = "wasm32-unknown-unknown";
 
-/// With the linker's default of 1 MiB every function would start with 17 pages of memory, which every run must clear.
-const STACK: &str = "-Clink-arg=-zstack-size=16384";
+/// The host finds an overflow of the stack by it.
+const STACK_POINTER: &str = "-Clink-arg=--export=__stack_pointer";
 
 #[derive(Clone, Debug, clap::Args)]
 pub struct BuildArgs {
@@ -43,10 +44,9 @@ pub(crate) struct Built {
 
 pub fn run(args: &BuildArgs) -> anyhow::Result<()> {
     let built = build(&args.dir)?;
-    let mut out = std::io::stdout().lock();
+    let mut out = terminal::out();
     if args.json {
-        serde_json::to_writer(&mut out, &built)?;
-        writeln!(out)?;
+        writeln!(out, "{}", terminal::json(&built))?;
         return Ok(());
     }
     writeln!(out, "function   {}", built.name)?;
@@ -65,17 +65,24 @@ pub(crate) fn build(dir: &Path) -> anyhow::Result<Built> {
         bail!("no function.toml in {}: name a folder with function.toml and Cargo.toml", dir.display());
     }
     let manifest = Manifest::load(dir, &sedge_sandbox::machine::MACHINE)?;
-    if !dir.join("Cargo.toml").is_file() {
-        bail!(
-            "no Cargo.toml in {}: `sedge build` compiles Rust crates; for other languages, put the component into the folder under the name in function.toml",
-            dir.display()
-        );
-    }
-    let toolchain = Toolchain::from_environment();
-    toolchain.check_target(dir)?;
-    let module_path = compile(dir, &toolchain)?;
+    let module_path = if dir.join("Cargo.toml").is_file() {
+        let toolchain = Toolchain::from_environment();
+        toolchain.check_target(dir)?;
+        compile(dir, manifest.build, &toolchain)?
+    } else {
+        let module = deploy::component_path(dir, &manifest);
+        if !module.is_file() {
+            bail!(
+                "{} has neither Cargo.toml nor {}: `sedge build` compiles a crate in Rust, or makes a component of a module that \
+                 another compiler wrote under that name",
+                dir.display(),
+                module.display()
+            );
+        }
+        module
+    };
     let module = fs::read(&module_path).with_context(|| format!("failed to read {}", module_path.display()))?;
-    let wasm = componentize::from_module(&module).with_context(|| module_path.display().to_string())?;
+    let wasm = component_of(&module).with_context(|| module_path.display().to_string())?;
     let info = componentize::inspect(&wasm)?;
 
     for import in &info.imports {
@@ -93,6 +100,17 @@ pub(crate) fn build(dir: &Path) -> anyhow::Result<Built> {
         memory_bytes: info.memory_bytes,
         core_instances: if compile::is_one_module(&wasm) { 1 } else { info.core_instances },
     })
+}
+
+/// A component is as it should be already, if it fits the world.
+fn component_of(wasm: &[u8]) -> Result<Vec<u8>, componentize::ComponentError> {
+    match componentize::from_module(wasm) {
+        Err(componentize::ComponentError::AlreadyComponent) => {
+            componentize::check_world(wasm)?;
+            Ok(wasm.to_vec())
+        }
+        result => result,
+    }
 }
 
 /// The cargo that compiles functions. `cross/wasm-target.sh` explains the variables.
@@ -139,8 +157,10 @@ impl Toolchain {
 }
 
 /// Runs cargo, and returns the path of the module.
-fn compile(dir: &Path, toolchain: &Toolchain) -> anyhow::Result<PathBuf> {
-    let mut flags = vec![STACK];
+fn compile(dir: &Path, build: manifest::Build, toolchain: &Toolchain) -> anyhow::Result<PathBuf> {
+    // With the linker's default of 1 MiB every function would start with 17 pages of memory, which every run must clear.
+    let stack = format!("-Clink-arg=-zstack-size={}", build.stack_bytes);
+    let mut flags = vec![&*stack, STACK_POINTER];
     let mut cargo = Command::new(&toolchain.cargo);
     cargo.args(["build", "--release", "--message-format=json-render-diagnostics", "--target", TARGET]);
     if toolchain.builds_std {

@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
 
+use super::terminal::{self, say};
 use sedge_core::deploy::{self, COMPILE_CPU_SECS, COMPILE_MEMORY_BYTES};
 use sedge_core::grants::Grants;
 use sedge_core::isa::{Class, Isa};
@@ -19,7 +20,7 @@ use sedge_core::manifest::Manifest;
 use sedge_sandbox::compile;
 use sedge_sandbox::compiler::Compiler;
 use sedge_sandbox::sandboxing::{self, Descriptors, ProcessLimits};
-use sedge_sandbox::shape::MAX_WASM_BYTES;
+use sedge_sandbox::shape::{self, MAX_WASM_BYTES};
 
 #[derive(Debug, Args)]
 pub struct CompileArgs {
@@ -57,8 +58,13 @@ fn from_input(class: Class, target: Option<Isa>) -> anyhow::Result<()> {
         ProcessLimits { memory_bytes: COMPILE_MEMORY_BYTES, cpu_secs: Some(COMPILE_CPU_SECS) },
         Descriptors::default(),
     )?;
-    let mut wasm = Vec::new();
-    std::io::stdin().take(MAX_WASM_BYTES as u64 + 1).read_to_end(&mut wasm).context("failed to read the module")?;
+    let (mut wasm, mut stdin) = (Vec::new(), std::io::stdin());
+    (&mut stdin).take(MAX_WASM_BYTES as u64 + 1).read_to_end(&mut wasm).context("failed to read the module")?;
+    if wasm.len() > MAX_WASM_BYTES {
+        // Not kept, but counted, for the message.
+        let rest = std::io::copy(&mut stdin, &mut std::io::sink()).context("failed to read the module")?;
+        shape::check_bytes(wasm.len() as u64 + rest)?;
+    }
     let code = match target {
         None => compile::component(&wasm, class)?,
         Some(target) => compile::component_for(&wasm, class, target)?,
@@ -86,7 +92,7 @@ fn folder(args: &CompileArgs, dir: &Path) -> anyhow::Result<()> {
         let bytes = code.to_bytes();
         super::write_atomically(&path, &bytes)?;
         if !args.json {
-            println!("{:<10} {} ({} bytes)", target.as_str(), path.display(), bytes.len());
+            say!("{:<10} {} ({} bytes)", target.as_str(), path.display(), bytes.len());
         }
         written.push(json!({
             "target": target.as_str(),
@@ -97,7 +103,7 @@ fn folder(args: &CompileArgs, dir: &Path) -> anyhow::Result<()> {
     }
     if args.json {
         let wasm = deploy::digest(&wasm).to_string();
-        println!("{}", json!({ "function": &*manifest.name, "wasm": wasm, "code": written }));
+        say!("{}", terminal::json(&json!({ "function": &*manifest.name, "wasm": wasm, "code": written })));
     }
     Ok(())
 }

@@ -22,7 +22,8 @@ pub enum ComponentError {
     #[error("this is a component already, not a core module")]
     AlreadyComponent,
     #[error(
-        "the module does not export `{handle}`, so it is not a Sedge function: end it with `sedge_function::export!(..)`",
+        "the module does not export `{handle}`, so it is not a Sedge function: end it with `sedge_function::export!(..)`, or in \
+         another language with that function of the world `sedge:function/function`",
         handle = Contract::V0_2.handle()
     )]
     NoHandler,
@@ -37,6 +38,13 @@ pub enum ComponentError {
         "the module imports `{module}` `{name}`, which no Sedge function may use: find the dependency that needs it"
     )]
     ForeignImport { module: String, name: String },
+    #[error(
+        "the component imports {}, which boards do not have: a function may import wasi:keyvalue, wasi:config, wasi:logging, \
+         wasi:clocks (wall-clock, monotonic-clock) and wasi:random{}",
+        shown(.imports),
+        hint(.imports)
+    )]
+    ForeignInterface { imports: Vec<String> },
     /// `wit-component` reports errors as `anyhow::Error`, here and below.
     #[error("the component does not fit the world `sedge:function/function`")]
     WrongWorld(#[source] anyhow::Error),
@@ -111,6 +119,30 @@ fn check_module(module: &[u8]) -> Result<(), ComponentError> {
     }
 }
 
+/// At most three of the imports.
+fn shown(imports: &[String]) -> String {
+    let mut text = imports.iter().take(3).map(|import| format!("`{import}`")).collect::<Vec<_>>().join(", ");
+    if imports.len() > 3 {
+        text.push_str(&format!(" and {} more interfaces", imports.len() - 3));
+    }
+    text
+}
+
+fn hint(imports: &[String]) -> &'static str {
+    let is_wasi = |import: &String| {
+        ["wasi:cli/", "wasi:io/", "wasi:filesystem/", "wasi:sockets/", "wasi:http/"]
+            .iter()
+            .any(|it| import.starts_with(it))
+    };
+    match imports.iter().any(is_wasi) {
+        true => {
+            "; it was built for WASI (Rust's wasm32-wasip2, a C library with files or output, a runtime of JavaScript or \
+             Python): build it for a target without WASI"
+        }
+        false => "",
+    }
+}
+
 /// Checks that a component imports no more and exports no less than the world of the contract that it names by its export.
 pub fn check_world(component: &[u8]) -> Result<(), ComponentError> {
     let info = inspect(component)?;
@@ -121,6 +153,15 @@ pub fn check_world(component: &[u8]) -> Result<(), ComponentError> {
     let (_, mut metadata) = wit_component::metadata::decode(&carrier).map_err(ComponentError::Encode)?;
     // These interfaces are stable: 0.2.7 has all of 0.2.0. The check compares whole names, so the world takes the component's
     // version.
+    let is_known = |import: &String| {
+        let interface = |name: &str| name.split_once('@').map_or(name, |(interface, _)| interface).to_owned();
+        let world = &metadata.resolve.worlds[metadata.world];
+        world.imports.iter().any(|(key, _)| interface(&metadata.resolve.name_world_key(key)) == interface(import))
+    };
+    let foreign: Vec<String> = info.imports.iter().filter(|import| !is_known(import)).cloned().collect();
+    if !foreign.is_empty() {
+        return Err(ComponentError::ForeignInterface { imports: foreign });
+    }
     for import in info.imports {
         let Some((name, version)) = import.split_once('@') else { continue };
         let Some((package, _)) = name.strip_prefix("wasi:").and_then(|name| name.split_once('/')) else { continue };

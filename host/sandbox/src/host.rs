@@ -16,6 +16,7 @@ use super::handles::HandleTable;
 use super::state::{ScopeState, StateView};
 use sedge_core::limits::{Limits, MAX_LOG_LINE_BYTES, MAX_LOG_LINES};
 use sedge_core::message::LogLine;
+use sedge_core::text::is_unprintable;
 
 /// Number of compare-and-swap handles that one run may hold.
 const MAX_CAS_HANDLES: usize = 64;
@@ -35,6 +36,8 @@ pub struct HostState {
     pub settings: Arc<[(String, String)]>,
     pub log: Vec<LogLine>,
     pub log_lines_dropped: u32,
+    /// Last line that the guest logged at `critical`.
+    pub(crate) last_words: Option<String>,
     cas: Vec<Option<Cas>>,
     /// How to reach a function that is one core module. Empty while it may not call the host.
     pub guest: Option<GuestExports>,
@@ -73,6 +76,7 @@ impl HostState {
             settings,
             log: Vec::new(),
             log_lines_dropped: 0,
+            last_words: None,
             cas: Vec::new(),
             guest: None,
             handles: HandleTable::default(),
@@ -174,7 +178,9 @@ impl HostState {
     }
 
     pub fn log(&mut self, level: Level, context: &str, message: &str) {
-        if self.log.len() >= MAX_LOG_LINES {
+        // Last words: those of a panic reach the dead letter, also behind a full log.
+        let is_last_word = matches!(level, Level::Critical);
+        if self.log.len() >= MAX_LOG_LINES && !is_last_word {
             self.log_lines_dropped += 1;
             return;
         }
@@ -195,8 +201,15 @@ impl HostState {
             text.push('…');
         }
         // A guest must not control a terminal or forge lines of the journal.
-        if text.contains(char::is_control) {
-            text = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        if text.contains(is_unprintable) {
+            text = text.chars().map(|c| if is_unprintable(c) { ' ' } else { c }).collect();
+        }
+        if is_last_word {
+            self.last_words = Some(text.clone());
+            if self.log.len() >= MAX_LOG_LINES {
+                self.log_lines_dropped += 1;
+                return;
+            }
         }
         self.log.push(LogLine { level, text });
     }

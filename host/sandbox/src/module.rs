@@ -4,9 +4,11 @@
 //! A message costs one instance, without a component's type tables, adapter instances and resource tables.
 //! `docs/decisions/0009-one-instance.md` has the figures.
 
+use std::sync::OnceLock;
+
 use bytes::Bytes;
 use wasmtime::{
-    AsContextMut, Instance, InstancePre, Module, ModuleExport, Result, Store, TypedFunc, WasmParams, bail, format_err,
+    AsContextMut, Instance, InstancePre, Module, ModuleExport, Result, Store, Trap, TypedFunc, WasmParams, bail, format_err,
 };
 
 use super::SandboxError;
@@ -14,7 +16,7 @@ use super::abi::{CallContext, GuestExports, PtrLen, Reader, u32_at, u64_at};
 use super::contract::Contract;
 use super::host::HostState;
 use super::imports::Imports;
-use super::run::shorten;
+use super::run::{OverStack, shorten};
 use sedge_core::grants::Grants;
 use sedge_core::limits::OUTPUT_BYTES;
 use sedge_core::message::{
@@ -24,6 +26,8 @@ use sedge_core::message::{
 // Exports of a main module, by the canonical ABI's names.
 pub(crate) const MEMORY: &str = "memory";
 pub(crate) const REALLOC: &str = "cabi_realloc";
+/// Exported by what `sedge build` links.
+const STACK_POINTER: &str = "__stack_pointer";
 
 /// Size of an alert's label in the host, beside its texts. Counts towards [`transfer_bytes`](sedge_core::limits::Limits::transfer_bytes).
 const LABEL_BYTES: usize = 48;
@@ -39,6 +43,14 @@ pub struct ModuleFunction {
     realloc: ModuleExport,
     handle: ModuleExport,
     contract: Contract,
+    stack: Option<Stack>,
+}
+
+/// The pointer to a guest's stack, which grows down to the address 0.
+struct Stack {
+    pointer: ModuleExport,
+    /// Where it begins. Read from the first instance.
+    bytes: OnceLock<u32>,
 }
 
 impl ModuleFunction {
@@ -58,6 +70,7 @@ impl ModuleFunction {
             realloc: export(REALLOC)?,
             handle: export(contract.handle())?,
             contract,
+            stack: module.get_export_index(STACK_POINTER).map(|pointer| Stack { pointer, bytes: OnceLock::new() }),
             pre: imports.connect(module).map_err(SandboxError::World)?,
         })
     }
@@ -66,22 +79,42 @@ impl ModuleFunction {
     pub fn call(&self, store: &mut Store<HostState>, message: &Message) -> Result<Verdict> {
         let instance = self.pre.instantiate(&mut *store)?;
         let guest = self.guest(store, &instance)?;
+        if let Some(Stack { pointer, bytes }) = &self.stack
+            && bytes.get().is_none()
+        {
+            let _ = bytes.set(stack_pointer(store, &instance, pointer).unwrap_or_default());
+        }
         let handle = func(store, &instance, &self.handle)?;
-        let at = match self.contract {
+        let entered = match self.contract {
             Contract::V0_1 => {
                 let handle = handle.typed::<Params, u32>(&*store)?;
-                enter(store, guest, &handle, |call| lower_params(call, message))?
+                enter(store, guest, &handle, |call| lower_params(call, message))
             }
             Contract::V0_2 => {
                 let handle = handle.typed::<u32, u32>(&*store)?;
-                enter(store, guest, &handle, |call| lower_record(call, message))?
+                enter(store, guest, &handle, |call| lower_record(call, message))
             }
+        };
+        let at = match entered {
+            Ok(at) => at,
+            Err(error) => return Err(self.explain(store, &instance, error)),
         };
         let Some(guest) = store.data_mut().guest.take() else {
             bail!("the guest returned from within a call to the host")
         };
         let mut call = CallContext::new(store.as_context_mut(), guest);
         lift(&mut call.reader().0, at, self.contract)
+    }
+
+    /// A fault in memory is named after its usual cause: safe code has hardly another.
+    fn explain(&self, store: &mut Store<HostState>, instance: &Instance, error: wasmtime::Error) -> wasmtime::Error {
+        let Some(Stack { pointer, bytes }) = &self.stack else { return error };
+        let stack_bytes = bytes.get().copied().unwrap_or_default();
+        if error.downcast_ref() != Some(&Trap::MemoryOutOfBounds) || stack_bytes == 0 {
+            return error;
+        }
+        let is_certain = stack_pointer(store, instance, pointer).is_some_and(|at| at > stack_bytes);
+        error.context(OverStack { stack_bytes, is_certain })
     }
 
     fn guest(&self, store: &mut Store<HostState>, instance: &Instance) -> Result<GuestExports> {
@@ -106,6 +139,11 @@ fn enter<P: WasmParams>(
     let guest = call.into_guest();
     store.data_mut().guest = Some(guest);
     handle.call(store, params)
+}
+
+fn stack_pointer(store: &mut Store<HostState>, instance: &Instance, pointer: &ModuleExport) -> Option<u32> {
+    let global = instance.get_module_export(&mut *store, pointer)?.into_global()?;
+    global.get(&mut *store).i32().map(i32::cast_unsigned)
 }
 
 fn func(store: &mut Store<HostState>, instance: &Instance, export: &ModuleExport) -> Result<wasmtime::Func> {

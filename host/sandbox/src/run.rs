@@ -1,12 +1,13 @@
 //! The result of one invocation, and the classification of what went wrong.
 
-use wasmtime::{Trap, WasmBacktrace};
+use wasmtime::{FrameInfo, Trap, WasmBacktrace};
 
 use super::ScopeState;
 use super::abi::TransferLimitExceeded;
 use super::host::{Exceeded, HostState};
 use sedge_core::limits::Limits;
 use sedge_core::message::{Failure, FailureCode, LogLine, Outcome, Output, Usage, Verdict};
+use sedge_core::text::printable;
 
 /// Part of the error that Wasmtime reports for [`TransferLimitExceeded`] in a component. Its type is private to Wasmtime.
 const WASMTIME_TRANSFER_ERROR: &str = "fuel allocated for hostcalls";
@@ -37,7 +38,15 @@ impl Run {
                 }
             }
             Ok(verdict) => verdict,
-            Err(error) => Verdict::Failed(failure(&error, &host.limits, &usage)),
+            Err(error) => {
+                let mut failure = failure(&error, &host.limits, &usage);
+                if let Some(words) = &host.last_words
+                    && failure.code == FailureCode::Trap
+                {
+                    failure.detail = shorten(format!("{words} ({})", failure.detail));
+                }
+                Verdict::Failed(failure)
+            }
         };
         let HostState { view, log, log_lines_dropped, .. } = host;
         let (state, writes) = view.finish(matches!(verdict, Verdict::Done(_)));
@@ -65,7 +74,7 @@ fn failure(error: &wasmtime::Error, limits: &Limits, usage: &Usage) -> Failure {
             let detail = format!("ran {} ms, the limit is {} ms", usage.elapsed_us / 1000, limits.timeout_ms);
             (FailureCode::Deadline, detail)
         }
-        (None, Some(trap)) => (FailureCode::Trap, trap.to_string()),
+        (None, Some(trap)) => (FailureCode::Trap, describe(*trap, error)),
         (None, None) => {
             let cause = error.root_cause().to_string();
             let detail = if error.is::<TransferLimitExceeded>() || cause.contains(WASMTIME_TRANSFER_ERROR) {
@@ -79,6 +88,30 @@ fn failure(error: &wasmtime::Error, limits: &Limits, usage: &Usage) -> Failure {
         }
     };
     Failure { code, detail }
+}
+
+/// Names the trap, the function in which it occurred if the component has names, and a stack that was too small.
+fn describe(trap: Trap, error: &wasmtime::Error) -> String {
+    let frames = error.downcast_ref::<WasmBacktrace>().map(WasmBacktrace::frames).unwrap_or_default();
+    let place = frames.iter().find_map(FrameInfo::func_name).map(|name| format!(" in `{}`", printable(name)));
+    let text = format!("{trap}{}", place.unwrap_or_default());
+    shorten(match error.downcast_ref::<OverStack>() {
+        Some(over) => format!("{over} ({text})"),
+        None => text,
+    })
+}
+
+/// A memory fault of a function whose stack is at the bottom of its memory, as `sedge build` links it.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "stack overflow{}: the function has {stack_bytes} bytes of stack (raise build.stack_bytes in function.toml and build \
+     it again)",
+    if *.is_certain { "" } else { ", most likely" }
+)]
+pub(super) struct OverStack {
+    pub(super) stack_bytes: u32,
+    /// Whether the stack pointer is outside of the stack. It may not be when the last function calls no other.
+    pub(super) is_certain: bool,
 }
 
 /// Cuts a text from the guest to a length that is fit for reports.

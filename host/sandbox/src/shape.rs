@@ -20,8 +20,21 @@ const WASM_PAGE: u64 = 64 << 10;
 pub enum ShapeError {
     #[error("not WebAssembly: it starts with {start:02x?}; give the file that `sedge build` wrote")]
     NotWasm { start: Vec<u8> },
-    #[error("this is a core module, not a component: run `sedge build` on the function's folder")]
+    #[error(
+        "this is a core module, not a component: for a crate in Rust run `sedge build` on its folder; for other languages \
+         remove its Cargo.toml if it has one and run `sedge build` all the same, which makes a component of the module"
+    )]
     CoreModule,
+    #[error(
+        "this is a program for WASI preview 1 (it imports `{import}`), which boards do not run: a function is a component that \
+         exports `sedge:function/handler`; build it for a target without WASI, such as wasm32-unknown-unknown"
+    )]
+    Wasi1 { import: String },
+    #[error(
+        "the component has {found} memories, the limit is {MAX_MEMORIES}: it is several programs joined, as a language runtime \
+         and its adapter for WASI are; build it without WASI"
+    )]
+    Memories { found: u64 },
     #[error("the component is malformed: {0}")]
     Malformed(#[from] wasmparser::BinaryReaderError),
     #[error("the component has {found} {what}, the limit is {limit}")]
@@ -30,13 +43,18 @@ pub enum ShapeError {
 
 /// Checks size, kind and counts, then validates the component. `memory_bytes`: the most memory of any function in its class.
 pub(crate) fn check(wasm: &[u8], memory_bytes: usize) -> Result<(), ShapeError> {
-    at_most("bytes", wasm.len() as u64, MAX_WASM_BYTES as u64)?;
+    check_bytes(wasm.len() as u64)?;
     if wasm.get(..4) != Some(b"\0asm") {
         return Err(ShapeError::NotWasm { start: wasm[..wasm.len().min(4)].to_vec() });
     }
     count(wasm, memory_bytes)?;
     Validator::new_with_features(features()).validate_all(wasm)?;
     Ok(())
+}
+
+/// Checks the size of a component.
+pub fn check_bytes(bytes: u64) -> Result<(), ShapeError> {
+    at_most("bytes", bytes, MAX_WASM_BYTES as u64)
 }
 
 fn count(wasm: &[u8], memory_bytes: usize) -> Result<(), ShapeError> {
@@ -46,7 +64,7 @@ fn count(wasm: &[u8], memory_bytes: usize) -> Result<(), ShapeError> {
         match payload? {
             Payload::Version { encoding: Encoding::Module, range, .. } => {
                 if range.start == 0 {
-                    return Err(ShapeError::CoreModule);
+                    return Err(wasi_import(wasm).map_or(ShapeError::CoreModule, |import| ShapeError::Wasi1 { import }));
                 }
                 modules += 1;
                 at_most("core modules", modules, MAX_MODULES.into())?;
@@ -64,7 +82,6 @@ fn count(wasm: &[u8], memory_bytes: usize) -> Result<(), ShapeError> {
             }
             Payload::MemorySection(section) => {
                 memories += u64::from(section.count());
-                at_most("memories", memories, MAX_MEMORIES.into())?;
                 for memory in section {
                     let bytes = memory?.initial.saturating_mul(WASM_PAGE);
                     at_most("bytes of memory to start with", bytes, memory_bytes as u64)?;
@@ -93,7 +110,22 @@ fn count(wasm: &[u8], memory_bytes: usize) -> Result<(), ShapeError> {
             _ => {}
         }
     }
+    if memories > u64::from(MAX_MEMORIES) {
+        return Err(ShapeError::Memories { found: memories });
+    }
     Ok(())
+}
+
+/// The first function of WASI preview 1 that a core module imports.
+fn wasi_import(module: &[u8]) -> Option<String> {
+    Parser::new(0).parse_all(module).map_while(Result::ok).find_map(|payload| match payload {
+        Payload::ImportSection(section) => section
+            .into_imports()
+            .map_while(Result::ok)
+            .find(|import| import.module == "wasi_snapshot_preview1" || import.module == "wasi_unstable")
+            .map(|import| format!("{}.{}", import.module, import.name)),
+        _ => None,
+    })
 }
 
 fn at_most(what: &'static str, found: u64, limit: u64) -> Result<(), ShapeError> {

@@ -454,3 +454,84 @@ mod address_space {
         }
     }
 }
+
+/// Logs the text at 64 at `critical` and traps.
+fn last_words(text: &str, before: &str) -> Vec<u8> {
+    let items = format!("{LOG} (data (i32.const 64) \"{text}\")");
+    let words = format!(
+        "{before} (call $log (i32.const 5) (i32.const 0) (i32.const 0) (i32.const 64) (i32.const {})) (unreachable)",
+        text.len()
+    );
+    component(&items, &words)
+}
+
+#[test]
+fn a_panic_says_place_and_text_in_the_failure_and_the_log() {
+    let text = "panicked at src/lib.rs:25:13: told to";
+    let run = run(&last_words(text, ""), LIMITS);
+    let failure = run.failure();
+    assert!(failure.code == FailureCode::Trap && failure.detail.starts_with(text), "{failure:?}");
+    assert!(failure.detail.contains("unreachable"), "{failure:?}");
+    assert!(run.log[0].level == tracing::Level::ERROR && run.log[0].text == text, "{:?}", run.log);
+}
+
+#[test]
+fn the_last_words_behind_a_full_log_are_bounded_and_of_this_run() {
+    let chatter = "(local.set $n (i32.const 100))
+        (loop $l
+            (call $log (i32.const 2) (i32.const 0) (i32.const 0) (i32.const 64) (i32.const 1))
+            (br_if $l (local.tee $n (i32.sub (local.get $n) (i32.const 1)))))";
+    let mut bench = Bench::default();
+    let long = bench.load(&last_words(&"x".repeat(5000), chatter), LIMITS);
+    let silent = bench.load(&component("", "(unreachable)"), LIMITS);
+    let run = long.invoke(&message("t", b""), ScopeState::default());
+    assert!(run.failure().detail.starts_with("xxx") && run.failure().detail.len() < 600, "{:?}", run.failure());
+    assert_eq!((run.log.len(), run.log_lines_dropped), (32, 69));
+    let run = silent.invoke(&message("t", b""), ScopeState::default());
+    assert_eq!(run.failure().detail, "wasm trap: wasm `unreachable` instruction executed");
+}
+
+#[test]
+fn a_critical_line_of_a_run_that_works_is_a_line_and_no_more() {
+    let items = format!("{LOG} (data (i32.const 64) \"hot\")");
+    let code = format!("(call $log (i32.const 5) (i32.const 0) (i32.const 0) (i32.const 64) (i32.const 3)) {NOTHING}");
+    let run = run(&component(&items, &code), LIMITS);
+    assert!(run.outputs() == 0 && run.log[0].text == "hot");
+}
+
+#[test]
+fn an_overflow_of_the_guests_stack_is_called_that_with_its_size() {
+    let stack = r#"(global $sp (export "__stack_pointer") (mut i32) (i32.const 16384))"#;
+    let frame = "(global.set $sp (i32.sub (global.get $sp) (i32.const 20000)))
+        (i32.store (global.get $sp) (i32.const 1)) (unreachable)";
+    // The last function of a chain does not move the pointer.
+    let leaf = "(i32.store (i32.sub (global.get $sp) (i32.const 20000)) (i32.const 1)) (unreachable)";
+    for (code, words) in [(frame, "stack overflow: "), (leaf, "stack overflow, most likely: ")] {
+        let mut bench = Bench::default();
+        let function = bench.load(&component(stack, code), LIMITS);
+        for _ in 0..2 {
+            let run = function.invoke(&message("t", b""), ScopeState::default());
+            let failure = run.failure();
+            let expected = format!("{words}the function has 16384 bytes of stack (raise build.stack_bytes");
+            assert!(failure.code == FailureCode::Trap && failure.detail.starts_with(&expected), "{failure:?}");
+        }
+    }
+    // Without a stack pointer, and for other traps, nothing is guessed.
+    check_fails(
+        &component("", "(i32.load (i32.const -4)) (drop) (unreachable)"),
+        LIMITS,
+        FailureCode::Trap,
+        "out of bounds",
+    );
+    check_fails(&component(stack, "(unreachable)"), LIMITS, FailureCode::Trap, "wasm trap: wasm `unreachable`");
+}
+
+#[test]
+fn a_trap_names_the_function_if_the_component_has_names() {
+    let mut module =
+        wat::parse_str(module("(func $measure (unreachable))", &format!("(call $measure) {NOTHING}"))).unwrap();
+    super::componentize::push_world(&mut module);
+    let named = wit_component::ComponentEncoder::default().validate(true).module(&module).unwrap().encode().unwrap();
+    let run = run(&named, LIMITS);
+    assert!(run.failure().detail.ends_with("in `measure`"), "{:?}", run.failure());
+}

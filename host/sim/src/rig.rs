@@ -12,7 +12,7 @@ use sedge_core::board::{
     AckToken, Board, BoardConfig, BrokerEvent, Delivery, Effect, Input, PauseConfig, RecorderConfig, TrialEvent,
     Version, WorkerConfig,
 };
-use sedge_core::manifest::{Allow, Limits, Manifest, StateScope, Trial};
+use sedge_core::manifest::{Allow, Build, Limits, Manifest, StateScope, Trial};
 use sedge_core::message::{Digest, Failure};
 use sedge_core::metrics::Metrics;
 use sedge_core::store::{self, Parked};
@@ -51,6 +51,7 @@ pub fn manifest(name: &str, subscribe: &str, state: StateScope) -> Manifest {
         limits: Limits::default(),
         trial: Trial::default(),
         config: BTreeMap::new(),
+        build: Build::default(),
     }
 }
 

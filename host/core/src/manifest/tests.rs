@@ -264,3 +264,14 @@ fn loads_from_a_folder() {
     fs::write(dir.path().join(FILE_NAME), WHOLE).unwrap();
     assert_eq!(Manifest::load(dir.path(), &crate::config::machine::testing::MACHINE).unwrap(), parse(WHOLE).unwrap());
 }
+
+#[test]
+fn the_size_of_the_stack_is_for_the_build_and_not_sent() {
+    let manifest = parse(&format!("{SMALL}[build]\nstack_bytes = 65_536\n")).unwrap();
+    assert_eq!(manifest.build.stack_bytes, 65_536);
+    assert_eq!(manifest.to_json(), parse(SMALL).unwrap().to_json());
+    for bad in ["0", "100", "16_385", "2_000_000"] {
+        let problems = parse(&format!("{SMALL}[build]\nstack_bytes = {bad}\n")).unwrap_err();
+        assert!(problems.iter().any(|it| it.to_string().contains("build.stack_bytes")), "{bad}");
+    }
+}

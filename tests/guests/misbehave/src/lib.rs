@@ -29,6 +29,10 @@ impl Function for Misbehave {
                     hoard.push(black_box(vec![1; 65_536]));
                 }
             }
+            "stack" => {
+                let frame = black_box([1_u8; 20_000]);
+                Ok(vec![Output::forward("stack", text!(u64::from(frame[black_box(1)])))])
+            }
             "recurse" => Ok(vec![Output::forward("depth", text!(depth(1)))]),
             "output" => Ok((0..1000).map(|_| Output::forward("much", vec![b'x'; 1000])).collect()),
             "outputs" => Ok((0..1000).map(|_| Output::forward("many", "")).collect()),
