@@ -64,6 +64,7 @@ fn the_doctor_finds_nothing_wrong_with_a_good_broker() {
     let findings = Findings::of(&daemon, &broker);
     assert_eq!(findings.that("mosquitto", "hurts"), [""; 0]);
     findings.has("mosquitto", "good", "power cuts");
+    findings.has("rehearsal", "good", "262144 bytes went there and back");
 }
 
 #[test]

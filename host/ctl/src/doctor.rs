@@ -6,6 +6,7 @@ mod board;
 mod broker;
 mod finding;
 mod mosquitto;
+mod rehearsal;
 
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -14,7 +15,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{ConfigArgs, EXIT_CONFIG, printable};
+use super::{ConfigArgs, EXIT_CONFIG, printable, terminal};
 use finding::{Finding, Verdict};
 use sedge_core::config::{Config, Problems};
 
@@ -22,9 +23,10 @@ use sedge_core::config::{Config, Problems};
 pub struct DoctorArgs {
     #[command(flatten)]
     config: ConfigArgs,
-    /// Configuration file of Mosquitto on this board
-    #[arg(long, value_name = "FILE", default_value = "/etc/mosquitto/mosquitto.conf")]
-    mosquitto_conf: PathBuf,
+    /// Configuration file of Mosquitto on this board [default: that of the running broker, else
+    /// /etc/mosquitto/mosquitto.conf]
+    #[arg(long, value_name = "FILE")]
+    mosquitto_conf: Option<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -41,9 +43,9 @@ pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
         findings.extend(inspect_brokers(&config, args)?);
     }
     let warnings = findings.iter().filter(|finding| finding.verdict == Verdict::Warning).count();
-    let mut out = io::stdout().lock();
+    let mut out = terminal::out();
     if args.json {
-        writeln!(out, "{:#}", as_json(&findings, warnings))?;
+        writeln!(out, "{}", terminal::pretty_json(&as_json(&findings, warnings)))?;
     } else {
         print(&mut out, &findings, warnings)?;
     }
@@ -63,12 +65,16 @@ fn inspect_brokers(config: &Config, args: &DoctorArgs) -> anyhow::Result<Vec<Fin
     let observed = broker::inspect(&config.mqtt)?;
     let version = observed.as_ref().ok().and_then(|broker| broker.version.clone());
     let open = !url.is_local() || broker::is_open(url.port());
+    let answers = observed.is_ok();
     findings.extend(broker::evaluate(&config.mqtt, observed, open));
+    if answers {
+        findings.push(rehearsal::inspect(config)?);
+    }
     let is_mosquitto = version.is_none_or(|version| version.starts_with("mosquitto"));
     if is_mosquitto {
         findings.extend(mosquitto::inspect(
-            &args.mosquitto_conf,
-            url.is_local(),
+            args.mosquitto_conf.as_deref(),
+            url.is_local().then(|| url.port()),
             config.mqtt.session_expiry_secs.get().into(),
         ));
     }
