@@ -15,6 +15,11 @@ glibc=2.31
 # A panic ends the process, so unwind tables are never read. trim.py removes those that rustc writes anyway.
 flags='-C force-unwind-tables=no'
 export TARGET_CFLAGS="${TARGET_CFLAGS:-} -fno-asynchronous-unwind-tables -fno-unwind-tables"
+# The same source gives the same bytes, wherever it is compiled.
+for place in "$PWD=/sedge" "${CARGO_HOME:-$HOME/.cargo}=/cargo"; do
+    flags+=" --remap-path-prefix=$place"
+    TARGET_CFLAGS+=" -ffile-prefix-map=$place"
+done
 case $target in
     aarch64-unknown-linux-gnu | armv7-unknown-linux-gnueabihf | x86_64-unknown-linux-gnu) for_zig=$target.$glibc ;;
     aarch64-unknown-linux-musl) for_zig=$target ;;

@@ -15,6 +15,8 @@ tools=${XDG_CACHE_HOME:-$HOME/.cache}/sedge/tools
 # The oldest glibc of those that the package depends on (host/sedge/Cargo.toml).
 glibc=2.31
 
+# The time of all files in the package, so that the same source gives the same bytes.
+export SOURCE_DATE_EPOCH=${SOURCE_DATE_EPOCH:-$(git log -1 --format=%ct 2>/dev/null || date +%s)}
 features=() variant=$build
 [ "$build" != runtime ] || features=(--no-default-features)
 if [ -n "$target" ]; then
@@ -41,6 +43,7 @@ esac
 install -D --mode 755 "$program" host/sedge/debian/program/sedge
 
 rm -rf host/sedge/debian/pages
+cross/sbom.py "${target:-$(rustc -vV | sed -n 's/^host: //p')}" "$build" >host/sedge/debian/sbom.cdx.json
 cargo run --quiet --package sedge "${features[@]}" --example pages -- host/sedge/debian/pages >&2
 scripts/guests.sh build >&2
 quick=()

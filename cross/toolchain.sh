@@ -11,8 +11,10 @@
 #   3. built from the source in Debian 12's rust-web-src with rustc-web; selected by SEDGE_CROSS_TOOLCHAIN=debian
 set -euo pipefail
 
-zigbuild_version=0.24.0
-zig_version=0.17.1
+requirements=$(dirname "$0")/requirements.txt
+version_of() { sed -n "s/^$1==\([^ ]*\).*/\1/p" "$requirements"; }
+zigbuild_version=$(version_of cargo-zigbuild)
+zig_version=$(version_of ziglang)
 packages=(rustc-web cargo-web rust-web-src)
 tools=${XDG_CACHE_HOME:-$HOME/.cache}/sedge/tools
 zig=$tools/zig-$zig_version
@@ -34,7 +36,7 @@ need_zig() {
     python3 -m venv "$zig" >&2 ||
         fail 'install the Python module venv (Debian: apt install python3-venv): zig is installed into a virtual environment'
     "$zig/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps --only-binary :all: \
-        "cargo-zigbuild==$zigbuild_version" "ziglang==$zig_version" >&2 ||
+        --require-hashes --requirement "$requirements" >&2 ||
         fail "pip could not download cargo-zigbuild $zigbuild_version and ziglang $zig_version: connect this machine and try again"
 }
 

@@ -115,12 +115,30 @@ fn name(digest: &Digest, class: Class) -> Option<String> {
 /// costs the daemon memory, and the workers' engines refuse code that does not fit.
 static HOST: LazyLock<Option<u64>> = LazyLock::new(|| {
     let program = fs::metadata(program::own()).ok()?;
-    let processor = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let features = processor.lines().find(|line| line.starts_with("flags") || line.starts_with("Features"));
     let mut hasher = SipHasher13::new();
-    (program.len(), program.modified().ok()?, features, env!("CARGO_PKG_VERSION")).hash(&mut hasher);
+    (program.len(), program.modified().ok()?, features(), env!("CARGO_PKG_VERSION")).hash(&mut hasher);
     Some(hasher.finish())
 });
+
+/// What the processor can do beyond its baseline, as far as the compiler makes use of it. Asked of the processor and the
+/// kernel's auxiliary vector, since a service may not see `/proc/cpuinfo` (`ProcSubset=pid`).
+fn features() -> Vec<u64> {
+    let (one, two) = rustix::param::linux_hwcap();
+    #[cfg_attr(not(target_arch = "x86_64"), expect(unused_mut, reason = "the auxiliary vector has the rest"))]
+    let mut features = vec![one as u64, two as u64];
+    #[cfg(target_arch = "x86_64")]
+    {
+        macro_rules! detected {
+            ($($name:tt)*) => { [$(u64::from(std::is_x86_feature_detected!($name))),*] };
+        }
+        // Those of cranelift-native.
+        features.extend(detected!(
+            "sse3" "ssse3" "sse4.1" "sse4.2" "popcnt" "avx" "avx2" "fma" "avxvnni" "avx512vnni" "bmi1" "bmi2" "avx512bitalg" "avx512dq" "avx512f"
+            "avx512vl" "avx512vbmi" "lzcnt" "cmpxchg16b"
+        ));
+    }
+    features
+}
 
 fn make_key(path: &Path) -> Result<[u8; KEY_BYTES], CacheError> {
     let mut key = [0; KEY_BYTES];
@@ -145,6 +163,13 @@ pub fn private() -> OpenOptions {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn the_processor_is_told_without_proc() {
+        assert!(features().iter().any(|feature| *feature != 0), "{:?}", features());
+        assert_eq!(features(), features());
+    }
 
     #[test]
     fn only_what_this_host_wrote_is_loaded() {
