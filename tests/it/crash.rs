@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use crate::harness::guest::{guest, variant};
 use crate::harness::traffic::Traffic;
+use crate::harness::wire::Publish;
 use crate::harness::{Site, eventually};
 
 const BLOWS: usize = 20;
@@ -50,6 +52,33 @@ fn nothing_is_lost_or_doubled_when_a_worker_is_killed_20_times_under_load() {
     site.settle(&ledger);
     assert_eq!(site.daemon.metric("sedge_worker_restarts_total"), BLOWS as f64);
     assert_eq!(site.daemon.metric("sedge_dead_letters_total"), 0.0, "none of the messages is to blame");
+}
+
+/// Minutes long: `cargo test --package sedge --test it many_starts -- --ignored`, with SEDGE_STARTS for another number.
+#[test]
+#[ignore = "takes minutes"]
+fn a_function_with_much_memory_is_loaded_in_each_of_many_starts() {
+    let starts: u32 = std::env::var("SEDGE_STARTS").map_or(2000, |text| text.parse().expect("a number"));
+    let folder = tempfile::tempdir().unwrap();
+    let large = variant(&guest("count"), folder.path(), "large", "large/#", |manifest| {
+        manifest.replace("timeout_ms = 10_000", "timeout_ms = 10_000\nmemory_bytes = 16_777_216")
+    });
+    let site = Site::start_with(|setup| setup.function(&large).set("worker", "count = 1"));
+    let mut sensor = site.broker.client("sensor");
+    let recorded = || site.daemon.metric("sedge_messages_recorded_total");
+    for start in 0..starts {
+        let victim = site.daemon.workers()[0];
+        let pid = Pid::from_raw(victim.cast_signed()).expect("a worker is not process 0");
+        kill_process(pid, Signal::KILL).unwrap();
+        let replaced = || site.daemon.workers().first().is_some_and(|now| *now != victim);
+        assert!(eventually(Duration::from_secs(60), replaced), "start {start}: the worker is not replaced");
+        let goal = recorded() + 1.0;
+        sensor.publish(Publish::new("large/a", &start.to_string())).unwrap();
+        let done = eventually(Duration::from_secs(60), || recorded() >= goal);
+        assert!(done, "start {start}: the function does not run; log:\n{}", site.daemon.log());
+    }
+    assert!(!site.daemon.log().contains("could not load"), "{}", site.daemon.log());
+    assert_eq!(site.daemon.metric("sedge_dead_letters_total"), 0.0);
 }
 
 #[test]

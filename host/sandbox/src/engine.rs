@@ -104,9 +104,22 @@ impl CustomCodeMemory for SealedCodeMemory {
     }
 }
 
+/// Instances of an engine's pool: one that runs and one spare.
+const INSTANCES: u32 = 2;
+
+/// Addresses that a process reserves for the pools of all its engines. Most of them are never touched.
+pub fn reserved_bytes() -> u64 {
+    let memory = Class::Small.memory_bytes() + Class::Large.memory_bytes();
+    let rest = MAX_TABLES as usize * MAX_TABLE_ELEMENTS as usize * size_of::<usize>()
+        + MAX_CORE_INSTANCES as usize * MAX_CORE_INSTANCE_BYTES
+        + MAX_COMPONENT_INSTANCE_BYTES;
+    u64::from(INSTANCES) * (memory + 2 * rest) as u64
+}
+
+const MAX_CORE_INSTANCE_BYTES: usize = 64 * 1024;
+const MAX_COMPONENT_INSTANCE_BYTES: usize = 256 * 1024;
+
 fn pool(class: Class) -> InstanceAllocationStrategy {
-    // One that runs and one spare.
-    const INSTANCES: u32 = 2;
     let mut pool = PoolingAllocationConfig::new();
     pool.total_memories(INSTANCES)
         .total_tables(INSTANCES * MAX_TABLES)
@@ -119,8 +132,8 @@ fn pool(class: Class) -> InstanceAllocationStrategy {
         .max_tables_per_module(MAX_TABLES)
         .max_memory_size(class.memory_bytes())
         .table_elements(MAX_TABLE_ELEMENTS as usize)
-        .max_core_instance_size(64 * 1024)
-        .max_component_instance_size(256 * 1024)
+        .max_core_instance_size(MAX_CORE_INSTANCE_BYTES)
+        .max_component_instance_size(MAX_COMPONENT_INSTANCE_BYTES)
         .max_unused_warm_slots(INSTANCES)
         .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
         .table_keep_resident(64 * 1024);

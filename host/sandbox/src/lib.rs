@@ -61,7 +61,7 @@ use code::{Code, Image};
 pub use contract::OtherContract;
 use engine::CodeMemory;
 pub use engine::EPOCH;
-pub use engine::running_config;
+pub use engine::{reserved_bytes, running_config};
 use function::Body;
 pub use function::Function;
 pub use grants::check_imports;
@@ -92,6 +92,13 @@ pub enum SandboxError {
     OtherContract(#[from] OtherContract),
     #[error(transparent)]
     NotGranted(#[from] NotGranted),
+}
+
+impl SandboxError {
+    /// Whether the cause may be that this host lacks memory now, and not the function.
+    pub fn is_of_this_host(&self) -> bool {
+        matches!(self, Self::Engine(_) | Self::Load(_) | Self::Map(_))
+    }
 }
 
 /// The engines of one thread. Their pools hold what one run at a time needs, so they are not shared.

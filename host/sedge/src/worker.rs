@@ -31,7 +31,9 @@ pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<()> {
     let _ = rustix::param::page_size();
     // Threads cannot be started once the process is sandboxed.
     let clock = Clock::start().context("failed to start the worker's clock")?;
-    let limits = ProcessLimits { memory_bytes: args.memory_bytes, cpu_secs: None };
+    // The limit counts addresses, of which the pools for functions reserve far more than is used.
+    let memory_bytes = args.memory_bytes.saturating_add(sedge_sandbox::reserved_bytes());
+    let limits = ProcessLimits { memory_bytes, cpu_secs: None };
     let timer = Some(clock.timer());
     sandboxing::enter(
         limits,

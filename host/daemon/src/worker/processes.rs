@@ -228,7 +228,7 @@ impl Processes {
     }
 
     /// Starts a worker that inherits one socket, as its standard input, and the one that code comes by, as its standard
-    /// output. Nothing else: no environment, no other file.
+    /// output. Nothing else: no environment but for the allocator, no other file.
     fn spawn_process(&self, socket: StdStream, codes: Option<StdStream>) -> io::Result<Child> {
         let mut worker = Command::new(program::own());
         worker
@@ -243,6 +243,8 @@ impl Processes {
         }
         worker
             .env_clear()
+            // glibc reserves 64 MiB of addresses for each further thread that allocates, of the few that a worker has.
+            .env("MALLOC_ARENA_MAX", "1")
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(socket)))
             .stdout(codes.map_or_else(Stdio::null, |codes| OwnedFd::from(codes).into()))

@@ -23,6 +23,9 @@ const READ_BYTES: usize = 64 * 1024;
 const SEND_BYTES: usize = 32 * 1024;
 const SEND_AFTER: Duration = Duration::from_micros(500);
 
+/// Pause before a function is loaded again for which there was no memory.
+const LOAD_AGAIN_AFTER: Duration = Duration::from_millis(100);
+
 /// Keys that may be held, far more than jobs can be in flight. Beyond it, order within a key is not kept.
 const MAX_HELD_KEYS: usize = 65_536;
 
@@ -133,13 +136,23 @@ impl Worker {
             }
             ToWorker::State { job, entries } => self.resume(job, ScopeState::from_entries(entries)),
             ToWorker::Load { function, edition, limits, settings, permits, code } => {
-                let grants = permits.grants;
-                let loaded = match &self.codes {
-                    Some(codes) if code.is_empty() => {
-                        self.sandbox.load_sealed(&codes::receive(codes)?, limits, grants, settings.into())
-                    }
-                    _ => self.sandbox.load(&code, limits, grants, settings.into()),
+                let sealed = match &self.codes {
+                    Some(codes) if code.is_empty() => Some(codes::receive(codes)?),
+                    _ => None,
                 };
+                let settings: Arc<[(String, String)]> = settings.into();
+                let mut load = || match &sealed {
+                    Some(sealed) => self.sandbox.load_sealed(sealed, limits, permits.grants, Arc::clone(&settings)),
+                    None => self.sandbox.load(&code, limits, permits.grants, Arc::clone(&settings)),
+                };
+                // Memory that is short now may be there later.
+                let loaded = load().or_else(|error| match error.is_of_this_host() {
+                    true => {
+                        std::thread::sleep(LOAD_AGAIN_AFTER);
+                        load()
+                    }
+                    false => Err(error),
+                });
                 let error = match loaded {
                     Ok(loaded) => {
                         self.functions.insert((function, edition), (loaded, permits));
