@@ -73,7 +73,7 @@ fn a_function_with_much_memory_is_loaded_in_each_of_many_starts() {
         let replaced = || site.daemon.workers().first().is_some_and(|now| *now != victim);
         assert!(eventually(Duration::from_secs(60), replaced), "start {start}: the worker is not replaced");
         let goal = recorded() + 1.0;
-        sensor.publish(Publish::new("large/a", &start.to_string())).unwrap();
+        sensor.publish(Publish::new("large/a", start.to_string())).unwrap();
         let done = eventually(Duration::from_secs(60), || recorded() >= goal);
         assert!(done, "start {start}: the function does not run; log:\n{}", site.daemon.log());
     }

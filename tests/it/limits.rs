@@ -85,7 +85,7 @@ fn a_dead_letter_says_why_in_the_log_and_few_lines_tell_of_many() {
         assert!(log.contains(expected), "{expected:?} is not in the log:\n{log}");
     }
     for n in 0..500 {
-        sensors.publish(Publish::new(&format!("misbehave/{n}"), &format!("reject {n}"))).unwrap();
+        sensors.publish(Publish::new(&format!("misbehave/{n}"), format!("reject {n}"))).unwrap();
     }
     assert!(eventually(Duration::from_secs(60), || letters() == 504.0), "{} dead letters", letters());
     let lines = |text: &str| site.daemon.log().lines().filter(|line| line.contains(text)).count();

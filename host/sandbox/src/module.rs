@@ -8,7 +8,8 @@ use std::sync::OnceLock;
 
 use bytes::Bytes;
 use wasmtime::{
-    AsContextMut, Instance, InstancePre, Module, ModuleExport, Result, Store, Trap, TypedFunc, WasmParams, bail, format_err,
+    AsContextMut, Instance, InstancePre, Module, ModuleExport, Result, Store, Trap, TypedFunc, WasmParams, bail,
+    format_err,
 };
 
 use super::SandboxError;

@@ -530,7 +530,7 @@ fn an_overflow_of_the_guests_stack_is_called_that_with_its_size() {
 fn a_trap_names_the_function_if_the_component_has_names() {
     let mut module =
         wat::parse_str(module("(func $measure (unreachable))", &format!("(call $measure) {NOTHING}"))).unwrap();
-    super::componentize::push_world(&mut module);
+    super::componentize::push_world(&mut module, super::contract::Contract::V0_1);
     let named = wit_component::ComponentEncoder::default().validate(true).module(&module).unwrap().encode().unwrap();
     let run = run(&named, LIMITS);
     assert!(run.failure().detail.ends_with("in `measure`"), "{:?}", run.failure());

@@ -29,10 +29,7 @@ impl Function for Misbehave {
                     hoard.push(black_box(vec![1; 65_536]));
                 }
             }
-            "stack" => {
-                let frame = black_box([1_u8; 20_000]);
-                Ok(vec![Output::forward("stack", text!(u64::from(frame[black_box(1)])))])
-            }
+            "stack" => Ok(vec![Output::forward("stack", text!(large_frame()))]),
             "recurse" => Ok(vec![Output::forward("depth", text!(depth(1)))]),
             "output" => Ok((0..1000).map(|_| Output::forward("much", vec![b'x'; 1000])).collect()),
             "outputs" => Ok((0..1000).map(|_| Output::forward("many", "")).collect()),
@@ -69,6 +66,13 @@ impl Function for Misbehave {
             _ => Ok(vec![Output::forward("ok", payload)]),
         }
     }
+}
+
+/// A frame of its own, or every message would need it.
+#[inline(never)]
+fn large_frame() -> u64 {
+    let frame = black_box([1_u8; 20_000]);
+    frame[black_box(1)].into()
 }
 
 /// Not a tail call, since the result is used.
