@@ -31,6 +31,12 @@ impl Limits {
     }
 }
 
+/// Number of keys that one run may set or remove.
+pub const MAX_STATE_WRITES: usize = 1024;
+
+/// Number of keys that one scope may have. Each costs memory, however short it is.
+pub const MAX_STATE_KEYS: usize = 4096;
+
 /// Number of log lines per run. Further ones are dropped and counted.
 pub const MAX_LOG_LINES: usize = 32;
 

@@ -34,7 +34,23 @@ pub struct Message {
     pub correlation_data: Option<Box<[u8]>>,
 }
 
+/// Memory of a message beside its texts and payload, and of a user property beside its texts.
+const MESSAGE_BYTES: usize = 250;
+const PROPERTY_BYTES: usize = 64;
+
 impl Message {
+    /// Memory of the message, and about its size on disk.
+    pub fn bytes(&self) -> usize {
+        let property = |(name, value): &(Box<str>, Box<str>)| name.len() + value.len() + PROPERTY_BYTES;
+        self.topic.len()
+            + self.payload.len()
+            + self.content_type.as_ref().map_or(0, |kind| kind.len())
+            + self.properties.iter().map(property).sum::<usize>()
+            + self.response_topic.as_ref().map_or(0, |topic| topic.len())
+            + self.correlation_data.as_ref().map_or(0, |data| data.len())
+            + MESSAGE_BYTES
+    }
+
     /// The value of the first user property with this name.
     pub fn property(&self, name: &str) -> Option<&str> {
         self.properties.iter().find(|(key, _)| &**key == name).map(|(_, value)| &**value)
@@ -110,13 +126,14 @@ pub enum Output {
 }
 
 impl Output {
-    /// Number of bytes that count towards `limits.output_bytes`: topic, payload and all texts.
+    /// Number of bytes that count towards `limits.output_bytes`: topic, payload and all texts, as they are recorded. Alerts are
+    /// recorded as JSON, in which a control character has six bytes.
     pub fn bytes(&self) -> usize {
         let length = |text: &Option<Box<str>>| text.as_ref().map_or(0, |text| text.len());
         match self {
             Self::Alert(Alert { key, summary, labels, sink, .. }) => {
-                let labels = labels.iter().map(|(name, value)| name.len() + value.len());
-                key.len() + summary.len() + labels.sum::<usize>() + length(sink)
+                let labels = labels.iter().map(|(name, value)| json_bytes(name) + json_bytes(value) + LABEL_BYTES);
+                json_bytes(key) + json_bytes(summary) + labels.sum::<usize>() + length(sink)
             }
             Self::Forward(Publication { topic, payload, content_type, sink, .. })
             | Self::Publish(Publication { topic, payload, content_type, sink, .. }) => {
@@ -126,6 +143,19 @@ impl Output {
             Self::Reply(Reply { content_type, body, .. }) => body.len() + length(content_type),
         }
     }
+}
+
+/// JSON around the two texts of a label.
+const LABEL_BYTES: usize = 8;
+
+/// Length of a text in JSON, without its quotes, as `serde_json` escapes it.
+pub(crate) fn json_bytes(text: &str) -> usize {
+    let escape = |byte: u8| match byte {
+        b'"' | b'\\' | b'\n' | b'\r' | b'\t' | 0x08 | 0x0c => 1,
+        0..=0x1f => 5,
+        _ => 0,
+    };
+    text.len() + text.bytes().map(escape).sum::<usize>()
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -235,7 +265,7 @@ pub enum FailureCode {
     InvalidTopic,
     /// An output names a topic outside the manifest's allow list.
     NotAllowed,
-    /// The payload is larger than `mqtt.max_payload_bytes`.
+    /// The payload, or all parts of the message together, are larger than `mqtt.max_payload_bytes`.
     PayloadTooLarge,
     /// The message went through more functions than `max_hops`: a loop.
     TooManyHops,
@@ -245,10 +275,18 @@ pub enum FailureCode {
     Removed,
     /// An output needs a part that this version of Sedge does not have.
     NotAvailable,
+    /// The topic is longer than functions may be given.
+    TopicTooLong,
+    /// The message has more user properties than functions may be given.
+    TooManyProperties,
+    /// An alert's key is too long. Keys often contain the topic, which the sender chooses.
+    AlertKeyTooLong,
+    /// The message may not cause as many publications as the function returned: an avalanche.
+    FanOut,
 }
 
 impl FailureCode {
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 20] = [
         Self::Rejected,
         Self::RetriesExhausted,
         Self::Trap,
@@ -265,6 +303,10 @@ impl FailureCode {
         Self::Quarantined,
         Self::Removed,
         Self::NotAvailable,
+        Self::TopicTooLong,
+        Self::TooManyProperties,
+        Self::AlertKeyTooLong,
+        Self::FanOut,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -285,12 +327,27 @@ impl FailureCode {
             Self::Quarantined => "quarantined",
             Self::Removed => "removed",
             Self::NotAvailable => "not-available",
+            Self::TopicTooLong => "topic-too-long",
+            Self::TooManyProperties => "too-many-properties",
+            Self::AlertKeyTooLong => "alert-key-too-long",
+            Self::FanOut => "fan-out",
         }
     }
 
-    /// Whether the failure counts towards the quarantine. Rejecting and asking for retries is a function's right.
+    /// Whether the failure counts towards the quarantine. Rejecting and asking for retries is a function's right, and
+    /// neither is what a sender alone controls.
     pub const fn is_misbehaviour(self) -> bool {
-        !matches!(self, Self::Rejected | Self::RetriesExhausted)
+        !matches!(
+            self,
+            Self::Rejected
+                | Self::RetriesExhausted
+                | Self::PayloadTooLarge
+                | Self::TooManyHops
+                | Self::TopicTooLong
+                | Self::TooManyProperties
+                | Self::AlertKeyTooLong
+                | Self::FanOut
+        )
     }
 
     pub fn from_name(name: &str) -> Option<Self> {
@@ -315,6 +372,16 @@ pub struct Scope {
     /// `None` for state that the whole function shares.
     pub topic: Option<Arc<str>>,
 }
+
+impl StateWrite {
+    /// Memory of the change.
+    pub fn bytes(&self) -> usize {
+        self.key.len() + self.value.as_ref().map_or(0, Bytes::len) + STATE_WRITE_BYTES
+    }
+}
+
+/// Memory of a change of state beside key and value.
+pub(crate) const STATE_WRITE_BYTES: usize = 80;
 
 /// One change of a function's state; `None` removes the key.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -344,6 +411,14 @@ mod tests {
     fn every_failure_code_has_a_name_of_its_own() {
         for code in FailureCode::ALL {
             assert_eq!(FailureCode::from_name(code.as_str()), Some(code));
+        }
+    }
+
+    #[test]
+    fn the_length_of_a_text_in_json_is_known_before_it_is_written() {
+        let all: String = (0..=u8::MAX).map(char::from).chain("aé漢🦀\u{2028}\u{7f}\"\\".chars()).collect();
+        for text in ["", "plain", &all, &"\u{1}".repeat(1000)] {
+            assert_eq!(json_bytes(text) + 2, serde_json::to_string(text).unwrap().len(), "{text:?}");
         }
     }
 

@@ -35,6 +35,12 @@ pub enum Mistake {
     KeepLostSession,
     /// Lets several workers run jobs that share one state.
     SplitState,
+    /// Does not count what functions return towards the budget.
+    ForgetOutputs,
+    /// Lets a message cause any number of publications.
+    NeverRunOut,
+    /// Hands out jobs although what they may return does not fit into the budget.
+    HandOutBeyondBudget,
 }
 
 #[cfg(feature = "mistakes")]

@@ -9,6 +9,9 @@ use crate::grants::Grants;
 use crate::message::{Failure, FailureCode, Output, wire};
 use crate::topic::{self, TopicFilter};
 
+/// Longest key of an alert.
+const MAX_ALERT_KEY_BYTES: usize = 256;
+
 /// Permissions of one function.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Permits {
@@ -28,6 +31,10 @@ impl Permits {
 
 pub fn check(output: &Output, publish: &[TopicFilter], base_topic: &str) -> Result<(), Failure> {
     let (sink, publication) = match output {
+        Output::Alert(alert) if alert.key.len() > MAX_ALERT_KEY_BYTES => {
+            let detail = format!("an alert's key has {} bytes, the limit is {MAX_ALERT_KEY_BYTES}", alert.key.len());
+            return Err(Failure { code: FailureCode::AlertKeyTooLong, detail });
+        }
         Output::Alert(alert) => (&alert.sink, None),
         Output::Forward(publication) => (&publication.sink, Some((publication, false))),
         Output::Publish(publication) => (&publication.sink, Some((publication, true))),
@@ -105,6 +112,28 @@ mod tests {
         check_publish("sedge", Some(FailureCode::NotAllowed));
         check_publish("sedges/state", None);
         check_publish("$SYS/state", Some(FailureCode::NotAllowed));
+    }
+
+    #[test]
+    fn the_key_of_an_alert_has_a_limit() {
+        use crate::message::{Alert, AlertStatus, Severity};
+        let alert = |bytes| {
+            let (severity, status) = (Severity::Info, AlertStatus::Firing);
+            let key = "k".repeat(bytes);
+            Output::Alert(Alert {
+                key,
+                severity,
+                status,
+                summary: String::new(),
+                value: None,
+                labels: Vec::new(),
+                sink: None,
+            })
+        };
+        check(&alert(256), &[], "sedge").unwrap();
+        let failure = check(&alert(257), &[], "sedge").unwrap_err();
+        assert_eq!(failure.code, FailureCode::AlertKeyTooLong);
+        assert_eq!(failure.detail, "an alert's key has 257 bytes, the limit is 256");
     }
 
     #[test]

@@ -9,10 +9,13 @@ use std::sync::Arc;
 use bytes::Bytes;
 use siphasher::sip::SipHasher13;
 
+use crate::board::MAX_TOPIC_BYTES;
 use crate::topic::{TopicFilter, validate_name};
 
-/// Topics in the cache. A publisher that invents a topic for every message must not fill the memory.
-const MAX_CACHED: usize = 32 * 1024;
+/// Bound of the cache. A publisher that invents a topic for every message must not fill the memory.
+const MAX_CACHE_BYTES: usize = 4 << 20;
+/// Memory of a cached route beside its topic, which it has twice.
+const ENTRY_BYTES: usize = 200;
 /// The largest subscription identifier of MQTT 5.
 const MAX_SUBSCRIPTION_ID: u64 = 268_435_455;
 
@@ -30,6 +33,7 @@ pub(crate) struct Router {
     interests: Vec<Interest>,
     subscriptions: BTreeMap<TopicFilter, usize>,
     cache: HashMap<Bytes, Arc<Route>, BuildHasherDefault<SipHasher13>>,
+    cache_bytes: usize,
 }
 
 /// Functions of one topic.
@@ -61,7 +65,7 @@ impl Router {
             let id = subscription_id(filter.as_str(), &mut taken);
             subscriptions.insert(filter.clone(), id);
         }
-        Self { interests, subscriptions, cache: HashMap::default() }
+        Self { interests, subscriptions, cache: HashMap::default(), cache_bytes: 0 }
     }
 
     /// Every filter to subscribe to, with its identifier.
@@ -79,9 +83,15 @@ impl Router {
         let name = str::from_utf8(topic).map_err(|_| BadTopic)?;
         validate_name(name).map_err(|_| BadTopic)?;
         let route = Arc::new(self.find(name));
-        if self.cache.len() >= MAX_CACHED {
-            self.cache.clear();
+        if name.len() > MAX_TOPIC_BYTES {
+            return Ok(route);
         }
+        let bytes = 2 * name.len() + ENTRY_BYTES;
+        if self.cache_bytes + bytes > MAX_CACHE_BYTES {
+            self.cache.clear();
+            self.cache_bytes = 0;
+        }
+        self.cache_bytes += bytes;
         // A copy: the bytes of a delivery are a slice of a whole read buffer.
         self.cache.insert(Bytes::copy_from_slice(topic), Arc::clone(&route));
         Ok(route)
@@ -203,9 +213,14 @@ mod tests {
         let mut router = router(&[&["#"]]);
         assert_eq!(router.route(&Bytes::from_static(b"\xff")), Err(BadTopic));
         assert_eq!(router.route(&Bytes::from_static(b"a/+")), Err(BadTopic));
-        for n in 0..MAX_CACHED + 10 {
-            router.route(&Bytes::from(format!("t/{n}"))).unwrap();
+        let mut most = 0;
+        for n in 0..5000 {
+            router.route(&Bytes::from(format!("{n:01024}"))).unwrap();
+            most = most.max(router.cache.len());
         }
-        assert!(router.cache.len() <= MAX_CACHED);
+        assert!((1000..=MAX_CACHE_BYTES / 2048).contains(&most), "{most}");
+        let cached = router.cache.len();
+        router.route(&Bytes::from("t".repeat(1025))).unwrap();
+        assert_eq!(router.cache.len(), cached, "a longer topic is not worth keeping");
     }
 }

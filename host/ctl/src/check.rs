@@ -14,6 +14,7 @@ use sedge_core::deploy::Source;
 use sedge_core::manifest::{Manifest, StateScope};
 use sedge_sandbox::compiler::Compiler;
 use sedge_sandbox::folder::InstallError;
+use sedge_sandbox::machine::memory_bytes;
 
 #[derive(Debug, Args)]
 pub struct CheckArgs {
@@ -50,11 +51,11 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
 
     let mut out = terminal::out();
     if args.json {
-        writeln!(out, "{}", terminal::pretty_json(&as_json(&config, &functions, &problems)))?;
+        writeln!(out, "{}", terminal::pretty_json(&as_json(&config, &functions, &problems, memory_bytes())))?;
     } else {
         print_problems(&problems);
         if !problems.has_errors() {
-            summary(&mut out, &config, &functions)?;
+            summary(&mut out, &config, &functions, memory_bytes())?;
         }
     }
     Ok(if problems.has_errors() { ExitCode::from(EXIT_CONFIG) } else { ExitCode::SUCCESS })
@@ -81,7 +82,12 @@ fn check_function(dir: &Path, manifest: &Manifest, accepts_code: bool) -> Result
     }
 }
 
-fn summary(out: &mut impl Write, config: &Config, functions: &[(PathBuf, Manifest)]) -> std::io::Result<()> {
+fn summary(
+    out: &mut impl Write,
+    config: &Config,
+    functions: &[(PathBuf, Manifest)],
+    memory_bytes: u64,
+) -> std::io::Result<()> {
     let node = &config.node;
     write!(out, "node       {}, topics under {}/{}/", node.name, node.base_topic, node.name)?;
     match node.groups.is_empty() {
@@ -95,6 +101,8 @@ fn summary(out: &mut impl Write, config: &Config, functions: &[(PathBuf, Manifes
         None => writeln!(out, "upstream   none: alerts stay on the local broker, data is dropped and counted")?,
     }
     writeln!(out, "data       {}", node.data_dir.display())?;
+    let budget = config.budget(memory_bytes).bytes();
+    writeln!(out, "memory     {budget} bytes for messages in processing, of {memory_bytes} that this command may use")?;
     match config.http.listen {
         Some(listen) => writeln!(out, "metrics    http://{listen}/metrics")?,
         None => writeln!(out, "metrics    off")?,
@@ -125,7 +133,7 @@ fn summary(out: &mut impl Write, config: &Config, functions: &[(PathBuf, Manifes
     Ok(())
 }
 
-fn as_json(config: &Config, functions: &[(PathBuf, Manifest)], problems: &Problems) -> Value {
+fn as_json(config: &Config, functions: &[(PathBuf, Manifest)], problems: &Problems, memory_bytes: u64) -> Value {
     json!({
         "ok": !problems.has_errors(),
         "problems": problems,
@@ -134,6 +142,7 @@ fn as_json(config: &Config, functions: &[(PathBuf, Manifest)], problems: &Proble
         "broker": config.mqtt.connection.url.as_str(),
         "upstream": config.upstream.as_ref().map(|upstream| upstream.connection.url.as_str()),
         "data_dir": config.node.data_dir,
+        "memory_budget_bytes": config.budget(memory_bytes).bytes(),
         "metrics": config.http.listen,
         "functions": functions.iter().map(|(dir, manifest)| json!({ "dir": dir, "manifest": manifest })).collect::<Vec<_>>(),
     })
@@ -157,12 +166,13 @@ mod tests {
     fn the_summary_shows_what_would_run() {
         let (config, functions) = configured();
         let mut out = Vec::new();
-        summary(&mut out, &config, &functions).unwrap();
+        summary(&mut out, &config, &functions, 1 << 30).unwrap();
         let expected = "\
 node       board-7, topics under sedge/board-7/, groups plant
 broker     mqtt://localhost:1883
 upstream   http://a/in
 data       /var/lib/sedge
+memory     268435456 bytes for messages in processing, of 1073741824 that this command may use
 metrics    off
 
 function   warm 1, from functions/warm
@@ -178,7 +188,7 @@ function   warm 1, from functions/warm
     fn json_holds_the_manifests_and_the_problems() {
         let (config, functions) = configured();
         let (_, problems) = Config::parse("[mqtt]\nurl = 1", Path::new("sedge.toml"));
-        let json = as_json(&config, &functions, &problems);
+        let json = as_json(&config, &functions, &problems, 1 << 30);
         assert_eq!(json["ok"], false);
         assert_eq!(json["problems"][0]["line"], 2);
         assert_eq!(json["problems"][0]["key"], "mqtt.url");

@@ -349,7 +349,8 @@ mod tests {
                 retained: false,
                 response_topic: None,
                 correlation_data: None,
-            },
+            }
+            .into(),
             failure: Failure { code, detail: "unreachable".into() },
             usage: Usage { fuel: 42, ..Usage::default() },
             at_ms: 1_800_000_000_000,

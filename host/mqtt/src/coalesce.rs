@@ -56,7 +56,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Coalesce<S> {
         if self.gate.is_closed(cx) {
             return Poll::Pending;
         }
-        Pin::new(&mut self.stream).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.gate.has_read(buf.filled().len() - before);
+        read
     }
 }
 
@@ -124,6 +127,24 @@ mod tests {
         assert!(!reading.is_finished());
         gate.set_closed(false);
         assert_eq!(&reading.await.unwrap(), b"more");
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn no_more_is_read_than_allowed_before_it_is_received() {
+        let (near, mut far) = duplex(1024);
+        let gate = Arc::new(Gate::new(4));
+        let mut stream = Coalesce::new(near, Arc::clone(&gate));
+        far.write_all(b"12345678").await.unwrap();
+        let mut some = [0; 4];
+        stream.read_exact(&mut some).await.unwrap();
+        let reading = tokio::spawn(async move {
+            stream.read_exact(&mut some).await.unwrap();
+            some
+        });
+        tokio::task::yield_now().await;
+        assert!(!reading.is_finished());
+        gate.received();
+        assert_eq!(&reading.await.unwrap(), b"5678");
     }
 
     #[tokio::test(flavor = "current_thread")]

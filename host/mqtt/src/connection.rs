@@ -25,6 +25,9 @@ use sedge_core::time::Backoff;
 /// Queued events above which reading stops. Receive Maximum bounds QoS 1; this bounds QoS 0 too.
 const EVENT_HIGH_WATER: usize = 8192;
 
+/// Bytes read before what came is received, unless one packet is longer. A packet in memory may be ten times as large.
+const READ_BYTES: usize = 256 << 10;
+
 /// Pause after the first failed attempt to connect.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
@@ -102,7 +105,7 @@ pub fn connect(options: Options) -> Result<(Link, Events, impl Future<Output = (
         ready: Notify::new(),
         drained: Notify::new(),
         reconnect: Notify::new(),
-        gate: Arc::default(),
+        gate: Arc::new(Gate::new(READ_BYTES.max(options.max_packet_bytes as usize))),
     });
     let link = Link { shared: Rc::clone(&shared), in_flight: usize::from(options.in_flight) };
     let events = Events { shared: Rc::clone(&shared) };
@@ -252,6 +255,7 @@ impl Events {
         if !state.events.is_empty() {
             into.append(&mut state.events);
             self.shared.drained.notify_one();
+            self.shared.gate.received();
         }
     }
 
@@ -263,6 +267,7 @@ impl Events {
                 if !state.events.is_empty() {
                     std::mem::swap(&mut state.events, into);
                     self.shared.drained.notify_one();
+                    self.shared.gate.received();
                     return;
                 }
             }
@@ -336,8 +341,10 @@ async fn serve_connection(mqtt: MqttOptions, options: &Options, shared: &Shared,
                 while let Some(event) = eventloop.state.events.pop_front() {
                     state.handle_event(event, &mut eventloop, backoff);
                 }
-                if !state.events.is_empty() {
-                    shared.ready.notify_one();
+                match state.events.is_empty() {
+                    // Answers to pings, for example.
+                    true => shared.gate.received(),
+                    false => shared.ready.notify_one(),
                 }
             }
             Err(ConnectionError::RequestsDone) => return "closed".into(),

@@ -1,32 +1,63 @@
 //! Stops reading from a socket while writing goes on.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::task::{Context, Waker};
 
-/// Valve in front of reads. Closed, nothing more is read.
-#[derive(Debug, Default)]
+/// Valve in front of reads. Closed, nothing more is read. Open, as much is read as is allowed before what came is received.
+#[derive(Debug)]
 pub(crate) struct Gate {
     closed: AtomicBool,
+    /// Bytes that may be read.
+    left: AtomicUsize,
+    most: usize,
     waiting: Mutex<Option<Waker>>,
 }
 
 impl Gate {
+    /// `most`: bytes that may be read at a time. At least the longest packet, or its end would never be read.
+    pub(crate) fn new(most: usize) -> Self {
+        Self { closed: AtomicBool::new(false), left: AtomicUsize::new(most), most, waiting: Mutex::default() }
+    }
+
     pub(crate) fn set_closed(&self, closed: bool) {
         if self.closed.swap(closed, Ordering::AcqRel) && !closed {
-            let waker = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
-            if let Some(waker) = waker {
-                waker.wake();
-            }
+            self.wake();
+        }
+    }
+
+    /// Everything that was read has been received.
+    pub(crate) fn received(&self) {
+        if self.left.swap(self.most, Ordering::AcqRel) == 0 {
+            self.wake();
+        }
+    }
+
+    /// Counts bytes that were read.
+    pub(crate) fn has_read(&self, bytes: usize) {
+        self.left.store(self.left.load(Ordering::Acquire).saturating_sub(bytes), Ordering::Release);
+    }
+
+    fn wake(&self) {
+        let waker = self.waiting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(waker) = waker {
+            waker.wake();
         }
     }
 
     pub(crate) fn is_closed(&self, cx: &Context<'_>) -> bool {
-        if !self.closed.load(Ordering::Acquire) {
+        let is_closed = || self.closed.load(Ordering::Acquire) || self.left.load(Ordering::Acquire) == 0;
+        if !is_closed() {
             return false;
         }
         *self.waiting.lock().unwrap_or_else(PoisonError::into_inner) = Some(cx.waker().clone());
         // The gate may have opened before the waker was stored.
-        self.closed.load(Ordering::Acquire)
+        is_closed()
+    }
+}
+
+impl Default for Gate {
+    fn default() -> Self {
+        Self::new(usize::MAX)
     }
 }

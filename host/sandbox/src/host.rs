@@ -14,7 +14,7 @@ use super::component::bindings::wasi::logging::logging::{self, Level};
 use super::engine::{MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS, MAX_TABLES};
 use super::handles::HandleTable;
 use super::state::{ScopeState, StateView};
-use sedge_core::limits::{Limits, MAX_LOG_LINE_BYTES, MAX_LOG_LINES};
+use sedge_core::limits::{Limits, MAX_LOG_LINE_BYTES, MAX_LOG_LINES, MAX_STATE_KEYS, MAX_STATE_WRITES};
 use sedge_core::message::LogLine;
 use sedge_core::text::is_unprintable;
 
@@ -59,6 +59,10 @@ pub(crate) enum Exceeded {
     Memory { wanted: usize, limit: usize },
     #[error("{wanted} bytes of state, the limit is {limit}")]
     State { wanted: usize, limit: usize },
+    #[error("{keys} keys of state, the limit is {MAX_STATE_KEYS}")]
+    StateKeys { keys: usize },
+    #[error("changed more than {MAX_STATE_WRITES} keys of state in one run")]
+    StateChanges,
 }
 
 /// Why a compare-and-swap did nothing.
@@ -97,7 +101,16 @@ impl HostState {
     pub fn set(&mut self, key: &str, value: Option<&[u8]>) -> wasmtime::Result<()> {
         self.view.set(key, value);
         let (wanted, limit) = (self.view.bytes(), self.limits.state_bytes);
-        if wanted > limit { Err(Exceeded::State { wanted, limit }.into()) } else { Ok(()) }
+        if wanted > limit {
+            return Err(Exceeded::State { wanted, limit }.into());
+        }
+        if self.view.key_count() > MAX_STATE_KEYS && value.is_some() {
+            return Err(Exceeded::StateKeys { keys: self.view.key_count() }.into());
+        }
+        if self.view.changes() > MAX_STATE_WRITES {
+            return Err(Exceeded::StateChanges.into());
+        }
+        Ok(())
     }
 
     /// Returns the keys after the cursor, all at once: the state of a scope is small by its limit.

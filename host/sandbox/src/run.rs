@@ -68,7 +68,7 @@ fn check_outputs(outputs: &[Output], bytes: u64, limits: &Limits) -> Result<(), 
 fn failure(error: &wasmtime::Error, limits: &Limits, usage: &Usage) -> Failure {
     let (code, detail) = match (error.downcast_ref::<Exceeded>(), error.downcast_ref::<Trap>()) {
         (Some(memory @ Exceeded::Memory { .. }), _) => (FailureCode::Memory, memory.to_string()),
-        (Some(state @ Exceeded::State { .. }), _) => (FailureCode::State, state.to_string()),
+        (Some(state), _) => (FailureCode::State, state.to_string()),
         (None, Some(Trap::OutOfFuel)) => (FailureCode::Fuel, format!("used up {} units of fuel", limits.fuel)),
         (None, Some(Trap::Interrupt)) => {
             let detail = format!("ran {} ms, the limit is {} ms", usage.elapsed_us / 1000, limits.timeout_ms);

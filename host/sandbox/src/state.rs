@@ -6,6 +6,9 @@ use bytes::Bytes;
 
 use sedge_core::message::StateWrite;
 
+/// Memory of an entry beside key and value.
+const ENTRY_BYTES: usize = 120;
+
 /// All keys of one scope, as committed. The worker keeps it between runs.
 #[derive(Clone, Debug, Default)]
 pub struct ScopeState {
@@ -25,6 +28,11 @@ impl ScopeState {
     /// Keys and values together.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Memory of the entries.
+    pub fn memory(&self) -> usize {
+        self.bytes + self.entries.len() * ENTRY_BYTES
     }
 
     pub fn entries(&self) -> impl Iterator<Item = (&str, &Bytes)> {
@@ -65,11 +73,13 @@ pub struct StateView {
     writes: Vec<StateWrite>,
     /// Change of the state's size by the writes.
     growth: isize,
+    /// Change of the number of keys by the writes.
+    key_growth: isize,
 }
 
 impl StateView {
     pub fn new(state: ScopeState) -> Self {
-        Self { state, writes: Vec::new(), growth: 0 }
+        Self { state, writes: Vec::new(), growth: 0, key_growth: 0 }
     }
 
     pub fn get(&self, key: &str) -> Option<&Bytes> {
@@ -87,7 +97,10 @@ impl StateView {
             return;
         }
         let size = |value: Option<usize>| value.map_or(0, |len| (key.len() + len).cast_signed());
-        self.growth += size(value.map(<[u8]>::len)) - size(old.map(Bytes::len));
+        let growth = size(value.map(<[u8]>::len)) - size(old.map(Bytes::len));
+        let key_growth = isize::from(value.is_some()) - isize::from(old.is_some());
+        self.growth += growth;
+        self.key_growth += key_growth;
         let restored = self.state.entries.get(key).map(|stored| &**stored) == value;
         let place = self.writes.iter().position(|write| &*write.key == key);
         let value = value.map(Bytes::copy_from_slice);
@@ -113,6 +126,16 @@ impl StateView {
     /// Returns the size of the scope with the writes applied.
     pub fn bytes(&self) -> usize {
         self.state.bytes.saturating_add_signed(self.growth)
+    }
+
+    /// Returns the number of keys with the writes applied.
+    pub fn key_count(&self) -> usize {
+        self.state.entries.len().saturating_add_signed(self.key_growth)
+    }
+
+    /// Returns the number of keys that were set or removed.
+    pub fn changes(&self) -> usize {
+        self.writes.len()
     }
 
     /// Ends a run: applies the writes and returns them, or drops them.
@@ -144,6 +167,7 @@ mod tests {
         assert_eq!(view.get("a").unwrap(), "10");
         assert_eq!(view.get("b"), None);
         assert_eq!(view.keys(), ["a", "c"]);
+        assert_eq!((view.key_count(), view.changes()), (2, 3));
         assert_eq!(view.bytes(), 1 + 2 + 1 + 1);
         let (state, writes) = view.finish(true);
         assert_eq!(writes.len(), 3);

@@ -106,6 +106,7 @@ fn delivery(n: u64, upstream: Upstream, payload: &Bytes) -> Commit {
         content_type: Some("application/json".into()),
         retain: false,
         hops: 1,
+        fan_out: 9,
         at_ms: 1_800_000_000_000 + n,
     };
     Commit {

@@ -15,7 +15,7 @@ pub mod worker;
 pub mod world;
 
 /// What a campaign must have reached: else its runs prove less than they seem to.
-pub const RARE: [&str; 14] = [
+pub const RARE: [&str; 15] = [
     "a function was paused",
     "a function was released",
     "a gap was reported",
@@ -30,4 +30,5 @@ pub const RARE: [&str; 14] = [
     "the broker forgot the session",
     "a commit was on disk although it was reported as failed",
     "a message killed its worker twice",
+    "the budget was used up",
 ];

@@ -24,6 +24,7 @@ pub const OUTBOX_ORDER: &str = "records of a stream leave in order";
 pub const ALERTS_FIRST: &str = "alerts leave before data";
 pub const TRIAL_SAFE: &str = "a version on trial never costs a message";
 pub const BOUNDED: &str = "no queue grows over its bound";
+pub const BUDGET: &str = "what messages hold stays within the budget";
 pub const PROGRESS: &str = "everything is processed once faults stop";
 pub const INVARIANT: &str = "no invariant of the core breaks";
 

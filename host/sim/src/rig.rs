@@ -9,8 +9,8 @@ use crate::disk::Disk;
 use crate::worker::Worker;
 use bytes::Bytes;
 use sedge_core::board::{
-    AckToken, Board, BoardConfig, BrokerEvent, Delivery, Effect, Input, PauseConfig, RecorderConfig, TrialEvent,
-    Version, WorkerConfig,
+    AckToken, Board, BoardConfig, BrokerEvent, Budget, Delivery, Effect, Input, PauseConfig, RecorderConfig,
+    TrialEvent, Version, WorkerConfig,
 };
 use sedge_core::manifest::{Allow, Build, Limits, Manifest, StateScope, Trial};
 use sedge_core::message::{Digest, Failure};
@@ -21,6 +21,8 @@ use sedge_core::{config, forward};
 
 pub const RECEIVE_MAXIMUM: u16 = 20;
 const WORKERS: usize = 2;
+/// Room for a dozen jobs at the workers.
+const BUDGET: Budget = Budget::new(4 << 20);
 
 pub struct Rig {
     pub board: Board,
@@ -67,11 +69,13 @@ pub fn config() -> BoardConfig {
         pause: PauseConfig { after: 3, first: Duration::from_secs(10), max: Duration::from_secs(40) },
         receive_maximum: RECEIVE_MAXIMUM,
         share_group: None,
-        max_payload_bytes: 1000,
+        max_payload_bytes: 2000,
         max_hops: 4,
+        max_fan_out: 100,
         retry_attempts: 2,
         retry_max_delay: Duration::from_secs(60),
-        parked_max_bytes: 1 << 20,
+        parked_max_bytes: BUDGET.parked(),
+        budget: BUDGET,
         seed: 7,
     }
 }
@@ -84,7 +88,13 @@ pub fn forward_config(in_flight: usize) -> forward::ForwardConfig {
         give_up_secs: NonZeroU64::new(300),
         ..config::Upstream::new("mqtt://upstream".parse().expect("an address"), "board")
     };
-    forward::ForwardConfig { node: "board".into(), local_in_flight: in_flight, upstream: Some(upstream), seed: 7 }
+    forward::ForwardConfig {
+        node: "board".into(),
+        local_in_flight: in_flight,
+        upstream: Some(upstream),
+        window_bytes: BUDGET.window(),
+        seed: 7,
+    }
 }
 
 impl Rig {

@@ -2,7 +2,7 @@
 //!
 //! The code of a version is text: the topic that it publishes to, and letters at which it traps. The first letter of a
 //! payload says what the function does with the message: `o` publishes payload and topic, `f` forwards them, `#` and `e`
-//! publish where they may not, `c` counts in state and publishes, `E` counts and publishes where it may not, `a` alerts, `r` rejects, `x` traps,
+//! publish where they may not, `b` publishes with a content type of 30,000 bytes, `c` counts in state and publishes, `E` counts and publishes where it may not, `a` alerts, `r` rejects, `x` traps,
 //! `t` asks once for another run, `T` always.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -16,6 +16,9 @@ use sedge_core::message::{
 };
 
 use crate::disk::number;
+
+/// Bytes of a large output.
+const LARGE: usize = 30_000;
 
 type State = BTreeMap<Box<str>, Bytes>;
 type Key = (u32, Option<Arc<str>>);
@@ -118,6 +121,12 @@ impl Worker {
     /// The next thing that the worker says.
     pub fn say(&mut self) -> Option<WorkerEvent> {
         self.said.pop_front()
+    }
+
+    /// Jobs that were given to the process and not answered.
+    pub fn jobs(&self) -> usize {
+        let runs = self.commands.iter().filter(|it| matches!(it, WorkerCommand::Run { .. }));
+        runs.count() + self.waiting.values().map(VecDeque::len).sum::<usize>()
     }
 
     /// The job that runs with the next command, if there is one.
@@ -223,7 +232,8 @@ impl Script {
                 true => format!("{} {}", String::from_utf8_lossy(&message.payload), message.topic).into(),
                 false => message.payload.clone(),
             };
-            Publication { topic: topic.into(), payload, content_type: None, retain: false, sink: None }
+            let content_type = (letter == 'b').then(|| "b".repeat(LARGE).into());
+            Publication { topic: topic.into(), payload, content_type, retain: false, sink: None }
         };
         let publish = |topic: &str| Output::Publish(publication(topic));
         let count = || {
@@ -231,7 +241,7 @@ impl Script {
             vec![StateWrite { key: "n".into(), value: Some((before + 1).to_string().into()) }]
         };
         let (outputs, writes) = match letter {
-            'o' => (vec![publish(&self.topic)], Vec::new()),
+            'o' | 'b' => (vec![publish(&self.topic)], Vec::new()),
             '#' => (vec![publish("derived/#")], Vec::new()),
             'e' => (vec![publish("elsewhere")], Vec::new()),
             'c' => (vec![publish(&self.topic)], count()),

@@ -12,13 +12,13 @@ use crate::rig::{config, forward_config, manifest};
 use crate::store::Store;
 use crate::worker::Worker;
 use sedge_core::board::{
-    Board, BoardConfig, BrokerEvent, Effect, Input, SinkEvent, TrialEvent, Version, WorkerEvent, WorkerNo,
+    Board, BoardConfig, BrokerEvent, Budget, Effect, Input, SinkEvent, TrialEvent, Version, WorkerEvent, WorkerNo,
 };
-use sedge_core::forward::{Answer, Destination};
-use sedge_core::manifest::{Manifest, StateScope, Trial, TrialMode};
+use sedge_core::forward::{Answer, Destination, ForwardConfig};
+use sedge_core::manifest::{Limits, Manifest, StateScope, Trial, TrialMode};
 use sedge_core::message::{Digest, FailureCode, PublishToken};
 use sedge_core::metrics::Metrics;
-use sedge_core::store::{Recovered, StoreEvent};
+use sedge_core::store::{BatchNo, Record, Recovered, StoreEvent, StoreRequest};
 use sedge_core::stream::Stream;
 use sedge_core::time::Now;
 
@@ -99,6 +99,9 @@ pub struct World {
     keep_trace: bool,
     text: Vec<String>,
     quiet: bool,
+    budget: Budget,
+    /// Sizes of the records in commits that the store has not confirmed.
+    committing: VecDeque<(BatchNo, usize)>,
     reconnect: bool,
     reconnect_upstream: bool,
 }
@@ -138,9 +141,11 @@ impl World {
         let mut store = Store::new(random.chance(500));
         // What the board knows of its broker it has to learn.
         store.disk.meta.clear();
+        // In most runs the budget is what keeps jobs waiting.
+        let budget = Budget::new(*random.pick(&[1 << 20, 4 << 20, 64 << 20]));
         let start = Instant::now();
         let mut world = Self {
-            board: board(&Recovered::default(), seed, Now { monotonic: start, unix_ms: 0, synced: true }),
+            board: board(&Recovered::default(), seed, budget, Now { monotonic: start, unix_ms: 0, synced: true }),
             random,
             plan,
             start,
@@ -165,6 +170,8 @@ impl World {
             keep_trace,
             text: Vec::new(),
             quiet: false,
+            budget,
+            committing: VecDeque::new(),
             reconnect: false,
             reconnect_upstream: false,
         };
@@ -177,7 +184,8 @@ impl World {
     fn boot(&mut self) {
         let recovered = self.store.cut_power();
         let seed = self.random.number();
-        self.board = board(&recovered, seed, self.now());
+        self.board = board(&recovered, seed, self.budget, self.now());
+        self.committing.clear();
         self.workers = (0..WORKERS).map(|_| Worker::default()).collect();
         self.hung = [false; WORKERS];
         self.reopen_in = 0;
@@ -265,7 +273,7 @@ impl World {
 
     fn publish(&mut self) {
         self.published += 1;
-        let letter = *self.random.pick(&['c', 'c', 'c', 'o', 'o', 'a', 'f', 'f', 'r', 't', '-', '-', 'x', 'T']);
+        let letter = *self.random.pick(&['c', 'c', 'c', 'o', 'o', 'b', 'a', 'f', 'f', 'r', 't', '-', '-', 'x', 'T']);
         let number = self.published;
         let same = self.random.chance(150);
         let payload = if same { "osame".to_owned() } else { format!("{letter}{number}") };
@@ -342,7 +350,11 @@ impl World {
     fn hear_store(&mut self) -> bool {
         let Some(event) = self.store.next_event() else { return false };
         match &event {
-            StoreEvent::Committed { stored, .. } => self.reference.told_of(stored),
+            StoreEvent::Committed { batch, stored, .. } => {
+                self.reference.told_of(stored);
+                self.committing.retain(|(sent, _)| sent > batch);
+            }
+            StoreEvent::Failed { .. } => self.committing.clear(),
             StoreEvent::Reopened(_) => {
                 self.forget_answers();
                 self.reference.alerts_may_wait = false;
@@ -433,7 +445,14 @@ impl World {
                     Ok(None) => {}
                     Err(what) => self.reference.broken(reference::ACK_ORDER, what),
                 },
-                Effect::Store(request) => self.store.ask(request),
+                Effect::Store(request) => {
+                    if let StoreRequest::Commit { batch, commits } = &request {
+                        let records = commits.iter().flat_map(|commit| &commit.records);
+                        let size = |it: &Record| it.payload.len() + it.content_type.as_ref().map_or(0, |it| it.len());
+                        self.committing.push_back((*batch, records.map(size).sum()));
+                    }
+                    self.store.ask(request);
+                }
                 Effect::Worker { worker, life, command } => self.workers[worker.index()].apply(life, command),
                 Effect::Send { destination, token, envelope } => self.send(destination, token, &envelope),
                 Effect::Reconnect(Destination::Local) => self.reconnect = true,
@@ -507,6 +526,17 @@ impl World {
         let waiting = self.board.in_flight();
         if waiting > 4 * usize::from(RECEIVE_MAXIMUM) {
             self.reference.broken(reference::BOUNDED, format!("{waiting} messages are under way"));
+        }
+        // What workers may still return, as two records each, and what they returned before.
+        let jobs: usize = self.workers.iter().map(Worker::jobs).sum();
+        let most = 2 * Limits::default().output_bytes;
+        let returned: usize = self.committing.iter().map(|(_, bytes)| bytes).sum();
+        if returned + jobs * most > self.budget.bytes() + most {
+            let what = format!("{jobs} jobs are at the workers, and {returned} bytes on their way to the disk");
+            self.reference.broken(reference::BUDGET, what);
+        }
+        if jobs > 0 && returned + (jobs + 1) * most > self.budget.bytes() / 2 {
+            self.reached.insert("the budget was used up");
         }
     }
 
@@ -838,9 +868,11 @@ fn functions() -> [Manifest; 3] {
     ]
 }
 
-fn board(recovered: &Recovered, seed: u64, now: Now) -> Board {
-    let config = BoardConfig { seed, receive_maximum: RECEIVE_MAXIMUM, ..config() };
-    Board::new(config, forward_config(IN_FLIGHT), recovered, Arc::new(Metrics::default()), now)
+fn board(recovered: &Recovered, seed: u64, budget: Budget, now: Now) -> Board {
+    let config =
+        BoardConfig { seed, receive_maximum: RECEIVE_MAXIMUM, budget, parked_max_bytes: budget.parked(), ..config() };
+    let forward = ForwardConfig { window_bytes: budget.window(), ..forward_config(IN_FLIGHT) };
+    Board::new(config, forward, recovered, Arc::new(Metrics::default()), now)
 }
 
 /// Reads a gap report.

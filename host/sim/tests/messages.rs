@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use sedge_core::board::AckToken;
-use sedge_core::forward::HOPS;
+use sedge_core::forward::{FAN_OUT, HOPS};
 use sedge_core::manifest::{Manifest, StateScope};
 use sedge_core::message::Scope;
 use sedge_core::store::{self, LoadId};
@@ -335,8 +335,8 @@ fn timers_call_their_function_also_to_see_whether_it_works_again() {
 #[test]
 fn what_is_too_large_or_goes_round_in_circles_is_not_run() {
     let mut rig = Rig::new(one());
-    rig.receive("t/1", &"o".repeat(1000), 1, false);
-    rig.receive("t/1", &"o".repeat(1001), 2, false);
+    rig.receive("t/1", &"o".repeat(1997), 1, false);
+    rig.receive("t/1", &"o".repeat(2001), 2, false);
     rig.receive_with("t/1", "o", 3, false, &[(HOPS, "3")]);
     rig.receive_with("t/1", "o", 4, false, &[(HOPS, "4")]);
     rig.receive_with("t/1", "o", 5, false, &[(HOPS, "4294967295")]);
@@ -345,10 +345,84 @@ fn what_is_too_large_or_goes_round_in_circles_is_not_run() {
     reasons.sort_unstable();
     assert_eq!(reasons, ["payload-too-large", "too-many-hops", "too-many-hops"]);
     let details: Vec<&str> = rig.disk.dead_letters.iter().map(|it| it.failure.detail.as_str()).collect();
-    assert!(details.contains(&"1001 bytes, the limit is 1000 (mqtt.max_payload_bytes)"), "{details:?}");
+    assert!(details.contains(&"2001 bytes, the limit is 2000 (mqtt.max_payload_bytes)"), "{details:?}");
     let mut hops: Vec<u32> = rig.disk.records.iter().map(|it| it.hops).collect();
     hops.sort_unstable();
     assert_eq!((hops, rig.acknowledged()), (vec![1, 4], vec![1, 2, 3, 4, 5]));
+}
+
+#[test]
+fn what_is_too_large_beside_its_payload_is_not_run_and_pauses_nobody() {
+    let mut rig = Rig::new(vec![manifest("f", "#", StateScope::None)]);
+    let long = "l".repeat(1025);
+    let many = vec![("", ""); 65];
+    let value = "v".repeat(1997);
+    for id in 0..10 {
+        rig.receive(&long, "o", 4 * id + 1, false);
+        rig.receive_with("t/1", "o", 4 * id + 2, false, &many);
+        rig.receive_with("t/1", "o", 4 * id + 3, false, &[("", &value)]);
+        // Each at its limit.
+        rig.receive_with("t/1", "o", 4 * id + 4, false, &many[1..]);
+    }
+    rig.receive(&long[1..], "o", 41, false);
+    rig.receive_with("t/1", "o", 42, false, &[("", &value[1..])]);
+    rig.settle();
+    assert_eq!(rig.disk.payloads(), ["o"; 12]);
+    assert!(!rig.is_paused());
+    let letter = |reason: &str| {
+        let found = rig.disk.dead_letters.iter().filter(|it| it.failure.code.as_str() == reason).collect::<Vec<_>>();
+        assert_eq!(found.len(), 10, "{reason}");
+        found[0].clone()
+    };
+    assert_eq!(letter("topic-too-long").failure.detail, "the topic has 1025 bytes, the limit is 1024");
+    let properties = letter("too-many-properties");
+    let detail = "65 user properties, the limit is 64; the dead letter has the first 64";
+    assert_eq!((&*properties.failure.detail, properties.message.properties.len()), (detail, 64));
+    let detail = "2001 bytes: payload 1, topic and properties 2000; the limit for all is 2000 (mqtt.max_payload_bytes)";
+    assert_eq!(letter("payload-too-large").failure.detail, detail);
+    assert_eq!(rig.acknowledged().len(), 42);
+}
+
+#[test]
+fn commits_are_divided_where_they_are_large() {
+    let mut rig = Rig::new(one());
+    for id in 1..=40 {
+        rig.receive(&format!("t/{id}"), "b", id, false);
+    }
+    // Jobs wait for room until the commits are on disk.
+    rig.perform();
+    let mut largest = 0;
+    while rig.disk.records.len() < 40 {
+        assert!(rig.work() || !rig.requests.is_empty(), "{}", rig.board.describe());
+        while let Some(request) = rig.requests.front() {
+            let store::StoreRequest::Commit { commits, .. } = request else { panic!("{request:?}") };
+            largest = largest.max(commits.len());
+            assert!(commits.iter().map(store::Commit::bytes).sum::<usize>() <= 1 << 20);
+            rig.answer();
+            rig.perform();
+        }
+    }
+    assert!(largest > 5, "{largest}");
+    assert_eq!(rig.acknowledged(), (1..=40).collect::<Vec<u16>>());
+}
+
+/// From one message, 29,333 were received in half a minute, with no end in sight.
+#[test]
+fn two_functions_that_answer_each_other_run_out() {
+    let mut rig = Rig::new(vec![manifest("f", "t/#", StateScope::None), manifest("g", "t/#", StateScope::None)]);
+    let budgets = |rig: &Rig| rig.disk.records.iter().map(|it| it.fan_out).collect::<Vec<u32>>();
+    rig.receive("t/1", "o", 1, false);
+    rig.receive_with("t/2", "o", 2, false, &[(FAN_OUT, "1000000")]);
+    rig.settle();
+    assert_eq!(budgets(&rig), [49; 4], "half of 100 for each function, and one is spent");
+    rig.disk.records.clear();
+    rig.receive_with("t/1", "o", 3, false, &[(FAN_OUT, "1")]);
+    rig.receive_with("t/2", "o", 4, false, &[(FAN_OUT, "0")]);
+    rig.receive_with("t/3", "-", 5, false, &[(FAN_OUT, "0")]);
+    rig.settle();
+    assert_eq!((budgets(&rig), rig.disk.reasons()), (vec![0], vec!["fan-out"; 3]));
+    assert!(!rig.is_paused());
+    assert_eq!(rig.acknowledged(), [1, 2, 3, 4, 5]);
 }
 
 #[test]

@@ -92,6 +92,16 @@ fn a_gap_that_counts_what_was_delivered() {
 }
 
 #[test]
+fn outputs_that_nobody_counts() {
+    is_found(Mistake::ForgetOutputs, reference::BUDGET);
+}
+
+#[test]
+fn jobs_whose_answers_do_not_fit() {
+    is_found(Mistake::HandOutBeyondBudget, reference::BUDGET);
+}
+
+#[test]
 fn deliveries_of_a_lost_session_taken_as_evidence() {
     is_found(Mistake::KeepLostSession, reference::SETTLED_ONCE);
 }

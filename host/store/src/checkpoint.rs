@@ -2,7 +2,7 @@
 //!
 //! A checkpoint within a commit would add tens of milliseconds to it. A second connection on its own thread copies the
 //! bulk while the writer appends. The writer copies the short rest itself between two commits; SQLite then restarts the
-//! WAL from its beginning. The file is never truncated: overwriting it wears the flash less than growing it again.
+//! WAL from its beginning, and truncates a file that has grown beyond its usual length (`journal_size_limit`).
 
 use std::path::Path;
 use std::sync::Arc;

@@ -183,8 +183,10 @@ impl DeadLetters {
     pub fn replay(&mut self, filter: &DeadLetterFilter, now_ms: u64) -> Result<u64, DeadLettersError> {
         let mut encoder = Encoder::default();
         self.remove(filter, |connection, row| {
-            let Some((_, DeadLetter { function, mut message, .. })) = decode(row)? else { return Ok(false) };
+            let Some((_, DeadLetter { function, message, .. })) = decode(row)? else { return Ok(false) };
+            let mut message = Arc::unwrap_or_clone(message);
             message.attempt = message.attempt.saturating_add(1);
+            let message = Arc::new(message);
             let body = encoder.parked(&Parked { id: ParkedId::NEW, function, message, due_ms: now_ms });
             connection.prepare_cached("INSERT INTO parked (body) VALUES (?1)")?.execute((body,))?;
             Ok(true)

@@ -19,6 +19,10 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// more CPU under load, as SQLite writes page by page. `benches/store.rs` measures both.
 pub(super) const PAGE_BYTES: u64 = 2048;
 
+/// A longer write-ahead log is truncated when it starts over. A shorter one keeps its length: overwriting a file wears the
+/// flash less than growing it again.
+const WAL_KEPT_BYTES: u64 = 16 << 20;
+
 /// Permissions of users that are neither owner nor in the group.
 const OTHERS: u32 = 0o007;
 
@@ -124,6 +128,7 @@ pub(super) fn set_up(path: &Path) -> rusqlite::Result<Connection> {
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update_and_check(None, "wal_autocheckpoint", 0, |_| Ok(()))?;
+    connection.pragma_update_and_check(None, "journal_size_limit", WAL_KEPT_BYTES, |_| Ok(()))?;
     connection.pragma_update(None, "cache_size", -2048)?;
     connection.pragma_update(None, "temp_store", "MEMORY")?;
     connection.pragma_update(None, "foreign_keys", false)?;

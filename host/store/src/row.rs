@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! segment    1, count, at_ms of the first record, count × record
-//! record     flags (1 retain, 2 content type, 4 refused), hops, at_ms minus that of the previous record (zigzag),
+//! record     flags (1 retain, 2 content type, 4 refused, 8 fan-out), hops, [fan-out], at_ms minus that of the previous
+//!            record (zigzag),
 //!            function, topic, [content type], payload length, payload
 //! message    flags (1 content type, 2 clock synced, 4 retained, 8 response topic, 16 correlation data), topic, [content type],
 //!            payload length, payload, property count, count × (key, value), received_at_ms, attempt, [response topic],
@@ -30,6 +31,8 @@ const VERSION: u8 = 1;
 const RETAIN: u8 = 1;
 const CONTENT_TYPE: u8 = 2;
 const REFUSED: u8 = 4;
+/// Absent from records of earlier versions.
+const FAN_OUT: u8 = 8;
 
 const MESSAGE_CONTENT_TYPE: u8 = 1;
 const MESSAGE_CLOCK_SYNCED: u8 = 2;
@@ -41,6 +44,9 @@ const MESSAGE_CORRELATION_DATA: u8 = 16;
 #[derive(Debug, thiserror::Error)]
 #[error("row is damaged at byte {0}")]
 pub(super) struct DamagedRow(pub(crate) usize);
+
+/// Length of the buffer that is kept from one row to the next.
+const KEPT_BYTES: usize = 256 << 10;
 
 /// Writes rows into a buffer that is reused.
 #[derive(Debug)]
@@ -59,6 +65,7 @@ impl Default for Encoder {
 impl Encoder {
     fn start_row(&mut self) {
         self.row.clear();
+        self.row.shrink_to(KEPT_BYTES);
         self.row.push(VERSION);
         self.strings = [0; 64];
     }
@@ -93,8 +100,9 @@ impl Encoder {
         self.varint(at_ms);
         for StoredRecord { record, .. } in records {
             let content_type = if record.content_type.is_some() { CONTENT_TYPE } else { 0 };
-            self.row.push(if record.retain { RETAIN } else { 0 } | content_type);
+            self.row.push(if record.retain { RETAIN } else { 0 } | content_type | FAN_OUT);
             self.varint(record.hops.into());
+            self.varint(record.fan_out.into());
             let delta = record.at_ms.wrapping_sub(at_ms) as i64;
             self.varint(((delta << 1) ^ (delta >> 63)) as u64);
             at_ms = record.at_ms;
@@ -326,6 +334,7 @@ impl<'a> Segment<'a> {
         let flags_at = decoder.at;
         let flags = decoder.byte()?;
         let hops = decoder.varint_u32()?;
+        let fan_out = if flags & FAN_OUT == 0 { u32::MAX } else { decoder.varint_u32()? };
         let delta = decoder.varint()?;
         self.at_ms = self.at_ms.wrapping_add((delta >> 1) ^ (delta & 1).wrapping_neg());
         let function = decoder.string()?;
@@ -340,6 +349,7 @@ impl<'a> Segment<'a> {
             payload: decoder.payload(self.row)?,
             retain: flags & RETAIN != 0,
             hops,
+            fan_out,
             at_ms: self.at_ms,
         };
         let id = self.next_id;
@@ -392,14 +402,19 @@ pub(super) fn dead_letter(columns: DeadLetterColumns, body: &Bytes) -> Result<De
             memory_bytes: decoder.varint()?,
             output_bytes: decoder.varint()?,
         },
-        message: decoder.message(body)?,
+        message: decoder.message(body)?.into(),
         at_ms,
     })
 }
 
 pub(super) fn parked(id: ParkedId, body: &Bytes) -> Result<Parked, DamagedRow> {
     let mut decoder = Decoder::new(body)?;
-    Ok(Parked { id, due_ms: decoder.varint()?, function: decoder.string()?.into(), message: decoder.message(body)? })
+    Ok(Parked {
+        id,
+        due_ms: decoder.varint()?,
+        function: decoder.string()?.into(),
+        message: decoder.message(body)?.into(),
+    })
 }
 
 #[cfg(test)]
@@ -454,6 +469,7 @@ mod tests {
                 content_type: content_type.map(Into::into),
                 retain,
                 hops,
+                fan_out: hops / 3,
                 at_ms,
             })
     }
@@ -478,7 +494,7 @@ mod tests {
 
         #[test]
         fn a_parked_job_reads_as_it_was_written(message in message(), due_ms: u64) {
-            let job = Parked { id: ParkedId(7), function: "f".into(), message, due_ms };
+            let job = Parked { id: ParkedId(7), function: "f".into(), message: message.into(), due_ms };
             let row = Bytes::copy_from_slice(Encoder::default().parked(&job));
             prop_assert_eq!(parked(ParkedId(7), &row).unwrap(), job);
         }
@@ -489,7 +505,7 @@ mod tests {
             let letter = DeadLetter {
                 function: "f".into(),
                 version: "1.0.0".into(),
-                message,
+                message: message.into(),
                 failure: Failure { code: FailureCode::Trap, detail: "unreachable".into() },
                 usage: Usage { fuel, elapsed_us, memory_bytes, output_bytes },
                 at_ms: 5,
@@ -530,7 +546,7 @@ mod tests {
             response_topic: None,
             correlation_data: None,
         };
-        let job = Parked { id: ParkedId(7), function: "f".into(), message, due_ms: 5 };
+        let job = Parked { id: ParkedId(7), function: "f".into(), message: message.into(), due_ms: 5 };
         assert_eq!(parked(ParkedId(7), &row).unwrap(), job);
         // They are written the same way still, so that a version before reads them too.
         assert_eq!(Encoder::default().parked(&job), row);
@@ -546,10 +562,11 @@ mod tests {
             content_type: None,
             retain: false,
             hops: 1,
+            fan_out: 9,
             at_ms: 1_700_000_000_000,
         };
         let stored: Vec<_> = (1..=256).map(|id| StoredRecord { id: RecordId(id), record: record.clone() }).collect();
         let mut encoder = Encoder::default();
-        assert!(encoder.segment(&stored).len() <= 256 * 209);
+        assert!(encoder.segment(&stored).len() <= 256 * 210);
     }
 }

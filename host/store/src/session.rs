@@ -28,7 +28,9 @@ use super::stats::Stats;
 use super::window::{RedeliveryWindow, Watermarks};
 use sedge_core::config;
 use sedge_core::message::Scope;
-use sedge_core::store::{BatchNo, Commit, EXPIRED, GapId, Parked, RecordId, Recovered, StoreEvent, StoredRecord};
+use sedge_core::store::{
+    BatchNo, COMMIT_BYTES, Commit, EXPIRED, GapId, Parked, RecordId, Recovered, StoreEvent, StoredRecord,
+};
 use sedge_core::stream::{PerStream, Stream};
 use sedge_core::time::Now;
 
@@ -68,6 +70,8 @@ pub(super) struct Session {
     stats: Arc<Stats>,
     /// Commits with an effect that are not in the transaction yet.
     pending: Vec<Commit>,
+    /// About the size of what waits to be committed.
+    waiting_bytes: usize,
     in_transaction: bool,
     /// Newest commit request that is not answered.
     batch: Option<BatchNo>,
@@ -160,6 +164,7 @@ impl Session {
             encoder: Encoder::default(),
             stats: stats.clone(),
             pending: Vec::new(),
+            waiting_bytes: 0,
             in_transaction: false,
             batch: None,
             stored: Vec::new(),
@@ -186,6 +191,7 @@ impl Session {
     pub(super) fn enqueue(&mut self, batch: BatchNo, commits: Vec<Commit>) {
         self.batch = Some(batch);
         for mut commit in commits {
+            self.waiting_bytes += commit.bytes();
             if let Some(fingerprint) = commit.delivery {
                 self.window.push(fingerprint);
             }
@@ -197,6 +203,11 @@ impl Session {
                 self.pending.push(commit);
             }
         }
+    }
+
+    /// Whether so much waits for the disk that more belongs into another transaction.
+    pub(super) fn has_enough(&self) -> bool {
+        self.waiting_bytes >= COMMIT_BYTES
     }
 
     /// Whether a commit with an effect waits for the disk.
@@ -296,6 +307,7 @@ impl Session {
     pub(super) fn commit(&mut self) -> rusqlite::Result<()> {
         self.connection.prepare_cached("COMMIT")?.execute(())?;
         self.in_transaction = false;
+        self.waiting_bytes = 0;
         self.behind_since = None;
         self.has_appended = true;
         self.update_stats();

@@ -8,12 +8,16 @@ use rusqlite::{Connection, OptionalExtension};
 use sedge_core::message::{Scope, StateWrite};
 
 /// Capacity of the cache of scope ids. With more scopes in use, each access costs a look-up.
-const SCOPES: usize = 4096;
+const CACHE_BYTES: usize = 1 << 20;
+
+/// Memory of a cached scope beside its topic.
+const SCOPE_BYTES: usize = 120;
 
 /// Table of states, with a cache of scope ids. A rolled back transaction invalidates the cache and ends the session.
 #[derive(Debug, Default)]
 pub(super) struct StateTable {
     scopes: HashMap<Scope, i64>,
+    bytes: usize,
 }
 
 impl StateTable {
@@ -33,9 +37,12 @@ impl StateTable {
     }
 
     fn remember(&mut self, scope: Scope, id: i64) {
-        if self.scopes.len() >= SCOPES {
+        let bytes = scope.topic.as_ref().map_or(0, |topic| topic.len()) + SCOPE_BYTES;
+        if self.bytes + bytes > CACHE_BYTES {
             self.scopes.clear();
+            self.bytes = 0;
         }
+        self.bytes += bytes;
         self.scopes.insert(scope, id);
     }
 

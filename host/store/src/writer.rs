@@ -29,7 +29,7 @@ const TICK: Duration = Duration::from_secs(1);
 /// The same interval without requests, so that an idle board hardly wakes.
 const IDLE_TICK: Duration = Duration::from_secs(5);
 
-/// Requests per transaction, although more are waiting. Bounds the WAL and the memory for it.
+/// Requests per transaction, although more are waiting. Bounds the WAL and the memory for it, as `COMMIT_BYTES` does.
 const TRANSACTION_REQUESTS: usize = 1024;
 
 const RETRY_FIRST: Duration = Duration::from_secs(1);
@@ -173,7 +173,7 @@ impl Writer {
         self.handle_request(session, first, now)?;
         let interval = Duration::from_millis(self.context.config.flash_saver_ms.into());
         for _ in 1..TRANSACTION_REQUESTS {
-            if self.closing {
+            if self.closing || session.has_enough() {
                 break;
             }
             // Requests that need no write do not wait to spare the flash.
@@ -259,9 +259,14 @@ impl Writer {
         if is_full || self.held.is_empty() {
             return Ok(false);
         }
-        for request in std::mem::take(&mut self.held) {
+        let mut waiting = std::mem::take(&mut self.held);
+        while self.held.is_empty()
+            && !session.has_enough()
+            && let Some(request) = waiting.pop_front()
+        {
             self.apply(session, request, now)?;
         }
+        self.held.append(&mut waiting);
         Ok(true)
     }
 

@@ -12,7 +12,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::Board;
 use super::dispatch::{Event, Key};
 use super::ids::{FunctionNo, JobId, UnitId};
 use super::input::{Delivery, Job};
@@ -20,7 +19,9 @@ use super::intake::Admission;
 use super::ledger::{Compared, Recorded, Unit};
 use super::receipt::Receipt;
 use super::rollout::{Change, Edition, Observed, Role};
-use crate::forward::HOPS;
+use super::size;
+use super::{Board, Weight};
+use crate::forward::{FAN_OUT, HOPS};
 use crate::manifest::StateScope;
 use crate::message::{Failure, FailureCode, LogLine, Message, Outcome, StateWrite, Usage, Verdict};
 use crate::metrics::OutputKind;
@@ -51,6 +52,7 @@ impl Board {
             }
             Admission::Committed => return self.metrics.redelivered.inc(),
         };
+        let refusal = size::refuse(&delivery, self.config.max_payload_bytes);
         let route = self.router.route(&delivery.topic);
         if route == Err(BadTopic) {
             tracing::warn!("a message came with an invalid topic; it was acknowledged and dropped");
@@ -68,13 +70,18 @@ impl Board {
             _ => None,
         };
         let commit = Commit { delivery: fingerprint, message_id: message_id.clone(), ..Commit::default() };
-        let hops = property(&delivery.properties, HOPS);
+        let limits = self.limits(&delivery.properties);
         let Delivery { payload, content_type, properties, retained, response_topic, correlation_data, .. } = delivery;
         let message = Arc::new(Message {
             topic: Arc::clone(&route.topic),
-            payload,
+            payload: size::detached(payload),
             content_type: content_type.map(Into::into),
-            properties: properties.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            // A dead letter of a message with more keeps these.
+            properties: properties
+                .into_iter()
+                .take(size::MAX_PROPERTIES)
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
             received_at_ms: self.now.unix_ms,
             clock_synced: self.now.synced,
             attempt: 1,
@@ -82,11 +89,21 @@ impl Board {
             response_topic: response_topic.map(Into::into),
             correlation_data: correlation_data.map(|data| (&*data).into()),
         });
-        let unit = self.add_unit(message, hops, receipt.clone(), &mut functions, commit);
+        let unit = self.add_unit(message, limits, receipt.clone(), &mut functions, commit);
         self.intake.admit(&receipt, message_id.as_deref(), unit);
         for function in functions {
-            self.start(unit, function);
+            match &refusal {
+                Some(failure) => self.turn_away(unit, function, failure.clone()),
+                None => self.start(unit, function),
+            }
         }
+    }
+
+    /// Functions that a message went through before, and publications that it may cause.
+    fn limits<T: AsRef<str>>(&self, properties: &[(T, T)]) -> (u32, u32) {
+        let most = self.config.max_fan_out;
+        let fan_out = property(properties, FAN_OUT).map_or(most, |fan_out| fan_out.min(most));
+        (property(properties, HOPS).unwrap_or(0), fan_out)
     }
 
     /// A message that is not for functions. Acknowledged in its turn.
@@ -101,13 +118,13 @@ impl Board {
     fn add_unit(
         &mut self,
         message: Arc<Message>,
-        hops: u32,
+        limits: (u32, u32),
         receipt: Receipt,
         functions: &mut Vec<FunctionNo>,
         commit: Commit,
     ) -> UnitId {
         let compared = self.add_shadows(functions, &message.topic);
-        let mut unit = Unit::new(message, hops, receipt, functions.len(), commit);
+        let mut unit = Unit::new(message, limits, receipt, functions.len(), commit);
         unit.compared = compared;
         self.ledger.add(unit)
     }
@@ -135,7 +152,7 @@ impl Board {
         let (message, hops) = (Arc::clone(&unit.message), unit.hops);
         let is_parked = matches!(unit.receipt, Receipt::Parked(_));
         if let Some(failure) = self.refuse(&message, hops) {
-            return self.fail_and_finish(id, number, "", failure);
+            return self.turn_away(id, number, failure);
         }
         if self.dispatch.is_draining(number) {
             self.dispatch.wait_for_drain(number, id);
@@ -168,30 +185,38 @@ impl Board {
         self.submit(id, number, &edition, is_parked);
     }
 
-    /// Why a message is not run at all.
+    /// Why a message is not run at all. Parked messages may be older than the limits.
     fn refuse(&self, message: &Message, hops: u32) -> Option<Failure> {
-        let (bytes, limit) = (message.payload.len(), self.config.max_payload_bytes);
-        if bytes > limit {
-            let detail = format!("{bytes} bytes, the limit is {limit} (mqtt.max_payload_bytes)");
-            return Some(Failure { code: FailureCode::PayloadTooLarge, detail });
-        }
-        (hops >= self.config.max_hops).then(|| {
-            let detail = format!("it went through {hops} functions (functions.max_hops)");
-            Failure { code: FailureCode::TooManyHops, detail }
+        size::refuse_message(message, self.config.max_payload_bytes).or_else(|| {
+            (hops >= self.config.max_hops).then(|| {
+                let detail = format!("it went through {hops} functions (functions.max_hops)");
+                Failure { code: FailureCode::TooManyHops, detail }
+            })
         })
+    }
+
+    /// Makes a message a dead letter of this function without running it.
+    fn turn_away(&mut self, id: UnitId, number: FunctionNo, failure: Failure) {
+        if self.rollout.function(number).is_shadow() {
+            return self.finish_job(id);
+        }
+        self.fail_and_finish(id, number, "", failure);
     }
 
     /// Hands the job to the worker that owns its key.
     pub fn submit(&mut self, id: UnitId, number: FunctionNo, edition: &Rc<Edition>, resumes: bool) {
         self.rollout.submitted(edition);
-        self.dispatch.submit(Job {
+        let message = Arc::clone(&self.ledger.unit(id).message);
+        let job = Job {
             id: JobId { unit: id, function: number },
             edition: edition.number(),
             scope: edition.scope(),
             resumes,
             on_trial: self.rollout.function(number).can_fall_back(edition),
-            message: Arc::clone(&self.ledger.unit(id).message),
-        });
+            weight: Weight::new(&message, &edition.version.limits),
+            message,
+        };
+        self.dispatch.submit(job);
     }
 
     pub(super) fn handle_worker_events(&mut self) {
@@ -286,8 +311,12 @@ impl Board {
         let observed = is_compared.then(|| Observed::of(&verdict));
         let verdict = match verdict {
             Verdict::Done(outputs) => {
-                let (message, hops) = (&unit.message, unit.hops + 1);
-                self.recorder.record(outputs, number, edition.manifest(), message, hops, self.now)
+                let permitted = self.recorder.check(&outputs, edition.manifest());
+                permitted.and_then(|()| self.ledger.fan_out_mut(id).spend(&outputs)).map(|fan_out| {
+                    let unit = self.ledger.unit(id);
+                    let limits = (unit.hops + 1, fan_out);
+                    self.recorder.record(outputs, number, edition.manifest(), &unit.message, limits, self.now)
+                })
             }
             Verdict::Retry { after_ms, reason } => match self.refuse_retry(id, &reason) {
                 Some(failure) => Err(failure),
@@ -481,7 +510,7 @@ impl Board {
         let dead_letter = DeadLetter {
             function: Arc::clone(&function.name),
             version: version.into(),
-            message: Message::clone(message),
+            message: Arc::clone(message),
             failure,
             usage,
             at_ms: self.now.unix_ms,
@@ -533,26 +562,25 @@ impl Board {
             // The wall clock may have jumped while the board was off: never wait longer than a retry may.
             let wait = Duration::from_millis(due_ms.saturating_sub(self.now.unix_ms)).min(self.config.retry_max_delay);
             let key = Key::new(number, scope, &message.topic);
-            self.dispatch.parking.restore(key, id, message.into(), self.now.monotonic + wait);
+            self.dispatch.parking.restore(key, id, message, self.now.monotonic + wait);
         }
     }
 
     /// Returns the key in whose order the message waits.
     fn park_for_retry(&mut self, id: UnitId, number: FunctionNo, edition: &Edition, wait: Duration) -> Key {
         let unit = self.ledger.unit(id);
-        let message = Message { attempt: unit.message.attempt + 1, ..Message::clone(&unit.message) };
+        let message = Arc::new(Message { attempt: unit.message.attempt + 1, ..Message::clone(&unit.message) });
         let due = self.now.monotonic + wait;
         let due_ms = self.now.unix_ms + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
         let place = unit.commit.unpark.first().copied().unwrap_or(ParkedId::NEW);
-        let parked = Parked { id: place, function: self.function_name(number), message: message.clone(), due_ms };
+        let parked = Parked { id: place, function: self.function_name(number), message: Arc::clone(&message), due_ms };
         let (key, ticket) = match &self.ledger.unit(id).receipt {
             Receipt::Parked(key) => {
                 self.dispatch.parking.finished(key);
-                (key.clone(), self.dispatch.parking.park_again(key.clone(), place, message.into(), due))
+                (key.clone(), self.dispatch.parking.park_again(key.clone(), place, message, due))
             }
             _ => {
                 let key = Key::new(number, edition.scope(), &message.topic);
-                let message = Arc::new(message);
                 let ticket = self.dispatch.parking.park(key.clone(), Arc::clone(&message), Some(due));
                 // What was sent behind it comes back first, so that nothing newer is put between.
                 if !self.dispatch.is_draining(number) && !self.dispatch.is_recalled(&key) {
@@ -575,7 +603,7 @@ impl Board {
         }
         let ticket = self.dispatch.parking.park(key, Arc::clone(&message), None);
         let function = self.function_name(number);
-        let parked = Parked { id: ParkedId::NEW, function, message: Message::clone(&message), due_ms: 0 };
+        let parked = Parked { id: ParkedId::NEW, function, message, due_ms: 0 };
         self.ledger.park(id, parked, ticket);
     }
 
@@ -601,10 +629,10 @@ impl Board {
         self.dispatch.parking.start_due(now, |key, id, message| due.push((key.clone(), id, Arc::clone(message))));
         for (key, parked, message) in due {
             let function = key.function;
-            let hops = property(&message.properties, HOPS);
+            let limits = self.limits(&message.properties);
             let unpark = if is_made(Mistake::KeepParked) { Vec::new() } else { vec![parked] };
             let commit = Commit { unpark, ..Commit::default() };
-            let unit = self.ledger.add(Unit::new(message, hops, Receipt::Parked(key), 1, commit));
+            let unit = self.ledger.add(Unit::new(message, limits, Receipt::Parked(key), 1, commit));
             self.start(unit, function);
         }
     }
@@ -624,7 +652,13 @@ impl Board {
                 correlation_data: None,
             });
             let mut functions = vec![number];
-            let unit = self.add_unit(message, 0, Receipt::Tick(number), &mut functions, Commit::default());
+            let unit = self.add_unit(
+                message,
+                (0, self.config.max_fan_out),
+                Receipt::Tick(number),
+                &mut functions,
+                Commit::default(),
+            );
             for function in functions {
                 self.start(unit, function);
             }
@@ -632,8 +666,8 @@ impl Board {
     }
 }
 
-/// A user property with a number, 0 where there is none.
-fn property<T: AsRef<str>>(properties: &[(T, T)], name: &str) -> u32 {
+/// A user property with a number.
+fn property<T: AsRef<str>>(properties: &[(T, T)], name: &str) -> Option<u32> {
     let value = properties.iter().find(|(key, _)| key.as_ref() == name).map(|(_, value)| value.as_ref());
-    value.and_then(|value| value.parse().ok()).unwrap_or(0)
+    value.and_then(|value| value.parse().ok())
 }

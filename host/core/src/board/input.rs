@@ -223,4 +223,5 @@ pub struct Job {
     /// If the version misbehaves, another one runs the message, and those behind it wait.
     pub on_trial: bool,
     pub message: Arc<Message>,
+    pub weight: super::Weight,
 }

@@ -19,6 +19,9 @@ use window::{Seen, Window};
 /// User property with the publisher's own message id, honoured across reconnections and restarts.
 pub(crate) const ID_PROPERTY: &str = "id";
 
+/// Bytes of such an id that are looked at. The digest distinguishes longer ones.
+const MAX_ID_BYTES: usize = 256;
+
 pub(crate) struct Intake {
     window: Window,
     receive_maximum: u16,
@@ -92,7 +95,7 @@ impl Intake {
         let Some(id) = id else { return Admission::New { receipt, message_id: None } };
         // With a digest of what the id names: a device that sends its own name as `id` with each reading must not lose all
         // but the first.
-        let id: Box<str> = format!("{id} {digest:016x}").into();
+        let id: Box<str> = format!("{} {digest:016x}", &id[..id.floor_char_boundary(MAX_ID_BYTES)]).into();
         if let Some(&unit) = self.ids_in_flight.get(&id) {
             self.assign(&receipt, unit);
             return Admission::InFlight { unit, receipt };

@@ -3,6 +3,7 @@
 //! A *unit* is a message from its admission until everything it caused is committed. Units are committed in the order of
 //! their runs where two of them wrote the same state, and in the order of delivery where one of them had several functions.
 
+mod fan_out;
 pub mod record;
 mod unit;
 
@@ -16,7 +17,7 @@ use super::map::{Map, Seeded};
 use super::receipt::Receipt;
 use crate::message::{Scope, StateWrite};
 use crate::mistakes::{Mistake, is_made};
-use crate::store::{self, BatchNo, Commit, DeadLetter, LoadId, Parked, ParkedId};
+use crate::store::{self, BatchNo, Commit, DeadLetter, LoadId, Parked, ParkedId, Record};
 pub use record::RecorderConfig;
 pub(crate) use record::{Recorded, Recorder};
 pub(crate) use unit::{Compared, Unit};
@@ -25,10 +26,12 @@ pub(crate) struct Ledger {
     units: Vec<Option<Unit>>,
     free: Vec<UnitId>,
     arrivals: u64,
+    /// Memory that the units hold.
     bytes: usize,
     /// Committed with the next batch.
     batch: Vec<Commit>,
     batch_units: Vec<UnitId>,
+    batch_bytes: usize,
     /// Batches that the store has not confirmed, by their numbers.
     committing: VecDeque<(BatchNo, Vec<UnitId>)>,
     last_batch: BatchNo,
@@ -45,6 +48,8 @@ pub(crate) struct Ledger {
     requests: VecDeque<store::StoreRequest>,
     settled: VecDeque<Settled>,
     fingerprints_max: usize,
+    /// Size above which a batch is divided.
+    commit_max_bytes: usize,
 }
 
 /// A request for state that the store has not answered.
@@ -68,7 +73,7 @@ pub(crate) struct Settled {
 
 impl Ledger {
     /// `fingerprints_max`: how many fingerprints without effect may wait for a commit to be written with.
-    pub(crate) fn new(fingerprints_max: usize, seed: Seeded) -> Self {
+    pub(crate) fn new(fingerprints_max: usize, commit_max_bytes: usize, seed: Seeded) -> Self {
         Self {
             units: Vec::new(),
             free: Vec::new(),
@@ -76,6 +81,7 @@ impl Ledger {
             bytes: 0,
             batch: Vec::new(),
             batch_units: Vec::new(),
+            batch_bytes: 0,
             committing: VecDeque::new(),
             last_batch: BatchNo::default(),
             unnumbered: VecDeque::new(),
@@ -86,6 +92,7 @@ impl Ledger {
             requests: VecDeque::new(),
             settled: VecDeque::new(),
             fingerprints_max,
+            commit_max_bytes,
         }
     }
 
@@ -99,6 +106,11 @@ impl Ledger {
         self.len() == 0 && self.committing.is_empty()
     }
 
+    /// Whether the store will confirm something, and what it holds is free then.
+    pub(crate) fn is_committing(&self) -> bool {
+        !self.committing.is_empty() || !self.batch_units.is_empty()
+    }
+
     /// What is under way, for a test that waits in vain.
     pub(crate) fn describe(&self) -> String {
         let unit = |unit: &Unit| format!("{:?} jobs {}", unit.message.payload, unit.jobs_left);
@@ -109,7 +121,7 @@ impl Ledger {
         )
     }
 
-    /// Payload bytes of the units.
+    /// Memory that the units hold: their messages and everything that came of them.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -129,7 +141,7 @@ impl Ledger {
     pub(crate) fn add(&mut self, mut unit: Unit) -> UnitId {
         self.arrivals += 1;
         unit.arrival = self.arrivals;
-        self.bytes += unit.message.payload.len();
+        self.bytes += unit.bytes;
         unit.is_in_line = unit.jobs_left > 1
             || (!self.unsent_of_topic.is_empty() && self.unsent_of_topic.contains_key(&unit.message.topic));
         let line = (unit.is_in_line && unit.takes_part_in_line()).then(|| Arc::clone(&unit.message.topic));
@@ -154,7 +166,7 @@ impl Ledger {
     pub(crate) fn remove(&mut self, id: UnitId) -> Unit {
         let unit = self.units[id.index()].take().expect("a unit is removed once");
         self.free.push(id);
-        self.bytes -= unit.message.payload.len();
+        self.bytes -= unit.bytes;
         unit
     }
 
@@ -171,6 +183,10 @@ impl Ledger {
         self.unit(id).arrival
     }
 
+    pub(crate) fn fan_out_mut(&mut self, id: UnitId) -> &mut fan_out::FanOut {
+        &mut self.unit_mut(id).fan_out
+    }
+
     pub(crate) fn compared_mut(&mut self, id: UnitId) -> Option<(&mut Compared, &str)> {
         let unit = self.units[id.index()].as_mut().expect("a unit stays while it has jobs");
         Some((unit.compared.as_deref_mut()?, &unit.message.topic))
@@ -179,10 +195,21 @@ impl Ledger {
     // ---- what a run leaves ----
 
     pub(crate) fn record(&mut self, id: UnitId, recorded: Recorded) {
+        self.hold(id, recorded.records.iter().map(Record::bytes).sum());
         self.unit_mut(id).commit.records.extend(recorded.records);
     }
 
+    /// Counts what a run left to its unit.
+    fn hold(&mut self, id: UnitId, bytes: usize) {
+        if is_made(Mistake::ForgetOutputs) {
+            return;
+        }
+        self.unit_mut(id).bytes += bytes;
+        self.bytes += bytes;
+    }
+
     pub(crate) fn write_state(&mut self, id: UnitId, scope: Scope, writes: Vec<StateWrite>) {
+        self.hold(id, writes.iter().map(StateWrite::bytes).sum());
         let unit = self.units[id.index()].as_mut().expect("a unit stays while it has jobs");
         // Where nobody waits and this is the last job, the unit is sent at once.
         if unit.jobs_left > 1 || unit.is_in_line || !self.unsent_writes.is_empty() {
@@ -200,10 +227,12 @@ impl Ledger {
     }
 
     pub(crate) fn dead_letter(&mut self, id: UnitId, dead_letter: DeadLetter) {
+        self.hold(id, dead_letter.bytes());
         self.unit_mut(id).commit.dead_letters.push(dead_letter);
     }
 
     pub(crate) fn park(&mut self, id: UnitId, parked: Parked, ticket: Ticket) {
+        self.hold(id, parked.message.bytes());
         let unit = self.unit_mut(id);
         unit.commit.park.push(parked);
         unit.tickets.push(ticket);
@@ -261,7 +290,16 @@ impl Ledger {
 
     /// A commit of the board itself, for no unit.
     pub(crate) fn commit(&mut self, commit: Commit) {
+        self.gather(commit.bytes());
         self.batch.push(commit);
+    }
+
+    /// Makes room in the batch. One transaction is to stay small, however much waits.
+    fn gather(&mut self, bytes: usize) {
+        if self.batch_bytes + bytes > self.commit_max_bytes && self.batch_bytes > 0 {
+            self.send_batch();
+        }
+        self.batch_bytes += bytes;
     }
 
     /// Nothing came of the message, so there is nothing to make durable. Its fingerprint is written with the next commit, so
@@ -307,7 +345,9 @@ impl Ledger {
                     self.unsent_writes.remove(scope);
                 }
             }
+            let bytes = unit.bytes;
             if has_effect(&commit) {
+                self.gather(bytes);
                 self.batch.push(commit);
                 self.batch_units.push(id);
             } else {
@@ -356,6 +396,7 @@ impl Ledger {
         }
         self.last_batch.0 += 1;
         let commits = std::mem::take(&mut self.batch);
+        self.batch_bytes = 0;
         self.committing.push_back((self.last_batch, std::mem::take(&mut self.batch_units)));
         self.requests.push_back(store::StoreRequest::Commit { batch: self.last_batch, commits });
         if is_made(Mistake::AcknowledgeBeforeCommit) {
@@ -387,6 +428,7 @@ impl Ledger {
         self.bytes = 0;
         self.batch.clear();
         self.batch_units.clear();
+        self.batch_bytes = 0;
         self.committing.clear();
         self.unnumbered.clear();
         self.unsent_writes.clear();

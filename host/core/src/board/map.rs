@@ -1,9 +1,10 @@
 //! Hash maps whose order follows from the board's seed: the same inputs and seed give the same effects.
 
 use std::collections::HashMap;
-use std::hash::BuildHasher;
+use std::hash::{BuildHasher, Hash};
 
 use siphasher::sip::SipHasher13;
+use siphasher::sip128::{Hasher128 as _, SipHasher13 as SipHasher128};
 
 pub(crate) type Map<K, V> = HashMap<K, V, Seeded>;
 
@@ -18,6 +19,13 @@ impl Seeded {
 
     pub(crate) fn map<K, V>(self) -> Map<K, V> {
         HashMap::with_hasher(self)
+    }
+
+    /// A keyed hash that stands for a value of any size: 128 bits do not collide.
+    pub(crate) fn hash128(self, value: &impl Hash) -> u128 {
+        let mut hasher = SipHasher128::new_with_keys(self.0, !self.0);
+        value.hash(&mut hasher);
+        hasher.finish128().as_u128()
     }
 }
 

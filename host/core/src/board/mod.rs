@@ -14,12 +14,14 @@
 //! [`ledger`] units and commits, [`rollout`] functions and versions, `forward` the outbox, [`subscriptions`] the session at the
 //! broker. What concerns several of them is here: the way of a message in [`flow`], the way of a version in [`versions`].
 
+mod budget;
 pub mod ids;
 pub mod input;
 pub mod version;
 
 mod map;
 mod receipt;
+mod size;
 
 pub mod dispatch;
 mod flow;
@@ -36,6 +38,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
+pub use budget::{Budget, MIN_BUDGET_BYTES, Weight};
 pub use dispatch::WorkerConfig;
 use dispatch::{Dispatch, Workers};
 pub use flow::GUEST_LOG;
@@ -49,6 +52,7 @@ use ledger::{Ledger, Recorder};
 use map::Seeded;
 pub use rollout::PauseConfig;
 use rollout::{Report, Rollout};
+pub(crate) use size::MAX_TOPIC_BYTES;
 use subscriptions::Subscriptions;
 pub use version::{Difference, TrialEvent, TrialTally, Version};
 
@@ -66,8 +70,6 @@ const META_SESSION: &str = "session";
 const META_SUBSCRIPTIONS: &str = "subscriptions";
 /// How often a subscription that is no longer wanted may be given up.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
-/// Payload bytes of units above which nothing more is taken from the broker.
-const MAX_BYTES_IN_FLIGHT: usize = 16 << 20;
 
 #[derive(Clone, Debug)]
 pub struct BoardConfig {
@@ -78,9 +80,12 @@ pub struct BoardConfig {
     pub share_group: Option<String>,
     pub max_payload_bytes: usize,
     pub max_hops: u32,
+    /// Publications that one message may cause, directly and through other functions.
+    pub max_fan_out: u32,
     pub retry_attempts: u32,
     pub retry_max_delay: Duration,
     pub parked_max_bytes: usize,
+    pub budget: Budget,
     /// Random. Decides the order of hash maps and the jitter of pauses.
     pub seed: u64,
 }
@@ -125,12 +130,12 @@ impl Board {
         let seed = Seeded::new(config.seed);
         let subscriptions_saved = meta(recovered, META_SUBSCRIPTIONS).cloned().unwrap_or_default();
         Self {
-            intake: Intake::new(config.receive_maximum, MAX_BYTES_IN_FLIGHT, seed),
+            intake: Intake::new(config.receive_maximum, config.budget.intake(), seed),
             router: Router::new(Vec::new()),
             dispatch: Dispatch::new(Workers::new(config.workers.clone(), now.monotonic)),
             rollout: Rollout::new(config.pause, Arc::clone(&metrics)),
             recorder: Recorder::new(config.recorder.clone(), seed),
-            ledger: Ledger::new(config.receive_maximum.into(), seed),
+            ledger: Ledger::new(config.receive_maximum.into(), config.budget.commit(), seed),
             forwarder: Forwarder::new(forward, recovered, Arc::clone(&metrics)),
             subscriptions: Subscriptions::restore(Some(&subscriptions_saved), config.share_group.clone()),
             subscriptions_saved,
@@ -179,6 +184,8 @@ impl Board {
         while self.dispatch.parking.may_be_ready() && self.may_start() {
             self.start_parked();
         }
+        let room = self.config.budget.room(self.held_bytes());
+        self.dispatch.workers.hand_out(room, !self.ledger.is_committing());
     }
 
     /// The next thing to do, until `None`.
@@ -270,6 +277,16 @@ impl Board {
     /// Whether nothing more should be taken from the broker for now.
     pub fn is_full(&mut self) -> bool {
         self.intake.update_full(self.ledger.len(), self.ledger.bytes())
+    }
+
+    /// Bytes of messages and of everything that came of them, without what workers may answer.
+    fn held_bytes(&self) -> usize {
+        self.ledger.bytes() + self.dispatch.parking.bytes() + self.forwarder.bytes()
+    }
+
+    /// Everything that counts against the budget.
+    pub fn budget_used(&self) -> usize {
+        self.held_bytes() + self.dispatch.workers.handed_out_bytes()
     }
 
     /// Messages that are not on disk.

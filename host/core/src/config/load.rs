@@ -40,7 +40,7 @@ impl Config {
             table.replace_prefix(CREDENTIALS, &folder.to_string_lossy());
         }
         let host_name = (machine.host_name)();
-        let (mut config, mut reader) = sections::read(&table, host_name);
+        let (mut config, mut reader) = sections::read(&table, host_name, (machine.memory_bytes)());
         inspect_files(&mut config.deploy.keys, &mut reader, machine);
         (config, problems.with_later(reader.problems))
     }
@@ -49,7 +49,7 @@ impl Config {
     #[cfg(any(test, feature = "testing"))]
     pub fn parse(text: &str, file: &Path) -> (Self, Problems) {
         let (table, syntax) = Table::from_toml(text, file);
-        let (config, reader) = sections::read(&table, "board".into());
+        let (config, reader) = sections::read(&table, "board".into(), u64::MAX);
         (config, syntax.with_later(reader.problems))
     }
 }

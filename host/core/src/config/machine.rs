@@ -15,6 +15,8 @@ pub struct Machine {
     pub host_name: fn() -> String,
     /// Number of the user that this process runs as.
     pub user: fn() -> u32,
+    /// Memory that this process may use.
+    pub memory_bytes: fn() -> u64,
 }
 
 impl Machine {
@@ -51,5 +53,6 @@ pub(crate) mod testing {
         list: |path| Ok(fs::read_dir(path)?.flatten().map(|entry| entry.path()).collect()),
         host_name: || "board".into(),
         user: || 1000,
+        memory_bytes: || 1 << 30,
     };
 }

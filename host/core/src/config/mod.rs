@@ -28,6 +28,7 @@ use std::num::{NonZeroU16, NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::board::Budget;
 use crate::key::PublicKey;
 use crate::topic::TopicFilter;
 
@@ -99,6 +100,10 @@ pub struct Functions {
     pub quarantine: Quarantine,
     /// Number of functions that one message may pass through.
     pub max_hops: NonZeroU32,
+    /// Number of publications that one message may cause, directly and through other functions.
+    pub max_fan_out: NonZeroU32,
+    /// Bytes of everything that messages hold in the daemon. Default: a quarter of the service's memory.
+    pub memory_budget_bytes: Option<NonZeroUsize>,
     pub ceilings: Ceilings,
 }
 
@@ -269,6 +274,11 @@ impl Config {
         }
     }
 
+    /// Bytes that messages in processing may hold, on a machine with so much memory for the service.
+    pub fn budget(&self, memory_bytes: u64) -> Budget {
+        self.functions.memory_budget_bytes.map_or(Budget::of_memory(memory_bytes), |bytes| Budget::new(bytes.get()))
+    }
+
     /// Time in which repeats of an alert are folded. Without an upstream the default applies to the local broker.
     pub fn fold(&self) -> Duration {
         Duration::from_secs(self.upstream.as_ref().map_or(Upstream::FOLD_SECS, |upstream| upstream.fold_secs).into())
@@ -327,6 +337,8 @@ impl Default for Functions {
             retry: Retry::default(),
             quarantine: Quarantine::default(),
             max_hops: nz32(8),
+            max_fan_out: nz32(1000),
+            memory_budget_bytes: None,
             ceilings: Ceilings::default(),
         }
     }

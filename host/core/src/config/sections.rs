@@ -8,21 +8,22 @@ use super::document::{Item, Table, Value};
 use super::problem::{Invalid, Problems};
 use super::reader::{Read, Reader, Section, choice, nearest, parsed, wrong_kind};
 use super::{
-    Config, Connection, Deploy, DeployKey, Endpoint, Functions, Http, Isolate, Log, Mqtt, Node, Scheme, Store,
-    Upstream, WhenFull, Worker,
+    Ceilings, Config, Connection, Deploy, DeployKey, Endpoint, Functions, Http, Isolate, Log, Mqtt, Node, Scheme,
+    Store, Upstream, WhenFull, Worker,
 };
+use crate::board::Weight;
 use crate::manifest;
 
-/// Reads the configuration as far as possible. The files that it names are not inspected yet.
-pub(super) fn read(table: &Table, host_name: String) -> (Config, Reader) {
+/// Reads the configuration of a machine with so much memory as far as possible. The files that it names are not inspected yet.
+pub(super) fn read(table: &Table, host_name: String, memory_bytes: u64) -> (Config, Reader) {
     let mut config = Config::new(Node::new(host_name));
     let reader = Reader::run(table, |root| {
         root.section("node", |section| node(section, &mut config.node));
         config.mqtt = Mqtt::new(&config.node.name);
         root.section("mqtt", |section| mqtt(section, &mut config.mqtt));
-        root.section("functions", |section| functions(section, &mut config.functions));
+        root.section("functions", |section| functions(section, &mut config.functions, &config.mqtt));
         root.section("deploy", |section| deploy(section, &mut config.deploy));
-        root.section("worker", |section| worker(section, &mut config.worker, &config.functions));
+        root.section("worker", |section| worker(section, &mut config.worker, &config.functions, memory_bytes));
         root.section("store", |section| store(section, &mut config.store, &config.mqtt));
         let wanted = root.has("upstream");
         let mut sink = Upstream::new(Endpoint::default(), &config.node.name);
@@ -113,7 +114,7 @@ fn connection(section: &mut Section<'_, '_>, connection: &mut Connection, allowe
     is_good
 }
 
-fn functions(section: &mut Section<'_, '_>, functions: &mut Functions) {
+fn functions(section: &mut Section<'_, '_>, functions: &mut Functions, mqtt: &Mqtt) {
     section.value("paths", &mut functions.paths);
     for (n, path) in functions.paths.iter().enumerate() {
         if functions.paths[..n].contains(path) {
@@ -136,6 +137,8 @@ fn functions(section: &mut Section<'_, '_>, functions: &mut Functions) {
         section.error("quarantine_secs", invalid.hint("lower it, or raise quarantine_max_secs"));
     }
     section.value("max_hops", &mut functions.max_hops);
+    section.value("max_fan_out", &mut functions.max_fan_out);
+    section.optional("memory_budget_bytes", &mut functions.memory_budget_bytes);
     let ceilings = &mut functions.ceilings;
     section.value("max_fuel", &mut ceilings.fuel);
     section.value("max_timeout_ms", &mut ceilings.timeout_ms);
@@ -147,6 +150,17 @@ fn functions(section: &mut Section<'_, '_>, functions: &mut Functions) {
     section.value("max_state_bytes", &mut ceilings.state_bytes);
     for (key, bytes) in [("max_output_bytes", ceilings.output_bytes), ("max_state_bytes", ceilings.state_bytes)] {
         within(section, key, bytes as u64, 0..=64 << 20);
+    }
+    let Some(budget) = functions.memory_budget_bytes else { return };
+    let (payload, ceilings) = (mqtt.max_payload_bytes.get() as usize, &functions.ceilings);
+    let needed = Weight::largest(payload, ceilings);
+    if budget.get() < needed {
+        let Ceilings { outputs, output_bytes, state_bytes, .. } = ceilings;
+        let invalid = Invalid::new(format!(
+            "{budget} is less than one message may hold: {needed}, for mqtt.max_payload_bytes ({payload}), twice \
+             max_output_bytes ({output_bytes}), max_outputs ({outputs}) and max_state_bytes ({state_bytes})"
+        ));
+        section.error("memory_budget_bytes", invalid.hint("raise it, or lower one of those"));
     }
 }
 
@@ -195,7 +209,7 @@ fn deploy_key(section: &mut Section<'_, '_>, name: Option<&str>, key: &mut Deplo
     section.value("native_code", &mut key.native_code);
 }
 
-fn worker(section: &mut Section<'_, '_>, worker: &mut Worker, functions: &Functions) {
+fn worker(section: &mut Section<'_, '_>, worker: &mut Worker, functions: &Functions, memory_bytes: u64) {
     section.value("isolate", &mut worker.isolate);
     section.value("count", &mut worker.count);
     within(section, "count", worker.count as u64, 0..=64);
@@ -211,7 +225,20 @@ fn worker(section: &mut Section<'_, '_>, worker: &mut Worker, functions: &Functi
         ));
         section.error("memory_bytes", invalid.hint(format!("use at least {needed}")));
     }
+    let Some(budget) = functions.memory_budget_bytes else { return };
+    let (own, count) = (DAEMON_OWN_BYTES, worker.count.max(1));
+    let sum = (budget.get() as u64).saturating_add(cache.saturating_mul(count) as u64).saturating_add(own);
+    if sum > memory_bytes {
+        let invalid = Invalid::new(format!(
+            "functions.memory_budget_bytes ({budget}), {count} times state_cache_bytes ({cache}) and the daemon itself \
+             ({own}) are {sum} bytes; this service may use {memory_bytes}"
+        ));
+        section.error("state_cache_bytes", invalid.hint("lower one of them, or raise MemoryMax= of the unit"));
+    }
 }
+
+/// The program, the database and the connections.
+const DAEMON_OWN_BYTES: u64 = 16 << 20;
 
 /// The engine, the code of a few functions and the pool's bookkeeping.
 const WORKER_OWN_BYTES: usize = 16 << 20;

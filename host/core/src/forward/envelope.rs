@@ -1,7 +1,7 @@
 //! Records as they are sent: a topic, the function's payload, and CloudEvents 1.0 attributes in binary mode.
 //!
 //! Attributes are user properties in MQTT and headers in HTTP. A record keeps its `id` however often it is sent, so that
-//! receivers can drop duplicates.
+//! receivers can drop duplicates. What ends loops among functions is no attribute, and only in MQTT.
 
 use std::borrow::Cow;
 
@@ -14,6 +14,9 @@ use crate::time::rfc3339;
 
 /// User property of local publications: how many functions the message passed. The pipeline reads it to end loops.
 pub const HOPS: &str = "sedge-hops";
+
+/// User property of publications: how many further ones the message may cause. A function that needs more fails.
+pub const FAN_OUT: &str = "sedge-fan-out";
 
 /// One message to send.
 #[derive(Clone, Debug, PartialEq)]
@@ -51,7 +54,11 @@ impl EnvelopeBuilder {
                 topic: record.topic.to_string(),
                 payload: record.payload.clone(),
                 content_type: record.content_type.clone(),
-                properties: vec![("id", id.into()), (HOPS, record.hops.to_string().into())],
+                properties: vec![
+                    ("id", id.into()),
+                    (HOPS, record.hops.to_string().into()),
+                    (FAN_OUT, record.fan_out.to_string().into()),
+                ],
                 retain: record.retain,
             },
         }
@@ -81,11 +88,14 @@ impl EnvelopeBuilder {
     }
 
     fn upstream(&self, id: String, kind: &'static str, record: &Record) -> Envelope {
+        let mut properties = self.attributes(id, kind, record.at_ms);
+        // Upstream may be, or feed, the broker that this board listens to.
+        properties.extend([(HOPS, record.hops.to_string().into()), (FAN_OUT, record.fan_out.to_string().into())]);
         Envelope {
             topic: format!("{}{}", self.topic_prefix, record.topic),
             payload: record.payload.clone(),
             content_type: record.content_type.clone(),
-            properties: self.attributes(id, kind, record.at_ms),
+            properties,
             retain: record.retain,
         }
     }
@@ -129,6 +139,7 @@ mod tests {
             content_type: Some("application/json".into()),
             retain: true,
             hops: 3,
+            fan_out: 70,
             at_ms: 1_386_656_700_250,
         };
         StoredRecord { id: RecordId(42), record }
@@ -147,6 +158,8 @@ mod tests {
                 ("source", "sedge/cellar"),
                 ("type", "io.sedge.alert"),
                 ("time", "2013-12-10T06:25:00.250Z"),
+                ("sedge-hops", "3"),
+                ("sedge-fan-out", "70"),
             ]
         );
         let envelope = EnvelopeBuilder::new("k3", "cellar", Some("site/7/")).record(&stored(Stream::Data, "raw"));
@@ -159,7 +172,7 @@ mod tests {
         let envelope = EnvelopeBuilder::new("k3", "cellar", Some("x/")).record(&stored(Stream::Local, "derived/t"));
         assert_eq!(envelope.topic, "derived/t");
         assert!(envelope.retain);
-        assert_eq!(envelope.properties, [("id", "k3-l-42".into()), (HOPS, "3".into())]);
+        assert_eq!(envelope.properties, [("id", "k3-l-42".into()), (HOPS, "3".into()), (FAN_OUT, "70".into())]);
     }
 
     #[test]

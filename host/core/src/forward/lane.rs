@@ -23,8 +23,8 @@ use crate::store::{Gap, GapId, RecordId, Recovered, StoreRequest};
 use crate::stream::{PerStream, Stream};
 use crate::time::Backoff;
 
-/// Records per stream in memory. Half a megabyte is about two seconds of work for the fastest receiver.
-const WINDOW: TailLimits = TailLimits { records: 2048, bytes: 512 << 10 };
+/// Records per stream in memory.
+const WINDOW_RECORDS: usize = 2048;
 
 /// First pause after a receiver answered [`Answer::Retry`].
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -150,6 +150,8 @@ enum GapState {
 pub(crate) struct LaneLimits {
     /// Envelopes without an answer.
     pub(crate) in_flight: usize,
+    /// Bytes of one stream's records in memory.
+    pub(crate) window_bytes: usize,
     /// How long an answer may take. `None`: the sender itself ends what takes too long.
     pub(crate) answer_timeout: Option<Duration>,
     pub(crate) backoff: Backoff,
@@ -165,9 +167,10 @@ impl Lane {
         recovered: &Recovered,
         limits: LaneLimits,
     ) -> Self {
-        let LaneLimits { in_flight: in_flight_limit, answer_timeout, backoff, patience } = limits;
+        let LaneLimits { in_flight: in_flight_limit, window_bytes, answer_timeout, backoff, patience } = limits;
+        let window = TailLimits { records: WINDOW_RECORDS, bytes: window_bytes };
         let entry = |stream: &Stream| {
-            let tail = Tail::new(WINDOW, recovered.delivered[*stream], recovered.last[*stream]);
+            let tail = Tail::new(window, recovered.delivered[*stream], recovered.last[*stream]);
             LaneStream { stream: *stream, tail, hold: None, backoff: backoff.clone() }
         };
         let streams = streams.iter().map(entry).collect();
@@ -221,6 +224,11 @@ impl Lane {
         let delivered = tail.dropped(after, through);
         hold.take_if(|hold| tail.sent(hold.id).is_none() && !tail.is_waiting(hold.id));
         delivered.into_iter().map(|(id, bytes)| Late { stream, id, bytes }).collect()
+    }
+
+    /// Memory of the records in the windows of its streams.
+    pub(crate) fn bytes(&self) -> usize {
+        self.streams.iter().map(|it| it.tail.bytes()).sum()
     }
 
     pub(crate) fn oldest_dropped(&self, stream: Stream) -> Option<RecordId> {

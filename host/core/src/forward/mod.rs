@@ -20,7 +20,7 @@ pub mod lane;
 mod tail;
 
 pub(crate) use envelope::EnvelopeBuilder;
-pub use envelope::{Envelope, HOPS};
+pub use envelope::{Envelope, FAN_OUT, HOPS};
 pub use lane::Answer;
 use lane::{FIRST_PAUSE, Lane, LaneLimits};
 
@@ -60,6 +60,8 @@ pub struct ForwardConfig {
     pub local_in_flight: usize,
     /// `None`: no upstream. Records of an earlier configuration stay in the store.
     pub upstream: Option<config::Upstream>,
+    /// Bytes of one stream's records in memory.
+    pub window_bytes: usize,
     /// Seed of the backoff jitter, so that boards that fail together do not retry together.
     pub seed: u64,
 }
@@ -86,6 +88,7 @@ impl Forwarder {
             recovered,
             LaneLimits {
                 in_flight: settings.local_in_flight,
+                window_bytes: settings.window_bytes,
                 answer_timeout: Some(LOCAL_TIMEOUT),
                 backoff,
                 patience: LOCAL_PATIENCE,
@@ -102,6 +105,7 @@ impl Forwarder {
             }
             let limits = LaneLimits {
                 // One call at a time: a record must not overtake an earlier one whose call failed.
+                window_bytes: settings.window_bytes,
                 in_flight: if calls_webhook { 1 } else { upstream.in_flight.get().into() },
                 // A call has a timeout of its own.
                 answer_timeout: (!calls_webhook).then(|| Duration::from_secs(upstream.timeout_secs.get().into())),
@@ -231,6 +235,11 @@ impl Forwarder {
     /// Whether a lane sends nothing more before an answer: records leave as fast as answers are read.
     pub(crate) fn awaits_answers(&self) -> bool {
         self.local.awaits_answers() || self.upstream.as_ref().is_some_and(Lane::awaits_answers)
+    }
+
+    /// Memory of the records that wait here to be sent, or for their answers.
+    pub(crate) fn bytes(&self) -> usize {
+        self.local.bytes() + self.upstream.as_ref().map_or(0, Lane::bytes)
     }
 
     /// Time of the next poll if nothing happens before.

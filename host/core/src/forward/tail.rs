@@ -256,6 +256,11 @@ impl Tail {
         self.held < self.last || self.slots.range(self.cursor..).any(|slot| matches!(slot.state, SlotState::Waiting(_)))
     }
 
+    /// Memory of the records in the window.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     fn fits(&self, stored: &StoredRecord) -> bool {
         self.slots.is_empty()
             || self.slots.len() < self.window.records && self.bytes + weight(stored) <= self.window.bytes

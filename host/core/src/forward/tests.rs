@@ -19,7 +19,7 @@ fn settings(upstream: Option<&str>) -> ForwardConfig {
         give_up_secs: Some(60.try_into().unwrap()),
         ..config::Upstream::new(url.parse().unwrap(), "n")
     });
-    ForwardConfig { node: "n".into(), local_in_flight: 8, upstream, seed: 1 }
+    ForwardConfig { node: "n".into(), local_in_flight: 8, upstream, window_bytes: 512 << 10, seed: 1 }
 }
 
 fn forwarder(upstream: Option<&str>) -> (Forwarder, Arc<Metrics>) {
@@ -37,6 +37,7 @@ fn stored(stream: Stream, id: u64) -> StoredRecord {
         content_type: None,
         retain: false,
         hops: 1,
+        fan_out: 9,
         at_ms: 0,
     };
     StoredRecord { id: RecordId(id), record }

@@ -332,7 +332,7 @@ impl FunctionMetrics {
             let labels = [function, ("kind", kind.as_str())];
             add("sedge_function_outputs_total", &labels, Value::Integer(self.outputs(kind)));
         }
-        // Only the reasons that occurred: most of the fifteen stay zero.
+        // Only the reasons that occurred: most of them stay zero.
         for code in FailureCode::ALL.into_iter().filter(|code| self.failures(*code) > 0) {
             let labels = [function, ("reason", code.as_str())];
             add("sedge_function_failures_total", &labels, Value::Integer(self.failures(code)));

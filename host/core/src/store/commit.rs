@@ -6,6 +6,9 @@ use std::sync::Arc;
 use super::record::Record;
 use crate::message::{Failure, Message, Scope, StateWrite, Usage};
 
+/// Size above which commits are divided among transactions. What one message caused is never divided.
+pub const COMMIT_BYTES: usize = 4 << 20;
+
 /// Number of a commit request, in the order of sending.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct BatchNo(pub u64);
@@ -32,6 +35,15 @@ impl Commit {
     pub fn has_effect(&self) -> bool {
         !(self.state.is_empty() && self.dead_letters.is_empty() && self.park.is_empty() && self.unpark.is_empty())
     }
+
+    /// About the size on disk.
+    pub fn bytes(&self) -> usize {
+        let state = self.state.iter().flat_map(|(_, writes)| writes).map(StateWrite::bytes);
+        self.records.iter().map(Record::bytes).sum::<usize>()
+            + state.sum::<usize>()
+            + self.dead_letters.iter().map(DeadLetter::bytes).sum::<usize>()
+            + self.park.iter().map(|parked| parked.message.bytes()).sum::<usize>()
+    }
 }
 
 /// Distinguishes a redelivered message from a new one with the same packet id.
@@ -57,10 +69,17 @@ impl fmt::Display for DeadLetterId {
 pub struct DeadLetter {
     pub function: Arc<str>,
     pub version: Arc<str>,
-    pub message: Message,
+    pub message: Arc<Message>,
     pub failure: Failure,
     pub usage: Usage,
     pub at_ms: u64,
+}
+
+impl DeadLetter {
+    /// About the size on disk.
+    pub(crate) fn bytes(&self) -> usize {
+        self.message.bytes() + self.failure.detail.len()
+    }
 }
 
 /// Number of a parked job, given in the order of parking and never reused.
@@ -78,7 +97,7 @@ pub struct Parked {
     /// In a [`Commit`]: [`ParkedId::NEW`], or the id of a job that the same commit unparks, which keeps its place.
     pub id: ParkedId,
     pub function: Arc<str>,
-    pub message: Message,
+    pub message: Arc<Message>,
     /// Unix time in milliseconds. Compared with the wall clock only after a restart; timers run on the monotonic clock.
     pub due_ms: u64,
 }

@@ -6,7 +6,7 @@ pub mod message_ids;
 pub mod record;
 pub mod request;
 
-pub use commit::{BatchNo, Commit, DeadLetter, DeadLetterId, Fingerprint, Parked, ParkedId};
+pub use commit::{BatchNo, COMMIT_BYTES, Commit, DeadLetter, DeadLetterId, Fingerprint, Parked, ParkedId};
 pub use message_ids::MessageIds;
 pub use record::{DAMAGED, EXPIRED, FULL, Gap, GapId, Record, RecordId, StoredRecord};
 pub use request::{LoadId, MovedAside, Recovered, StoreEvent, StoreRequest};

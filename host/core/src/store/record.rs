@@ -29,9 +29,22 @@ pub struct Record {
     pub retain: bool,
     /// Number of functions that the message went through, this one included.
     pub hops: u32,
+    /// Number of publications that the message may cause, over all functions that it passes.
+    pub fan_out: u32,
     /// Unix time of the board in milliseconds.
     pub at_ms: u64,
 }
+
+impl Record {
+    /// Memory of the record, and about its size on disk.
+    pub fn bytes(&self) -> usize {
+        let content_type = self.content_type.as_ref().map_or(0, |kind| kind.len());
+        self.payload.len() + self.topic.len() + content_type + RECORD_BYTES
+    }
+}
+
+/// Memory of a record beside its texts and payload.
+const RECORD_BYTES: usize = 200;
 
 /// Committed record.
 #[derive(Clone, Debug, PartialEq)]

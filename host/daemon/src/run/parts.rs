@@ -16,7 +16,7 @@ use super::{Daemon, STARTED, Upstream};
 use crate::sinks::webhook::Webhook;
 use crate::telemetry::{Health, Http, Notifier};
 use crate::worker::processes::{ProcessConfig, Processes};
-use sedge_core::board::{self, Board, BoardConfig, Input, PauseConfig, RecorderConfig, Version, WorkerConfig};
+use sedge_core::board::{self, Board, BoardConfig, Budget, Input, PauseConfig, RecorderConfig, Version, WorkerConfig};
 use sedge_core::config::{Config, Isolate};
 use sedge_core::deploy::{self, DeployerConfig, Installed};
 use sedge_core::manifest::{Manifest, Trial};
@@ -96,6 +96,7 @@ impl Daemon {
             node: config.node.name.clone(),
             local_in_flight: LOCAL_IN_FLIGHT.into(),
             upstream: config.upstream.clone(),
+            window_bytes: budget(&config).window(),
             seed: sedge_mqtt::random_seed(),
         };
         let mut board = Board::new(board_config, forward, &recovered, Arc::clone(&metrics), now);
@@ -208,11 +209,17 @@ fn board_config(config: &Config) -> BoardConfig {
         share_group: config.mqtt.share_group.clone(),
         max_payload_bytes: config.mqtt.max_payload_bytes.get() as usize,
         max_hops: functions.max_hops.get(),
+        max_fan_out: functions.max_fan_out.get(),
         retry_attempts: functions.retry.attempts.get(),
         retry_max_delay: Duration::from_secs(functions.retry.max_delay_secs.get().into()),
-        parked_max_bytes: config.store.parked_max_bytes.get() as usize,
+        parked_max_bytes: (config.store.parked_max_bytes.get() as usize).min(budget(config).parked()),
+        budget: budget(config),
         seed: sedge_mqtt::random_seed(),
     }
+}
+
+fn budget(config: &Config) -> Budget {
+    config.budget(sedge_sandbox::machine::memory_bytes())
 }
 
 fn upstream(config: &Config) -> anyhow::Result<Upstream> {

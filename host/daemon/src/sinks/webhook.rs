@@ -114,7 +114,8 @@ impl Caller {
         };
         let content_type = envelope.content_type.as_deref().unwrap_or("application/octet-stream");
         let mut request = self.agent.post(&self.url).header(header::CONTENT_TYPE, content_type);
-        for (name, value) in &envelope.properties {
+        // Names of attributes have only letters and digits.
+        for (name, value) in envelope.properties.iter().filter(|(name, _)| !name.contains('-')) {
             request = request.header(format!("ce-{name}"), encoded(value));
         }
         request = request.header("ce-subject", encoded(&envelope.topic));

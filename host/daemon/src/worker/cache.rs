@@ -10,8 +10,12 @@ use sedge_sandbox::ScopeState;
 /// Function number and, for state per topic, the topic.
 pub(crate) type ScopeKey = (u32, Option<Arc<str>>);
 
-/// Memory of an entry besides its keys and values.
-const ENTRY_OVERHEAD: usize = 160;
+/// Memory of a scope besides its topic and its entries.
+const SCOPE_BYTES: usize = 200;
+
+fn memory(scope: &ScopeKey, state: &ScopeState) -> usize {
+    state.memory() + scope.1.as_ref().map_or(0, |topic| topic.len()) + SCOPE_BYTES
+}
 
 /// Approximates least-recently-used with two generations. New and used entries are in `young`. When `young` reaches half
 /// the limit, it replaces `old`.
@@ -30,14 +34,14 @@ impl StateCache {
     /// Removes a scope's state for a run. The caller puts it back.
     pub(crate) fn take(&mut self, scope: &ScopeKey) -> Option<ScopeState> {
         if let Some(state) = self.young.get_mut(scope) {
-            self.young_bytes -= state.bytes() + ENTRY_OVERHEAD;
+            self.young_bytes -= memory(scope, state);
             return Some(std::mem::take(state));
         }
         self.old.remove(scope)
     }
 
     pub(crate) fn put(&mut self, scope: ScopeKey, state: ScopeState) {
-        self.young_bytes += state.bytes() + ENTRY_OVERHEAD;
+        self.young_bytes += memory(&scope, &state);
         self.young.insert(scope, state);
         if self.young_bytes > self.half {
             self.old = std::mem::take(&mut self.young);
@@ -70,5 +74,23 @@ mod tests {
         assert!(held <= 110_000, "{held}");
         assert!(cache.take(&(0, Some("t0".into()))).is_none());
         assert!(cache.take(&(0, Some("t999".into()))).is_some());
+    }
+
+    /// Topics of 60,000 bytes with one byte of state each filled a worker until it died.
+    #[test]
+    fn topics_and_small_entries_count() {
+        let mut cache = StateCache::new(1_000_000);
+        let mut scopes = 0;
+        for n in 0..1000 {
+            cache.put((0, Some(format!("{n:01000}").into())), state(1));
+            scopes = scopes.max(cache.young.len() + cache.old.len());
+        }
+        assert!((600..=1000).contains(&scopes), "{scopes}");
+        let mut cache = StateCache::new(1_000_000);
+        for n in 0..100 {
+            let entries = (0..1000).map(|key| (key.to_string().into(), Bytes::new()));
+            cache.put((n, None), ScopeState::from_entries(entries));
+            assert!(cache.young.len() + cache.old.len() <= 9);
+        }
     }
 }

@@ -2,6 +2,7 @@
 //! `isolate = "thread"` on a thread of the daemon.
 
 use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasher as _, RandomState};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -46,7 +47,9 @@ pub struct Worker {
     /// Scope that each job in `NeedState` asked about.
     asked: HashMap<u64, ScopeKey>,
     /// Keys whose last job runs again. Jobs sent after it must not overtake it.
-    held: HashSet<ScopeKey>,
+    held: HashSet<(u64, u64)>,
+    /// Make a key of any length one of fixed size.
+    hashers: [RandomState; 2],
     has_run: bool,
     out: Vec<u8>,
     last_sent: Instant,
@@ -66,6 +69,7 @@ impl Worker {
             waiting: HashMap::new(),
             asked: HashMap::new(),
             held: HashSet::new(),
+            hashers: Default::default(),
             has_run: false,
             out: Vec::with_capacity(2 * SEND_BYTES),
             last_sent: Instant::now(),
@@ -203,7 +207,7 @@ impl Worker {
 
     fn run(&mut self, job: &Job, state: ScopeState) -> ScopeState {
         if !self.held.is_empty() {
-            let key = order_key(job);
+            let key = self.held_key(job);
             if job.resumes {
                 self.held.remove(&key);
             } else if self.held.contains(&key) {
@@ -237,14 +241,16 @@ impl Worker {
         if self.held.len() >= MAX_HELD_KEYS {
             self.held.clear();
         }
-        self.held.insert(order_key(job));
+        let key = self.held_key(job);
+        self.held.insert(key);
     }
-}
 
-/// Returns the key within which jobs run in order, with or without state.
-fn order_key(job: &Job) -> ScopeKey {
-    let topic = (job.scope != JobScope::Function).then(|| Arc::clone(&job.message.topic));
-    (job.function, topic)
+    /// Stands for the key within which jobs run in order, with or without state.
+    fn held_key(&self, job: &Job) -> (u64, u64) {
+        let topic = (job.scope != JobScope::Function).then_some(&*job.message.topic);
+        let [one, other] = &self.hashers;
+        (one.hash_one((job.function, topic)), other.hash_one((job.function, topic)))
+    }
 }
 
 /// Returns the owner of the job's state.

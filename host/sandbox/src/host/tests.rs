@@ -150,17 +150,29 @@ fn a_key_set_and_deleted_leaves_nothing() {
     assert_eq!(run.state.bytes(), 6);
     // Without the removals, the limit stops it.
     let run = run_with(&set_many(40_000, "", ""), Limits { timeout_ms: 60_000, ..LIMITS }, stored());
-    assert_eq!(run.failure().detail, "65538 bytes of state, the limit is 65536");
+    assert_eq!(run.failure().detail, "changed more than 1024 keys of state in one run");
+}
+
+/// Short keys cost more memory than their bytes, in the state and among the changes.
+#[test]
+fn the_number_of_keys_is_limited() {
+    let limits = Limits { timeout_ms: 60_000, ..LIMITS };
+    let stored = |keys| ScopeState::from_entries((0..keys).map(|n| (format!("a{n:04}").into(), Bytes::new())));
+    let set = |keys, stored| run_with(&set_many(keys, "", ""), limits, stored);
+    assert_eq!(set(1024, stored(3072)).outcome.writes.len(), 1024);
+    assert_eq!(set(1025, stored(0)).failure().detail, "changed more than 1024 keys of state in one run");
+    let failure = set(1024, stored(3073)).failure().clone();
+    assert_eq!((failure.code, &*failure.detail), (FailureCode::State, "4097 keys of state, the limit is 4096"));
 }
 
 /// No deadline interrupts this one call, which lists stored and written keys.
 #[test]
 fn keys_are_listed_with_those_of_this_run() {
-    let state = ScopeState::from_entries((0..5000).map(|n| (format!("a{n:04}").into(), Bytes::new())));
+    let state = ScopeState::from_entries((0..3000).map(|n| (format!("a{n:04}").into(), Bytes::new())));
     let list = "(call $list-keys (local.get $bucket) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 1000))
-        (if (i32.ne (i32.load (i32.const 1008)) (i32.const 10000)) (then unreachable))";
+        (if (i32.ne (i32.load (i32.const 1008)) (i32.const 4000)) (then unreachable))";
     let limits = Limits { timeout_ms: 60_000, ..LIMITS };
-    assert_eq!(run_with(&set_many(5000, "", list), limits, state).outputs(), 0);
+    assert_eq!(run_with(&set_many(1000, "", list), limits, state).outputs(), 0);
 }
 
 #[test]

@@ -7,7 +7,7 @@ use super::testing::*;
 use crate::dead_letters::DeadLettersError;
 use crate::{DeadLetterFilter, DeadLetters};
 use sedge_core::config;
-use sedge_core::message::FailureCode;
+use sedge_core::message::{FailureCode, Message};
 use sedge_core::store::{BatchNo, Commit, DeadLetterId, Parked, ParkedId, StoreEvent, StoreRequest};
 use sedge_core::stream::Stream;
 
@@ -51,8 +51,8 @@ fn a_running_daemon_receives_replayed_letters() {
     let mut letters = DeadLetters::open(dir.path()).unwrap();
     assert_eq!(letters.replay(&only(2), 5).unwrap(), 1);
     let StoreEvent::Parked(jobs) = rig.event() else { panic!("nothing was replayed") };
-    let mut message = dead_letter("anomaly", FailureCode::Fuel, "payload 1").message;
-    message.attempt = 2;
+    let letter = dead_letter("anomaly", FailureCode::Fuel, "payload 1");
+    let message = Message { attempt: 2, ..Message::clone(&letter.message) }.into();
     assert_eq!(jobs, [Parked { id: jobs[0].id, function: "anomaly".into(), message, due_ms: 5 }]);
     assert_eq!(letters.list(&DeadLetterFilter::default(), 99).unwrap().len(), 2);
     assert_eq!(letters.replay(&only(2), 5).unwrap(), 0);
@@ -83,7 +83,7 @@ fn a_replay_just_before_the_daemon_parks_a_job_is_not_missed() {
     let mut rig = Rig::open(dir.path());
     letters(&mut rig, 1);
     DeadLetters::open(dir.path()).unwrap().replay(&only(1), 5).unwrap();
-    let job = Parked { id: ParkedId::NEW, function: "f".into(), message: message("a", "b"), due_ms: 9 };
+    let job = Parked { id: ParkedId::NEW, function: "f".into(), message: message("a", "b").into(), due_ms: 9 };
     rig.start(vec![Commit { park: vec![job], ..Commit::default() }]);
     let (mut own, mut replayed) = (None, None);
     while own.is_none() || replayed.is_none() {

@@ -285,3 +285,38 @@ fn flash_saver_spaces_commits() {
     assert!(started.elapsed() >= Duration::from_millis(250));
     assert!(rig.handle.stats().commits.load(Relaxed) <= 4);
 }
+
+/// One commit of 2,000 large records left a file of 1,267 MiB for ever.
+#[test]
+fn a_log_that_has_grown_is_truncated() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open(dir.path());
+    let length = || std::fs::metadata(dir.path().join("sedge.db-wal")).unwrap().len();
+    rig.commit(vec![records((0..10).map(|_| record(Stream::Data, vec![7; 4 << 20])).collect())]);
+    assert!(length() > 40 << 20, "{}", length());
+    let begun = Instant::now();
+    while length() > 17 << 20 {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{}", length());
+        rig.commit(vec![records(vec![record(Stream::Data, vec![7; 1 << 20])])]);
+    }
+    rig.close();
+}
+
+#[test]
+fn a_transaction_is_bounded_however_much_waits() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open(dir.path());
+    let before = rig.handle.stats().commits.load(Relaxed);
+    // The first is being committed while the others gather.
+    let sent: Vec<u64> =
+        (0..20).map(|_| rig.start(vec![records(vec![record(Stream::Data, vec![7; 2 << 20])])])).collect();
+    let mut confirmed = 0;
+    while confirmed < *sent.last().unwrap() {
+        if let StoreEvent::Committed { batch, .. } = rig.event() {
+            assert!(batch.0 - confirmed <= 2, "{} at once", batch.0 - confirmed);
+            confirmed = batch.0;
+        }
+    }
+    assert!(rig.handle.stats().commits.load(Relaxed) - before >= 10);
+    rig.close();
+}

@@ -146,6 +146,7 @@ pub(super) fn record(stream: Stream, payload: impl Into<Bytes>) -> Record {
         content_type: None,
         retain: false,
         hops: 1,
+        fan_out: 9,
         at_ms: 1_800_000_000_000,
     }
 }
@@ -185,7 +186,7 @@ pub(super) fn dead_letter(function: &str, code: FailureCode, payload: impl Into<
     DeadLetter {
         function: function.into(),
         version: "1.2.0".into(),
-        message: message("sensors/cellar", payload),
+        message: message("sensors/cellar", payload).into(),
         failure: Failure { code, detail: "because".into() },
         usage: Usage { fuel: 10, elapsed_us: 20, memory_bytes: 30, output_bytes: 40 },
         at_ms: 1_800_000_000_000,

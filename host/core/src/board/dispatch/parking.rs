@@ -69,7 +69,7 @@ impl Parking {
     /// Puts the first job of a key back in front. It keeps its number in the store.
     pub(crate) fn park_again(&mut self, key: Key, id: ParkedId, message: Arc<Message>, due: Instant) -> Ticket {
         let ticket = self.ticket(&key);
-        self.bytes += size(&message);
+        self.bytes += message.bytes();
         let queue = self.queues.entry(key).or_default();
         queue.running = false;
         let again = Waiting { id: None, ticket, had: Some(id), message, due: Some(due) };
@@ -83,7 +83,7 @@ impl Parking {
     }
 
     fn add(&mut self, key: Key, waiting: Waiting) {
-        self.bytes += size(&waiting.message);
+        self.bytes += waiting.message.bytes();
         self.queues.entry(key).or_default().jobs.push_back(waiting);
     }
 
@@ -148,7 +148,7 @@ impl Parking {
         let queue = self.queues.get_mut(key).expect("a started job stays in its queue");
         queue.running = false;
         let done = queue.jobs.pop_front().expect("a started job stays in its queue");
-        self.bytes -= size(&done.message);
+        self.bytes -= done.message.bytes();
         self.may_be_ready = true;
     }
 
@@ -164,10 +164,6 @@ impl Parking {
             self.queues.remove(key);
         }
     }
-}
-
-fn size(message: &Message) -> usize {
-    message.topic.len() + message.payload.len() + 64
 }
 
 #[cfg(test)]

@@ -4,12 +4,16 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use super::workers::Command;
+use crate::board::Weight;
 use crate::board::ids::{JobId, JobNo, Life};
 use crate::board::input::{Job, WorkerCommand};
 use crate::mistakes::{Mistake, is_made};
 
 const RESPAWN_FIRST: Duration = Duration::from_millis(50);
 const RESPAWN_MAX: Duration = Duration::from_secs(10);
+
+/// Bytes of messages that one process has at a time. Its memory is for functions.
+const MESSAGES_BYTES: usize = 8 << 20;
 
 pub(crate) struct Slot {
     pub(crate) life: Life,
@@ -20,6 +24,8 @@ pub(crate) struct Slot {
     /// After a death: these run one at a time, before anything new. With the number of deaths over each.
     suspects: VecDeque<(Job, u32)>,
     backlog: VecDeque<Job>,
+    /// Of the jobs sent and not answered.
+    weight: Weight,
     /// Jobs whose state was asked for.
     states_asked: BTreeSet<JobNo>,
     last_heard: Instant,
@@ -58,6 +64,7 @@ impl Slot {
             first: 0,
             suspects: VecDeque::new(),
             backlog: VecDeque::new(),
+            weight: Weight::default(),
             states_asked: BTreeSet::new(),
             last_heard: now,
             respawn_wait: RESPAWN_FIRST,
@@ -106,12 +113,23 @@ impl Slot {
         busy.then(|| self.last_heard + patience)
     }
 
-    pub(crate) fn submit(&mut self, job: Job, now: Instant, send: &mut impl FnMut(Command)) {
-        if !self.is_running() || !self.suspects.is_empty() || !self.backlog.is_empty() {
+    /// Adds a job. `fits`: it may be sent at once, if nothing else comes first.
+    pub(crate) fn submit(&mut self, job: Job, fits: bool, now: Instant, send: &mut impl FnMut(Command)) {
+        if !fits || !self.is_running() || !self.suspects.is_empty() || !self.backlog.is_empty() {
             self.backlog.push_back(job);
         } else {
             self.send(job, now, send);
         }
+    }
+
+    /// What the jobs sent and not answered hold, or may.
+    pub(crate) fn handed_out_bytes(&self) -> usize {
+        self.weight.total()
+    }
+
+    /// Whether the process has memory for one more message.
+    pub(crate) fn takes(&self, weight: Weight) -> bool {
+        self.weight.message == 0 || self.weight.message + weight.message <= MESSAGES_BYTES
     }
 
     fn send(&mut self, job: Job, now: Instant, send: &mut impl FnMut(Command)) {
@@ -119,23 +137,25 @@ impl Slot {
             self.last_heard = now;
         }
         let number = JobNo(self.first + self.unfinished.len() as u64);
+        self.weight.message += job.weight.message;
+        self.weight.answer += job.weight.answer;
         send(Command { life: self.life, command: WorkerCommand::Run { number, job: job.clone() } });
         self.unfinished.push_back(Some(Sent { job, recalled: false }));
     }
 
-    /// Sends what may go next: a suspect if none is out, the backlog once no suspect is left.
+    /// What may be sent next: a suspect if none is out, the backlog once no suspect is left.
+    pub(crate) fn next(&self) -> Option<&Job> {
+        match self.suspects.front() {
+            _ if !self.is_running() => None,
+            Some((suspect, _)) => Some(suspect).filter(|_| self.unfinished.is_empty()),
+            None => self.backlog.front(),
+        }
+    }
+
+    /// Sends [`Slot::next`].
     pub(crate) fn send_next(&mut self, now: Instant, send: &mut impl FnMut(Command)) {
-        if !self.is_running() {
-            return;
-        }
-        if let Some((suspect, _)) = self.suspects.front() {
-            if self.unfinished.is_empty() {
-                let job = suspect.clone();
-                self.send(job, now, send);
-            }
-            return;
-        }
-        while let Some(job) = self.backlog.pop_front() {
+        let suspect = self.suspects.front().map(|(suspect, _)| suspect.clone());
+        if let Some(job) = suspect.or_else(|| self.backlog.pop_front()) {
             self.send(job, now, send);
         }
     }
@@ -157,6 +177,8 @@ impl Slot {
             self.first += 1;
         }
         self.suspects.pop_front();
+        self.weight.message -= done.job.weight.message;
+        self.weight.answer -= done.job.weight.answer;
         Some(done.job)
     }
 
@@ -190,6 +212,7 @@ impl Slot {
     pub(crate) fn attribute_crash(&mut self, deaths_alone: u32) -> Autopsy {
         let mut autopsy = Autopsy::default();
         let mut unfinished = Vec::new();
+        self.weight = Weight::default();
         for sent in std::mem::take(&mut self.unfinished).into_iter().flatten() {
             if sent.recalled {
                 self.suspects.retain(|(job, _)| job.id != sent.job.id);
@@ -216,6 +239,7 @@ impl Slot {
 
     pub(crate) fn clear(&mut self, now: Instant) {
         self.unfinished.clear();
+        self.weight = Weight::default();
         self.suspects.clear();
         self.backlog.clear();
         self.states_asked.clear();

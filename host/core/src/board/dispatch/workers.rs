@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::slot::{Process, Slot};
+use crate::board::Weight;
 use crate::board::ids::{FunctionNo, JobId, JobNo, Life, WorkerNo};
 use crate::board::input::{Job, Load, StateEntries, WorkerCommand, WorkerEvent};
 use crate::board::version::Version;
@@ -35,6 +36,12 @@ pub(crate) struct Workers {
     loading: Vec<Loading>,
     events: VecDeque<Event>,
     commands: VecDeque<(WorkerNo, Command)>,
+    /// What the budget leaves for jobs at the workers.
+    room: usize,
+    /// One job may be handed out without room: nothing else makes any.
+    may_exceed: bool,
+    /// Counts the workers that were offered to hand out a job.
+    turn: usize,
     now: Instant,
 }
 
@@ -127,8 +134,18 @@ impl Workers {
     pub(crate) fn new(config: WorkerConfig, now: Instant) -> Self {
         let slots = (0..config.count).map(|_| Slot::new(now)).collect();
         let (loads, loading) = (Vec::new(), Vec::new());
-        let mut workers =
-            Self { config, slots, loads, loading, events: VecDeque::new(), commands: VecDeque::new(), now };
+        let mut workers = Self {
+            config,
+            slots,
+            loads,
+            loading,
+            events: VecDeque::new(),
+            commands: VecDeque::new(),
+            room: 0,
+            may_exceed: true,
+            turn: 0,
+            now,
+        };
         workers.handle_timeout(now);
         workers
     }
@@ -175,14 +192,40 @@ impl Workers {
         }
     }
 
+    /// Adds a job, which is sent at once if nothing comes before it and it fits.
     pub(crate) fn submit(&mut self, worker: WorkerNo, job: Job) {
+        let fits = self.fits(worker, job.weight);
         let Self { slots, commands, now, .. } = self;
-        slots[worker.index()].submit(job, *now, &mut |command| commands.push_back((worker, command)));
+        slots[worker.index()].submit(job, fits, *now, &mut |command| commands.push_back((worker, command)));
     }
 
-    fn send_next(&mut self, worker: WorkerNo) {
-        let Self { slots, commands, now, .. } = self;
-        slots[worker.index()].send_next(*now, &mut |command| commands.push_back((worker, command)));
+    fn fits(&self, worker: WorkerNo, weight: Weight) -> bool {
+        let out = self.handed_out_bytes();
+        (out == 0 && self.may_exceed || out.saturating_add(weight.total()) <= self.room)
+            && self.slots[worker.index()].takes(weight)
+    }
+
+    /// What the jobs at the workers hold, or may.
+    pub(crate) fn handed_out_bytes(&self) -> usize {
+        self.slots.iter().map(Slot::handed_out_bytes).sum()
+    }
+
+    /// Sends jobs that wait for their worker or for room, a job of each worker in turn. Must follow everything that may end such a wait.
+    pub(crate) fn hand_out(&mut self, room: usize, may_exceed: bool) {
+        (self.room, self.may_exceed) = (room, may_exceed);
+        let mut idle = 0;
+        while idle < self.slots.len() {
+            let worker = WorkerNo((self.turn % self.slots.len()) as u32);
+            let next = self.slots[worker.index()].next().map(|job| job.weight);
+            if next.is_some_and(|weight| self.fits(worker, weight)) {
+                let Self { slots, commands, now, .. } = self;
+                slots[worker.index()].send_next(*now, &mut |command| commands.push_back((worker, command)));
+                idle = 0;
+            } else {
+                idle += 1;
+            }
+            self.turn += 1;
+        }
     }
 
     /// Takes back what was submitted to a worker for one key, because a job before it is to run again.
@@ -235,7 +278,6 @@ impl Workers {
                 for load in self.loads.clone() {
                     self.command(worker, WorkerCommand::Load(load));
                 }
-                self.send_next(worker);
             }
             WorkerEvent::NotStarted { error } => {
                 tracing::error!(%worker, error, "failed to start a worker");
@@ -251,12 +293,10 @@ impl Workers {
                 slot.works();
                 let (id, edition) = (done.id, done.edition);
                 self.events.push_back(Event::Done { id, edition, outcome, log, log_lines_dropped });
-                self.send_next(worker);
             }
             WorkerEvent::Held { job } => {
                 let Some(held) = slot.finish(job) else { return self.unexpected(worker, "an answer to no job") };
                 self.events.push_back(Event::Held { id: held.id, edition: held.edition });
-                self.send_next(worker);
             }
             WorkerEvent::NeedState { job } => {
                 let Some(asking) = slot.job(job) else { return self.unexpected(worker, "a question for no job") };

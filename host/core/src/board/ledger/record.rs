@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::board::ids::FunctionNo;
 use crate::board::map::{Map, Seeded};
+use crate::board::size::detached;
 use crate::manifest::Manifest;
 use crate::message::{Alert, AlertStatus, Failure, Message, Output, Publication};
 use crate::permits;
@@ -66,7 +67,9 @@ pub(crate) struct Recorded {
 /// Turns outputs into records. Remembers recent alerts in memory only: after a restart one more repeat is recorded.
 pub(crate) struct Recorder {
     config: RecorderConfig,
-    last: Map<(FunctionNo, Box<str>), Last>,
+    /// By a keyed hash of function and alert key: an entry is as large for any key.
+    last: Map<u128, Last>,
+    seed: Seeded,
 }
 
 #[derive(Debug)]
@@ -78,22 +81,19 @@ struct Last {
 
 impl Recorder {
     pub(crate) fn new(config: RecorderConfig, seed: Seeded) -> Self {
-        Self { config, last: seed.map() }
+        Self { config, last: seed.map(), seed }
     }
 
-    /// Returns all records of a run, or the failure of the first output that is not allowed.
+    /// Returns all records of a run. The outputs were permitted.
     pub(crate) fn record(
         &mut self,
         outputs: Vec<Output>,
         function: FunctionNo,
         manifest: &Manifest,
         message: &Message,
-        hops: u32,
+        (hops, fan_out): (u32, u32),
         now: Now,
-    ) -> Result<Recorded, Failure> {
-        for output in &outputs {
-            permits::check(output, &manifest.allow.publish, &self.config.base_topic)?;
-        }
+    ) -> Recorded {
         let mut recorded = Recorded::default();
         for output in outputs {
             let new = |stream, topic, payload, content_type, retain| Record {
@@ -104,6 +104,7 @@ impl Recorder {
                 content_type,
                 retain,
                 hops,
+                fan_out,
                 at_ms: now.unix_ms,
             };
             match output {
@@ -138,19 +139,24 @@ impl Recorder {
                 Output::Forward(Publication { topic, payload, content_type, retain, .. }) => {
                     recorded.forwards += 1;
                     if self.config.has_upstream {
-                        recorded.records.push(new(Stream::Data, topic, payload, content_type, retain));
+                        recorded.records.push(new(Stream::Data, topic, detached(payload), content_type, retain));
                     } else {
                         recorded.without_upstream += 1;
                     }
                 }
                 Output::Publish(Publication { topic, payload, content_type, retain, .. }) => {
                     recorded.publishes += 1;
-                    recorded.records.push(new(Stream::Local, topic, payload, content_type, retain));
+                    recorded.records.push(new(Stream::Local, topic, detached(payload), content_type, retain));
                 }
                 Output::Wake(_) | Output::Reply(_) => unreachable!("the check above refuses them"),
             }
         }
-        Ok(recorded)
+        recorded
+    }
+
+    /// Fails with the first output that is not allowed.
+    pub(crate) fn check(&self, outputs: &[Output], manifest: &Manifest) -> Result<(), Failure> {
+        outputs.iter().try_for_each(|output| permits::check(output, &manifest.allow.publish, &self.config.base_topic))
     }
 
     /// `Some` with the number of repeats left out before when the alert is to be recorded, `None` when it is a repeat.
@@ -166,7 +172,7 @@ impl Recorder {
             }
         }
         let fresh = Last { status: alert.status, at: now, folded: 0 };
-        let key = (function, alert.key.as_str().into());
+        let key = self.seed.hash128(&(function, alert.key.as_str()));
         let Some(last) = self.last.get_mut(&key) else {
             self.last.insert(key, fresh);
             return Some(0);

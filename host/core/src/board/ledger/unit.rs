@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::fan_out::FanOut;
 use crate::board::dispatch::Ticket;
 use crate::board::receipt::Receipt;
 use crate::board::rollout::Observed;
@@ -10,9 +11,12 @@ use crate::store::Commit;
 
 pub(crate) struct Unit {
     pub(super) arrival: u64,
+    /// Memory that the unit holds.
+    pub(super) bytes: usize,
     pub(crate) message: Arc<Message>,
     /// Functions that the message went through before.
     pub(crate) hops: u32,
+    pub(crate) fan_out: FanOut,
     pub(crate) receipt: Receipt,
     /// Receipts of the same message on other connections, or under the same id.
     pub(super) copies: Vec<Receipt>,
@@ -27,6 +31,10 @@ pub(crate) struct Unit {
     pub(super) message_id: Option<Box<str>>,
 }
 
+/// Memory of a unit beside its message and what its functions made of it: its place here, in the window and in the workers'
+/// queues.
+const UNIT_BYTES: usize = 1000;
+
 /// What the active version and its shadow made of a message.
 #[derive(Debug, Default)]
 pub(crate) struct Compared {
@@ -35,12 +43,21 @@ pub(crate) struct Compared {
 }
 
 impl Unit {
-    pub(crate) fn new(message: Arc<Message>, hops: u32, receipt: Receipt, jobs: usize, commit: Commit) -> Self {
+    /// `fan_out`: publications that the message may cause.
+    pub(crate) fn new(
+        message: Arc<Message>,
+        (hops, fan_out): (u32, u32),
+        receipt: Receipt,
+        jobs: usize,
+        commit: Commit,
+    ) -> Self {
         let message_id = commit.message_id.clone();
         Self {
             arrival: 0,
+            bytes: UNIT_BYTES + message.bytes(),
             message,
             hops,
+            fan_out: FanOut::new(fan_out, jobs),
             receipt,
             copies: Vec::new(),
             jobs_left: jobs,

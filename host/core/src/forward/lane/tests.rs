@@ -27,7 +27,13 @@ fn lane(limit: usize) -> Lane {
 }
 
 fn limits(in_flight: usize, backoff: Backoff, patience: Option<Duration>) -> LaneLimits {
-    LaneLimits { in_flight, answer_timeout: Some(Duration::from_secs(3600)), backoff, patience }
+    LaneLimits {
+        in_flight,
+        window_bytes: 512 << 10,
+        answer_timeout: Some(Duration::from_secs(3600)),
+        backoff,
+        patience,
+    }
 }
 
 fn commit(lane: &mut Lane, stream: Stream, id: u64) {
@@ -43,6 +49,7 @@ fn commit_on(lane: &mut Lane, stream: Stream, id: u64, topic: &str) {
         content_type: None,
         retain: false,
         hops: 1,
+        fan_out: 9,
         at_ms: 0,
     };
     lane.tail(stream).committed(StoredRecord { id: RecordId(id), record });

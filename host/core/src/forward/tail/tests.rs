@@ -25,6 +25,7 @@ fn stored(id: u64, size: usize) -> StoredRecord {
         content_type: None,
         retain: false,
         hops: 1,
+        fan_out: 9,
         at_ms: 0,
     };
     StoredRecord { id: RecordId(id), record }

@@ -6,7 +6,7 @@ use tokio::task::LocalSet;
 
 use super::*;
 use sedge_core::board::ids::UnitId;
-use sedge_core::board::{FunctionNo, JobId, Version};
+use sedge_core::board::{FunctionNo, JobId, Version, Weight};
 use sedge_core::manifest::Manifest;
 use sedge_core::message::{Digest, Outcome, Verdict};
 use sedge_core::permits::Permits;
@@ -54,6 +54,7 @@ fn run(number: u64, scope: StateScope, topic: &str) -> WorkerCommand {
         scope,
         resumes: false,
         on_trial: false,
+        weight: Weight::default(),
         message: message(topic, b"").into(),
     };
     WorkerCommand::Run { number: JobNo(number), job }

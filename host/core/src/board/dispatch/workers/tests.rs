@@ -37,6 +37,7 @@ fn job(unit: u32) -> Job {
             response_topic: None,
             correlation_data: None,
         }),
+        weight: Weight { message: 100, answer: 1000 },
     }
 }
 
@@ -75,6 +76,7 @@ impl Rig {
     fn say(&mut self, event: WorkerEvent) {
         let life = self.life();
         self.workers.handle(WORKER, life, event, self.now);
+        self.workers.hand_out(usize::MAX, true);
     }
 
     fn commands(&mut self) -> Vec<&'static str> {
@@ -203,6 +205,38 @@ fn a_worker_that_does_not_answer_is_ended() {
     rig.workers.submit(WORKER, job(1));
     rig.say(WorkerEvent::NeedState { job: JobNo(0) });
     assert_eq!(rig.workers.poll_timeout(), None);
+}
+
+#[test]
+fn jobs_are_handed_out_while_their_answers_fit_and_one_always_is() {
+    let mut rig = Rig::new();
+    rig.workers.hand_out(2500, true);
+    (1..=5).for_each(|unit| rig.workers.submit(WORKER, job(unit)));
+    assert_eq!((rig.commands().len(), rig.workers.handed_out_bytes()), (2, 2200));
+    // What the first left takes the room of the next.
+    let life = rig.life();
+    rig.workers.handle(WORKER, life, done(0), rig.now);
+    rig.workers.hand_out(2000, true);
+    assert_eq!(rig.commands().len(), 0);
+    rig.workers.handle(WORKER, life, done(1), rig.now);
+    rig.workers.hand_out(0, false);
+    assert_eq!(rig.commands().len(), 0, "a commit will make room");
+    rig.workers.hand_out(0, true);
+    assert_eq!(rig.commands().len(), 1, "nothing else makes room");
+    rig.workers.hand_out(3300, true);
+    assert_eq!(rig.commands().len(), 2);
+    rig.die();
+    assert_eq!(rig.workers.handed_out_bytes(), 0);
+}
+
+#[test]
+fn a_worker_is_given_few_large_messages_at_a_time() {
+    let mut rig = Rig::new();
+    let large = |unit| Job { weight: Weight { message: 5 << 20, answer: 0 }, ..job(unit) };
+    (1..=3).for_each(|unit| rig.workers.submit(WORKER, large(unit)));
+    assert_eq!(rig.commands(), ["run"]);
+    rig.say(done(0));
+    assert_eq!(rig.commands(), ["run"]);
 }
 
 #[test]
