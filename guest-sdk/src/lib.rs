@@ -22,9 +22,9 @@
 //! memory survives; what must survive is [`state`]. `sedge build` turns the crate into a component; natively,
 //! `testing::Board` runs it in unit tests.
 //!
-//! The crate is a `cdylib`. With `#![no_std]` and this crate's feature `panic-handler` a panic tells the host its place and its
-//! text if that is fixed. What would word other texts, up to 20 KiB as soon as anything can panic, is left out. A function with
-//! `std` has the feature `std` instead, for the same with all texts.
+//! The crate is a `cdylib`. With `#![no_std]` and this crate's feature `panic-handler` a panic tells the host its place; with
+//! `panic-text` also its text, if that has no values, which costs 1.5 KB or, where a number or a `Debug` is in any text, 30 KB. A
+//! function with `std` has the feature `std` instead, for place and every text.
 
 #![no_std]
 
@@ -61,6 +61,7 @@ pub mod hex;
 mod host;
 mod json;
 #[cfg(all(target_family = "wasm", any(feature = "panic-handler", feature = "std")))]
+#[allow(unsafe_code, reason = "the line holds whole characters")]
 mod last_words;
 pub mod log;
 pub mod lpp;
