@@ -133,7 +133,7 @@ if [ "${1:-}" = check ]; then
     stage 'unit tests' cargo test --quiet --workspace --lib --bins
     exit
 fi
-stage 'runtime-only build: lints' cargo clippy --quiet --workspace --exclude sedge-function --lib --bins --tests --no-default-features -- -D warnings
+stage 'runtime-only build: lints' cargo clippy --quiet --workspace --exclude sedge-function --exclude sedge-fuzz --lib --bins --tests --no-default-features -- -D warnings
 stage 'deliberate mistakes: lints' cargo clippy --quiet --package sedge-sim --features mistakes --all-targets -- -D warnings
 stage 'dependencies' dependencies
 stage 'service' service
@@ -141,7 +141,7 @@ stage 'documentation' documentation
 stage 'functions: lints' scripts/guests.sh lint
 stage 'functions: build' scripts/guests.sh build
 stage 'unit and property tests' cargo test --workspace --lib --bins
-stage 'runtime-only build: unit tests' cargo test --workspace --exclude sedge-function --lib --no-default-features
+stage 'runtime-only build: unit tests' cargo test --workspace --exclude sedge-function --exclude sedge-fuzz --lib --no-default-features
 # Tests of the core on simulated boards, and of SPECIFICATION.md.
 stage 'simulated boards: tests' cargo test --package sedge-sim --tests
 stage 'simulated boards: deliberate mistakes' cargo test --package sedge-sim --features mistakes --test mistakes

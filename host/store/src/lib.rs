@@ -107,3 +107,9 @@ impl Store {
         ))
     }
 }
+
+/// Reads bytes as rows of the database.
+#[cfg(feature = "fuzzing")]
+pub fn read_rows(row: &bytes::Bytes) {
+    row::read(row);
+}

@@ -417,6 +417,19 @@ pub(super) fn parked(id: ParkedId, body: &Bytes) -> Result<Parked, DamagedRow> {
     })
 }
 
+/// Reads a row as each of the kinds that the database holds.
+#[cfg(feature = "fuzzing")]
+pub(super) fn read(row: &Bytes) {
+    if let Ok(segment) = Segment::decode(row, Stream::Data, RecordId(1000)) {
+        // A count of records that the row does not hold ends with the row.
+        let entries = segment.map_while(Result::ok).count();
+        assert!(entries <= row.len(), "{entries} records in {} bytes", row.len());
+    }
+    let columns = DeadLetterColumns { function: "f".into(), code: FailureCode::Rejected, at_ms: 0 };
+    let _ = dead_letter(columns, row);
+    let _ = parked(ParkedId(1), row);
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::collection::vec;

@@ -13,3 +13,19 @@ pub(crate) mod protocol;
 pub mod serve;
 
 mod cache;
+
+/// Reads bytes as the frames that both ends read.
+#[cfg(feature = "fuzzing")]
+pub fn read_frames(data: &[u8]) {
+    use bytes::{Bytes, BytesMut};
+    use protocol::{FromWorker, ToWorker, frame_length, split_frame};
+
+    let _ = FromWorker::decode(Bytes::copy_from_slice(data));
+    let _ = <ToWorker>::decode(Bytes::copy_from_slice(data));
+    let mut buffer = BytesMut::from(data);
+    // As the daemon does, which makes no room for what is too long.
+    while frame_length(&buffer).is_some_and(|length| length <= data.len()) {
+        let Ok(Some(frame)) = split_frame(&mut buffer) else { return };
+        let _ = FromWorker::decode(frame);
+    }
+}
