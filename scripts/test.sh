@@ -138,6 +138,7 @@ stage 'deliberate mistakes: lints' cargo clippy --quiet --package sedge-sim --fe
 stage 'dependencies' dependencies
 stage 'service' service
 stage 'documentation' documentation
+stage 'JavaScript engine' cross/js-engine.sh --check
 stage 'functions: lints' scripts/guests.sh lint
 stage 'functions: build' scripts/guests.sh build
 stage 'unit and property tests' cargo test --workspace --lib --bins
