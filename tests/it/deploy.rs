@@ -5,6 +5,7 @@ mod code;
 mod keys;
 mod push;
 mod recovery;
+mod script;
 mod swap;
 mod trial;
 

@@ -4,6 +4,8 @@ use bytes::Bytes;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
+use crate::isa::Class;
+
 /// Compiled code in a memory file whose contents and length can no longer change.
 #[derive(Debug)]
 pub struct SealedCode {
@@ -38,4 +40,16 @@ pub enum Code {
     Sealed(Arc<SealedCode>),
     /// Sent in the frame: where code is interpreted, and where no system call filter restricts what a worker opens.
     Plain(Bytes),
+    /// A script, and the engine that runs it.
+    Script {
+        archive: Bytes,
+        engine: Arc<EngineCode>,
+    },
+}
+
+/// The compiled engine for scripts of one class. All scripts of the class share it.
+#[derive(Debug)]
+pub struct EngineCode {
+    pub class: Class,
+    pub code: Code,
 }

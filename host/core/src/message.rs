@@ -254,6 +254,8 @@ pub enum FailureCode {
     /// The function asked for a retry more often than it may, or the store of waiting messages is full.
     RetriesExhausted,
     Trap,
+    /// A script threw an exception that nobody caught.
+    Exception,
     Fuel,
     Deadline,
     Memory,
@@ -286,10 +288,11 @@ pub enum FailureCode {
 }
 
 impl FailureCode {
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::Rejected,
         Self::RetriesExhausted,
         Self::Trap,
+        Self::Exception,
         Self::Fuel,
         Self::Deadline,
         Self::Memory,
@@ -314,6 +317,7 @@ impl FailureCode {
             Self::Rejected => "rejected",
             Self::RetriesExhausted => "retries-exhausted",
             Self::Trap => "trap",
+            Self::Exception => "exception",
             Self::Fuel => "fuel",
             Self::Deadline => "deadline",
             Self::Memory => "memory",

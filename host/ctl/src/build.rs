@@ -11,10 +11,12 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 use super::terminal;
-use sedge_core::deploy;
+use sedge_core::deploy::{self, Installed};
 use sedge_core::grants::Grants;
 use sedge_core::manifest::{self, Manifest};
-use sedge_sandbox::{compile, componentize};
+use sedge_sandbox::compiler::Compiler;
+use sedge_sandbox::script::archive;
+use sedge_sandbox::{compile, componentize, folder};
 
 const TARGET: &str = "wasm32-unknown-unknown";
 
@@ -65,21 +67,24 @@ pub(crate) fn build(dir: &Path) -> anyhow::Result<Built> {
         bail!("no function.toml in {}: name a folder with function.toml and Cargo.toml", dir.display());
     }
     let manifest = Manifest::load(dir, &sedge_sandbox::machine::MACHINE)?;
+    let component = folder::component_path(dir, &manifest);
+    if archive::is_source(&component) {
+        return script(manifest, component);
+    }
     let module_path = if dir.join("Cargo.toml").is_file() {
         let toolchain = Toolchain::from_environment();
         toolchain.check_target(dir)?;
         compile(dir, manifest.build, &toolchain)?
     } else {
-        let module = deploy::component_path(dir, &manifest);
-        if !module.is_file() {
+        if !component.is_file() {
             bail!(
-                "{} has neither Cargo.toml nor {}: `sedge build` compiles a crate in Rust, or makes a component of a module that \
-                 another compiler wrote under that name",
+                "{} has neither function.js, Cargo.toml nor {}: `sedge build` checks a script, compiles a crate in Rust, or makes a \
+                 component of a module that another compiler wrote under that name",
                 dir.display(),
-                module.display()
+                component.display()
             );
         }
-        module
+        component.clone()
     };
     let module = fs::read(&module_path).with_context(|| format!("failed to read {}", module_path.display()))?;
     let wasm = component_of(&module).with_context(|| module_path.display().to_string())?;
@@ -89,7 +94,6 @@ pub(crate) fn build(dir: &Path) -> anyhow::Result<Built> {
         // Boards refuse others.
         Grants::from(&manifest.allow).check_name(import).with_context(|| manifest.name.to_string())?;
     }
-    let component = deploy::component_path(dir, &manifest);
     super::write_atomically(&component, &wasm)?;
     Ok(Built {
         name: manifest.name.to_string(),
@@ -111,6 +115,24 @@ fn component_of(wasm: &[u8]) -> Result<Vec<u8>, componentize::ComponentError> {
         }
         result => result,
     }
+}
+
+/// Loads a script once, which finds its mistakes. Nothing is written: a push sends the script itself.
+fn script(manifest: Manifest, path: PathBuf) -> anyhow::Result<Built> {
+    let archive = folder::read(&path).with_context(|| path.display().to_string())?;
+    let digest = deploy::digest(&archive);
+    let installed = Installed::new(manifest, digest, archive);
+    let (_sandbox, function) =
+        folder::load(&installed, installed.settings().into(), &Compiler).with_context(|| path.display().to_string())?;
+    Ok(Built {
+        name: installed.manifest.name.to_string(),
+        component: path,
+        digest: digest.to_string(),
+        size_bytes: installed.code.len(),
+        imports: Vec::new(),
+        memory_bytes: function.image_bytes() as u64,
+        core_instances: 1,
+    })
 }
 
 /// The cargo that compiles functions. `cross/wasm-target.sh` explains the variables.

@@ -15,6 +15,7 @@ use sedge_core::manifest::{Manifest, StateScope};
 use sedge_sandbox::compiler::Compiler;
 use sedge_sandbox::folder::InstallError;
 use sedge_sandbox::machine::memory_bytes;
+use sedge_sandbox::script::archive;
 
 #[derive(Debug, Args)]
 pub struct CheckArgs {
@@ -72,6 +73,13 @@ fn check_function(dir: &Path, manifest: &Manifest, accepts_code: bool) -> Result
         return component(format!("{} is missing", path.display()), "build");
     }
     match sedge_sandbox::folder::install(dir, manifest.clone(), &Compiler, accepts_code) {
+        // A component was compiled. A script shows its mistakes when it is loaded.
+        Ok(installed) if archive::is_script(&installed.code) => {
+            match sedge_sandbox::folder::load(&installed, installed.settings().into(), &Compiler) {
+                Ok(_) => Ok(()),
+                Err(error) => Err(("component".into(), Invalid::new(format!("{:#}", anyhow::Error::from(error))))),
+            }
+        }
         Ok(_) => Ok(()),
         Err(InstallError::NotGranted { source, .. }) => {
             Err((format!("allow.{}", source.key), Invalid::new(source.to_string())))

@@ -19,7 +19,9 @@ use sedge_core::isa::{Class, Isa};
 use sedge_core::manifest::Manifest;
 use sedge_sandbox::compile;
 use sedge_sandbox::compiler::Compiler;
+use sedge_sandbox::folder;
 use sedge_sandbox::sandboxing::{self, Descriptors, ProcessLimits};
+use sedge_sandbox::script::archive;
 use sedge_sandbox::shape::{self, MAX_WASM_BYTES};
 
 #[derive(Debug, Args)]
@@ -38,6 +40,9 @@ pub struct CompileArgs {
     json: bool,
     #[arg(long, hide = true, value_parser = class, conflicts_with_all = ["dir", "output", "json"])]
     class: Option<Class>,
+    /// Compile the engine for scripts, which is part of this program, and not what comes in
+    #[arg(long, hide = true, requires = "class", conflicts_with = "targets")]
+    script_engine: bool,
 }
 
 fn class(name: &str) -> Result<Class, String> {
@@ -47,13 +52,13 @@ fn class(name: &str) -> Result<Class, String> {
 
 pub fn run(args: &CompileArgs) -> anyhow::Result<()> {
     match (args.class, &args.dir) {
-        (Some(class), _) => from_input(class, args.targets.first().copied()),
+        (Some(class), _) => from_input(class, args.targets.first().copied(), args.script_engine),
         (None, Some(dir)) => folder(args, dir),
         (None, None) => anyhow::bail!("name the folder of a function"),
     }
 }
 
-fn from_input(class: Class, target: Option<Isa>) -> anyhow::Result<()> {
+fn from_input(class: Class, target: Option<Isa>, script_engine: bool) -> anyhow::Result<()> {
     sandboxing::enter(
         ProcessLimits { memory_bytes: COMPILE_MEMORY_BYTES, cpu_secs: Some(COMPILE_CPU_SECS) },
         Descriptors::default(),
@@ -66,6 +71,7 @@ fn from_input(class: Class, target: Option<Isa>) -> anyhow::Result<()> {
         shape::check_bytes(wasm.len() as u64 + rest)?;
     }
     let code = match target {
+        None if script_engine => compile::script_engine(class)?,
         None => compile::component(&wasm, class)?,
         Some(target) => compile::component_for(&wasm, class, target)?,
     };
@@ -78,7 +84,10 @@ fn folder(args: &CompileArgs, dir: &Path) -> anyhow::Result<()> {
     if args.output.is_some() && targets.len() > 1 {
         anyhow::bail!("--output names one file for {} targets: leave it out", targets.len());
     }
-    let component = deploy::component_path(dir, &manifest);
+    let component = folder::component_path(dir, &manifest);
+    if archive::is_source(&component) {
+        anyhow::bail!("{} is a script: it is pushed as it is, and there is no native code of it", component.display());
+    }
     let wasm = fs::read(&component).with_context(|| {
         format!("failed to read {}; build it with `sedge build {}`", component.display(), dir.display())
     })?;

@@ -21,11 +21,11 @@ use sedge_core::message::{Message, Output, Publication, Verdict};
 use sedge_core::permits::Permits;
 use sedge_core::text::is_unprintable;
 use sedge_sandbox::compiler::Compiler;
-use sedge_sandbox::{Run, Sandbox, ScopeState};
+use sedge_sandbox::{Run, ScopeState};
 
 #[derive(Debug, Args)]
 pub struct InvokeArgs {
-    /// Folder with function.toml and the component
+    /// Folder with function.toml and the component or function.js
     dir: PathBuf,
     /// Topic of the message
     #[arg(long, short)]
@@ -86,8 +86,10 @@ pub fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
     };
     let settings: BTreeMap<_, _> = installed.settings().into_iter().chain(args.settings.iter().cloned()).collect();
     let settings: Vec<_> = settings.into_iter().collect();
-    let mut sandbox = Sandbox::new();
-    let function = sandbox.load(&installed.code, installed.limits(), installed.grants(), settings.into())?;
+    let (sandbox, function) = sedge_sandbox::folder::load(&installed, settings.into(), &Compiler)?;
+    for line in function.load_log().iter().filter(|_| !args.json) {
+        say!("log      {} {} (top level of the script)", line.level, line.text);
+    }
     let ticker = sandbox.ticker();
     std::thread::Builder::new().name("sedge-clock".into()).spawn(move || {
         loop {

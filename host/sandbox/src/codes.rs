@@ -1,11 +1,12 @@
 //! Passes compiled code to workers: as sealed files over a socket of their own, in the order of the `Load` frames. A worker
 //! can open no file, so it has no other code.
 
+use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::AsFd as _;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use rustix::net::{
@@ -14,8 +15,10 @@ use rustix::net::{
 };
 
 use super::sandboxing;
+use crate::script::archive::is_script;
 use crate::sealed::IS_NATIVE;
-use sedge_core::code::{Code, SealedCode};
+use sedge_core::code::{Code, EngineCode, SealedCode};
+use sedge_core::isa::Class;
 
 /// Sends the length and the file. Never blocks: fails with `AGAIN` or `TOOMANYREFS` where the socket or the user has too
 /// many files in flight.
@@ -63,6 +66,33 @@ pub fn hold(code: Bytes) -> Code {
             // The worker answers that it cannot load this.
             tracing::error!(%error, "failed to seal compiled code for the workers");
             Code::Plain(code)
+        }
+    }
+}
+
+/// The compiled engines for scripts, held for the workers from the first script of a class on.
+#[derive(Clone, Debug, Default)]
+pub struct ScriptEngines(Arc<Mutex<BTreeMap<Class, Arc<EngineCode>>>>);
+
+impl ScriptEngines {
+    pub(crate) fn has(&self, class: Class) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&class)
+    }
+
+    pub(crate) fn add(&self, class: Class, code: Bytes) {
+        let engine = Arc::new(EngineCode { class, code: hold(code) });
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(class, engine);
+    }
+
+    /// Holds compiled code, or a script with its engine.
+    pub fn hold(&self, code: Bytes, class: Class) -> Code {
+        if !is_script(&code) {
+            return hold(code);
+        }
+        match self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&class) {
+            Some(engine) => Code::Script { archive: code, engine: Arc::clone(engine) },
+            // The worker answers that it has no engine.
+            None => Code::Plain(code),
         }
     }
 }

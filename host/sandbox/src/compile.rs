@@ -11,6 +11,7 @@ use super::shape::{self, ShapeError};
 use crate::code::Code;
 use crate::componentize::{self, ComponentError};
 use crate::function::Body;
+use crate::script::ScriptEngine;
 use sedge_core::grants::Grants;
 use sedge_core::isa::{Class, Isa};
 
@@ -41,6 +42,16 @@ pub fn component(wasm: &[u8], class: Class) -> Result<Vec<u8>, CompileError> {
     let loaded = Code::copy(&engine, &code).map_err(SandboxError::Load)?;
     // The cache serves any manifest. Grants are checked when a function is installed and loaded.
     Body::new(&mut Imports::new(&engine), &loaded, Grants::ALL)?;
+    Ok(code)
+}
+
+/// Compiles the engine for scripts, and checks that it can be loaded.
+pub fn script_engine(class: Class) -> Result<Vec<u8>, CompileError> {
+    let compiler = engine::for_compiling(class, None)?;
+    let code = compiler.precompile_module(&crate::script::engine::without_data()).map_err(CompileError::Compile)?;
+    let engine = engine::for_scripts(class, CodeMemory::Sealed)?;
+    let loaded = Code::copy(&engine, &code).map_err(SandboxError::Load)?;
+    ScriptEngine::new(engine, &loaded, None)?;
     Ok(code)
 }
 

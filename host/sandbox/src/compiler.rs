@@ -10,6 +10,8 @@ use bytes::Bytes;
 use rustix::process::Signal;
 
 use super::cache::Cache;
+use super::codes::ScriptEngines;
+use super::script::{self, archive};
 use crate::program;
 use sedge_core::deploy::code::Capabilities;
 #[cfg(feature = "compiler")]
@@ -48,10 +50,43 @@ impl Compiler {
 
     /// Compiles for this host, or for another target.
     pub fn compile(&self, wasm: &[u8], class: Class, target: Option<Isa>) -> Result<Bytes, CompilerError> {
+        let target = target.iter().flat_map(|target| ["--target", target.as_str()]);
+        self.run(wasm, ["--class", class.as_str()].into_iter().chain(target))
+    }
+
+    /// Compiles the engine for scripts of this class.
+    pub fn script_engine(&self, class: Class) -> Result<Bytes, CompilerError> {
+        if !cfg!(feature = "compiler") {
+            let what = format!(
+                "this build of sedge runs no scripts: install a full build of sedge {}",
+                env!("CARGO_PKG_VERSION")
+            );
+            return Err(CompilerError::Refused(what));
+        }
+        self.run(&[], ["--class", class.as_str(), "--script-engine"])
+    }
+
+    /// The engine for scripts of this class, from the cache of the user who runs this program, or compiled now.
+    pub fn cached_script_engine(&self, class: Class) -> Result<Bytes, CompilerError> {
+        let folder = |name, below: &str| std::env::var_os(name).map(|folder| PathBuf::from(folder).join(below));
+        let folder = folder("XDG_CACHE_HOME", "sedge").or_else(|| folder("HOME", ".cache/sedge"));
+        // Without a folder of its own a user waits some seconds each time.
+        let cache = folder.and_then(|folder| Cache::open(&folder.join("script-engine")).ok());
+        if let Some(code) = cache.as_ref().and_then(|cache| cache.load(&script::DIGEST, class)) {
+            return Ok(code);
+        }
+        let code = self.script_engine(class)?;
+        if let Some(Err(error)) = cache.map(|cache| cache.store(&script::DIGEST, class, &code)) {
+            tracing::debug!(%error, "failed to cache the engine for scripts");
+        }
+        Ok(code)
+    }
+
+    fn run<'a>(&self, wasm: &[u8], args: impl IntoIterator<Item = &'a str>) -> Result<Bytes, CompilerError> {
         let mut child = Command::new(compiler().ok_or(CompilerError::NoCompiler)?)
             .arg0("sedge")
-            .args(["compile", "--class", class.as_str()])
-            .args(target.iter().flat_map(|target| ["--target", target.as_str()]))
+            .arg("compile")
+            .args(args)
             .env_clear()
             .current_dir("/")
             .stdin(Stdio::piped())
@@ -102,6 +137,30 @@ pub trait CompileBackend: Send + Sync {
 pub struct CachingCompiler {
     pub cache: Cache,
     pub compiler: Compiler,
+    pub engines: ScriptEngines,
+}
+
+impl CachingCompiler {
+    /// Checks a script as far as that is possible without running it, and has the engine for it ready.
+    fn script(&self, archive: &[u8], class: Class) -> Result<Bytes, CompilerError> {
+        archive::files(archive).map_err(|error| CompilerError::Refused(error.to_string()))?;
+        if !self.engines.has(class) {
+            let code = match self.cache.load(&script::DIGEST, class) {
+                Some(code) => code,
+                None => self.store(&script::DIGEST, class, self.compiler.script_engine(class)?),
+            };
+            self.engines.add(class, code);
+        }
+        Ok(Bytes::copy_from_slice(archive))
+    }
+
+    fn store(&self, digest: &Digest, class: Class, code: Bytes) -> Bytes {
+        if let Err(error) = self.cache.store(digest, class, &code) {
+            let error = anyhow::Error::from(error);
+            tracing::warn!(%error, "failed to cache compiled code; the next start compiles it again");
+        }
+        code
+    }
 }
 
 impl CompileBackend for CachingCompiler {
@@ -110,15 +169,15 @@ impl CompileBackend for CachingCompiler {
     }
 
     fn compile(&self, digest: &Digest, wasm: &[u8], class: Class) -> Result<Bytes, CompilerError> {
-        let code = self.compiler.compile(wasm, class, None)?;
-        if let Err(error) = self.cache.store(digest, class, &code) {
-            let error = anyhow::Error::from(error);
-            tracing::warn!(%error, "failed to cache compiled code; the next start compiles it again");
+        if archive::is_script(wasm) {
+            return self.script(wasm, class);
         }
-        Ok(code)
+        Ok(self.store(digest, class, self.compiler.compile(wasm, class, None)?))
     }
 
     fn retain(&self, digests: &BTreeSet<Digest>) {
-        self.cache.retain(digests);
+        let mut digests = digests.clone();
+        digests.insert(*script::DIGEST);
+        self.cache.retain(&digests);
     }
 }

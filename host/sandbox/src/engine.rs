@@ -29,6 +29,12 @@ pub(crate) const MAX_TABLE_ELEMENTS: u32 = 10_000;
 /// Part of a memory that is wiped by writing zeros. Pages above it are released to the kernel instead.
 const KEEP_RESIDENT_BYTES: usize = 256 * 1024;
 
+/// The same for scripts: all that the engine starts with, and room for what a message needs.
+const SCRIPT_KEEP_RESIDENT_BYTES: usize = 512 * 1024;
+/// An interpreter needs more of the native stack than a function. Its own stack, in its memory, is to end first, because
+/// then a script gets an exception.
+const SCRIPT_STACK_BYTES: usize = 1536 << 10;
+
 /// Settings that code of this class is compiled with and runs under. An engine refuses code that was compiled with others.
 fn config(class: Class) -> Config {
     let mut config = Config::new();
@@ -74,13 +80,25 @@ pub(crate) enum CodeMemory {
 /// Settings of an engine that runs functions of this class.
 pub fn running_config(class: Class) -> Config {
     let mut config = config(class);
-    config.allocation_strategy(pool(class));
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool(class)));
     config
+}
+
+/// Makes an engine that runs scripts of this class. Code that is compiled for the class runs in it.
+pub(crate) fn for_scripts(class: Class, code_memory: CodeMemory) -> Result<Engine, SandboxError> {
+    let mut pool = pool(class);
+    pool.linear_memory_keep_resident(SCRIPT_KEEP_RESIDENT_BYTES);
+    let mut config = config(class);
+    config.max_wasm_stack(SCRIPT_STACK_BYTES).allocation_strategy(InstanceAllocationStrategy::Pooling(pool));
+    make(config, code_memory)
 }
 
 /// Makes an engine that runs functions of this class, one at a time.
 pub(crate) fn for_running(class: Class, code_memory: CodeMemory) -> Result<Engine, SandboxError> {
-    let mut config = running_config(class);
+    make(running_config(class), code_memory)
+}
+
+fn make(mut config: Config, code_memory: CodeMemory) -> Result<Engine, SandboxError> {
     if code_memory == CodeMemory::Sealed {
         config.with_custom_code_memory(Some(Arc::new(SealedCodeMemory)));
     }
@@ -106,6 +124,8 @@ impl CustomCodeMemory for SealedCodeMemory {
 
 /// Instances of an engine's pool: one that runs and one spare.
 const INSTANCES: u32 = 2;
+/// Engines per class: one for functions, one for scripts.
+const ENGINES: u32 = 2;
 
 /// Addresses that a process reserves for the pools of all its engines. Most of them are never touched.
 pub fn reserved_bytes() -> u64 {
@@ -113,13 +133,13 @@ pub fn reserved_bytes() -> u64 {
     let rest = MAX_TABLES as usize * MAX_TABLE_ELEMENTS as usize * size_of::<usize>()
         + MAX_CORE_INSTANCES as usize * MAX_CORE_INSTANCE_BYTES
         + MAX_COMPONENT_INSTANCE_BYTES;
-    u64::from(INSTANCES) * (memory + 2 * rest) as u64
+    u64::from(ENGINES * INSTANCES) * (memory + 2 * rest) as u64
 }
 
 const MAX_CORE_INSTANCE_BYTES: usize = 64 * 1024;
 const MAX_COMPONENT_INSTANCE_BYTES: usize = 256 * 1024;
 
-fn pool(class: Class) -> InstanceAllocationStrategy {
+fn pool(class: Class) -> PoolingAllocationConfig {
     let mut pool = PoolingAllocationConfig::new();
     pool.total_memories(INSTANCES)
         .total_tables(INSTANCES * MAX_TABLES)
@@ -137,7 +157,7 @@ fn pool(class: Class) -> InstanceAllocationStrategy {
         .max_unused_warm_slots(INSTANCES)
         .linear_memory_keep_resident(KEEP_RESIDENT_BYTES)
         .table_keep_resident(64 * 1024);
-    InstanceAllocationStrategy::Pooling(pool)
+    pool
 }
 
 /// Makes an engine that compiles for this host or another target.

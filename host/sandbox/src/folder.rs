@@ -7,13 +7,21 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::compiler::Compiler;
+use super::script::archive;
+use super::{Function, Sandbox, SandboxError};
 use sedge_core::deploy::code::{Capabilities, CodeError};
 use sedge_core::deploy::interface::{CompilerError, FolderFunction, Installed};
-use sedge_core::deploy::source::{FolderError, Source, code_path, component_path, no_compiler, unpack};
+use sedge_core::deploy::source::{self, FolderError, Source, code_path, no_compiler, unpack};
 use sedge_core::grants::{Grants, NotGranted};
 use sedge_core::isa::Class;
 use sedge_core::manifest::Manifest;
 use sedge_core::message::Digest;
+
+/// The file that a function is made of: the component, or a script, which needs no name in the manifest.
+pub fn component_path(dir: &Path, manifest: &Manifest) -> PathBuf {
+    let script = dir.join(archive::MAIN);
+    if manifest.component.is_none() && script.is_file() { script } else { source::component_path(dir, manifest) }
+}
 
 /// Finds the component if the host can compile it, else native code if `takes_code` and the file exists.
 pub fn find(dir: &Path, manifest: &Manifest, host: Capabilities, takes_code: bool) -> Source {
@@ -39,8 +47,11 @@ pub enum InstallError {
     Folder { function: Arc<str>, source: FolderError },
 }
 
-/// Reads a component, or native code, in a folder.
+/// Reads a component, or native code, in a folder. A script is read with the files that it imports, as one archive.
 pub fn read(path: &Path) -> io::Result<Bytes> {
+    if archive::is_source(path) {
+        return archive::pack(path).map_err(io::Error::other);
+    }
     std::fs::read(path).map(Bytes::from)
 }
 
@@ -84,6 +95,9 @@ pub fn install(
         Ok(wasm) => wasm,
         Err(source) => return Err(InstallError::Read { function, path, dir: dir.to_owned(), source }),
     };
+    if archive::is_script(&wasm) {
+        return Ok(Installed::new(manifest, sedge_core::deploy::digest(&wasm), wasm));
+    }
     let class = Class::for_memory(manifest.limits.memory_bytes.get());
     let code = match compiler.compile(&wasm, class, None) {
         Ok(code) => code,
@@ -106,6 +120,30 @@ pub fn install_code(dir: &Path, manifest: Manifest) -> Result<Installed, Install
     let path = path.map_err(|error| failed(FolderError::Code { path: dir.to_owned(), error }))?;
     let (digest, code) = read_code(&path, &manifest, host).map_err(failed)?;
     Ok(Installed::new(manifest, digest, code))
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("the engine for scripts cannot be compiled")]
+    ScriptEngine(#[source] CompilerError),
+    #[error(transparent)]
+    Load(#[from] SandboxError),
+}
+
+/// Loads an installed function for the user who runs this program. A script's top level runs now.
+pub fn load(
+    installed: &Installed,
+    settings: Arc<[(String, String)]>,
+    compiler: &Compiler,
+) -> Result<(Sandbox, Function), LoadError> {
+    let mut sandbox = Sandbox::new();
+    if archive::is_script(&installed.code) {
+        let class = Class::for_memory(installed.manifest.limits.memory_bytes.get());
+        let engine = compiler.cached_script_engine(class).map_err(LoadError::ScriptEngine)?;
+        sandbox.add_script_engine(class, &engine)?;
+    }
+    let function = sandbox.load(&installed.code, installed.limits(), installed.grants(), settings)?;
+    Ok((sandbox, function))
 }
 
 #[cfg(test)]

@@ -11,10 +11,11 @@ use super::engine::EPOCH;
 use super::host::HostState;
 use super::imports::Imports;
 use super::module::ModuleFunction;
+use super::script::{ScriptEngine, ScriptFunction};
 use super::{Run, SandboxError, ScopeState};
 use sedge_core::grants::Grants;
 use sedge_core::limits::Limits;
-use sedge_core::message::{Failure, Message, Output, Usage, Verdict};
+use sedge_core::message::{Failure, LogLine, Message, Output, Usage, Verdict};
 
 /// A function ready to run. Bound to the sandbox that loaded it.
 pub struct Function {
@@ -26,8 +27,9 @@ pub struct Function {
     _image: Option<Image>,
 }
 
-/// The two ways to run a component: as its one module, or with all its parts. `compile.rs` decides.
+/// A script, or one of the two ways to run a component: as its one module, or with all its parts. `compile.rs` decides.
 pub enum Body {
+    Script(Box<ScriptFunction>),
     Module(ModuleFunction),
     Component(ComponentFunction),
 }
@@ -50,6 +52,15 @@ impl Function {
         image: Option<Image>,
     ) -> Self {
         Self { body, engine: engine.clone(), limits, settings, _image: image }
+    }
+
+    pub(crate) fn script(
+        engine: &ScriptEngine,
+        script: ScriptFunction,
+        limits: Limits,
+        settings: Arc<[(String, String)]>,
+    ) -> Self {
+        Self::new(engine.engine(), Body::Script(Box::new(script)), limits, settings, None)
     }
 
     /// Loads compiled code into an engine that the caller set up. For the benchmarks, which compare engines.
@@ -82,7 +93,6 @@ impl Function {
         let started = Instant::now();
         let host = HostState::new(self.limits, Arc::clone(&self.settings), state, started);
         let mut store = Store::new(&self.engine, host);
-        store.limiter(|host| host);
         let ended = self.call(&mut store, message);
         let fuel_left = store.get_fuel().unwrap_or(0);
         let host = store.into_data();
@@ -96,16 +106,27 @@ impl Function {
     }
 
     fn call(&self, store: &mut Store<HostState>, message: &Message) -> Result<Verdict> {
-        store.set_fuel(self.limits.fuel)?;
-        store.set_epoch_deadline(ticks_in(Duration::from_millis(self.limits.timeout_ms.into())));
-        // A ticker that was late catches up with many ticks at once. They must not end a run before its deadline.
-        store.epoch_deadline_callback(|store| {
-            let left = store.data().deadline.saturating_duration_since(Instant::now());
-            Ok(if left.is_zero() { UpdateDeadline::Interrupt } else { UpdateDeadline::Continue(ticks_in(left)) })
-        });
+        arm(store)?;
         match &self.body {
+            Body::Script(function) => function.call(store, message),
             Body::Module(function) => function.call(store, message),
             Body::Component(function) => function.call(store, message),
+        }
+    }
+
+    /// Lines that the top level of a script logged while it was loaded.
+    pub fn load_log(&self) -> &[LogLine] {
+        match &self.body {
+            Body::Script(function) => function.log(),
+            Body::Module(_) | Body::Component(_) => &[],
+        }
+    }
+
+    /// Memory that a script's image takes, beside the engine's code. Zero for other functions.
+    pub fn image_bytes(&self) -> usize {
+        match &self.body {
+            Body::Script(function) => function.image_bytes(),
+            Body::Module(_) | Body::Component(_) => 0,
         }
     }
 
@@ -113,6 +134,20 @@ impl Function {
     pub fn is_one_module(&self) -> bool {
         matches!(self.body, Body::Module(_))
     }
+}
+
+/// Puts the limits of its host state on a store.
+pub(crate) fn arm(store: &mut Store<HostState>) -> Result<()> {
+    store.limiter(|host| host);
+    let limits = store.data().limits;
+    store.set_fuel(limits.fuel)?;
+    store.set_epoch_deadline(ticks_in(Duration::from_millis(limits.timeout_ms.into())));
+    // A ticker that was late catches up with many ticks at once. They must not end a run before its deadline.
+    store.epoch_deadline_callback(|store| {
+        let left = store.data().deadline.saturating_duration_since(Instant::now());
+        Ok(if left.is_zero() { UpdateDeadline::Interrupt } else { UpdateDeadline::Continue(ticks_in(left)) })
+    });
+    Ok(())
 }
 
 /// Number of ticks until `time` has surely passed. One more than the quotient, because the current tick has begun already.

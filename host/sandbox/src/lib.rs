@@ -35,6 +35,8 @@ pub mod handles;
 pub mod imports;
 pub mod module;
 
+pub mod script;
+
 pub mod cache;
 pub mod clock;
 pub mod codes;
@@ -70,6 +72,7 @@ use sedge_core::grants::{Grants, NotGranted};
 use sedge_core::isa::Class;
 
 pub use run::Run;
+use script::{ScriptEngine, ScriptError, archive};
 use sealed::IS_NATIVE;
 use sedge_core::code::SealedCode;
 use sedge_core::limits::Limits;
@@ -92,6 +95,10 @@ pub enum SandboxError {
     OtherContract(#[from] OtherContract),
     #[error(transparent)]
     NotGranted(#[from] NotGranted),
+    #[error(transparent)]
+    Script(#[from] ScriptError),
+    #[error("the engine for scripts is not there; the reason was reported when it was compiled")]
+    NoScriptEngine,
 }
 
 impl SandboxError {
@@ -105,6 +112,7 @@ impl SandboxError {
 #[derive(Default)]
 pub struct Sandbox {
     classes: BTreeMap<Class, (Engine, Imports)>,
+    scripts: BTreeMap<Class, Arc<ScriptEngine>>,
     code_memory: CodeMemory,
 }
 
@@ -131,6 +139,9 @@ impl Sandbox {
     ) -> Result<Function, SandboxError> {
         if code.is_empty() {
             return Err(SandboxError::NoCode);
+        }
+        if archive::is_script(code) {
+            return self.load_script(code, limits, grants, settings);
         }
         if IS_NATIVE && self.code_memory == CodeMemory::Sealed {
             let code = sealed::seal(code).map_err(SandboxError::Map)?;
@@ -162,6 +173,39 @@ impl Sandbox {
         Ok(Function::new(engine, body, limits, settings, Some(image)))
     }
 
+    /// Runs the top level of a script. The engine for its class must have been added.
+    fn load_script(
+        &self,
+        archive: &[u8],
+        limits: Limits,
+        grants: Grants,
+        settings: Arc<[(String, String)]>,
+    ) -> Result<Function, SandboxError> {
+        let engine = self.scripts.get(&Class::for_memory(limits.memory_bytes)).ok_or(SandboxError::NoScriptEngine)?;
+        Ok(Function::script(engine, engine.load(archive, limits, grants)?, limits, settings))
+    }
+
+    /// Makes the compiled engine for scripts ready. As for [`load`](Self::load), the caller has checked where the code is from.
+    pub fn add_script_engine(&mut self, class: Class, code: &[u8]) -> Result<(), SandboxError> {
+        if IS_NATIVE && self.code_memory == CodeMemory::Sealed {
+            return self.add_sealed_script_engine(class, &sealed::seal(code).map_err(SandboxError::Map)?);
+        }
+        let engine = engine::for_scripts(class, self.code_memory)?;
+        let code = Code::copy(&engine, code).map_err(SandboxError::Load)?;
+        self.scripts.insert(class, Arc::new(ScriptEngine::new(engine, &code, None)?));
+        Ok(())
+    }
+
+    /// Does the same with code in a sealed file, which can be closed afterwards.
+    pub fn add_sealed_script_engine(&mut self, class: Class, code: &SealedCode) -> Result<(), SandboxError> {
+        // Declared before the code and so dropped after it, also when the rest fails.
+        let image = Image::map(code).map_err(SandboxError::Map)?;
+        let engine = engine::for_scripts(class, self.code_memory)?;
+        let code = image.load(&engine).map_err(SandboxError::Load)?;
+        self.scripts.insert(class, Arc::new(ScriptEngine::new(engine, &code, Some(image))?));
+        Ok(())
+    }
+
     fn class(&mut self, limits: Limits) -> Result<(&Engine, &mut Imports), SandboxError> {
         let class = Class::for_memory(limits.memory_bytes);
         let (engine, imports) = match self.classes.entry(class) {
@@ -177,7 +221,8 @@ impl Sandbox {
 
     /// Returns the clock that deadlines are kept by, for the engines loaded so far.
     pub fn ticker(&self) -> Ticker {
-        Ticker { engines: self.classes.values().map(|(engine, _)| engine.clone()).collect() }
+        let functions = self.classes.values().map(|(engine, _)| engine);
+        Ticker { engines: functions.chain(self.scripts.values().map(|engine| engine.engine())).cloned().collect() }
     }
 }
 

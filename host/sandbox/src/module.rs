@@ -60,6 +60,11 @@ impl ModuleFunction {
         for import in module.imports() {
             grants.check_name(import.module())?;
         }
+        Self::connect(imports, module)
+    }
+
+    /// Finds the exports and connects the imports, whatever the grants.
+    pub(crate) fn connect(imports: &mut Imports, module: &Module) -> Result<Self, SandboxError> {
         let export = |name: &str| {
             let export = module.get_export_index(name);
             export.ok_or_else(|| SandboxError::World(format_err!("the module does not export `{name}`")))
@@ -78,14 +83,30 @@ impl ModuleFunction {
 
     /// Sets up an instance and has it handle the message.
     pub fn call(&self, store: &mut Store<HostState>, message: &Message) -> Result<Verdict> {
-        let instance = self.pre.instantiate(&mut *store)?;
+        let instance = self.instantiate(store)?;
         let guest = self.guest(store, &instance)?;
+        self.handle(store, &instance, guest, message, |reader, at| lift(reader, at, self.contract))
+    }
+
+    pub(crate) fn instantiate(&self, store: &mut Store<HostState>) -> Result<Instance> {
+        self.pre.instantiate(store)
+    }
+
+    /// Has an instance handle the message. `lift` reads the result.
+    pub(crate) fn handle(
+        &self,
+        store: &mut Store<HostState>,
+        instance: &Instance,
+        guest: GuestExports,
+        message: &Message,
+        lift: impl FnOnce(&mut Reader<'_>, u32) -> Result<Verdict>,
+    ) -> Result<Verdict> {
         if let Some(Stack { pointer, bytes }) = &self.stack
             && bytes.get().is_none()
         {
-            let _ = bytes.set(stack_pointer(store, &instance, pointer).unwrap_or_default());
+            let _ = bytes.set(stack_pointer(store, instance, pointer).unwrap_or_default());
         }
-        let handle = func(store, &instance, &self.handle)?;
+        let handle = func(store, instance, &self.handle)?;
         let entered = match self.contract {
             Contract::V0_1 => {
                 let handle = handle.typed::<Params, u32>(&*store)?;
@@ -98,13 +119,13 @@ impl ModuleFunction {
         };
         let at = match entered {
             Ok(at) => at,
-            Err(error) => return Err(self.explain(store, &instance, error)),
+            Err(error) => return Err(self.explain(store, instance, error)),
         };
         let Some(guest) = store.data_mut().guest.take() else {
             bail!("the guest returned from within a call to the host")
         };
         let mut call = CallContext::new(store.as_context_mut(), guest);
-        lift(&mut call.reader().0, at, self.contract)
+        lift(&mut call.reader().0, at)
     }
 
     /// A fault in memory is named after its usual cause: safe code has hardly another.
@@ -118,7 +139,7 @@ impl ModuleFunction {
         error.context(OverStack { stack_bytes, is_certain })
     }
 
-    fn guest(&self, store: &mut Store<HostState>, instance: &Instance) -> Result<GuestExports> {
+    pub(crate) fn guest(&self, store: &mut Store<HostState>, instance: &Instance) -> Result<GuestExports> {
         let memory = instance.get_module_export(&mut *store, &self.memory).and_then(|export| export.into_memory());
         Ok(GuestExports {
             memory: memory.ok_or_else(|| format_err!("`{MEMORY}` is not a memory"))?,
@@ -212,7 +233,7 @@ fn set_some(record: &mut [u8], place: usize, value: &PtrLen) {
 /// result<list<output>, failure>    +0 is failure | +8 outputs
 /// failure                                        | +8 case: 0 reject +16 reason | 1 retry +16 after ms +24 reason
 /// ```
-fn lift(reader: &mut Reader<'_>, at: u32, contract: Contract) -> Result<Verdict> {
+pub(crate) fn lift(reader: &mut Reader<'_>, at: u32, contract: Contract) -> Result<Verdict> {
     let result: &[u8; 32] = reader.record(at, 8)?;
     Ok(match (result[0], result[8]) {
         (0, _) => {

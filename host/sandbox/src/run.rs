@@ -65,7 +65,7 @@ fn check_outputs(outputs: &[Output], bytes: u64, limits: &Limits) -> Result<(), 
     Err(Failure { code: FailureCode::Output, detail })
 }
 
-fn failure(error: &wasmtime::Error, limits: &Limits, usage: &Usage) -> Failure {
+pub(crate) fn failure(error: &wasmtime::Error, limits: &Limits, usage: &Usage) -> Failure {
     let (code, detail) = match (error.downcast_ref::<Exceeded>(), error.downcast_ref::<Trap>()) {
         (Some(memory @ Exceeded::Memory { .. }), _) => (FailureCode::Memory, memory.to_string()),
         (Some(state), _) => (FailureCode::State, state.to_string()),

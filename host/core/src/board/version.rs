@@ -48,7 +48,7 @@ impl Version {
     pub fn script(&self) -> Option<&str> {
         match &self.code {
             Code::Plain(code) => str::from_utf8(code).ok(),
-            Code::Sealed(_) => None,
+            Code::Sealed(_) | Code::Script { .. } => None,
         }
     }
 }

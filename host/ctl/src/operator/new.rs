@@ -1,12 +1,12 @@
-//! `sedge new NAME`: a folder with a function that compiles, passes its test and can be pushed.
+//! `sedge new NAME`: a folder with a function in Rust that compiles and passes its test, or in JavaScript, that can be pushed.
 
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use clap::Args;
-use serde_json::json;
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
 
 use crate::terminal;
 use sedge_core::manifest;
@@ -14,6 +14,22 @@ use sedge_core::manifest;
 /// The SDK's folder in a checkout of Sedge.
 const SDK: &str = "guest-sdk";
 const SDK_NAME: &str = "sedge-function";
+
+const FUNCTION_JS: &str = "function.js";
+
+/// Path and template of each file of a function in JavaScript.
+const SCRIPT: [(&str, &str); 3] = [
+    (manifest::FILE_NAME, include_str!("new/js/function.toml.in")),
+    (FUNCTION_JS, include_str!("new/js/function.js.in")),
+    ("sedge.d.ts", include_str!("new/js/sedge.d.ts.in")),
+];
+
+/// The same for the decoder of a device.
+const DECODER: [(&str, &str); 3] = [
+    (manifest::FILE_NAME, include_str!("new/js/decoder.toml.in")),
+    (FUNCTION_JS, include_str!("new/js/decoder.js.in")),
+    SCRIPT[2],
+];
 
 /// Path and template of each file.
 const FILES: [(&str, &str); 5] = [
@@ -29,6 +45,13 @@ pub struct NewArgs {
     /// Name of the function: a to z, 0 to 9 and -, beginning with a letter
     #[arg(value_parser = name)]
     name: String,
+    /// Language of the function
+    #[arg(long, value_name = "LANG", default_value = "rust")]
+    lang: Lang,
+    /// Decoder of a LoRaWAN device, as The Things Stack or ChirpStack use it. It is copied, and the function runs it on every
+    /// uplink
+    #[arg(long, value_name = "FILE")]
+    decoder: Option<PathBuf>,
     /// Folder to create [default: NAME]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
@@ -39,6 +62,13 @@ pub struct NewArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Lang {
+    Rust,
+    /// JavaScript, which needs no tools
+    Js,
 }
 
 fn name(text: &str) -> Result<String, String> {
@@ -58,6 +88,12 @@ pub fn run(args: &NewArgs) -> anyhow::Result<()> {
     if !is_vacant {
         bail!("{} already exists and is not empty: name another folder with --dir", dir.display());
     }
+    if args.lang == Lang::Js {
+        return script(args, &dir);
+    }
+    if args.decoder.is_some() {
+        bail!("a decoder is JavaScript: add --lang js");
+    }
     let created = !dir.exists();
     fs::create_dir_all(&dir).with_context(|| format!("failed to create {}", dir.display()))?;
     let sdk = match find_sdk(args.sdk.as_deref(), &dir) {
@@ -70,14 +106,7 @@ pub fn run(args: &NewArgs) -> anyhow::Result<()> {
         }
     };
     let dependency = sdk.dependency(&dir)?;
-    for (file, blank) in FILES {
-        let path = dir.join(file);
-        if let Some(folder) = path.parent() {
-            fs::create_dir_all(folder).with_context(|| format!("failed to create {}", folder.display()))?;
-        }
-        let text = blank.replace("{{name}}", &args.name).replace("{{sdk}}", &dependency);
-        fs::write(&path, text).with_context(|| format!("failed to write {}", path.display()))?;
-    }
+    write(&dir, &FILES, &[("name", &args.name), ("sdk", &dependency)])?;
 
     let mut out = terminal::out();
     if args.json {
@@ -101,6 +130,59 @@ pub fn run(args: &NewArgs) -> anyhow::Result<()> {
     writeln!(out, "next       cargo test --manifest-path {}", dir.join("Cargo.toml").display())?;
     writeln!(out, "           sedge build {shown}")?;
     writeln!(out, "           sedge invoke {shown} --topic sensors/oven/temperature --payload 81.5")?;
+    writeln!(out, "           sedge push {shown} --node BOARD --key KEY.pem")?;
+    Ok(())
+}
+
+/// Writes the files of a function, with their places filled in.
+fn write(dir: &Path, files: &[(&str, &str)], values: &[(&str, &str)]) -> anyhow::Result<()> {
+    for (file, blank) in files {
+        let path = dir.join(file);
+        if let Some(folder) = path.parent() {
+            fs::create_dir_all(folder).with_context(|| format!("failed to create {}", folder.display()))?;
+        }
+        let fill = |text: String, (name, value): &(&str, &str)| text.replace(&format!("{{{{{name}}}}}"), value);
+        let text = values.iter().fold((*blank).to_owned(), fill);
+        fs::write(&path, text).with_context(|| format!("failed to write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+fn script(args: &NewArgs, dir: &Path) -> anyhow::Result<()> {
+    if args.sdk.is_some() {
+        bail!("a function in JavaScript needs no SDK: leave out --sdk");
+    }
+    let (files, example) = match &args.decoder {
+        None => (SCRIPT, "--topic sensors/oven/temperature --payload 81.5"),
+        Some(_) => (DECODER, "--topic raw/DEVICE --payload @PAYLOAD.bin"),
+    };
+    let mut copied = String::new();
+    if let Some(decoder) = &args.decoder {
+        let source = fs::read_to_string(decoder).with_context(|| format!("failed to read {}", decoder.display()))?;
+        let name = decoder.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        // The name is a part of the source, and the function has a file of its own.
+        copied = match name {
+            FUNCTION_JS => "decoder.js".to_owned(),
+            name if name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'-' | b'_')) => {
+                name.to_owned()
+            }
+            _ => "decoder.js".to_owned(),
+        };
+        write(dir, &[(&copied, "{{source}}")], &[("source", &source)])?;
+    }
+    write(dir, &files, &[("name", &args.name), ("decoder", &copied)])?;
+    let mut out = terminal::out();
+    if args.json {
+        writeln!(out, "{}", terminal::json(&json!({ "name": args.name, "dir": dir, "sdk": Value::Null })))?;
+        return Ok(());
+    }
+    let shown = dir.display();
+    writeln!(
+        out,
+        "function   {} in {shown}: {FUNCTION_JS}, and function.toml for topics, settings and permissions",
+        args.name
+    )?;
+    writeln!(out, "next       sedge invoke {shown} {example}")?;
     writeln!(out, "           sedge push {shown} --node BOARD --key KEY.pem")?;
     Ok(())
 }
@@ -163,7 +245,7 @@ mod tests {
     use sedge_core::manifest::{Limits, Manifest};
 
     fn args(name: &str, dir: &Path, sdk: Option<PathBuf>) -> NewArgs {
-        NewArgs { name: name.into(), dir: Some(dir.into()), sdk, json: true }
+        NewArgs { name: name.into(), lang: Lang::Rust, decoder: None, dir: Some(dir.into()), sdk, json: true }
     }
 
     /// A folder like a checkout.
@@ -193,6 +275,30 @@ mod tests {
             source.split("#[cfg(test)]").next().unwrap().split("use sedge_function::prelude::*;").nth(1).unwrap();
         let lines = function.lines().filter(|line| !line.trim().is_empty()).count();
         assert!(lines < 20, "{lines} lines:{function}");
+    }
+
+    #[test]
+    fn a_script_is_written_with_its_decoder() {
+        let folder = tempfile::tempdir().unwrap();
+        let js = |name: &str, decoder: Option<PathBuf>| {
+            let dir = folder.path().join(name);
+            let args = NewArgs { lang: Lang::Js, decoder, ..args(name, &dir, None) };
+            run(&args).map(|()| dir)
+        };
+        let dir = js("door", None).unwrap();
+        let manifest = Manifest::load(&dir, &sedge_sandbox::machine::MACHINE).unwrap();
+        assert_eq!((&*manifest.name, manifest.serial), ("door", 0));
+        assert!(js("door", None).unwrap_err().to_string().contains("not empty"));
+        let decoder = folder.path().join("function.js");
+        fs::write(&decoder, "function Decoder() { return '{{name}}' }").unwrap();
+        let dir = js("meter", Some(decoder.clone())).unwrap();
+        Manifest::load(&dir, &sedge_sandbox::machine::MACHINE).unwrap();
+        assert!(fs::read_to_string(dir.join("function.js")).unwrap().contains("import \"./decoder.js\" with"));
+        assert_eq!(fs::read(dir.join("decoder.js")).unwrap(), fs::read(&decoder).unwrap(), "unchanged");
+        let error = js("gone", Some(folder.path().join("gone.js"))).unwrap_err().to_string();
+        assert!(error.contains("gone.js") && !folder.path().join("gone").exists(), "{error}");
+        let rust = NewArgs { decoder: Some(decoder), ..args("rust", &folder.path().join("rust"), None) };
+        assert!(run(&rust).unwrap_err().to_string().contains("--lang js"));
     }
 
     #[test]

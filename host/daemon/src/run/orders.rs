@@ -12,12 +12,15 @@ use sedge_core::config::Config;
 use sedge_core::deploy::topics::{Target, Topic, Topics};
 use sedge_core::deploy::{self, Action};
 use sedge_core::store;
+use sedge_sandbox::codes::ScriptEngines;
 
 /// Meta key of the order filters that the session is subscribed to, one per line.
 pub(super) const META_ORDERS: &str = "orders";
 
 pub(super) struct Orders {
     pub(crate) handle: DeployHandle,
+    /// Compiled engines for the scripts among the versions.
+    engines: ScriptEngines,
     topics: Topics,
     /// Common prefix of all topics of Sedge.
     prefix: String,
@@ -30,7 +33,13 @@ pub(super) struct Orders {
 }
 
 impl Orders {
-    pub(crate) fn new(handle: DeployHandle, config: Config, config_file: PathBuf, held: Option<&Bytes>) -> Self {
+    pub(crate) fn new(
+        handle: DeployHandle,
+        engines: ScriptEngines,
+        config: Config,
+        config_file: PathBuf,
+        held: Option<&Bytes>,
+    ) -> Self {
         let topics = Topics::new(&config.node.base_topic);
         let node = Target::Node(config.node.name.as_str().into());
         let groups = config.node.groups.iter().map(|group| Target::Group(group.as_str().into()));
@@ -38,6 +47,7 @@ impl Orders {
         let held = held.map(|bytes| String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect());
         Self {
             handle,
+            engines,
             prefix: format!("{}/", config.node.base_topic),
             topics,
             filters,
@@ -99,7 +109,7 @@ impl Daemon {
                     on_trial = trial.is_some(),
                     "version deployed"
                 );
-                let version = parts::version(&self.orders.config, edition, &installed, trial);
+                let version = parts::version(&self.orders.config, &self.orders.engines, edition, &installed, trial);
                 self.board.handle(Input::Deploy(version), self.now());
             }
             Action::Stop { function } => {

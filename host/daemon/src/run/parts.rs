@@ -19,11 +19,13 @@ use crate::worker::processes::{ProcessConfig, Processes};
 use sedge_core::board::{self, Board, BoardConfig, Budget, Input, PauseConfig, RecorderConfig, Version, WorkerConfig};
 use sedge_core::config::{Config, Isolate};
 use sedge_core::deploy::{self, DeployerConfig, Installed};
+use sedge_core::isa::Class;
 use sedge_core::manifest::{Manifest, Trial};
 use sedge_core::metrics::Metrics;
 use sedge_core::permits::Permits;
 use sedge_core::{forward, store};
 use sedge_sandbox::cache::Cache;
+use sedge_sandbox::codes::ScriptEngines;
 use sedge_sandbox::compiler::{CachingCompiler, Compiler};
 use sedge_sandbox::sandboxing;
 use sedge_store::Store;
@@ -75,7 +77,9 @@ impl Daemon {
 
         let clock_synced = sedge_sandbox::clock::clock_synced();
         let now = sedge_sandbox::clock::now(clock_synced);
-        let compiler = Arc::new(CachingCompiler { cache: Cache::open(data_dir)?, compiler: Compiler });
+        let engines = ScriptEngines::default();
+        let compiler =
+            Arc::new(CachingCompiler { cache: Cache::open(data_dir)?, compiler: Compiler, engines: engines.clone() });
         let (deploy_shell, starts) = crate::deploy::shell::Shell::open(
             &data_dir.join("deploy"),
             DeployerConfig::new(&config, Compiler::capabilities()),
@@ -108,7 +112,7 @@ impl Daemon {
                 from_cache = installed.from_cache,
                 "function installed"
             );
-            board.handle(Input::Deploy(version(&config, edition, &installed, trial)), now);
+            board.handle(Input::Deploy(version(&config, &engines, edition, &installed, trial)), now);
         }
         let (handle, decisions) = crate::deploy::thread::spawn(deploy_shell).context("failed to start deploying")?;
         let orders_held = meta(&recovered, META_ORDERS).cloned();
@@ -134,7 +138,7 @@ impl Daemon {
             _http: http,
             store_failed: false,
             decisions,
-            orders: Orders::new(handle, config, config_file.to_owned(), orders_held.as_ref()),
+            orders: Orders::new(handle, engines, config, config_file.to_owned(), orders_held.as_ref()),
             clock_checked: now.monotonic,
             clock_synced,
             give_back_at: Some(now.monotonic + STARTED),
@@ -160,7 +164,13 @@ pub(super) fn meta<'a>(recovered: &'a store::Recovered, key: &str) -> Option<&'a
     recovered.meta.iter().find(|(name, _)| name == key).map(|(_, value)| value)
 }
 
-pub(super) fn version(config: &Config, edition: u32, installed: &Installed, trial: Option<Trial>) -> Version {
+pub(super) fn version(
+    config: &Config,
+    engines: &ScriptEngines,
+    edition: u32,
+    installed: &Installed,
+    trial: Option<Trial>,
+) -> Version {
     let permits = Permits {
         base_topic: config.node.base_topic.as_str().into(),
         publish: installed.manifest.allow.publish.clone(),
@@ -173,7 +183,7 @@ pub(super) fn version(config: &Config, edition: u32, installed: &Installed, tria
         limits: installed.limits(),
         settings: installed.settings(),
         permits,
-        code: sedge_sandbox::codes::hold(installed.code.clone()),
+        code: engines.hold(installed.code.clone(), Class::for_memory(installed.manifest.limits.memory_bytes.get())),
         trial,
     }
 }

@@ -3,7 +3,7 @@
 //! Decides nothing: the board says which process runs which jobs, and hears of each frame and each death.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
@@ -26,6 +26,7 @@ use sedge_core::board::{self, JobNo, Life, Load, WorkerCommand, WorkerEvent, Wor
 use sedge_core::bounds;
 use sedge_core::code::{Code, SealedCode};
 use sedge_core::config::Isolate;
+use sedge_core::isa::Class;
 use sedge_core::limits::Limits;
 use sedge_core::manifest::StateScope;
 use sedge_sandbox::{codes, program};
@@ -34,6 +35,9 @@ use sedge_sandbox::{codes, program};
 const READ_BYTES: usize = 64 * 1024;
 /// Jobs that wait for a worker's answer are sent all the same when they are this much.
 const GATHER_BYTES: usize = 32 * 1024;
+
+/// Stack of a worker that is a thread. Scripts use most of it.
+const WORKER_STACK_BYTES: usize = 4 << 20;
 
 #[derive(Clone, Debug)]
 pub(crate) struct ProcessConfig {
@@ -73,6 +77,8 @@ struct Slot {
     heard_since: bool,
     /// The buffer holds more than jobs: the worker waits for it.
     urgent: bool,
+    /// Engines for scripts that the worker has.
+    engines: BTreeSet<Class>,
 }
 
 struct Running {
@@ -202,7 +208,8 @@ impl Processes {
             Isolate::Thread => {
                 let state_cache_bytes = self.config.state_cache_bytes;
                 let clock = Clock::start()?;
-                std::thread::Builder::new().name(format!("sedge-worker-{worker}")).spawn(move || {
+                let thread = std::thread::Builder::new().name(format!("sedge-worker-{worker}"));
+                thread.stack_size(WORKER_STACK_BYTES).spawn(move || {
                     if let Err(error) = Worker::new(far, far_codes, clock, state_cache_bytes).serve() {
                         tracing::debug!(%error, "worker thread ended");
                     }
@@ -312,17 +319,13 @@ impl Slot {
 
     fn load(&mut self, load: &Load) {
         let Load { function, version } = load;
-        // Code that is passed as a file is not in the frame.
-        let code = match &version.code {
-            Code::Plain(code) => code.clone(),
-            Code::Sealed(code) => {
-                if let Some(running) = &mut self.running {
-                    running.codes_waiting.push_back(Arc::clone(code));
-                    running.pass_codes();
-                }
-                Bytes::new()
-            }
-        };
+        if let Code::Script { engine, .. } = &version.code
+            && self.engines.insert(engine.class)
+        {
+            let code = self.pass(&engine.code);
+            self.write(&ToWorker::Engine { class: engine.class, code });
+        }
+        let code = self.pass(&version.code);
         self.write(&ToWorker::Load {
             function: *function,
             edition: version.edition,
@@ -331,6 +334,20 @@ impl Slot {
             permits: version.permits.clone(),
             code,
         });
+    }
+
+    /// Returns the part of the code that goes into the frame: code that is passed as a file does not.
+    fn pass(&mut self, code: &Code) -> Bytes {
+        match code {
+            Code::Plain(code) | Code::Script { archive: code, .. } => code.clone(),
+            Code::Sealed(code) => {
+                if let Some(running) = &mut self.running {
+                    running.codes_waiting.push_back(Arc::clone(code));
+                    running.pass_codes();
+                }
+                Bytes::new()
+            }
+        }
     }
 
     fn flush(&mut self) {

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use bytes::{Buf as _, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 
+use sedge_core::isa::Class;
 use sedge_core::limits::Limits;
 use sedge_core::message::{LogLine, Message, Outcome, wire};
 use sedge_core::permits::Permits;
@@ -22,6 +23,13 @@ const MAX_FRAME_BYTES: usize = 128 << 20;
 /// Frame from the daemon. `J` is `&Job` where it is written.
 #[derive(Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) enum ToWorker<J = Job> {
+    /// The engine for the scripts of a class. Comes before the first of them.
+    Engine {
+        class: Class,
+        /// Empty when the code comes as a sealed file.
+        #[serde(with = "wire::shared")]
+        code: Bytes,
+    },
     Load {
         function: u32,
         edition: u32,
@@ -208,6 +216,7 @@ mod tests {
     fn frames_to_a_worker_are_decoded_as_they_were_encoded() {
         let limits = Limits { fuel: 1, timeout_ms: 2, memory_bytes: 3, outputs: 4, output_bytes: 5, state_bytes: 6 };
         let frames = [
+            ToWorker::Engine { class: Class::Large, code: Bytes::from_static(b"engine") },
             ToWorker::Load {
                 function: 9,
                 edition: 3,

@@ -16,7 +16,7 @@ use super::protocol::{Encoder, FromWorker, Job, JobScope, Malformed, ToWorker, s
 use crate::footprint;
 use sedge_core::message::{Failure, FailureCode, Outcome, Usage, Verdict};
 use sedge_core::permits::Permits;
-use sedge_sandbox::{Function, Sandbox, ScopeState, codes};
+use sedge_sandbox::{Function, Sandbox, SandboxError, ScopeState, codes};
 
 const READ_BYTES: usize = 64 * 1024;
 
@@ -37,6 +37,8 @@ pub struct Worker {
     codes: Option<UnixStream>,
     clock: Clock,
     sandbox: Sandbox,
+    /// Why the last engine for scripts cannot be used.
+    engine_error: Option<String>,
     /// By number and edition.
     functions: HashMap<(u32, u32), (Function, Permits)>,
     /// Jobs of the last read that have not run yet.
@@ -63,6 +65,7 @@ impl Worker {
             codes,
             clock,
             sandbox,
+            engine_error: None,
             functions: HashMap::new(),
             gathered: Vec::new(),
             states: StateCache::new(state_cache_bytes),
@@ -139,6 +142,16 @@ impl Worker {
                 self.gathered.push(Job { id: number, ..job });
             }
             ToWorker::State { job, entries } => self.resume(job, ScopeState::from_entries(entries)),
+            ToWorker::Engine { class, code } => {
+                let added = match &self.codes {
+                    Some(codes) if code.is_empty() => {
+                        self.sandbox.add_sealed_script_engine(class, &codes::receive(codes)?)
+                    }
+                    _ => self.sandbox.add_script_engine(class, &code),
+                };
+                // The scripts, which come next, are answered with this.
+                self.engine_error = added.err().map(|error| format!("{:#}", anyhow::Error::from(error)));
+            }
             ToWorker::Load { function, edition, limits, settings, permits, code } => {
                 let sealed = match &self.codes {
                     Some(codes) if code.is_empty() => Some(codes::receive(codes)?),
@@ -163,6 +176,7 @@ impl Worker {
                         self.clock.watch(self.sandbox.ticker());
                         None
                     }
+                    Err(SandboxError::NoScriptEngine) if self.engine_error.is_some() => self.engine_error.clone(),
                     Err(error) => Some(format!("{:#}", anyhow::Error::from(error))),
                 };
                 Encoder::new(&mut self.out).encode_from_worker(&FromWorker::Loaded { function, edition, error });

@@ -4,13 +4,14 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::Mode;
 use crate::build;
 use sedge_core::deploy;
+use sedge_core::deploy::Installed;
 use sedge_core::deploy::code::Abi;
 use sedge_core::deploy::payload::{Document, Install, Module, NativeCode};
 use sedge_core::grants::Grants;
@@ -18,7 +19,8 @@ use sedge_core::isa::{Class, Isa};
 use sedge_core::manifest::{Manifest, TrialMode};
 use sedge_core::message::Digest;
 use sedge_sandbox::compiler::Compiler;
-use sedge_sandbox::componentize;
+use sedge_sandbox::script::archive;
+use sedge_sandbox::{componentize, folder};
 
 pub(crate) struct Bundle {
     pub(crate) manifest: Manifest,
@@ -41,7 +43,10 @@ impl Bundle {
         if dir.join("Cargo.toml").is_file() {
             build::build(dir)?;
         }
-        let path = deploy::component_path(dir, &manifest);
+        let path = folder::component_path(dir, &manifest);
+        if archive::is_source(&path) {
+            return Self::script(manifest, &path, targets, chunk_size);
+        }
         let wasm = fs::read(&path).with_context(|| {
             format!("failed to read {}; build it, or name the component in function.toml", path.display())
         })?;
@@ -62,6 +67,18 @@ impl Bundle {
             part.module.check(u64::MAX).with_context(|| path.display().to_string())?;
         }
         Ok(Self { manifest, parts })
+    }
+
+    /// Packs a script, after it was loaded here once to find its mistakes.
+    fn script(manifest: Manifest, path: &Path, targets: &[Isa], chunk_size: u32) -> anyhow::Result<Self> {
+        if !targets.is_empty() {
+            bail!("{} is a script, and there is no native code of it: leave out --code", path.display());
+        }
+        let archive = folder::read(path).with_context(|| path.display().to_string())?;
+        let installed = Installed::new(manifest, deploy::digest(&archive), archive.clone());
+        folder::load(&installed, installed.settings().into(), &Compiler).with_context(|| path.display().to_string())?;
+        let manifest = Manifest::clone(&installed.manifest);
+        Ok(Self { manifest, parts: vec![Part::new(None, archive, chunk_size)] })
     }
 
     pub(crate) fn set_mode(&mut self, mode: Mode) {

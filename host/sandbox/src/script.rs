@@ -1,0 +1,189 @@
+//! Functions that are scripts, run by the JavaScript engine.
+//!
+//! ```text
+//! load     instance of the engine, its data, the script's top level ──▶ the memory is frozen: the image
+//! message  fresh store and instance, the image copied into its memory ──▶ handle
+//! ```
+//!
+//! The image and the engine's one global, the stack pointer, are all that a run starts from. Whatever a script changes ends with its
+//! message. `docs/decisions/0010-javascript.md` has the reasons and the figures.
+
+pub mod archive;
+pub(crate) mod engine;
+mod image;
+#[cfg(all(test, feature = "compiler"))]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use wasmtime::{AsContextMut as _, Engine, Module, ModuleExport, Result, Store, format_err};
+
+use super::SandboxError;
+use super::abi::{CallContext, Reader, u32_at};
+use super::code::{self, Code};
+use super::contract::Contract;
+use super::function::arm;
+use super::host::HostState;
+use super::imports::Imports;
+use super::module::{ModuleFunction, lift};
+use super::run::{failure, shorten};
+use image::Image;
+use sedge_core::grants::Grants;
+use sedge_core::limits::Limits;
+use sedge_core::message::{Failure, FailureCode, LogLine, Message, Usage, Verdict};
+
+pub use engine::DIGEST;
+
+/// The engine's version, which reports and errors name.
+pub const ENGINE: &str = "QuickJS-ng 0.16.2";
+
+const LOAD: &str = "sedge:script/engine#load";
+
+/// Limits of a script's top level, which also sets up the engine. A table of 100,000 entries takes a tenth of the fuel.
+const LOAD_FUEL: u64 = 200_000_000;
+const LOAD_TIMEOUT_MS: u32 = 5_000;
+
+/// What is wrong with a script, in terms of its source.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct ScriptError(String);
+
+/// The engine in one class of functions.
+pub(crate) struct ScriptEngine {
+    engine: Engine,
+    /// With and without the permission `allow.random`.
+    with_random: ModuleFunction,
+    without_random: ModuleFunction,
+    load: ModuleExport,
+    /// The code that the modules run. The last field, so that it is dropped after them.
+    _image: Option<code::Image>,
+}
+
+/// A script ready to run.
+pub struct ScriptFunction {
+    engine: Arc<ScriptEngine>,
+    allows_random: bool,
+    image: Image,
+    /// Lines that the top level logged.
+    log: Vec<LogLine>,
+}
+
+impl ScriptEngine {
+    pub(crate) fn new(engine: Engine, code: &Code, image: Option<code::Image>) -> Result<Self, SandboxError> {
+        let Code::Module(module) = code else {
+            return Err(SandboxError::World(format_err!("the engine for scripts is not a core module")));
+        };
+        let load = module.get_export_index(LOAD);
+        let load = load.ok_or_else(|| SandboxError::World(format_err!("the engine for scripts has no `{LOAD}`")))?;
+        let connect = |imports: &mut Imports, module: &Module| ModuleFunction::connect(imports, module);
+        Ok(Self {
+            with_random: connect(&mut Imports::new(&engine), module)?,
+            without_random: connect(&mut Imports::without_random(&engine), module)?,
+            load,
+            engine,
+            _image: image,
+        })
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    /// Runs the top level of a script.
+    pub(crate) fn load(
+        self: &Arc<Self>,
+        archive: &[u8],
+        limits: Limits,
+        grants: Grants,
+    ) -> Result<ScriptFunction, SandboxError> {
+        let files = archive::files(archive).map_err(|error| SandboxError::Script(ScriptError(error.to_string())))?;
+        let limits = Limits { fuel: LOAD_FUEL, timeout_ms: LOAD_TIMEOUT_MS, state_bytes: 0, ..limits };
+        let started = Instant::now();
+        let host = HostState::new(limits, Arc::from([]), super::ScopeState::default(), started);
+        let mut store = Store::new(&self.engine, host);
+        let ended = self.run_top_level(&mut store, files, grants.random);
+        let elapsed_us = started.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
+        match ended {
+            Ok(Ok(image)) => {
+                let log = store.into_data().log;
+                Ok(ScriptFunction { engine: Arc::clone(self), allows_random: grants.random, image, log })
+            }
+            Ok(Err(error)) => Err(SandboxError::Script(ScriptError(error))),
+            Err(error) => {
+                let Failure { detail, .. } = failure(&error, &limits, &Usage { elapsed_us, ..Usage::default() });
+                Err(SandboxError::Script(ScriptError(format!("the top level of the script failed: {detail}"))))
+            }
+        }
+    }
+
+    /// Returns the image, or the script's own error.
+    fn run_top_level(
+        &self,
+        store: &mut Store<HostState>,
+        files: &[u8],
+        allows_random: bool,
+    ) -> Result<Result<Image, String>> {
+        arm(store)?;
+        let function = &self.without_random;
+        let instance = function.instantiate(store)?;
+        let guest = function.guest(store, &instance)?;
+        let memory = guest.memory;
+        for (at, bytes) in engine::data() {
+            memory.write(&mut *store, at, bytes)?;
+        }
+        let load = instance.get_module_export(&mut *store, &self.load).and_then(|export| export.into_func());
+        let load = load.ok_or_else(|| format_err!("`{LOAD}` is not a function"))?;
+        let load = load.typed::<(u32, u32, u32), u32>(&*store)?;
+        let mut call = CallContext::new(store.as_context_mut(), guest);
+        let files = call.lower_bytes(files)?;
+        // The script may write to the log. There is no state, and there are no settings.
+        let guest = call.into_guest();
+        store.data_mut().guest = Some(guest);
+        let at = load.call(&mut *store, (u32_at(&files, 0), u32_at(&files, 4), allows_random.into()))?;
+        let Some(guest) = store.data_mut().guest.take() else {
+            wasmtime::bail!("the script returned from within a call to the host")
+        };
+        let mut call = CallContext::new(store.as_context_mut(), guest);
+        let mut reader = call.reader().0;
+        let loaded: &[u8; 12] = reader.record(at, 4)?;
+        if u32_at(loaded, 0) != 0 {
+            return Ok(Err(shorten(reader.text(u32_at(loaded, 4), u32_at(loaded, 8))?.to_owned())));
+        }
+        Ok(Ok(Image::of(memory.data(&*store))))
+    }
+}
+
+impl ScriptFunction {
+    pub(crate) fn call(&self, store: &mut Store<HostState>, message: &Message) -> Result<Verdict> {
+        let function = if self.allows_random { &self.engine.with_random } else { &self.engine.without_random };
+        let instance = function.instantiate(store)?;
+        let guest = function.guest(store, &instance)?;
+        let has = guest.memory.data_size(&*store);
+        if let Some(missing) = self.image.size.checked_sub(has).filter(|missing| *missing > 0) {
+            guest.memory.grow(&mut *store, missing.div_ceil(64 << 10) as u64)?;
+        }
+        self.image.restore(guest.memory.data_mut(&mut *store));
+        #[cfg(test)]
+        assert!(self.image.equals(guest.memory.data(&*store)), "something is left of another run");
+        function.handle(store, &instance, guest, message, lift_verdict)
+    }
+
+    pub(crate) fn image_bytes(&self) -> usize {
+        self.image.bytes()
+    }
+
+    pub(crate) fn log(&self) -> &[LogLine] {
+        &self.log
+    }
+}
+
+/// A verdict of the contract, or an exception that nobody caught: a third case of failure.
+fn lift_verdict(reader: &mut Reader<'_>, at: u32) -> Result<Verdict> {
+    let result: &[u8; 32] = reader.record(at, 8)?;
+    if (result[0], result[8]) != (1, 2) {
+        return lift(reader, at, Contract::V0_2);
+    }
+    let detail = shorten(reader.text(u32_at(result, 16), u32_at(result, 20))?.to_owned());
+    Ok(Verdict::Failed(Failure { code: FailureCode::Exception, detail }))
+}
