@@ -118,6 +118,14 @@ fn floating_point_rounds_the_same() {
     }
 }
 
+#[test]
+fn a_nan_has_the_same_bits() {
+    let function = guest("misbehave");
+    let here = invoke(Path::new(SEDGE), &function, "misbehave/a", b"nan", &[]);
+    assert_eq!(here["outputs"][0]["payload"], [f64::NAN.to_bits(); 3].map(|bits| bits.to_string()).join(" "), "{here}");
+    assert_eq!(invoke(&board_program(), &function, "misbehave/a", b"nan", &[]), here);
+}
+
 /// Messages of a small house's sensors in a day: some too hot, some binary, some invalid.
 fn day() -> Vec<Publish> {
     let mut said = Vec::new();

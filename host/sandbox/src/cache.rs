@@ -14,7 +14,7 @@ use sha2::Sha256;
 use siphasher::sip::SipHasher13;
 
 use crate::program;
-use sedge_core::isa::Class;
+use sedge_core::isa::{Class, SETTINGS_VERSION, WASMTIME_VERSION};
 use sedge_core::message::Digest;
 use std::fs::OpenOptions;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -111,12 +111,13 @@ fn name(digest: &Digest, class: Class) -> Option<String> {
     Some(format!("{digest}-{}-{:016x}.code", class.as_str(), (*HOST)?))
 }
 
-/// Hash of this program and this processor, which together determine the generated code. An engine would know more, but
+/// Hash of this program, its engine's settings and this processor, which together determine the generated code. An engine would know more, but
 /// costs the daemon memory, and the workers' engines refuse code that does not fit.
 static HOST: LazyLock<Option<u64>> = LazyLock::new(|| {
     let program = fs::metadata(program::own()).ok()?;
     let mut hasher = SipHasher13::new();
-    (program.len(), program.modified().ok()?, features(), env!("CARGO_PKG_VERSION")).hash(&mut hasher);
+    let version = (env!("CARGO_PKG_VERSION"), WASMTIME_VERSION, SETTINGS_VERSION);
+    (program.len(), program.modified().ok()?, features(), version).hash(&mut hasher);
     Some(hasher.finish())
 });
 

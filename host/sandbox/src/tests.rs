@@ -386,6 +386,27 @@ fn outputs_arrive_as_they_were_returned() {
     assert!(publication.retain && publication.content_type.is_none());
 }
 
+/// Processors disagree about the bits of a NaN: without canonicalization the first is negative on x86, and the second keeps
+/// its payload.
+#[test]
+fn a_nan_has_the_same_bits_on_every_processor() {
+    let nan = "(f64.reinterpret_i64 (i64.const 0xfff4000000000123))";
+    let numbers = format!(
+        "(f64.store (i32.const 1000) (f64.div (f64.load (i32.const 900)) (f64.load (i32.const 900))))
+         (f64.store (i32.const 1008) (f64.add {nan} (f64.const 1)))
+         (f64.store (i32.const 1016) (f64.promote_f32 (f32.sqrt (f32.sub (f32.load (i32.const 900)) (f32.const 1)))))
+         (f64.store (i32.const 1024) (f64.min {nan} (f64.const 1)))
+         (v128.store (i32.const 1032) (f64x2.mul (f64x2.splat {nan}) (v128.load (i32.const 900))))"
+    );
+    let publish = "(i32.store (i32.const 49152) (i32.const 2))
+        (i32.store (i32.const 49168) (i32.const 1000)) (i32.store (i32.const 49172) (i32.const 48))";
+    let run = run(&component("", &format!("{numbers} {}", outputs(publish, 49_152, 1))), LIMITS);
+    let Verdict::Done(outputs) = &run.outcome.verdict else { panic!("{:?}", run.outcome) };
+    let [Output::Publish(publication)] = &outputs[..] else { panic!("{outputs:?}") };
+    let bits: Vec<_> = publication.payload.as_chunks().0.iter().map(|bytes| u64::from_le_bytes(*bytes)).collect();
+    assert_eq!(bits, [0x7ff8_0000_0000_0000; 6], "{bits:x?}");
+}
+
 /// `tests/guests/relay` as it was built with the SDK of contract 0.1.0.
 #[test]
 fn a_component_of_contract_0_1_runs_as_it_was_built() {

@@ -62,6 +62,14 @@ impl Function for Misbehave {
                 let data = core::str::from_utf8(&data).unwrap_or("?");
                 Ok(vec![Output::forward("fields", text!(retained, " ", topic, " ", data))])
             }
+            // Their bits differ between processors unless the engine makes them the same.
+            "nan" => {
+                let zero = black_box(0.0_f64);
+                let nans =
+                    [zero / zero, f64::from_bits(black_box(0xfff4_0000_0000_0123)) + 1.0, black_box(-1.0_f64) % zero];
+                let [a, b, c] = nans.map(f64::to_bits);
+                Ok(vec![Output::forward("nan", text!(a, " ", b, " ", c))])
+            }
             "publish" => Ok(vec![Output::publish(argument, "from misbehave")]),
             _ => Ok(vec![Output::forward("ok", payload)]),
         }
