@@ -101,11 +101,16 @@ impl Board {
     /// permission: a board refuses such a function.
     pub fn run<F: Function>(&mut self, message: Message) -> Outcome {
         let manifest = &mut self.manifest;
-        let heard = manifest.subscribe.iter().any(|filter| matches(filter, &message.topic));
+        let any = |filters: &[String]| filters.iter().any(|filter| matches(filter, &message.topic));
+        let heard = any(&manifest.subscribe) && !any(&manifest.except);
         if message.is_tick() {
             assert!(manifest.every, "function.toml has no `every`: the function would not get a tick");
         } else {
-            assert!(heard, "{:?} matches no filter of `subscribe`: the function would not get it", message.topic);
+            assert!(
+                heard,
+                "{:?} matches no filter of `subscribe`, or one of `except`: the function would not get it",
+                message.topic
+            );
         }
         let scope = if manifest.scope == Scope::Topic { message.topic.clone() } else { String::new() };
         let before = self.state.get(&scope).cloned().unwrap_or_default();
@@ -369,6 +374,9 @@ mod tests {
                 "count" => outputs.push(Output::forward("said", state::increment("count", 0)?.to_string())),
                 "remove" => state::remove("key")?,
                 "publish" => outputs.push(Output::publish(argument, "")),
+                "wake" => outputs.push(Output::wake(argument, 1)),
+                "reply" => outputs.push(Output::reply(404, "")),
+                "sink" => outputs.push(Output::publish("a", "").sink(argument)),
                 "many" => outputs.extend((0..65).map(|_| Output::forward("a", ""))),
                 "large" => outputs.push(Output::forward("a", vec![0; 70_000])),
                 "clock" => outputs.push(Output::forward("said", clock::now_ms().to_string())),
@@ -431,6 +439,22 @@ mod tests {
     #[should_panic(expected = "would not get it")]
     fn a_topic_that_is_not_heard_panics() {
         run(&mut Board::from_manifest("name = \"x\"\nsubscribe = [\"c/#\"]\n"), "get").unwrap();
+    }
+
+    #[test]
+    #[should_panic(expected = "would not get it")]
+    fn a_topic_that_is_excluded_panics() {
+        let mut board = Board::from_manifest("name = \"x\"\nsubscribe = [\"#\"]\nexcept = [\"a/b/#\"]\n");
+        assert!(board.run::<Obeys>(Message::new("a/c", "get")).is_ok());
+        let _ = run(&mut board, "get");
+    }
+
+    #[test]
+    fn outputs_that_boards_do_not_have_yet_are_refused() {
+        for (payload, named) in [("wake x", "wake \"x\""), ("reply", "reply 404"), ("sink mail", "sink \"mail\"")] {
+            let Err(Failure::Reject(why)) = run(&mut Board::new(), payload) else { panic!("{payload} is not refused") };
+            assert_eq!(why, format!("not-available: {named}"));
+        }
     }
 
     #[test]

@@ -45,6 +45,18 @@ fn fires_once_and_resolves_below_the_hysteresis() {
 }
 
 #[test]
+#[should_panic(expected = "would not get it")]
+fn zigbee2mqtt_itself_is_not_heard() {
+    let _ = run(&mut board(), "zigbee2mqtt/bridge/devices", "[]");
+}
+
+#[test]
+#[should_panic(expected = "would not get it")]
+fn what_a_device_is_told_is_not_a_reading() {
+    let _ = run(&mut board(), "zigbee2mqtt/kitchen/thermostat/set", r#"{"temperature":95}"#);
+}
+
+#[test]
 fn keeps_topics_apart() {
     let mut board = board();
     assert_eq!(send(&mut board, "sensors/a/temperature", "90"), Some(Firing));
@@ -55,6 +67,7 @@ fn keeps_topics_apart() {
 #[test]
 fn reads_what_devices_send() {
     for (topic, payload) in [
+        ("zigbee2mqtt/kitchen/oven", r#"{"temperature":81.25}"#),
         ("zigbee2mqtt/oven", r#"{"battery":100,"linkquality":91,"temperature":81.25}"#),
         (
             "tele/oven/SENSOR",

@@ -6,6 +6,8 @@ use std::string::{String, ToString};
 use std::vec::Vec;
 use std::{format, vec};
 
+use crate::JsonArray;
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Scope {
     #[default]
@@ -18,6 +20,8 @@ pub(super) enum Scope {
 pub(super) struct Manifest {
     pub name: String,
     pub subscribe: Vec<String>,
+    /// Topics that `subscribe` would hear, and the function does not.
+    pub except: Vec<String>,
     pub scope: Scope,
     pub publish: Vec<String>,
     /// Whether it has ticks.
@@ -34,7 +38,31 @@ enum Value {
     Text(String),
     /// A number, `true` or `false`, without underscores.
     Word(String),
-    List(Vec<String>),
+    List(Vec<Self>),
+    Table(Vec<(Vec<String>, Self)>),
+}
+
+impl Value {
+    /// As a board passes an entry of a list to the function.
+    fn json(&self) -> Option<String> {
+        match self {
+            Self::Text(text) => {
+                let list = JsonArray::new().text(text).into_string();
+                Some(list[1..list.len() - 1].to_owned())
+            }
+            Self::Word(word) => Some(word.strip_prefix('+').unwrap_or(word).to_owned()),
+            Self::List(list) => {
+                let entries: Option<Vec<String>> = list.iter().map(Self::json).collect();
+                Some(format!("[{}]", entries?.join(",")))
+            }
+            Self::Table(_) => None,
+        }
+    }
+
+    fn texts(self) -> Option<Vec<String>> {
+        let Self::List(list) = self else { return None };
+        list.into_iter().map(|entry| if let Self::Text(text) = entry { Some(text) } else { None }).collect()
+    }
 }
 
 impl Manifest {
@@ -74,12 +102,19 @@ impl Manifest {
             }
             let (mut path, rest) = keys(&line).ok_or_else(|| at("not a key"))?;
             let mut text = rest.strip_prefix('=').ok_or_else(|| at("a key without a value"))?.trim().to_owned();
-            while text.starts_with('[') && !text.ends_with(']') {
-                let (_, more) = lines.next().ok_or_else(|| at("an array without its end"))?;
-                text.push_str(without_comment(more).trim());
-            }
+            let value = loop {
+                match value(&text) {
+                    Some((value, "")) => break value,
+                    // An array may go on in the next line.
+                    _ if text.starts_with(['[', '{']) => {
+                        let (_, more) = lines.next().ok_or_else(|| at("not a value"))?;
+                        text.push_str(without_comment(more).trim());
+                    }
+                    _ => return Err(at("not a value")),
+                }
+            };
             path.splice(0..0, table.iter().cloned());
-            manifest.set(&path, value(&text).ok_or_else(|| at("not a value"))?).map_err(|why| at(&why))?;
+            manifest.set(&path, value).map_err(|why| at(&why))?;
         }
         if manifest.name.is_empty() {
             return Err("name is missing".to_owned());
@@ -91,7 +126,8 @@ impl Manifest {
         let names: Vec<&str> = path.iter().map(String::as_str).collect();
         match (&names[..], value) {
             (["name"], Value::Text(text)) => self.name = text,
-            (["subscribe"], Value::List(list)) => self.subscribe = list,
+            (["subscribe"], value) => self.subscribe = texts("subscribe", value)?,
+            (["except"], value) => self.except = texts("except", value)?,
             (["state"], Value::Text(text)) => {
                 self.scope = match text.as_str() {
                     "none" => Scope::None,
@@ -100,7 +136,7 @@ impl Manifest {
                     _ => return Err(format!("state = {text:?}: none, topic or function")),
                 }
             }
-            (["allow", "publish"], Value::List(list)) => self.publish = list,
+            (["allow", "publish"], value) => self.publish = texts("allow.publish", value)?,
             (["allow", "clock"], Value::Word(word)) => self.clock = word == "true",
             (["allow", "random"], Value::Word(word)) => self.random = word == "true",
             (["limits", limit], Value::Word(word)) => {
@@ -113,19 +149,38 @@ impl Manifest {
                     _ => {}
                 }
             }
-            (["config", keys @ ..], value) => {
-                let text = match value {
-                    Value::Text(text) | Value::Word(text) => text,
-                    Value::List(list) => format!("{list:?}"),
-                };
-                self.settings.insert(keys.join("."), text);
-            }
+            (["config", keys @ ..], value) => self.set_config(keys.join("."), value)?,
             (["every"], Value::Text(_)) => self.every = true,
-            (["version" | "component"], Value::Text(_)) | (["serial"], Value::Word(_)) | (["trial", _], _) => {}
+            (["version" | "component"], Value::Text(_))
+            | (["serial"], Value::Word(_))
+            | (["trial" | "build", _], _) => {}
             (names, _) => return Err(format!("{} is not a key of a manifest, or has another kind", names.join("."))),
         }
         Ok(())
     }
+
+    /// Sections are names with dots, and lists are JSON, as on a board.
+    fn set_config(&mut self, name: String, value: Value) -> Result<(), String> {
+        let text = match value {
+            Value::Text(text) => text,
+            Value::Word(word) => word.parse::<i64>().map_or(word, |number| number.to_string()),
+            Value::List(_) => value.json().ok_or_else(|| format!("{name}: a section in a list is not read here"))?,
+            Value::Table(entries) => {
+                for (path, value) in entries {
+                    self.set_config(format!("{name}.{}", path.join(".")), value)?;
+                }
+                return Ok(());
+            }
+        };
+        match self.settings.insert(name.clone(), text) {
+            None => Ok(()),
+            Some(_) => Err(format!("config.{name} is set twice")),
+        }
+    }
+}
+
+fn texts(key: &str, value: Value) -> Result<Vec<String>, String> {
+    value.texts().ok_or_else(|| format!("{key} is a list of texts"))
 }
 
 fn without_comment(line: &str) -> &str {
@@ -167,34 +222,50 @@ fn keys(text: &str) -> Option<(Vec<String>, &str)> {
     }
 }
 
-fn value(text: &str) -> Option<Value> {
+/// A value, and what follows it.
+fn value(text: &str) -> Option<(Value, &str)> {
     if text.starts_with(['"', '\'']) {
         let (text, rest) = string(text)?;
-        return rest.is_empty().then_some(Value::Text(text));
+        return Some((Value::Text(text), rest));
     }
-    let Some(inner) = text.strip_prefix('[') else {
-        let word = text.replace('_', "");
-        let valid = matches!(word.as_str(), "true" | "false") || word.parse::<f64>().is_ok();
-        return valid.then_some(Value::Word(word));
-    };
-    let mut rest = inner.strip_suffix(']')?.trim();
-    let mut list = Vec::new();
-    while !rest.is_empty() {
-        let after = if rest.starts_with(['"', '\'']) {
-            let (entry, after) = string(rest)?;
-            list.push(entry);
-            after
-        } else {
-            let end = rest.find(',').unwrap_or(rest.len());
-            list.push(rest[..end].trim().to_string());
-            &rest[end..]
+    if let Some(rest) = text.strip_prefix('[') {
+        let (list, rest) = entries(rest, ']', value)?;
+        return Some((Value::List(list), rest));
+    }
+    if let Some(rest) = text.strip_prefix('{') {
+        let entry = |text| {
+            let (path, rest) = keys(text)?;
+            let (value, rest) = value(rest.strip_prefix('=')?.trim_start())?;
+            Some(((path, value), rest))
         };
+        let (table, rest) = entries(rest, '}', entry)?;
+        return Some((Value::Table(table), rest));
+    }
+    let (word, rest) = text.split_at(text.find([',', ']', '}']).unwrap_or(text.len()));
+    let word = word.trim_end().replace('_', "");
+    let valid = matches!(word.as_str(), "true" | "false") || word.parse::<f64>().is_ok();
+    valid.then_some((Value::Word(word), rest))
+}
+
+/// Entries with commas between them, up to the end of their list.
+fn entries<'t, T>(
+    text: &'t str,
+    end: char,
+    read: impl Fn(&'t str) -> Option<(T, &'t str)>,
+) -> Option<(Vec<T>, &'t str)> {
+    let mut list = Vec::new();
+    let mut rest = text.trim_start();
+    loop {
+        if let Some(rest) = rest.strip_prefix(end) {
+            return Some((list, rest.trim_start()));
+        }
+        let (entry, after) = read(rest)?;
+        list.push(entry);
         rest = match after.trim_start() {
-            "" => "",
+            after if after.starts_with(end) => after,
             after => after.strip_prefix(',')?.trim_start(),
         };
     }
-    Some(Value::List(list))
 }
 
 /// A string in either quotes, and what follows it.
@@ -226,7 +297,8 @@ mod tests {
         let manifest = Manifest::parse(
             "# A comment.\nname = \"a\" # another\nversion = '1'\nserial = 1_000\nsubscribe = [\n  \"a/#\", # all\n  'b/+',\n]\n\
              state = \"function\"\nevery = \"5m\"\nallow.publish = []\n[allow]\nclock = true\n[limits]\noutputs = 1_0\n\
-             fuel = 5\n[trial]\nmode = \"live\"\n[config]\n\"a.b\" = \"x # y \\\" z\"\nn = -1_0.5\nlist = [1, \"b\"]\n\
+             fuel = 5\n[trial]\nmode = \"live\"\n[config]\n\"a.b\" = \"x # y \\\" z\"\nn = -1_0.5\n\
+             list = [1, \"b]\", +2.50, # c\n  [true], ]\nkiln = { max = +9_00, zones.top = 'z' }\nnone = []\n\
              [config.oven]\nmax = 240\n",
         )
         .unwrap();
@@ -234,7 +306,18 @@ mod tests {
         assert_eq!((manifest.scope, manifest.clock, manifest.random), (Scope::Function, true, false));
         assert_eq!((manifest.max_outputs, manifest.max_state_bytes), (10, 65_536));
         let settings: Vec<_> = manifest.settings.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
-        assert_eq!(settings, [("a.b", "x # y \" z"), ("list", "[\"1\", \"b\"]"), ("n", "-10.5"), ("oven.max", "240")]);
+        assert_eq!(
+            settings,
+            [
+                ("a.b", "x # y \" z"),
+                ("kiln.max", "900"),
+                ("kiln.zones.top", "z"),
+                ("list", "[1,\"b]\",2.50,[true]]"),
+                ("n", "-10.5"),
+                ("none", "[]"),
+                ("oven.max", "240"),
+            ]
+        );
     }
 
     #[test]
@@ -246,6 +329,13 @@ mod tests {
             ("name", "line 1"),
             ("[allow", "line 1"),
             ("naem = \"a\"", "line 1"),
+            ("name = \"a\"\nexcept = [1]", "line 2"),
+            ("name = \"a\"\nsubscribe = [\"a\"", "line 2"),
+            (
+                "name = \"a\"\n[config]\n\"oven.max\" = 1\n[config.oven]\nmax = 2",
+                "line 5: config.oven.max is set twice",
+            ),
+            ("name = \"a\"\nconfig.x = [{ a = 1 }]", "line 2: x: a section in a list"),
             ("", "name is missing"),
         ] {
             let error = Manifest::parse(toml).unwrap_err();

@@ -13,7 +13,7 @@ use crate::config::Ceilings;
 use crate::config::document::{Item, Table, Value};
 use crate::config::problem::{Invalid, Problems};
 use crate::config::reader::{Read, Reader, Section, choice, parsed, refuse, wrong_kind};
-use crate::topic::TopicFilter;
+use crate::topic::{TopicFilter, is_heard};
 
 pub const FILE_NAME: &str = "function.toml";
 
@@ -33,6 +33,9 @@ pub struct Manifest {
     /// Only grows; a push with a lower serial is refused.
     pub serial: u64,
     pub subscribe: Vec<TopicFilter>,
+    /// Topics that `subscribe` would hear, and the function does not.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub except: Vec<TopicFilter>,
     pub state: StateScope,
     /// Calls the function with a tick on `$timer/<name>`.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_duration")]
@@ -43,7 +46,7 @@ pub struct Manifest {
     pub allow: Allow,
     pub limits: Limits,
     pub trial: Trial,
-    /// The function's own settings.
+    /// The function's own settings. The keys of sections are joined with dots, lists are JSON.
     pub config: BTreeMap<String, String>,
     /// For `sedge build` only, and not sent to boards.
     #[serde(skip)]
@@ -149,6 +152,11 @@ impl Default for Limits {
 }
 
 impl Manifest {
+    /// Whether the function gets messages of this topic from the broker.
+    pub fn hears(&self, topic: &str) -> bool {
+        is_heard(topic, &self.subscribe, &self.except)
+    }
+
     /// Parses TOML and checks its limits against those of a board. `file` is the name in problems.
     pub fn from_toml(text: &str, file: &Path, ceilings: Option<&Ceilings>) -> Result<Self, Problems> {
         let (table, problems) = Table::from_toml(text, file);
@@ -171,6 +179,7 @@ impl Manifest {
             version: "".into(),
             serial: 0,
             subscribe: Vec::new(),
+            except: Vec::new(),
             state: StateScope::None,
             every: None,
             component: None,
@@ -192,6 +201,7 @@ fn read(section: &mut Section<'_, '_>, manifest: &mut Manifest, ceilings: Option
     section.parse("version", &mut manifest.version, parse_version);
     section.value("serial", &mut manifest.serial);
     section.value("subscribe", &mut manifest.subscribe);
+    section.value("except", &mut manifest.except);
     section.value("state", &mut manifest.state);
     section.optional("every", &mut manifest.every);
     if section.optional("component", &mut manifest.component) {
@@ -211,12 +221,13 @@ fn read(section: &mut Section<'_, '_>, manifest: &mut Manifest, ceilings: Option
         Some(_) => {}
     }
     check_subscribe(section, &manifest.subscribe);
+    check_except(section, &manifest.subscribe, &manifest.except);
 
     section.section("allow", |allow| {
         allow.value("publish", &mut manifest.allow.publish);
         allow.value("clock", &mut manifest.allow.clock);
         allow.value("random", &mut manifest.allow.random);
-        check_loops(allow, &manifest.subscribe, &manifest.allow.publish);
+        check_loops(allow, &manifest.subscribe, &manifest.except, &manifest.allow.publish);
     });
     section.section("limits", |limits| read_limits(limits, &mut manifest.limits, ceilings));
     section.section("trial", |trial| read_trial(trial, &mut manifest.trial));
@@ -229,14 +240,22 @@ fn read(section: &mut Section<'_, '_>, manifest: &mut Manifest, ceilings: Option
             build.error("stack_bytes", invalid.hint(hint));
         }
     });
-    section.section("config", |config| {
-        for (key, _) in config.entries() {
-            let mut value = Setting(String::new());
-            if config.value(key, &mut value) {
-                manifest.config.insert(key.to_owned(), value.0);
-            }
+    section.section("config", |config| read_config(config, "", &mut manifest.config));
+}
+
+/// Reads settings, and those of nested sections under names with dots: `[config.oven] max = 80` is `oven.max`.
+fn read_config(section: &mut Section<'_, '_>, prefix: &str, config: &mut BTreeMap<String, String>) {
+    for (key, item) in section.entries() {
+        let name = format!("{prefix}{key}");
+        if let Value::Table(_) = item.value {
+            section.section(key, |section| read_config(section, &format!("{name}."), config));
+            continue;
         }
-    });
+        let mut value = Setting(String::new());
+        if section.value(key, &mut value) && config.insert(name, value.0).is_some() {
+            section.error(key, Invalid::new("set twice: as a name with dots and in a section").hint("remove one"));
+        }
+    }
 }
 
 fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits, ceilings: Option<&Ceilings>) {
@@ -298,12 +317,35 @@ fn check_subscribe(section: &mut Section<'_, '_>, subscribe: &[TopicFilter]) {
     }
 }
 
+fn check_except(section: &mut Section<'_, '_>, subscribe: &[TopicFilter], except: &[TopicFilter]) {
+    for (n, filter) in except.iter().enumerate() {
+        if except[..n].contains(filter) {
+            let invalid = Invalid::new(format!("{filter} is listed twice"));
+            section.error_in("except", n, invalid.hint("remove one"));
+        } else if !subscribe.iter().any(|heard| heard.intersects(filter)) {
+            let invalid = Invalid::new(format!("{filter} excludes nothing that subscribe has"));
+            section.error_in("except", n, invalid.hint("correct or remove it"));
+        } else if let Some(heard) = subscribe.iter().find(|heard| filter.covers(heard)) {
+            let invalid = Invalid::new(format!("{filter} excludes everything that {heard} has"));
+            section.error_in("except", n, invalid.hint("remove that from subscribe, or exclude less"));
+        }
+    }
+}
+
 /// Beginning of the problem's text, by which callers recognise it.
 pub(crate) const FEEDBACK_LOOP: &str = "feedback loop";
 
 /// Refuses a function that subscribes to its own publications: it would run for ever.
-fn check_loops(allow: &mut Section<'_, '_>, subscribe: &[TopicFilter], publish: &[TopicFilter]) {
+fn check_loops(
+    allow: &mut Section<'_, '_>,
+    subscribe: &[TopicFilter],
+    except: &[TopicFilter],
+    publish: &[TopicFilter],
+) {
     for (n, out) in publish.iter().enumerate() {
+        if except.iter().any(|filter| filter.covers(out)) {
+            continue;
+        }
         for filter in subscribe.iter().filter(|filter| filter.intersects(out)) {
             let invalid = Invalid::new(format!("{FEEDBACK_LOOP}: publish {out} can match subscribe {filter}"));
             allow.error_in("publish", n, invalid.hint("publish to topics that this function does not subscribe to"));
@@ -423,9 +465,63 @@ impl Read for Setting {
             Value::String(text) | Value::Float(text) => Some(Self(text.clone())),
             Value::Integer(number) => Some(Self(number.to_string())),
             Value::Boolean(value) => Some(Self(value.to_string())),
-            _ => wrong_kind(item, key, "a string, a number, true or false", problems),
+            Value::Array(_) => {
+                let mut json = String::new();
+                write_json(item, key, problems, &mut json).then_some(Self(json))
+            }
+            _ => wrong_kind(item, key, "a string, a number, true, false, a list or a section", problems),
         }
     }
+}
+
+/// Writes a value as JSON. Returns false if a problem was pushed.
+fn write_json(item: &Item, key: &str, problems: &mut Problems, json: &mut String) -> bool {
+    match &item.value {
+        Value::String(text) => json.push_str(&json_string(text)),
+        Value::Integer(number) => json.push_str(&number.to_string()),
+        Value::Float(text) if text.ends_with("inf") || text.ends_with("nan") => {
+            let invalid = Invalid::new(format!("{text} cannot be in a list, which functions read as JSON"));
+            return refuse::<()>(item, key, invalid.hint("write a finite number"), problems).is_some();
+        }
+        // JSON has no sign before positive numbers. The rest is written alike.
+        Value::Float(text) => json.push_str(text.strip_prefix('+').unwrap_or(text)),
+        Value::Boolean(value) => json.push_str(if *value { "true" } else { "false" }),
+        Value::Array(items) => {
+            json.push('[');
+            for (n, item) in items.iter().enumerate() {
+                if n > 0 {
+                    json.push(',');
+                }
+                if !write_json(item, &format!("{key}[{n}]"), problems, json) {
+                    return false;
+                }
+            }
+            json.push(']');
+        }
+        Value::Table(table) => {
+            json.push('{');
+            for (n, entry) in table.entries.iter().enumerate() {
+                if n > 0 {
+                    json.push(',');
+                }
+                json.push_str(&json_string(&entry.key));
+                json.push(':');
+                if !write_json(&entry.item, &format!("{key}.{}", entry.key), problems, json) {
+                    return false;
+                }
+            }
+            json.push('}');
+        }
+        Value::Datetime | Value::Null => {
+            return wrong_kind::<()>(item, key, "a string, a number, true, false, a list or a section", problems)
+                .is_some();
+        }
+    }
+    true
+}
+
+fn json_string(text: &str) -> String {
+    serde_json::to_string(text).expect("a string is JSON")
 }
 
 fn as_str<S: Serializer>(text: &Arc<str>, serializer: S) -> Result<S::Ok, S::Error> {

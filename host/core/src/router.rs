@@ -10,7 +10,7 @@ use bytes::Bytes;
 use siphasher::sip::SipHasher13;
 
 use crate::board::MAX_TOPIC_BYTES;
-use crate::topic::{TopicFilter, validate_name};
+use crate::topic::{TopicFilter, is_heard, validate_name};
 
 /// Bound of the cache. A publisher that invents a topic for every message must not fill the memory.
 const MAX_CACHE_BYTES: usize = 4 << 20;
@@ -23,9 +23,17 @@ const MAX_SUBSCRIPTION_ID: u64 = 268_435_455;
 #[derive(Clone, Debug)]
 pub(crate) struct Interest {
     pub(crate) function: usize,
-    pub(crate) wanted: Vec<TopicFilter>,
-    /// Filters at the broker, in order of precedence: all of `wanted`, and earlier ones that are still subscribed.
+    /// One for each of its versions.
+    pub(crate) heard: Vec<Heard>,
+    /// Filters at the broker, in order of precedence: all that are heard, and earlier ones that are still subscribed.
     pub(crate) served_by: Vec<TopicFilter>,
+}
+
+/// Topics that one version of a function hears.
+#[derive(Clone, Debug)]
+pub(crate) struct Heard {
+    pub(crate) subscribe: Vec<TopicFilter>,
+    pub(crate) except: Vec<TopicFilter>,
 }
 
 #[derive(Debug)]
@@ -99,7 +107,7 @@ impl Router {
 
     fn find(&self, topic: &str) -> Route {
         let targets = self.interests.iter().filter_map(|interest| {
-            if !interest.wanted.iter().any(|filter| filter.matches(topic)) {
+            if !interest.heard.iter().any(|heard| is_heard(topic, &heard.subscribe, &heard.except)) {
                 return None;
             }
             // The first matching filter alone serves the function: where several match, the broker may send the
@@ -144,10 +152,18 @@ mod tests {
 
     fn router(interests: &[&[&str]]) -> Router {
         let interests = interests.iter().enumerate().map(|(function, wanted)| {
-            let wanted: Vec<TopicFilter> = wanted.iter().map(|filter| filter.parse().unwrap()).collect();
-            Interest { function, served_by: wanted.clone(), wanted }
+            let wanted = filters(wanted);
+            Interest { function, served_by: wanted.clone(), heard: vec![heard(wanted, &[])] }
         });
         Router::new(interests.collect())
+    }
+
+    fn filters(texts: &[&str]) -> Vec<TopicFilter> {
+        texts.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    fn heard(subscribe: Vec<TopicFilter>, except: &[&str]) -> Heard {
+        Heard { subscribe, except: filters(except) }
     }
 
     fn id(router: &Router, filter: &str) -> usize {
@@ -177,18 +193,35 @@ mod tests {
 
     #[test]
     fn an_earlier_subscription_serves_until_it_is_gone() {
-        let filter = |text: &str| text.parse::<TopicFilter>().unwrap();
-        let interest =
-            Interest { function: 0, wanted: vec![filter("a/#")], served_by: vec![filter("a/+"), filter("a/#")] };
-        let mut router = Router::new(vec![interest]);
+        let interest = |subscribe: &str, served_by: &[&str]| Interest {
+            function: 0,
+            heard: vec![heard(filters(&[subscribe]), &[])],
+            served_by: filters(served_by),
+        };
+        let mut router = Router::new(vec![interest("a/#", &["a/+", "a/#"])]);
         let (old, new) = (id(&router, "a/+"), id(&router, "a/#"));
         assert_eq!(functions(&mut router, "a/b", &[old]), [0]);
         assert_eq!(functions(&mut router, "a/b", &[new]), Vec::<usize>::new(), "the copy for the new subscription");
         assert_eq!(functions(&mut router, "a/b/c", &[new]), [0]);
-        let narrower =
-            Interest { function: 0, wanted: vec![filter("a/b")], served_by: vec![filter("a/+"), filter("a/b")] };
-        let mut router = Router::new(vec![narrower]);
+        let mut router = Router::new(vec![interest("a/b", &["a/+", "a/b"])]);
         assert_eq!(functions(&mut router, "a/x", &[old]), Vec::<usize>::new(), "not wanted any more");
+    }
+
+    #[test]
+    fn a_topic_is_excluded_only_if_each_version_that_hears_it_excludes_it() {
+        let all = || filters(&["z/#"]);
+        let route = |heard: Vec<Heard>, topic: &str| {
+            let mut router = Router::new(vec![Interest { function: 0, heard, served_by: all() }]);
+            functions(&mut router, topic, &[])
+        };
+        let excluding = || heard(all(), &["z/bridge/#"]);
+        for excluded in ["z/bridge", "z/bridge/devices"] {
+            assert_eq!(route(vec![excluding()], excluded), Vec::<usize>::new());
+            assert_eq!(route(vec![excluding(), heard(filters(&["z/a"]), &[])], excluded), Vec::<usize>::new());
+            assert_eq!(route(vec![excluding(), heard(all(), &[])], excluded), [0]);
+        }
+        assert_eq!(route(vec![excluding()], "z/kitchen/oven"), [0]);
+        assert_eq!(route(vec![excluding()], "z/bridges"), [0]);
     }
 
     #[test]

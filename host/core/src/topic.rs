@@ -113,6 +113,12 @@ impl TopicFilter {
     }
 }
 
+/// Whether a function with these filters hears a topic.
+pub(crate) fn is_heard(topic: &str, subscribe: &[TopicFilter], except: &[TopicFilter]) -> bool {
+    let matches = |filters: &[TopicFilter]| filters.iter().any(|filter| filter.matches(topic));
+    matches(subscribe) && !matches(except)
+}
+
 /// Checks a topic to publish to. No broker closes the connection over a topic that passes.
 pub(crate) fn validate_name(topic: &str) -> Result<(), TopicError> {
     check_text(topic)?;

@@ -120,6 +120,9 @@ fn summary(
         for filter in &manifest.subscribe {
             writeln!(out, "  receives {filter}")?;
         }
+        for filter in &manifest.except {
+            writeln!(out, "  except   {filter}")?;
+        }
         if let Some(every) = manifest.every {
             writeln!(out, "  ticks    every {every:?}")?;
         }
@@ -164,8 +167,7 @@ mod tests {
         let text = "[node]\nname = \"board-7\"\ngroups = [\"plant\"]\n[upstream]\nurl = \"http://a/in\"\n[http]\nlisten = \"off\"";
         let (config, problems) = Config::parse(text, Path::new("sedge.toml"));
         assert_eq!(problems, Problems::default());
-        let text =
-            "name = \"warm\"\nversion = \"1\"\nsubscribe = [\"s/+/t\"]\nstate = \"topic\"\nallow.publish = [\"d/#\"]";
+        let text = "name = \"warm\"\nversion = \"1\"\nsubscribe = [\"s/+/t\"]\nexcept = [\"s/x/t\"]\nstate = \"topic\"\nallow.publish = [\"d/#\"]";
         let manifest = Manifest::from_toml(text, Path::new("function.toml"), None).unwrap();
         (config, vec![("functions/warm".into(), manifest)])
     }
@@ -185,6 +187,7 @@ metrics    off
 
 function   warm 1, from functions/warm
   receives s/+/t
+  except   s/x/t
   sends    d/#
   state    per topic, at most 65536 bytes
   limits   10000000 fuel, 100 ms, 4194304 bytes of memory, 64 outputs, 65536 bytes of output

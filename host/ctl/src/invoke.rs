@@ -20,6 +20,7 @@ use sedge_core::manifest::Manifest;
 use sedge_core::message::{Message, Output, Publication, Verdict};
 use sedge_core::permits::Permits;
 use sedge_core::text::is_unprintable;
+use sedge_core::topic::TopicFilter;
 use sedge_sandbox::compiler::Compiler;
 use sedge_sandbox::{Run, ScopeState};
 
@@ -73,11 +74,13 @@ pub fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
     check_topic(&args.topic)?;
     check_settings(&args.settings, &manifest)?;
     if !hears(&manifest, &args.topic) {
-        let filters = manifest.subscribe.iter().map(|filter| filter.to_string()).collect::<Vec<_>>().join(", ");
+        let list = |filters: &[TopicFilter]| filters.iter().map(TopicFilter::as_str).collect::<Vec<_>>().join(", ");
+        let (filters, except) = (list(&manifest.subscribe), list(&manifest.except));
         eprintln!(
-            "note: a board would not run {} for this topic: function.toml subscribes to {}",
+            "note: a board would not run {} for this topic: function.toml subscribes to {}{}{except}",
             manifest.name,
-            if filters.is_empty() { "nothing" } else { &filters }
+            if filters.is_empty() { "nothing" } else { &filters },
+            if except.is_empty() { "" } else { " except " },
         );
     }
     let installed = match args.code || !Compiler::capabilities().has_compiler {
@@ -144,7 +147,9 @@ fn check_topic(topic: &str) -> anyhow::Result<()> {
 /// Refuses a setting that function.toml does not name: a board would refuse it as well.
 fn check_settings(settings: &[(String, String)], manifest: &Manifest) -> anyhow::Result<()> {
     for (name, _) in settings {
-        if manifest.config.contains_key(name.as_str()) {
+        // The SDK reads `oven.max` in section `oven`, and `max` behind it.
+        let last = name.rsplit_once('.').map_or(name.as_str(), |(_, last)| last);
+        if [name.as_str(), last].into_iter().any(|name| manifest.config.contains_key(name)) {
             continue;
         }
         let known: Vec<&str> = manifest.config.keys().map(|key| &**key).collect();
@@ -158,8 +163,7 @@ fn check_settings(settings: &[(String, String)], manifest: &Manifest) -> anyhow:
 
 /// Whether a board would run the function on a message with this topic, or on a tick.
 fn hears(manifest: &Manifest, topic: &str) -> bool {
-    manifest.subscribe.iter().any(|filter| filter.matches(topic))
-        || manifest.every.is_some() && topic == format!("$timer/{}", manifest.name)
+    manifest.hears(topic) || manifest.every.is_some() && topic == format!("$timer/{}", manifest.name)
 }
 
 fn payload(text: &str) -> anyhow::Result<Bytes> {
@@ -313,6 +317,9 @@ mod tests {
         let set = |name: &str, manifest: &Manifest| check_settings(&[(name.into(), "1".into())], manifest);
         let with = manifest("subscribe = [\"a\"]\n[config]\nmax = \"80\"\nmin = \"1\"");
         set("max", &with).unwrap();
+        set("oven.max", &with).unwrap();
+        set("oven.door", &manifest("subscribe = [\"a\"]\n[config.oven]\ndoor = 1")).unwrap();
+        assert!(set("oven.maxx", &with).is_err());
         assert_eq!(
             set("maxx", &with).unwrap_err().to_string(),
             "unknown setting `maxx`: section [config] of function.toml has max, min"
@@ -322,7 +329,8 @@ mod tests {
 
     #[test]
     fn a_topic_that_the_function_does_not_hear_is_noticed() {
-        let one = manifest("subscribe = [\"sensors/+/t\"]");
+        let one = manifest("subscribe = [\"sensors/+/t\"]\nexcept = [\"sensors/x/#\"]");
+        assert!(!hears(&one, "sensors/x/t"));
         assert!(hears(&one, "sensors/a/t") && !hears(&one, "sensors/a/h") && !hears(&one, "$timer/warm"));
         let timer = manifest("every = \"10s\"");
         assert!(hears(&timer, "$timer/warm") && !hears(&timer, "$timer/cold") && !hears(&timer, "a"));

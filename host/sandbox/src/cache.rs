@@ -111,8 +111,8 @@ fn name(digest: &Digest, class: Class) -> Option<String> {
     Some(format!("{digest}-{}-{:016x}.code", class.as_str(), (*HOST)?))
 }
 
-/// Hash of this program, its engine's settings and this processor, which together determine the generated code. An engine would know more, but
-/// costs the daemon memory, and the workers' engines refuse code that does not fit.
+/// Hash of this program, its engine's settings and this processor, which together determine the generated code. An engine
+/// would know more, but costs the daemon memory, and the workers' engines refuse code that does not fit.
 static HOST: LazyLock<Option<u64>> = LazyLock::new(|| {
     let program = fs::metadata(program::own()).ok()?;
     let mut hasher = SipHasher13::new();

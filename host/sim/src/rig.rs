@@ -46,6 +46,7 @@ pub fn manifest(name: &str, subscribe: &str, state: StateScope) -> Manifest {
         version: "1.0.0".into(),
         serial: 1,
         subscribe: vec![subscribe.parse().expect("a filter")],
+        except: Vec::new(),
         state,
         every: None,
         component: None,

@@ -53,6 +53,19 @@ fn what_has_no_effect_costs_no_commit() {
 }
 
 #[test]
+fn what_a_function_excludes_is_acknowledged_and_goes_to_others() {
+    let excluding = Manifest { except: vec!["t/bridge/#".parse().unwrap()], ..manifest("f", "t/#", StateScope::None) };
+    let mut rig = Rig::new(vec![excluding, manifest("g", "t/bridge/log", StateScope::None)]);
+    for (packet_id, topic) in (1..).zip(["t/bridge", "t/bridge/devices", "t/kitchen/oven", "t/bridge/log"]) {
+        rig.receive(topic, "o", packet_id, false);
+    }
+    rig.settle();
+    assert_eq!(rig.acknowledged(), [1, 2, 3, 4]);
+    let functions: Vec<_> = rig.disk.records.iter().map(|record| &*record.function).collect();
+    assert_eq!(functions, ["f", "g"]);
+}
+
+#[test]
 fn qos_0_is_recorded_and_not_acknowledged() {
     let mut rig = Rig::new(one());
     rig.receive("t/1", "o", 0, false);

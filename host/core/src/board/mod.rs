@@ -473,7 +473,8 @@ impl Board {
 
     fn make_router(&mut self) {
         let rollout = &self.rollout;
-        self.router = Router::new(self.subscriptions.interests(|name| rollout.find(name).map(FunctionNo::index)));
+        let function = |name: &str| rollout.find(name).map(|number| (number.index(), rollout.function(number).heard()));
+        self.router = Router::new(self.subscriptions.interests(function));
     }
 
     fn save_subscriptions(&mut self) {

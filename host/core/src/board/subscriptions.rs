@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::router::Interest;
+use crate::router::{Heard, Interest};
 use crate::topic::TopicFilter;
 
 #[derive(Debug, Default)]
@@ -149,13 +149,14 @@ impl Subscriptions {
         true
     }
 
-    /// Input of the router. `number` maps a function's name to its number.
-    pub(crate) fn interests(&self, number: impl Fn(&str) -> Option<usize>) -> Vec<Interest> {
-        let interest = |(function, wanted): (&Arc<str>, &Vec<TopicFilter>)| {
-            let served_by = self.serving.get(function).cloned().unwrap_or_default();
-            Some(Interest { function: number(function)?, wanted: wanted.clone(), served_by })
+    /// Input of the router. `function` maps a function's name to its number and to what its versions hear.
+    pub(crate) fn interests(&self, function: impl Fn(&str) -> Option<(usize, Vec<Heard>)>) -> Vec<Interest> {
+        let interest = |name: &Arc<str>| {
+            let (function, heard) = function(name)?;
+            let served_by = self.serving.get(name).cloned().unwrap_or_default();
+            Some(Interest { function, heard, served_by })
         };
-        self.wanted.iter().filter_map(interest).collect()
+        self.wanted.keys().filter_map(interest).collect()
     }
 }
 
@@ -182,7 +183,8 @@ mod tests {
         assert_eq!(subscriptions.next_to_unsubscribe(), None);
         // Nobody wants `b`, and it intersects nothing; `a/+` intersects `a/#`.
         assert_eq!(want(&mut subscriptions, &[("f", &["a/#"])]), changes(&["a/#"], &["b"]));
-        let served_by = |subscriptions: &Subscriptions| subscriptions.interests(|_| Some(0))[0].served_by.clone();
+        let served_by =
+            |subscriptions: &Subscriptions| subscriptions.interests(|_| Some((0, Vec::new())))[0].served_by.clone();
         assert_eq!(served_by(&subscriptions), filters(&["a/+", "a/#"]));
         // Survives a restart.
         let mut subscriptions = Subscriptions::restore(Some(&subscriptions.save()), None);

@@ -9,6 +9,7 @@ const WHOLE: &str = r#"
     version = "1.2.0"
     serial = 7
     subscribe = ["sensors/+/temperature", "zigbee2mqtt/#"]
+    except = ["zigbee2mqtt/bridge/#"]
     state = "topic"
     every = "90s"
     component = "threshold.wasm"
@@ -61,6 +62,7 @@ fn everything_is_read() {
         manifest.subscribe.iter().map(TopicFilter::as_str).collect::<Vec<_>>(),
         ["sensors/+/temperature", "zigbee2mqtt/#"]
     );
+    assert_eq!(manifest.except, ["zigbee2mqtt/bridge/#".parse().unwrap()]);
     assert_eq!((manifest.state, manifest.every), (StateScope::Topic, Some(Duration::from_secs(90))));
     assert_eq!(manifest.component.as_deref(), Some("threshold.wasm"));
     assert_eq!((manifest.allow.clock, manifest.allow.random), (true, false));
@@ -160,7 +162,31 @@ fn feedback_loops_name_both_filters() {
 }
 
 #[test]
+fn an_excluded_topic_is_not_a_feedback_loop() {
+    let text = "name = \"a\"\nversion = \"1\"\nsubscribe = [\"z/#\"]\nexcept = [\"z/+/set\"]\nallow.publish = [\"z/lamp/set\"]";
+    assert!(parse(text).is_ok());
+    check(
+        &text.replace("z/lamp/set", "z/#"),
+        &[
+            "function.toml:5:18: allow.publish[0]: feedback loop: publish z/# can match subscribe z/#; publish to topics that this function does not subscribe to",
+        ],
+    );
+}
+
+#[test]
 fn single_mistakes() {
+    check_added(
+        "except = [\"b/#\", \"#\"]",
+        &[
+            "function.toml:4:11: except[0]: b/# excludes nothing that subscribe has; correct or remove it",
+            "function.toml:4:18: except[1]: # excludes everything that a has; remove that from subscribe, or exclude less",
+        ],
+    );
+    check_added("except = [\"a/#/y\"]", &["function.toml:4:11: except[0]: # must be the last level"]);
+    check(
+        "name = \"a\"\nversion = \"1\"\nsubscribe = [\"a/#\"]\nexcept = [\"a/b\", \"a/b\"]",
+        &["function.toml:4:18: except[1]: a/b is listed twice; remove one"],
+    );
     check_added(
         "every = 10",
         &["function.toml:4:9: every: expected a time with its unit, such as \"10s\", found a number"],
@@ -226,8 +252,16 @@ fn single_mistakes() {
         &["function.toml:5:9: allow.clock: expected true or false, found a string; write it without quotes"],
     );
     check_added(
-        "[config]\na = [1]",
-        &["function.toml:5:5: config.a: expected a string, a number, true or false, found a list"],
+        "[config]\na = 2026-01-01\nb = [1, inf]\nc = [[2026-01-01]]\n",
+        &[
+            "function.toml:5:5: config.a: expected a string, a number, true, false, a list or a section, found a date",
+            "function.toml:6:9: config.b[1]: inf cannot be in a list, which functions read as JSON; write a finite number",
+            "function.toml:7:7: config.c[0][0]: expected a string, a number, true, false, a list or a section, found a date",
+        ],
+    );
+    check_added(
+        "[config]\n\"oven.max\" = 1\n[config.oven]\nmax = 2",
+        &["function.toml:7:7: config.oven.max: set twice: as a name with dots and in a section; remove one"],
     );
     check(
         "name = \"a\"\nversion = \"1 beta\"\nsubscribe = [\"a\", \"a\", \"$timer/x\"]",
@@ -237,6 +271,36 @@ fn single_mistakes() {
             "function.toml:3:24: subscribe[2]: $timer topics never come from the broker; use every = \"10s\" for a timer",
         ],
     );
+}
+
+#[test]
+fn sections_of_settings_are_names_with_dots_and_lists_are_json() {
+    let text = format!(
+        "{SMALL}[config]\nmax = 80\nsensors = [\"a,b\", \"ü \\\"c\\\"\"]\nlevels = [ 1, -2.50, +1e6, true, [\"x\"], {{ n = 1 }} ]\n\
+         none = []\nkiln = {{ max = 900, zones.top = \"z\" }}\n[config.oven]\nmax = 240\n\"min.a\" = 1_0\n[config.oven.door]\nopen = false\n\
+         [config.empty]\n"
+    );
+    let manifest = parse(&text).unwrap();
+    let config: Vec<(&str, &str)> = manifest.config.iter().map(|(key, value)| (&**key, &**value)).collect();
+    assert_eq!(
+        config,
+        [
+            ("kiln.max", "900"),
+            ("kiln.zones.top", "z"),
+            ("levels", r#"[1,-2.50,1e6,true,["x"],{"n":1}]"#),
+            ("max", "80"),
+            ("none", "[]"),
+            ("oven.door.open", "false"),
+            ("oven.max", "240"),
+            ("oven.min.a", "10"),
+            ("sensors", r#"["a,b","ü \"c\""]"#),
+        ]
+    );
+    let json = manifest.to_json();
+    assert_eq!(Manifest::from_json(&json, None).unwrap(), manifest);
+    let nested = r#"{"name":"a","version":"1","every":"1s","config":{"oven":{"max":80},"list":[1,"b"]}}"#;
+    let config = Manifest::from_json(nested.as_bytes(), None).unwrap().config;
+    assert_eq!((&*config["oven.max"], &*config["list"]), ("80", "[1,\"b\"]"));
 }
 
 #[test]

@@ -12,6 +12,7 @@ use crate::board::version::Version;
 use crate::manifest::{Manifest, StateScope};
 use crate::message::{Message, Scope};
 use crate::metrics::FunctionMetrics;
+use crate::router::Heard;
 use crate::topic::TopicFilter;
 
 /// A version that workers have loaded or are loading.
@@ -105,7 +106,7 @@ impl Edition {
 
     pub(crate) fn wants(&self, topic: &str) -> bool {
         let is_timer = || self.manifest().every.is_some() && topic.starts_with("$timer/");
-        self.manifest().subscribe.iter().any(|filter| filter.matches(topic)) || is_timer()
+        self.manifest().hears(topic) || is_timer()
     }
 
     /// Whether both versions order messages, choose workers and wait for state in the same way. Between versions with state
@@ -216,7 +217,16 @@ impl Function {
         edition.is_unproven() && self.fallback().is_some_and(|proven| proven.number() != edition.number())
     }
 
-    /// Filters of all versions that serve or may have to serve again.
+    /// Filters of all versions that serve or may have to serve again, with those that exclude.
+    pub(crate) fn heard(&self) -> Vec<Heard> {
+        let heard = |edition: &Rc<Edition>| {
+            let manifest = edition.manifest();
+            Heard { subscribe: manifest.subscribe.clone(), except: manifest.except.clone() }
+        };
+        self.current().map(heard).collect()
+    }
+
+    /// Filters to subscribe to: those of all versions that serve or may have to serve again.
     pub(crate) fn wanted(&self) -> Vec<TopicFilter> {
         let mut wanted: Vec<TopicFilter> = Vec::new();
         for filter in self.current().flat_map(|edition| &edition.manifest().subscribe) {
