@@ -266,6 +266,24 @@ fn what_waits_survives_a_restart_in_its_order() {
 }
 
 #[test]
+fn a_retry_waits_no_longer_than_its_delay_where_the_clock_boots_in_the_past() {
+    let mut rig = Rig::new(one());
+    rig.receive("t/1", "t1", 1, false);
+    rig.receive("t/1", "o2", 2, false);
+    rig.settle();
+    // The clock was right when it was parked; the board boots in 1970.
+    for job in rig.disk.parked.values_mut().filter(|job| job.wait_ms > 0) {
+        job.due_ms += 1_800_000_000_000;
+    }
+    let mut rig = Rig::over(one(), rig.disk);
+    rig.settle();
+    assert_eq!((rig.disk.payloads().len(), rig.disk.parked.len()), (0, 2), "not before its time");
+    rig.pass(1);
+    rig.settle();
+    assert_eq!(rig.disk.payloads(), ["t1", "o2"]);
+}
+
+#[test]
 fn a_function_that_keeps_failing_is_paused_until_it_works() {
     let mut rig = Rig::new(one());
     for id in 1..=3 {

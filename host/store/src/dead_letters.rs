@@ -10,6 +10,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior};
 
 use super::row::{self, DeadLetterColumns, Encoder};
+use super::running_time::Ages;
 use super::stats::Stats;
 use super::{folder, schema};
 use sedge_core::config;
@@ -17,23 +18,22 @@ use sedge_core::message::FailureCode;
 use sedge_core::store::FULL;
 use sedge_core::store::{DeadLetter, DeadLetterId, Parked, ParkedId};
 
-/// Earlier times (before November 2023) come from a clock that was not set: such dead letters do not expire.
-const CLOCK_NEVER_SET_BEFORE_MS: u64 = 1_700_000_000_000;
-
 /// Table of dead letters on the daemon's side, bounded by bytes and age.
 #[derive(Debug)]
 pub(super) struct DeadLetterTable {
     max_bytes: u64,
-    max_age_ms: Option<u64>,
+    ages: Ages<1>,
+    last_id: u64,
     count: u64,
     bytes: u64,
 }
 
 impl DeadLetterTable {
-    pub(super) fn load(connection: &Connection, config: &config::Store) -> rusqlite::Result<Self> {
+    pub(super) fn load(connection: &Connection, config: &config::Store, ages: Option<&[u8]>) -> rusqlite::Result<Self> {
         let mut table = Self {
             max_bytes: config.dead_letter_max_bytes.get(),
-            max_age_ms: config.dead_letter_max_age_secs.map(|secs| secs.get().saturating_mul(1000)),
+            ages: Ages::new(config.dead_letter_max_age_secs.map(|secs| Duration::from_secs(secs.get())), ages),
+            last_id: 0,
             count: 0,
             bytes: 0,
         };
@@ -43,10 +43,11 @@ impl DeadLetterTable {
 
     /// Called when another process may have removed some.
     pub(super) fn recount(&mut self, connection: &Connection) -> rusqlite::Result<()> {
-        (self.count, self.bytes) =
-            connection.query_row("SELECT count(*), coalesce(sum(length(body)), 0) FROM dead_letter", (), |row| {
-                Ok((row.get(0)?, row.get(1)?))
-            })?;
+        let sql = "SELECT count(*), coalesce(sum(length(body)), 0), coalesce(max(id), 0) FROM dead_letter";
+        let last_id: u64;
+        (self.count, self.bytes, last_id) =
+            connection.query_row(sql, (), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+        self.last_id = self.last_id.max(last_id);
         Ok(())
     }
 
@@ -61,6 +62,7 @@ impl DeadLetterTable {
         connection
             .prepare_cached("INSERT INTO dead_letter (at_ms, function, reason, body) VALUES (?1, ?2, ?3, ?4)")?
             .execute((letter.at_ms, &*letter.function, letter.failure.code.as_str(), body))?;
+        self.last_id = connection.last_insert_rowid() as u64;
         self.count += 1;
         self.bytes += body.len() as u64;
         // The newest stays whatever its size, so that there is one to inspect.
@@ -77,7 +79,10 @@ impl DeadLetterTable {
     ) -> rusqlite::Result<bool> {
         let oldest: Option<(i64, String, u64)> = connection
             .prepare_cached("SELECT id, function, length(body) FROM dead_letter ORDER BY id LIMIT 1")?
-            .query_row((), |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+            .query_row((), |row| {
+                let function = String::from_utf8_lossy(row.get_ref(1)?.as_bytes()?).into_owned();
+                Ok((row.get(0)?, function, row.get(2)?))
+            })
             .optional()?;
         let Some((id, function, bytes)) = oldest else { return Ok(false) };
         connection.prepare_cached("DELETE FROM dead_letter WHERE id = ?1")?.execute((id,))?;
@@ -88,13 +93,20 @@ impl DeadLetterTable {
         Ok(true)
     }
 
-    pub(super) fn has_expired(&self, connection: &Connection, now_ms: u64) -> rusqlite::Result<bool> {
-        let Some(max_age_ms) = self.max_age_ms else { return Ok(false) };
-        let oldest: Option<u64> = connection
-            .prepare_cached("SELECT at_ms FROM dead_letter ORDER BY id LIMIT 1")?
-            .query_row((), |row| row.get(0))
-            .optional()?;
-        Ok(oldest.is_some_and(|at_ms| at_ms >= CLOCK_NEVER_SET_BEFORE_MS && at_ms.saturating_add(max_age_ms) < now_ms))
+    /// Remembers, by its last id, how old the table is. Returns the value to store if there is a new one.
+    pub(super) fn mark_age(&mut self, now: Duration) -> Option<Vec<u8>> {
+        self.ages.mark(now, [self.last_id])
+    }
+
+    /// Whether the oldest is older than `store.dead_letter_max_age_secs`, by running time.
+    pub(super) fn has_expired(&self, connection: &Connection, now: Duration) -> rusqlite::Result<bool> {
+        let [through] = self.ages.expired_through(now);
+        if through == 0 {
+            return Ok(false);
+        }
+        let oldest: Option<u64> =
+            connection.prepare_cached("SELECT min(id) FROM dead_letter")?.query_row((), |row| row.get(0))?;
+        Ok(oldest.is_some_and(|id| id <= through))
     }
 
     pub(super) fn update_stats(&self, stats: &Stats) {
@@ -187,7 +199,8 @@ impl DeadLetters {
             let mut message = Arc::unwrap_or_clone(message);
             message.attempt = message.attempt.saturating_add(1);
             let message = Arc::new(message);
-            let body = encoder.parked(&Parked { id: ParkedId::NEW, function, message, due_ms: now_ms });
+            let parked = Parked { id: ParkedId::NEW, function, message, due_ms: now_ms, wait_ms: 0 };
+            let body = encoder.parked(&parked);
             connection.prepare_cached("INSERT INTO parked (body) VALUES (?1)")?.execute((body,))?;
             Ok(true)
         })
@@ -223,11 +236,11 @@ impl DeadLetterFilter {
         let id = DeadLetterId(row.get(0)?);
         Ok(self.ids.as_ref().is_none_or(|ids| ids.contains(&id))
             && match &self.function {
-                Some(function) => row.get_ref(2)?.as_str()? == function,
+                Some(function) => row.get_ref(2)?.as_bytes()? == function.as_bytes(),
                 None => true,
             }
             && match self.reason {
-                Some(reason) => row.get_ref(3)?.as_str()? == reason.as_str(),
+                Some(reason) => row.get_ref(3)?.as_bytes()? == reason.as_str().as_bytes(),
                 None => true,
             })
     }
@@ -236,12 +249,14 @@ impl DeadLetterFilter {
 /// `None` for a damaged dead letter.
 fn decode(row: &Row<'_>) -> rusqlite::Result<Option<(DeadLetterId, DeadLetter)>> {
     let id = row.get(0)?;
-    let reason = row.get_ref(3)?.as_str()?;
-    let Some(code) = FailureCode::from_name(reason) else {
-        tracing::warn!(id, reason, "skipped a dead letter with an unknown reason");
+    let text = |column| row.get_ref(column)?.as_bytes().map(String::from_utf8_lossy).map_err(rusqlite::Error::from);
+    let reason = text(3)?;
+    let Some(code) = FailureCode::from_name(&reason) else {
+        tracing::warn!(id, %reason, "skipped a dead letter with an unknown reason");
         return Ok(None);
     };
-    let columns = DeadLetterColumns { at_ms: row.get(1)?, function: Arc::from(row.get_ref(2)?.as_str()?), code };
+    let at_ms = row.get::<_, i64>(1)?.cast_unsigned();
+    let columns = DeadLetterColumns { at_ms, function: Arc::from(text(2)?), code };
     let body = Bytes::copy_from_slice(row.get_ref(4)?.as_blob()?);
     match row::dead_letter(columns, &body) {
         Ok(letter) => Ok(Some((DeadLetterId(id), letter))),

@@ -6,8 +6,9 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
-use rustix::fs::{FlockOperation, flock};
+use rustix::fs::{Advice, FlockOperation, fadvise, flock};
 
 use super::OpenError;
 use super::schema::LoadError;
@@ -80,6 +81,15 @@ impl DataFolder {
         self.dir.join(DATABASE)
     }
 
+    /// Drops the database from the page cache, whose memory may be what is wrong with it. Best effort.
+    pub(super) fn forget_cached(&self) {
+        for path in [self.database(), sibling(&self.database(), "-wal")] {
+            if let Ok(file) = File::open(path) {
+                let _ = fadvise(&file, 0, None, Advice::DontNeed);
+            }
+        }
+    }
+
     /// Makes renames in the folder durable.
     pub(super) fn sync(&self) -> io::Result<()> {
         File::open(&self.dir)?.sync_all()
@@ -101,6 +111,21 @@ impl DataFolder {
 
 pub(super) const DATABASE: &str = "sedge.db";
 
+/// Path with a suffix to its file name.
+pub(super) fn sibling(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
+}
+
+/// Path that does not exist, made of this one.
+pub(super) fn unused(mut path: PathBuf) -> PathBuf {
+    while path.exists() {
+        path = sibling(&path, "-again");
+    }
+    path
+}
+
 /// Options to write a file of this user alone, which is created if necessary.
 pub(super) fn private_file() -> OpenOptions {
     let mut options = OpenOptions::new();
@@ -109,10 +134,13 @@ pub(super) fn private_file() -> OpenOptions {
 }
 
 /// Opens a database for writing. The file is created first so that it is never readable by others; SQLite gives its
-/// companions (`-wal`, `-shm`) the same mode.
+/// companions (`-wal`, `-shm`) the same mode. Closing the connection changes nothing on the disk: the database may prove
+/// to be damaged.
 pub(super) fn connect(path: &Path) -> Result<Connection, LoadError> {
     private_file().open(path).map_err(LoadError::Io)?;
-    Ok(set_up(path)?)
+    let connection = set_up(path)?;
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+    Ok(connection)
 }
 
 /// Opens an existing database.

@@ -21,14 +21,17 @@ mod window;
 mod checkpoint;
 mod folder;
 mod row;
+mod running_time;
 mod salvage;
 pub mod schema;
 #[cfg(test)]
 mod tests;
+mod wal;
 
 use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use sedge_core::config;
 use sedge_core::time::Now;
@@ -44,6 +47,26 @@ pub use stats::Stats;
 /// Opens the store of a data folder and starts its threads.
 #[derive(Debug)]
 pub struct Store;
+
+/// Pauses after a failure of the disk. Shorter in tests.
+#[derive(Clone, Copy, Debug)]
+struct Pauses {
+    /// Before the second look at a database that seems damaged.
+    second_look: Duration,
+    /// Before the database is opened again. The pause doubles with each failure.
+    retry_first: Duration,
+    retry_max: Duration,
+}
+
+impl Default for Pauses {
+    fn default() -> Self {
+        Self {
+            second_look: Duration::from_secs(2),
+            retry_first: Duration::from_secs(1),
+            retry_max: Duration::from_secs(30),
+        }
+    }
+}
 
 /// Why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -84,11 +107,22 @@ impl Store {
         receive_maximum: u16,
         now: Now,
     ) -> Result<(StoreHandle, StoreEvents, Recovered), OpenError> {
+        Self::open_with(config, data_dir, receive_maximum, Pauses::default(), now)
+    }
+
+    fn open_with(
+        config: &config::Store,
+        data_dir: &Path,
+        receive_maximum: u16,
+        pauses: Pauses,
+        now: Now,
+    ) -> Result<(StoreHandle, StoreEvents, Recovered), OpenError> {
         let stats = Arc::new(Stats::default());
         let context = session::StoreContext {
             folder: folder::DataFolder::lock(data_dir)?,
             config: config.clone(),
             receive_maximum: receive_maximum.into(),
+            pauses,
             stats: stats.clone(),
         };
         let (session, recovered) = session::Session::open(&context, now)?;

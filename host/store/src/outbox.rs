@@ -1,12 +1,14 @@
 //! Outbox: the three streams of committed records, appended in segments, read in order, deleted by watermark, bounded.
 
 use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension, Row};
 
 use super::gaps::Gaps;
-use super::row::{DamagedRow, Encoder, Segment};
+use super::row::{self, Encoder, Entry, RECORD_MIN_BYTES, Segment};
+use super::running_time::Ages;
 use super::stats::Stats;
 use super::window::Watermarks;
 use sedge_core::config::{self, WhenFull};
@@ -19,13 +21,12 @@ const SEGMENT_BYTES: u64 = 64 << 10;
 /// Upper bound on the size of a record beside its strings and payload.
 const RECORD_OVERHEAD_BYTES: u64 = 40;
 
-/// Ids skipped after a salvage: more than can be lost with a damaged file, as the outbox is bounded.
-const SKIPPED_IDS: u64 = 1 << 24;
+/// Ids skipped where rows may be lost: more than can be lost with a damaged file, as the outbox is bounded.
+pub(super) const SKIPPED_IDS: u64 = 1 << 24;
 
 #[derive(Debug)]
 pub(super) struct Outbox {
     max_bytes: u64,
-    max_age_ms: Option<u64>,
     when_full: WhenFull,
     /// On disk as of the last transaction.
     marks: Watermarks,
@@ -36,9 +37,8 @@ pub(super) struct Outbox {
     /// Records that the next transaction adds.
     fresh: [Vec<StoredRecord>; 3],
     fresh_bytes: u64,
-    /// Records up to these ids were made before the clock was set: their age is unknown.
-    ageless: [RecordId; 3],
-    /// Damaged rows that are reported already, by stream and key.
+    ages: Ages<3>,
+    /// Rows with damaged records that were read and not reported, by stream and key.
     damaged: Vec<(Stream, RecordId)>,
     /// Records that were dropped and of which the daemon was not told yet.
     dropped: Vec<StoreEvent>,
@@ -55,6 +55,7 @@ struct Statements {
     delete_through: &'static str,
     size: &'static str,
     last: &'static str,
+    before: &'static str,
 }
 
 macro_rules! statements {
@@ -69,6 +70,7 @@ macro_rules! statements {
             delete_through: concat!("DELETE FROM ", $table, " WHERE id <= ?1"),
             size: concat!("SELECT sum(length(body)) FROM ", $table),
             last: concat!("SELECT max(id) FROM ", $table),
+            before: concat!("SELECT max(id) FROM ", $table, " WHERE id < ?1"),
         }
     };
 }
@@ -81,7 +83,7 @@ impl Outbox {
         connection: &Connection,
         config: &config::Store,
         mut marks: Watermarks,
-        ageless: [RecordId; 3],
+        ages: Option<&[u8]>,
     ) -> rusqlite::Result<Self> {
         let mut bytes = [0; 3];
         for (n, statements) in STATEMENTS.iter().enumerate() {
@@ -92,14 +94,13 @@ impl Outbox {
         }
         Ok(Self {
             max_bytes: config.max_bytes.get(),
-            max_age_ms: config.max_age_secs.map(|secs| secs.get().saturating_mul(1000)),
             when_full: config.when_full,
             marks,
             deleted: [RecordId(0); 3],
             bytes,
             fresh: Default::default(),
             fresh_bytes: 0,
-            ageless,
+            ages: Ages::new(config.max_age_secs.map(|secs| Duration::from_secs(secs.get())), ages),
             damaged: Vec::new(),
             dropped: Vec::new(),
             encoder: Encoder::default(),
@@ -221,13 +222,7 @@ impl Outbox {
     /// Returns the time of the first record of the oldest row; 0 if the row is damaged.
     fn oldest_at_ms(&self, connection: &Connection, stream: Stream) -> rusqlite::Result<Option<u64>> {
         let mut statement = connection.prepare_cached(STATEMENTS[stream as usize].oldest)?;
-        let oldest = statement.query_row((), |row| {
-            let id = RecordId(row.get(0)?);
-            let blob = row.get_ref(1)?.as_blob()?;
-            // The time is among the first bytes.
-            let head = Bytes::copy_from_slice(&blob[..blob.len().min(32)]);
-            Ok(Segment::decode(&head, stream, id).map_or(0, |segment| segment.at_ms()))
-        });
+        let oldest = statement.query_row((), |row| Ok(row::segment_at_ms(row.get_ref(1)?.as_blob()?)));
         oldest.optional()
     }
 
@@ -240,7 +235,12 @@ impl Outbox {
         gaps: &mut Gaps,
     ) -> rusqlite::Result<bool> {
         let n = stream as usize;
-        let Some((id, row)) = one_row(connection, STATEMENTS[n].oldest, ())? else { return Ok(false) };
+        let Some((id, mut row)) = one_row(connection, STATEMENTS[n].oldest, ())? else { return Ok(false) };
+        if !is_intact(&row, stream, id) {
+            self.damaged.push((stream, id));
+            self.rewrite_damaged(connection, gaps, None)?;
+            row = one_row(connection, STATEMENTS[n].oldest, ())?.map_or(row, |(_, row)| row);
+        }
         if let Some(gap) = lost(stream, reason, id, &row, self.marks.delivered[n], RecordId(u64::MAX)) {
             gaps.add(gap);
         }
@@ -252,23 +252,28 @@ impl Outbox {
         Ok(true)
     }
 
-    /// Whether the oldest row of a stream is older than `store.max_age_secs`.
-    pub(super) fn has_expired(&self, connection: &Connection, stream: Stream, now_ms: u64) -> rusqlite::Result<bool> {
-        let Some(max_age_ms) = self.max_age_ms else { return Ok(false) };
-        let n = stream as usize;
-        let mut statement = connection.prepare_cached(STATEMENTS[n].oldest)?;
-        let at = statement.query_row((), |row| {
-            let id = RecordId(row.get(0)?);
-            let row = Bytes::copy_from_slice(row.get_ref(1)?.as_blob()?);
-            // A segment expires with its newest record. A damaged one never expires.
-            let newest = Segment::decode(&row, stream, id).ok().and_then(Iterator::last).and_then(Result::ok);
-            Ok((id, newest.map_or(u64::MAX, |entry| entry.stored.record.at_ms)))
-        });
-        let expired = |(id, at_ms): (RecordId, u64)| id > self.ageless[n] && at_ms.saturating_add(max_age_ms) < now_ms;
-        Ok(at.optional()?.is_some_and(expired))
+    /// Remembers, by its last ids, how old the outbox is. Returns the value to store if there is a new one.
+    pub(super) fn mark_age(&mut self, now: Duration) -> Option<Vec<u8>> {
+        self.ages.mark(now, self.marks.last.map(|id| id.0))
     }
 
-    /// Called after a salvage: rows that were lost may have held higher ids than any known one.
+    /// Streams whose oldest row is older than `store.max_age_secs`, by running time.
+    pub(super) fn expired(&self, connection: &Connection, now: Duration) -> rusqlite::Result<Vec<Stream>> {
+        let mut expired = Vec::new();
+        for (stream, through) in Stream::ALL.into_iter().zip(self.ages.expired_through(now)) {
+            if through <= self.marks.delivered[stream as usize].0 {
+                continue;
+            }
+            let mut statement = connection.prepare_cached(STATEMENTS[stream as usize].oldest)?;
+            let oldest: Option<u64> = statement.query_row((), |row| row.get(0)).optional()?;
+            if oldest.is_some_and(|id| id <= through) {
+                expired.push(stream);
+            }
+        }
+        Ok(expired)
+    }
+
+    /// Called where rows may be lost: they may have held higher ids than any known one.
     pub(super) fn skip_ids(&mut self) {
         for n in 0..3 {
             self.marks.last[n].0 += SKIPPED_IDS;
@@ -276,12 +281,6 @@ impl Outbox {
                 self.marks.delivered[n] = self.marks.last[n];
             }
         }
-    }
-
-    /// Exempts all present records from expiry, as their times are from another clock. Returns their last ids to store.
-    pub(super) fn clock_was_set(&mut self) -> [RecordId; 3] {
-        self.ageless = self.marks.last;
-        self.ageless
     }
 
     /// Drops a record that its receiver will never accept.
@@ -298,16 +297,16 @@ impl Outbox {
             return Ok(());
         }
         let Some((last_id, row)) = one_row(connection, STATEMENTS[n].holding, (id.0,))? else { return Ok(()) };
-        let entry = Segment::decode(&row, stream, last_id)
-            .ok()
-            .and_then(|mut segment| segment.find_map(|entry| entry.ok().filter(|entry| entry.stored.id == id)));
-        if let Some(entry) = entry.filter(|entry| !entry.refused) {
-            connection.prepare_cached(STATEMENTS[n].replace)?.execute((last_id.0, entry.refuse(&row)))?;
-            if let Some(gap) = lost(stream, reason, last_id, &row, RecordId(id.0 - 1), id) {
-                gaps.add(gap);
-            }
+        let (records, refused) = intact(&row, stream, last_id);
+        let is_there = records.iter().any(|stored| stored.id == id) && !refused.contains(&id);
+        if !is_there {
+            return Ok(());
         }
-        Ok(())
+        if let Some(gap) = lost(stream, reason, last_id, &row, RecordId(id.0 - 1), id) {
+            gaps.add(gap);
+        }
+        self.damaged.push((stream, last_id));
+        self.rewrite_damaged(connection, gaps, Some(id))
     }
 
     /// Returns committed records after `after`, and whether these are the last.
@@ -317,7 +316,6 @@ impl Outbox {
         stream: Stream,
         after: RecordId,
         max_bytes: usize,
-        gaps: &mut Gaps,
     ) -> rusqlite::Result<(Vec<StoredRecord>, bool)> {
         let n = stream as usize;
         let after = after.max(self.marks.delivered[n]);
@@ -331,29 +329,83 @@ impl Outbox {
             }
             let last_id = RecordId(row.get(0)?);
             let row = Bytes::copy_from_slice(row.get_ref(1)?.as_blob()?);
-            let mut good_through = after;
-            let mut read = || {
-                for entry in Segment::decode(&row, stream, last_id)? {
-                    let entry = entry?;
-                    good_through = good_through.max(entry.stored.id);
-                    if entry.stored.id > after && !entry.refused {
+            let segment = Segment::decode(&row, stream, last_id);
+            let mut has_damage = segment.is_err();
+            for entry in segment.into_iter().flatten() {
+                match entry {
+                    Ok(entry) if entry.stored.id > after && !entry.refused => {
                         bytes += entry.stored.record.payload.len() + entry.stored.record.topic.len();
                         stored.push(entry.stored);
                     }
+                    Ok(_) => {}
+                    Err(_) => has_damage = true,
                 }
-                Ok::<_, DamagedRow>(())
-            };
-            if let Err(damage) = read()
-                && !self.damaged.contains(&(stream, last_id))
-            {
-                tracing::error!(?stream, row = last_id.0, %damage, "outbox row is damaged: its records are lost");
+            }
+            if has_damage && !self.damaged.contains(&(stream, last_id)) {
                 self.damaged.push((stream, last_id));
-                if let Some(gap) = lost(stream, DAMAGED, last_id, &row, good_through, RecordId(u64::MAX)) {
-                    gaps.add(gap);
-                }
             }
         }
         Ok((stored, true))
+    }
+
+    /// Whether damaged records were read, for [`Self::rewrite_damaged`].
+    pub(super) fn has_damaged(&self) -> bool {
+        !self.damaged.is_empty()
+    }
+
+    /// Makes a gap of the damaged records that were read, and marks them as refused in their rows: they are reported once.
+    /// `refused`: another record to mark.
+    pub(super) fn rewrite_damaged(
+        &mut self,
+        connection: &Connection,
+        gaps: &mut Gaps,
+        refused: Option<RecordId>,
+    ) -> rusqlite::Result<()> {
+        for (stream, last_id) in std::mem::take(&mut self.damaged) {
+            let n = stream as usize;
+            let Some((_, row)) = one_row(connection, STATEMENTS[n].holding, (last_id.0,))? else { continue };
+            let (mut records, mut marked) = intact(&row, stream, last_id);
+            marked.extend(refused);
+            let before: Option<u64> = connection.query_row(STATEMENTS[n].before, (last_id.0,), |row| row.get(0))?;
+            let first_id = match records.first() {
+                // The ids are part of the sums: the row has the number of records that it says.
+                Some(_) => Segment::decode(&row, stream, last_id).map_or(last_id, |segment| segment.first_id()),
+                None => {
+                    let most = (row.len() as u64 / RECORD_MIN_BYTES).max(1);
+                    let before = before.unwrap_or(0).max(self.marks.delivered[n].0).max(last_id.0.saturating_sub(most));
+                    RecordId(before.min(last_id.0.saturating_sub(1)) + 1)
+                }
+            };
+            let mut gap = empty_gap(stream, DAMAGED);
+            let place = |at_ms| Record {
+                stream,
+                function: "".into(),
+                topic: "".into(),
+                payload: Bytes::new(),
+                content_type: None,
+                retain: false,
+                hops: 0,
+                fan_out: 0,
+                at_ms,
+            };
+            for id in (first_id.0..=last_id.0).map(RecordId) {
+                if let Err(at) = records.binary_search_by_key(&id, |stored| stored.id) {
+                    let at_ms = at.checked_sub(1).map_or(0, |before| records[before].record.at_ms);
+                    records.insert(at, StoredRecord { id, record: place(at_ms) });
+                    marked.push(id);
+                    if id > self.marks.delivered[n] {
+                        count(&mut gap, id, 0, at_ms);
+                    }
+                }
+            }
+            let body = self.encoder.segment_with(&records, |id| marked.contains(&id));
+            connection.prepare_cached(STATEMENTS[n].replace)?.execute((last_id.0, body))?;
+            self.bytes[n] = self.bytes[n] - row.len() as u64 + body.len() as u64;
+            if gap.records > 0 {
+                gaps.add(gap);
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn update_ages(&self, connection: &Connection, stats: &Stats) -> rusqlite::Result<()> {
@@ -392,7 +444,34 @@ fn lost(
     after: RecordId,
     through: RecordId,
 ) -> Option<Gap> {
-    let mut gap = Gap {
+    let mut gap = empty_gap(stream, reason);
+    let segment = Segment::decode(row, stream, last_id);
+    let mut next = segment.as_ref().map_or(last_id, Segment::first_id);
+    for entry in segment.into_iter().flatten() {
+        let id = next;
+        next.0 += 1;
+        if id <= after || id > through {
+            continue;
+        }
+        match entry {
+            Ok(entry) if entry.refused => {}
+            Ok(Entry { stored, .. }) => count(&mut gap, id, stored.record.payload.len(), stored.record.at_ms),
+            Err(_) => {
+                let at_ms = gap.last_at_ms;
+                count(&mut gap, id, 0, at_ms);
+            }
+        }
+    }
+    // Only the number of records in the damaged rest of a row is known, from the ids.
+    for id in next.max(RecordId(after.0 + 1)).0..=last_id.min(through).0 {
+        let at_ms = gap.last_at_ms;
+        count(&mut gap, RecordId(id), 0, at_ms);
+    }
+    (gap.records > 0).then_some(gap)
+}
+
+fn empty_gap(stream: Stream, reason: &str) -> Gap {
+    Gap {
         stream,
         reason: reason.into(),
         first_id: RecordId(u64::MAX),
@@ -401,31 +480,31 @@ fn lost(
         bytes: 0,
         first_at_ms: u64::MAX,
         last_at_ms: 0,
+    }
+}
+
+/// Adds a record to a gap.
+fn count(gap: &mut Gap, id: RecordId, bytes: usize, at_ms: u64) {
+    gap.first_id = gap.first_id.min(id);
+    gap.last_id = gap.last_id.max(id);
+    gap.records += 1;
+    gap.bytes += bytes as u64;
+    gap.first_at_ms = gap.first_at_ms.min(at_ms);
+    gap.last_at_ms = gap.last_at_ms.max(at_ms);
+}
+
+fn is_intact(row: &Bytes, stream: Stream, last_id: RecordId) -> bool {
+    Segment::decode(row, stream, last_id).is_ok_and(|mut segment| segment.all(|entry| entry.is_ok()))
+}
+
+/// Returns the intact records of a row, and the ids of those that were refused.
+fn intact(row: &Bytes, stream: Stream, last_id: RecordId) -> (Vec<StoredRecord>, Vec<RecordId>) {
+    let entries = Segment::decode(row, stream, last_id).into_iter().flatten().flatten();
+    let mut refused = Vec::new();
+    let record = |entry: Entry| {
+        refused.extend(entry.refused.then_some(entry.stored.id));
+        entry.stored
     };
-    let segment = Segment::decode(row, stream, last_id);
-    let first_id = segment.as_ref().map_or(last_id, Segment::first_id);
-    let mut readable_through = RecordId(first_id.0.saturating_sub(1));
-    for entry in segment.into_iter().flatten().map_while(Result::ok) {
-        let id = entry.stored.id;
-        readable_through = id;
-        if id <= after || id > through || entry.refused {
-            continue;
-        }
-        let at_ms = entry.stored.record.at_ms;
-        gap.first_id = gap.first_id.min(id);
-        gap.last_id = gap.last_id.max(id);
-        gap.records += 1;
-        gap.bytes += entry.stored.record.payload.len() as u64;
-        gap.first_at_ms = gap.first_at_ms.min(at_ms);
-        gap.last_at_ms = gap.last_at_ms.max(at_ms);
-    }
-    // Only the number of records in the damaged rest of a row is known, from the ids.
-    let unreadable_after = readable_through.max(after);
-    if unreadable_after < last_id.min(through) {
-        gap.first_id = gap.first_id.min(RecordId(unreadable_after.0 + 1));
-        gap.last_id = last_id.min(through);
-        gap.records += gap.last_id.0 - unreadable_after.0;
-        gap.first_at_ms = gap.first_at_ms.min(gap.last_at_ms);
-    }
-    (gap.records > 0).then_some(gap)
+    let records = entries.map(record).collect();
+    (records, refused)
 }

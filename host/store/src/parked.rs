@@ -19,7 +19,7 @@ pub(super) struct ParkedJobs {
 
 impl ParkedJobs {
     /// Loads the jobs that the daemon does not know of yet.
-    pub(super) fn load_new(&mut self, connection: &Connection) -> rusqlite::Result<Vec<Parked>> {
+    pub(super) fn load_new(&mut self, connection: &Connection, stats: &Stats) -> rusqlite::Result<Vec<Parked>> {
         let mut statement = connection.prepare_cached("SELECT id, body FROM parked WHERE id > ?1 ORDER BY id")?;
         let mut rows = statement.query((self.known,))?;
         let mut jobs = Vec::new();
@@ -31,7 +31,8 @@ impl ParkedJobs {
             match row::parked(ParkedId(self.known), &body) {
                 Ok(job) => jobs.push(job),
                 Err(damage) => {
-                    tracing::error!(id = self.known, %damage, "parked message is damaged and lost");
+                    stats.damaged_rows.fetch_add(1, Relaxed);
+                    tracing::error!(id = self.known, %damage, "parked message is damaged: it is not run, its row is kept");
                 }
             }
         }

@@ -7,7 +7,8 @@
 //! ```
 //!
 //! The old file is moved only when the new one is complete, so a power cut at any point starts the salvage over or
-//! finds it done.
+//! finds it done. A read that fails for another reason than damage ends the salvage: nothing is replaced, and it is tried
+//! again later.
 
 use std::fs;
 use std::io;
@@ -15,13 +16,16 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
 use rusqlite::types::Value;
-use rusqlite::{Connection, OpenFlags, Statement};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Statement, ffi};
 
 use super::OpenError;
-use super::folder::{self, DataFolder};
+use super::folder::{self, DataFolder, sibling};
 use super::schema::{self, LoadError, TABLES};
 use sedge_core::store::MovedAside;
 use sedge_core::time::Now;
+
+/// Key in `meta` of a database that was salvaged: ids must be skipped.
+pub(super) const SALVAGED: &str = "salvaged";
 
 /// Bisections per table in search of readable rows between damaged pages.
 const PROBES: u32 = 32;
@@ -37,16 +41,22 @@ pub(super) fn resume(folder: &DataFolder) -> Result<(), OpenError> {
     result.and_then(|()| folder.sync()).map_err(|source| OpenError::Unusable { path: salvage, source })
 }
 
+/// Puts a new database in the place of an empty or missing one, whatever is beside it.
+pub(super) fn put_new(folder: &DataFolder) -> Result<(), LoadError> {
+    let (database, salvage) = (folder.database(), sibling(&folder.database(), ".salvage"));
+    // With it, `resume` takes the other for incomplete.
+    folder::private_file().open(&database).map_err(LoadError::Io)?;
+    drop(new_database(&salvage)?);
+    fs::rename(&salvage, &database).and_then(|()| folder.sync()).map_err(LoadError::Io)
+}
+
 /// Makes a new database of the readable rows and moves the damaged one aside.
 pub(super) fn replace_damaged(folder: &DataFolder, reason: String, now: Now) -> Result<MovedAside, OpenError> {
     let database = folder.database();
     let salvage = sibling(&database, ".salvage");
     let rows_saved = salvage_into(&salvage, &database).map_err(|error| error.at(&salvage))?;
     let moved = || -> io::Result<PathBuf> {
-        let mut moved_to = sibling(&database, &format!(".corrupt-{}", now.unix_ms / 1000));
-        while moved_to.exists() {
-            moved_to = sibling(&moved_to, "-again");
-        }
+        let moved_to = folder::unused(sibling(&database, &format!(".corrupt-{}", now.unix_ms / 1000)));
         // The log first: SQLite would apply a log that it finds beside the new database.
         for companion in ["-wal", "-shm"] {
             match fs::rename(sibling(&database, companion), sibling(&moved_to, companion)) {
@@ -65,34 +75,52 @@ pub(super) fn replace_damaged(folder: &DataFolder, reason: String, now: Now) -> 
     Ok(MovedAside { moved_to, rows_saved, reason })
 }
 
-fn sibling(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
+/// Whether an error comes from the content of the file. Any other may go away, and what it hides is not lost.
+fn is_damage(error: &rusqlite::Error) -> bool {
+    match error.sqlite_error() {
+        Some(error) => {
+            // `SQLITE_ERROR`: the schema lacks the table.
+            let of_content = [ffi::SQLITE_CORRUPT, ffi::SQLITE_NOTADB, ffi::SQLITE_TOOBIG, ffi::SQLITE_ERROR];
+            of_content.contains(&(error.extended_code & 0xff))
+        }
+        // A value of another type than its column's, or text that is not UTF-8.
+        None => true,
+    }
 }
 
-/// Returns the number of rows saved. The new file has no log of its own, so one rename makes it the database.
-fn salvage_into(salvage: &Path, damaged: &Path) -> Result<u64, LoadError> {
+/// Makes an empty database. It has no log of its own, so one rename makes it the database of the folder.
+fn new_database(path: &Path) -> Result<Connection, LoadError> {
     // SQLite would create it readable by others.
-    folder::private_file().truncate(true).open(salvage).map_err(LoadError::Io)?;
-    let mut new = Connection::open_with_flags(salvage, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    folder::private_file().truncate(true).open(path).map_err(LoadError::Io)?;
+    let mut new = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
     new.pragma_update(None, "page_size", folder::PAGE_BYTES)?;
     new.pragma_update(None, "synchronous", "FULL")?;
     schema::create(&mut new)?;
+    Ok(new)
+}
+
+/// Returns the number of rows saved.
+fn salvage_into(salvage: &Path, damaged: &Path) -> Result<u64, LoadError> {
+    let mut new = new_database(salvage)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let Ok(old) = Connection::open_with_flags(damaged, flags) else { return Ok(0) };
+    let old = Connection::open_with_flags(damaged, flags)?;
     // The old file is evidence: it stays unchanged, its log included.
-    let _ = old.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+    old.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     let transaction = new.transaction()?;
     let mut saved = 0;
     for (table, columns, key) in TABLES {
         let count = columns.split(", ").count();
+        // A database of an older layout has no sums.
+        let without_sum = columns.replace("sum", "NULL");
+        let has_all = old.prepare(&format!("SELECT {columns} FROM {table}")).is_ok();
+        let read = if has_all { columns } else { &without_sum };
         let places = (1..=count).map(|n| format!("?{n}")).collect::<Vec<_>>().join(", ");
         // `REPLACE`, because the new file has a store_id already and the old one must stay.
         let insert = transaction.prepare(&format!("REPLACE INTO {table} ({columns}) VALUES ({places})"))?;
-        let table = TableSalvage { old: &old, table, columns, key, count, insert, probes: PROBES, saved: 0 };
+        let table = TableSalvage { old: &old, table, columns: read, key, count, insert, probes: PROBES, saved: 0 };
         saved += table.run()?;
     }
+    transaction.execute("REPLACE INTO meta VALUES (?1, x'')", (SALVAGED,))?;
     transaction.commit()?;
     Ok(saved)
 }
@@ -143,30 +171,34 @@ impl TableSalvage<'_> {
         self.range(middle + 1, to)
     }
 
-    /// Copies rows to the end or to the first that cannot be read.
+    /// Copies rows to the end or to the first that is damaged.
     fn scan(&mut self, which: &str) -> rusqlite::Result<ScanEnd> {
         let mut last = None;
+        match self.copy(which, &mut last) {
+            Ok(()) => Ok(ScanEnd::End),
+            Err(error) if is_damage(&error) => Ok(ScanEnd::Damage { last }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// `last`: key of the last row that was read.
+    fn copy(&mut self, which: &str, last: &mut Option<i64>) -> rusqlite::Result<()> {
         let sql = format!("SELECT {} FROM {} WHERE {which}", self.columns, self.table);
-        let Ok(mut statement) = self.old.prepare(&sql) else { return Ok(ScanEnd::Damage { last }) };
-        let Ok(mut rows) = statement.query(()) else { return Ok(ScanEnd::Damage { last }) };
-        loop {
-            let row = match rows.next() {
-                Ok(Some(row)) => row,
-                Ok(None) => return Ok(ScanEnd::End),
-                Err(_) => return Ok(ScanEnd::Damage { last }),
-            };
-            let values: Result<Vec<Value>, _> = (0..self.count).map(|column| row.get(column)).collect();
-            let Ok(values) = values else { return Ok(ScanEnd::Damage { last }) };
+        let mut statement = self.old.prepare(&sql)?;
+        let mut rows = statement.query(())?;
+        while let Some(row) = rows.next()? {
+            let values: Vec<Value> = (0..self.count).map(|column| row.get(column)).collect::<Result<_, _>>()?;
             if let Some(Value::Integer(id)) = values.first() {
-                last = Some(*id);
+                *last = Some(*id);
             }
             match self.insert.execute(rusqlite::params_from_iter(&values)) {
                 Ok(_) => self.saved += 1,
                 // A damaged row can hold a value of another type than its column's.
-                Err(error) if error.sqlite_error_code() == Some(rusqlite::ErrorCode::ConstraintViolation) => {}
+                Err(error) if error.sqlite_error_code() == Some(ErrorCode::ConstraintViolation) => {}
                 Err(error) => return Err(error),
             }
         }
+        Ok(())
     }
 }
 

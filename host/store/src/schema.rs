@@ -24,9 +24,12 @@ use super::OpenError;
 pub const VERSION: u32 = 1 + STEPS.len() as u32;
 
 /// Element n migrates layout n + 1 to n + 2. A released step never changes; [`CREATE`] makes the newest layout.
-const STEPS: [&str; 0] = [];
+const STEPS: [&str; 1] = [
+    // Sums of state, and of rows in their bodies (see row.rs). Ages are no longer those of the wall clock.
+    "ALTER TABLE state ADD COLUMN sum INTEGER; DELETE FROM meta WHERE key = 'ageless';",
+];
 
-const CREATE: &str = "
+pub(super) const CREATE: &str = "
 CREATE TABLE alert (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
 CREATE TABLE data (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
 CREATE TABLE local (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
@@ -36,7 +39,7 @@ CREATE TABLE scope (
     id INTEGER PRIMARY KEY, function TEXT NOT NULL, topic TEXT NOT NULL, UNIQUE (function, topic)
 ) STRICT;
 CREATE TABLE state (
-    scope INTEGER NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, PRIMARY KEY (scope, key)
+    scope INTEGER NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, sum INTEGER, PRIMARY KEY (scope, key)
 ) STRICT, WITHOUT ROWID;
 CREATE TABLE dead_letter (
     id INTEGER PRIMARY KEY AUTOINCREMENT, at_ms INTEGER NOT NULL, function TEXT NOT NULL, reason TEXT NOT NULL,
@@ -60,7 +63,7 @@ pub(super) const TABLES: [(&str, &str, &str); 11] = [
     ("progress", "id, body", "id"),
     ("message_id", "id, at_secs, body", "id"),
     ("scope", "id, function, topic", "id"),
-    ("state", "scope, key, value", "scope"),
+    ("state", "scope, key, value, sum", "scope"),
     ("dead_letter", "id, at_ms, function, reason, body", "id"),
     ("parked", "id, body", "id"),
     ("gap", "id, stream, reason, first_id, last_id, records, bytes, first_at_ms, last_at_ms", "id"),
@@ -79,8 +82,13 @@ pub(super) enum LoadError {
 
 impl From<rusqlite::Error> for LoadError {
     fn from(error: rusqlite::Error) -> Self {
-        match error.sqlite_error_code() {
-            Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => Self::Damaged(error.to_string()),
+        use rusqlite::Error::{FromSqlConversionFailure, IntegralValueOutOfRange, InvalidColumnType, Utf8Error};
+        match (error.sqlite_error_code(), &error) {
+            (Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase), _)
+            | (
+                None,
+                FromSqlConversionFailure(..) | IntegralValueOutOfRange(..) | InvalidColumnType(..) | Utf8Error(..),
+            ) => Self::Damaged(error.to_string()),
             _ => Self::Failed(error),
         }
     }
@@ -101,17 +109,42 @@ impl LoadError {
     }
 }
 
-/// Checks the whole file and migrates it to the newest layout.
-pub(super) fn prepare(connection: &mut Connection) -> Result<(), LoadError> {
+/// Checks the whole file.
+pub(super) fn check(connection: &Connection) -> Result<(), LoadError> {
     let verdict: String = connection.query_row("PRAGMA quick_check(1)", (), |row| row.get(0))?;
-    if verdict != "ok" {
-        return Err(LoadError::Damaged(verdict));
+    match failed_read(&verdict) {
+        Some(code) => Err(LoadError::Failed(rusqlite::Error::SqliteFailure(ffi::Error::new(code), Some(verdict)))),
+        None if verdict == "ok" => Ok(()),
+        None => Err(LoadError::Damaged(verdict)),
     }
-    create(connection)
 }
 
+/// Code of a failed read, which SQLite reports as a line of its verdict: "unable to get the page. error code=266", or
+/// without a code "failed to get page 7" and "Failed to read ptrmap key=7".
+fn failed_read(verdict: &str) -> Option<i32> {
+    let code = verdict.split_once("error code=").map(|(_, code)| code.trim_end().parse().unwrap_or(ffi::SQLITE_IOERR));
+    match code {
+        Some(code) => (![ffi::SQLITE_CORRUPT, ffi::SQLITE_NOTADB].contains(&(code & 0xff))).then_some(code),
+        None => {
+            (verdict.contains("ailed to get page") || verdict.contains("ailed to read")).then_some(ffi::SQLITE_IOERR)
+        }
+    }
+}
+
+/// Migrates to the newest layout.
 pub(super) fn create(connection: &mut Connection) -> Result<(), LoadError> {
     migrate(connection, CREATE, &STEPS)
+}
+
+/// Leaves out ids of rows that may have been lost. People note them down.
+pub(super) fn skip_row_ids(connection: &Connection, count: u64) -> rusqlite::Result<()> {
+    for table in ["dead_letter", "parked"] {
+        let known = connection.execute("UPDATE sqlite_sequence SET seq = seq + ?1 WHERE name = ?2", (count, table))?;
+        if known == 0 {
+            connection.execute("INSERT INTO sqlite_sequence VALUES (?1, ?2)", (table, count))?;
+        }
+    }
+    Ok(())
 }
 
 /// Runs in one transaction: after a power cut the file has the layout of some version.
@@ -155,7 +188,7 @@ mod tests {
     fn file_of_layout_1() -> Connection {
         let mut connection = Connection::open_in_memory().unwrap();
         migrate(&mut connection, CREATE, &[]).unwrap();
-        connection.execute("INSERT INTO state VALUES (1, 'count', x'0102')", ()).unwrap();
+        connection.execute("INSERT INTO state VALUES (1, 'count', x'0102', NULL)", ()).unwrap();
         connection
     }
 

@@ -8,24 +8,27 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use rusqlite::config::DbConfig;
 use rusqlite::wal::CheckpointMode;
-use rusqlite::{Connection, MAIN_DB};
+use rusqlite::{Connection, MAIN_DB, TransactionBehavior};
 
-use super::OpenError;
 use super::checkpoint::{Checkpointer, FRAME_BYTES};
 use super::dead_letters::DeadLetterTable;
 use super::folder::{self, DataFolder};
 use super::gaps::Gaps;
 use super::message_id_rows::MessageIdRows;
-use super::outbox::Outbox;
+use super::outbox::{self, Outbox};
 use super::parked::ParkedJobs;
 use super::row::Encoder;
+use super::running_time::RunningTime;
 use super::salvage;
 use super::schema::{self, LoadError};
 use super::state::StateTable;
 use super::state_retention::{self, RetentionChange, StateRetention};
 use super::stats::Stats;
-use super::window::{RedeliveryWindow, Watermarks};
+use super::wal::{self, Behind};
+use super::window::RedeliveryWindow;
+use super::{OpenError, Pauses};
 use sedge_core::config;
 use sedge_core::message::Scope;
 use sedge_core::store::{
@@ -38,13 +41,13 @@ use sedge_core::time::Now;
 /// records again, under the same ids.
 const LONE_WATERMARKS_AFTER: Duration = Duration::from_secs(5);
 
-/// Step of the wall clock against the monotonic clock from which on the clock counts as set.
-const CLOCK_STEP_MS: u64 = 60_000;
-
 /// Keys in `meta` that are not the daemon's.
 const STORE_ID: &str = "store_id";
-const AGELESS: &str = "ageless";
 const OPENED: &str = "opened";
+/// See [`super::running_time`].
+const RUNNING_SECS: &str = "running-secs";
+const OUTBOX_AGES: &str = "outbox-ages";
+const DEAD_LETTER_AGES: &str = "dead-letter-ages";
 
 /// Everything that outlives a session.
 #[derive(Debug)]
@@ -52,13 +55,22 @@ pub(super) struct StoreContext {
     pub(super) folder: DataFolder,
     pub(super) config: config::Store,
     pub(super) receive_maximum: usize,
+    pub(super) pauses: Pauses,
     pub(super) stats: Arc<Stats>,
+}
+
+/// How often the files were looked at. Damage must be seen twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    First,
+    Second,
 }
 
 #[derive(Debug)]
 pub(super) struct Session {
-    connection: Connection,
+    /// Before `connection`: the last connection to close empties the log.
     checkpointer: Checkpointer,
+    connection: Connection,
     outbox: Outbox,
     window: RedeliveryWindow,
     message_ids: MessageIdRows,
@@ -87,42 +99,70 @@ pub(super) struct Session {
     /// Since when watermarks in memory are ahead of the disk.
     behind_since: Option<Instant>,
     data_version: i64,
-    /// Time of the last tick.
-    ticked: Now,
+    running_time: RunningTime,
 }
 
 impl Session {
     /// Opens the database, and replaces a damaged one.
     pub(super) fn open(context: &StoreContext, now: Now) -> Result<(Self, Recovered), OpenError> {
-        salvage::resume(&context.folder)?;
-        let path = context.folder.database();
-        let reason = match Self::load(context, now) {
-            Ok(opened) => return Ok(opened),
+        let StoreContext { folder, stats, pauses, .. } = context;
+        salvage::resume(folder)?;
+        if wal::keep_orphan(folder, now)?.is_some() {
+            stats.damaged_logs.fetch_add(1, Relaxed);
+        }
+        let path = folder.database();
+        let seen = match Self::load(context, Look::First, now) {
             Err(LoadError::Damaged(reason)) => reason,
-            Err(other) => return Err(other.at(&path)),
+            loaded => return loaded.map_err(|error| error.at(&path)),
         };
-        let moved_aside = salvage::replace_damaged(&context.folder, reason, now)?;
-        let (mut session, recovered) = Self::load(context, now).map_err(|error| error.at(&path))?;
-        session.outbox.skip_ids();
-        let Watermarks { delivered, last } = *session.outbox.marks();
-        let (delivered, last) = (PerStream::new(delivered), PerStream::new(last));
-        Ok((session, Recovered { moved_aside: Some(moved_aside), delivered, last, ..recovered }))
+        // The files may be good and reading them have gone wrong. What is damaged stays so.
+        tracing::debug!(reason = seen, "the database looks damaged: looking again");
+        std::thread::sleep(pauses.second_look);
+        folder.forget_cached();
+        let reason = match Self::load(context, Look::Second, now) {
+            Err(LoadError::Damaged(reason)) => reason,
+            loaded => return loaded.map_err(|error| error.at(&path)),
+        };
+        let moved_aside = salvage::replace_damaged(folder, reason, now)?;
+        stats.damaged_databases.fetch_add(1, Relaxed);
+        let (session, recovered) = Self::load(context, Look::Second, now).map_err(|error| error.at(&path))?;
+        Ok((session, Recovered { moved_aside: Some(moved_aside), ..recovered }))
     }
 
-    fn load(context: &StoreContext, now: Now) -> Result<(Self, Recovered), LoadError> {
-        let StoreContext { folder, config, receive_maximum, stats } = context;
+    /// Changes nothing where damage is found. On the second look, only damage of the database itself counts.
+    fn load(context: &StoreContext, look: Look, now: Now) -> Result<(Self, Recovered), LoadError> {
+        let StoreContext { folder, config, receive_maximum, stats, .. } = context;
         let path = folder.database();
         let mut connection = folder::connect(&path)?;
-        schema::prepare(&mut connection)?;
-        // A process that was killed within a commit leaves a transaction in the log that was perhaps never synced. It
-        // counts as committed from here on, so this checkpoint makes it durable before anyone hears of it. As a real
-        // write, it also fails here if the disk refuses writes.
-        connection.execute("REPLACE INTO meta VALUES (?1, x'')", (OPENED,))?;
-        connection.wal_checkpoint_v2(Some(MAIN_DB), CheckpointMode::RESTART)?;
+        // Until the database has proved to be good, nothing is copied into it.
+        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
+        let (used_frames, _) = connection.wal_checkpoint_v2(Some(MAIN_DB), CheckpointMode::NOOP)?;
+        let used_frames = u64::try_from(used_frames).unwrap_or(0);
+        let behind = wal::behind_the_end(&folder::sibling(&path, "-wal"), used_frames).map_err(LoadError::Io)?;
+        schema::check(&connection)?;
+        match behind {
+            Behind::Nothing => {}
+            _ if look == Look::First => return Err(LoadError::Damaged("the write-ahead log ends early".into())),
+            Behind::OneCommit => {
+                tracing::warn!(
+                    "the last commit in the write-ahead log is incomplete, as after a power cut: skipping ids"
+                );
+            }
+            Behind::Commits(commits) => {
+                let copy = wal::keep_copy(folder, now).map_err(LoadError::Io)?;
+                stats.damaged_logs.fetch_add(1, Relaxed);
+                tracing::error!(
+                    copy = %copy.display(), commits,
+                    "the write-ahead log is damaged: the commits behind the damage are lost, and with them messages that were acknowledged"
+                );
+            }
+        }
+        schema::create(&mut connection)?;
 
         let data_version = connection.query_row("PRAGMA data_version", (), |row| row.get(0))?;
         let mut recovered = Recovered::default();
-        let mut ageless = [RecordId(0); 3];
+        let (mut running_secs, mut outbox_ages, mut dead_letter_ages) = (None, None, None);
+        let mut skips_ids = behind != Behind::Nothing;
         {
             let mut statement = connection.prepare("SELECT key, value FROM meta")?;
             let mut rows = statement.query(())?;
@@ -130,26 +170,42 @@ impl Session {
                 let (key, value): (String, Vec<u8>) = (row.get(0)?, row.get(1)?);
                 match key.as_str() {
                     STORE_ID => recovered.store_id = String::from_utf8_lossy(&value).into_owned(),
-                    AGELESS => {
-                        for (id, bytes) in ageless.iter_mut().zip(value.as_chunks().0) {
-                            *id = RecordId(u64::from_le_bytes(*bytes));
-                        }
-                    }
+                    RUNNING_SECS => running_secs = Some(value),
+                    OUTBOX_AGES => outbox_ages = Some(value),
+                    DEAD_LETTER_AGES => dead_letter_ages = Some(value),
+                    salvage::SALVAGED => skips_ids = true,
                     OPENED => {}
                     key if key.starts_with(state_retention::META) => {}
                     _ => recovered.meta.push((key, value.into())),
                 }
             }
         }
-        let (window, watermarks, fingerprints) = RedeliveryWindow::load(&connection, *receive_maximum)?;
+        let (mut window, watermarks, fingerprints) = RedeliveryWindow::load(&connection, *receive_maximum)?;
         let retention_secs = u64::from(config.message_id_retention_secs.get());
         let (message_ids, known) =
             MessageIdRows::load(&connection, &recovered.store_id, retention_secs, now.monotonic)?;
-        let outbox = Outbox::load(&connection, config, watermarks, ageless)?;
+        let mut outbox = Outbox::load(&connection, config, watermarks, outbox_ages.as_deref())?;
         let mut jobs = ParkedJobs::default();
         recovered.window = fingerprints;
         recovered.message_ids = known;
-        recovered.parked = jobs.load_new(&connection)?;
+        recovered.parked = jobs.load_new(&connection, stats)?;
+
+        // A process that was killed within a commit leaves a transaction in the log that was perhaps never synced. It
+        // counts as committed from here on, so this checkpoint makes it durable before anyone hears of it. As a real
+        // write, it also fails here if the disk refuses writes.
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute("REPLACE INTO meta VALUES (?1, x'')", (OPENED,))?;
+        let damaged_rows = window.delete_damaged(&transaction)?;
+        if skips_ids || damaged_rows > 0 {
+            // With the end of what told to skip them: a crash must not give them after all.
+            outbox.skip_ids();
+            window.write(&transaction, outbox.marks())?;
+            schema::skip_row_ids(&transaction, outbox::SKIPPED_IDS)?;
+            transaction.execute("DELETE FROM meta WHERE key = ?1", (salvage::SALVAGED,))?;
+        }
+        transaction.commit()?;
+        stats.damaged_rows.fetch_add(damaged_rows as u64, Relaxed);
+        connection.wal_checkpoint_v2(Some(MAIN_DB), CheckpointMode::RESTART)?;
         recovered.delivered = PerStream::new(outbox.marks().delivered);
         recovered.last = PerStream::new(outbox.marks().last);
         let session = Self {
@@ -159,7 +215,7 @@ impl Session {
             message_ids,
             state: StateTable::default(),
             gaps: Gaps::load(&connection, stats.clone())?,
-            dead_letters: DeadLetterTable::load(&connection, config)?,
+            dead_letters: DeadLetterTable::load(&connection, config, dead_letter_ages.as_deref())?,
             jobs,
             encoder: Encoder::default(),
             stats: stats.clone(),
@@ -174,12 +230,18 @@ impl Session {
             has_appended: false,
             behind_since: None,
             data_version,
-            ticked: now,
+            running_time: RunningTime::new(running_secs.as_deref(), now.monotonic),
             connection,
         };
+        session.empties_log_at_end(true)?;
         session.update_stats();
         session.outbox.update_ages(&session.connection, &session.stats)?;
         Ok((session, recovered))
+    }
+
+    /// `false` after a failure: what a disk that fails reads from the log must not get into the database.
+    pub(super) fn empties_log_at_end(&self, empties: bool) -> rusqlite::Result<()> {
+        self.connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !empties).map(drop)
     }
 
     /// Whether the outbox has no room for these commits.
@@ -236,7 +298,7 @@ impl Session {
                 self.jobs.unpark(&self.connection, id)?;
             }
             for mut job in commit.park {
-                self.replayed.extend(self.jobs.load_new(&self.connection)?);
+                self.replayed.extend(self.jobs.load_new(&self.connection, &self.stats)?);
                 self.jobs.park(&self.connection, &mut self.encoder, &mut job)?;
                 self.parked.push(job);
             }
@@ -249,7 +311,12 @@ impl Session {
         if !self.pending.is_empty() {
             self.write_pending()?;
         }
-        self.state.load(&self.connection, scope)
+        let (entries, damaged) = self.state.load(&self.connection, scope)?;
+        if !damaged.is_empty() {
+            self.begin_transaction()?;
+            self.state.delete_damaged(&self.connection, scope, &damaged, &self.stats)?;
+        }
+        Ok(entries)
     }
 
     pub(super) fn read_outbox(
@@ -258,7 +325,12 @@ impl Session {
         after: RecordId,
         max_bytes: usize,
     ) -> rusqlite::Result<(Vec<StoredRecord>, bool)> {
-        self.outbox.read(&self.connection, stream, after, max_bytes, &mut self.gaps)
+        let read = self.outbox.read(&self.connection, stream, after, max_bytes)?;
+        if self.outbox.has_damaged() {
+            self.begin_transaction()?;
+            self.outbox.rewrite_damaged(&self.connection, &mut self.gaps, None)?;
+        }
+        Ok(read)
     }
 
     pub(super) fn delivered(&mut self, stream: Stream, through: RecordId, now: Now) {
@@ -298,7 +370,7 @@ impl Session {
         self.write_pending()?;
         self.stored = self.outbox.write(&self.connection, &mut self.gaps)?;
         self.gaps.write(&self.connection)?;
-        self.message_ids.write(&self.connection, now.unix_ms / 1000)?;
+        self.message_ids.write(&self.connection, self.running_time.at(now.monotonic).as_secs())?;
         self.window.write(&self.connection, self.outbox.marks())?;
         Ok(true)
     }
@@ -339,31 +411,48 @@ impl Session {
         self.outbox.take_dropped().into_iter().chain(forgotten).chain(parked).chain(self.gaps.next_report())
     }
 
-    /// Handles expiry, steps of the clock, and changes by other processes.
+    /// Handles expiry, and changes by other processes.
     pub(super) fn tick(&mut self, now: Now) -> rusqlite::Result<()> {
         let data_version = self.connection.prepare_cached("PRAGMA data_version")?.query_row((), |row| row.get(0))?;
         if self.data_version != data_version {
             self.data_version = data_version;
-            self.replayed.extend(self.jobs.load_new(&self.connection)?);
+            self.replayed.extend(self.jobs.load_new(&self.connection, &self.stats)?);
             self.dead_letters.recount(&self.connection)?;
         }
-        let elapsed_ms = now.monotonic.duration_since(self.ticked.monotonic).as_millis() as u64;
-        if now.unix_ms > self.ticked.unix_ms + elapsed_ms + CLOCK_STEP_MS {
-            let ageless: Vec<u8> = self.outbox.clock_was_set().into_iter().flat_map(|id| id.0.to_le_bytes()).collect();
-            self.set_meta(AGELESS, &ageless)?;
-        }
-        self.ticked = now;
-        for stream in Stream::ALL {
-            while self.outbox.has_expired(&self.connection, stream, now.unix_ms)? {
-                self.begin_transaction()?;
+        self.write_running_time(now, false)?;
+        let time = self.running_time.at(now.monotonic);
+        loop {
+            let expired = self.outbox.expired(&self.connection, time)?;
+            if expired.is_empty() {
+                break;
+            }
+            self.begin_transaction()?;
+            for stream in expired {
                 self.outbox.drop_oldest(&self.connection, stream, EXPIRED, &mut self.gaps)?;
             }
         }
-        while self.dead_letters.has_expired(&self.connection, now.unix_ms)? {
+        while self.dead_letters.has_expired(&self.connection, time)? {
             self.begin_transaction()?;
             self.dead_letters.drop_oldest(&self.connection, EXPIRED, &self.stats)?;
         }
         self.outbox.update_ages(&self.connection, &self.stats)
+    }
+
+    /// Writes the running time and the ages of rows if it is time.
+    pub(super) fn write_running_time(&mut self, now: Now, closing: bool) -> rusqlite::Result<()> {
+        let time = self.running_time.at(now.monotonic);
+        let ages = [(OUTBOX_AGES, self.outbox.mark_age(time)), (DEAD_LETTER_AGES, self.dead_letters.mark_age(time))];
+        let mut is_marked = false;
+        for (key, marks) in ages {
+            if let Some(marks) = marks {
+                is_marked = true;
+                self.set_meta(key, &marks)?;
+            }
+        }
+        if let Some(secs) = self.running_time.write(now.monotonic, is_marked || closing) {
+            self.set_meta(RUNNING_SECS, &secs)?;
+        }
+        Ok(())
     }
 
     /// Deletes state of functions that have been away for too long.

@@ -1,10 +1,13 @@
 //! State of functions: keys and values by scope.
 
 use std::collections::HashMap;
+use std::sync::atomic::Ordering::Relaxed;
 
 use bytes::Bytes;
 use rusqlite::{Connection, OptionalExtension};
 
+use super::row::sum_of;
+use super::stats::Stats;
 use sedge_core::message::{Scope, StateWrite};
 
 /// Capacity of the cache of scope ids. With more scopes in use, each access costs a look-up.
@@ -51,12 +54,50 @@ impl StateTable {
         self.scopes.retain(|scope, _| *scope.function != *function);
     }
 
-    pub(super) fn load(&mut self, connection: &Connection, scope: &Scope) -> rusqlite::Result<Vec<(Box<str>, Bytes)>> {
-        let Some(id) = self.scope(connection, scope)? else { return Ok(Vec::new()) };
-        let mut statement = connection.prepare_cached("SELECT key, value FROM state WHERE scope = ?1")?;
-        let entries =
-            statement.query_map((id,), |row| Ok((row.get(0)?, Bytes::copy_from_slice(row.get_ref(1)?.as_blob()?))))?;
-        entries.collect()
+    /// Returns the entries of a scope, and the keys of those that are damaged.
+    #[expect(clippy::type_complexity, reason = "two lists")]
+    pub(super) fn load(
+        &mut self,
+        connection: &Connection,
+        scope: &Scope,
+    ) -> rusqlite::Result<(Vec<(Box<str>, Bytes)>, Vec<Vec<u8>>)> {
+        let Some(id) = self.scope(connection, scope)? else { return Ok((Vec::new(), Vec::new())) };
+        let mut statement = connection.prepare_cached("SELECT key, value, sum FROM state WHERE scope = ?1")?;
+        let mut rows = statement.query((id,))?;
+        let (mut entries, mut damaged) = (Vec::new(), Vec::new());
+        while let Some(row) = rows.next()? {
+            let (key, value) = (row.get_ref(0)?.as_bytes()?, row.get_ref(1)?.as_blob()?);
+            let sum: Option<i64> = row.get(2)?;
+            // Rows of layout 1 have no sum.
+            match str::from_utf8(key) {
+                Ok(text) if sum.is_none_or(|stored| stored == sum_of_entry(scope, text, value)) => {
+                    entries.push((text.into(), Bytes::copy_from_slice(value)));
+                }
+                _ => damaged.push(key.to_owned()),
+            }
+        }
+        Ok((entries, damaged))
+    }
+
+    /// Deletes entries: the function sees none instead of another value.
+    pub(super) fn delete_damaged(
+        &mut self,
+        connection: &Connection,
+        scope: &Scope,
+        keys: &[Vec<u8>],
+        stats: &Stats,
+    ) -> rusqlite::Result<()> {
+        for key in keys {
+            connection
+                .prepare_cached("DELETE FROM state WHERE scope = ?1 AND key = CAST(?2 AS TEXT)")?
+                .execute((self.scope(connection, scope)?, &key[..]))?;
+            stats.damaged_rows.fetch_add(1, Relaxed);
+            tracing::error!(
+                function = &*scope.function, topic = scope.topic.as_deref(), key = %String::from_utf8_lossy(key),
+                "an entry of state is damaged: it is deleted"
+            );
+        }
+        Ok(())
     }
 
     pub(super) fn write(
@@ -72,16 +113,17 @@ impl StateTable {
                     .prepare_cached("INSERT INTO scope (function, topic) VALUES (?1, ?2)")?
                     .execute((&*scope.function, scope.topic.as_deref().unwrap_or("")))?;
                 let id = connection.last_insert_rowid();
-                self.remember(scope, id);
+                self.remember(scope.clone(), id);
                 id
             }
         };
         for StateWrite { key, value } in writes {
             match value {
-                Some(value) => connection.prepare_cached("REPLACE INTO state VALUES (?1, ?2, ?3)")?.execute((
+                Some(value) => connection.prepare_cached("REPLACE INTO state VALUES (?1, ?2, ?3, ?4)")?.execute((
                     id,
                     &**key,
                     &value[..],
+                    sum_of_entry(&scope, key, value),
                 ))?,
                 None => connection
                     .prepare_cached("DELETE FROM state WHERE scope = ?1 AND key = ?2")?
@@ -90,4 +132,10 @@ impl StateTable {
         }
         Ok(())
     }
+}
+
+/// Signed, as SQLite stores small numbers of either sign in four bytes.
+fn sum_of_entry(scope: &Scope, key: &str, value: &[u8]) -> i64 {
+    let topic = scope.topic.as_deref().unwrap_or("");
+    i64::from(sum_of(&[scope.function.as_bytes(), topic.as_bytes(), key.as_bytes(), value]).cast_signed())
 }

@@ -119,7 +119,7 @@ mod tests {
         let mut connection = Connection::open_in_memory().unwrap();
         schema::create(&mut connection).unwrap();
         let rows = "INSERT INTO scope VALUES (1, 'gone', ''), (2, 'gone', 'a/b'), (3, 'here', '');
-            INSERT INTO state VALUES (1, 'k', x'00'), (2, 'k', x'00'), (3, 'k', x'00');";
+            INSERT INTO state VALUES (1, 'k', x'00', 0), (2, 'k', x'00', 0), (3, 'k', x'00', 0);";
         connection.execute_batch(rows).unwrap();
         connection
     }

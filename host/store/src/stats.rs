@@ -19,8 +19,15 @@ pub struct Stats {
     pub commit_max_us: AtomicU64,
     /// Commits by duration, not cumulative; see [`COMMIT_BUCKETS_US`].
     pub commit_buckets: [AtomicU64; COMMIT_BUCKETS_US.len() + 1],
+    /// Checks for expiry and for changes by other processes.
+    pub(crate) ticks: AtomicU64,
     /// Failures of the disk.
     pub failures: AtomicU64,
+    /// Databases that were replaced, write-ahead logs that lost commits, and rows other than those of the outbox that were
+    /// damaged.
+    pub damaged_databases: AtomicU64,
+    pub damaged_logs: AtomicU64,
+    pub damaged_rows: AtomicU64,
     /// Gauges by stream: records that wait, their bytes as stored, and the time of the oldest (0: none).
     pub outbox_records: PerStream<AtomicU64>,
     pub outbox_bytes: PerStream<AtomicU64>,

@@ -1,8 +1,11 @@
 //! Tests of the store as the daemon sees it.
 
 mod damage;
+mod faults;
 mod model;
 mod other_process;
 mod outbox;
 mod testing;
+mod vfs;
 mod window;
+mod witness;

@@ -5,8 +5,10 @@
 //! transaction writes whole pages: both in one row cost one page instead of two.
 //!
 //! ```text
-//! row   delivered × 3, last × 3 (varints), then packet id (u16) and digest (u64), little-endian, until the end
+//! row   delivered × 3, last × 3 (varints), then packet id (u16) and digest (u64), little-endian, until the end; CRC-32
 //! ```
+//!
+//! Rows of layout 1 have no CRC: their fingerprints end with the row.
 
 use std::collections::VecDeque;
 
@@ -37,6 +39,8 @@ pub(super) struct RedeliveryWindow {
     /// Sum of `rows`.
     stored: usize,
     row: Vec<u8>,
+    /// Keys of rows that cannot be read.
+    damaged: Vec<i64>,
 }
 
 impl RedeliveryWindow {
@@ -45,8 +49,15 @@ impl RedeliveryWindow {
         connection: &Connection,
         limit: usize,
     ) -> rusqlite::Result<(Self, Watermarks, Vec<Fingerprint>)> {
-        let mut window =
-            Self { limit, fresh: Vec::new(), newest: Vec::new(), rows: VecDeque::new(), stored: 0, row: Vec::new() };
+        let mut window = Self {
+            limit,
+            fresh: Vec::new(),
+            newest: Vec::new(),
+            rows: VecDeque::new(),
+            stored: 0,
+            row: Vec::new(),
+            damaged: Vec::new(),
+        };
         let mut watermarks = Watermarks::default();
         let mut fingerprints = Vec::new();
         let mut statement = connection.prepare("SELECT id, body FROM progress ORDER BY id")?;
@@ -55,6 +66,7 @@ impl RedeliveryWindow {
             let id = row.get(0)?;
             let Some((as_of, of_row)) = decode(row.get_ref(1)?.as_blob()?) else {
                 tracing::error!(row = id, "skipped a damaged row of the redelivery window");
+                window.damaged.push(id);
                 continue;
             };
             watermarks = as_of;
@@ -65,6 +77,15 @@ impl RedeliveryWindow {
         }
         fingerprints.drain(..fingerprints.len().saturating_sub(limit));
         Ok((window, watermarks, fingerprints))
+    }
+
+    /// Deletes the damaged rows. Returns how many there were: the newest of them may have had the last ids.
+    pub(super) fn delete_damaged(&mut self, connection: &Connection) -> rusqlite::Result<usize> {
+        let damaged = std::mem::take(&mut self.damaged);
+        for id in &damaged {
+            connection.execute("DELETE FROM progress WHERE id = ?1", (id,))?;
+        }
+        Ok(damaged.len())
     }
 
     pub(super) fn push(&mut self, fingerprint: Fingerprint) {
@@ -130,6 +151,8 @@ fn encode(row: &mut Vec<u8>, watermarks: &Watermarks, fingerprints: &[Fingerprin
         row.extend_from_slice(&fingerprint.packet_id.to_le_bytes());
         row.extend_from_slice(&fingerprint.digest.to_le_bytes());
     }
+    let sum = crc32fast::hash(row);
+    row.extend_from_slice(&sum.to_le_bytes());
 }
 
 fn decode(row: &[u8]) -> Option<(Watermarks, Vec<Fingerprint>)> {
@@ -138,7 +161,11 @@ fn decode(row: &[u8]) -> Option<(Watermarks, Vec<Fingerprint>)> {
     for RecordId(id) in watermarks.delivered.iter_mut().chain(&mut watermarks.last) {
         *id = decoder.varint().ok()?;
     }
-    let (fingerprints, []) = decoder.rest().as_chunks::<10>() else { return None };
+    let (fingerprints, sum) = decoder.rest().as_chunks::<10>();
+    let body = &row[..row.len() - sum.len()];
+    if !(sum.is_empty() || *sum == crc32fast::hash(body).to_le_bytes()) {
+        return None;
+    }
     let fingerprints = fingerprints
         .iter()
         .map(|&[p0, p1, ref digest @ ..]| Fingerprint {

@@ -32,9 +32,6 @@ const IDLE_TICK: Duration = Duration::from_secs(5);
 /// Requests per transaction, although more are waiting. Bounds the WAL and the memory for it, as `COMMIT_BYTES` does.
 const TRANSACTION_REQUESTS: usize = 1024;
 
-const RETRY_FIRST: Duration = Duration::from_secs(1);
-const RETRY_MAX: Duration = Duration::from_secs(30);
-
 #[derive(Debug)]
 pub(super) struct Writer {
     context: StoreContext,
@@ -109,6 +106,10 @@ impl Writer {
         let mut next = Some(session);
         while let Some(mut session) = next.take() {
             let result = self.run_session(&mut session);
+            if matches!(result, Err(Stop::Failed(_))) {
+                // Setting it does not fail.
+                let _ = session.empties_log_at_end(false);
+            }
             drop(session);
             match result {
                 Ok(()) => break,
@@ -137,6 +138,9 @@ impl Writer {
             let now = read_clock();
             // While the outbox is full, delivered records make room only when they are deleted.
             let flush = self.closing || !self.held.is_empty() || session.is_behind(now);
+            if self.closing {
+                session.write_running_time(now, true)?;
+            }
             if session.must_commit() {
                 self.last_commit = now.monotonic;
             }
@@ -152,6 +156,7 @@ impl Writer {
             if now.monotonic.duration_since(self.last_tick) >= TICK {
                 self.last_tick = now.monotonic;
                 session.tick(now)?;
+                self.context.stats.ticks.fetch_add(1, Relaxed);
                 session.expire_state(&mut self.retention, now)?;
                 has_more |= session.is_behind(now) || session.must_commit();
             }
@@ -292,7 +297,7 @@ impl Writer {
         self.is_blocked = false;
         self.epoch += 1;
         self.notify([StoreEvent::Failed { error: error.to_string() }]).ok()?;
-        let mut delay = RETRY_FIRST;
+        let mut delay = self.context.pauses.retry_first;
         loop {
             let retry_at = read_clock().monotonic + delay;
             while !self.closing
@@ -313,7 +318,7 @@ impl Writer {
                     return Some(session);
                 }
                 Err(error) => {
-                    delay = (2 * delay).min(RETRY_MAX);
+                    delay = (2 * delay).min(self.context.pauses.retry_max);
                     tracing::warn!(%error, retry_secs = delay.as_secs(), "cannot open the database yet");
                 }
             }

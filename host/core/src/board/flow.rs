@@ -547,7 +547,7 @@ impl Board {
 
     /// Jobs that the store holds: from before a restart, or put back by a person.
     pub fn unpark(&mut self, parked: Vec<Parked>) {
-        for Parked { id, function, message, due_ms } in parked {
+        for Parked { id, function, message, due_ms, wait_ms } in parked {
             let number = self.rollout.find(&function);
             let scope = number.and_then(|number| Some((number, self.rollout.function(number).serving()?.scope())));
             let Some((number, scope)) = scope else {
@@ -559,8 +559,9 @@ impl Board {
                 self.ledger.commit(Commit { dead_letters: vec![dead_letter], unpark: vec![id], ..Commit::default() });
                 continue;
             };
-            // The wall clock may have jumped while the board was off: never wait longer than a retry may.
-            let wait = Duration::from_millis(due_ms.saturating_sub(self.now.unix_ms)).min(self.config.retry_max_delay);
+            // The wall clock may have jumped while the board was off, or not be set yet.
+            let wait_ms = due_ms.saturating_sub(self.now.unix_ms).min(wait_ms);
+            let wait = Duration::from_millis(wait_ms).min(self.config.retry_max_delay);
             let key = Key::new(number, scope, &message.topic);
             self.dispatch.parking.restore(key, id, message, self.now.monotonic + wait);
         }
@@ -571,9 +572,11 @@ impl Board {
         let unit = self.ledger.unit(id);
         let message = Arc::new(Message { attempt: unit.message.attempt + 1, ..Message::clone(&unit.message) });
         let due = self.now.monotonic + wait;
-        let due_ms = self.now.unix_ms + u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX);
+        let due_ms = self.now.unix_ms.saturating_add(wait_ms);
         let place = unit.commit.unpark.first().copied().unwrap_or(ParkedId::NEW);
-        let parked = Parked { id: place, function: self.function_name(number), message: Arc::clone(&message), due_ms };
+        let function = self.function_name(number);
+        let parked = Parked { id: place, function, message: Arc::clone(&message), due_ms, wait_ms };
         let (key, ticket) = match &self.ledger.unit(id).receipt {
             Receipt::Parked(key) => {
                 self.dispatch.parking.finished(key);
@@ -603,7 +606,7 @@ impl Board {
         }
         let ticket = self.dispatch.parking.park(key, Arc::clone(&message), None);
         let function = self.function_name(number);
-        let parked = Parked { id: ParkedId::NEW, function, message, due_ms: 0 };
+        let parked = Parked { id: ParkedId::NEW, function, message, due_ms: 0, wait_ms: 0 };
         self.ledger.park(id, parked, ticket);
     }
 

@@ -75,6 +75,10 @@ const FAMILIES: &[Family] = &[
     counter("sedge_store_commits_total", "Transactions synced to disk."),
     histogram("sedge_store_sync_seconds", "Duration of a commit, the sync included."),
     counter("sedge_store_failures_total", "Disk failures; nothing is acknowledged until the disk works again."),
+    counter(
+        "sedge_store_damaged_total",
+        "Damaged parts of the store: databases replaced, logs that lost commits, rows.",
+    ),
     gauge("sedge_store_wal_bytes", "Size of the write-ahead log in use."),
     counter("sedge_store_written_bytes_total", "Bytes written to the database files."),
     counter("sedge_deploy_orders_accepted_total", "Signed orders accepted and started."),

@@ -100,4 +100,6 @@ pub struct Parked {
     pub message: Arc<Message>,
     /// Unix time in milliseconds. Compared with the wall clock only after a restart; timers run on the monotonic clock.
     pub due_ms: u64,
+    /// Time from parking until due: the longest wait after a restart, whatever the wall clock says then.
+    pub wait_ms: u64,
 }

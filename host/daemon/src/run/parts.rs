@@ -66,14 +66,6 @@ impl Daemon {
             )?
         };
         store_figures::join(&metrics, store.stats());
-        if let Some(moved_aside) = &recovered.moved_aside {
-            tracing::error!(
-                moved_to = %moved_aside.moved_to.display(),
-                rows_saved = moved_aside.rows_saved,
-                reason = moved_aside.reason,
-                "the database was damaged; it was moved away and a new one holds what could be read"
-            );
-        }
 
         let clock_synced = sedge_sandbox::clock::clock_synced();
         let now = sedge_sandbox::clock::now(clock_synced);

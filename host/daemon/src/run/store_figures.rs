@@ -30,6 +30,11 @@ pub(crate) fn join(metrics: &Metrics, stats: &Arc<Stats>) {
         ] {
             integer("sedge_dropped_total", &[("reason", reason)], get(counter));
         }
+        for (part, counter) in
+            [("database", &stats.damaged_databases), ("log", &stats.damaged_logs), ("row", &stats.damaged_rows)]
+        {
+            integer("sedge_store_damaged_total", &[("part", part)], get(counter));
+        }
         for (family, value) in [
             ("sedge_dead_letters_kept", get(&stats.dead_letters)),
             ("sedge_dead_letters_kept_bytes", get(&stats.dead_letter_bytes)),

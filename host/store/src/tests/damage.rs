@@ -9,9 +9,10 @@ use std::sync::atomic::Ordering::Relaxed;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::testing::*;
-use crate::{DeadLetterFilter, DeadLetters, OpenError, Store};
+use crate::{DeadLetterFilter, DeadLetters, OpenError, Store, schema};
 use sedge_core::config;
-use sedge_core::store::{BatchNo, Commit, StoreEvent, StoreRequest};
+use sedge_core::message::FailureCode;
+use sedge_core::store::{BatchNo, Commit, Parked, ParkedId, RecordId, StoreEvent, StoreRequest};
 use sedge_core::stream::Stream;
 
 #[test]
@@ -42,6 +43,33 @@ fn a_newer_database_is_refused_and_unchanged() {
     let result = Store::open(&config::Store::default(), dir.path(), 1, now());
     assert!(matches!(result, Err(OpenError::Newer { found: 99, .. })));
     assert_eq!(fs::read(dir.path().join("sedge.db")).unwrap(), before);
+}
+
+#[test]
+fn rows_of_layout_1_are_read_and_written_again_with_sums() {
+    let dir = tempfile::tempdir().unwrap();
+    let connection = rusqlite::Connection::open(dir.path().join("sedge.db")).unwrap();
+    connection.execute_batch(&schema::CREATE.replace(" sum INTEGER,", "")).unwrap();
+    // As in the tests of `row.rs`.
+    let rows = "INSERT INTO alert VALUES (4, x'010107000100026602740170');
+        INSERT INTO parked VALUES (3, x'010902660002610162000501');
+        INSERT INTO scope VALUES (1, 'anomaly', '');
+        INSERT INTO state VALUES (1, 'n', x'31');
+        INSERT INTO meta VALUES ('ageless', x'00');
+        PRAGMA user_version = 1;";
+    connection.execute_batch(rows).unwrap();
+    drop(connection);
+    let mut rig = Rig::open(dir.path());
+    assert_eq!(rig.recovered.meta, []);
+    assert_eq!((rig.recovered.parked.len(), rig.recovered.parked[0].wait_ms), (1, u64::MAX));
+    let stored = rig.read_all(Stream::Alert);
+    assert_eq!((stored.len(), stored[0].id.0, &*stored[0].record.topic), (1, 4, "t"));
+    assert_eq!(rig.state(&scope(None)), [("n".to_owned(), "1".into())]);
+    rig.commit(vec![Commit { state: vec![(scope(None), vec![write("n", Some("2"))])], ..Commit::default() }]);
+    assert_eq!(rig.state(&scope(None)), [("n".to_owned(), "2".into())]);
+    rig.close();
+    flip(dir.path(), "state", "value", 0);
+    assert_eq!(Rig::open(dir.path()).state(&scope(None)), []);
 }
 
 #[test]
@@ -121,6 +149,134 @@ fn readable_rows_of_a_damaged_database_are_saved() {
 }
 
 #[test]
+fn ids_of_rows_that_were_lost_are_skipped_also_after_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("sedge.db"), "not a database".repeat(1000)).unwrap();
+    drop(Rig::open(dir.path()));
+    let mut rig = Rig::open(dir.path());
+    let stored = rig.commit(vec![records(vec![record(Stream::Data, "x")])]);
+    assert!(stored[0].id.0 > 1_000_000);
+}
+
+/// Flips a bit of a column of the newest row of a table.
+fn flip(dir: &Path, table: &str, column: &str, bit: usize) {
+    let connection = rusqlite::Connection::open(dir.join("sedge.db")).unwrap();
+    let newest = format!("SELECT CAST({column} AS BLOB) FROM {table} ORDER BY 1 DESC LIMIT 1");
+    let mut value: Vec<u8> = connection.query_row(&newest, (), |row| row.get(0)).unwrap();
+    let old = value.clone();
+    let at = value.len() * 8 - 1 - bit;
+    value[at / 8] ^= 1 << (at % 8);
+    let typed = format!("iif(typeof({column}) = 'text', CAST(?1 AS TEXT), ?1)");
+    let update = format!("UPDATE {table} SET {column} = {typed} WHERE CAST({column} AS BLOB) = ?2");
+    assert_eq!(connection.execute(&update, (value, old)).unwrap(), 1);
+}
+
+#[test]
+fn a_damaged_record_is_a_gap_and_never_delivered() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open(dir.path());
+    let of = |n: u64| record(Stream::Data, format!("payload {n}"));
+    rig.commit(vec![records((1..=5).map(of).collect())]);
+    rig.close();
+    // In the payload of the last record.
+    flip(dir.path(), "data", "body", 40);
+    let mut rig = Rig::open(dir.path());
+    for _ in 0..2 {
+        let found: Vec<u64> = rig.read_all(Stream::Data).iter().map(|stored| stored.id.0).collect();
+        assert_eq!(found, [1, 2, 3, 4]);
+    }
+    let stored = rig.commit(vec![records(vec![of(6)])]);
+    assert_eq!(stored[0].id.0, 6);
+    assert_eq!(rig.handle.stats().dropped_damaged.load(Relaxed), 1);
+    rig.close();
+    // Counted once, also across a restart.
+    let mut rig = Rig::open(dir.path());
+    let StoreEvent::Gaps { gaps, .. } = rig.event() else { panic!("no gap") };
+    let [gap] = &gaps[..] else { panic!("{gaps:?}") };
+    assert_eq!((&*gap.reason, gap.first_id.0, gap.last_id.0, gap.records), ("damaged", 5, 5, 1));
+    assert_eq!(rig.read_all(Stream::Data).len(), 5);
+    assert_eq!(rig.handle.stats().dropped_damaged.load(Relaxed), 0);
+}
+
+#[test]
+fn a_row_of_which_nothing_can_be_read_is_a_gap_of_its_records() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open(dir.path());
+    let of = |n: u64| record(Stream::Data, format!("payload {n}"));
+    for first in [1, 4, 8] {
+        rig.commit(vec![records((first..first + 3).map(of).collect())]);
+    }
+    rig.close();
+    let connection = rusqlite::Connection::open(dir.path().join("sedge.db")).unwrap();
+    connection.execute("UPDATE data SET body = zeroblob(200) WHERE id = 6", ()).unwrap();
+    drop(connection);
+    let mut rig = Rig::open(dir.path());
+    let found: Vec<u64> = rig.read_all(Stream::Data).iter().map(|stored| stored.id.0).collect();
+    assert_eq!(found, [1, 2, 3, 7, 8, 9]);
+    let StoreEvent::Gaps { gaps, .. } = rig.event() else { panic!("no gap") };
+    assert_eq!((gaps[0].first_id.0, gaps[0].last_id.0, gaps[0].records), (4, 6, 3));
+}
+
+#[test]
+fn damaged_state_is_deleted_and_told_and_never_seen() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open(dir.path());
+    let writes = vec![write("a", Some("1")), write("b", Some("2"))];
+    rig.commit(vec![Commit { state: vec![(scope(None), writes)], ..Commit::default() }]);
+    rig.close();
+    flip(dir.path(), "state", "value", 0);
+    let mut rig = Rig::open(dir.path());
+    assert_eq!(rig.state(&scope(None)), [("a".to_owned(), "1".into())]);
+    assert_eq!(rig.handle.stats().damaged_rows.load(Relaxed), 1);
+    rig.close();
+    let mut rig = Rig::open(dir.path());
+    assert_eq!(rig.state(&scope(None)), [("a".to_owned(), "1".into())]);
+    assert_eq!(rig.handle.stats().damaged_rows.load(Relaxed), 0, "told once");
+}
+
+#[test]
+fn damaged_watermarks_give_no_id_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open(dir.path());
+    for _ in 0..3 {
+        rig.commit(vec![records(vec![record(Stream::Data, "x")])]);
+    }
+    rig.send(StoreRequest::Delivered { stream: Stream::Data, through: RecordId(3) });
+    rig.close();
+    flip(dir.path(), "progress", "body", 50);
+    let mut rig = Rig::open(dir.path());
+    assert_eq!(rig.handle.stats().damaged_rows.load(Relaxed), 1);
+    let stored = rig.commit(vec![records(vec![record(Stream::Data, "x")])]);
+    assert!(stored[0].id.0 > 3, "id {} is given twice", stored[0].id);
+    rig.close();
+    assert_eq!(Rig::open(dir.path()).handle.stats().damaged_rows.load(Relaxed), 0, "told once");
+}
+
+#[test]
+fn damaged_parked_jobs_and_dead_letters_are_told_and_never_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open(dir.path());
+    let park = |payload: &str| {
+        let message = message("a", payload.to_owned()).into();
+        vec![Parked { id: ParkedId::NEW, function: "f".into(), message, due_ms: 9, wait_ms: 9 }]
+    };
+    let dead_letters = vec![dead_letter("f", FailureCode::Trap, "x")];
+    rig.commit(vec![Commit { park: park("one"), dead_letters, ..Commit::default() }]);
+    rig.commit(vec![Commit { park: park("two"), ..Commit::default() }]);
+    rig.close();
+    flip(dir.path(), "parked", "body", 50);
+    flip(dir.path(), "dead_letter", "function", 0);
+    let rig = Rig::open(dir.path());
+    let left: Vec<_> = rig.recovered.parked.iter().map(|job| job.message.payload.clone()).collect();
+    assert_eq!(left, ["one"]);
+    assert_eq!(rig.handle.stats().damaged_rows.load(Relaxed), 1);
+    let mut letters = DeadLetters::open(dir.path()).unwrap();
+    assert_eq!(letters.list(&DeadLetterFilter::default(), 9).unwrap(), []);
+    assert_eq!(letters.replay(&DeadLetterFilter::default(), 5).unwrap(), 0);
+    assert_eq!(letters.drop(&DeadLetterFilter::default()).unwrap(), 1);
+}
+
+#[test]
 fn the_store_opens_after_any_damage() {
     let original = tempfile::tempdir().unwrap();
     filled(original.path());
@@ -171,6 +327,88 @@ fn a_salvage_interrupted_by_a_power_cut_is_finished() {
     Rig::open(dir.path()).close();
     fs::rename(&database, &salvage).unwrap();
     assert_eq!(Rig::open(dir.path()).read_all(Stream::Alert).len(), 200);
+}
+
+/// Writes what a daemon leaves that was killed after these many commits of a record each. Returns the log.
+fn killed_after(commits: u64, to: &Path) -> Vec<u8> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open(dir.path());
+    for n in 0..commits {
+        rig.commit(vec![Commit { records: vec![record(Stream::Data, n.to_string())], ..delivery(n) }]);
+    }
+    for name in ["sedge.db", "sedge.db-wal"] {
+        fs::copy(dir.path().join(name), to.join(name)).unwrap();
+    }
+    fs::read(to.join("sedge.db-wal")).unwrap()
+}
+
+/// Copies of logs that were kept.
+fn kept_logs(dir: &Path) -> Vec<Vec<u8>> {
+    let paths = fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let kept = paths.filter(|path| path.file_name().unwrap().to_str().unwrap().starts_with("sedge.db-wal.corrupt-"));
+    kept.map(|path| fs::read(path).unwrap()).collect()
+}
+
+#[test]
+fn a_flipped_bit_of_the_log_is_told_and_no_id_is_given_twice() {
+    let good = tempfile::tempdir().unwrap();
+    let log = killed_after(40, good.path());
+    // Every part of the header and of a frame header, and places in pages.
+    let header = (0..32).chain(32..56).map(|byte| byte * 8 + byte % 8);
+    for bit in header.chain((1..12).map(|n| n * log.len() * 8 / 14)) {
+        let dir = tempfile::tempdir().unwrap();
+        fs::copy(good.path().join("sedge.db"), dir.path().join("sedge.db")).unwrap();
+        let mut damaged = log.clone();
+        damaged[bit / 8] ^= 1 << (bit % 8);
+        fs::write(dir.path().join("sedge.db-wal"), &damaged).unwrap();
+        let mut rig = Rig::open(dir.path());
+        let left = rig.read_all(Stream::Data).len();
+        assert!(left < 40 && rig.recovered.moved_aside.is_none(), "bit {bit}: {left} records are left");
+        assert_eq!(rig.handle.stats().damaged_logs.load(Relaxed), 1, "bit {bit}");
+        assert_eq!(kept_logs(dir.path()), [damaged], "bit {bit}");
+        // Also after a crash before anything was committed.
+        drop(rig);
+        let mut rig = Rig::open(dir.path());
+        assert_eq!(rig.handle.stats().damaged_logs.load(Relaxed), 0, "told once");
+        let stored = rig.commit(vec![records(vec![record(Stream::Data, "x")])]);
+        assert!(stored[0].id.0 > 40, "id {} is given twice", stored[0].id);
+    }
+}
+
+#[test]
+fn a_commit_that_lost_the_power_is_not_taken_for_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = killed_after(40, dir.path());
+    // The first sector of the first frame of the last commit.
+    let frames = log.len() / 2072;
+    let is_last = |n: usize| log[32 + n * 2072 + 4..][..4] != [0; 4];
+    let before = (0..frames - 1).rev().find(|n| is_last(*n)).unwrap();
+    log[32 + (before + 1) * 2072..][..512].fill(0);
+    fs::write(dir.path().join("sedge.db-wal"), &log).unwrap();
+    let mut rig = Rig::open(dir.path());
+    assert_eq!(rig.read_all(Stream::Data).len(), 39);
+    assert_eq!((rig.handle.stats().damaged_logs.load(Relaxed), kept_logs(dir.path()).len()), (0, 0));
+}
+
+#[test]
+fn an_empty_database_beside_a_log_is_damage_and_the_log_is_kept() {
+    for is_there in [true, false] {
+        let dir = tempfile::tempdir().unwrap();
+        let log = killed_after(40, dir.path());
+        let database = dir.path().join("sedge.db");
+        fs::remove_file(&database).unwrap();
+        if is_there {
+            fs::write(&database, "").unwrap();
+        }
+        let mut rig = Rig::open(dir.path());
+        assert_eq!(rig.handle.stats().damaged_logs.load(Relaxed), 1);
+        assert_eq!(kept_logs(dir.path()), [log]);
+        // The pages of the records are in the log.
+        let found: Vec<_> = rig.read_all(Stream::Data).into_iter().map(|stored| stored.record.payload).collect();
+        assert_eq!(found, (0..40).map(|n: u64| n.to_string()).collect::<Vec<_>>());
+        let stored = rig.commit(vec![records(vec![record(Stream::Data, "x")])]);
+        assert!(stored[0].id.0 > 40, "id {} is given twice", stored[0].id);
+    }
 }
 
 /// Runs an ignored test of this file in another process, with limits and a user of its own.

@@ -53,7 +53,7 @@ fn a_running_daemon_receives_replayed_letters() {
     let StoreEvent::Parked(jobs) = rig.event() else { panic!("nothing was replayed") };
     let letter = dead_letter("anomaly", FailureCode::Fuel, "payload 1");
     let message = Message { attempt: 2, ..Message::clone(&letter.message) }.into();
-    assert_eq!(jobs, [Parked { id: jobs[0].id, function: "anomaly".into(), message, due_ms: 5 }]);
+    assert_eq!(jobs, [Parked { id: jobs[0].id, function: "anomaly".into(), message, due_ms: 5, wait_ms: 0 }]);
     assert_eq!(letters.list(&DeadLetterFilter::default(), 99).unwrap().len(), 2);
     assert_eq!(letters.replay(&only(2), 5).unwrap(), 0);
 
@@ -83,7 +83,8 @@ fn a_replay_just_before_the_daemon_parks_a_job_is_not_missed() {
     let mut rig = Rig::open(dir.path());
     letters(&mut rig, 1);
     DeadLetters::open(dir.path()).unwrap().replay(&only(1), 5).unwrap();
-    let job = Parked { id: ParkedId::NEW, function: "f".into(), message: message("a", "b").into(), due_ms: 9 };
+    let message = message("a", "b").into();
+    let job = Parked { id: ParkedId::NEW, function: "f".into(), message, due_ms: 9, wait_ms: 9 };
     rig.start(vec![Commit { park: vec![job], ..Commit::default() }]);
     let (mut own, mut replayed) = (None, None);
     while own.is_none() || replayed.is_none() {
@@ -119,24 +120,36 @@ fn dead_letters_are_bounded() {
 }
 
 #[test]
-fn old_dead_letters_are_dropped_unless_the_clock_was_not_set() {
+fn old_dead_letters_are_dropped() {
     let dir = tempfile::tempdir().unwrap();
-    let mut rig = Rig::open(dir.path());
-    let now_ms = now().unix_ms;
-    let of = |at_ms| Commit {
-        dead_letters: vec![sedge_core::store::DeadLetter { at_ms, ..dead_letter("f", FailureCode::Trap, "x") }],
-        ..Commit::default()
-    };
-    rig.commit(vec![of(now_ms - 40 * 24 * 3_600_000)]);
-    rig.commit(vec![of(1000)]);
+    let config = config::Store { dead_letter_max_age_secs: NonZeroU64::new(1), ..config::Store::default() };
+    let mut rig = Rig::open_with(dir.path(), &config);
+    letters(&mut rig, 2);
     let started = std::time::Instant::now();
-    while rig.handle.stats().dead_letters_dropped.load(Relaxed) == 0 {
+    while rig.handle.stats().dead_letters_dropped.load(Relaxed) < 2 {
         assert!(started.elapsed().as_secs() < 30, "nothing was dropped");
         std::thread::sleep(std::time::Duration::from_millis(5));
     }
     rig.close();
-    let kept = DeadLetters::open(dir.path()).unwrap().list(&DeadLetterFilter::default(), 99).unwrap();
-    assert_eq!(kept.iter().map(|(id, _)| id.0).collect::<Vec<_>>(), [2]);
+    assert_eq!(DeadLetters::open(dir.path()).unwrap().list(&DeadLetterFilter::default(), 99).unwrap(), []);
+}
+
+/// The board booted in 1970, was set meanwhile, or was ten years ahead for a moment.
+#[test]
+fn a_wrong_clock_drops_no_dead_letter() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open(dir.path());
+    let now_ms = now().unix_ms;
+    for at_ms in [0, 1000, now_ms - 10 * 365 * 24 * 3_600_000, now_ms - 40 * 24 * 3_600_000, now_ms] {
+        let letter = sedge_core::store::DeadLetter { at_ms, ..dead_letter("f", FailureCode::Trap, "x") };
+        rig.commit(vec![Commit { dead_letters: vec![letter], ..Commit::default() }]);
+    }
+    rig.close();
+    let rig = Rig::open(dir.path());
+    rig.after_ticks(2);
+    assert_eq!(rig.handle.stats().dead_letters_dropped.load(Relaxed), 0);
+    rig.close();
+    assert_eq!(DeadLetters::open(dir.path()).unwrap().list(&DeadLetterFilter::default(), 99).unwrap().len(), 5);
 }
 
 #[test]

@@ -235,18 +235,30 @@ fn a_refused_record_becomes_a_gap_and_is_not_read_again() {
 #[test]
 fn records_that_are_too_old_become_a_gap() {
     let dir = tempfile::tempdir().unwrap();
-    let config = config::Store { max_age_secs: NonZeroU64::new(3600), ..config::Store::default() };
+    let config = config::Store { max_age_secs: NonZeroU64::new(1), ..config::Store::default() };
     let mut rig = Rig::open_with(dir.path(), &config);
-    let now_ms = now().unix_ms;
-    let mut old = record(Stream::Alert, "old");
-    old.at_ms = now_ms - 7_200_000;
-    let mut new = record(Stream::Alert, "new");
-    new.at_ms = now_ms;
-    rig.commit(vec![records(vec![old])]);
-    rig.commit(vec![records(vec![new])]);
+    rig.commit(vec![records(vec![record(Stream::Alert, "old")])]);
     let gaps = gaps(&mut rig);
     assert_eq!((gaps[0].stream, gaps[0].last_id, &*gaps[0].reason), (Stream::Alert, RecordId(1), "expired"));
+    rig.commit(vec![records(vec![record(Stream::Alert, "new")])]);
     assert_eq!(ids(&rig.read_all(Stream::Alert)), [2]);
+}
+
+/// The board booted in 1970 and its clock is right now, or was ten years behind.
+#[test]
+fn a_wrong_clock_drops_no_record() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = config::Store { max_age_secs: NonZeroU64::new(86_400), ..config::Store::default() };
+    let mut rig = Rig::open_with(dir.path(), &config);
+    for at_ms in [0, 60_000, now().unix_ms - 10 * 365 * 24 * 3_600_000] {
+        let of = |stream| sedge_core::store::Record { at_ms, ..record(stream, "x") };
+        rig.commit(vec![records(vec![of(Stream::Alert), of(Stream::Data)])]);
+    }
+    rig.close();
+    let mut rig = Rig::open_with(dir.path(), &config);
+    rig.after_ticks(2);
+    assert_eq!((rig.read_all(Stream::Alert).len(), rig.read_all(Stream::Data).len()), (3, 3));
+    assert_eq!(rig.handle.stats().dropped_expired.load(Relaxed), 0);
 }
 
 #[test]

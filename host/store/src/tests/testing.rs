@@ -1,11 +1,12 @@
 //! Rig: a store in a temporary folder, with shorthands for requests.
 
 use std::path::Path;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::{OpenError, Store, StoreEvents, StoreHandle};
+use crate::{OpenError, Pauses, Store, StoreEvents, StoreHandle};
 use sedge_core::config;
 use sedge_core::message::{Failure, FailureCode, Message, Scope, StateWrite, Usage};
 use sedge_core::store::{
@@ -22,6 +23,11 @@ pub(super) fn now() -> Now {
 
 pub(super) const RECEIVE_MAXIMUM: u16 = 16;
 const PATIENCE: Duration = Duration::from_secs(60);
+const PAUSES: Pauses = Pauses {
+    second_look: Duration::from_millis(2),
+    retry_first: Duration::from_millis(1),
+    retry_max: Duration::from_millis(8),
+};
 
 pub(super) struct Rig {
     pub(super) handle: StoreHandle,
@@ -37,18 +43,22 @@ impl Rig {
         Self::open_with(dir, &config::Store::default())
     }
 
-    /// Retries, because the thread of a store that was just dropped may still hold the lock.
     pub(super) fn open_with(dir: &Path, config: &config::Store) -> Self {
+        Self::try_open(dir, config).unwrap_or_else(|error| panic!("{error}: {error:?}"))
+    }
+
+    /// Waits for the lock, which the thread of a store that was just dropped may still hold.
+    pub(super) fn try_open(dir: &Path, config: &config::Store) -> Result<Self, OpenError> {
         let started = Instant::now();
         loop {
-            match Store::open(config, dir, RECEIVE_MAXIMUM, now()) {
+            match Store::open_with(config, dir, RECEIVE_MAXIMUM, PAUSES, now()) {
                 Ok((handle, events, recovered)) => {
-                    return Self { handle, events, recovered, dropped: Vec::new(), seq: 0 };
+                    return Ok(Self { handle, events, recovered, dropped: Vec::new(), seq: 0 });
                 }
                 Err(OpenError::Held { .. }) if started.elapsed() < PATIENCE => {
-                    std::thread::sleep(Duration::from_millis(1));
+                    std::thread::sleep(Duration::from_micros(100));
                 }
-                Err(error) => panic!("{error}: {error:?}"),
+                Err(error) => return Err(error),
             }
         }
     }
@@ -64,8 +74,14 @@ impl Rig {
             if let Some(event) = self.events.try_recv() {
                 return event;
             }
-            assert!(started.elapsed() < PATIENCE, "no event came");
-            std::thread::sleep(Duration::from_micros(200));
+            let waited = started.elapsed();
+            assert!(waited < PATIENCE, "no event came");
+            // Most events come at once.
+            if waited < Duration::from_micros(300) {
+                std::thread::yield_now();
+            } else {
+                std::thread::sleep(Duration::from_micros(200));
+            }
         }
     }
 
@@ -128,6 +144,15 @@ impl Rig {
             if end {
                 return all;
             }
+        }
+    }
+
+    /// Waits until the store has looked for what is too old, this many times.
+    pub(super) fn after_ticks(&self, ticks: u64) {
+        let started = Instant::now();
+        while self.handle.stats().ticks.load(Relaxed) < ticks {
+            assert!(started.elapsed() < PATIENCE, "the store does not tick");
+            std::thread::sleep(Duration::from_millis(5));
         }
     }
 
