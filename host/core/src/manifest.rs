@@ -107,7 +107,7 @@ pub struct Trial {
     pub mode: TrialMode,
     /// Ends after this number of messages.
     pub messages: NonZeroU32,
-    /// Ends after this time, however few messages came.
+    /// After this time without them, the version counts as active and stays guarded.
     pub secs: NonZeroU32,
     /// Live: number of tolerated traps and broken limits.
     pub failures: u32,

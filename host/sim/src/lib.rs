@@ -15,7 +15,7 @@ pub mod worker;
 pub mod world;
 
 /// What a campaign must have reached: else its runs prove less than they seem to.
-pub const RARE: [&str; 15] = [
+pub const RARE: [&str; 16] = [
     "a function was paused",
     "a function was released",
     "a gap was reported",
@@ -23,6 +23,7 @@ pub const RARE: [&str; 15] = [
     "a receiver never answered",
     "a shadow differed",
     "a trial failed",
+    "a trial was late",
     "a trial was passed",
     "a version was loaded",
     "a worker held back a job",

@@ -510,6 +510,9 @@ impl World {
                 self.reached.insert("a shadow differed");
             }
             TrialEvent::Progress { .. } => {}
+            TrialEvent::Late => {
+                self.reached.insert("a trial was late");
+            }
             TrialEvent::Passed => {
                 self.reached.insert("a trial was passed");
                 self.reference.may_trap |= failing;

@@ -101,19 +101,139 @@ fn a_version_that_keeps_its_terms_is_kept() {
     assert_eq!(rig.ran().last(), Some(&('y', "o5")));
 }
 
-#[test]
-fn a_trial_is_over_when_its_time_is() {
-    let mut rig = Rig::new(one());
-    let second = rig.deploy(one().remove(0), SECOND, Some(trial(1000, 0)));
-    rig.until_ready(second);
+/// Lets the time of a trial pass that has begun just now.
+fn be_late(rig: &mut Rig, edition: u32) {
     assert_eq!(rig.next_due(), Some(rig.now + Duration::from_secs(60)));
     rig.pass(59);
     rig.settle();
-    assert!(!rig.has_said(second, &TrialEvent::Passed));
+    assert!(!rig.has_said(edition, &TrialEvent::Late));
     rig.pass(1);
     rig.settle();
     rig.perform();
+    assert!(rig.has_said(edition, &TrialEvent::Late) && !rig.has_said(edition, &TrialEvent::Passed));
+    assert_eq!(rig.next_due(), None, "no clock ends it");
+}
+
+#[test]
+fn a_trial_that_saw_no_message_in_its_time_is_still_guarded() {
+    let mut rig = Rig::new(one());
+    let bad = rig.deploy(one().remove(0), "derived/y o", Some(trial(10, 0)));
+    rig.until_ready(bad);
+    be_late(&mut rig, bad);
+    rig.receive("t/1", "o1", 1, false);
+    rig.settle();
+    assert_eq!(rig.ran(), [('x', "o1")], "the version before runs it");
+    assert_eq!(rig.disk.dead_letters, []);
+    assert_eq!(rig.failure(bad).unwrap().code, FailureCode::Trap);
+}
+
+#[test]
+fn a_late_trial_is_passed_with_its_messages() {
+    let mut rig = Rig::new(one());
+    let second = rig.deploy(one().remove(0), "derived/y a", Some(trial(3, 0)));
+    rig.until_ready(second);
+    be_late(&mut rig, second);
+    for n in 1..=3 {
+        assert!(!rig.has_said(second, &TrialEvent::Passed));
+        rig.receive("t/1", &format!("o{n}"), n, false);
+        rig.settle();
+    }
     assert!(rig.has_said(second, &TrialEvent::Passed));
+    rig.receive("t/1", "a", 4, false);
+    rig.settle();
+    assert_eq!(rig.disk.reasons(), ["trap"], "nothing guards it any more");
+}
+
+/// Some messages are not all of them: what a trial asks for is its messages.
+#[test]
+fn a_trial_that_saw_too_few_messages_in_its_time_is_still_guarded() {
+    let mut rig = Rig::new(one());
+    let second = rig.deploy(one().remove(0), "derived/y a", Some(trial(3, 0)));
+    rig.until_ready(second);
+    rig.receive("t/1", "o1", 1, false);
+    rig.settle();
+    rig.pass(60);
+    rig.settle();
+    rig.perform();
+    assert!(rig.has_said(second, &TrialEvent::Late));
+    rig.receive("t/1", "a", 2, false);
+    rig.settle();
+    assert!(rig.failure(second).is_some() && rig.disk.dead_letters.is_empty());
+}
+
+#[test]
+fn a_late_version_hears_only_its_own_topics_and_the_one_before_gets_its_own_back() {
+    let mut rig = Rig::new(one());
+    let other = || manifest("f", "u/#", StateScope::None);
+    let second = rig.deploy(other(), "derived/y a", Some(trial(3, 0)));
+    rig.until_ready(second);
+    rig.receive("t/1", "o1", 1, false);
+    rig.settle();
+    assert_eq!(rig.ran(), [('x', "o1")], "during a trial the fallback keeps its topics");
+    be_late(&mut rig, second);
+    rig.receive("t/1", "o2", 2, false);
+    rig.receive("u/1", "o3", 3, false);
+    rig.settle();
+    assert_eq!(rig.ran(), [('x', "o1"), ('y', "o3")]);
+    rig.receive("u/1", "a", 4, false);
+    rig.settle();
+    assert!(rig.failure(second).is_some());
+    rig.receive("t/1", "o5", 5, false);
+    rig.settle();
+    assert_eq!(rig.ran().last(), Some(&('x', "o5")));
+}
+
+#[test]
+fn a_version_that_was_late_before_a_restart_serves_at_once_and_is_guarded() {
+    let mut rig = Rig::new(one());
+    let bad = rig.resume(one().remove(0), "derived/y a", trial(3, 0));
+    rig.perform();
+    for (id, payload) in (1..).zip(["o1", "a"]) {
+        rig.receive("t/1", payload, id, false);
+    }
+    rig.settle();
+    assert_eq!(rig.ran()[0], ('y', "o1"), "no message goes to the version before");
+    assert!(rig.failure(bad).is_some() && rig.disk.dead_letters.is_empty());
+    assert!(!rig.has_said(bad, &TrialEvent::Late));
+    // The first version of a function has nothing behind it and serves at once too.
+    let mut rig = Rig::new(Vec::new());
+    let first = rig.resume(one().remove(0), "derived/y a", trial(2, 0));
+    rig.perform();
+    rig.receive("t/1", "o1", 1, false);
+    rig.settle();
+    assert_eq!(rig.ran(), [('y', "o1")]);
+    rig.receive("t/1", "a", 2, false);
+    rig.settle();
+    assert!(rig.failure(first).is_some());
+}
+
+#[test]
+fn a_late_first_version_stands_behind_the_next() {
+    let mut rig = Rig::new(Vec::new());
+    let first = rig.deploy(one().remove(0), FIRST, Some(trial(10, 0)));
+    rig.until_ready(first);
+    be_late(&mut rig, first);
+    let second = rig.deploy(one().remove(0), "derived/y o", Some(trial(10, 0)));
+    rig.until_ready(second);
+    rig.receive("t/1", "o1", 1, false);
+    rig.settle();
+    assert_eq!(rig.ran(), [('x', "o1")]);
+    assert!(rig.failure(second).is_some() && rig.disk.dead_letters.is_empty());
+}
+
+#[test]
+fn a_shadow_without_messages_is_not_promoted() {
+    let mut rig = Rig::new(one());
+    let second = rig.deploy(one().remove(0), SECOND, Some(shadow(2, Some(0))));
+    rig.until_ready(second);
+    be_late(&mut rig, second);
+    for n in 1..=2 {
+        rig.receive("t/1", &format!("o{n}"), n, false);
+    }
+    rig.settle();
+    rig.perform();
+    assert!(rig.failure(second).is_some(), "it was compared when its messages came");
+    assert_eq!(rig.ran(), [('x', "o1"), ('x', "o2")]);
 }
 
 #[test]

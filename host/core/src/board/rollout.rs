@@ -45,10 +45,12 @@ pub(crate) struct Rollout {
 }
 
 /// A version that the workers are loading, or that waits for jobs to be called back.
+#[derive(Clone)]
 struct Pending {
     function: FunctionNo,
     edition: Rc<Edition>,
     trial: Option<Trial>,
+    is_resumed: bool,
     is_loaded: bool,
 }
 
@@ -176,6 +178,7 @@ impl Rollout {
         };
         let trial =
             version.trial.clone().map(|trial| if is_shadow { trial } else { Trial { mode: TrialMode::Live, ..trial } });
+        let is_resumed = version.is_resumed;
         let edition = Rc::new(Edition::new(version.into(), trial.is_some()));
         // Whatever waits already is older.
         let superseded = self.forget_pending(number);
@@ -184,10 +187,14 @@ impl Rollout {
             function: number,
             edition: Rc::clone(&edition),
             is_expendable: trial.is_some(),
-            serves_at_once: trial.is_none() && (is_first || has_run && keeps_keys),
+            // A version that is resumed has been loaded before.
+            serves_at_once: match trial {
+                None => is_first || has_run && keeps_keys,
+                Some(_) => is_resumed && (keeps_keys || self.function(number).jobs_under_way() == 0),
+            },
             superseded,
         };
-        self.pending.push(Pending { function: number, edition, trial, is_loaded: false });
+        self.pending.push(Pending { function: number, edition, trial, is_resumed, is_loaded: false });
         Ok(placed)
     }
 
@@ -248,29 +255,39 @@ impl Rollout {
     /// Begins the loaded version of a function. Returns versions that the workers can unload.
     pub(crate) fn begin_pending(&mut self, number: FunctionNo, now: Now) -> Vec<(FunctionNo, u32)> {
         let place = self.pending.iter().position(|it| it.function == number && it.is_loaded);
-        let Pending { edition, trial, .. } = self.pending.remove(place.expect("a loaded version waits"));
-        let unload = self.begin(number, Rc::clone(&edition), trial, now);
-        self.report(number, edition.number(), TrialEvent::Ready);
+        let pending = self.pending.remove(place.expect("a loaded version waits"));
+        let unload = self.begin(&pending, now);
+        self.report(number, pending.edition.number(), TrialEvent::Ready);
         unload
     }
 
+    /// Begins a version that workers are still loading: jobs reach a worker behind the code that they need.
+    pub(crate) fn begin_at_once(&mut self, number: FunctionNo, edition: u32, now: Now) -> Vec<(FunctionNo, u32)> {
+        let is_it = |it: &Pending| it.function == number && it.edition.number() == edition;
+        let place = self.pending.iter().position(is_it).expect("a version is loaded before it begins");
+        // It stays, to be confirmed by the workers.
+        let pending = self.pending[place].clone();
+        self.begin(&pending, now)
+    }
+
     /// Makes a version serve, or begins its trial. Returns versions that the workers can unload.
-    pub(crate) fn begin(
-        &mut self,
-        number: FunctionNo,
-        edition: Rc<Edition>,
-        trial: Option<Trial>,
-        now: Now,
-    ) -> Vec<(FunctionNo, u32)> {
+    fn begin(&mut self, pending: &Pending, now: Now) -> Vec<(FunctionNo, u32)> {
+        let Pending { function: number, is_resumed, .. } = *pending;
+        let (edition, trial) = (Rc::clone(&pending.edition), pending.trial.clone());
         let function = self.function_mut(number);
         let (older, proven) = match std::mem::take(&mut function.versions) {
             Versions::None => (None, None),
             Versions::Active(edition) => (None, Some(edition)),
+            // With nothing proven behind it, what counts as active is what there is to return to.
+            Versions::Trial { candidate, fallback: None } if candidate.counts_as_active() => {
+                candidate.edition.set_proven();
+                (None, Some(candidate.edition))
+            }
             Versions::Trial { candidate, fallback } => (Some(candidate.edition), fallback),
         };
         let replaced = match trial {
             Some(trial) => {
-                let candidate = Box::new(Candidate::new(edition, trial, now.monotonic));
+                let candidate = Box::new(Candidate::new(edition, trial, is_resumed, now.monotonic));
                 function.versions = Versions::Trial { candidate, fallback: proven };
                 self.timed.insert(number);
                 None
@@ -347,6 +364,11 @@ impl Rollout {
         function.versions = Versions::Active(candidate.edition);
         self.routes_changed = true;
         self.retire(number, fallback)
+    }
+
+    /// The version on trial counts as active from now on: only its own topics are wanted.
+    pub(crate) fn counts_as_active(&mut self) {
+        self.routes_changed = true;
     }
 
     /// The version before the one on trial serves again. Returns versions to unload, and whether the keys stay the same.

@@ -24,6 +24,8 @@ pub struct Version {
     pub code: Code,
     /// `None`: serves at once.
     pub trial: Option<Trial>,
+    /// Served before, without having run the messages of its trial: serves at once, guarded by what serves now.
+    pub is_resumed: bool,
 }
 
 impl Version {
@@ -41,7 +43,17 @@ impl Version {
         let permits =
             Permits { base_topic: "sedge".into(), publish: manifest.allow.publish.clone(), grants: Grants::default() };
         let code = Code::Plain(bytes::Bytes::copy_from_slice(script.as_bytes()));
-        Self { edition, manifest: manifest.into(), digest, limits, settings: Vec::new(), permits, code, trial }
+        Self {
+            edition,
+            manifest: manifest.into(),
+            digest,
+            limits,
+            settings: Vec::new(),
+            permits,
+            code,
+            trial,
+            is_resumed: false,
+        }
     }
 
     /// The code of [`Version::scripted`].

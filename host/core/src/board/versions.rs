@@ -39,7 +39,7 @@ impl Board {
         self.unload(superseded);
         self.dispatch.workers.load(function, edition.version.clone(), is_expendable);
         if serves_at_once {
-            let unload = self.rollout.begin(function, edition, None, self.now);
+            let unload = self.rollout.begin_at_once(function, edition.number(), self.now);
             self.unload(unload);
         }
     }
@@ -116,7 +116,7 @@ impl Board {
         if let Some(shadow) = shadow.filter(|shadow| self.rollout.is_candidate(*shadow, edition)) {
             // It is loaded anew under the function's own number.
             let serving = self.rollout.function(shadow).serving().expect("a candidate serves");
-            let version = Version { trial: None, ..Version::clone(&serving.version) };
+            let version = Version { trial: None, is_resumed: false, ..Version::clone(&serving.version) };
             self.end_shadow(shadow);
             self.place_version(version, true);
         } else if self.rollout.is_candidate(number, edition) {
@@ -158,6 +158,10 @@ impl Board {
         let is_shadow = self.rollout.function(number).is_shadow();
         match self.rollout.evaluate(number, end, self.now) {
             None => {}
+            Some(TrialEnd::Late) => {
+                self.rollout.counts_as_active();
+                self.rollout.report(number, edition, TrialEvent::Late);
+            }
             Some(TrialEnd::Passed) => {
                 // A shadow goes on until it is promoted.
                 if !is_shadow {

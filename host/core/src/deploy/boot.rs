@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::deployer::{Deployer, KNOWN, compile_refusal};
-use super::function::{FolderFile, TrackedFunction};
+use super::function::{FolderFile, TrackedFunction, TrialProgress};
 use super::interface::{Action, CompilerError, DiskAnswer, DiskRequest, FolderFunction, Installed, Start, StoredFile};
 use super::payload::Document;
 use super::reason::{Reason, Refusal};
@@ -17,13 +17,22 @@ use super::report::DeployState;
 use super::source::{self, FolderError, no_compiler};
 use super::steps::{Step, Wait};
 use crate::isa::Class;
-use crate::manifest::Manifest;
+use crate::manifest::{Manifest, Trial, TrialMode};
 use crate::message::Digest;
 
-/// An active version that is made to serve.
+/// Place of an installed version in the record of its function.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Active,
+    /// Stands behind an active version that has not proven itself.
+    Fallback,
+}
+
+/// An installed version that is made to serve.
 #[derive(Debug)]
 pub struct Installing {
     function: Arc<str>,
+    place: Place,
     edition: u32,
     manifest: Manifest,
     class: Class,
@@ -41,7 +50,10 @@ impl Deployer {
     /// Adds the steps that make the active versions serve. Orders in progress continue with the first request.
     pub fn boot(&mut self) {
         let names: Vec<Arc<str>> = self.functions.keys().cloned().collect();
-        names.iter().cloned().for_each(|name| self.then(Step::Install(name)));
+        for name in &names {
+            self.then(Step::Install(Arc::clone(name), Place::Fallback));
+            self.then(Step::Install(Arc::clone(name), Place::Active));
+        }
         names.into_iter().for_each(|name| self.then(Step::StartCandidate(name)));
         self.then(Step::EndOrphans);
     }
@@ -65,7 +77,7 @@ impl Deployer {
         let active = StoredVersion { manifest: Document::of(&manifest), digest, is_code: source.is_code };
         let record = &mut function.record;
         if let Some(pushed) = record.active.take() {
-            record.previous = Some(pushed);
+            record.previous = record.unproven.take().and_then(|unproven| unproven.fallback).or(Some(pushed));
         }
         record.active = Some(active);
         record.candidate = None;
@@ -74,16 +86,21 @@ impl Deployer {
         function.folder = Some(FolderFile { path: source.path, component });
     }
 
-    pub fn install(&mut self, name: &Arc<str>) {
-        let Some(active) = self.functions[name].record.active.clone() else { return };
+    pub fn install(&mut self, name: &Arc<str>, place: Place) {
+        let record = &self.functions[name].record;
+        let stored = match place {
+            Place::Active => record.active.as_ref(),
+            Place::Fallback => record.fallback(),
+        };
+        let Some(stored) = stored.cloned() else { return };
         let edition = self.next_edition();
-        let manifest = match self.manifest(&active) {
+        let manifest = match self.manifest(&stored) {
             Ok(manifest) => manifest,
-            Err(refusal) => return self.not_installed(name, refusal),
+            Err(refusal) => return self.not_installed(name, place, refusal),
         };
         let class = Class::for_memory(manifest.limits.memory_bytes.get());
-        let (function, StoredVersion { digest, is_code, .. }) = (Arc::clone(name), active);
-        let installing = Box::new(Installing { function, edition, manifest, class, digest, is_code });
+        let (function, StoredVersion { digest, is_code, .. }) = (Arc::clone(name), stored);
+        let installing = Box::new(Installing { function, place, edition, manifest, class, digest, is_code });
         if is_code {
             self.read_active(installing);
         } else {
@@ -160,21 +177,48 @@ impl Deployer {
     }
 
     fn installed(&mut self, installing: Installing, code: Bytes, from_cache: bool) {
-        let Installing { function, edition, manifest, digest, .. } = installing;
-        self.functions.get_mut(&function).expect(KNOWN).serving = Some(edition);
+        let Installing { function, place, edition, manifest, digest, .. } = installing;
+        let function = self.functions.get_mut(&function).expect(KNOWN);
+        let trial = Trial { mode: TrialMode::Live, ..manifest.trial.clone() };
+        let mut trial = Some(trial).filter(|_| function.record.unproven.is_some());
+        match place {
+            Place::Fallback => (function.fallback, trial) = (Some(edition), None),
+            Place::Active => {
+                function.serving = Some(edition);
+                if let Some(trial) = &trial {
+                    function.guarded = TrialProgress::of(trial);
+                }
+            }
+        }
         let installed = Installed { from_cache, ..Installed::new(manifest, digest, code) };
-        self.actions.push_back(Action::Start(Start { edition, installed, trial: None }));
+        let is_resumed = trial.is_some();
+        self.actions.push_back(Action::Start(Start { edition, installed, trial, is_resumed }));
     }
 
     fn active_failed(&mut self, installing: Installing, why: Refusal) {
-        let Installing { function, edition, manifest, digest, .. } = installing;
-        self.not_installed(&function, why);
+        let Installing { function, place, edition, manifest, digest, .. } = installing;
+        let has_fallback = self.functions[&function].fallback.is_some();
+        self.not_installed(&function, place, why);
+        if place == Place::Fallback || has_fallback {
+            return;
+        }
         // Without code no worker can load it. Its messages become dead letters instead of being lost.
         let installed = Installed::new(manifest, digest, Bytes::new());
-        self.actions.push_back(Action::Start(Start { edition, installed, trial: None }));
+        self.actions.push_back(Action::Start(Start { edition, installed, trial: None, is_resumed: false }));
     }
 
-    fn not_installed(&mut self, name: &Arc<str>, refusal: Refusal) {
+    fn not_installed(&mut self, name: &Arc<str>, place: Place, refusal: Refusal) {
+        let function = self.functions.get_mut(name).expect(KNOWN);
+        if place == Place::Fallback {
+            tracing::warn!(function = &**name, %refusal, "the previous version cannot run: it guards the active one no more");
+            if let Some(unproven) = &mut function.record.unproven {
+                unproven.fallback = None;
+            }
+            return;
+        }
+        if function.fallback.is_some() {
+            return self.fall_back(name, &refusal);
+        }
         tracing::error!(
             function = &**name,
             %refusal,

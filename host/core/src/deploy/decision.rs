@@ -4,11 +4,18 @@ use super::acceptance::Chosen;
 use super::function::{Stage, TrackedFunction};
 use super::payload::OrderChange;
 use super::reason::{Reason, Refusal};
-use super::record::{Candidate, CandidateKind, OrderOutcome, Record, StoredVersion};
+use super::record::{Candidate, CandidateKind, OrderOutcome, Record, StoredVersion, Unproven};
 use super::report::DeployState;
 use crate::key::KeyId;
 
 const REQUESTED: &str = "an order asked for it";
+
+/// Whether a candidate has run the messages of its trial when it becomes active.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    Given,
+    Pending,
+}
 
 /// Step to take once the record is on disk.
 #[derive(Debug)]
@@ -45,6 +52,7 @@ pub(crate) fn decide(
         OrderChange::Remove if record.history.serial.is_none() => return not_installed(),
         OrderChange::Remove => {
             (record.active, record.previous, record.candidate) = (None, None, None);
+            record.unproven = None;
             record.outcome = Some(OrderOutcome {
                 serial: Some(serial),
                 ..OrderOutcome::new(DeployState::Removed, Some(&requested))
@@ -68,7 +76,7 @@ pub(crate) fn decide(
                 NextStep::CandidateEnded
             }
             None if record.active.is_none() => return not_installed(),
-            None => match &record.previous {
+            None => match record.returns_to() {
                 Some(previous) => {
                     let stored = previous.clone();
                     record.candidate = Some(Candidate { stored, kind: CandidateKind::Rollback, serial, signers });
@@ -83,6 +91,14 @@ pub(crate) fn decide(
         },
         OrderChange::Promote => {
             let trial = function.work.as_ref().filter(|work| matches!(work.stage, Stage::Trial(_)));
+            if let (None, Some(active), Some(_), Some(edition)) =
+                (&record.candidate, &record.active, &record.unproven, function.serving)
+            {
+                let outcome = OrderOutcome::of_version(DeployState::Active, None, active);
+                record.outcome = Some(OrderOutcome { serial: Some(serial), ..outcome });
+                record.prove();
+                return Ok((record, NextStep::Promoted { edition }));
+            }
             let (Some(work), Some(_)) = (trial, &record.candidate) else {
                 let detail = format!("no version of {name} is on trial");
                 return Err(Refusal::new(Reason::NoTrial, detail));
@@ -90,7 +106,7 @@ pub(crate) fn decide(
             if let Some(candidate) = &mut record.candidate {
                 candidate.serial = serial;
             }
-            record.promote();
+            record.promote(Proof::Given);
             NextStep::Promoted { edition: work.edition }
         }
         OrderChange::Keys(_) => return Err(Refusal::new(Reason::BadEnvelope, "a change of keys is for _keys")),
@@ -100,7 +116,7 @@ pub(crate) fn decide(
 
 impl Record {
     /// Makes the candidate the active version.
-    pub fn promote(&mut self) {
+    pub fn promote(&mut self, proof: Proof) {
         let Some(candidate) = self.candidate.take() else { return };
         let (state, why) = match candidate.kind {
             CandidateKind::Install(_) => (DeployState::Active, None),
@@ -108,8 +124,17 @@ impl Record {
         };
         self.outcome = Some(OrderOutcome::of_candidate(state, why.as_ref(), &candidate));
         // Pushing the active version again does not replace the previous one.
-        if self.active.as_ref() != Some(&candidate.stored) {
-            self.previous = self.active.take();
+        let replaced = self.active.take().filter(|active| *active != candidate.stored);
+        // A rollback order swaps the two; a newer version leaves what has proven itself to return to.
+        let proven = match candidate.kind {
+            CandidateKind::Install(_) => self.unproven.take().and_then(|unproven| unproven.fallback),
+            CandidateKind::Rollback => None,
+        };
+        let replaced = proven.or(replaced);
+        self.unproven = None;
+        match proof {
+            Proof::Pending => self.unproven = Some(Unproven { fallback: replaced }),
+            Proof::Given => self.previous = replaced.or(self.previous.take()),
         }
         self.active = Some(candidate.stored);
     }

@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::reason::{Reason, Refusal};
-use super::record::{Candidate, OrderOutcome, Record};
+use super::record::{Candidate, OrderOutcome, Record, StoredVersion};
 use super::report::{Active, DeployState, Difference, Progress, Report, TrialTally};
 use super::staging::Transfer;
 use super::topics::Target;
+use crate::manifest::{Trial, TrialMode};
 use crate::message::Digest;
 use crate::time::Now;
 
@@ -31,6 +32,12 @@ pub struct TrackedFunction {
     pub work: Option<Work>,
     /// The active edition in the pipeline.
     pub serving: Option<u32>,
+    /// The edition that takes over if the active one fails before it has proven itself.
+    pub(crate) fallback: Option<u32>,
+    /// Progress of an active version that has not proven itself.
+    pub(crate) guarded: TrialProgress,
+    /// A candidate on live trial has taken the place of an active version that has not proven itself.
+    pub(crate) is_displaced: bool,
     /// Reason why the active version does not serve.
     pub(crate) load_error: Option<Refusal>,
     pub is_quarantined: bool,
@@ -97,6 +104,8 @@ pub struct TrialProgress {
     pub messages: u32,
     pub tally: TrialTally,
     pub samples: Vec<Difference>,
+    /// Its time passed before its messages came.
+    pub is_late: bool,
 }
 
 /// Functions that the board does not have and that are reported because orders for them were refused. Bounded, since
@@ -117,6 +126,9 @@ impl TrackedFunction {
             folder: None,
             work: None,
             serving: None,
+            fallback: None,
+            guarded: TrialProgress::default(),
+            is_displaced: false,
             load_error: None,
             is_quarantined: false,
             refused: None,
@@ -177,7 +189,12 @@ impl TrackedFunction {
         // After the refusal of another order the one in progress is reported again.
         self.is_due = std::mem::take(&mut self.shows_refusal) && self.work.is_some();
         self.reported_at = Some(now.monotonic);
-        let serving = self.serving.and(self.record.active.as_ref());
+        let serving = self.on_live_trial().or(self.serving.and(self.record.active.as_ref()));
+        let previous = match self.on_live_trial() {
+            Some(_) => self.record.fallback().or(self.record.active.as_ref()),
+            None => self.record.returns_to(),
+        };
+        let proven = self.is_proven(outcome.state);
         let unsaved = self.unsaved.as_ref().filter(|_| outcome.reason.is_none());
         Report {
             function: self.name.to_string(),
@@ -190,12 +207,31 @@ impl TrackedFunction {
             progress,
             active: serving
                 .map(|stored| Active { version: stored.to_report(), manifest: stored.manifest.as_value().clone() }),
-            previous: self.record.previous.as_ref().map(|stored| stored.to_report()),
+            previous: previous.map(|stored| stored.to_report()),
+            proven,
             differences,
             keys: None,
             at_ms: now.unix_ms,
             clock_synced: now.synced,
         }
+    }
+
+    /// The candidate, while it serves on trial.
+    pub(crate) fn on_live_trial(&self) -> Option<&StoredVersion> {
+        let work = self.work.as_ref().filter(|work| matches!(work.stage, Stage::Trial(_)));
+        let candidate = work.and(self.candidate())?;
+        let is_shadow = candidate.stored.trial().is_some_and(|trial| trial.mode == TrialMode::Shadow);
+        // Beside nothing a shadow serves like any other version.
+        (!is_shadow || self.record.active.is_none()).then_some(&candidate.stored)
+    }
+
+    /// `None`: not decided yet, or not about a version that could be.
+    fn is_proven(&self, state: DeployState) -> Option<bool> {
+        let is_late = match &self.work {
+            Some(Work { stage: Stage::Trial(trial), .. }) => trial.is_late,
+            _ => self.record.unproven.is_some(),
+        };
+        if is_late { Some(false) } else { (state == DeployState::Active).then_some(true) }
     }
 
     fn latest(&self) -> Latest {
@@ -214,7 +250,8 @@ impl TrackedFunction {
             (None, None, Some(outcome)) => outcome.clone(),
             (None, None, None) => self.active_outcome(DeployState::Active, None),
         };
-        Latest { outcome, progress: None, differences: Vec::new() }
+        let progress = self.record.unproven.as_ref().map(|_| self.guarded.progress());
+        Latest { outcome, progress, differences: Vec::new() }
     }
 
     fn active_outcome(&self, state: DeployState, why: Option<&Refusal>) -> OrderOutcome {
@@ -233,6 +270,17 @@ struct Latest {
     outcome: OrderOutcome,
     progress: Option<Progress>,
     differences: Vec<Difference>,
+}
+
+impl TrialProgress {
+    pub(crate) fn of(trial: &Trial) -> Self {
+        Self { messages: trial.messages.get(), ..Self::default() }
+    }
+
+    fn progress(&self) -> Progress {
+        let TrialTally { run, failed, different } = self.tally;
+        Progress::Trial { messages: self.messages, run, failed, different }
+    }
 }
 
 impl Work {
@@ -254,10 +302,9 @@ impl Work {
                 (state, Some(progress))
             }
             Stage::Queued | Stage::Compiling | Stage::Loading => (DeployState::Compiling, None),
-            Stage::Trial(TrialProgress { messages, tally, samples }) => {
-                differences.clone_from(samples);
-                let TrialTally { run, failed, different } = *tally;
-                (DeployState::Trial, Some(Progress::Trial { messages: *messages, run, failed, different }))
+            Stage::Trial(trial) => {
+                differences.clone_from(&trial.samples);
+                (DeployState::Trial, Some(trial.progress()))
             }
         };
         let outcome = OrderOutcome::of_candidate(state, self.cause.as_ref().map(|cause| &cause.refusal), candidate);

@@ -141,6 +141,8 @@ pub enum TrialEvent {
         tally: TrialTally,
         samples: Vec<Difference>,
     },
+    /// The time of the trial passed before its messages came. A live version counts as active; it stays guarded.
+    Late,
     Passed,
     Failed {
         failure: Failure,
@@ -203,6 +205,8 @@ pub struct Start {
     pub installed: Installed,
     /// `None`: it replaces the active version at once.
     pub trial: Option<Trial>,
+    /// Served before, without having run the messages of its trial: serves at once, guarded by what serves now.
+    pub is_resumed: bool,
 }
 
 /// A function that workers can load.

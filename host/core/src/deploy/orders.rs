@@ -246,11 +246,14 @@ impl Deployer {
                 self.actions.push_back(Action::Promote { function: Arc::clone(name), edition });
                 let function = self.functions.get_mut(name).expect(KNOWN);
                 function.work = None;
+                function.fallback = None;
+                function.is_displaced = false;
                 function.serving = Some(edition);
             }
             NextStep::Removed => {
                 let function = self.functions.get_mut(name).expect(KNOWN);
                 function.serving = None;
+                function.fallback = None;
                 function.is_quarantined = false;
                 // `Stop` ends the candidate too.
                 if let Some(work) = function.work.as_mut().filter(|work| work.is_started()) {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::boot::Place;
 use super::deployer::{Deployer, KNOWN, disk_refusal, report, report_now};
 use super::function::{Cause, Receiving, Stage, TrackedFunction};
 use super::interface::{Action, DiskAnswer, DiskRequest, StoredFile};
@@ -91,6 +92,11 @@ impl Deployer {
         }
         if let Stage::Receiving(receiving) = &work.stage {
             self.end_fetch(receiving.transfer.digest());
+        }
+        let function = self.functions.get_mut(name).expect(KNOWN);
+        if std::mem::take(&mut function.is_displaced) && function.record.unproven.is_some() {
+            // It serves again, still guarded by what has proven itself.
+            self.then(Step::Install(Arc::clone(name), Place::Active));
         }
     }
 

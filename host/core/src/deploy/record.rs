@@ -27,6 +27,9 @@ pub struct Record {
     pub active: Option<StoredVersion>,
     /// The version that a rollback returns to.
     pub previous: Option<StoredVersion>,
+    /// The active version has not run the messages of its trial.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unproven: Option<Unproven>,
     /// The version that an order asks for and that is not active yet.
     pub candidate: Option<Candidate>,
     /// End of the latest order, unless it is in progress.
@@ -52,6 +55,13 @@ pub struct StoredVersion {
     /// Whether the module is native code that was compiled elsewhere.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_code: bool,
+}
+
+/// What guards an active version until it has run the messages of its trial.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Unproven {
+    /// The version that takes over if it fails. `None`: it is the first.
+    pub fallback: Option<StoredVersion>,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -90,6 +100,7 @@ impl Record {
             history: OrderHistory::default(),
             active: None,
             previous: None,
+            unproven: None,
             candidate: None,
             outcome: None,
         }
@@ -98,7 +109,31 @@ impl Record {
     /// Digests of the modules that must be kept.
     pub fn digests(&self) -> impl Iterator<Item = Digest> {
         let candidate = self.candidate.as_ref().map(|candidate| &candidate.stored);
-        [self.active.as_ref(), self.previous.as_ref(), candidate].into_iter().flatten().map(|stored| stored.digest)
+        let stored = [self.active.as_ref(), self.previous.as_ref(), self.fallback(), candidate];
+        stored.into_iter().flatten().map(|stored| stored.digest)
+    }
+
+    /// The version that takes over if the active one fails before it has proven itself.
+    pub fn fallback(&self) -> Option<&StoredVersion> {
+        self.unproven.as_ref().and_then(|unproven| unproven.fallback.as_ref())
+    }
+
+    /// The version that a rollback returns to.
+    pub fn returns_to(&self) -> Option<&StoredVersion> {
+        self.fallback().or(self.previous.as_ref())
+    }
+
+    /// The active version has run the messages of its trial.
+    pub(crate) fn prove(&mut self) {
+        if let Some(Unproven { fallback: fallback @ Some(_) }) = self.unproven.take() {
+            self.previous = fallback;
+        }
+    }
+
+    /// Returns to the fallback: the active version has failed before it had proven itself.
+    pub(crate) fn fall_back(&mut self, why: &Refusal) {
+        let failed = std::mem::replace(&mut self.active, self.unproven.take().and_then(|unproven| unproven.fallback));
+        self.outcome = failed.map(|failed| OrderOutcome::of_version(DeployState::RolledBack, Some(why), &failed));
     }
 
     /// Whether only the history is left.

@@ -33,6 +33,10 @@ pub struct Report {
     pub active: Option<Active>,
     /// The version that a rollback returns to.
     pub previous: Option<Version>,
+    /// Whether the latest version has passed its trial. `false`: its time passed before its messages came. Absent while it
+    /// is not decided, and from older boards.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proven: Option<bool>,
     /// Samples of differing outputs of a shadow.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub differences: Vec<Difference>,
@@ -164,6 +168,7 @@ mod tests {
             progress: Some(Progress::Trial { messages: 10, run: 3, failed: 0, different: 1 }),
             active: Some(Active { version: version.clone(), manifest: serde_json::json!({"name": "warm"}) }),
             previous: Some(version),
+            proven: Some(false),
             differences: vec![Difference { topic: "t".into(), active: "1".into(), candidate: "2".into() }],
             keys: None,
             at_ms: 5,

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::boot::Installing;
+use super::boot::{Installing, Place};
 use super::deployer::Deployer;
 use super::interface::{Action, DiskAnswer, DiskRequest, Request, StoredFile};
 use super::orders::{KeyOrder, PendingOrder};
@@ -31,8 +31,8 @@ pub const MAX_EVENTS: usize = 1024;
 pub enum Step {
     /// Set a damaged file aside.
     SetAside(StoredFile),
-    /// Make the active version of a function serve, at the start.
-    Install(Arc<str>),
+    /// Make an installed version of a function serve, at the start or again.
+    Install(Arc<str>, Place),
     Message {
         topic: Box<str>,
         payload: Bytes,
@@ -222,7 +222,7 @@ impl Deployer {
     fn step(&mut self, step: Step, now: Now) {
         match step {
             Step::SetAside(file) => self.ask(DiskRequest::SetAside(file), Wait::Anything),
-            Step::Install(function) => self.install(&function),
+            Step::Install(function, place) => self.install(&function, place),
             Step::Message { topic, payload } => self.message(topic, payload, now),
             Step::StartCandidate(function) => self.start_candidate(&function),
             Step::ReportWork(function) => self.report_work(&function, now),

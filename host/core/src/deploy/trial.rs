@@ -5,10 +5,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::boot::verify;
+use super::decision::Proof;
 use super::deployer::{Deployer, KNOWN, compile_refusal, disk_refusal, report, report_now};
-use super::function::{Cause, Stage, TrialProgress};
+use super::function::{Cause, Stage, TrialProgress, Work};
 use super::interface::{Action, CompilerError, DiskAnswer, DiskRequest, Installed, Start, StoredFile, TrialEvent};
 use super::reason::{Reason, Refusal};
+use super::record::Unproven;
 use super::report::{DeployState, Difference, MAX_DIFFERENCES};
 use super::steps::{AfterSave, Step, Wait};
 use crate::isa::Class;
@@ -118,7 +120,7 @@ impl Deployer {
         let work = work.expect("a candidate has work");
         work.stage = Stage::Loading;
         let installed = Installed::new(manifest, candidate.stored.digest, code);
-        self.actions.push_back(Action::Start(Start { edition: work.edition, installed, trial }));
+        self.actions.push_back(Action::Start(Start { edition: work.edition, installed, trial, is_resumed: false }));
     }
 
     pub fn trial(&mut self, name: &Arc<str>, edition: u32, event: TrialEvent, now: Now) {
@@ -135,11 +137,11 @@ impl Deployer {
         let candidate = function.record.candidate.as_ref().expect("work belongs to a candidate");
         match event {
             TrialEvent::Ready => match candidate.stored.trial().and_then(|trial| candidate.trial(&trial)) {
-                None => self.activate(name, AfterSave::Report),
+                None => self.activate(name, Proof::Given, AfterSave::Report),
                 Some(trial) => {
-                    let messages = trial.messages.get();
-                    work.stage = Stage::Trial(TrialProgress { messages, ..TrialProgress::default() });
-                    self.actions.push_back(report_now(function, now));
+                    work.stage = Stage::Trial(TrialProgress::of(&trial));
+                    self.displace(name);
+                    self.actions.push_back(report_now(self.functions.get_mut(name).expect(KNOWN), now));
                 }
             },
             TrialEvent::NotLoaded { error } => {
@@ -152,17 +154,24 @@ impl Deployer {
                 (trial.tally, trial.samples) = (tally, samples);
                 self.actions.extend(report(function, now));
             }
+            TrialEvent::Late => {
+                let Stage::Trial(trial) = &mut work.stage else { return };
+                trial.is_late = true;
+                if function.on_live_trial().is_some() {
+                    return self.activate(name, Proof::Pending, AfterSave::Report);
+                }
+                self.actions.push_back(report_now(function, now));
+            }
             TrialEvent::Passed => {
                 let is_shadow = candidate.stored.trial().is_some_and(|trial| trial.mode == TrialMode::Shadow);
                 // A candidate in a live trial serves already.
                 let then = if is_shadow { AfterSave::ReportAndPromote(edition) } else { AfterSave::Report };
-                self.activate(name, then);
+                self.activate(name, Proof::Given, then);
             }
             TrialEvent::Failed { failure } => {
                 // The pipeline has dropped the candidate already.
                 work.stage = Stage::Queued;
-                let Failure { code, detail } = failure;
-                let why = Refusal::new(Reason::FailedTrial, format!("{}: {detail}", code.as_str()));
+                let why = failed_trial(failure);
                 self.stats.refused(why.reason);
                 self.end(name, DeployState::RolledBack, &why);
             }
@@ -170,25 +179,82 @@ impl Deployer {
     }
 
     /// Makes the candidate the active version. After a loss of power either version may serve.
-    fn activate(&mut self, name: &Arc<str>, then: AfterSave) {
+    fn activate(&mut self, name: &Arc<str>, proof: Proof, then: AfterSave) {
         let function = self.functions.get_mut(name).expect(KNOWN);
-        function.record.promote();
-        function.serving = function.work.take().map(|work| work.edition);
+        // A version that was displaced is not what stands behind the candidate.
+        let behind = if function.is_displaced { function.fallback } else { function.serving };
+        function.record.promote(proof);
+        let work = function.work.take();
+        function.fallback = behind.filter(|_| proof == Proof::Pending);
+        function.is_displaced = false;
+        function.serving = work.as_ref().map(|work| work.edition);
+        if let Some(Work { stage: Stage::Trial(trial), .. }) = work {
+            function.guarded = trial;
+        }
         function.load_error = None;
         function.is_quarantined = false;
         self.save(name, then);
     }
 
+    /// A candidate on live trial takes the place of an active version that has not proven itself.
+    fn displace(&mut self, name: &Arc<str>) {
+        let function = self.functions.get_mut(name).expect(KNOWN);
+        if function.on_live_trial().is_none() {
+            return;
+        }
+        match &function.record.unproven {
+            Some(Unproven { fallback: Some(_) }) => function.is_displaced = true,
+            // Nothing else is there to return to.
+            Some(Unproven { fallback: None }) => function.record.prove(),
+            None => {}
+        }
+    }
+
     /// Handles an event of an edition that is not a candidate: the active one, or one that is gone.
     fn active_event(&mut self, name: &Arc<str>, edition: u32, event: TrialEvent, now: Now) {
         let function = self.functions.get_mut(name).expect(KNOWN);
-        if let TrialEvent::NotLoaded { error } = event
-            && function.serving == Some(edition)
-        {
-            tracing::error!(function = &**name, error, "the workers cannot load the active version");
-            function.serving = None;
-            function.load_error = Some(Refusal::new(Reason::NotLoaded, error));
-            self.actions.extend(report(function, now));
+        if function.serving != Some(edition) {
+            return;
+        }
+        let is_unproven = function.record.unproven.is_some();
+        match event {
+            TrialEvent::NotLoaded { error } if function.record.fallback().is_some() => {
+                self.actions.push_back(Action::DropCandidate { function: Arc::clone(name), edition });
+                self.fall_back(name, &Refusal::new(Reason::NotLoaded, error));
+            }
+            TrialEvent::NotLoaded { error } => {
+                tracing::error!(function = &**name, error, "the workers cannot load the active version");
+                function.serving = None;
+                function.load_error = Some(Refusal::new(Reason::NotLoaded, error));
+                self.actions.extend(report(function, now));
+            }
+            TrialEvent::Progress { tally, .. } if is_unproven => {
+                function.guarded.tally = tally;
+                self.actions.extend(report(function, now));
+            }
+            TrialEvent::Passed if is_unproven => {
+                function.record.prove();
+                function.fallback = None;
+                self.save(name, AfterSave::Report);
+            }
+            TrialEvent::Failed { failure } if is_unproven => {
+                let why = failed_trial(failure);
+                self.stats.refused(why.reason);
+                self.fall_back(name, &why);
+            }
+            _ => {}
         }
     }
+
+    /// The fallback serves again, since the active version failed before it had proven itself.
+    pub(super) fn fall_back(&mut self, name: &Arc<str>, why: &Refusal) {
+        let function = self.functions.get_mut(name).expect(KNOWN);
+        function.record.fall_back(why);
+        function.serving = function.fallback.take();
+        self.save(name, AfterSave::Report);
+    }
+}
+
+fn failed_trial(Failure { code, detail }: Failure) -> Refusal {
+    Refusal::new(Reason::FailedTrial, format!("{}: {detail}", code.as_str()))
 }

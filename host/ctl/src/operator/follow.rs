@@ -59,6 +59,11 @@ pub(crate) struct NodeOutcome {
     error: Option<String>,
     /// Version and serial of the active version.
     active: Value,
+    /// `false`: the time of its trial passed before its messages came.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    proven: Option<bool>,
+    #[serde(skip)]
+    guard: Option<String>,
 }
 
 #[derive(Clone, Debug)]
@@ -164,7 +169,17 @@ impl Follow {
             }
             Some(report) => (report.state.to_string(), report.reason, report.error.clone()),
         };
-        NodeOutcome { node: node.to_owned(), state, ok: phase == Phase::Done, reason, error, active }
+        let decided = report.filter(|_| phase == Phase::Done);
+        NodeOutcome {
+            node: node.to_owned(),
+            state,
+            ok: phase == Phase::Done,
+            reason,
+            error,
+            active,
+            proven: decided.and_then(|report| report.proven),
+            guard: decided.and_then(guard_text),
+        }
     }
 
     fn phase(&self, session: &Session, node: &str) -> Phase {
@@ -188,6 +203,8 @@ fn phase(report: &Report, is_news: bool, serial: u64, goal: Goal) -> Phase {
     match report.serial {
         Some(other) if other == serial => match report.state {
             state if goal.contains(&state) => Phase::Done,
+            // A shadow that no message came for goes on by itself.
+            DeployState::Trial if report.proven == Some(false) => Phase::Done,
             // From when the same order was sent before: the board may accept it this time.
             state if state.is_final() && !is_news => Phase::Unclear,
             state if state.is_final() => Phase::Failed,
@@ -239,6 +256,25 @@ pub(crate) fn progress_text(progress: Progress) -> String {
     }
 }
 
+/// What a version still has to prove: the time of its trial passed before its messages came.
+pub(crate) fn guard_text(report: &Report) -> Option<String> {
+    let Some(Progress::Trial { messages, run, .. }) = report.progress.filter(|_| report.proven == Some(false)) else {
+        return None;
+    };
+    let seen = match run {
+        0 => "no message came during its trial".to_owned(),
+        run => format!("{run} of the {messages} messages of its trial came"),
+    };
+    let ends = match (report.state, &report.previous) {
+        (DeployState::Trial, _) => format!("it goes on until {messages} were compared"),
+        (_, Some(previous)) => {
+            format!("until {messages} came, a failure brings {} back", printable(&previous.version))
+        }
+        (_, None) => format!("until {messages} came, a failure removes it"),
+    };
+    Some(format!("not proven: {seen}; {ends}"))
+}
+
 /// `expired: it expired`
 pub(crate) fn reason_text(reason: Option<Reason>, error: Option<&str>) -> String {
     match (reason, error.map(printable)) {
@@ -264,14 +300,15 @@ pub(crate) fn lines(outcome: &OrderOutcome, session: &Session) -> Vec<String> {
             reason if reason.is_empty() || node.ok => String::new(),
             reason => format!(": {reason}"),
         };
-        format!("{:<11} {} on {}{serves}{reason}", node.state, session.function, node.node)
+        let guard = node.guard.as_ref().map(|guard| format!("; {guard}")).unwrap_or_default();
+        format!("{:<11} {} on {}{serves}{reason}{guard}", node.state, session.function, node.node)
     };
     let mut lines: Vec<String> = match outcome.nodes.len() {
         0 => vec![format!("waiting     no board of {} has reported", session.target)],
         1 => outcome.nodes.iter().map(line).collect(),
         _ => {
             let counts = outcome.counts().into_iter().map(|(state, count)| format!("{state:<11} {count}"));
-            counts.chain(outcome.nodes.iter().filter(|node| !node.ok).map(line)).collect()
+            counts.chain(outcome.nodes.iter().filter(|node| !node.ok || node.guard.is_some()).map(line)).collect()
         }
     };
     if outcome.timed_out {

@@ -136,6 +136,7 @@ fn note(report: &Report) -> String {
     let reason = follow::reason_text(report.reason, report.error.as_deref());
     match &report.keys {
         _ if !reason.is_empty() => reason,
+        None if report.proven == Some(false) => follow::guard_text(report).unwrap_or_default(),
         Some(keys) => keys.iter().map(|key| printable(&key.name)).collect::<Vec<_>>().join(", "),
         None => report.progress.filter(|_| !report.state.is_final()).map(progress_text).unwrap_or_default(),
     }

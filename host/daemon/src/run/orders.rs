@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::{Daemon, parts};
 use crate::deploy::thread::DeployHandle;
-use sedge_core::board::{Delivery, Input};
+use sedge_core::board::{Delivery, Input, Version};
 use sedge_core::config::Config;
 use sedge_core::deploy::topics::{Target, Topic, Topics};
 use sedge_core::deploy::{self, Action};
@@ -101,7 +101,7 @@ impl Daemon {
             Action::Fetch { digest } => self.broker.fetch(&self.orders.topics.blobs(&digest)),
             Action::EndFetch { digest } => self.broker.unsubscribe(&self.orders.topics.blobs(&digest)),
             Action::FetchOrders => self.fetch_orders(),
-            Action::Start(deploy::Start { edition, installed, trial }) => {
+            Action::Start(deploy::Start { edition, installed, trial, is_resumed }) => {
                 tracing::info!(
                     function = &*installed.manifest.name,
                     version = &*installed.manifest.version,
@@ -110,6 +110,7 @@ impl Daemon {
                     "version deployed"
                 );
                 let version = parts::version(&self.orders.config, &self.orders.engines, edition, &installed, trial);
+                let version = Version { is_resumed, ..version };
                 self.board.handle(Input::Deploy(version), self.now());
             }
             Action::Stop { function } => {

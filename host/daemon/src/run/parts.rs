@@ -96,7 +96,7 @@ impl Daemon {
             seed: sedge_mqtt::random_seed(),
         };
         let mut board = Board::new(board_config, forward, &recovered, Arc::clone(&metrics), now);
-        for deploy::Start { edition, installed, trial } in starts {
+        for deploy::Start { edition, installed, trial, is_resumed } in starts {
             tracing::info!(
                 function = &*installed.manifest.name,
                 version = &*installed.manifest.version,
@@ -104,7 +104,8 @@ impl Daemon {
                 from_cache = installed.from_cache,
                 "function installed"
             );
-            board.handle(Input::Deploy(version(&config, &engines, edition, &installed, trial)), now);
+            let version = Version { is_resumed, ..version(&config, &engines, edition, &installed, trial) };
+            board.handle(Input::Deploy(version), now);
         }
         let (handle, decisions) = crate::deploy::thread::spawn(deploy_shell).context("failed to start deploying")?;
         let orders_held = meta(&recovered, META_ORDERS).cloned();
@@ -177,6 +178,7 @@ pub(super) fn version(
         permits,
         code: engines.hold(installed.code.clone(), Class::for_memory(installed.manifest.limits.memory_bytes.get())),
         trial,
+        is_resumed: false,
     }
 }
 

@@ -163,7 +163,9 @@ impl Function {
         match &self.versions {
             Versions::None => None,
             Versions::Active(edition) => Some(edition),
-            Versions::Trial { candidate, .. } if candidate.edition.wants(topic) => Some(&candidate.edition),
+            Versions::Trial { candidate, .. } if candidate.counts_as_active() || candidate.edition.wants(topic) => {
+                Some(&candidate.edition)
+            }
             Versions::Trial { candidate, fallback } => {
                 fallback.as_ref().filter(|it| it.wants(topic)).or(Some(&candidate.edition))
             }
@@ -217,19 +219,28 @@ impl Function {
         edition.is_unproven() && self.fallback().is_some_and(|proven| proven.number() != edition.number())
     }
 
+    /// Versions that serve or may have to serve again. One that counts as active decides alone which topics are heard.
+    fn listening(&self) -> impl Iterator<Item = &Rc<Edition>> {
+        let versions = match &self.versions {
+            Versions::Trial { candidate, .. } if candidate.counts_as_active() => 1,
+            _ => 2,
+        };
+        self.current().take(versions)
+    }
+
     /// Filters of all versions that serve or may have to serve again, with those that exclude.
     pub(crate) fn heard(&self) -> Vec<Heard> {
         let heard = |edition: &Rc<Edition>| {
             let manifest = edition.manifest();
             Heard { subscribe: manifest.subscribe.clone(), except: manifest.except.clone() }
         };
-        self.current().map(heard).collect()
+        self.listening().map(heard).collect()
     }
 
     /// Filters to subscribe to: those of all versions that serve or may have to serve again.
     pub(crate) fn wanted(&self) -> Vec<TopicFilter> {
         let mut wanted: Vec<TopicFilter> = Vec::new();
-        for filter in self.current().flat_map(|edition| &edition.manifest().subscribe) {
+        for filter in self.listening().flat_map(|edition| &edition.manifest().subscribe) {
             if !wanted.contains(filter) {
                 wanted.push(filter.clone());
             }

@@ -19,15 +19,20 @@ pub(crate) struct Candidate {
     pub(crate) edition: Rc<Edition>,
     terms: Trial,
     until: Instant,
+    /// Its time passed before its messages came. It goes on until they have come.
+    is_late: bool,
     is_over: bool,
     tally: TrialTally,
     reported: Option<(Instant, TrialTally)>,
     samples: Vec<Difference>,
 }
 
-/// How a trial ends.
+/// Decision about a trial.
 #[derive(Clone, Debug, PartialEq)]
 pub enum TrialEnd {
+    /// Its time passed before its messages came. A live version counts as active from now on, and stays guarded by its
+    /// fallback until it has run them.
+    Late,
     Passed,
     Failed(Failure),
 }
@@ -41,11 +46,13 @@ pub(crate) enum Observed {
 }
 
 impl Candidate {
-    pub(crate) fn new(edition: Rc<Edition>, terms: Trial, now: Instant) -> Self {
+    /// `is_late`: it has been late before, in an earlier run of the daemon.
+    pub(crate) fn new(edition: Rc<Edition>, terms: Trial, is_late: bool, now: Instant) -> Self {
         Self {
             until: now + Duration::from_secs(terms.secs.get().into()),
             edition,
             terms,
+            is_late,
             is_over: false,
             tally: TrialTally::default(),
             reported: None,
@@ -78,9 +85,14 @@ impl Candidate {
         }
     }
 
-    /// When the trial is over at the latest, if it is not over yet.
+    /// When its time is over, if it is not over yet.
     pub(crate) fn until(&self) -> Option<Instant> {
-        (!self.is_over).then_some(self.until)
+        (!self.is_over && !self.is_late).then_some(self.until)
+    }
+
+    /// Whether it counts as the active version although the fallback still guards it.
+    pub(crate) fn counts_as_active(&self) -> bool {
+        self.is_late && self.terms.mode == TrialMode::Live
     }
 
     /// When progress that was held back is reported.
@@ -89,16 +101,24 @@ impl Candidate {
         Some(at + REPORT_EVERY)
     }
 
-    /// How the trial ends, once. `None`: it is not over, or a person decides.
+    /// Each decision once. `None`: nothing is decided now, or a person decides.
     pub(crate) fn evaluate(&mut self, now: Instant) -> Option<TrialEnd> {
-        let ends = self.tally.run >= self.terms.messages.get() || now >= self.until;
-        if !ends || std::mem::replace(&mut self.is_over, true) {
+        let has_all = self.tally.run >= self.terms.messages.get();
+        let is_due = has_all || self.until().is_some_and(|until| now >= until);
+        if self.is_over || !is_due {
             return None;
         }
         let differences = match self.terms.mode {
-            TrialMode::Live => return Some(TrialEnd::Passed),
-            TrialMode::Shadow => self.terms.differences?,
+            TrialMode::Live => None,
+            TrialMode::Shadow => Some(self.terms.differences?),
         };
+        // Some messages suffice to compare a shadow, none do not.
+        if !has_all && (differences.is_none() || self.tally.run == 0) {
+            self.is_late = true;
+            return Some(TrialEnd::Late);
+        }
+        self.is_over = true;
+        let Some(differences) = differences else { return Some(TrialEnd::Passed) };
         if self.tally.different <= differences {
             return Some(TrialEnd::Passed);
         }

@@ -216,6 +216,164 @@ fn a_trial_begins_anew_after_a_restart() {
     assert_eq!((board.serving(), board.state()), (Some(2), "active".into()));
 }
 
+/// A board with the versions 1 and 2, of which the second has been on trial for its time without its messages.
+fn unproven() -> Board {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.push(2, &module(2));
+    board.is_lenient = false;
+    board.push(3, &module(3));
+    board.trial(TrialEvent::Ready);
+    board.trial(TrialEvent::Late);
+    board
+}
+
+/// Serials of the version that serves, of the one a rollback returns to, and whether the first is proven.
+fn shown(board: &Board) -> (Option<u64>, Option<u64>, Option<bool>) {
+    let report = board.report();
+    let active = report.active.as_ref().map(|active| active.version.serial);
+    (active, report.previous.as_ref().map(|previous| previous.serial), report.proven)
+}
+
+#[test]
+fn a_live_trial_shows_the_version_that_serves() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.is_lenient = false;
+    board.push(2, &module(2));
+    assert_eq!(shown(&board), (Some(1), None, None));
+    board.trial(TrialEvent::Ready);
+    assert_eq!((board.state().as_str(), shown(&board)), ("trial", (Some(2), Some(1), None)));
+    board.trial(TrialEvent::Failed { failure: failure() });
+    assert_eq!(shown(&board), (Some(1), None, None));
+    board.send(&install(&manifest(3, "[trial]\nmode = \"shadow\""), &module(3)));
+    board.chunks(&module(3));
+    board.trial(TrialEvent::Ready);
+    assert_eq!((board.state().as_str(), shown(&board)), ("trial", (Some(1), None, None)), "a shadow does not serve");
+}
+
+#[test]
+fn a_trial_that_saw_no_message_ends_active_and_unproven() {
+    let mut board = unproven();
+    assert_eq!((board.state().as_str(), shown(&board)), ("active", (Some(3), Some(2), Some(false))));
+    let progress = |run| Some(Progress::Trial { messages: 10, run, failed: 0, different: 0 });
+    assert_eq!(board.report().progress, progress(0));
+    board.trial(TrialEvent::Progress { tally: TrialTally { run: 4, failed: 0, different: 0 }, samples: vec![] });
+    board.tick(2);
+    assert_eq!(board.report().progress, progress(4));
+    board.trial(TrialEvent::Passed);
+    assert_eq!((board.state().as_str(), shown(&board)), ("active", (Some(3), Some(2), Some(true))));
+    assert_eq!(board.report().progress, None);
+    let board = board.restart();
+    assert_eq!((board.serving(), shown(&board)), (Some(3), (Some(3), Some(2), Some(true))));
+}
+
+#[test]
+fn an_unproven_version_that_fails_is_rolled_back() {
+    for restart in [false, true] {
+        let mut board = unproven();
+        if restart {
+            board = board.restart();
+            assert_eq!((board.serving(), shown(&board)), (Some(2), (Some(3), Some(2), Some(false))));
+            assert!(board.pipeline[FUNCTION].candidate.as_ref().unwrap().is_resumed);
+        }
+        board.trial(TrialEvent::Failed { failure: failure() });
+        assert_eq!((board.serving(), board.state()), (Some(2), "rolled-back failed-trial".into()));
+        assert_eq!(shown(&board), (Some(2), Some(1), None));
+        assert_eq!(board.report().version.as_deref(), Some("1.3.0"), "the one that failed");
+        let mut board = board.restart();
+        assert_eq!((board.serving(), shown(&board)), (Some(2), (Some(2), Some(1), None)));
+        assert!(board.pipeline[FUNCTION].candidate.is_none());
+        board.tick(2);
+        assert_eq!(board.files(MODULES).len(), 2);
+    }
+}
+
+#[test]
+fn an_unproven_first_version_that_fails_leaves_nothing() {
+    let mut board = Board::new();
+    board.is_lenient = false;
+    board.push(1, &module(1));
+    board.trial(TrialEvent::Ready);
+    board.trial(TrialEvent::Late);
+    let mut board = board.restart();
+    assert_eq!(shown(&board), (Some(1), None, Some(false)));
+    board.trial(TrialEvent::Failed { failure: failure() });
+    assert_eq!((board.serving(), board.state()), (None, "rolled-back failed-trial".into()));
+    assert_eq!(shown(&board), (None, None, None));
+}
+
+#[test]
+fn orders_for_an_unproven_version() {
+    let mut board = unproven();
+    board.is_lenient = true;
+    board.send(&order(4, OrderChange::Rollback));
+    assert_eq!((board.serving(), board.state()), (Some(2), "rolled-back requested".into()));
+    assert_eq!(shown(&board), (Some(2), Some(3), None));
+    assert_eq!(board.restart().serving(), Some(2));
+
+    let mut board = unproven();
+    board.send(&order(4, OrderChange::Promote));
+    assert_eq!((board.state().as_str(), shown(&board)), ("active", (Some(3), Some(2), Some(true))));
+    assert_eq!((board.serving(), board.restart().serving()), (Some(3), Some(3)));
+
+    let mut board = unproven();
+    board.send(&order(4, OrderChange::Remove));
+    assert_eq!((board.serving(), board.state()), (None, "removed requested".into()));
+    assert_eq!(board.restart().serving(), None);
+}
+
+#[test]
+fn a_version_that_fails_gives_its_place_back_to_an_unproven_one() {
+    let mut board = unproven();
+    let edition = |board: &Board| board.pipeline[FUNCTION].candidate.as_ref().map(|start| start.edition);
+    let first = edition(&board);
+    // Refused before it served: nothing changes.
+    board.push(4, b"world");
+    assert_eq!((board.state().as_str(), edition(&board)), ("rejected invalid-module", first));
+    board.push(5, &module(5));
+    board.trial(TrialEvent::Ready);
+    assert_eq!(shown(&board), (Some(5), Some(2), None), "what is proven stands behind it");
+    board.trial(TrialEvent::Failed { failure: failure() });
+    assert_eq!(board.state(), "rolled-back failed-trial");
+    assert_eq!(shown(&board), (Some(3), Some(2), Some(false)));
+    let again = board.pipeline[FUNCTION].candidate.as_ref().unwrap();
+    assert_eq!((again.installed.manifest.serial, again.is_resumed), (3, true));
+    board.trial(TrialEvent::Failed { failure: failure() });
+    assert_eq!(shown(&board), (Some(2), Some(1), None));
+    // A version that passes leaves the proven one to return to.
+    let mut board = unproven();
+    board.push(4, &module(4));
+    board.trial(TrialEvent::Ready);
+    board.trial(TrialEvent::Passed);
+    assert_eq!(shown(&board), (Some(4), Some(2), Some(true)));
+}
+
+#[test]
+fn an_unproven_version_that_cannot_be_loaded_again_is_rolled_back() {
+    let board = unproven();
+    std::fs::remove_file(board.module_path(&module(3))).unwrap();
+    let mut board = board.restart();
+    assert_eq!((board.serving(), board.state()), (Some(2), "rolled-back module-missing".into()));
+    let mut board = unproven().restart();
+    board.trial(TrialEvent::NotLoaded { error: "no memory".into() });
+    assert_eq!((board.serving(), board.state()), (Some(2), "rolled-back not-loaded".into()));
+}
+
+#[test]
+fn a_shadow_without_messages_waits_and_says_so() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    board.is_lenient = false;
+    board.send(&install(&manifest(2, "[trial]\nmode = \"shadow\"\ndifferences = 0"), &module(2)));
+    board.chunks(&module(2));
+    board.trial(TrialEvent::Ready);
+    board.trial(TrialEvent::Late);
+    assert_eq!((board.state().as_str(), shown(&board)), ("trial", (Some(1), None, Some(false))));
+    board.trial(TrialEvent::Passed);
+    assert_eq!((board.state().as_str(), shown(&board)), ("active", (Some(2), Some(1), Some(true))));
+}
+
 #[test]
 fn events_of_ended_editions_are_ignored() {
     let mut board = Board::new();

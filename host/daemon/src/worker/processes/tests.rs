@@ -36,6 +36,7 @@ fn load(function: u32, code: Bytes) -> WorkerCommand {
         permits,
         code: codes::hold(code),
         trial: None,
+        is_resumed: false,
     };
     WorkerCommand::Load(Load { function, version: version.into() })
 }
