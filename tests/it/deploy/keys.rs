@@ -97,7 +97,7 @@ fn orders_of_a_revoked_key_that_were_carried_out_are_no_news() {
     yard.send(&yard.install(2));
     yard.await_active(2);
     // The key's last order revokes the key itself; the broker retains all three.
-    let update = KeyUpdate { trust: Vec::new(), revoke: vec![yard.key.public().id()] };
+    let update = KeyUpdate { trust: Vec::new(), revoke: vec![yard.key.public().id()], force: true };
     let mut order = yard.order(sedge_sandbox::clock::now_ms(), OrderChange::Keys(update));
     order.function = KEYS.into();
     yard.send(&order);

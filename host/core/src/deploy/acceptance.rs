@@ -7,7 +7,7 @@ use super::envelope::SignedEnvelope;
 use super::keys::{Keys, TrustedKey};
 use super::payload::{Install, Module, Order, OrderChange};
 use super::reason::{Reason, Refusal};
-use super::record::OrderHistory;
+use super::record::{Acceptance, OrderHistory};
 use super::topics::Target;
 use crate::config;
 use crate::isa::Class;
@@ -17,6 +17,10 @@ use crate::message::Digest;
 
 /// Largest jump of a serial. Unix time in milliseconds fits as the first serial, and one order cannot exhaust the range.
 const MAX_SERIAL_JUMP: u64 = 1 << 42;
+/// Time before which no board runs this program, for boards that have never known the time: 2026-11-27.
+const RELEASED_MS: u64 = 1_795_737_600_000;
+/// Without a synced clock, how far above the latest time believed an order may move the floor of its key.
+pub(crate) const MAX_FLOOR_AHEAD_MS: u64 = 400 * 24 * 3_600_000;
 /// Tolerated error of the clock that issued an order.
 pub(crate) const CLOCK_SLACK_MS: u64 = 24 * 3_600_000;
 
@@ -29,8 +33,10 @@ pub(crate) struct Board<'a> {
     pub(crate) ceilings: &'a config::Ceilings,
     /// Unix time, if the clock is synced.
     pub(crate) now_ms: Option<u64>,
-    /// Latest issue time of an accepted order.
-    pub(crate) floor_ms: u64,
+    /// The accepted orders of all functions, and of the keys.
+    pub(crate) histories: Vec<&'a OrderHistory>,
+    /// Latest time that a synced clock has shown since the start.
+    pub(crate) believed_ms: u64,
 }
 
 /// An order for this board that is signed by a trusted key.
@@ -52,8 +58,7 @@ pub(crate) struct Accepted {
     pub(crate) chosen: Option<Chosen>,
     /// Whether all signers may send native code.
     pub(crate) is_by_code_senders: bool,
-    /// Its issue time, for [`OrderHistory`].
-    pub(crate) floor_ms: u64,
+    pub(crate) acceptance: Acceptance,
 }
 
 /// The part of an install that is for one board.
@@ -98,6 +103,7 @@ impl<'k> Authentic<'k> {
     pub(crate) fn accept(self, history: &OrderHistory, board: &Board<'_>) -> Result<Accepted, Refusal> {
         let Self { order, payload, signers } = self;
         check_times(&order, board)?;
+        let signers = filter(signers, |key| board.check_floor(&order, key))?;
         check_serial(order.serial, history)?;
         let permitted = |key: &&TrustedKey| match &order.change {
             OrderChange::Keys(_) => key.may_change_keys(),
@@ -118,14 +124,37 @@ impl<'k> Authentic<'k> {
             }
             chosen.module.check(board.deploy.max_module_bytes.get())?;
         }
-        let signers = signers.into_iter().map(TrustedKey::id).collect();
-        // An issuer's clock that is years ahead must not make all later orders look expired.
-        let floor_ms = match board.now_ms {
-            Some(now_ms) => order.issued_at_ms.min(now_ms.saturating_add(CLOCK_SLACK_MS)),
-            None => order.issued_at_ms,
-        };
+        let signers: Vec<KeyId> = signers.into_iter().map(TrustedKey::id).collect();
+        let issued_at_ms = order.issued_at_ms.min(board.latest_floor_ms());
+        let acceptance = Acceptance { signers: signers.clone(), issued_at_ms, now_ms: board.now_ms };
         let is_by_code_senders = send_code.is_ok();
-        Ok(Accepted { order, payload, signers, chosen, is_by_code_senders, floor_ms })
+        Ok(Accepted { order, payload, signers, chosen, is_by_code_senders, acceptance })
+    }
+}
+
+impl Board<'_> {
+    /// Highest floor that counts: an issuer's clock that is years ahead must not make later orders look expired for ever.
+    fn latest_floor_ms(&self) -> u64 {
+        if let Some(now_ms) = self.now_ms {
+            return now_ms.saturating_add(CLOCK_SLACK_MS);
+        }
+        let believed = self.histories.iter().map(|history| history.believed_ms).chain([self.believed_ms, RELEASED_MS]);
+        believed.max().unwrap_or(0).saturating_add(MAX_FLOOR_AHEAD_MS)
+    }
+
+    /// Refuses an order that expired before its key issued another that was accepted.
+    fn check_floor(&self, order: &Order, key: &TrustedKey) -> Result<(), Refusal> {
+        let floors = self.histories.iter().map(|history| history.floor(key.id()).unwrap_or(0).max(history.floor_ms));
+        let (floor_ms, expires_at_ms) = (floors.max().unwrap_or(0).min(self.latest_floor_ms()), order.expires_at_ms);
+        if expires_at_ms >= floor_ms {
+            return Ok(());
+        }
+        let detail = format!(
+            "it expired ({expires_at_ms} ms) before the latest order of key {} that this board accepted was issued \
+             ({floor_ms} ms); push it again, and check the clock of the PC",
+            key.name
+        );
+        Err(Refusal::new(Reason::Expired, detail))
     }
 }
 
@@ -166,21 +195,13 @@ fn check_times(order: &Order, board: &Board<'_>) -> Result<(), Refusal> {
     if expires_at_ms < issued_at_ms {
         return expired(format!("it expires ({expires_at_ms} ms) before it was issued ({issued_at_ms} ms)"));
     }
-    let floor_ms = match board.now_ms {
+    match board.now_ms {
         Some(now_ms) if expires_at_ms < now_ms => {
             let secs = (now_ms - expires_at_ms) / 1000;
-            return expired(format!("it expired {secs} s ago; push it again"));
+            expired(format!("it expired {secs} s ago; push it again"))
         }
-        // The floor may come from a time without a synced clock and be far ahead.
-        Some(now_ms) => board.floor_ms.min(now_ms.saturating_add(CLOCK_SLACK_MS)),
-        None => board.floor_ms,
-    };
-    if expires_at_ms < floor_ms {
-        return expired(format!(
-            "it expired ({expires_at_ms} ms) before the latest order that this board accepted was issued ({floor_ms} ms)"
-        ));
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 fn check_serial(serial: u64, history: &OrderHistory) -> Result<(), Refusal> {

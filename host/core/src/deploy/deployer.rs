@@ -81,6 +81,8 @@ pub struct Deployer {
     pub(super) retries: Vec<Arc<str>>,
     pub compiling: Option<(Arc<str>, u32)>,
     pub is_connected: bool,
+    /// Latest time that a synced clock has shown.
+    pub(super) believed_ms: u64,
     pub stats: Arc<DeployStats>,
     editions: u32,
     /// Whether unused files may exist.
@@ -111,6 +113,7 @@ impl Deployer {
             retries: Vec::new(),
             compiling: None,
             is_connected: false,
+            believed_ms: 0,
             stats: Arc::default(),
             editions: 0,
             has_garbage: true,
@@ -146,6 +149,9 @@ impl Deployer {
 
     /// Starts to handle a request.
     pub fn start(&mut self, request: Request, now: Now) {
+        if now.synced {
+            self.believed_ms = self.believed_ms.max(now.unix_ms);
+        }
         match request {
             Request::Message { topic, payload } => self.message(topic, payload, now),
             Request::Compiled { function, edition, result } => self.compiled(&function, edition, result),

@@ -11,7 +11,7 @@ use super::deployer::{Deployer, KNOWN, disk_refusal, log, replace, report, repor
 use super::envelope::SignedEnvelope;
 use super::function::{Stage, TrackedFunction};
 use super::interface::{Action, DiskAnswer, DiskRequest, StoredFile};
-use super::keys::Keys;
+use super::keys::{Keys, TrustedKey};
 use super::payload::{KeyUpdate, Order, OrderChange};
 use super::reason::{Reason, Refusal};
 use super::record::{CandidateKind, OrderHistory, OrderOutcome, Record};
@@ -152,13 +152,14 @@ impl Deployer {
             deploy: &self.config.deploy,
             ceilings: &self.config.functions.ceilings,
             now_ms: now.synced.then_some(now.unix_ms),
-            floor_ms: histories.map(|history| history.floor_ms).max().unwrap_or(0),
+            histories: histories.collect(),
+            believed_ms: self.believed_ms,
         }
     }
 
     /// Stores what the order asks for. A failure leaves everything unchanged.
     fn carry_out(&mut self, origin: Origin, accepted: Accepted) -> Result<(), Refusal> {
-        let Accepted { order, payload, signers, chosen, floor_ms, .. } = accepted;
+        let Accepted { order, payload, signers, chosen, acceptance, .. } = accepted;
         let Order { serial, target, change, .. } = order;
         let name = &origin.function;
         if matches!(change, OrderChange::Install(_)) {
@@ -167,7 +168,7 @@ impl Deployer {
         let fresh = TrackedFunction::new(Arc::clone(name));
         let function = self.functions.get(name).unwrap_or(&fresh);
         let (mut record, next) = decide(function, serial, change, chosen, signers)?;
-        record.history.accept(serial, &target, payload, floor_ms);
+        record.history.accept(serial, &target, payload, &acceptance);
         // A record names only modules in the deploy folder: files elsewhere may change.
         let folder = function.folder.as_ref().zip(function.active_digest());
         let folder = folder.filter(|(_, active)| record.digests().any(|digest| digest == *active));
@@ -282,10 +283,13 @@ impl Deployer {
     }
 
     fn change_keys(&mut self, origin: Origin, accepted: Accepted) -> Result<(), Refusal> {
-        let Accepted { order, payload, is_by_code_senders, floor_ms, .. } = accepted;
+        let Accepted { order, payload, is_by_code_senders, acceptance, .. } = accepted;
         let OrderChange::Keys(update) = order.change else { return Ok(()) };
         let mut history = self.trust.history().clone();
-        history.accept(order.serial, &order.target, payload, floor_ms);
+        history.accept(order.serial, &order.target, payload, &acceptance);
+        let histories = || self.functions.values().map(|function| &function.record.history).chain([&history]);
+        let is_proven = |key: &TrustedKey| histories().any(|history| history.floor(key.id()).is_some());
+        self.trust.keeps_a_key_that_changes_keys(&update, is_proven)?;
         let changes = self.trust.decide(&update, history, is_by_code_senders)?;
         let request = replace(StoredFile::Keys, &changes);
         let order = KeyOrder { origin, serial: order.serial, update, changes };

@@ -84,6 +84,9 @@ pub struct KeyUpdate {
     pub trust: Vec<TrustedKey>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub revoke: Vec<KeyId>,
+    /// Apply it although no key may be left that can change the keys. Omitted when false, since older boards do not know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 /// A JSON object without duplicate keys: two parsers must not read two manifests from one signed text.

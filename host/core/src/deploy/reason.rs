@@ -42,6 +42,8 @@ named_enum! {
         KeyNotAllowed = "key-not-allowed",
         /// Signed by a key that may not send native code.
         CodeNotAllowed = "code-not-allowed",
+        /// No key would be left that may change keys and has shown that it can sign.
+        LastKey = "last-key",
         /// The target differs from the topic, or is not this board.
         WrongTarget = "wrong-target",
         Expired = "expired",

@@ -10,6 +10,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::keys::MOST_KEYS;
 use super::payload::{Document, Module};
 use super::reason::{Reason, Refusal};
 use super::report::{self, DeployState};
@@ -17,6 +18,11 @@ use super::topics::Target;
 use crate::key::KeyId;
 use crate::manifest::{Manifest, Trial};
 use crate::message::Digest;
+
+const DAY_MS: u64 = 24 * 3_600_000;
+
+/// Keys whose latest order is remembered for a function, twice as many as a board trusts.
+const MOST_FLOORS: usize = 2 * MOST_KEYS;
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Record {
@@ -43,8 +49,32 @@ pub struct OrderHistory {
     pub serial: Option<u64>,
     /// Last accepted order per target, which the broker sends again at every connection.
     pub accepted: Vec<(Target, Digest)>,
-    /// Latest issue time of an accepted order. An order that expired before it is refused even without a synced clock.
+    /// Latest issue time of an accepted order, of programs that kept one for all keys.
+    #[serde(default)]
     pub(crate) floor_ms: u64,
+    /// Latest issue time of an accepted order, for each key that signed one. A later order of the key that expired before it
+    /// is refused even without a synced clock. One key says nothing about the orders of another.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) floors: Vec<Floor>,
+    /// Latest day of a synced clock on which an order was accepted.
+    #[serde(default)]
+    pub(crate) believed_ms: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Floor {
+    pub(crate) key: KeyId,
+    pub(crate) issued_at_ms: u64,
+}
+
+/// What an order that is accepted adds to the history, besides its serial.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Acceptance {
+    /// The keys that signed it, which prove themselves by it.
+    pub signers: Vec<KeyId>,
+    pub issued_at_ms: u64,
+    /// Time of a synced clock.
+    pub now_ms: Option<u64>,
 }
 
 /// A version whose module is in `modules`, or will be.
@@ -147,11 +177,25 @@ impl OrderHistory {
         self.accepted.iter().any(|(known, digest)| known == target && *digest == payload)
     }
 
-    pub fn accept(&mut self, serial: u64, target: &Target, payload: Digest, floor_ms: u64) {
+    pub fn accept(&mut self, serial: u64, target: &Target, payload: Digest, acceptance: &Acceptance) {
         self.serial = self.serial.max(Some(serial));
         self.accepted.retain(|(known, _)| known != target);
         self.accepted.push((target.clone(), payload));
-        self.floor_ms = self.floor_ms.max(floor_ms);
+        let Acceptance { signers, issued_at_ms, now_ms } = acceptance;
+        for key in signers {
+            let before = self.floor(*key).unwrap_or(0);
+            self.floors.retain(|floor| floor.key != *key);
+            self.floors.push(Floor { key: *key, issued_at_ms: before.max(*issued_at_ms) });
+        }
+        let most = self.floors.len().saturating_sub(MOST_FLOORS);
+        self.floors.drain(..most);
+        let now_ms = now_ms.unwrap_or(0);
+        self.believed_ms = self.believed_ms.max(now_ms - now_ms % DAY_MS);
+    }
+
+    /// Latest issue time of an order that the key signed, if one was accepted.
+    pub(crate) fn floor(&self, key: KeyId) -> Option<u64> {
+        self.floors.iter().find(|floor| floor.key == key).map(|floor| floor.issued_at_ms)
     }
 }
 
@@ -248,7 +292,7 @@ mod tests {
     #[test]
     fn a_truncated_or_changed_record_is_not_decoded() {
         let mut record = Record::new("warm");
-        record.history.accept(7, &Target::Node("n".into()), Digest([1; 32]), 5);
+        record.history.accept(7, &Target::Node("n".into()), Digest([1; 32]), &Acceptance::default());
         let whole = encode(&record);
         assert_eq!(decode::<Record>(&whole), Some(record));
         for len in 0..whole.len() {
@@ -281,12 +325,38 @@ mod tests {
     fn the_history_keeps_the_last_order_of_each_target() {
         let mut history = OrderHistory::default();
         let (node, group) = (Target::Node("n".into()), Target::Group("g".into()));
-        history.accept(5, &group, Digest([5; 32]), 50);
-        history.accept(7, &node, Digest([7; 32]), 40);
-        assert_eq!((history.serial, history.floor_ms), (Some(7), 50));
+        history.accept(5, &group, Digest([5; 32]), &Acceptance::default());
+        history.accept(7, &node, Digest([7; 32]), &Acceptance::default());
+        assert_eq!(history.serial, Some(7));
         assert!(history.is_redelivery(&group, Digest([5; 32])) && history.is_redelivery(&node, Digest([7; 32])));
         assert!(!history.is_redelivery(&node, Digest([5; 32])));
-        history.accept(9, &node, Digest([9; 32]), 0);
+        history.accept(9, &node, Digest([9; 32]), &Acceptance::default());
         assert!(!history.is_redelivery(&node, Digest([7; 32])), "an old order is a replay");
+    }
+
+    #[test]
+    fn each_key_has_a_floor_of_its_own_and_few_are_kept() {
+        let key = |n: u64| -> KeyId { format!("{n:064x}").parse().unwrap() };
+        let mut history = OrderHistory::default();
+        let mut accept = |n, issued_at_ms, now_ms| {
+            let acceptance = Acceptance { signers: vec![key(n)], issued_at_ms, now_ms };
+            history.accept(1, &Target::Node("n".into()), Digest([1; 32]), &acceptance);
+            history.clone()
+        };
+        accept(1, 50, Some(3 * DAY_MS + 9));
+        accept(2, 70, None);
+        let after = accept(1, 40, Some(DAY_MS));
+        let floors = [1, 2, 3].map(|n| after.floor(key(n)));
+        assert_eq!((floors, after.believed_ms), ([Some(50), Some(70), None], 3 * DAY_MS));
+        (3..1000).for_each(|n| drop(accept(n, n, None)));
+        let after = accept(1000, 1, None);
+        assert_eq!((after.floors.len(), after.floor(key(2)), after.floor(key(999))), (MOST_FLOORS, None, Some(999)));
+    }
+
+    #[test]
+    fn the_floor_of_older_programs_is_read() {
+        let json = r#"{"serial":7,"accepted":[],"floor_ms":50}"#;
+        let history: OrderHistory = serde_json::from_str(json).unwrap();
+        assert_eq!((history.serial, history.floor_ms, history.floors.len()), (Some(7), 50, 0));
     }
 }

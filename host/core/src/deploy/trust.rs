@@ -48,22 +48,36 @@ impl Trust {
         &self.changes.history
     }
 
+    /// Refuses to leave the board without a key that may change keys and has proven itself by an order that was accepted:
+    /// nobody could repair that from afar. `is_proven` counts the signers of this order.
+    pub fn keeps_a_key_that_changes_keys(
+        &self,
+        update: &KeyUpdate,
+        is_proven: impl Fn(&TrustedKey) -> bool,
+    ) -> Result<(), Refusal> {
+        let after = effective(&self.configured, &self.changed(update, OrderHistory::default()));
+        if update.force || after.iter().any(|key| key.keys && is_proven(key)) {
+            return Ok(());
+        }
+        let others: Vec<&str> = after.iter().filter(|key| key.keys).map(|key| &*key.name).collect();
+        let detail = if others.is_empty() {
+            "no key that may change the trusted keys would be left: trust another one first (`sedge trust KEY --keys`), and \
+             let it sign an order; or insist with --force"
+                .to_owned()
+        } else {
+            format!(
+                "of the keys that may change the trusted keys, only {} would be left, of which this board has not accepted an \
+                 order yet: push or trust something with it first; or insist with --force",
+                others.join(", ")
+            )
+        };
+        Err(Refusal::new(Reason::LastKey, detail))
+    }
+
     /// Returns the changes on disk after `update`, which apply once they are there. `may_give_code`: all signers may send
     /// native code, so they may grant that permission.
     pub fn decide(&self, update: &KeyUpdate, history: OrderHistory, may_give_code: bool) -> Result<Changes, Refusal> {
-        let mut changes = Changes { history, ..self.changes.clone() };
-        changes.trusted.retain(|known| !update.revoke.contains(&known.id()));
-        for id in &update.revoke {
-            if !changes.revoked.contains(id) {
-                changes.revoked.push(*id);
-            }
-        }
-        // A key in both lists is trusted: its permissions are replaced.
-        for key in &update.trust {
-            changes.revoked.retain(|revoked| *revoked != key.id());
-            changes.trusted.retain(|known| known.public_key != key.public_key);
-            changes.trusted.push(key.clone());
-        }
+        let changes = self.changed(update, history);
         if self.configured.len() + changes.trusted.len() > MOST_KEYS || changes.revoked.len() > MOST_REVOKED {
             let detail = format!("a board keeps at most {MOST_KEYS} trusted and {MOST_REVOKED} revoked keys");
             return Err(Refusal::new(Reason::OverLimit, detail));
@@ -80,6 +94,23 @@ impl Trust {
             return Err(Refusal::new(Reason::KeyNotAllowed, detail));
         }
         Ok(changes)
+    }
+
+    fn changed(&self, update: &KeyUpdate, history: OrderHistory) -> Changes {
+        let mut changes = Changes { history, ..self.changes.clone() };
+        changes.trusted.retain(|known| !update.revoke.contains(&known.id()));
+        for id in &update.revoke {
+            if !changes.revoked.contains(id) {
+                changes.revoked.push(*id);
+            }
+        }
+        // A key in both lists is trusted: its permissions are replaced.
+        for key in &update.trust {
+            changes.revoked.retain(|revoked| *revoked != key.id());
+            changes.trusted.retain(|known| known.public_key != key.public_key);
+            changes.trusted.push(key.clone());
+        }
+        changes
     }
 
     /// Applies changes that are on disk.
@@ -124,7 +155,7 @@ mod tests {
         let config = config(&[("old", &old)]);
         let mut trust = Trust::new(None, &config);
         assert_eq!(names(&trust), ["old"]);
-        let update = KeyUpdate { trust: vec![trusted("new", &new)], revoke: vec![old.public().id()] };
+        let update = KeyUpdate { trust: vec![trusted("new", &new)], revoke: vec![old.public().id()], force: false };
         let history = OrderHistory { serial: Some(3), ..OrderHistory::default() };
         let changes = trust.decide(&update, history.clone(), false).unwrap();
         assert_eq!(names(&trust), ["old"], "nothing changes before it is on disk");
@@ -136,7 +167,7 @@ mod tests {
         trust.configure(&config);
         assert_eq!(names(&trust), ["new"], "a reload does not bring a revoked key back");
         // An order trusts it again.
-        let update = KeyUpdate { trust: vec![trusted("again", &old)], revoke: vec![new.public().id()] };
+        let update = KeyUpdate { trust: vec![trusted("again", &old)], revoke: vec![new.public().id()], force: false };
         let changes = trust.decide(&update, history, false).unwrap();
         trust.apply(changes);
         assert_eq!(names(&trust), ["old"]);
@@ -149,10 +180,10 @@ mod tests {
         config.keys.get_mut("old").unwrap().native_code = true;
         let mut trust = Trust::new(None, &config);
         let sender = TrustedKey { native_code: true, ..trusted("new", &new) };
-        let given = KeyUpdate { trust: vec![sender], revoke: vec![] };
-        let gone = KeyUpdate { trust: vec![], revoke: vec![old.public().id()] };
+        let given = KeyUpdate { trust: vec![sender], revoke: vec![], force: false };
+        let gone = KeyUpdate { trust: vec![], revoke: vec![old.public().id()], force: false };
         // The configuration still grants native code to the revoked key.
-        let back = KeyUpdate { trust: vec![trusted("old", &old)], revoke: vec![] };
+        let back = KeyUpdate { trust: vec![trusted("old", &old)], revoke: vec![], force: false };
         let mut update = |update, may_give_code| {
             let changes = trust.decide(update, OrderHistory::default(), may_give_code);
             changes.map(|changes| trust.apply(changes)).is_ok()

@@ -34,13 +34,16 @@ pub struct TrustArgs {
     /// Let the new keys send native code, which boards cannot verify
     #[arg(long, requires = "add")]
     native_code: bool,
+    /// Apply the change although it may leave the boards without a key that can change the trusted keys
+    #[arg(long)]
+    force: bool,
     #[command(flatten)]
     order: OrderArgs,
 }
 
 pub fn run(args: &TrustArgs) -> anyhow::Result<ExitCode> {
     let trust = args.add.iter().map(|path| trusted(args, path)).collect::<anyhow::Result<_>>()?;
-    let update = KeyUpdate { trust, revoke: args.revoke.clone() };
+    let update = KeyUpdate { trust, revoke: args.revoke.clone(), force: args.force };
     order::run(&args.order, KEYS, OrderChange::Keys(update), follow::INSTALLED)
 }
 

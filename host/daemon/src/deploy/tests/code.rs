@@ -221,7 +221,7 @@ fn signers_grant_only_permissions_that_they_have() {
         native_code: true,
     };
     let update = |serial| {
-        let update = KeyUpdate { trust: vec![trusted.clone()], revoke: vec![] };
+        let update = KeyUpdate { trust: vec![trusted.clone()], revoke: vec![], force: false };
         let order = Order { function: KEYS.into(), ..order(serial, OrderChange::Keys(update)) };
         SignedEnvelope::sign(&order.to_json(), &[&key()]).to_json()
     };

@@ -1,6 +1,8 @@
 //! Trusted keys: permissions, rotation, revocation.
 
-use crate::deploy::testing::board::{Board, NODE, install, key, manifest, module, order, settings, sign, trusted};
+use crate::deploy::testing::board::{
+    Board, HOUR_MS, NODE, TODAY_MS, install, key, manifest, module, order, settings, sign, trusted,
+};
 use sedge_core::deploy::envelope::SignedEnvelope;
 use sedge_core::deploy::keys::{SigningKey, TrustedKey};
 use sedge_core::deploy::payload::{KeyUpdate, Order, OrderChange};
@@ -9,8 +11,15 @@ use sedge_core::deploy::{Request, TrialEvent};
 
 fn update(serial: u64, trust: Vec<TrustedKey>, revoke: &[&SigningKey]) -> Order {
     let revoke = revoke.iter().map(|key| key.public().id()).collect();
-    let change = OrderChange::Keys(KeyUpdate { trust, revoke });
+    let change = OrderChange::Keys(KeyUpdate { trust, revoke, force: false });
     Order { function: KEYS.into(), target: Target::Node(NODE.into()), ..order(serial, change) }
+}
+
+/// The same, although no key may be left that changes keys.
+fn forced(mut order: Order) -> Order {
+    let OrderChange::Keys(update) = &mut order.change else { panic!("only a change of keys is forced") };
+    update.force = true;
+    order
 }
 
 /// A board whose key may change the keys.
@@ -30,7 +39,7 @@ fn keys_rotate_by_a_signed_order_at_once() {
     let mut board = board();
     let second = install(&manifest(2, ""), &module(2));
     board.push(1, &module(1));
-    board.send(&update(1, vec![trusted("new", &new)], &[&key()]));
+    board.send(&forced(update(1, vec![trusted("new", &new)], &[&key()])));
     let report = &board.reports[KEYS];
     assert_eq!(report.state.as_str(), "active");
     assert_eq!(report.keys.as_ref().unwrap().iter().map(|key| &*key.name).collect::<Vec<_>>(), ["new"]);
@@ -142,7 +151,7 @@ fn key_names(board: &Board) -> Vec<&str> {
 fn a_damaged_file_of_keys_is_set_aside() {
     let new = SigningKey::generate().unwrap();
     let mut board = board();
-    board.send(&update(1, vec![trusted("new", &new)], &[&key()]));
+    board.send(&forced(update(1, vec![trusted("new", &new)], &[&key()])));
     assert_eq!(key_names(&board), ["new"]);
     let path = board.keys_path();
     let whole = std::fs::read(&path).unwrap();
@@ -157,7 +166,7 @@ fn on_a_full_disk_no_key_changes_until_there_is_room() {
     let new = SigningKey::generate().unwrap();
     let mut board = board();
     board.faults().set_room(Some(10));
-    board.send(&update(1, vec![trusted("new", &new)], &[&key()]));
+    board.send(&forced(update(1, vec![trusted("new", &new)], &[&key()])));
     board.tick(2);
     let report = &board.reports[KEYS];
     assert_eq!((report.state.as_str(), report.reason.unwrap().as_str()), ("receiving", "disk-full"));
@@ -167,4 +176,118 @@ fn on_a_full_disk_no_key_changes_until_there_is_room() {
     board.tick(2);
     assert_eq!(key_names(&board), ["new"]);
     assert_eq!(board.files("").len(), 1);
+}
+
+/// A key that may change the keys.
+fn keeper(name: &str, key: &SigningKey) -> TrustedKey {
+    TrustedKey { keys: true, ..trusted(name, key) }
+}
+
+/// State and reason of the last change of keys.
+fn outcome(board: &mut Board) -> String {
+    board.tick(2);
+    let report = &board.reports[KEYS];
+    format!("{} {}", report.state, report.reason.map_or("", |reason| reason.as_str()))
+}
+
+#[test]
+fn the_only_key_that_may_change_keys_does_not_revoke_itself() {
+    let new = SigningKey::generate().unwrap();
+    let mut board = board();
+    board.send(&update(1, vec![], &[&key()]));
+    assert_eq!((outcome(&mut board).as_str(), key_names(&board)), ("rejected last-key", vec!["ops"]));
+    let error = board.reports[KEYS].error.clone().unwrap();
+    assert!(error.contains("--keys") && error.contains("--force"), "{error}");
+    // Nor does it go for one that may not change keys.
+    board.send(&update(2, vec![trusted("new", &new)], &[&key()]));
+    assert_eq!((outcome(&mut board).as_str(), key_names(&board)), ("rejected last-key", vec!["ops"]));
+    board.send(&forced(update(3, vec![], &[&key()])));
+    assert_eq!((outcome(&mut board).as_str(), key_names(&board)), ("active ", vec![]));
+}
+
+#[test]
+fn the_last_key_that_may_change_keys_goes_once_another_has_proven_itself() {
+    let new = SigningKey::generate().unwrap();
+    for proof in ["a push", "a change of keys", "before a restart"] {
+        let mut board = board();
+        board.push(1, &module(1));
+        board.send(&update(1, vec![keeper("new", &new)], &[&key()]));
+        assert_eq!(
+            outcome(&mut board),
+            "rejected last-key",
+            "the order of the old one proves nothing about the new one"
+        );
+        board.send(&update(2, vec![keeper("new", &new)], &[]));
+        board.send(&update(3, vec![], &[&key()]));
+        assert_eq!(outcome(&mut board), "rejected last-key");
+        let error = board.reports[KEYS].error.clone().unwrap();
+        assert!(error.contains("only new would be left"), "{error}");
+        // An order that is refused proves nothing.
+        board.deliver("sedge/pump-3/deploy/warm", &signed(&install(&manifest(1, ""), &module(2)), &new));
+        board.send(&update(4, vec![], &[&key()]));
+        assert_eq!(outcome(&mut board), "rejected last-key");
+        if proof == "a change of keys" {
+            board.deliver("sedge/pump-3/deploy/_keys", &signed(&update(5, vec![], &[&key()]), &new));
+        } else {
+            board.deliver("sedge/pump-3/deploy/warm", &signed(&install(&manifest(2, ""), &module(2)), &new));
+            if proof == "before a restart" {
+                board = board.restart();
+            }
+            board.send(&update(5, vec![], &[&key()]));
+        }
+        assert_eq!((outcome(&mut board).as_str(), key_names(&board)), ("active ", vec!["new"]), "{proof}");
+    }
+}
+
+#[test]
+fn a_limited_key_locks_out_nobody_on_a_board_without_the_time() {
+    let limited = SigningKey::generate().unwrap();
+    let mut board = board();
+    board.send(&update(
+        1,
+        vec![TrustedKey { functions: vec!["warm".parse().unwrap()], ..trusted("limited", &limited) }],
+        &[],
+    ));
+    let mut board = board.restart();
+    (board.now.synced, board.now.unix_ms) = (false, 0);
+    let year_2100 = 4_102_444_800_000;
+    let far = Order { issued_at_ms: year_2100, expires_at_ms: year_2100 + 1, ..install(&manifest(1, ""), &module(1)) };
+    board.deliver("sedge/pump-3/deploy/warm", &signed(&far, &limited));
+    board.chunks(&module(1));
+    assert_eq!(board.serving(), Some(1));
+    // Others go on, over a restart too.
+    let mut board = board.restart();
+    (board.now.synced, board.now.unix_ms) = (false, 0);
+    board.push(2, &module(2));
+    assert_eq!(board.serving(), Some(2));
+    // The key itself is behind its own order, but for 400 days at most.
+    let days = |days: u64| TODAY_MS + days * 24 * HOUR_MS;
+    for (serial, expires_at_ms, serves) in [(3, days(300), 2), (4, days(1000), 4)] {
+        let order = install(&manifest(serial, ""), &module(serial));
+        let order = Order { expires_at_ms, ..order };
+        board.deliver("sedge/pump-3/deploy/warm", &signed(&order, &limited));
+        board.chunks(&module(serial));
+        assert_eq!(board.serving(), Some(serves), "{serial}");
+    }
+    board.send(&update(2, vec![], &[&limited]));
+    assert_eq!((outcome(&mut board).as_str(), key_names(&board)), ("active ", vec!["ops"]));
+}
+
+#[test]
+fn the_floor_of_an_older_program_is_at_most_400_days_ahead() {
+    let mut board = Board::new();
+    board.push(1, &module(1));
+    let path = board.record_path();
+    let text = String::from_utf8(std::fs::read(&path).unwrap()).unwrap();
+    let json = text.split_once('\n').unwrap().1.replace("\"floor_ms\":0", "\"floor_ms\":4102444800000");
+    assert!(json.contains("4102444800000"), "{json}");
+    std::fs::write(&path, format!("{}\n{json}", sedge_core::deploy::digest(json.as_bytes()))).unwrap();
+    let mut board = board.restart();
+    (board.now.synced, board.now.unix_ms) = (false, 0);
+    for (serial, days, serves) in [(2, 300, 1), (3, 1000, 3)] {
+        let order = install(&manifest(serial, ""), &module(serial));
+        board.send(&Order { expires_at_ms: TODAY_MS + days * 24 * HOUR_MS, ..order });
+        board.chunks(&module(serial));
+        assert_eq!(board.serving(), Some(serves), "{serial}");
+    }
 }
