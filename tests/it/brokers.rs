@@ -83,7 +83,7 @@ fn with_tls_a_client_certificate_and_a_password_it_is_known_and_without_one_of_t
 fn hosts_of_one_share_group_handle_each_message_once() {
     let broker = Mosquitto::start();
     let cloud = Mosquitto::start();
-    let upstream = Upstream::collect_filter(cloud.port, "upstream", "sedge/#");
+    let upstream = Upstream::collect_filter(cloud.port, "upstream", "up/#");
     let daemons = ["one", "two"].map(|name| {
         let setup = Setup::new(broker.url()).upstream(cloud.url()).function(&guest("relay"));
         let setup = setup.set("node", format!("name = {name:?}")).set("mqtt", "share_group = \"pool\"");
@@ -115,11 +115,7 @@ fn a_timer_calls_its_function_again_and_again_with_state_of_its_own() {
     });
     let daemon = Daemon::start(&Setup::new(broker.url()).upstream(cloud.url()).function(&ticking));
     let ticks = || {
-        upstream
-            .received()
-            .into_iter()
-            .filter(|message| message.topic == "sedge/board/$timer/ticking")
-            .collect::<Vec<_>>()
+        upstream.received().into_iter().filter(|message| message.topic == "up/board/$timer/ticking").collect::<Vec<_>>()
     };
     assert!(eventually(Duration::from_secs(20), || ticks().len() >= 5), "log:\n{}", daemon.log());
     let counted: Vec<String> = ticks().iter().take(5).map(|tick| tick.text()).collect();

@@ -54,7 +54,7 @@ fn whatever_a_function_does_the_message_is_a_dead_letter_and_others_go_on() {
     }
     // The function itself still works.
     sensors.publish(Publish::new("misbehave/a", "ok")).unwrap();
-    let topic = format!("sedge/{NODE}/ok");
+    let topic = format!("up/{NODE}/ok");
     assert!(eventually(Duration::from_secs(20), || site.upstream.received().iter().any(|m| m.topic == topic)));
     site.settle(&ledger);
     assert!(

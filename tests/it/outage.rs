@@ -39,7 +39,7 @@ fn upstream_away_and_back_gets_everything_alerts_first() {
     site.cloud.resume();
     site.settle(&ledger);
     let later = &site.upstream.received()[before..];
-    let is_alert = |topic: &str| topic.starts_with(&format!("sedge/{NODE}/alerts/"));
+    let is_alert = |topic: &str| topic.starts_with(&format!("up/{NODE}/alerts/"));
     let last_alert = later.iter().rposition(|message| is_alert(&message.topic)).expect("alerts were held back");
     let first_data = later.iter().position(|message| !is_alert(&message.topic)).expect("data was held back");
     assert!(last_alert < first_data, "an alert came as number {last_alert}, data as number {first_data}");

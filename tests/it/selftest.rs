@@ -69,7 +69,7 @@ fn what_proc_says_of_a_process_is_read() {
 }
 
 fn record(topic: &str, sequence: u64, count: u64, id: &str) -> Publish {
-    Publish::new(&format!("sedge/{NODE}/{topic}"), format!("{sequence} {count}")).with_property("id", id)
+    Publish::new(&format!("up/{NODE}/{topic}"), format!("{sequence} {count}")).with_property("id", id)
 }
 
 fn sent(count: usize) -> Ledger {

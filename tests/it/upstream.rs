@@ -14,7 +14,7 @@ use crate::harness::wire::Publish;
 fn a_topic_that_upstream_does_not_allow_holds_up_its_stream_for_a_while_and_then_is_a_gap() {
     let broker = Mosquitto::start();
     let acl = tempfile::NamedTempFile::new().unwrap();
-    let rules = ["topic read #", "topic write sedge/board/gaps", "topic write sedge/board/count/good"];
+    let rules = ["topic read #", "topic write up/board/gaps", "topic write up/board/count/good"];
     std::fs::write(acl.path(), rules.join("\n")).unwrap();
     // Mosquitto 2.0.11 closes the connection on a denied publish if its queue has no limit.
     let cloud = Mosquitto::start_with(&format!("max_queued_messages 10000\nacl_file {}", acl.path().display()));
@@ -29,7 +29,7 @@ fn a_topic_that_upstream_does_not_allow_holds_up_its_stream_for_a_while_and_then
     assert!(eventually(Duration::from_secs(20), held), "log:\n{}", daemon.log());
     let held_since = Instant::now();
     sensor.publish_all([publish("good", 1), publish("forbidden", 2), publish("good", 2)]).unwrap();
-    let good = format!("sedge/{NODE}/count/good");
+    let good = format!("up/{NODE}/count/good");
     let arrived = || upstream.received().iter().filter(|message| message.topic == good).count();
     assert!(eventually(Duration::from_secs(20), || arrived() == 1 || arrived() == 2), "{:?}", upstream.received());
     assert!(held_since.elapsed() >= Duration::from_secs(1), "one that came later overtook the one that is held");
@@ -37,7 +37,7 @@ fn a_topic_that_upstream_does_not_allow_holds_up_its_stream_for_a_while_and_then
     assert!(eventually(Duration::from_secs(20), || lost() == 2.0 && arrived() == 2), "{}", daemon.counters());
     let told = || {
         let received = upstream.received();
-        let gaps = received.iter().filter(|message| message.topic == format!("sedge/{NODE}/gaps"));
+        let gaps = received.iter().filter(|message| message.topic == format!("up/{NODE}/gaps"));
         gaps.filter_map(|gap| gap.text().split_once("\"records\":")?.1.split(',').next()?.parse::<u32>().ok())
             .sum::<u32>()
     };
@@ -66,7 +66,7 @@ fn a_webhook_gets_every_record_in_order_with_its_attributes_and_one_that_it_fail
     let data: Vec<String> = of_kind("io.sedge.data").map(|call| call.body.clone()).collect();
     assert_eq!(data, (1..=20).map(|n| format!("{n} {n}")).collect::<Vec<_>>());
     let alerts: Vec<&str> = of_kind("io.sedge.alert").filter_map(|call| call.header("ce-subject")).collect();
-    assert_eq!(alerts, ["sedge/board/alerts/count"; 2]);
+    assert_eq!(alerts, ["up/board/alerts/count"; 2]);
     for call in &taken {
         assert_eq!(call.header("ce-specversion"), Some("1.0"));
         assert_eq!(call.header("ce-source"), Some("sedge/board"));

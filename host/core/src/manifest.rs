@@ -13,6 +13,7 @@ use crate::config::Ceilings;
 use crate::config::document::{Item, Table, Value};
 use crate::config::problem::{Invalid, Problems};
 use crate::config::reader::{Read, Reader, Section, choice, parsed, refuse, wrong_kind};
+use crate::permits;
 use crate::topic::{TopicFilter, is_heard};
 
 pub const FILE_NAME: &str = "function.toml";
@@ -84,6 +85,12 @@ pub enum StateScope {
 pub struct Allow {
     /// Topics on the local broker that the function may publish to.
     pub publish: Vec<TopicFilter>,
+    /// Topics upstream, below the prefix, that it may forward to. `None`: all but the board's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forward: Option<Vec<TopicFilter>>,
+    /// Topics whose publications and forwards may be retained. `None`: all that it may send to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retain: Option<Vec<TopicFilter>>,
     pub clock: bool,
     pub random: bool,
 }
@@ -225,6 +232,14 @@ fn read(section: &mut Section<'_, '_>, manifest: &mut Manifest, ceilings: Option
 
     section.section("allow", |allow| {
         allow.value("publish", &mut manifest.allow.publish);
+        allow.optional("forward", &mut manifest.allow.forward);
+        for (n, filter) in manifest.allow.forward.iter().flatten().enumerate() {
+            if let Some(level) = permits::own_level(filter.as_str()) {
+                let invalid = Invalid::new(format!("{filter} is never allowed: upstream, {level}/ is the board's own"));
+                allow.error_in("forward", n, invalid.hint("forward to a topic with another first level"));
+            }
+        }
+        read_retain(allow, &mut manifest.allow.retain);
         allow.value("clock", &mut manifest.allow.clock);
         allow.value("random", &mut manifest.allow.random);
         check_loops(allow, &manifest.subscribe, &manifest.except, &manifest.allow.publish);
@@ -255,6 +270,15 @@ fn read_config(section: &mut Section<'_, '_>, prefix: &str, config: &mut BTreeMa
         if section.value(key, &mut value) && config.insert(name, value.0).is_some() {
             section.error(key, Invalid::new("set twice: as a name with dots and in a section").hint("remove one"));
         }
+    }
+}
+
+/// `true` is the default, `false` an empty list.
+fn read_retain(allow: &mut Section<'_, '_>, retain: &mut Option<Vec<TopicFilter>>) {
+    match allow.item("retain").map(|item| &item.value) {
+        Some(Value::Boolean(true)) => {}
+        Some(Value::Boolean(false)) => *retain = Some(Vec::new()),
+        _ => drop(allow.optional("retain", retain)),
     }
 }
 

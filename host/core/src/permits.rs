@@ -6,11 +6,17 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::grants::Grants;
+use crate::manifest::Allow;
 use crate::message::{Failure, FailureCode, Output, wire};
 use crate::topic::{self, TopicFilter};
 
 /// Longest key of an alert.
 const MAX_ALERT_KEY_BYTES: usize = 256;
+
+/// First levels below the prefix upstream, and below the base topic, that are the board's own: its alerts, gaps, status and
+/// reports, and the orders to it.
+pub const OWN_LEVELS: [&str; 10] =
+    ["alerts", "gaps", "status", "functions", "deploy", "group", "blob", "settings", "request", "reply"];
 
 /// Permissions of one function.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -19,17 +25,33 @@ pub struct Permits {
     #[serde(with = "wire::text")]
     pub base_topic: Arc<str>,
     pub publish: Vec<TopicFilter>,
+    /// `None`: all topics but those of the board.
+    pub forward: Option<Vec<TopicFilter>>,
+    /// `None`: all topics that it may publish or forward to.
+    pub retain: Option<Vec<TopicFilter>>,
     pub grants: Grants,
 }
 
 impl Permits {
+    pub fn new(allow: &Allow, base_topic: &str) -> Self {
+        let Allow { publish, forward, retain, .. } = allow.clone();
+        Self { base_topic: base_topic.into(), publish, forward, retain, grants: Grants::from(allow) }
+    }
+
     /// Fails with the first output that is not allowed.
     pub fn check(&self, outputs: &[Output]) -> Result<(), Failure> {
-        outputs.iter().try_for_each(|output| check(output, &self.publish, &self.base_topic))
+        let Self { base_topic, publish, forward, retain, .. } = self;
+        outputs.iter().try_for_each(|output| check(output, base_topic, publish, forward.as_deref(), retain.as_deref()))
     }
 }
 
-pub fn check(output: &Output, publish: &[TopicFilter], base_topic: &str) -> Result<(), Failure> {
+pub fn check(
+    output: &Output,
+    base_topic: &str,
+    publish: &[TopicFilter],
+    forward: Option<&[TopicFilter]>,
+    retain: Option<&[TopicFilter]>,
+) -> Result<(), Failure> {
     let (sink, publication) = match output {
         Output::Alert(alert) if alert.key.len() > MAX_ALERT_KEY_BYTES => {
             let detail = format!("an alert's key has {} bytes, the limit is {MAX_ALERT_KEY_BYTES}", alert.key.len());
@@ -44,22 +66,40 @@ pub fn check(output: &Output, publish: &[TopicFilter], base_topic: &str) -> Resu
     if let Some(sink) = sink {
         return Err(not_available(&format!("sink {}", shown(sink))));
     }
-    let Some((publication, local)) = publication else { return Ok(()) };
+    let Some((publication, is_local)) = publication else { return Ok(()) };
     let topic = &*publication.topic;
     if let Err(error) = topic::validate_name(topic) {
         return Err(Failure { code: FailureCode::InvalidTopic, detail: format!("{}: {error}", shown(topic)) });
     }
-    if !local {
-        return Ok(());
+    let refuse =
+        |why: String| Err(Failure { code: FailureCode::NotAllowed, detail: format!("{} {why}", shown(topic)) });
+    if is_local {
+        // No allow list opens the board's own topics.
+        let own = topic.split('/').next() == Some(base_topic) || topic.starts_with('$');
+        if own || !matches(publish, topic) {
+            return refuse("is not in the function's allow list (allow.publish)".to_owned());
+        }
+    } else if let Some(level) = own_level(topic) {
+        return refuse(format!(
+            "cannot be forwarded: upstream, {level}/ is the board's own; forward to a topic with another first level"
+        ));
+    } else if forward.is_some_and(|allowed| !matches(allowed, topic)) {
+        return refuse("is not in the function's allow list (allow.forward)".to_owned());
     }
-    // No allow list opens the board's own topics.
-    let own = topic.split('/').next() == Some(base_topic) || topic.starts_with('$');
-    if own || !publish.iter().any(|filter| filter.matches(topic)) {
-        let topic = shown(topic);
-        let detail = format!("{topic} is not in the function's allow list (allow.publish)");
-        return Err(Failure { code: FailureCode::NotAllowed, detail });
+    if publication.retain && retain.is_some_and(|allowed| !matches(allowed, topic)) {
+        return refuse("may not be retained: it is not in the function's allow list (allow.retain)".to_owned());
     }
     Ok(())
+}
+
+/// The first level of a topic, if upstream it is the board's own. Slashes before it do not hide it: a prefix may end without one.
+pub fn own_level(topic: &str) -> Option<&str> {
+    let level = topic.trim_start_matches('/').split('/').next()?;
+    OWN_LEVELS.contains(&level).then_some(level)
+}
+
+fn matches(allowed: &[TopicFilter], topic: &str) -> bool {
+    allowed.iter().any(|filter| filter.matches(topic))
 }
 
 fn not_available(what: &str) -> Failure {
@@ -89,11 +129,8 @@ mod tests {
 
     #[track_caller]
     fn check_publish(topic: &str, expected: Option<FailureCode>) {
-        let permits = Permits {
-            base_topic: "sedge".into(),
-            publish: ["derived/#", "sedge/#", "+/state"].map(|filter| filter.parse().unwrap()).into(),
-            grants: Grants::default(),
-        };
+        let publish = ["derived/#", "sedge/#", "+/state"].map(|filter| filter.parse().unwrap()).into();
+        let permits = Permits::new(&Allow { publish, ..Allow::default() }, "sedge");
         let failure = permits.check(&[Output::Publish(publication(topic))]).err();
         assert_eq!(failure.map(|failure| failure.code), expected, "{topic:?}");
     }
@@ -130,8 +167,8 @@ mod tests {
                 sink: None,
             })
         };
-        check(&alert(256), &[], "sedge").unwrap();
-        let failure = check(&alert(257), &[], "sedge").unwrap_err();
+        check(&alert(256), "sedge", &[], None, None).unwrap();
+        let failure = check(&alert(257), "sedge", &[], None, None).unwrap_err();
         assert_eq!(failure.code, FailureCode::AlertKeyTooLong);
         assert_eq!(failure.detail, "an alert's key has 257 bytes, the limit is 256");
     }
@@ -140,17 +177,16 @@ mod tests {
     fn a_topic_must_be_a_name() {
         for topic in ["", "derived/#", "derived/+", "derived/\0", &"derived/x".repeat(8000)] {
             check_publish(topic, Some(FailureCode::InvalidTopic));
-            let permits = Permits { base_topic: "sedge".into(), publish: Vec::new(), grants: Grants::default() };
+            let permits = Permits::new(&Allow::default(), "sedge");
             assert!(permits.check(&[Output::Forward(publication(topic))]).is_err(), "{topic:?}");
         }
-        let permits = Permits { base_topic: "sedge".into(), publish: Vec::new(), grants: Grants::default() };
+        let permits = Permits::new(&Allow::default(), "sedge");
         permits.check(&[Output::Forward(publication("anything/upstream"))]).unwrap();
     }
 
     #[test]
     fn outputs_for_later_versions_are_named() {
-        let permits =
-            Permits { base_topic: "sedge".into(), publish: vec!["#".parse().unwrap()], grants: Grants::default() };
+        let permits = Permits::new(&Allow { publish: vec!["#".parse().unwrap()], ..Allow::default() }, "sedge");
         let sink: Option<Box<str>> = Some("mail".into());
         let alert = Alert {
             key: "k".into(),
@@ -174,5 +210,60 @@ mod tests {
             assert!(failure.detail.contains(named), "{}", failure.detail);
         }
         permits.check(&[Output::Alert(Alert { sink: None, ..alert })]).unwrap();
+    }
+
+    fn filters(filters: &[&str]) -> Option<Vec<TopicFilter>> {
+        Some(filters.iter().map(|filter| filter.parse().unwrap()).collect())
+    }
+
+    #[track_caller]
+    fn check_forward(forward: Option<Vec<TopicFilter>>, topic: &str, expected: Option<&str>) {
+        let permits = Permits::new(&Allow { forward, ..Allow::default() }, "sedge");
+        let failure = permits.check(&[Output::Forward(publication(topic))]).err();
+        let found = failure.as_ref().map(|failure| (failure.code, &*failure.detail));
+        match expected {
+            None => assert_eq!(found, None, "{topic}"),
+            Some(part) => assert!(
+                found.is_some_and(|(code, it)| code == FailureCode::NotAllowed && it.contains(part)),
+                "{found:?}"
+            ),
+        }
+    }
+
+    #[test]
+    fn a_forward_cannot_forge_what_the_board_says_upstream() {
+        for level in OWN_LEVELS {
+            for allowed in [None, filters(&["#"]), filters(&["+/#", "/#"])] {
+                for topic in
+                    [level.to_owned(), format!("{level}/victim"), format!("/{level}/victim"), format!("//{level}")]
+                {
+                    check_forward(allowed.clone(), &topic, Some(&format!("{level}/ is the board's own")));
+                }
+                check_forward(allowed.clone(), &format!("{level}s/victim"), None);
+                check_forward(allowed, &format!("plant/{level}"), None);
+            }
+        }
+    }
+
+    #[test]
+    fn forwards_go_where_the_manifest_says() {
+        check_forward(None, "any/topic", None);
+        check_forward(filters(&["raw/#"]), "raw/1", None);
+        check_forward(filters(&["raw/#"]), "other/1", Some("allow.forward"));
+        check_forward(filters(&[]), "raw/1", Some("allow.forward"));
+    }
+
+    #[test]
+    fn only_listed_topics_are_retained() {
+        let allow = Allow { publish: filters(&["a/#"]).unwrap(), retain: filters(&["a/last"]), ..Allow::default() };
+        let permits = Permits::new(&allow, "sedge");
+        for (topic, retain, is_allowed) in [("a/last", true, true), ("a/b", true, false), ("a/b", false, true)] {
+            let publication = Publication { retain, ..publication(topic) };
+            for output in [Output::Publish(publication.clone()), Output::Forward(publication.clone())] {
+                assert_eq!(permits.check(&[output]).is_ok(), is_allowed, "{topic} {retain}");
+            }
+        }
+        let permits = Permits::new(&Allow { retain: None, ..allow }, "sedge");
+        permits.check(&[Output::Publish(Publication { retain: true, ..publication("a/b") })]).unwrap();
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::{ConfigArgs, EXIT_CONFIG, print_problems, terminal};
 use sedge_core::config::problem::{Invalid, Location, Severity};
-use sedge_core::config::{Config, Problem, Problems};
+use sedge_core::config::{Config, Problem, Problems, Upstream};
 use sedge_core::deploy::Source;
 use sedge_core::manifest::{Manifest, StateScope};
 use sedge_sandbox::compiler::Compiler;
@@ -105,7 +105,17 @@ fn summary(
     let shared = config.mqtt.share_group.as_ref().map_or_else(String::new, |group| format!(", shared by {group}"));
     writeln!(out, "broker     {}{shared}", config.mqtt.connection.url)?;
     match &config.upstream {
-        Some(upstream) => writeln!(out, "upstream   {}", upstream.connection.url)?,
+        Some(upstream) => {
+            writeln!(out, "upstream   {}", upstream.connection.url)?;
+            match &upstream.topic_prefix {
+                Some(prefix) => writeln!(out, "  prefix   {prefix}")?,
+                None => {
+                    let (default, node) = (Upstream::default_prefix(&node.name), &node.name);
+                    let keep = format!("topic_prefix = \"sedge/{node}/\"");
+                    writeln!(out, "  prefix   {default}, the default. It was sedge/{node}/ before: {keep} keeps that")?;
+                }
+            }
+        }
         None => writeln!(out, "upstream   none: alerts stay on the local broker, data is dropped and counted")?,
     }
     writeln!(out, "data       {}", node.data_dir.display())?;
@@ -128,6 +138,9 @@ fn summary(
         }
         for filter in &manifest.allow.publish {
             writeln!(out, "  sends    {filter}")?;
+        }
+        for filter in manifest.allow.forward.iter().flatten() {
+            writeln!(out, "  forwards {filter}")?;
         }
         let limits = &manifest.limits;
         match manifest.state {
@@ -152,6 +165,9 @@ fn as_json(config: &Config, functions: &[(PathBuf, Manifest)], problems: &Proble
         "groups": config.node.groups,
         "broker": config.mqtt.connection.url.as_str(),
         "upstream": config.upstream.as_ref().map(|upstream| upstream.connection.url.as_str()),
+        "upstream_prefix": config.upstream.as_ref().map(|upstream| {
+            upstream.topic_prefix.clone().unwrap_or_else(|| Upstream::default_prefix(&config.node.name))
+        }),
         "data_dir": config.node.data_dir,
         "memory_budget_bytes": config.budget(memory_bytes).bytes(),
         "metrics": config.http.listen,
@@ -181,6 +197,7 @@ mod tests {
 node       board-7, topics under sedge/board-7/, groups plant
 broker     mqtt://localhost:1883
 upstream   http://a/in
+  prefix   up/board-7/, the default. It was sedge/board-7/ before: topic_prefix = \"sedge/board-7/\" keeps that
 data       /var/lib/sedge
 memory     268435456 bytes for messages in processing, of 1073741824 that this command may use
 metrics    off

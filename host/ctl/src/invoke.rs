@@ -115,11 +115,7 @@ pub fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
     };
     let entries = args.state.iter().map(|(key, value)| (key.as_str().into(), Bytes::from(value.clone())));
     // As in a worker of a board with the default base topic.
-    let permits = Permits {
-        base_topic: Node::BASE_TOPIC.into(),
-        publish: installed.manifest.allow.publish.clone(),
-        grants: installed.grants(),
-    };
+    let permits = Permits::new(&installed.manifest.allow, Node::BASE_TOPIC);
     let run = function.invoke_within(&message, ScopeState::from_entries(entries), |outputs| permits.check(outputs));
     let succeeded = matches!(run.outcome.verdict, Verdict::Done(_));
     if args.json {

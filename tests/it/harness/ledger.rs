@@ -97,7 +97,7 @@ impl Ledger {
 impl Arrived {
     #[track_caller]
     pub(crate) fn read(received: &[Publish]) -> Self {
-        let prefix = format!("sedge/{NODE}/");
+        let prefix = format!("up/{NODE}/");
         let mut arrived = Self::default();
         let mut seen: HashMap<&str, &Publish> = HashMap::new();
         for message in received {

@@ -19,7 +19,7 @@ pub(crate) struct Upstream {
 impl Upstream {
     /// Collects everything that a daemon sends to this broker with the default prefix.
     pub(crate) fn collect(port: u16) -> Self {
-        Self::collect_filter(port, "upstream", &format!("sedge/{NODE}/#"))
+        Self::collect_filter(port, "upstream", &format!("up/{NODE}/#"))
     }
 
     pub(crate) fn collect_filter(port: u16, client_id: &str, filter: &str) -> Self {

@@ -5,7 +5,6 @@ use std::sync::Arc;
 use crate::code::Code;
 pub use crate::deploy::TrialEvent;
 pub use crate::deploy::report::{Difference, TrialTally};
-use crate::grants::Grants;
 use crate::limits::Limits;
 use crate::manifest::{Manifest, StateScope, Trial};
 use crate::message::Digest;
@@ -40,8 +39,7 @@ impl Version {
             output_bytes: limits.output_bytes,
             state_bytes: if manifest.state == StateScope::None { 0 } else { limits.state_bytes },
         };
-        let permits =
-            Permits { base_topic: "sedge".into(), publish: manifest.allow.publish.clone(), grants: Grants::default() };
+        let permits = Permits::new(&manifest.allow, "sedge");
         let code = Code::Plain(bytes::Bytes::copy_from_slice(script.as_bytes()));
         Self {
             edition,

@@ -214,7 +214,7 @@ pub enum WhenFull {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Upstream {
     pub connection: Connection,
-    /// Prefix of every topic; default: `sedge/<node>/`.
+    /// Prefix of every topic; default: [`Upstream::default_prefix`].
     pub topic_prefix: Option<String>,
     /// A file that holds the value of the `Authorization` header of webhook calls.
     pub authorization_file: Option<PathBuf>,
@@ -408,6 +408,11 @@ impl Default for Store {
 }
 
 impl Upstream {
+    /// Apart from the topics of every board, so that nothing that is forwarded can be taken for a board's own words.
+    pub fn default_prefix(node: &str) -> String {
+        format!("up/{node}/")
+    }
+
     const FOLD_SECS: u32 = 60;
 
     pub fn new(url: Endpoint, node: &str) -> Self {

@@ -312,7 +312,7 @@ fn upstream_broker(section: &mut Section<'_, '_>, upstream: &Upstream, local: &M
             Invalid::new("the same as mqtt.client_id on the same broker, which would end one session for the other");
         section.error("client_id", invalid.hint("choose another, or leave it out"));
     }
-    let default = format!("sedge/{}/", node.name);
+    let default = Upstream::default_prefix(&node.name);
     let base = &*node.base_topic;
     if check::may_begin(upstream.topic_prefix.as_deref().unwrap_or(&default), base) {
         let what = if upstream.topic_prefix.is_some() { "it begins" } else { "missing, and the default begins" };

@@ -250,7 +250,10 @@ fn an_upstream_that_is_the_local_broker() {
     };
     for url in ["mqtt://localhost", "mqtt://127.0.0.1:1883", "mqtt://LOCALHOST:1883/", "mqtt://[::1]"] {
         let text = same(&format!("url = {url:?}"));
-        check(&text, &[&shared("5:1", "missing, and the default begins")]);
+        check(&text, &[]);
+        let up = text.replace("name = \"n\"", "name = \"n\"\nbase_topic = \"up\"");
+        let missing = shared("6:1", "missing, and the default begins").replace("with sedge/", "with up/");
+        check(&up, &[&missing]);
         check(&format!("{text}\ntopic_prefix = \"up/\""), &[]);
         check(&format!("{text}\ntopic_prefix = \"up\""), &[]);
         for prefix in ["sedge/x", "sed", "sedge"] {

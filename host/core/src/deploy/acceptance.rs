@@ -14,6 +14,7 @@ use crate::isa::Class;
 use crate::key::KeyId;
 use crate::manifest::{FEEDBACK_LOOP, Manifest};
 use crate::message::Digest;
+use crate::topic::TopicFilter;
 
 /// Largest jump of a serial. Unix time in milliseconds fits as the first serial, and one order cannot exhaust the range.
 const MAX_SERIAL_JUMP: u64 = 1 << 42;
@@ -67,6 +68,8 @@ pub(crate) struct Chosen {
     pub(crate) module: Module,
     /// Whether it is native code that was compiled elsewhere.
     pub(crate) is_code: bool,
+    /// Topics of the keys whose permissions cover it. Empty: all.
+    pub(crate) confined_to: Vec<TopicFilter>,
 }
 
 impl<'k> Authentic<'k> {
@@ -123,6 +126,9 @@ impl<'k> Authentic<'k> {
                 send_code.clone()?;
             }
             chosen.module.check(board.deploy.max_module_bytes.get())?;
+            // Permissions of two keys do not add up: those of one count.
+            let widest = signers.iter().min_by_key(|key| !key.topics.is_empty());
+            chosen.confined_to = widest.map(|key| key.topics.clone()).unwrap_or_default();
         }
         let signers: Vec<KeyId> = signers.into_iter().map(TrustedKey::id).collect();
         let issued_at_ms = order.issued_at_ms.min(board.latest_floor_ms());
@@ -162,11 +168,11 @@ impl Chosen {
     /// Prefers the module, which needs no trust, to code.
     fn of(install: &Install, host: Capabilities, class: Class) -> Result<Self, Refusal> {
         if let Some(module) = install.module.as_ref().filter(|_| host.has_compiler) {
-            return Ok(Self { module: module.clone(), is_code: false });
+            return Ok(Self { module: module.clone(), is_code: false, confined_to: Vec::new() });
         }
         let abi = host.abi(class);
         match install.code.iter().find(|code| Some(code.abi()) == abi) {
-            Some(code) => Ok(Self { module: code.module.clone(), is_code: true }),
+            Some(code) => Ok(Self { module: code.module.clone(), is_code: true, confined_to: Vec::new() }),
             None => Err(Refusal::new(Reason::NoCode, no_code(install, host, abi.as_ref()))),
         }
     }

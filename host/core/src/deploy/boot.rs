@@ -74,7 +74,9 @@ impl Deployer {
         }
         // Without a component there is no digest, and the function does not run.
         let digest = digest.unwrap_or(Digest([0; 32]));
-        let active = StoredVersion { manifest: Document::of(&manifest), digest, is_code: source.is_code };
+        let (serial, is_code) = (manifest.serial, source.is_code);
+        let manifest = Document::of(&manifest);
+        let active = StoredVersion { manifest, digest, is_code, confined_to: Vec::new() };
         let record = &mut function.record;
         if let Some(pushed) = record.active.take() {
             record.previous = record.unproven.take().and_then(|unproven| unproven.fallback).or(Some(pushed));
@@ -82,7 +84,7 @@ impl Deployer {
         record.active = Some(active);
         record.candidate = None;
         record.outcome = None;
-        record.history.serial = Some(manifest.serial);
+        record.history.serial = Some(serial);
         function.folder = Some(FolderFile { path: source.path, component });
     }
 

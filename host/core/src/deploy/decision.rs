@@ -41,10 +41,10 @@ pub(crate) fn decide(
     let requested = Refusal::new(Reason::Requested, REQUESTED);
     let next = match change {
         OrderChange::Install(install) => {
-            let Some(Chosen { module, is_code }) = chosen else {
+            let Some(Chosen { module, is_code, confined_to }) = chosen else {
                 return Err(Refusal::new(Reason::NoCode, "nothing in the order is for this board"));
             };
-            let stored = StoredVersion { manifest: install.manifest, digest: module.digest, is_code };
+            let stored = StoredVersion { manifest: install.manifest, digest: module.digest, is_code, confined_to };
             record.candidate = Some(Candidate { stored, kind: CandidateKind::Install(module), serial, signers });
             record.outcome = None;
             NextStep::StartCandidate

@@ -276,8 +276,12 @@ impl Deployer {
     }
 
     pub fn manifest(&self, stored: &StoredVersion) -> Result<Manifest, Refusal> {
-        Manifest::from_json(&stored.manifest.to_json(), Some(&self.config.functions.ceilings))
-            .map_err(|problems| Refusal::new(Reason::OverLimit, one_line(&problems)))
+        let mut manifest = Manifest::from_json(&stored.manifest.to_json(), Some(&self.config.functions.ceilings))
+            .map_err(|problems| Refusal::new(Reason::OverLimit, one_line(&problems)))?;
+        if manifest.allow.forward.is_none() && !stored.confined_to.is_empty() {
+            manifest.allow.forward = Some(stored.confined_to.clone());
+        }
+        Ok(manifest)
     }
 
     /// Returns the native code in a file, if it runs on this host. After an upgrade it may be for another engine.

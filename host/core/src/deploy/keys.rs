@@ -23,7 +23,7 @@ pub struct TrustedKey {
     /// Functions that the key may change. Empty: all.
     #[serde(default)]
     pub functions: Vec<Pattern>,
-    /// Topics that its functions may subscribe and publish to. Empty: all.
+    /// Topics that its functions may subscribe, publish and forward to. Empty: all.
     #[serde(default)]
     pub topics: Vec<TopicFilter>,
     /// Whether it may change the trusted keys.
@@ -87,14 +87,19 @@ impl TrustedKey {
         Err(Refusal::new(Reason::CodeNotAllowed, detail))
     }
 
-    /// Checks that the function subscribes and publishes only within the key's topics.
+    /// Checks that the function subscribes, publishes, forwards and retains only within the key's topics. A manifest that
+    /// does not say where it forwards is confined to them (see `StoredVersion::confined_to`).
     pub(crate) fn may_use(&self, manifest: &Manifest) -> Result<(), Refusal> {
         if self.topics.is_empty() {
             return Ok(());
         }
         let subscribed = manifest.subscribe.iter().map(|filter| ("subscribe to", filter));
         let published = manifest.allow.publish.iter().map(|filter| ("publish to", filter));
-        match subscribed.chain(published).find(|(_, filter)| !self.topics.iter().any(|topics| topics.covers(filter))) {
+        let allow = &manifest.allow;
+        let forwarded = allow.forward.iter().flatten().map(|filter| ("forward to", filter));
+        let retained = allow.retain.iter().flatten().map(|filter| ("retain messages on", filter));
+        let mut all = subscribed.chain(published).chain(forwarded).chain(retained);
+        match all.find(|(_, filter)| !self.topics.iter().any(|topics| topics.covers(filter))) {
             None => Ok(()),
             Some((what, filter)) => {
                 let allowed: Vec<&str> = self.topics.iter().map(TopicFilter::as_str).collect();
@@ -230,6 +235,21 @@ mod tests {
             &["sensors/+/t", "derived/+"],
             Some("key ops may not let a function publish to derived/#, only sensors/+/t, derived/+"),
         );
+    }
+
+    #[test]
+    fn topics_must_cover_forwards_and_what_is_retained() {
+        let check = |allow: &str, expected: Option<&str>| {
+            let text = format!("name = \"a\"\nversion = \"1\"\nsubscribe = [\"lim/t\"]\n[allow]\n{allow}");
+            let manifest = Manifest::from_toml(&text, Path::new("function.toml"), None).unwrap();
+            let found = key(&[], &["lim/#"]).may_use(&manifest).map_err(|refusal| refusal.detail).err();
+            assert_eq!(found.as_deref(), expected, "{allow}");
+        };
+        check("", None);
+        check("forward = [\"lim/up\"]\nretain = [\"lim/up\"]", None);
+        check("retain = false", None);
+        check("forward = [\"other/#\"]", Some("key ops may not let a function forward to other/#, only lim/#"));
+        check("retain = [\"#\"]", Some("key ops may not let a function retain messages on #, only lim/#"));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::topics::Target;
 use crate::key::KeyId;
 use crate::manifest::{Manifest, Trial};
 use crate::message::Digest;
+use crate::topic::TopicFilter;
 
 const DAY_MS: u64 = 24 * 3_600_000;
 
@@ -85,6 +86,9 @@ pub struct StoredVersion {
     /// Whether the module is native code that was compiled elsewhere.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_code: bool,
+    /// Topics of the key that signed its order. A manifest without `allow.forward` forwards to these only. Empty: all.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub confined_to: Vec<TopicFilter>,
 }
 
 /// What guards an active version until it has run the messages of its trial.
@@ -311,7 +315,8 @@ mod tests {
         let stored = |is_code| {
             let text = "name = \"warm\"\nversion = \"1\"\nserial = 7\nsubscribe = [\"s/#\"]";
             let manifest = Manifest::from_toml(text, std::path::Path::new("function.toml"), None).unwrap();
-            StoredVersion { manifest: Document::of(&manifest), digest: Digest([1; 32]), is_code }
+            let digest = Digest([1; 32]);
+            StoredVersion { manifest: Document::of(&manifest), digest, is_code, confined_to: Vec::new() }
         };
         let json = |stored: &StoredVersion| serde_json::to_string(stored).unwrap();
         assert!(!json(&stored(false)).contains("code"));

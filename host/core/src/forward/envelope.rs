@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use serde_json::json;
 
+use crate::config;
 use crate::store::{Gap, Record, StoredRecord};
 use crate::stream::Stream;
 use crate::time::rfc3339;
@@ -40,7 +41,7 @@ pub(crate) struct EnvelopeBuilder {
 impl EnvelopeBuilder {
     pub(crate) fn new(store_id: &str, node: &str, topic_prefix: Option<&str>) -> Self {
         let source = format!("sedge/{node}");
-        let topic_prefix = topic_prefix.map_or_else(|| format!("{source}/"), Into::into);
+        let topic_prefix = topic_prefix.map_or_else(|| config::Upstream::default_prefix(node), Into::into);
         Self { store_id: store_id.into(), source: source.into(), topic_prefix: topic_prefix.into() }
     }
 
@@ -148,7 +149,7 @@ mod tests {
     #[test]
     fn upstream_records_carry_cloudevents_attributes() {
         let envelope = EnvelopeBuilder::new("k3", "cellar", None).record(&stored(Stream::Alert, "alerts/f"));
-        assert_eq!(envelope.topic, "sedge/cellar/alerts/f");
+        assert_eq!(envelope.topic, "up/cellar/alerts/f");
         let properties: Vec<_> = envelope.properties.iter().map(|(key, value)| (*key, &**value)).collect();
         assert_eq!(
             properties,
@@ -188,7 +189,7 @@ mod tests {
             last_at_ms: 61_000,
         };
         let envelope = EnvelopeBuilder::new("k3", "cellar", None).gap(&gap);
-        assert_eq!(envelope.topic, "sedge/cellar/gaps");
+        assert_eq!(envelope.topic, "up/cellar/gaps");
         assert_eq!(envelope.property("id"), Some("k3-g-d-812-990"));
         let payload: serde_json::Value = serde_json::from_slice(&envelope.payload).unwrap();
         assert_eq!(

@@ -164,11 +164,7 @@ pub(super) fn version(
     installed: &Installed,
     trial: Option<Trial>,
 ) -> Version {
-    let permits = Permits {
-        base_topic: config.node.base_topic.as_str().into(),
-        publish: installed.manifest.allow.publish.clone(),
-        grants: installed.grants(),
-    };
+    let permits = Permits::new(&installed.manifest.allow, &config.node.base_topic);
     Version {
         edition,
         manifest: Arc::clone(&installed.manifest),

@@ -225,6 +225,8 @@ mod tests {
                 permits: Permits {
                     base_topic: "sedge".into(),
                     publish: vec!["derived/#".parse().unwrap()],
+                    forward: Some(vec!["raw/+".parse().unwrap()]),
+                    retain: None,
                     grants: Grants { clock: true, random: false },
                 },
                 code: Bytes::from_static(b"code"),

@@ -9,7 +9,7 @@ use serde::Serialize;
 use crate::board::ids::FunctionNo;
 use crate::board::map::{Map, Seeded};
 use crate::board::size::detached;
-use crate::manifest::Manifest;
+use crate::manifest::{Allow, Manifest};
 use crate::message::{Alert, AlertStatus, Failure, Message, Output, Publication};
 use crate::permits;
 use crate::store::Record;
@@ -156,7 +156,9 @@ impl Recorder {
 
     /// Fails with the first output that is not allowed.
     pub(crate) fn check(&self, outputs: &[Output], manifest: &Manifest) -> Result<(), Failure> {
-        outputs.iter().try_for_each(|output| permits::check(output, &manifest.allow.publish, &self.config.base_topic))
+        let (base_topic, Allow { publish, forward, retain, .. }) = (&self.config.base_topic, &manifest.allow);
+        let check = |output| permits::check(output, base_topic, publish, forward.as_deref(), retain.as_deref());
+        outputs.iter().try_for_each(check)
     }
 
     /// `Some` with the number of repeats left out before when the alert is to be recorded, `None` when it is a repeat.

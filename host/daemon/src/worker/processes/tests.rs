@@ -25,8 +25,7 @@ fn processes() -> Processes {
 fn load(function: u32, code: Bytes) -> WorkerCommand {
     let toml = "name = \"f\"\nversion = \"1.0.0\"\nserial = 1\nsubscribe = [\"t/#\"]\n";
     let manifest = Manifest::from_toml(toml, std::path::Path::new("function.toml"), None).unwrap();
-    let permits =
-        Permits { base_topic: "sedge".into(), publish: Vec::new(), grants: sedge_core::grants::Grants::default() };
+    let permits = Permits::new(&sedge_core::manifest::Allow::default(), "sedge");
     let version = Version {
         edition: 0,
         manifest: manifest.into(),

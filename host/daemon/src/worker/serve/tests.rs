@@ -56,8 +56,7 @@ impl Served {
     }
 
     fn load(&mut self, function: u32, limits: Limits, code: Bytes) -> Option<String> {
-        let permits =
-            Permits { base_topic: "sedge".into(), publish: Vec::new(), grants: sedge_core::grants::Grants::default() };
+        let permits = Permits::new(&sedge_core::manifest::Allow::default(), "sedge");
         self.send(&[ToWorker::Load { function, edition: 0, limits, settings: Vec::new(), permits, code }]);
         match self.receive() {
             FromWorker::Loaded { function: loaded, error, .. } if loaded == function => error,
