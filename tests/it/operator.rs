@@ -377,6 +377,118 @@ fn a_wrong_key_file_sends_nothing() {
 }
 
 #[test]
+fn a_component_that_is_too_large_for_every_board_is_not_sent() {
+    let office = Office::open();
+    let path = office.function.join("warm.wasm");
+    let mut wasm = fs::read(&path).unwrap();
+    // A custom section of 12 MB: its length in LEB128, a name, and zeros.
+    let mut length = 12_000_000_u32;
+    wasm.push(0);
+    while length >= 0x80 {
+        wasm.push(length as u8 | 0x80);
+        length >>= 7;
+    }
+    wasm.push(length as u8);
+    wasm.extend([3, b't', b'a', b'g']);
+    wasm.resize(wasm.len() + 12_000_000 - 4, 0);
+    let bytes = wasm.len();
+    fs::write(&path, wasm).unwrap();
+    let (code, answer) = office.push(&["--node", "a"]);
+    assert_eq!(code, Some(1), "{answer}");
+    let error = answer["error"].as_str().unwrap();
+    assert!(error.contains(&format!("{bytes} bytes")) && error.contains("8388608"), "{error}");
+    assert_eq!(retained(office.broker.port, "sedge/#"), []);
+}
+
+/// Publishes the status of a board that is not simulated.
+fn say_status(office: &Office, node: &str, limits: &Value) {
+    let status = json!({ "state": "online", "groups": ["pumps"], "limits": limits }).to_string();
+    let message = Publish { retain: true, ..Publish::new(&format!("sedge/{node}/status"), status) };
+    office.broker.client("herald").publish(message).expect("publish");
+}
+
+#[test]
+fn what_a_board_would_refuse_is_not_sent() {
+    let office = Office::open();
+    let limits = json!({
+        "max_module_bytes": 16 << 20, "max_fuel": 1_000_000_000_000_u64, "max_timeout_ms": 10_000,
+        "max_memory_bytes": 64 << 20, "max_outputs": 1024, "max_output_bytes": 1 << 20, "max_state_bytes": 1 << 20,
+        "compiler": true, "target": "aarch64", "wasmtime": 48, "settings": 2,
+    });
+    for (key, value, says) in [
+        ("max_module_bytes", json!(2048), "deploy.max_module_bytes"),
+        ("max_timeout_ms", json!(5), "functions.max_timeout_ms"),
+        ("compiler", json!(false), "no compiler"),
+    ] {
+        let mut lower = limits.clone();
+        lower[key] = value;
+        say_status(&office, "pump-3", &lower);
+        for target in [["--node", "pump-3"], ["--group", "pumps"]] {
+            let (code, answer) = office.push(&target);
+            let error = answer["error"].as_str().unwrap_or_default();
+            assert!(code == Some(1) && error.contains("board pump-3") && error.contains(says), "{key}: {answer}");
+        }
+        assert_eq!(retained(office.broker.port, "sedge/+/deploy/+").len() + office.chunks(), 0, "{key}");
+    }
+    say_status(&office, "pump-3", &limits);
+    assert_eq!(office.push(&["--node", "pump-3", "--no-wait"]).0, Some(0));
+    say_status(&office, "pump-4", &json!({ "some": "other shape" }));
+    assert_eq!(
+        office.push(&["--node", "pump-4", "--no-wait"]).0,
+        Some(0),
+        "limits that it does not know check nothing"
+    );
+}
+
+#[test]
+fn a_mistyped_board_is_told_the_near_name_and_an_order_for_nobody_is_listed_and_withdrawn() {
+    let office = Office::open();
+    let _board = office.board("cellar", Manner::Obeys);
+    let (code, answer) = office.push(&["--node", "Cellar"]);
+    assert!(code == Some(1) && answer["error"].as_str().unwrap().contains("did you mean cellar?"), "{answer}");
+    assert_eq!(retained(office.broker.port, "sedge/Cellar/#"), []);
+    let (_, answer) = office.ask(&["status", "--node", "celar"]);
+    assert!(answer["error"].as_str().unwrap().contains("did you mean cellar?"), "{answer}");
+
+    assert_eq!(office.push(&["--node", "cellar"]).0, Some(0));
+    assert_eq!(office.ask(&["status"]).1["orders"], json!([]));
+    assert_eq!(office.push(&["--node", "Cellar", "--force", "--no-wait"]).0, Some(0));
+    let orders = office.ask(&["status"]).1["orders"].clone();
+    assert_eq!(
+        (&orders[0]["function"], &orders[0]["target"]),
+        (&json!("warm"), &json!({ "node": "Cellar" })),
+        "{orders}"
+    );
+    let output = run(&["status", "--broker", &office.broker.url()]);
+    let says = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(says.contains("did you mean cellar?") && says.contains("sedge withdraw warm --node Cellar"), "{says}");
+
+    let withdraw = |node: &str| {
+        let output = run(&["withdraw", "warm", "--node", node, "--json", "--broker", &office.broker.url()]);
+        output.status.code()
+    };
+    assert_eq!((withdraw("Cellar"), withdraw("Cellar")), (Some(0), Some(1)));
+    assert_eq!(office.ask(&["status"]).1["orders"], json!([]));
+}
+
+#[test]
+fn other_code_under_the_same_version_is_refused_unless_forced() {
+    let office = Office::open();
+    let board = office.board("pump-3", Manner::Obeys);
+    assert_eq!(office.push(&["--node", "pump-3"]).0, Some(0));
+    let path = office.function.join("warm.wasm");
+    let mut wasm = fs::read(&path).unwrap();
+    wasm.extend([0, 5, 3, b't', b'a', b'g', b'x']);
+    fs::write(&path, wasm).unwrap();
+    let (code, answer) = office.push(&["--node", "pump-3"]);
+    assert!(code == Some(1) && answer["error"].as_str().unwrap().contains("version 1.0.0"), "{answer}");
+    assert_eq!(board.seen().orders.len(), 1);
+    assert_eq!(office.push(&["--node", "pump-3", "--force"]).0, Some(0));
+    office.edit("version = \"1.0.0\"", "version = \"1.0.1\"");
+    assert_eq!(office.push(&["--node", "pump-3"]).0, Some(0));
+}
+
+#[test]
 fn what_is_no_function_is_not_sent() {
     let office = Office::open();
     fs::write(office.function.join("warm.wasm"), b"\0asm").unwrap();

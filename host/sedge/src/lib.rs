@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 use sedge_core::config::Problems;
 #[cfg(feature = "operator")]
-use sedge_ctl::operator::{keygen, new, order, push, status, trust};
+use sedge_ctl::operator::{keygen, new, order, push, status, trust, withdraw};
 use sedge_ctl::{EXIT_CONFIG, RED, paint, print_problems, printable_lines};
 
 /// Run small WebAssembly functions beside the sensors
@@ -149,6 +149,15 @@ enum Command {
     #[cfg(feature = "operator")]
     Status(status::StatusArgs),
 
+    /// Remove an order from the broker that no board has taken
+    ///
+    /// `sedge status` lists such orders. Boards that have taken one keep it.
+    ///
+    ///   sedge withdraw door-alarm --node pmup-3
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
+    Withdraw(withdraw::WithdrawArgs),
+
     /// Return to the previous version of a function, or abort a trial
     ///
     ///   sedge rollback door-alarm --node pump-3 --key ops.pem
@@ -208,6 +217,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Push(args) => push::run(args),
         #[cfg(feature = "operator")]
         Command::Status(args) => status::run(args),
+        #[cfg(feature = "operator")]
+        Command::Withdraw(args) => withdraw::run(args),
         #[cfg(feature = "operator")]
         Command::Rollback(args) => order::rollback(args),
         #[cfg(feature = "operator")]

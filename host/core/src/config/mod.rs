@@ -21,6 +21,7 @@ mod tests;
 
 pub use endpoint::{Endpoint, Scheme};
 pub use problem::{Problem, Problems};
+pub use reader::nearest;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

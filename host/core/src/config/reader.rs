@@ -214,7 +214,7 @@ fn unknown_key(keys: &[String], path: &str, key: &str) -> Invalid {
 }
 
 /// The known word nearest to what was written; `None` when none is near enough to be a typing error.
-pub(crate) fn nearest<'w>(written: &str, known: &[&'w str]) -> Option<&'w str> {
+pub fn nearest<'w>(written: &str, known: &[&'w str]) -> Option<&'w str> {
     let same = |a: &str, b: &str| a.to_lowercase().replace('-', "_") == b.replace('-', "_");
     let allowed = written.chars().count().max(3) / 3;
     // A name without its unit is the most frequent mistake: `timeout` for `timeout_ms`.

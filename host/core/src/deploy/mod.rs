@@ -7,6 +7,7 @@
 pub mod code;
 pub mod envelope;
 pub mod keys;
+pub mod limits;
 pub mod payload;
 pub mod reason;
 pub mod report;

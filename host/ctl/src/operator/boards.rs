@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use sedge_core::config;
+use sedge_core::deploy::limits::BoardLimits;
 use sedge_core::deploy::reason::Reason;
 use sedge_core::deploy::report::{DeployState, Report};
-use sedge_core::deploy::topics::{Target, Topic, Topics};
+use sedge_core::deploy::topics::{KEYS, Target, Topic, Topics};
 
 pub(crate) struct Boards {
     topics: Topics,
@@ -29,6 +31,9 @@ pub(crate) struct Presence {
     pub(crate) version: Option<String>,
     #[serde(default)]
     pub(crate) groups: Vec<String>,
+    /// Absent from older boards.
+    #[serde(default)]
+    pub(crate) limits: Option<BoardLimits>,
     #[serde(default)]
     pub(crate) problem: Option<String>,
 }
@@ -69,6 +74,14 @@ impl Boards {
         self.boards.iter().filter(|(_, board)| **board != Board::default())
     }
 
+    /// The known board with the name nearest to that of an unknown one. Names that differ in digits only are of other boards.
+    pub(crate) fn near(&self, node: &str) -> Option<&str> {
+        let known: Vec<&str> = self.iter().map(|(name, _)| &**name).collect();
+        let letters = |text: &str| text.to_lowercase().replace(|c: char| c.is_ascii_digit(), "");
+        let differs = |other: &&str| letters(other) != letters(node) || other.to_lowercase() == node.to_lowercase();
+        if known.contains(&node) { None } else { config::nearest(node, &known).filter(differs) }
+    }
+
     pub(crate) fn get(&self, node: &str) -> Option<&Board> {
         self.boards.get(node)
     }
@@ -106,16 +119,21 @@ impl Boards {
         self.highest(target, function, was_signed).map(|(serial, _)| serial)
     }
 
+    /// Whether a board of the target knows an order: its serial, or a higher one, is in a report.
+    pub(crate) fn is_taken(&self, target: &Target, function: &str, serial: u64) -> bool {
+        let mut members = self.members(target, function, Some(serial)).into_iter();
+        members.any(|node| match self.report(&node, function) {
+            // Changes of keys are not reported by serial after a restart of the board.
+            Some(_) if function == KEYS => true,
+            Some(report) => highest_serial(report, |_| true) >= Some(serial),
+            None => false,
+        })
+    }
+
     fn highest(&self, target: &Target, function: &str, counts: fn(&Report) -> bool) -> Option<(u64, Arc<str>)> {
-        let serial = |report: &Report| {
-            let latest = report.serial.filter(|_| counts(report));
-            let active = report.active.as_ref().map(|active| active.version.serial);
-            let previous = report.previous.as_ref().map(|previous| previous.serial);
-            latest.max(active).max(previous)
-        };
         self.members(target, function, None)
             .into_iter()
-            .filter_map(|node| Some((serial(self.report(&node, function)?)?, node)))
+            .filter_map(|node| Some((highest_serial(self.report(&node, function)?, counts)?, node)))
             .max()
     }
 }
@@ -124,6 +142,13 @@ impl Board {
     pub(crate) fn is_offline(&self) -> bool {
         self.presence.as_ref().is_some_and(|presence| presence.state == "offline")
     }
+}
+
+fn highest_serial(report: &Report, counts: fn(&Report) -> bool) -> Option<u64> {
+    let latest = report.serial.filter(|_| counts(report));
+    let active = report.active.as_ref().map(|active| active.version.serial);
+    let previous = report.previous.as_ref().map(|previous| previous.serial);
+    latest.max(active).max(previous)
 }
 
 /// Whether the board counts the serial of the latest order as used. In doubt it does not; the board then refuses.
@@ -199,6 +224,31 @@ mod tests {
         assert_eq!(names(&boards, Some(8)), "a b");
         assert_eq!(boards.members(&Target::Node("z".into()), "warm", None).join(" "), "z");
         assert!(boards.get("b").unwrap().is_offline() && !boards.get("a").unwrap().is_offline());
+    }
+
+    #[test]
+    fn a_mistyped_name_is_told_the_near_one() {
+        let mut boards = Boards::new(Topics::new("sedge"));
+        for node in ["cellar", "pump-3"] {
+            boards.record(&format!("sedge/{node}/status"), br#"{"state":"online"}"#);
+        }
+        let near = [("Cellar", Some("cellar")), ("celar", Some("cellar")), ("cellar", None), ("roof", None)];
+        for (node, expected) in near.into_iter().chain([("pump-4", None), ("pmup-3", Some("pump-3"))]) {
+            assert_eq!(boards.near(node), expected, "{node}");
+        }
+    }
+
+    #[test]
+    fn an_order_is_taken_when_a_board_reports_its_serial_or_a_higher_one() {
+        let mut boards = boards();
+        let (node, pumps) = (Target::Node("a".into()), Target::Group("pumps".into()));
+        assert!(!boards.is_taken(&node, "warm", 5) && !boards.is_taken(&pumps, "warm", 5));
+        boards.record("sedge/a/functions/warm", report(5, "rejected", Some("over-limit"), Some(4)).as_bytes());
+        assert!(boards.is_taken(&node, "warm", 5) && boards.is_taken(&pumps, "warm", 4));
+        assert!(!boards.is_taken(&node, "warm", 6) && !boards.is_taken(&Target::Node("b".into()), "warm", 5));
+        assert!(!boards.is_taken(&node, KEYS, 5));
+        boards.record("sedge/a/functions/_keys", report(0, "active", None, None).as_bytes());
+        assert!(boards.is_taken(&node, KEYS, 5));
     }
 
     #[test]

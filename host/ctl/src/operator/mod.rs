@@ -6,6 +6,7 @@ pub mod order;
 pub mod push;
 pub mod status;
 pub mod trust;
+pub mod withdraw;
 
 mod boards;
 mod broker;

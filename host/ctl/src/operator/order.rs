@@ -93,6 +93,7 @@ async fn send(
         RETAINED_GRACE,
     )
     .await?;
+    session.check_name()?;
     let serial = match args.serial {
         Some(serial) => serial,
         None => next_serial(&session, signer)?,

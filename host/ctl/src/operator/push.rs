@@ -35,6 +35,10 @@ pub struct PushArgs {
     /// Show what would change on the boards, and change nothing
     #[arg(long)]
     dry_run: bool,
+    /// Send it although a check on this computer fails: a limit of a board, a name that looks mistyped, or other code
+    /// under a version that is installed
+    #[arg(long)]
+    force: bool,
     /// Serial instead of the one in function.toml. Without either, the current time
     #[arg(long, value_name = "N")]
     serial: Option<u64>,
@@ -97,6 +101,10 @@ pub fn run(args: &PushArgs) -> anyhow::Result<ExitCode> {
                 grace,
             )
             .await?;
+            if !args.force {
+                session.check_name()?;
+                plan::check(&bundle, &session)?;
+            }
             let result = match &signer {
                 None => dry_run(args, bundle, &session),
                 Some(signer) => push(args, bundle, &mut session, signer).await,

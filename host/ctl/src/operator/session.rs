@@ -58,9 +58,10 @@ impl Session {
             Target::Node(node) => Some(&**node),
             Target::Group(_) => None,
         };
+        // The status of all boards: a name that is not among them may be mistyped.
         let topics = &session.topics;
         let order = topics.deploy(&session.target, &session.function);
-        let filters = [topics.statuses(node), topics.report(node.unwrap_or("+"), &session.function), order.clone()];
+        let filters = [topics.statuses(None), topics.report(node.unwrap_or("+"), &session.function), order.clone()];
         let (boards, retained_order) = (&mut session.boards, &mut session.retained_order);
         let on_message = |topic: &str, payload: &Bytes| {
             if topic != order {
@@ -75,6 +76,15 @@ impl Session {
         // Or the broker would send our own order back.
         session.client.unsubscribe(&order);
         Ok(session)
+    }
+
+    /// Fails if the target is a board that the broker does not know, with a name like that of one that it knows.
+    pub(crate) fn check_name(&self) -> anyhow::Result<()> {
+        let Target::Node(node) = &self.target else { return Ok(()) };
+        match self.boards.near(node) {
+            Some(near) => bail!("the broker knows no board {node}; did you mean {near}? Nothing was sent"),
+            None => Ok(()),
+        }
     }
 
     /// Boards that an order with this serial is for.

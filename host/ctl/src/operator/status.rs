@@ -1,5 +1,6 @@
 //! `sedge status`: boards and their functions, from the messages that the broker retains.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -8,17 +9,20 @@ use std::time::Duration;
 use anyhow::bail;
 use bytes::Bytes;
 use clap::Args;
+use serde::Serialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::boards::{Board, Boards};
 use super::broker::BrokerArgs;
 use super::follow::{self, progress_text};
-use super::order::{RETAINED_GRACE, with_json_answer};
+use super::order::{RETAINED_GRACE, target_json, with_json_answer};
 use super::signing;
 use crate::{printable, terminal};
+use sedge_core::deploy::envelope::SignedEnvelope;
+use sedge_core::deploy::payload::Order;
 use sedge_core::deploy::report::Report;
-use sedge_core::deploy::topics::Topics;
+use sedge_core::deploy::topics::{Target, Topic, Topics};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -40,36 +44,112 @@ pub struct StatusArgs {
 /// Fails when the named board is unknown to the broker.
 pub fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
     with_json_answer(args.json, || {
-        let boards = crate::block_on(read(args))?;
-        if let Some(node) = args.node.as_ref().filter(|_| boards.iter().next().is_none()) {
-            bail!("the broker knows no board {node}");
+        let (boards, orders) = crate::block_on(read(args))?;
+        if let Some(node) =
+            args.node.as_ref().filter(|node| boards.get(node).is_none_or(|board| *board == Board::default()))
+        {
+            match boards.near(node) {
+                Some(near) => bail!("the broker knows no board {node}; did you mean {near}?"),
+                None => bail!("the broker knows no board {node}"),
+            }
         }
+        let untaken = untaken(args, &orders, &boards);
         let shown: Vec<_> = boards
             .iter()
-            .filter(|(_, board)| {
+            .filter(|(name, board)| {
+                let is_named = args.node.as_ref().is_none_or(|node| **node == ***name);
                 let groups = board.presence.as_ref().map(|presence| &presence.groups[..]).unwrap_or_default();
-                args.group.as_ref().is_none_or(|group| groups.contains(group))
+                is_named && args.group.as_ref().is_none_or(|group| groups.contains(group))
             })
             .collect();
         if !args.json {
-            print(&mut terminal::out(), &shown)?;
+            let out = &mut terminal::out();
+            print(out, &shown)?;
+            print_untaken(out, &untaken, &boards)?;
         }
-        Ok((true, as_json(&shown)))
+        let mut answer = as_json(&shown);
+        answer["orders"] = json!(untaken);
+        Ok((true, answer))
     })
 }
 
 type Shown<'a> = [(&'a Arc<str>, &'a Board)];
 
-async fn read(args: &StatusArgs) -> anyhow::Result<Boards> {
+/// The retained orders by their topics. Unverified.
+type Orders = BTreeMap<String, Bytes>;
+
+/// An order that the broker retains and that no board has taken.
+#[derive(Debug, Serialize)]
+struct Untaken {
+    function: Box<str>,
+    target: Value,
+    #[serde(skip)]
+    to: Target,
+    action: &'static str,
+    serial: u64,
+    issued_at_ms: u64,
+    expires_at_ms: u64,
+}
+
+async fn read(args: &StatusArgs) -> anyhow::Result<(Boards, Orders)> {
     let topics = Topics::new(&args.broker.base());
-    let node = args.node.as_deref();
-    let filters = [topics.statuses(node), topics.reports(node)];
-    let mut boards = Boards::new(topics);
+    let filters = [
+        topics.statuses(None),
+        topics.reports(args.node.as_deref()),
+        topics.deploys(&Target::Node("+".into())),
+        topics.deploys(&Target::Group("+".into())),
+    ];
+    let (mut boards, mut orders) = (Boards::new(topics.clone()), Orders::new());
     let mut client = args.broker.connect().await?;
-    let on_message = |topic: &str, payload: &Bytes| boards.record(topic, payload);
+    let on_message = |topic: &str, payload: &Bytes| match topics.parse(topic) {
+        Some(Topic::Deploy { .. }) if payload.is_empty() => orders.remove(topic).is_some(),
+        Some(Topic::Deploy { .. }) => orders.insert(topic.to_owned(), payload.clone()).as_ref() != Some(payload),
+        _ => boards.record(topic, payload),
+    };
     client.read_retained(&filters, RETAINED_GRACE, Instant::now() + TIMEOUT, on_message).await?;
     client.close().await;
-    Ok(boards)
+    Ok((boards, orders))
+}
+
+/// Orders for the chosen boards that nobody has taken.
+fn untaken(args: &StatusArgs, orders: &Orders, boards: &Boards) -> Vec<Untaken> {
+    let order = |payload: &Bytes| {
+        let envelope = SignedEnvelope::parse(payload).ok()?;
+        let order = Order::parse(envelope.unverified()).ok()?;
+        let is_chosen = match (&order.target, &args.node, &args.group) {
+            (Target::Node(node), Some(chosen), _) => **node == **chosen,
+            (Target::Group(group), _, Some(chosen)) => **group == **chosen,
+            (_, node, group) => node.is_none() && group.is_none(),
+        };
+        if !is_chosen || boards.is_taken(&order.target, &order.function, order.serial) {
+            return None;
+        }
+        let Order { function, serial, target, issued_at_ms, expires_at_ms, change } = order;
+        let (to, target) = (target.clone(), target_json(&target));
+        Some(Untaken { function, target, to, action: change.as_str(), serial, issued_at_ms, expires_at_ms })
+    };
+    orders.values().filter_map(order).collect()
+}
+
+fn print_untaken(out: &mut impl Write, orders: &[Untaken], boards: &Boards) -> io::Result<()> {
+    if orders.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\norders that no board has taken:")?;
+    for Untaken { function, to, action, serial, .. } in orders {
+        let (flag, name) = match to {
+            Target::Node(node) => ("--node", node),
+            Target::Group(group) => ("--group", group),
+        };
+        let near = boards.near(name).filter(|_| matches!(to, Target::Node(_)));
+        let hint = near.map(|near| format!(" (did you mean {near}?)")).unwrap_or_default();
+        let name = printable(name);
+        writeln!(
+            out,
+            "  {action} {function}, serial {serial}, for {name}{hint}: sedge withdraw {function} {flag} {name}"
+        )?;
+    }
+    Ok(())
 }
 
 fn as_json(boards: &Shown<'_>) -> Value {

@@ -110,7 +110,7 @@ impl Daemon {
         let (handle, decisions) = crate::deploy::thread::spawn(deploy_shell).context("failed to start deploying")?;
         let orders_held = meta(&recovered, META_ORDERS).cloned();
 
-        let status = Status::new(&config.node.base_topic, &config.node.name, &config.node.groups);
+        let status = Status::new(&config);
         let options = sedge_mqtt::Options::local(&config.mqtt, LOCAL_IN_FLIGHT, Some(status.will()));
         let (broker, broker_events, drive) = sedge_mqtt::connect(options)?;
         tokio::task::spawn_local(drive);

@@ -6,8 +6,11 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::json;
 
+use sedge_core::config::{Config, Node};
+use sedge_core::deploy::limits::BoardLimits;
 use sedge_core::message::PublishToken;
 use sedge_mqtt::{Full, Link, Publication, Will};
+use sedge_sandbox::compiler::Compiler;
 
 /// Token of all status messages. They bypass the outbox, since every connection publishes them anew.
 pub(crate) const TOKEN: PublishToken = PublishToken(0);
@@ -17,6 +20,7 @@ pub(crate) struct Status {
     base: String,
     /// Published also while the board is offline, so that operators know which pushes are for it.
     groups: Vec<String>,
+    limits: BoardLimits,
     failed: Option<String>,
     blocked: bool,
     /// Last report of each function.
@@ -27,10 +31,12 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    pub(crate) fn new(base_topic: &str, node: &str, groups: &[String]) -> Self {
+    pub(crate) fn new(config: &Config) -> Self {
+        let Node { base_topic, name, groups, .. } = &config.node;
         Self {
-            base: format!("{base_topic}/{node}"),
-            groups: groups.to_vec(),
+            base: format!("{base_topic}/{name}"),
+            groups: groups.clone(),
+            limits: BoardLimits::new(config, Compiler::capabilities()),
             failed: None,
             blocked: false,
             reports: BTreeMap::new(),
@@ -73,11 +79,16 @@ impl Status {
     }
 
     fn offline_status(&self) -> serde_json::Value {
-        json!({ "state": "offline", "version": env!("CARGO_PKG_VERSION"), "groups": self.groups })
+        self.node_status("offline")
+    }
+
+    fn node_status(&self, state: &str) -> serde_json::Value {
+        let Self { groups, limits, .. } = self;
+        json!({ "state": state, "version": env!("CARGO_PKG_VERSION"), "groups": groups, "limits": limits })
     }
 
     fn publish_node(&self, link: &Link) {
-        let mut status = json!({ "state": "online", "version": env!("CARGO_PKG_VERSION"), "groups": self.groups });
+        let mut status = self.node_status("online");
         if let Some(error) = &self.failed {
             status["problem"] = json!(format!("the disk failed: {error}"));
         } else if self.blocked {

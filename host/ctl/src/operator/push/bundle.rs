@@ -20,6 +20,7 @@ use sedge_core::manifest::{Manifest, TrialMode};
 use sedge_core::message::Digest;
 use sedge_sandbox::compiler::Compiler;
 use sedge_sandbox::script::archive;
+use sedge_sandbox::shape::MAX_WASM_BYTES;
 use sedge_sandbox::{componentize, folder};
 
 pub(crate) struct Bundle {
@@ -50,14 +51,19 @@ impl Bundle {
         let wasm = fs::read(&path).with_context(|| {
             format!("failed to read {}; build it, or name the component in function.toml", path.display())
         })?;
-        componentize::check_world(&wasm).with_context(|| path.display().to_string())?;
+        check_size(&wasm)
+            .and_then(|()| Ok(componentize::check_world(&wasm)?))
+            .with_context(|| path.display().to_string())?;
         let class = Class::for_memory(manifest.limits.memory_bytes.get());
+        if !code_only && Compiler::capabilities().has_compiler {
+            // Whatever a board's compiler refuses is refused here, with the same words.
+            Compiler.compile(&wasm, class, None).with_context(|| path.display().to_string())?;
+        }
+        sedge_sandbox::check_imports(Grants::from(&manifest.allow), &wasm)
+            .with_context(|| manifest.name.to_string())?;
         let mut parts = Vec::new();
         for target in targets.iter().copied().collect::<BTreeSet<_>>() {
             let code = Compiler.code_for(&wasm, class, target).with_context(|| path.display().to_string())?;
-            // A board checks grants only of what it compiles itself.
-            sedge_sandbox::check_imports(Grants::from(&manifest.allow), &wasm)
-                .with_context(|| manifest.name.to_string())?;
             parts.push(Part::new(Some(Abi::of(target, class)), code.to_bytes(), chunk_size));
         }
         if !code_only {
@@ -136,6 +142,14 @@ impl Part {
     pub(crate) fn name(&self) -> &str {
         self.abi.as_ref().map_or("module", |abi| &abi.target)
     }
+}
+
+/// The limit of every board, which an order cannot raise.
+fn check_size(wasm: &[u8]) -> anyhow::Result<()> {
+    if wasm.len() > MAX_WASM_BYTES {
+        bail!("the component has {} bytes, and boards take at most {MAX_WASM_BYTES}", wasm.len());
+    }
+    Ok(())
 }
 
 fn module_json(module: &Module) -> Value {

@@ -12,7 +12,7 @@ use crate::operator::session::Session;
 use crate::operator::signing::Signer;
 use crate::printable;
 use sedge_core::deploy::payload::{self, Order};
-use sedge_core::deploy::report::DeployState;
+use sedge_core::deploy::report::{DeployState, Version};
 
 pub(crate) struct Plan {
     pub(crate) order: Order,
@@ -20,6 +20,36 @@ pub(crate) struct Plan {
     pub(crate) bundle: Bundle,
     /// Whether the broker does not retain it yet.
     pub(crate) is_new: bool,
+}
+
+/// Refuses what a board of the target would refuse, as far as its status says, and other code under a version that it has.
+pub(crate) fn check(bundle: &Bundle, session: &Session) -> anyhow::Result<()> {
+    let install = bundle.install();
+    for node in session.members(None) {
+        let presence = session.boards.get(&node).and_then(|board| board.presence.as_ref());
+        if let Some(limits) = presence.and_then(|presence| presence.limits.as_ref())
+            && let Err(refusal) = limits.check(&install)
+        {
+            bail!("board {node} would refuse it: {refusal}. Nothing was sent; --force sends it all the same");
+        }
+        let Some(report) = session.report(&node) else { continue };
+        let active = report.active.as_ref().map(|active| &active.version);
+        let version = &*bundle.manifest.version;
+        let is_other = |installed: &&Version| {
+            // The digest of native code says nothing about the component that it was compiled from.
+            let other = bundle.component().is_some_and(|module| module.digest != installed.digest);
+            installed.version == version && !installed.native_code && other
+        };
+        if active.into_iter().chain(&report.previous).any(|installed| is_other(&installed)) {
+            bail!(
+                "board {node} has version {version} of {} with other code: raise version in {}. Nothing was sent; --force \
+                 sends it all the same",
+                session.function,
+                sedge_core::manifest::FILE_NAME
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Reuses the retained order of an earlier push of the same bundle, byte for byte: boards that have it change nothing, and
