@@ -267,7 +267,7 @@ impl Yard {
     fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(SEDGE);
         command.args(arguments).args(["--broker", &self.broker.url()]).stdin(Stdio::null());
-        command.env_remove("SEDGE_KEY").env_remove("SEDGE_BROKER");
+        command.env_remove("SEDGE_KEY").env_remove("SEDGE_BROKER").env("XDG_CONFIG_HOME", self.folder.path());
         if arguments[0] != "status" {
             command.arg("--key").arg(self.key_file()).args(["--timeout", "30"]);
         }

@@ -3,6 +3,7 @@
 //! All waiting happens in one place, [`Daemon::serve`]. Broker, workers, store and upstream queue events; each iteration feeds
 //! them to the board, which decides, and carries out the effects.
 
+mod board_key;
 mod broker;
 mod orders;
 mod pace;

@@ -6,10 +6,11 @@ use rustix::process::Signal;
 use sedge_core::deploy::payload::{KeyUpdate, OrderChange};
 use sedge_core::deploy::reason::Reason;
 use sedge_core::deploy::report::DeployState;
-use sedge_core::deploy::topics::KEYS;
+use sedge_core::deploy::topics::{KEYS, Topics};
 use serde_json::json;
 
 use super::{PATIENCE, Yard, new_key, public};
+use crate::harness::daemon::NODE;
 use crate::harness::eventually;
 
 #[test]
@@ -123,4 +124,46 @@ fn a_key_that_may_not_change_keys_does_not() {
     let (code, answer) = yard.ask(&["trust", file.to_str().unwrap()]);
     assert_eq!((code, &answer["nodes"][0]["reason"]), (Some(1), &json!("key-not-allowed")), "{answer}");
     yard.serves("v1");
+}
+
+#[test]
+fn status_and_reports_are_believed_only_if_the_board_has_signed_them() {
+    let mut yard = Yard::start();
+    assert_eq!(yard.push(&yard.source("v2", |toml| toml)).0, Some(0));
+    let known = yard.folder.path().join("sedge/known_boards");
+    let text = fs::read_to_string(&known).unwrap();
+    assert!(text.lines().count() == 1 && text.ends_with(&format!(" {NODE}\n")), "{text}");
+    let (_, status) = yard.ask(&["status"]);
+    assert_eq!(
+        (&status["nodes"][0]["signed"], &status["nodes"][0]["functions"][1]["state"]),
+        (&json!(true), &json!("active"))
+    );
+
+    // A forged report does not count, and does not hide that the board says something else.
+    let mut forged = status["nodes"][0]["functions"][1].clone();
+    forged["active"]["version"] = json!("9.9.9");
+    yard.retain(&Topics::new("sedge").report(NODE, "edition"), forged.to_string());
+    let (code, status) = yard.ask(&["status"]);
+    assert_eq!(code, Some(0), "{status}");
+    assert!(
+        !status.to_string().contains("9.9.9") && status["nodes"][0]["unsigned_reports"] == json!(["edition"]),
+        "{status}"
+    );
+
+    // A board that was set up anew has another key.
+    yard.daemon.terminate();
+    fs::remove_file(yard.daemon.data().join("board.key")).unwrap();
+    yard.daemon.resume();
+    let changed = |answer: &serde_json::Value| answer.to_string().contains("has another key than");
+    assert!(eventually(PATIENCE, || changed(&yard.ask(&["status"]).1)), "{}", yard.ask(&["status"]).1);
+    let (code, answer) = yard.push(&yard.source("v3", |toml| toml));
+    let error = answer["error"].as_str().unwrap();
+    assert!(
+        code == Some(1) && error.contains(known.to_str().unwrap()) && error.contains("remove the line"),
+        "{answer}"
+    );
+    yard.serves("v2");
+    fs::remove_file(&known).unwrap();
+    assert_eq!(yard.push(&yard.source("v3", |toml| toml)).0, Some(0));
+    yard.serves("v3");
 }

@@ -11,6 +11,7 @@ pub mod limits;
 pub mod payload;
 pub mod reason;
 pub mod report;
+pub mod signature;
 pub mod topics;
 
 pub mod interface;

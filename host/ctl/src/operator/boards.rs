@@ -1,25 +1,37 @@
 //! Status and reports of boards, as the broker retains them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::known::KnownBoards;
 use sedge_core::config;
+use sedge_core::deploy::keys::PublicKey;
 use sedge_core::deploy::limits::BoardLimits;
 use sedge_core::deploy::reason::Reason;
 use sedge_core::deploy::report::{DeployState, Report};
+use sedge_core::deploy::signature;
 use sedge_core::deploy::topics::{KEYS, Target, Topic, Topics};
 
 pub(crate) struct Boards {
     topics: Topics,
     boards: BTreeMap<Arc<str>, Board>,
+    known: KnownBoards,
 }
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(crate) struct Board {
     pub(crate) presence: Option<Presence>,
     pub(crate) reports: BTreeMap<Arc<str>, Report>,
+    /// Whether its status was verified.
+    pub(crate) is_signed: bool,
+    /// Why its status does not count: it is not signed by the key that is known.
+    pub(crate) distrust: Option<String>,
+    /// Functions whose reports do not count, since the board has not signed them.
+    pub(crate) unsigned: BTreeSet<Arc<str>>,
+    /// Reports that came before the board's key, to be verified with it.
+    early: BTreeMap<Arc<str>, (String, Vec<u8>)>,
 }
 
 /// The status message of a board.
@@ -34,13 +46,21 @@ pub(crate) struct Presence {
     /// Absent from older boards.
     #[serde(default)]
     pub(crate) limits: Option<BoardLimits>,
+    /// Key that signs its status and reports. Absent from older boards.
+    #[serde(default)]
+    pub(crate) public_key: Option<PublicKey>,
     #[serde(default)]
     pub(crate) problem: Option<String>,
 }
 
 impl Boards {
-    pub(crate) fn new(topics: Topics) -> Self {
-        Self { topics, boards: BTreeMap::new() }
+    pub(crate) fn new(topics: Topics, known: KnownBoards) -> Self {
+        Self { topics, boards: BTreeMap::new(), known }
+    }
+
+    /// Remembers the keys of boards that were seen for the first time.
+    pub(crate) fn remember(&mut self) {
+        self.known.save();
     }
 
     /// Records a message from the broker. Returns whether it told anything new.
@@ -49,13 +69,35 @@ impl Boards {
             Some(Topic::Status { node }) => {
                 // An empty payload removes a decommissioned board.
                 let presence = serde_json::from_slice(payload).ok();
+                if let Some(presence) = &presence
+                    && let Err(distrust) = self.check_status(&node, topic, payload, presence)
+                {
+                    let before = self.boards.entry(node).or_default().distrust.replace(distrust);
+                    return before.is_none();
+                }
                 let board = self.boards.entry(node).or_default();
+                board.distrust = None;
+                board.is_signed &= presence.is_some();
                 let is_new = board.presence != presence;
                 board.presence = presence;
                 is_new
             }
             Some(Topic::Report { node, function }) => {
-                let reports = &mut self.boards.entry(node).or_default().reports;
+                let key = self.known.get(&node);
+                let board = self.boards.entry(node).or_default();
+                if payload.is_empty() {
+                    board.unsigned.remove(&function);
+                    board.early.remove(&function);
+                } else {
+                    match key {
+                        Some(key) if !signature::verify(key, topic, payload) => return board.unsigned.insert(function),
+                        Some(_) => drop(board.unsigned.remove(&function)),
+                        None => {
+                            board.early.insert(Arc::clone(&function), (topic.to_owned(), payload.to_vec()));
+                        }
+                    }
+                }
+                let reports = &mut board.reports;
                 match Report::parse(payload) {
                     Ok(report) if reports.get(&function) == Some(&report) => false,
                     Ok(report) => {
@@ -67,6 +109,40 @@ impl Boards {
             }
             _ => false,
         }
+    }
+
+    /// Fails if a known board has not signed its status. A board that is seen for the first time becomes known.
+    fn check_status(
+        &mut self,
+        node: &Arc<str>,
+        topic: &str,
+        payload: &[u8],
+        presence: &Presence,
+    ) -> Result<(), String> {
+        let fix = |what: &str| Err(format!("{what}; {}", self.known.fix(node)));
+        let key = match (self.known.get(node), presence.public_key) {
+            (None, None) => return Ok(()),
+            (Some(known), Some(key)) if *known != key => {
+                return fix(&format!("board {node} has another key than the one that this computer knows"));
+            }
+            (Some(_), None) => return fix(&format!("the status of board {node} is not signed, but was before")),
+            (_, Some(key)) => key,
+        };
+        if !signature::verify(&key, topic, payload) {
+            return fix(&format!("the status of board {node} is not signed by its key"));
+        }
+        if self.known.get(node).is_none() {
+            self.known.add(node, key);
+        }
+        let board = self.boards.entry(Arc::clone(node)).or_default();
+        board.is_signed = true;
+        for (function, (topic, payload)) in std::mem::take(&mut board.early) {
+            if !signature::verify(&key, &topic, &payload) {
+                board.reports.remove(&function);
+                board.unsigned.insert(function);
+            }
+        }
+        Ok(())
     }
 
     /// Boards with a retained status or report.
@@ -139,6 +215,12 @@ impl Boards {
 }
 
 impl Board {
+    /// Why its messages do not count, or what it reports to be wrong.
+    pub(crate) fn problem(&self) -> Option<&str> {
+        let reported = self.presence.as_ref().and_then(|presence| presence.problem.as_deref());
+        self.distrust.as_deref().or(reported)
+    }
+
     pub(crate) fn is_offline(&self) -> bool {
         self.presence.as_ref().is_some_and(|presence| presence.state == "offline")
     }
@@ -192,10 +274,12 @@ fn was_signed(report: &Report) -> bool {
 mod tests {
     use serde_json::json;
 
+    use sedge_core::deploy::keys::SigningKey;
+
     use super::*;
 
     fn boards() -> Boards {
-        let mut boards = Boards::new(Topics::new("sedge"));
+        let mut boards = Boards::new(Topics::new("sedge"), KnownBoards::default());
         for (node, state, groups) in [("a", "online", json!(["pumps"])), ("b", "offline", json!(["pumps", "all"]))] {
             let status = json!({ "state": state, "groups": groups }).to_string();
             assert!(boards.record(&format!("sedge/{node}/status"), status.as_bytes()));
@@ -228,7 +312,7 @@ mod tests {
 
     #[test]
     fn a_mistyped_name_is_told_the_near_one() {
-        let mut boards = Boards::new(Topics::new("sedge"));
+        let mut boards = Boards::new(Topics::new("sedge"), KnownBoards::default());
         for node in ["cellar", "pump-3"] {
             boards.record(&format!("sedge/{node}/status"), br#"{"state":"online"}"#);
         }
@@ -282,5 +366,54 @@ mod tests {
         for (topic, payload) in [("other/a/status", "{}"), ("sedge/a/b/status", "{}"), ("sedge/blob/status", "{}")] {
             assert!(!boards.record(topic, payload.as_bytes()), "{topic}");
         }
+    }
+
+    fn status(key: &SigningKey, node: &str) -> (String, Vec<u8>) {
+        let topic = format!("sedge/{node}/status");
+        let json = json!({ "state": "online", "public_key": key.public() }).to_string();
+        let payload = signature::sign(key, &topic, json.as_bytes());
+        (topic, payload)
+    }
+
+    #[test]
+    fn a_known_board_is_believed_only_what_it_has_signed() {
+        let (key, other) = (SigningKey::generate().unwrap(), SigningKey::generate().unwrap());
+        let mut boards = Boards::new(Topics::new("sedge"), KnownBoards::default());
+        let (topic, payload) = status(&key, "a");
+        assert!(boards.record(&topic, &payload) && !boards.record(&topic, &payload));
+        assert!(boards.get("a").unwrap().is_signed && boards.get("a").unwrap().distrust.is_none());
+        let offline = br#"{"state":"offline"}"#;
+        for forged in [&status(&other, "a").1[..], &status(&key, "b").1, offline] {
+            boards.record(&topic, forged);
+            let board = boards.get("a").unwrap();
+            assert!(!board.is_offline() && board.distrust.as_ref().unwrap().contains("remove the line of a"));
+        }
+        boards.record(&topic, &payload);
+        assert_eq!(boards.get("a").unwrap().distrust, None);
+
+        let report_topic = "sedge/a/functions/warm";
+        let report = report(5, "active", None, Some(5));
+        let signed = signature::sign(&key, report_topic, report.as_bytes());
+        boards.record(report_topic, report.as_bytes());
+        assert!(boards.report("a", "warm").is_none() && boards.get("a").unwrap().unsigned.contains("warm"));
+        boards.record(report_topic, &signature::sign(&other, report_topic, report.as_bytes()));
+        assert!(boards.report("a", "warm").is_none());
+        boards.record(report_topic, &signed);
+        assert!(boards.report("a", "warm").is_some() && boards.get("a").unwrap().unsigned.is_empty());
+        boards.record("sedge/a/functions/cold", &signed);
+        assert!(boards.report("a", "cold").is_none(), "signed for another function");
+    }
+
+    #[test]
+    fn a_report_that_came_before_the_key_is_verified_with_it() {
+        let key = SigningKey::generate().unwrap();
+        let mut boards = Boards::new(Topics::new("sedge"), KnownBoards::default());
+        let report = report(5, "active", None, Some(5));
+        boards.record("sedge/a/functions/warm", report.as_bytes());
+        boards.record("sedge/a/functions/cold", &signature::sign(&key, "sedge/a/functions/cold", report.as_bytes()));
+        assert!(boards.report("a", "warm").is_some(), "an older board does not sign");
+        let (topic, payload) = status(&key, "a");
+        boards.record(&topic, &payload);
+        assert!(boards.report("a", "warm").is_none() && boards.report("a", "cold").is_some());
     }
 }

@@ -133,6 +133,7 @@ impl Follow {
             if is_over {
                 return Ok(outcome);
             }
+            session.check_trust()?;
             if session.next_event_until(until).await?.is_none() && Instant::now() >= session.deadline {
                 return Ok(OrderOutcome { timed_out: true, ..self.outcome(session) });
             }

@@ -12,5 +12,6 @@ mod boards;
 mod broker;
 mod changes;
 mod follow;
+mod known;
 mod session;
 mod signing;

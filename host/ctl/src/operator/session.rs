@@ -10,6 +10,7 @@ use tokio::time::Instant;
 
 use super::boards::Boards;
 use super::broker::BrokerArgs;
+use super::known::KnownBoards;
 use crate::client::{Client, ClientEvent};
 use crate::progress::Progress;
 use sedge_core::deploy::report::Report;
@@ -43,9 +44,11 @@ impl Session {
         grace: Duration,
     ) -> anyhow::Result<Self> {
         let topics = Topics::new(&broker.base());
+        let client = broker.connect().await?;
+        let known = KnownBoards::open(&format!("{}/{}", client.url(), broker.base()));
         let mut session = Self {
-            client: broker.connect().await?,
-            boards: Boards::new(topics.clone()),
+            client,
+            boards: Boards::new(topics.clone(), known),
             retained_order: None,
             progress: Progress::new(),
             topics,
@@ -73,9 +76,35 @@ impl Session {
             is_new
         };
         session.client.read_retained(&filters, grace, session.deadline, on_message).await?;
+        session.boards.remember();
+        session.check_signatures()?;
         // Or the broker would send our own order back.
         session.client.unsubscribe(&order);
         Ok(session)
+    }
+
+    /// Fails if a board of the target is not the one that this computer knows. Notes boards that do not sign.
+    pub(crate) fn check_signatures(&self) -> anyhow::Result<()> {
+        self.check_trust()?;
+        for node in self.members(None) {
+            let Some(board) = self.boards.get(&node) else { continue };
+            if !board.is_signed && board.presence.is_some() {
+                self.progress
+                    .print("note", &format!("{node} does not sign its status and reports, as older boards do not"));
+            } else if board.unsigned.contains(&self.function) {
+                let what =
+                    format!("a report of {} on {node} does not count: the board has not signed it", self.function);
+                self.progress.print("note", &what);
+            }
+        }
+        Ok(())
+    }
+
+    /// Fails if a board of the target turns out not to be the one that this computer knows.
+    pub(crate) fn check_trust(&self) -> anyhow::Result<()> {
+        let members = self.members(None);
+        let distrust = members.iter().find_map(|node| self.boards.get(node)?.distrust.as_ref());
+        distrust.map_or(Ok(()), |distrust| bail!("{distrust}"))
     }
 
     /// Fails if the target is a board that the broker does not know, with a name like that of one that it knows.

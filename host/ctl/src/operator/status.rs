@@ -16,6 +16,7 @@ use tokio::time::Instant;
 use super::boards::{Board, Boards};
 use super::broker::BrokerArgs;
 use super::follow::{self, progress_text};
+use super::known::KnownBoards;
 use super::order::{RETAINED_GRACE, target_json, with_json_answer};
 use super::signing;
 use crate::{printable, terminal};
@@ -68,8 +69,22 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
             print_untaken(out, &untaken, &boards)?;
         }
         let mut answer = as_json(&shown);
-        answer["orders"] = json!(untaken);
-        Ok((true, answer))
+        if !untaken.is_empty() {
+            answer["orders"] = json!(untaken);
+        }
+        for (node, board) in &shown {
+            for function in &board.unsigned {
+                eprintln!("note: a report of {function} on {node} does not count: the board has not signed it");
+            }
+        }
+        let older = shown.iter().filter(|(_, board)| !board.is_signed && board.presence.is_some());
+        let older: Vec<&str> = older.map(|(node, _)| &***node).collect();
+        if !older.is_empty() {
+            eprintln!("note: not signed by the board, as older boards do not: {}", older.join(", "));
+        }
+        let is_trusted = shown.iter().all(|(_, board)| board.distrust.is_none());
+        answer["ok"] = json!(is_trusted);
+        Ok((is_trusted, answer))
     })
 }
 
@@ -99,8 +114,9 @@ async fn read(args: &StatusArgs) -> anyhow::Result<(Boards, Orders)> {
         topics.deploys(&Target::Node("+".into())),
         topics.deploys(&Target::Group("+".into())),
     ];
-    let (mut boards, mut orders) = (Boards::new(topics.clone()), Orders::new());
     let mut client = args.broker.connect().await?;
+    let known = KnownBoards::open(&format!("{}/{}", client.url(), args.broker.base()));
+    let (mut boards, mut orders) = (Boards::new(topics.clone(), known), Orders::new());
     let on_message = |topic: &str, payload: &Bytes| match topics.parse(topic) {
         Some(Topic::Deploy { .. }) if payload.is_empty() => orders.remove(topic).is_some(),
         Some(Topic::Deploy { .. }) => orders.insert(topic.to_owned(), payload.clone()).as_ref() != Some(payload),
@@ -108,6 +124,7 @@ async fn read(args: &StatusArgs) -> anyhow::Result<(Boards, Orders)> {
     };
     client.read_retained(&filters, RETAINED_GRACE, Instant::now() + TIMEOUT, on_message).await?;
     client.close().await;
+    boards.remember();
     Ok((boards, orders))
 }
 
@@ -160,7 +177,9 @@ fn as_json(boards: &Shown<'_>) -> Value {
             "state": presence.map(|presence| &presence.state),
             "version": presence.and_then(|presence| presence.version.as_ref()),
             "groups": presence.map(|presence| &presence.groups[..]).unwrap_or_default(),
-            "problem": presence.and_then(|presence| presence.problem.as_ref()),
+            "problem": board.problem(),
+            "signed": board.is_signed,
+            "unsigned_reports": board.unsigned.iter().map(|function| &**function).collect::<Vec<_>>(),
             "functions": board.reports.values().collect::<Vec<_>>(),
         })
     };
@@ -173,7 +192,7 @@ fn print(out: &mut impl Write, boards: &Shown<'_>) -> io::Result<()> {
     for (name, board) in boards {
         let presence = board.presence.as_ref();
         let state = presence.map_or_else(|| "?".into(), |presence| printable(&presence.state));
-        let problem = presence.and_then(|presence| presence.problem.as_deref()).map(printable).unwrap_or_default();
+        let problem = board.problem().map(printable).unwrap_or_default();
         if board.reports.is_empty() || !problem.is_empty() {
             let empty = String::new;
             rows.push([name.to_string(), state.clone(), empty(), empty(), empty(), empty(), problem]);
@@ -243,7 +262,7 @@ mod tests {
 
     #[test]
     fn one_row_per_function_and_board() {
-        let mut boards = Boards::new(Topics::new("sedge"));
+        let mut boards = Boards::new(Topics::new("sedge"), KnownBoards::default());
         boards.record("sedge/a/status", br#"{"state":"online","groups":["pumps"]}"#);
         boards.record("sedge/b/status", br#"{"state":"offline"}"#);
         let digest = "0".repeat(64);

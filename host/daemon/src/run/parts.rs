@@ -9,6 +9,7 @@ use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
+use super::board_key;
 use super::orders::{META_ORDERS, Orders};
 use super::status::Status;
 use super::store_figures;
@@ -108,9 +109,14 @@ impl Daemon {
             board.handle(Input::Deploy(version), now);
         }
         let (handle, decisions) = crate::deploy::thread::spawn(deploy_shell).context("failed to start deploying")?;
+        // A full disk must not keep a board from starting after an upgrade.
+        let log = |error: &anyhow::Error| {
+            tracing::error!("status and reports are not signed until the next start: {error:#}")
+        };
+        let key = board_key::open(&config.node.data_dir).inspect_err(log).ok();
         let orders_held = meta(&recovered, META_ORDERS).cloned();
 
-        let status = Status::new(&config);
+        let status = Status::new(&config, key);
         let options = sedge_mqtt::Options::local(&config.mqtt, LOCAL_IN_FLIGHT, Some(status.will()));
         let (broker, broker_events, drive) = sedge_mqtt::connect(options)?;
         tokio::task::spawn_local(drive);

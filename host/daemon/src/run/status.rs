@@ -7,7 +7,9 @@ use bytes::Bytes;
 use serde_json::json;
 
 use sedge_core::config::{Config, Node};
+use sedge_core::deploy::keys::SigningKey;
 use sedge_core::deploy::limits::BoardLimits;
+use sedge_core::deploy::signature;
 use sedge_core::message::PublishToken;
 use sedge_mqtt::{Full, Link, Publication, Will};
 use sedge_sandbox::compiler::Compiler;
@@ -21,6 +23,8 @@ pub(crate) struct Status {
     /// Published also while the board is offline, so that operators know which pushes are for it.
     groups: Vec<String>,
     limits: BoardLimits,
+    /// Signs status and reports. `None`: it could not be stored.
+    key: Option<SigningKey>,
     failed: Option<String>,
     blocked: bool,
     /// Last report of each function.
@@ -31,12 +35,13 @@ pub(crate) struct Status {
 }
 
 impl Status {
-    pub(crate) fn new(config: &Config) -> Self {
+    pub(crate) fn new(config: &Config, key: Option<SigningKey>) -> Self {
         let Node { base_topic, name, groups, .. } = &config.node;
         Self {
             base: format!("{base_topic}/{name}"),
             groups: groups.clone(),
             limits: BoardLimits::new(config, Compiler::capabilities()),
+            key,
             failed: None,
             blocked: false,
             reports: BTreeMap::new(),
@@ -47,7 +52,9 @@ impl Status {
 
     /// Last will, for a board that loses its connection.
     pub(crate) fn will(&self) -> Will {
-        Will { topic: format!("{}/status", self.base), payload: self.offline_status().to_string() }
+        let topic = format!("{}/status", self.base);
+        let payload = String::from_utf8(self.signed(&topic, self.offline_status().to_string().as_bytes()));
+        Will { topic, payload: payload.expect("JSON and a signature in base64 are UTF-8") }
     }
 
     pub(crate) fn connected(&mut self, link: &Link) {
@@ -84,7 +91,12 @@ impl Status {
 
     fn node_status(&self, state: &str) -> serde_json::Value {
         let Self { groups, limits, .. } = self;
-        json!({ "state": state, "version": env!("CARGO_PKG_VERSION"), "groups": groups, "limits": limits })
+        let version = env!("CARGO_PKG_VERSION");
+        let mut status = json!({ "state": state, "version": version, "groups": groups, "limits": limits });
+        if let Some(key) = &self.key {
+            status["public_key"] = json!(key.public());
+        }
+        status
     }
 
     fn publish_node(&self, link: &Link) {
@@ -125,10 +137,17 @@ impl Status {
         let _ = self.publish_bytes(link, topic, Bytes::from(status.to_string()));
     }
 
-    fn publish_bytes(&self, link: &Link, topic: &str, payload: Bytes) -> Result<(), Full> {
+    fn signed(&self, topic: &str, json: &[u8]) -> Vec<u8> {
+        self.key.as_ref().map_or_else(|| json.to_vec(), |key| signature::sign(key, topic, json))
+    }
+
+    /// Signs and publishes. An empty payload removes a message from the broker.
+    fn publish_bytes(&self, link: &Link, topic: &str, json: Bytes) -> Result<(), Full> {
+        let topic = format!("{}/{topic}", self.base);
+        let payload = if json.is_empty() { json } else { self.signed(&topic, &json).into() };
         link.publish(
             Publication {
-                topic: &format!("{}/{topic}", self.base),
+                topic: &topic,
                 payload,
                 content_type: Some("application/json"),
                 properties: &[],
