@@ -175,13 +175,30 @@ impl Manifest {
             {
                 return reject(format!("invalid-topic: {topic:?}"));
             }
-            if matches!(output, Output::Publish(_)) && !self.publish.iter().any(|filter| matches(filter, topic)) {
-                return reject(format!("not-allowed: no filter of [allow] publish matches {topic:?}"));
+            let allows = |filters: &[String]| filters.iter().any(|filter| matches(filter, topic));
+            let missing = match output {
+                Output::Publish(_) if !allows(&self.publish) => "publish",
+                Output::Forward(_) if self.forward.as_ref().is_some_and(|filters| !allows(filters)) => "forward",
+                _ if publication.retain && self.retain.as_ref().is_some_and(|filters| !allows(filters)) => "retain",
+                _ => "",
+            };
+            if !missing.is_empty() {
+                return reject(format!("not-allowed: no filter of [allow] {missing} matches {topic:?}"));
+            }
+            let level = topic.trim_start_matches('/').split('/').next().unwrap_or_default();
+            if matches!(output, Output::Forward(_)) && OWN_LEVELS.contains(&level) {
+                return reject(format!(
+                    "not-allowed: {topic:?} cannot be forwarded: upstream, {level}/ is the board's own"
+                ));
             }
         }
         Ok(outputs)
     }
 }
+
+/// First levels upstream that are the board's own.
+const OWN_LEVELS: [&str; 10] =
+    ["alerts", "gaps", "status", "functions", "deploy", "group", "blob", "settings", "request", "reply"];
 
 /// Bytes of an output that count.
 fn size(output: &Output) -> usize {
@@ -377,6 +394,7 @@ mod tests {
                 "wake" => outputs.push(Output::wake(argument, 1)),
                 "reply" => outputs.push(Output::reply(404, "")),
                 "sink" => outputs.push(Output::publish("a", "").sink(argument)),
+                "forward" => outputs.push(Output::forward(argument, "")),
                 "many" => outputs.extend((0..65).map(|_| Output::forward("a", ""))),
                 "large" => outputs.push(Output::forward("a", vec![0; 70_000])),
                 "clock" => outputs.push(Output::forward("said", clock::now_ms().to_string())),
@@ -432,6 +450,24 @@ mod tests {
         for topic in ["", "derived/+", "derived/#"] {
             let Err(Failure::Reject(why)) = run(&mut board, &format!("publish {topic}")) else { panic!("{topic}") };
             assert!(why.starts_with("invalid-topic"), "{why}");
+        }
+    }
+
+    #[test]
+    fn forwards_go_where_the_manifest_says_and_never_where_the_board_speaks() {
+        let manifest = |allow: &str| format!("name = \"x\"\nsubscribe = [\"a/+\"]\n[allow]\n{allow}\n");
+        for (allow, topic, refused) in [
+            ("clock = false", "raw/a", ""),
+            ("clock = false", "alerts/victim", "is the board's own"),
+            ("clock = false", "/status", "is the board's own"),
+            ("forward = [\"raw/#\"]", "raw/a", ""),
+            ("forward = [\"raw/#\"]", "other", "[allow] forward"),
+        ] {
+            let mut board = Board::from_manifest(&manifest(allow));
+            match run(&mut board, &format!("forward {topic}")) {
+                Err(Failure::Reject(why)) => assert!(!refused.is_empty() && why.contains(refused), "{why}"),
+                outcome => assert!(outcome.is_ok() && refused.is_empty(), "{allow} {topic}"),
+            }
         }
     }
 

@@ -24,6 +24,10 @@ pub(super) struct Manifest {
     pub except: Vec<String>,
     pub scope: Scope,
     pub publish: Vec<String>,
+    /// `None`: all topics but the board's own.
+    pub forward: Option<Vec<String>>,
+    /// `None`: all topics that it may send to.
+    pub retain: Option<Vec<String>>,
     /// Whether it has ticks.
     pub every: bool,
     pub clock: bool,
@@ -137,6 +141,9 @@ impl Manifest {
                 }
             }
             (["allow", "publish"], value) => self.publish = texts("allow.publish", value)?,
+            (["allow", "retain"], Value::Word(word)) => self.retain = (word == "false").then(Vec::new),
+            (["allow", "forward"], value) => self.forward = Some(texts("allow.forward", value)?),
+            (["allow", "retain"], value) => self.retain = Some(texts("allow.retain", value)?),
             (["allow", "clock"], Value::Word(word)) => self.clock = word == "true",
             (["allow", "random"], Value::Word(word)) => self.random = word == "true",
             (["limits", limit], Value::Word(word)) => {

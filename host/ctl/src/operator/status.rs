@@ -74,11 +74,12 @@ pub fn run(args: &StatusArgs) -> anyhow::Result<ExitCode> {
         }
         for (node, board) in &shown {
             for function in &board.unsigned {
+                let node = printable(node);
                 eprintln!("note: a report of {function} on {node} does not count: the board has not signed it");
             }
         }
         let older = shown.iter().filter(|(_, board)| !board.is_signed && board.presence.is_some());
-        let older: Vec<&str> = older.map(|(node, _)| &***node).collect();
+        let older: Vec<String> = older.map(|(node, _)| printable(node)).collect();
         if !older.is_empty() {
             eprintln!("note: not signed by the board, as older boards do not: {}", older.join(", "));
         }

@@ -12,6 +12,7 @@ use super::broker::BrokerArgs;
 use super::order::{RETAINED_GRACE, target_json, with_json_answer};
 use super::session::Session;
 use super::signing::TargetArgs;
+use crate::terminal::say;
 use sedge_core::deploy::topics::KEYS;
 use sedge_core::manifest;
 
@@ -51,7 +52,7 @@ pub fn run(args: &WithdrawArgs) -> anyhow::Result<ExitCode> {
             let topic = session.topics.deploy(&session.target, &session.function);
             session.publish("order", &[(topic, Bytes::new())]).await?;
             if !args.json {
-                println!("withdrawn   {} for {}: boards that have taken it keep it", session.function, session.target);
+                say!("withdrawn   {} for {}: boards that have taken it keep it", session.function, session.target);
             }
             let answer = json!({ "ok": true, "function": &*session.function, "target": target_json(&session.target) });
             session.client.close().await;
