@@ -79,7 +79,7 @@ fn whatever_a_function_does_ends_the_same_with_the_same_figures() {
     let folder = tempfile::tempdir().unwrap();
     // Fuel must end it, not the deadline of an emulated board.
     let function = variant(&guest("misbehave"), folder.path(), "everywhere", "misbehave/#", |manifest| {
-        manifest.replace("timeout_ms = 5_000", "timeout_ms = 120_000")
+        manifest.replace("timeout_ms = 1_000", "timeout_ms = 120_000")
     });
     let expected = [
         ("loop", "fuel"),

@@ -98,7 +98,7 @@ fn a_dead_letter_says_why_in_the_log_and_few_lines_tell_of_many() {
 fn an_endless_loop_ends_at_its_deadline_while_health_answers_and_other_functions_run() {
     let folder = tempfile::tempdir().unwrap();
     let slow = variant(&guest("misbehave"), folder.path(), "slow", "slow/#", |manifest| {
-        manifest.replace("fuel = 20_000_000", "fuel = 10_000_000_000").replace("timeout_ms = 5_000", "timeout_ms = 300")
+        manifest.replace("fuel = 20_000_000", "fuel = 10_000_000_000").replace("timeout_ms = 1_000", "timeout_ms = 300")
     });
     let site = Site::start_with(|setup| setup.function(&slow));
     let mut sensors = site.broker.client("sensors");

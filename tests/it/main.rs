@@ -14,6 +14,7 @@ mod deploy;
 mod disk;
 mod doctor;
 mod everywhere;
+mod fairness;
 mod grants;
 mod limits;
 mod operator;

@@ -274,7 +274,7 @@ fn a_push_that_was_over_a_limit_is_mended_under_its_serial() {
     let _board = office.board("pump-3", Manner::RefusesFirst("over-limit", "too much time"));
     let (code, answer) = office.push(&["--node", "pump-3"]);
     assert_eq!((code, &answer["nodes"][0]["reason"]), (Some(1), &json!("over-limit")), "{answer}");
-    office.edit("timeout_ms = 10_000", "timeout_ms = 5_000");
+    office.edit("timeout_ms = 100", "timeout_ms = 50");
     let (code, answer) = office.push(&["--node", "pump-3"]);
     assert_eq!((code, &answer["serial"]), (Some(0), &json!(7)), "{answer}");
 }
@@ -290,12 +290,12 @@ fn a_dry_run_shows_topics_limits_and_permissions_and_changes_nothing() {
 
     office.edit("serial = 7", "serial = 8");
     office.edit("warm/#", "warm/+/new");
-    office.edit("timeout_ms = 10_000", "timeout_ms = 5_000\n[allow]\npublish = [\"derived/#\"]");
+    office.edit("timeout_ms = 100", "timeout_ms = 50\n[allow]\npublish = [\"derived/#\"]");
     let (code, answer) = office.push(&["--node", "pump-3", "--dry-run"]);
     assert_eq!((code, &answer["dry_run"]), (Some(0), &json!(true)), "{answer}");
     let expected = json!([
         { "key": "allow.publish", "added": ["derived/#"], "removed": [] },
-        { "key": "limits.timeout_ms", "from": 10_000, "to": 5_000 },
+        { "key": "limits.timeout_ms", "from": 100, "to": 50 },
         { "key": "serial", "from": 7, "to": 8 },
         { "key": "subscribe", "added": ["warm/+/new"], "removed": ["warm/#"] },
     ]);

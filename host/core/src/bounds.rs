@@ -1,8 +1,8 @@
 //! Bounds on a worker's answers, checked in the daemon. A worker that has a bug, or was taken over by its function, must
 //! not fill the daemon's memory or the store. A working worker never exceeds them.
 
-use crate::limits::{Limits, MAX_LOG_LINE_BYTES, MAX_LOG_LINES};
-use crate::message::{LogLine, Outcome, Output, Verdict};
+use crate::limits::{Limits, MAX_LABELS, MAX_LOG_LINE_BYTES, MAX_LOG_LINES};
+use crate::message::{Alert, LogLine, Outcome, Output, Verdict};
 
 /// Above what the sandbox cuts reasons to.
 const MAX_REASON_BYTES: usize = 2048;
@@ -10,6 +10,9 @@ const MAX_REASON_BYTES: usize = 2048;
 const FRAME_REST_BYTES: usize = 128 << 10;
 /// Most bytes that a state write takes in a frame besides key and value.
 const WRITE_FIELDS: usize = 9;
+
+/// State that a function may remove although its limit is lower: the most that the default configuration allows.
+const MAX_OLD_STATE_BYTES: usize = 1 << 20;
 
 /// Bound that an answer exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +37,7 @@ pub(crate) fn check(outcome: &Outcome, log: &[LogLine], limits: &Limits) -> Resu
     let usage = &outcome.usage;
     at_most("units of fuel", usage.fuel, limits.fuel)?;
     at_most("bytes of memory", usage.memory_bytes, limits.memory_bytes as u64)?;
+    at_most("bytes of output counted", usage.output_bytes, limits.transfer_bytes() as u64)?;
     at_most("log lines", log.len() as u64, MAX_LOG_LINES as u64)?;
     for line in log {
         // A cut line ends with a mark of three bytes.
@@ -47,6 +51,11 @@ pub(crate) fn check(outcome: &Outcome, log: &[LogLine], limits: &Limits) -> Resu
                 outputs.iter().map(Output::bytes).sum::<usize>() as u64,
                 limits.output_bytes as u64,
             )?;
+            for output in outputs {
+                if let Output::Alert(Alert { labels, .. }) = output {
+                    at_most("labels of an alert", labels.len() as u64, MAX_LABELS as u64)?;
+                }
+            }
             limits.state_bytes > 0
         }
         Verdict::Retry { reason, .. } => {
@@ -61,6 +70,11 @@ pub(crate) fn check(outcome: &Outcome, log: &[LogLine], limits: &Limits) -> Resu
     if !may_write {
         return at_most("changes of state", outcome.writes.len() as u64, 0);
     }
+    // What is removed was in the state, perhaps under the higher limit of an earlier version.
+    let state_bytes = limits.state_bytes.max(MAX_OLD_STATE_BYTES) as u64;
+    at_most("changes of state", outcome.writes.len() as u64, state_bytes / 8)?;
+    let removed = outcome.writes.iter().filter(|write| write.value.is_none()).map(|write| write.key.len());
+    at_most("bytes of removed keys", removed.sum::<usize>() as u64, state_bytes)?;
     let kept = outcome.writes.iter().filter_map(|write| Some(write.key.len() + write.value.as_ref()?.len()));
     at_most("bytes of state", kept.sum::<usize>() as u64, limits.state_bytes as u64)
 }
@@ -74,7 +88,7 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::message::{Failure, FailureCode, Publication, StateWrite, Usage};
+    use crate::message::{AlertStatus, Failure, FailureCode, Publication, Severity, StateWrite, Usage};
 
     const LIMITS: Limits =
         Limits { fuel: 100, timeout_ms: 10, memory_bytes: 65_536, outputs: 2, output_bytes: 20, state_bytes: 10 };
@@ -119,6 +133,37 @@ mod tests {
         check_excess(&bytes, &[], "answered with 21 bytes of output, the limit is 20");
         let memory = Outcome { usage: Usage { memory_bytes: 65_537, ..Usage::default() }, ..done(Vec::new()) };
         check_excess(&memory, &[], "answered with 65537 bytes of memory, the limit is 65536");
+    }
+
+    /// What has no text costs memory all the same.
+    #[test]
+    fn removals_and_labels_are_bounded() {
+        let mut outcome = done(Vec::new());
+        outcome.writes = vec![write("", None); 131_072];
+        check(&outcome, &[], &LIMITS).unwrap();
+        outcome.writes.push(write("", None));
+        check_excess(&outcome, &[], "answered with 131073 changes of state, the limit is 131072");
+        let key = "k".repeat(600_000);
+        outcome.writes = vec![write(&key, None)];
+        check(&outcome, &[], &LIMITS).unwrap();
+        outcome.writes.push(write(&key, None));
+        check_excess(&outcome, &[], "answered with 1200000 bytes of removed keys, the limit is 1048576");
+
+        let alert = |labels| {
+            done(vec![Output::Alert(Alert {
+                key: String::new(),
+                severity: Severity::Info,
+                status: AlertStatus::Firing,
+                summary: String::new(),
+                value: None,
+                sink: None,
+                labels: vec![(String::new(), String::new()); labels],
+            })])
+        };
+        check(&alert(64), &[], &LIMITS).unwrap();
+        check_excess(&alert(65), &[], "answered with 65 labels of an alert, the limit is 64");
+        let usage = Usage { output_bytes: u64::MAX, ..Usage::default() };
+        assert!(check(&Outcome { usage, ..done(Vec::new()) }, &[], &LIMITS).is_err());
     }
 
     #[test]

@@ -42,3 +42,6 @@ pub const MAX_LOG_LINES: usize = 32;
 
 /// Length of a log line. The rest is cut off.
 pub const MAX_LOG_LINE_BYTES: usize = 1024;
+
+/// Labels of one alert.
+pub const MAX_LABELS: usize = 64;

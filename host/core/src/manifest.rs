@@ -329,7 +329,14 @@ fn read_trial(section: &mut Section<'_, '_>, trial: &mut Trial) {
 
 const WASM_PAGE_BYTES: usize = 65_536;
 
+/// Filters of one function. Each is compared with each, and each costs the broker.
+const MAX_SUBSCRIPTIONS: usize = 64;
+
 fn check_subscribe(section: &mut Section<'_, '_>, subscribe: &[TopicFilter]) {
+    if subscribe.len() > MAX_SUBSCRIPTIONS {
+        let invalid = Invalid::new(format!("{} filters, the limit is {MAX_SUBSCRIPTIONS}", subscribe.len()));
+        return section.error("subscribe", invalid.hint("use wildcards, or split the function"));
+    }
     for (n, filter) in subscribe.iter().enumerate() {
         if subscribe[..n].contains(filter) {
             let invalid = Invalid::new(format!("{filter} is listed twice"));

@@ -285,10 +285,14 @@ pub enum FailureCode {
     AlertKeyTooLong,
     /// The message may not cause as many publications as the function returned: an avalanche.
     FanOut,
+    /// More messages wait for the function than its share of `store.parked_max_bytes`.
+    OverShare,
+    /// The daemon ended three times while the message was alone under way.
+    DaemonCrashed,
 }
 
 impl FailureCode {
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 23] = [
         Self::Rejected,
         Self::RetriesExhausted,
         Self::Trap,
@@ -310,6 +314,8 @@ impl FailureCode {
         Self::TooManyProperties,
         Self::AlertKeyTooLong,
         Self::FanOut,
+        Self::OverShare,
+        Self::DaemonCrashed,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -335,6 +341,8 @@ impl FailureCode {
             Self::TooManyProperties => "too-many-properties",
             Self::AlertKeyTooLong => "alert-key-too-long",
             Self::FanOut => "fan-out",
+            Self::OverShare => "over-share",
+            Self::DaemonCrashed => "daemon-crashed",
         }
     }
 

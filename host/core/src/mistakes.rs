@@ -41,6 +41,10 @@ pub enum Mistake {
     NeverRunOut,
     /// Hands out jobs although what they may return does not fit into the budget.
     HandOutBeyondBudget,
+    /// Pauses a function for topics over which it does not fail.
+    PauseOthers,
+    /// Gives a worker the jobs of one function until none is left.
+    TakeNoTurns,
 }
 
 #[cfg(feature = "mistakes")]

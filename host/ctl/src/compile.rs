@@ -43,6 +43,8 @@ pub struct CompileArgs {
     /// Compile the engine for scripts, which is part of this program, and not what comes in
     #[arg(long, hide = true, requires = "class", conflicts_with = "targets")]
     script_engine: bool,
+    #[arg(long, hide = true, default_value_t = COMPILE_CPU_SECS)]
+    cpu_secs: u64,
 }
 
 fn class(name: &str) -> Result<Class, String> {
@@ -52,15 +54,15 @@ fn class(name: &str) -> Result<Class, String> {
 
 pub fn run(args: &CompileArgs) -> anyhow::Result<()> {
     match (args.class, &args.dir) {
-        (Some(class), _) => from_input(class, args.targets.first().copied(), args.script_engine),
+        (Some(class), _) => from_input(class, args.targets.first().copied(), args.script_engine, args.cpu_secs),
         (None, Some(dir)) => folder(args, dir),
         (None, None) => anyhow::bail!("name the folder of a function"),
     }
 }
 
-fn from_input(class: Class, target: Option<Isa>, script_engine: bool) -> anyhow::Result<()> {
+fn from_input(class: Class, target: Option<Isa>, script_engine: bool, cpu_secs: u64) -> anyhow::Result<()> {
     sandboxing::enter(
-        ProcessLimits { memory_bytes: COMPILE_MEMORY_BYTES, cpu_secs: Some(COMPILE_CPU_SECS) },
+        ProcessLimits { memory_bytes: COMPILE_MEMORY_BYTES, cpu_secs: Some(cpu_secs.min(COMPILE_CPU_SECS)) },
         Descriptors::default(),
     )?;
     let (mut wasm, mut stdin) = (Vec::new(), std::io::stdin());

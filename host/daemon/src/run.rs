@@ -5,6 +5,7 @@
 
 mod board_key;
 mod broker;
+mod exits;
 mod orders;
 mod pace;
 mod parts;
@@ -78,6 +79,8 @@ struct Daemon {
     /// Held for as long as the daemon runs: it answers on a thread of its own.
     _http: Option<telemetry::Http>,
     store_failed: bool,
+    is_worker_silent: bool,
+    exits: exits::Exits,
     orders: Orders,
     decisions: mpsc::Receiver<deploy::Action>,
     clock_checked: Instant,
@@ -243,6 +246,12 @@ impl Daemon {
                 Effect::Deployed { function, edition, event } => {
                     self.orders.handle.send(deploy::Request::Trial { function, edition, event });
                 }
+                Effect::Alone(message) => self.exits.set_alone(message),
+                Effect::CautionEnded => {
+                    self.exits.forget();
+                    self.broker.bound_receive_maximum(u16::MAX);
+                    self.broker.reconnect();
+                }
                 Effect::Abort { invariant } => anyhow::bail!("invariants break again and again, last: {invariant}"),
             }
         }
@@ -289,6 +298,17 @@ impl Daemon {
         }
         if self.give_back_at.take_if(|at| *at <= now.monotonic).is_some() {
             footprint::release();
+        }
+        match self.board.silent_worker(now.monotonic) {
+            Some(reason) => {
+                self.health.missing(parts::SILENT, reason);
+                self.is_worker_silent = true;
+            }
+            None if self.is_worker_silent => {
+                self.health.ready(parts::SILENT);
+                self.is_worker_silent = false;
+            }
+            None => {}
         }
         if now.monotonic.duration_since(self.clock_checked) >= CHECK_CLOCK_EVERY {
             self.clock_checked = now.monotonic;
@@ -386,6 +406,7 @@ impl Daemon {
         if tokio::time::timeout(Duration::from_millis(500), closed).await.is_err() {
             tracing::warn!("the store did not close in time; nothing acknowledged is lost");
         }
+        self.exits.end();
         tracing::info!("ended");
         Ok(())
     }

@@ -1,6 +1,6 @@
 //! Both halves of a connection, and the driver that owns the socket.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::{HashMap, VecDeque};
 use std::fmt::Write as _;
 use std::rc::Rc;
@@ -40,6 +40,8 @@ struct Shared {
     drained: Notify,
     /// The connection is to be broken and made anew.
     reconnect: Notify,
+    /// Upper bound of Receive Maximum, for the next connection.
+    receive_maximum: Cell<u16>,
     gate: Arc<Gate>,
 }
 
@@ -105,6 +107,7 @@ pub fn connect(options: Options) -> Result<(Link, Events, impl Future<Output = (
         ready: Notify::new(),
         drained: Notify::new(),
         reconnect: Notify::new(),
+        receive_maximum: Cell::new(u16::MAX),
         gate: Arc::new(Gate::new(READ_BYTES.max(options.max_packet_bytes as usize))),
     });
     let link = Link { shared: Rc::clone(&shared), in_flight: usize::from(options.in_flight) };
@@ -232,6 +235,11 @@ impl Link {
         }
     }
 
+    /// Bounds what the broker may have in flight, from the next connection on.
+    pub fn bound_receive_maximum(&self, most: u16) {
+        self.shared.receive_maximum.set(most);
+    }
+
     /// Breaks the connection and connects again, so that the broker redelivers everything unacknowledged.
     pub fn reconnect(&self) {
         self.shared.reconnect.notify_one();
@@ -288,9 +296,11 @@ fn packet_size(publication: &Publication<'_>) -> usize {
         + publication.payload.len()
 }
 
-async fn drive(options: Options, shared: Rc<Shared>) {
+async fn drive(mut options: Options, shared: Rc<Shared>) {
+    let receive_maximum = options.receive_maximum;
     let mut backoff = Backoff::new(FIRST_PAUSE, options.reconnect_max, crate::random_seed());
     loop {
+        options.receive_maximum = receive_maximum.min(shared.receive_maximum.get());
         let reason = match mqtt_options(&options, &shared.gate) {
             Ok(mqtt) => serve_connection(mqtt, &options, &shared, &mut backoff).await,
             Err(error) => error.to_string(),

@@ -51,7 +51,16 @@ impl Cache {
     }
 
     pub fn load(&self, digest: &Digest, class: Class) -> Option<Bytes> {
-        let name = name(digest, class)?;
+        self.read(name(digest, class)?)
+    }
+
+    /// Why this program does not compile a module, if it tried.
+    pub(crate) fn refusal(&self, digest: &Digest, class: Class) -> Option<String> {
+        let text = self.read(refusal_name(digest, class)?)?;
+        String::from_utf8(text.into()).ok()
+    }
+
+    fn read(&self, name: String) -> Option<Bytes> {
         let bytes = Bytes::from(fs::read(self.dir.join(&name)).ok()?);
         if bytes.len() <= TAG_BYTES {
             return None;
@@ -68,9 +77,16 @@ impl Cache {
     }
 
     pub fn store(&self, digest: &Digest, class: Class, code: &[u8]) -> Result<(), CacheError> {
-        let Some(name) = name(digest, class) else { return Ok(()) };
-        let tag = self.mac(&name, code).finalize().into_bytes();
-        let path = self.dir.join(&name);
+        name(digest, class).map_or(Ok(()), |name| self.write(&name, code))
+    }
+
+    pub(crate) fn store_refusal(&self, digest: &Digest, class: Class, text: &str) -> Result<(), CacheError> {
+        refusal_name(digest, class).map_or(Ok(()), |name| self.write(&name, text.as_bytes()))
+    }
+
+    fn write(&self, name: &str, code: &[u8]) -> Result<(), CacheError> {
+        let tag = self.mac(name, code).finalize().into_bytes();
+        let path = self.dir.join(name);
         let unfinished = self.dir.join(format!("{name}.{}.tmp", std::process::id()));
         let mut file = private().truncate(true).open(&unfinished).map_err(io_error("create", &unfinished))?;
         file.write_all(&tag).and_then(|()| file.write_all(code)).map_err(io_error("write", &unfinished))?;
@@ -84,7 +100,7 @@ impl Cache {
         let unfinished = format!(".{}.tmp", std::process::id());
         let is_needed = |file: &str| {
             let digest = file.split('-').next().and_then(|digest| digest.parse().ok());
-            let is_ours = file.ends_with(&format!("-{host:016x}.code"));
+            let is_ours = [CODE, REFUSAL].iter().any(|kind| file.ends_with(&format!("-{host:016x}.{kind}")));
             // The compile thread may be writing it.
             let is_unfinished = file.ends_with(&unfinished);
             digest.is_some_and(|digest| digests.contains(&digest)) && (is_ours || is_unfinished)
@@ -106,9 +122,16 @@ impl Cache {
     }
 }
 
+const CODE: &str = "code";
+const REFUSAL: &str = "refused";
+
 /// File name: the module, its class, and the engine.
 fn name(digest: &Digest, class: Class) -> Option<String> {
-    Some(format!("{digest}-{}-{:016x}.code", class.as_str(), (*HOST)?))
+    Some(format!("{digest}-{}-{:016x}.{CODE}", class.as_str(), (*HOST)?))
+}
+
+fn refusal_name(digest: &Digest, class: Class) -> Option<String> {
+    Some(format!("{digest}-{}-{:016x}.{REFUSAL}", class.as_str(), (*HOST)?))
 }
 
 /// Hash of this program, its engine's settings and this processor, which together determine the generated code. An engine

@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use rustix::process::Signal;
@@ -23,6 +24,8 @@ use sedge_core::message::Digest;
 /// Native code has about ten times the size of the wasm. More than this is an attack on the daemon's memory.
 const MAX_CODE_BYTES: u64 = 128 << 20;
 const MAX_REASON_BYTES: u64 = 4096;
+/// A module that takes longer is heavy. Another program that compiles may be too old to be told.
+const QUICK_CPU_SECS: Option<u64> = if cfg!(feature = "compiler") { Some(2) } else { None };
 
 #[derive(Clone, Debug)]
 pub struct Compiler;
@@ -50,8 +53,21 @@ impl Compiler {
 
     /// Compiles for this host, or for another target.
     pub fn compile(&self, wasm: &[u8], class: Class, target: Option<Isa>) -> Result<Bytes, CompilerError> {
+        self.compile_within(wasm, class, target, None)
+    }
+
+    /// `cpu_secs`: gives up after this time already.
+    fn compile_within(
+        &self,
+        wasm: &[u8],
+        class: Class,
+        target: Option<Isa>,
+        cpu_secs: Option<u64>,
+    ) -> Result<Bytes, CompilerError> {
+        let secs = cpu_secs.map(|secs| secs.to_string());
+        let secs = secs.iter().flat_map(|secs| ["--cpu-secs", secs.as_str()]);
         let target = target.iter().flat_map(|target| ["--target", target.as_str()]);
-        self.run(wasm, ["--class", class.as_str()].into_iter().chain(target))
+        self.run(wasm, ["--class", class.as_str()].into_iter().chain(secs).chain(target))
     }
 
     /// Compiles the engine for scripts of this class.
@@ -135,12 +151,17 @@ pub trait CompileBackend: Send + Sync {
 
 /// The compiler behind this host's cache.
 pub struct CachingCompiler {
-    pub cache: Cache,
-    pub compiler: Compiler,
-    pub engines: ScriptEngines,
+    cache: Cache,
+    compiler: Compiler,
+    engines: ScriptEngines,
+    heavy: Mutex<()>,
 }
 
 impl CachingCompiler {
+    pub fn new(cache: Cache, compiler: Compiler, engines: ScriptEngines) -> Self {
+        Self { cache, compiler, engines, heavy: Mutex::new(()) }
+    }
+
     /// Checks a script as far as that is possible without running it, and has the engine for it ready.
     fn script(&self, archive: &[u8], class: Class) -> Result<Bytes, CompilerError> {
         archive::files(archive).map_err(|error| CompilerError::Refused(error.to_string()))?;
@@ -163,6 +184,25 @@ impl CachingCompiler {
     }
 }
 
+/// Text of a refusal that the same module gets again from this program on this processor: the limits of the compiler do not
+/// depend on what else the board does.
+fn format_refusal(error: &CompilerError) -> Option<String> {
+    match error {
+        CompilerError::Refused(reason) => Some(format!("refused {reason}")),
+        CompilerError::Time => Some("time".to_owned()),
+        CompilerError::Memory => Some("memory".to_owned()),
+        CompilerError::Killed | CompilerError::Ended(_) | CompilerError::Run(_) | CompilerError::NoCompiler => None,
+    }
+}
+
+fn parse_refusal(text: &str) -> Option<CompilerError> {
+    match text {
+        "time" => Some(CompilerError::Time),
+        "memory" => Some(CompilerError::Memory),
+        _ => text.strip_prefix("refused ").map(|reason| CompilerError::Refused(reason.to_owned())),
+    }
+}
+
 impl CompileBackend for CachingCompiler {
     fn cached(&self, digest: &Digest, class: Class) -> Option<Bytes> {
         self.cache.load(digest, class)
@@ -172,7 +212,30 @@ impl CompileBackend for CachingCompiler {
         if archive::is_script(wasm) {
             return self.script(wasm, class);
         }
-        Ok(self.store(digest, class, self.compiler.compile(wasm, class, None)?))
+        if let Some(refusal) = self.cache.refusal(digest, class).and_then(|text| parse_refusal(&text)) {
+            return Err(refusal);
+        }
+        let compiled = match self.compiler.compile_within(wasm, class, None, QUICK_CPU_SECS) {
+            // It takes up to half a minute of a processor and much of a small board's memory: one at a time, so that light
+            // modules do not wait for it.
+            Err(CompilerError::Time) if QUICK_CPU_SECS.is_some() => {
+                let _turn = self.heavy.lock().unwrap_or_else(PoisonError::into_inner);
+                self.compiler.compile(wasm, class, None)
+            }
+            compiled => compiled,
+        };
+        let stored = match &compiled {
+            Ok(code) => self.cache.store(digest, class, code),
+            Err(error) => match format_refusal(error) {
+                Some(text) => self.cache.store_refusal(digest, class, &text),
+                None => Ok(()),
+            },
+        };
+        if let Err(error) = stored {
+            let error = anyhow::Error::from(error);
+            tracing::warn!(%error, "failed to cache what the compiler made; the next start compiles again");
+        }
+        compiled
     }
 
     fn retain(&self, digests: &BTreeSet<Digest>) {

@@ -5,7 +5,7 @@ use wasmtime::{FrameInfo, Trap, WasmBacktrace};
 use super::ScopeState;
 use super::abi::TransferLimitExceeded;
 use super::host::{Exceeded, HostState};
-use sedge_core::limits::Limits;
+use sedge_core::limits::{Limits, MAX_LABELS};
 use sedge_core::message::{Failure, FailureCode, LogLine, Outcome, Output, Usage, Verdict};
 use sedge_core::text::printable;
 
@@ -59,10 +59,16 @@ fn check_outputs(outputs: &[Output], bytes: u64, limits: &Limits) -> Result<(), 
         format!("{} outputs, the limit is {}", outputs.len(), limits.outputs)
     } else if bytes > limits.output_bytes as u64 {
         format!("{bytes} bytes of output, the limit is {}", limits.output_bytes)
+    } else if let Some(labels) = outputs.iter().map(labels).find(|labels| *labels > MAX_LABELS) {
+        format!("an alert with {labels} labels, the limit is {MAX_LABELS}")
     } else {
         return Ok(());
     };
     Err(Failure { code: FailureCode::Output, detail })
+}
+
+fn labels(output: &Output) -> usize {
+    if let Output::Alert(alert) = output { alert.labels.len() } else { 0 }
 }
 
 pub(crate) fn failure(error: &wasmtime::Error, limits: &Limits, usage: &Usage) -> Failure {

@@ -19,7 +19,13 @@ pub(crate) struct WorkerArgs {
     /// Receive compiled code through a socket on standard output
     #[arg(long)]
     codes: bool,
+    /// Give way to other processes
+    #[arg(long)]
+    nice: bool,
 }
+
+/// A third of the weight of an ordinary process.
+const NICE: i32 = 5;
 
 pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<()> {
     let socket = std::io::stdin().as_fd().try_clone_to_owned().context("failed to duplicate the daemon's socket")?;
@@ -29,6 +35,9 @@ pub(crate) fn run(args: &WorkerArgs) -> anyhow::Result<()> {
     let _ = rustix::thread::set_name(c"sedge-worker");
     // Read once from the auxiliary vector, which a sandboxed process cannot do any more.
     let _ = rustix::param::page_size();
+    if args.nice {
+        let _ = rustix::process::nice(NICE);
+    }
     // Threads cannot be started once the process is sandboxed.
     let clock = Clock::start().context("failed to start the worker's clock")?;
     // The limit counts addresses, of which the pools for functions reserve far more than is used.

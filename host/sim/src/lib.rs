@@ -15,16 +15,19 @@ pub mod worker;
 pub mod world;
 
 /// What a campaign must have reached: else its runs prove less than they seem to.
-pub const RARE: [&str; 16] = [
+pub const RARE: [&str; 19] = [
+    "a function had a worker of its own",
     "a function was paused",
     "a function was released",
     "a gap was reported",
     "a message was delivered again",
+    "a message was parked before it ran",
     "a receiver never answered",
     "a shadow differed",
     "a trial failed",
     "a trial was late",
     "a trial was passed",
+    "a topic was paused",
     "a version was loaded",
     "a worker held back a job",
     "jobs waited over a power cut",

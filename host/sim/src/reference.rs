@@ -23,6 +23,7 @@ pub const OUTBOX_ONCE: &str = "each record is delivered, or part of one gap, and
 pub const OUTBOX_ORDER: &str = "records of a stream leave in order";
 pub const ALERTS_FIRST: &str = "alerts leave before data";
 pub const TRIAL_SAFE: &str = "a version on trial never costs a message";
+pub const PAUSES: &str = "a function is paused only for topics over which it failed";
 pub const BOUNDED: &str = "no queue grows over its bound";
 pub const BUDGET: &str = "what messages hold stays within the budget";
 pub const PROGRESS: &str = "everything is processed once faults stop";
@@ -39,6 +40,8 @@ pub struct Reference {
     last_number: BTreeMap<(&'static str, String), u64>,
     /// Messages that each function counted, by topic.
     counted: BTreeMap<(&'static str, String), u64>,
+    /// Topics over which a function failed at least once.
+    guilty: BTreeSet<(&'static str, String)>,
     /// Records that were sent at least once, by stream.
     sent: [BTreeSet<u64>; 3],
     accepted: [BTreeSet<u64>; 3],
@@ -135,7 +138,17 @@ impl Reference {
                 let what = format!("{payload} of {function}: {}", letter.failure.detail);
                 self.broken(TRIAL_SAFE, what);
             }
+            if reason == "quarantined" && !self.guilty.contains(&(function, letter.message.topic.to_string())) {
+                self.broken(PAUSES, format!("{payload} of {function} on {}", letter.message.topic));
+            }
             self.settle(function, &letter.message.topic, &payload);
+        }
+    }
+
+    /// A run of a function failed over a message of this topic, or the worker died that had one.
+    pub fn failed_over(&mut self, function: u32, topic: &str) {
+        if let Some(function) = FUNCTIONS.get(function as usize) {
+            self.guilty.insert((function, topic.to_owned()));
         }
     }
 

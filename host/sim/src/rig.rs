@@ -9,8 +9,8 @@ use crate::disk::Disk;
 use crate::worker::Worker;
 use bytes::Bytes;
 use sedge_core::board::{
-    AckToken, Board, BoardConfig, BrokerEvent, Budget, Delivery, Effect, Input, PauseConfig, RecorderConfig,
-    TrialEvent, Version, WorkerConfig,
+    AckToken, Board, BoardConfig, BrokerEvent, Budget, CautionConfig, Crash, Delivery, Effect, Input, PauseConfig,
+    RecorderConfig, TrialEvent, Version, WorkerConfig,
 };
 use sedge_core::manifest::{Allow, Build, Limits, Manifest, StateScope, Trial};
 use sedge_core::message::{Digest, Failure};
@@ -35,6 +35,8 @@ pub struct Rig {
     /// Functions that were paused or released, in order.
     pub paused: Vec<bool>,
     pub deployed: Vec<(u32, TrialEvent)>,
+    /// The message that the board takes alone.
+    pub alone: Option<u64>,
     pub connection: u32,
     edition: u32,
     pub now: Instant,
@@ -66,8 +68,9 @@ pub fn config() -> BoardConfig {
             has_upstream: true,
             fold: Duration::from_secs(60),
         },
-        workers: WorkerConfig { count: WORKERS, max_timeout: Duration::from_secs(60) },
+        workers: WorkerConfig { count: WORKERS, one_each: false, max_waiting: 1000 },
         pause: PauseConfig { after: 3, first: Duration::from_secs(10), max: Duration::from_secs(40) },
+        caution: CautionConfig::default(),
         receive_maximum: RECEIVE_MAXIMUM,
         share_group: None,
         max_payload_bytes: 2000,
@@ -105,10 +108,22 @@ impl Rig {
 
     /// As after a restart.
     pub fn over(manifests: Vec<Manifest>, disk: Disk) -> Self {
+        Self::after(manifests, disk, Vec::new())
+    }
+
+    /// As after these ends.
+    pub fn after(manifests: Vec<Manifest>, disk: Disk, crashes: Vec<Crash>) -> Self {
+        let caution = CautionConfig { crashes, uptime_ms: 60_000 };
         let instant = Instant::now();
         let now = Now { monotonic: instant, unix_ms: 0, synced: true };
         let metrics = Arc::new(Metrics::default());
-        let board = Board::new(config(), forward_config(64), &disk.recovered(), Arc::clone(&metrics), now);
+        let board = Board::new(
+            BoardConfig { caution, ..config() },
+            forward_config(64),
+            &disk.recovered(),
+            Arc::clone(&metrics),
+            now,
+        );
         let mut rig = Self {
             board,
             disk: Disk::default(),
@@ -118,6 +133,7 @@ impl Rig {
             acknowledged: Vec::new(),
             paused: Vec::new(),
             deployed: Vec::new(),
+            alone: None,
             connection: 1,
             edition: 0,
             now: instant,
@@ -182,10 +198,18 @@ impl Rig {
                     let Effect::Store(request) = effect else { unreachable!("matched above") };
                     self.requests.push_back(request);
                 }
-                Effect::Worker { worker, life, command } => self.workers[worker.index()].apply(life, command),
+                Effect::Worker { worker, life, command } => {
+                    // Functions may get workers of their own.
+                    if self.workers.len() <= worker.index() {
+                        self.workers.resize_with(worker.index() + 1, Worker::default);
+                    }
+                    self.workers[worker.index()].apply(life, command);
+                }
                 Effect::Paused { is_paused, .. } => self.paused.push(is_paused),
                 Effect::Deployed { edition, event, .. } => self.deployed.push((edition, event)),
                 Effect::Abort { invariant } => panic!("{invariant}"),
+                Effect::Alone(message) => self.alone = message,
+                Effect::CautionEnded => {}
                 Effect::Store(_)
                 | Effect::Send { .. }
                 | Effect::Subscribe { .. }
@@ -295,6 +319,11 @@ impl Rig {
 
     pub fn is_paused(&self) -> bool {
         self.paused.last().copied().unwrap_or(false)
+    }
+
+    /// Topics that are paused for a function.
+    pub fn paused_topics(&self, function: &str) -> u64 {
+        self.metrics.function(&function.into()).paused_topics.get()
     }
 
     pub fn next_due(&self) -> Option<Instant> {

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use sedge_core::board::{Job, JobNo, Life, Version, WorkerCommand, WorkerEvent};
@@ -38,6 +39,11 @@ pub struct Worker {
     said: VecDeque<WorkerEvent>,
     fails_next_start: bool,
     answers_twice: bool,
+    run_time: Duration,
+    /// Jobs of this life, by function and topic.
+    given: BTreeSet<(u32, Arc<str>)>,
+    /// Functions and topics over which a run failed or the process died.
+    guilty: BTreeSet<(u32, Arc<str>)>,
 }
 
 #[derive(Clone, Debug)]
@@ -50,12 +56,23 @@ struct Script {
 }
 
 impl Worker {
+    /// A worker whose runs take this long, as it tells.
+    pub fn that_takes(run_time: Duration) -> Self {
+        Self { run_time, ..Self::default() }
+    }
+
+    /// From now on its runs take this long, as it tells.
+    pub fn set_run_time(&mut self, run_time: Duration) {
+        self.run_time = run_time;
+    }
+
     /// Takes a command. It is carried out by `Worker::work`.
     pub fn apply(&mut self, life: Life, command: WorkerCommand) {
         match command {
             WorkerCommand::Start => {
                 let fails = self.fails_next_start;
-                *self = Self { life, is_running: !fails, ..Self::default() };
+                let guilty = std::mem::take(&mut self.guilty);
+                *self = Self { life, is_running: !fails, guilty, run_time: self.run_time, ..Self::default() };
                 self.said.push_back(match fails {
                     true => WorkerEvent::NotStarted { error: "no memory".to_owned() },
                     false => WorkerEvent::Started,
@@ -90,9 +107,16 @@ impl Worker {
     /// Everything in memory is gone.
     pub fn die(&mut self, status: &str) {
         if self.is_running {
-            *self = Self { life: self.life, ..Self::default() };
+            let mut guilty = std::mem::take(&mut self.guilty);
+            guilty.append(&mut self.given);
+            *self = Self { life: self.life, guilty, run_time: self.run_time, ..Self::default() };
             self.said.push_back(WorkerEvent::Ended { status: status.to_owned() });
         }
+    }
+
+    /// What a pause may be due to.
+    pub fn take_guilty(&mut self) -> BTreeSet<(u32, Arc<str>)> {
+        std::mem::take(&mut self.guilty)
     }
 
     /// Carries out one command. `false`: there is none.
@@ -111,7 +135,10 @@ impl Worker {
                 self.said.push_back(WorkerEvent::Loaded { function: load.function, edition, error });
             }
             WorkerCommand::Unload { function, edition } => drop(self.versions.remove(&(function, edition))),
-            WorkerCommand::Run { number, job } => self.accept(number, job),
+            WorkerCommand::Run { number, job } => {
+                self.given.insert((job.id.function.0, Arc::clone(&job.message.topic)));
+                self.accept(number, job);
+            }
             WorkerCommand::State { job, entries } => self.resume(job, entries.into_iter().collect()),
             WorkerCommand::Start | WorkerCommand::Kill => {}
         }
@@ -184,13 +211,17 @@ impl Worker {
         if runs_again {
             self.held.insert(key);
         }
+        if matches!(&verdict, Verdict::Failed(failure) if failure.code.is_misbehaviour()) {
+            self.guilty.insert((job.id.function.0, Arc::clone(&job.message.topic)));
+        }
         for StateWrite { key, value } in &writes {
             match value {
                 Some(value) => drop(state.insert(key.clone(), value.clone())),
                 None => drop(state.remove(key)),
             }
         }
-        let outcome = Outcome { verdict, writes, usage: Usage::default() };
+        let usage = Usage { elapsed_us: self.run_time.as_micros() as u64, ..Usage::default() };
+        let outcome = Outcome { verdict, writes, usage };
         if std::mem::take(&mut self.answers_twice) {
             let (outcome, log) = (outcome.clone(), Vec::new());
             self.said.push_back(WorkerEvent::Done { job: number, outcome, log, log_lines_dropped: 0 });

@@ -12,7 +12,8 @@ use crate::rig::{config, forward_config, manifest};
 use crate::store::Store;
 use crate::worker::Worker;
 use sedge_core::board::{
-    Board, BoardConfig, BrokerEvent, Budget, Effect, Input, SinkEvent, TrialEvent, Version, WorkerEvent, WorkerNo,
+    Board, BoardConfig, BrokerEvent, Budget, Effect, Input, SinkEvent, TrialEvent, Version, WorkerConfig, WorkerEvent,
+    WorkerNo,
 };
 use sedge_core::forward::{Answer, Destination, ForwardConfig};
 use sedge_core::manifest::{Limits, Manifest, StateScope, Trial, TrialMode};
@@ -80,7 +81,9 @@ pub struct World {
     synced: bool,
     broker: Broker,
     workers: Vec<Worker>,
-    hung: [bool; WORKERS],
+    /// What each run takes, as the workers tell.
+    run_time: Duration,
+    hung: Vec<bool>,
     store: Store,
     reopen_in: u32,
     sinks: [Sink; 2],
@@ -143,6 +146,7 @@ impl World {
         store.disk.meta.clear();
         // In most runs the budget is what keeps jobs waiting.
         let budget = Budget::new(*random.pick(&[1 << 20, 4 << 20, 64 << 20]));
+        let run_ms = *random.pick(&[0, 0, 0, 20, 60]);
         let start = Instant::now();
         let mut world = Self {
             board: board(&Recovered::default(), seed, budget, Now { monotonic: start, unix_ms: 0, synced: true }),
@@ -154,7 +158,8 @@ impl World {
             synced: true,
             broker: Broker::new(packet_ids, RECEIVE_MAXIMUM.into(), first_id),
             workers: Vec::new(),
-            hung: [false; WORKERS],
+            run_time: Duration::from_millis(run_ms),
+            hung: Vec::new(),
             store,
             reopen_in: 0,
             sinks: [Sink::new(Destination::Local), Sink::new(Destination::Upstream)],
@@ -186,8 +191,9 @@ impl World {
         let seed = self.random.number();
         self.board = board(&recovered, seed, self.budget, self.now());
         self.committing.clear();
-        self.workers = (0..WORKERS).map(|_| Worker::default()).collect();
-        self.hung = [false; WORKERS];
+        self.workers.clear();
+        self.hung.clear();
+        self.grow(WORKERS);
         self.reopen_in = 0;
         self.on_trial.clear();
         self.reference.alerts_may_wait = false;
@@ -305,8 +311,18 @@ impl World {
     }
 
     fn work(&mut self) -> bool {
-        let n = self.random.index(WORKERS);
+        let n = self.random.index(self.workers.len());
         self.work_on(n)
+    }
+
+    fn grow(&mut self, workers: usize) {
+        while self.workers.len() < workers {
+            if self.workers.len() >= WORKERS {
+                self.reached.insert("a function had a worker of its own");
+            }
+            self.workers.push(Worker::that_takes(self.run_time));
+            self.hung.push(false);
+        }
     }
 
     fn work_on(&mut self, n: usize) -> bool {
@@ -334,17 +350,30 @@ impl World {
             return self.hear_store();
         }
         if self.store.has_requests() {
+            self.hear_of_failures();
             let (store, reference) = (&mut self.store, &mut self.reference);
             let reached = &mut self.reached;
             store.step(&mut |commit| {
                 if commit.dead_letters.iter().any(|it| it.failure.code == FailureCode::WorkerCrashed) {
                     reached.insert("a message killed its worker twice");
                 }
+                if commit.park.iter().any(|it| it.message.attempt == 1) {
+                    reached.insert("a message was parked before it ran");
+                }
+                if commit.dead_letters.iter().any(|it| it.failure.code == FailureCode::Quarantined) {
+                    reached.insert("a topic was paused");
+                }
                 reference.committed(commit, true);
             });
             return true;
         }
         self.hear_store()
+    }
+
+    fn hear_of_failures(&mut self) {
+        for (function, topic) in self.workers.iter_mut().flat_map(Worker::take_guilty) {
+            self.reference.failed_over(function, &topic);
+        }
     }
 
     fn hear_store(&mut self) -> bool {
@@ -453,7 +482,11 @@ impl World {
                     }
                     self.store.ask(request);
                 }
-                Effect::Worker { worker, life, command } => self.workers[worker.index()].apply(life, command),
+                Effect::Worker { worker, life, command } => {
+                    // Functions may get workers of their own.
+                    self.grow(worker.index() + 1);
+                    self.workers[worker.index()].apply(life, command);
+                }
                 Effect::Send { destination, token, envelope } => self.send(destination, token, &envelope),
                 Effect::Reconnect(Destination::Local) => self.reconnect = true,
                 Effect::Reconnect(Destination::Upstream) => self.reconnect_upstream = true,
@@ -461,6 +494,7 @@ impl World {
                     self.reached.insert(if is_paused { "a function was paused" } else { "a function was released" });
                 }
                 Effect::Deployed { function, edition, event } => self.deployed(&function, edition, &event),
+                Effect::Alone(_) | Effect::CautionEnded => {}
                 Effect::Abort { invariant } => self.reference.broken(reference::INVARIANT, invariant.to_owned()),
                 Effect::Subscribe { .. } => self.broker.is_subscribed = true,
                 Effect::Unsubscribe { filter } => self.handle(Input::Broker(BrokerEvent::Unsubscribed { filter })),
@@ -561,7 +595,7 @@ impl World {
         if self.plan.only.is_some_and(|only| only != fault) || !self.random.chance(rate * self.plan.faults * 2) {
             return;
         }
-        let n = self.random.index(WORKERS);
+        let n = self.random.index(self.workers.len());
         match fault {
             Fault::ConnectionCut => self.cut(),
             Fault::SessionForgotten => self.forget_session(),
@@ -572,6 +606,7 @@ impl World {
             Fault::AnswerWrong => self.workers[n].answer_wrongly(),
             Fault::DiskFails | Fault::DiskFailsAfterWrite => {
                 self.forget_answers();
+                self.hear_of_failures();
                 let (store, reference) = (&mut self.store, &mut self.reference);
                 // Where the store held such a message before, it is no evidence.
                 if self.broker.packet_ids == PacketIds::ReuseLowest {
@@ -610,6 +645,8 @@ impl World {
     fn push(&mut self, kind: Fault) {
         let mut manifest = self.random.pick(&functions()).clone();
         if &*manifest.name == "g" {
+            let timeouts = [100, 100, 100, 500, 2000];
+            manifest.limits.timeout_ms = (*self.random.pick(&timeouts)).try_into().expect("not zero");
             manifest.state = *self.random.pick(&[StateScope::None, StateScope::Topic, StateScope::Function]);
         }
         let name = reference::FUNCTIONS.into_iter().find(|it| **it == *manifest.name).expect("a known function");
@@ -750,7 +787,7 @@ impl World {
     fn settle(&mut self) {
         self.quiet = true;
         self.store.reopen();
-        self.hung = [false; WORKERS];
+        self.hung.fill(false);
         let begun = self.elapsed;
         loop {
             if !self.broker.is_connected {
@@ -763,7 +800,7 @@ impl World {
             for _ in 0..10_000 {
                 let mut now = self.deliver();
                 self.perform();
-                for n in 0..WORKERS {
+                for n in 0..self.workers.len() {
                     now |= self.work_on(n);
                     self.perform();
                 }
@@ -872,8 +909,9 @@ fn functions() -> [Manifest; 3] {
 }
 
 fn board(recovered: &Recovered, seed: u64, budget: Budget, now: Now) -> Board {
-    let config =
-        BoardConfig { seed, receive_maximum: RECEIVE_MAXIMUM, budget, parked_max_bytes: budget.parked(), ..config() };
+    let workers = WorkerConfig { count: WORKERS, one_each: false, max_waiting: usize::from(RECEIVE_MAXIMUM) / 4 };
+    let parked_max_bytes = budget.parked();
+    let config = BoardConfig { seed, receive_maximum: RECEIVE_MAXIMUM, budget, parked_max_bytes, workers, ..config() };
     let forward = ForwardConfig { window_bytes: budget.window(), ..forward_config(IN_FLIGHT) };
     Board::new(config, forward, recovered, Arc::new(Metrics::default()), now)
 }

@@ -284,27 +284,71 @@ fn a_retry_waits_no_longer_than_its_delay_where_the_clock_boots_in_the_past() {
 }
 
 #[test]
-fn a_function_that_keeps_failing_is_paused_until_it_works() {
+fn a_topic_over_which_a_function_keeps_failing_is_paused_until_it_works() {
     let mut rig = Rig::new(one());
     for id in 1..=3 {
         rig.receive("t/1", "x", id, false);
         rig.settle();
     }
-    assert!(rig.is_paused());
-    assert_eq!(rig.paused, [true]);
+    assert_eq!(rig.paused_topics("f"), 1);
     rig.receive("t/1", "o4", 4, false);
     rig.settle();
     assert_eq!(rig.disk.reasons(), ["trap", "trap", "trap", "quarantined"]);
+    let detail = &rig.disk.dead_letters[3].failure.detail;
+    assert_eq!(detail, "f is paused for this topic because it kept failing, last: trap: unreachable");
     // The first message after the pause is the probe. It asks for another run, which is a probe as well.
     rig.pass(11);
     rig.receive("t/1", "t5", 5, false);
     rig.settle();
-    assert!(rig.is_paused());
+    assert_eq!(rig.paused_topics("f"), 1);
     rig.pass(1);
     rig.settle();
-    assert!(!rig.is_paused());
-    assert_eq!((rig.disk.payloads(), rig.paused.len()), (vec!["t5"], 2));
+    assert_eq!(rig.paused_topics("f"), 0);
+    assert_eq!(rig.disk.payloads(), ["t5"]);
     assert_eq!(rig.acknowledged(), [1, 2, 3, 4, 5]);
+    assert!(rig.paused.is_empty(), "other topics were not affected");
+}
+
+/// A publisher silenced a function for all topics with a few messages over which every function fails.
+#[test]
+fn a_sender_pauses_a_function_for_nobody_else() {
+    let mut rig = Rig::new(one());
+    let mut id = 0;
+    for round in 0..10 {
+        for topic in 0..5 {
+            id += 1;
+            rig.receive(&format!("t/evil/{topic}"), "x", id, false);
+        }
+        rig.settle();
+        id += 1;
+        rig.receive(&format!("t/{round}"), "o", id, false);
+        rig.settle();
+    }
+    assert_eq!(rig.paused_topics("f"), 5);
+    assert_eq!(rig.disk.payloads(), ["o"; 10]);
+}
+
+#[test]
+fn a_function_that_fails_over_several_topics_is_paused_until_one_works() {
+    let mut rig = Rig::new(one());
+    let mut id = 0;
+    for topic in ["t/1", "t/2", "t/3"] {
+        assert!(!rig.is_paused());
+        for _ in 0..3 {
+            id += 1;
+            rig.receive(topic, "x", id, false);
+            rig.settle();
+        }
+    }
+    assert!(rig.is_paused());
+    // Once is enough for another topic now.
+    rig.receive("t/4", "x", 10, false);
+    rig.settle();
+    assert_eq!(rig.paused_topics("f"), 4);
+    rig.receive("t/5", "o", 11, false);
+    rig.settle();
+    assert!(!rig.is_paused());
+    assert_eq!((rig.paused_topics("f"), rig.paused.clone()), (4, vec![true, false]));
 }
 
 #[test]
@@ -332,13 +376,15 @@ fn a_probe_that_is_lost_does_not_close_the_function_for_ever() {
     rig.receive("t/1", "o", 4, true);
     rig.settle();
     assert_eq!(rig.disk.payloads(), ["o"]);
-    assert!(!rig.is_paused());
+    assert_eq!(rig.paused_topics("f"), 0);
 }
 
 #[test]
 fn timers_call_their_function_also_to_see_whether_it_works_again() {
     let every = |manifest: Manifest| Manifest { every: Some(Duration::from_secs(5)), ..manifest };
-    let mut rig = Rig::new(vec![every(manifest("clock", "t/#", StateScope::Topic))]);
+    let mut rig = Rig::new(Vec::new());
+    // Traps over everything, ticks included.
+    rig.deploy(every(manifest("clock", "t/#", StateScope::Topic)), "derived/x -o", None);
     let ran = |rig: &Rig| rig.metrics.function(&"clock".into()).invocations.get();
     rig.settle();
     assert_eq!(ran(&rig), 0);
@@ -349,18 +395,18 @@ fn timers_call_their_function_also_to_see_whether_it_works_again() {
     rig.pass(50);
     rig.settle();
     assert_eq!(ran(&rig), 2);
-    for id in 1..=3 {
-        rig.receive("t/1", "x", id, false);
-    }
-    rig.settle();
-    assert!(rig.is_paused());
     rig.pass(5);
     rig.settle();
-    assert_eq!(ran(&rig), 5, "it is paused");
+    assert_eq!((ran(&rig), rig.paused_topics("clock")), (3, 1));
+    rig.pass(5);
+    rig.settle();
+    assert_eq!(ran(&rig), 3, "it is paused");
     rig.pass(6);
     rig.settle();
-    assert_eq!(ran(&rig), 6);
-    assert!(!rig.is_paused());
+    assert_eq!(ran(&rig), 4, "after the pause a tick is the probe");
+    rig.receive("t/1", "c", 1, false);
+    rig.settle();
+    assert_eq!(ran(&rig), 5, "topics are not paused with the timer");
 }
 
 #[test]

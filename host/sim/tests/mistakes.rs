@@ -105,3 +105,8 @@ fn jobs_whose_answers_do_not_fit() {
 fn deliveries_of_a_lost_session_taken_as_evidence() {
     is_found(Mistake::KeepLostSession, reference::SETTLED_ONCE);
 }
+
+#[test]
+fn a_pause_for_what_others_sent() {
+    is_found(Mistake::PauseOthers, reference::PAUSES);
+}

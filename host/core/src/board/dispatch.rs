@@ -5,12 +5,14 @@
 //! that another version runs again ([`recall`]), and a version that orders messages differently (a recall of the whole
 //! function, called a drain).
 
+mod costs;
 mod parking;
 mod recall;
 mod slot;
+mod turns;
 pub mod workers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::ids::{FunctionNo, JobId, UnitId, WorkerNo};
@@ -19,8 +21,9 @@ use crate::manifest::StateScope;
 use crate::message::Message;
 use crate::mistakes::{Mistake, is_made};
 use crate::router;
+pub(crate) use costs::{Excessive, Measured};
 pub(crate) use parking::{Parking, Ticket};
-use recall::Recall;
+use recall::{Jobs, Recall};
 pub(crate) use workers::Event;
 pub use workers::WorkerConfig;
 pub(crate) use workers::{StateRequest, Workers};
@@ -38,6 +41,8 @@ pub(crate) struct Dispatch {
     recalls: BTreeMap<Key, Recall>,
     /// Recalls of whole functions.
     drains: BTreeMap<FunctionNo, Recall>,
+    /// Functions that are given a worker of their own once their drain ends.
+    moves: BTreeSet<FunctionNo>,
 }
 
 impl Key {
@@ -48,25 +53,38 @@ impl Key {
         };
         Self { function, topic }
     }
+
+    pub(crate) fn of(job: &Job) -> Self {
+        Self::new(job.id.function, job.scope, &job.message.topic)
+    }
 }
 
 impl Dispatch {
     pub(crate) fn new(workers: Workers) -> Self {
-        Self { workers, parking: Parking::default(), recalls: BTreeMap::new(), drains: BTreeMap::new() }
+        Self {
+            workers,
+            parking: Parking::default(),
+            recalls: BTreeMap::new(),
+            drains: BTreeMap::new(),
+            moves: BTreeSet::new(),
+        }
     }
 
-    /// Hands a job to the worker that owns its key.
-    pub(crate) fn submit(&mut self, job: Job) {
+    /// Hands a job to the worker that owns its key. `may_wait`: its message holds up nobody, however long it waits.
+    pub(crate) fn submit(&mut self, job: Job, may_wait: bool) {
         let worker = self.owner(job.id.function, job.scope, &job.message);
-        self.workers.submit(worker, job);
+        self.workers.submit(worker, job, may_wait);
     }
 
     fn owner(&self, function: FunctionNo, scope: StateScope, message: &Message) -> WorkerNo {
+        if let Some(own) = self.workers.own(function) {
+            return own;
+        }
         let hash = match scope {
             StateScope::Function if !is_made(Mistake::SplitState) => function.0.into(),
             StateScope::Function | StateScope::None | StateScope::Topic => router::hash(&message.topic),
         };
-        WorkerNo((hash % self.workers.count() as u64) as u32)
+        WorkerNo((hash % self.workers.shared() as u64) as u32)
     }
 
     /// Whether jobs of the function are being called back, one key or all.
@@ -113,7 +131,17 @@ impl Dispatch {
 
     /// Calls back the jobs of a whole function on one worker.
     pub(crate) fn call_back_all(&mut self, function: FunctionNo) -> Vec<workers::Recalled> {
-        (0..self.workers.count()).map(|n| self.workers.recall(WorkerNo(n as u32), function, None)).collect()
+        let workers = self.workers.of(function);
+        workers.into_iter().map(|worker| self.workers.recall(worker, function, None)).collect()
+    }
+
+    /// Jobs that have waited for too long are parked once those before them in their key are answered.
+    pub(crate) fn park_after(&mut self, key: Key, outstanding: &[JobId], waiting: Vec<UnitId>) {
+        if let Some(recall) = self.recalls.get_mut(&key) {
+            return recall.wait(waiting);
+        }
+        let recall = Recall::to_park(outstanding.iter().map(|job| job.unit), waiting);
+        self.recalls.insert(key, recall);
     }
 
     /// `again`: a unit that runs before the others, and its edition.
@@ -150,15 +178,36 @@ impl Dispatch {
         }
     }
 
-    /// Ends a recall that waits for no answer any more. Returns its jobs.
-    pub(crate) fn end_recall(&mut self, key: &Key) -> Option<Vec<(UnitId, Option<u32>)>> {
+    /// Ends a recall that waits for no answer any more. Returns its jobs, and whether they are to be parked.
+    pub(crate) fn end_recall(&mut self, key: &Key) -> Option<(Jobs, bool)> {
         self.recalls.get(key).filter(|recall| recall.is_answered())?;
-        self.recalls.remove(key).map(Recall::into_jobs)
+        let recall = self.recalls.remove(key)?;
+        // Behind one that another version runs again they keep their place with it.
+        let parks = recall.parks() && !recall.runs_again();
+        Some((recall.into_jobs(), parks))
     }
 
-    /// Ends a drain: no job of the function is under way.
-    pub(crate) fn end_drain(&mut self, function: FunctionNo) -> Option<Vec<(UnitId, Option<u32>)>> {
-        self.drains.remove(&function).map(Recall::into_jobs)
+    /// Ends a drain: no job of the function is under way. It gets the worker that it waits for.
+    pub(crate) fn end_drain(&mut self, function: FunctionNo) -> Option<Jobs> {
+        let drain = self.drains.remove(&function)?;
+        if self.moves.remove(&function) {
+            self.workers.set_apart(function);
+        }
+        Some(drain.into_jobs())
+    }
+
+    /// Gives a function a worker of its own: at once if it has no jobs under way, otherwise at the end of a drain, which
+    /// must follow. `false`: it has one, or will.
+    pub(crate) fn set_apart(&mut self, function: FunctionNo, jobs_under_way: usize) -> bool {
+        if self.workers.own(function).is_some() || self.moves.contains(&function) {
+            return false;
+        }
+        if jobs_under_way == 0 && !self.is_draining(function) {
+            self.workers.set_apart(function);
+            return false;
+        }
+        self.moves.insert(function);
+        !self.is_draining(function)
     }
 
     /// Nothing that was handed out or parked counts any more.
@@ -167,5 +216,8 @@ impl Dispatch {
         self.parking = Parking::default();
         self.recalls.clear();
         self.drains.clear();
+        for function in std::mem::take(&mut self.moves) {
+            self.workers.set_apart(function);
+        }
     }
 }

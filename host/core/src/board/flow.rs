@@ -6,19 +6,21 @@
 //!                 └──────────────┴─────────────────┴─▶ acknowledge in turn
 //! ```
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::dispatch::{Event, Key};
-use super::ids::{FunctionNo, JobId, UnitId};
-use super::input::{Delivery, Job};
+use super::caution::fingerprint;
+use super::dispatch::{Event, Excessive, Key, Measured};
+use super::ids::{FunctionNo, JobId, UnitId, WorkerNo};
+use super::input::{Delivery, Effect, Job};
 use super::intake::Admission;
 use super::ledger::{Compared, Recorded, Unit};
 use super::receipt::Receipt;
-use super::rollout::{Change, Edition, Observed, Role};
+use super::rollout::{Edition, Observed, Role};
 use super::size;
 use super::{Board, Weight};
 use crate::forward::{FAN_OUT, HOPS};
@@ -31,6 +33,8 @@ use crate::store::{Commit, DeadLetter, Parked, ParkedId};
 
 /// Target of the lines that functions log.
 pub const GUEST_LOG: &str = "sedge::function";
+/// One function has at most this part of what may be parked.
+const PARTS_OF_PARKED: usize = 4;
 
 impl Board {
     // ---- delivered ----
@@ -91,12 +95,40 @@ impl Board {
         });
         let unit = self.add_unit(message, limits, receipt.clone(), &mut functions, commit);
         self.intake.admit(&receipt, message_id.as_deref(), unit);
+        if self.caution.is_on() && self.is_guilty(unit) {
+            return self.refuse_guilty(unit, &functions);
+        }
         for function in functions {
             match &refusal {
                 Some(failure) => self.turn_away(unit, function, failure.clone()),
                 None => self.start(unit, function),
             }
         }
+    }
+
+    /// Notes that a message is alone under way. `true`: the daemon ended over it again and again.
+    fn is_guilty(&mut self, unit: UnitId) -> bool {
+        let message = fingerprint(&self.ledger.unit(unit).message);
+        if self.caution.is_guilty(message) {
+            return true;
+        }
+        if self.caution.set_alone(Some(message)) {
+            self.effects.push_back(Effect::Alone(Some(message)));
+        }
+        false
+    }
+
+    fn refuse_guilty(&mut self, unit: UnitId, functions: &[FunctionNo]) {
+        tracing::error!(
+            topic = &*self.ledger.unit(unit).message.topic,
+            "the daemon ended again and again while this message was alone under way: it becomes a dead letter"
+        );
+        for function in functions {
+            let detail = "the daemon ended three times while this message was alone under way".to_owned();
+            let failure = Failure { code: FailureCode::DaemonCrashed, detail };
+            self.fail_and_finish(unit, *function, "", failure);
+        }
+        self.end_caution();
     }
 
     /// Functions that a message went through before, and publications that it may cause.
@@ -171,14 +203,16 @@ impl Board {
             if self.dispatch.wait_for_recall(&key, id) {
                 return;
             }
-            if self.dispatch.parking.is_blocked(&key) && !is_made(Mistake::OvertakeParked) {
+            let is_blocked = self.dispatch.parking.is_blocked(&key) && !is_made(Mistake::OvertakeParked);
+            // While it runs, or is compiled, nothing behind it would be acknowledged.
+            if is_blocked || edition.runs_long() || edition.version.is_awaited {
                 self.park_behind(id, number, key);
                 return self.finish_job(id);
             }
         }
         let function = self.rollout.function_mut(number);
-        if !function.pause.admits(self.now.monotonic) {
-            let detail = format!("{} is paused because it kept failing", function.name);
+        if let Err(reason) = function.pauses.admit(&message.topic, self.now.monotonic) {
+            let detail = format!("{} is paused for this topic because it kept failing, last: {reason}", function.name);
             let failure = Failure { code: FailureCode::Quarantined, detail };
             return self.fail_and_finish(id, number, &edition.manifest().version, failure);
         }
@@ -206,17 +240,70 @@ impl Board {
     /// Hands the job to the worker that owns its key.
     pub fn submit(&mut self, id: UnitId, number: FunctionNo, edition: &Rc<Edition>, resumes: bool) {
         self.rollout.submitted(edition);
-        let message = Arc::clone(&self.ledger.unit(id).message);
+        let unit = self.ledger.unit(id);
         let job = Job {
             id: JobId { unit: id, function: number },
             edition: edition.number(),
             scope: edition.scope(),
             resumes,
             on_trial: self.rollout.function(number).can_fall_back(edition),
-            weight: Weight::new(&message, &edition.version.limits),
-            message,
+            weight: Weight::new(&unit.message, &edition.version.limits),
+            message: Arc::clone(&unit.message),
         };
-        self.dispatch.submit(job);
+        let may_wait = matches!(unit.receipt, Receipt::Parked(_) | Receipt::Tick(_));
+        self.dispatch.submit(job, may_wait);
+    }
+
+    /// Jobs have waited for room at their worker for too long, or too many of a function wait. Their messages are parked, so
+    /// that they hold up neither acknowledgements nor the intake.
+    fn park_late(&mut self, worker: WorkerNo, number: FunctionNo, all: bool) {
+        let late = self.dispatch.workers.take_late(worker, number, all);
+        let mut behind: BTreeMap<Key, Vec<UnitId>> = BTreeMap::new();
+        // A shadow's jobs wait for no recall, and leave nothing to be kept in order.
+        let is_shadow = self.rollout.function(number).is_shadow();
+        for job in &late.jobs {
+            let (id, key) = (job.id.unit, Key::of(job));
+            self.take_back(&[(job.id, job.edition)]);
+            if self.dispatch.is_draining(number) {
+                self.dispatch.wait_for_drain(number, id);
+            } else if late.outstanding.contains_key(&key) && !is_shadow {
+                behind.entry(key).or_default().push(id);
+            } else {
+                self.park_instead(id, number, key);
+            }
+        }
+        for (key, waiting) in behind {
+            let outstanding = &late.outstanding[&key];
+            self.dispatch.park_after(key, outstanding, waiting);
+        }
+    }
+
+    /// Parks a message that would otherwise be run.
+    pub(super) fn park_instead(&mut self, id: UnitId, number: FunctionNo, key: Key) {
+        // A shadow has no effects, not even this one.
+        if !self.rollout.function(number).is_shadow() {
+            self.park_behind(id, number, key);
+        }
+        self.finish_job(id);
+    }
+
+    /// Figures of the last period, and workers for functions that took more than their share of it.
+    fn measured(&mut self, measured: Measured) {
+        for (number, share) in measured.shares {
+            self.rollout.function(number).metrics.share.set(share.into());
+        }
+        for Excessive { function: number, mean, share } in measured.excessive {
+            if self.rollout.function(number).serving().is_none() {
+                continue;
+            }
+            tracing::warn!(
+                function = &*self.rollout.function(number).name,
+                mean_ms = mean.as_millis(),
+                share = format!("{}.{:03}", share / 1000, share % 1000),
+                "the function uses more than its share of the workers: it runs in one of its own from now on"
+            );
+            self.set_apart(number);
+        }
     }
 
     pub(super) fn handle_worker_events(&mut self) {
@@ -228,7 +315,10 @@ impl Board {
                 continue;
             }
             match event {
-                Event::Done { id, edition, outcome, log, log_lines_dropped } => {
+                Event::Done { id, edition, outcome, log, log_lines_dropped, waited } => {
+                    if !waited.is_zero() {
+                        self.rollout.function(id.function).metrics.waited(waited);
+                    }
                     self.write_log(id.function, &log, log_lines_dropped);
                     self.job_answered(id, edition, Some(outcome));
                 }
@@ -253,6 +343,8 @@ impl Board {
                     let scope = function.state_scope(scope, message);
                     self.ledger.load_state(request, scope, main);
                 }
+                Event::Late { worker, function, all } => self.park_late(worker, function, all),
+                Event::Measured(measured) => self.measured(measured),
                 Event::Loaded { function, edition, error } => self.version_loaded(function, edition, error),
                 Event::Died { worker, status } => {
                     self.metrics.worker_restarts.inc();
@@ -288,7 +380,7 @@ impl Board {
     }
 
     fn job_returned(&mut self, id: UnitId, number: FunctionNo, key: &Key, edition: &Rc<Edition>) {
-        self.rollout.function_mut(number).pause.undecided();
+        self.rollout.function_mut(number).pauses.undecided(&self.ledger.unit(id).message.topic);
         if !self.dispatch.returned(key, id) {
             // Only the worker believes that something comes first, for all jobs of the key that it has. This one runs before
             // them: it alone lifts what the worker holds, so that a retry still holds up those behind.
@@ -318,12 +410,12 @@ impl Board {
                     self.recorder.record(outputs, number, edition.manifest(), &unit.message, limits, self.now)
                 })
             }
-            Verdict::Retry { after_ms, reason } => match self.refuse_retry(id, &reason) {
+            Verdict::Retry { after_ms, reason } => match self.refuse_retry(id, number, &reason) {
                 Some(failure) => Err(failure),
                 None => {
                     let function = self.rollout.function_mut(number);
                     function.metrics.retries.inc();
-                    function.pause.undecided();
+                    function.pauses.undecided(&self.ledger.unit(id).message.topic);
                     let wait = Duration::from_millis(after_ms).min(self.config.retry_max_delay);
                     let key = self.park_for_retry(id, number, edition, wait);
                     self.compare(id, number, observed);
@@ -353,11 +445,7 @@ impl Board {
             Ok(recorded) => self.record(id, number, edition, recorded, writes),
             Err(failure) => self.fail(id, number, &edition.manifest().version, failure, usage),
         }
-        let pause = &mut self.rollout.function_mut(number).pause;
-        let change = if misbehaviour.is_some() { pause.failed(self.now.monotonic) } else { pause.succeeded() };
-        if let Some(change) = change {
-            self.pause_changed(number, change);
-        }
+        self.count_failure(id, number, misbehaviour.as_ref());
         self.compare(id, number, observed);
         self.finish_job(id);
         if edition.is_unproven() {
@@ -365,27 +453,42 @@ impl Board {
         }
     }
 
-    fn refuse_retry(&self, id: UnitId, reason: &str) -> Option<Failure> {
+    fn refuse_retry(&mut self, id: UnitId, number: FunctionNo, reason: &str) -> Option<Failure> {
         let attempt = self.ledger.unit(id).message.attempt;
         let detail = if attempt > self.config.retry_attempts {
             format!("{attempt} attempts; the last asked for another: {reason}")
         } else if self.dispatch.parking.bytes() > self.config.parked_max_bytes {
             format!("too much waits for a retry already (store.parked_max_bytes); {reason}")
         } else {
-            return None;
+            return self.refuse_parking(number);
         };
         Some(Failure { code: FailureCode::RetriesExhausted, detail })
     }
 
-    fn pause_changed(&mut self, number: FunctionNo, change: Change) {
-        let function = &*self.rollout.function(number).name;
-        match change {
-            Change::Paused(pause) => {
-                tracing::error!(function, pause_secs = pause.as_secs(), "the function keeps failing and is paused");
+    /// Pauses topics over which a function keeps failing, and ends their pauses.
+    fn count_failure(&mut self, id: UnitId, number: FunctionNo, failure: Option<&Failure>) {
+        let function = self.rollout.function_mut(number);
+        let (topic, now) = (&self.ledger.unit(id).message.topic, self.now.monotonic);
+        let is_change = match failure {
+            None if !function.pauses.has_failures() => return,
+            None => {
+                let is_released = function.pauses.succeeded(topic);
+                if is_released {
+                    tracing::info!(function = &*function.name, %topic, "the function works again");
+                }
+                is_released
             }
-            Change::Released => tracing::info!(function, "the function works again"),
+            Some(failure) => match function.pauses.failed(topic, failure, now) {
+                Some(paused) => {
+                    function.log_pause(paused, topic, failure, now);
+                    true
+                }
+                None => false,
+            },
+        };
+        if is_change {
+            self.rollout.report_pause(number);
         }
-        self.rollout.report_pause(number);
     }
 
     /// What a shadow made of a message has no effect but on its own state, and is compared with the active version's.
@@ -596,9 +699,12 @@ impl Board {
         key
     }
 
-    /// The message waits behind one of its key that is to run again.
+    /// The message waits in the store, behind those of its key that do.
     fn park_behind(&mut self, id: UnitId, number: FunctionNo, key: Key) {
         let message = Arc::clone(&self.ledger.unit(id).message);
+        if let Some(failure) = self.refuse_parking(number) {
+            return self.fail(id, number, "", failure, Usage::default());
+        }
         if self.dispatch.parking.bytes() > self.config.parked_max_bytes {
             let detail = "too much waits for a retry already (store.parked_max_bytes)".to_owned();
             let failure = Failure { code: FailureCode::RetriesExhausted, detail };
@@ -608,6 +714,19 @@ impl Board {
         let function = self.function_name(number);
         let parked = Parked { id: ParkedId::NEW, function, message, due_ms: 0, wait_ms: 0 };
         self.ledger.park(id, parked, ticket);
+    }
+
+    /// Why nothing more may wait for a function.
+    fn refuse_parking(&mut self, number: FunctionNo) -> Option<Failure> {
+        let share = self.config.parked_max_bytes / PARTS_OF_PARKED;
+        if self.dispatch.parking.bytes_of(number) <= share {
+            return None;
+        }
+        let now = self.now.monotonic;
+        let function = self.rollout.function_mut(number);
+        function.log_over_share(share, now);
+        let detail = format!("more than {share} bytes wait for {}, a quarter of store.parked_max_bytes", function.name);
+        Some(Failure { code: FailureCode::OverShare, detail })
     }
 
     fn function_name(&self, number: FunctionNo) -> Arc<str> {
@@ -629,13 +748,23 @@ impl Board {
     pub(super) fn start_parked(&mut self) {
         let now = self.now.monotonic;
         let mut due = Vec::new();
-        self.dispatch.parking.start_due(now, |key, id, message| due.push((key.clone(), id, Arc::clone(message))));
+        let rollout = &self.rollout;
+        self.dispatch.parking.start_due(
+            now,
+            if self.caution.is_on() { 1 } else { usize::MAX },
+            |number| !rollout.function(number).is_awaited(),
+            |key, id, message| due.push((key.clone(), id, Arc::clone(message))),
+        );
         for (key, parked, message) in due {
             let function = key.function;
             let limits = self.limits(&message.properties);
             let unpark = if is_made(Mistake::KeepParked) { Vec::new() } else { vec![parked] };
             let commit = Commit { unpark, ..Commit::default() };
             let unit = self.ledger.add(Unit::new(message, limits, Receipt::Parked(key), 1, commit));
+            if self.caution.is_on() && self.is_guilty(unit) {
+                self.refuse_guilty(unit, &[function]);
+                continue;
+            }
             self.start(unit, function);
         }
     }

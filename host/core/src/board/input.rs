@@ -171,6 +171,11 @@ pub enum Effect {
         function: Arc<str>,
         is_paused: bool,
     },
+    /// Messages are taken one at a time, and this one is next. To be noted before anything that follows, and `None` when it
+    /// is done.
+    Alone(Option<u64>),
+    /// Messages are taken as usual again: forget earlier ends of the daemon, and make a new connection.
+    CautionEnded,
     /// What became of a version.
     Deployed {
         function: Arc<str>,

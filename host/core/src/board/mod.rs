@@ -19,6 +19,7 @@ pub mod ids;
 pub mod input;
 pub mod version;
 
+pub mod caution;
 mod map;
 mod receipt;
 mod size;
@@ -39,6 +40,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 pub use budget::{Budget, MIN_BUDGET_BYTES, Weight};
+use caution::Caution;
+pub use caution::{CautionConfig, Crash};
 pub use dispatch::WorkerConfig;
 use dispatch::{Dispatch, Workers};
 pub use flow::GUEST_LOG;
@@ -76,6 +79,7 @@ pub struct BoardConfig {
     pub recorder: RecorderConfig,
     pub workers: WorkerConfig,
     pub pause: PauseConfig,
+    pub caution: CautionConfig,
     pub receive_maximum: u16,
     pub share_group: Option<String>,
     pub max_payload_bytes: usize,
@@ -114,6 +118,7 @@ pub struct Board {
     /// be taken for one of those by the next process.
     is_forgetting: bool,
     invariants: Invariants,
+    caution: Caution,
     effects: VecDeque<Effect>,
     metrics: Arc<Metrics>,
 }
@@ -147,6 +152,7 @@ impl Board {
             session: 0,
             is_forgetting: false,
             invariants: Invariants::default(),
+            caution: Caution::new(&config.caution, now.monotonic),
             effects: VecDeque::new(),
             metrics,
             config,
@@ -157,6 +163,7 @@ impl Board {
     /// Takes up what the store found when it was opened. Jobs that wait there belong to the functions deployed before.
     pub fn restore(&mut self, recovered: store::Recovered, now: Now) {
         self.now = now;
+        self.dispatch.workers.set_now(now.monotonic);
         let counts_upwards = meta(&recovered, META_COUNTS_UPWARDS).is_some();
         self.counts_upwards_saved = counts_upwards;
         self.session = session(&recovered);
@@ -166,10 +173,11 @@ impl Board {
 
     pub fn handle(&mut self, input: Input, now: Now) {
         self.now = now;
+        self.dispatch.workers.set_now(now.monotonic);
         match input {
             Input::Broker(event) => self.handle_broker(event),
             Input::Worker { worker, life, event } => {
-                self.dispatch.workers.handle(worker, life, event, now.monotonic);
+                self.dispatch.workers.handle(worker, life, event);
                 self.handle_worker_events();
             }
             Input::Store(event) => self.handle_store(event),
@@ -183,6 +191,9 @@ impl Board {
         }
         while self.dispatch.parking.may_be_ready() && self.may_start() {
             self.start_parked();
+        }
+        if self.dispatch.workers.has_events() {
+            self.handle_worker_events();
         }
         let room = self.config.budget.room(self.held_bytes());
         self.dispatch.workers.hand_out(room, !self.ledger.is_committing());
@@ -214,6 +225,9 @@ impl Board {
                 self.intake.id_committed(&id, self.now.monotonic);
             }
         }
+        if self.caution.is_on() && self.ledger.len() == 0 && self.caution.set_alone(None) {
+            return Some(Effect::Alone(None));
+        }
         if let Some(report) = self.rollout.poll_report() {
             return Some(match report {
                 Report::Deployed { function, edition, event } => Effect::Deployed { function, edition, event },
@@ -244,19 +258,23 @@ impl Board {
 
     /// When to call again although nothing happened.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let mut due = [self.dispatch.workers.poll_timeout(), self.forwarder.wake_at(), None, None, None];
+        let caution = self.caution.until();
+        let mut due = [self.dispatch.workers.poll_timeout(), self.forwarder.wake_at(), caution, None, None, None];
         if self.may_start() {
-            due[2] = self.dispatch.parking.next_due();
-            due[3] = self.rollout.poll_timeout();
+            due[3] = self.dispatch.parking.next_due(|number| !self.rollout.function(number).is_awaited());
+            due[4] = self.rollout.poll_timeout();
         }
         if self.is_connected && self.subscriptions.has_unwanted() {
-            due[4] = Some(self.tidied_at + TIDY_EVERY);
+            due[5] = Some(self.tidied_at + TIDY_EVERY);
         }
         due.into_iter().flatten().min()
     }
 
     fn handle_timeout(&mut self) {
-        self.dispatch.workers.handle_timeout(self.now.monotonic);
+        if self.caution.until().is_some_and(|until| until <= self.now.monotonic) {
+            self.end_caution();
+        }
+        self.dispatch.workers.handle_timeout();
         self.handle_worker_events();
         if self.may_start() {
             self.start_due();
@@ -269,13 +287,29 @@ impl Board {
 
     /// Whether anything that waits in the board or the store may begin.
     fn may_start(&self) -> bool {
-        !self.store_failed && !self.is_ending
+        !self.store_failed && !self.is_ending && (!self.caution.is_on() || self.ledger.len() == 0)
+    }
+
+    /// Whether messages are taken one at a time, because the daemon was ended again and again.
+    pub fn is_cautious(&self) -> bool {
+        self.caution.is_on()
+    }
+
+    /// Messages are taken as usual again. What the broker may have in flight is announced with a new connection.
+    fn end_caution(&mut self) {
+        self.caution.end();
+        tracing::info!("messages are taken as usual again");
+        self.effects.push_back(Effect::CautionEnded);
+        self.dispatch.parking.wake();
     }
 
     // ---- what the caller asks ----
 
     /// Whether nothing more should be taken from the broker for now.
     pub fn is_full(&mut self) -> bool {
+        if self.caution.is_on() && self.ledger.len() > 0 {
+            return true;
+        }
         self.intake.update_full(self.ledger.len(), self.ledger.bytes())
     }
 
@@ -302,6 +336,13 @@ impl Board {
     /// What is under way, for a test that waits in vain.
     pub fn describe(&self) -> String {
         self.ledger.describe()
+    }
+
+    /// A worker that answers nothing for longer than any of its runs may take, in words.
+    pub fn silent_worker(&self, now: Instant) -> Option<String> {
+        let (worker, silence, patience) = self.dispatch.workers.silent(now)?;
+        let (silence, patience) = (silence.as_secs(), patience.as_secs());
+        Some(format!("worker {worker} has answered nothing for {silence} s; it is ended after {patience} s"))
     }
 
     /// More waits to be sent than may be under way: the outbox empties as fast as answers are read.

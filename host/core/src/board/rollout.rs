@@ -25,7 +25,6 @@ use crate::metrics::{FunctionMetrics, Metrics};
 use crate::time::Now;
 pub use function::Edition;
 pub(crate) use function::{Function, Role, Versions};
-pub(crate) use pause::Change;
 pub use pause::PauseConfig;
 pub use trial::TrialEnd;
 pub(crate) use trial::{Candidate, Observed};
@@ -144,11 +143,16 @@ impl Rollout {
         self.reports.push_back(Report::Deployed { function, edition, event });
     }
 
+    /// Tells what is paused: topics in the figures, and the function as a whole where that has changed.
     pub(crate) fn report_pause(&mut self, number: FunctionNo) {
         let function = self.function(number);
-        let (name, is_paused) = (Arc::clone(&function.name), function.pause.is_paused());
-        function.metrics.quarantined.set(is_paused.into());
-        self.reports.push_back(Report::Paused { function: name, is_paused });
+        let (name, is_paused) = (Arc::clone(&function.name), function.pauses.is_paused());
+        function.metrics.paused_topics.set(function.pauses.paused_topics() as u64);
+        let was_paused = function.metrics.quarantined.get() != 0;
+        if is_paused != was_paused {
+            function.metrics.quarantined.set(is_paused.into());
+            self.reports.push_back(Report::Paused { function: name, is_paused });
+        }
     }
 
     // ---- versions ----
@@ -270,6 +274,14 @@ impl Rollout {
         self.begin(&pending, now)
     }
 
+    /// Gives a version its place before its code is there.
+    pub(crate) fn begin_awaited(&mut self, number: FunctionNo, edition: u32, now: Now) -> Vec<(FunctionNo, u32)> {
+        let is_it = |it: &Pending| it.function == number && it.edition.number() == edition;
+        let place = self.pending.iter().position(is_it).expect("a version has its place before it begins");
+        let pending = self.pending.remove(place);
+        self.begin(&pending, now)
+    }
+
     /// Makes a version serve, or begins its trial. Returns versions that the workers can unload.
     fn begin(&mut self, pending: &Pending, now: Now) -> Vec<(FunctionNo, u32)> {
         let Pending { function: number, is_resumed, .. } = *pending;
@@ -277,6 +289,8 @@ impl Rollout {
         let function = self.function_mut(number);
         let (older, proven) = match std::mem::take(&mut function.versions) {
             Versions::None => (None, None),
+            // It never ran, and cannot run anything in place of its own code.
+            Versions::Active(edition) if edition.version.is_awaited => (Some(edition), None),
             Versions::Active(edition) => (None, Some(edition)),
             // With nothing proven behind it, what counts as active is what there is to return to.
             Versions::Trial { candidate, fallback: None } if candidate.counts_as_active() => {
@@ -318,13 +332,14 @@ impl Rollout {
     fn serving_changed(&mut self, number: FunctionNo, now: Instant) {
         let pause = self.pause;
         let function = self.function_mut(number);
-        let was_paused = std::mem::replace(&mut function.pause, pause::Pause::new(pause)).is_paused();
+        let had_failures = function.pauses.has_failures();
+        function.forget_pauses(pause);
         function.warned_without_upstream = false;
         let every = function.serving().and_then(|edition| edition.manifest().every);
         function.next_tick = every.map(|every| now + every);
         self.timed.insert(number);
         self.routes_changed = true;
-        if was_paused {
+        if had_failures {
             self.report_pause(number);
         }
     }
@@ -457,7 +472,8 @@ impl Rollout {
     // ---- timers ----
 
     /// Functions whose timer fires now. A tick that was missed, because the board slept or the last tick still runs, is not
-    /// made up for. A paused function is not woken; after the pause a tick is a probe like a message.
+    /// made up for. A function that keeps failing over its ticks is
+    /// not woken; after the pause a tick is a probe like a message.
     pub(crate) fn ticks_due(&mut self, now: Instant) -> Vec<FunctionNo> {
         let Self { functions, timed, .. } = self;
         timed.retain(|number| {
@@ -473,7 +489,12 @@ impl Rollout {
                 continue;
             }
             function.next_tick = Some(if at + every > now { at + every } else { now + every });
-            if !function.pause.is_closed(now) && !std::mem::replace(&mut function.is_ticking, true) {
+            if function.is_awaited() {
+                continue;
+            }
+            let is_closed =
+                function.pauses.has_failures() && function.pauses.is_closed(&format!("$timer/{}", function.name), now);
+            if !is_closed && !std::mem::replace(&mut function.is_ticking, true) {
                 due.push(*number);
             }
         }

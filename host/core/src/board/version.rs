@@ -21,6 +21,8 @@ pub struct Version {
     pub settings: Vec<(String, String)>,
     pub permits: Permits,
     pub code: Code,
+    /// The code is being compiled and follows with another edition: messages wait for it in the store.
+    pub is_awaited: bool,
     /// `None`: serves at once.
     pub trial: Option<Trial>,
     /// Served before, without having run the messages of its trial: serves at once, guarded by what serves now.
@@ -49,6 +51,7 @@ impl Version {
             settings: Vec::new(),
             permits,
             code,
+            is_awaited: false,
             trial,
             is_resumed: false,
         }

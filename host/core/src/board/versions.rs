@@ -37,10 +37,25 @@ impl Board {
         };
         let Placed { function, edition, is_expendable, serves_at_once, superseded } = placed;
         self.unload(superseded);
+        if edition.version.is_awaited {
+            let unload = self.rollout.begin_awaited(function, edition.number(), self.now);
+            return self.unload(unload);
+        }
+        if edition.wants_own_worker() || self.dispatch.workers.one_each() {
+            self.set_apart(function);
+        }
         self.dispatch.workers.load(function, edition.version.clone(), is_expendable);
         if serves_at_once {
             let unload = self.rollout.begin_at_once(function, edition.number(), self.now);
             self.unload(unload);
+        }
+    }
+
+    /// Gives a function a worker of its own, so that no other waits behind it.
+    pub(super) fn set_apart(&mut self, number: FunctionNo) {
+        let under_way = self.rollout.function(number).jobs_under_way();
+        if self.dispatch.set_apart(number, under_way) {
+            self.drain(number);
         }
     }
 
@@ -65,6 +80,8 @@ impl Board {
         }
         let unload = self.rollout.begin_pending(number, self.now);
         self.unload(unload);
+        // Messages may have waited for it.
+        self.dispatch.parking.wake();
         if !keeps_keys {
             self.rekey(number);
         }
@@ -227,7 +244,7 @@ impl Board {
     }
 
     /// Jobs that come back unsent.
-    fn take_back(&mut self, jobs: &[(JobId, u32)]) -> Vec<UnitId> {
+    pub(super) fn take_back(&mut self, jobs: &[(JobId, u32)]) -> Vec<UnitId> {
         let mut units = Vec::with_capacity(jobs.len());
         for (id, edition) in jobs {
             let (_, unload) = self.rollout.answered(id.function, *edition);
@@ -240,8 +257,8 @@ impl Board {
     }
 
     pub(super) fn end_recall(&mut self, key: &Key) {
-        if let Some(jobs) = self.dispatch.end_recall(key) {
-            self.resume(key.function, jobs);
+        if let Some((jobs, parks)) = self.dispatch.end_recall(key) {
+            self.resume(key.function, jobs, parks);
         }
     }
 
@@ -259,12 +276,16 @@ impl Board {
         });
         self.begin_pending(number);
         self.rekey(number);
-        self.resume(number, jobs);
+        self.resume(number, jobs, false);
+    }
+
+    fn may_be_parked(&self, id: UnitId) -> bool {
+        matches!(self.ledger.unit(id).receipt, Receipt::Mqtt { .. } | Receipt::None)
     }
 
     /// Starts everything in the order of arrival. A job keeps the version that is to run it again only if that orders messages
-    /// as the one that serves: two orders at once would overtake each other.
-    fn resume(&mut self, number: FunctionNo, mut jobs: Vec<(UnitId, Option<u32>)>) {
+    /// as the one that serves: two orders at once would overtake each other. `parks`: parks what it would start.
+    fn resume(&mut self, number: FunctionNo, mut jobs: Vec<(UnitId, Option<u32>)>, parks: bool) {
         jobs.sort_by_key(|(id, _)| self.ledger.arrival(*id));
         let mut begun = BTreeSet::new();
         for (id, edition) in jobs {
@@ -278,7 +299,13 @@ impl Board {
                 scope.is_some_and(|scope| begun.insert(Key::new(number, scope, &self.ledger.unit(id).message.topic)));
             match edition {
                 Some(edition) => self.submit(id, number, &edition, is_first),
-                None => self.start(id, number),
+                None => match scope.filter(|_| parks && self.may_be_parked(id)) {
+                    Some(scope) => {
+                        let key = Key::new(number, scope, &self.ledger.unit(id).message.topic);
+                        self.park_instead(id, number, key);
+                    }
+                    None => self.start(id, number),
+                },
             }
         }
     }

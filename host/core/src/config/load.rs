@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::ErrorKind;
+use std::num::NonZeroU32;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
@@ -64,10 +65,17 @@ impl Functions {
             if self.paths[..n].contains(dir) || !machine.is_file(&dir.join(manifest::FILE_NAME)) {
                 continue;
             }
-            match Manifest::load_within(dir, Some(&self.ceilings), machine) {
+            let ceilings = self.ceilings.for_installed();
+            match Manifest::load_within(dir, Some(&ceilings), machine) {
                 Err(found) => problems.extend(found),
                 Ok(manifest) => match loaded.iter().find(|(_, known)| known.name == manifest.name) {
-                    None => loaded.push((dir.clone(), manifest)),
+                    None => {
+                        if let Some(invalid) = self.ceilings.warning(&manifest) {
+                            let at = Location::whole(dir.join(manifest::FILE_NAME));
+                            problems.push(Problem::warning(at, "limits.timeout_ms", invalid));
+                        }
+                        loaded.push((dir.clone(), manifest));
+                    }
                     Some((first, _)) => {
                         let what = format!("{:?} is also the name of {}", manifest.name, first.display());
                         let invalid = Invalid::new(what).hint("give each function its own name");
@@ -78,6 +86,24 @@ impl Functions {
             }
         }
         (loaded, problems)
+    }
+}
+
+/// What functions could ask for by default in version 0.1.0.
+const INSTALLED_TIMEOUT_MS: NonZeroU32 = NonZeroU32::new(10_000).expect("it is not zero");
+
+impl Ceilings {
+    /// The most that a function may ask for that is on the board already: a longer run than a new one.
+    pub(crate) fn for_installed(&self) -> Self {
+        Self { timeout_ms: self.timeout_ms.max(INSTALLED_TIMEOUT_MS), ..*self }
+    }
+
+    /// What is to be said about an installed function whose runs may be longer than those of a new one.
+    pub(crate) fn warning(&self, manifest: &Manifest) -> Option<Invalid> {
+        let (asked, most) = (manifest.limits.timeout_ms, self.timeout_ms);
+        let what = format!("{asked} is above functions.max_timeout_ms of this board ({most}), and is kept");
+        (asked > most)
+            .then(|| Invalid::new(what).hint(format!("set functions.max_timeout_ms = {asked}, or lower it here")))
     }
 }
 

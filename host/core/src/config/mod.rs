@@ -169,7 +169,7 @@ pub struct DeployKey {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Worker {
     pub isolate: Isolate,
-    /// 0: one per core, at most four.
+    /// Those that functions have in common. 0: one per core, at most four.
     pub count: usize,
     /// Function state that a worker caches in memory.
     pub state_cache_bytes: NonZeroUsize,
@@ -182,6 +182,8 @@ pub enum Isolate {
     #[default]
     Process,
     Thread,
+    /// A process for each function.
+    Function,
 }
 
 /// The database.
@@ -361,7 +363,7 @@ impl Default for Ceilings {
     fn default() -> Self {
         Self {
             fuel: nz64(10_000_000_000),
-            timeout_ms: nz32(10_000),
+            timeout_ms: nz32(1_000),
             memory_bytes: nzsize(64 << 20),
             outputs: 1_000,
             output_bytes: 1 << 20,

@@ -47,6 +47,10 @@ impl Location {
 }
 
 impl Problem {
+    pub fn warning(at: Location, key: impl Into<String>, invalid: Invalid) -> Self {
+        Self { severity: Severity::Warning, ..Self::error(at, key, invalid) }
+    }
+
     pub fn error(at: Location, key: impl Into<String>, invalid: Invalid) -> Self {
         Self { at, severity: Severity::Error, key: key.into(), what: invalid.what, hint: invalid.hint }
     }

@@ -378,7 +378,12 @@ impl Read for SocketAddr {
 
 impl Read for Isolate {
     fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
-        choice(item, key, &[("process", Self::Process), ("thread", Self::Thread)], problems)
+        choice(
+            item,
+            key,
+            &[("process", Self::Process), ("thread", Self::Thread), ("function", Self::Function)],
+            problems,
+        )
     }
 }
 

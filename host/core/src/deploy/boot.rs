@@ -100,6 +100,9 @@ impl Deployer {
             Ok(manifest) => manifest,
             Err(refusal) => return self.not_installed(name, place, refusal),
         };
+        if let Some(warning) = self.config.functions.ceilings.warning(&manifest) {
+            tracing::warn!(function = &**name, %warning, "the function may run for longer than a new one");
+        }
         let class = Class::for_memory(manifest.limits.memory_bytes.get());
         let (function, StoredVersion { digest, is_code, .. }) = (Arc::clone(name), stored);
         let installing = Box::new(Installing { function, place, edition, manifest, class, digest, is_code });
@@ -169,6 +172,35 @@ impl Deployer {
         answer.map(Content::Wasm).map_err(|error| {
             missing(format!("failed to read {} ({error}); build it with `sedge build`", path.display()))
         })
+    }
+
+    /// Compiling takes long: the version has its place, where messages wait, and the others start meanwhile.
+    pub(super) fn postpone(&mut self, installing: Box<Installing>) {
+        let Installing { function, edition, manifest, digest, .. } = &*installing;
+        tracing::warn!(
+            function = &**function,
+            "compiling takes long: the function starts later, and its messages wait"
+        );
+        self.functions.get_mut(function).expect(KNOWN).serving = Some(*edition);
+        let installed = Installed { is_awaited: true, ..Installed::new(manifest.clone(), *digest, Bytes::new()) };
+        self.actions.push_back(Action::Start(Start { edition: *edition, installed, trial: None, is_resumed: false }));
+        self.postponed.insert(*edition, installing);
+    }
+
+    /// Takes the result of compiling a version that was postponed. Returns any other.
+    pub(super) fn postponed_compiled(
+        &mut self,
+        edition: u32,
+        result: Result<Bytes, CompilerError>,
+    ) -> Option<Result<Bytes, CompilerError>> {
+        let Some(mut installing) = self.postponed.remove(&edition) else { return Some(result) };
+        let serving = self.functions.get(&installing.function).and_then(|it| it.serving);
+        // Otherwise a newer version took its place.
+        if serving == Some(edition) {
+            installing.edition = self.next_edition();
+            self.active_compiled(*installing, result);
+        }
+        None
     }
 
     pub(super) fn active_compiled(&mut self, installing: Installing, result: Result<Bytes, CompilerError>) {

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::acceptance::one_line;
-use super::boot;
+use super::boot::{self, Installing};
 use super::code::{Capabilities, Code, CodeError};
 use super::function::{TrackedFunction, UnknownFunctions};
 use super::interface::{Action, Boot, CompilerError, DiskAnswer, DiskRequest, Request, StoredFile};
@@ -80,6 +80,8 @@ pub struct Deployer {
     /// Functions whose module could not be read, or for which the compiler could not be run. Queued again at the next tick.
     pub(super) retries: Vec<Arc<str>>,
     pub compiling: Option<(Arc<str>, u32)>,
+    /// Versions that are compiled beside those that serve, since the start.
+    pub(super) postponed: BTreeMap<u32, Box<Installing>>,
     pub is_connected: bool,
     /// Latest time that a synced clock has shown.
     pub(super) believed_ms: u64,
@@ -112,6 +114,7 @@ impl Deployer {
             queue: VecDeque::new(),
             retries: Vec::new(),
             compiling: None,
+            postponed: BTreeMap::new(),
             is_connected: false,
             believed_ms: 0,
             stats: Arc::default(),
@@ -154,7 +157,11 @@ impl Deployer {
         }
         match request {
             Request::Message { topic, payload } => self.message(topic, payload, now),
-            Request::Compiled { function, edition, result } => self.compiled(&function, edition, result),
+            Request::Compiled { function, edition, result } => {
+                if let Some(result) = self.postponed_compiled(edition, result) {
+                    self.compiled(&function, edition, result);
+                }
+            }
             Request::Trial { function, edition, event } => self.trial(&function, edition, event, now),
             Request::Quarantined { function, is_quarantined } => {
                 if let Some(function) = self.functions.get_mut(&function) {
@@ -177,7 +184,7 @@ impl Deployer {
             }
             Request::Disconnected => self.is_connected = false,
             Request::Tick => self.tick(now),
-            Request::Disk(_) | Request::Dropped => debug_assert!(false, "these never wait"),
+            Request::Disk(_) | Request::Dropped | Request::Postponed => debug_assert!(false, "these never wait"),
         }
     }
 
@@ -276,7 +283,8 @@ impl Deployer {
     }
 
     pub fn manifest(&self, stored: &StoredVersion) -> Result<Manifest, Refusal> {
-        let mut manifest = Manifest::from_json(&stored.manifest.to_json(), Some(&self.config.functions.ceilings))
+        let ceilings = self.config.functions.ceilings.for_installed();
+        let mut manifest = Manifest::from_json(&stored.manifest.to_json(), Some(&ceilings))
             .map_err(|problems| Refusal::new(Reason::OverLimit, one_line(&problems)))?;
         if manifest.allow.forward.is_none() && !stored.confined_to.is_empty() {
             manifest.allow.forward = Some(stored.confined_to.clone());

@@ -121,6 +121,8 @@ pub enum Request {
     Keys(Box<config::Deploy>),
     Connected,
     Disconnected,
+    /// At the start: the last [`Action::Compile`] takes long. [`Request::Compiled`] follows, and the others start meanwhile.
+    Postponed,
     /// Answer to the last [`Action::Disk`].
     Disk(DiskAnswer),
     /// Messages were dropped because too many arrived.
@@ -218,12 +220,14 @@ pub struct Installed {
     /// loaded.
     pub code: Bytes,
     pub from_cache: bool,
+    /// The code is being compiled and follows with another edition: messages wait for it.
+    pub is_awaited: bool,
 }
 
 impl Installed {
     /// A version that was compiled, or read from a trusted file, just now.
     pub fn new(manifest: Manifest, digest: Digest, code: Bytes) -> Self {
-        Self { manifest: manifest.into(), digest, code, from_cache: false }
+        Self { manifest: manifest.into(), digest, code, from_cache: false, is_awaited: false }
     }
 
     pub fn limits(&self) -> Limits {

@@ -175,6 +175,13 @@ impl Deployer {
                     self.active_compiled(*installing, result);
                 }
             }
+            Request::Postponed => {
+                if let Some(Wait::Compile(installing)) =
+                    self.agenda.wait.take_if(|wait| matches!(wait, Wait::Compile(_)))
+                {
+                    self.postpone(installing);
+                }
+            }
             Request::Dropped => self.messages_dropped(now),
             request => {
                 if !self.agenda.inbox.push(request) {

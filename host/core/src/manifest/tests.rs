@@ -229,7 +229,7 @@ fn single_mistakes() {
     check_added(
         "[limits]\ntimeout_ms = 60_000\nfuel = 0",
         &[
-            "function.toml:5:14: limits.timeout_ms: 60000 is above functions.max_timeout_ms of this board (10000); lower it here, or raise that in the configuration",
+            "function.toml:5:14: limits.timeout_ms: 60000 is above functions.max_timeout_ms of this board (1000); lower it here, or raise that in the configuration",
             "function.toml:6:8: limits.fuel: 0 is too small; use at least 1",
         ],
     );
@@ -301,6 +301,19 @@ fn sections_of_settings_are_names_with_dots_and_lists_are_json() {
     let nested = r#"{"name":"a","version":"1","every":"1s","config":{"oven":{"max":80},"list":[1,"b"]}}"#;
     let config = Manifest::from_json(nested.as_bytes(), None).unwrap().config;
     assert_eq!((&*config["oven.max"], &*config["list"]), ("80", "[1,\"b\"]"));
+}
+
+#[test]
+fn subscriptions_are_bounded() {
+    let text = |count: usize| {
+        let filters: Vec<String> = (0..count).map(|n| format!("\"t/{n}\"")).collect();
+        format!("name = \"a\"\nversion = \"1\"\nsubscribe = [{}]", filters.join(", "))
+    };
+    assert!(parse(&text(64)).is_ok());
+    check(
+        &text(65),
+        &["function.toml:3:13: subscribe: 65 filters, the limit is 64; use wildcards, or split the function"],
+    );
 }
 
 #[test]

@@ -101,6 +101,10 @@ pub struct FunctionMetrics {
     pub(crate) fuel_per_run: Histogram,
     pub memory_bytes: Gauge,
     pub(crate) quarantined: Gauge,
+    pub paused_topics: Gauge,
+    /// Thousandths of its share of the workers' time.
+    pub(crate) share: Gauge,
+    waited_us: Counter,
     pub(crate) duration: Histogram,
     failures: [Counter; FailureCode::ALL.len()],
     outputs: [Counter; OutputKind::ALL.len()],
@@ -114,6 +118,11 @@ impl FunctionMetrics {
         self.fuel_per_run.observe_amount(usage.fuel);
         self.memory_bytes.raise(usage.memory_bytes);
         self.duration.observe(Duration::from_micros(usage.elapsed_us));
+    }
+
+    /// Counts the time that a message waited for room at its worker.
+    pub(crate) fn waited(&self, waited: Duration) {
+        self.waited_us.add(waited.as_micros() as u64);
     }
 
     pub(crate) fn emitted(&self, kind: OutputKind) {
@@ -313,6 +322,10 @@ impl FunctionMetrics {
             "fuel": { "p50": fuel(0.5), "p99": fuel(0.99) },
             "memory_bytes": self.memory_bytes.get(),
             "quarantined": self.quarantined.get() != 0,
+            "paused_topics": self.paused_topics.get(),
+            "busy_seconds": self.duration.sum().as_secs_f64(),
+            "waiting_seconds": self.waited_us.get() as f64 / 1e6,
+            "share_used": self.share.get() as f64 / 1e3,
         })
     }
 
@@ -325,9 +338,12 @@ impl FunctionMetrics {
             ("sedge_function_fuel_total", self.fuel.get()),
             ("sedge_function_memory_bytes", self.memory_bytes.get()),
             ("sedge_function_quarantined", self.quarantined.get()),
+            ("sedge_function_paused_topics", self.paused_topics.get()),
         ] {
             add(family, &[function], Value::Integer(value));
         }
+        add("sedge_function_waiting_seconds_total", &[function], Value::Float(self.waited_us.get() as f64 / 1e6));
+        add("sedge_function_share_used", &[function], Value::Float(self.share.get() as f64 / 1e3));
         for kind in OutputKind::ALL {
             let labels = [function, ("kind", kind.as_str())];
             add("sedge_function_outputs_total", &labels, Value::Integer(self.outputs(kind)));

@@ -152,12 +152,14 @@ fn sandbox(isolate: Isolate, has_filter: bool) -> Finding {
             "functions run in the daemon's process: one that escapes from WebAssembly has the daemon's keys",
             "set worker.isolate = \"process\" if memory suffices",
         ),
-        (Isolate::Process, false) => Finding::warning(
+        (Isolate::Process | Isolate::Function, false) => Finding::warning(
             "sandbox",
             "this kernel does not filter system calls of functions' processes",
             "use a kernel with CONFIG_SECCOMP_FILTER",
         ),
-        (Isolate::Process, true) => Finding::good("sandbox", "functions run in processes without files and network"),
+        (Isolate::Process | Isolate::Function, true) => {
+            Finding::good("sandbox", "functions run in processes without files and network")
+        }
     }
 }
 

@@ -4,12 +4,19 @@ use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use flume::{Receiver, Sender};
 
 use super::disk::Disk;
 use sedge_core::deploy::deployer::{Deployer, DeployerConfig};
-use sedge_core::deploy::interface::{Action, Boot, DiskAnswer, DiskRequest, Request, Start, StoredFile};
+use sedge_core::deploy::interface::{Action, Boot, CompilerError, DiskAnswer, DiskRequest, Request, Start, StoredFile};
 use sedge_core::deploy::stats::DeployStats;
+use sedge_core::deploy::steps::{MAX_EVENTS, MAX_MESSAGES};
+use sedge_core::isa::Class;
 use sedge_core::manifest::Manifest;
+use sedge_core::message::Digest;
 use sedge_core::time::Now;
 use sedge_sandbox::compiler::CompileBackend;
 use sedge_sandbox::folder;
@@ -20,7 +27,13 @@ pub(crate) struct Shell {
     pub(super) compiler: Arc<dyn CompileBackend>,
     /// Actions from the start, which are returned first.
     pub(super) decided: VecDeque<Action>,
+    /// Requests for the thread, among them the results of compilations that were postponed.
+    pub(super) requests: (Sender<Request>, Receiver<Request>),
 }
+
+/// How long a start waits for the compiler, all modules together. What takes longer is compiled beside the functions that
+/// serve already.
+const COMPILE_AT_START: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 #[error("failed to open {path}")]
@@ -43,13 +56,15 @@ impl Shell {
         let disk = Disk::open(dir.to_owned()).map_err(error)?;
         let boot = read(&disk, &config, folders).map_err(error)?;
         let deployer = Deployer::new(config, boot, now);
-        let mut shell = Self { deployer, disk, compiler, decided: VecDeque::new() };
+        let requests = flume::bounded(MAX_MESSAGES + MAX_EVENTS);
+        let mut shell = Self { deployer, disk, compiler, decided: VecDeque::new(), requests };
         let starts = shell.boot(now).map_err(error)?;
         Ok((shell, starts))
     }
 
     fn boot(&mut self, now: Now) -> io::Result<Vec<Start>> {
         let mut starts = Vec::new();
+        let until = Instant::now() + COMPILE_AT_START;
         while let Some(action) = self.deployer.poll() {
             match action {
                 Action::Disk(request) => {
@@ -61,8 +76,8 @@ impl Shell {
                     self.deployer.handle(Request::Disk(answer), now);
                 }
                 Action::Compile { function, edition, digest, wasm, class } => {
-                    let result = self.compiler.compile(&digest, &wasm, class);
-                    self.deployer.handle(Request::Compiled { function, edition, result }, now);
+                    let request = self.compile_until(until, Compilation { function, edition, digest, wasm, class });
+                    self.deployer.handle(request, now);
                 }
                 Action::Start(start) => starts.push(start),
                 action => self.decided.push_back(action),
@@ -70,6 +85,24 @@ impl Shell {
         }
         debug_assert!(self.deployer.is_idle(), "all that the deployer waits for was answered");
         Ok(starts)
+    }
+
+    /// Compiles. Returns the result, or [`Request::Postponed`], and the result follows to the thread.
+    fn compile_until(&self, until: Instant, compilation: Compilation) -> Request {
+        // Handed over, or not: what nobody takes goes to the thread.
+        let (done, result) = flume::bounded(0);
+        let (function, edition) = (Arc::clone(&compilation.function), compilation.edition);
+        let (compiler, requests) = (Arc::clone(&self.compiler), self.requests.0.clone());
+        let work = move || {
+            let compiled = compilation.run(&*compiler);
+            if let Err(flume::SendError(compiled)) = done.send(compiled) {
+                let _ = requests.send(compiled);
+            }
+        };
+        if let Err(error) = std::thread::Builder::new().name("compile".into()).spawn(work) {
+            return Request::Compiled { function, edition, result: Err(CompilerError::Run(error)) };
+        }
+        result.recv_deadline(until).unwrap_or(Request::Postponed)
     }
 
     pub(crate) fn stats(&self) -> &Arc<DeployStats> {
@@ -88,6 +121,27 @@ impl Shell {
                 action => return Some(action),
             }
         }
+    }
+}
+
+/// A module to be compiled.
+pub(super) struct Compilation {
+    pub(super) function: Arc<str>,
+    pub(super) edition: u32,
+    pub(super) digest: Digest,
+    pub(super) wasm: Bytes,
+    pub(super) class: Class,
+}
+
+impl Compilation {
+    /// Blocks for as long as the compiler runs.
+    pub(super) fn run(self, compiler: &dyn CompileBackend) -> Request {
+        let Self { function, edition, digest, wasm, class } = self;
+        let result = match compiler.cached(&digest, class) {
+            Some(code) => Ok(code),
+            None => compiler.compile(&digest, &wasm, class),
+        };
+        Request::Compiled { function, edition, result }
     }
 }
 
@@ -131,5 +185,5 @@ pub(super) fn answer(disk: &Disk, compiler: &dyn CompileBackend, request: DiskRe
         DiskRequest::SetAside(file) => disk.set_aside(&file),
         DiskRequest::Retain { modules, staging } => disk.retain(&modules, &staging),
     };
-    result.map(|()| bytes::Bytes::new())
+    result.map(|()| Bytes::new())
 }

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use flume::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use tokio::sync::mpsc;
 
-use super::shell::Shell;
+use super::shell::{Compilation, Shell};
 use sedge_core::deploy::interface::{Action, CompilerError, Request};
 use sedge_core::deploy::stats::DeployStats;
 use sedge_core::deploy::steps::{MAX_EVENTS, MAX_MESSAGES};
@@ -41,7 +41,7 @@ struct Flood {
 
 /// Runs a deployer that has booted. The caller carries the actions out in order.
 pub(crate) fn spawn(shell: Shell) -> io::Result<(DeployHandle, mpsc::Receiver<Action>)> {
-    let (requests, received) = flume::bounded(MAX_MESSAGES + MAX_EVENTS);
+    let (requests, received) = shell.requests.clone();
     let (actions, decided) = mpsc::channel(ACTIONS);
     let flood = Arc::new(Flood::default());
     let stats = Arc::clone(shell.stats());
@@ -143,12 +143,9 @@ impl DeployThread {
                 let (compiler, requests) = (Arc::clone(&self.shell.compiler), self.requests.clone());
                 let name = Arc::clone(&function);
                 let work = move || {
-                    let result = match compiler.cached(&digest, class) {
-                        Some(code) => Ok(code),
-                        None => compiler.compile(&digest, &wasm, class),
-                    };
+                    let compiled = Compilation { function, edition, digest, wasm, class }.run(&*compiler);
                     // Fails only when the daemon ends.
-                    let _ = requests.try_send(Request::Compiled { function, edition, result });
+                    let _ = requests.try_send(compiled);
                 };
                 if let Err(error) = std::thread::Builder::new().name("compile".into()).spawn(work) {
                     let result = Err(CompilerError::Run(error));

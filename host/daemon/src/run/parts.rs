@@ -10,6 +10,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::mpsc;
 
 use super::board_key;
+use super::exits::Exits;
 use super::orders::{META_ORDERS, Orders};
 use super::status::Status;
 use super::store_figures;
@@ -17,7 +18,9 @@ use super::{Daemon, STARTED, Upstream};
 use crate::sinks::webhook::Webhook;
 use crate::telemetry::{Health, Http, Notifier};
 use crate::worker::processes::{ProcessConfig, Processes};
-use sedge_core::board::{self, Board, BoardConfig, Budget, Input, PauseConfig, RecorderConfig, Version, WorkerConfig};
+use sedge_core::board::{
+    self, Board, BoardConfig, Budget, CautionConfig, Input, PauseConfig, RecorderConfig, Version, WorkerConfig,
+};
 use sedge_core::config::{Config, Isolate};
 use sedge_core::deploy::{self, DeployerConfig, Installed};
 use sedge_core::isa::Class;
@@ -35,6 +38,8 @@ use sedge_store::Store;
 const LOCAL_IN_FLIGHT: u16 = 64;
 /// Name of the condition that `/readyz` waits for during startup.
 pub(super) const STARTING: &str = "functions";
+/// Name of the condition that `/readyz` names while a worker is silent.
+pub(super) const SILENT: &str = "worker";
 /// The message loop counts as dead after this time without an iteration.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 const MAX_WORKERS: usize = 4;
@@ -66,13 +71,15 @@ impl Daemon {
                 sedge_sandbox::clock::now(sedge_sandbox::clock::clock_synced()),
             )?
         };
+        // The folder is this process's alone now.
+        let (exits, caution) =
+            Exits::open(&config.node.data_dir, true).context("failed to note that the daemon runs")?;
         store_figures::join(&metrics, store.stats());
 
         let clock_synced = sedge_sandbox::clock::clock_synced();
         let now = sedge_sandbox::clock::now(clock_synced);
         let engines = ScriptEngines::default();
-        let compiler =
-            Arc::new(CachingCompiler { cache: Cache::open(data_dir)?, compiler: Compiler, engines: engines.clone() });
+        let compiler = Arc::new(CachingCompiler::new(Cache::open(data_dir)?, Compiler, engines.clone()));
         let (deploy_shell, starts) = crate::deploy::shell::Shell::open(
             &data_dir.join("deploy"),
             DeployerConfig::new(&config, Compiler::capabilities()),
@@ -81,13 +88,13 @@ impl Daemon {
             now,
         )?;
         deploy_shell.stats().register(&metrics);
-        if config.worker.isolate == Isolate::Process && !sandboxing::has_filter() {
+        if config.worker.isolate != Isolate::Thread && !sandboxing::has_filter() {
             tracing::warn!(
                 hint = "run a kernel with CONFIG_SECCOMP_FILTER",
                 "this kernel does not filter system calls: the sandbox is weaker"
             );
         }
-        let board_config = board_config(&config);
+        let board_config = BoardConfig { caution, ..board_config(&config) };
         let workers = Processes::new(process_config(&config), board_config.workers.count);
         let forward = forward::ForwardConfig {
             node: config.node.name.clone(),
@@ -98,13 +105,15 @@ impl Daemon {
         };
         let mut board = Board::new(board_config, forward, &recovered, Arc::clone(&metrics), now);
         for deploy::Start { edition, installed, trial, is_resumed } in starts {
-            tracing::info!(
-                function = &*installed.manifest.name,
-                version = &*installed.manifest.version,
-                digest = %installed.digest,
-                from_cache = installed.from_cache,
-                "function installed"
-            );
+            if !installed.is_awaited {
+                tracing::info!(
+                    function = &*installed.manifest.name,
+                    version = &*installed.manifest.version,
+                    digest = %installed.digest,
+                    from_cache = installed.from_cache,
+                    "function installed"
+                );
+            }
             let version = Version { is_resumed, ..version(&config, &engines, edition, &installed, trial) };
             board.handle(Input::Deploy(version), now);
         }
@@ -119,6 +128,10 @@ impl Daemon {
         let status = Status::new(&config, key);
         let options = sedge_mqtt::Options::local(&config.mqtt, LOCAL_IN_FLIGHT, Some(status.will()));
         let (broker, broker_events, drive) = sedge_mqtt::connect(options)?;
+        if board.is_cautious() {
+            tracing::warn!("the daemon ended by faults again and again: messages are taken one at a time for a while");
+            broker.bound_receive_maximum(1);
+        }
         tokio::task::spawn_local(drive);
         let upstream = upstream(&config)?;
         board.restore(recovered, now);
@@ -136,6 +149,8 @@ impl Daemon {
             watchdog_fed: now.monotonic,
             _http: http,
             store_failed: false,
+            is_worker_silent: false,
+            exits,
             decisions,
             orders: Orders::new(handle, engines, config, config_file.to_owned(), orders_held.as_ref()),
             clock_checked: now.monotonic,
@@ -179,6 +194,7 @@ pub(super) fn version(
         settings: installed.settings(),
         permits,
         code: engines.hold(installed.code.clone(), Class::for_memory(installed.manifest.limits.memory_bytes.get())),
+        is_awaited: installed.is_awaited,
         trial,
         is_resumed: false,
     }
@@ -198,6 +214,7 @@ fn board_config(config: &Config) -> BoardConfig {
         0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_WORKERS)),
         count => count,
     };
+    let one_each = config.worker.isolate == Isolate::Function;
     BoardConfig {
         recorder: RecorderConfig {
             node: config.node.name.as_str().into(),
@@ -205,12 +222,17 @@ fn board_config(config: &Config) -> BoardConfig {
             has_upstream: config.upstream.is_some(),
             fold: config.fold(),
         },
-        workers: WorkerConfig { count, max_timeout: Duration::from_millis(functions.ceilings.timeout_ms.get().into()) },
+        workers: WorkerConfig {
+            count: if one_each { 0 } else { count },
+            one_each,
+            max_waiting: usize::from(config.mqtt.receive_maximum.get()).div_ceil(4),
+        },
         pause: PauseConfig {
             after: functions.quarantine.after.get(),
             first: Duration::from_secs(functions.quarantine.secs.get().into()),
             max: Duration::from_secs(functions.quarantine.max_secs.get().into()),
         },
+        caution: CautionConfig::default(),
         receive_maximum: config.mqtt.receive_maximum.get(),
         share_group: config.mqtt.share_group.clone(),
         max_payload_bytes: config.mqtt.max_payload_bytes.get() as usize,

@@ -4,7 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as StdStream;
 use std::os::unix::process::CommandExt as _;
@@ -33,6 +33,8 @@ use sedge_sandbox::{codes, program};
 
 /// Bytes read from a worker at once.
 const READ_BYTES: usize = 64 * 1024;
+/// What a dead worker wrote to standard error is logged up to this length.
+const MAX_LAST_WORDS_BYTES: u64 = 1024;
 /// Jobs that wait for a worker's answer are sent all the same when they are this much.
 const GATHER_BYTES: usize = 32 * 1024;
 
@@ -49,6 +51,8 @@ pub(crate) struct ProcessConfig {
 /// Must be used inside a `LocalSet`.
 pub(crate) struct Processes {
     config: ProcessConfig,
+    /// The first slots are of workers that functions have in common, the others of workers that single functions have.
+    shared: usize,
     slots: Vec<Slot>,
     inbox: Rc<Inbox>,
     /// Limits of the loaded versions, which bound what a worker may send.
@@ -105,9 +109,10 @@ impl Processes {
         let slots = (0..count).map(|_| Slot::default()).collect();
         let inbox = Rc::<Inbox>::default();
         inbox.max_frame_bytes.set(bounds::frame_bytes(std::iter::empty()));
-        Self { config, slots, inbox, limits: BTreeMap::new(), zombies: Vec::new() }
+        Self { config, shared: count, slots, inbox, limits: BTreeMap::new(), zombies: Vec::new() }
     }
 
+    /// Workers that were started at some time.
     pub(crate) fn count(&self) -> usize {
         self.slots.len()
     }
@@ -179,8 +184,7 @@ impl Processes {
             }
             WorkerEvent::Ended { status: reason } => {
                 // The socket is closed or its frames make no sense: in either case the process is ours no more.
-                let exit = self.end(worker).and_then(|mut process| process.wait().ok());
-                let status = exit.map_or(reason, |exit| exit.to_string());
+                let status = self.end(worker).and_then(last_words).unwrap_or(reason);
                 Some((worker, life, WorkerEvent::Ended { status }))
             }
             event => Some((worker, life, event)),
@@ -188,6 +192,9 @@ impl Processes {
     }
 
     fn start(&mut self, worker: WorkerNo, life: Life) {
+        if self.slots.len() <= worker.index() {
+            self.slots.resize_with(worker.index() + 1, Slot::default);
+        }
         let event = match self.spawn(worker, life) {
             Ok(()) => WorkerEvent::Started,
             Err(error) => WorkerEvent::NotStarted { error: error.to_string() },
@@ -204,7 +211,7 @@ impl Processes {
             false => (None, None),
         };
         let process = match self.config.isolate {
-            Isolate::Process => Some(self.spawn_process(far, far_codes)?),
+            Isolate::Process | Isolate::Function => Some(self.spawn_process(worker, far, far_codes)?),
             Isolate::Thread => {
                 let state_cache_bytes = self.config.state_cache_bytes;
                 let clock = Clock::start()?;
@@ -235,10 +242,11 @@ impl Processes {
     }
 
     /// Starts a worker that inherits one socket, as its standard input, and the one that code comes by, as its standard
-    /// output. Nothing else: no environment but for the allocator, no other file.
-    fn spawn_process(&self, socket: StdStream, codes: Option<StdStream>) -> io::Result<Child> {
-        let mut worker = Command::new(program::own());
-        worker
+    /// output. Nothing else: no environment but for the allocator, no other file. Standard error is a pipe: a worker cannot write to files, so that
+    /// its last words would be lost where the daemon logs to one.
+    fn spawn_process(&self, worker: WorkerNo, socket: StdStream, codes: Option<StdStream>) -> io::Result<Child> {
+        let mut command = Command::new(program::own());
+        command
             .arg0("sedge")
             .arg("worker")
             .arg("--state-cache-bytes")
@@ -246,16 +254,20 @@ impl Processes {
             .arg("--memory-bytes")
             .arg(self.config.memory_bytes.to_string());
         if codes.is_some() {
-            worker.arg("--codes");
+            command.arg("--codes");
         }
-        worker
+        // What may run for long gives way to what may not.
+        if self.shared > 0 && worker.index() >= self.shared {
+            command.arg("--nice");
+        }
+        command
             .env_clear()
             // glibc reserves 64 MiB of addresses for each further thread that allocates, of the few that a worker has.
             .env("MALLOC_ARENA_MAX", "1")
             .current_dir("/")
             .stdin(Stdio::from(OwnedFd::from(socket)))
             .stdout(codes.map_or_else(Stdio::null, |codes| OwnedFd::from(codes).into()))
-            .stderr(Stdio::inherit())
+            .stderr(Stdio::piped())
             .spawn()
     }
 
@@ -387,6 +399,21 @@ impl Running {
             codes_waiting.pop_front();
         }
     }
+}
+
+/// Waits for a process that was killed or died. Returns its exit status and what it wrote to standard error.
+fn last_words(mut process: Child) -> Option<String> {
+    let mut status = process.wait().ok()?.to_string();
+    let mut words = Vec::new();
+    // Nobody else has the other end, so that this comes to an end.
+    let stderr = process.stderr.take()?;
+    let _ = stderr.take(MAX_LAST_WORDS_BYTES).read_to_end(&mut words);
+    let words = String::from_utf8_lossy(&words).replace(char::is_control, " ");
+    if !words.trim().is_empty() {
+        status.push_str(": ");
+        status.push_str(words.trim());
+    }
+    Some(status)
 }
 
 async fn read(mut stream: OwnedReadHalf, inbox: Rc<Inbox>, worker: WorkerNo, life: Life) {

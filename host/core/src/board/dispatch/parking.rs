@@ -26,12 +26,17 @@ struct Waiting {
     due: Option<Instant>,
 }
 
+/// Parked jobs of one function that run at once: the others wait in the store, not at a worker.
+const MAX_STARTED: usize = 16;
+
 #[derive(Debug, Default)]
 pub(crate) struct Parking {
     queues: BTreeMap<Key, Queue>,
+    functions: BTreeMap<FunctionNo, PerFunction>,
     /// Keys of the jobs without a number.
     keys: BTreeMap<Ticket, Key>,
     last_ticket: Ticket,
+    last_place: u64,
     bytes: usize,
     /// A job may have come to the front that waits for nothing.
     may_be_ready: bool,
@@ -42,6 +47,18 @@ struct Queue {
     jobs: VecDeque<Waiting>,
     /// The first job is being run.
     running: bool,
+    /// Its place in [`PerFunction::fronts`], if the first job can be started.
+    place: Option<(Option<Instant>, u64)>,
+}
+
+/// What is parked for one function.
+#[derive(Debug, Default)]
+struct PerFunction {
+    bytes: usize,
+    started: usize,
+    /// Keys whose first job waits for nothing but time, or for its turn. By time, and then in the order in which they came
+    /// here, so that no key waits for another for ever.
+    fronts: BTreeMap<(Option<Instant>, u64), Key>,
 }
 
 impl Parking {
@@ -51,6 +68,10 @@ impl Parking {
 
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    pub(crate) fn bytes_of(&self, function: FunctionNo) -> usize {
+        self.functions.get(&function).map_or(0, |it| it.bytes)
     }
 
     /// Adds a job at the end of its key's queue. [`Parking::numbered`] follows once its commit is on disk.
@@ -69,11 +90,11 @@ impl Parking {
     /// Puts the first job of a key back in front. It keeps its number in the store.
     pub(crate) fn park_again(&mut self, key: Key, id: ParkedId, message: Arc<Message>, due: Instant) -> Ticket {
         let ticket = self.ticket(&key);
-        self.bytes += message.bytes();
-        let queue = self.queues.entry(key).or_default();
-        queue.running = false;
+        self.count(key.function, message.bytes());
+        let queue = self.queues.entry(key.clone()).or_default();
         let again = Waiting { id: None, ticket, had: Some(id), message, due: Some(due) };
         queue.jobs.push_front(again);
+        self.front_changed(&key);
         ticket
     }
 
@@ -83,8 +104,33 @@ impl Parking {
     }
 
     fn add(&mut self, key: Key, waiting: Waiting) {
-        self.bytes += waiting.message.bytes();
-        self.queues.entry(key).or_default().jobs.push_back(waiting);
+        self.count(key.function, waiting.message.bytes());
+        self.queues.entry(key.clone()).or_default().jobs.push_back(waiting);
+        self.front_changed(&key);
+    }
+
+    fn count(&mut self, function: FunctionNo, bytes: usize) {
+        self.bytes += bytes;
+        self.functions.entry(function).or_default().bytes += bytes;
+    }
+
+    /// Another job may be first of its key, or the first one may be started now.
+    fn front_changed(&mut self, key: &Key) {
+        let Some(queue) = self.queues.get_mut(key) else { return };
+        let front = queue.jobs.front().filter(|job| !queue.running && job.id.is_some());
+        let due = front.map(|job| job.due);
+        if queue.place.map(|(at, _)| at) == due {
+            return;
+        }
+        let parked = self.functions.entry(key.function).or_default();
+        if let Some(place) = queue.place.take() {
+            parked.fronts.remove(&place);
+        }
+        if let Some(due) = due {
+            self.last_place += 1;
+            queue.place = Some((due, self.last_place));
+            parked.fronts.insert((due, self.last_place), key.clone());
+        }
     }
 
     /// The commit that parked the job is on disk, under this number.
@@ -93,6 +139,7 @@ impl Parking {
         let jobs = &mut self.queues.get_mut(&key).expect("a job without a number stays in its queue").jobs;
         let job = jobs.iter_mut().find(|job| job.ticket == ticket);
         job.expect("a job without a number stays in its queue").id = Some(id);
+        self.front_changed(&key);
         self.may_be_ready = true;
     }
 
@@ -101,18 +148,39 @@ impl Parking {
         self.may_be_ready
     }
 
-    /// Starts the first job of every key that is due.
-    pub(crate) fn start_due(&mut self, now: Instant, mut start: impl FnMut(&Key, ParkedId, &Arc<Message>)) {
+    /// Something has changed that jobs may have waited for.
+    pub(crate) fn wake(&mut self) {
+        self.may_be_ready = true;
+    }
+
+    /// Starts the first job of every key that is due, as many of each function as may run at once. `can_run`: whether the
+    /// function can. `most`: how many in all.
+    pub(crate) fn start_due(
+        &mut self,
+        now: Instant,
+        most: usize,
+        can_run: impl Fn(FunctionNo) -> bool,
+        mut start: impl FnMut(&Key, ParkedId, &Arc<Message>),
+    ) {
         self.may_be_ready = false;
-        for (key, queue) in &mut self.queues {
-            if queue.running {
-                continue;
-            }
-            if let Some(Waiting { id: Some(id), message, due, .. }) = queue.jobs.front()
-                && due.is_none_or(|due| due <= now)
+        let mut left = most;
+        for (_, parked) in self.functions.iter_mut().filter(|(function, _)| can_run(**function)) {
+            while parked.started < MAX_STARTED
+                && let Some(entry) = parked.fronts.first_entry()
+                && entry.key().0.is_none_or(|due| due <= now)
             {
+                if left == 0 {
+                    self.may_be_ready = true;
+                    return;
+                }
+                left -= 1;
+                let key = entry.remove();
+                let queue = self.queues.get_mut(&key).expect("a key with a place has a queue");
+                queue.place = None;
                 queue.running = true;
-                start(key, *id, message);
+                parked.started += 1;
+                let first = queue.jobs.front().expect("a key with a place has a job");
+                start(&key, first.id.expect("a job with a place has a number"), &first.message);
             }
         }
     }
@@ -123,6 +191,10 @@ impl Parking {
         for (_, queue) in self.queues.extract_if(.., |key, _| key.function == function) {
             jobs.extend(queue.jobs);
         }
+        if let Some(parked) = self.functions.get_mut(&function) {
+            parked.fronts.clear();
+            parked.started = 0;
+        }
         // In the order of the store, followed by those that the store does not have.
         jobs.sort_by_key(|job| (job.id.or(job.had).map_or(u64::MAX, |id| id.0), job.ticket));
         for job in jobs {
@@ -130,31 +202,38 @@ impl Parking {
             if let Some(place) = self.keys.get_mut(&job.ticket).filter(|_| job.id.is_none()) {
                 place.clone_from(&key);
             }
-            self.queues.entry(key).or_default().jobs.push_back(job);
+            self.queues.entry(key.clone()).or_default().jobs.push_back(job);
+            self.front_changed(&key);
         }
     }
 
     /// When the next job is due that waits for nothing but time.
-    pub(crate) fn next_due(&self) -> Option<Instant> {
-        self.queues
-            .values()
-            .filter(|queue| !queue.running)
-            .filter_map(|queue| queue.jobs.front().filter(|job| job.id.is_some())?.due)
-            .min()
+    pub(crate) fn next_due(&self, can_run: impl Fn(FunctionNo) -> bool) -> Option<Instant> {
+        let waiting = self.functions.iter().filter(|(function, it)| it.started < MAX_STARTED && can_run(**function));
+        waiting.filter_map(|(_, it)| it.fronts.first_key_value()?.0.0).min()
     }
 
     /// The running job of this key has ended, or is parked anew by the same commit.
     pub(crate) fn finished(&mut self, key: &Key) {
         let queue = self.queues.get_mut(key).expect("a started job stays in its queue");
-        queue.running = false;
         let done = queue.jobs.pop_front().expect("a started job stays in its queue");
-        self.bytes -= done.message.bytes();
-        self.may_be_ready = true;
+        let bytes = done.message.bytes();
+        self.bytes -= bytes;
+        self.functions.get_mut(&key.function).expect("a started job is counted").bytes -= bytes;
+        self.stopped(key);
     }
 
     /// The job that was started for this key was not run.
     pub(crate) fn not_run(&mut self, key: &Key) {
-        self.queues.get_mut(key).expect("a started job stays in its queue").running = false;
+        self.stopped(key);
+    }
+
+    fn stopped(&mut self, key: &Key) {
+        let queue = self.queues.get_mut(key).expect("a started job stays in its queue");
+        if std::mem::take(&mut queue.running) {
+            self.functions.get_mut(&key.function).expect("a started job is counted").started -= 1;
+        }
+        self.front_changed(key);
         self.may_be_ready = true;
     }
 
@@ -162,6 +241,10 @@ impl Parking {
     pub(crate) fn unblock(&mut self, key: &Key) {
         if self.queues.get(key).is_some_and(|queue| queue.jobs.is_empty()) {
             self.queues.remove(key);
+        }
+        if self.functions.get(&key.function).is_some_and(|it| it.bytes == 0 && it.started == 0 && it.fronts.is_empty())
+        {
+            self.functions.remove(&key.function);
         }
     }
 }
@@ -194,7 +277,7 @@ mod tests {
 
     fn started(parking: &mut Parking, now: Instant) -> Vec<(u64, Bytes)> {
         let mut started = Vec::new();
-        parking.start_due(now, |_, id, message| started.push((id.0, message.payload.clone())));
+        parking.start_due(now, usize::MAX, |_| true, |_, id, message| started.push((id.0, message.payload.clone())));
         started
     }
 
@@ -210,7 +293,7 @@ mod tests {
         assert_eq!(started(&mut parking, later), [], "not before it is on disk");
         parking.numbered(a, ParkedId(1));
         parking.numbered(b, ParkedId(2));
-        assert_eq!(parking.next_due(), Some(later));
+        assert_eq!(parking.next_due(|_| true), Some(later));
         assert_eq!(started(&mut parking, now), []);
         assert_eq!(started(&mut parking, later), [(1, Bytes::from("a"))]);
         assert_eq!(started(&mut parking, later), [], "one at a time");

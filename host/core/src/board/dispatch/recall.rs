@@ -7,6 +7,9 @@ use std::collections::BTreeSet;
 
 use crate::board::ids::UnitId;
 
+/// Jobs that are called back, with the edition that must run them where that is decided.
+pub(crate) type Jobs = Vec<(UnitId, Option<u32>)>;
+
 #[derive(Debug, Default)]
 pub(crate) struct Recall {
     /// Units whose jobs the workers still have to answer. For a whole function the rollout counts jobs instead.
@@ -17,11 +20,25 @@ pub(crate) struct Recall {
     returned: Vec<UnitId>,
     /// Never sent to a worker.
     waiting: Vec<UnitId>,
+    /// The jobs have waited for too long: they are parked instead of started.
+    parks: bool,
 }
 
 impl Recall {
     pub(crate) fn new(outstanding: impl IntoIterator<Item = UnitId>, waiting: Vec<UnitId>) -> Self {
         Self { outstanding: outstanding.into_iter().collect(), waiting, ..Self::default() }
+    }
+
+    pub(crate) fn to_park(outstanding: impl IntoIterator<Item = UnitId>, waiting: Vec<UnitId>) -> Self {
+        Self { parks: true, ..Self::new(outstanding, waiting) }
+    }
+
+    pub(crate) fn runs_again(&self) -> bool {
+        !self.again.is_empty()
+    }
+
+    pub(crate) fn parks(&self) -> bool {
+        self.parks
     }
 
     /// Whether nothing has to be waited for.
@@ -58,7 +75,7 @@ impl Recall {
     }
 
     /// All jobs, with the edition that must run them where that is decided.
-    pub(crate) fn into_jobs(self) -> Vec<(UnitId, Option<u32>)> {
+    pub(crate) fn into_jobs(self) -> Jobs {
         let again = self.again.into_iter().map(|(id, edition)| (id, Some(edition)));
         let fresh = self.returned.into_iter().chain(self.waiting).map(|id| (id, None));
         again.chain(fresh).collect()

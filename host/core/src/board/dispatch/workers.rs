@@ -3,11 +3,12 @@
 //! A worker that dies takes nothing along: its unfinished jobs had no effect. They run again in its replacement, one at a
 //! time, so that a poison message is known when it kills again; that one is returned as crashed.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::slot::{Process, Slot};
+use super::costs::{Costs, Measured};
+use super::slot::{Finished, Late, Process, Slot};
 use crate::board::Weight;
 use crate::board::ids::{FunctionNo, JobId, JobNo, Life, WorkerNo};
 use crate::board::input::{Job, Load, StateEntries, WorkerCommand, WorkerEvent};
@@ -16,23 +17,35 @@ use crate::bounds;
 use crate::manifest::StateScope;
 use crate::message::{LogLine, Outcome};
 
-/// A worker that answers nothing for this long beyond ten times the longest deadline is stuck outside the guest's code. Ten
-/// times, because it may wait for a processor.
+/// A run may take this many times its deadline, because its worker may wait for a processor.
+const STRETCH: u32 = 10;
+/// A worker that answers nothing for this long beyond the longest run is stuck outside the guest's code.
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 /// A job over which a worker died this often, as the only one, is at fault.
 const DEATHS_ALONE: u32 = 2;
+/// Workers that single functions have. Further functions that want one share them: each costs some megabytes.
+const MAX_OWN: usize = 16;
 
 #[derive(Clone, Debug)]
 pub struct WorkerConfig {
+    /// Workers that functions have in common.
     pub count: usize,
-    /// The longest deadline that a function may have.
-    pub max_timeout: Duration,
+    /// Each function has a worker of its own.
+    pub one_each: bool,
+    /// Jobs of one function that may wait for room at a worker. Beyond it they are parked at once.
+    pub max_waiting: usize,
 }
 
 pub(crate) struct Workers {
     config: WorkerConfig,
+    /// Those that functions have in common, then those that single functions have.
     slots: Vec<Slot>,
+    /// Functions with a worker of their own. They keep it: the state that the others remember of them is old.
+    own: BTreeMap<FunctionNo, WorkerNo>,
+    costs: Costs,
     loads: Vec<Load>,
+    /// The longest that a run of a loaded version may take.
+    longest_run: Duration,
     loading: Vec<Loading>,
     events: VecDeque<Event>,
     commands: VecDeque<(WorkerNo, Command)>,
@@ -46,7 +59,6 @@ pub(crate) struct Workers {
 }
 
 /// What became of jobs, as the message path handles it.
-#[derive(Debug)]
 pub(crate) enum Event {
     Done {
         id: JobId,
@@ -54,7 +66,16 @@ pub(crate) enum Event {
         outcome: Outcome,
         log: Vec<LogLine>,
         log_lines_dropped: u32,
+        /// How long it waited for room at its worker.
+        waited: Duration,
     },
+    /// Jobs of the function wait for room for too long, or too many of them: [`Workers::take_late`] should follow.
+    Late {
+        worker: WorkerNo,
+        function: FunctionNo,
+        all: bool,
+    },
+    Measured(Measured),
     /// Answered by [`Workers::provide_state`] from the store, after everything that was committed for the scope.
     NeedState {
         request: StateRequest,
@@ -125,7 +146,7 @@ impl Event {
             | Self::NeedState { id, edition, .. }
             | Self::Held { id, edition }
             | Self::Crashed { id, edition } => Some((id, edition)),
-            Self::Loaded { .. } | Self::Died { .. } => None,
+            Self::Loaded { .. } | Self::Died { .. } | Self::Late { .. } | Self::Measured(_) => None,
         }
     }
 }
@@ -133,12 +154,14 @@ impl Event {
 impl Workers {
     pub(crate) fn new(config: WorkerConfig, now: Instant) -> Self {
         let slots = (0..config.count).map(|_| Slot::new(now)).collect();
-        let (loads, loading) = (Vec::new(), Vec::new());
         let mut workers = Self {
             config,
             slots,
-            loads,
-            loading,
+            own: BTreeMap::new(),
+            costs: Costs::new(now),
+            loads: Vec::new(),
+            longest_run: Duration::ZERO,
+            loading: Vec::new(),
             events: VecDeque::new(),
             commands: VecDeque::new(),
             room: 0,
@@ -146,38 +169,127 @@ impl Workers {
             turn: 0,
             now,
         };
-        workers.handle_timeout(now);
+        workers.handle_timeout();
         workers
     }
 
-    pub(crate) fn count(&self) -> usize {
-        self.slots.len()
+    /// The time of everything that follows.
+    pub(crate) fn set_now(&mut self, now: Instant) {
+        self.now = now;
+    }
+
+    /// Number of the workers that functions have in common.
+    pub(crate) fn shared(&self) -> usize {
+        self.config.count
+    }
+
+    /// The worker that a function has for itself.
+    pub(crate) fn own(&self, function: FunctionNo) -> Option<WorkerNo> {
+        if self.own.is_empty() { None } else { self.own.get(&function).copied() }
+    }
+
+    /// Whether each function is to have a worker of its own.
+    pub(crate) fn one_each(&self) -> bool {
+        self.config.one_each
+    }
+
+    /// The workers that a function's jobs may go to.
+    pub(crate) fn of(&self, function: FunctionNo) -> Vec<WorkerNo> {
+        match self.own(function) {
+            Some(own) => vec![own],
+            None => self.numbers().take(self.config.count).collect(),
+        }
+    }
+
+    /// Gives a function a worker of its own. None of its jobs is under way.
+    pub(crate) fn set_apart(&mut self, function: FunctionNo) {
+        if self.own.contains_key(&function) {
+            return;
+        }
+        let before = self.of(function);
+        let own = self.choose_own();
+        self.own.insert(function, own);
+        for load in self.loads.iter().filter(|it| it.function == function.0).cloned().collect::<Vec<_>>() {
+            let edition = load.version.edition;
+            for worker in &before {
+                self.command(*worker, WorkerCommand::Unload { function: function.0, edition });
+            }
+            self.command(own, WorkerCommand::Load(load));
+        }
+        for loading in self.loading.iter_mut().filter(|it| it.function == function) {
+            loading.waiting_for = [own].into();
+        }
+        self.handle_timeout();
+    }
+
+    /// A worker that no function has, a new one, or the one that the fewest have.
+    fn choose_own(&mut self) -> WorkerNo {
+        let first = self.config.count as u32;
+        let last = self.slots.len() as u32;
+        let absent = (first..last).find(|n| self.slots[*n as usize].process == Process::Absent);
+        if let Some(n) = absent {
+            self.slots[n as usize].process = Process::StartsAt(self.now);
+            return WorkerNo(n);
+        }
+        if self.config.one_each || ((last - first) as usize) < MAX_OWN {
+            self.slots.push(Slot::new(self.now));
+            return WorkerNo(last);
+        }
+        let users = |n: &u32| self.own.values().filter(|it| it.0 == *n).count();
+        WorkerNo((first..last).min_by_key(users).expect("there are some"))
+    }
+
+    /// Ends a worker whose functions have no version any more. They get it, or another, back with their next version.
+    fn end_unused(&mut self, worker: WorkerNo) {
+        let is_used = self.loads.iter().any(|it| self.own(FunctionNo(it.function)) == Some(worker));
+        if is_used || worker.index() < self.config.count || !self.slots[worker.index()].is_idle() {
+            return;
+        }
+        self.kill(worker);
+        self.slots[worker.index()].process = Process::Absent;
     }
 
     /// Gives a version to every worker. [`Event::Loaded`] follows; jobs for it may be submitted before. `expendable`: given
     /// up if workers die over it.
     pub(crate) fn load(&mut self, function: FunctionNo, version: Arc<Version>, expendable: bool) {
+        if let Some(own) = self.own(function)
+            && self.slots[own.index()].process == Process::Absent
+        {
+            // It was ended when the function had no version any more.
+            let own = self.choose_own();
+            self.own.insert(function, own);
+        }
+        let workers = self.of(function);
         self.loading.push(Loading {
             function,
             edition: version.edition,
-            waiting_for: self.numbers().collect(),
+            waiting_for: workers.iter().copied().collect(),
             error: None,
             deaths: expendable.then_some(0),
         });
         let load = Load { function: function.0, version };
-        for worker in self.numbers() {
+        for worker in workers {
             self.command(worker, WorkerCommand::Load(load.clone()));
         }
         self.loads.push(load);
+        self.measure_longest_run();
+        self.handle_timeout();
     }
 
     /// No job for the version is under way or will come.
     pub(crate) fn unload(&mut self, function: FunctionNo, edition: u32) {
         self.loads.retain(|it| (it.function, it.version.edition) != (function.0, edition));
+        self.measure_longest_run();
         self.loading.retain(|it| (it.function, it.edition) != (function, edition));
-        for worker in self.numbers() {
+        for worker in self.of(function) {
             self.command(worker, WorkerCommand::Unload { function: function.0, edition });
+            self.end_unused(worker);
         }
+    }
+
+    fn measure_longest_run(&mut self) {
+        let longest = self.loads.iter().map(|it| it.version.limits.timeout_ms).max().unwrap_or(0);
+        self.longest_run = STRETCH * Duration::from_millis(longest.into());
     }
 
     fn numbers(&self) -> impl Iterator<Item = WorkerNo> + use<> {
@@ -186,17 +298,25 @@ impl Workers {
 
     /// A worker that is not running is given everything when it has started.
     fn command(&mut self, worker: WorkerNo, command: WorkerCommand) {
-        let slot = &self.slots[worker.index()];
+        let slot = &mut self.slots[worker.index()];
         if slot.is_running() {
+            if let WorkerCommand::Load(load) = &command {
+                slot.asked_to_load(load.function, load.version.edition);
+            }
             self.commands.push_back((worker, Command { life: slot.life, command }));
         }
     }
 
-    /// Adds a job, which is sent at once if nothing comes before it and it fits.
-    pub(crate) fn submit(&mut self, worker: WorkerNo, job: Job) {
+    /// Adds a job, which is sent at once if nothing comes before it and it fits. `may_wait`: its message holds up nobody.
+    pub(crate) fn submit(&mut self, worker: WorkerNo, job: Job, may_wait: bool) {
         let fits = self.fits(worker, job.weight);
-        let Self { slots, commands, now, .. } = self;
-        slots[worker.index()].submit(job, fits, *now, &mut |command| commands.push_back((worker, command)));
+        let Self { slots, commands, now, costs, .. } = self;
+        let function = job.id.function;
+        let mut send = |command| commands.push_back((worker, command));
+        let waiting = slots[worker.index()].submit(job, may_wait, fits, *now, |function| costs.of(function), &mut send);
+        if waiting > self.config.max_waiting && !may_wait {
+            self.events.push_back(Event::Late { worker, function, all: true });
+        }
     }
 
     fn fits(&self, worker: WorkerNo, weight: Weight) -> bool {
@@ -216,10 +336,11 @@ impl Workers {
         let mut idle = 0;
         while idle < self.slots.len() {
             let worker = WorkerNo((self.turn % self.slots.len()) as u32);
-            let next = self.slots[worker.index()].next().map(|job| job.weight);
+            let next = self.slots[worker.index()].next();
             if next.is_some_and(|weight| self.fits(worker, weight)) {
-                let Self { slots, commands, now, .. } = self;
-                slots[worker.index()].send_next(*now, &mut |command| commands.push_back((worker, command)));
+                let Self { slots, commands, now, costs, .. } = self;
+                let mut send = |command| commands.push_back((worker, command));
+                slots[worker.index()].send_next(*now, |function| costs.of(function), &mut send);
                 idle = 0;
             } else {
                 idle += 1;
@@ -228,18 +349,26 @@ impl Workers {
         }
     }
 
+    /// Takes back the jobs of a function that have waited for room for too long. `all`: and those that have not.
+    pub(crate) fn take_late(&mut self, worker: WorkerNo, function: FunctionNo, all: bool) -> Late {
+        self.slots[worker.index()].take_late(function, all, self.now)
+    }
+
+    pub(crate) fn has_events(&self) -> bool {
+        !self.events.is_empty()
+    }
+
     /// Takes back what was submitted to a worker for one key, because a job before it is to run again.
     pub(crate) fn recall(&mut self, worker: WorkerNo, function: FunctionNo, topic: Option<&str>) -> Recalled {
-        let is_of_key =
-            |job: &Job| job.id.function == function && topic.is_none_or(|topic| *job.message.topic == *topic);
-        let (outstanding, unsent) = self.slots[worker.index()].recall(is_of_key);
+        let is_of_key = |job: &Job| topic.is_none_or(|topic| *job.message.topic == *topic);
+        let (outstanding, unsent) = self.slots[worker.index()].recall(function, is_of_key);
         Recalled { outstanding, unsent: unsent.into_iter().map(|job| (job.id, job.edition)).collect() }
     }
 
     pub(crate) fn provide_state(&mut self, request: StateRequest, entries: StateEntries) {
         let slot = &mut self.slots[request.worker.index()];
         if slot.life == request.life {
-            slot.has_state(request.job);
+            slot.has_state(request.job, self.now);
             self.command(request.worker, WorkerCommand::State { job: request.job, entries });
         }
     }
@@ -253,7 +382,7 @@ impl Workers {
             self.kill(worker);
             self.slots[worker.index()].clear(self.now);
         }
-        self.handle_timeout(self.now);
+        self.handle_timeout();
     }
 
     fn kill(&mut self, worker: WorkerNo) {
@@ -265,18 +394,19 @@ impl Workers {
 
     /// What follows is read with [`Workers::next_event`], one at a time: what is done about one decides what a recall finds
     /// of the others.
-    pub(crate) fn handle(&mut self, worker: WorkerNo, life: Life, event: WorkerEvent, now: Instant) {
-        self.now = now;
+    pub(crate) fn handle(&mut self, worker: WorkerNo, life: Life, event: WorkerEvent) {
+        let now = self.now;
         let slot = &mut self.slots[worker.index()];
-        if slot.life != life || matches!(slot.process, Process::StartsAt(_)) {
+        if slot.life != life || matches!(slot.process, Process::StartsAt(_) | Process::Absent) {
             return;
         }
-        slot.heard(now);
         match event {
             WorkerEvent::Started => {
                 slot.started(now);
                 for load in self.loads.clone() {
-                    self.command(worker, WorkerCommand::Load(load));
+                    if self.of(FunctionNo(load.function)).contains(&worker) {
+                        self.command(worker, WorkerCommand::Load(load));
+                    }
                 }
             }
             WorkerEvent::NotStarted { error } => {
@@ -289,25 +419,40 @@ impl Workers {
                 if let Some(Err(excess)) = limits.map(|limits| bounds::check(&outcome, &log, limits)) {
                     return self.unexpected(worker, &excess.to_string());
                 }
-                let done = slot.finish(job).expect("the job was looked up above");
+                // Bounded, since a captured worker may say anything.
+                let took = Duration::from_micros(outcome.usage.elapsed_us).min(self.longest_run);
+                let took_us = u32::try_from(took.as_micros()).unwrap_or(u32::MAX);
+                let finished = slot.finish(job, took_us, now);
+                let Finished { job: Job { id, edition, .. }, waited } = finished.expect("the job was looked up above");
                 slot.works();
-                let (id, edition) = (done.id, done.edition);
-                self.events.push_back(Event::Done { id, edition, outcome, log, log_lines_dropped });
+                self.costs.ran(id.function, took_us);
+                self.events.push_back(Event::Done { id, edition, outcome, log, log_lines_dropped, waited });
+                if self.costs.is_due(now) {
+                    let Self { costs, own, config, .. } = self;
+                    let measured = costs.measure(now, config.count, |function| own.contains_key(&function));
+                    self.events.push_back(Event::Measured(measured));
+                }
             }
             WorkerEvent::Held { job } => {
-                let Some(held) = slot.finish(job) else { return self.unexpected(worker, "an answer to no job") };
-                self.events.push_back(Event::Held { id: held.id, edition: held.edition });
+                let Some(held) = slot.finish(job, 0, now) else {
+                    return self.unexpected(worker, "an answer to no job");
+                };
+                self.events.push_back(Event::Held { id: held.job.id, edition: held.job.edition });
             }
             WorkerEvent::NeedState { job } => {
                 let Some(asking) = slot.job(job) else { return self.unexpected(worker, "a question for no job") };
                 let (id, edition, scope) = (asking.id, asking.edition, asking.scope);
-                // Once is enough: a captured worker must not keep the store busy.
-                if slot.asks_state(job) {
-                    let request = StateRequest { worker, life, job };
-                    self.events.push_back(Event::NeedState { request, id, edition, scope });
+                // A captured worker must not keep the store busy, nor be waited for because it waits itself.
+                if !slot.asks_state(job) {
+                    return self.unexpected(worker, "a question that was answered before");
                 }
+                let request = StateRequest { worker, life, job };
+                self.events.push_back(Event::NeedState { request, id, edition, scope });
             }
             WorkerEvent::Loaded { function, edition, error } => {
+                if !slot.has_loaded(function, edition) {
+                    return self.unexpected(worker, "an answer about a version that it was not given");
+                }
                 self.loaded(worker, FunctionNo(function), edition, error);
             }
             WorkerEvent::Ended { status } => self.died(worker, status),
@@ -351,7 +496,7 @@ impl Workers {
         self.events.extend(held);
         self.events.extend(autopsy.crashed.map(|job| Event::Crashed { id: job.id, edition: job.edition }));
         self.events.push_back(Event::Died { worker, status });
-        self.handle_timeout(self.now);
+        self.handle_timeout();
     }
 
     /// A worker died before it answered for a version. Once may be bad luck, but a version that kills every worker that
@@ -373,8 +518,8 @@ impl Workers {
     }
 
     /// Starts workers whose pause is over, and ends those that are stuck.
-    pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        self.now = now;
+    pub(crate) fn handle_timeout(&mut self) {
+        let now = self.now;
         for worker in self.numbers() {
             let patience = self.patience();
             let slot = &mut self.slots[worker.index()];
@@ -388,17 +533,35 @@ impl Workers {
                 slot.start();
                 self.commands.push_back((worker, Command { life: slot.life, command: WorkerCommand::Start }));
             }
+            let late = slot.late_at().filter(|(_, at)| *at <= now);
+            self.events.extend(late.map(|(function, _)| Event::Late { worker, function, all: false }));
         }
     }
 
     fn patience(&self) -> Duration {
-        10 * self.config.max_timeout + STUCK_AFTER
+        self.longest_run + STUCK_AFTER
+    }
+
+    /// A worker that has owed an answer for longer than any of its runs may take: for how long, and after how long it is
+    /// ended.
+    pub(crate) fn silent(&self, now: Instant) -> Option<(WorkerNo, Duration, Duration)> {
+        let silences = self.numbers().filter_map(|worker| {
+            let since = self.slots[worker.index()].silent_since()?;
+            Some((worker, now.saturating_duration_since(since)))
+        });
+        let longest = silences.max_by_key(|(_, silence)| *silence)?;
+        (longest.1 > self.longest_run).then(|| (longest.0, longest.1, self.patience()))
     }
 
     pub(crate) fn poll_timeout(&self) -> Option<Instant> {
-        let due = |slot: &Slot| match slot.process {
-            Process::StartsAt(at) => Some(at),
-            _ => slot.stuck_at(self.patience()),
+        let due = |slot: &Slot| {
+            let next = match slot.process {
+                Process::StartsAt(at) => Some(at),
+                _ => slot.stuck_at(self.patience()),
+            };
+            // Health tells of it then.
+            let silent = slot.silent_since().map(|since| since + self.longest_run).filter(|at| *at > self.now);
+            next.into_iter().chain(silent).chain(slot.late_at().map(|(_, at)| at)).min()
         };
         self.slots.iter().filter_map(due).min()
     }

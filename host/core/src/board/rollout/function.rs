@@ -3,17 +3,24 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use super::pause::{Pause, PauseConfig};
+use super::pause::{PauseConfig, Paused, Pauses};
 use super::trial::Candidate;
 use crate::board::ids::FunctionNo;
 use crate::board::version::Version;
 use crate::manifest::{Manifest, StateScope};
-use crate::message::{Message, Scope};
+use crate::message::{Failure, Message, Scope};
 use crate::metrics::FunctionMetrics;
 use crate::router::Heard;
 use crate::topic::TopicFilter;
+
+/// A function whose runs may take longer has a worker of its own.
+const LONG_RUN_MS: u32 = 100;
+/// A function whose runs may take longer gets its messages from the store, where they are parked first.
+const VERY_LONG_RUN_MS: u32 = 1_000;
+/// Shortest time between two lines about paused topics of one function.
+const LOG_PAUSES_EVERY: Duration = Duration::from_secs(10);
 
 /// A version that workers have loaded or are loading.
 #[derive(Debug)]
@@ -33,7 +40,12 @@ pub(crate) struct Function {
     state_name: Arc<str>,
     pub(crate) role: Role,
     pub(crate) metrics: Arc<FunctionMetrics>,
-    pub(crate) pause: Pause,
+    pub(crate) pauses: Pauses,
+    /// When a pause was last logged, and pauses since that were not.
+    pub(crate) pause_logged: Option<Instant>,
+    pub(crate) pauses_unlogged: u32,
+    over_share_logged: Option<Instant>,
+    over_share_unlogged: u64,
     pub(crate) versions: Versions,
     /// Replaced, with jobs that the workers have not answered.
     retired: Vec<Rc<Edition>>,
@@ -104,15 +116,32 @@ impl Edition {
         left
     }
 
+    /// Whether a run may take so long that messages of other functions must not wait for it.
+    pub(crate) fn wants_own_worker(&self) -> bool {
+        self.version.limits.timeout_ms > LONG_RUN_MS
+    }
+
+    /// Whether a run may take so long that acknowledgements must not wait for it.
+    pub(crate) fn runs_long(&self) -> bool {
+        self.version.limits.timeout_ms > VERY_LONG_RUN_MS
+    }
+
+    /// How many topics it hears. `None`: that depends on who publishes.
+    fn heard(&self) -> Option<usize> {
+        let Manifest { subscribe, every, .. } = &**self.manifest();
+        let has_wildcard = subscribe.iter().any(|filter| filter.as_str().contains(['+', '#']));
+        (!has_wildcard).then(|| subscribe.len() + usize::from(every.is_some()))
+    }
+
     pub(crate) fn wants(&self, topic: &str) -> bool {
         let is_timer = || self.manifest().every.is_some() && topic.starts_with("$timer/");
         self.manifest().hears(topic) || is_timer()
     }
 
     /// Whether both versions order messages, choose workers and wait for state in the same way. Between versions with state
-    /// and without, a job that need not wait would overtake one that does.
+    /// and without, a job that need not wait would overtake one that does; so would one that is parked before it runs.
     pub(crate) fn has_keys_of(&self, other: &Self) -> bool {
-        self.scope() == other.scope()
+        self.scope() == other.scope() && self.runs_long() == other.runs_long()
     }
 }
 
@@ -129,7 +158,11 @@ impl Function {
             state_name,
             role,
             metrics,
-            pause: Pause::new(pause),
+            pauses: Pauses::new(pause, None),
+            pause_logged: None,
+            pauses_unlogged: 0,
+            over_share_logged: None,
+            over_share_unlogged: 0,
             versions: Versions::None,
             retired: Vec::new(),
             next_tick: None,
@@ -138,12 +171,62 @@ impl Function {
         }
     }
 
+    /// Whether its code is still being compiled.
+    pub(crate) fn is_awaited(&self) -> bool {
+        self.serving().is_some_and(|edition| edition.version.is_awaited)
+    }
+
     pub(crate) fn is_shadow(&self) -> bool {
         matches!(self.role, Role::Shadow { .. })
     }
 
     pub(crate) fn state_name(&self) -> &Arc<str> {
         &self.state_name
+    }
+
+    /// Another version serves: what the one before failed over says nothing about it.
+    pub(super) fn forget_pauses(&mut self, config: PauseConfig) {
+        let heard = self.serving().and_then(|edition| edition.heard());
+        self.pauses = Pauses::new(config, heard);
+    }
+
+    /// Logs that a topic is paused, or the function with it: once in a while, since whoever publishes decides how often.
+    pub(crate) fn log_pause(&mut self, paused: Paused, topic: &str, failure: &Failure, now: Instant) {
+        let Paused { length, is_function } = paused;
+        let (reason, detail) = (failure.code.as_str(), &*failure.detail);
+        let (function, pause_secs) = (&*self.name, length.as_secs());
+        if is_function {
+            tracing::error!(function, topic, pause_secs, reason, detail, "the function keeps failing and is paused");
+        } else if self.pause_logged.is_none_or(|at| now.saturating_duration_since(at) >= LOG_PAUSES_EVERY) {
+            self.pause_logged = Some(now);
+            let others = std::mem::take(&mut self.pauses_unlogged);
+            tracing::error!(
+                function,
+                topic,
+                pause_secs,
+                reason,
+                detail,
+                others,
+                "the function keeps failing over a topic, which is paused for it"
+            );
+        } else {
+            self.pauses_unlogged = self.pauses_unlogged.saturating_add(1);
+        }
+    }
+
+    /// Logs that messages of the function become dead letters because too many wait: once in a while.
+    pub(crate) fn log_over_share(&mut self, share: usize, now: Instant) {
+        if self.over_share_logged.is_some_and(|at| now.saturating_duration_since(at) < LOG_PAUSES_EVERY) {
+            self.over_share_unlogged += 1;
+            return;
+        }
+        self.over_share_logged = Some(now);
+        tracing::warn!(
+            function = &*self.name,
+            share,
+            others = std::mem::take(&mut self.over_share_unlogged),
+            "more messages wait for the function than its share: further ones become dead letters (over-share)"
+        );
     }
 
     /// Where the state of a run on this message is stored.
@@ -282,7 +365,7 @@ impl Function {
             edition.jobs.set(0);
         }
         self.is_ticking = false;
-        self.pause.undecided();
+        self.pauses.all_undecided();
         std::mem::take(&mut self.retired).iter().map(|edition| edition.number()).collect()
     }
 }

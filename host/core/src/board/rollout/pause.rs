@@ -1,125 +1,277 @@
-//! The pause of a function that keeps failing: longer each time, so that it does not take the time of the others. Its
-//! messages become dead letters meanwhile, which can be replayed after a fix.
+//! Pauses of topics over which a function keeps failing: longer each time, so that they do not take the time of the others.
+//! Their messages become dead letters meanwhile, which can be replayed after a fix.
+//!
+//! A topic is paused for itself alone. Whoever publishes to it, and to however many others, stops nothing but those. The
+//! function counts as paused once several topics are and no message of any topic has succeeded since: then one failure
+//! suffices to pause another topic, and people are told. One success ends that.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use crate::message::Failure;
+use crate::mistakes::{Mistake, is_made};
+
+/// Topics of one function that are remembered as failing. Beyond it the one that failed the longest ago is forgotten.
+const MAX_TOPICS: usize = 128;
+/// Topics that are paused in a row before the function counts as paused, if it hears as many.
+const SEVERAL: usize = 3;
+/// The reason of the last failure is kept up to this length.
+const MAX_REASON_BYTES: usize = 160;
 
 #[derive(Clone, Copy, Debug)]
 pub struct PauseConfig {
-    /// Failures in a row before the function is paused.
+    /// Failures in a row before a topic is paused.
     pub after: u32,
     pub first: Duration,
     pub max: Duration,
 }
 
+/// The pauses of one function.
 #[derive(Debug)]
-pub(crate) struct Pause {
+pub(crate) struct Pauses {
     config: PauseConfig,
+    /// Topics whose last message failed.
+    topics: BTreeMap<Arc<str>, Topic>,
+    /// Successes so far, of any topic. Only counted while a topic fails.
+    era: u64,
+    /// Topics that were paused since the last success.
+    in_a_row: usize,
+    several: usize,
+    is_paused: bool,
+}
+
+#[derive(Debug)]
+struct Topic {
     failures: u32,
+    failed_at: Instant,
     length: Duration,
     until: Option<Instant>,
     /// The pause is over and one message is let through as a probe.
     probing: bool,
+    /// Of [`Pauses::era`], when it was last paused.
+    paused_in: Option<u64>,
+    reason: Box<str>,
 }
 
-/// A change to report.
+/// A pause to report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Change {
-    Paused(Duration),
-    Released,
+pub(crate) struct Paused {
+    pub(crate) length: Duration,
+    /// The function counts as paused, from now on.
+    pub(crate) is_function: bool,
 }
 
-impl Pause {
-    pub(crate) fn new(config: PauseConfig) -> Self {
-        Self { config, failures: 0, length: config.first, until: None, probing: false }
+impl Pauses {
+    /// `heard`: how many topics the function hears. `None` if their number has no bound.
+    pub(crate) fn new(config: PauseConfig, heard: Option<usize>) -> Self {
+        let several = heard.map_or(SEVERAL, |heard| heard.clamp(1, SEVERAL));
+        Self { config, topics: BTreeMap::new(), era: 0, in_a_row: 0, several, is_paused: false }
     }
 
+    /// Whether the function counts as paused.
     pub(crate) fn is_paused(&self) -> bool {
-        self.until.is_some()
+        self.is_paused
     }
 
-    /// Whether a message may run now. After a pause one is let through; the others wait for its outcome.
-    pub(crate) fn admits(&mut self, now: Instant) -> bool {
-        if self.is_closed(now) {
-            return false;
+    /// Topics that are paused.
+    pub(crate) fn paused_topics(&self) -> usize {
+        self.topics.values().filter(|topic| topic.until.is_some()).count()
+    }
+
+    /// Whether a message may run now. After a pause one is let through; the others wait for its outcome. `Err`: the last
+    /// failure.
+    pub(crate) fn admit(&mut self, topic: &str, now: Instant) -> Result<(), &str> {
+        let everybody = is_made(Mistake::PauseOthers) && self.is_paused;
+        let found = match everybody {
+            true => self.topics.values_mut().find(|it| it.until.is_some()),
+            false => self.topics.get_mut(topic),
+        };
+        let Some(it) = found else { return Ok(()) };
+        if it.is_closed(now) {
+            return Err(&it.reason);
         }
-        self.probing = self.is_paused();
-        true
+        it.probing = it.until.is_some();
+        Ok(())
     }
 
     /// Whether a message would not run now.
-    pub(crate) fn is_closed(&self, now: Instant) -> bool {
-        self.until.is_some_and(|until| now < until || self.probing)
+    pub(crate) fn is_closed(&self, topic: &str, now: Instant) -> bool {
+        self.topics.get(topic).is_some_and(|it| it.is_closed(now))
     }
 
     /// The probe has neither succeeded nor failed: the next message is the probe.
-    pub(crate) fn undecided(&mut self) {
-        self.probing = false;
+    pub(crate) fn undecided(&mut self, topic: &str) {
+        if let Some(it) = self.topics.get_mut(topic) {
+            it.probing = false;
+        }
     }
 
-    pub(crate) fn succeeded(&mut self) -> Option<Change> {
-        self.failures = 0;
-        self.until.take()?;
-        self.probing = false;
-        self.length = self.config.first;
-        Some(Change::Released)
+    /// No message is under way any more.
+    pub(crate) fn all_undecided(&mut self) {
+        self.topics.values_mut().for_each(|it| it.probing = false);
     }
 
-    pub(crate) fn failed(&mut self, now: Instant) -> Option<Change> {
-        self.failures = self.failures.saturating_add(1);
-        let again = self.probing;
-        let first = self.until.is_none() && self.failures >= self.config.after;
-        if !again && !first {
+    /// Whether a success changes anything.
+    pub(crate) fn has_failures(&self) -> bool {
+        !self.topics.is_empty()
+    }
+
+    /// Returns whether something was paused that is not any more.
+    pub(crate) fn succeeded(&mut self, topic: &str) -> bool {
+        self.era += 1;
+        self.in_a_row = 0;
+        let was_paused = std::mem::take(&mut self.is_paused);
+        was_paused | self.topics.remove(topic).is_some_and(|it| it.until.is_some())
+    }
+
+    pub(crate) fn failed(&mut self, topic: &Arc<str>, failure: &Failure, now: Instant) -> Option<Paused> {
+        let PauseConfig { after, first, max } = self.config;
+        if !self.topics.contains_key(topic) {
+            self.make_room();
+        }
+        let it = self.topics.entry(Arc::clone(topic)).or_insert_with(|| Topic {
+            failures: 0,
+            failed_at: now,
+            length: first,
+            until: None,
+            probing: false,
+            paused_in: None,
+            reason: Box::default(),
+        });
+        it.failures = it.failures.saturating_add(1);
+        it.failed_at = now;
+        let again = it.probing;
+        let enough = it.failures >= after || self.is_paused;
+        if !again && (it.until.is_some() || !enough) {
             return None;
         }
         if again {
-            self.length = (self.length * 2).min(self.config.max);
+            it.length = (it.length * 2).min(max);
         }
-        self.probing = false;
-        self.until = Some(now + self.length);
-        Some(Change::Paused(self.length))
+        it.probing = false;
+        it.until = Some(now + it.length);
+        it.reason = reason(failure);
+        if it.paused_in.replace(self.era) != Some(self.era) {
+            self.in_a_row += 1;
+        }
+        let is_function = !self.is_paused && self.in_a_row >= self.several;
+        self.is_paused |= is_function;
+        Some(Paused { length: it.length, is_function })
     }
+
+    /// Forgets the topic that failed the longest ago, a paused one last, where there are too many.
+    fn make_room(&mut self) {
+        if self.topics.len() < MAX_TOPICS {
+            return;
+        }
+        let oldest = self.topics.iter().min_by_key(|(_, it)| (it.until.is_some(), it.failed_at));
+        if let Some(oldest) = oldest.map(|(topic, _)| Arc::clone(topic)) {
+            self.topics.remove(&oldest);
+        }
+    }
+}
+
+impl Topic {
+    fn is_closed(&self, now: Instant) -> bool {
+        self.until.is_some_and(|until| now < until || self.probing)
+    }
+}
+
+fn reason(failure: &Failure) -> Box<str> {
+    let detail = &failure.detail[..failure.detail.floor_char_boundary(MAX_REASON_BYTES)];
+    format!("{}: {detail}", failure.code.as_str()).into()
 }
 
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "a test may read clocks and files")]
 mod tests {
     use super::*;
+    use crate::message::FailureCode;
 
     const CONFIG: PauseConfig = PauseConfig { after: 3, first: Duration::from_secs(10), max: Duration::from_secs(30) };
+
+    fn trap() -> Failure {
+        Failure { code: FailureCode::Trap, detail: "unreachable".into() }
+    }
+
+    fn paused(secs: u64, is_function: bool) -> Option<Paused> {
+        Some(Paused { length: Duration::from_secs(secs), is_function })
+    }
+
+    fn fail(pauses: &mut Pauses, topic: &str, times: u32, now: Instant) -> Option<Paused> {
+        (0..times).filter_map(|_| pauses.failed(&topic.into(), &trap(), now)).last()
+    }
 
     #[test]
     fn pauses_grow_until_it_works_again() {
         let start = Instant::now();
         let at = |secs| start + Duration::from_secs(secs);
-        let mut pause = Pause::new(CONFIG);
-        assert_eq!(pause.failed(at(0)), None);
-        assert_eq!(pause.failed(at(0)), None);
-        assert_eq!(pause.failed(at(0)), Some(Change::Paused(Duration::from_secs(10))));
+        let mut pauses = Pauses::new(CONFIG, None);
+        assert_eq!(fail(&mut pauses, "a", 2, at(0)), None);
+        assert_eq!(fail(&mut pauses, "a", 1, at(0)), paused(10, false));
         // What was under way when it was paused changes nothing.
-        assert_eq!(pause.failed(at(0)), None);
-        assert!(!pause.admits(at(9)));
-        assert!(pause.admits(at(10)));
-        assert!(!pause.admits(at(10)), "one probe at a time");
-        assert_eq!(pause.failed(at(11)), Some(Change::Paused(Duration::from_secs(20))));
-        assert!(pause.admits(at(31)));
-        pause.undecided();
-        assert!(pause.is_closed(at(30)) && !pause.is_closed(at(31)));
-        assert!(pause.admits(at(31)) && pause.is_closed(at(31)), "the next is the probe");
-        assert_eq!(pause.failed(at(31)), Some(Change::Paused(Duration::from_secs(30))));
-        assert!(pause.admits(at(61)));
-        assert_eq!(pause.succeeded(), Some(Change::Released));
-        assert!(pause.admits(at(61)) && pause.admits(at(61)));
+        assert_eq!(fail(&mut pauses, "a", 1, at(0)), None);
+        assert_eq!(pauses.admit("a", at(9)), Err("trap: unreachable"));
+        assert!(pauses.admit("a", at(10)).is_ok());
+        assert!(pauses.admit("a", at(10)).is_err(), "one probe at a time");
+        assert_eq!(fail(&mut pauses, "a", 1, at(11)), paused(20, false));
+        assert!(pauses.admit("a", at(31)).is_ok());
+        pauses.undecided("a");
+        assert!(pauses.is_closed("a", at(30)) && !pauses.is_closed("a", at(31)));
+        assert!(pauses.admit("a", at(31)).is_ok() && pauses.is_closed("a", at(31)), "the next is the probe");
+        assert_eq!(fail(&mut pauses, "a", 1, at(31)), paused(30, false));
+        assert!(pauses.admit("a", at(61)).is_ok());
+        assert!(pauses.succeeded("a"));
+        assert!(pauses.admit("a", at(61)).is_ok() && pauses.admit("a", at(61)).is_ok());
     }
 
     #[test]
     fn a_success_in_between_starts_the_count_over() {
         let now = Instant::now();
-        let mut pause = Pause::new(CONFIG);
+        let mut pauses = Pauses::new(CONFIG, None);
         for _ in 0..10 {
-            assert_eq!(pause.failed(now), None);
-            assert_eq!(pause.failed(now), None);
-            assert_eq!(pause.succeeded(), None);
+            assert_eq!(fail(&mut pauses, "a", 2, now), None);
+            assert!(!pauses.succeeded("a"));
         }
-        assert!(!pause.is_paused());
+        assert_eq!(pauses.paused_topics(), 0);
+    }
+
+    /// 25 messages to one topic silenced a function for all others.
+    #[test]
+    fn a_topic_is_paused_for_itself_alone() {
+        let now = Instant::now();
+        let mut pauses = Pauses::new(CONFIG, None);
+        for topic in 0..1000 {
+            fail(&mut pauses, &format!("evil/{topic}"), 100, now);
+            assert!(pauses.admit(&format!("evil/{topic}"), now).is_err());
+            assert!(pauses.admit("good", now).is_ok());
+        }
+        assert!(pauses.topics.len() <= MAX_TOPICS, "{}", pauses.topics.len());
+    }
+
+    #[test]
+    fn a_function_is_paused_when_several_topics_fail_and_none_works() {
+        let now = Instant::now();
+        let mut pauses = Pauses::new(CONFIG, None);
+        for _ in 0..5 {
+            assert_eq!(fail(&mut pauses, "a", 3, now).is_some(), !pauses.succeeded("b"));
+            pauses.succeeded("a");
+        }
+        assert_eq!(fail(&mut pauses, "a", 3, now), paused(10, false));
+        assert_eq!(fail(&mut pauses, "b", 3, now), paused(10, false));
+        assert!(!pauses.is_paused());
+        assert_eq!(fail(&mut pauses, "c", 3, now), paused(10, true));
+        assert!(pauses.is_paused());
+        assert_eq!(fail(&mut pauses, "d", 1, now), paused(10, false), "once is enough now");
+        assert!(pauses.admit("e", now).is_ok() && pauses.succeeded("e"));
+        assert!(!pauses.is_paused() && pauses.admit("a", now).is_err(), "these stay paused");
+        assert_eq!(pauses.paused_topics(), 4);
+    }
+
+    #[test]
+    fn a_function_that_hears_one_topic_is_paused_with_it() {
+        let mut pauses = Pauses::new(CONFIG, Some(1));
+        assert_eq!(fail(&mut pauses, "a", 3, Instant::now()), paused(10, true));
     }
 }

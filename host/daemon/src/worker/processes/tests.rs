@@ -34,6 +34,7 @@ fn load(function: u32, code: Bytes) -> WorkerCommand {
         settings: Vec::new(),
         permits,
         code: codes::hold(code),
+        is_awaited: false,
         trial: None,
         is_resumed: false,
     };
@@ -234,4 +235,16 @@ fn a_worker_that_announces_an_endless_answer_is_ended_before_room_is_made() {
 #[test]
 fn a_worker_that_sends_nonsense_is_ended() {
     check_ended(vec![0; 100], "malformed");
+}
+
+/// A worker may not write to files, so that nothing told why it died where the daemon logs to one.
+#[test]
+fn the_last_words_of_a_process_are_part_of_its_status() {
+    let script = "printf 'memory allocation of 60040 bytes failed\\n\\033[2J' >&2; kill -ABRT $$";
+    let process = Command::new("sh").args(["-c", script]).stderr(Stdio::piped()).spawn().unwrap();
+    let status = last_words(process).unwrap();
+    assert!(status.starts_with("signal: 6"), "{status}");
+    assert!(status.ends_with(": memory allocation of 60040 bytes failed  [2J"), "{status}");
+    let silent = Command::new("true").stderr(Stdio::piped()).spawn().unwrap();
+    assert_eq!(last_words(silent).unwrap(), "exit status: 0");
 }

@@ -54,7 +54,7 @@ fn done_with(job: u64, outputs: Vec<Output>, writes: Vec<StateWrite>, fuel: u64)
 impl Rig {
     fn new() -> Self {
         let now = Instant::now();
-        let config = WorkerConfig { count: 1, max_timeout: Duration::from_secs(1) };
+        let config = WorkerConfig { count: 1, one_each: false, max_waiting: 100 };
         let mut rig = Self { workers: Workers::new(config, now), now };
         rig.workers.load(FunctionNo(0), version(1), false);
         assert_eq!(rig.start(), ["start", "load"]);
@@ -75,7 +75,8 @@ impl Rig {
 
     fn say(&mut self, event: WorkerEvent) {
         let life = self.life();
-        self.workers.handle(WORKER, life, event, self.now);
+        self.workers.set_now(self.now);
+        self.workers.handle(WORKER, life, event);
         self.workers.hand_out(usize::MAX, true);
     }
 
@@ -99,8 +100,15 @@ impl Rig {
             Event::NeedState { id, .. } => format!("needs state {}", id.unit.0),
             Event::Loaded { edition, error, .. } => format!("loaded {edition} {}", error.unwrap_or_default()),
             Event::Died { status, .. } => format!("died: {status}"),
+            Event::Late { function, all, .. } => format!("late {} {all}", function.0),
+            Event::Measured(_) => "measured".to_owned(),
         };
         std::iter::from_fn(|| self.workers.next_event()).map(name).collect()
+    }
+
+    fn timeout(&mut self) {
+        self.workers.set_now(self.now);
+        self.workers.handle_timeout();
     }
 
     fn die(&mut self) -> Vec<String> {
@@ -113,17 +121,17 @@ impl Rig {
 #[test]
 fn the_job_at_fault_is_found() {
     let mut rig = Rig::new();
-    (1..=3).for_each(|unit| rig.workers.submit(WORKER, job(unit)));
+    (1..=3).for_each(|unit| rig.workers.submit(WORKER, job(unit), false));
     assert_eq!(rig.commands(), ["run"; 3]);
     assert_eq!(rig.die(), ["died: signal 9"]);
     assert_eq!(rig.start(), ["start", "load", "run"], "one at a time");
     assert_eq!(rig.die(), ["died: signal 9"]);
     rig.now += Duration::from_secs(1);
-    rig.workers.handle_timeout(rig.now);
+    rig.timeout();
     assert_eq!(rig.start(), ["start", "load", "run"]);
     assert_eq!(rig.die(), ["crashed 1", "died: signal 9"]);
     rig.now += Duration::from_secs(1);
-    rig.workers.handle_timeout(rig.now);
+    rig.timeout();
     assert_eq!(rig.start(), ["start", "load", "run"]);
     rig.say(done(0));
     assert_eq!(rig.events(), ["done 2"]);
@@ -133,23 +141,23 @@ fn the_job_at_fault_is_found() {
 #[test]
 fn a_reset_ends_the_process_and_ignores_its_answers() {
     let mut rig = Rig::new();
-    rig.workers.submit(WORKER, job(1));
+    rig.workers.submit(WORKER, job(1), false);
     rig.say(WorkerEvent::NeedState { job: JobNo(0) });
     let Some(Event::NeedState { request, .. }) = rig.workers.next_event() else { panic!("it asked for state") };
     let before = rig.life();
     rig.workers.reset();
     assert_eq!(rig.start(), ["kill", "start", "load"]);
     rig.workers.provide_state(request, Vec::new());
-    rig.workers.handle(WORKER, before, done(0), rig.now);
+    rig.workers.handle(WORKER, before, done(0));
     assert_eq!((rig.commands().len(), rig.events().len()), (0, 0));
-    rig.workers.submit(WORKER, job(2));
+    rig.workers.submit(WORKER, job(2), false);
     assert_eq!(rig.commands(), ["run"]);
 }
 
 #[track_caller]
 fn check_ended(event: WorkerEvent, reason: &str) {
     let mut rig = Rig::new();
-    rig.workers.submit(WORKER, job(7));
+    rig.workers.submit(WORKER, job(7), false);
     rig.commands();
     rig.say(event);
     assert_eq!(rig.events(), [format!("died: {reason}")]);
@@ -164,12 +172,55 @@ fn a_captured_worker_gains_nothing() {
         check_ended(WorkerEvent::NeedState { job: JobNo(number) }, "a question for no job");
     }
     let mut rig = Rig::new();
-    rig.workers.submit(WORKER, job(7));
-    (0..1000).for_each(|_| rig.say(WorkerEvent::NeedState { job: JobNo(0) }));
-    assert_eq!(rig.events(), ["needs state 7"], "once is enough");
+    rig.workers.submit(WORKER, job(7), false);
     rig.say(done(0));
     rig.say(done(0));
     assert_eq!(rig.events(), ["done 7", "died: an answer to no job"]);
+}
+
+/// Anything that a worker said counted as a sign of life, so that a captured one could hold its jobs for ever.
+#[test]
+fn a_worker_that_only_chatters_is_ended() {
+    let loaded = |edition| WorkerEvent::Loaded { function: 0, edition, error: None };
+    check_ended(loaded(9), "an answer about a version that it was not given");
+    let mut rig = Rig::new();
+    rig.workers.submit(WORKER, job(7), false);
+    rig.say(loaded(1));
+    rig.say(loaded(1));
+    assert_eq!(rig.events(), ["loaded 1 ", "died: an answer about a version that it was not given"]);
+
+    let mut rig = Rig::new();
+    rig.workers.submit(WORKER, job(7), false);
+    rig.say(WorkerEvent::NeedState { job: JobNo(0) });
+    rig.say(WorkerEvent::NeedState { job: JobNo(0) });
+    assert_eq!(rig.events(), ["needs state 7", "died: a question that was answered before"]);
+
+    // One that asks for state, gets it and asks again waits for nothing.
+    let mut rig = Rig::new();
+    rig.workers.submit(WORKER, job(7), false);
+    rig.say(WorkerEvent::NeedState { job: JobNo(0) });
+    let Some(Event::NeedState { request, .. }) = rig.workers.next_event() else { panic!("it asked for state") };
+    rig.workers.provide_state(request, Vec::new());
+    rig.say(WorkerEvent::NeedState { job: JobNo(0) });
+    assert_eq!(rig.events(), ["died: a question that was answered before"]);
+}
+
+#[test]
+fn a_worker_that_answers_all_but_its_oldest_job_is_ended() {
+    let mut rig = Rig::new();
+    let begun = rig.now;
+    rig.workers.submit(WORKER, job(0), false);
+    for number in 1..1000 {
+        rig.now += Duration::from_secs(1);
+        rig.timeout();
+        rig.workers.submit(WORKER, job(number), false);
+        rig.say(done(number.into()));
+        if rig.commands().contains(&"kill") {
+            assert_eq!(rig.now - begun, Duration::from_secs(60));
+            return;
+        }
+    }
+    panic!("it holds its job for ever");
 }
 
 #[test]
@@ -193,32 +244,50 @@ fn a_worker_that_answers_with_more_than_the_function_may_is_ended() {
 fn a_worker_that_does_not_answer_is_ended() {
     let mut rig = Rig::new();
     assert_eq!(rig.workers.poll_timeout(), None, "an idle worker owes nothing");
-    rig.workers.submit(WORKER, job(1));
+    rig.workers.submit(WORKER, job(1), false);
     let at = rig.workers.poll_timeout().unwrap();
-    assert_eq!(at.duration_since(rig.now), Duration::from_secs(15));
-    rig.commands();
+    assert_eq!(at.duration_since(rig.now), Duration::from_secs(1), "health tells of it");
     rig.now = at;
-    rig.workers.handle_timeout(at);
+    rig.timeout();
+    let at = rig.workers.poll_timeout().unwrap();
+    assert_eq!(at.duration_since(rig.now), Duration::from_secs(5), "ten times the deadline of what is loaded, and 5 s");
+    rig.commands();
+    assert_eq!(rig.workers.silent(at - Duration::from_secs(5)), None);
+    assert!(rig.workers.silent(at - Duration::from_secs(4)).is_some());
+    rig.now = at;
+    rig.timeout();
     assert_eq!(rig.commands(), ["kill"]);
     // While it waits for its state it owes nothing either.
     let mut rig = Rig::new();
-    rig.workers.submit(WORKER, job(1));
+    rig.workers.submit(WORKER, job(1), false);
     rig.say(WorkerEvent::NeedState { job: JobNo(0) });
     assert_eq!(rig.workers.poll_timeout(), None);
+}
+
+/// The board told its workers the time only when one of them spoke, so that the first job after a quiet time was late at once.
+#[test]
+fn a_worker_that_was_idle_is_not_silent() {
+    let mut rig = Rig::new();
+    rig.now += Duration::from_secs(3600);
+    rig.workers.set_now(rig.now);
+    rig.workers.submit(WORKER, job(1), false);
+    rig.timeout();
+    assert_eq!(rig.commands(), ["run"]);
+    assert_eq!(rig.workers.silent(rig.now), None);
 }
 
 #[test]
 fn jobs_are_handed_out_while_their_answers_fit_and_one_always_is() {
     let mut rig = Rig::new();
     rig.workers.hand_out(2500, true);
-    (1..=5).for_each(|unit| rig.workers.submit(WORKER, job(unit)));
+    (1..=5).for_each(|unit| rig.workers.submit(WORKER, job(unit), false));
     assert_eq!((rig.commands().len(), rig.workers.handed_out_bytes()), (2, 2200));
     // What the first left takes the room of the next.
     let life = rig.life();
-    rig.workers.handle(WORKER, life, done(0), rig.now);
+    rig.workers.handle(WORKER, life, done(0));
     rig.workers.hand_out(2000, true);
     assert_eq!(rig.commands().len(), 0);
-    rig.workers.handle(WORKER, life, done(1), rig.now);
+    rig.workers.handle(WORKER, life, done(1));
     rig.workers.hand_out(0, false);
     assert_eq!(rig.commands().len(), 0, "a commit will make room");
     rig.workers.hand_out(0, true);
@@ -233,7 +302,7 @@ fn jobs_are_handed_out_while_their_answers_fit_and_one_always_is() {
 fn a_worker_is_given_few_large_messages_at_a_time() {
     let mut rig = Rig::new();
     let large = |unit| Job { weight: Weight { message: 5 << 20, answer: 0 }, ..job(unit) };
-    (1..=3).for_each(|unit| rig.workers.submit(WORKER, large(unit)));
+    (1..=3).for_each(|unit| rig.workers.submit(WORKER, large(unit), false));
     assert_eq!(rig.commands(), ["run"]);
     rig.say(done(0));
     assert_eq!(rig.commands(), ["run"]);
@@ -253,7 +322,7 @@ fn a_version_over_which_workers_die_is_given_up() {
 #[test]
 fn a_worker_that_cannot_be_started_is_tried_again_ever_later() {
     let mut rig = Rig::new();
-    rig.workers.submit(WORKER, job(1));
+    rig.workers.submit(WORKER, job(1), false);
     rig.die();
     let mut pauses = Vec::new();
     for _ in 0..4 {
@@ -262,7 +331,7 @@ fn a_worker_that_cannot_be_started_is_tried_again_ever_later() {
         let at = rig.workers.poll_timeout().unwrap();
         pauses.push(at.duration_since(rig.now).as_millis());
         rig.now = at;
-        rig.workers.handle_timeout(at);
+        rig.timeout();
     }
     assert_eq!(pauses, [100, 200, 400, 800]);
     assert_eq!(rig.start(), ["start", "load", "run"]);
