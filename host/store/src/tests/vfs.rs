@@ -410,8 +410,10 @@ extern "C" fn write(file: *mut ffi::sqlite3_file, from: *const c_void, length: c
     match inner.shared.outcome(Call::Write, &inner.name, |state| change(state, bytes)) {
         Outcome::Done | Outcome::Lie => real!(inner, xWrite, from, length, at),
         Outcome::Torn(code) => {
-            change(&mut lock(&inner.shared.0), &bytes[..bytes.len() / 2]);
-            real!(inner, xWrite, from, length / 2, at);
+            // A sector is written as a whole or not at all.
+            let torn = bytes.len() / 2 / SECTOR * SECTOR;
+            change(&mut lock(&inner.shared.0), &bytes[..torn]);
+            real!(inner, xWrite, from, torn as c_int, at);
             code
         }
         Outcome::Failed(code) => code,
