@@ -416,9 +416,9 @@ const HOSTILE: [(&str, Option<FailureCode>); 16] = [
         "let a = []; let b = a; for (let i = 0; i < 20000; i++) { const c = []; b.push(c); b = c } JSON.stringify(a)",
         Some(FailureCode::Fuel),
     ),
-    ("eval('('.repeat(20000))", None),
+    ("eval('('.repeat(20000))", Some(FailureCode::Fuel)),
     ("new Proxy({}, { get() { return count } }).x; new Date().getTime(); Symbol.for('left')", None),
-    ("state.set('x', 'y'.repeat(70000))", Some(FailureCode::State)),
+    ("state.set('k'.repeat(70000), 1)", Some(FailureCode::State)),
     ("return new Array(100).fill(publish('x', 'y'))", Some(FailureCode::Output)),
 ];
 
