@@ -2,6 +2,7 @@
 //! and epochs on. Sedge's engine profile against Wasmtime's defaults, interleaved, on one thread.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,6 +11,7 @@ use sedge_core::grants::Grants;
 use sedge_core::isa::Class;
 use sedge_core::limits::Limits;
 use sedge_core::message::{Message, Verdict};
+use sedge_sandbox::script::archive;
 use sedge_sandbox::{Function, Sandbox, ScopeState, compile, running_config};
 use wasmtime::{Config, Engine};
 
@@ -37,12 +39,14 @@ pub(crate) fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
     defaults.consume_fuel(true).epoch_interruption(true);
     let default = whole_component(&defaults, &wasm)?;
     let whole = whole_component(&running_config(Class::Small), &wasm)?;
-    let (mut ours_us, mut whole_us, mut ratios) = (Vec::new(), Vec::new(), Vec::new());
+    let script = script()?;
+    let (mut ours_us, mut whole_us, mut ratios, mut script_us) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for _ in 0..size.rounds * 4 {
         let (ours, whole, default) = (microseconds(&ours), microseconds(&whole), microseconds(&default));
         ours_us.push(ours);
         whole_us.push(whole);
         ratios.push(default / ours);
+        script_us.push(slice(&script, [70.0, 90.0], 1));
     }
     report.add_median(
         "invoke_fresh_us",
@@ -62,7 +66,25 @@ pub(crate) fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
         Goal::AtLeast(7.0),
         "the same in Wasmtime's default engine, over ours",
     );
+    report.add_median(
+        "js_invoke_fresh_us",
+        script_us,
+        Goal::AtMost(40.0),
+        "the example threshold in JavaScript: store, instance, frozen memory, state get and set, an alert per message",
+    );
     Ok(())
+}
+
+/// Loads the example in JavaScript.
+fn script() -> io::Result<Function> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("the package lies in the workspace");
+    let archive = archive::pack(&root.join("examples/javascript/threshold").join(archive::MAIN));
+    let engine = compile::script_engine(Class::Small).map_err(io::Error::other)?;
+    let mut sandbox = Sandbox::new();
+    sandbox.add_script_engine(Class::Small, &engine).map_err(io::Error::other)?;
+    let settings = [("field", "temperature"), ("max", "80"), ("hysteresis", "2")];
+    let settings = settings.map(|(name, value)| (name.to_owned(), value.to_owned())).into();
+    sandbox.load(&archive.map_err(io::Error::other)?, LIMITS, Grants::default(), settings).map_err(io::Error::other)
 }
 
 /// Loads a function as boards with a compiler do.
@@ -84,6 +106,11 @@ pub(crate) fn settings() -> Arc<[(String, String)]> {
 
 /// Microseconds per message, averaged over a slice of time.
 pub(crate) fn microseconds(function: &Function) -> f64 {
+    slice(function, [21.5, 22.5], 0)
+}
+
+/// The same for two alternating readings, so that every run changes the state, and the number of outputs of each.
+fn slice(function: &Function, readings: [f64; 2], outputs: usize) -> f64 {
     let mut message = Message {
         topic: "last/greenhouse".into(),
         payload: Bytes::new(),
@@ -96,8 +123,7 @@ pub(crate) fn microseconds(function: &Function) -> f64 {
         response_topic: None,
         correlation_data: None,
     };
-    // Two alternating readings, so that every run changes the state.
-    let readings = [21.5, 22.5].map(|value| {
+    let readings = readings.map(|value| {
         Bytes::from(format!("{{\"battery\":97,\"humidity\":48.2,\"linkquality\":120,\"temperature\":{value}}}"))
     });
     let mut state = ScopeState::default();
@@ -107,7 +133,8 @@ pub(crate) fn microseconds(function: &Function) -> f64 {
         for reading in readings.iter().cycle().take(64) {
             message.payload = reading.clone();
             let run = function.invoke(&message, state);
-            assert_eq!(run.outcome.verdict, Verdict::Done(Vec::new()));
+            let has_outputs = matches!(&run.outcome.verdict, Verdict::Done(made) if made.len() == outputs);
+            assert!(has_outputs || runs == 0 && outputs > 0, "{:?}", run.outcome.verdict);
             assert!(runs == 0 || run.outcome.writes.len() == 1, "every run changes the state");
             state = run.state;
             runs += 1;
