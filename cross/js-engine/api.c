@@ -8,11 +8,11 @@ static const char API[] = {
 
 JSValue api_names;
 
-static JSClassID message_class;
-static int random_is_allowed, has_json, has_bucket;
+static JSClassID message_class, settings_class;
+static int random_is_allowed, has_json, has_bucket, has_settings;
 static uint32_t bucket;
 static const Message *message;
-static JSValue message_json;
+static JSValue message_json, settings;
 
 static int is_running(const char *what) {
     if (phase == RUNNING) return 1;
@@ -89,20 +89,61 @@ static JSValue state_keys(JSContext *c, JSValueConst this, int argc, JSValueCons
     return keys;
 }
 
-static JSValue read_settings(JSContext *c, JSValueConst this, int argc, JSValueConst *argv) {
-    ConfigResult result;
-    if (!is_running("settings")) return JS_EXCEPTION;
-    host_settings(&result);
-    if (result.is_error) return JS_ThrowPlainError(context, "the settings cannot be read");
-    JSValue all = JS_NewArray(context);
-    for (uint32_t n = 0; n < result.all.len; n++) {
-        JSValue pair = JS_NewArray(context);
-        JS_DefinePropertyValueUint32(context, pair, 0, string(result.all.at[n].name), JS_PROP_C_W_E);
-        JS_DefinePropertyValueUint32(context, pair, 1, string(result.all.at[n].value), JS_PROP_C_W_E);
-        if (JS_DefinePropertyValueUint32(context, all, n, pair, JS_PROP_C_W_E) < 0) return JS_EXCEPTION;
+/* The settings are an object that reads them when a script first asks: so they are not a part of the image. */
+
+/* A number, true and false are what they look like, everything else is a string. */
+static JSValue setting_of(Text text) {
+    char first = text.len > 0 ? *text.at : 0;
+    if (first == 't' || first == 'f' || first == '-' || (first >= '0' && first <= '9')) {
+        JSValue value = JS_ParseJSON(context, text.at, text.len, "setting");
+        if (!JS_IsException(value)) return value;
+        JS_FreeValue(context, JS_GetException(context));
     }
-    return all;
+    return string(text);
 }
+
+static int has_read_settings(void) {
+    ConfigResult result;
+    if (!is_running("settings")) return 0;
+    if (has_settings) return 1;
+    host_settings(&result);
+    if (result.is_error) return JS_ThrowPlainError(context, "the settings cannot be read"), 0;
+    settings = JS_NewObjectProto(context, JS_NULL);
+    for (uint32_t n = 0; n < result.all.len; n++) {
+        const TextPair *pair = &result.all.at[n];
+        JSAtom name = JS_NewAtomLen(context, pair->name.at, pair->name.len);
+        if (JS_DefinePropertyValue(context, settings, name, setting_of(pair->value), JS_PROP_ENUMERABLE) < 0) return 0;
+    }
+    has_settings = 1;
+    return 1;
+}
+
+static int setting_get(JSContext *c, JSPropertyDescriptor *descriptor, JSValueConst object, JSAtom name) {
+    return has_read_settings() ? JS_GetOwnProperty(c, descriptor, settings, name) : -1;
+}
+
+static int setting_names(JSContext *c, JSPropertyEnum **names, uint32_t *count, JSValueConst object) {
+    return has_read_settings() ? JS_GetOwnPropertyNames(c, names, count, settings, JS_GPN_STRING_MASK) : -1;
+}
+
+static int throw_unchanging(void) {
+    JS_ThrowTypeError(context, "settings cannot be changed by the function: they come from function.toml and the board");
+    return -1;
+}
+
+static int setting_delete(JSContext *c, JSValueConst object, JSAtom name) { return throw_unchanging(); }
+
+static int setting_define(JSContext *c, JSValueConst object, JSAtom name, JSValueConst value, JSValueConst getter,
+                          JSValueConst setter, int flags) {
+    return throw_unchanging();
+}
+
+static JSClassExoticMethods SETTINGS = {
+    .get_own_property = setting_get,
+    .get_own_property_names = setting_names,
+    .delete_property = setting_delete,
+    .define_own_property = setting_define,
+};
 
 static JSValue log_line(JSContext *c, JSValueConst this, int argc, JSValueConst *argv) {
     int32_t level;
@@ -135,7 +176,6 @@ static const JSCFunctionListEntry NATIVE[] = {
     JS_CFUNC_DEF("stateDelete", 1, state_delete),
     JS_CFUNC_DEF("stateIncrement", 2, state_increment),
     JS_CFUNC_DEF("stateKeys", 0, state_keys),
-    JS_CFUNC_DEF("readSettings", 0, read_settings),
     JS_CFUNC_DEF("random", 0, random_number),
 };
 
@@ -214,11 +254,15 @@ JSValue message_object(const Message *handed_in) {
 void set_up_api(int allows_random) {
     random_is_allowed = allows_random;
     const JSClassDef handed_in = { .class_name = "Message" };
+    const JSClassDef lazy = { .class_name = "Settings", .exotic = &SETTINGS };
     JS_NewClassID(runtime, &message_class);
-    check(JS_NewClass(runtime, message_class, &handed_in) == 0);
+    JS_NewClassID(runtime, &settings_class);
+    check(JS_NewClass(runtime, message_class, &handed_in) == 0 && JS_NewClass(runtime, settings_class, &lazy) == 0);
 
     JSValue native = JS_NewObject(context);
     JS_SetPropertyFunctionList(context, native, NATIVE, COUNT(NATIVE));
+    JSValue seen = JS_NewObjectProtoClass(context, JS_NULL, settings_class);
+    check(JS_DefinePropertyValueStr(context, native, "settings", seen, JS_PROP_C_W_E) >= 0);
     JSValue make = JS_Eval(context, API, sizeof API - 1, "sedge:api", JS_EVAL_TYPE_GLOBAL);
     JSValue made = JS_Call(context, make, JS_UNDEFINED, 1, (JSValueConst *)&native);
     check(!JS_IsException(made));

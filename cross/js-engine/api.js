@@ -2,7 +2,7 @@
 // those functions and returns the names that become globals and exports of the module "sedge".
 (function (native) {
   "use strict";
-  const { fail, log, stateGet, stateSet, stateDelete, stateIncrement, stateKeys, readSettings, random } = native;
+  const { fail, log, stateGet, stateSet, stateDelete, stateIncrement, stateKeys, settings, random } = native;
   const { parse, stringify } = JSON;
   const { isArray } = Array;
   const { freeze, keys: namesOf, hasOwn } = Object;
@@ -129,45 +129,6 @@
     keys: () => stateKeys(),
   });
 
-  // Read when a script asks, so that they are not part of the frozen memory. A number, true and false are what they look like.
-  let known;
-  function typedSetting(value) {
-    if (value === "true") return true;
-    if (value === "false") return false;
-    const first = value.charCodeAt(0);
-    if (first !== 45 && !(first >= 48 && first <= 57)) return value;
-    try {
-      return parse(value);
-    } catch {
-      return value;
-    }
-  }
-  function settingsNow() {
-    if (known === undefined) {
-      const all = Object.create(null);
-      for (const [name, value] of readSettings()) {
-        all[name] = typedSetting(value);
-      }
-      known = freeze(all);
-    }
-    return known;
-  }
-  const unchanging = () => {
-    throw new TypeError("settings cannot be changed by the function: they come from function.toml and the board");
-  };
-  const settings = new Proxy({}, {
-    get: (_, name) => (typeof name === "string" ? settingsNow()[name] : undefined),
-    has: (_, name) => typeof name === "string" && name in settingsNow(),
-    ownKeys: () => namesOf(settingsNow()),
-    getOwnPropertyDescriptor(_, name) {
-      if (typeof name !== "string" || !(name in settingsNow())) return undefined;
-      return { value: settingsNow()[name], enumerable: true, configurable: true };
-    },
-    set: unchanging,
-    defineProperty: unchanging,
-    deleteProperty: unchanging,
-  });
-
   function line(values) {
     return values.map((value) => {
       if (typeof value === "string") return value;
@@ -232,7 +193,6 @@
       forward("a", { b: [1.5, "c", true, null] }, { retain: true }),
       publish("a", "b"),
     ];
-    typedSetting("1");
     number.call({ json: { a: [1, "2"] }, topic: "b" }, "a[1]");
     return parse(stringify(outputs)).length;
   }

@@ -165,6 +165,19 @@ fn what_the_interface_offers() {
 }
 
 #[test]
+fn settings_cannot_be_changed() {
+    for change in
+        ["settings.max = 5", "settings.more = 5", "delete settings.max", "Object.assign(settings, { max: 5 })"]
+    {
+        check_fails(change, FailureCode::Exception, "TypeError: ");
+    }
+    assert_eq!(
+        forwarded(&run("const { max, other = 7 } = settings; return forward('x', [max, other, { ...settings }])")),
+        r#"[80,7,{"max":80,"unit":"C"}]"#
+    );
+}
+
+#[test]
 fn what_contract_0_2_0_adds_is_handed_in_and_read() {
     let function = load(&handler(
         "return [wake('later', 1500), wake('later'), reply(201, { a: 1 }), alert.firing('k', { sink: 's' }), forward('f', 'x', { sink: 's' }), \
