@@ -86,8 +86,8 @@ impl Yard {
 
     #[track_caller]
     fn await_board(&self) {
-        self.broker.await_subscription("deploy", 1);
         self.await_report(|report| report.active.is_some());
+        self.broker.await_daemon();
     }
 
     /// An order for the next version, with the label `v<serial>`.

@@ -15,7 +15,7 @@ const MESSAGES: usize = 160;
 /// Time from each message of a victim to its record upstream, in order of size. `attack` is called before each message.
 fn latencies(site: &Site, cloud: &Mosquitto, mut attack: impl FnMut(usize)) -> Vec<Duration> {
     let mut collector = Client::connect(cloud.port, &Hello::new("clock")).expect("connect the collector");
-    collector.subscribe(&[&format!("sedge/{NODE}/count/#")]).expect("subscribe the collector");
+    collector.subscribe(&[&format!("up/{NODE}/count/#")]).expect("subscribe the collector");
     let receiver = std::thread::spawn(move || {
         let mut arrived: Vec<(usize, Instant)> = Vec::new();
         while arrived.len() < MESSAGES {

@@ -39,10 +39,9 @@ pub fn prepare(dir: &Path) -> Result<(), OpenError> {
         return Ok(());
     }
     permissions.set_mode(mode & !OTHERS);
-    std::fs::set_permissions(dir, permissions).map_err(|source| OpenError::Exposed {
-        path: dir.to_owned(),
-        mode,
-        source,
+    std::fs::set_permissions(dir, permissions).map_err(|source| match source.kind() {
+        io::ErrorKind::ReadOnlyFilesystem => unusable(source),
+        _ => OpenError::Exposed { path: dir.to_owned(), mode, source },
     })?;
     tracing::warn!(path = %dir.display(), mode = format!("{mode:o}"), "other users could read the data folder; they no longer can");
     Ok(())

@@ -85,12 +85,14 @@ fn a_new_script_is_pushed_and_raises_an_alert() {
     yard.serves("v1");
 
     // An exception is a dead letter that names the place.
-    new_script(
-        &yard.folder.path().join("second"),
-        "export function handle(message) {\n  return message.json.a.b.c;\n}\n",
-    );
-    let (code, answered) = push(&yard.folder.path().join("second"));
+    let second = yard.folder.path().join("second");
+    new_script(&second, "export function handle(message) {\n  return message.json.ok ? [] : message.json.a.b.c;\n}\n");
+    let manifest = fs::read_to_string(second.join("function.toml")).expect("read function.toml");
+    fs::write(second.join("function.toml"), manifest.replace("\"0.1.0\"", "\"0.2.0\"")).expect("write function.toml");
+    let (code, answered) = push(&second);
     assert_eq!(code, Some(0), "{answered}");
+    // The first message proves the version; until then a failure would roll it back.
+    yard.publish(Publish::new("warm/oven", "{\"ok\":true}"));
     yard.publish(Publish::new("warm/oven", "{}"));
     let letters = || yard.daemon.metric_with("sedge_dead_letters_total", "reason=\"exception\"");
     assert!(eventually(PATIENCE, || letters() == 1.0), "{}", yard.daemon.log());

@@ -27,10 +27,17 @@ pub(crate) fn variant(
     change: impl FnOnce(String) -> String,
 ) -> PathBuf {
     let manifest = fs::read_to_string(folder.join("function.toml")).expect("read function.toml");
-    let lines = manifest.lines().map(|line| match line.split(" =").next() {
-        Some("name") => format!("name = {name:?}"),
-        Some("subscribe") => format!("subscribe = [{subscribe:?}]"),
-        _ => line.to_owned(),
+    let mut is_except = false;
+    let lines = manifest.lines().filter_map(|line| {
+        // What the original leaves out is not what the copy hears.
+        let is_left_out = is_except || line.starts_with("except =");
+        is_except = is_left_out && !line.ends_with(']');
+        let line = match line.split(" =").next() {
+            Some("name") => format!("name = {name:?}"),
+            Some("subscribe") => format!("subscribe = [{subscribe:?}]"),
+            _ => line.to_owned(),
+        };
+        (!is_left_out).then_some(line)
     });
     let manifest = change(lines.collect::<Vec<_>>().join("\n"));
     let original = folder.file_name().expect("a folder has a name").to_string_lossy().into_owned();

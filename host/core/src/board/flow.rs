@@ -638,10 +638,12 @@ impl Board {
             Receipt::Tick(function) => self.rollout.function_mut(*function).is_ticking = false,
             Receipt::Mqtt { .. } | Receipt::None => {}
         }
-        if !unit.commit.dead_letters.is_empty() {
-            self.metrics.dead_lettered.inc();
-        } else if matches!(unit.receipt, Receipt::Mqtt { .. } | Receipt::None) {
-            self.metrics.recorded.inc();
+        // A message is counted once, with its first commit. What becomes of its parked jobs is counted by function.
+        if matches!(unit.receipt, Receipt::Mqtt { .. } | Receipt::None) {
+            match unit.commit.dead_letters.is_empty() {
+                true => self.metrics.recorded.inc(),
+                false => self.metrics.dead_lettered.inc(),
+            }
         }
         self.ledger.send(id);
     }

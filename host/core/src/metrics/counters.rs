@@ -151,9 +151,9 @@ pub struct Metrics {
     pub acknowledged: Counter,
     pub(crate) redelivered: Counter,
     pub unrouted: Counter,
-    /// Messages that every subscribed function processed.
+    /// Messages committed without a dead letter.
     pub recorded: Counter,
-    /// Messages that at least one function could not process.
+    /// Messages committed with one.
     pub dead_lettered: Counter,
     pub in_flight: Gauge,
     pub(crate) sessions_lost: Counter,
@@ -240,6 +240,7 @@ impl Metrics {
                 "dead_lettered": self.dead_lettered.get(),
                 "acknowledged": self.acknowledged.get(),
                 "in_flight": self.in_flight.get(),
+                "parked": self.sum("sedge_parked_messages", now),
             },
             "functions": functions,
             "outbox": {

@@ -46,8 +46,11 @@ const FAMILIES: &[Family] = &[
     ),
     counter("sedge_messages_redelivered_total", "Redelivered messages that were recognised and not processed again."),
     counter("sedge_messages_unrouted_total", "Messages that no function subscribes to."),
-    counter("sedge_messages_recorded_total", "Messages that every subscribed function processed."),
-    counter("sedge_messages_dead_lettered_total", "Messages that at least one function could not process."),
+    counter(
+        "sedge_messages_recorded_total",
+        "Messages committed without a dead letter, some of them to wait in the store for a run.",
+    ),
+    counter("sedge_messages_dead_lettered_total", "Messages committed with a dead letter of at least one function."),
     gauge("sedge_in_flight", "Messages received and not yet acknowledged."),
     counter("sedge_function_invocations_total", "Invocations, failures and retries included."),
     counter("sedge_function_failures_total", "Invocations that ended in a dead letter."),

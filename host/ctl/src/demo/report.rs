@@ -28,7 +28,7 @@ pub(crate) struct Totals {
     #[serde(rename = "dead_letters")]
     pub(crate) dead_lettered: u64,
     pub(crate) unrouted: u64,
-    /// Records that their receiver has not acknowledged.
+    /// Records that their receiver has not acknowledged, and messages in the store that wait for a run.
     #[serde(skip)]
     pub(crate) waiting: u64,
     pub(crate) alerts_firing: u64,
@@ -47,7 +47,7 @@ impl Totals {
             recorded: number("/messages/recorded"),
             dead_lettered: number("/messages/dead_lettered"),
             unrouted: number("/messages/unrouted"),
-            waiting: number("/outbox/records"),
+            waiting: number("/outbox/records") + number("/messages/parked"),
             bytes_written: number("/store/written_bytes"),
             ..Self::default()
         }
