@@ -91,14 +91,20 @@ impl HostState {
 
     pub fn open(&self, bucket: &str) -> Result<(), keyvalue::Error> {
         match bucket {
-            // `state = "none"` in the manifest.
-            _ if self.limits.state_bytes == 0 => Err(keyvalue::Error::AccessDenied),
             "" | "default" => Ok(()),
             _ => Err(keyvalue::Error::NoSuchStore),
         }
     }
 
-    pub fn set(&mut self, key: &str, value: Option<&[u8]>) -> wasmtime::Result<()> {
+    /// Whether the manifest has `state = "none"`: a read finds nothing, and a write is denied.
+    fn is_stateless(&self) -> bool {
+        self.limits.state_bytes == 0
+    }
+
+    pub fn set(&mut self, key: &str, value: Option<&[u8]>) -> StoreResult<()> {
+        if self.is_stateless() {
+            return Ok(Err(keyvalue::Error::AccessDenied));
+        }
         self.view.set(key, value);
         let (wanted, limit) = (self.view.bytes(), self.limits.state_bytes);
         if wanted > limit {
@@ -110,7 +116,7 @@ impl HostState {
         if self.view.changes() > MAX_STATE_WRITES {
             return Err(Exceeded::StateChanges.into());
         }
-        Ok(())
+        Ok(Ok(()))
     }
 
     /// Returns the keys after the cursor, all at once: the state of a scope is small by its limit.
@@ -123,6 +129,10 @@ impl HostState {
     }
 
     pub(crate) fn increment(&mut self, key: &str, delta: i64) -> StoreResult<i64> {
+        // An increment by 0 is a read.
+        if self.is_stateless() && delta == 0 {
+            return Ok(Ok(0));
+        }
         let current = match self.view.get(key) {
             None => 0,
             // Decimal text, as in other hosts of this interface, and readable by people.
@@ -137,12 +147,14 @@ impl HostState {
         let Some(next) = i64::checked_add(current, delta) else {
             return Ok(Err(keyvalue::Error::Other(format!("the counter {key:?} would overflow"))));
         };
-        self.set(key, Some(next.to_string().as_bytes()))?;
-        Ok(Ok(next))
+        Ok(self.set(key, Some(next.to_string().as_bytes()))?.map(|()| next))
     }
 
     /// Makes a compare-and-swap for the key's present value, and returns its index.
     pub(crate) fn new_cas(&mut self, key: &str) -> Result<u32, keyvalue::Error> {
+        if self.is_stateless() {
+            return Err(keyvalue::Error::AccessDenied);
+        }
         if key.len() > self.limits.state_bytes {
             let reason = format!("a key of {} bytes, the limit of all state is {}", key.len(), self.limits.state_bytes);
             return Err(keyvalue::Error::Other(reason));
@@ -180,8 +192,7 @@ impl HostState {
             self.cas[cas as usize] = Some(Cas { key, observed });
             return Ok(Err(SwapError::Changed));
         }
-        self.set(&key, Some(value))?;
-        Ok(Ok(()))
+        Ok(self.set(&key, Some(value))?.map_err(SwapError::Store))
     }
 
     pub(crate) fn drop_cas(&mut self, cas: u32) {
@@ -283,11 +294,11 @@ impl keyvalue::HostBucket for HostState {
     }
 
     fn set(&mut self, _: Resource<Bucket>, key: String, value: Vec<u8>) -> StoreResult<()> {
-        HostState::set(self, &key, Some(&value)).map(Ok)
+        HostState::set(self, &key, Some(&value))
     }
 
     fn delete(&mut self, _: Resource<Bucket>, key: String) -> StoreResult<()> {
-        HostState::set(self, &key, None).map(Ok)
+        HostState::set(self, &key, None)
     }
 
     fn exists(&mut self, _: Resource<Bucket>, key: String) -> StoreResult<bool> {

@@ -115,15 +115,15 @@ fn get(call: &mut CallContext<'_>, bucket: u32, key: u32, len: u32, at: u32) -> 
 fn set(call: &mut CallContext<'_>, bucket: u32, key: u32, key_len: u32, value: u32, len: u32, at: u32) -> Result<()> {
     let (mut reader, host) = call.reader();
     host.handles.bucket(bucket)?;
-    host.set(reader.text(key, key_len)?, Some(reader.bytes(value, len)?))?;
-    return_result(call, at, Ok([]))
+    let done = host.set(reader.text(key, key_len)?, Some(reader.bytes(value, len)?))?;
+    return_result(call, at, done.map(|()| []))
 }
 
 fn delete(call: &mut CallContext<'_>, bucket: u32, key: u32, len: u32, at: u32) -> Result<()> {
     let (mut reader, host) = call.reader();
     host.handles.bucket(bucket)?;
-    host.set(reader.text(key, len)?, None)?;
-    return_result(call, at, Ok([]))
+    let done = host.set(reader.text(key, len)?, None)?;
+    return_result(call, at, done.map(|()| []))
 }
 
 fn exists(call: &mut CallContext<'_>, bucket: u32, key: u32, len: u32, at: u32) -> Result<()> {

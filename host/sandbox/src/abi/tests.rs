@@ -280,8 +280,26 @@ fn results_lie_in_memory_as_in_every_component() {
     assert_eq!((sums[96], sums[104], sums[128], sums[136]), (0, 3, 0, 1), "a, b, none; none");
 
     let none = Limits { state_bytes: 0, ..LIMITS };
-    let denied = results(OPEN, "(call $open (i32.const 0) (i32.const 0) (i32.const 1000))", none);
-    assert_eq!((denied[0], denied[4]), (1, 1));
+    let imports = format!("{OPEN} {GET} {EXISTS} {DELETE} {SET} {INCREMENT} {LIST_KEYS} {CAS_NEW}");
+    let code = format!(
+        "{bucket} {} {} {} (call $set (local.get $bucket) (i32.const 901) (i32.const 4) (i32.const 902) (i32.const 3) (i32.const 1064))
+         (call $increment (local.get $bucket) (i32.const 901) (i32.const 4) (i64.const 0) (i32.const 1080))
+         (call $increment (local.get $bucket) (i32.const 901) (i32.const 4) (i64.const 1) (i32.const 1104))
+         (call $list-keys (local.get $bucket) (i32.const 0) (i32.const 0) (i32.const 0) (i32.const 1128))
+         (call $cas-new (local.get $bucket) (i32.const 901) (i32.const 4) (i32.const 1152))",
+        call("get", 901, 4, 1016),
+        call("exists", 901, 4, 1032),
+        call("delete", 901, 4, 1048),
+    );
+    let found =
+        run_with(&component(&format!("{imports} {TEXTS}"), &format!("{code} {SHOW}")), none, ScopeState::default());
+    let Verdict::Done(outputs) = found.outcome.verdict else { panic!("{:?}", found.outcome) };
+    let Output::Publish(found) = &outputs[0] else { panic!("{outputs:?}") };
+    let found = &found.payload;
+    // Reads find nothing.
+    assert_eq!([0, 16, 20, 32, 36, 80, 88, 128, 136].map(|at: usize| found[at]), [0; 9]);
+    // Delete, set, increment and compare-and-swap: access denied.
+    assert_eq!([48, 52, 64, 68, 104, 112, 152, 156].map(|at: usize| found[at]), [1; 8]);
 }
 
 #[test]

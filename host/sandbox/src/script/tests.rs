@@ -517,7 +517,7 @@ fn random_numbers_need_a_permission_and_differ_then() {
 fn state_needs_a_scope() {
     let none = Limits { state_bytes: 0, ..LIMITS };
     let function =
-        load_in(&mut sandbox(), &[("function.js", &handler("state.get('x')"))], none, Grants::default()).unwrap();
+        load_in(&mut sandbox(), &[("function.js", &handler("state.set('x', 1)"))], none, Grants::default()).unwrap();
     let failure = function.invoke(&message("t", b""), ScopeState::default()).failure().clone();
     assert!(failure.detail.contains("set state = \"topic\" or \"function\""), "{failure:?}");
     check_fails("state.set('x', undefined)", FailureCode::Exception, "undefined cannot be stored under \"x\"");
