@@ -16,6 +16,7 @@ use manifest::{Manifest, Scope};
 
 /// Most slashes in a topic.
 const MAX_TOPIC_SLASHES: usize = 200;
+const MAX_CONTENT_TYPE_BYTES: usize = 255;
 /// Number of log lines of a run, and the length of one. A board drops the rest.
 const MAX_LOG_LINES: usize = 32;
 const MAX_LOG_LINE_BYTES: usize = 1024;
@@ -174,6 +175,12 @@ impl Manifest {
                 || topic.bytes().filter(|byte| *byte == b'/').count() > MAX_TOPIC_SLASHES
             {
                 return reject(format!("invalid-topic: {topic:?}"));
+            }
+            let content_type = publication.content_type.as_deref().unwrap_or_default();
+            if content_type.len() > MAX_CONTENT_TYPE_BYTES
+                || content_type.bytes().any(|byte| !matches!(byte, b' '..=b'~'))
+            {
+                return reject(format!("invalid-content-type: {content_type:?}"));
             }
             let allows = |filters: &[String]| filters.iter().any(|filter| matches(filter, topic));
             let missing = match output {

@@ -17,6 +17,7 @@ mod everywhere;
 mod fairness;
 mod grants;
 mod limits;
+mod odd_brokers;
 mod operator;
 mod ops;
 mod outage;

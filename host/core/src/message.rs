@@ -289,10 +289,12 @@ pub enum FailureCode {
     OverShare,
     /// The daemon ended three times while the message was alone under way.
     DaemonCrashed,
+    /// An output has a content type that not every receiver can be sent.
+    InvalidContentType,
 }
 
 impl FailureCode {
-    pub const ALL: [Self; 23] = [
+    pub const ALL: [Self; 24] = [
         Self::Rejected,
         Self::RetriesExhausted,
         Self::Trap,
@@ -316,6 +318,7 @@ impl FailureCode {
         Self::FanOut,
         Self::OverShare,
         Self::DaemonCrashed,
+        Self::InvalidContentType,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -343,6 +346,7 @@ impl FailureCode {
             Self::FanOut => "fan-out",
             Self::OverShare => "over-share",
             Self::DaemonCrashed => "daemon-crashed",
+            Self::InvalidContentType => "invalid-content-type",
         }
     }
 
@@ -359,6 +363,7 @@ impl FailureCode {
                 | Self::TooManyProperties
                 | Self::AlertKeyTooLong
                 | Self::FanOut
+                | Self::InvalidContentType
         )
     }
 

@@ -12,6 +12,7 @@ use crate::topic::{self, TopicFilter};
 
 /// Longest key of an alert.
 const MAX_ALERT_KEY_BYTES: usize = 256;
+const MAX_CONTENT_TYPE_BYTES: usize = 255;
 
 /// First levels below the prefix upstream, and below the base topic, that are the board's own: its alerts, gaps, status and
 /// reports, and the orders to it.
@@ -71,6 +72,11 @@ pub fn check(
     if let Err(error) = topic::validate_name(topic) {
         return Err(Failure { code: FailureCode::InvalidTopic, detail: format!("{}: {error}", shown(topic)) });
     }
+    if let Some(content_type) = publication.content_type.as_deref().filter(|it| !is_content_type(it)) {
+        let why = "a content type is printable ASCII of at most 255 bytes";
+        let detail = format!("content type {} of an output to {}: {why}", shown(content_type), shown(topic));
+        return Err(Failure { code: FailureCode::InvalidContentType, detail });
+    }
     let refuse =
         |why: String| Err(Failure { code: FailureCode::NotAllowed, detail: format!("{} {why}", shown(topic)) });
     if is_local {
@@ -107,7 +113,20 @@ fn not_available(what: &str) -> Failure {
     Failure { code: FailureCode::NotAvailable, detail }
 }
 
-/// Shows the beginning of a topic or a name, which is enough to find it by.
+/// Whether every receiver can be sent this content type: an MQTT string and the value of an HTTP header.
+pub fn is_content_type(text: &str) -> bool {
+    text.len() <= MAX_CONTENT_TYPE_BYTES && text.bytes().all(|byte| matches!(byte, b' '..=b'~'))
+}
+
+/// Fails if the topic is not one below this prefix: the lengths and slashes of both count.
+pub(crate) fn check_prefixed(prefix: &str, topic: &str) -> Result<(), Failure> {
+    topic::validate_prefixed(prefix, topic).map_err(|error| {
+        let detail = format!("{} with the prefix {} of upstream: {error}", shown(topic), shown(prefix));
+        Failure { code: FailureCode::InvalidTopic, detail }
+    })
+}
+
+/// Shows the beginning of a text, which is enough to find it by.
 fn shown(topic: &str) -> String {
     const SHOWN_CHARS: usize = 100;
     match topic.char_indices().nth(SHOWN_CHARS) {
@@ -212,6 +231,23 @@ mod tests {
         permits.check(&[Output::Alert(Alert { sink: None, ..alert })]).unwrap();
     }
 
+    #[test]
+    fn a_content_type_that_some_receiver_cannot_be_sent_is_refused_by_name() {
+        let permits = Permits::new(&Allow::default(), "sedge");
+        let check = |content_type: &str| {
+            let content_type = Some(content_type.into());
+            permits.check(&[Output::Forward(Publication { content_type, ..publication("t") })])
+        };
+        for good in ["", "text/plain; charset=utf-8", "application/vnd.x+json", &"x".repeat(255)] {
+            check(good).unwrap();
+        }
+        for bad in ["a\0b", "a\nb", "a\tb", "text/pläin", "\u{7f}", &"x".repeat(256), &"x".repeat(70_000)] {
+            let failure = check(bad).unwrap_err();
+            assert_eq!(failure.code, FailureCode::InvalidContentType, "{bad:?}");
+            assert!(failure.detail.starts_with("content type \"") && failure.detail.len() < 400, "{}", failure.detail);
+        }
+    }
+
     fn filters(filters: &[&str]) -> Option<Vec<TopicFilter>> {
         Some(filters.iter().map(|filter| filter.parse().unwrap()).collect())
     }
@@ -265,5 +301,13 @@ mod tests {
         }
         let permits = Permits::new(&Allow { retain: None, ..allow }, "sedge");
         permits.check(&[Output::Publish(Publication { retain: true, ..publication("a/b") })]).unwrap();
+    }
+
+    #[test]
+    fn the_slashes_and_bytes_of_the_prefix_count() {
+        check_prefixed("a/", &"/".repeat(199)).unwrap();
+        assert!(check_prefixed("a/", &"/".repeat(200)).is_err());
+        assert!(check_prefixed("a/", &"x".repeat(65_533)).is_ok());
+        assert!(check_prefixed("a/", &"x".repeat(65_534)).is_err());
     }
 }

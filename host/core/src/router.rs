@@ -38,6 +38,8 @@ pub(crate) struct Heard {
 
 #[derive(Debug)]
 pub(crate) struct Router {
+    /// First level of the board's own topics.
+    base_topic: Arc<str>,
     interests: Vec<Interest>,
     subscriptions: BTreeMap<TopicFilter, usize>,
     cache: HashMap<Bytes, Arc<Route>, BuildHasherDefault<SipHasher13>>,
@@ -63,7 +65,7 @@ struct Target {
 pub(crate) struct BadTopic;
 
 impl Router {
-    pub(crate) fn new(interests: Vec<Interest>) -> Self {
+    pub(crate) fn new(interests: Vec<Interest>, base_topic: Arc<str>) -> Self {
         let mut subscriptions = BTreeMap::new();
         let mut taken = BTreeMap::new();
         for filter in interests.iter().flat_map(|interest| &interest.served_by) {
@@ -73,7 +75,7 @@ impl Router {
             let id = subscription_id(filter.as_str(), &mut taken);
             subscriptions.insert(filter.clone(), id);
         }
-        Self { interests, subscriptions, cache: HashMap::default(), cache_bytes: 0 }
+        Self { base_topic, interests, subscriptions, cache: HashMap::default(), cache_bytes: 0 }
     }
 
     /// Every filter to subscribe to, with its identifier.
@@ -106,8 +108,14 @@ impl Router {
     }
 
     fn find(&self, topic: &str) -> Route {
+        // A function that hears everything does not hear the board itself: its own alerts would come back to it.
+        let is_own = topic.split('/').next() == Some(&*self.base_topic);
         let targets = self.interests.iter().filter_map(|interest| {
-            if !interest.heard.iter().any(|heard| is_heard(topic, &heard.subscribe, &heard.except)) {
+            let is_named = |filter: &TopicFilter| filter.names(&self.base_topic) && filter.matches(topic);
+            let hears = |heard: &Heard| {
+                is_heard(topic, &heard.subscribe, &heard.except) && (!is_own || heard.subscribe.iter().any(is_named))
+            };
+            if !interest.heard.iter().any(hears) {
                 return None;
             }
             // The first matching filter alone serves the function: where several match, the broker may send the
@@ -155,7 +163,7 @@ mod tests {
             let wanted = filters(wanted);
             Interest { function, served_by: wanted.clone(), heard: vec![heard(wanted, &[])] }
         });
-        Router::new(interests.collect())
+        Router::new(interests.collect(), "sedge".into())
     }
 
     fn filters(texts: &[&str]) -> Vec<TopicFilter> {
@@ -183,6 +191,16 @@ mod tests {
     }
 
     #[test]
+    fn a_function_that_hears_everything_does_not_hear_the_board_itself() {
+        let mut router = router(&[&["#"], &["+/+/+"], &["#", "sedge/+/status"], &["sedge/#"]]);
+        assert_eq!(functions(&mut router, "sedge/board/status", &[]), [2, 3]);
+        assert_eq!(functions(&mut router, "sedge", &[]), [3]);
+        assert_eq!(functions(&mut router, "sedges/board/status", &[]), [0, 1, 2]);
+        let hash = id(&router, "#");
+        assert_eq!(functions(&mut router, "sedge/board/status", &[hash]), [2], "the first filter that matches serves");
+    }
+
+    #[test]
     fn copies_of_overlapping_subscriptions_reach_each_function_once() {
         let mut router = router(&[&["a/+", "a/b"], &["a/b"]]);
         let (plus, literal) = (id(&router, "a/+"), id(&router, "a/b"));
@@ -198,12 +216,12 @@ mod tests {
             heard: vec![heard(filters(&[subscribe]), &[])],
             served_by: filters(served_by),
         };
-        let mut router = Router::new(vec![interest("a/#", &["a/+", "a/#"])]);
+        let mut router = Router::new(vec![interest("a/#", &["a/+", "a/#"])], "sedge".into());
         let (old, new) = (id(&router, "a/+"), id(&router, "a/#"));
         assert_eq!(functions(&mut router, "a/b", &[old]), [0]);
         assert_eq!(functions(&mut router, "a/b", &[new]), Vec::<usize>::new(), "the copy for the new subscription");
         assert_eq!(functions(&mut router, "a/b/c", &[new]), [0]);
-        let mut router = Router::new(vec![interest("a/b", &["a/+", "a/b"])]);
+        let mut router = Router::new(vec![interest("a/b", &["a/+", "a/b"])], "sedge".into());
         assert_eq!(functions(&mut router, "a/x", &[old]), Vec::<usize>::new(), "not wanted any more");
     }
 
@@ -211,7 +229,7 @@ mod tests {
     fn a_topic_is_excluded_only_if_each_version_that_hears_it_excludes_it() {
         let all = || filters(&["z/#"]);
         let route = |heard: Vec<Heard>, topic: &str| {
-            let mut router = Router::new(vec![Interest { function: 0, heard, served_by: all() }]);
+            let mut router = Router::new(vec![Interest { function: 0, heard, served_by: all() }], "sedge".into());
             functions(&mut router, topic, &[])
         };
         let excluding = || heard(all(), &["z/bridge/#"]);

@@ -40,6 +40,11 @@ impl TopicFilter {
         &self.0
     }
 
+    /// Whether the filter names this first level, instead of hearing it through a wildcard.
+    pub fn names(&self, first_level: &str) -> bool {
+        self.0.split('/').next() == Some(first_level)
+    }
+
     /// Whether a topic name matches. The topic must be valid.
     pub fn matches(&self, topic: &str) -> bool {
         // Only at the beginning: `sensors/+` matches `sensors/$battery`.
@@ -120,7 +125,7 @@ pub(crate) fn is_heard(topic: &str, subscribe: &[TopicFilter], except: &[TopicFi
 }
 
 /// Checks a topic to publish to. No broker closes the connection over a topic that passes.
-pub(crate) fn validate_name(topic: &str) -> Result<(), TopicError> {
+pub fn validate_name(topic: &str) -> Result<(), TopicError> {
     check_text(topic)?;
     match topic.find(['+', '#']) {
         Some(_) => Err(TopicError::WildcardInName),
@@ -128,18 +133,31 @@ pub(crate) fn validate_name(topic: &str) -> Result<(), TopicError> {
     }
 }
 
+/// Checks that a valid prefix and a valid topic behind it are a topic together.
+pub(crate) fn validate_prefixed(prefix: &str, topic: &str) -> Result<(), TopicError> {
+    check_size(prefix.len() + topic.len(), slashes(prefix) + slashes(topic))
+}
+
+fn slashes(text: &str) -> usize {
+    text.bytes().filter(|byte| *byte == b'/').count()
+}
+
+fn check_size(bytes: usize, slashes: usize) -> Result<(), TopicError> {
+    if bytes > MAX_BYTES {
+        return Err(TopicError::TooLong { bytes });
+    }
+    if slashes > MAX_SLASHES {
+        return Err(TopicError::TooDeep { slashes });
+    }
+    Ok(())
+}
+
 /// Checks MQTT's rules for every topic string, and those that Mosquitto adds.
 fn check_text(text: &str) -> Result<(), TopicError> {
     if text.is_empty() {
         return Err(TopicError::Empty);
     }
-    if text.len() > MAX_BYTES {
-        return Err(TopicError::TooLong { bytes: text.len() });
-    }
-    let slashes = text.bytes().filter(|byte| *byte == b'/').count();
-    if slashes > MAX_SLASHES {
-        return Err(TopicError::TooDeep { slashes });
-    }
+    check_size(text.len(), slashes(text))?;
     // MQTT forbids NUL and lets a broker refuse the others (section 1.5.4); Mosquitto does.
     match text.chars().find(|c| c.is_control() || is_noncharacter(*c)) {
         Some(character) => Err(TopicError::Character { character }),

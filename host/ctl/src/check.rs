@@ -1,5 +1,7 @@
 //! `sedge check`: all problems of a configuration and its functions, or a summary of what would run.
 
+mod loops;
+
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -48,6 +50,30 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     if !Compiler::capabilities().has_compiler && !keys.is_empty() && !keys.values().any(|key| key.native_code) {
         let what = "this build has no compiler, and no key may send native code: nothing pushed can run";
         warn("deploy.keys", what, "set native_code = true for a key whose owner may run anything in a worker");
+    }
+
+    if let Some(upstream) = config.upstream.as_ref().filter(|_| !has_errors)
+        && upstream.connection.url.is_mqtt()
+        && loops::is_one_broker(&upstream.connection.url, &config.mqtt.connection.url)
+    {
+        // Where the addresses are spelled alike, these were reported with the file.
+        if !upstream.connection.url.is_same_listener(&config.mqtt.connection.url) {
+            for (key, invalid) in sedge_core::config::on_one_broker(upstream, &config.mqtt, &config.node) {
+                let key = format!("upstream.{key}");
+                let what = format!("{} is the broker of mqtt.url: {}", upstream.connection.url, invalid.what);
+                warn(&key, &what, invalid.hint.as_deref().unwrap_or_default());
+            }
+        }
+        for (_, manifest) in &functions {
+            if let Some((filter, sent)) = loops::heard(manifest, &upstream.prefix(&config.node.name)) {
+                let what = format!(
+                    "function {} receives {filter}, and so what this board sends upstream to the same broker ({sent}): a \
+                     loop, ended only after functions.max_hops",
+                    manifest.name
+                );
+                warn("upstream.topic_prefix", &what, "subscribe to other topics, or choose another prefix or broker");
+            }
+        }
     }
 
     let mut out = terminal::out();
@@ -128,7 +154,13 @@ fn summary(
     for (dir, manifest) in functions {
         writeln!(out, "\nfunction   {} {}, from {}", manifest.name, manifest.version, dir.display())?;
         for filter in &manifest.subscribe {
-            writeln!(out, "  receives {filter}")?;
+            let hears_all = filter.as_str().starts_with(['+', '#']);
+            let own = if hears_all {
+                format!(", without this board's own topics ({}/...)", node.base_topic)
+            } else {
+                String::new()
+            };
+            writeln!(out, "  receives {filter}{own}")?;
         }
         for filter in &manifest.except {
             writeln!(out, "  except   {filter}")?;

@@ -28,6 +28,7 @@ pub(crate) struct Client {
     /// Subscribed again at every connection, as the broker keeps no session.
     filters: Vec<String>,
     next_token: u64,
+    limits: Vec<String>,
 }
 
 #[derive(Debug)]
@@ -67,7 +68,8 @@ impl Client {
         let url = options.connection.url.clone();
         let (link, events, driver) = sedge_mqtt::connect(options)?;
         let driver = tokio::task::spawn_local(driver);
-        let mut client = Self { url, link, events, driver, queue: VecDeque::new(), filters: Vec::new(), next_token: 1 };
+        let (queue, filters) = (VecDeque::new(), Vec::new());
+        let mut client = Self { url, link, events, driver, queue, filters, next_token: 1, limits: Vec::new() };
         match client.next_event().await? {
             ClientEvent::Connected => Ok(client),
             ClientEvent::Disconnected(reason) => bail!("{reason}"),
@@ -78,6 +80,11 @@ impl Client {
     /// Whether the broker supports retained messages.
     pub(crate) fn retains(&self) -> bool {
         self.link.retains()
+    }
+
+    /// What the broker does not offer.
+    pub(crate) fn limits(&self) -> &[String] {
+        &self.limits
     }
 
     pub(crate) fn url(&self) -> &Endpoint {
@@ -119,16 +126,20 @@ impl Client {
                 Event::Published { result: PublishResult::Declined(reason), .. } => {
                     bail!("the broker at {} declined a message: {reason}", self.url)
                 }
-                Event::Published { result: PublishResult::Refused(reason) | PublishResult::Retry(reason), .. } => {
+                Event::Published { result: PublishResult::Refused(reason), .. } => {
                     bail!("failed to publish at {}: {reason}", self.url)
                 }
-                Event::Subscribed { filter } => ClientEvent::Subscribed(filter),
+                Event::Published { result: PublishResult::Retry(reason), .. } => {
+                    bail!("failed to publish at {}: {reason}", self.url)
+                }
+                Event::Subscribed { filter, .. } => ClientEvent::Subscribed(filter),
                 Event::Unsubscribed { .. } => continue,
                 Event::NotSubscribed { filter, reason } => {
                     bail!("the broker at {} refused the subscription {filter}: {reason}", self.url)
                 }
                 Event::Disconnected { reason } => ClientEvent::Disconnected(reason),
-                Event::Connected { .. } => {
+                Event::Connected { limits, .. } => {
+                    self.limits = limits;
                     for filter in &self.filters {
                         self.link.subscribe(filter, None);
                     }

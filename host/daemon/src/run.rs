@@ -12,7 +12,7 @@ mod parts;
 mod status;
 mod store_figures;
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use tokio::sync::mpsc;
 
 use crate::footprint;
 use crate::sinks::webhook::Webhook;
-use crate::telemetry::{self, Health};
+use crate::telemetry::{self, ConnectionLog, Health};
 use crate::worker::processes::Processes;
 use orders::Orders;
 use pace::Pace;
@@ -71,7 +71,10 @@ struct Daemon {
     store_events: sedge_store::StoreEvents,
     broker: Link,
     broker_events: sedge_mqtt::Events,
+    broker_log: ConnectionLog,
     upstream: Upstream,
+    upstream_log: ConnectionLog,
+    upstream_limits: Vec<String>,
     status: Status,
     health: Arc<Health>,
     notify: telemetry::Notifier,
@@ -82,6 +85,8 @@ struct Daemon {
     is_worker_silent: bool,
     exits: exits::Exits,
     orders: Orders,
+    /// Subscriptions that the broker refuses on this connection, with its reasons.
+    refused: BTreeMap<String, String>,
     decisions: mpsc::Receiver<deploy::Action>,
     clock_checked: Instant,
     clock_synced: bool,
@@ -296,6 +301,12 @@ impl Daemon {
         if self.board.poll_timeout().is_some_and(|at| at <= now.monotonic) {
             self.board.handle(Input::Timeout, now);
         }
+        if self.broker_log.settle(now.monotonic) {
+            tracing::info!("the connection to the broker stands again");
+        }
+        if self.upstream_log.settle(now.monotonic) {
+            tracing::info!("the connection upstream stands again");
+        }
         if self.give_back_at.take_if(|at| *at <= now.monotonic).is_some() {
             footprint::release();
         }
@@ -352,12 +363,20 @@ impl Daemon {
             UpstreamEvents::Mqtt(events) => {
                 for event in events {
                     match event {
-                        sedge_mqtt::Event::Connected { .. } => {
-                            tracing::info!("connected upstream");
+                        sedge_mqtt::Event::Connected { limits, .. } => {
+                            for limit in limits.iter().filter(|limit| !self.upstream_limits.contains(limit)) {
+                                tracing::warn!(limit, "the broker upstream has a limit");
+                            }
+                            self.upstream_limits = limits;
+                            if self.upstream_log.connected(Instant::now()) {
+                                tracing::info!("connected upstream");
+                            }
                             self.sink(Destination::Upstream, SinkEvent::Connected);
                         }
                         sedge_mqtt::Event::Disconnected { reason } => {
-                            tracing::warn!(reason, "not connected upstream: what is to be sent waits in the store");
+                            if self.upstream_log.disconnected(&reason, Instant::now()) {
+                                tracing::warn!(reason, "not connected upstream: what is to be sent waits in the store");
+                            }
                             self.sink(Destination::Upstream, SinkEvent::Disconnected);
                             self.give_back_at.get_or_insert(Instant::now() + FAILED);
                         }

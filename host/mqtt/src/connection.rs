@@ -5,7 +5,7 @@ use std::collections::{HashMap, VecDeque};
 use std::fmt::Write as _;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rumqttc::mqttbytes::QoS;
 use rumqttc::mqttbytes::v5::{
@@ -13,20 +13,37 @@ use rumqttc::mqttbytes::v5::{
     SubscribeProperties, SubscribeReasonCode,
 };
 use rumqttc::{AsyncClient, ConnectionError, EventLoop, ManualAck, MqttOptions, Outgoing, PublishOptions};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::Notify;
 
 use super::gate::Gate;
-use super::options::mqtt_options;
+use super::greeting::{Greeting, Said};
+use super::options::{self, Concessions, mqtt_options};
+use super::reason::{describe, reason, words};
+use super::refused::{Refused, Subscription};
 use super::{Event, Full, Options, OptionsError, Publication, PublishResult};
 use sedge_core::board::{AckToken, Delivery};
 use sedge_core::message::PublishToken;
 use sedge_core::time::Backoff;
+use sedge_core::topic::validate_name;
 
 /// Queued events above which reading stops. Receive Maximum bounds QoS 1; this bounds QoS 0 too.
 const EVENT_HIGH_WATER: usize = 8192;
 
 /// Bytes read before what came is received, unless one packet is longer. A packet in memory may be ten times as large.
 const READ_BYTES: usize = 256 << 10;
+
+/// How long the broker may take to answer a subscription.
+const SUBSCRIBE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Age of a connection that counts as a success: after it the pauses between attempts begin anew.
+pub const STEADY: Duration = Duration::from_secs(5);
+
+/// Number of connections in a row that the broker accepts and then ends soon, after which a cause is supposed.
+const SHORT_CONNECTIONS: u32 = 3;
+
+/// How long a broker may take to answer a CONNECT of MQTT 3.1.1.
+const OLD_VERSION_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Pause after the first failed attempt to connect.
 const FIRST_PAUSE: Duration = Duration::from_millis(500);
@@ -51,12 +68,31 @@ struct LinkState {
     client: Option<AsyncClient>,
     connection: u32,
     connected: bool,
+    connected_at: Option<Instant>,
     closing: bool,
     publishes: Unanswered<PublishToken>,
-    subscribes: Unanswered<String>,
+    subscribes: Unanswered<Subscription>,
     unsubscribes: Unanswered<String>,
+    refused: Refused,
+    /// Since when the oldest of them has waited, or a later one was answered.
+    subscribing_since: Option<Instant>,
     max_packet_bytes: usize,
     retain_available: bool,
+    /// The broker takes no more than QoS 0, so that nothing is acknowledged.
+    is_lossy: bool,
+    has_subscription_ids: bool,
+    watch: Option<Watch>,
+    /// Of the broker, until the connection is reported.
+    limits: Vec<String>,
+}
+
+/// Finds a connection whose other end is gone without a word (half-open).
+#[derive(Debug)]
+struct Watch {
+    keep_alive: Duration,
+    /// Since when something is to be answered.
+    asked_at: Option<Instant>,
+    next: Instant,
 }
 
 /// Requests of one kind that the broker has not answered.
@@ -101,7 +137,7 @@ pub struct Events {
 pub fn connect(options: Options) -> Result<(Link, Events, impl Future<Output = ()>), OptionsError> {
     // Files are read here, so that a wrong path is an error at start, and at each reconnect, so that renewed
     // certificates and passwords are used.
-    mqtt_options(&options, &Arc::default())?;
+    mqtt_options(&options, &Arc::default(), &Arc::default(), Concessions::default())?;
     let shared = Rc::new(Shared {
         state: RefCell::default(),
         ready: Notify::new(),
@@ -159,13 +195,14 @@ impl Link {
             properties
         });
         let size = packet_size(&publication);
-        if size > state.max_packet_bytes {
-            let reason = format!("{size} bytes exceed the broker's limit of {}", state.max_packet_bytes);
+        let reason = unsendable(&publication).or((size > state.max_packet_bytes).then_some("packet-too-large"));
+        if let Some(reason) = reason {
             state.events.push_back(Event::Published { token, result: PublishResult::Refused(reason) });
             self.shared.ready.notify_one();
             return Ok(());
         }
-        let mut options = PublishOptions::at_least_once().retain(publication.retain && state.retain_available);
+        let options = if state.is_lossy { PublishOptions::at_most_once() } else { PublishOptions::at_least_once() };
+        let mut options = options.retain(publication.retain && state.retain_available);
         if let Some(properties) = properties {
             options = options.properties(properties);
         }
@@ -176,8 +213,8 @@ impl Link {
                 Ok(())
             }
             Err(rumqttc::ClientError::InvalidRequest(_)) => {
-                let reason = format!("{:?} is not a valid topic name", publication.topic);
-                state.events.push_back(Event::Published { token, result: PublishResult::Refused(reason) });
+                let result = PublishResult::Refused("invalid-topic");
+                state.events.push_back(Event::Published { token, result });
                 self.shared.ready.notify_one();
                 Ok(())
             }
@@ -186,43 +223,44 @@ impl Link {
     }
 
     /// Subscribes with QoS 1. Retained messages arrive once, when the subscription is new to the broker.
+    ///
+    /// [`Event::Subscribed`] or [`Event::NotSubscribed`] follows. What is refused is asked for again on this connection.
     pub fn subscribe(&self, filter: &str, id: Option<usize>) {
-        self.subscribe_with(filter, id, RetainForwardRule::OnNewSubscribe);
+        self.ask(Subscription {
+            filter: filter.to_owned(),
+            id,
+            retained: RetainForwardRule::OnNewSubscribe,
+            qos: QoS::AtLeastOnce,
+            is_needed: true,
+        });
     }
 
     /// Subscribes with QoS 1. Retained messages arrive each time.
     pub fn fetch(&self, filter: &str) {
-        self.subscribe_with(filter, None, RetainForwardRule::OnEverySubscribe);
+        self.ask(Subscription {
+            filter: filter.to_owned(),
+            id: None,
+            retained: RetainForwardRule::OnEverySubscribe,
+            qos: QoS::AtLeastOnce,
+            is_needed: true,
+        });
     }
 
-    fn subscribe_with(&self, filter: &str, id: Option<usize>, retained: RetainForwardRule) {
-        let mut state = self.shared.state.borrow_mut();
-        let Some(client) = state.client.clone() else { return };
-        let mut wanted = SubscribeFilter::new(filter, QoS::AtLeastOnce);
-        wanted.retain_forward_rule = retained;
-        let sent = match id {
-            Some(id) => client.try_subscribe_many_with_properties(
-                [wanted],
-                SubscribeProperties { id: Some(id), user_properties: Vec::new() },
-            ),
-            None => client.try_subscribe_many([wanted]),
-        };
-        match sent {
-            Ok(()) => state.subscribes.queued.push_back(filter.to_owned()),
-            Err(error) => {
-                let reason = error.to_string();
-                state.events.push_back(Event::NotSubscribed { filter: filter.to_owned(), reason });
-                self.shared.ready.notify_one();
-            }
-        }
-    }
-
-    /// Subscribes to one topic with QoS 0, for topics of the broker itself.
+    /// Subscribes to one topic with QoS 0, for topics of the broker itself. A refusal is not reported.
     pub fn watch(&self, topic: &str) {
+        self.ask(Subscription {
+            filter: topic.to_owned(),
+            id: None,
+            retained: RetainForwardRule::OnEverySubscribe,
+            qos: QoS::AtMostOnce,
+            is_needed: false,
+        });
+    }
+
+    fn ask(&self, subscription: Subscription) {
         let mut state = self.shared.state.borrow_mut();
-        let Some(client) = state.client.clone() else { return };
-        if client.try_subscribe_many([SubscribeFilter::new(topic, QoS::AtMostOnce)]).is_ok() {
-            state.subscribes.queued.push_back(topic.to_owned());
+        if state.ask(subscription) {
+            self.shared.ready.notify_one();
         }
     }
 
@@ -230,8 +268,10 @@ impl Link {
     pub fn unsubscribe(&self, filter: &str) {
         let mut state = self.shared.state.borrow_mut();
         let Some(client) = state.client.clone() else { return };
+        state.refused.forget(filter);
         if client.try_unsubscribe(filter).is_ok() {
             state.unsubscribes.queued.push_back(filter.to_owned());
+            state.subscribing_since.get_or_insert_with(Instant::now);
         }
     }
 
@@ -284,6 +324,20 @@ impl Events {
     }
 }
 
+/// Why this message cannot be written as a packet, or would make a broker close the connection. The client notices only
+/// while it writes, and then ends the connection with all that is in flight.
+fn unsendable(publication: &Publication<'_>) -> Option<&'static str> {
+    if validate_name(publication.topic).is_err() {
+        return Some("invalid-topic");
+    }
+    let is_string = |text: &str| text.len() <= usize::from(u16::MAX) && !text.chars().any(char::is_control);
+    if !publication.content_type.is_none_or(is_string) {
+        return Some("invalid-content-type");
+    }
+    let are_strings = publication.properties.iter().all(|(name, value)| is_string(name) && is_string(value));
+    (!are_strings).then_some("invalid-property")
+}
+
 /// Upper bound of the packet size.
 fn packet_size(publication: &Publication<'_>) -> usize {
     let properties: usize = publication.properties.iter().map(|(key, value)| 5 + key.len() + value.len()).sum();
@@ -299,19 +353,61 @@ fn packet_size(publication: &Publication<'_>) -> usize {
 async fn drive(mut options: Options, shared: Rc<Shared>) {
     let receive_maximum = options.receive_maximum;
     let mut backoff = Backoff::new(FIRST_PAUSE, options.reconnect_max, crate::random_seed());
+    // Connections in a row that were accepted and ended soon.
+    let mut short = 0;
+    let mut concessions = Concessions::default();
+    // Whether the broker answers MQTT 3.1.1, once that was tried.
+    let mut speaks_old = None;
     loop {
         options.receive_maximum = receive_maximum.min(shared.receive_maximum.get());
-        let reason = match mqtt_options(&options, &shared.gate) {
-            Ok(mqtt) => serve_connection(mqtt, &options, &shared, &mut backoff).await,
-            Err(error) => error.to_string(),
+        let greeting = Arc::new(Greeting::default());
+        let end = match mqtt_options(&options, &shared.gate, &greeting, concessions) {
+            Ok(mqtt) => serve_connection(mqtt, &options, &shared, &greeting).await,
+            Err(error) => End::Broken(describe(&error)),
         };
+        let (mut reason, is_requested) = match end {
+            End::Requested => ("reconnecting".into(), true),
+            End::Broken(reason) => (reason, false),
+            End::Failed(ConnectionError::ConnectionRefused(code)) if concessions.concede(code) => continue,
+            End::Failed(error) => {
+                let said = greeting.said();
+                let is_silent = matches!(said, Said::Closed | Said::Nothing);
+                let is_open = matches!(error, ConnectionError::Timeout(_) | ConnectionError::MqttState(_));
+                if is_silent && is_open && speaks_old.is_none() {
+                    speaks_old = Some(answers_old_version(&options).await);
+                }
+                (reason(&error, &said, options.connection.url.is_tls(), speaks_old == Some(true)), false)
+            }
+        };
+        if shared.state.borrow().connected_at.is_some() {
+            speaks_old = None;
+        }
         {
             let mut state = shared.state.borrow_mut();
+            match state.connected_at.take() {
+                _ if is_requested => backoff.succeeded(),
+                Some(at) if at.elapsed() >= STEADY => {
+                    backoff.succeeded();
+                    short = 0;
+                }
+                Some(_) => short += 1,
+                None => {}
+            }
+            if short >= SHORT_CONNECTIONS && !is_requested {
+                let id = &options.connection.client_id;
+                let _ = write!(
+                    reason,
+                    "; connections keep ending soon: is another client with the client_id {id:?} connected?"
+                );
+            }
             state.client = None;
             state.connected = false;
             state.publishes = Unanswered::default();
             state.subscribes = Unanswered::default();
             state.unsubscribes = Unanswered::default();
+            state.refused.clear();
+            state.subscribing_since = None;
+            state.watch = None;
             state.events.push_back(Event::Disconnected { reason });
             shared.ready.notify_one();
             if state.closing {
@@ -328,8 +424,34 @@ async fn drive(mut options: Options, shared: Rc<Shared>) {
     }
 }
 
-/// Serves one connection from CONNECT to its end. Returns the reason of the end.
-async fn serve_connection(mqtt: MqttOptions, options: &Options, shared: &Shared, backoff: &mut Backoff) -> String {
+/// End of a connection, or of an attempt to connect.
+enum End {
+    /// The owner asked for it.
+    Requested,
+    Broken(String),
+    Failed(ConnectionError),
+}
+
+/// Whether the broker answers a CONNECT of MQTT 3.1.1. Asked only of one that does not answer MQTT 5.
+async fn answers_old_version(options: &Options) -> bool {
+    /// Clean session, keep-alive of 10 s, client id `sedge`.
+    const CONNECT: &[u8] = b"\x10\x11\x00\x04MQTT\x04\x02\x00\x0a\x00\x05sedge";
+    let url = &options.connection.url;
+    let Ok(tls) = options::tls(options) else { return false };
+    let asked = async {
+        let address = format!("{}:{}", url.host(), url.port());
+        let mut stream = options::open(address, url.host().to_owned(), options::network(options), tls).await?;
+        stream.write_all(CONNECT).await?;
+        stream.flush().await?;
+        let mut answer = [0; 2];
+        stream.read_exact(&mut answer).await?;
+        std::io::Result::Ok(answer == [0x20, 2])
+    };
+    tokio::time::timeout(OLD_VERSION_TIMEOUT, asked).await.is_ok_and(|answer| answer.unwrap_or(false))
+}
+
+/// Serves one connection from CONNECT to its end.
+async fn serve_connection(mqtt: MqttOptions, options: &Options, shared: &Shared, greeting: &Greeting) -> End {
     // Acknowledgements of every delivery that the pipeline accepts before it holds the broker back, publishes, and some
     // control packets.
     let capacity = 4 * usize::from(options.receive_maximum) + usize::from(options.in_flight) + 1024;
@@ -340,16 +462,32 @@ async fn serve_connection(mqtt: MqttOptions, options: &Options, shared: &Shared,
         state.client = Some(client);
     }
     loop {
-        let polled = tokio::select! {
-            polled = eventloop.poll() => polled,
-            () = shared.reconnect.notified() => return "reconnecting".into(),
+        let polled = {
+            // Kept over timeouts: a poll that is dropped half-way may lose what it has read.
+            let mut poll = std::pin::pin!(eventloop.poll());
+            loop {
+                let due = shared.state.borrow().due();
+                tokio::select! {
+                    biased;
+                    polled = &mut poll => break polled,
+                    () = shared.reconnect.notified() => return End::Requested,
+                    () = sleep_until(due) => {
+                        if let Err(reason) = shared.state.borrow_mut().handle_timeout(Instant::now(), &shared.gate) {
+                            return End::Broken(reason);
+                        }
+                    }
+                }
+            }
         };
         match polled {
             Ok(first) => {
                 let mut state = shared.state.borrow_mut();
-                state.handle_event(first, &mut eventloop, backoff);
+                if matches!(first, rumqttc::Event::Incoming(Packet::ConnAck(_))) {
+                    state.greeted(&greeting.said(), options);
+                }
+                state.handle_event(first, &mut eventloop, options);
                 while let Some(event) = eventloop.state.events.pop_front() {
-                    state.handle_event(event, &mut eventloop, backoff);
+                    state.handle_event(event, &mut eventloop, options);
                 }
                 match state.events.is_empty() {
                     // Answers to pings, for example.
@@ -357,8 +495,8 @@ async fn serve_connection(mqtt: MqttOptions, options: &Options, shared: &Shared,
                     false => shared.ready.notify_one(),
                 }
             }
-            Err(ConnectionError::RequestsDone) => return "closed".into(),
-            Err(error) => return describe(&error),
+            Err(ConnectionError::RequestsDone) => return End::Requested,
+            Err(error) => return End::Failed(error),
         }
         while shared.state.borrow().events.len() > EVENT_HIGH_WATER {
             shared.drained.notified().await;
@@ -366,8 +504,98 @@ async fn serve_connection(mqtt: MqttOptions, options: &Options, shared: &Shared,
     }
 }
 
+/// Never completes without a time.
+async fn sleep_until(at: Option<Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
 impl LinkState {
-    fn handle_event(&mut self, event: rumqttc::Event, eventloop: &mut EventLoop, backoff: &mut Backoff) {
+    /// Asks the broker for a subscription. Returns whether there is an event: the client takes no such request.
+    fn ask(&mut self, subscription: Subscription) -> bool {
+        let Some(client) = &self.client else { return false };
+        let mut filter = SubscribeFilter::new(subscription.filter.as_str(), subscription.qos);
+        filter.retain_forward_rule = subscription.retained.clone();
+        let sent = match subscription.id.filter(|_| self.has_subscription_ids || !self.connected) {
+            Some(id) => client.try_subscribe_many_with_properties(
+                [filter],
+                SubscribeProperties { id: Some(id), user_properties: Vec::new() },
+            ),
+            None => client.try_subscribe_many([filter]),
+        };
+        match sent {
+            Ok(()) => {
+                self.subscribes.queued.push_back(subscription);
+                self.subscribing_since.get_or_insert_with(Instant::now);
+                false
+            }
+            Err(error) => self.not_subscribed(subscription, error.to_string()),
+        }
+    }
+
+    /// Returns whether there is an event.
+    fn not_subscribed(&mut self, subscription: Subscription, reason: String) -> bool {
+        if subscription.is_needed {
+            self.events.push_back(Event::NotSubscribed { filter: subscription.filter.clone(), reason });
+            self.refused.refused(subscription, Instant::now());
+            return true;
+        }
+        false
+    }
+
+    fn subscribed(&mut self, subscription: Subscription, code: SubscribeReasonCode) {
+        match code {
+            SubscribeReasonCode::Success(granted) => {
+                self.refused.forget(&subscription.filter);
+                let is_lossy = granted == QoS::AtMostOnce && subscription.qos != granted;
+                self.events.push_back(Event::Subscribed { filter: subscription.filter, is_lossy });
+            }
+            SubscribeReasonCode::SubscriptionIdNotSupported if subscription.id.is_some() => {
+                self.ask(Subscription { id: None, ..subscription });
+            }
+            code => drop(self.not_subscribed(subscription, words(code))),
+        }
+    }
+
+    fn answered_subscription(&mut self) {
+        let is_answered = self.subscribes.len() + self.unsubscribes.len() == 0;
+        self.subscribing_since = (!is_answered).then(Instant::now);
+    }
+
+    /// When something is to be done although nothing happens.
+    fn due(&self) -> Option<Instant> {
+        let answer = self.subscribing_since.map(|since| since + SUBSCRIBE_TIMEOUT);
+        answer.into_iter().chain(self.refused.due()).chain(self.watch.as_ref().map(|watch| watch.next)).min()
+    }
+
+    /// `Err`: the connection is to be broken, for this reason.
+    fn handle_timeout(&mut self, now: Instant, gate: &Gate) -> Result<(), String> {
+        if self.subscribing_since.is_some_and(|since| now >= since + SUBSCRIBE_TIMEOUT) {
+            if !gate.is_shut() {
+                return Err(format!(
+                    "the broker did not answer a subscription within {} s",
+                    SUBSCRIBE_TIMEOUT.as_secs()
+                ));
+            }
+            // Nothing is read at the moment.
+            self.subscribing_since = Some(now);
+        }
+        if let Some(watch) = &mut self.watch
+            && now >= watch.next
+            && watch.is_silent(now, gate)
+        {
+            return Err("the broker is silent, and does not answer a ping".into());
+        }
+        for subscription in self.refused.take_due(now) {
+            self.ask(subscription);
+        }
+        Ok(())
+    }
+
+    fn handle_event(&mut self, event: rumqttc::Event, eventloop: &mut EventLoop, options: &Options) {
+        self.asked(&event);
         match event {
             rumqttc::Event::Incoming(Packet::Publish(publish)) => {
                 let delivery = self.delivery(publish);
@@ -376,6 +604,12 @@ impl LinkState {
             rumqttc::Event::Outgoing(Outgoing::Publish(packet_id)) if packet_id != 0 => {
                 self.publishes.sent(packet_id);
             }
+            // Without acknowledgements that is all that can be known.
+            rumqttc::Event::Outgoing(Outgoing::Publish(_)) if self.is_lossy => {
+                if let Some(token) = self.publishes.queued.pop_front() {
+                    self.events.push_back(Event::Published { token, result: PublishResult::Accepted });
+                }
+            }
             rumqttc::Event::Incoming(Packet::PubAck(ack)) => {
                 if let Some(token) = self.publishes.sent.remove(&ack.pkid) {
                     self.events.push_back(Event::Published { token, result: publish_result(&ack) });
@@ -383,23 +617,21 @@ impl LinkState {
             }
             rumqttc::Event::Outgoing(Outgoing::Subscribe(packet_id)) => self.subscribes.sent(packet_id),
             rumqttc::Event::Incoming(Packet::SubAck(ack)) => {
-                let filter = self.subscribes.sent.remove(&ack.pkid).unwrap_or_default();
-                self.events.push_back(
-                    match ack.return_codes.iter().find(|code| !matches!(code, SubscribeReasonCode::Success(_))) {
-                        Some(code) => Event::NotSubscribed { filter, reason: format!("{code:?}") },
-                        None => Event::Subscribed { filter },
-                    },
-                );
+                // One filter per packet.
+                if let (Some(subscription), [code]) = (self.subscribes.sent.remove(&ack.pkid), &ack.return_codes[..]) {
+                    self.subscribed(subscription, *code);
+                }
+                self.answered_subscription();
             }
             rumqttc::Event::Outgoing(Outgoing::Unsubscribe(packet_id)) => self.unsubscribes.sent(packet_id),
             rumqttc::Event::Incoming(Packet::UnsubAck(ack)) => {
                 if let Some(filter) = self.unsubscribes.sent.remove(&ack.pkid) {
                     self.events.push_back(Event::Unsubscribed { filter });
                 }
+                self.answered_subscription();
             }
             rumqttc::Event::Incoming(Packet::ConnAck(ack)) => {
-                backoff.succeeded();
-                self.connected(&ack);
+                self.connected(&ack, options);
                 // The client need not save what is in flight: it is in the store.
                 eventloop.options.clear_session_store();
             }
@@ -407,13 +639,72 @@ impl LinkState {
         }
     }
 
-    fn connected(&mut self, ack: &ConnAck) {
+    fn connected(&mut self, ack: &ConnAck, options: &Options) {
         let properties = ack.properties.as_ref();
+        let has = |flag: Option<u8>| flag.is_none_or(|flag| flag != 0);
         self.connected = true;
+        let now = Instant::now();
+        self.connected_at = Some(now);
         self.max_packet_bytes =
             properties.and_then(|it| it.max_packet_size).map_or(268_435_455, |bytes| bytes as usize);
-        self.retain_available = properties.and_then(|it| it.retain_available).is_none_or(|flag| flag != 0);
-        self.events.push_back(Event::Connected { session_present: ack.session_present });
+        self.retain_available = has(properties.and_then(|it| it.retain_available));
+        self.is_lossy = properties.and_then(|it| it.max_qos) == Some(0);
+        self.has_subscription_ids = has(properties.and_then(|it| it.subscription_identifiers_available));
+        let keep_alive = properties.and_then(|it| it.server_keep_alive);
+        let keep_alive = keep_alive.map_or(options.keep_alive, |secs| Duration::from_secs(secs.into()));
+        self.watch = (!keep_alive.is_zero()).then(|| Watch { keep_alive, asked_at: None, next: now + keep_alive });
+        let mut limits = std::mem::take(&mut self.limits);
+        let mut limit = |applies: bool, text: &str| {
+            if applies {
+                limits.push(text.to_owned());
+            }
+        };
+        limit(
+            !self.retain_available,
+            "no retained messages: the board's status is not kept, and nothing can be pushed to it",
+        );
+        limit(
+            self.is_lossy,
+            "no more than QoS 0: messages to and from it can be lost, and nothing tells whether they were",
+        );
+        limit(
+            !self.has_subscription_ids,
+            "no subscription identifiers: a function with overlapping filters can receive a message twice",
+        );
+        limit(!has(properties.and_then(|it| it.wildcard_subscription_available)), "no wildcards in subscriptions");
+        limit(
+            !has(properties.and_then(|it| it.shared_subscription_available)),
+            "no shared subscriptions (share_group)",
+        );
+        let kept = properties.and_then(|it| it.session_expiry_interval).map(|secs| Duration::from_secs(secs.into()));
+        if let Some(kept) = kept.filter(|kept| *kept < options.session_expiry) {
+            limits.push(format!("the session ends after {} s away, and what was queued is lost", kept.as_secs()));
+        }
+        self.events.push_back(Event::Connected { session_present: ack.session_present, limits });
+    }
+
+    /// Keeps what the client does not pass on of a CONNACK.
+    fn greeted(&mut self, said: &Said, options: &Options) {
+        if let Said::ConnAck { assigned_id: Some(id), .. } = said
+            && *id != options.connection.client_id
+        {
+            let own = &options.connection.client_id;
+            self.limits.push(format!("it calls this client {id:?}, not {own:?}: it may not find the session again"));
+        }
+    }
+
+    /// Notes when something was asked that the broker has to answer. Whatever comes shows that it is there.
+    fn asked(&mut self, event: &rumqttc::Event) {
+        let Some(watch) = &mut self.watch else { return };
+        match event {
+            rumqttc::Event::Incoming(_) => watch.asked_at = None,
+            rumqttc::Event::Outgoing(
+                Outgoing::PingReq | Outgoing::Publish(1..) | Outgoing::Subscribe(_) | Outgoing::Unsubscribe(_),
+            ) => {
+                watch.asked_at.get_or_insert_with(Instant::now);
+            }
+            _ => {}
+        }
     }
 
     fn delivery(&self, publish: Publish) -> Delivery {
@@ -440,31 +731,30 @@ impl LinkState {
     }
 }
 
+impl Watch {
+    /// Whether nothing came for a whole keep-alive, and no answer for half of one: gone within one and a half.
+    fn is_silent(&mut self, now: Instant, gate: &Gate) -> bool {
+        let heard = gate.heard_at().unwrap_or(now);
+        // While nothing is read nothing can be heard.
+        let heard = if gate.is_shut() { now } else { heard };
+        self.asked_at.take_if(|asked| *asked <= heard);
+        let half = self.keep_alive / 2;
+        let due = (heard + self.keep_alive).max(self.asked_at.map_or(now + half, |asked| asked + half));
+        self.next = due;
+        self.asked_at.is_some() && now >= due
+    }
+}
+
 fn publish_result(ack: &PubAck) -> PublishResult {
     match ack.reason {
         PubAckReason::Success | PubAckReason::NoMatchingSubscribers => PublishResult::Accepted,
-        PubAckReason::TopicNameInvalid | PubAckReason::PayloadFormatInvalid => {
-            PublishResult::Refused(format!("the broker refused the message: {:?}", ack.reason))
-        }
+        PubAckReason::TopicNameInvalid => PublishResult::Refused("topic-name-invalid"),
+        PubAckReason::PayloadFormatInvalid => PublishResult::Refused("payload-format-invalid"),
         PubAckReason::NotAuthorized => PublishResult::Declined("not-authorized"),
         PubAckReason::UnspecifiedError => PublishResult::Declined("unspecified-error"),
         PubAckReason::ImplementationSpecificError => PublishResult::Declined("implementation-specific-error"),
         reason => PublishResult::Retry(format!("the broker did not accept the message: {reason:?}")),
     }
-}
-
-/// Text of an error with its causes. The last cause usually names what to fix.
-fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            let _ = write!(text, ": {cause_text}");
-        }
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,8 +1,9 @@
-//! Stops reading from a socket while writing goes on.
+//! Stops reading from a socket while writing goes on, and knows when something was read last.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::task::{Context, Waker};
+use std::time::{Duration, Instant};
 
 /// Valve in front of reads. Closed, nothing more is read. Open, as much is read as is allowed before what came is received.
 #[derive(Debug)]
@@ -11,13 +12,24 @@ pub(crate) struct Gate {
     /// Bytes that may be read.
     left: AtomicUsize,
     most: usize,
+    /// Time of the first read.
+    begin: OnceLock<Instant>,
+    /// Time of the last read, in microseconds after `begin`.
+    heard_us: AtomicU64,
     waiting: Mutex<Option<Waker>>,
 }
 
 impl Gate {
     /// `most`: bytes that may be read at a time. At least the longest packet, or its end would never be read.
     pub(crate) fn new(most: usize) -> Self {
-        Self { closed: AtomicBool::new(false), left: AtomicUsize::new(most), most, waiting: Mutex::default() }
+        Self {
+            closed: AtomicBool::new(false),
+            left: AtomicUsize::new(most),
+            most,
+            begin: OnceLock::new(),
+            heard_us: AtomicU64::new(0),
+            waiting: Mutex::default(),
+        }
     }
 
     pub(crate) fn set_closed(&self, closed: bool) {
@@ -43,6 +55,23 @@ impl Gate {
         if let Some(waker) = waker {
             waker.wake();
         }
+    }
+
+    /// Something was read.
+    pub(crate) fn heard(&self, now: Instant) {
+        let begin = *self.begin.get_or_init(|| now);
+        let after = u64::try_from(now.saturating_duration_since(begin).as_micros()).unwrap_or(u64::MAX);
+        self.heard_us.store(after, Ordering::Relaxed);
+    }
+
+    /// When something was read last.
+    pub(crate) fn heard_at(&self) -> Option<Instant> {
+        Some(*self.begin.get()? + Duration::from_micros(self.heard_us.load(Ordering::Relaxed)))
+    }
+
+    /// Whether nothing is read now, for whoever does not wait for it.
+    pub(crate) fn is_shut(&self) -> bool {
+        self.closed.load(Ordering::Acquire) || self.left.load(Ordering::Acquire) == 0
     }
 
     pub(crate) fn is_closed(&self, cx: &Context<'_>) -> bool {

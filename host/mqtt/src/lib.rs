@@ -10,13 +10,19 @@
 mod coalesce;
 pub mod connection;
 mod gate;
+mod greeting;
 pub mod options;
 mod quick_ack;
+mod reason;
+mod refused;
+mod tls;
 
 use bytes::Bytes;
 
-pub use connection::{Events, Link, connect};
+pub use connection::{Events, Link, STEADY, connect};
 pub use options::{Options, OptionsError, Will};
+pub use reason::NEEDS_MQTT_5;
+pub use tls::explain as explain_tls;
 
 use sedge_core::board::Delivery;
 
@@ -28,6 +34,8 @@ pub enum Event {
     /// `session_present`: the broker kept the session, with its subscriptions and queued messages.
     Connected {
         session_present: bool,
+        /// What this broker does not offer, and what is lost by that.
+        limits: Vec<String>,
     },
     Disconnected {
         reason: String,
@@ -40,11 +48,14 @@ pub enum Event {
     },
     Subscribed {
         filter: String,
+        /// Granted with QoS 0 only, although QoS 1 was asked for.
+        is_lossy: bool,
     },
     /// Later deliveries were matched without this filter.
     Unsubscribed {
         filter: String,
     },
+    /// It is asked for again, with growing pauses.
     NotSubscribed {
         filter: String,
         reason: String,
@@ -55,8 +66,8 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PublishResult {
     Accepted,
-    /// Never accepted: topic or payload are invalid or too large for this broker.
-    Refused(String),
+    /// Never accepted: topic or payload are invalid or too large for this broker. A fixed text.
+    Refused(&'static str),
     /// Not accepted for a cause that other publications may not share, such as a forbidden topic. A fixed text.
     Declined(&'static str),
     /// Nothing is accepted now.
@@ -68,8 +79,8 @@ impl PublishResult {
     pub fn not_accepted(&self) -> Option<&str> {
         match self {
             Self::Accepted => None,
-            Self::Refused(reason) | Self::Retry(reason) => Some(reason),
-            Self::Declined(reason) => Some(reason),
+            Self::Refused(reason) | Self::Declined(reason) => Some(reason),
+            Self::Retry(reason) => Some(reason),
         }
     }
 }

@@ -5,15 +5,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rumqttc::mqttbytes::QoS;
-use rumqttc::mqttbytes::v5::LastWill;
+use rumqttc::mqttbytes::v5::{ConnectReturnCode, LastWill};
+use rumqttc::tokio_rustls::TlsConnector;
+use rumqttc::tokio_rustls::rustls::ClientConfig;
+use rumqttc::tokio_rustls::rustls::pki_types::ServerName;
 use rumqttc::{
     AckMode, MqttOptions, NetworkOptions, PersistedAckMode, PersistedSession, SessionStore, SessionStoreError,
-    SessionStoreKey, TlsConfiguration, Transport,
+    SessionStoreKey,
 };
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::coalesce::Coalesce;
 use super::gate::Gate;
+use super::greeting::{Greeted, Greeting};
 use super::quick_ack::QuickAck;
+use super::tls;
 use sedge_core::config::{self, Endpoint};
 
 /// A connection with its session and limits.
@@ -89,9 +95,65 @@ pub enum OptionsError {
     File { path: PathBuf, source: std::io::Error },
     #[error("failed to load the system's trusted certificates for {url}: {reason}; name a file with ca_file")]
     Roots { url: Endpoint, reason: String },
+    #[error("the certificate in {path} cannot be used with its key: {reason}")]
+    Identity { path: PathBuf, reason: String },
 }
 
-pub(super) fn mqtt_options(options: &Options, gate: &Arc<Gate>) -> Result<MqttOptions, OptionsError> {
+/// What the broker does not take in CONNECT.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Concessions {
+    no_retained_will: bool,
+    qos_0_will: bool,
+}
+
+impl Concessions {
+    /// Returns whether another attempt, with less, may be accepted.
+    pub(super) fn concede(&mut self, refusal: ConnectReturnCode) -> bool {
+        let conceded = match refusal {
+            ConnectReturnCode::RetainNotSupported => &mut self.no_retained_will,
+            ConnectReturnCode::QoSNotSupported => &mut self.qos_0_will,
+            _ => return false,
+        };
+        !std::mem::replace(conceded, true)
+    }
+}
+
+/// Bytes to and from a broker.
+pub(super) trait ByteStream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Sync + Unpin> ByteStream for S {}
+
+/// Connects to the broker's port, through TLS if there is a configuration for it.
+pub(super) async fn open(
+    address: String,
+    host: String,
+    network: NetworkOptions,
+    tls: Option<Arc<ClientConfig>>,
+) -> std::io::Result<Box<dyn ByteStream>> {
+    let tcp = QuickAck(rumqttc::default_socket_connect(address, network).await?);
+    let Some(config) = tls else { return Ok(Box::new(tcp)) };
+    let name = ServerName::try_from(host).map_err(std::io::Error::other)?;
+    Ok(Box::new(TlsConnector::from(config).connect(name, tcp).await?))
+}
+
+pub(super) fn network(options: &Options) -> NetworkOptions {
+    let mut network = NetworkOptions::new();
+    network.set_tcp_nodelay(true);
+    network.set_connection_timeout(options.connect_timeout.as_secs().max(1));
+    network
+}
+
+pub(super) fn tls(options: &Options) -> Result<Option<Arc<ClientConfig>>, OptionsError> {
+    let connection = &options.connection;
+    connection.url.is_tls().then(|| tls::configuration(connection)).transpose()
+}
+
+pub(super) fn mqtt_options(
+    options: &Options,
+    gate: &Arc<Gate>,
+    greeting: &Arc<Greeting>,
+    concessions: Concessions,
+) -> Result<MqttOptions, OptionsError> {
     let connection = &options.connection;
     let url = &connection.url;
     debug_assert!(url.is_mqtt(), "callers tell webhooks from brokers");
@@ -113,20 +175,22 @@ pub(super) fn mqtt_options(options: &Options, gate: &Arc<Gate>) -> Result<MqttOp
         in_flight: options.in_flight,
         session_expiry: mqtt.session_expiry_interval(),
     });
-    let mut network = NetworkOptions::new();
-    network.set_tcp_nodelay(true);
-    network.set_connection_timeout(options.connect_timeout.as_secs().max(1));
-    mqtt.set_network_options(network);
-    let gate = Arc::clone(gate);
-    mqtt.set_socket_connector(move |host, network| {
-        let gate = Arc::clone(&gate);
+    mqtt.set_network_options(network(options));
+    let (gate, greeting, host) = (Arc::clone(gate), Arc::clone(greeting), url.host().to_owned());
+    // TLS is made here and not by the client, so that the first packet can be read before the client reads it.
+    let tls = tls(options)?;
+    mqtt.set_socket_connector(move |address, network| {
+        let (gate, greeting, tls) = (Arc::clone(&gate), Arc::clone(&greeting), tls.clone());
+        let host = host.clone();
         async move {
-            let socket = QuickAck(rumqttc::default_socket_connect(host, network).await?);
-            Ok(Coalesce::new(socket, gate))
+            let stream = open(address, host, network, tls).await?;
+            Ok(Greeted::new(Coalesce::new(stream, gate), greeting))
         }
     });
     if let Some(will) = &options.will {
-        mqtt.set_last_will(LastWill::new(&will.topic, will.payload.clone(), QoS::AtLeastOnce, true, None));
+        let qos = if concessions.qos_0_will { QoS::AtMostOnce } else { QoS::AtLeastOnce };
+        let retain = !concessions.no_retained_will;
+        mqtt.set_last_will(LastWill::new(&will.topic, will.payload.clone(), qos, retain, None));
     }
     let password = connection.password_file.as_deref().map(read_secret).transpose()?;
     match (&connection.username, password) {
@@ -141,39 +205,10 @@ pub(super) fn mqtt_options(options: &Options, gate: &Arc<Gate>) -> Result<MqttOp
         }
         (None, None) => {}
     }
-    if url.is_tls() {
-        mqtt.set_transport(Transport::Tls(tls_configuration(connection)?));
-    }
     Ok(mqtt)
 }
 
-fn tls_configuration(connection: &config::Connection) -> Result<TlsConfiguration, OptionsError> {
-    let client_auth = match (&connection.cert_file, &connection.key_file) {
-        (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
-        _ => None,
-    };
-    let ca = match &connection.ca_file {
-        Some(path) => read(path)?,
-        None if client_auth.is_none() => {
-            return TlsConfiguration::try_default_rustls()
-                .map_err(|error| OptionsError::Roots { url: connection.url.clone(), reason: error.to_string() });
-        }
-        None => system_roots().ok_or_else(|| OptionsError::Roots {
-            url: connection.url.clone(),
-            reason: "no certificate bundle was found".into(),
-        })?,
-    };
-    Ok(TlsConfiguration::Simple { ca, alpn: None, client_auth })
-}
-
-/// Reads the system's certificate bundle. The client cannot combine its own with a client certificate.
-fn system_roots() -> Option<Vec<u8>> {
-    ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/cert.pem"]
-        .iter()
-        .find_map(|path| std::fs::read(path).ok())
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, OptionsError> {
+pub(super) fn read(path: &Path) -> Result<Vec<u8>, OptionsError> {
     std::fs::read(path).map_err(|source| OptionsError::File { path: path.to_owned(), source })
 }
 

@@ -110,7 +110,7 @@ impl Reference {
                 // The alert's local echo counts.
                 Stream::Alert => continue,
                 Stream::Local if text.starts_with('{') => (field(&text, "topic"), field(&text, "key")),
-                Stream::Local | Stream::Data => match text.split_once(' ') {
+                Stream::Local | Stream::Data => match text.trim_end().split_once(' ') {
                     Some((payload, topic)) => (topic.to_owned(), payload.to_owned()),
                     None => continue,
                 },

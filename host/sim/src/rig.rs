@@ -65,7 +65,7 @@ pub fn config() -> BoardConfig {
         recorder: RecorderConfig {
             node: "board".into(),
             base_topic: "sedge".into(),
-            has_upstream: true,
+            upstream_prefix: Some("up/board/".into()),
             fold: Duration::from_secs(60),
         },
         workers: WorkerConfig { count: WORKERS, one_each: false, max_waiting: 1000 },

@@ -259,12 +259,15 @@ impl Script {
             return (failed(FailureCode::Trap, "unreachable"), Vec::new());
         }
         let publication = |topic: &str| {
-            let payload = match self.names_topics {
-                true => format!("{} {}", String::from_utf8_lossy(&message.payload), message.topic).into(),
-                false => message.payload.clone(),
-            };
-            let content_type = (letter == 'b').then(|| "b".repeat(LARGE).into());
-            Publication { topic: topic.into(), payload, content_type, retain: false, sink: None }
+            let mut payload = message.payload.to_vec();
+            if self.names_topics {
+                payload.push(b' ');
+                payload.extend_from_slice(message.topic.as_bytes());
+            }
+            if letter == 'b' {
+                payload.resize(LARGE, b' ');
+            }
+            Publication { topic: topic.into(), payload: payload.into(), content_type: None, retain: false, sink: None }
         };
         let publish = |topic: &str| Output::Publish(publication(topic));
         let count = || {

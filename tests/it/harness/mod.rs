@@ -3,6 +3,7 @@
 pub(crate) mod cgroup;
 pub(crate) mod client;
 pub(crate) mod daemon;
+pub(crate) mod fake;
 pub(crate) mod guest;
 pub(crate) mod ledger;
 pub(crate) mod mosquitto;

@@ -136,7 +136,7 @@ impl Board {
         let subscriptions_saved = meta(recovered, META_SUBSCRIPTIONS).cloned().unwrap_or_default();
         Self {
             intake: Intake::new(config.receive_maximum, config.budget.intake(), seed),
-            router: Router::new(Vec::new()),
+            router: Router::new(Vec::new(), Arc::clone(&config.recorder.base_topic)),
             dispatch: Dispatch::new(Workers::new(config.workers.clone(), now.monotonic)),
             rollout: Rollout::new(config.pause, Arc::clone(&metrics)),
             recorder: Recorder::new(config.recorder.clone(), seed),
@@ -440,8 +440,8 @@ impl Board {
             BrokerEvent::Unsubscribed { filter } => {
                 if self.subscriptions.unsubscribed(&filter) {
                     self.make_router();
-                    self.save_subscriptions();
                 }
+                self.save_subscriptions();
             }
         }
         if self.intake.counts_upwards() && !self.counts_upwards_saved {
@@ -463,6 +463,9 @@ impl Board {
             self.is_forgetting = !self.store_failed;
             self.subscriptions.session_lost();
             self.make_router();
+        }
+        for filter in self.subscriptions.left() {
+            self.effects.push_back(Effect::Unsubscribe { filter: self.subscriptions.at_broker(filter) });
         }
         let all = self.subscriptions.all();
         self.save_subscriptions();
@@ -515,7 +518,8 @@ impl Board {
     fn make_router(&mut self) {
         let rollout = &self.rollout;
         let function = |name: &str| rollout.find(name).map(|number| (number.index(), rollout.function(number).heard()));
-        self.router = Router::new(self.subscriptions.interests(function));
+        let interests = self.subscriptions.interests(function);
+        self.router = Router::new(interests, Arc::clone(&self.config.recorder.base_topic));
     }
 
     fn save_subscriptions(&mut self) {

@@ -13,6 +13,9 @@ use bytes::Bytes;
 use crate::router::{Heard, Interest};
 use crate::topic::TopicFilter;
 
+/// Stands for a function where filters are saved that no function needs. No function has an empty name.
+const LEFT: &str = "";
+
 #[derive(Debug, Default)]
 pub(crate) struct Subscriptions {
     share_group: Option<String>,
@@ -23,6 +26,9 @@ pub(crate) struct Subscriptions {
     held: BTreeSet<TopicFilter>,
     /// Whether a session of ours has had subscriptions; false before the first connection.
     has_held: bool,
+    /// Filters that no function needs and that the session may still have: the broker has not confirmed their removal, or the
+    /// board was not connected. Unsubscribed at each connection.
+    left: BTreeSet<TopicFilter>,
     /// Filter whose UNSUBACK is awaited.
     unsubscribing: Option<TopicFilter>,
 }
@@ -40,18 +46,22 @@ impl Subscriptions {
         let saved: BTreeMap<String, Vec<String>> =
             saved.and_then(|bytes| serde_json::from_slice(bytes).ok()).unwrap_or_default();
         let parse = |filters: Vec<String>| filters.iter().filter_map(|filter| filter.parse().ok()).collect();
-        let serving: BTreeMap<Arc<str>, Vec<TopicFilter>> =
+        let mut serving: BTreeMap<Arc<str>, Vec<TopicFilter>> =
             saved.into_iter().map(|(function, filters)| (function.into(), parse(filters))).collect();
+        let left: BTreeSet<TopicFilter> = serving.remove(LEFT).unwrap_or_default().into_iter().collect();
         let held: BTreeSet<TopicFilter> = serving.values().flatten().cloned().collect();
-        Self { share_group, serving, has_held: !held.is_empty(), held, ..Self::default() }
+        Self { share_group, serving, has_held: !held.is_empty() || !left.is_empty(), held, left, ..Self::default() }
     }
 
     pub(crate) fn save(&self) -> Bytes {
-        let serving: BTreeMap<&str, Vec<&str>> = self
+        let mut serving: BTreeMap<&str, Vec<&str>> = self
             .serving
             .iter()
             .map(|(function, filters)| (&**function, filters.iter().map(TopicFilter::as_str).collect()))
             .collect();
+        if !self.left.is_empty() {
+            serving.insert(LEFT, self.left.iter().map(TopicFilter::as_str).collect());
+        }
         serde_json::to_vec(&serving).expect("only strings").into()
     }
 
@@ -91,12 +101,16 @@ impl Subscriptions {
             unsubscribe: self.held.difference(&needed).cloned().collect(),
         };
         self.held = needed;
+        self.left.extend(changes.unsubscribe.iter().cloned());
+        let held = &self.held;
+        self.left.retain(|filter| !held.contains(filter));
         changes
     }
 
     /// Forgets the subscriptions of a session that the broker has lost.
     pub(crate) fn session_lost(&mut self) {
         self.held.clear();
+        self.left.clear();
         self.unsubscribing = None;
         for (function, serving) in &mut self.serving {
             let wanted = self.wanted.get(function);
@@ -113,6 +127,11 @@ impl Subscriptions {
         self.held = self.serving.values().flatten().cloned().collect();
         self.has_held = !self.held.is_empty();
         self.held.iter().cloned().collect()
+    }
+
+    /// Filters of a session that it has kept although no function needs them, to be unsubscribed at each connection.
+    pub(crate) fn left(&self) -> impl Iterator<Item = &TopicFilter> {
+        self.left.iter()
     }
 
     /// Whether the session has a filter that no function wants any more.
@@ -135,13 +154,11 @@ impl Subscriptions {
 
     /// Handles an UNSUBACK. Returns whether other filters serve from here on.
     pub(crate) fn unsubscribed(&mut self, at_broker: &str) -> bool {
-        let Some(filter) = self.unsubscribing.take_if(|filter| {
-            let group = self.share_group.as_deref();
-            let prefix = group.map_or_else(String::new, |group| format!("$share/{group}/"));
-            at_broker.strip_prefix(&prefix) == Some(filter.as_str())
-        }) else {
-            return false;
-        };
+        let group = self.share_group.as_deref();
+        let prefix = group.map_or_else(String::new, |group| format!("$share/{group}/"));
+        let Some(filter) = at_broker.strip_prefix(&prefix) else { return false };
+        self.left.retain(|left| left.as_str() != filter);
+        let Some(filter) = self.unsubscribing.take_if(|it| it.as_str() == filter) else { return false };
         self.held.remove(&filter);
         for serving in self.serving.values_mut() {
             serving.retain(|it| *it != filter);
@@ -206,6 +223,30 @@ mod tests {
         assert_eq!(want(&mut subscriptions, &[("f", &["a/+"])]), changes(&["a/+"], &[]));
         assert!(!subscriptions.unsubscribed("a/+"));
         assert_eq!(subscriptions.next_to_unsubscribe(), filters(&["a/#"]).pop());
+    }
+
+    #[test]
+    fn a_filter_that_was_dropped_while_the_board_was_away_is_unsubscribed_once_it_is_connected() {
+        let mut subscriptions = Subscriptions::default();
+        want(&mut subscriptions, &[("f", &["a/#", "b/#"])]);
+        let mut subscriptions = Subscriptions::restore(Some(&subscriptions.save()), None);
+        want(&mut subscriptions, &[("f", &["b/#"])]);
+        // Neither this connection nor the next process forgets it.
+        let left = |subscriptions: &Subscriptions| subscriptions.left().cloned().collect::<Vec<_>>();
+        assert_eq!(left(&subscriptions), filters(&["a/#"]));
+        let mut subscriptions = Subscriptions::restore(Some(&subscriptions.save()), None);
+        want(&mut subscriptions, &[("f", &["b/#"])]);
+        assert_eq!(left(&subscriptions), filters(&["a/#"]));
+        assert_eq!(subscriptions.all(), filters(&["b/#"]));
+        assert!(!subscriptions.unsubscribed("a/#"), "nothing else serves from there on");
+        assert_eq!(left(&subscriptions), []);
+        want(&mut subscriptions, &[("f", &["b/#", "c"])]);
+        want(&mut subscriptions, &[("f", &["b/#"])]);
+        want(&mut subscriptions, &[("f", &["b/#", "c"])]);
+        assert_eq!(left(&subscriptions), [], "it is wanted again");
+        want(&mut subscriptions, &[("f", &["b/#"])]);
+        subscriptions.session_lost();
+        assert_eq!(left(&subscriptions), [], "a new session has nothing");
     }
 
     #[test]

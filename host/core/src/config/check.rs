@@ -18,9 +18,11 @@ pub fn level(text: &str) -> Result<(), Invalid> {
     topic::validate_name(text).map_err(|error| Invalid::new(error.to_string()))
 }
 
-/// Checks a prefix of topics, with or without a slash at its end.
+/// Checks a prefix of topics, with or without a slash at its end. It may be empty.
 pub(crate) fn topic_prefix(text: &str) -> Result<(), Invalid> {
-    topic::validate_name(text).map_err(|error| Invalid::new(error.to_string()).hint("for example plant-3/"))
+    // Alerts have the longest of Sedge's own topics.
+    let longest = format!("{text}alerts/{}", "x".repeat(64));
+    topic::validate_name(&longest).map_err(|error| Invalid::new(error.to_string()).hint("for example plant-3/"))
 }
 
 /// Whether topics with this prefix may have this first level.

@@ -150,7 +150,7 @@ impl Endpoint {
     }
 
     /// Whether both addresses lead to the same listener, as far as their text tells.
-    pub(crate) fn is_same_listener(&self, other: &Self) -> bool {
+    pub fn is_same_listener(&self, other: &Self) -> bool {
         let same_host = self.host().eq_ignore_ascii_case(other.host()) || self.is_local() && other.is_local();
         self.port() == other.port() && same_host
     }

@@ -22,6 +22,7 @@ mod tests;
 pub use endpoint::{Endpoint, Scheme};
 pub use problem::{Problem, Problems};
 pub use reader::nearest;
+pub use sections::on_one_broker;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -31,6 +32,7 @@ use std::time::Duration;
 
 use crate::board::Budget;
 use crate::key::PublicKey;
+use crate::message::Digest;
 use crate::topic::TopicFilter;
 
 #[derive(Clone, Debug, PartialEq)]
@@ -69,6 +71,18 @@ pub struct Connection {
     pub ca_file: Option<PathBuf>,
     pub cert_file: Option<PathBuf>,
     pub key_file: Option<PathBuf>,
+    /// Digest of the one certificate (DER) that the broker may have. Nothing else of it is checked then.
+    pub tls_pin_sha256: Option<Digest>,
+    /// Protocols to offer in the TLS handshake (ALPN).
+    pub tls_alpn: Vec<String>,
+}
+
+/// A header of webhook calls.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Header {
+    pub value: Option<String>,
+    /// A file that holds the value, read for each call.
+    pub file: Option<PathBuf>,
 }
 
 /// The local broker.
@@ -221,6 +235,8 @@ pub struct Upstream {
     pub topic_prefix: Option<String>,
     /// A file that holds the value of the `Authorization` header of webhook calls.
     pub authorization_file: Option<PathBuf>,
+    /// Further headers of webhook calls.
+    pub headers: BTreeMap<String, Header>,
     pub keep_alive_secs: NonZeroU16,
     /// Records in flight at once. A webhook has one: a record must not overtake one whose call failed.
     pub in_flight: NonZeroU16,
@@ -312,6 +328,8 @@ impl Connection {
             ca_file: None,
             cert_file: None,
             key_file: None,
+            tls_pin_sha256: None,
+            tls_alpn: Vec::new(),
         }
     }
 }
@@ -423,6 +441,7 @@ impl Upstream {
             connection: Connection::new(url, format!("sedge-{node}-upstream")),
             topic_prefix: None,
             authorization_file: None,
+            headers: BTreeMap::new(),
             keep_alive_secs: nz16(60),
             in_flight: nz16(64),
             fold_secs: Self::FOLD_SECS,
@@ -430,6 +449,11 @@ impl Upstream {
             backoff_max_secs: nz16(300),
             give_up_secs: Some(nz64(900)),
         }
+    }
+
+    /// Prefix of every topic.
+    pub fn prefix(&self, node: &str) -> String {
+        self.topic_prefix.clone().unwrap_or_else(|| Self::default_prefix(node))
     }
 }
 

@@ -8,11 +8,12 @@ use super::document::{Item, Table, Value};
 use super::problem::{Invalid, Problems};
 use super::reader::{Read, Reader, Section, choice, nearest, parsed, wrong_kind};
 use super::{
-    Ceilings, Config, Connection, Deploy, DeployKey, Endpoint, Functions, Http, Isolate, Log, Mqtt, Node, Scheme,
-    Store, Upstream, WhenFull, Worker,
+    Ceilings, Config, Connection, Deploy, DeployKey, Endpoint, Functions, Header, Http, Isolate, Log, Mqtt, Node,
+    Scheme, Store, Upstream, WhenFull, Worker,
 };
 use crate::board::Weight;
 use crate::manifest;
+use crate::message::Digest;
 
 /// Reads the configuration of a machine with so much memory as far as possible. The files that it names are not inspected yet.
 pub(super) fn read(table: &Table, host_name: String, memory_bytes: u64) -> (Config, Reader) {
@@ -104,14 +105,48 @@ fn connection(section: &mut Section<'_, '_>, connection: &mut Connection, allowe
             section.error(one, invalid.hint("a client certificate needs both files"));
         }
     }
+    let mut pin = None;
+    section.parse("tls_pin_sha256", &mut pin, |text| certificate_digest(text).map(Some));
+    connection.tls_pin_sha256 = pin;
+    section.value("tls_alpn", &mut connection.tls_alpn);
+    for (n, name) in connection.tls_alpn.iter().enumerate() {
+        if !(1..=255).contains(&name.len()) {
+            let invalid = Invalid::new(format!("{name:?} has {} bytes", name.len()));
+            section.error_in("tls_alpn", n, invalid.hint("a protocol has 1 to 255 bytes, for example \"mqtt\""));
+        }
+    }
+    if section.has("tls_pin_sha256") && section.has("ca_file") {
+        let invalid = Invalid::new("with tls_pin_sha256 no authority is trusted, so it would not be used");
+        section.error("ca_file", invalid.hint("remove one of both"));
+    }
+    if !connection.url.is_mqtt() {
+        for key in ["tls_pin_sha256", "tls_alpn"] {
+            if section.has(key) {
+                let invalid = Invalid::new("not used by a webhook (http://, https://)");
+                section.error(key, invalid.hint("remove it; ca_file may hold the certificate itself"));
+            }
+        }
+    }
     let tls = if connection.url.is_mqtt() { "mqtts://" } else { "https://" };
-    for key in ["ca_file", "cert_file", "key_file"] {
+    for key in ["ca_file", "cert_file", "key_file", "tls_pin_sha256", "tls_alpn"] {
+        if key == "tls_alpn" && connection.tls_alpn.is_empty() {
+            continue;
+        }
         if is_good && section.has(key) && !connection.url.is_tls() {
             let invalid = Invalid::new("url is not encrypted, so it would not be used");
             section.error(key, invalid.hint(format!("write url as {tls}..., or remove it")));
         }
     }
     is_good
+}
+
+/// Reads a digest as openssl prints it, with or without colons.
+fn certificate_digest(text: &str) -> Result<Digest, Invalid> {
+    let plain = text.replace(':', "").to_ascii_lowercase();
+    plain.parse().map_err(|_| {
+        let invalid = Invalid::new(format!("{text:?} is not a SHA-256 digest"));
+        invalid.hint("64 digits of hex: openssl x509 -in server.pem -noout -fingerprint -sha256")
+    })
 }
 
 fn functions(section: &mut Section<'_, '_>, functions: &mut Functions, mqtt: &Mqtt) {
@@ -273,8 +308,12 @@ fn upstream(section: &mut Section<'_, '_>, wanted: bool, upstream: &mut Upstream
     if wanted {
         section.require("url", "\"mqtts://broker.example.com:8883\"");
     }
-    section.optional("topic_prefix", &mut upstream.topic_prefix);
-    if let Some(prefix) = &upstream.topic_prefix {
+    if matches!(section.item("topic_prefix").map(|item| &item.value), Some(Value::String(text)) if text.is_empty()) {
+        upstream.topic_prefix = Some(String::new());
+    } else {
+        section.optional("topic_prefix", &mut upstream.topic_prefix);
+    }
+    if let Some(prefix) = upstream.topic_prefix.as_ref().filter(|prefix| !prefix.is_empty()) {
         section.check("topic_prefix", check::topic_prefix(prefix));
     }
     section.file("authorization_file", &mut upstream.authorization_file, Content::Secret);
@@ -284,6 +323,19 @@ fn upstream(section: &mut Section<'_, '_>, wanted: bool, upstream: &mut Upstream
     section.value("timeout_secs", &mut upstream.timeout_secs);
     section.value("backoff_max_secs", &mut upstream.backoff_max_secs);
     section.or_off("give_up_secs", &mut upstream.give_up_secs);
+    section.section("headers", |headers| {
+        let entries = headers.entries();
+        if entries.is_empty() {
+            // So that the keys of such a section are known, and documented.
+            headers.section("X-API-Key", |section| header(section, None, &mut Header::default()));
+        }
+        for (name, item) in entries {
+            let mut value = Header::default();
+            let name_of_section = matches!(item.value, Value::Table(_)).then_some(name);
+            headers.section(name, |section| header(section, name_of_section, &mut value));
+            upstream.headers.insert(name.to_owned(), value);
+        }
+    });
     if !has_url {
         return;
     }
@@ -299,29 +351,66 @@ fn upstream(section: &mut Section<'_, '_>, wanted: bool, upstream: &mut Upstream
     }
 }
 
+/// `name` is `None` where the file has no such section.
+fn header(section: &mut Section<'_, '_>, name: Option<&str>, header: &mut Header) {
+    section.optional("value", &mut header.value);
+    section.file("file", &mut header.file, Content::Secret);
+    let Some(name) = name else { return };
+    let lower = name.to_ascii_lowercase();
+    let is_taken = matches!(&*lower, "content-type" | "content-length" | "host" | "authorization" | "sedge-hops");
+    if http::HeaderName::from_bytes(name.as_bytes()).is_err() || is_taken || lower.starts_with("ce-") {
+        let what = if is_taken || lower.starts_with("ce-") { "set by Sedge itself" } else { "not a name of a header" };
+        let invalid = Invalid::new(format!("the header {name} is {what}"));
+        let key = if header.value.is_some() { "value" } else { "file" };
+        section.error(key, invalid.hint("choose another; for Authorization there is authorization_file"));
+    }
+    match (&header.value, &header.file) {
+        (None, None) => section.require("value", "\"plant-3\""),
+        (Some(_), Some(_)) => {
+            let invalid = Invalid::new("a header has either value or file");
+            section.error("value", invalid.hint("keep file for a secret"));
+        }
+        _ => {}
+    }
+    if let Some(value) = header.value.as_ref().filter(|value| http::HeaderValue::from_str(value).is_err()) {
+        let invalid = Invalid::new(format!("{value:?} cannot be the value of a header"));
+        section.error("value", invalid.hint("use printable ASCII"));
+    }
+}
+
 fn upstream_broker(section: &mut Section<'_, '_>, upstream: &Upstream, local: &Mqtt, node: &Node) {
     if section.has("authorization_file") {
         let invalid = Invalid::new("only used by webhooks (http://, https://)");
         section.error("authorization_file", invalid.hint("use username and password_file"));
     }
-    if !upstream.connection.url.is_same_listener(&local.connection.url) {
-        return;
+    if section.has("headers") {
+        section.error("headers", Invalid::new("only used by webhooks (http://, https://)").hint("remove it"));
     }
+    if upstream.connection.url.is_same_listener(&local.connection.url) {
+        for (key, invalid) in on_one_broker(upstream, local, node) {
+            section.error(key, invalid);
+        }
+    }
+}
+
+/// What is wrong where `[mqtt]` and `[upstream]` lead to one broker, by key of `[upstream]`.
+pub fn on_one_broker(upstream: &Upstream, local: &Mqtt, node: &Node) -> Vec<(&'static str, Invalid)> {
+    let mut problems = Vec::new();
     if upstream.connection.client_id == local.connection.client_id {
         let invalid =
             Invalid::new("the same as mqtt.client_id on the same broker, which would end one session for the other");
-        section.error("client_id", invalid.hint("choose another, or leave it out"));
+        problems.push(("client_id", invalid.hint("choose another, or leave it out")));
     }
-    let default = Upstream::default_prefix(&node.name);
     let base = &*node.base_topic;
-    if check::may_begin(upstream.topic_prefix.as_deref().unwrap_or(&default), base) {
+    if check::may_begin(&upstream.prefix(&node.name), base) {
         let what = if upstream.topic_prefix.is_some() { "it begins" } else { "missing, and the default begins" };
         let invalid = Invalid::new(format!(
             "{what} with {base}/, which on the same broker (mqtt.url) holds this board's own topics: alerts would \
              arrive twice on one topic, and functions could write its status"
         ));
-        section.error("topic_prefix", invalid.hint("for example topic_prefix = \"upstream/\""));
+        problems.push(("topic_prefix", invalid.hint("for example topic_prefix = \"upstream/\"")));
     }
+    problems
 }
 
 fn http(section: &mut Section<'_, '_>, http: &mut Http) {

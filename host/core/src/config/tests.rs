@@ -65,6 +65,38 @@ fn every_problem_is_reported_at_once_in_the_order_of_the_file() {
 }
 
 #[test]
+fn headers_of_a_webhook_have_a_value_or_a_file() {
+    let text = "[upstream]\nurl = \"https://a/in\"\n[upstream.headers]\nX-Site = { value = \"7\" }\nX-Both = { value = \"7\", file = \"f\" }\n\
+                X-None = {}\nCe-Id = { value = \"7\" }\nX-Line = { value = \"a\\nb\" }\n";
+    let (config, problems) = inspect(text);
+    assert_eq!(config.upstream.unwrap().headers["X-Site"].value.as_deref(), Some("7"));
+    for part in ["either value or file", "X-None.value: missing", "Ce-Id is set by Sedge itself", "cannot be the value"]
+    {
+        assert!(problems.iter().any(|problem| problem.contains(part)), "{part}: {problems:#?}");
+    }
+    assert!(!problems.iter().any(|problem| problem.contains("X-Site")), "{problems:#?}");
+}
+
+#[test]
+fn a_pinned_certificate_is_named_by_its_digest() {
+    let digest = "AB:".repeat(31) + "AB";
+    let text = format!("[mqtt]\nurl = \"mqtts://a\"\ntls_pin_sha256 = {digest:?}\ntls_alpn = [\"mqtt\"]");
+    check(&text, &[]);
+    assert_eq!(inspect(&text).0.mqtt.connection.tls_pin_sha256, Some(Digest([0xab; 32])));
+    let (_, problems) = inspect("[mqtt]\nurl = \"mqtts://a\"\ntls_pin_sha256 = \"ab\"");
+    assert!(problems[0].contains("is not a SHA-256 digest") && problems[0].contains("openssl x509"), "{problems:?}");
+    let (_, problems) = inspect("[upstream]\nurl = \"https://a\"\ntls_alpn = [\"mqtt\"]");
+    assert!(problems[0].contains("not used by a webhook"), "{problems:?}");
+}
+
+#[test]
+fn an_empty_prefix_is_for_another_broker() {
+    check("[upstream]\nurl = \"mqtt://broker.example\"\ntopic_prefix = \"\"", &[]);
+    let (_, problems) = inspect("[upstream]\nurl = \"mqtt://localhost\"\ntopic_prefix = \"\"");
+    assert_eq!(problems.len(), 1, "{problems:?}");
+}
+
+#[test]
 fn unknown_keys() {
     check("[node]\nNAME = \"a\"", &["sedge.toml:2:1: node.NAME: unknown key; did you mean name?"]);
     check("[mqtt]\nkeep_alive = 5", &["sedge.toml:2:1: mqtt.keep_alive: unknown key; did you mean keep_alive_secs?"]);
@@ -575,7 +607,8 @@ fn the_annotated_file_shows_every_key_once_and_in_order() {
     let keys: Vec<String> = shown().into_iter().map(|shown| shown.key).collect();
     let mut known = sections::read(&Table::empty(Path::new("")), "board".into(), u64::MAX).1.keys;
     // Sections have none of their own.
-    known.retain(|key| key.contains('.') && key != "deploy.keys" && key != "deploy.keys.ops");
+    let sections = ["deploy.keys", "deploy.keys.ops", "upstream.headers", "upstream.headers.X-API-Key"];
+    known.retain(|key| key.contains('.') && !sections.contains(&&**key));
     assert_eq!(keys, known);
     assert!(
         shown().iter().all(|shown| shown.why.ends_with('.') || shown.why.ends_with(".\".")),
@@ -596,8 +629,15 @@ fn the_annotated_file_shows_the_defaults() {
 fn the_examples_of_the_annotated_file_are_good() {
     let (_, found) = inspect(&uncommented(true));
     // It cannot be a webhook and a broker at once, and this is not started by systemd.
-    let expected =
-        |line: &&String| ["_file: ", "is not encrypted", "CREDENTIALS_DIRECTORY"].iter().any(|it| line.contains(it));
+    let texts = [
+        "_file: ",
+        ".file: ",
+        "is not encrypted",
+        "CREDENTIALS_DIRECTORY",
+        "only used by webhooks",
+        "either value or file",
+    ];
+    let expected = |line: &&String| texts.iter().any(|it| line.contains(it));
     assert_eq!(found.iter().filter(|line| !expected(line)).collect::<Vec<_>>(), [""; 0]);
 }
 

@@ -8,12 +8,12 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::config;
 use crate::store::{Gap, Record, StoredRecord};
 use crate::stream::Stream;
 use crate::time::rfc3339;
 
-/// User property of local publications: how many functions the message passed. The pipeline reads it to end loops.
+/// User property of publications: how many functions the message passed. The intake reads it to end loops, also those by
+/// way of upstream.
 pub const HOPS: &str = "sedge-hops";
 
 /// User property of publications: how many further ones the message may cause. A function that needs more fails.
@@ -39,9 +39,9 @@ pub(crate) struct EnvelopeBuilder {
 }
 
 impl EnvelopeBuilder {
-    pub(crate) fn new(store_id: &str, node: &str, topic_prefix: Option<&str>) -> Self {
+    /// `topic_prefix`: of upstream. Local publications have none.
+    pub(crate) fn new(store_id: &str, node: &str, topic_prefix: &str) -> Self {
         let source = format!("sedge/{node}");
-        let topic_prefix = topic_prefix.map_or_else(|| config::Upstream::default_prefix(node), Into::into);
         Self { store_id: store_id.into(), source: source.into(), topic_prefix: topic_prefix.into() }
     }
 
@@ -148,7 +148,7 @@ mod tests {
 
     #[test]
     fn upstream_records_carry_cloudevents_attributes() {
-        let envelope = EnvelopeBuilder::new("k3", "cellar", None).record(&stored(Stream::Alert, "alerts/f"));
+        let envelope = EnvelopeBuilder::new("k3", "cellar", "up/cellar/").record(&stored(Stream::Alert, "alerts/f"));
         assert_eq!(envelope.topic, "up/cellar/alerts/f");
         let properties: Vec<_> = envelope.properties.iter().map(|(key, value)| (*key, &**value)).collect();
         assert_eq!(
@@ -163,14 +163,14 @@ mod tests {
                 ("sedge-fan-out", "70"),
             ]
         );
-        let envelope = EnvelopeBuilder::new("k3", "cellar", Some("site/7/")).record(&stored(Stream::Data, "raw"));
+        let envelope = EnvelopeBuilder::new("k3", "cellar", "site/7/").record(&stored(Stream::Data, "raw"));
         assert_eq!(envelope.topic, "site/7/raw");
         assert_eq!((envelope.property("id"), envelope.property("type")), (Some("k3-d-42"), Some("io.sedge.data")));
     }
 
     #[test]
     fn local_publications_keep_their_topic_and_count_hops() {
-        let envelope = EnvelopeBuilder::new("k3", "cellar", Some("x/")).record(&stored(Stream::Local, "derived/t"));
+        let envelope = EnvelopeBuilder::new("k3", "cellar", "x/").record(&stored(Stream::Local, "derived/t"));
         assert_eq!(envelope.topic, "derived/t");
         assert!(envelope.retain);
         assert_eq!(envelope.properties, [("id", "k3-l-42".into()), (HOPS, "3".into()), (FAN_OUT, "70".into())]);
@@ -188,7 +188,7 @@ mod tests {
             first_at_ms: 1_000,
             last_at_ms: 61_000,
         };
-        let envelope = EnvelopeBuilder::new("k3", "cellar", None).gap(&gap);
+        let envelope = EnvelopeBuilder::new("k3", "cellar", "up/cellar/").gap(&gap);
         assert_eq!(envelope.topic, "up/cellar/gaps");
         assert_eq!(envelope.property("id"), Some("k3-g-d-812-990"));
         let payload: serde_json::Value = serde_json::from_slice(&envelope.payload).unwrap();

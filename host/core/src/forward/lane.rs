@@ -6,7 +6,12 @@
 //! A declined record holds its stream (head-of-line blocking). It is retried alone, with growing pauses in which other
 //! streams continue. When the lane's patience is over, the record becomes a gap and its topic is remembered. A later
 //! record of that topic is given up as soon as it is declined, if the receiver has accepted anything since. Otherwise it
-//! has the full patience: a receiver that declines everything for a while costs one record per stream in that time.
+//! has the full patience: a receiver that declines everything for a while costs one record per stream in that time. The
+//! lane of the local broker remembers such topics over a restart, since local functions wait behind them.
+//!
+//! [`Answer::Retry`] pauses its stream and later ones. It says that nothing is accepted now, but some gateways answer so when
+//! the program behind them fails over one record. When the patience with such a record is over, it is set aside and the next
+//! envelope is sent: if the receiver accepts that one, the record was at fault and becomes a gap; otherwise it is next again.
 //!
 //! Some brokers decline by closing the connection, and networks break young connections too. After a connection that
 //! broke before anything was accepted the lane is careful: it waits until the next connection has stood for a while, and
@@ -29,6 +34,12 @@ const WINDOW_RECORDS: usize = 2048;
 /// First pause after a receiver answered [`Answer::Retry`].
 pub(crate) const FIRST_PAUSE: Duration = Duration::from_millis(500);
 
+/// Longest pause that a receiver can ask for.
+const LONGEST_PAUSE: Duration = Duration::from_secs(3600);
+
+/// Reason of a record that was never accepted while others were.
+const NEVER_ACCEPTED: &str = "never-accepted";
+
 /// Tries before a record is given up, however long ago the first was.
 const LEAST_TRIES: u32 = 3;
 
@@ -37,6 +48,9 @@ const STEADY: Duration = Duration::from_secs(2);
 
 /// Topics remembered as given up. A forgotten topic has the full patience again.
 const GIVEN_UP_TOPICS: usize = 64;
+
+/// Longest topic that is kept over a restart. A longer one has the full patience again.
+const SAVED_TOPIC_BYTES: usize = 1024;
 
 /// Answer of a receiver to one envelope.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,7 +61,7 @@ pub enum Answer {
     /// Not accepted, now or for ever, for a cause that other records may not share, such as a forbidden topic. The
     /// reason is as short.
     Declined(Box<str>),
-    /// Nothing is accepted now. The pause is at least `after`.
+    /// Nothing is accepted now. The pause is at least `after`, and then also of streams before this one.
     Retry {
         reason: String,
         after: Option<Duration>,
@@ -84,13 +98,13 @@ pub(crate) struct Lane {
     /// The channel to the receiver had no room.
     full: bool,
     paused_until: Option<Instant>,
-    /// First token after the last pause. Success of an earlier one proves nothing.
-    resumed: PublishToken,
-    backoff: Backoff,
+    gap_trouble: Trouble,
     /// How long a declined record is retried. `None`: until it is accepted or the store drops it.
     patience: Option<Duration>,
-    /// Topics whose records were given up, with `accepted` at that time.
-    given_up: VecDeque<(Box<str>, u64)>,
+    /// Topics whose records were given up, with `accepted` at that time. `None`: in an earlier run.
+    given_up: VecDeque<(Box<str>, Option<u64>)>,
+    /// Key under which the store keeps these topics.
+    given_up_key: Option<&'static str>,
     /// Envelopes that the receiver has accepted.
     accepted: u64,
     /// Refusals and reported gaps. Watermarks follow them.
@@ -105,6 +119,31 @@ struct LaneStream {
     tail: Tail,
     hold: Option<Hold>,
     backoff: Backoff,
+    trouble: Trouble,
+}
+
+/// What [`Answer::Retry`] means for one stream, or for the gaps.
+#[derive(Debug)]
+struct Trouble {
+    backoff: Backoff,
+    paused_until: Option<Instant>,
+    /// First token after the last pause. Success of an earlier one proves nothing.
+    resumed: PublishToken,
+    /// The oldest envelope that fails, and those after it that failed while all before were set aside.
+    failing: Vec<Failing>,
+}
+
+/// Envelope that was answered with [`Answer::Retry`] and has not been accepted since.
+#[derive(Debug)]
+struct Failing {
+    item: InFlight,
+    since: Instant,
+    tries: u32,
+    /// It waits for the answer to the envelope after it, and counts as sent.
+    is_aside: bool,
+    /// First token after its last try. If such an envelope is accepted, the receiver works.
+    tried_before: PublishToken,
+    others_pass: bool,
 }
 
 /// First declined record of a stream.
@@ -117,7 +156,7 @@ struct Hold {
     until: Option<Instant>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum InFlight {
     Record(Stream, RecordId),
     /// Index in `gaps`.
@@ -157,6 +196,8 @@ pub(crate) struct LaneLimits {
     pub(crate) backoff: Backoff,
     /// How long a declined record is retried. `None`: until it is accepted or the store drops it.
     pub(crate) patience: Option<Duration>,
+    /// Key under which the store keeps the topics whose records were given up. `None`: a restart forgets them.
+    pub(crate) given_up_key: Option<&'static str>,
 }
 
 impl Lane {
@@ -167,11 +208,12 @@ impl Lane {
         recovered: &Recovered,
         limits: LaneLimits,
     ) -> Self {
-        let LaneLimits { in_flight: in_flight_limit, window_bytes, answer_timeout, backoff, patience } = limits;
+        let LaneLimits { in_flight: in_flight_limit, window_bytes, answer_timeout, backoff, patience, given_up_key } =
+            limits;
         let window = TailLimits { records: WINDOW_RECORDS, bytes: window_bytes };
         let entry = |stream: &Stream| {
             let tail = Tail::new(window, recovered.delivered[*stream], recovered.last[*stream]);
-            LaneStream { stream: *stream, tail, hold: None, backoff: backoff.clone() }
+            LaneStream { stream: *stream, tail, hold: None, backoff: backoff.clone(), trouble: Trouble::new(&backoff) }
         };
         let streams = streams.iter().map(entry).collect();
         Self {
@@ -193,10 +235,10 @@ impl Lane {
             careful: false,
             full: false,
             paused_until: None,
-            resumed: PublishToken(0),
-            backoff,
+            gap_trouble: Trouble::new(&backoff),
             patience,
-            given_up: VecDeque::new(),
+            given_up: saved_topics(recovered, given_up_key).lines().map(|topic| (topic.into(), None)).collect(),
+            given_up_key,
             accepted: 0,
             requests: Vec::new(),
             watermarks: PerStream::default(),
@@ -220,9 +262,11 @@ impl Lane {
     /// The store has dropped records. Those that the receiver may have are sent until that is known. Returns those that it
     /// is known to have.
     pub(crate) fn dropped(&mut self, stream: Stream, after: RecordId, through: RecordId) -> Vec<Late> {
-        let LaneStream { tail, hold, .. } = self.stream(stream);
+        let LaneStream { tail, hold, trouble, .. } = self.stream(stream);
         let delivered = tail.dropped(after, through);
-        hold.take_if(|hold| tail.sent(hold.id).is_none() && !tail.is_waiting(hold.id));
+        let is_gone = |id: RecordId| tail.sent(id).is_none() && !tail.is_waiting(id);
+        hold.take_if(|hold| is_gone(hold.id));
+        trouble.failing.retain(|failing| !matches!(failing.item, InFlight::Record(_, id) if is_gone(id)));
         delivered.into_iter().map(|(id, bytes)| Late { stream, id, bytes }).collect()
     }
 
@@ -251,6 +295,15 @@ impl Lane {
         self.accepted_before = self.accepted;
         self.full = false;
         self.paused_until = None;
+        self.troubles().for_each(|trouble| trouble.paused_until = None);
+    }
+
+    fn all_troubles(&self) -> impl Iterator<Item = &Trouble> {
+        self.streams.iter().map(|entry| &entry.trouble).chain([&self.gap_trouble])
+    }
+
+    fn troubles(&mut self) -> impl Iterator<Item = &mut Trouble> {
+        self.streams.iter_mut().map(|entry| &mut entry.trouble).chain([&mut self.gap_trouble])
     }
 
     /// Requeues everything without an answer for the next connection.
@@ -264,6 +317,7 @@ impl Lane {
             self.declined(stream, id, "connection-broken".into(), now);
         }
         self.careful |= !broke.is_empty() && self.accepted == self.accepted_before;
+        self.troubles().flat_map(|trouble| &mut trouble.failing).for_each(|failing| failing.is_aside = false);
         for entry in &mut self.streams {
             entry.tail.rewind();
         }
@@ -288,8 +342,17 @@ impl Lane {
             self.accepted += 1;
             self.careful = false;
         }
-        if (accepted || matches!(answer, Answer::Refused(_))) && token >= self.resumed {
-            self.backoff.succeeded();
+        let trouble = self.trouble(item);
+        if (accepted || matches!(answer, Answer::Refused(_))) && token >= trouble.resumed {
+            trouble.backoff.succeeded();
+        }
+        if !matches!(answer, Answer::Retry { .. }) {
+            if trouble.failing.iter().any(|failing| failing.item == item) {
+                // What failed with it failed for the same cause.
+                self.take_back(now);
+                self.trouble(item).failing.clear();
+            }
+            self.probed(token, accepted, now);
         }
         match (item, answer) {
             (InFlight::Record(stream, id), Answer::Accepted) => {
@@ -306,17 +369,128 @@ impl Lane {
                 // A receiver that refuses gap reports must not stop the data behind them.
                 self.gap_done(place);
             }
-            (item, Answer::Retry { after, .. }) => {
-                self.requeue(item);
-                // Envelopes in flight together fail together: one pause for all of them.
-                if !self.paused(now) {
-                    let pause = self.backoff.failed().max(after.unwrap_or_default()).min(self.backoff.max());
-                    self.paused_until = Some(now + pause);
-                    self.resumed = PublishToken(self.next_token);
-                }
-            }
+            (item, Answer::Retry { after, .. }) => self.failed(item, after, now),
         }
         None
+    }
+
+    fn trouble(&mut self, item: InFlight) -> &mut Trouble {
+        match item {
+            InFlight::Record(stream, _) => &mut self.stream(stream).trouble,
+            InFlight::Gap(_) => &mut self.gap_trouble,
+        }
+    }
+
+    /// The receiver accepts nothing now, or fails over this envelope.
+    fn failed(&mut self, item: InFlight, after: Option<Duration>, now: Instant) {
+        let next = PublishToken(self.next_token);
+        let is_probe = self.aside().is_some();
+        let failing = &mut self.trouble(item).failing;
+        if let Some(failing) = failing.iter_mut().find(|failing| failing.item == item) {
+            failing.tries += 1;
+            failing.tried_before = next;
+        } else {
+            if !is_probe && failing.first().is_some_and(|failing| failing.item > item) {
+                failing.clear();
+            }
+            if is_probe || failing.is_empty() {
+                let (since, tried_before) = (now, next);
+                failing.push(Failing { item, since, tries: 1, is_aside: false, tried_before, others_pass: false });
+            }
+        }
+        if let Some(after) = after {
+            let until = now + after.min(LONGEST_PAUSE);
+            self.paused_until = Some(self.paused_until.map_or(until, |other| other.max(until)));
+        }
+        if !self.is_suspect(item, now) {
+            self.trouble(item).failing.iter_mut().for_each(|failing| failing.others_pass = false);
+            // If it was to show whether the receiver works, it shows that it does not.
+            self.take_back(now);
+            self.requeue(item);
+            return self.pause(item, now);
+        }
+        // The next envelope is sent at once: the receiver hardly recovers in between.
+        let failing = &mut self.trouble(item).failing;
+        let failing = failing.iter_mut().find(|failing| failing.item == item).expect("a suspect fails");
+        failing.is_aside = true;
+        if failing.others_pass {
+            self.give_up_failing(item);
+        }
+    }
+
+    /// Pauses a stream, or the gaps. Envelopes in flight together fail together: one pause for all of them.
+    fn pause(&mut self, item: InFlight, now: Instant) {
+        let (resumed, least) = (PublishToken(self.next_token), self.paused_until);
+        let trouble = self.trouble(item);
+        if trouble.paused_until.is_none_or(|until| until <= now) {
+            let until = now + trouble.backoff.failed();
+            trouble.paused_until = Some(least.map_or(until, |least| least.max(until)));
+            trouble.resumed = resumed;
+        }
+    }
+
+    /// Whether the patience with an envelope that was answered with [`Answer::Retry`] is over.
+    fn is_suspect(&mut self, item: InFlight, now: Instant) -> bool {
+        let Some(patience) = self.patience else { return false };
+        let failing = self.trouble(item).failing.iter().find(|failing| failing.item == item);
+        let Some((tries, since)) = failing.map(|failing| (failing.tries, failing.since)) else { return false };
+        let is_hopeless = |lane: &mut Self| match item {
+            InFlight::Record(stream, id) => {
+                let sent = lane.stream(stream).tail.sent(id).expect("a record in flight is in its tail");
+                let topic = sent.record.topic.clone();
+                lane.is_hopeless(&topic)
+            }
+            InFlight::Gap(_) => false,
+        };
+        tries >= LEAST_TRIES && (now.duration_since(since) >= patience || is_hopeless(self))
+    }
+
+    /// Draws from an answer what it says about envelopes that fail: while others are accepted, those are at fault.
+    fn probed(&mut self, token: PublishToken, accepted: bool, now: Instant) {
+        if !accepted {
+            return self.take_back(now);
+        }
+        for failing in self.troubles().flat_map(|trouble| &mut trouble.failing) {
+            failing.others_pass |= token >= failing.tried_before;
+        }
+        let all = self.all_troubles().flat_map(|trouble| &trouble.failing);
+        let at_fault: Vec<InFlight> =
+            all.filter(|failing| failing.is_aside && failing.others_pass).map(|failing| failing.item).collect();
+        at_fault.into_iter().for_each(|item| self.give_up_failing(item));
+    }
+
+    /// The first envelope that is set aside.
+    fn aside(&self) -> Option<InFlight> {
+        self.all_troubles().flat_map(|trouble| &trouble.failing).find(|it| it.is_aside).map(|it| it.item)
+    }
+
+    /// Queues what was set aside again.
+    fn take_back(&mut self, now: Instant) {
+        while let Some(item) = self.aside() {
+            self.trouble(item).failing.iter_mut().filter(|it| it.item == item).for_each(|it| it.is_aside = false);
+            self.requeue(item);
+            self.pause(item, now);
+        }
+    }
+
+    fn give_up_failing(&mut self, item: InFlight) {
+        self.trouble(item).failing.retain(|failing| failing.item != item);
+        match item {
+            InFlight::Record(stream, id) if self.tail(stream).is_dropped(id) => self.done(stream, id),
+            InFlight::Record(stream, id) => {
+                let sent = self.stream(stream).tail.sent(id).expect("a record that is set aside is in its tail");
+                let topic = sent.record.topic.clone();
+                tracing::warn!(
+                    ?stream,
+                    id = id.0,
+                    topic = &*topic,
+                    "the receiver accepts others and never this record; it is given up"
+                );
+                self.remember_given_up(topic);
+                self.drop_record(stream, id, NEVER_ACCEPTED.into());
+            }
+            InFlight::Gap(place) => self.gap_done(place),
+        }
     }
 
     /// Requeues an envelope for which the channel had no room. Sending continues after the next answer.
@@ -340,6 +514,10 @@ impl Lane {
             entry.tail.reopened(recovered.delivered[entry.stream], recovered.last[entry.stream]);
             // The id may be that of another file.
             entry.hold = None;
+        }
+        self.troubles().for_each(|trouble| trouble.failing.clear());
+        if self.topics_to_save() != saved_topics(recovered, self.given_up_key) {
+            self.save_given_up();
         }
     }
 
@@ -373,7 +551,13 @@ impl Lane {
         if !self.connected || self.full || self.paused_until.is_some() || self.awaits_answers() {
             return None;
         }
-        let Some((item, envelope)) = self.next_envelope() else {
+        let mut next = self.next_envelope();
+        if next.is_none() && self.in_flight.is_empty() && self.aside().is_some() {
+            // There is nothing that could show whether the receiver works.
+            self.take_back(now);
+            next = self.next_envelope();
+        }
+        let Some((item, envelope)) = next else {
             // The gaps of which all was delivered.
             return self.requests.pop().map(Action::Store);
         };
@@ -385,18 +569,21 @@ impl Lane {
 
     /// Whether nothing more is sent before the receiver answers.
     pub(crate) fn awaits_answers(&self) -> bool {
-        self.in_flight.len() >= if self.careful { 1 } else { self.in_flight_limit }
-    }
-
-    /// Whether the lane pauses after [`Answer::Retry`].
-    pub(crate) fn paused(&self, now: Instant) -> bool {
-        self.paused_until.is_some_and(|until| until > now)
+        let is_single = self.careful || self.aside().is_some();
+        self.in_flight.len() >= if is_single { 1 } else { self.in_flight_limit }
     }
 
     /// Time of the next poll if nothing happens before.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
         let holds = self.streams.iter().filter_map(|entry| entry.hold.as_ref()?.until);
-        self.paused_until.into_iter().chain(holds).chain(self.answer_due()).min().filter(|_| self.connected)
+        let pauses = self.all_troubles().filter_map(|trouble| trouble.paused_until);
+        self.paused_until
+            .into_iter()
+            .chain(holds)
+            .chain(pauses)
+            .chain(self.answer_due())
+            .min()
+            .filter(|_| self.connected)
     }
 
     /// When the oldest envelope in flight must have been answered.
@@ -410,6 +597,7 @@ impl Lane {
             until.take_if(|until| *until <= now);
         };
         over(&mut self.paused_until);
+        self.troubles().for_each(|trouble| over(&mut trouble.paused_until));
         self.streams.iter_mut().filter_map(|entry| entry.hold.as_mut()).for_each(|hold| over(&mut hold.until));
     }
 
@@ -423,7 +611,7 @@ impl Lane {
             return None;
         }
         let mut gap = self.next_gap();
-        for LaneStream { stream, tail, hold, .. } in &mut self.streams {
+        for LaneStream { stream, tail, hold, trouble, .. } in &mut self.streams {
             if due.is_some_and(|due| due != *stream) {
                 continue;
             }
@@ -434,8 +622,14 @@ impl Lane {
                 && *stream != Stream::Alert
                 && let Some((place, gap)) = gap.take()
             {
+                if self.gap_trouble.paused_until.is_some() {
+                    return None;
+                }
                 self.gaps[place].state = GapState::Sent;
                 return Some((InFlight::Gap(place), self.builder.gap(&gap)));
+            }
+            if trouble.paused_until.is_some() && tail.has_waiting() {
+                return None;
             }
             if let Some(stored) = tail.next() {
                 return Some((InFlight::Record(*stream, stored.id), self.builder.record(stored)));
@@ -490,11 +684,10 @@ impl Lane {
         if self.tail(stream).is_dropped(id) {
             return self.done(stream, id);
         }
-        let (patience, accepted) = (self.patience, self.accepted);
+        let patience = self.patience;
         let sent = self.stream(stream).tail.sent(id).expect("a record in flight is in its tail");
         let topic = sent.record.topic.clone();
-        let hopeless = self.given_up.iter().any(|(other, then)| **other == *topic && accepted > *then);
-        if patience.is_some() && hopeless {
+        if patience.is_some() && self.is_hopeless(&topic) {
             return self.drop_record(stream, id, reason);
         }
         let entry = find(&mut self.streams, stream);
@@ -503,9 +696,7 @@ impl Lane {
                 hold.tries += 1;
                 let over = patience.is_some_and(|patience| now.duration_since(hold.since) >= patience);
                 if over && hold.tries >= LEAST_TRIES {
-                    self.given_up.retain(|(other, _)| **other != *topic);
-                    self.given_up.truncate(GIVEN_UP_TOPICS - 1);
-                    self.given_up.push_front((topic, accepted));
+                    self.remember_given_up(topic);
                     return self.drop_record(stream, id, reason);
                 }
                 hold.until = Some(now + entry.backoff.failed());
@@ -522,6 +713,19 @@ impl Lane {
         entry.tail.requeue(id);
     }
 
+    /// Whether a record of this topic was given up, and the receiver has accepted anything since.
+    fn is_hopeless(&self, topic: &str) -> bool {
+        let accepted = self.accepted;
+        self.given_up.iter().any(|(other, then)| **other == *topic && then.is_none_or(|then| accepted > then))
+    }
+
+    fn remember_given_up(&mut self, topic: Box<str>) {
+        self.given_up.retain(|(other, _)| *other != topic);
+        self.given_up.truncate(GIVEN_UP_TOPICS - 1);
+        self.given_up.push_front((topic, Some(self.accepted)));
+        self.save_given_up();
+    }
+
     /// Gives a record up. It becomes part of a gap.
     fn drop_record(&mut self, stream: Stream, id: RecordId, reason: Box<str>) {
         // Before the watermark: after it the store no longer has the record and could not report the gap.
@@ -536,12 +740,29 @@ impl Lane {
         }
         let sent = self.stream(stream).tail.sent(id).expect("a record in flight is in its tail");
         let topic = sent.record.topic.clone();
+        let before = self.given_up.len();
         self.given_up.retain(|(other, _)| **other != *topic);
+        if self.given_up.len() < before {
+            self.save_given_up();
+        }
+    }
+
+    fn save_given_up(&mut self) {
+        if let Some(key) = self.given_up_key {
+            self.requests.push(StoreRequest::SetMeta { key, value: self.topics_to_save().into() });
+        }
+    }
+
+    /// Topics as the store keeps them: one per line, since no topic has a line end.
+    fn topics_to_save(&self) -> String {
+        let topics = self.given_up.iter().map(|(topic, _)| &**topic);
+        topics.filter(|topic| topic.len() <= SAVED_TOPIC_BYTES).collect::<Vec<_>>().join("\n")
     }
 
     fn done(&mut self, stream: Stream, id: RecordId) {
         let entry = self.stream(stream);
         entry.hold.take_if(|hold| hold.id == id);
+        entry.trouble.failing.retain(|failing| failing.item != InFlight::Record(stream, id));
         if let Some(through) = entry.tail.done(id) {
             self.watermarks[stream] = Some(through);
         }
@@ -555,6 +776,17 @@ impl Lane {
             InFlight::Gap(place) => self.gaps[place].state = GapState::Waiting,
         }
     }
+}
+
+impl Trouble {
+    fn new(backoff: &Backoff) -> Self {
+        Self { backoff: backoff.clone(), paused_until: None, resumed: PublishToken(0), failing: Vec::new() }
+    }
+}
+
+fn saved_topics<'a>(recovered: &'a Recovered, key: Option<&str>) -> &'a str {
+    let saved = key.and_then(|key| recovered.meta.iter().find(|(name, _)| name == key));
+    saved.and_then(|(_, value)| str::from_utf8(value).ok()).unwrap_or_default()
 }
 
 fn find(streams: &mut [LaneStream], stream: Stream) -> &mut LaneStream {

@@ -4,6 +4,7 @@
 //! the actions of [`Forwarder::poll`]. A record leaves the store only after its receiver has accepted it. A receiver may
 //! therefore see a record twice, under the same id, but misses none.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,8 +31,14 @@ const LOCAL_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a publication that the local broker declines holds up later ones.
 const LOCAL_PATIENCE: Option<Duration> = Some(Duration::from_secs(60));
 
+/// Key of the topics that the local broker does not accept, such as that of the alert echo.
+const META_GIVEN_UP: &str = "given-up-topics";
+
+/// Reasons of retries that are remembered, so that each is logged once.
+const MAX_RETRY_REASONS: usize = 16;
+
 /// Receiver of records.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Destination {
     Upstream,
     Local,
@@ -69,22 +76,24 @@ pub struct ForwardConfig {
 pub(crate) struct Forwarder {
     node: String,
     /// Topic prefix of upstream.
-    topic_prefix: Option<String>,
+    topic_prefix: String,
     calls_webhook: bool,
     metrics: Arc<Metrics>,
     local: Lane,
     upstream: Option<Lane>,
+    /// Reasons of retries that were logged since something was accepted.
+    retry_reasons: BTreeSet<(Destination, Box<str>)>,
 }
 
 impl Forwarder {
     pub(crate) fn new(settings: ForwardConfig, recovered: &Recovered, metrics: Arc<Metrics>) -> Self {
-        let builder = |prefix| EnvelopeBuilder::new(&recovered.store_id, &settings.node, prefix);
+        let builder = |prefix: &str| EnvelopeBuilder::new(&recovered.store_id, &settings.node, prefix);
         // A pause of the local broker is rare (a quota), and short because local alarms wait here.
         let backoff = Backoff::new(FIRST_PAUSE, Duration::from_secs(10), settings.seed);
         let local = Lane::new(
             Destination::Local,
             &[Stream::Local],
-            builder(None),
+            builder(""),
             recovered,
             LaneLimits {
                 in_flight: settings.local_in_flight,
@@ -92,13 +101,16 @@ impl Forwarder {
                 answer_timeout: Some(LOCAL_TIMEOUT),
                 backoff,
                 patience: LOCAL_PATIENCE,
+                given_up_key: Some(META_GIVEN_UP),
             },
         );
+        let topic_prefix =
+            settings.upstream.as_ref().map(|upstream| upstream.prefix(&settings.node)).unwrap_or_default();
         let calls_webhook = settings.upstream.as_ref().is_some_and(|upstream| !upstream.connection.url.is_mqtt());
         let upstream = settings.upstream.as_ref().map(|upstream| {
             let backoff_max = Duration::from_secs(upstream.backoff_max_secs.get().into());
             let backoff = Backoff::new(FIRST_PAUSE, backoff_max, settings.seed.rotate_left(32));
-            let builder = builder(upstream.topic_prefix.as_deref());
+            let builder = builder(&topic_prefix);
             let mut streams = [Stream::Alert, Stream::Data];
             if is_made(Mistake::DataBeforeAlerts) {
                 streams.reverse();
@@ -111,6 +123,7 @@ impl Forwarder {
                 answer_timeout: (!calls_webhook).then(|| Duration::from_secs(upstream.timeout_secs.get().into())),
                 backoff,
                 patience: upstream.give_up_secs.map(|secs| Duration::from_secs(secs.get())),
+                given_up_key: None,
             };
             let mut lane = Lane::new(Destination::Upstream, &streams, builder, recovered, limits);
             if calls_webhook {
@@ -123,8 +136,15 @@ impl Forwarder {
         if upstream.is_some() {
             metrics.upstream.set(false);
         }
-        let topic_prefix = settings.upstream.and_then(|upstream| upstream.topic_prefix);
-        Self { node: settings.node, topic_prefix, calls_webhook, metrics, local, upstream }
+        Self {
+            node: settings.node,
+            topic_prefix,
+            calls_webhook,
+            metrics,
+            local,
+            upstream,
+            retry_reasons: BTreeSet::new(),
+        }
     }
 
     /// Handles `StoreEvent::Committed`.
@@ -164,10 +184,10 @@ impl Forwarder {
 
     /// Handles `StoreEvent::Reopened`.
     pub(crate) fn reopened(&mut self, recovered: &Recovered) {
-        let builder = |prefix| EnvelopeBuilder::new(&recovered.store_id, &self.node, prefix);
-        self.local.reopened(recovered, builder(None));
+        let builder = |prefix: &str| EnvelopeBuilder::new(&recovered.store_id, &self.node, prefix);
+        self.local.reopened(recovered, builder(""));
         if let Some(lane) = &mut self.upstream {
-            lane.reopened(recovered, builder(self.topic_prefix.as_deref()));
+            lane.reopened(recovered, builder(&self.topic_prefix));
         }
     }
 
@@ -191,16 +211,19 @@ impl Forwarder {
         let is_retry = matches!(answer, Answer::Retry { .. });
         let answer = if is_retry && is_made(Mistake::AcceptRetry) { Answer::Accepted } else { answer };
         match &answer {
-            Answer::Accepted => {}
+            Answer::Accepted if self.retry_reasons.is_empty() => {}
+            Answer::Accepted => self.retry_reasons.retain(|(of, _)| *of != destination),
             // The store counts and logs the loss when it records the gap.
             Answer::Refused(reason) => tracing::debug!(?destination, reason, "the receiver refused a record"),
             // The lane logs it.
             Answer::Declined(_) => self.metrics.forward_errors.inc(),
             Answer::Retry { reason, .. } => {
                 self.metrics.forward_errors.inc();
-                // Envelopes in flight fail together: one line for all.
-                if self.lane(destination).is_some_and(|lane| !lane.paused(now)) {
+                if self.retry_reasons.insert((destination, reason.as_str().into())) {
                     tracing::warn!(?destination, reason, "failed to send a record; it is sent again");
+                }
+                if self.retry_reasons.len() > MAX_RETRY_REASONS {
+                    self.retry_reasons.clear();
                 }
             }
         }

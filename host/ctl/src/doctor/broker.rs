@@ -20,6 +20,8 @@ pub(crate) struct Observed {
     /// Messages dropped since the broker started, by its own count.
     pub(crate) dropped: Option<u64>,
     pub(crate) retains: bool,
+    /// What else it does not offer.
+    pub(crate) limits: Vec<String>,
     /// Whether the broker accepts clients without credentials.
     pub(crate) is_anonymous: bool,
 }
@@ -62,7 +64,8 @@ fn options(mqtt: &Mqtt, with_credentials: bool) -> anyhow::Result<sedge_mqtt::Op
 
 async fn probe(options: sedge_mqtt::Options) -> anyhow::Result<Observed> {
     let mut client = Client::connect(options).await?;
-    let mut observed = Observed { retains: client.retains(), ..Observed::default() };
+    let limits = client.limits().iter().filter(|limit| !limit.starts_with("no retained messages")).cloned().collect();
+    let mut observed = Observed { retains: client.retains(), limits, ..Observed::default() };
     client.subscribe(VERSION);
     client.subscribe(DROPPED);
     let deadline = Instant::now() + SYS_TIMEOUT;
@@ -92,7 +95,11 @@ pub(crate) fn evaluate(mqtt: &Mqtt, seen: Result<Observed, String>, open: bool) 
         Ok(seen) => seen,
         Err(reason) => {
             let what = format!("{} cannot be reached: {reason}", mqtt.connection.url);
-            let fix = "start it (systemctl status mosquitto), or correct [mqtt]: url, username, password_file, ca_file";
+            let fix = if reason.contains(sedge_mqtt::NEEDS_MQTT_5) {
+                "install a broker with MQTT 5, or name the port of one in mqtt.url"
+            } else {
+                "start it (systemctl status mosquitto), or correct [mqtt]: url, username, password_file, ca_file"
+            };
             return vec![Finding::warning("broker", what, fix)];
         }
     };
@@ -101,6 +108,10 @@ pub(crate) fn evaluate(mqtt: &Mqtt, seen: Result<Observed, String>, open: bool) 
     if !seen.retains {
         let what = "it does not support retained messages: the board's status is lost, and nothing can be pushed to it";
         findings.push(Finding::warning("broker", what, "in mosquitto.conf: retain_available true"));
+    }
+    for limit in &seen.limits {
+        let what = format!("it has a limit: {limit}");
+        findings.push(Finding::warning("broker", what, "lift it in the broker's configuration, or use another broker"));
     }
     if let Some(dropped) = seen.dropped.filter(|dropped| *dropped > 0) {
         let what = format!("it has dropped {dropped} messages since it started, for this or other clients");

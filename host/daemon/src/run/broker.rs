@@ -6,6 +6,9 @@ use sedge_core::deploy;
 use sedge_core::forward::Destination;
 use sedge_core::time::Now;
 
+/// Name of the condition that `/readyz` shows while the broker refuses a subscription.
+const SUBSCRIPTIONS: &str = "subscriptions";
+
 impl Daemon {
     pub(super) fn broker_event(&mut self, event: sedge_mqtt::Event, now: Now) {
         let event = match event {
@@ -20,8 +23,14 @@ impl Daemon {
                 let is_order = !self.store_failed && self.orders.handle_delivery(&delivery);
                 if is_order { BrokerEvent::Other(delivery) } else { BrokerEvent::Delivery(delivery) }
             }
-            sedge_mqtt::Event::Connected { session_present } => {
-                tracing::info!(session_present, "connected to the broker");
+            sedge_mqtt::Event::Connected { session_present, limits } => {
+                if self.broker_log.connected(now.monotonic) {
+                    tracing::info!(session_present, "connected to the broker");
+                }
+                for limit in limits.iter().filter(|limit| !self.status.has_limit(limit)) {
+                    tracing::warn!(limit, "the broker has a limit");
+                }
+                self.status.set_limits(limits);
                 self.broker.watch(BROKER_VERSION_TOPIC);
                 self.board.handle(Input::Broker(BrokerEvent::Connected { session_present }), now);
                 self.status.connected(&self.broker);
@@ -31,7 +40,12 @@ impl Daemon {
             }
             sedge_mqtt::Event::Disconnected { reason } => {
                 self.orders.handle.send(deploy::Request::Disconnected);
-                self.status.disconnected(&reason);
+                if self.broker_log.disconnected(&reason, now.monotonic) {
+                    tracing::warn!(reason, "not connected to the broker; connecting again");
+                }
+                // The next connection asks for everything anew.
+                self.refused.clear();
+                self.show_refused();
                 self.give_back_at.get_or_insert(now.monotonic + FAILED);
                 BrokerEvent::Disconnected
             }
@@ -48,12 +62,45 @@ impl Daemon {
                 return;
             }
             sedge_mqtt::Event::Unsubscribed { filter } => BrokerEvent::Unsubscribed { filter },
-            sedge_mqtt::Event::Subscribed { .. } => return,
+            sedge_mqtt::Event::Subscribed { filter, is_lossy } => {
+                if is_lossy {
+                    tracing::warn!(
+                        filter,
+                        "the broker grants QoS 0 only for this subscription: what it publishes while the board is away, or \
+                         while the connection breaks, is lost"
+                    );
+                }
+                if self.refused.remove(&filter).is_some() {
+                    tracing::info!(filter, "the broker has granted the subscription");
+                    self.show_refused();
+                }
+                return;
+            }
             sedge_mqtt::Event::NotSubscribed { filter, reason } => {
-                tracing::error!(filter, reason, "the broker refused a subscription: its functions receive no messages");
+                if self.refused.get(&filter) != Some(&reason) {
+                    tracing::error!(
+                        filter,
+                        reason,
+                        "the broker refused a subscription: nothing arrives for it; it is asked for again"
+                    );
+                    self.refused.insert(filter, reason);
+                    self.show_refused();
+                }
                 return;
             }
         };
         self.board.handle(Input::Broker(event), now);
+    }
+
+    /// Shows refused subscriptions in `/readyz` and the status. Those of orders do not keep functions from their messages.
+    fn show_refused(&mut self) {
+        let text = |(filter, reason): (&String, &String)| format!("{filter}: {reason}");
+        let of_functions = self.refused.iter().filter(|(filter, _)| !self.orders.has_filter(filter));
+        let of_functions: Vec<String> = of_functions.map(text).collect();
+        match &of_functions[..] {
+            [] => self.health.ready(SUBSCRIPTIONS),
+            some => self.health.missing(SUBSCRIPTIONS, format!("refused by the broker: {}", some.join(", "))),
+        }
+        self.status.set_refused(&self.broker, self.refused.iter().map(text).collect());
     }
 }

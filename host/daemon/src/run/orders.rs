@@ -57,6 +57,12 @@ impl Orders {
         }
     }
 
+    /// Whether this is a filter of orders or of module chunks.
+    pub(crate) fn has_filter(&self, filter: &str) -> bool {
+        let is_of_chunks = || filter.strip_prefix(&self.prefix).is_some_and(|rest| rest.starts_with("blob/"));
+        self.filters.iter().any(|order| order == filter) || is_of_chunks()
+    }
+
     /// Passes an order or a module chunk to the deployer. `false`: the delivery is neither, and is for functions.
     pub(crate) fn handle_delivery(&self, delivery: &Delivery) -> bool {
         if !delivery.topic.starts_with(self.prefix.as_bytes()) {

@@ -1,5 +1,6 @@
 //! Builds the parts of the daemon from its configuration.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ use super::status::Status;
 use super::store_figures;
 use super::{Daemon, STARTED, Upstream};
 use crate::sinks::webhook::Webhook;
-use crate::telemetry::{Health, Http, Notifier};
+use crate::telemetry::{ConnectionLog, Health, Http, Notifier};
 use crate::worker::processes::{ProcessConfig, Processes};
 use sedge_core::board::{
     self, Board, BoardConfig, Budget, CautionConfig, Input, PauseConfig, RecorderConfig, Version, WorkerConfig,
@@ -142,7 +143,10 @@ impl Daemon {
             store_events,
             broker,
             broker_events,
+            broker_log: ConnectionLog::default(),
             upstream,
+            upstream_log: ConnectionLog::default(),
+            upstream_limits: Vec::new(),
             status,
             health,
             notify: Notifier::from_env(),
@@ -151,6 +155,7 @@ impl Daemon {
             store_failed: false,
             is_worker_silent: false,
             exits,
+            refused: BTreeMap::new(),
             decisions,
             orders: Orders::new(handle, engines, config, config_file.to_owned(), orders_held.as_ref()),
             clock_checked: now.monotonic,
@@ -219,7 +224,7 @@ fn board_config(config: &Config) -> BoardConfig {
         recorder: RecorderConfig {
             node: config.node.name.as_str().into(),
             base_topic: config.node.base_topic.as_str().into(),
-            has_upstream: config.upstream.is_some(),
+            upstream_prefix: config.upstream.as_ref().map(|upstream| upstream.prefix(&config.node.name).into()),
             fold: config.fold(),
         },
         workers: WorkerConfig {

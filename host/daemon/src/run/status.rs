@@ -27,11 +27,13 @@ pub(crate) struct Status {
     key: Option<SigningKey>,
     failed: Option<String>,
     blocked: bool,
+    /// Subscriptions that the broker refuses, with its reasons.
+    refused: Vec<String>,
+    /// What the broker does not offer.
+    broker_limits: Vec<String>,
     /// Last report of each function.
     reports: BTreeMap<Arc<str>, Bytes>,
     unsent: VecDeque<Arc<str>>,
-    /// Reason of the last disconnect that was logged. The same reason is not logged twice.
-    last_reason: Option<String>,
 }
 
 impl Status {
@@ -44,9 +46,10 @@ impl Status {
             key,
             failed: None,
             blocked: false,
+            refused: Vec::new(),
+            broker_limits: Vec::new(),
             reports: BTreeMap::new(),
             unsent: VecDeque::new(),
-            last_reason: None,
         }
     }
 
@@ -58,17 +61,9 @@ impl Status {
     }
 
     pub(crate) fn connected(&mut self, link: &Link) {
-        self.last_reason = None;
         self.publish_node(link);
         self.unsent = self.reports.keys().cloned().collect();
         self.flush(link);
-    }
-
-    pub(crate) fn disconnected(&mut self, reason: &str) {
-        if self.last_reason.as_deref() != Some(reason) {
-            tracing::warn!(reason, "not connected to the broker; connecting again");
-            self.last_reason = Some(reason.to_owned());
-        }
     }
 
     pub(crate) fn set_failed(&mut self, link: &Link, error: Option<String>) {
@@ -79,6 +74,22 @@ impl Status {
     pub(crate) fn set_blocked(&mut self, link: &Link, blocked: bool) {
         self.blocked = blocked;
         self.publish_node(link);
+    }
+
+    pub(crate) fn set_refused(&mut self, link: &Link, refused: Vec<String>) {
+        if self.refused != refused {
+            self.refused = refused;
+            self.publish_node(link);
+        }
+    }
+
+    pub(crate) fn has_limit(&self, limit: &str) -> bool {
+        self.broker_limits.iter().any(|known| known == limit)
+    }
+
+    /// Published with the next status.
+    pub(crate) fn set_limits(&mut self, limits: Vec<String>) {
+        self.broker_limits = limits;
     }
 
     pub(crate) fn offline(&self, link: &Link) {
@@ -101,10 +112,16 @@ impl Status {
 
     fn publish_node(&self, link: &Link) {
         let mut status = self.node_status("online");
-        if let Some(error) = &self.failed {
-            status["problem"] = json!(format!("the disk failed: {error}"));
-        } else if self.blocked {
-            status["problem"] = json!("the outbox is full");
+        if !self.broker_limits.is_empty() {
+            status["broker_limits"] = json!(self.broker_limits);
+        }
+        let failed = self.failed.as_ref().map(|error| format!("the disk failed: {error}"));
+        let blocked = self.blocked.then(|| "the outbox is full".to_owned());
+        let refused = &self.refused;
+        let refused =
+            (!refused.is_empty()).then(|| format!("the broker refuses subscriptions: {}", refused.join(", ")));
+        if let Some(problem) = failed.or(blocked).or(refused) {
+            status["problem"] = json!(problem);
         }
         self.publish(link, "status", &status);
     }

@@ -13,7 +13,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::sync::mpsc;
 use ureq::Agent;
-use ureq::http::{HeaderMap, StatusCode, Uri, header};
+use ureq::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 
 use sedge_core::config;
@@ -24,6 +24,9 @@ use sedge_mqtt::Full;
 
 /// Bytes read of a response body, so that the connection can be reused.
 const MAX_ANSWER_BYTES: u64 = 64 << 10;
+
+/// How long that may take. The answer is in the status: a body that never ends costs its connection.
+const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WebhookError {
@@ -70,6 +73,7 @@ struct Caller {
     agent: Agent,
     url: Uri,
     authorization_file: Option<PathBuf>,
+    headers: Vec<(String, config::Header)>,
 }
 
 impl Caller {
@@ -88,12 +92,17 @@ impl Caller {
             .max_redirects(0)
             .max_redirects_will_error(false)
             .tls_config(tls)
+            .timeout_recv_body(Some(BODY_TIMEOUT))
+            // HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY are for other machines.
+            .proxy(if url.is_local() { None } else { ureq::Proxy::try_from_env() })
             .build()
             .new_agent();
         let url = url.uri().clone();
-        let caller = Self { agent, url, authorization_file: config.authorization_file.clone() };
+        let headers = config.headers.iter().map(|(name, header)| (name.clone(), header.clone())).collect();
+        let caller = Self { agent, url, authorization_file: config.authorization_file.clone(), headers };
         // A missing file is an error at start; later the call is repeated until the file is back.
         caller.authorization()?;
+        caller.own_headers()?;
         Ok(caller)
     }
 
@@ -112,13 +121,25 @@ impl Caller {
             Ok(authorization) => authorization,
             Err(error) => return retry(error.to_string()),
         };
+        let own_headers = match self.own_headers() {
+            Ok(headers) => headers,
+            Err(error) => return retry(error.to_string()),
+        };
         let content_type = envelope.content_type.as_deref().unwrap_or("application/octet-stream");
+        // Not the fault of the receiver: the same call would fail for ever.
+        let Ok(content_type) = HeaderValue::from_str(content_type) else {
+            return Answer::Refused("invalid-content-type".into());
+        };
         let mut request = self.agent.post(&self.url).header(header::CONTENT_TYPE, content_type);
-        // Names of attributes have only letters and digits.
-        for (name, value) in envelope.properties.iter().filter(|(name, _)| !name.contains('-')) {
-            request = request.header(format!("ce-{name}"), encoded(value));
+        for (name, value) in &envelope.properties {
+            // Names of CloudEvents attributes have only letters and digits: others are headers of their own.
+            let name = if name.contains('-') { (*name).to_owned() } else { format!("ce-{name}") };
+            request = request.header(name, encoded(value));
         }
         request = request.header("ce-subject", encoded(&envelope.topic));
+        for (name, value) in own_headers {
+            request = request.header(name, value);
+        }
         if let Some(authorization) = authorization {
             request = request.header(header::AUTHORIZATION, authorization);
         }
@@ -128,20 +149,34 @@ impl Caller {
                 let _ = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_vec();
                 answer
             }
+            Err(ureq::Error::Io(error)) => {
+                retry(sedge_mqtt::explain_tls(&error).unwrap_or_else(|| ureq::Error::Io(error).to_string()))
+            }
             Err(error) => retry(error.to_string()),
         }
     }
 
+    /// The headers of `[upstream.headers]`.
+    fn own_headers(&self) -> Result<Vec<(&str, String)>, WebhookError> {
+        let value = |header: &config::Header| match &header.file {
+            Some(path) => secret("headers", path),
+            None => Ok(header.value.clone().unwrap_or_default()),
+        };
+        self.headers.iter().map(|(name, header)| Ok((&**name, value(header)?))).collect()
+    }
+
     /// Reads the header value, per call: tokens are renewed by replacing the file.
     fn authorization(&self) -> Result<Option<String>, WebhookError> {
-        let Some(path) = &self.authorization_file else { return Ok(None) };
-        let key = "authorization_file";
-        let text =
-            std::fs::read_to_string(path).map_err(|source| WebhookError::Read { key, path: path.clone(), source })?;
-        match text.trim() {
-            "" => Err(WebhookError::Empty { key, path: path.clone(), what: "header value" }),
-            value => Ok(Some(value.to_owned())),
-        }
+        self.authorization_file.as_ref().map(|path| secret("authorization_file", path)).transpose()
+    }
+}
+
+/// Reads the value of a header.
+fn secret(key: &'static str, path: &Path) -> Result<String, WebhookError> {
+    let text = std::fs::read_to_string(path).map_err(|source| WebhookError::Read { key, path: path.into(), source })?;
+    match text.trim() {
+        "" => Err(WebhookError::Empty { key, path: path.into(), what: "header value" }),
+        value => Ok(value.to_owned()),
     }
 }
 
@@ -153,14 +188,42 @@ fn evaluate(status: StatusCode, headers: &HeaderMap) -> Answer {
         200..=299 => Answer::Accepted,
         // The address or the credentials are wrong, not the record.
         300..=399 | 401 | 403 | 404 | 407 | 408 | 425 | 429 | 501..=599 => {
-            // Seconds only: the date form needs a correct clock.
-            let after = headers.get(header::RETRY_AFTER).and_then(|value| value.to_str().ok()?.trim().parse().ok());
-            Answer::Retry { reason: format!("the receiver answered {status}"), after: after.map(Duration::from_secs) }
+            Answer::Retry { reason: format!("the receiver answered {status}"), after: retry_after(headers) }
         }
         // Perhaps caused by this record, perhaps by the receiver.
         500 => Answer::Declined("http-500".into()),
         _ => Answer::Refused(format!("http-{code}").into()),
     }
+}
+
+/// Reads `Retry-After`: seconds, or a date. A date is compared with the receiver's own, since this board's clock may be wrong.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
+    let after = text(header::RETRY_AFTER)?;
+    if let Ok(seconds) = after.parse() {
+        return Some(Duration::from_secs(seconds));
+    }
+    let now = text(header::DATE).and_then(http_date).or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).ok()?;
+        i64::try_from(now.as_secs()).ok()
+    })?;
+    Some(Duration::from_secs(u64::try_from(http_date(after)? - now).unwrap_or(0)))
+}
+
+/// Seconds since 1970 of a date such as `Sun, 06 Nov 1994 08:49:37 GMT` (RFC 9110, section 5.6.7).
+fn http_date(text: &str) -> Option<i64> {
+    const MONTHS: &str = "JanFebMarAprMayJunJulAugSepOctNovDec";
+    let mut parts = text.split_once(", ")?.1.strip_suffix(" GMT")?.split(' ');
+    let day: i64 = parts.next()?.parse().ok()?;
+    let name = parts.next().filter(|name| name.len() == 3)?;
+    let month = (MONTHS.find(name)? / 3 + 1) as i64;
+    let year: i64 = parts.next()?.parse().ok().filter(|year| (1970..10_000).contains(year))?;
+    let mut clock = parts.next()?.split(':').map(|number| number.parse::<i64>().ok());
+    let (hour, minute, second) = (clock.next()??, clock.next()??, clock.next()??);
+    // Days before a month of a year that begins with March (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
+    let (year, month) = if month > 2 { (year, month - 3) } else { (year - 1, month + 9) };
+    let days = year * 365 + year / 4 - year / 100 + year / 400 + (153 * month + 2) / 5 + day - 1 - 719_468;
+    Some(days * 86_400 + hour * 3600 + minute * 60 + second)
 }
 
 /// Encodes a CloudEvents header value: UTF-8, percent-encoded except printable ASCII without space, quote and percent.

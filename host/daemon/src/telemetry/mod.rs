@@ -2,10 +2,12 @@
 
 pub mod log;
 
+mod connection_log;
 mod health;
 mod http;
 mod notify;
 
+pub(crate) use connection_log::ConnectionLog;
 pub(crate) use health::Health;
 pub(crate) use http::Http;
 pub(crate) use notify::Notifier;

@@ -24,8 +24,8 @@ const MAX_FOLDED_KEYS: usize = 10_000;
 pub struct RecorderConfig {
     pub node: Arc<str>,
     pub base_topic: Arc<str>,
-    /// Without an upstream nothing is recorded for it.
-    pub has_upstream: bool,
+    /// Prefix of topics upstream. `None`: without an upstream nothing is recorded for it.
+    pub upstream_prefix: Option<Arc<str>>,
     /// Repeats of an alert within this time are counted instead of recorded.
     pub fold: Duration,
 }
@@ -114,7 +114,7 @@ impl Recorder {
                         continue;
                     };
                     recorded.alerts += 1;
-                    let RecorderConfig { node, base_topic, has_upstream, .. } = &self.config;
+                    let RecorderConfig { node, base_topic, upstream_prefix, .. } = &self.config;
                     let published = PublishedAlert {
                         node,
                         function: &manifest.name,
@@ -129,7 +129,7 @@ impl Recorder {
                     let json: Option<Box<str>> = Some("application/json".into());
                     let echo = format!("{base_topic}/{node}/alerts/{}", manifest.name);
                     recorded.records.push(new(Stream::Local, echo.into(), payload.clone(), json.clone(), false));
-                    if *has_upstream {
+                    if upstream_prefix.is_some() {
                         let topic = format!("alerts/{}", manifest.name);
                         recorded.records.push(new(Stream::Alert, topic.into(), payload, json, false));
                     } else {
@@ -138,7 +138,7 @@ impl Recorder {
                 }
                 Output::Forward(Publication { topic, payload, content_type, retain, .. }) => {
                     recorded.forwards += 1;
-                    if self.config.has_upstream {
+                    if self.config.upstream_prefix.is_some() {
                         recorded.records.push(new(Stream::Data, topic, detached(payload), content_type, retain));
                     } else {
                         recorded.without_upstream += 1;
@@ -157,8 +157,13 @@ impl Recorder {
     /// Fails with the first output that is not allowed.
     pub(crate) fn check(&self, outputs: &[Output], manifest: &Manifest) -> Result<(), Failure> {
         let (base_topic, Allow { publish, forward, retain, .. }) = (&self.config.base_topic, &manifest.allow);
-        let check = |output| permits::check(output, base_topic, publish, forward.as_deref(), retain.as_deref());
-        outputs.iter().try_for_each(check)
+        outputs.iter().try_for_each(|output| {
+            permits::check(output, base_topic, publish, forward.as_deref(), retain.as_deref())?;
+            match (output, &self.config.upstream_prefix) {
+                (Output::Forward(publication), Some(prefix)) => permits::check_prefixed(prefix, &publication.topic),
+                _ => Ok(()),
+            }
+        })
     }
 
     /// `Some` with the number of repeats left out before when the alert is to be recorded, `None` when it is a repeat.

@@ -18,7 +18,7 @@ fn lane(limit: usize) -> Lane {
     let mut lane = Lane::new(
         Destination::Upstream,
         &STREAMS,
-        EnvelopeBuilder::new("s", "n", None),
+        EnvelopeBuilder::new("s", "n", "p/"),
         &recovered,
         limits(limit, backoff, Some(Duration::from_secs(600))),
     );
@@ -33,6 +33,7 @@ fn limits(in_flight: usize, backoff: Backoff, patience: Option<Duration>) -> Lan
         answer_timeout: Some(Duration::from_secs(3600)),
         backoff,
         patience,
+        given_up_key: None,
     }
 }
 
@@ -122,7 +123,7 @@ fn data_waits_for_alerts_that_are_still_on_disk() {
     let mut lane = Lane::new(
         Destination::Upstream,
         &STREAMS,
-        EnvelopeBuilder::new("s", "n", None),
+        EnvelopeBuilder::new("s", "n", "p/"),
         &recovered,
         limits(10, backoff, None),
     );
@@ -217,7 +218,9 @@ fn a_receiver_that_asks_for_time_gets_it_once_for_all() {
     let (sent, _) = run(&mut lane, until);
     let after = Some(Duration::from_secs(1_000_000));
     lane.answered(sent[0].1, Answer::Retry { reason: "busy".into(), after }, until);
-    assert_eq!(lane.wake_at(), Some(until + Duration::from_secs(60)), "within bounds");
+    // Nothing else is waited for.
+    lane.in_flight.clear();
+    assert_eq!(lane.wake_at(), Some(until + Duration::from_secs(3600)), "within bounds");
 }
 
 #[test]
@@ -337,7 +340,7 @@ fn a_reopened_store_gets_nothing_that_belongs_to_before() {
     }
     let recovered =
         Recovered { store_id: "new".into(), last: PerStream::new([0, 3, 0].map(RecordId)), ..Recovered::default() };
-    lane.reopened(&recovered, EnvelopeBuilder::new("new", "n", None));
+    lane.reopened(&recovered, EnvelopeBuilder::new("new", "n", "p/"));
     lane.answered(sent[2].1, Answer::Accepted, now);
     let (sent, requests) = run(&mut lane, now);
     assert!(sent.is_empty());
@@ -542,4 +545,160 @@ fn a_network_that_breaks_young_connections_loses_nothing() {
     run(&mut lane, now);
     now = lane.wake_at().unwrap();
     assert_eq!(names(&run(&mut lane, now).0), ["s-d-1"]);
+}
+
+#[test]
+fn a_topic_that_was_given_up_holds_nothing_up_after_a_restart() {
+    let started = |recovered: &Recovered| {
+        let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 7);
+        let limits = LaneLimits { given_up_key: Some("topics"), ..limits(1, backoff, Some(Duration::from_secs(600))) };
+        let mut lane =
+            Lane::new(Destination::Upstream, &STREAMS, EnvelopeBuilder::new("s", "n", "p/"), recovered, limits);
+        lane.connected();
+        commit_on(&mut lane, Stream::Data, 1, "forbidden");
+        commit_on(&mut lane, Stream::Data, 2, "good");
+        lane
+    };
+    let mut recovered = Recovered { store_id: "s".into(), ..Recovered::default() };
+    let mut lane = started(&recovered);
+    let mut now = Instant::now();
+    let saved = loop {
+        let (sent, requests) = run(&mut lane, now);
+        if let [StoreRequest::SetMeta { key, value }, ..] = &requests[..] {
+            break ((*key).to_owned(), value.clone());
+        }
+        lane.answered(sent[0].1, declined(), now);
+        now = lane.wake_at().unwrap_or(now);
+    };
+    recovered.meta.push(saved);
+    let mut lane = started(&recovered);
+    let (sent, _) = run(&mut lane, now);
+    lane.answered(sent[0].1, declined(), now);
+    let (sent, requests) = run(&mut lane, now);
+    assert_eq!(names(&sent), ["s-d-2"], "at once");
+    assert!(matches!(requests[..], [StoreRequest::Refused { id: RecordId(1), .. }, ..]), "{requests:?}");
+    lane.reopened(&Recovered::default(), EnvelopeBuilder::new("s", "n", "p/"));
+    let (_, requests) = run(&mut lane, now);
+    assert!(requests.iter().any(|it| matches!(it, StoreRequest::SetMeta { .. })), "a new file is told");
+}
+
+fn busy() -> Answer {
+    Answer::Retry { reason: "the receiver answered 502 Bad Gateway".into(), after: None }
+}
+
+/// Plays a receiver for so long. Returns what was accepted in order, what was refused, and the tries of the first record.
+fn play(
+    lane: &mut Lane,
+    now: &mut Instant,
+    time: Duration,
+    answer: impl Fn(&str) -> Answer,
+) -> (Vec<String>, Vec<u64>, u32) {
+    let end = *now + time;
+    let (mut accepted, mut refused, mut tries) = (Vec::new(), Vec::new(), 0);
+    while *now < end {
+        let (sent, requests) = run(lane, *now);
+        refused.extend(requests.iter().filter_map(|it| match it {
+            StoreRequest::Refused { id, reason, .. } => {
+                assert_eq!(&**reason, NEVER_ACCEPTED);
+                Some(id.0)
+            }
+            _ => None,
+        }));
+        for (id, token) in &sent {
+            tries += u32::from(id == "s-d-1");
+            let answer = answer(id);
+            if answer == Answer::Accepted {
+                accepted.push(id.clone());
+            }
+            lane.answered(*token, answer, *now);
+        }
+        if sent.is_empty() {
+            *now = lane.wake_at().unwrap_or(end).min(end);
+        }
+    }
+    (accepted, refused, tries)
+}
+
+#[test]
+fn a_record_over_which_a_gateway_fails_does_not_block_others_for_ever() {
+    let mut now = Instant::now();
+    let mut lane = lane(1);
+    (1..=5).for_each(|id| commit_on(&mut lane, Stream::Data, id, if id == 1 { "bad" } else { "good" }));
+    let fails = |id: &str| if matches!(id, "s-d-1" | "s-d-9") { busy() } else { Answer::Accepted };
+    let (accepted, refused, _) = play(&mut lane, &mut now, Duration::from_secs(590), fails);
+    assert_eq!((accepted.len(), refused.len()), (0, 0), "order is kept while there is patience");
+    let (accepted, refused, tries) = play(&mut lane, &mut now, Duration::from_secs(200), fails);
+    assert_eq!(accepted, ["s-d-2", "s-d-3", "s-d-4", "s-d-5"]);
+    assert_eq!(refused, [1]);
+    assert!((1..=3).contains(&tries), "{tries}");
+    // The topic is remembered: the next such record costs some tries.
+    commit_on(&mut lane, Stream::Data, 9, "bad");
+    commit_on(&mut lane, Stream::Data, 10, "good");
+    let (accepted, refused, _) = play(&mut lane, &mut now, Duration::from_secs(20), fails);
+    assert_eq!((&accepted[..], &refused[..]), (&["s-d-10".to_owned()][..], &[9][..]));
+    assert!(lane.is_empty());
+}
+
+#[test]
+fn several_such_records_in_a_row_are_found_one_after_the_other() {
+    let mut now = Instant::now();
+    let mut lane = lane(1);
+    lane.gaps(GapId(3), vec![gap(99)]);
+    (1..=4).for_each(|id| commit(&mut lane, Stream::Data, id));
+    let fails = |id: &str| if id == "s-d-4" { Answer::Accepted } else { busy() };
+    let (accepted, refused, _) = play(&mut lane, &mut now, Duration::from_secs(3600), fails);
+    assert_eq!((&accepted[..], &refused[..]), (&["s-d-4".to_owned()][..], &[1, 2, 3][..]));
+    assert!(lane.is_empty(), "the gap report is given up as well");
+}
+
+#[test]
+fn a_receiver_that_is_away_for_hours_costs_no_record() {
+    let mut now = Instant::now();
+    let mut lane = lane(1);
+    lane.gaps(GapId(3), vec![gap(99)]);
+    (1..=4).for_each(|id| commit(&mut lane, Stream::Data, id));
+    commit(&mut lane, Stream::Alert, 1);
+    let (accepted, refused, _) = play(&mut lane, &mut now, Duration::from_secs(4 * 3600), |_| busy());
+    assert_eq!((accepted.len(), refused.len()), (0, 0));
+    let (accepted, refused, _) = play(&mut lane, &mut now, Duration::from_secs(600), |_| Answer::Accepted);
+    assert_eq!(accepted, ["s-a-1", "s-g-d-99-99", "s-d-1", "s-d-2", "s-d-3", "s-d-4"]);
+    assert_eq!(refused.len(), 0);
+}
+
+#[test]
+fn data_waits_for_the_alerts_behind_one_over_which_a_gateway_fails() {
+    let mut now = Instant::now();
+    let mut lane = lane(1);
+    commit(&mut lane, Stream::Data, 1);
+    (1..=3).for_each(|id| commit(&mut lane, Stream::Alert, id));
+    let fails = |id: &str| if id == "s-a-1" { busy() } else { Answer::Accepted };
+    let (accepted, refused, _) = play(&mut lane, &mut now, Duration::from_secs(800), fails);
+    assert_eq!((&accepted[..], &refused[..]), (&["s-a-2", "s-a-3", "s-d-1"].map(str::to_owned)[..], &[1][..]));
+}
+
+#[test]
+fn an_alert_is_tried_while_data_pauses() {
+    let now = Instant::now();
+    let mut lane = lane(1);
+    commit(&mut lane, Stream::Data, 1);
+    let (sent, _) = run(&mut lane, now);
+    lane.answered(sent[0].1, busy(), now);
+    commit(&mut lane, Stream::Alert, 1);
+    let (sent, _) = run(&mut lane, now);
+    assert_eq!(names(&sent), ["s-a-1"]);
+    lane.answered(sent[0].1, busy(), now);
+    commit(&mut lane, Stream::Alert, 2);
+    assert!(run(&mut lane, now).0.is_empty(), "alerts have a pause of their own");
+    let later = lane.wake_at().unwrap();
+    let after = Some(Duration::from_secs(30));
+    let (sent, _) = run(&mut lane, later);
+    lane.answered(sent[0].1, Answer::Accepted, later);
+    let (sent, _) = run(&mut lane, later);
+    lane.answered(sent[0].1, Answer::Accepted, later);
+    let later = lane.wake_at().unwrap_or(later);
+    let (sent, _) = run(&mut lane, later);
+    assert_eq!(names(&sent), ["s-d-1"]);
+    lane.answered(sent[0].1, Answer::Retry { reason: "busy".into(), after }, later);
+    commit(&mut lane, Stream::Alert, 3);
+    assert!(run(&mut lane, later).0.is_empty(), "the receiver asked for time");
 }

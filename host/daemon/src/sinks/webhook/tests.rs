@@ -313,3 +313,55 @@ fn tls_with_an_own_authority_and_a_client_certificate() {
     let stranger = config::Connection { ca_file: Some(fixture("client.pem")), ..known };
     assert!(is_retry(&Client::new(&with_connection(stranger)).post(3), None), "the server is signed by somebody else");
 }
+
+#[test]
+fn a_date_to_come_back_is_compared_with_the_receivers_own() {
+    assert_eq!(http_date("Sun, 06 Nov 1994 08:49:37 GMT"), Some(784_111_777));
+    assert_eq!(http_date("Thu, 01 Jan 1970 00:00:00 GMT"), Some(0));
+    assert_eq!(http_date("Tue, 29 Feb 2000 12:00:00 GMT"), Some(951_825_600));
+    for bad in
+        ["", "Sun, 06 Nov 1994", "Sunday, 06-Nov-94 08:49:37 GMT", "x, 1 anF 2000 1:1:1 GMT", "x, 1 Jan 2000 1:1 GMT"]
+    {
+        assert_eq!(http_date(bad).filter(|_| !bad.contains("anF")), None, "{bad}");
+    }
+    let after = |pairs: &[(header::HeaderName, &'static str)]| {
+        retry_after(&pairs.iter().map(|(name, value)| (name.clone(), HeaderValue::from_static(value))).collect())
+    };
+    let date = (header::DATE, "Sun, 06 Nov 1994 08:49:37 GMT");
+    assert_eq!(after(&[(header::RETRY_AFTER, "7")]), Some(Duration::from_secs(7)));
+    let later = (header::RETRY_AFTER, "Sun, 06 Nov 1994 08:50:07 GMT");
+    assert_eq!(after(&[date.clone(), later]), Some(Duration::from_secs(30)));
+    let earlier = (header::RETRY_AFTER, "Sun, 06 Nov 1994 08:00:00 GMT");
+    assert_eq!(after(&[date, earlier]), Some(Duration::ZERO));
+    assert_eq!(after(&[(header::RETRY_AFTER, "soon")]), None);
+    assert_eq!(after(&[]), None);
+}
+
+#[test]
+fn a_body_that_never_ends_costs_its_connection_and_not_the_time_of_a_call() {
+    let endless = Some("HTTP/1.1 200 OK\r\ncontent-length: 60000\r\n\r\nhere it comes");
+    let (addr, seen) = server(vec![endless, endless]);
+    let begin = std::time::Instant::now();
+    let mut client = Client::new(&config(addr));
+    assert_eq!(client.post(1), Answer::Accepted);
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    assert_eq!(seen.recv().unwrap().connection, 1);
+}
+
+#[test]
+fn own_headers_are_sent_by_value_and_from_a_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("key");
+    std::fs::write(&file, "secret\n").unwrap();
+    let (addr, seen) = server(vec![OK]);
+    let mut config = config(addr);
+    let header = |value: Option<&str>, file: Option<&PathBuf>| config::Header {
+        value: value.map(str::to_owned),
+        file: file.cloned(),
+    };
+    config.headers.insert("X-Site".into(), header(Some("plant 3"), None));
+    config.headers.insert("X-API-Key".into(), header(None, Some(&file)));
+    assert_eq!(Client::new(&config).post(1), Answer::Accepted);
+    let request = seen.recv().unwrap();
+    assert_eq!((request.header("x-site"), request.header("x-api-key")), (Some("plant 3"), Some("secret")));
+}

@@ -1,0 +1,32 @@
+//! Brokers that refuse, that cannot do everything, or that are none.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use crate::harness::daemon::{Daemon, Setup};
+use crate::harness::eventually;
+use crate::harness::fake::Fake;
+use crate::harness::guest::guest;
+
+#[test]
+fn a_refused_subscription_is_named_until_it_is_granted() {
+    let refused = AtomicUsize::new(0);
+    let fake = Fake::start(move |packet| {
+        let is_refused = packet.is_about("count/#") && refused.fetch_add(1, Ordering::Relaxed) < 2;
+        Some(if packet.kind() == 8 && is_refused { packet.suback(0x87) } else { packet.welcome() })
+    });
+    let mut daemon = Daemon::prepare(&Setup::new(fake.url()).function(&guest("count")));
+    daemon.launch();
+    let named = || {
+        let answer = daemon.get("/readyz");
+        answer.is_some_and(|(status, text)| status == 503 && text.contains("count/#: not authorized"))
+    };
+    assert!(eventually(Duration::from_secs(30), named), "log:\n{}", daemon.log());
+    let ready = || daemon.get("/readyz").is_some_and(|(status, _)| status == 200);
+    assert!(eventually(Duration::from_secs(30), ready), "log:\n{}", daemon.log());
+    let statuses = fake.seen(3);
+    assert!(
+        statuses.iter().any(|it| it.is_about("sedge/board/status") && it.is_about("refuses subscriptions: count/#"))
+    );
+    assert!(!statuses.last().is_some_and(|it| it.is_about("refuses")), "the status is good again");
+}
