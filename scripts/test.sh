@@ -145,7 +145,7 @@ stage 'unit and property tests' cargo test --workspace --lib --bins
 stage 'runtime-only build: unit tests' cargo test --workspace --exclude sedge-function --exclude sedge-fuzz --lib --no-default-features
 # Tests of the core on simulated boards, and of SPECIFICATION.md.
 stage 'simulated boards: tests' cargo test --package sedge-sim --tests
-stage 'simulated boards: deliberate mistakes' cargo test --package sedge-sim --features mistakes --test mistakes
+stage 'simulated boards: deliberate mistakes' cargo test --profile sim --package sedge-sim --features mistakes --test mistakes
 stage 'simulated boards: campaign' campaign
 stage 'documentation tests' cargo test --workspace --doc
 stage 'functions: tests' scripts/guests.sh test

@@ -19,7 +19,7 @@ use sedge_core::message::{
 use crate::disk::number;
 
 /// Bytes of a large output.
-const LARGE: usize = 30_000;
+const LARGE: usize = 60_000;
 
 type State = BTreeMap<Box<str>, Bytes>;
 type Key = (u32, Option<Arc<str>>);

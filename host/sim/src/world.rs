@@ -103,6 +103,8 @@ pub struct World {
     text: Vec<String>,
     quiet: bool,
     budget: Budget,
+    /// Nearly every output is large, so that those on their way to the disk fill the budget.
+    has_large_outputs: bool,
     /// Sizes of the records in commits that the store has not confirmed.
     committing: VecDeque<(BatchNo, usize)>,
     reconnect: bool,
@@ -176,6 +178,7 @@ impl World {
             text: Vec::new(),
             quiet: false,
             budget,
+            has_large_outputs: seed % 16 == 5,
             committing: VecDeque::new(),
             reconnect: false,
             reconnect_upstream: false,
@@ -279,7 +282,10 @@ impl World {
 
     fn publish(&mut self) {
         self.published += 1;
-        let letter = *self.random.pick(&['c', 'c', 'c', 'o', 'o', 'b', 'a', 'f', 'f', 'r', 't', '-', '-', 'x', 'T']);
+        let letter = match self.has_large_outputs {
+            true => *self.random.pick(&['b', 'b', 'b', 'b', 'b', 'b', 'b', 'c', 'o']),
+            false => *self.random.pick(&['c', 'c', 'c', 'o', 'o', 'b', 'a', 'f', 'f', 'r', 't', '-', '-', 'x', 'T']),
+        };
         let number = self.published;
         let same = self.random.chance(150);
         let payload = if same { "osame".to_owned() } else { format!("{letter}{number}") };
