@@ -65,8 +65,11 @@ impl Function for Misbehave {
             // Their bits differ between processors unless the engine makes them the same.
             "nan" => {
                 let zero = black_box(0.0_f64);
-                let nans =
-                    [zero / black_box(0.0_f64), f64::from_bits(black_box(0xfff4_0000_0000_0123)) + 1.0, black_box(-1.0_f64) % zero];
+                let nans = [
+                    zero / black_box(0.0_f64),
+                    f64::from_bits(black_box(0xfff4_0000_0000_0123)) + 1.0,
+                    black_box(-1.0_f64) % zero,
+                ];
                 let [a, b, c] = nans.map(f64::to_bits);
                 Ok(vec![Output::forward("nan", text!(a, " ", b, " ", c))])
             }
