@@ -1,6 +1,6 @@
 # The commands of the project. Continuous integration runs `make test`, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check sim fmt guests bench cross cross-all deb boot clean
+.PHONY: help demo test check sim attack fmt guests bench cross cross-all deb boot clean
 SHELL := /bin/bash
 
 # In CI each checkout is new; compiled files are kept outside of it.
@@ -28,6 +28,10 @@ check: ## The quick part of the tests: formats, lints, unit tests.
 
 sim: ## Simulate boards with faults. ARGS="--seeds 10000"
 	@scripts/need.sh cargo cc && cargo run --quiet --profile sim --package sedge-sim -- $(ARGS)
+
+attack: ## Attack a board's memory, disk, time and log beside a victim. Prints a table. SECONDS=30
+	@wasm=$$(scripts/need.sh cargo cc wasm mosquitto) && eval "$$wasm" && SEDGE_ATTACK_SECONDS="$(or $(SECONDS),30)" \
+		cargo test --release --package sedge --test it -- attack --ignored --nocapture --test-threads 1
 
 fmt: ## Format the code.
 	cargo fmt --all

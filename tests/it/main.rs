@@ -5,6 +5,7 @@
 #[allow(dead_code, reason = "shared with the benchmark; each uses a part")]
 mod harness;
 
+mod attack;
 mod boards;
 mod brokers;
 mod config;

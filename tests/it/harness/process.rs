@@ -39,6 +39,11 @@ pub(crate) fn pss_kb(pid: u32) -> u64 {
     own(pid) + children(pid).into_iter().map(|(child, _)| own(child)).sum::<u64>()
 }
 
+/// Private memory of a process.
+pub(crate) fn anonymous_kb(pid: u32) -> u64 {
+    field(&read(pid, "status"), "RssAnon:")
+}
+
 /// Bytes that a process sent to the block layer: dirtied pages without truncated ones.
 pub(crate) fn written_bytes(pid: u32) -> u64 {
     let io = read(pid, "io");
