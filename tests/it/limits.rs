@@ -117,14 +117,17 @@ fn an_endless_loop_ends_at_its_deadline_while_health_answers_and_other_functions
     site.settle(&ledger);
 }
 
+/// The function `misbehave` with its results on the same broker, below `up/`.
+fn misbehaving(broker: &Mosquitto) -> (Setup, Upstream) {
+    let upstream = Upstream::collect_filter(broker.port, "upstream", "up/#");
+    let setup = Setup::new(broker.url()).upstream(broker.url()).set("upstream", "topic_prefix = \"up/\"");
+    (setup.function(&guest("misbehave")), upstream)
+}
+
 #[test]
 fn a_retry_runs_again_and_then_succeeds() {
     let broker = Mosquitto::start();
-    let upstream = Upstream::collect_filter(broker.port, "upstream", "up/#");
-    let setup = Setup::new(broker.url())
-        .upstream(broker.url())
-        .set("upstream", "topic_prefix = \"up/\"")
-        .function(&guest("misbehave"));
+    let (setup, upstream) = misbehaving(&broker);
     let daemon = Daemon::start(&setup);
     broker.await_daemon();
     broker.client("sensor").publish(Publish::new("misbehave/a", "retry 2")).unwrap();
@@ -137,11 +140,7 @@ fn a_retry_runs_again_and_then_succeeds() {
 #[test]
 fn what_a_message_says_of_its_delivery_survives_a_retry_and_a_restart() {
     let broker = Mosquitto::start();
-    let upstream = Upstream::collect_filter(broker.port, "upstream", "up/#");
-    let setup = Setup::new(broker.url())
-        .upstream(broker.url())
-        .set("upstream", "topic_prefix = \"up/\"")
-        .function(&guest("misbehave"));
+    let (setup, upstream) = misbehaving(&broker);
     let message = Publish {
         retain: true,
         response_topic: Some("answers/7".into()),

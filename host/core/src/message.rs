@@ -39,6 +39,22 @@ const MESSAGE_BYTES: usize = 250;
 const PROPERTY_BYTES: usize = 64;
 
 impl Message {
+    /// Message without properties, before its first run.
+    pub fn new(topic: impl Into<Arc<str>>, payload: Bytes, received_at_ms: u64, clock_synced: bool) -> Self {
+        Self {
+            topic: topic.into(),
+            payload,
+            content_type: None,
+            properties: Vec::new(),
+            received_at_ms,
+            clock_synced,
+            attempt: 1,
+            retained: false,
+            response_topic: None,
+            correlation_data: None,
+        }
+    }
+
     /// Memory of the message, and about its size on disk.
     pub fn bytes(&self) -> usize {
         let property = |(name, value): &(Box<str>, Box<str>)| name.len() + value.len() + PROPERTY_BYTES;

@@ -37,14 +37,10 @@ pub enum Mistake {
     SplitState,
     /// Does not count what functions return towards the budget.
     ForgetOutputs,
-    /// Lets a message cause any number of publications.
-    NeverRunOut,
     /// Hands out jobs although what they may return does not fit into the budget.
     HandOutBeyondBudget,
     /// Pauses a function for topics over which it does not fail.
     PauseOthers,
-    /// Gives a worker the jobs of one function until none is left.
-    TakeNoTurns,
 }
 
 #[cfg(feature = "mistakes")]

@@ -339,16 +339,8 @@ mod tests {
             function: "decode".into(),
             version: "1.2.0".into(),
             message: Message {
-                topic: "lora/7".into(),
-                payload: Bytes::from_static(payload),
-                content_type: None,
                 properties: vec![("id".into(), "a\x07".into())],
-                received_at_ms: 1_800_000_000_000,
-                clock_synced: false,
-                attempt: 1,
-                retained: false,
-                response_topic: None,
-                correlation_data: None,
+                ..Message::new("lora/7", Bytes::from_static(payload), 1_800_000_000_000, false)
             }
             .into(),
             failure: Failure { code, detail: "unreachable".into() },

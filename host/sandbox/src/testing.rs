@@ -105,18 +105,7 @@ pub const LIMITS: Limits = Limits {
 };
 
 pub fn message(topic: &str, payload: &[u8]) -> Message {
-    Message {
-        topic: topic.into(),
-        payload: Bytes::copy_from_slice(payload),
-        content_type: None,
-        properties: Vec::new(),
-        received_at_ms: 1_700_000_000_000,
-        clock_synced: true,
-        attempt: 1,
-        retained: false,
-        response_topic: None,
-        correlation_data: None,
-    }
+    Message::new(topic, Bytes::copy_from_slice(payload), 1_700_000_000_000, true)
 }
 
 /// Sandboxes with a ticking clock: one for functions as they are compiled, and one for the same functions as whole components.

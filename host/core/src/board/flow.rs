@@ -773,18 +773,8 @@ impl Board {
 
     fn start_ticks(&mut self) {
         for number in self.rollout.ticks_due(self.now.monotonic) {
-            let message = Arc::new(Message {
-                topic: format!("$timer/{}", self.rollout.function(number).name).into(),
-                payload: Bytes::new(),
-                content_type: None,
-                properties: Vec::new(),
-                received_at_ms: self.now.unix_ms,
-                clock_synced: self.now.synced,
-                attempt: 1,
-                retained: false,
-                response_topic: None,
-                correlation_data: None,
-            });
+            let topic = format!("$timer/{}", self.rollout.function(number).name);
+            let message = Arc::new(Message::new(topic, Bytes::new(), self.now.unix_ms, self.now.synced));
             let mut functions = vec![number];
             let unit = self.add_unit(
                 message,

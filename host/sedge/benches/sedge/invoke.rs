@@ -111,18 +111,7 @@ pub(crate) fn microseconds(function: &Function) -> f64 {
 
 /// The same for two alternating readings, so that every run changes the state, and the number of outputs of each.
 fn slice(function: &Function, readings: [f64; 2], outputs: usize) -> f64 {
-    let mut message = Message {
-        topic: "last/greenhouse".into(),
-        payload: Bytes::new(),
-        content_type: None,
-        properties: Vec::new(),
-        received_at_ms: 1_760_000_000_000,
-        clock_synced: true,
-        attempt: 1,
-        retained: false,
-        response_topic: None,
-        correlation_data: None,
-    };
+    let mut message = Message::new("last/greenhouse", Bytes::new(), 1_760_000_000_000, true);
     let readings = readings.map(|value| {
         Bytes::from(format!("{{\"battery\":97,\"humidity\":48.2,\"linkquality\":120,\"temperature\":{value}}}"))
     });

@@ -261,18 +261,7 @@ mod tests {
     }
 
     fn message(text: &str) -> Arc<Message> {
-        Arc::new(Message {
-            topic: "t".into(),
-            payload: Bytes::copy_from_slice(text.as_bytes()),
-            content_type: None,
-            properties: Vec::new(),
-            received_at_ms: 0,
-            clock_synced: true,
-            attempt: 1,
-            retained: false,
-            response_topic: None,
-            correlation_data: None,
-        })
+        Arc::new(Message::new("t", Bytes::copy_from_slice(text.as_bytes()), 0, true))
     }
 
     fn started(parking: &mut Parking, now: Instant) -> Vec<(u64, Bytes)> {

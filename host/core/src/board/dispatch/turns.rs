@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use super::Key;
 use crate::board::ids::FunctionNo;
 use crate::board::input::Job;
-use crate::mistakes::{Mistake, is_made};
 
 /// Time that a function gets in its turn.
 const QUANTUM_US: i64 = 5_000;
@@ -60,7 +59,7 @@ impl Turns {
         loop {
             let function = *self.order.front()?;
             let flow = self.flows.get_mut(&function).expect("a function with a turn has jobs");
-            if flow.credit_us > 0 || is_made(Mistake::TakeNoTurns) {
+            if flow.credit_us > 0 {
                 break;
             }
             flow.credit_us += QUANTUM_US;
@@ -159,18 +158,7 @@ mod tests {
             resumes: false,
             on_trial: false,
             weight: crate::board::Weight::default(),
-            message: Arc::new(Message {
-                topic: topic.into(),
-                payload: Bytes::new(),
-                content_type: None,
-                properties: Vec::new(),
-                received_at_ms: 0,
-                clock_synced: true,
-                attempt: 1,
-                retained: false,
-                response_topic: None,
-                correlation_data: None,
-            }),
+            message: Arc::new(Message::new(topic, Bytes::new(), 0, true)),
         }
     }
 

@@ -5,7 +5,6 @@
 //! carries on a part of its function's share.
 
 use crate::message::{Failure, FailureCode, Output};
-use crate::mistakes::{Mistake, is_made};
 
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct FanOut {
@@ -30,7 +29,7 @@ impl FanOut {
         let publications = u32::try_from(outputs.iter().filter(is_publication).count()).unwrap_or(u32::MAX);
         let all = u32::try_from(outputs.len()).unwrap_or(u32::MAX);
         let is_spent = all > 0 && self.budget == 0 || publications > self.left;
-        if is_spent && !is_made(Mistake::NeverRunOut) {
+        if is_spent {
             let (left, budget) = (self.left, self.budget);
             let detail = format!(
                 "{all} outputs; of the {budget} publications that this message may cause, {left} are left \

@@ -25,18 +25,7 @@ fn job(unit: u32) -> Job {
         scope: StateScope::Function,
         resumes: false,
         on_trial: false,
-        message: Arc::new(Message {
-            topic: "t".into(),
-            payload: Bytes::new(),
-            content_type: None,
-            properties: Vec::new(),
-            received_at_ms: 0,
-            clock_synced: true,
-            attempt: 1,
-            retained: false,
-            response_topic: None,
-            correlation_data: None,
-        }),
+        message: Arc::new(Message::new("t", Bytes::new(), 0, true)),
         weight: Weight { message: 100, answer: 1000 },
     }
 }
