@@ -32,9 +32,15 @@ const MISBEHAVIOUR: [(&str, &[&str]); 14] = [
 
 #[test]
 fn whatever_a_function_does_the_message_is_a_dead_letter_and_others_go_on() {
+    let folder = tempfile::tempdir().unwrap();
+    // Fuel must end it, not the deadline of an emulated board.
+    let misbehave = variant(&guest("misbehave"), folder.path(), "misbehave", "misbehave/#", |manifest| {
+        manifest.replace("timeout_ms = 1_000", "timeout_ms = 20_000")
+    });
     let site = Site::start_with(|setup| {
         setup
-            .function(&guest("misbehave"))
+            .function(&misbehave)
+            .set("functions", "max_timeout_ms = 20_000")
             .set("functions", "retry_attempts = 2")
             .set("functions", "quarantine_after = 100")
     });
