@@ -59,6 +59,22 @@ mod component {
         bucket().and_then(|bucket| bucket.delete(key)).map_err(describe)
     }
 
+    pub(crate) fn state_keys() -> Result<Vec<String>, String> {
+        let bucket = match bucket() {
+            Ok(bucket) => bucket,
+            Err(Error::AccessDenied) => return Ok(Vec::new()),
+            Err(error) => return Err(describe(error)),
+        };
+        let mut page = bucket.list_keys(None).map_err(describe)?;
+        let mut keys = page.keys;
+        // A board gives all keys at once; another host may not.
+        while let Some(cursor) = page.cursor {
+            page = bucket.list_keys(Some(&cursor)).map_err(describe)?;
+            keys.append(&mut page.keys);
+        }
+        Ok(keys)
+    }
+
     pub(crate) fn state_increment(key: &str, delta: i64) -> Result<i64, String> {
         match bucket() {
             Ok(bucket) => atomics::increment(&bucket, key, delta).map_err(describe),

@@ -1,5 +1,34 @@
 //! A function's durable keys. Their scope is the manifest's `state`: the topic of the message, or the whole function.
 //! Changes are stored together with the outputs, and not at all when `handle` fails.
+//!
+//! What functions often keep is here too, each under a key that the function names: [`Hysteresis`], [`Streak`] and [`Debounce`] for
+//! what is on or off; [`Sliding`] and [`Tumbling`] windows of values; [`Meter`] for counters that begin again; [`DeviceMap`] for many
+//! devices in one scope. Their first byte is the version of their form. Bytes that are not of that form, damaged or of another
+//! version, count as nothing: the helper begins anew.
+
+mod debounce;
+mod devices;
+mod hysteresis;
+mod meter;
+mod moment;
+mod sliding;
+mod streak;
+mod summary;
+mod switch;
+#[cfg(test)]
+mod tests;
+mod tumbling;
+
+pub use debounce::Debounce;
+pub use devices::DeviceMap;
+pub use hysteresis::Hysteresis;
+pub use meter::{Consumption, Meter};
+pub use moment::Moment;
+pub use sliding::Sliding;
+pub use streak::Streak;
+pub use summary::Summary;
+pub use switch::Edge;
+pub use tumbling::Tumbling;
 
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -19,18 +48,25 @@ pub trait Value: Sized {
 
 /// The value of a key, if it has one. It is an error if something else was stored there.
 pub fn get<V: Value>(key: &str) -> Result<Option<V>, Failure> {
-    match host::state_get(key) {
-        Ok(None) => Ok(None),
-        Ok(Some(bytes)) => match V::decode(bytes) {
+    match read(key)? {
+        None => Ok(None),
+        Some(bytes) => match V::decode(bytes) {
             Some(value) => Ok(Some(value)),
             None => Err(failed("use", key, "it holds a value of another type".into())),
         },
-        Err(error) => Err(failed("read", key, error)),
     }
 }
 
+fn read(key: &str) -> Result<Option<Vec<u8>>, Failure> {
+    host::state_get(key).map_err(|error| failed("read", key, error))
+}
+
+fn write(key: &str, bytes: &[u8]) -> Result<(), Failure> {
+    host::state_set(key, bytes).map_err(|error| failed("write", key, error))
+}
+
 pub fn set<V: Value>(key: &str, value: V) -> Result<(), Failure> {
-    value.encode(|bytes| host::state_set(key, bytes)).map_err(|error| failed("write", key, error))
+    value.encode(|bytes| write(key, bytes))
 }
 
 pub fn remove(key: &str) -> Result<(), Failure> {
@@ -40,6 +76,18 @@ pub fn remove(key: &str) -> Result<(), Failure> {
 /// Adds to a whole number and returns the sum; a key without a value counts as 0. [`get`] reads it as an `i64`.
 pub fn increment(key: &str, delta: i64) -> Result<i64, Failure> {
     host::state_increment(key, delta).map_err(|error| failed("increment", key, error))
+}
+
+/// The keys of the scope in order. With `state = "none"` there are none.
+pub fn keys() -> Result<Vec<String>, Failure> {
+    host::state_keys().map_err(|error| Failure::reject(concat(&["cannot list the state keys: ", &error])))
+}
+
+/// The first bytes of what is left to decode.
+fn take<const N: usize>(bytes: &mut &[u8]) -> Option<[u8; N]> {
+    let (first, rest) = bytes.split_first_chunk()?;
+    *bytes = rest;
+    Some(*first)
 }
 
 #[cold]
@@ -126,35 +174,5 @@ impl Value for Vec<u8> {
 
     fn decode(bytes: Vec<u8>) -> Option<Self> {
         Some(bytes)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use core::fmt::Debug;
-
-    #[track_caller]
-    fn check<V: Value + PartialEq + Debug>(value: V, bytes: &[u8]) {
-        assert_eq!(value.encode(<[u8]>::to_vec), bytes);
-        assert_eq!(V::decode(bytes.to_vec()), Some(value));
-    }
-
-    #[test]
-    fn values_come_back() {
-        check(21.5, &21.5f64.to_le_bytes());
-        check([1.0, -2.0], &[1.0f64.to_le_bytes(), (-2.0f64).to_le_bytes()].concat());
-        check(true, &[1]);
-        check(0i64, b"0");
-        check(-42i64, b"-42");
-        check(i64::MIN, b"-9223372036854775808");
-        check(u64::MAX, b"18446744073709551615");
-        check(String::from("é"), "é".as_bytes());
-        check(b"\0\xff".to_vec(), b"\0\xff");
-        assert_eq!(f64::decode(b"1234567".to_vec()), None);
-        assert_eq!(<[f64; 2]>::decode([0; 17].to_vec()), None);
-        assert_eq!(<[f64; 2]>::decode([0; 24].to_vec()), None);
-        assert_eq!(bool::decode(b"\x02".to_vec()), None);
-        assert_eq!(i64::decode(b"x".to_vec()), None);
     }
 }

@@ -17,6 +17,9 @@ use manifest::{Manifest, Scope};
 /// Most slashes in a topic.
 const MAX_TOPIC_SLASHES: usize = 200;
 const MAX_CONTENT_TYPE_BYTES: usize = 255;
+/// Keys of a scope, and of those how many a run may change.
+const MAX_STATE_KEYS: usize = 4096;
+const MAX_STATE_CHANGES: usize = 1024;
 /// Number of log lines of a run, and the length of one. A board drops the rest.
 const MAX_LOG_LINES: usize = 32;
 const MAX_LOG_LINE_BYTES: usize = 1024;
@@ -118,6 +121,7 @@ impl Board {
         let run = Run {
             manifest: mem::take(manifest),
             state: before.clone(),
+            changed: BTreeMap::new(),
             broken: None,
             clock_ms: self.clock_ms,
             log: Vec::new(),
@@ -139,6 +143,21 @@ impl Board {
     pub fn tick<F: Function>(&mut self) -> Outcome {
         let topic = format!("$timer/{}", self.manifest.name);
         self.run::<F>(Message { received_at_ms: self.clock_ms.unwrap_or(0), ..Message::new(topic, "") })
+    }
+
+    /// Uses the state outside of a function, for tests of the helpers.
+    #[cfg(test)]
+    pub(crate) fn with_state<R>(&mut self, use_state: impl FnOnce() -> R) -> R {
+        let state = self.state.remove("").unwrap_or_default();
+        let manifest = mem::take(&mut self.manifest);
+        let changed = BTreeMap::new();
+        RUN.set(Some(Run { manifest, state, changed, broken: None, clock_ms: self.clock_ms, log: Vec::new() }));
+        let result = use_state();
+        let run = RUN.take().expect("nothing else ends a run");
+        assert_eq!(run.broken, None);
+        self.manifest = run.manifest;
+        self.state.insert(String::new(), run.state);
+        result
     }
 
     /// What was logged so far.
@@ -243,6 +262,8 @@ fn matches(filter: &str, topic: &str) -> bool {
 struct Run {
     manifest: Manifest,
     state: BTreeMap<String, Vec<u8>>,
+    /// What the keys that it changed held before.
+    changed: BTreeMap<String, Option<Vec<u8>>>,
     /// The limit that ended the run.
     broken: Option<String>,
     clock_ms: Option<u64>,
@@ -254,14 +275,26 @@ impl Run {
         if self.manifest.scope == Scope::None || self.manifest.max_state_bytes == 0 {
             return Err(crate::host::STATELESS.to_owned());
         }
-        match value {
+        let before = match value {
             Some(value) => self.state.insert(key.into(), value.into()),
             None => self.state.remove(key),
         };
+        let original = self.changed.entry(key.into()).or_insert(before);
+        if original.as_deref() == value {
+            self.changed.remove(key);
+        }
         let bytes: usize = self.state.iter().map(|(key, value)| key.len() + value.len()).sum();
         let limit = self.manifest.max_state_bytes;
         if bytes > limit {
             self.broken.get_or_insert(format!("state: {bytes} bytes of state, the limit is {limit}"));
+        }
+        let keys = self.state.len();
+        if keys > MAX_STATE_KEYS && value.is_some() {
+            self.broken.get_or_insert(format!("state: {keys} keys of state, the limit is {MAX_STATE_KEYS}"));
+        }
+        if self.changed.len() > MAX_STATE_CHANGES {
+            let why = format!("state: changed more than {MAX_STATE_CHANGES} keys of state in one run");
+            self.broken.get_or_insert(why);
         }
         Ok(())
     }
@@ -297,6 +330,10 @@ pub(crate) mod host {
 
     pub(crate) fn state_remove(key: &str) -> Result<(), String> {
         with(|run| run.set(key, None))
+    }
+
+    pub(crate) fn state_keys() -> Result<Vec<String>, String> {
+        Ok(with(|run| run.state.keys().cloned().collect()))
     }
 
     pub(crate) fn state_increment(key: &str, delta: i64) -> Result<i64, String> {
@@ -397,6 +434,9 @@ mod tests {
                 "set" => state::set("key", argument.to_string())?,
                 "count" => outputs.push(Output::forward("said", state::increment("count", 0)?.to_string())),
                 "remove" => state::remove("key")?,
+                "keys" => (0..1024).try_for_each(|key| state::set(&(argument.to_string() + &key.to_string()), true))?,
+                "keys+1" => (0..1025).try_for_each(|key| state::set(&key.to_string(), true))?,
+                "again" => (0..2000).try_for_each(|turn| state::set("key", turn % 2 == 0))?,
                 "publish" => outputs.push(Output::publish(argument, "")),
                 "wake" => outputs.push(Output::wake(argument, 1)),
                 "reply" => outputs.push(Output::reply(404, "")),
@@ -512,6 +552,25 @@ mod tests {
         assert!(run(&mut board, "set 1234567").is_ok());
         assert!(matches!(run(&mut board, "set 12345678"), Err(Failure::Reject(why)) if why.starts_with("state")));
         assert_eq!(said(run(&mut board, "get")), "1234567");
+    }
+
+    #[test]
+    fn keys_of_state_are_limited() {
+        let mut board = Board::new();
+        for prefix in ["a", "b", "c", "d"] {
+            assert_eq!(run(&mut board, &format!("keys {prefix}")), Ok(vec![]));
+        }
+        let why = "state: 4097 keys of state, the limit is 4096";
+        assert_eq!(run(&mut board, "keys e"), Err(Failure::reject(why)));
+        assert_eq!(run(&mut board, "set x"), Err(Failure::reject(why)));
+    }
+
+    #[test]
+    fn changes_of_one_run_are_limited_by_their_keys() {
+        assert_eq!(run(&mut Board::new(), "again"), Ok(vec![]));
+        let mut board = Board::new();
+        let why = "state: changed more than 1024 keys of state in one run";
+        assert_eq!(run(&mut board, "keys+1"), Err(Failure::reject(why)));
     }
 
     #[test]
