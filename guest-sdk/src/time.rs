@@ -1,8 +1,14 @@
-//! Dates as text: RFC 3339, and what devices write of ISO 8601.
+//! Dates as text, RFC 3339 and what devices write of ISO 8601; and the local time of day, by a [`Zone`] that a setting gives.
+
+mod local;
+mod zone;
 
 use alloc::string::String;
 
 use crate::number::decimal;
+
+pub use local::{LocalTime, TimeOfDay};
+pub use zone::Zone;
 
 const DAY_MS: i64 = 86_400_000;
 
@@ -23,27 +29,44 @@ pub fn unix_ms_local(text: &str, offset_minutes: i32) -> Option<i64> {
 
 /// RFC 3339 in UTC, with milliseconds only where there are any: `2026-01-05T10:02:13Z`. For years 0 to 9999.
 pub fn rfc3339(unix_ms: i64) -> String {
-    let (days, ms) = (unix_ms.div_euclid(DAY_MS), unix_ms.rem_euclid(DAY_MS));
-    let (year, month, day) = civil(days);
-    let mut text = String::with_capacity(24);
-    let mut push = |before: &str, value: i64, digits: usize| {
-        let mut buffer = [0; 20];
-        let number = decimal(value.unsigned_abs(), &mut buffer);
-        text.push_str(before);
-        (number.len()..digits).for_each(|_| text.push('0'));
-        text.push_str(number);
-    };
-    push("", year, 4);
-    push("-", month, 2);
-    push("-", day, 2);
-    push("T", ms / 3_600_000, 2);
-    push(":", ms / 60_000 % 60, 2);
-    push(":", ms / 1000 % 60, 2);
-    if ms % 1000 != 0 {
-        push(".", ms % 1000, 3);
-    }
+    let mut text = local_text(unix_ms);
     text.push('Z');
     text
+}
+
+/// The same in local time, with the offset in minutes east of UTC: `2026-01-05T11:02:13+01:00`.
+pub fn rfc3339_local(unix_ms: i64, offset_minutes: i32) -> String {
+    let mut text = local_text(unix_ms.saturating_add(i64::from(offset_minutes) * 60_000));
+    let minutes = i64::from(offset_minutes.unsigned_abs());
+    push(&mut text, if offset_minutes < 0 { "-" } else { "+" }, minutes / 60, 2);
+    push(&mut text, ":", minutes % 60, 2);
+    text
+}
+
+/// Date and time without an offset.
+fn local_text(local_ms: i64) -> String {
+    let (days, ms) = (local_ms.div_euclid(DAY_MS), local_ms.rem_euclid(DAY_MS));
+    let (year, month, day) = civil(days);
+    let mut text = String::with_capacity(29);
+    push(&mut text, "", year, 4);
+    push(&mut text, "-", month, 2);
+    push(&mut text, "-", day, 2);
+    push(&mut text, "T", ms / 3_600_000, 2);
+    push(&mut text, ":", ms / 60_000 % 60, 2);
+    push(&mut text, ":", ms / 1000 % 60, 2);
+    if ms % 1000 != 0 {
+        push(&mut text, ".", ms % 1000, 3);
+    }
+    text
+}
+
+#[inline(never)]
+fn push(text: &mut String, before: &str, value: i64, digits: usize) {
+    let mut buffer = [0; 20];
+    let number = decimal(value.unsigned_abs(), &mut buffer);
+    text.push_str(before);
+    (number.len()..digits).for_each(|_| text.push('0'));
+    text.push_str(number);
 }
 
 /// The time as if it were UTC, and the offset east of it, both in milliseconds.
@@ -102,6 +125,7 @@ fn parse(text: &str) -> Option<(i64, Option<i64>)> {
     valid.then_some((ms, Some(sign * (hours * 60 + minutes) * 60_000)))
 }
 
+#[inline(never)]
 fn skip(text: &mut &[u8], any: &[u8]) -> bool {
     match text.split_first() {
         Some((byte, rest)) if any.contains(byte) => {
@@ -112,6 +136,7 @@ fn skip(text: &mut &[u8], any: &[u8]) -> bool {
     }
 }
 
+#[inline(never)]
 fn digits(text: &mut &[u8], count: usize) -> Option<i64> {
     let (digits, rest) = text.split_at_checked(count)?;
     *text = rest;
@@ -206,5 +231,18 @@ mod tests {
         }
         assert_eq!(rfc3339(1_767_610_933_000), "2026-01-05T11:02:13Z");
         assert_eq!(rfc3339(1_767_610_933_050), "2026-01-05T11:02:13.050Z");
+    }
+
+    #[test]
+    fn local_times_name_their_offset_and_come_back() {
+        for (offset_minutes, text) in [
+            (0, "2026-01-05T11:02:13+00:00"),
+            (60, "2026-01-05T12:02:13+01:00"),
+            (-210, "2026-01-05T07:32:13-03:30"),
+            (845, "2026-01-06T01:07:13+14:05"),
+        ] {
+            assert_eq!(rfc3339_local(1_767_610_933_000, offset_minutes), text);
+            assert_eq!(unix_ms(text), Some(1_767_610_933_000));
+        }
     }
 }
