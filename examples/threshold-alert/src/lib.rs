@@ -4,6 +4,7 @@
 
 use sedge_function::log;
 use sedge_function::prelude::*;
+use sedge_function::state::{Edge, Hysteresis};
 
 /// Most alerts for one message, well within the limit of its outputs. What is above the limit beyond them is told by a later message.
 const MAX_ALERTS: usize = 32;
@@ -24,7 +25,7 @@ impl Function for ThresholdAlert {
             return Ok(vec![]);
         }
         let max: f64 = setting("max")?;
-        let back = max - setting_or("hysteresis", 0.0)?;
+        let limit = Hysteresis::above(max, setting_or("hysteresis", 0.0)?);
         let mut outputs = vec![];
         let mut unreadable = None;
         for Reading { path, value, .. } in readings {
@@ -35,18 +36,11 @@ impl Function for ThresholdAlert {
                     continue;
                 }
             };
-            let flag = text!("firing/", path);
-            let firing = state::get(&flag)?.unwrap_or(false);
             let key = text!(message.topic, "/", path);
-            let alert = if !firing && value > max {
-                state::set(&flag, true)?;
-                Alert::firing(key, text!(path, " is ", value, ", above ", max))
-            } else if firing && value <= back {
-                // Nothing is left behind by sensors that come and go.
-                state::remove(&flag)?;
-                Alert::resolved(key, text!(path, " is back to ", value))
-            } else {
-                continue;
+            let alert = match limit.update(&text!("firing/", path), value)? {
+                Some(Edge::Rising) => Alert::firing(key, text!(path, " is ", value, ", above ", max)),
+                Some(Edge::Falling) => Alert::resolved(key, text!(path, " is back to ", value)),
+                None => continue,
             };
             outputs.push(alert.critical().value(value).label("topic", message.topic.as_str()).into());
             if outputs.len() == MAX_ALERTS {
