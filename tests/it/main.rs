@@ -14,6 +14,7 @@ mod delivery;
 mod deploy;
 mod disk;
 mod doctor;
+mod documents;
 mod everywhere;
 mod fairness;
 mod grants;

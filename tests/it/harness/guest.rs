@@ -70,6 +70,7 @@ fn build(folder: &Path) -> PathBuf {
     folder.to_owned()
 }
 
-fn root() -> PathBuf {
+/// The workspace.
+pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("the package lies in the workspace").to_owned()
 }
