@@ -80,6 +80,64 @@ fn with_tls_a_client_certificate_and_a_password_it_is_known_and_without_one_of_t
 }
 
 #[test]
+fn a_pinned_certificate_is_accepted_and_no_other() {
+    // Of server.pem: openssl x509 -noout -fingerprint -sha256
+    const PIN: &str = "0ccf21e732ba1b4f6d3bd4a21007fd323b88e902009a4fa97e0e3280e455f48c";
+    let port = free_port();
+    let broker = Mosquitto::start_with(&format!(
+        "listener {port} 127.0.0.1\ncertfile {}\nkeyfile {}",
+        certificate("server.pem").display(),
+        certificate("server.key").display(),
+    ));
+    // By an address that the certificate does not name.
+    let setup = |pin: &str| {
+        let setup = Setup::new(format!("mqtts://127.0.0.1:{port}")).function(&guest("count"));
+        setup.set("mqtt", format!("tls_pin_sha256 = {pin:?}"))
+    };
+    let daemon = Daemon::start(&setup(PIN));
+    broker.await_daemon();
+    assert_eq!(daemon.metric_with("sedge_connected", "broker"), 1.0);
+    drop(daemon);
+
+    let other = PIN.replace(&PIN[..8], "00000000");
+    let daemon = Daemon::start(&setup(&other));
+    let told = eventually(Duration::from_secs(20), || daemon.log().contains(PIN));
+    assert!(told, "the digest that came is not told; log:\n{}", daemon.log());
+    assert_eq!(daemon.metric_with("sedge_connected", "broker"), 0.0);
+}
+
+#[test]
+fn brokers_are_reached_over_websocket_with_and_without_tls() {
+    let (plain, tls) = (free_port(), free_port());
+    let broker = Mosquitto::start_with(&format!(
+        "listener {plain} 127.0.0.1\nprotocol websockets\n\
+         listener {tls} 127.0.0.1\nprotocol websockets\ncertfile {}\nkeyfile {}",
+        certificate("server.pem").display(),
+        certificate("server.key").display(),
+    ));
+    let upstream = Upstream::collect_filter(broker.port, "upstream", "up/#");
+    let setup = Setup::new(format!("ws://127.0.0.1:{plain}/mqtt"))
+        .upstream(format!("wss://localhost:{tls}/mqtt"))
+        .set("upstream", format!("ca_file = {:?}", certificate("ca.pem")))
+        .set("upstream", "topic_prefix = \"up/\"")
+        .function(&guest("count"));
+    let daemon = Daemon::start(&setup);
+    broker.await_daemon();
+    broker.client("sensor").publish_all((1..=200).map(|n| Publish::new("count/a", n.to_string()))).unwrap();
+    let all = eventually(Duration::from_secs(20), || upstream.count() >= 201);
+    assert!(all, "{} of 201; log:\n{}", upstream.count(), daemon.log());
+    assert_eq!(daemon.metric("sedge_messages_received_total"), 200.0);
+}
+
+#[test]
+fn an_address_of_another_service_is_told_with_the_fix() {
+    let broker = Mosquitto::start();
+    let daemon = Daemon::start(&Setup::new(format!("ws://127.0.0.1:{}/mqtt", broker.port)));
+    let told = eventually(Duration::from_secs(30), || daemon.log().contains("check port and path of the address"));
+    assert!(told, "log:\n{}", daemon.log());
+}
+
+#[test]
 fn hosts_of_one_share_group_handle_each_message_once() {
     let broker = Mosquitto::start();
     let cloud = Mosquitto::start();

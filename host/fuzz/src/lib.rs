@@ -67,6 +67,7 @@ pub const TARGETS: [Target; 9] = [
             "[mqtt]",
             "url",
             "mqtts://",
+            "wss://",
             "[store]",
             "[deploy.keys.a]",
             "when_full",

@@ -440,7 +440,7 @@ async fn answers_old_version(options: &Options) -> bool {
     let Ok(tls) = options::tls(options) else { return false };
     let asked = async {
         let address = format!("{}:{}", url.host(), url.port());
-        let mut stream = options::open(address, url.host().to_owned(), options::network(options), tls).await?;
+        let mut stream = options::open(address, url.clone(), options::network(options), tls).await?;
         stream.write_all(CONNECT).await?;
         stream.flush().await?;
         let mut answer = [0; 2];

@@ -16,6 +16,8 @@ mod quick_ack;
 mod reason;
 mod refused;
 mod tls;
+#[cfg(feature = "websocket")]
+mod websocket;
 
 use bytes::Bytes;
 

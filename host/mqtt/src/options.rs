@@ -123,17 +123,33 @@ pub(super) trait ByteStream: AsyncRead + AsyncWrite + Send + Sync + Unpin {}
 
 impl<S: AsyncRead + AsyncWrite + Send + Sync + Unpin> ByteStream for S {}
 
-/// Connects to the broker's port, through TLS if there is a configuration for it.
+/// Connects to the broker at `address`, through TLS if there is a configuration for it, and through a WebSocket if `url` says so.
 pub(super) async fn open(
     address: String,
-    host: String,
+    url: Endpoint,
     network: NetworkOptions,
     tls: Option<Arc<ClientConfig>>,
 ) -> std::io::Result<Box<dyn ByteStream>> {
     let tcp = QuickAck(rumqttc::default_socket_connect(address, network).await?);
-    let Some(config) = tls else { return Ok(Box::new(tcp)) };
-    let name = ServerName::try_from(host).map_err(std::io::Error::other)?;
-    Ok(Box::new(TlsConnector::from(config).connect(name, tcp).await?))
+    let stream: Box<dyn ByteStream> = match tls {
+        Some(config) => {
+            let name = ServerName::try_from(url.host().to_owned()).map_err(std::io::Error::other)?;
+            Box::new(TlsConnector::from(config).connect(name, tcp).await?)
+        }
+        None => Box::new(tcp),
+    };
+    if url.is_websocket() { upgrade(stream, &url).await } else { Ok(stream) }
+}
+
+#[cfg(feature = "websocket")]
+async fn upgrade(stream: Box<dyn ByteStream>, url: &Endpoint) -> std::io::Result<Box<dyn ByteStream>> {
+    Ok(Box::new(super::websocket::upgrade(stream, url).await?))
+}
+
+#[cfg(not(feature = "websocket"))]
+async fn upgrade(_: Box<dyn ByteStream>, url: &Endpoint) -> std::io::Result<Box<dyn ByteStream>> {
+    let what = format!("this build has no WebSocket, which {url} needs: use mqtt:// or mqtts://, or the full build");
+    Err(std::io::Error::new(std::io::ErrorKind::Unsupported, what))
 }
 
 pub(super) fn network(options: &Options) -> NetworkOptions {
@@ -176,14 +192,14 @@ pub(super) fn mqtt_options(
         session_expiry: mqtt.session_expiry_interval(),
     });
     mqtt.set_network_options(network(options));
-    let (gate, greeting, host) = (Arc::clone(gate), Arc::clone(greeting), url.host().to_owned());
+    let (gate, greeting, url) = (Arc::clone(gate), Arc::clone(greeting), url.clone());
     // TLS is made here and not by the client, so that the first packet can be read before the client reads it.
     let tls = tls(options)?;
     mqtt.set_socket_connector(move |address, network| {
         let (gate, greeting, tls) = (Arc::clone(&gate), Arc::clone(&greeting), tls.clone());
-        let host = host.clone();
+        let url = url.clone();
         async move {
-            let stream = open(address, host, network, tls).await?;
+            let stream = open(address, url, network, tls).await?;
             Ok(Greeted::new(Coalesce::new(stream, gate), greeting))
         }
     });

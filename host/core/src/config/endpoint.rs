@@ -10,43 +10,48 @@ use http::Uri;
 
 use super::problem::Invalid;
 
-/// How an endpoint is spoken to. MQTT over WebSocket (`ws`, `wss`) would be two more arms.
+/// How an endpoint is spoken to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
     Mqtt,
     Mqtts,
+    /// MQTT over WebSocket.
+    Ws,
+    Wss,
     Http,
     Https,
 }
 
 impl Scheme {
-    pub const ALL: &[Self] = &[Self::Mqtt, Self::Mqtts, Self::Http, Self::Https];
-    pub const MQTT: &[Self] = &[Self::Mqtt, Self::Mqtts];
+    pub const ALL: &[Self] = &[Self::Mqtt, Self::Mqtts, Self::Ws, Self::Wss, Self::Http, Self::Https];
+    pub const MQTT: &[Self] = &[Self::Mqtt, Self::Mqtts, Self::Ws, Self::Wss];
 
     const fn as_str(self) -> &'static str {
         match self {
             Self::Mqtt => "mqtt",
             Self::Mqtts => "mqtts",
+            Self::Ws => "ws",
+            Self::Wss => "wss",
             Self::Http => "http",
             Self::Https => "https",
         }
     }
 
     const fn is_mqtt(self) -> bool {
-        matches!(self, Self::Mqtt | Self::Mqtts)
+        matches!(self, Self::Mqtt | Self::Mqtts | Self::Ws | Self::Wss)
     }
 
     const fn default_port(self) -> u16 {
         match self {
             Self::Mqtt => 1883,
             Self::Mqtts => 8883,
-            Self::Http => 80,
-            Self::Https => 443,
+            Self::Ws | Self::Http => 80,
+            Self::Wss | Self::Https => 443,
         }
     }
 }
 
-/// `mqtt://host[:port]`, `mqtts://host[:port]`, `http://host[:port][/path]` or `https://host[:port][/path]`.
+/// `mqtt://host[:port]`, `mqtts://host[:port]`, or with `ws`, `wss`, `http` or `https` as the scheme `ws://host[:port][/path]`.
 ///
 /// Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +100,7 @@ impl Endpoint {
             return Err(invalid("the host is missing").hint(format!("for example {}://localhost", scheme.as_str())));
         }
         let uri: Uri = text.parse().map_err(|error: http::uri::InvalidUri| invalid(&error.to_string()))?;
-        if scheme.is_mqtt() && !matches!(path, "" | "/") {
+        if matches!(scheme, Scheme::Mqtt | Scheme::Mqtts) && !matches!(path, "" | "/") {
             return Err(invalid("an MQTT address has no path").hint(format!("remove {path}")));
         }
         let host = uri.host().unwrap_or_default();
@@ -139,8 +144,13 @@ impl Endpoint {
         self.0.scheme.is_mqtt()
     }
 
+    /// Whether MQTT is spoken over WebSocket.
+    pub fn is_websocket(&self) -> bool {
+        matches!(self.0.scheme, Scheme::Ws | Scheme::Wss)
+    }
+
     pub fn is_tls(&self) -> bool {
-        matches!(self.0.scheme, Scheme::Mqtts | Scheme::Https)
+        matches!(self.0.scheme, Scheme::Mqtts | Scheme::Wss | Scheme::Https)
     }
 
     /// Whether the endpoint is on this machine. Names are not resolved.
@@ -198,12 +208,14 @@ mod tests {
         check("mqtts://10.0.0.7:1234/", ("10.0.0.7", 1234, true, false));
         check("mqtts://[::1]:9000", ("::1", 9000, true, true));
         check("mqtt://[fe80::1]", ("fe80::1", 1883, false, false));
+        check("ws://localhost/mqtt", ("localhost", 80, false, true));
+        check("wss://broker.example:8084/mqtt?a=b", ("broker.example", 8084, true, false));
         check("http://127.0.0.2:8080/in?a=b", ("127.0.0.2", 8080, false, true));
         check("https://localhost.example.com?a=b", ("localhost.example.com", 443, true, false));
     }
 
     #[test]
-    fn a_path_is_for_webhooks_only() {
+    fn an_mqtt_address_has_no_path() {
         let webhook: Endpoint = "https://example.com/in?site=7".parse().unwrap();
         assert_eq!(webhook.uri().path_and_query().map(|it| it.as_str()), Some("/in?site=7"));
         assert!("mqtt://example.com/in".parse::<Endpoint>().is_err());

@@ -127,7 +127,11 @@ fn connection(section: &mut Section<'_, '_>, connection: &mut Connection, allowe
             }
         }
     }
-    let tls = if connection.url.is_mqtt() { "mqtts://" } else { "https://" };
+    let tls = match (connection.url.is_websocket(), connection.url.is_mqtt()) {
+        (true, _) => "wss://",
+        (false, true) => "mqtts://",
+        (false, false) => "https://",
+    };
     for key in ["ca_file", "cert_file", "key_file", "tls_pin_sha256", "tls_alpn"] {
         if key == "tls_alpn" && connection.tls_alpn.is_empty() {
             continue;

@@ -208,7 +208,7 @@ fn addresses() {
     let check_invalid =
         |url: &str, expected: &str| check_url(url, &format!("invalid address {:?}: {expected}", url.to_owned()));
     check_invalid("tcp://a:1883", "unknown scheme tcp://; write mqtt://");
-    check_invalid("http://a", "unknown scheme http://; use one of mqtt://, mqtts://");
+    check_invalid("http://a", "unknown scheme http://; use one of mqtt://, mqtts://, ws://, wss://");
     check_invalid("mqtt://", "the host is missing; for example mqtt://localhost");
     check_invalid("mqtt://:1883", "the host is missing; for example mqtt://localhost");
     check_invalid("mqtt://a:0", "the port must be a number from 1 to 65535");
@@ -252,7 +252,7 @@ fn upstream() {
     check(
         "[upstream]\nurl = \"ftp://a\"",
         &[
-            "sedge.toml:2:7: upstream.url: invalid address \"ftp://a\": unknown scheme ftp://; use one of mqtt://, mqtts://, http://, https://",
+            "sedge.toml:2:7: upstream.url: invalid address \"ftp://a\": unknown scheme ftp://; use one of mqtt://, mqtts://, ws://, wss://, http://, https://",
         ],
     );
     check(

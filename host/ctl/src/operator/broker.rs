@@ -14,7 +14,7 @@ pub(crate) struct BrokerArgs {
     #[arg(
         long,
         value_name = "URL",
-        help = "Address, mqtt://HOST[:PORT] or mqtts://HOST[:PORT] [default: SEDGE_BROKER, or mqtt://localhost:1883]"
+        help = "Address, mqtt://HOST[:PORT] or mqtts://HOST[:PORT], or ws:// and wss:// with a path [default: SEDGE_BROKER, or mqtt://localhost:1883]"
     )]
     broker: Option<String>,
     /// User name
