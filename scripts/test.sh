@@ -6,14 +6,13 @@ cd "$(dirname "$0")/.."
 tools=${XDG_CACHE_HOME:-$HOME/.cache}/sedge/tools
 
 stage() {
-    local name=$1 start=$EPOCHREALTIME
+    local name=$1 TIMEFORMAT="-- $1: %1R s (processors: %1U s + %1S s)"
     shift
     printf '\n== %s\n' "$name"
-    if ! "$@"; then
+    time "$@" || {
         printf '\n== failed: %s\n' "$name" >&2
         exit 1
-    fi
-    awk -v name="$name" -v from="$start" -v to="$EPOCHREALTIME" 'BEGIN { printf "-- %s: %.1f s\n", name, to - from }'
+    }
 }
 
 # A cold run must end within an hour on two cores. A stage that would start too late is skipped with all later ones.
