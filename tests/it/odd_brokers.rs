@@ -28,5 +28,7 @@ fn a_refused_subscription_is_named_until_it_is_granted() {
     assert!(
         statuses.iter().any(|it| it.is_about("sedge/board/status") && it.is_about("refuses subscriptions: count/#"))
     );
-    assert!(!statuses.last().is_some_and(|it| it.is_about("refuses")), "the status is good again");
+    // The status is published after `/readyz` says so.
+    let is_good = || fake.seen(3).last().is_some_and(|it| !it.is_about("refuses"));
+    assert!(eventually(Duration::from_secs(20), is_good), "log:\n{}", daemon.log());
 }
