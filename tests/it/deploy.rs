@@ -3,6 +3,7 @@
 mod bad_input;
 mod code;
 mod keys;
+mod program;
 mod push;
 mod recovery;
 mod script;

@@ -13,10 +13,11 @@ use serde::{Deserialize, Serialize};
 use super::terminal;
 use sedge_core::deploy::{self, Installed};
 use sedge_core::grants::Grants;
+use sedge_core::isa::Class;
 use sedge_core::manifest::{self, Manifest};
 use sedge_sandbox::compiler::Compiler;
 use sedge_sandbox::script::archive;
-use sedge_sandbox::{compile, componentize, folder};
+use sedge_sandbox::{compile, componentize, folder, wasi};
 
 const TARGET: &str = "wasm32-unknown-unknown";
 
@@ -78,8 +79,8 @@ pub(crate) fn build(dir: &Path) -> anyhow::Result<Built> {
     } else {
         if !component.is_file() {
             bail!(
-                "{} has neither function.js, Cargo.toml nor {}: `sedge build` checks a script, compiles a crate in Rust, or makes a \
-                 component of a module that another compiler wrote under that name",
+                "{} has neither function.js, Cargo.toml nor {}: `sedge build` checks a script or a program for WASI, compiles a crate in \
+                 Rust, or makes a component of a module that another compiler wrote under that name",
                 dir.display(),
                 component.display()
             );
@@ -87,6 +88,9 @@ pub(crate) fn build(dir: &Path) -> anyhow::Result<Built> {
         component.clone()
     };
     let module = fs::read(&module_path).with_context(|| format!("failed to read {}", module_path.display()))?;
+    if wasi::is_program(&module) {
+        return program(&manifest, module_path, &module);
+    }
     let wasm = component_of(&module).with_context(|| module_path.display().to_string())?;
     let info = componentize::inspect(&wasm)?;
 
@@ -115,6 +119,22 @@ fn component_of(wasm: &[u8]) -> Result<Vec<u8>, componentize::ComponentError> {
         }
         result => result,
     }
+}
+
+/// Checks a program for WASI. Nothing is written: a push sends the program itself.
+fn program(manifest: &Manifest, path: PathBuf, wasm: &[u8]) -> anyhow::Result<Built> {
+    let class = Class::for_memory(manifest.limits.memory_bytes.get());
+    Compiler.compile(wasm, class, None).with_context(|| path.display().to_string())?;
+    let info = componentize::inspect(wasm)?;
+    Ok(Built {
+        name: manifest.name.to_string(),
+        component: path,
+        digest: deploy::digest(wasm).to_string(),
+        size_bytes: wasm.len(),
+        imports: wasi::imports(wasm),
+        memory_bytes: info.memory_bytes,
+        core_instances: 1,
+    })
 }
 
 /// Loads a script once, which finds its mistakes. Nothing is written: a push sends the script itself.

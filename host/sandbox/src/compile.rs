@@ -1,4 +1,4 @@
-//! Compiles components. Runs in its own process (`sedge compile`): a compiler with untrusted input is a large attack
+//! Compiles components and programs. Runs in its own process (`sedge compile`): a compiler with untrusted input is a large attack
 //! surface, and some small inputs take it minutes and gigabytes.
 
 use wasmtime::Engine;
@@ -12,6 +12,7 @@ use crate::code::Code;
 use crate::componentize::{self, ComponentError};
 use crate::function::Body;
 use crate::script::ScriptEngine;
+use crate::wasi;
 use sedge_core::grants::Grants;
 use sedge_core::isa::{Class, Isa};
 
@@ -35,7 +36,7 @@ pub enum CompileError {
 pub fn component(wasm: &[u8], class: Class) -> Result<Vec<u8>, CompileError> {
     shape::check(wasm, class.memory_bytes())?;
     // The engine compares types only when it runs a function.
-    componentize::check_world(wasm)?;
+    check_interface(wasm)?;
     let code = precompile(&engine::for_compiling(class, None)?, wasm)?;
     // Loads the code as the worker will. An engine that runs code has more limits than one that compiles.
     let engine = engine::for_running(class, CodeMemory::Sealed)?;
@@ -43,6 +44,14 @@ pub fn component(wasm: &[u8], class: Class) -> Result<Vec<u8>, CompileError> {
     // The cache serves any manifest. Grants are checked when a function is installed and loaded.
     Body::new(&mut Imports::new(&engine), &loaded, Grants::ALL)?;
     Ok(code)
+}
+
+/// Checks that a component fits the world, or that a program imports and exports what it may and must.
+pub fn check_interface(wasm: &[u8]) -> Result<(), CompileError> {
+    match wasi::is_program(wasm) {
+        true => Ok(wasi::check(wasm).map_err(ShapeError::from)?),
+        false => Ok(componentize::check_world(wasm)?),
+    }
 }
 
 /// Compiles the engine for scripts, and checks that it can be loaded.
@@ -68,15 +77,16 @@ pub fn component_for(wasm: &[u8], class: Class, target: Isa) -> Result<Vec<u8>, 
 /// Compiles for the target of this engine, without any check.
 pub fn precompile(engine: &Engine, wasm: &[u8]) -> Result<Vec<u8>, CompileError> {
     let code = match main_module(wasm) {
+        _ if wasi::is_program(wasm) => engine.precompile_module(wasm),
         Some(module) => engine.precompile_module(module),
         None => engine.precompile_component(wasm),
     };
     code.map_err(CompileError::Compile)
 }
 
-/// Whether a run instantiates the main module only.
+/// Whether a run instantiates one module only.
 pub fn is_one_module(wasm: &[u8]) -> bool {
-    main_module(wasm).is_some()
+    wasi::is_program(wasm) || main_module(wasm).is_some()
 }
 
 pub fn known() -> String {

@@ -143,7 +143,7 @@ pub fn load(
         sandbox.add_script_engine(class, &engine)?;
     }
     let function = sandbox.load(&installed.code, installed.limits(), installed.grants(), settings)?;
-    Ok((sandbox, function))
+    Ok((sandbox, function.named(Arc::clone(&installed.manifest.name))))
 }
 
 #[cfg(test)]

@@ -12,13 +12,19 @@ use super::host::HostState;
 use super::imports::Imports;
 use super::module::ModuleFunction;
 use super::script::{ScriptEngine, ScriptFunction};
+use super::wasi::{self, ProgramFunction};
 use super::{Run, SandboxError, ScopeState};
 use sedge_core::grants::Grants;
 use sedge_core::limits::Limits;
 use sedge_core::message::{Failure, LogLine, Message, Output, Usage, Verdict};
 
+/// Name of a function that was not [named](Function::named).
+const UNNAMED: &str = "function";
+
 /// A function ready to run. Bound to the sandbox that loaded it.
 pub struct Function {
+    /// The first argument of a program.
+    name: Arc<str>,
     body: Body,
     engine: Engine,
     limits: Limits,
@@ -27,9 +33,11 @@ pub struct Function {
     _image: Option<Image>,
 }
 
-/// A script, or one of the two ways to run a component: as its one module, or with all its parts. `compile.rs` decides.
+/// A script, a program for WASI, or one of the two ways to run a component: as its one module, or with all its parts.
+/// `compile.rs` decides.
 pub enum Body {
     Script(Box<ScriptFunction>),
+    Program(ProgramFunction),
     Module(ModuleFunction),
     Component(ComponentFunction),
 }
@@ -37,6 +45,7 @@ pub enum Body {
 impl Body {
     pub fn new(imports: &mut Imports, code: &Code, grants: Grants) -> Result<Self, SandboxError> {
         Ok(match code {
+            Code::Module(code) if wasi::is_command(code) => Self::Program(ProgramFunction::new(imports, code, grants)?),
             Code::Module(code) => Self::Module(ModuleFunction::new(imports, code, grants)?),
             Code::Component(code) => Self::Component(ComponentFunction::new(code, grants)?),
         })
@@ -51,7 +60,13 @@ impl Function {
         settings: Arc<[(String, String)]>,
         image: Option<Image>,
     ) -> Self {
-        Self { body, engine: engine.clone(), limits, settings, _image: image }
+        Self { name: UNNAMED.into(), body, engine: engine.clone(), limits, settings, _image: image }
+    }
+
+    /// Names the function, for a program that looks at its first argument.
+    #[must_use]
+    pub fn named(self, name: Arc<str>) -> Self {
+        Self { name, ..self }
     }
 
     pub(crate) fn script(
@@ -109,6 +124,7 @@ impl Function {
         arm(store)?;
         match &self.body {
             Body::Script(function) => function.call(store, message),
+            Body::Program(function) => function.call(store, message, &self.name),
             Body::Module(function) => function.call(store, message),
             Body::Component(function) => function.call(store, message),
         }
@@ -118,7 +134,7 @@ impl Function {
     pub fn load_log(&self) -> &[LogLine] {
         match &self.body {
             Body::Script(function) => function.log(),
-            Body::Module(_) | Body::Component(_) => &[],
+            Body::Program(_) | Body::Module(_) | Body::Component(_) => &[],
         }
     }
 
@@ -126,7 +142,7 @@ impl Function {
     pub fn image_bytes(&self) -> usize {
         match &self.body {
             Body::Script(function) => function.image_bytes(),
-            Body::Module(_) | Body::Component(_) => 0,
+            Body::Program(_) | Body::Module(_) | Body::Component(_) => 0,
         }
     }
 

@@ -35,12 +35,21 @@ fn datetime(time: Timespec) -> wall_clock::Datetime {
 
 impl monotonic_clock::Host for HostState {
     fn now(&mut self) -> Result<u64> {
-        Ok(nanoseconds(clock_gettime(ClockId::Monotonic)))
+        Ok(monotonic_ns())
     }
 
     fn resolution(&mut self) -> Result<u64> {
         Ok(nanoseconds(clock_getres(ClockId::Monotonic)))
     }
+}
+
+/// Unix time of the board. 0 before 1970.
+pub(crate) fn unix_ns() -> u64 {
+    nanoseconds(clock_gettime(ClockId::Realtime))
+}
+
+pub(crate) fn monotonic_ns() -> u64 {
+    nanoseconds(clock_gettime(ClockId::Monotonic))
 }
 
 fn nanoseconds(time: Timespec) -> u64 {
@@ -81,7 +90,8 @@ impl insecure_seed::Host for HostState {
     }
 }
 
-fn fill(mut bytes: &mut [u8]) -> Result<()> {
+/// Fills with random bytes of the kernel.
+pub(crate) fn fill(mut bytes: &mut [u8]) -> Result<()> {
     while !bytes.is_empty() {
         match getrandom(&mut *bytes, GetRandomFlags::empty()) {
             Ok(filled) => bytes = &mut bytes[filled..],

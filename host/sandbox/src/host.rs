@@ -14,6 +14,7 @@ use super::component::bindings::wasi::logging::logging::{self, Level};
 use super::engine::{MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS, MAX_TABLES};
 use super::handles::HandleTable;
 use super::state::{ScopeState, StateView};
+use super::wasi::Program;
 use sedge_core::limits::{Limits, MAX_LOG_LINE_BYTES, MAX_LOG_LINES, MAX_STATE_KEYS, MAX_STATE_WRITES};
 use sedge_core::message::LogLine;
 use sedge_core::text::is_unprintable;
@@ -43,6 +44,8 @@ pub struct HostState {
     pub guest: Option<GuestExports>,
     /// Handles of a function that is one core module. The engine keeps those of whole components.
     pub(crate) handles: HandleTable,
+    /// Streams of a program for WASI. `None` for other functions, and while the program may not call the host.
+    pub(crate) program: Option<Box<Program>>,
     /// End of the time that the run may take.
     pub deadline: Instant,
     /// Size of the linear memory, which never shrinks.
@@ -57,6 +60,8 @@ type StoreResult<T> = wasmtime::Result<Result<T, keyvalue::Error>>;
 pub(crate) enum Exceeded {
     #[error("asked for {wanted} bytes of memory, the limit is {limit}")]
     Memory { wanted: usize, limit: usize },
+    #[error("wrote more than {limit} bytes to standard output")]
+    Stdout { limit: usize },
     #[error("{wanted} bytes of state, the limit is {limit}")]
     State { wanted: usize, limit: usize },
     #[error("{keys} keys of state, the limit is {MAX_STATE_KEYS}")]
@@ -84,6 +89,7 @@ impl HostState {
             cas: Vec::new(),
             guest: None,
             handles: HandleTable::default(),
+            program: None,
             deadline: started + Duration::from_millis(limits.timeout_ms.into()),
             memory_bytes: 0,
         }

@@ -22,6 +22,7 @@ use super::component::bindings::wasi::logging::logging::Level;
 use super::component::bindings::wasi::random::{insecure_seed, random};
 use super::handles::ResourceHandle;
 use super::host::{HostState, SwapError};
+use super::wasi;
 
 const STORE: &str = "wasi:keyvalue/store@0.2.0-draft2";
 const ATOMICS: &str = "wasi:keyvalue/atomics@0.2.0-draft2";
@@ -91,6 +92,7 @@ fn define(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result
             number(linker, interface, name, random_u64)
         }
         ("wasi:random/insecure-seed@0.2.", "insecure-seed") => one(linker, interface, name, insecure_seed),
+        (wasi::PREVIEW_1, _) => wasi::define(linker, name),
         _ => Ok(()),
     }
 }

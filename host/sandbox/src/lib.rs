@@ -36,6 +36,7 @@ pub mod imports;
 pub mod module;
 
 pub mod script;
+pub mod wasi;
 
 pub mod cache;
 pub mod clock;
@@ -56,6 +57,8 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 
 use wasmtime::Engine;
 
@@ -234,5 +237,29 @@ pub struct Ticker {
 impl Ticker {
     pub fn tick(&self) {
         self.engines.iter().for_each(Engine::increment_epoch);
+    }
+
+    /// Does `work` while a thread keeps the deadlines. For commands: a worker may start no thread.
+    pub fn during<R>(&self, work: impl FnOnce() -> R) -> R {
+        struct End<'a>(&'a AtomicBool);
+
+        // Also if the work panics, since the scope waits for the thread.
+        impl Drop for End<'_> {
+            fn drop(&mut self) {
+                self.0.store(true, Ordering::Relaxed);
+            }
+        }
+
+        let has_ended = AtomicBool::new(false);
+        thread::scope(|scope| {
+            let _end = End(&has_ended);
+            scope.spawn(|| {
+                while !has_ended.load(Ordering::Relaxed) {
+                    thread::sleep(EPOCH);
+                    self.tick();
+                }
+            });
+            work()
+        })
     }
 }

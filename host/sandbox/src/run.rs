@@ -74,6 +74,7 @@ fn labels(output: &Output) -> usize {
 pub(crate) fn failure(error: &wasmtime::Error, limits: &Limits, usage: &Usage) -> Failure {
     let (code, detail) = match (error.downcast_ref::<Exceeded>(), error.downcast_ref::<Trap>()) {
         (Some(memory @ Exceeded::Memory { .. }), _) => (FailureCode::Memory, memory.to_string()),
+        (Some(output @ Exceeded::Stdout { .. }), _) => (FailureCode::Output, output.to_string()),
         (Some(state), _) => (FailureCode::State, state.to_string()),
         (None, Some(Trap::OutOfFuel)) => (FailureCode::Fuel, format!("used up {} units of fuel", limits.fuel)),
         (None, Some(Trap::Interrupt)) => {

@@ -1,8 +1,9 @@
-//! Limits of a component's size and parts, checked by reading it before a compiler sees it.
+//! Limits of size and parts of a component or a program, checked by reading it before a compiler sees it.
 
 use wasmparser::{ComponentInstance, Encoding, Instance, Parser, Payload, Validator, WasmFeatures};
 
 use super::engine::{MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS, MAX_TABLES};
+use super::wasi::{self, ProgramError};
 
 // For comparison: a small guest has about 60 functions, and bodies of a few KiB at most.
 pub const MAX_WASM_BYTES: usize = 8 << 20;
@@ -25,11 +26,8 @@ pub enum ShapeError {
          remove its Cargo.toml if it has one and run `sedge build` all the same, which makes a component of the module"
     )]
     CoreModule,
-    #[error(
-        "this is a program for WASI preview 1 (it imports `{import}`), which boards do not run: a function is a component that \
-         exports `sedge:function/handler`; build it for a target without WASI, such as wasm32-unknown-unknown"
-    )]
-    Wasi1 { import: String },
+    #[error(transparent)]
+    Program(#[from] ProgramError),
     #[error(
         "the component has {found} memories, the limit is {MAX_MEMORIES}: it is several programs joined, as a language runtime \
          and its adapter for WASI are; build it without WASI"
@@ -41,7 +39,7 @@ pub enum ShapeError {
     OverLimit { what: &'static str, found: u64, limit: u64 },
 }
 
-/// Checks size, kind and counts, then validates the component. `memory_bytes`: the most memory of any function in its class.
+/// Checks size, kind and counts of a component or a program for WASI, then validates it. `memory_bytes`: the most memory of any function in its class.
 pub(crate) fn check(wasm: &[u8], memory_bytes: usize) -> Result<(), ShapeError> {
     check_bytes(wasm.len() as u64)?;
     if wasm.get(..4) != Some(b"\0asm") {
@@ -64,7 +62,10 @@ fn count(wasm: &[u8], memory_bytes: usize) -> Result<(), ShapeError> {
         match payload? {
             Payload::Version { encoding: Encoding::Module, range, .. } => {
                 if range.start == 0 {
-                    return Err(wasi_import(wasm).map_or(ShapeError::CoreModule, |import| ShapeError::Wasi1 { import }));
+                    if !wasi::is_program(wasm) {
+                        return Err(ShapeError::CoreModule);
+                    }
+                    wasi::check(wasm)?;
                 }
                 modules += 1;
                 at_most("core modules", modules, MAX_MODULES.into())?;
@@ -114,18 +115,6 @@ fn count(wasm: &[u8], memory_bytes: usize) -> Result<(), ShapeError> {
         return Err(ShapeError::Memories { found: memories });
     }
     Ok(())
-}
-
-/// The first function of WASI preview 1 that a core module imports.
-fn wasi_import(module: &[u8]) -> Option<String> {
-    Parser::new(0).parse_all(module).map_while(Result::ok).find_map(|payload| match payload {
-        Payload::ImportSection(section) => section
-            .into_imports()
-            .map_while(Result::ok)
-            .find(|import| import.module == "wasi_snapshot_preview1" || import.module == "wasi_unstable")
-            .map(|import| format!("{}.{}", import.module, import.name)),
-        _ => None,
-    })
 }
 
 fn at_most(what: &'static str, found: u64, limit: u64) -> Result<(), ShapeError> {

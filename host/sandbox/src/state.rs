@@ -82,6 +82,11 @@ impl StateView {
         Self { state, writes: Vec::new(), growth: 0, key_growth: 0 }
     }
 
+    /// Returns what is stored, without the writes.
+    pub(crate) fn stored(&self) -> impl Iterator<Item = (&str, &Bytes)> {
+        self.state.entries()
+    }
+
     pub fn get(&self, key: &str) -> Option<&Bytes> {
         match self.writes.iter().find(|write| &*write.key == key) {
             Some(write) => write.value.as_ref(),

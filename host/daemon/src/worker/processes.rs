@@ -341,6 +341,7 @@ impl Slot {
         self.write(&ToWorker::Load {
             function: *function,
             edition: version.edition,
+            name: version.manifest.name.to_string(),
             limits: version.limits,
             settings: version.settings.clone(),
             permits: version.permits.clone(),

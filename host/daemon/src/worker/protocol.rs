@@ -33,6 +33,7 @@ pub(crate) enum ToWorker<J = Job> {
     Load {
         function: u32,
         edition: u32,
+        name: String,
         limits: Limits,
         settings: Vec<(String, String)>,
         permits: Permits,
@@ -220,6 +221,7 @@ mod tests {
             ToWorker::Load {
                 function: 9,
                 edition: 3,
+                name: "warm".into(),
                 limits,
                 settings: vec![("max".into(), "80".into())],
                 permits: Permits {

@@ -152,7 +152,7 @@ impl Worker {
                 // The scripts, which come next, are answered with this.
                 self.engine_error = added.err().map(|error| format!("{:#}", anyhow::Error::from(error)));
             }
-            ToWorker::Load { function, edition, limits, settings, permits, code } => {
+            ToWorker::Load { function, edition, name, limits, settings, permits, code } => {
                 let sealed = match &self.codes {
                     Some(codes) if code.is_empty() => Some(codes::receive(codes)?),
                     _ => None,
@@ -172,7 +172,7 @@ impl Worker {
                 });
                 let error = match loaded {
                     Ok(loaded) => {
-                        self.functions.insert((function, edition), (loaded, permits));
+                        self.functions.insert((function, edition), (loaded.named(name.into()), permits));
                         self.clock.watch(self.sandbox.ticker());
                         None
                     }

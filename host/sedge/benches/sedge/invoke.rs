@@ -3,6 +3,7 @@
 
 use std::io;
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -40,13 +41,16 @@ pub(crate) fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
     let default = whole_component(&defaults, &wasm)?;
     let whole = whole_component(&running_config(Class::Small), &wasm)?;
     let script = script()?;
+    let program = program()?;
     let (mut ours_us, mut whole_us, mut ratios, mut script_us) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut program_us = Vec::new();
     for _ in 0..size.rounds * 4 {
         let (ours, whole, default) = (microseconds(&ours), microseconds(&whole), microseconds(&default));
         ours_us.push(ours);
         whole_us.push(whole);
         ratios.push(default / ours);
-        script_us.push(slice(&script, [70.0, 90.0], 1));
+        script_us.push(slice(&script, [70.0, 90.0].map(reading), 1));
+        program_us.extend(program.iter().map(|program| slice(program, [70.0, 90.0].map(number), 1)));
     }
     report.add_median(
         "invoke_fresh_us",
@@ -72,7 +76,31 @@ pub(crate) fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
         Goal::AtMost(40.0),
         "the example threshold in JavaScript: store, instance, frozen memory, state get and set, an alert per message",
     );
+    if !program_us.is_empty() {
+        report.add_median(
+            "wasi_p1_invoke_us",
+            program_us,
+            Goal::AtMost(10.0),
+            "the example threshold in C: store, instance, environment with state, JSON lines, an alert per message",
+        );
+    }
     Ok(())
+}
+
+/// Compiles and loads the example in C. `None` without its compiler.
+fn program() -> io::Result<Option<Function>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("the package lies in the workspace");
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("threshold.wasm");
+    let compiled = Command::new("clang-19")
+        .args(["--target=wasm32-wasi", "-Os", "-Wl,-z,stack-size=16384", "-Wl,--strip-all", "-o"])
+        .args([&path, &root.join("examples/wasi/c/threshold.c")])
+        .output();
+    if !compiled.is_ok_and(|output| output.status.success()) {
+        eprintln!("no compiler for C (clang-19, wasi-libc): wasi_p1_invoke_us is left out");
+        return Ok(None);
+    }
+    native(&std::fs::read(path)?).map(Some)
 }
 
 /// Loads the example in JavaScript.
@@ -106,15 +134,21 @@ pub(crate) fn settings() -> Arc<[(String, String)]> {
 
 /// Microseconds per message, averaged over a slice of time.
 pub(crate) fn microseconds(function: &Function) -> f64 {
-    slice(function, [21.5, 22.5], 0)
+    slice(function, [21.5, 22.5].map(reading), 0)
 }
 
-/// The same for two alternating readings, so that every run changes the state, and the number of outputs of each.
-fn slice(function: &Function, readings: [f64; 2], outputs: usize) -> f64 {
+/// A payload as Zigbee devices send it.
+fn reading(value: f64) -> Bytes {
+    format!("{{\"battery\":97,\"humidity\":48.2,\"linkquality\":120,\"temperature\":{value}}}").into()
+}
+
+fn number(value: f64) -> Bytes {
+    value.to_string().into()
+}
+
+/// The same for two alternating payloads, so that every run changes the state, and the number of outputs of each.
+fn slice(function: &Function, readings: [Bytes; 2], outputs: usize) -> f64 {
     let mut message = Message::new("last/greenhouse", Bytes::new(), 1_760_000_000_000, true);
-    let readings = readings.map(|value| {
-        Bytes::from(format!("{{\"battery\":97,\"humidity\":48.2,\"linkquality\":120,\"temperature\":{value}}}"))
-    });
     let mut state = ScopeState::default();
     let mut runs = 0_u32;
     let started = Instant::now();

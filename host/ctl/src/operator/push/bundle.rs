@@ -21,7 +21,7 @@ use sedge_core::message::Digest;
 use sedge_sandbox::compiler::Compiler;
 use sedge_sandbox::script::archive;
 use sedge_sandbox::shape::MAX_WASM_BYTES;
-use sedge_sandbox::{componentize, folder};
+use sedge_sandbox::{compile, folder};
 
 pub(crate) struct Bundle {
     pub(crate) manifest: Manifest,
@@ -52,7 +52,7 @@ impl Bundle {
             format!("failed to read {}; build it, or name the component in function.toml", path.display())
         })?;
         check_size(&wasm)
-            .and_then(|()| Ok(componentize::check_world(&wasm)?))
+            .and_then(|()| Ok(compile::check_interface(&wasm)?))
             .with_context(|| path.display().to_string())?;
         let class = Class::for_memory(manifest.limits.memory_bytes.get());
         if !code_only && Compiler::capabilities().has_compiler {

@@ -57,7 +57,8 @@ impl Served {
 
     fn load(&mut self, function: u32, limits: Limits, code: Bytes) -> Option<String> {
         let permits = Permits::new(&sedge_core::manifest::Allow::default(), "sedge");
-        self.send(&[ToWorker::Load { function, edition: 0, limits, settings: Vec::new(), permits, code }]);
+        let name = "function".into();
+        self.send(&[ToWorker::Load { function, edition: 0, name, limits, settings: Vec::new(), permits, code }]);
         match self.receive() {
             FromWorker::Loaded { function: loaded, error, .. } if loaded == function => error,
             other => panic!("{other:?}"),
