@@ -142,7 +142,9 @@ pub fn load(
         let engine = compiler.cached_script_engine(class).map_err(LoadError::ScriptEngine)?;
         sandbox.add_script_engine(class, &engine)?;
     }
-    let function = sandbox.load(&installed.code, installed.limits(), installed.grants(), settings)?;
+    let ticker = sandbox.ticker();
+    let (limits, grants) = (installed.limits(), installed.grants());
+    let function = ticker.during(|| sandbox.load(&installed.code, limits, grants, settings))?;
     Ok((sandbox, function.named(Arc::clone(&installed.manifest.name))))
 }
 

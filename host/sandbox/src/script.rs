@@ -97,8 +97,18 @@ impl ScriptEngine {
         limits: Limits,
         grants: Grants,
     ) -> Result<ScriptFunction, SandboxError> {
+        self.load_within(archive, Limits { fuel: LOAD_FUEL, timeout_ms: LOAD_TIMEOUT_MS, ..limits }, grants)
+    }
+
+    /// The deadline holds while the caller has the engine's epoch advanced.
+    fn load_within(
+        self: &Arc<Self>,
+        archive: &[u8],
+        limits: Limits,
+        grants: Grants,
+    ) -> Result<ScriptFunction, SandboxError> {
         let files = archive::files(archive).map_err(|error| SandboxError::Script(ScriptError(error.to_string())))?;
-        let limits = Limits { fuel: LOAD_FUEL, timeout_ms: LOAD_TIMEOUT_MS, state_bytes: 0, ..limits };
+        let limits = Limits { state_bytes: 0, ..limits };
         let started = Instant::now();
         let host = HostState::new(limits, Arc::from([]), super::ScopeState::default(), started);
         let mut store = Store::new(&self.engine, host);

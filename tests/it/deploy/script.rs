@@ -207,3 +207,64 @@ fn a_door_left_open_is_told_once() {
         invoke(&example("door-open"), "zigbee2mqtt/garage", r#"{"contact":true}"#, &["--state", &opened(0, true)]);
     assert_eq!(closed["outputs"][0]["status"], "resolved", "{closed}");
 }
+
+#[test]
+fn a_function_node_of_node_red_does_here_what_it_did_there() {
+    let dir = example("from-node-red");
+    let run = |temperature: u32, history: &str, warm: bool| {
+        let (history, warm) = (format!("history={history}"), format!("warm={warm}"));
+        let payload = format!("{{\"temperature\":{temperature}}}");
+        invoke(&dir, "sensors/hall/climate", &payload, &["--state", &history, "--state", &warm])
+    };
+    let warm = run(90, "[70,80,80,80,90]", false);
+    let written = json!([{ "key": "history", "value": "[80,80,80,90,90]" }, { "key": "warm", "value": "true" }]);
+    assert_eq!(warm["state"], written, "{warm}");
+    let [mean, alert] = [&warm["outputs"][0], &warm["outputs"][1]];
+    assert_eq!((&mean["topic"], &mean["payload"]), (&json!("mean/sensors/hall/climate"), &json!("84")), "{warm}");
+    assert_eq!((&alert["status"], &alert["summary"]), (&json!("firing"), &json!("mean 84")), "{warm}");
+    assert_eq!(warm["log"][0], json!({ "level": "WARN", "text": "sensors/hall/climate is warm" }), "{warm}");
+    let still = run(90, "[90]", true);
+    assert_eq!(still["outputs"].as_array().map(Vec::len), Some(1), "{still}");
+    let cool = run(20, "[]", true);
+    let [mean, alert] = [&cool["outputs"][0], &cool["outputs"][1]];
+    assert_eq!((&mean["payload"], &alert["status"]), (&json!("20"), &json!("resolved")), "{cool}");
+}
+
+#[test]
+fn a_flow_of_thin_edge_does_here_what_it_did_there() {
+    let dir = example("from-thin-edge");
+    let topic = "te/device/main///m/environment";
+    let state = |sum: u32, count: u32, high: bool| {
+        ["--state".to_owned(), format!("te/device/main//={{\"sum\":{sum},\"count\":{count},\"high\":{high}}}")]
+    };
+    let run = |temperature: u32, state: [String; 2]| {
+        invoke(&dir, topic, &format!("{{\"temperature\":{temperature}}}"), &[&state[0], &state[1]])
+    };
+    let high = run(75, state(60, 1, false));
+    let output = &high["outputs"][0];
+    assert_eq!(
+        (&output["topic"], &output["payload"], &output["retain"]),
+        (
+            &json!("te/device/main///a/temperature_high"),
+            &json!("{\"severity\":\"major\",\"text\":\"75 °C\"}"),
+            &json!(true)
+        ),
+        "{high}"
+    );
+    assert_eq!(high["state"][0]["value"], "{\"sum\":135,\"count\":2,\"high\":true}", "{high}");
+    // Within the hysteresis nothing changes; below it the retained alarm is cleared.
+    let held = run(66, state(0, 0, true));
+    assert_eq!((&held["result"], &held["outputs"]), (&json!("done"), &json!([])), "{held}");
+    let cleared = run(64, state(0, 0, true));
+    assert_eq!(cleared["outputs"][0]["payload"], "", "{cleared}");
+    let tick = |state: [String; 2]| invoke(&dir, "$timer/from-thin-edge", "", &[&state[0], &state[1]]);
+    let mean = tick(state(135, 2, true));
+    let output = &mean["outputs"][0];
+    assert_eq!(output["topic"], "te/device/main///m/environment_mean", "{mean}");
+    assert!(
+        output["payload"].as_str().is_some_and(|it| it.starts_with("{\"temperature\":67.5,\"time\":\"20")),
+        "{mean}"
+    );
+    assert_eq!(mean["state"][0]["value"], "{\"sum\":0,\"count\":0,\"high\":true}", "{mean}");
+    assert_eq!(tick(state(0, 0, true))["outputs"], json!([]));
+}

@@ -149,6 +149,8 @@ impl Worker {
                     }
                     _ => self.sandbox.add_script_engine(class, &code),
                 };
+                // The top level of the first script has a deadline, too.
+                self.clock.watch(self.sandbox.ticker());
                 // The scripts, which come next, are answered with this.
                 self.engine_error = added.err().map(|error| format!("{:#}", anyhow::Error::from(error)));
             }

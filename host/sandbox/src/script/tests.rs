@@ -343,6 +343,44 @@ fn scripts_that_cannot_be_loaded_say_why() {
 }
 
 #[test]
+fn the_top_level_has_a_deadline() {
+    let sandbox = sandbox();
+    let engine = Arc::clone(&sandbox.scripts[&Class::Small]);
+    let limits = Limits { fuel: u64::MAX / 4, timeout_ms: 50, ..LIMITS };
+    let loaded = sandbox
+        .ticker()
+        .during(|| engine.load_within(&pack(&[("function.js", "for (;;) {}")]), limits, Grants::default()));
+    let error = loaded.err().expect("it must not load").to_string();
+    assert!(
+        error.contains("the top level of the script failed: ran ") && error.contains("the limit is 50 ms"),
+        "{error}"
+    );
+}
+
+/// What JSON lacks cannot be sent or stored. The error names the line of the source.
+#[test]
+fn values_that_json_lacks_are_told_with_their_line() {
+    for (line, expected) in [
+        ("const a = []; a.push(a); return forward('x', a)", "circular reference"),
+        ("const a = {}; a.b = { c: a }; return publish('x', a)", "circular reference"),
+        ("const a = {}; a.a = a; state.set('k', a)", "circular reference"),
+        ("return forward('x', 5n)", "BigInt"),
+        ("return forward('x', { n: 5n })", "BigInt"),
+        ("state.set('k', 5n)", "BigInt"),
+        ("return forward('x', () => 5)", "cannot be sent"),
+        ("return alert.firing('k', { value: 5n })", "the value must be a number, and is 5"),
+        ("return forward('x', { toJSON() { throw new RangeError('no') } })", "RangeError: no"),
+    ] {
+        check_fails(&format!("\n\n{line}"), FailureCode::Exception, expected);
+        check_fails(&format!("\n\n{line}"), FailureCode::Exception, "(function.js:3:");
+    }
+    check_fails("return 5n", FailureCode::Exception, "not an output (5)");
+    check_fails("const a = []; a.push(a); return a", FailureCode::Exception, "an object without a kind");
+    check_fails("const a = { kind: 'alert' }; a.key = a; return a", FailureCode::Exception, "`key` is not a string");
+    check_load_fails("const a = []; a.push(a);\nJSON.stringify(a); export function handle() {}", "(function.js:2:");
+}
+
+#[test]
 fn the_top_level_may_log_and_see_no_clock() {
     let function = load(
         "console.log('loading', Date.now()); const at = Date.now();\n export const handle = () => forward('x', [at, Date.now()]);",
