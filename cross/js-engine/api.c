@@ -1,11 +1,6 @@
 /* What scripts see: the functions under api.js, and the message. */
 #include "engine.h"
 
-static const char API[] = {
-#embed "api.js"
-    , 0
-};
-
 JSValue api_names;
 
 static JSClassID message_class, settings_class;
@@ -263,7 +258,7 @@ void set_up_api(int allows_random) {
     JS_SetPropertyFunctionList(context, native, NATIVE, COUNT(NATIVE));
     JSValue seen = JS_NewObjectProtoClass(context, JS_NULL, settings_class);
     check(JS_DefinePropertyValueStr(context, native, "settings", seen, JS_PROP_C_W_E) >= 0);
-    JSValue make = JS_Eval(context, API, sizeof API - 1, "sedge:api", JS_EVAL_TYPE_GLOBAL);
+    JSValue make = JS_Eval(context, api_source(), strlen(api_source()), "sedge:api", JS_EVAL_TYPE_GLOBAL);
     JSValue made = JS_Call(context, make, JS_UNDEFINED, 1, (JSValueConst *)&native);
     check(!JS_IsException(made));
     api_names = JS_GetPropertyStr(context, made, "names");

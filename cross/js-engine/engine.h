@@ -53,6 +53,8 @@ JSValue message_object(const Message *handed_in);
 void set_up_modules(void);
 /* Reads the files of an archive. Returns the name and the content of the first. */
 void read_files(const char *archive, uint32_t len, const char **name, Text *content);
+/* The text of api.js, until it is forgotten. */
+const char *api_source(void);
 /* Clears the sources, which nothing reads any more: zeros are not part of the image. */
 void forget_files(char *archive, uint32_t len);
 

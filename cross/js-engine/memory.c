@@ -115,8 +115,20 @@ void *realloc(void *memory, size_t size) {
     return moved;
 }
 
-void freeze_memory(void) {
+/* Zeroes what is free: the host copies pages that are not zero for each message. */
+static void forget_free_memory(void) {
+    for (uint32_t class = 0; class < CLASSES; class++) {
+        for (FreeBlock *block = freed[class], *next; block; block = next) {
+            next = block->next;
+            memset(block, 0, ((Block *)block - 1)->size);
+        }
+    }
+    memset((void *)unused, 0, end - unused);
     memset(freed, 0, sizeof freed);
+}
+
+void freeze_memory(void) {
+    forget_free_memory();
     unused = (unused + FROZEN_PAGE - 1) & ~(uintptr_t)(FROZEN_PAGE - 1);
     if (unused > end) {
         uintptr_t beyond = unused - end;

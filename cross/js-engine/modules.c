@@ -1,6 +1,24 @@
 /* The files of a script, and what `import` makes of them. */
 #include "engine.h"
 
+/* In parts of this size the host keeps a memory (image.rs). */
+#define IMAGE_PAGE 4096
+
+/* The source of what scripts see, and behind its NUL that of "sedge/helpers", for scripts that import it. Both are forgotten when the
+ * top level has run, and have pages of their own: so they are not a part of the image, which is copied for each message. */
+_Alignas(IMAGE_PAGE) static char SOURCES[] = {
+#embed "api.js"
+    , 0,
+#embed "helpers.js"
+    , 0
+};
+
+const char *api_source(void) { return SOURCES; }
+
+static const char *helpers_source(void) { return SOURCES + strlen(SOURCES) + 1; }
+
+static const char HELPERS_NAME[] = "sedge/helpers";
+
 /* The files of the script. */
 typedef struct File {
     Text name, content;
@@ -19,10 +37,11 @@ static const File *file_named(const char *name) {
 
 /* Resolves `./x.js` and `../x.js` against the importing file. No name leads out of the function's folder. */
 static char *resolve(JSContext *c, const char *importer, const char *name, void *opaque) {
-    if (strcmp(name, "sedge") == 0) return js_strdup(c, name);
+    if (strcmp(name, "sedge") == 0 || strcmp(name, HELPERS_NAME) == 0) return js_strdup(c, name);
     if (strncmp(name, "./", 2) != 0 && strncmp(name, "../", 3) != 0) {
         JS_ThrowReferenceError(c, "cannot import \"%s\" (imported by %s): a function has its own files by relative paths "
-                                  "(\"./%s\") and \"sedge\"; bundle code of others into one file", name, importer, name);
+                                  "(\"./%s\"), \"sedge\" and \"%s\"; bundle code of others into one file",
+                               name, importer, name, HELPERS_NAME);
         return NULL;
     }
     char *path = js_malloc(c, strlen(importer) + strlen(name) + 2);
@@ -78,6 +97,11 @@ static int script_module(JSContext *c, JSModuleDef *module) {
     return JS_SetModuleExport(c, module, "default", result);
 }
 
+static JSModuleDef *compile_module(JSContext *c, const char *name, const char *source, size_t len) {
+    JSValue compiled = JS_Eval(c, source, len, name, JS_EVAL_TYPE_MODULE | JS_EVAL_FLAG_COMPILE_ONLY);
+    return JS_IsException(compiled) ? NULL : JS_VALUE_GET_PTR(compiled);
+}
+
 static JSModuleDef *load_module(JSContext *c, const char *name, void *opaque, JSValueConst attributes) {
     if (strcmp(name, "sedge") == 0) {
         JSModuleDef *module = JS_NewCModule(c, name, sedge_module);
@@ -94,6 +118,7 @@ static JSModuleDef *load_module(JSContext *c, const char *name, void *opaque, JS
         JS_ThrowReferenceError(c, "cannot import \"%s\" while a message is handled: import it at the top of a file", name);
         return NULL;
     }
+    if (strcmp(name, HELPERS_NAME) == 0) return compile_module(c, name, helpers_source(), strlen(helpers_source()));
     const File *file = file_named(name);
     if (!file) {
         JS_ThrowReferenceError(c, "cannot import \"%s\": there is no such file in the function's folder", name);
@@ -106,11 +131,7 @@ static JSModuleDef *load_module(JSContext *c, const char *name, void *opaque, JS
     }
     size_t dot = file->name.len > 5 ? file->name.len - 5 : 0;
     if (!type && memcmp(file->name.at + dot, ".json", 5) == 0 && dot > 0) type = "json";
-    if (!type) {
-        JSValue compiled = JS_Eval(c, file->content.at, file->content.len, name,
-                                   JS_EVAL_TYPE_MODULE | JS_EVAL_FLAG_COMPILE_ONLY);
-        return JS_IsException(compiled) ? NULL : JS_VALUE_GET_PTR(compiled);
-    }
+    if (!type) return compile_module(c, name, file->content.at, file->content.len);
     if (strcmp(type, "script") == 0) {
         JSModuleDef *module = JS_NewCModule(c, name, script_module);
         return module && JS_AddModuleExport(c, module, "default") == 0 ? module : NULL;
@@ -163,6 +184,7 @@ void read_files(const char *at, uint32_t len, const char **name, Text *content) 
 }
 
 void forget_files(char *archive, uint32_t len) {
+    memset(SOURCES, 0, sizeof SOURCES);
     for (uint32_t n = 0; n < file_count; n++) memset((char *)files[n].content.at, 0, files[n].content.len);
     memset(archive, 0, len);
     file_count = 0;

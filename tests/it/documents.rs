@@ -1,4 +1,4 @@
-//! Functions that README.md and docs/writing-functions.md show whole, and the sizes that both name.
+//! Functions that README.md and the guides show whole, and the sizes that they name.
 
 use std::env;
 use std::fs;
@@ -106,5 +106,27 @@ fn the_whole_functions_of_the_guide_build_within_40_kb() {
         let cargo = cargo.replace("\"too-warm\"", &format!("{name:?}")).replace("panic-text", "panic-handler");
         let size = size(&write(folder.path(), &name, &manifest, &cargo, code));
         assert!(size <= 40 << 10, "{size} bytes:\n{code}");
+    }
+}
+
+#[test]
+fn the_scripts_of_the_guide_for_javascript_run() {
+    let scripts = blocks(&document("docs/javascript.md"), "js");
+    assert!(scripts.len() >= 2, "the guide shows scripts");
+    let folder = tempfile::tempdir().unwrap();
+    for (index, code) in scripts.iter().enumerate() {
+        let function = folder.path().join(format!("shown-{index}"));
+        fs::create_dir(&function).unwrap();
+        let manifest = format!(
+            "name = \"shown-{index}\"\nversion = \"0.1.0\"\nsubscribe = [\"a/#\"]\nstate = \"topic\"\nconfig.max = 80\n"
+        );
+        fs::write(function.join("function.toml"), manifest).unwrap();
+        fs::write(function.join("function.js"), code).unwrap();
+        let run = json(&["invoke", "--topic", "a/temperature", "--payload", "81.5"], &function);
+        assert_eq!(
+            (&run["outputs"][0]["key"], &run["outputs"][0]["status"]),
+            (&"too-warm".into(), &"firing".into()),
+            "{run}"
+        );
     }
 }

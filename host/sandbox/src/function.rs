@@ -146,6 +146,15 @@ impl Function {
         }
     }
 
+    /// The memory with which each message of a script starts.
+    #[cfg(all(test, feature = "compiler"))]
+    pub(crate) fn image(&self) -> Option<Vec<u8>> {
+        match &self.body {
+            Body::Script(function) => Some(function.memory()),
+            Body::Program(_) | Body::Module(_) | Body::Component(_) => None,
+        }
+    }
+
     #[cfg(all(any(test, feature = "testing"), feature = "compiler"))]
     pub fn is_one_module(&self) -> bool {
         matches!(self.body, Body::Module(_))

@@ -183,6 +183,13 @@ impl ScriptFunction {
         self.image.bytes()
     }
 
+    #[cfg(all(test, feature = "compiler"))]
+    pub(crate) fn memory(&self) -> Vec<u8> {
+        let mut memory = vec![0; self.image.size];
+        self.image.restore(&mut memory);
+        memory
+    }
+
     pub(crate) fn log(&self) -> &[LogLine] {
         &self.log
     }

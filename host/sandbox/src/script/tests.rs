@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test says by panicking what is wrong")]
 
+mod helpers;
+
 use std::fs;
 use std::sync::{Arc, LazyLock};
 
