@@ -160,7 +160,7 @@ impl Manifest {
             (["every"], Value::Text(_)) => self.every = true,
             (["version" | "component"], Value::Text(_))
             | (["serial"], Value::Word(_))
-            | (["trial" | "build", _], _) => {}
+            | (["trial" | "build", _] | ["settings", ..], _) => {}
             (names, _) => return Err(format!("{} is not a key of a manifest, or has another kind", names.join("."))),
         }
         Ok(())
@@ -306,7 +306,7 @@ mod tests {
              state = \"function\"\nevery = \"5m\"\nallow.publish = []\n[allow]\nclock = true\n[limits]\noutputs = 1_0\n\
              fuel = 5\n[trial]\nmode = \"live\"\n[config]\n\"a.b\" = \"x # y \\\" z\"\nn = -1_0.5\n\
              list = [1, \"b]\", +2.50, # c\n  [true], ]\nkiln = { max = +9_00, zones.top = 'z' }\nnone = []\n\
-             [config.oven]\nmax = 240\n",
+             [config.oven]\nmax = 240\n[settings.oven.max]\ntype = \"number\"\nmin = -40\n",
         )
         .unwrap();
         assert_eq!(manifest.subscribe, ["a/#", "b/+"]);

@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod mistakes;
 pub mod permits;
 mod router;
+pub mod settings;
 pub mod store;
 pub mod stream;
 pub mod text;

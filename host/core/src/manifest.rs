@@ -14,6 +14,7 @@ use crate::config::document::{Item, Table, Value};
 use crate::config::problem::{Invalid, Problems};
 use crate::config::reader::{Read, Reader, Section, choice, parsed, refuse, wrong_kind};
 use crate::permits;
+use crate::settings::declaration::{self, Declaration};
 use crate::topic::{TopicFilter, is_heard};
 
 pub const FILE_NAME: &str = "function.toml";
@@ -49,6 +50,9 @@ pub struct Manifest {
     pub trial: Trial,
     /// The function's own settings. The keys of sections are joined with dots, lists are JSON.
     pub config: BTreeMap<String, String>,
+    /// What the function says about them.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, Declaration>,
     /// For `sedge build` only, and not sent to boards.
     #[serde(skip)]
     pub build: Build,
@@ -194,6 +198,7 @@ impl Manifest {
             limits: Limits::default(),
             trial: Trial::default(),
             config: BTreeMap::new(),
+            settings: BTreeMap::new(),
             build: Build::default(),
         };
         let problems = Reader::run(table, |section| read(section, &mut manifest, ceilings)).problems;
@@ -255,22 +260,35 @@ fn read(section: &mut Section<'_, '_>, manifest: &mut Manifest, ceilings: Option
             build.error("stack_bytes", invalid.hint(hint));
         }
     });
-    section.section("config", |config| read_config(config, "", &mut manifest.config));
+    section.section("settings", |settings| declaration::read(settings, "", &mut manifest.settings));
+    section.section("config", |config| read_config(config, "", manifest));
 }
 
 /// Reads settings, and those of nested sections under names with dots: `[config.oven] max = 80` is `oven.max`.
-fn read_config(section: &mut Section<'_, '_>, prefix: &str, config: &mut BTreeMap<String, String>) {
+fn read_config(section: &mut Section<'_, '_>, prefix: &str, manifest: &mut Manifest) {
     for (key, item) in section.entries() {
         let name = format!("{prefix}{key}");
         if let Value::Table(_) = item.value {
-            section.section(key, |section| read_config(section, &format!("{name}."), config));
+            section.section(key, |section| read_config(section, &format!("{name}."), manifest));
             continue;
         }
         let mut value = Setting(String::new());
-        if section.value(key, &mut value) && config.insert(name, value.0).is_some() {
+        if !section.value(key, &mut value) {
+            continue;
+        }
+        if let Some(declaration) = manifest.declaration(&name) {
+            let result = if declaration.secret { Err(secret_in_manifest()) } else { declaration.check(&value.0) };
+            section.check(key, result);
+        }
+        if manifest.config.insert(name, value.0).is_some() {
             section.error(key, Invalid::new("set twice: as a name with dots and in a section").hint("remove one"));
         }
     }
+}
+
+fn secret_in_manifest() -> Invalid {
+    let invalid = Invalid::new("declared as secret, but everyone can read function.toml and the reports of boards");
+    invalid.hint("remove it here; the board's configuration names its file")
 }
 
 /// `true` is the default, `false` an empty list.
@@ -487,7 +505,7 @@ fn format_period(period: Duration) -> String {
 }
 
 /// A value of `[config]`.
-struct Setting(String);
+pub(crate) struct Setting(pub(crate) String);
 
 impl Read for Setting {
     /// Functions see strings only, so `max = 80` and `max = "80"` are the same.

@@ -140,19 +140,14 @@ fn check_topic(topic: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Refuses a setting that function.toml does not name: a board would refuse it as well.
+/// Refuses settings that a board would refuse, and a declared setting that has no value.
 fn check_settings(settings: &[(String, String)], manifest: &Manifest) -> anyhow::Result<()> {
-    for (name, _) in settings {
-        // The SDK reads `oven.max` in section `oven`, and `max` behind it.
-        let last = name.rsplit_once('.').map_or(name.as_str(), |(_, last)| last);
-        if [name.as_str(), last].into_iter().any(|name| manifest.config.contains_key(name)) {
-            continue;
-        }
-        let known: Vec<&str> = manifest.config.keys().map(|key| &**key).collect();
-        match known.is_empty() {
-            true => bail!("unknown setting `{name}`: function.toml has no section [config]"),
-            false => bail!("unknown setting `{name}`: section [config] of function.toml has {}", known.join(", ")),
-        }
+    for (name, value) in settings {
+        manifest.check_setting(name, value).map_err(|invalid| anyhow::anyhow!("--set {name}: {invalid}"))?;
+    }
+    let is_set = |name: &String| manifest.config.contains_key(name) || settings.iter().any(|(set, _)| set == name);
+    if let Some((name, declaration)) = manifest.settings.iter().find(|(name, _)| !is_set(name)) {
+        bail!("setting {name} has no value in function.toml, as boards give it: add --set {name}=..., {declaration}");
     }
     Ok(())
 }
@@ -316,11 +311,28 @@ mod tests {
         set("oven.max", &with).unwrap();
         set("oven.door", &manifest("subscribe = [\"a\"]\n[config.oven]\ndoor = 1")).unwrap();
         assert!(set("oven.maxx", &with).is_err());
+        let refused = |name: &str, manifest: &Manifest| set(name, manifest).unwrap_err().to_string();
+        assert_eq!(refused("maxx", &with), "--set maxx: warm has no such setting; did you mean max?");
+        assert_eq!(refused("door", &with), "--set door: warm has no such setting; it has max, min");
+        assert!(refused("max", &manifest("subscribe = [\"a\"]")).contains("neither [settings] nor [config]"));
+    }
+
+    #[test]
+    fn a_setting_is_held_against_its_declaration_and_may_be_required() {
+        let declared = manifest("subscribe = [\"a\"]\n[settings.max]\ntype = \"number\"\nmax = 200\nunit = \"°C\"");
+        let check = |value: Option<&str>| {
+            let settings: Vec<_> = value.map(|value| ("max".to_owned(), value.to_owned())).into_iter().collect();
+            check_settings(&settings, &declared).map_err(|error| error.to_string())
+        };
+        check(Some("80")).unwrap();
         assert_eq!(
-            set("maxx", &with).unwrap_err().to_string(),
-            "unknown setting `maxx`: section [config] of function.toml has max, min"
+            check(Some("300")).unwrap_err(),
+            "--set max: \"300\" is above 200; use a number of at most 200 °C"
         );
-        assert!(set("max", &manifest("subscribe = [\"a\"]")).unwrap_err().to_string().contains("no section [config]"));
+        assert_eq!(
+            check(None).unwrap_err(),
+            "setting max has no value in function.toml, as boards give it: add --set max=..., a number of at most 200 °C"
+        );
     }
 
     #[test]

@@ -56,6 +56,7 @@ pub fn manifest(name: &str, subscribe: &str, state: StateScope) -> Manifest {
         limits: Limits::default(),
         trial: Trial::default(),
         config: BTreeMap::new(),
+        settings: BTreeMap::new(),
         build: Build::default(),
     }
 }
