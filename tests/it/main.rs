@@ -24,4 +24,5 @@ mod operator;
 mod ops;
 mod outage;
 mod selftest;
+mod settings;
 mod upstream;

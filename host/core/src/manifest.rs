@@ -175,7 +175,7 @@ impl Manifest {
     }
 
     /// Parses the output of [`Manifest::to_json`], or of another tool.
-    pub(crate) fn from_json(bytes: &[u8], ceilings: Option<&Ceilings>) -> Result<Self, Problems> {
+    pub fn from_json(bytes: &[u8], ceilings: Option<&Ceilings>) -> Result<Self, Problems> {
         Self::read(&Table::from_json(bytes, "manifest")?, ceilings)
     }
 

@@ -41,6 +41,8 @@ pub enum Mistake {
     HandOutBeyondBudget,
     /// Pauses a function for topics over which it does not fail.
     PauseOthers,
+    /// Reports new settings while workers still run jobs with the older ones.
+    ReportSettingsEarly,
 }
 
 #[cfg(feature = "mistakes")]

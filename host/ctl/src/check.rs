@@ -1,6 +1,7 @@
 //! `sedge check`: all problems of a configuration and its functions, or a summary of what would run.
 
 mod loops;
+mod settings;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,10 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         if let Err((key, invalid)) = check_function(dir, manifest, config.functions.native_code) {
             problems.push(Problem::error(Location::whole(dir.join(sedge_core::manifest::FILE_NAME)), key, invalid));
         }
+    }
+    if !problems.has_errors() {
+        let manifests: Vec<&Manifest> = functions.iter().map(|(_, manifest)| manifest).collect();
+        problems.extend(settings::check(&config, &manifests, &args.config.path()));
     }
     let has_errors = problems.has_errors();
     let mut warn = |key: &str, what: &str, fix: &str| {
@@ -185,6 +190,7 @@ fn summary(
             "  limits   {} fuel, {} ms, {} bytes of memory, {} outputs, {} bytes of output",
             limits.fuel, limits.timeout_ms, limits.memory_bytes, limits.outputs, limits.output_bytes
         )?;
+        settings::print(out, config, manifest)?;
     }
     Ok(())
 }
@@ -203,7 +209,11 @@ fn as_json(config: &Config, functions: &[(PathBuf, Manifest)], problems: &Proble
         "data_dir": config.node.data_dir,
         "memory_budget_bytes": config.budget(memory_bytes).bytes(),
         "metrics": config.http.listen,
-        "functions": functions.iter().map(|(dir, manifest)| json!({ "dir": dir, "manifest": manifest })).collect::<Vec<_>>(),
+        "functions": functions.iter().map(|(dir, manifest)| json!({
+            "dir": dir,
+            "manifest": manifest,
+            "settings": settings::as_json(config, manifest),
+        })).collect::<Vec<_>>(),
     })
 }
 

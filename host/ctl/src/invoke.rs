@@ -325,10 +325,7 @@ mod tests {
             check_settings(&settings, &declared).map_err(|error| error.to_string())
         };
         check(Some("80")).unwrap();
-        assert_eq!(
-            check(Some("300")).unwrap_err(),
-            "--set max: \"300\" is above 200; use a number of at most 200 °C"
-        );
+        assert_eq!(check(Some("300")).unwrap_err(), "--set max: \"300\" is above 200; use a number of at most 200 °C");
         assert_eq!(
             check(None).unwrap_err(),
             "setting max has no value in function.toml, as boards give it: add --set max=..., a number of at most 200 °C"

@@ -251,6 +251,9 @@ impl Daemon {
                 Effect::Deployed { function, edition, event } => {
                     self.orders.handle.send(deploy::Request::Trial { function, edition, event });
                 }
+                Effect::SettingsInForce { function, change } => {
+                    self.orders.handle.send(deploy::Request::SettingsInForce { function, change });
+                }
                 Effect::Alone(message) => self.exits.set_alone(message),
                 Effect::CautionEnded => {
                     self.exits.forget();

@@ -105,8 +105,20 @@ impl Function {
         state: ScopeState,
         permitted: impl FnOnce(&[Output]) -> Result<(), Failure>,
     ) -> Run {
+        self.invoke_with(Arc::clone(&self.settings), message, state, permitted)
+    }
+
+    /// Runs the function as [`invoke_within`](Self::invoke_within) does, with other settings than it was loaded with. No code
+    /// depends on them: they are read while a message is handled.
+    pub fn invoke_with(
+        &self,
+        settings: Arc<[(String, String)]>,
+        message: &Message,
+        state: ScopeState,
+        permitted: impl FnOnce(&[Output]) -> Result<(), Failure>,
+    ) -> Run {
         let started = Instant::now();
-        let host = HostState::new(self.limits, Arc::clone(&self.settings), state, started);
+        let host = HostState::new(self.limits, settings, state, started);
         let mut store = Store::new(&self.engine, host);
         let ended = self.call(&mut store, message);
         let fuel_left = store.get_fuel().unwrap_or(0);

@@ -26,10 +26,11 @@ pub enum Fault {
     DeployShadow,
     Promote,
     Drop,
+    Settings,
 }
 
 impl Fault {
-    pub const ALL: [(Self, u64); 24] = [
+    pub const ALL: [(Self, u64); 25] = [
         (Self::ConnectionCut, 4),
         (Self::SessionForgotten, 1),
         (Self::TooManyInFlight, 4),
@@ -54,5 +55,6 @@ impl Fault {
         (Self::DeployShadow, 2),
         (Self::Promote, 2),
         (Self::Drop, 2),
+        (Self::Settings, 4),
     ];
 }

@@ -24,6 +24,7 @@ pub const OUTBOX_ORDER: &str = "records of a stream leave in order";
 pub const ALERTS_FIRST: &str = "alerts leave before data";
 pub const TRIAL_SAFE: &str = "a version on trial never costs a message";
 pub const PAUSES: &str = "a function is paused only for topics over which it failed";
+pub const SETTINGS: &str = "once new settings are in force no message runs with older ones";
 pub const BOUNDED: &str = "no queue grows over its bound";
 pub const BUDGET: &str = "what messages hold stays within the budget";
 pub const PROGRESS: &str = "everything is processed once faults stop";

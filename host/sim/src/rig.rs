@@ -15,6 +15,7 @@ use sedge_core::board::{
 use sedge_core::manifest::{Allow, Build, Limits, Manifest, StateScope, Trial};
 use sedge_core::message::{Digest, Failure};
 use sedge_core::metrics::Metrics;
+use sedge_core::settings::{Given, Layer, Origin, Overlay};
 use sedge_core::store::{self, Parked};
 use sedge_core::time::Now;
 use sedge_core::{config, forward};
@@ -35,6 +36,8 @@ pub struct Rig {
     /// Functions that were paused or released, in order.
     pub paused: Vec<bool>,
     pub deployed: Vec<(u32, TrialEvent)>,
+    /// Changes of settings that were reported as in force.
+    pub in_force: Vec<u64>,
     /// The message that the board takes alone.
     pub alone: Option<u64>,
     pub connection: u32,
@@ -55,10 +58,16 @@ pub fn manifest(name: &str, subscribe: &str, state: StateScope) -> Manifest {
         allow: Allow { publish: vec!["derived/#".parse().expect("a filter")], ..Allow::default() },
         limits: Limits::default(),
         trial: Trial::default(),
-        config: BTreeMap::new(),
+        config: BTreeMap::from([("n".to_owned(), "0".to_owned())]),
         settings: BTreeMap::new(),
         build: Build::default(),
     }
+}
+
+/// Lays a value over the setting `n`.
+pub fn overlay(number: u64) -> Overlay {
+    let given = Given { text: number.to_string().into(), is_secret: false };
+    Overlay::new([(Origin::Board, Layer { all: BTreeMap::from([("n".to_owned(), given)]), ..Layer::default() })])
 }
 
 pub fn config() -> BoardConfig {
@@ -134,6 +143,7 @@ impl Rig {
             acknowledged: Vec::new(),
             paused: Vec::new(),
             deployed: Vec::new(),
+            in_force: Vec::new(),
             alone: None,
             connection: 1,
             edition: 0,
@@ -168,6 +178,11 @@ impl Rig {
         let version = Version::scripted(self.edition, manifest, digest, script, Some(trial));
         self.handle(Input::Deploy(Version { is_resumed: true, ..version }));
         self.edition
+    }
+
+    /// Lays the number of the change over the setting `n`.
+    pub fn set(&mut self, function: &str, change: u64) {
+        self.handle(Input::Settings { function: function.into(), change, overlay: overlay(change) });
     }
 
     pub fn receive(&mut self, topic: &str, payload: &str, packet_id: u16, dup: bool) {
@@ -210,6 +225,7 @@ impl Rig {
                 Effect::Deployed { edition, event, .. } => self.deployed.push((edition, event)),
                 Effect::Abort { invariant } => panic!("{invariant}"),
                 Effect::Alone(message) => self.alone = message,
+                Effect::SettingsInForce { change, .. } => self.in_force.push(change),
                 Effect::CautionEnded => {}
                 Effect::Store(_)
                 | Effect::Send { .. }

@@ -10,11 +10,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sedge_core::board::{Job, JobNo, Life, Version, WorkerCommand, WorkerEvent};
+use sedge_core::board::{Job, JobNo, Life, NewSettings, Version, WorkerCommand, WorkerEvent};
 use sedge_core::manifest::StateScope;
 use sedge_core::message::{
     Alert, AlertStatus, Failure, FailureCode, Outcome, Output, Publication, Severity, StateWrite, Usage, Verdict,
 };
+use sedge_core::settings::Settings;
 
 use crate::disk::number;
 
@@ -44,6 +45,15 @@ pub struct Worker {
     given: BTreeSet<(u32, Arc<str>)>,
     /// Functions and topics over which a run failed or the process died.
     guilty: BTreeSet<(u32, Arc<str>)>,
+    ran: Vec<Ran>,
+}
+
+/// A run, with the setting `n` that it had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ran {
+    pub function: Arc<str>,
+    pub payload: Bytes,
+    pub setting: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -53,6 +63,7 @@ struct Script {
     /// Publications name the topic of the message behind its payload.
     names_topics: bool,
     version: Arc<Version>,
+    settings: Arc<Settings>,
 }
 
 impl Worker {
@@ -119,13 +130,18 @@ impl Worker {
         std::mem::take(&mut self.guilty)
     }
 
+    /// Runs since this was last called.
+    pub fn take_ran(&mut self) -> Vec<Ran> {
+        std::mem::take(&mut self.ran)
+    }
+
     /// Carries out one command. `false`: there is none.
     pub fn step(&mut self) -> bool {
         let Some(command) = self.commands.pop_front() else { return false };
         match command {
             WorkerCommand::Load(load) => {
                 let edition = load.version.edition;
-                let error = match Script::parse(&load.version) {
+                let error = match Script::parse(&load.version, load.settings) {
                     Some(script) => {
                         self.versions.insert((load.function, edition), script);
                         None
@@ -135,6 +151,14 @@ impl Worker {
                 self.said.push_back(WorkerEvent::Loaded { function: load.function, edition, error });
             }
             WorkerCommand::Unload { function, edition } => drop(self.versions.remove(&(function, edition))),
+            WorkerCommand::Set { change, settings } => {
+                for NewSettings { function, edition, settings } in settings {
+                    if let Some(script) = self.versions.get_mut(&(function, edition)) {
+                        script.settings = settings;
+                    }
+                }
+                self.said.push_back(WorkerEvent::Set { change });
+            }
             WorkerCommand::Run { number, job } => {
                 self.given.insert((job.id.function.0, Arc::clone(&job.message.topic)));
                 self.accept(number, job);
@@ -201,7 +225,10 @@ impl Worker {
         let script = self.versions.get(&(job.id.function.0, job.edition));
         let (verdict, writes) = match script {
             None => (failed(FailureCode::Trap, "the function could not be loaded"), Vec::new()),
-            Some(script) => script.run(job, &state),
+            Some(script) => {
+                self.ran.push(script.ran(job));
+                script.run(job, &state)
+            }
         };
         let runs_again = match &verdict {
             Verdict::Done(_) => false,
@@ -241,7 +268,7 @@ fn failed(code: FailureCode, detail: &str) -> Verdict {
 }
 
 impl Script {
-    fn parse(version: &Arc<Version>) -> Option<Self> {
+    fn parse(version: &Arc<Version>, settings: Arc<Settings>) -> Option<Self> {
         let text = version.script()?;
         let (topic, traps_at) = text.split_once(' ').unwrap_or((text, ""));
         if topic.is_empty() {
@@ -249,7 +276,14 @@ impl Script {
         }
         let (topic, names_topics) = topic.strip_suffix('+').map_or((topic, false), |topic| (topic, true));
         let (topic, traps_at) = (topic.to_owned(), traps_at.to_owned());
-        Some(Self { topic, traps_at, names_topics, version: Arc::clone(version) })
+        Some(Self { topic, traps_at, names_topics, version: Arc::clone(version), settings })
+    }
+
+    fn ran(&self, job: &Job) -> Ran {
+        let all = &self.settings.all;
+        let setting = all.iter().find(|(name, _)| name == "n").and_then(|(_, text)| text.parse().ok());
+        let (function, payload) = (Arc::clone(&self.version.manifest.name), job.message.payload.clone());
+        Ran { function, payload, setting: setting.unwrap_or(0) }
     }
 
     fn run(&self, job: &Job, state: &State) -> (Verdict, Vec<StateWrite>) {

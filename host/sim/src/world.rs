@@ -8,9 +8,9 @@ use crate::broker::{Broker, PacketIds, Publication};
 use crate::faults::Fault;
 use crate::random::Random;
 use crate::reference::{self, Reference, Violation};
-use crate::rig::{config, forward_config, manifest};
+use crate::rig::{config, forward_config, manifest, overlay};
 use crate::store::Store;
-use crate::worker::Worker;
+use crate::worker::{Ran, Worker};
 use sedge_core::board::{
     Board, BoardConfig, BrokerEvent, Budget, Effect, Input, SinkEvent, TrialEvent, Version, WorkerConfig, WorkerEvent,
     WorkerNo,
@@ -94,6 +94,10 @@ pub struct World {
     on_trial: BTreeMap<&'static str, (u32, bool)>,
     /// Versions that trap on most messages.
     failing: BTreeSet<u32>,
+    /// The last change of settings.
+    change: u64,
+    /// Changes of each function's settings: the last one asked for, and the last one reported as in force.
+    settings: BTreeMap<&'static str, (u64, u64)>,
     faults: BTreeMap<Fault, u64>,
     reached: BTreeSet<&'static str>,
     trace: u64,
@@ -170,6 +174,8 @@ impl World {
             edition: 0,
             on_trial: BTreeMap::new(),
             failing: BTreeSet::new(),
+            change: 0,
+            settings: BTreeMap::new(),
             faults: BTreeMap::new(),
             reached: BTreeSet::new(),
             trace: 0,
@@ -201,6 +207,12 @@ impl World {
         self.on_trial.clear();
         self.reference.alerts_may_wait = false;
         self.sinks.iter_mut().for_each(Sink::cut);
+        // As the deployer, which knows them from the disk.
+        for (function, (asked, in_force)) in self.settings.clone() {
+            self.settings.insert(function, (asked, asked));
+            self.reached_if(in_force < asked, "the power was cut while settings changed");
+            self.handle(Input::Settings { function: function.into(), change: asked, overlay: overlay(asked) });
+        }
         for manifest in functions() {
             self.deploy(manifest, "derived/x+", None);
         }
@@ -240,6 +252,12 @@ impl World {
         let version = Version::scripted(self.edition, manifest, Digest([self.edition as u8; 32]), script, trial);
         self.handle(Input::Deploy(version));
         self.edition
+    }
+
+    fn reached_if(&mut self, is_reached: bool, what: &'static str) {
+        if is_reached {
+            self.reached.insert(what);
+        }
     }
 
     // ---- one step ----
@@ -340,6 +358,7 @@ impl World {
         for _ in 0..steps {
             any |= self.workers[n].step();
         }
+        self.check_settings(n);
         let life = self.workers[n].life();
         while let Some(event) = self.workers[n].say() {
             any = true;
@@ -349,6 +368,22 @@ impl World {
             self.handle(Input::Worker { worker: WorkerNo(n as u32), life, event });
         }
         any
+    }
+
+    /// Each run had settings that somebody had asked for, and none that were older than those in force.
+    fn check_settings(&mut self, n: usize) {
+        for Ran { function, payload, setting } in self.workers[n].take_ran() {
+            let Some((asked, in_force)) = self.settings.get(&*function).copied() else { continue };
+            self.reached_if(
+                setting == asked && asked > in_force,
+                "a message ran with new settings before they were in force",
+            );
+            self.reached_if(setting < asked, "a message ran with older settings while they changed");
+            if !(in_force..=asked).contains(&setting) {
+                let what = format!("{function} ran {payload:?} with {setting}, of {in_force} to {asked}");
+                self.reference.broken(reference::SETTINGS, what);
+            }
+        }
     }
 
     fn serve_store(&mut self) -> bool {
@@ -501,6 +536,11 @@ impl World {
                 }
                 Effect::Deployed { function, edition, event } => self.deployed(&function, edition, &event),
                 Effect::Alone(_) | Effect::CautionEnded => {}
+                Effect::SettingsInForce { function, change } => {
+                    self.reached.insert("settings changed");
+                    let (_, in_force) = self.settings.get_mut(&*function).expect("it was asked for");
+                    *in_force = change.max(*in_force);
+                }
                 Effect::Abort { invariant } => self.reference.broken(reference::INVARIANT, invariant.to_owned()),
                 Effect::Subscribe { .. } => self.broker.is_subscribed = true,
                 Effect::Unsubscribe { filter } => self.handle(Input::Broker(BrokerEvent::Unsubscribed { filter })),
@@ -637,6 +677,12 @@ impl World {
             Fault::SinkCut => self.cut_sink(1),
             Fault::Deploy | Fault::DeployFailing | Fault::DeployShadow => self.push(fault),
             Fault::Promote | Fault::Drop => self.end_trial(fault),
+            Fault::Settings => {
+                self.change += 1;
+                let (function, change) = (*self.random.pick(&reference::FUNCTIONS), self.change);
+                self.settings.entry(function).or_default().0 = change;
+                self.handle(Input::Settings { function: function.into(), change, overlay: overlay(change) });
+            }
             // In the places where they happen.
             Fault::TooManyInFlight
             | Fault::SinkSilent
@@ -866,6 +912,12 @@ impl World {
     }
 
     fn judge(&mut self) {
+        for (function, (asked, in_force)) in &self.settings {
+            if asked != in_force {
+                let what = format!("the settings of {function} are {in_force}, and not {asked}");
+                self.reference.broken(reference::PROGRESS, what);
+            }
+        }
         if !self.broker.is_subscribed {
             self.reference.broken(reference::PROGRESS, "the board has not subscribed".to_owned());
         }

@@ -116,3 +116,8 @@ fn deliveries_of_a_lost_session_taken_as_evidence() {
 fn a_pause_for_what_others_sent() {
     is_found(Mistake::PauseOthers, reference::PAUSES);
 }
+
+#[test]
+fn settings_that_are_reported_before_they_are_in_force() {
+    is_found(Mistake::ReportSettingsEarly, reference::SETTINGS);
+}

@@ -157,7 +157,8 @@ impl Board {
     ) -> UnitId {
         let compared = self.add_shadows(functions, &message.topic);
         let mut unit = Unit::new(message, limits, receipt, functions.len(), commit);
-        unit.compared = compared;
+        unit.settings_changed = self.dispatch.workers.is_setting();
+        unit.compared = compared.filter(|_| !unit.settings_changed);
         self.ledger.add(unit)
     }
 
@@ -345,6 +346,7 @@ impl Board {
                 }
                 Event::Late { worker, function, all } => self.park_late(worker, function, all),
                 Event::Measured(measured) => self.measured(measured),
+                Event::Set { function, change } => self.settings_in_force(function, change),
                 Event::Loaded { function, edition, error } => self.version_loaded(function, edition, error),
                 Event::Died { worker, status } => {
                     self.metrics.worker_restarts.inc();
@@ -499,7 +501,9 @@ impl Board {
             _ => None,
         };
         self.write_state(id, number, edition, outcome.writes);
-        if let Some(candidate) = self.rollout.function_mut(number).candidate() {
+        // What cannot be compared brings the end of the trial no nearer.
+        let counts = failure.is_some() || !self.ledger.unit(id).settings_changed;
+        if counts && let Some(candidate) = self.rollout.function_mut(number).candidate() {
             candidate.ran(failure.as_ref(), true);
         }
         self.compare(id, number, Some(observed));

@@ -9,6 +9,7 @@ use super::version::{TrialEvent, Version};
 use crate::forward::{Answer, Destination, Envelope};
 use crate::manifest::StateScope;
 use crate::message::{LogLine, Message, Outcome, PublishToken};
+use crate::settings::{Overlay, Settings};
 use crate::store;
 
 /// A message from the broker with what it takes to acknowledge it.
@@ -58,6 +59,14 @@ pub enum Input {
     Promote {
         function: Arc<str>,
         edition: u32,
+    },
+    /// Replaces what is laid over the settings of a function. Versions, state and trials stay. Answered by
+    /// [`Effect::SettingsInForce`].
+    Settings {
+        function: Arc<str>,
+        /// Names the change, and grows.
+        change: u64,
+        overlay: Overlay,
     },
     Broker(BrokerEvent),
     /// What happened to the connection of a sink or to an envelope.
@@ -124,6 +133,10 @@ pub enum WorkerEvent {
     NeedState {
         job: JobNo,
     },
+    /// Jobs that ran after [`WorkerCommand::Set`] had the settings of this change.
+    Set {
+        change: u64,
+    },
     Done {
         job: JobNo,
         outcome: Outcome,
@@ -182,6 +195,11 @@ pub enum Effect {
         edition: u32,
         event: TrialEvent,
     },
+    /// No job runs with older settings of the function any more.
+    SettingsInForce {
+        function: Arc<str>,
+        change: u64,
+    },
     /// Invariants break again and again: end the process, the service manager starts it anew.
     Abort {
         invariant: &'static str,
@@ -199,6 +217,11 @@ pub enum WorkerCommand {
         function: u32,
         edition: u32,
     },
+    /// Replaces the settings of loaded versions for all jobs that follow. Answered by [`WorkerEvent::Set`].
+    Set {
+        change: u64,
+        settings: Vec<NewSettings>,
+    },
     Run {
         number: JobNo,
         job: Job,
@@ -214,6 +237,15 @@ pub enum WorkerCommand {
 pub struct Load {
     pub function: u32,
     pub version: Arc<Version>,
+    pub settings: Arc<Settings>,
+}
+
+/// The settings of a version that a worker has.
+#[derive(Clone, Debug)]
+pub struct NewSettings {
+    pub function: u32,
+    pub edition: u32,
+    pub settings: Arc<Settings>,
 }
 
 /// One function for one message.

@@ -187,6 +187,13 @@ impl Ledger {
         &mut self.unit_mut(id).fan_out
     }
 
+    /// The messages that are under way may be run with different settings.
+    pub(crate) fn settings_change(&mut self) {
+        for unit in self.units.iter_mut().flatten() {
+            (unit.compared, unit.settings_changed) = (None, true);
+        }
+    }
+
     pub(crate) fn compared_mut(&mut self, id: UnitId) -> Option<(&mut Compared, &str)> {
         let unit = self.units[id.index()].as_mut().expect("a unit stays while it has jobs");
         Some((unit.compared.as_deref_mut()?, &unit.message.topic))

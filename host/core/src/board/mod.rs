@@ -30,6 +30,7 @@ pub mod intake;
 mod invariants;
 pub mod ledger;
 pub mod rollout;
+mod settings;
 mod subscriptions;
 mod versions;
 
@@ -46,7 +47,9 @@ pub use dispatch::WorkerConfig;
 use dispatch::{Dispatch, Workers};
 pub use flow::GUEST_LOG;
 pub use ids::{FunctionNo, JobId, JobNo, Life, WorkerNo};
-pub use input::{AckToken, BrokerEvent, Delivery, Effect, Input, Job, Load, SinkEvent, WorkerCommand, WorkerEvent};
+pub use input::{
+    AckToken, BrokerEvent, Delivery, Effect, Input, Job, Load, NewSettings, SinkEvent, WorkerCommand, WorkerEvent,
+};
 use intake::Intake;
 pub use intake::window_memory;
 use invariants::Invariants;
@@ -55,6 +58,7 @@ use ledger::{Ledger, Recorder};
 use map::Seeded;
 pub use rollout::PauseConfig;
 use rollout::{Report, Rollout};
+use settings::Overlays;
 pub(crate) use size::MAX_TOPIC_BYTES;
 use subscriptions::Subscriptions;
 pub use version::{Difference, TrialEvent, TrialTally, Version};
@@ -101,6 +105,7 @@ pub struct Board {
     router: Router,
     dispatch: Dispatch,
     rollout: Rollout,
+    overlays: Overlays,
     recorder: Recorder,
     ledger: Ledger,
     forwarder: Forwarder,
@@ -139,6 +144,7 @@ impl Board {
             router: Router::new(Vec::new(), Arc::clone(&config.recorder.base_topic)),
             dispatch: Dispatch::new(Workers::new(config.workers.clone(), now.monotonic)),
             rollout: Rollout::new(config.pause, Arc::clone(&metrics)),
+            overlays: Overlays::default(),
             recorder: Recorder::new(config.recorder.clone(), seed),
             ledger: Ledger::new(config.receive_maximum.into(), config.budget.commit(), seed),
             forwarder: Forwarder::new(forward, recovered, Arc::clone(&metrics)),
@@ -186,6 +192,7 @@ impl Board {
             Input::Remove { function } => self.remove_function(&function),
             Input::DropCandidate { function, edition } => self.drop_candidate(&function, edition),
             Input::Promote { function, edition } => self.promote(&function, edition),
+            Input::Settings { function, change, overlay } => self.set_settings(function, change, overlay),
             Input::Timeout => self.handle_timeout(),
             Input::Shutdown => self.is_ending = true,
         }

@@ -18,7 +18,6 @@ pub struct Version {
     pub manifest: Arc<Manifest>,
     pub digest: Digest,
     pub limits: Limits,
-    pub settings: Vec<(String, String)>,
     pub permits: Permits,
     pub code: Code,
     /// The code is being compiled and follows with another edition: messages wait for it in the store.
@@ -48,7 +47,6 @@ impl Version {
             manifest: manifest.into(),
             digest,
             limits,
-            settings: Vec::new(),
             permits,
             code,
             is_awaited: false,

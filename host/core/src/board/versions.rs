@@ -44,7 +44,8 @@ impl Board {
         if edition.wants_own_worker() || self.dispatch.workers.one_each() {
             self.set_apart(function);
         }
-        self.dispatch.workers.load(function, edition.version.clone(), is_expendable);
+        let settings = self.overlays.settings(edition.manifest());
+        self.dispatch.workers.load(function, edition.version.clone(), settings, is_expendable);
         if serves_at_once {
             let unload = self.rollout.begin_at_once(function, edition.number(), self.now);
             self.unload(unload);

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::problem::{Invalid, Location};
 use crate::key::{KeyError, PublicKey};
+use crate::settings::TopicText;
 use crate::topic;
 
 /// Checks a name that becomes one level of topics.
@@ -61,6 +62,12 @@ pub(crate) enum Content {
     PrivateKey,
     /// Of `deploy.keys.<name>`.
     PublicKey(String),
+    /// Of `functions.settings.<function>`, for all topics or one filter.
+    Setting {
+        function: String,
+        topic: Option<TopicText>,
+        name: String,
+    },
     /// May be created later.
     DataDir,
     FunctionFolder,
@@ -91,7 +98,7 @@ pub(crate) fn file(path: &Path, text: &[u8], mode: u32, content: &Content) -> Re
     let has = |marker: &str| text.windows(marker.len()).any(|window| window == marker.as_bytes());
     let (has_certificate, has_key) = (has("-----BEGIN CERTIFICATE-----"), has("PRIVATE KEY-----"));
     let invalid = match content {
-        Content::Secret if text.trim_ascii().is_empty() => {
+        Content::Secret | Content::Setting { .. } if text.trim_ascii().is_empty() => {
             Invalid::new(format!("{shown} is empty")).hint("write the secret into it")
         }
         Content::Certificate if !has_certificate => {
@@ -106,7 +113,7 @@ pub(crate) fn file(path: &Path, text: &[u8], mode: u32, content: &Content) -> Re
             let hint = "decrypt it once: openssl pkey -in encrypted.pem -out key.pem";
             Invalid::new(format!("{shown} is encrypted, and nobody is there to type its password")).hint(hint)
         }
-        Content::Secret | Content::PrivateKey if mode & 0o004 != 0 => {
+        Content::Secret | Content::PrivateKey | Content::Setting { .. } if mode & 0o004 != 0 => {
             let invalid = Invalid::new(format!("{shown} can be read by every user (mode {mode:o})"));
             return Ok(Some(invalid.hint(format!("chmod o= {shown}"))));
         }

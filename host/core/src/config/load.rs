@@ -42,7 +42,7 @@ impl Config {
         }
         let host_name = (machine.host_name)();
         let (mut config, mut reader) = sections::read(&table, host_name, (machine.memory_bytes)());
-        inspect_files(&mut config.deploy.keys, &mut reader, machine);
+        inspect_files(&mut config, &mut reader, machine);
         (config, problems.with_later(reader.problems))
     }
 
@@ -155,8 +155,10 @@ fn credentials(given: Option<&OsStr>, store: &Path, machine: &Machine) -> Option
     given.map(PathBuf::from).or_else(|| machine.is_dir(store).then(|| store.to_owned()))
 }
 
-/// Inspects the files and folders that values name, and fills in the trusted keys.
-fn inspect_files(keys: &mut BTreeMap<String, DeployKey>, reader: &mut Reader, machine: &Machine) {
+/// Inspects the files and folders that values name, and fills in the trusted keys and the settings that are files.
+fn inspect_files(config: &mut Config, reader: &mut Reader, machine: &Machine) {
+    let (keys, settings): (&mut BTreeMap<String, DeployKey>, _) =
+        (&mut config.deploy.keys, &mut config.functions.settings);
     for NamedFile { path, content, at, key } in std::mem::take(&mut reader.files) {
         let result = match &content {
             Content::DataDir => data_dir(&path, machine).map(|()| None),
@@ -171,6 +173,11 @@ fn inspect_files(keys: &mut BTreeMap<String, DeployKey>, reader: &mut Reader, ma
                     Ok(None)
                 })
             }
+            Content::Setting { function, topic, name } => read(&path, machine).and_then(|(text, mode)| {
+                let value = settings.get_mut(function).and_then(|it| it.value_mut(topic.as_ref(), name));
+                value.expect("the value was read").text = setting(&path, &text)?.into();
+                check::file(&path, &text, mode, &content)
+            }),
             Content::Secret | Content::Certificate | Content::PrivateKey => {
                 read(&path, machine).and_then(|(text, mode)| check::file(&path, &text, mode, &content))
             }
@@ -182,6 +189,12 @@ fn inspect_files(keys: &mut BTreeMap<String, DeployKey>, reader: &mut Reader, ma
         };
         reader.problems.push(Problem { severity, ..Problem::error(at, key, invalid) });
     }
+}
+
+/// The value of a setting: the text of its file without the line's end.
+fn setting<'t>(path: &Path, text: &'t [u8]) -> Result<&'t str, Invalid> {
+    let text = str::from_utf8(text).map_err(|_| Invalid::new(format!("{} is not text", path.display())))?;
+    Ok(text.trim_end_matches(['\r', '\n']))
 }
 
 /// The beginning of a text file, and its permissions.

@@ -14,6 +14,7 @@ pub(crate) mod document;
 pub mod endpoint;
 pub(crate) mod reader;
 mod sections;
+pub mod settings;
 
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "a test may read clocks and files")]
@@ -23,6 +24,7 @@ pub use endpoint::{Endpoint, Scheme};
 pub use problem::{Problem, Problems};
 pub use reader::nearest;
 pub use sections::on_one_broker;
+pub use settings::BoardSettings;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -120,7 +122,11 @@ pub struct Functions {
     /// Bytes of everything that messages hold in the daemon. Default: a quarter of the service's memory.
     pub memory_budget_bytes: Option<NonZeroUsize>,
     pub ceilings: Ceilings,
+    pub settings: BoardLayer,
 }
+
+/// `functions.settings.*`: what this board lays over the settings of its functions, by their names.
+pub type BoardLayer = BTreeMap<String, BoardSettings>;
 
 /// `functions.retry_*`: messages that a function asks to see again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -361,6 +367,7 @@ impl Default for Functions {
             max_fan_out: nz32(1000),
             memory_budget_bytes: None,
             ceilings: Ceilings::default(),
+            settings: BoardLayer::new(),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::problem::{Invalid, Problems};
 use super::reader::{Read, Reader, Section, choice, nearest, parsed, wrong_kind};
 use super::{
     Ceilings, Config, Connection, Deploy, DeployKey, Endpoint, Functions, Header, Http, Isolate, Log, Mqtt, Node,
-    Scheme, Store, Upstream, WhenFull, Worker,
+    Scheme, Store, Upstream, WhenFull, Worker, settings,
 };
 use crate::board::Weight;
 use crate::manifest;
@@ -190,6 +190,7 @@ fn functions(section: &mut Section<'_, '_>, functions: &mut Functions, mqtt: &Mq
     for (key, bytes) in [("max_output_bytes", ceilings.output_bytes), ("max_state_bytes", ceilings.state_bytes)] {
         within(section, key, bytes as u64, 0..=64 << 20);
     }
+    section.section("settings", |section| settings::read(section, &mut functions.settings));
     let Some(budget) = functions.memory_budget_bytes else { return };
     let (payload, ceilings) = (mqtt.max_payload_bytes.get() as usize, &functions.ceilings);
     let needed = Weight::largest(payload, ceilings);

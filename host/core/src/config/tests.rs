@@ -607,7 +607,14 @@ fn the_annotated_file_shows_every_key_once_and_in_order() {
     let keys: Vec<String> = shown().into_iter().map(|shown| shown.key).collect();
     let mut known = sections::read(&Table::empty(Path::new("")), "board".into(), u64::MAX).1.keys;
     // Sections have none of their own.
-    let sections = ["deploy.keys", "deploy.keys.ops", "upstream.headers", "upstream.headers.X-API-Key"];
+    let sections = [
+        "deploy.keys",
+        "deploy.keys.ops",
+        "functions.settings",
+        "functions.settings.threshold-alert",
+        "upstream.headers",
+        "upstream.headers.X-API-Key",
+    ];
     known.retain(|key| key.contains('.') && !sections.contains(&&**key));
     assert_eq!(keys, known);
     assert!(
@@ -679,3 +686,5 @@ fn the_reference_is_in_step() {
         "docs/configuration.md is not in step with sedge.toml: run SEDGE_WRITE_DOCS=1 cargo test reference"
     );
 }
+
+mod settings;

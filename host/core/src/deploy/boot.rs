@@ -103,6 +103,9 @@ impl Deployer {
         if let Some(warning) = self.config.functions.ceilings.warning(&manifest) {
             tracing::warn!(function = &**name, %warning, "the function may run for longer than a new one");
         }
+        if place == Place::Active {
+            self.log_settings(&manifest);
+        }
         let class = Class::for_memory(manifest.limits.memory_bytes.get());
         let (function, StoredVersion { digest, is_code, .. }) = (Arc::clone(name), stored);
         let installing = Box::new(Installing { function, place, edition, manifest, class, digest, is_code });

@@ -26,6 +26,7 @@ use super::interface::{Action, Boot, CompilerError, DiskAnswer, DiskRequest, Req
 use super::reason::{Reason, Refusal};
 use super::record::{self, StoredVersion};
 use super::report::DeployState;
+use super::settings::LaidOver;
 use super::stats::DeployStats;
 use super::steps::{AfterSave, Agenda, Step, Wait};
 use super::topics::{KEYS, Topics};
@@ -73,6 +74,7 @@ pub struct Deployer {
     /// The changes of keys, which are reported like a function.
     pub keys: TrackedFunction,
     pub unknown: UnknownFunctions,
+    pub(super) laid_over: LaidOver,
     /// Orders that could not be stored because the disk failed.
     pub(super) retry_orders: BTreeMap<Arc<str>, (Box<str>, Bytes)>,
     /// Functions whose modules wait for the compiler.
@@ -110,6 +112,7 @@ impl Deployer {
             config,
             keys: TrackedFunction::new(KEYS.into()),
             unknown: UnknownFunctions::default(),
+            laid_over: LaidOver::default(),
             retry_orders: BTreeMap::new(),
             queue: VecDeque::new(),
             retries: Vec::new(),
@@ -136,6 +139,7 @@ impl Deployer {
         }
         damaged.into_iter().for_each(|name| deployer.then(Step::SetAside(StoredFile::Record(name))));
         folders.into_iter().for_each(|folder| deployer.place_folder(folder));
+        deployer.boot_settings();
         deployer.boot();
         deployer.run(now);
         deployer
@@ -177,6 +181,8 @@ impl Deployer {
                 // Orders of keys that were unknown may be accepted now.
                 self.actions.push_back(Action::FetchOrders);
             }
+            Request::Settings(settings) => self.configure_settings(*settings),
+            Request::SettingsInForce { function, change } => self.settings_in_force(&function, change, now),
             Request::Connected => {
                 self.is_connected = true;
                 self.fetch_all(now);

@@ -12,6 +12,7 @@ use super::staging::Transfer;
 use super::topics::Target;
 use crate::manifest::{Trial, TrialMode};
 use crate::message::Digest;
+use crate::settings::Overlay;
 use crate::time::Now;
 
 /// Least time between two reports of a function, except when an order of a trusted key changes its state.
@@ -41,6 +42,8 @@ pub struct TrackedFunction {
     /// Reason why the active version does not serve.
     pub(crate) load_error: Option<Refusal>,
     pub is_quarantined: bool,
+    /// What is laid over its settings, and in force.
+    pub(super) overlay: Overlay,
     /// Reason why the latest order was refused.
     pub refused: Option<OrderOutcome>,
     /// Orders that were refused for their serial. The broker sends them again at every connection.
@@ -131,6 +134,7 @@ impl TrackedFunction {
             is_displaced: false,
             load_error: None,
             is_quarantined: false,
+            overlay: Overlay::default(),
             refused: None,
             stale: Vec::new(),
             unsaved: None,
@@ -209,6 +213,7 @@ impl TrackedFunction {
                 .map(|stored| Active { version: stored.to_report(), manifest: stored.manifest.as_value().clone() }),
             previous: previous.map(|stored| stored.to_report()),
             proven,
+            settings: serving.map(|it| self.reported_settings(&it.manifest.to_json())).unwrap_or_default(),
             differences,
             keys: None,
             at_ms: now.unix_ms,

@@ -15,6 +15,7 @@ use crate::isa::Class;
 use crate::limits::Limits;
 use crate::manifest::{Manifest, StateScope, Trial};
 use crate::message::{Digest, Failure};
+use crate::settings::Overlay;
 
 /// What one compilation may use. A small function takes 50 ms and 7 MB, and the program itself 50 MB of addresses.
 pub const COMPILE_MEMORY_BYTES: u64 = 512 << 20;
@@ -119,6 +120,13 @@ pub enum Request {
     },
     /// The configuration was read again.
     Keys(Box<config::Deploy>),
+    /// The same, with what the board lays over the settings of functions.
+    Settings(Box<config::settings::BoardLayer>),
+    /// The pipeline runs no message with settings older than those of [`Action::Settings`].
+    SettingsInForce {
+        function: Arc<str>,
+        change: u64,
+    },
     Connected,
     Disconnected,
     /// At the start: the last [`Action::Compile`] takes long. [`Request::Compiled`] follows, and the others start meanwhile.
@@ -187,6 +195,12 @@ pub enum Action {
     Promote {
         function: Arc<str>,
         edition: u32,
+    },
+    /// Lay this over the settings of a function, instead of what was.
+    Settings {
+        function: Arc<str>,
+        change: u64,
+        overlay: Overlay,
     },
     /// Publish a report, retained. An empty payload deletes an earlier one.
     Report {

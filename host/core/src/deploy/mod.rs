@@ -22,6 +22,7 @@ mod decision;
 pub mod deployer;
 pub mod orders;
 mod receiving;
+mod settings;
 pub mod steps;
 mod trial;
 

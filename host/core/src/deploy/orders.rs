@@ -162,8 +162,9 @@ impl Deployer {
         let Accepted { order, payload, signers, chosen, acceptance, .. } = accepted;
         let Order { serial, target, change, .. } = order;
         let name = &origin.function;
-        if matches!(change, OrderChange::Install(_)) {
+        if let OrderChange::Install(install) = &change {
             self.check_room(name)?;
+            self.check_settings(install)?;
         }
         let fresh = TrackedFunction::new(Arc::clone(name));
         let function = self.functions.get(name).unwrap_or(&fresh);
@@ -219,9 +220,11 @@ impl Deployer {
         let name = origin.function;
         self.unknown.remove(&name);
         let fresh = || TrackedFunction::new(Arc::clone(&name));
+        let overlay = self.overlay_in_force(&name);
         let function = self.functions.entry(Arc::clone(&name)).or_insert_with(fresh);
         function.stored = Some(record.clone());
         function.record = record;
+        function.overlay = overlay;
         function.unsaved = None;
         function.refused = None;
         function.load_error = None;

@@ -52,6 +52,8 @@ named_enum! {
         /// Too far above the last serial: it would lock later orders out.
         SerialTooHigh = "serial-too-high",
         InvalidManifest = "invalid-manifest",
+        /// A setting that the function does not take, or lacks.
+        BadSetting = "bad-setting",
         /// Above a limit of this board: manifest, module size, number of functions, compiler.
         OverLimit = "over-limit",
         /// The function subscribes to what it publishes.

@@ -270,7 +270,7 @@ impl Candidate {
     }
 }
 
-pub(crate) fn encode<T: Serialize>(value: &T) -> Vec<u8> {
+pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
     let json = serde_json::to_vec(value).expect("a record has only string keys");
     let mut bytes = super::digest(&json).to_string().into_bytes();
     bytes.push(b'\n');

@@ -37,6 +37,9 @@ pub struct Report {
     /// is not decided, and from older boards.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub proven: Option<bool>,
+    /// Settings in force that differ from those in `function.toml`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings: Vec<ReportedSetting>,
     /// Samples of differing outputs of a shadow.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub differences: Vec<Difference>,
@@ -93,6 +96,20 @@ pub struct Active {
 pub enum Progress {
     Chunks { chunks: u32, received: u32 },
     Trial { messages: u32, run: u32, failed: u32, different: u32 },
+}
+
+/// A setting in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReportedSetting {
+    pub name: String,
+    /// The topic or filter that it is for. Absent: for all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub topic: Option<String>,
+    /// Absent if it is secret.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub value: Option<String>,
+    /// `board`: the board's configuration.
+    pub from: String,
 }
 
 /// Outputs of the active version and of the candidate for one message, where they differ.
@@ -169,6 +186,12 @@ mod tests {
             active: Some(Active { version: version.clone(), manifest: serde_json::json!({"name": "warm"}) }),
             previous: Some(version),
             proven: Some(false),
+            settings: vec![ReportedSetting {
+                name: "max".into(),
+                topic: Some("t/+".into()),
+                value: Some("5".into()),
+                from: "board".into(),
+            }],
             differences: vec![Difference { topic: "t".into(), active: "1".into(), candidate: "2".into() }],
             keys: None,
             at_ms: 5,

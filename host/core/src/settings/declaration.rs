@@ -139,6 +139,12 @@ impl Manifest {
         self.settings.get(name).or_else(|| self.settings.get(last(name)?))
     }
 
+    /// Whether the function says that it has such a setting. The SDK reads `oven.max` in section `oven`, and `max` behind it.
+    pub fn has_setting(&self, name: &str) -> bool {
+        let mut names = [Some(name), last(name)].into_iter().flatten();
+        names.any(|name| self.settings.contains_key(name) || self.config.contains_key(name))
+    }
+
     /// Checks a value that is to be laid over `[config]`.
     pub fn check_setting(&self, name: &str, value: &str) -> Result<(), Invalid> {
         if value.len() > MAX_VALUE_BYTES {
@@ -148,8 +154,7 @@ impl Manifest {
         if let Some(declaration) = self.declaration(name) {
             return declaration.check(value);
         }
-        // The SDK reads `oven.max` in section `oven`, and `max` behind it.
-        if [Some(name), last(name)].into_iter().flatten().any(|name| self.config.contains_key(name)) {
+        if self.has_setting(name) {
             return Ok(());
         }
         let mut known: Vec<&str> = self.settings.keys().chain(self.config.keys()).map(|name| &**name).collect();
@@ -211,7 +216,10 @@ fn read_one(section: &mut Section<'_, '_>, declaration: &mut Declaration) {
     let is_number = matches!(declaration.kind, Kind::Number | Kind::Integer);
     for key in ["min", "max", "unit"] {
         if section.has(key) && !is_number {
-            section.error(key, Invalid::new("only for numbers").hint("set type = \"number\" or \"integer\", or remove it"));
+            section.error(
+                key,
+                Invalid::new("only for numbers").hint("set type = \"number\" or \"integer\", or remove it"),
+            );
         }
     }
     if section.has("values") && declaration.kind != Kind::Text {

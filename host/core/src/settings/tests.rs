@@ -2,7 +2,6 @@
 
 use std::path::Path;
 
-use super::*;
 use crate::manifest::Manifest;
 
 const SMALL: &str = "name = \"warm\"\nversion = \"1\"\nsubscribe = [\"a\"]\n";
@@ -43,10 +42,7 @@ names = [\"a\"]
 #[test]
 fn declarations_are_part_of_the_signed_manifest() {
     let manifest = parse(WHOLE).unwrap();
-    assert_eq!(
-        manifest.settings.keys().collect::<Vec<_>>(),
-        ["max", "mode", "names", "oven.count", "strict", "token"]
-    );
+    assert_eq!(manifest.settings.keys().collect::<Vec<_>>(), ["max", "mode", "names", "oven.count", "strict", "token"]);
     let json = manifest.to_json();
     let again = Manifest::from_json(&json, None).unwrap();
     assert_eq!((&again, again.to_json()), (&manifest, json.clone()));

@@ -22,7 +22,7 @@ use super::signing;
 use crate::{printable, terminal};
 use sedge_core::deploy::envelope::SignedEnvelope;
 use sedge_core::deploy::payload::Order;
-use sedge_core::deploy::report::Report;
+use sedge_core::deploy::report::{Report, ReportedSetting};
 use sedge_core::deploy::topics::{Target, Topic, Topics};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -221,12 +221,26 @@ fn print(out: &mut impl Write, boards: &Shown<'_>) -> io::Result<()> {
     table(out, &rows)?;
     for (name, board) in boards {
         for (function, report) in &board.reports {
+            print_settings(out, name, function, report)?;
             for difference in &report.differences {
                 writeln!(out, "\n{name} {function} on {}", printable(&difference.topic))?;
                 writeln!(out, "  active  {}", printable(&difference.active))?;
                 writeln!(out, "  shadow  {}", printable(&difference.candidate))?;
             }
         }
+    }
+    Ok(())
+}
+
+/// Settings that the board or an operator has laid over those of the function.
+fn print_settings(out: &mut impl Write, node: &str, function: &str, report: &Report) -> io::Result<()> {
+    if !report.settings.is_empty() {
+        writeln!(out, "\n{node} {function} settings")?;
+    }
+    for ReportedSetting { name, topic, value, from } in &report.settings {
+        let value = value.as_ref().map_or_else(|| "(secret)".to_owned(), |value| printable(value));
+        let topic = topic.as_ref().map(|topic| format!(", for {}", printable(topic))).unwrap_or_default();
+        writeln!(out, "  {} = {value}, from {}{topic}", printable(name), printable(from))?;
     }
     Ok(())
 }
@@ -272,6 +286,11 @@ mod tests {
             "active": { "version": "1.2.0", "serial": 7, "digest": digest, "manifest": {} }, "previous": null,
             "at_ms": 0, "clock_synced": true,
             "differences": [{ "topic": "t", "active": "1", "candidate": "\u{1b}[2J" }],
+            "settings": [
+                { "name": "max", "value": "-18.5", "from": "board" },
+                { "name": "max", "value": "-20\u{1b}", "from": "node", "topic": "s/7" },
+                { "name": "token", "from": "board" },
+            ],
         });
         boards.record("sedge/a/functions/warm", report.to_string().as_bytes());
         let shown: Vec<_> = boards.iter().collect();
@@ -281,6 +300,11 @@ mod tests {
 NODE  STATE    FUNCTION  SERVES  SERIAL  LAST ORDER  REASON
 a     online   warm      1.2.0   7       rejected    expired: it expired
 b     offline
+
+a warm settings
+  max = -18.5, from board
+  max = -20\\u{1b}, from node, for s/7
+  token = (secret), from board
 
 a warm on t
   active  1

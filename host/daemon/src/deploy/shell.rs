@@ -17,6 +17,7 @@ use sedge_core::deploy::steps::{MAX_EVENTS, MAX_MESSAGES};
 use sedge_core::isa::Class;
 use sedge_core::manifest::Manifest;
 use sedge_core::message::Digest;
+use sedge_core::settings::Overlay;
 use sedge_core::time::Now;
 use sedge_sandbox::compiler::CompileBackend;
 use sedge_sandbox::folder;
@@ -107,6 +108,11 @@ impl Shell {
 
     pub(crate) fn stats(&self) -> &Arc<DeployStats> {
         self.deployer.stats()
+    }
+
+    /// What is laid over the settings of functions.
+    pub(crate) fn overlays(&self) -> impl Iterator<Item = (&Arc<str>, u64, &Overlay)> {
+        self.deployer.overlays()
     }
 
     /// Returns the next action that needs more than files.

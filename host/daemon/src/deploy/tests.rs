@@ -5,3 +5,4 @@ mod code;
 mod keys;
 mod life;
 mod losses;
+mod settings;

@@ -129,6 +129,9 @@ impl Daemon {
             Action::Promote { function, edition } => {
                 self.board.handle(Input::Promote { function, edition }, self.now());
             }
+            Action::Settings { function, change, overlay } => {
+                self.board.handle(Input::Settings { function, change, overlay }, self.now());
+            }
             Action::Report { function, payload } => self.status.report(&self.broker, function, payload),
             // The deploy thread carries these out itself.
             Action::Disk(_) | Action::Compile { .. } | Action::RetainCode { .. } => {}
@@ -141,7 +144,7 @@ impl Daemon {
         self.notify.reloaded();
     }
 
-    /// Reads the configuration again. Only `[deploy]` can change while the daemon runs.
+    /// Reads the configuration again. Only `[deploy]` and `[functions.settings]` can change while the daemon runs.
     fn reload_config(&mut self) {
         let (config, problems) = Config::inspect(&self.orders.config_file, &sedge_sandbox::machine::MACHINE);
         if problems.has_errors() {
@@ -153,9 +156,11 @@ impl Daemon {
         }
         tracing::info!("configuration reloaded");
         self.orders.config.deploy = config.deploy.clone();
+        self.orders.config.functions.settings = config.functions.settings.clone();
         if self.orders.config != config {
-            tracing::warn!("changes outside [deploy] take effect at the next start");
+            tracing::warn!("changes outside [deploy] and [functions.settings] take effect at the next start");
         }
+        self.orders.handle.send(deploy::Request::Settings(Box::new(config.functions.settings)));
         self.orders.handle.send(deploy::Request::Keys(Box::new(config.deploy)));
     }
 }

@@ -105,6 +105,10 @@ impl Daemon {
             seed: sedge_mqtt::random_seed(),
         };
         let mut board = Board::new(board_config, forward, &recovered, Arc::clone(&metrics), now);
+        for (function, change, overlay) in deploy_shell.overlays() {
+            let (function, overlay) = (Arc::clone(function), overlay.clone());
+            board.handle(Input::Settings { function, change, overlay }, now);
+        }
         for deploy::Start { edition, installed, trial, is_resumed } in starts {
             if !installed.is_awaited {
                 tracing::info!(
@@ -196,7 +200,6 @@ pub(super) fn version(
         manifest: Arc::clone(&installed.manifest),
         digest: installed.digest,
         limits: installed.limits(),
-        settings: installed.settings(),
         permits,
         code: engines.hold(installed.code.clone(), Class::for_memory(installed.manifest.limits.memory_bytes.get())),
         is_awaited: installed.is_awaited,

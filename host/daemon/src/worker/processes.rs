@@ -29,6 +29,7 @@ use sedge_core::config::Isolate;
 use sedge_core::isa::Class;
 use sedge_core::limits::Limits;
 use sedge_core::manifest::StateScope;
+use sedge_core::settings::Settings;
 use sedge_sandbox::{codes, program};
 
 /// Bytes read from a worker at once.
@@ -134,6 +135,11 @@ impl Processes {
                     self.bound_frames();
                 }
                 self.with(worker, life, |slot| slot.write(&ToWorker::Unload { function, edition }));
+            }
+            WorkerCommand::Set { change, settings } => {
+                let settings =
+                    settings.into_iter().map(|it| (it.function, it.edition, Settings::clone(&it.settings))).collect();
+                self.with(worker, life, |slot| slot.write(&ToWorker::Set { change, settings }));
             }
             WorkerCommand::Run { number, job } => self.with(worker, life, |slot| slot.run(number, job)),
             WorkerCommand::State { job, entries } => {
@@ -330,7 +336,7 @@ impl Slot {
     }
 
     fn load(&mut self, load: &Load) {
-        let Load { function, version } = load;
+        let Load { function, version, settings } = load;
         if let Code::Script { engine, .. } = &version.code
             && self.engines.insert(engine.class)
         {
@@ -343,7 +349,7 @@ impl Slot {
             edition: version.edition,
             name: version.manifest.name.to_string(),
             limits: version.limits,
-            settings: version.settings.clone(),
+            settings: Settings::clone(settings).into(),
             permits: version.permits.clone(),
             code,
         });
@@ -464,6 +470,7 @@ fn event(frame: FromWorker) -> WorkerEvent {
             WorkerEvent::Done { job: JobNo(job), outcome, log, log_lines_dropped }
         }
         FromWorker::Held { job } => WorkerEvent::Held { job: JobNo(job) },
+        FromWorker::Set { change } => WorkerEvent::Set { change },
     }
 }
 

@@ -16,6 +16,7 @@ use sedge_core::isa::Class;
 use sedge_core::limits::Limits;
 use sedge_core::message::{LogLine, Message, Outcome, wire};
 use sedge_core::permits::Permits;
+use sedge_core::settings::Settings;
 
 /// Longest frame: one message, one outcome or one function's code.
 const MAX_FRAME_BYTES: usize = 128 << 20;
@@ -35,7 +36,7 @@ pub(crate) enum ToWorker<J = Job> {
         edition: u32,
         name: String,
         limits: Limits,
-        settings: Vec<(String, String)>,
+        settings: Box<Settings>,
         permits: Permits,
         /// Empty when the code comes as a sealed file.
         #[serde(with = "wire::shared")]
@@ -52,6 +53,11 @@ pub(crate) enum ToWorker<J = Job> {
         job: u64,
         #[serde(with = "wire::entries")]
         entries: Vec<(Box<str>, Bytes)>,
+    },
+    /// Settings of loaded versions for the jobs that follow, by function and edition. Answered by [`FromWorker::Set`].
+    Set {
+        change: u64,
+        settings: Vec<(u32, u32, Settings)>,
     },
 }
 
@@ -104,6 +110,10 @@ pub(crate) enum FromWorker<O = Outcome, L = Vec<LogLine>> {
     /// The job did not run: an earlier job of its key runs again first.
     Held {
         job: u64,
+    },
+    /// The jobs that follow run with the settings of this change.
+    Set {
+        change: u64,
     },
 }
 
@@ -213,6 +223,11 @@ mod tests {
         }
     }
 
+    fn settings() -> Settings {
+        let own = |text: &str| vec![("max".to_owned(), text.to_owned())];
+        Settings { all: own("80"), topics: vec![("sensors/+".parse().unwrap(), own("90"))] }
+    }
+
     #[test]
     fn frames_to_a_worker_are_decoded_as_they_were_encoded() {
         let limits = Limits { fuel: 1, timeout_ms: 2, memory_bytes: 3, outputs: 4, output_bytes: 5, state_bytes: 6 };
@@ -223,7 +238,7 @@ mod tests {
                 edition: 3,
                 name: "warm".into(),
                 limits,
-                settings: vec![("max".into(), "80".into())],
+                settings: settings().into(),
                 permits: Permits {
                     base_topic: "sedge".into(),
                     publish: vec!["derived/#".parse().unwrap()],
@@ -234,6 +249,7 @@ mod tests {
                 code: Bytes::from_static(b"code"),
             },
             ToWorker::Unload { function: 9, edition: 3 },
+            ToWorker::Set { change: 4, settings: vec![(9, 3, settings())] },
             ToWorker::Run(
                 5,
                 Job {

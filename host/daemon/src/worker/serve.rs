@@ -13,6 +13,7 @@ use bytes::BytesMut;
 use super::cache::{ScopeKey, StateCache};
 use super::clock::Clock;
 use super::protocol::{Encoder, FromWorker, Job, JobScope, Malformed, ToWorker, split_frame};
+use super::settings::TopicSettings;
 use crate::footprint;
 use sedge_core::message::{Failure, FailureCode, Outcome, Usage, Verdict};
 use sedge_core::permits::Permits;
@@ -40,7 +41,7 @@ pub struct Worker {
     /// Why the last engine for scripts cannot be used.
     engine_error: Option<String>,
     /// By number and edition.
-    functions: HashMap<(u32, u32), (Function, Permits)>,
+    functions: HashMap<(u32, u32), Loaded>,
     /// Jobs of the last read that have not run yet.
     gathered: Vec<Job>,
     states: StateCache,
@@ -55,6 +56,13 @@ pub struct Worker {
     has_run: bool,
     out: Vec<u8>,
     last_sent: Instant,
+}
+
+/// A version that can run.
+struct Loaded {
+    function: Function,
+    permits: Permits,
+    settings: TopicSettings,
 }
 
 impl Worker {
@@ -159,10 +167,12 @@ impl Worker {
                     Some(codes) if code.is_empty() => Some(codes::receive(codes)?),
                     _ => None,
                 };
-                let settings: Arc<[(String, String)]> = settings.into();
+                let settings = TopicSettings::new(*settings);
                 let mut load = || match &sealed {
-                    Some(sealed) => self.sandbox.load_sealed(sealed, limits, permits.grants, Arc::clone(&settings)),
-                    None => self.sandbox.load(&code, limits, permits.grants, Arc::clone(&settings)),
+                    Some(sealed) => {
+                        self.sandbox.load_sealed(sealed, limits, permits.grants, Arc::clone(settings.all()))
+                    }
+                    None => self.sandbox.load(&code, limits, permits.grants, Arc::clone(settings.all())),
                 };
                 // Memory that is short now may be there later.
                 let loaded = load().or_else(|error| match error.is_of_this_host() {
@@ -174,7 +184,8 @@ impl Worker {
                 });
                 let error = match loaded {
                     Ok(loaded) => {
-                        self.functions.insert((function, edition), (loaded.named(name.into()), permits));
+                        let loaded = Loaded { function: loaded.named(name.into()), permits, settings };
+                        self.functions.insert((function, edition), loaded);
                         self.clock.watch(self.sandbox.ticker());
                         None
                     }
@@ -182,6 +193,14 @@ impl Worker {
                     Err(error) => Some(format!("{:#}", anyhow::Error::from(error))),
                 };
                 Encoder::new(&mut self.out).encode_from_worker(&FromWorker::Loaded { function, edition, error });
+            }
+            ToWorker::Set { change, settings } => {
+                for (function, edition, settings) in settings {
+                    if let Some(loaded) = self.functions.get_mut(&(function, edition)) {
+                        loaded.settings = TopicSettings::new(settings);
+                    }
+                }
+                Encoder::new(&mut self.out).encode_from_worker(&FromWorker::Set { change });
             }
             // State stays cached: it equals the store's, and the next edition may need it.
             ToWorker::Unload { function, edition } => {
@@ -231,7 +250,7 @@ impl Worker {
                 return state;
             }
         }
-        let Some((function, permits)) = self.functions.get(&(job.function, job.edition)) else {
+        let Some(Loaded { function, permits, settings }) = self.functions.get_mut(&(job.function, job.edition)) else {
             if job.on_trial {
                 self.hold(job);
             }
@@ -240,7 +259,8 @@ impl Worker {
             Encoder::new(&mut self.out).done(job.id, &outcome, &[], 0);
             return state;
         };
-        let run = function.invoke_within(&job.message, state, |outputs| permits.check(outputs));
+        let settings = settings.of(&job.message.topic);
+        let run = function.invoke_with(settings, &job.message, state, |outputs| permits.check(outputs));
         let runs_again = match &run.outcome.verdict {
             Verdict::Done(_) => false,
             Verdict::Retry { .. } => true,

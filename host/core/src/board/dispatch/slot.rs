@@ -39,6 +39,8 @@ pub(crate) struct Slot {
     states_asked: BTreeSet<JobNo>,
     /// Versions that the process was given and has not answered for, by function and edition.
     loads_asked: BTreeSet<(u32, u32)>,
+    /// Changes of settings that the process was given and has not answered for.
+    sets_asked: BTreeSet<u64>,
     /// When a job was last answered, or given what it waited for.
     last_heard: Instant,
     /// When the oldest unanswered job became that, or was given its state.
@@ -103,6 +105,7 @@ impl Slot {
             owed_us: 0,
             states_asked: BTreeSet::new(),
             loads_asked: BTreeSet::new(),
+            sets_asked: BTreeSet::new(),
             last_heard: now,
             first_since: now,
             respawn_wait: RESPAWN_FIRST,
@@ -118,6 +121,7 @@ impl Slot {
         self.process = Process::Starting;
         self.states_asked.clear();
         self.loads_asked.clear();
+        self.sets_asked.clear();
     }
 
     pub(crate) fn started(&mut self, now: Instant) {
@@ -294,6 +298,15 @@ impl Slot {
         self.loads_asked.remove(&(function, edition))
     }
 
+    pub(crate) fn asked_to_set(&mut self, change: u64) {
+        self.sets_asked.insert(change);
+    }
+
+    /// An answer about settings. `false`: the process was not given them, or has answered before.
+    pub(crate) fn has_set(&mut self, change: u64) -> bool {
+        self.sets_asked.remove(&change)
+    }
+
     /// Takes back the jobs of a function that match. Returns those that will still be answered, and those that were never
     /// sent.
     pub(crate) fn recall(&mut self, function: FunctionNo, matches: impl Fn(&Job) -> bool) -> (Vec<JobId>, Vec<Job>) {
@@ -380,6 +393,7 @@ impl Slot {
         self.owed_us = 0;
         self.states_asked.clear();
         self.loads_asked.clear();
+        self.sets_asked.clear();
         self.respawn_wait = RESPAWN_FIRST;
         if self.process != Process::Absent {
             self.process = Process::StartsAt(now);

@@ -11,11 +11,13 @@ use super::costs::{Costs, Measured};
 use super::slot::{Finished, Late, Process, Slot};
 use crate::board::Weight;
 use crate::board::ids::{FunctionNo, JobId, JobNo, Life, WorkerNo};
-use crate::board::input::{Job, Load, StateEntries, WorkerCommand, WorkerEvent};
+use crate::board::input::{Job, Load, NewSettings, StateEntries, WorkerCommand, WorkerEvent};
 use crate::board::version::Version;
 use crate::bounds;
-use crate::manifest::StateScope;
+use crate::manifest::{Manifest, StateScope};
 use crate::message::{LogLine, Outcome};
+use crate::mistakes::{Mistake, is_made};
+use crate::settings::Settings;
 
 /// A run may take this many times its deadline, because its worker may wait for a processor.
 const STRETCH: u32 = 10;
@@ -47,6 +49,7 @@ pub(crate) struct Workers {
     /// The longest that a run of a loaded version may take.
     longest_run: Duration,
     loading: Vec<Loading>,
+    setting: Vec<ChangeUnderWay>,
     events: VecDeque<Event>,
     commands: VecDeque<(WorkerNo, Command)>,
     /// What the budget leaves for jobs at the workers.
@@ -99,6 +102,11 @@ pub(crate) enum Event {
         edition: u32,
         error: Option<String>,
     },
+    /// No worker runs jobs with older settings of the function.
+    Set {
+        function: Arc<str>,
+        change: u64,
+    },
     /// A worker died and is being replaced.
     Died {
         worker: WorkerNo,
@@ -130,6 +138,13 @@ struct Loading {
     deaths: Option<u32>,
 }
 
+/// New settings that not every worker has answered for.
+struct ChangeUnderWay {
+    function: Arc<str>,
+    change: u64,
+    waiting_for: BTreeSet<WorkerNo>,
+}
+
 /// The jobs of a key that were handed out and have not been answered.
 pub(crate) struct Recalled {
     /// Each of these is still answered, in order: as held, or as done if it was too late.
@@ -146,7 +161,7 @@ impl Event {
             | Self::NeedState { id, edition, .. }
             | Self::Held { id, edition }
             | Self::Crashed { id, edition } => Some((id, edition)),
-            Self::Loaded { .. } | Self::Died { .. } | Self::Late { .. } | Self::Measured(_) => None,
+            Self::Loaded { .. } | Self::Set { .. } | Self::Died { .. } | Self::Late { .. } | Self::Measured(_) => None,
         }
     }
 }
@@ -162,6 +177,7 @@ impl Workers {
             loads: Vec::new(),
             longest_run: Duration::ZERO,
             loading: Vec::new(),
+            setting: Vec::new(),
             events: VecDeque::new(),
             commands: VecDeque::new(),
             room: 0,
@@ -247,11 +263,12 @@ impl Workers {
         }
         self.kill(worker);
         self.slots[worker.index()].process = Process::Absent;
+        self.has_set(worker, u64::MAX);
     }
 
     /// Gives a version to every worker. [`Event::Loaded`] follows; jobs for it may be submitted before. `expendable`: given
     /// up if workers die over it.
-    pub(crate) fn load(&mut self, function: FunctionNo, version: Arc<Version>, expendable: bool) {
+    pub(crate) fn load(&mut self, function: FunctionNo, version: Arc<Version>, settings: Settings, expendable: bool) {
         if let Some(own) = self.own(function)
             && self.slots[own.index()].process == Process::Absent
         {
@@ -267,13 +284,64 @@ impl Workers {
             error: None,
             deaths: expendable.then_some(0),
         });
-        let load = Load { function: function.0, version };
+        let load = Load { function: function.0, version, settings: settings.into() };
         for worker in workers {
             self.command(worker, WorkerCommand::Load(load.clone()));
         }
         self.loads.push(load);
         self.measure_longest_run();
         self.handle_timeout();
+    }
+
+    /// Gives the versions of a function other settings, for all jobs that are sent from now on. [`Event::Set`] follows when
+    /// no job runs with the older ones.
+    pub(crate) fn set(&mut self, function: &Arc<str>, change: u64, settings: impl Fn(&Manifest) -> Settings) {
+        let mut by_worker: BTreeMap<WorkerNo, Vec<NewSettings>> = BTreeMap::new();
+        for place in 0..self.loads.len() {
+            let load = &mut self.loads[place];
+            if load.version.manifest.name != *function {
+                continue;
+            }
+            load.settings = settings(&load.version.manifest).into();
+            let (function, edition) = (load.function, load.version.edition);
+            let settings = NewSettings { function, edition, settings: Arc::clone(&load.settings) };
+            for worker in self.of(FunctionNo(function)) {
+                by_worker.entry(worker).or_default().push(settings.clone());
+            }
+        }
+        let mut waiting_for = BTreeSet::new();
+        // One that is not running is given the newest with its versions.
+        for (worker, settings) in by_worker {
+            if self.slots[worker.index()].is_running() {
+                self.slots[worker.index()].asked_to_set(change);
+                self.command(worker, WorkerCommand::Set { change, settings });
+                waiting_for.insert(worker);
+            }
+        }
+        if is_made(Mistake::ReportSettingsEarly) {
+            waiting_for.clear();
+        }
+        self.setting.push(ChangeUnderWay { function: Arc::clone(function), change, waiting_for });
+        self.tell_set();
+    }
+
+    /// Whether a change of settings is under way.
+    pub(crate) fn is_setting(&self) -> bool {
+        !self.setting.is_empty()
+    }
+
+    /// A worker runs nothing with older settings than those of this change, or runs nothing at all.
+    fn has_set(&mut self, worker: WorkerNo, change: u64) {
+        for it in self.setting.iter_mut().filter(|it| it.change <= change) {
+            it.waiting_for.remove(&worker);
+        }
+        self.tell_set();
+    }
+
+    fn tell_set(&mut self) {
+        let Self { setting, events, .. } = self;
+        let done = setting.extract_if(.., |it| it.waiting_for.is_empty());
+        events.extend(done.map(|ChangeUnderWay { function, change, .. }| Event::Set { function, change }));
     }
 
     /// No job for the version is under way or will come.
@@ -381,6 +449,7 @@ impl Workers {
         for worker in self.numbers() {
             self.kill(worker);
             self.slots[worker.index()].clear(self.now);
+            self.has_set(worker, u64::MAX);
         }
         self.handle_timeout();
     }
@@ -455,6 +524,12 @@ impl Workers {
                 }
                 self.loaded(worker, FunctionNo(function), edition, error);
             }
+            WorkerEvent::Set { change } => {
+                if !slot.has_set(change) {
+                    return self.unexpected(worker, "an answer about settings that it was not given");
+                }
+                self.has_set(worker, change);
+            }
             WorkerEvent::Ended { status } => self.died(worker, status),
         }
     }
@@ -496,6 +571,8 @@ impl Workers {
         self.events.extend(held);
         self.events.extend(autopsy.crashed.map(|job| Event::Crashed { id: job.id, edition: job.edition }));
         self.events.push_back(Event::Died { worker, status });
+        // Its jobs run again with the newest.
+        self.has_set(worker, u64::MAX);
         self.handle_timeout();
     }
 

@@ -25,6 +25,8 @@ pub(crate) struct Unit {
     pub(super) is_in_line: bool,
     /// `Some` if one version and its shadow both run the message.
     pub(crate) compared: Option<Box<Compared>>,
+    /// Settings changed while it was under way: a version and its shadow may have run it with different ones.
+    pub(crate) settings_changed: bool,
     pub(crate) commit: Commit,
     /// Jobs that the commit parks.
     pub(super) tickets: Vec<Ticket>,
@@ -63,6 +65,7 @@ impl Unit {
             jobs_left: jobs,
             is_in_line: false,
             compared: None,
+            settings_changed: false,
             commit,
             tickets: Vec::new(),
             message_id,

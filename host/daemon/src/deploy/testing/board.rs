@@ -22,6 +22,7 @@ use sedge_core::deploy::topics::{Target, Topics};
 use sedge_core::isa::{Class, Isa};
 use sedge_core::manifest::Manifest;
 use sedge_core::message::{Digest, Failure, FailureCode};
+use sedge_core::settings::Overlay;
 use sedge_core::time::Now;
 use sedge_sandbox::compiler::CompileBackend;
 
@@ -59,6 +60,8 @@ pub(crate) struct Board {
     pub(crate) is_lenient: bool,
     /// Results of the compiler that are held back.
     pub(crate) held: Option<VecDeque<Request>>,
+    /// What is laid over the settings of functions, and the number of the change.
+    pub(crate) overlays: BTreeMap<String, (u64, Overlay)>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -187,12 +190,20 @@ impl Board {
             compiled: 0,
             is_lenient,
             held: None,
+            overlays: BTreeMap::new(),
         };
+        // Before the first version, as the daemon does.
+        let laid =
+            |(function, change, overlay): (&Arc<str>, u64, &Overlay)| (Arc::clone(function), change, overlay.clone());
+        let laid: Vec<_> = board.deployer.overlays().map(laid).collect();
         for start in starts {
             board.start(start);
         }
         for action in decided {
             board.carry_out(action, &mut VecDeque::new());
+        }
+        for (function, change, overlay) in laid {
+            board.handle_action(Action::Settings { function, change, overlay });
         }
         board.handle(Request::Connected);
         board.tick(1);
@@ -222,6 +233,19 @@ impl Board {
                 self.carry_out(action, &mut requests);
             }
         }
+    }
+
+    fn handle_action(&mut self, action: Action) {
+        let mut requests = VecDeque::new();
+        self.carry_out(action, &mut requests);
+        requests.into_iter().for_each(|request| self.handle(request));
+    }
+
+    /// The value that a setting of [`FUNCTION`] has in the pipeline.
+    pub(crate) fn setting(&self, name: &str) -> Option<String> {
+        let manifest = &self.pipeline.get(FUNCTION)?.active.as_ref()?.installed.manifest;
+        let overlay = self.overlays.get(FUNCTION).map(|(_, overlay)| overlay.clone()).unwrap_or_default();
+        Some(overlay.resolve(manifest).all.get(name)?.text.to_string())
     }
 
     /// Carries out the disk request that waits.
@@ -300,6 +324,11 @@ impl Board {
                     assert_eq!(candidate.edition, edition);
                     running.active = Some(candidate);
                 }
+            }
+            Action::Settings { function, change, overlay } => {
+                let before = self.overlays.insert(function.to_string(), (change, overlay));
+                assert!(before.is_none_or(|(before, _)| before < change), "changes are numbered upwards");
+                requests.push_back(Request::SettingsInForce { function, change });
             }
             Action::Report { function, payload } => {
                 if payload.is_empty() {

@@ -31,14 +31,13 @@ fn load(function: u32, code: Bytes) -> WorkerCommand {
         manifest: manifest.into(),
         digest: Digest([0; 32]),
         limits: LIMITS,
-        settings: Vec::new(),
         permits,
         code: codes::hold(code),
         is_awaited: false,
         trial: None,
         is_resumed: false,
     };
-    WorkerCommand::Load(Load { function, version: version.into() })
+    WorkerCommand::Load(Load { function, version: version.into(), settings: Arc::default() })
 }
 
 /// Counts its runs under `n`.

@@ -6,7 +6,8 @@ use super::*;
 use sedge_core::isa::Class;
 use sedge_core::limits::Limits;
 use sedge_core::message::Output;
-use sedge_sandbox::testing::{INCREMENT, LIMITS, NOTHING, OPEN, code, message};
+use sedge_core::settings::Settings;
+use sedge_sandbox::testing::{INCREMENT, LIMITS, NOTHING, OPEN, SET, code, message};
 
 /// A worker thread and the daemon's end of its socket.
 struct Served {
@@ -58,7 +59,7 @@ impl Served {
     fn load(&mut self, function: u32, limits: Limits, code: Bytes) -> Option<String> {
         let permits = Permits::new(&sedge_core::manifest::Allow::default(), "sedge");
         let name = "function".into();
-        self.send(&[ToWorker::Load { function, edition: 0, name, limits, settings: Vec::new(), permits, code }]);
+        self.send(&[ToWorker::Load { function, edition: 0, name, limits, settings: Box::default(), permits, code }]);
         match self.receive() {
             FromWorker::Loaded { function: loaded, error, .. } if loaded == function => error,
             other => panic!("{other:?}"),
@@ -89,7 +90,7 @@ impl Served {
                 };
                 (what, job, count)
             }
-            other @ FromWorker::Loaded { .. } => panic!("{other:?}"),
+            other @ (FromWorker::Loaded { .. } | FromWorker::Set { .. }) => panic!("{other:?}"),
         }
     }
 
@@ -295,5 +296,56 @@ fn outcomes_carry_the_outputs_of_the_function() {
     let Verdict::Done(outputs) = outcome.verdict else { panic!("{outcome:?}") };
     assert!(matches!(&outputs[..], [Output::Forward(it)] if &*it.topic == "a/b"), "{outputs:?}");
     assert!(outcome.usage.fuel > 0 && outcome.usage.memory_bytes == 128 << 10);
+    served.end().unwrap();
+}
+
+/// Stores the setting `n` under the key `n`.
+fn reader() -> Bytes {
+    let setting = r#"(import "wasi:config/store@0.2.0-rc.1" "get" (func $setting (param i32 i32 i32)))"#;
+    let read = "(call $setting (i32.const 900) (i32.const 1) (i32.const 2000))
+        (call $open (i32.const 0) (i32.const 0) (i32.const 1000))
+        (call $set (i32.load (i32.const 1004)) (i32.const 900) (i32.const 1) (i32.load (i32.const 2008)) (i32.load (i32.const 2012))
+          (i32.const 1016))";
+    code(&format!("{OPEN} {SET} {setting} (data (i32.const 900) \"n\")"), &format!("{read} {NOTHING}"))
+}
+
+#[test]
+fn settings_change_between_two_jobs_and_by_the_topic() {
+    let mut served = Served::new(1 << 20);
+    let own = |number: u32| vec![("n".to_owned(), number.to_string())];
+    let settings = |all, topics: &[(&str, u32)]| Settings {
+        all: own(all),
+        topics: topics.iter().map(|(filter, number)| (filter.parse().unwrap(), own(*number))).collect(),
+    };
+    let permits = Permits::new(&sedge_core::manifest::Allow::default(), "sedge");
+    let load = |settings| ToWorker::Load {
+        function: 1,
+        edition: 0,
+        name: "function".into(),
+        limits: LIMITS,
+        settings: Box::new(settings),
+        permits: permits.clone(),
+        code: reader(),
+    };
+    served.send(&[load(settings(1, &[]))]);
+    assert!(matches!(served.receive(), FromWorker::Loaded { error: None, .. }));
+    let run = |id, topic| ToWorker::Run(id, job(id, 1, JobScope::Topic, topic));
+    // The first two wait for their state, so that they run behind the command: with the newer settings as a whole.
+    served.send(&[run(1, "a"), run(2, "b")]);
+    assert_eq!((served.next_answer(), served.next_answer()), (("needs state", 1, 0), ("needs state", 2, 0)));
+    served.state(1, 0);
+    assert_eq!(served.next_answer(), ("done", 1, 1));
+    let change =
+        ToWorker::Set { change: 7, settings: vec![(1, 0, settings(2, &[("b/+", 9)])), (1, 5, settings(3, &[]))] };
+    served.send(&[run(3, "a"), change, run(4, "a")]);
+    assert_eq!(served.next_answer(), ("done", 3, 0), "the state does not change");
+    assert!(matches!(served.receive(), FromWorker::Set { change: 7 }));
+    assert_eq!(served.next_answer(), ("done", 4, 2));
+    served.state(2, 0);
+    assert_eq!(served.next_answer(), ("done", 2, 2));
+    served.run([job(5, 1, JobScope::Topic, "b/1")]);
+    assert_eq!(served.next_answer(), ("needs state", 5, 0));
+    served.state(5, 0);
+    assert_eq!(served.next_answer(), ("done", 5, 9));
     served.end().unwrap();
 }

@@ -14,7 +14,7 @@ struct Rig {
 
 fn version(edition: u32) -> Arc<Version> {
     let toml = "name = \"f\"\nversion = \"1.0.0\"\nserial = 1\nsubscribe = [\"t/#\"]\nstate = \"function\"\n";
-    let manifest = crate::manifest::Manifest::from_toml(toml, std::path::Path::new("function.toml"), None).unwrap();
+    let manifest = Manifest::from_toml(toml, std::path::Path::new("function.toml"), None).unwrap();
     Version::scripted(edition, manifest, crate::message::Digest([0; 32]), "derived/x", None).into()
 }
 
@@ -45,7 +45,7 @@ impl Rig {
         let now = Instant::now();
         let config = WorkerConfig { count: 1, one_each: false, max_waiting: 100 };
         let mut rig = Self { workers: Workers::new(config, now), now };
-        rig.workers.load(FunctionNo(0), version(1), false);
+        rig.workers.load(FunctionNo(0), version(1), Settings::default(), false);
         assert_eq!(rig.start(), ["start", "load"]);
         rig
     }
@@ -75,6 +75,7 @@ impl Rig {
             WorkerCommand::Kill => "kill",
             WorkerCommand::Load(_) => "load",
             WorkerCommand::Unload { .. } => "unload",
+            WorkerCommand::Set { .. } => "set",
             WorkerCommand::Run { .. } => "run",
             WorkerCommand::State { .. } => "state",
         };
@@ -88,6 +89,7 @@ impl Rig {
             Event::Crashed { id, .. } => format!("crashed {}", id.unit.0),
             Event::NeedState { id, .. } => format!("needs state {}", id.unit.0),
             Event::Loaded { edition, error, .. } => format!("loaded {edition} {}", error.unwrap_or_default()),
+            Event::Set { function, change } => format!("set {function} {change}"),
             Event::Died { status, .. } => format!("died: {status}"),
             Event::Late { function, all, .. } => format!("late {} {all}", function.0),
             Event::Measured(_) => "measured".to_owned(),
@@ -301,7 +303,7 @@ fn a_worker_is_given_few_large_messages_at_a_time() {
 fn a_version_over_which_workers_die_is_given_up() {
     let mut rig = Rig::new();
     rig.say(WorkerEvent::Loaded { function: 0, edition: 1, error: None });
-    rig.workers.load(FunctionNo(0), version(2), true);
+    rig.workers.load(FunctionNo(0), version(2), Settings::default(), true);
     assert_eq!(rig.events(), ["loaded 1 "]);
     assert_eq!(rig.die(), ["died: signal 9"]);
     assert_eq!(rig.start(), ["load", "start", "load", "load"]);
@@ -324,4 +326,42 @@ fn a_worker_that_cannot_be_started_is_tried_again_ever_later() {
     }
     assert_eq!(pauses, [100, 200, 400, 800]);
     assert_eq!(rig.start(), ["start", "load", "run"]);
+}
+
+/// Which settings a job has is decided by its place behind the command.
+#[test]
+fn new_settings_are_in_force_when_the_worker_says_so_and_never_told_twice() {
+    let mut rig = Rig::new();
+    let set = |rig: &mut Rig, change| rig.workers.set(&"f".into(), change, |_| Settings::default());
+    rig.workers.submit(WORKER, job(1), false);
+    set(&mut rig, 1);
+    set(&mut rig, 2);
+    rig.workers.submit(WORKER, job(2), false);
+    assert_eq!(rig.commands(), ["run", "set", "set", "run"]);
+    assert!(rig.events().is_empty() && rig.workers.is_setting());
+    rig.say(done(0));
+    assert_eq!(rig.events(), ["done 1"]);
+    rig.say(WorkerEvent::Set { change: 1 });
+    assert_eq!(rig.events(), ["set f 1"]);
+    rig.say(WorkerEvent::Set { change: 2 });
+    assert_eq!(rig.events(), ["set f 2"]);
+    assert!(!rig.workers.is_setting());
+    rig.say(WorkerEvent::Set { change: 2 });
+    assert_eq!(rig.commands(), ["kill", "start"], "it was captured");
+}
+
+#[test]
+fn a_worker_that_dies_holds_up_no_change_of_settings_and_starts_with_the_newest() {
+    let mut rig = Rig::new();
+    rig.workers.submit(WORKER, job(1), false);
+    let newest = Settings { all: vec![("n".into(), "1".into())], topics: Vec::new() };
+    rig.workers.set(&"f".into(), 1, |_| newest.clone());
+    rig.workers.set(&"other".into(), 2, |_| Settings::default());
+    assert_eq!(rig.events(), ["set other 2"], "nobody runs it");
+    rig.commands();
+    assert_eq!(rig.die(), ["died: signal 9", "set f 1"]);
+    rig.commands();
+    rig.say(WorkerEvent::Started);
+    let load = rig.workers.poll().map(|(_, it)| it.command);
+    assert!(matches!(load, Some(WorkerCommand::Load(load)) if *load.settings == newest));
 }
