@@ -102,11 +102,28 @@ fn the_whole_functions_of_the_guide_build_within_40_kb() {
     assert!(whole.len() >= 2, "the guide shows the helpers of state and local time as whole functions");
     for (index, code) in whole.iter().enumerate() {
         let name = format!("shown-{index}");
-        let manifest = format!("name = {name:?}\nversion = \"0.1.0\"\nsubscribe = [\"a/#\"]\nstate = \"topic\"\n");
+        let manifest = format!(
+            "name = {name:?}\nversion = \"0.1.0\"\nsubscribe = [\"a/#\"]\nevery = \"1m\"\nstate = \"function\"\n"
+        );
         let cargo = cargo.replace("\"too-warm\"", &format!("{name:?}")).replace("panic-text", "panic-handler");
-        let size = size(&write(folder.path(), &name, &manifest, &cargo, code));
+        let function = write(folder.path(), &name, &manifest, &cargo, code);
+        let size = size(&function);
         assert!(size <= 40 << 10, "{size} bytes:\n{code}");
+        if code.contains("DeviceMap") {
+            check_devices(&function, &format!("$timer/{name}"));
+        }
     }
+}
+
+/// A tick finds the devices of the state. Eight letters are the bytes of a number.
+fn check_devices(function: &Path, tick: &str) {
+    let mut arguments = vec!["invoke", "--topic", tick, "--payload", ""];
+    for state in ["latest/b=BBBBBBBB", "latest/a=AAAAAAAA", "latest/old=1", "latest=AAAAAAAA"] {
+        arguments.extend(["--state", state]);
+    }
+    let run = json(&arguments, function);
+    let payload = run["outputs"][0]["payload"].as_str().expect("a payload");
+    assert_eq!(payload, format!("{{\"lowest\":\"a\",\"level\":{:.8}}}", f64::from_le_bytes(*b"AAAAAAAA")));
 }
 
 #[test]
