@@ -37,6 +37,7 @@ fn every_named_test_and_rule_exists_and_no_rule_is_missing() {
     let mut files = Vec::new();
     sources(root, &root.join("host"), &mut files);
     sources(root, &root.join("tests/it"), &mut files);
+    sources(root, &root.join("guest-sdk/src"), &mut files);
     let reference = fs::read_to_string(root.join("host/sim/src/reference.rs")).unwrap();
     let constants = reference.lines().filter(|line| line.starts_with("pub const") && line.contains(": &str = "));
     let rules: Vec<&str> = constants.map(|line| line.split('"').nth(1).unwrap()).collect();
