@@ -33,7 +33,7 @@ fi
 core=(
     everywhere::
     boards::it_serves_with_39_bits_of_addresses
-    limits::whatever_a_function_does_the_message_is_a_dead_letter_and_others_go_on
+    limits::whatever_a_function_does_its_message_becomes_a_dead_letter_and_others_continue
     deploy::push::a_push_ends_with_the_new_version_at_work
 )
 

@@ -110,7 +110,7 @@ fn is_of_count(message: &Publish) -> bool {
 }
 
 #[test]
-fn what_is_too_large_to_compile_is_refused_with_the_reason_and_the_daemon_goes_on() {
+fn a_module_too_large_to_compile_is_refused_with_the_reason_and_the_daemon_continues() {
     let Some(cgroup) = MemoryCgroup::create(TOO_LITTLE_TO_COMPILE_BYTES) else { return };
     let broker = Mosquitto::start();
     let folder = tempfile::tempdir().unwrap();

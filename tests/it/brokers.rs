@@ -130,7 +130,7 @@ fn brokers_are_reached_over_websocket_with_and_without_tls() {
 }
 
 #[test]
-fn an_address_of_another_service_is_told_with_the_fix() {
+fn an_address_of_another_service_is_reported_with_the_fix() {
     let broker = Mosquitto::start();
     let daemon = Daemon::start(&Setup::new(format!("ws://127.0.0.1:{}/mqtt", broker.port)));
     let told = eventually(Duration::from_secs(30), || daemon.log().contains("check port and path of the address"));

@@ -84,7 +84,7 @@ fn alerts_are_echoed_on_the_local_broker() {
 }
 
 #[test]
-fn the_status_topic_tells_whether_the_board_is_online() {
+fn the_status_topic_says_whether_the_board_is_online() {
     let mut site = Site::start();
     let status = |site: &Site| {
         let mut visitor = Client::connect(site.broker.port, &Hello::new("visitor")).unwrap();

@@ -31,7 +31,7 @@ const MISBEHAVIOUR: [(&str, &[&str]); 14] = [
 ];
 
 #[test]
-fn whatever_a_function_does_the_message_is_a_dead_letter_and_others_go_on() {
+fn whatever_a_function_does_its_message_becomes_a_dead_letter_and_others_continue() {
     let folder = tempfile::tempdir().unwrap();
     // Fuel must end it, not the deadline of an emulated board.
     let misbehave = variant(&guest("misbehave"), folder.path(), "misbehave", "misbehave/#", |manifest| {
@@ -71,7 +71,7 @@ fn whatever_a_function_does_the_message_is_a_dead_letter_and_others_go_on() {
 }
 
 #[test]
-fn a_dead_letter_says_why_in_the_log_and_few_lines_tell_of_many() {
+fn a_dead_letter_is_logged_with_its_reason_and_many_give_few_lines() {
     let site = Site::start_with(|setup| setup.function(&guest("misbehave")).set("functions", "quarantine_after = 100"));
     let mut sensors = site.broker.client("sensors");
     for payload in ["trap", "stack", "recurse", "reject for a reason"] {

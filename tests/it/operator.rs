@@ -183,7 +183,7 @@ fn a_board_that_does_not_trust_the_key_says_so_without_a_serial() {
 }
 
 #[test]
-fn a_push_that_was_killed_half_way_goes_on_where_it_was() {
+fn a_push_that_was_killed_half_way_resumes() {
     let office = Office::open();
     let board = office.board("pump-3", Manner::Obeys);
     let line = Line::to(office.broker.port).stalls_after(6 << 10);
@@ -268,7 +268,7 @@ fn a_serial_that_is_not_higher_is_refused_before_anything_is_sent() {
 }
 
 #[test]
-fn a_push_that_was_over_a_limit_is_mended_under_its_serial() {
+fn a_push_over_a_limit_is_corrected_under_its_serial() {
     let office = Office::open();
     office.edit("version", "serial = 7\nversion");
     let _board = office.board("pump-3", Manner::RefusesFirst("over-limit", "too much time"));
@@ -443,7 +443,7 @@ fn what_a_board_would_refuse_is_not_sent() {
 }
 
 #[test]
-fn a_mistyped_board_is_told_the_near_name_and_an_order_for_nobody_is_listed_and_withdrawn() {
+fn a_mistyped_board_name_gets_a_suggestion_and_an_unclaimed_order_is_listed_and_withdrawn() {
     let office = Office::open();
     let _board = office.board("cellar", Manner::Obeys);
     let (code, answer) = office.push(&["--node", "Cellar"]);

@@ -80,7 +80,7 @@ fn a_missing_credential_ends_it_with_78_and_names_where_it_belongs() {
 }
 
 #[test]
-fn systemd_is_told_of_start_reload_and_end_and_hears_from_the_loop() {
+fn systemd_is_notified_of_start_reload_end_and_liveness() {
     let broker = Mosquitto::start();
     let mut daemon = Daemon::prepare(&Setup::new(broker.url()).function(&guest("count")));
     let notify = daemon.data().join("notify");

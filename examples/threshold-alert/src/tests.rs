@@ -164,7 +164,7 @@ fn infinity_beside_a_number_does_not_hide_it() {
 }
 
 #[test]
-fn more_sensors_than_outputs_are_told_one_message_after_the_other() {
+fn more_sensors_than_outputs_are_reported_over_several_messages() {
     let mut board = board();
     let sensors: Vec<String> = (0..80).map(|_| String::from(r#"{"temperature":95}"#)).collect();
     let payload = text!("[", sensors.join(","), "]");

@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_counter_of_16_bits_goes_on_and_a_device_that_restarts_is_no_overflow() {
+    fn a_counter_of_16_bits_wraps_and_a_device_that_restarts_does_not() {
         let meter = Meter::wrapping(65_536.0);
         assert_eq!(run(meter, [65_530.0, 4.0])[1], Consumption { since_last: 10.0, total: 10.0, restarted: true });
         assert_eq!(run(meter, [20_000.0, 4.0])[1], Consumption { since_last: 4.0, total: 4.0, restarted: true });

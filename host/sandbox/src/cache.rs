@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     #[cfg(target_arch = "x86_64")]
-    fn the_processor_is_told_without_proc() {
+    fn the_processor_is_recognised_without_proc() {
         assert!(features().iter().any(|feature| *feature != 0), "{:?}", features());
         assert_eq!(features(), features());
     }

@@ -185,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn code_of_another_component_or_for_another_engine_is_told() {
+    fn code_of_another_component_or_for_another_engine_is_refused_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         let path = code_path(dir.path(), "warm", TARGET);
         let host = Capabilities { has_compiler: false, target: Some(TARGET) };

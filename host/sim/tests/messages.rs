@@ -311,7 +311,7 @@ fn a_topic_over_which_a_function_keeps_failing_is_paused_until_it_works() {
 
 /// A publisher silenced a function for all topics with a few messages over which every function fails.
 #[test]
-fn a_sender_pauses_a_function_for_nobody_else() {
+fn a_sender_cannot_pause_a_function_for_others() {
     let mut rig = Rig::new(one());
     let mut id = 0;
     for round in 0..10 {
@@ -429,7 +429,7 @@ fn what_is_too_large_or_goes_round_in_circles_is_not_run() {
 }
 
 #[test]
-fn what_is_too_large_beside_its_payload_is_not_run_and_pauses_nobody() {
+fn a_message_too_large_beside_its_payload_is_not_run_and_pauses_no_topic() {
     let mut rig = Rig::new(vec![manifest("f", "#", StateScope::None)]);
     let long = "l".repeat(1025);
     let many = vec![("", ""); 65];

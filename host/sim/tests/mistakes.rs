@@ -98,7 +98,7 @@ fn a_gap_that_counts_what_was_delivered() {
 }
 
 #[test]
-fn outputs_that_nobody_counts() {
+fn outputs_missing_from_the_budget() {
     is_found(Mistake::ForgetOutputs, reference::BUDGET);
 }
 

@@ -321,7 +321,7 @@ fn a_failed_trial_with_another_scope_gives_everything_back() {
 }
 
 #[test]
-fn a_shadow_has_no_effect_and_its_differences_are_told() {
+fn a_shadow_has_no_effect_and_its_differences_are_reported() {
     let mut rig = Rig::new(one_with_state());
     rig.receive("t/1", "c1", 1, false);
     rig.settle();
@@ -366,7 +366,7 @@ fn a_shadow_has_no_effect_and_its_differences_are_told() {
 }
 
 #[test]
-fn a_shadow_is_judged_by_its_rule() {
+fn a_shadow_is_promoted_or_dropped_by_its_rule() {
     for (code, passes) in [(FIRST, true), (SECOND, false)] {
         let mut rig = Rig::new(one());
         let shadow = rig.deploy(one().remove(0), code, Some(shadow(2, Some(1))));

@@ -107,7 +107,7 @@ mod tests {
     const HOUR: Duration = Duration::from_secs(3600);
 
     #[test]
-    fn running_time_goes_on_where_it_was_written() {
+    fn running_time_continues_from_where_it_was_written() {
         let start = Instant::now();
         let mut time = RunningTime::new(None, start);
         assert_eq!(time.write(start + HOUR / 2, false), None);

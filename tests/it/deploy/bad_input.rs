@@ -397,7 +397,7 @@ fn two_pushes_at_once_end_with_the_later_one() {
 }
 
 #[test]
-fn a_push_during_the_end_of_the_daemon_goes_on_after_it() {
+fn a_push_during_a_shutdown_continues_after_the_restart() {
     let mut yard = Yard::start();
     yard.send_chunks(&yard.module());
     yard.send(&yard.install(2));

@@ -13,7 +13,7 @@ use crate::harness::eventually;
 use crate::harness::wire::Publish;
 
 #[test]
-fn a_board_that_is_killed_while_pieces_come_goes_on_with_those_it_has() {
+fn a_board_that_is_killed_while_chunks_arrive_continues_with_those_it_has() {
     let mut yard = Yard::start();
     let wasm = yard.other_module(b'r');
     let chunks = Module::of(&wasm, CHUNK).chunks.len() as u32;
@@ -83,7 +83,7 @@ fn a_shadow_begins_anew_after_the_board_was_killed() {
 }
 
 #[test]
-fn a_push_goes_on_when_the_broker_comes_back() {
+fn a_push_continues_when_the_broker_comes_back() {
     let mut yard = Yard::start();
     let wasm = yard.other_module(b'm');
     let chunks = Module::of(&wasm, CHUNK).chunks.len() as u32;

@@ -191,7 +191,7 @@ fn decoders_run_unchanged_on_what_network_servers_send() {
 }
 
 #[test]
-fn a_door_left_open_is_told_once() {
+fn a_door_left_open_is_reported_once() {
     let opened = |since: u64, told: bool| format!("garage={{\"since\":{since},\"told\":{told}}}");
     let run = invoke(&example("door-open"), "zigbee2mqtt/garage", r#"{"contact":false}"#, &[]);
     assert_eq!((&run["outputs"], &run["state"][0]["key"]), (&json!([]), &json!("garage")), "{run}");

@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn listening_for_others_is_told_from_loopback() {
+    fn listening_beyond_loopback_is_recognised() {
         let line = |address: &str, state: &str| {
             format!("  sl  local_address rem_address st\n   0: {address} 00000000:0000 {state} 00:0\n")
         };

@@ -328,7 +328,7 @@ mod tests {
     }
 
     #[test]
-    fn the_file_of_the_running_broker_is_read_and_doubts_are_told() {
+    fn the_file_of_the_running_broker_is_read_and_doubts_are_reported() {
         let folder = tempfile::tempdir().unwrap();
         let conf = folder.path().join("other.conf");
         fs::write(&conf, "listener 1884\n").unwrap();

@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistyped_name_is_told_the_near_one() {
+    fn a_mistyped_name_gets_a_suggestion() {
         let mut boards = Boards::new(Topics::new("sedge"), KnownBoards::default());
         for node in ["cellar", "pump-3"] {
             boards.record(&format!("sedge/{node}/status"), br#"{"state":"online"}"#);

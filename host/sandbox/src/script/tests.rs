@@ -393,7 +393,7 @@ fn the_top_level_may_log_and_see_no_clock() {
 }
 
 #[test]
-fn nonsense_that_is_returned_is_told() {
+fn an_invalid_return_value_is_reported() {
     for (returned, expected) in [
         ("42", "not an output (42)"),
         ("'text'", "not an output (text)"),

@@ -218,7 +218,7 @@ fn a_row_of_which_nothing_can_be_read_is_a_gap_of_its_records() {
 }
 
 #[test]
-fn damaged_state_is_deleted_and_told_and_never_seen() {
+fn damaged_state_is_deleted_and_reported_and_never_read() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     let writes = vec![write("a", Some("1")), write("b", Some("2"))];
@@ -253,7 +253,7 @@ fn damaged_watermarks_give_no_id_twice() {
 }
 
 #[test]
-fn damaged_parked_jobs_and_dead_letters_are_told_and_never_run() {
+fn damaged_parked_jobs_and_dead_letters_are_reported_and_never_run() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     let park = |payload: &str| {
@@ -350,7 +350,7 @@ fn kept_logs(dir: &Path) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn a_flipped_bit_of_the_log_is_told_and_no_id_is_given_twice() {
+fn a_flipped_bit_of_the_log_is_reported_and_no_id_is_given_twice() {
     let good = tempfile::tempdir().unwrap();
     let log = killed_after(40, good.path());
     // Every part of the header and of a frame header, and places in pages.

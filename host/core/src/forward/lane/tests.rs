@@ -162,7 +162,7 @@ fn no_more_than_the_limit_is_under_way() {
 }
 
 #[test]
-fn one_watermark_is_told_for_many_answers() {
+fn many_answers_give_one_watermark() {
     let now = Instant::now();
     let mut lane = lane(10);
     (1..=4).for_each(|id| commit(&mut lane, Stream::Alert, id));
@@ -179,7 +179,7 @@ fn one_watermark_is_told_for_many_answers() {
 }
 
 #[test]
-fn a_refusal_is_told_before_the_watermark_that_passes_it() {
+fn a_refusal_is_reported_before_the_watermark_that_passes_it() {
     let now = Instant::now();
     let mut lane = lane(10);
     (1..=2).for_each(|id| commit(&mut lane, Stream::Data, id));
@@ -413,7 +413,7 @@ fn the_pauses_of_a_declined_record_grow_although_others_are_taken() {
 }
 
 #[test]
-fn a_record_that_is_declined_for_ever_becomes_a_gap_and_the_stream_goes_on() {
+fn a_record_that_is_declined_for_ever_becomes_a_gap_and_the_stream_continues() {
     let now = Instant::now();
     let mut lane = lane(1);
     (1..=2).for_each(|id| commit_on(&mut lane, Stream::Data, id, "forbidden"));

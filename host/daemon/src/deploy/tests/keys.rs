@@ -240,7 +240,7 @@ fn the_last_key_that_may_change_keys_goes_once_another_has_proven_itself() {
 }
 
 #[test]
-fn a_limited_key_locks_out_nobody_on_a_board_without_the_time() {
+fn a_limited_key_cannot_lock_out_others_on_a_board_without_the_time() {
     let limited = SigningKey::generate().unwrap();
     let mut board = board();
     board.send(&update(
