@@ -146,7 +146,8 @@ stage 'runtime-only build: unit tests' cargo test --workspace --exclude sedge-fu
 stage 'simulated boards: tests' cargo test --package sedge-sim --tests
 stage 'simulated boards: deliberate mistakes' cargo test --profile sim --package sedge-sim --features mistakes --test mistakes
 stage 'simulated boards: campaign' campaign
-stage 'documentation tests' cargo test --workspace --doc
+# The only crate with examples in its documentation.
+stage 'documentation tests' cargo test --package sedge-function --doc
 stage 'functions: tests' scripts/guests.sh test
 # Each test starts processes; more tests than cores would only wait for each other.
 stage 'black-box tests' cargo test --package sedge --test '*' -- --test-threads "${SEDGE_TEST_THREADS:-2}"
