@@ -8,6 +8,7 @@ mod harness;
 mod attack;
 mod boards;
 mod brokers;
+mod cases;
 mod config;
 mod crash;
 mod delivery;

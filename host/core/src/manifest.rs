@@ -482,7 +482,8 @@ impl Read for Duration {
     }
 }
 
-fn parse_period(text: &str) -> Option<Duration> {
+/// A whole number and its unit: "500ms", "10s", "5m", "1h".
+pub fn parse_period(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let unit_ms = match unit {

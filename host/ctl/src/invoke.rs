@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Read as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context as _, bail};
@@ -10,18 +10,13 @@ use bytes::Bytes;
 use clap::Args;
 use serde_json::json;
 
-use super::{
-    hex, printable,
-    terminal::{self, say},
-};
-use sedge_core::config::Node;
+use super::runner::{self, Runner, text_or_hex};
+use super::terminal::{self, say};
+use super::{hex, printable, unhex};
 use sedge_core::limits::MAX_LOG_LINES;
 use sedge_core::manifest::Manifest;
-use sedge_core::message::{Message, Output, Publication, Verdict};
-use sedge_core::permits::Permits;
-use sedge_core::text::is_unprintable;
+use sedge_core::message::{Message, Output, StateWrite, Verdict};
 use sedge_core::topic::TopicFilter;
-use sedge_sandbox::compiler::Compiler;
 use sedge_sandbox::{Run, ScopeState};
 
 #[derive(Debug, Args)]
@@ -29,11 +24,30 @@ pub struct InvokeArgs {
     /// Folder with function.toml and the component or function.js
     dir: PathBuf,
     /// Topic of the message
-    #[arg(long, short)]
-    topic: String,
-    /// Payload: text, @FILE for the bytes of a file, or - for standard input
-    #[arg(long, short, allow_hyphen_values = true)]
-    payload: String,
+    #[arg(long, short, required_unless_present = "tick")]
+    topic: Option<String>,
+    /// Payload: text, @FILE for the bytes of a file, or - for standard input. Repeated: messages one after the other, with the state
+    /// that they leave
+    #[arg(
+        long = "payload",
+        short,
+        value_name = "PAYLOAD",
+        allow_hyphen_values = true,
+        required_unless_present = "tick"
+    )]
+    payloads: Vec<String>,
+    /// Run on the tick of `every` instead of a message
+    #[arg(long, conflicts_with_all = ["topic", "payloads"])]
+    tick: bool,
+    /// Time at which the message came: 2026-01-05T11:02:13Z [default: now]
+    #[arg(long, value_name = "TIME", value_parser = time)]
+    at: Option<u64>,
+    /// Whether the board's clock was synchronised then [default: as this machine's]
+    #[arg(long, value_name = "BOOL", action = clap::ArgAction::Set)]
+    clock_synced: Option<bool>,
+    /// Number of the attempt, after retries
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    attempt: u32,
     /// MQTT 5 content type
     #[arg(long)]
     content_type: Option<String>,
@@ -52,6 +66,10 @@ pub struct InvokeArgs {
     /// Stored state of the function; repeatable. The SDK stores numbers and booleans as text
     #[arg(long = "state", value_name = "KEY=VALUE", value_parser = pair)]
     state: Vec<(String, String)>,
+    /// JSON object with the stored state; read if the file exists, and written with the state afterwards. A value that is not text
+    /// is {"hex": "00ff"}
+    #[arg(long, value_name = "FILE")]
+    state_file: Option<PathBuf>,
     /// Override of a setting in section config of function.toml; repeatable
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = pair)]
     settings: Vec<(String, String)>,
@@ -68,66 +86,109 @@ fn pair(text: &str) -> Result<(String, String), String> {
     Ok((name.to_owned(), value.to_owned()))
 }
 
-/// Returns exit code 0 when the function succeeded, 1 when the message would become a dead letter or be retried.
+fn time(text: &str) -> anyhow::Result<u64> {
+    super::time::unix_ms(&text.parse().context("write 2026-01-05T11:02:13Z")?)
+}
+
+/// Returns exit code 0 when the function succeeded, 1 when a message would become a dead letter or be retried.
 pub fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
     let manifest = Manifest::load(&args.dir, &sedge_sandbox::machine::MACHINE)?;
-    check_topic(&args.topic)?;
-    check_settings(&args.settings, &manifest)?;
-    if !hears(&manifest, &args.topic) {
+    let topic = args.topic.clone().unwrap_or_else(|| format!("$timer/{}", manifest.name));
+    check_topic(&topic)?;
+    check_settings(&args.settings, "--set ", &manifest)?;
+    if !hears(&manifest, &topic) {
         let list = |filters: &[TopicFilter]| filters.iter().map(TopicFilter::as_str).collect::<Vec<_>>().join(", ");
         let (filters, except) = (list(&manifest.subscribe), list(&manifest.except));
         eprintln!(
-            "note: a board would not run {} for this topic: function.toml subscribes to {}{}{except}",
+            "note: a board would not run {} for this topic: function.toml subscribes to {}{}{except}{}",
             manifest.name,
             if filters.is_empty() { "nothing" } else { &filters },
             if except.is_empty() { "" } else { " except " },
+            if args.tick { ", and has no every" } else { "" },
         );
     }
-    let installed = match args.code || !Compiler::capabilities().has_compiler {
-        true => sedge_sandbox::folder::install_code(&args.dir, manifest)?,
-        false => sedge_sandbox::folder::install(&args.dir, manifest, &Compiler, false)?,
-    };
-    let settings: BTreeMap<_, _> = installed.settings().into_iter().chain(args.settings.iter().cloned()).collect();
-    let settings: Vec<_> = settings.into_iter().collect();
-    let (sandbox, function) = sedge_sandbox::folder::load(&installed, settings.into(), &Compiler)?;
-    for line in function.load_log().iter().filter(|_| !args.json) {
+    let mut state = args.state_file.as_deref().map_or(Ok(ScopeState::default()), read_state)?;
+    state.apply(&args.state.iter().map(set).collect::<Vec<_>>());
+    let installed = runner::install(&args.dir, manifest, args.code)?;
+    let runner = Runner::load(&installed, &args.settings.iter().cloned().collect())?;
+    for line in runner.load_log().iter().filter(|_| !args.json) {
         say!("log      {} {} (top level of the script)", line.level, line.text);
     }
-    let ticker = sandbox.ticker();
-    std::thread::Builder::new().name("sedge-clock".into()).spawn(move || {
-        loop {
-            std::thread::sleep(sedge_sandbox::EPOCH);
-            ticker.tick();
+    let tick = [String::new()];
+    let payloads = if args.tick { &tick[..] } else { &args.payloads };
+    let mut succeeded = true;
+    for payload in payloads {
+        let run = runner.run(&message(args, &topic, payload)?, state.clone());
+        let is_done = matches!(run.outcome.verdict, Verdict::Done(_));
+        if args.json {
+            say!("{}", terminal::json(&runner::as_json(&run)));
+        } else {
+            print(&run);
         }
-    })?;
-    let now = sedge_sandbox::clock::now(sedge_sandbox::clock::clock_synced());
-    let message = Message {
-        topic: args.topic.as_str().into(),
-        payload: payload(&args.payload)?,
-        content_type: args.content_type.as_deref().map(Into::into),
-        properties: args.properties.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect(),
-        received_at_ms: now.unix_ms,
-        clock_synced: now.synced,
-        attempt: 1,
-        retained: args.retained,
-        response_topic: args.response_topic.as_deref().map(Into::into),
-        correlation_data: args.correlation_data.as_ref().map(|data| data.as_bytes().into()),
-    };
-    let entries = args.state.iter().map(|(key, value)| (key.as_str().into(), Bytes::from(value.clone())));
-    // As in a worker of a board with the default base topic.
-    let permits = Permits::new(&installed.manifest.allow, Node::BASE_TOPIC);
-    let run = function.invoke_within(&message, ScopeState::from_entries(entries), |outputs| permits.check(outputs));
-    let succeeded = matches!(run.outcome.verdict, Verdict::Done(_));
-    if args.json {
-        say!("{}", terminal::json(&as_json(&run)));
-    } else {
-        print(&run);
+        succeeded &= is_done;
+        if is_done {
+            state = run.state;
+        }
+    }
+    if let Some(path) = &args.state_file {
+        write_state(path, &state)?;
     }
     Ok(if succeeded { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+fn message(args: &InvokeArgs, topic: &str, text: &str) -> anyhow::Result<Message> {
+    let now = sedge_sandbox::clock::now(sedge_sandbox::clock::clock_synced());
+    Ok(Message {
+        topic: topic.into(),
+        payload: payload(text)?,
+        content_type: args.content_type.as_deref().map(Into::into),
+        properties: args.properties.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect(),
+        received_at_ms: args.at.unwrap_or(now.unix_ms),
+        clock_synced: args.clock_synced.unwrap_or(now.synced),
+        attempt: args.attempt,
+        retained: args.retained,
+        response_topic: args.response_topic.as_deref().map(Into::into),
+        correlation_data: args.correlation_data.as_ref().map(|data| data.as_bytes().into()),
+    })
+}
+
+fn set((key, value): &(String, String)) -> StateWrite {
+    StateWrite { key: key.as_str().into(), value: Some(Bytes::from(value.clone())) }
+}
+
+/// The state in a file, nothing if there is no file yet.
+fn read_state(path: &Path) -> anyhow::Result<ScopeState> {
+    let text = match std::fs::read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(ScopeState::default()),
+        read => read.with_context(|| format!("failed to read {}", path.display()))?,
+    };
+    let entries: BTreeMap<String, serde_json::Value> = serde_json::from_slice(&text)
+        .with_context(|| format!("{} is no JSON object of keys and values", path.display()))?;
+    let entries = entries.iter().map(|(key, value)| {
+        let bytes = match value {
+            serde_json::Value::String(text) => Bytes::from(text.clone()),
+            serde_json::Value::Object(fields) => {
+                let hex = fields.get("hex").and_then(serde_json::Value::as_str).and_then(unhex);
+                hex.with_context(|| format!("{}: {key}: write {{\"hex\": \"00ff\"}}", path.display()))?
+            }
+            other => Bytes::from(other.to_string()),
+        };
+        Ok((key.as_str().into(), bytes))
+    });
+    Ok(ScopeState::from_entries(entries.collect::<anyhow::Result<Vec<_>>>()?))
+}
+
+fn write_state(path: &Path, state: &ScopeState) -> anyhow::Result<()> {
+    let value = |bytes: &Bytes| match str::from_utf8(bytes) {
+        Ok(text) => json!(text),
+        Err(_) => json!({ "hex": hex(bytes) }),
+    };
+    let entries: BTreeMap<&str, serde_json::Value> = state.entries().map(|(key, bytes)| (key, value(bytes))).collect();
+    super::write_atomically(path, (terminal::pretty_json(&entries) + "\n").as_bytes())
+}
+
 /// Refuses what no message can have as its topic.
-fn check_topic(topic: &str) -> anyhow::Result<()> {
+pub(crate) fn check_topic(topic: &str) -> anyhow::Result<()> {
     if topic.is_empty() {
         bail!("the topic is empty: no message has such a topic");
     }
@@ -140,14 +201,14 @@ fn check_topic(topic: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Refuses settings that a board would refuse, and a declared setting that has no value.
-fn check_settings(settings: &[(String, String)], manifest: &Manifest) -> anyhow::Result<()> {
+/// Refuses settings that a board would refuse, and a declared setting that has no value. `by`: how one is given, "--set ".
+pub(crate) fn check_settings(settings: &[(String, String)], by: &str, manifest: &Manifest) -> anyhow::Result<()> {
     for (name, value) in settings {
-        manifest.check_setting(name, value).map_err(|invalid| anyhow::anyhow!("--set {name}: {invalid}"))?;
+        manifest.check_setting(name, value).map_err(|invalid| anyhow::anyhow!("{by}{name}: {invalid}"))?;
     }
     let is_set = |name: &String| manifest.config.contains_key(name) || settings.iter().any(|(set, _)| set == name);
     if let Some((name, declaration)) = manifest.settings.iter().find(|(name, _)| !is_set(name)) {
-        bail!("setting {name} has no value in function.toml, as boards give it: add --set {name}=..., {declaration}");
+        bail!("setting {name} has no value in function.toml, as boards give it: add {by}{name}=..., {declaration}");
     }
     Ok(())
 }
@@ -168,71 +229,6 @@ fn payload(text: &str) -> anyhow::Result<Bytes> {
             Ok(std::fs::read(path).with_context(|| format!("failed to read the payload from {path}"))?.into())
         }
         None => Ok(Bytes::copy_from_slice(text.as_bytes())),
-    }
-}
-
-fn as_json(run: &Run) -> serde_json::Value {
-    let outcome = &run.outcome;
-    let (result, outputs, failure) = match &outcome.verdict {
-        Verdict::Done(outputs) => ("done", outputs.iter().map(output_json).collect(), None),
-        Verdict::Retry { after_ms, reason } => {
-            ("retry", Vec::new(), Some(json!({ "after_ms": after_ms, "detail": reason })))
-        }
-        Verdict::Failed(failure) => {
-            ("failed", Vec::new(), Some(json!({ "reason": failure.code.as_str(), "detail": failure.detail })))
-        }
-    };
-    json!({
-        "result": result,
-        "outputs": outputs,
-        "failure": failure,
-        "state": outcome.writes.iter().map(|write| json!({
-            "key": write.key,
-            "value": write.value.as_ref().map(|value| text_or_hex(value)),
-        })).collect::<Vec<_>>(),
-        "log": run.log.iter().map(|line| json!({ "level": line.level.as_str(), "text": line.text })).collect::<Vec<_>>(),
-        "log_lines_dropped": run.log_lines_dropped,
-        "fuel": outcome.usage.fuel,
-        "elapsed_us": outcome.usage.elapsed_us,
-        "memory_bytes": outcome.usage.memory_bytes,
-        "output_bytes": outcome.usage.output_bytes,
-    })
-}
-
-fn output_json(output: &Output) -> serde_json::Value {
-    let publication = |kind: &str, it: &Publication| {
-        json!({
-            "kind": kind,
-            "topic": it.topic,
-            "payload": text_or_hex(&it.payload),
-            "content_type": it.content_type,
-            "retain": it.retain,
-            "sink": it.sink,
-        })
-    };
-    match output {
-        Output::Alert(alert) => {
-            let mut value = serde_json::to_value(alert).unwrap_or_default();
-            value["kind"] = json!("alert");
-            value["sink"] = json!(alert.sink);
-            value
-        }
-        Output::Forward(it) => publication("forward", it),
-        Output::Publish(it) => publication("publish", it),
-        Output::Wake(it) => json!({ "kind": "wake", "name": it.name, "after_ms": it.after_ms }),
-        Output::Reply(it) => json!({
-            "kind": "reply",
-            "status": it.status,
-            "content_type": it.content_type,
-            "body": text_or_hex(&it.body),
-        }),
-    }
-}
-
-fn text_or_hex(bytes: &[u8]) -> String {
-    match str::from_utf8(bytes) {
-        Ok(text) if !text.contains(is_unprintable) => text.to_owned(),
-        _ => hex(bytes),
     }
 }
 
@@ -290,7 +286,7 @@ mod tests {
 
     fn manifest(text: &str) -> Manifest {
         let text = format!("name = \"warm\"\nversion = \"1\"\n{text}");
-        Manifest::from_toml(&text, std::path::Path::new("function.toml"), None).unwrap()
+        Manifest::from_toml(&text, Path::new("function.toml"), None).unwrap()
     }
 
     #[test]
@@ -305,7 +301,7 @@ mod tests {
 
     #[test]
     fn a_setting_that_does_not_exist_is_refused_with_those_that_do() {
-        let set = |name: &str, manifest: &Manifest| check_settings(&[(name.into(), "1".into())], manifest);
+        let set = |name: &str, manifest: &Manifest| check_settings(&[(name.into(), "1".into())], "--set ", manifest);
         let with = manifest("subscribe = [\"a\"]\n[config]\nmax = \"80\"\nmin = \"1\"");
         set("max", &with).unwrap();
         set("oven.max", &with).unwrap();
@@ -322,7 +318,7 @@ mod tests {
         let declared = manifest("subscribe = [\"a\"]\n[settings.max]\ntype = \"number\"\nmax = 200\nunit = \"°C\"");
         let check = |value: Option<&str>| {
             let settings: Vec<_> = value.map(|value| ("max".to_owned(), value.to_owned())).into_iter().collect();
-            check_settings(&settings, &declared).map_err(|error| error.to_string())
+            check_settings(&settings, "--set ", &declared).map_err(|error| error.to_string())
         };
         check(Some("80")).unwrap();
         assert_eq!(check(Some("300")).unwrap_err(), "--set max: \"300\" is above 200; use a number of at most 200 °C");
@@ -351,7 +347,7 @@ mod tests {
     fn a_payload_may_be_a_negative_number_or_standard_input() {
         for payload in ["-60", "-60.5", "-"] {
             let line = Line::try_parse_from(["invoke", "dir", "-t", "a", "-p", payload]).unwrap();
-            assert_eq!(line.args.payload, payload);
+            assert_eq!(line.args.payloads, [payload]);
         }
     }
 }

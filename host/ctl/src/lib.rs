@@ -15,9 +15,12 @@ pub mod invoke;
 pub mod operator;
 #[cfg(any(feature = "demo", feature = "operator"))]
 mod progress;
+mod runner;
 mod terminal;
-
 #[cfg(feature = "compiler")]
+pub mod test;
+mod time;
+
 use anyhow::Context as _;
 use clap::Args;
 use sedge_core::config::Problems;
@@ -68,10 +71,23 @@ pub const RED: &str = "31";
 
 const YELLOW: &str = "33";
 
+#[cfg(feature = "compiler")]
+const GREEN: &str = "32";
+
 /// Colours text for standard error if that is a terminal and `NO_COLOR` is unset (no-color.org).
 pub fn paint(colour: &str, text: &str) -> String {
+    painted(std::io::stderr().is_terminal(), colour, text)
+}
+
+/// The same for standard output.
+#[cfg(feature = "compiler")]
+fn paint_out(colour: &str, text: &str) -> String {
+    painted(std::io::stdout().is_terminal(), colour, text)
+}
+
+fn painted(is_terminal: bool, colour: &str, text: &str) -> String {
     let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    if std::io::stderr().is_terminal() && !refused { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
+    if is_terminal && !refused { format!("\x1b[{colour}m{text}\x1b[0m") } else { text.to_owned() }
 }
 
 /// Runs an MQTT client, which needs a [`LocalSet`](tokio::task::LocalSet), to its end.
@@ -81,7 +97,6 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
 }
 
 /// Writes a file under another name and renames it, so that a daemon reading the folder never sees half of it.
-#[cfg(feature = "compiler")]
 fn write_atomically(path: &std::path::Path, bytes: &[u8]) -> anyhow::Result<()> {
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(".part");
@@ -92,4 +107,12 @@ fn write_atomically(path: &std::path::Path, bytes: &[u8]) -> anyhow::Result<()> 
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The bytes of hexadecimal digits, with white space between them. `None`: it is something else.
+fn unhex(text: &str) -> Option<bytes::Bytes> {
+    let digits = text.chars().filter(|c| !c.is_whitespace()).map(|c| c.to_digit(16));
+    let digits: Vec<u32> = digits.collect::<Option<_>>()?;
+    let (pairs, rest) = digits.as_chunks::<2>();
+    rest.is_empty().then(|| pairs.iter().map(|[high, low]| (high << 4 | low) as u8).collect())
 }

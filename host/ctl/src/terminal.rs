@@ -27,6 +27,12 @@ macro_rules! say {
 }
 pub(crate) use say;
 
+/// Prints text that holds colours. Whatever else is in it must be printable already.
+#[cfg(feature = "compiler")]
+pub(crate) fn raw(text: &str) {
+    let _ = checked(io::stdout().write_all(text.as_bytes()));
+}
+
 impl Write for Out {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         // `write!` passes whole texts.

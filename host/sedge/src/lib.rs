@@ -77,6 +77,19 @@ enum Command {
     #[command(verbatim_doc_comment)]
     Invoke(sedge_ctl::invoke::InvokeArgs),
 
+    /// Run the test cases of a function, and compare what comes with what is expected
+    ///
+    /// Cases are files tests/NAME.toml in the function's folder: messages, settings,
+    /// state and time, and of each message the outputs, the state or the failure.
+    /// Applies the limits of production. Exits with 1 if a case fails.
+    ///
+    ///   sedge test examples/threshold-alert
+    ///   sedge test door --bless      writes what comes into the cases
+    ///   sedge test door --watch      again whenever a file changes
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "compiler")]
+    Test(sedge_ctl::test::TestArgs),
+
     /// Check the configuration and every function in it, and show what would run
     ///
     /// Reports all problems at once, with file, line, key and fix.
@@ -207,6 +220,8 @@ pub fn run(cli: Cli) -> ExitCode {
         #[cfg(feature = "compiler")]
         Command::Compile(args) => sedge_ctl::compile::run(args).map(done),
         Command::Invoke(args) => sedge_ctl::invoke::run(args),
+        #[cfg(feature = "compiler")]
+        Command::Test(args) => sedge_ctl::test::run(args),
         Command::Check(args) => sedge_ctl::check::run(args),
         Command::Doctor(args) => sedge_ctl::doctor::run(args),
         Command::Run(args) => run::run(args).map(done),

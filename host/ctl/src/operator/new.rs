@@ -18,10 +18,11 @@ const SDK_NAME: &str = "sedge-function";
 const FUNCTION_JS: &str = "function.js";
 
 /// Path and template of each file of a function in JavaScript.
-const SCRIPT: [(&str, &str); 3] = [
+const SCRIPT: [(&str, &str); 4] = [
     (manifest::FILE_NAME, include_str!("new/js/function.toml.in")),
     (FUNCTION_JS, include_str!("new/js/function.js.in")),
     ("sedge.d.ts", include_str!("new/js/sedge.d.ts.in")),
+    CASE,
 ];
 
 /// The same for the decoder of a device.
@@ -31,13 +32,17 @@ const DECODER: [(&str, &str); 3] = [
     SCRIPT[2],
 ];
 
+/// A first case for `sedge test`, of the function in both languages.
+const CASE: (&str, &str) = ("tests/too-warm.toml", include_str!("new/case.toml.in"));
+
 /// Path and template of each file.
-const FILES: [(&str, &str); 5] = [
+const FILES: [(&str, &str); 6] = [
     ("Cargo.toml", include_str!("new/Cargo.toml.in")),
     (manifest::FILE_NAME, include_str!("new/function.toml.in")),
     ("src/lib.rs", include_str!("new/lib.rs.in")),
     ("README.md", include_str!("new/README.md.in")),
     (".gitignore", include_str!("new/gitignore.in")),
+    CASE,
 ];
 
 #[derive(Debug, Args)]
@@ -153,8 +158,8 @@ fn script(args: &NewArgs, dir: &Path) -> anyhow::Result<()> {
         bail!("a function in JavaScript needs no SDK: leave out --sdk");
     }
     let (files, example) = match &args.decoder {
-        None => (SCRIPT, "--topic sensors/oven/temperature --payload 81.5"),
-        Some(_) => (DECODER, "--topic raw/DEVICE --payload @PAYLOAD.bin"),
+        None => (&SCRIPT[..], "--topic sensors/oven/temperature --payload 81.5"),
+        Some(_) => (&DECODER[..], "--topic raw/DEVICE --payload @PAYLOAD.bin"),
     };
     let mut copied = String::new();
     if let Some(decoder) = &args.decoder {
@@ -170,7 +175,7 @@ fn script(args: &NewArgs, dir: &Path) -> anyhow::Result<()> {
         };
         write(dir, &[(&copied, "{{source}}")], &[("source", &source)])?;
     }
-    write(dir, &files, &[("name", &args.name), ("decoder", &copied)])?;
+    write(dir, files, &[("name", &args.name), ("decoder", &copied)])?;
     let mut out = terminal::out();
     if args.json {
         writeln!(out, "{}", terminal::json(&json!({ "name": args.name, "dir": dir, "sdk": Value::Null })))?;
@@ -182,7 +187,10 @@ fn script(args: &NewArgs, dir: &Path) -> anyhow::Result<()> {
         "function   {} in {shown}: {FUNCTION_JS}, and function.toml for topics, settings and permissions",
         args.name
     )?;
-    writeln!(out, "next       sedge invoke {shown} {example}")?;
+    match args.decoder {
+        None => writeln!(out, "next       sedge test {shown}")?,
+        Some(_) => writeln!(out, "next       sedge invoke {shown} {example}")?,
+    }
     writeln!(out, "           sedge push {shown} --node BOARD --key KEY.pem")?;
     Ok(())
 }

@@ -1,0 +1,129 @@
+//! A function of a folder that runs on this machine, within the limits and permissions of production.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use sedge_core::config::Node;
+use sedge_core::deploy::Installed;
+use sedge_core::manifest::Manifest;
+use sedge_core::message::{LogLine, Message, Output, Publication, Verdict};
+use sedge_core::permits::Permits;
+use sedge_core::text::is_unprintable;
+use sedge_sandbox::compiler::Compiler;
+use sedge_sandbox::{Function, Run, Sandbox, ScopeState, folder};
+use serde_json::{Value, json};
+
+use super::hex;
+
+pub(crate) struct Runner {
+    function: Function,
+    permits: Permits,
+    _sandbox: Sandbox,
+    /// The thread that measures deadlines ends with it.
+    _alive: Arc<()>,
+}
+
+/// Compiles the function of a folder. `takes_code`: takes the native code that `sedge compile` wrote.
+pub(crate) fn install(dir: &Path, manifest: Manifest, takes_code: bool) -> anyhow::Result<Installed> {
+    Ok(match takes_code || !Compiler::capabilities().has_compiler {
+        true => folder::install_code(dir, manifest)?,
+        false => folder::install(dir, manifest, &Compiler, false)?,
+    })
+}
+
+impl Runner {
+    /// `settings` are laid over those of the manifest.
+    pub(crate) fn load(installed: &Installed, settings: &BTreeMap<String, String>) -> anyhow::Result<Self> {
+        let mut all: BTreeMap<_, _> = installed.settings().into_iter().collect();
+        all.extend(settings.iter().map(|(name, value)| (name.clone(), value.clone())));
+        let all: Vec<_> = all.into_iter().collect();
+        let (sandbox, function) = folder::load(installed, all.into(), &Compiler)?;
+        let (ticker, alive) = (sandbox.ticker(), Arc::new(()));
+        let watched = Arc::downgrade(&alive);
+        std::thread::Builder::new().name("sedge-clock".into()).spawn(move || {
+            while watched.strong_count() > 0 {
+                std::thread::sleep(sedge_sandbox::EPOCH);
+                ticker.tick();
+            }
+        })?;
+        // As in a worker of a board with the default base topic.
+        let permits = Permits::new(&installed.manifest.allow, Node::BASE_TOPIC);
+        Ok(Self { function, permits, _sandbox: sandbox, _alive: alive })
+    }
+
+    /// What the top level of a script logged.
+    pub(crate) fn load_log(&self) -> &[LogLine] {
+        self.function.load_log()
+    }
+
+    pub(crate) fn run(&self, message: &Message, state: ScopeState) -> Run {
+        self.function.invoke_within(message, state, |outputs| self.permits.check(outputs))
+    }
+}
+
+/// What came of a run, as `sedge invoke --json` prints it.
+pub(crate) fn as_json(run: &Run) -> Value {
+    let outcome = &run.outcome;
+    let (result, outputs, failure) = match &outcome.verdict {
+        Verdict::Done(outputs) => ("done", outputs.iter().map(output_json).collect(), None),
+        Verdict::Retry { after_ms, reason } => {
+            ("retry", Vec::new(), Some(json!({ "after_ms": after_ms, "detail": reason })))
+        }
+        Verdict::Failed(failure) => {
+            ("failed", Vec::new(), Some(json!({ "reason": failure.code.as_str(), "detail": failure.detail })))
+        }
+    };
+    json!({
+        "result": result,
+        "outputs": outputs,
+        "failure": failure,
+        "state": outcome.writes.iter().map(|write| json!({
+            "key": write.key,
+            "value": write.value.as_ref().map(|value| text_or_hex(value)),
+        })).collect::<Vec<_>>(),
+        "log": run.log.iter().map(|line| json!({ "level": line.level.as_str(), "text": line.text })).collect::<Vec<_>>(),
+        "log_lines_dropped": run.log_lines_dropped,
+        "fuel": outcome.usage.fuel,
+        "elapsed_us": outcome.usage.elapsed_us,
+        "memory_bytes": outcome.usage.memory_bytes,
+        "output_bytes": outcome.usage.output_bytes,
+    })
+}
+
+pub(crate) fn output_json(output: &Output) -> Value {
+    let publication = |kind: &str, it: &Publication| {
+        json!({
+            "kind": kind,
+            "topic": it.topic,
+            "payload": text_or_hex(&it.payload),
+            "content_type": it.content_type,
+            "retain": it.retain,
+            "sink": it.sink,
+        })
+    };
+    match output {
+        Output::Alert(alert) => {
+            let mut value = serde_json::to_value(alert).unwrap_or_default();
+            value["kind"] = json!("alert");
+            value["sink"] = json!(alert.sink);
+            value
+        }
+        Output::Forward(it) => publication("forward", it),
+        Output::Publish(it) => publication("publish", it),
+        Output::Wake(it) => json!({ "kind": "wake", "name": it.name, "after_ms": it.after_ms }),
+        Output::Reply(it) => json!({
+            "kind": "reply",
+            "status": it.status,
+            "content_type": it.content_type,
+            "body": text_or_hex(&it.body),
+        }),
+    }
+}
+
+pub(crate) fn text_or_hex(bytes: &[u8]) -> String {
+    match str::from_utf8(bytes) {
+        Ok(text) if !text.contains(is_unprintable) => text.to_owned(),
+        _ => hex(bytes),
+    }
+}

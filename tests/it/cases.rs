@@ -1,0 +1,244 @@
+//! `sedge test`: cases in files beside a function, and `sedge invoke` with several messages.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+use crate::harness::daemon::SEDGE;
+
+const MANIFEST: &str = "name = \"warm\"\nversion = \"1.0.0\"\nsubscribe = [\"sensors/+/temperature\"]\nevery = \"10s\"\nstate = \"function\"\n\
+                        [config]\nmax = 80\n";
+
+const FUNCTION: &str = r#"
+import { alert, publish, reject, settings, state } from "sedge";
+
+export function handle(message) {
+  if (message.topic.startsWith("$timer/")) return state.set("ticked_at", message.receivedAtMs);
+  const value = Number(message.text);
+  if (Number.isNaN(value)) reject(`${message.text} is not a number`);
+  const count = Number(state.get("count") ?? 0) + 1;
+  state.set("count", count);
+  console.log(`reading ${count}`);
+  if (value > Number(settings.max)) return alert.firing(message.topic, { summary: `${value} is above ${settings.max}`, value });
+}
+"#;
+
+const CASE: &str = r#"# What happens above the limit.
+time = 2026-01-05T11:02:13Z
+
+[settings]
+max = 70
+
+[state]
+count = 4
+
+# Still fine.
+[[message]]
+topic = "sensors/oven/temperature"
+payload = "70"
+expect.outputs = []
+
+[[message]]
+topic = "sensors/oven/temperature"
+payload = 81.5
+after = "10s"
+
+[message.expect]
+outputs = [{ kind = "alert", status = "firing", value = 81.5 }]
+state = { count = 6 }
+log = ["reading 6"]
+
+[[message]]
+topic = "sensors/oven/temperature"
+payload = "hot"
+
+[message.expect]
+failure = "rejected"
+detail = "hot is not a number"
+state = { count = "6" }
+"#;
+
+struct Folder(tempfile::TempDir);
+
+impl Folder {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().expect("make a folder");
+        fs::create_dir(folder.path().join("tests")).expect("make a folder");
+        fs::write(folder.path().join("function.toml"), MANIFEST).expect("write a file");
+        fs::write(folder.path().join("function.js"), FUNCTION).expect("write a file");
+        Self(folder)
+    }
+
+    fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    fn case(&self, name: &str, text: &str) -> &Self {
+        fs::write(self.path().join("tests").join(name).with_extension("toml"), text).expect("write a file");
+        self
+    }
+
+    fn read(&self, name: &str) -> String {
+        fs::read_to_string(self.path().join("tests").join(name).with_extension("toml")).expect("read a case")
+    }
+
+    fn sedge(&self, command: &str, args: &[&str]) -> Output {
+        Command::new(SEDGE).arg(command).arg(self.path()).args(args).output().expect("run sedge")
+    }
+
+    fn test(&self, args: &[&str]) -> (i32, String) {
+        let output = self.sedge("test", args);
+        let text = [output.stdout, output.stderr].map(|text| String::from_utf8(text).expect("it prints text")).concat();
+        (output.status.code().expect("it ends by itself"), text)
+    }
+}
+
+#[test]
+fn a_case_runs_its_messages_with_its_state_settings_and_time() {
+    let folder = Folder::new();
+    let (code, text) = folder.case("too-warm", CASE).test(&[]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("test warm/too-warm ... ok"), "{text}");
+    assert!(text.contains("test result: ok. 1 passed; 0 failed"), "{text}");
+}
+
+#[test]
+fn differences_are_shown_line_by_line_and_end_with_exit_code_1() {
+    let folder = Folder::new();
+    folder.case("fine", CASE).case(
+        "off",
+        &CASE
+            .replace("value = 81.5 }]", "value = 90 }]")
+            .replace("state = { count = 6 }", "state = { count = 7, gone = true }")
+            .replace("reading 6", "reading 7")
+            .replace("\"rejected\"", "\"trap\""),
+    );
+    let report = folder.path().join("report.xml");
+    let (code, text) = folder.test(&["--junit", report.to_str().unwrap()]);
+    assert_eq!(code, 1, "{text}");
+    for expected in [
+        "test warm/fine ... ok",
+        "test warm/off ... FAILED",
+        "message 2: outputs differ (- expected, + came)",
+        "- {\"kind\":\"alert\",\"status\":\"firing\",\"value\":90}",
+        "+ {\"kind\":\"alert\",\"status\":\"firing\",\"value\":81.5}",
+        "- count = \"7\"\n+ count = \"6\"\n- gone = \"true\"",
+        "- reading 7\n+ reading 6",
+        "message 3: ends differ (- expected, + came)\n- failed: trap: hot is not a number\n+ failed: rejected: hot is not a number",
+        "test result: FAILED. 1 passed; 1 failed",
+    ] {
+        assert!(text.contains(expected), "{expected:?} is not in:\n{text}");
+    }
+    let report = fs::read_to_string(report).unwrap();
+    assert!(report.contains("tests=\"2\" failures=\"1\""), "{report}");
+    assert!(report.contains("- {&quot;kind&quot;:&quot;alert&quot;"), "{report}");
+
+    let output = folder.sedge("test", &["--json", "--filter", "off"]);
+    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((json["passed"].as_u64(), json["failed"].as_u64()), (Some(0), Some(1)));
+    assert_eq!(json["cases"][0]["problems"][0]["message"], 2);
+}
+
+#[test]
+fn bless_writes_what_came_and_keeps_the_rest_of_the_file() {
+    let folder = Folder::new();
+    let bare: String = CASE.split_inclusive('\n').filter(|line| !line.starts_with("expect.outputs")).collect();
+    let (bare, _) = bare.split_once("\n[message.expect]").unwrap();
+    let bare = format!("{bare}\n[[message]]\ntick = true\nafter = \"1s\"\n");
+    let (code, text) = folder.case("new", &bare).test(&[]);
+    assert!(code == 1 && text.contains("it expects nothing"), "{text}");
+    let (code, text) = folder.test(&["--bless"]);
+    assert!(code == 0 && text.contains("test warm/new ... written"), "{text}");
+    let written = folder.read("new");
+    assert!(written.starts_with("# What happens above the limit.\ntime = 2026-01-05T11:02:13Z\n"), "{written}");
+    assert!(written.contains("# Still fine.\n[[message]]"), "{written}");
+    assert!(written.contains("summary = \"81.5 is above 70\""), "{written}");
+    assert!(written.contains("ticked_at = \"1767610944000\""), "{written}");
+    let (code, text) = folder.test(&[]);
+    assert!(code == 0 && text.contains("... ok"), "{text}");
+    let (_, text) = folder.test(&["--bless"]);
+    assert!(text.contains("... ok"), "nothing is left to write: {text}");
+    assert_eq!(folder.read("new"), written);
+}
+
+#[test]
+fn mistakes_in_cases_are_named_with_file_and_fix_and_others_run() {
+    let message =
+        |lines: &str| format!("[[message]]\ntopic = \"sensors/a/temperature\"\nexpect.outputs = []\n{lines}\n");
+    for (case, expected) in [
+        (message("paylod = 1"), "wrong.toml:4: unknown field `paylod`"),
+        (message("payload = 1").replace("sensors/a/temperature", "other"), "message 1: other is not heard"),
+        (message("payload = 1\n[settings]\nmaxx = 1"), "settings.maxx: warm has no such setting"),
+        (message("payload = 1\nafter = \"soon\""), "message 1: after = \"soon\" is not a time"),
+        (message("payload_file = \"gone.bin\""), "gone.bin"),
+        ("[[message]]\nexpect.outputs = []".to_owned(), "message 1: topic is missing"),
+        ("state.a = 1".to_owned(), "no message: add a section [[message]]"),
+    ] {
+        let folder = Folder::new();
+        let (code, text) = folder.case("fine", CASE).case("wrong", &case).test(&[]);
+        assert!(code == 1 && text.contains(expected), "{expected:?}:\n{text}");
+        assert!(text.contains("test result: FAILED. 1 passed; 1 failed"), "{text}");
+    }
+    let folder = Folder::new();
+    let (code, text) = folder.test(&[]);
+    assert!(code != 0 && text.contains("no case in"), "{text}");
+}
+
+#[test]
+fn a_case_that_is_edited_runs_again_while_it_is_watched() {
+    use std::io::{BufRead as _, BufReader};
+    use std::process::Stdio;
+
+    let folder = Folder::new();
+    folder.case("too-warm", CASE);
+    let mut child = Command::new(SEDGE)
+        .arg("test")
+        .arg(folder.path())
+        .arg("--watch")
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("run sedge test");
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+    assert!(lines.any(|line| line.starts_with("test result: ok")));
+    assert!(lines.any(|line| line.starts_with("waiting for a change")));
+    folder.case("too-warm", &CASE.replace("reading 6", "reading 7"));
+    assert!(lines.any(|line| line.starts_with("test result: FAILED")));
+    child.kill().unwrap();
+    child.wait().unwrap();
+}
+
+#[test]
+fn invoke_takes_a_sequence_and_carries_the_state_in_a_file() {
+    let folder = Folder::new();
+    let state = folder.path().join("state.json");
+    let invoke = |args: &[&str]| -> Vec<Value> {
+        let file = [
+            "--json",
+            "--state-file",
+            state.to_str().unwrap(),
+            "--at",
+            "2026-01-05T11:02:13Z",
+            "--clock-synced",
+            "false",
+        ];
+        let output = folder.sedge("invoke", &[args, &file].concat());
+        String::from_utf8(output.stdout).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    };
+    let topic = "sensors/a/temperature";
+    let runs = invoke(&["-t", topic, "-p", "1", "-p", "81", "-p", "hot"]);
+    let results: Vec<_> = runs.iter().map(|run| run["result"].as_str().unwrap()).collect();
+    assert_eq!(results, ["done", "done", "failed"]);
+    assert_eq!(runs[1]["outputs"][0]["kind"], "alert");
+    let runs = invoke(&["-t", topic, "-p", "2", "--attempt", "3"]);
+    assert_eq!(runs[0]["log"][0]["text"], "reading 3");
+    let runs = invoke(&["--tick"]);
+    assert_eq!(runs[0]["state"][0]["value"], "1767610933000");
+    let kept: Value = serde_json::from_slice(&fs::read(&state).unwrap()).unwrap();
+    assert_eq!(kept, serde_json::json!({ "count": "3", "ticked_at": "1767610933000" }));
+
+    fs::write(&state, "{\"count\": {\"hex\": \"zz\"}}").unwrap();
+    let output = folder.sedge("invoke", &["-t", topic, "-p", "1", "--state-file", state.to_str().unwrap()]);
+    assert!(String::from_utf8(output.stderr).unwrap().contains("state.json: count: write {\"hex\": \"00ff\"}"));
+}
