@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 use sedge_core::config::Problems;
 #[cfg(feature = "operator")]
-use sedge_ctl::operator::{keygen, new, order, push, status, trust, withdraw};
+use sedge_ctl::operator::{keygen, new, order, push, settings, status, trust, withdraw};
 use sedge_ctl::{EXIT_CONFIG, RED, paint, print_problems, printable_lines};
 
 /// Run small WebAssembly functions beside the sensors
@@ -152,6 +152,18 @@ enum Command {
     #[cfg(feature = "operator")]
     Push(Box<push::PushArgs>),
 
+    /// Set, unset or show settings of a function on boards
+    ///
+    /// Signed orders lay values over those of function.toml and of the boards' files.
+    /// They take effect between two messages, and stay when a new version comes.
+    ///
+    ///   sedge settings set freezer max=-18 --node cellar --key ops.pem
+    ///   sedge settings set freezer max=-25 --topic sensors/f7/t --node cellar
+    ///   sedge settings show freezer --group kitchens
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
+    Settings(Box<settings::SettingsArgs>),
+
     /// List boards, their functions, versions and states
     ///
     /// Reads what the broker retains. Boards are not contacted.
@@ -230,6 +242,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Keygen(args) => keygen::run(args).map(done),
         #[cfg(feature = "operator")]
         Command::Push(args) => push::run(args),
+        #[cfg(feature = "operator")]
+        Command::Settings(args) => settings::run(args),
         #[cfg(feature = "operator")]
         Command::Status(args) => status::run(args),
         #[cfg(feature = "operator")]

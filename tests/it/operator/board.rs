@@ -59,6 +59,7 @@ impl Board {
             topics: Vec::new(),
             keys: true,
             native_code: false,
+            settings_only: false,
         };
         let (seen, stop) = (Arc::default(), Arc::new(AtomicBool::new(false)));
         let mut play = Play {
@@ -188,6 +189,8 @@ impl Play {
                 self.progress(&order, json!({ "state": "removed", "reason": "requested" }));
             }
             (_, OrderChange::Promote | OrderChange::Keys(_)) => self.progress(&order, json!({ "state": "active" })),
+            // Subscribes to orders of versions and keys only.
+            (_, OrderChange::Settings(_)) => {}
         }
     }
 

@@ -183,6 +183,8 @@ pub struct DeployKey {
     pub keys: bool,
     /// Whether it may send code that was compiled elsewhere, which runs unchecked.
     pub native_code: bool,
+    /// Whether it may change settings and nothing else.
+    pub settings_only: bool,
 }
 
 /// The sandbox processes.

@@ -247,6 +247,11 @@ fn deploy_key(section: &mut Section<'_, '_>, name: Option<&str>, key: &mut Deplo
     section.value("topics", &mut key.topics);
     section.value("keys", &mut key.keys);
     section.value("native_code", &mut key.native_code);
+    section.value("settings_only", &mut key.settings_only);
+    if key.settings_only && (key.keys || key.native_code) {
+        let invalid = Invalid::new("the key may also change keys or send native code");
+        section.error("settings_only", invalid.hint("remove that, or settings_only"));
+    }
 }
 
 fn worker(section: &mut Section<'_, '_>, worker: &mut Worker, functions: &Functions, memory_bytes: u64) {

@@ -110,6 +110,7 @@ impl<'k> Authentic<'k> {
         check_serial(order.serial, history)?;
         let permitted = |key: &&TrustedKey| match &order.change {
             OrderChange::Keys(_) => key.may_change_keys(),
+            OrderChange::Settings(_) => key.may_set(&order.function),
             _ => key.may_change(&order.function),
         };
         let all = signers.clone();

@@ -333,7 +333,7 @@ mod tests {
             functions: config::Functions::default(),
         };
         let now = Now { monotonic: Instant::now(), unix_ms: 0, synced: false };
-        let boot = Boot { keys: None, records: Vec::new(), folders: vec![folder] };
+        let boot = Boot { keys: None, records: Vec::new(), settings: Vec::new(), folders: vec![folder] };
         let mut deployer = Deployer::new(config, boot, now);
         deployer.handle(Request::Connected, now);
 

@@ -110,6 +110,9 @@ pub(crate) fn decide(
             NextStep::Promoted { edition: work.edition }
         }
         OrderChange::Keys(_) => return Err(Refusal::new(Reason::BadEnvelope, "a change of keys is for _keys")),
+        OrderChange::Settings(_) => {
+            return Err(Refusal::new(Reason::BadEnvelope, "a change of settings is sent under settings/"));
+        }
     };
     Ok((record, next))
 }

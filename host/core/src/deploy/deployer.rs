@@ -27,6 +27,7 @@ use super::reason::{Reason, Refusal};
 use super::record::{self, StoredVersion};
 use super::report::DeployState;
 use super::settings::LaidOver;
+use super::settings_orders::SettingsRecord;
 use super::stats::DeployStats;
 use super::steps::{AfterSave, Agenda, Step, Wait};
 use super::topics::{KEYS, Topics};
@@ -75,6 +76,7 @@ pub struct Deployer {
     pub keys: TrackedFunction,
     pub unknown: UnknownFunctions,
     pub(super) laid_over: LaidOver,
+    pub(super) settings_orders: BTreeMap<Arc<str>, SettingsRecord>,
     /// Orders that could not be stored because the disk failed.
     pub(super) retry_orders: BTreeMap<Arc<str>, (Box<str>, Bytes)>,
     /// Functions whose modules wait for the compiler.
@@ -101,7 +103,7 @@ pub struct Deployer {
 impl Deployer {
     /// Starts from the contents of the disk. The active versions serve once [`Self::is_idle`].
     pub fn new(config: DeployerConfig, boot: Boot, now: Now) -> Self {
-        let Boot { keys, records, folders } = boot;
+        let Boot { keys, records, settings, folders } = boot;
         let (functions, damaged) = boot::load(records);
         let changes = keys.as_deref().map(record::decode);
         let are_keys_damaged = matches!(changes, Some(None));
@@ -113,6 +115,7 @@ impl Deployer {
             keys: TrackedFunction::new(KEYS.into()),
             unknown: UnknownFunctions::default(),
             laid_over: LaidOver::default(),
+            settings_orders: BTreeMap::new(),
             retry_orders: BTreeMap::new(),
             queue: VecDeque::new(),
             retries: Vec::new(),
@@ -138,6 +141,8 @@ impl Deployer {
             tracing::info!("no trusted keys: nothing can be pushed to this board (deploy.keys)");
         }
         damaged.into_iter().for_each(|name| deployer.then(Step::SetAside(StoredFile::Record(name))));
+        let damaged = deployer.load_settings(settings);
+        damaged.into_iter().for_each(|name| deployer.then(Step::SetAside(StoredFile::Settings(name))));
         folders.into_iter().for_each(|folder| deployer.place_folder(folder));
         deployer.boot_settings();
         deployer.boot();

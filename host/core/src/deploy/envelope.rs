@@ -187,6 +187,7 @@ mod tests {
             topics: vec![],
             keys: false,
             native_code: false,
+            settings_only: false,
         }
     }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::reason::{Reason, Refusal};
 use super::record::{Candidate, OrderOutcome, Record, StoredVersion};
-use super::report::{Active, DeployState, Difference, Progress, Report, TrialTally};
+use super::report::{Active, DeployState, Difference, Progress, Report, SettingsReport, TrialTally};
 use super::staging::Transfer;
 use super::topics::Target;
 use crate::manifest::{Trial, TrialMode};
@@ -44,6 +44,8 @@ pub struct TrackedFunction {
     pub is_quarantined: bool,
     /// What is laid over its settings, and in force.
     pub(super) overlay: Overlay,
+    /// The latest orders of settings.
+    pub(super) settings_orders: Vec<SettingsReport>,
     /// Reason why the latest order was refused.
     pub refused: Option<OrderOutcome>,
     /// Orders that were refused for their serial. The broker sends them again at every connection.
@@ -135,6 +137,7 @@ impl TrackedFunction {
             load_error: None,
             is_quarantined: false,
             overlay: Overlay::default(),
+            settings_orders: Vec::new(),
             refused: None,
             stale: Vec::new(),
             unsaved: None,
@@ -214,6 +217,7 @@ impl TrackedFunction {
             previous: previous.map(|stored| stored.to_report()),
             proven,
             settings: serving.map(|it| self.reported_settings(&it.manifest.to_json())).unwrap_or_default(),
+            settings_orders: self.settings_orders.clone(),
             differences,
             keys: None,
             at_ms: now.unix_ms,

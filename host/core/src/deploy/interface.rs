@@ -28,6 +28,8 @@ pub struct Boot {
     pub keys: Option<Bytes>,
     /// The record of each function, or `None` if it cannot be read.
     pub records: Vec<(Arc<str>, Option<Bytes>)>,
+    /// The accepted orders of settings of each function, in the same way.
+    pub settings: Vec<(Arc<str>, Option<Bytes>)>,
     /// The functions of the configuration.
     pub folders: Vec<FolderFunction>,
 }
@@ -50,6 +52,8 @@ pub enum StoredFile {
     Keys,
     /// The record of a function.
     Record(Arc<str>),
+    /// The accepted orders of settings of a function.
+    Settings(Arc<str>),
     /// The chunks of a module that a function waits for.
     Staging(Arc<str>, Digest),
     /// A whole module.

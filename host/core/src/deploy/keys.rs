@@ -32,6 +32,9 @@ pub struct TrustedKey {
     /// Whether it may send native code, which runs unchecked. Omitted when false, since older boards do not know it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub native_code: bool,
+    /// Whether it may change settings and nothing else. Omitted when false, since older boards do not know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub settings_only: bool,
 }
 
 /// A function's name, or a prefix followed by `*`.
@@ -55,10 +58,26 @@ impl TrustedKey {
             topics: key.topics.clone(),
             keys: key.keys,
             native_code: key.native_code,
+            settings_only: key.settings_only,
         })
     }
 
+    /// Whether the key may push, remove and roll back a function.
     pub fn may_change(&self, function: &str) -> Result<(), Refusal> {
+        self.is_for_more_than_settings()?;
+        self.may_set(function)
+    }
+
+    fn is_for_more_than_settings(&self) -> Result<(), Refusal> {
+        if !self.settings_only {
+            return Ok(());
+        }
+        let detail = format!("key {} may change settings only (settings_only = true)", self.name);
+        Err(Refusal::new(Reason::KeyNotAllowed, detail))
+    }
+
+    /// Whether the key may change the settings of a function.
+    pub fn may_set(&self, function: &str) -> Result<(), Refusal> {
         if self.functions.is_empty() || self.functions.iter().any(|pattern| pattern.matches(function)) {
             return Ok(());
         }
@@ -68,6 +87,7 @@ impl TrustedKey {
     }
 
     pub(crate) fn may_change_keys(&self) -> Result<(), Refusal> {
+        self.is_for_more_than_settings()?;
         if self.keys {
             return Ok(());
         }
@@ -76,6 +96,7 @@ impl TrustedKey {
     }
 
     pub(crate) fn may_send_code(&self) -> Result<(), Refusal> {
+        self.is_for_more_than_settings()?;
         if self.native_code {
             return Ok(());
         }
@@ -193,6 +214,7 @@ mod tests {
             topics: topics.iter().map(|text| text.parse().unwrap()).collect(),
             keys: false,
             native_code: false,
+            settings_only: false,
         }
     }
 

@@ -61,6 +61,9 @@ impl Deployer {
             Some(Topic::Deploy { target, function }) if !payload.is_empty() => {
                 self.order(&target, function, (topic, payload), now);
             }
+            Some(Topic::Settings { target, function }) if !payload.is_empty() => {
+                self.settings_order(&target, &function, (topic, payload), now);
+            }
             Some(Topic::Blob { digest, index }) if !payload.is_empty() => {
                 self.receive_chunk(digest, index, &payload);
             }
@@ -111,6 +114,10 @@ impl Deployer {
         let origin = Origin { function: Arc::clone(&name), message, about: about.clone() };
         let result = match accepted.order.change {
             OrderChange::Keys(_) => self.change_keys(origin, accepted),
+            OrderChange::Settings(_) => {
+                let detail = "a change of settings is sent under settings/, not deploy/";
+                Err(Refusal::new(Reason::BadEnvelope, detail))
+            }
             _ => self.carry_out(origin, accepted),
         };
         if let Err(refusal) = result {
@@ -143,8 +150,17 @@ impl Deployer {
         }
     }
 
-    fn board(&self, now: Now) -> Board<'_> {
+    /// Keeps a message, to be handled again with the next tick.
+    pub(super) fn retry_message(&mut self, key: Arc<str>, message: (Box<str>, Bytes)) {
+        if self.retry_orders.contains_key(&key) || self.retry_orders.len() < MAX_RETRY_ORDERS {
+            self.retry_orders.insert(key, message);
+        }
+    }
+
+    pub(super) fn board(&self, now: Now) -> Board<'_> {
         let histories = self.functions.values().map(|function| &function.record.history).chain([self.trust.history()]);
+        let of_settings = self.settings_orders.values().flat_map(|record| &record.layers);
+        let histories = histories.chain(of_settings.map(|layer| &layer.history));
         Board {
             node: &self.config.node,
             groups: &self.config.groups,
@@ -220,11 +236,14 @@ impl Deployer {
         let name = origin.function;
         self.unknown.remove(&name);
         let fresh = || TrackedFunction::new(Arc::clone(&name));
-        let overlay = self.overlay_in_force(&name);
+        let (overlay, settings_orders) = (self.overlay_in_force(&name), self.reported_orders(&name));
         let function = self.functions.entry(Arc::clone(&name)).or_insert_with(fresh);
         function.stored = Some(record.clone());
         function.record = record;
         function.overlay = overlay;
+        if function.settings_orders.is_empty() {
+            function.settings_orders = settings_orders;
+        }
         function.unsaved = None;
         function.refused = None;
         function.load_error = None;
@@ -378,7 +397,7 @@ impl Deployer {
     }
 
     /// Returns the function to report a refusal for, or `None` if there are too many unknown ones.
-    fn report_slot(&mut self, name: &str, now: Now) -> Option<&mut TrackedFunction> {
+    pub(super) fn report_slot(&mut self, name: &str, now: Now) -> Option<&mut TrackedFunction> {
         if *name == *KEYS {
             return Some(&mut self.keys);
         }

@@ -3,6 +3,8 @@
 //! Unknown members, and members that an action does not use, are refused: an older board must not carry out half of a newer
 //! order.
 
+use std::collections::BTreeMap;
+
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
@@ -16,6 +18,7 @@ use crate::isa::Class;
 use crate::key::KeyId;
 use crate::manifest::Manifest;
 use crate::message::Digest;
+use crate::settings::TopicText;
 
 /// Allowed sizes of a chunk.
 pub const CHUNK_BYTES: std::ops::RangeInclusive<u32> = 1 << 10..=256 << 10;
@@ -43,6 +46,8 @@ pub enum OrderChange {
     /// Ends a trial in favour of the candidate.
     Promote,
     Keys(KeyUpdate),
+    /// Replaces what its target lays over the settings of the function.
+    Settings(SettingsUpdate),
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -89,6 +94,19 @@ pub struct KeyUpdate {
     pub force: bool,
 }
 
+/// All values of one layer. Without any, the layer is empty.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SettingsUpdate {
+    /// Serial of the order that it builds on, or 0. Refused where a later one was accepted.
+    pub base: u64,
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub all: BTreeMap<String, String>,
+    /// Values for topics that a filter matches.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub topics: BTreeMap<TopicText, BTreeMap<String, String>>,
+}
+
 /// A JSON object without duplicate keys: two parsers must not read two manifests from one signed text.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(transparent)]
@@ -118,6 +136,7 @@ impl OrderChange {
             Self::Rollback => "rollback",
             Self::Promote => "promote",
             Self::Keys(_) => "keys",
+            Self::Settings(_) => "settings",
         }
     }
 }
@@ -216,9 +235,11 @@ pub struct Wire {
     code: Vec<NativeCode>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     keys: Option<KeyUpdate>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    settings: Option<SettingsUpdate>,
 }
 
-#[derive(Clone, Copy, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 enum Action {
     Install,
@@ -226,13 +247,29 @@ enum Action {
     Rollback,
     Promote,
     Keys,
+    Settings,
 }
 
 impl TryFrom<Wire> for Order {
     type Error = &'static str;
 
     fn try_from(wire: Wire) -> Result<Self, &'static str> {
-        let Wire { action, function, serial, target, issued_at_ms, expires_at_ms, manifest, module, code, keys } = wire;
+        let Wire {
+            action,
+            function,
+            serial,
+            target,
+            issued_at_ms,
+            expires_at_ms,
+            manifest,
+            module,
+            code,
+            keys,
+            settings,
+        } = wire;
+        if (action == Action::Settings) != settings.is_some() {
+            return Err("a change of settings, and nothing else, holds settings");
+        }
         let runs = module.is_some() || !code.is_empty();
         let change = match (action, manifest, runs, keys) {
             (Action::Install, Some(manifest), true, None) => {
@@ -243,6 +280,7 @@ impl TryFrom<Wire> for Order {
             }
             (Action::Keys, None, false, Some(keys)) => OrderChange::Keys(keys),
             (Action::Keys, ..) => return Err("a change of keys holds keys, and nothing else"),
+            (Action::Settings, None, false, None) => OrderChange::Settings(settings.unwrap_or_default()),
             (Action::Remove, None, false, None) => OrderChange::Remove,
             (Action::Rollback, None, false, None) => OrderChange::Rollback,
             (Action::Promote, None, false, None) => OrderChange::Promote,
@@ -269,6 +307,7 @@ impl From<Order> for Wire {
             module: None,
             code: Vec::new(),
             keys: None,
+            settings: None,
         };
         match change {
             OrderChange::Install(install) => {
@@ -279,6 +318,7 @@ impl From<Order> for Wire {
             OrderChange::Rollback => wire.action = Action::Rollback,
             OrderChange::Promote => wire.action = Action::Promote,
             OrderChange::Keys(keys) => (wire.action, wire.keys) = (Action::Keys, Some(keys)),
+            OrderChange::Settings(settings) => (wire.action, wire.settings) = (Action::Settings, Some(settings)),
         }
         wire
     }
@@ -383,6 +423,24 @@ mod tests {
         OrderChange::Install(Box::new(Install { manifest: Document::of(&manifest()), module, code: Vec::new() }))
     }
 
+    fn settings() -> OrderChange {
+        let values = BTreeMap::from([("max".to_owned(), "5".to_owned())]);
+        let topics = BTreeMap::from([(TopicText::new(&"s/+".parse().unwrap()), values.clone())]);
+        OrderChange::Settings(SettingsUpdate { base: 6, all: values, topics })
+    }
+
+    #[test]
+    fn settings_are_in_an_order_of_their_own() {
+        let json = String::from_utf8(order(settings()).to_json()).unwrap();
+        assert!(json.ends_with(r#""settings":{"base":6,"all":{"max":"5"},"topics":{"s/+":{"max":"5"}}}}"#), "{json}");
+        for (from, to) in [("\"settings\",", "\"remove\","), ("s/+", "s/#/a"), ("\"base\":6", "\"base\":6,\"all\":{}")]
+        {
+            assert!(Order::parse(json.replacen(from, to, 1).as_bytes()).is_err(), "{from}");
+        }
+        let removal = String::from_utf8(order(OrderChange::Remove).to_json()).unwrap();
+        assert!(!removal.contains("settings"), "an older board would refuse it: {removal}");
+    }
+
     fn with_code() -> OrderChange {
         let code = [Isa::Aarch64, Isa::Pulley32]
             .map(|target| NativeCode::new(Abi::of(target, Class::Small), Module::of(target.as_str().as_bytes(), 1024)));
@@ -398,6 +456,7 @@ mod tests {
             OrderChange::Rollback,
             OrderChange::Promote,
             OrderChange::Keys(KeyUpdate::default()),
+            settings(),
         ] {
             let order = order(change);
             assert_eq!(Order::parse(&order.to_json()).unwrap(), order);

@@ -54,6 +54,8 @@ named_enum! {
         InvalidManifest = "invalid-manifest",
         /// A setting that the function does not take, or lacks.
         BadSetting = "bad-setting",
+        /// Built on an older order of settings than the latest one.
+        Conflict = "conflict",
         /// Above a limit of this board: manifest, module size, number of functions, compiler.
         OverLimit = "over-limit",
         /// The function subscribes to what it publishes.

@@ -3,7 +3,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::keys::KeyId;
+use super::payload::SettingsUpdate;
 use super::reason::{Reason, named_enum};
+use super::topics::Target;
 use crate::message::Digest;
 
 /// Reported differences of a shadow trial, and the length of each text in them.
@@ -40,6 +42,9 @@ pub struct Report {
     /// Settings in force that differ from those in `function.toml`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub settings: Vec<ReportedSetting>,
+    /// The latest orders of settings.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub settings_orders: Vec<SettingsReport>,
     /// Samples of differing outputs of a shadow.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub differences: Vec<Difference>,
@@ -108,8 +113,41 @@ pub struct ReportedSetting {
     /// Absent if it is secret.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub value: Option<String>,
-    /// `board`: the board's configuration.
+    /// `board`: the board's configuration. `group NAME`, `node`: an order.
     pub from: String,
+}
+
+/// An order of settings.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingsReport {
+    pub target: Target,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub serial: Option<u64>,
+    pub state: SettingsState,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<Reason>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+    /// Its values, if it was accepted: the next order of the target builds on them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<SettingsUpdate>,
+}
+
+named_enum! {
+    /// State of an order of settings.
+    pub enum SettingsState {
+        /// Accepted; messages may still run with older ones.
+        Applying = "applying",
+        /// Accepted, and no message runs with older ones.
+        InForce = "in-force",
+        /// Accepted, for when the function is installed.
+        Kept = "kept",
+        /// Nothing changed.
+        Refused = "refused",
+        /// A state of a newer board.
+        #[serde(other)]
+        Unknown = "unknown",
+    }
 }
 
 /// Outputs of the active version and of the candidate for one message, where they differ.
@@ -191,6 +229,14 @@ mod tests {
                 topic: Some("t/+".into()),
                 value: Some("5".into()),
                 from: "board".into(),
+            }],
+            settings_orders: vec![SettingsReport {
+                target: Target::Group("pumps".into()),
+                serial: Some(9),
+                state: SettingsState::Refused,
+                reason: Some(Reason::Conflict),
+                error: Some("later".into()),
+                settings: None,
             }],
             differences: vec![Difference { topic: "t".into(), active: "1".into(), candidate: "2".into() }],
             keys: None,

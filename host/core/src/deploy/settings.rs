@@ -1,4 +1,4 @@
-//! What is laid over the settings of functions: by the board's configuration.
+//! What is laid over the settings of functions: by the board's configuration, and by orders.
 //!
 //! The pipeline is told what is laid over, and answers once no message runs with older settings. Reports show what is in
 //! force.
@@ -41,7 +41,15 @@ impl Deployer {
 
     /// Takes up the settings of the configuration at the start.
     pub(super) fn boot_settings(&mut self) {
-        let functions: Vec<Arc<str>> = self.config.functions.settings.keys().map(|name| name.as_str().into()).collect();
+        let configured = self.config.functions.settings.keys().map(|name| name.as_str().into());
+        let functions: BTreeSet<Arc<str>> = configured.chain(self.settings_orders.keys().cloned()).collect();
+        let names: Vec<Arc<str>> = self.functions.keys().cloned().collect();
+        for name in names {
+            let orders = self.reported_orders(&name);
+            if let Some(function) = self.functions.get_mut(&name) {
+                function.settings_orders = orders;
+            }
+        }
         for function in functions {
             self.lay_over(&function);
         }
@@ -67,9 +75,9 @@ impl Deployer {
         }
     }
 
-    fn overlay(&self, function: &str) -> Overlay {
+    pub(super) fn overlay(&self, function: &str) -> Overlay {
         let board = self.config.functions.settings.get(function).map(|settings| (Origin::Board, settings.layer()));
-        Overlay::new(board)
+        Overlay::new(board.into_iter().chain(self.ordered_layers(function)))
     }
 
     /// What is laid over a function already, installed or not.
@@ -99,7 +107,7 @@ impl Deployer {
             .map_err(|why| Refusal::new(Reason::BadSetting, why))
     }
 
-    fn check_overlay(&self, manifest: &Manifest, overlay: &Overlay) -> Result<(), String> {
+    pub(super) fn check_overlay(&self, manifest: &Manifest, overlay: &Overlay) -> Result<(), String> {
         let resolved = overlay.resolve(manifest);
         // A setting of another version is no reason against this one.
         let mut wrong: Vec<String> =
@@ -130,8 +138,9 @@ impl Deployer {
             }
             let manifest = function.and_then(|function| self.manifest(function.record.active.as_ref()?).ok());
             let Some(manifest) = manifest else { continue };
-            let overlay = Overlay::new(layer);
-            let unknown = overlay.resolve(&manifest).refused.into_iter().filter(|it| it.is_unknown);
+            let overlay = Overlay::new(layer.into_iter().chain(self.ordered_layers(&name)));
+            let unknown =
+                overlay.resolve(&manifest).refused.into_iter().filter(|it| it.is_unknown && it.origin == Origin::Board);
             let unknown = unknown.map(|refused| refused.to_string()).next();
             let checked = unknown.map_or(Ok(()), Err).and_then(|()| self.check_overlay(&manifest, &overlay));
             if let Err(why) = checked {
@@ -144,14 +153,17 @@ impl Deployer {
         }
         let names: Vec<Arc<str>> = before.keys().chain(settings.keys()).map(|name| name.as_str().into()).collect();
         self.config.functions.settings = settings;
-        names.iter().for_each(|function| self.change_settings(function));
+        for function in &names {
+            self.change_settings(function);
+        }
     }
 
-    fn change_settings(&mut self, function: &Arc<str>) {
-        if let Some(change) = self.lay_over(function) {
-            let overlay = self.laid_over.functions[function].overlay.clone();
-            self.actions.push_back(Action::Settings { function: Arc::clone(function), change, overlay });
-        }
+    /// Has the pipeline take what is laid over a function now. `false`: it has it already.
+    pub(super) fn change_settings(&mut self, function: &Arc<str>) -> bool {
+        let Some(change) = self.lay_over(function) else { return false };
+        let overlay = self.laid_over.functions[function].overlay.clone();
+        self.actions.push_back(Action::Settings { function: Arc::clone(function), change, overlay });
+        true
     }
 
     /// No message runs with older settings.
@@ -162,6 +174,7 @@ impl Deployer {
         laid.in_force = true;
         if let Some(tracked) = self.functions.get_mut(function) {
             tracked.overlay = laid.overlay.clone();
+            Self::settings_applied(tracked);
             tracing::info!(function = &**function, "new settings are in force");
             self.actions.extend(report(tracked, now));
         }
@@ -180,7 +193,7 @@ impl TrackedFunction {
             name: name.clone(),
             topic: topic.map(str::to_owned),
             value: (!setting.is_secret).then(|| setting.text.to_string()),
-            from: setting.origin.as_str().to_owned(),
+            from: setting.origin.word(),
         };
         let laid = |(_, setting): &(&String, &Setting)| setting.origin != Origin::Function;
         let all = resolved.all.iter().filter(laid).map(|(name, setting)| reported(None, name, setting));

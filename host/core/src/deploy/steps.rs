@@ -18,6 +18,7 @@ use super::deployer::Deployer;
 use super::interface::{Action, DiskAnswer, DiskRequest, Request, StoredFile};
 use super::orders::{KeyOrder, PendingOrder};
 use super::reason::Refusal;
+use super::settings_orders::PendingSettings;
 use crate::message::Digest;
 use crate::time::Now;
 
@@ -68,6 +69,7 @@ pub enum Wait {
     WriteAdopted(Box<PendingOrder>),
     WriteOrder(Box<PendingOrder>),
     WriteKeys(Box<KeyOrder>),
+    WriteSettings(Box<PendingSettings>),
     /// Looking for the module of a candidate.
     FindModule(Arc<str>),
     /// Reading the chunks that an earlier transfer left.
@@ -252,6 +254,7 @@ impl Deployer {
             Wait::WriteAdopted(order) => self.adopted_written(order, answer, now),
             Wait::WriteOrder(order) => self.order_written(*order, answer, now),
             Wait::WriteKeys(order) => self.keys_written(*order, answer, now),
+            Wait::WriteSettings(order) => self.settings_written(*order, answer, now),
             Wait::FindModule(function) => self.module_found(&function, answer),
             Wait::ReadStaged(function) => self.staged_read(&function, answer, now),
             Wait::WriteChunk { function, index } => self.chunk_written(&function, index, answer, now),

@@ -3,6 +3,8 @@
 //! ```text
 //! <base>/<node>/deploy/<function>         retained: the order for one board
 //! <base>/group/<group>/deploy/<function>  retained: the order for a group
+//! <base>/<node>/settings/<function>         retained: the order of settings for one board
+//! <base>/group/<group>/settings/<function>  retained: the order of settings for a group
 //! <base>/blob/<digest>/<index>            retained: a chunk of a module
 //! <base>/<node>/functions/<function>      retained: the board's report
 //! <base>/<node>/status                    retained: the board's status, also its last will
@@ -32,6 +34,10 @@ pub enum Target {
 pub enum Topic {
     /// The function's name, or [`KEYS`].
     Deploy {
+        target: Target,
+        function: Arc<str>,
+    },
+    Settings {
         target: Target,
         function: Arc<str>,
     },
@@ -67,6 +73,13 @@ impl Topics {
             ["group", group, "deploy", function] => {
                 Some(Topic::Deploy { target: Target::Group(level(group)?.into()), function: named(function)? })
             }
+            ["group", group, "settings", function] => {
+                Some(Topic::Settings { target: Target::Group(level(group)?.into()), function: of_function(function)? })
+            }
+            [node, "settings", function] => Some(Topic::Settings {
+                target: Target::Node(node_name(node)?.into()),
+                function: of_function(function)?,
+            }),
             ["blob", digest, index] => Some(Topic::Blob { digest: digest.parse().ok()?, index: number(index)? }),
             [node, "deploy", function] => {
                 Some(Topic::Deploy { target: Target::Node(node_name(node)?.into()), function: named(function)? })
@@ -81,6 +94,10 @@ impl Topics {
 
     pub fn deploy(&self, target: &Target, function: &str) -> String {
         format!("{}/{function}", self.deploy_under(target))
+    }
+
+    pub fn settings(&self, target: &Target, function: &str) -> String {
+        format!("{}/{function}", self.under(target, "settings"))
     }
 
     pub fn blob(&self, digest: &Digest, index: u32) -> String {
@@ -100,6 +117,11 @@ impl Topics {
         format!("{}/+", self.deploy_under(target))
     }
 
+    /// Filter of all orders of settings for a target.
+    pub fn all_settings(&self, target: &Target) -> String {
+        format!("{}/+", self.under(target, "settings"))
+    }
+
     /// Filter of all chunks of a module.
     pub fn blobs(&self, digest: &Digest) -> String {
         format!("{}/blob/{digest}/+", self.base)
@@ -116,9 +138,13 @@ impl Topics {
     }
 
     fn deploy_under(&self, target: &Target) -> String {
+        self.under(target, "deploy")
+    }
+
+    fn under(&self, target: &Target, kind: &str) -> String {
         match target {
-            Target::Node(node) => format!("{}/{node}/deploy", self.base),
-            Target::Group(group) => format!("{}/group/{group}/deploy", self.base),
+            Target::Node(node) => format!("{}/{node}/{kind}", self.base),
+            Target::Group(group) => format!("{}/group/{group}/{kind}", self.base),
         }
     }
 }
@@ -130,6 +156,10 @@ fn level(text: &str) -> Option<&str> {
 /// A node named `group` or `blob` would be ambiguous.
 fn node_name(text: &str) -> Option<&str> {
     if matches!(text, "group" | "blob") { None } else { level(text) }
+}
+
+fn of_function(text: &str) -> Option<Arc<str>> {
+    manifest::is_name(text).then(|| text.into())
 }
 
 fn named(text: &str) -> Option<Arc<str>> {
@@ -163,6 +193,9 @@ mod tests {
         let digest: Digest = DIGEST.parse().unwrap();
         for target in [Target::Node("pump-3".into()), Target::Group("pumps".into())] {
             let topic = topics.deploy(&target, "threshold-alert");
+            let settings = topics.settings(&target, "threshold-alert");
+            let function = "threshold-alert".into();
+            assert_eq!(topics.parse(&settings), Some(Topic::Settings { target: target.clone(), function }));
             assert_eq!(topics.parse(&topic), Some(Topic::Deploy { target, function: "threshold-alert".into() }));
         }
         assert_eq!(topics.parse(&topics.blob(&digest, 70)), Some(Topic::Blob { digest, index: 70 }));
@@ -191,6 +224,8 @@ mod tests {
             "sedge/n/deploy/f/g",
             "sedge//deploy/f",
             "sedge/group/deploy/f",
+            "sedge/group/settings/f",
+            "sedge/n/settings/_keys",
             "sedge/group//deploy/f",
             "sedge/group/g/functions/f",
             "sedge/blob/deploy/f",

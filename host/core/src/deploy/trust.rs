@@ -56,7 +56,7 @@ impl Trust {
         is_proven: impl Fn(&TrustedKey) -> bool,
     ) -> Result<(), Refusal> {
         let after = effective(&self.configured, &self.changed(update, OrderHistory::default()));
-        if update.force || after.iter().any(|key| key.keys && is_proven(key)) {
+        if update.force || after.iter().any(|key| key.keys && !key.settings_only && is_proven(key)) {
             return Ok(());
         }
         let others: Vec<&str> = after.iter().filter(|key| key.keys).map(|key| &*key.name).collect();

@@ -24,6 +24,10 @@ pub enum Origin {
     Function,
     /// The board's configuration.
     Board,
+    /// An order for a group.
+    Group(Box<str>),
+    /// An order for the board.
+    Node,
 }
 
 /// A value that is laid over.
@@ -45,7 +49,8 @@ pub struct Layer {
 }
 
 /// A filter in the order in which its values apply: those with wildcards first, exact topics last.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct TopicText {
     is_exact: bool,
     text: String,
@@ -109,6 +114,20 @@ impl TopicText {
     }
 }
 
+impl TryFrom<String> for TopicText {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        TopicFilter::parse(&text).map(|filter| Self::new(&filter)).map_err(|error| error.to_string())
+    }
+}
+
+impl From<TopicText> for String {
+    fn from(topic: TopicText) -> Self {
+        topic.text
+    }
+}
+
 impl Layer {
     pub fn is_empty(&self) -> bool {
         self.all.is_empty() && self.topics.values().all(BTreeMap::is_empty)
@@ -144,6 +163,11 @@ impl Overlay {
 
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+
+    /// The layers of other origins.
+    pub fn without(self, origin: &Origin) -> Vec<(Origin, Layer)> {
+        self.0.into_iter().filter(|(other, _)| other != origin).collect()
     }
 
     /// The settings of a version. What it does not take is left out.
@@ -232,20 +256,24 @@ impl fmt::Debug for Settings {
 
 impl Origin {
     /// The word in reports.
-    pub fn as_str(&self) -> &'static str {
+    pub fn word(&self) -> String {
         match self {
-            Self::Function => "function",
-            Self::Board => "board",
+            Self::Function => "function".into(),
+            Self::Board => "board".into(),
+            Self::Group(group) => format!("group {group}"),
+            Self::Node => "node".into(),
         }
     }
 }
 
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Function => "function.toml",
-            Self::Board => "the board's file",
-        })
+        match self {
+            Self::Function => f.write_str("function.toml"),
+            Self::Board => f.write_str("the board's file"),
+            Self::Group(group) => write!(f, "the order for group {group}"),
+            Self::Node => f.write_str("the order for this board"),
+        }
     }
 }
 

@@ -109,7 +109,7 @@ pub(super) fn as_json(config: &Config, manifest: &Manifest) -> Value {
     let resolved = resolve(config, manifest);
     let entry = |name: &String, setting: &Setting, topic: Option<&str>| {
         let value = (!setting.is_secret).then_some(&*setting.text);
-        json!({ "name": name, "topic": topic, "value": value, "from": setting.origin.as_str() })
+        json!({ "name": name, "topic": topic, "value": value, "from": setting.origin.word() })
     };
     let all = resolved.all.iter().map(|(name, setting)| entry(name, setting, None));
     let of_topics = resolved.topics.iter().flat_map(|(filter, settings)| {

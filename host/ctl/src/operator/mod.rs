@@ -4,6 +4,7 @@ pub mod keygen;
 pub mod new;
 pub mod order;
 pub mod push;
+pub mod settings;
 pub mod status;
 pub mod trust;
 pub mod withdraw;

@@ -43,6 +43,30 @@ impl Session {
         timeout: Duration,
         grace: Duration,
     ) -> anyhow::Result<Self> {
+        Self::open_on(broker, Topics::deploy, target, function, now, timeout, grace).await
+    }
+
+    /// The same for orders of settings.
+    pub(crate) async fn open_settings(
+        broker: &BrokerArgs,
+        target: Target,
+        function: Arc<str>,
+        now: Now,
+        timeout: Duration,
+        grace: Duration,
+    ) -> anyhow::Result<Self> {
+        Self::open_on(broker, Topics::settings, target, function, now, timeout, grace).await
+    }
+
+    async fn open_on(
+        broker: &BrokerArgs,
+        order_topic: fn(&Topics, &Target, &str) -> String,
+        target: Target,
+        function: Arc<str>,
+        now: Now,
+        timeout: Duration,
+        grace: Duration,
+    ) -> anyhow::Result<Self> {
         let topics = Topics::new(&broker.base());
         let client = broker.connect().await?;
         let known = KnownBoards::open(&format!("{}/{}", client.url(), broker.base()));
@@ -63,7 +87,7 @@ impl Session {
         };
         // The status of all boards: a name that is not among them may be mistyped.
         let topics = &session.topics;
-        let order = topics.deploy(&session.target, &session.function);
+        let order = order_topic(topics, &session.target, &session.function);
         let filters = [topics.statuses(None), topics.report(node.unwrap_or("+"), &session.function), order.clone()];
         let (boards, retained_order) = (&mut session.boards, &mut session.retained_order);
         let on_message = |topic: &str, payload: &Bytes| {

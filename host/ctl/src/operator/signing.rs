@@ -109,6 +109,7 @@ impl Signer {
             topics: Vec::new(),
             keys: true,
             native_code: true,
+            settings_only: false,
         };
         let keys = Keys::new([key]);
         let envelope = SignedEnvelope::parse(envelope).ok()?;

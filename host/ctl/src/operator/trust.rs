@@ -34,6 +34,9 @@ pub struct TrustArgs {
     /// Let the new keys send native code, which boards cannot verify
     #[arg(long, requires = "add")]
     native_code: bool,
+    /// Let the new keys change settings and nothing else
+    #[arg(long, requires = "add", conflicts_with_all = ["keys", "native_code"])]
+    settings_only: bool,
     /// Apply the change although it may leave the boards without a key that can change the trusted keys
     #[arg(long)]
     force: bool,
@@ -57,6 +60,7 @@ fn trusted(args: &TrustArgs, path: &Path) -> anyhow::Result<TrustedKey> {
         topics: args.topics.clone(),
         keys: args.keys,
         native_code: args.native_code,
+        settings_only: args.settings_only,
     })
 }
 

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! functions/<name>.record     state of a function (see `record`)
+//! settings/<name>.record      accepted orders of settings
 //! keys.record                 changes of the trusted keys
 //! staging/<name>.<digest>     chunks of a module; any of them may be missing or wrong
 //! modules/<digest>.wasm       whole modules
@@ -26,6 +27,8 @@ use sedge_core::message::Digest;
 use sedge_sandbox::cache::private;
 
 pub(crate) const FUNCTIONS: &str = "functions";
+/// Accepted orders of settings.
+pub(crate) const SETTINGS: &str = "settings";
 pub(crate) const STAGING: &str = "staging";
 pub(crate) const MODULES: &str = "modules";
 
@@ -43,7 +46,7 @@ pub(crate) struct Disk {
 
 impl Disk {
     pub(crate) fn open(root: PathBuf) -> io::Result<Self> {
-        for folder in [FUNCTIONS, STAGING, MODULES] {
+        for folder in [FUNCTIONS, SETTINGS, STAGING, MODULES] {
             fs::create_dir_all(root.join(folder))?;
         }
         sync_folder(&root)?;
@@ -55,7 +58,7 @@ impl Disk {
             #[cfg(test)]
             faults: Faults::default(),
         };
-        for folder in ["", FUNCTIONS] {
+        for folder in ["", FUNCTIONS, SETTINGS] {
             for name in disk.list(folder)?.iter().filter(|name| name.ends_with(UNFINISHED)) {
                 disk.remove_path(&disk.root.join(folder).join(name))?;
             }
@@ -71,9 +74,9 @@ impl Disk {
         self.path(file).is_file()
     }
 
-    /// Names of the functions with a record, sorted.
-    pub(crate) fn recorded(&self) -> io::Result<Vec<Arc<str>>> {
-        let files = self.list(FUNCTIONS)?;
+    /// Names of the functions with a record in this folder, sorted.
+    pub(crate) fn recorded(&self, folder: &str) -> io::Result<Vec<Arc<str>>> {
+        let files = self.list(folder)?;
         let names = files.iter().filter_map(|file| file.strip_suffix(SUFFIX)).filter(|name| manifest::is_name(name));
         Ok(names.map(Arc::from).collect())
     }
@@ -199,6 +202,7 @@ fn place(file: &StoredFile) -> (&'static str, String) {
     match file {
         StoredFile::Keys => ("", KEYS.into()),
         StoredFile::Record(function) => (FUNCTIONS, format!("{function}{SUFFIX}")),
+        StoredFile::Settings(function) => (SETTINGS, format!("{function}{SUFFIX}")),
         StoredFile::Staging(function, digest) => (STAGING, staging_name(function, digest)),
         StoredFile::Module(digest) => (MODULES, module_name(digest)),
     }

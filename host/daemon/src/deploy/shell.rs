@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use flume::{Receiver, Sender};
 
-use super::disk::Disk;
+use super::disk::{Disk, FUNCTIONS, SETTINGS};
 use sedge_core::deploy::deployer::{Deployer, DeployerConfig};
 use sedge_core::deploy::interface::{Action, Boot, CompilerError, DiskAnswer, DiskRequest, Request, Start, StoredFile};
 use sedge_core::deploy::stats::DeployStats;
@@ -158,16 +158,20 @@ fn read(disk: &Disk, config: &DeployerConfig, folders: Vec<(PathBuf, Manifest)>)
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
         Err(error) => return Err(error),
     };
-    let record = |function: Arc<str>| {
-        let bytes = disk.read(&StoredFile::Record(Arc::clone(&function)));
+    let record = |function: Arc<str>, file: fn(Arc<str>) -> StoredFile| {
+        let bytes = disk.read(&file(Arc::clone(&function)));
         let log = |error: &io::Error| tracing::error!(function = &*function, %error, "failed to read a record");
         let bytes = bytes.inspect_err(log).ok();
         (function, bytes)
     };
-    let records = disk.recorded()?.into_iter().map(record).collect();
+    let records = |folder, file| -> io::Result<Vec<_>> {
+        Ok(disk.recorded(folder)?.into_iter().map(|function| record(function, file)).collect())
+    };
+    let settings = records(SETTINGS, StoredFile::Settings)?;
+    let records = records(FUNCTIONS, StoredFile::Record)?;
     let takes_code = config.functions.native_code;
     let inspect = |(dir, manifest): (PathBuf, _)| folder::inspect(&dir, manifest, config.host, takes_code);
-    Ok(Boot { keys, records, folders: folders.into_iter().map(inspect).collect() })
+    Ok(Boot { keys, records, settings, folders: folders.into_iter().map(inspect).collect() })
 }
 
 /// Carries out an operation on files.

@@ -43,7 +43,8 @@ impl Orders {
         let topics = Topics::new(&config.node.base_topic);
         let node = Target::Node(config.node.name.as_str().into());
         let groups = config.node.groups.iter().map(|group| Target::Group(group.as_str().into()));
-        let filters = std::iter::once(node).chain(groups).map(|target| topics.deploys(&target)).collect();
+        let targets = std::iter::once(node).chain(groups);
+        let filters = targets.flat_map(|target| [topics.deploys(&target), topics.all_settings(&target)]).collect();
         let held = held.map(|bytes| String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect());
         Self {
             handle,
@@ -69,7 +70,8 @@ impl Orders {
             return false;
         }
         let Ok(topic) = str::from_utf8(&delivery.topic) else { return false };
-        if !matches!(self.topics.parse(topic), Some(Topic::Deploy { .. } | Topic::Blob { .. })) {
+        if !matches!(self.topics.parse(topic), Some(Topic::Deploy { .. } | Topic::Settings { .. } | Topic::Blob { .. }))
+        {
             return false;
         }
         // A copy: the payload is a slice of a whole read buffer.

@@ -117,6 +117,7 @@ async fn run(broker: &Mosquitto, nodes: usize, function: &Path, key: &Path) -> i
         topics: Vec::new(),
         keys: false,
         native_code: false,
+        settings_only: false,
     };
     let fleet = Rc::new(Fleet {
         port: broker.port,

@@ -98,6 +98,7 @@ pub(crate) fn trusted(name: &str, key: &SigningKey) -> TrustedKey {
         topics: vec![],
         keys: false,
         native_code: false,
+        settings_only: false,
     }
 }
 

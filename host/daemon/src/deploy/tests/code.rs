@@ -219,6 +219,7 @@ fn signers_grant_only_permissions_that_they_have() {
         topics: vec![],
         keys: false,
         native_code: true,
+        settings_only: false,
     };
     let update = |serial| {
         let update = KeyUpdate { trust: vec![trusted.clone()], revoke: vec![], force: false };
