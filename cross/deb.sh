@@ -42,6 +42,13 @@ esac
 # The path that host/sedge/Cargo.toml names, for every target.
 install -D --mode 755 "$program" host/sedge/debian/program/sedge
 
+# A board without a compiler runs scripts by the engine's native code, which the package brings.
+rm -rf host/sedge/debian/engine
+mkdir -p host/sedge/debian/engine
+if [ "$build" = runtime ]; then
+    (cd host/sedge/debian/engine && cargo run --quiet --package sedge -- compile --script-engine --target "${target:-$(uname -m)}" >&2)
+fi
+
 rm -rf host/sedge/debian/pages
 cross/sbom.py "${target:-$(rustc -vV | sed -n 's/^host: //p')}" "$build" >host/sedge/debian/sbom.cdx.json
 cargo run --quiet --package sedge "${features[@]}" --example pages -- host/sedge/debian/pages >&2

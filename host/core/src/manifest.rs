@@ -162,7 +162,17 @@ impl Default for Limits {
     }
 }
 
+/// Whether a file of a function's folder is a script.
+pub fn is_script_file(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "js" || extension == "mjs")
+}
+
 impl Manifest {
+    /// Whether it names a script as its component. That of a push does: its folder is not at hand.
+    pub fn names_script(&self) -> bool {
+        self.component.as_ref().is_some_and(|file| is_script_file(Path::new(file)))
+    }
+
     /// Whether the function gets messages of this topic from the broker.
     pub fn hears(&self, topic: &str) -> bool {
         is_heard(topic, &self.subscribe, &self.except)

@@ -52,7 +52,8 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     if functions.is_empty() && keys.is_empty() && !has_errors {
         warn("functions.paths", "no function, so nothing would run", "list the folders of functions");
     }
-    if !Compiler::capabilities().has_compiler && !keys.is_empty() && !keys.values().any(|key| key.native_code) {
+    let host = Compiler::capabilities();
+    if !host.has_compiler && !host.runs_scripts && !keys.is_empty() && !keys.values().any(|key| key.native_code) {
         let what = "this build has no compiler, and no key may send native code: nothing pushed can run";
         warn("deploy.keys", what, "set native_code = true for a key whose owner may run anything in a worker");
     }

@@ -27,7 +27,7 @@ use sedge_sandbox::shape::{self, MAX_WASM_BYTES};
 #[derive(Debug, Args)]
 pub struct CompileArgs {
     /// Folder with function.toml and the component
-    #[arg(required_unless_present = "class")]
+    #[arg(required_unless_present_any = ["class", "script_engine"])]
     dir: Option<PathBuf>,
     /// Targets: aarch64, x86_64, or pulley32 for 32-bit ARM (armv7, armv6); separated by commas
     #[arg(long = "target", value_name = "TARGET", value_delimiter = ',', required_unless_present = "class")]
@@ -40,8 +40,8 @@ pub struct CompileArgs {
     json: bool,
     #[arg(long, hide = true, value_parser = class, conflicts_with_all = ["dir", "output", "json"])]
     class: Option<Class>,
-    /// Compile the engine for scripts, which is part of this program, and not what comes in
-    #[arg(long, hide = true, requires = "class", conflicts_with = "targets")]
+    /// Compile the engine for scripts, for the package of a board without a compiler
+    #[arg(long, hide = true, conflicts_with = "dir")]
     script_engine: bool,
     #[arg(long, hide = true, default_value_t = COMPILE_CPU_SECS)]
     cpu_secs: u64,
@@ -56,6 +56,7 @@ pub fn run(args: &CompileArgs) -> anyhow::Result<()> {
     match (args.class, &args.dir) {
         (Some(class), _) => from_input(class, args.targets.first().copied(), args.script_engine, args.cpu_secs),
         (None, Some(dir)) => folder(args, dir),
+        (None, None) if args.script_engine => packaged_engine(args),
         (None, None) => anyhow::bail!("name the folder of a function"),
     }
 }
@@ -74,10 +75,23 @@ fn from_input(class: Class, target: Option<Isa>, script_engine: bool, cpu_secs: 
     }
     let code = match target {
         None if script_engine => compile::script_engine(class)?,
+        Some(target) if script_engine => compile::script_engine_for(class, target)?,
         None => compile::component(&wasm, class)?,
         Some(target) => compile::component_for(&wasm, class, target)?,
     };
     std::io::stdout().lock().write_all(&code).context("failed to write the compiled code")
+}
+
+/// Writes the engine for scripts as the package of a board brings it.
+fn packaged_engine(args: &CompileArgs) -> anyhow::Result<()> {
+    let [target] = &args.targets[..] else {
+        anyhow::bail!("name one --target: the package of a board has the code for it alone")
+    };
+    let path = args.output.clone().unwrap_or_else(|| format!("script-engine.{target}.code").into());
+    let bytes = Compiler.script_engine_for(*target).context("the engine for scripts")?.to_bytes();
+    super::write_atomically(&path, &bytes)?;
+    say!("{:<10} {} ({} bytes)", target.as_str(), path.display(), bytes.len());
+    Ok(())
 }
 
 fn folder(args: &CompileArgs, dir: &Path) -> anyhow::Result<()> {

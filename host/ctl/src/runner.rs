@@ -11,6 +11,7 @@ use sedge_core::message::{LogLine, Message, Output, Publication, Verdict};
 use sedge_core::permits::Permits;
 use sedge_core::text::is_unprintable;
 use sedge_sandbox::compiler::Compiler;
+use sedge_sandbox::script::archive;
 use sedge_sandbox::{Function, Run, Sandbox, ScopeState, folder};
 use serde_json::{Value, json};
 
@@ -26,7 +27,8 @@ pub(crate) struct Runner {
 
 /// Compiles the function of a folder. `takes_code`: takes the native code that `sedge compile` wrote.
 pub(crate) fn install(dir: &Path, manifest: Manifest, takes_code: bool) -> anyhow::Result<Installed> {
-    Ok(match takes_code || !Compiler::capabilities().has_compiler {
+    let is_script = archive::is_source(&folder::component_path(dir, &manifest));
+    Ok(match takes_code || !Compiler::capabilities().has_compiler && !is_script {
         true => folder::install_code(dir, manifest)?,
         false => folder::install(dir, manifest, &Compiler, false)?,
     })

@@ -8,6 +8,7 @@
 use std::ffi::c_void;
 use std::io;
 use std::ptr::{self, NonNull};
+use std::slice;
 
 use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
 use wasmtime::component::Component;
@@ -54,9 +55,19 @@ impl Image {
         Ok(Self { at, len: code.len() })
     }
 
+    pub fn bytes(&self) -> &[u8] {
+        // SAFETY: so many bytes are mapped and readable for as long as the image lives, and nothing writes to them.
+        unsafe { slice::from_raw_parts(self.at.as_ptr().cast(), self.len) }
+    }
+
     /// Loads the code without a copy. The image must be dropped after the code.
     pub fn load(&self, engine: &Engine) -> Result<Code> {
-        let bytes = NonNull::slice_from_raw_parts(self.at.cast(), self.len);
+        self.load_first(engine, self.len)
+    }
+
+    /// Loads code that is followed by something else.
+    pub(crate) fn load_first(&self, engine: &Engine, len: usize) -> Result<Code> {
+        let bytes = NonNull::slice_from_raw_parts(self.at.cast(), len.min(self.len));
         // SAFETY: the code is authentic, as the module's documentation says, and since it was sealed it can neither change
         // nor shrink. `Function` keeps the image for longer than the code.
         Ok(unsafe {

@@ -11,7 +11,7 @@ use super::shape::{self, ShapeError};
 use crate::code::Code;
 use crate::componentize::{self, ComponentError};
 use crate::function::Body;
-use crate::script::ScriptEngine;
+use crate::script::{self, EngineData, ScriptEngine};
 use crate::wasi;
 use sedge_core::grants::Grants;
 use sedge_core::isa::{Class, Isa};
@@ -57,11 +57,21 @@ pub fn check_interface(wasm: &[u8]) -> Result<(), CompileError> {
 /// Compiles the engine for scripts, and checks that it can be loaded.
 pub fn script_engine(class: Class) -> Result<Vec<u8>, CompileError> {
     let compiler = engine::for_compiling(class, None)?;
-    let code = compiler.precompile_module(&crate::script::engine::without_data()).map_err(CompileError::Compile)?;
+    let code = compiler.precompile_module(&script::engine::without_data()).map_err(CompileError::Compile)?;
     let engine = engine::for_scripts(class, CodeMemory::Sealed)?;
     let loaded = Code::copy(&engine, &code).map_err(SandboxError::Load)?;
-    ScriptEngine::new(engine, &loaded, None)?;
-    Ok(code)
+    ScriptEngine::new(engine, EngineData::Copied(Box::default()), loaded)?;
+    Ok(script::engine::with_data(code))
+}
+
+/// Compiles the engine for scripts for another architecture.
+pub fn script_engine_for(class: Class, target: Isa) -> Result<Vec<u8>, CompileError> {
+    if !crate::targets::COMPILED.contains(&target) {
+        return Err(CompileError::Isa { target });
+    }
+    let compiler = engine::for_compiling(class, Some(target))?;
+    let code = compiler.precompile_module(&script::engine::without_data()).map_err(CompileError::Compile)?;
+    Ok(script::engine::with_data(code))
 }
 
 /// Compiles as [`component`] does, for the baseline of another architecture. Foreign code cannot be loaded here, so the checks

@@ -12,7 +12,7 @@ use rustix::process::Signal;
 
 use super::cache::Cache;
 use super::codes::ScriptEngines;
-use super::script::{self, archive};
+use super::script::{self, archive, packaged};
 use crate::program;
 use sedge_core::deploy::code::Capabilities;
 #[cfg(feature = "compiler")]
@@ -41,7 +41,8 @@ fn compiler() -> Option<PathBuf> {
 impl Compiler {
     /// What this host can run.
     pub fn capabilities() -> Capabilities {
-        Capabilities { has_compiler: compiler().is_some(), target: Isa::HOST }
+        let runs_scripts = cfg!(feature = "compiler") || packaged::is_there();
+        Capabilities { has_compiler: compiler().is_some(), runs_scripts, target: Isa::HOST }
     }
 
     /// Compiles for a board without a compiler.
@@ -70,20 +71,27 @@ impl Compiler {
         self.run(wasm, ["--class", class.as_str()].into_iter().chain(secs).chain(target))
     }
 
-    /// Compiles the engine for scripts of this class.
+    /// Compiles the engine for scripts of this class, or reads what the package brought.
     pub fn script_engine(&self, class: Class) -> Result<Bytes, CompilerError> {
         if !cfg!(feature = "compiler") {
-            let what = format!(
-                "this build of sedge runs no scripts: install a full build of sedge {}",
-                env!("CARGO_PKG_VERSION")
-            );
-            return Err(CompilerError::Refused(what));
+            return packaged::load(class).map_err(|error| CompilerError::Refused(error.to_string()));
         }
         self.run(&[], ["--class", class.as_str(), "--script-engine"])
     }
 
+    /// Compiles the engine for the packages of boards without a compiler.
+    #[cfg(feature = "compiler")]
+    pub fn script_engine_for(&self, target: Isa) -> Result<Code, CompilerError> {
+        let class = Class::Small;
+        let bytes = self.run(&[], ["--class", class.as_str(), "--script-engine", "--target", target.as_str()])?;
+        Ok(Code::new(target, class, *script::DIGEST, bytes))
+    }
+
     /// The engine for scripts of this class, from the cache of the user who runs this program, or compiled now.
     pub fn cached_script_engine(&self, class: Class) -> Result<Bytes, CompilerError> {
+        if !cfg!(feature = "compiler") {
+            return self.script_engine(class);
+        }
         let folder = |name, below: &str| std::env::var_os(name).map(|folder| PathBuf::from(folder).join(below));
         let folder = folder("XDG_CACHE_HOME", "sedge").or_else(|| folder("HOME", ".cache/sedge"));
         // Without a folder of its own a user waits some seconds each time.
@@ -168,6 +176,7 @@ impl CachingCompiler {
         if !self.engines.has(class) {
             let code = match self.cache.load(&script::DIGEST, class) {
                 Some(code) => code,
+                None if !cfg!(feature = "compiler") => self.compiler.script_engine(class)?,
                 None => self.store(&script::DIGEST, class, self.compiler.script_engine(class)?),
             };
             self.engines.add(class, code);

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::compiler::Compiler;
-use super::script::archive;
+use super::script::{archive, packaged};
 use super::{Function, Sandbox, SandboxError};
 use sedge_core::deploy::code::{Capabilities, CodeError};
 use sedge_core::deploy::interface::{CompilerError, FolderFunction, Installed};
@@ -87,8 +87,11 @@ pub fn install(
         return install_code(dir, manifest);
     }
     let function = Arc::clone(&manifest.name);
-    if !host.has_compiler {
-        let what = no_compiler(dir, &function, host, takes_code);
+    if !host.takes_module(archive::is_source(&path)) {
+        let what = match packaged::load(Class::Small) {
+            Err(error) if archive::is_source(&path) => error.to_string(),
+            _ => no_compiler(dir, &function, host, takes_code),
+        };
         return Err(InstallError::NoCompiler { function, what });
     }
     let wasm = match read(&path) {
@@ -164,7 +167,7 @@ mod tests {
     #[test]
     fn code_is_taken_only_where_it_is_allowed_and_needed() {
         let dir = tempfile::tempdir().unwrap();
-        let full = Capabilities { has_compiler: true, target: Some(TARGET) };
+        let full = Capabilities { has_compiler: true, runs_scripts: true, target: Some(TARGET) };
         let small = Capabilities { has_compiler: false, ..full };
         let check = |host, takes_code, expected: &str| {
             let source = find(dir.path(), &manifest(), host, takes_code);
@@ -188,7 +191,7 @@ mod tests {
     fn code_of_another_component_or_for_another_engine_is_refused_with_the_reason() {
         let dir = tempfile::tempdir().unwrap();
         let path = code_path(dir.path(), "warm", TARGET);
-        let host = Capabilities { has_compiler: false, target: Some(TARGET) };
+        let host = Capabilities { has_compiler: false, runs_scripts: false, target: Some(TARGET) };
         let read = |host| read_code(&path, &manifest(), host).map(|(_, code)| code).map_err(|error| error.to_string());
         assert!(read(host).unwrap_err().contains("failed to read"));
         let wasm = sedge_core::deploy::digest(b"wasm");

@@ -75,7 +75,7 @@ use sedge_core::grants::{Grants, NotGranted};
 use sedge_core::isa::Class;
 
 pub use run::Run;
-use script::{ScriptEngine, ScriptError, archive};
+use script::{EngineData, ScriptEngine, ScriptError, archive};
 use sealed::IS_NATIVE;
 use sedge_core::code::SealedCode;
 use sedge_core::limits::Limits;
@@ -102,6 +102,8 @@ pub enum SandboxError {
     Script(#[from] ScriptError),
     #[error("the engine for scripts is not there; the reason was reported when it was compiled")]
     NoScriptEngine,
+    #[error("the compiled engine for scripts is damaged: its data does not end where it says")]
+    DamagedScriptEngine,
 }
 
 impl SandboxError {
@@ -193,9 +195,11 @@ impl Sandbox {
         if IS_NATIVE && self.code_memory == CodeMemory::Sealed {
             return self.add_sealed_script_engine(class, &sealed::seal(code).map_err(SandboxError::Map)?);
         }
+        let (code_bytes, data) = script::engine::split(code).ok_or(SandboxError::DamagedScriptEngine)?;
         let engine = engine::for_scripts(class, self.code_memory)?;
-        let code = Code::copy(&engine, code).map_err(SandboxError::Load)?;
-        self.scripts.insert(class, Arc::new(ScriptEngine::new(engine, &code, None)?));
+        let loaded = Code::copy(&engine, &code[..code_bytes]).map_err(SandboxError::Load)?;
+        let data = EngineData::Copied(code[data].into());
+        self.scripts.insert(class, Arc::new(ScriptEngine::new(engine, data, loaded)?));
         Ok(())
     }
 
@@ -203,9 +207,11 @@ impl Sandbox {
     pub fn add_sealed_script_engine(&mut self, class: Class, code: &SealedCode) -> Result<(), SandboxError> {
         // Declared before the code and so dropped after it, also when the rest fails.
         let image = Image::map(code).map_err(SandboxError::Map)?;
+        let (code_bytes, data) = script::engine::split(image.bytes()).ok_or(SandboxError::DamagedScriptEngine)?;
         let engine = engine::for_scripts(class, self.code_memory)?;
-        let code = image.load(&engine).map_err(SandboxError::Load)?;
-        self.scripts.insert(class, Arc::new(ScriptEngine::new(engine, &code, Some(image))?));
+        let code = image.load_first(&engine, code_bytes).map_err(SandboxError::Load)?;
+        let data = EngineData::Mapped(image, data);
+        self.scripts.insert(class, Arc::new(ScriptEngine::new(engine, data, code)?));
         Ok(())
     }
 

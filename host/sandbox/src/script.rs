@@ -11,9 +11,11 @@
 pub mod archive;
 pub(crate) mod engine;
 mod image;
+pub(crate) mod packaged;
 #[cfg(all(test, feature = "compiler"))]
 mod tests;
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -56,8 +58,24 @@ pub(crate) struct ScriptEngine {
     with_random: ModuleFunction,
     without_random: ModuleFunction,
     load: ModuleExport,
-    /// The code that the modules run. The last field, so that it is dropped after them.
-    _image: Option<code::Image>,
+    /// The data segments, behind the code that the modules run. The last field, so that it is dropped after them.
+    data: EngineData,
+}
+
+/// Where the data segments of the engine are.
+pub(crate) enum EngineData {
+    Copied(Box<[u8]>),
+    /// In a part of the sealed file that has the code as well.
+    Mapped(code::Image, Range<usize>),
+}
+
+impl EngineData {
+    fn section(&self) -> &[u8] {
+        match self {
+            Self::Copied(section) => section,
+            Self::Mapped(image, part) => image.bytes().get(part.clone()).unwrap_or_default(),
+        }
+    }
 }
 
 /// A script ready to run.
@@ -70,8 +88,9 @@ pub struct ScriptFunction {
 }
 
 impl ScriptEngine {
-    pub(crate) fn new(engine: Engine, code: &Code, image: Option<code::Image>) -> Result<Self, SandboxError> {
-        let Code::Module(module) = code else {
+    /// The parameters are in this order so that the code is dropped before the file that it lies in, also when this fails.
+    pub(crate) fn new(engine: Engine, data: EngineData, code: Code) -> Result<Self, SandboxError> {
+        let Code::Module(module) = &code else {
             return Err(SandboxError::World(format_err!("the engine for scripts is not a core module")));
         };
         let load = module.get_export_index(LOAD);
@@ -82,7 +101,7 @@ impl ScriptEngine {
             without_random: connect(&mut Imports::without_random(&engine), module)?,
             load,
             engine,
-            _image: image,
+            data,
         })
     }
 
@@ -139,7 +158,7 @@ impl ScriptEngine {
         let instance = function.instantiate(store)?;
         let guest = function.guest(store, &instance)?;
         let memory = guest.memory;
-        for (at, bytes) in engine::data() {
+        for (at, bytes) in engine::segments(self.data.section()) {
             memory.write(&mut *store, at, bytes)?;
         }
         let load = instance.get_module_export(&mut *store, &self.load).and_then(|export| export.into_func());

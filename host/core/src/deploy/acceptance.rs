@@ -120,8 +120,7 @@ impl<'k> Authentic<'k> {
         if let OrderChange::Install(install) = &order.change {
             let manifest = check_manifest(&order, install, board.ceilings)?;
             signers = filter(signers, |key| key.may_use(&manifest))?;
-            let class = Class::for_memory(manifest.limits.memory_bytes.get());
-            let chosen = chosen.insert(Chosen::of(install, board.host, class)?);
+            let chosen = chosen.insert(Chosen::of(install, board.host, &manifest)?);
             if chosen.is_code {
                 // Required of all signers: a second signature must not lend its permission to the first.
                 send_code.clone()?;
@@ -167,11 +166,11 @@ impl Board<'_> {
 
 impl Chosen {
     /// Prefers the module, which needs no trust, to code.
-    fn of(install: &Install, host: Capabilities, class: Class) -> Result<Self, Refusal> {
-        if let Some(module) = install.module.as_ref().filter(|_| host.has_compiler) {
+    fn of(install: &Install, host: Capabilities, manifest: &Manifest) -> Result<Self, Refusal> {
+        if let Some(module) = install.module.as_ref().filter(|_| host.takes_module(manifest.names_script())) {
             return Ok(Self { module: module.clone(), is_code: false, confined_to: Vec::new() });
         }
-        let abi = host.abi(class);
+        let abi = host.abi(Class::for_memory(manifest.limits.memory_bytes.get()));
         match install.code.iter().find(|code| Some(code.abi()) == abi) {
             Some(code) => Ok(Self { module: code.module.clone(), is_code: true, confined_to: Vec::new() }),
             None => Err(Refusal::new(Reason::NoCode, no_code(install, host, abi.as_ref()))),

@@ -17,7 +17,7 @@ use super::report::DeployState;
 use super::source::{self, FolderError, no_compiler};
 use super::steps::{Step, Wait};
 use crate::isa::Class;
-use crate::manifest::{Manifest, Trial, TrialMode};
+use crate::manifest::{Manifest, Trial, TrialMode, is_script_file};
 use crate::message::Digest;
 
 /// Place of an installed version in the record of its function.
@@ -126,7 +126,9 @@ impl Deployer {
     fn read_active(&mut self, installing: Box<Installing>) {
         let name = &installing.function;
         let request = match &self.functions[name].folder {
-            Some(FolderFile { path, .. }) if !installing.is_code && !self.config.host.has_compiler => {
+            Some(FolderFile { path, .. })
+                if !installing.is_code && !self.config.host.takes_module(is_script_file(path)) =>
+            {
                 let dir = path.parent().unwrap_or(Path::new(""));
                 let why = no_compiler(dir, name, self.config.host, self.config.functions.native_code);
                 return self.active_failed(*installing, Refusal::new(Reason::NoCode, why));
@@ -328,7 +330,7 @@ mod tests {
             node: "pump-3".into(),
             groups: Vec::new(),
             base_topic: "sedge".into(),
-            host: Capabilities { has_compiler: true, target: None },
+            host: Capabilities { has_compiler: true, runs_scripts: true, target: None },
             deploy: config::Deploy::default(),
             functions: config::Functions::default(),
         };

@@ -64,11 +64,18 @@ pub enum CodeError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capabilities {
     pub has_compiler: bool,
+    /// The engine for scripts is there: compiled here, or brought by the package.
+    pub runs_scripts: bool,
     /// `None` for a processor that this program does not know.
     pub target: Option<Isa>,
 }
 
 impl Capabilities {
+    /// Whether it runs a module as it is pushed: a script, or a component that it compiles.
+    pub fn takes_module(self, is_script: bool) -> bool {
+        self.has_compiler || self.runs_scripts && is_script
+    }
+
     /// The code that this host runs.
     pub fn abi(self, class: Class) -> Option<Abi> {
         Some(Abi::of(self.target?, class))
@@ -112,7 +119,7 @@ impl Code {
     }
 
     /// The bytes to load, if they were compiled for `host`.
-    pub(crate) fn fitting(self, host: Option<Abi>) -> Result<Bytes, CodeError> {
+    pub fn fitting(self, host: Option<Abi>) -> Result<Bytes, CodeError> {
         let (host, found) = (host.ok_or(CodeError::NoTarget)?, self.header.abi());
         if found == host { Ok(self.bytes) } else { Err(CodeError::Misfit { found, host }) }
     }

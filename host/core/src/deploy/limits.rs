@@ -22,6 +22,9 @@ pub struct BoardLimits {
     pub max_state_bytes: u64,
     /// Whether it compiles modules.
     pub compiler: bool,
+    /// Whether it runs scripts also without a compiler. Boards of earlier versions do not.
+    #[serde(default)]
+    pub scripts: bool,
     /// Engine whose native code it runs. `None`: it knows no name for its processor.
     pub target: Option<Box<str>>,
     pub wasmtime: u32,
@@ -40,6 +43,7 @@ impl BoardLimits {
             max_output_bytes: output_bytes as u64,
             max_state_bytes: state_bytes as u64,
             compiler: host.has_compiler,
+            scripts: host.runs_scripts,
             target: host.target.map(|target| target.as_str().into()),
             wasmtime: WASMTIME_VERSION,
             settings: SETTINGS_VERSION,
@@ -50,12 +54,14 @@ impl BoardLimits {
     pub fn check(&self, install: &Install) -> Result<(), Refusal> {
         let manifest = Manifest::from_json(&install.manifest.to_json(), self.ceilings().as_ref())
             .map_err(|problems| Refusal::new(Reason::OverLimit, one_line(&problems)))?;
-        self.chosen(install, Class::for_memory(manifest.limits.memory_bytes.get()))?.check(self.max_module_bytes)
+        self.chosen(install, &manifest)?.check(self.max_module_bytes)
     }
 
     /// The module or code of an install that the board would take.
-    fn chosen<'i>(&self, install: &'i Install, class: Class) -> Result<&'i Module, Refusal> {
-        if let Some(module) = install.module.as_ref().filter(|_| self.compiler) {
+    fn chosen<'i>(&self, install: &'i Install, manifest: &Manifest) -> Result<&'i Module, Refusal> {
+        let class = Class::for_memory(manifest.limits.memory_bytes.get());
+        let takes_module = self.compiler || self.scripts && manifest.names_script();
+        if let Some(module) = install.module.as_ref().filter(|_| takes_module) {
             return Ok(module);
         }
         let why = if self.compiler { "the push brings no module" } else { "the board has no compiler" };
@@ -109,13 +115,17 @@ mod tests {
         let module = |bytes: u64| Module { size: bytes, ..Module::of(&vec![1; 2048], 1024) };
         let install =
             |more: &str, bytes| Install { manifest: manifest(more), module: Some(module(bytes)), code: vec![] };
-        let full = limits(Capabilities { has_compiler: true, target: Some(Isa::Aarch64) });
-        let runtime = limits(Capabilities { has_compiler: false, target: Some(Isa::Aarch64) });
+        let full = limits(Capabilities { has_compiler: true, runs_scripts: true, target: Some(Isa::Aarch64) });
+        let runtime = limits(Capabilities { has_compiler: false, runs_scripts: true, target: Some(Isa::Aarch64) });
         let reason = |board: &BoardLimits, install: &Install| board.check(install).err().map(|refusal| refusal.reason);
         assert_eq!(reason(&full, &install("", 2048)), None);
         assert_eq!(reason(&full, &install("", 1 << 40)), Some(Reason::OverLimit));
         assert_eq!(reason(&full, &install("limits.fuel = 9_000_000_000_000_000", 2048)), Some(Reason::OverLimit));
         assert_eq!(reason(&runtime, &install("", 2048)), Some(Reason::NoCode));
+        let script = install("component = \"function.js\"", 2048);
+        assert_eq!(reason(&runtime, &script), None);
+        let without_engine = BoardLimits { scripts: false, ..runtime.clone() };
+        assert_eq!(reason(&without_engine, &script), Some(Reason::NoCode));
         let abi = Abi::of(Isa::Aarch64, Class::for_memory(4 << 20));
         let code = NativeCode::new(abi, module(2048));
         let mut with_code = Install { code: vec![code], ..install("", 2048) };

@@ -38,10 +38,7 @@ pub fn is_script(module: &[u8]) -> bool {
     module.starts_with(MAGIC)
 }
 
-/// Whether a file of a function's folder is the script itself.
-pub fn is_source(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "js" || extension == "mjs")
-}
+pub use sedge_core::manifest::is_script_file as is_source;
 
 /// Packs a script and the files that it names.
 ///

@@ -12,7 +12,7 @@ use super::super::{Function, Run, Sandbox, SandboxError, ScopeState};
 use super::archive;
 use crate::compile;
 use sedge_core::grants::Grants;
-use sedge_core::isa::Class;
+use sedge_core::isa::{Class, Isa};
 use sedge_core::limits::Limits;
 use sedge_core::message::{AlertStatus, FailureCode, Output, Severity, Verdict};
 
@@ -342,6 +342,19 @@ fn scripts_that_cannot_be_loaded_say_why() {
     assert!(error.to_string().contains("the limit is 65536"), "{error}");
     let error = Sandbox::new().load(&pack(&[("function.js", "")]), LIMITS, Grants::default(), Arc::from([])).err();
     assert!(matches!(error, Some(SandboxError::NoScriptEngine)));
+}
+
+/// What `sedge compile --script-engine` writes into the packages of boards without a compiler.
+#[test]
+fn the_engine_compiled_for_a_package_runs_scripts() {
+    let code = compile::script_engine_for(Class::Small, Isa::HOST.unwrap()).unwrap();
+    assert!(code.len() < 3_000_000, "{} bytes", code.len());
+    let mut sandbox = Sandbox::new();
+    sandbox.add_script_engine(Class::Small, &code).unwrap();
+    let files = [("function.js", "export const handle = (m) => forward('x', [m.json.a, 0.1 + 0.2]);")];
+    let function = load_in(&mut sandbox, &files, LIMITS, Grants::default()).unwrap();
+    let run = function.invoke(&message("t", b"{\"a\":5}"), ScopeState::default());
+    assert_eq!(forwarded(&run), "[5,0.30000000000000004]");
 }
 
 #[test]

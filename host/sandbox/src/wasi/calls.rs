@@ -91,6 +91,7 @@ const INERT: [(&str, &str); 27] = [
 ];
 
 /// Functions that work.
+#[cfg(feature = "compiler")]
 const WORKING: [&str; 14] = [
     "args_get",
     "args_sizes_get",

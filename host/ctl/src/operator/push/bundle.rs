@@ -83,7 +83,9 @@ impl Bundle {
         let archive = folder::read(path).with_context(|| path.display().to_string())?;
         let installed = Installed::new(manifest, deploy::digest(&archive), archive.clone());
         folder::load(&installed, installed.settings().into(), &Compiler).with_context(|| path.display().to_string())?;
-        let manifest = Manifest::clone(&installed.manifest);
+        let mut manifest = Manifest::clone(&installed.manifest);
+        // A board without a compiler learns that what comes is a script before it fetches it.
+        manifest.component = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
         Ok(Self { manifest, parts: vec![Part::new(None, archive, chunk_size)] })
     }
 

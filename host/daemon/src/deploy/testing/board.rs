@@ -110,7 +110,7 @@ pub(crate) fn settings(keys: &[(&str, &SigningKey)]) -> DeployerConfig {
         node: NODE.into(),
         groups: vec![GROUP.into()],
         base_topic: "sedge".into(),
-        host: Capabilities { has_compiler: true, target: Some(Isa::Aarch64) },
+        host: Capabilities { has_compiler: true, runs_scripts: true, target: Some(Isa::Aarch64) },
         deploy: config::Deploy { keys: keys.iter().map(entry).collect(), ..config::Deploy::default() },
         functions: config::Functions::default(),
     }

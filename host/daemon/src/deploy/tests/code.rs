@@ -103,6 +103,26 @@ fn a_board_with_a_compiler_takes_the_module_and_only_without_one_the_code() {
 }
 
 #[test]
+fn a_board_without_a_compiler_takes_scripts_where_it_has_their_engine() {
+    let script = |serial: u64| install(&manifest(serial, "component = \"function.js\""), &module(serial));
+    let mut board = board();
+    board.send(&script(1));
+    board.chunks(&module(1));
+    check(&mut board, Some(1), "active", &[]);
+    assert!(!board.report().active.as_ref().unwrap().version.native_code);
+    // A component needs a compiler as before, and so does a script on a board that lacks the engine.
+    board.fetched.clear();
+    board.push(2, &module(2));
+    check(&mut board, Some(1), "rejected no-code", &["has no compiler"]);
+    let mut settings = runtime();
+    settings.host.runs_scripts = false;
+    let mut board = Board::with(settings, Vec::new());
+    board.send(&script(1));
+    check(&mut board, None, "rejected no-code", &["has no compiler"]);
+    assert!(board.fetched.is_empty());
+}
+
+#[test]
 fn code_is_taken_only_from_keys_that_may_send_it() {
     let mut board = Board::with(DeployerConfig { host: runtime().host, ..settings(&[("ops", &key())]) }, Vec::new());
     push(&mut board, 1, &artefact(1, TARGET));
