@@ -11,8 +11,9 @@ use serde_json::Value;
 use serde_json::error::Category;
 use wasmtime::Result;
 
-use crate::host::HostState;
+use crate::host::{Exceeded, HostState};
 use crate::run::shorten;
+use sedge_core::limits::MAX_STATE_WRITES;
 use sedge_core::message::{
     Alert, AlertStatus, Failure, FailureCode, Output, Publication, Reply, Severity, Verdict, Wake,
 };
@@ -151,7 +152,7 @@ fn text_of(value: Value) -> String {
 
 /// Reads the outputs, and writes the state. A line that cannot be read fails the run.
 pub(super) fn read(written: &[u8], host: &mut HostState) -> Result<Verdict> {
-    let mut outputs = Vec::new();
+    let (mut outputs, mut changes) = (Vec::new(), 0);
     for (line, number) in written.split(|byte| *byte == b'\n').zip(1..) {
         let line = line.trim_ascii();
         if line.is_empty() {
@@ -168,6 +169,11 @@ pub(super) fn read(written: &[u8], host: &mut HostState) -> Result<Verdict> {
         match serde_json::from_slice(line).map_err(|error| explain(&error)).and_then(Effect::of) {
             Ok(Effect::Output(output)) => outputs.push(output),
             Ok(Effect::State(key, value)) => {
+                // Each line counts, also for the same key: nothing else bounds the time that they take.
+                changes += 1;
+                if changes > MAX_STATE_WRITES {
+                    return Err(Exceeded::StateChanges.into());
+                }
                 if host.set(&key, value.as_deref().map(str::as_bytes))?.is_err() {
                     return failed(
                         "writes state, and the function has none: set state = \"topic\" or \"function\" in function.toml",

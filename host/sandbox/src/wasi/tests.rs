@@ -358,6 +358,9 @@ fn the_limits_of_all_functions_hold() {
     let run_state = |bytes: usize| function.invoke(&message("t", state(bytes).as_bytes()), ScopeState::default());
     assert_eq!(run_state(97).outcome.writes.len(), 1);
     check_fails(&run_state(98), FailureCode::State, "101 bytes of state, the limit is 100");
+    let one = "{\"kind\":\"state\",\"key\":\"k\",\"value\":1}\n";
+    assert_eq!(lines(&one.repeat(1024)).outcome.writes.len(), 1);
+    check_fails(&lines(&one.repeat(1025)), FailureCode::State, "changed more than 1024 keys of state in one run");
     let grow = "(loop $more (br_if $more (i32.ge_s (memory.grow (i32.const 1)) (i32.const 0))))";
     check_fails(&run(&program("", grow), b""), FailureCode::Memory, "bytes of memory, the limit is 4194304");
     let deep = program("(func $deep (call $deep))", "(call $deep)");
