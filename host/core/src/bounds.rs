@@ -2,7 +2,7 @@
 //! not fill the daemon's memory or the store. A working worker never exceeds them.
 
 use crate::limits::{Limits, MAX_LABELS, MAX_LOG_LINE_BYTES, MAX_LOG_LINES};
-use crate::message::{Alert, LogLine, Outcome, Output, Verdict};
+use crate::message::{Alert, LogLine, Outcome, Output, StateGrowth, Verdict};
 
 /// Above what the sandbox cuts reasons to.
 const MAX_REASON_BYTES: usize = 2048;
@@ -67,6 +67,7 @@ pub(crate) fn check(outcome: &Outcome, log: &[LogLine], limits: &Limits) -> Resu
             false
         }
     };
+    check_growth(outcome)?;
     if !may_write {
         return at_most("changes of state", outcome.writes.len() as u64, 0);
     }
@@ -77,6 +78,17 @@ pub(crate) fn check(outcome: &Outcome, log: &[LogLine], limits: &Limits) -> Resu
     at_most("bytes of removed keys", removed.sum::<usize>() as u64, state_bytes)?;
     let kept = outcome.writes.iter().filter_map(|write| Some(write.key.len() + write.value.as_ref()?.len()));
     at_most("bytes of state", kept.sum::<usize>() as u64, limits.state_bytes as u64)
+}
+
+/// A claim that the writes cannot explain.
+fn check_growth(outcome: &Outcome) -> Result<(), Excess> {
+    let StateGrowth { bytes, keys, scopes } = outcome.growth;
+    let sets = outcome.writes.iter().filter_map(|write| Some(write.key.len() + write.value.as_ref()?.len()));
+    let (count, set): (u64, u64) = sets.fold((0, 0), |(count, sum), bytes| (count + 1, sum + bytes as u64));
+    at_most("bytes by which state grew", bytes.max(0).unsigned_abs(), set)?;
+    at_most("keys by which state grew", keys.max(0).unsigned_abs(), count)?;
+    at_most("keys by which state shrank", keys.min(0).unsigned_abs(), outcome.writes.len() as u64 - count)?;
+    at_most("scopes by which state changed", scopes.unsigned_abs().into(), u64::from(!outcome.writes.is_empty()))
 }
 
 fn at_most(what: &'static str, found: u64, limit: u64) -> Result<(), Excess> {
@@ -94,7 +106,8 @@ mod tests {
         Limits { fuel: 100, timeout_ms: 10, memory_bytes: 65_536, outputs: 2, output_bytes: 20, state_bytes: 10 };
 
     fn done(outputs: Vec<Output>) -> Outcome {
-        Outcome { verdict: Verdict::Done(outputs), writes: Vec::new(), usage: Usage::default() }
+        let growth = StateGrowth::default();
+        Outcome { verdict: Verdict::Done(outputs), writes: Vec::new(), growth, usage: Usage::default() }
     }
 
     fn forward(topic: &str, payload: &'static str) -> Output {
@@ -173,11 +186,29 @@ mod tests {
         let failed = Verdict::Failed(Failure { code: FailureCode::Trap, detail: "x".into() });
         let retry = Verdict::Retry { after_ms: 1, reason: "x".into() };
         for verdict in [failed, retry] {
-            let outcome = Outcome { verdict, writes: vec![write("k", None)], usage: Usage::default() };
+            let outcome = Outcome { verdict, writes: vec![write("k", None)], ..done(Vec::new()) };
             check_excess(&outcome, &[], "answered with 1 changes of state, the limit is 0");
         }
         let outcome = Outcome { writes: vec![write("k", None)], ..done(Vec::new()) };
         assert!(check(&outcome, &[], &Limits { state_bytes: 0, ..LIMITS }).is_err());
+    }
+
+    #[test]
+    fn growth_is_explained_by_the_writes() {
+        let mut outcome = Outcome { writes: vec![write("a", Some("1234")), write("b", None)], ..done(Vec::new()) };
+        outcome.growth = StateGrowth { bytes: 5, keys: 1, scopes: 1 };
+        check(&outcome, &[], &LIMITS).unwrap();
+        outcome.growth = StateGrowth { bytes: -100, keys: -1, scopes: -1 };
+        check(&outcome, &[], &LIMITS).unwrap();
+        outcome.growth = StateGrowth { bytes: 6, ..StateGrowth::default() };
+        check_excess(&outcome, &[], "answered with 6 bytes by which state grew, the limit is 5");
+        outcome.growth = StateGrowth { keys: 2, ..StateGrowth::default() };
+        check_excess(&outcome, &[], "answered with 2 keys by which state grew, the limit is 1");
+        outcome.growth = StateGrowth { keys: -2, ..StateGrowth::default() };
+        check_excess(&outcome, &[], "answered with 2 keys by which state shrank, the limit is 1");
+        outcome.writes.clear();
+        outcome.growth = StateGrowth { scopes: -1, ..StateGrowth::default() };
+        check_excess(&outcome, &[], "answered with 1 scopes by which state changed, the limit is 0");
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::config::problem::{Invalid, Problems};
 use crate::config::reader::{Read, Reader, Section, choice, parsed, refuse, wrong_kind};
 use crate::permits;
 use crate::settings::declaration::{self, Declaration};
+use crate::store::scope_bytes;
 use crate::topic::{TopicFilter, is_heard};
 
 pub const FILE_NAME: &str = "function.toml";
@@ -39,6 +40,9 @@ pub struct Manifest {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub except: Vec<TopicFilter>,
     pub state: StateScope,
+    /// What happens to a write for which there is no room.
+    #[serde(skip_serializing_if = "StateFull::is_default")]
+    pub state_full: StateFull,
     /// Calls the function with a tick on `$timer/<name>`.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_duration")]
     pub every: Option<Duration>,
@@ -84,6 +88,24 @@ pub enum StateScope {
     Function,
 }
 
+/// What happens to a write that would exceed a bound of all state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StateFull {
+    /// The run fails (`state-full`).
+    #[default]
+    Fail,
+    /// The least recently used scopes of the function are deleted.
+    ForgetOldest,
+}
+
+impl StateFull {
+    #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
 /// Permissions beyond returning outputs. Nothing is allowed unless listed.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash, Serialize)]
 pub struct Allow {
@@ -110,6 +132,9 @@ pub struct Limits {
     pub output_bytes: usize,
     /// Total size of all keys and values of one scope.
     pub state_bytes: usize,
+    /// All state of the function, as [`crate::store::scope_bytes`] counts. `None`: only bounded together with that of others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_total_bytes: Option<NonZeroU64>,
 }
 
 /// The trial of a new version before it replaces the active one.
@@ -158,6 +183,7 @@ impl Default for Limits {
             outputs: 64,
             output_bytes: 65_536,
             state_bytes: 65_536,
+            state_total_bytes: None,
         }
     }
 }
@@ -202,6 +228,7 @@ impl Manifest {
             subscribe: Vec::new(),
             except: Vec::new(),
             state: StateScope::None,
+            state_full: StateFull::Fail,
             every: None,
             component: None,
             allow: Allow::default(),
@@ -225,6 +252,7 @@ fn read(section: &mut Section<'_, '_>, manifest: &mut Manifest, ceilings: Option
     section.value("subscribe", &mut manifest.subscribe);
     section.value("except", &mut manifest.except);
     section.value("state", &mut manifest.state);
+    section.value("state_full", &mut manifest.state_full);
     section.optional("every", &mut manifest.every);
     if section.optional("component", &mut manifest.component) {
         let component = manifest.component.as_deref().unwrap_or_default();
@@ -259,7 +287,11 @@ fn read(section: &mut Section<'_, '_>, manifest: &mut Manifest, ceilings: Option
         allow.value("random", &mut manifest.allow.random);
         check_loops(allow, &manifest.subscribe, &manifest.except, &manifest.allow.publish);
     });
-    section.section("limits", |limits| read_limits(limits, &mut manifest.limits, ceilings));
+    section.section("limits", |limits| {
+        read_limits(limits, &mut manifest.limits, ceilings);
+        check_total(limits, &manifest.limits, manifest.state);
+    });
+    check_state_full(section, manifest);
     section.section("trial", |trial| read_trial(trial, &mut manifest.trial));
     section.section("build", |build| {
         build.value("stack_bytes", &mut manifest.build.stack_bytes);
@@ -317,6 +349,7 @@ fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits, ceilings: Opt
     section.value("outputs", &mut limits.outputs);
     section.value("output_bytes", &mut limits.output_bytes);
     section.value("state_bytes", &mut limits.state_bytes);
+    section.optional("state_total_bytes", &mut limits.state_total_bytes);
     if limits.memory_bytes.get() < WASM_PAGE_BYTES {
         let invalid = Invalid::new(format!("{} is less than one page of WebAssembly memory", limits.memory_bytes));
         section.error("memory_bytes", invalid.hint(format!("use at least {WASM_PAGE_BYTES}")));
@@ -336,6 +369,34 @@ fn read_limits(section: &mut Section<'_, '_>, limits: &mut Limits, ceilings: Opt
             section.error(key, invalid.hint("lower it here, or raise that in the configuration"));
         }
     }
+}
+
+/// The state of one scope must fit into that of all.
+fn check_total(section: &mut Section<'_, '_>, limits: &Limits, scope: StateScope) {
+    let Some(total) = limits.state_total_bytes else { return };
+    let one = scope_bytes(None, 1, limits.state_bytes as u64);
+    if scope == StateScope::None {
+        let invalid = Invalid::new("the function has no state");
+        section.error("state_total_bytes", invalid.hint("set state = \"topic\" or \"function\", or remove it"));
+    } else if total.get() < one {
+        let invalid = Invalid::new(format!(
+            "{total} is less than one scope may count: {one}, for limits.state_bytes ({}) and what a scope takes beside",
+            limits.state_bytes
+        ));
+        section.error("state_total_bytes", invalid.hint(format!("use at least {one}, or lower state_bytes")));
+    }
+}
+
+fn check_state_full(section: &mut Section<'_, '_>, manifest: &Manifest) {
+    if manifest.state_full != StateFull::ForgetOldest {
+        return;
+    }
+    let what = match manifest.state {
+        StateScope::Topic => return,
+        StateScope::None => "the function has no state that could be forgotten",
+        StateScope::Function => "all topics share one state, which is never forgotten",
+    };
+    section.error("state_full", Invalid::new(what).hint("set state = \"topic\", or remove it"));
 }
 
 fn read_trial(section: &mut Section<'_, '_>, trial: &mut Trial) {
@@ -459,6 +520,12 @@ impl Read for TopicFilter {
 impl Read for TrialMode {
     fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
         choice(item, key, &[("live", Self::Live), ("shadow", Self::Shadow)], problems)
+    }
+}
+
+impl Read for StateFull {
+    fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
+        choice(item, key, &[("fail", Self::Fail), ("forget-oldest", Self::ForgetOldest)], problems)
     }
 }
 

@@ -239,7 +239,17 @@ pub struct Outcome {
     pub verdict: Verdict,
     /// State to store together with the outputs. Empty unless the verdict is `Done`.
     pub writes: Vec<StateWrite>,
+    /// By how much the writes change the size of the scope.
+    pub growth: StateGrowth,
     pub usage: Usage,
+}
+
+impl Outcome {
+    /// An outcome without a run.
+    pub fn failed(failure: Failure) -> Self {
+        let (writes, growth, usage) = (Vec::new(), StateGrowth::default(), Usage::default());
+        Self { verdict: Verdict::Failed(failure), writes, growth, usage }
+    }
 }
 
 /// End of a run.
@@ -307,10 +317,12 @@ pub enum FailureCode {
     DaemonCrashed,
     /// An output has a content type that not every receiver can be sent.
     InvalidContentType,
+    /// The state of the function, or of all functions, would exceed its bound.
+    StateFull,
 }
 
 impl FailureCode {
-    pub const ALL: [Self; 24] = [
+    pub const ALL: [Self; 25] = [
         Self::Rejected,
         Self::RetriesExhausted,
         Self::Trap,
@@ -335,6 +347,7 @@ impl FailureCode {
         Self::OverShare,
         Self::DaemonCrashed,
         Self::InvalidContentType,
+        Self::StateFull,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -363,6 +376,7 @@ impl FailureCode {
             Self::OverShare => "over-share",
             Self::DaemonCrashed => "daemon-crashed",
             Self::InvalidContentType => "invalid-content-type",
+            Self::StateFull => "state-full",
         }
     }
 
@@ -380,6 +394,7 @@ impl FailureCode {
                 | Self::AlertKeyTooLong
                 | Self::FanOut
                 | Self::InvalidContentType
+                | Self::StateFull
         )
     }
 
@@ -410,6 +425,27 @@ impl StateWrite {
     /// Memory of the change.
     pub fn bytes(&self) -> usize {
         self.key.len() + self.value.as_ref().map_or(0, Bytes::len) + STATE_WRITE_BYTES
+    }
+}
+
+/// Change of a scope's size by one run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StateGrowth {
+    /// Keys and values together.
+    pub bytes: i64,
+    pub keys: i64,
+    /// 1: the scope was empty and is not any more; -1: the reverse.
+    pub scopes: i8,
+}
+
+impl StateGrowth {
+    /// From the number of keys and their bytes, values included, before and after a run.
+    pub fn between((keys, bytes): (usize, usize), (keys_after, bytes_after): (usize, usize)) -> Self {
+        Self {
+            bytes: bytes_after as i64 - bytes as i64,
+            keys: keys_after as i64 - keys as i64,
+            scopes: i8::from(keys_after > 0) - i8::from(keys > 0),
+        }
     }
 }
 

@@ -39,6 +39,10 @@ pub enum Mistake {
     ForgetOutputs,
     /// Hands out jobs although what they may return does not fit into the budget.
     HandOutBeyondBudget,
+    /// Accepts writes beyond the bounds of state.
+    GrowBeyondBound,
+    /// Leaves what a refused run wrote in the worker's memory.
+    KeepRefusedWrites,
     /// Pauses a function for topics over which it does not fail.
     PauseOthers,
     /// Reports new settings while workers still run jobs with the older ones.

@@ -14,7 +14,7 @@ use super::{ConfigArgs, EXIT_CONFIG, print_problems, terminal};
 use sedge_core::config::problem::{Invalid, Location, Severity};
 use sedge_core::config::{Config, Problem, Problems, Upstream};
 use sedge_core::deploy::Source;
-use sedge_core::manifest::{Manifest, StateScope};
+use sedge_core::manifest::{Manifest, StateFull, StateScope};
 use sedge_sandbox::compiler::Compiler;
 use sedge_sandbox::folder::InstallError;
 use sedge_sandbox::machine::memory_bytes;
@@ -153,6 +153,8 @@ fn summary(
     writeln!(out, "data       {}", node.data_dir.display())?;
     let budget = config.budget(memory_bytes).bytes();
     writeln!(out, "memory     {budget} bytes for messages in processing, of {memory_bytes} that this command may use")?;
+    let state = &config.store;
+    writeln!(out, "state      {} bytes for all functions (store.state_max_bytes)", state.state_max_bytes)?;
     match config.http.listen {
         Some(listen) => writeln!(out, "metrics    http://{listen}/metrics")?,
         None => writeln!(out, "metrics    off")?,
@@ -181,10 +183,18 @@ fn summary(
             writeln!(out, "  forwards {filter}")?;
         }
         let limits = &manifest.limits;
-        match manifest.state {
-            StateScope::None => {}
-            StateScope::Topic => writeln!(out, "  state    per topic, at most {} bytes", limits.state_bytes)?,
-            StateScope::Function => writeln!(out, "  state    for all topics, at most {} bytes", limits.state_bytes)?,
+        let state = match manifest.state {
+            StateScope::None => None,
+            StateScope::Topic => Some("per topic"),
+            StateScope::Function => Some("for all topics"),
+        };
+        if let Some(scope) = state {
+            write!(out, "  state    {scope}, at most {} bytes", limits.state_bytes)?;
+            if let Some(total) = limits.state_total_bytes {
+                write!(out, "; {total} in all")?;
+            }
+            let forgets = manifest.state_full == StateFull::ForgetOldest;
+            writeln!(out, "{}", if forgets { "; the oldest is forgotten" } else { "" })?;
         }
         writeln!(
             out,
@@ -208,6 +218,7 @@ fn as_json(config: &Config, functions: &[(PathBuf, Manifest)], problems: &Proble
             upstream.topic_prefix.clone().unwrap_or_else(|| Upstream::default_prefix(&config.node.name))
         }),
         "data_dir": config.node.data_dir,
+        "state_max_bytes": config.store.state_max_bytes,
         "memory_budget_bytes": config.budget(memory_bytes).bytes(),
         "metrics": config.http.listen,
         "functions": functions.iter().map(|(dir, manifest)| json!({
@@ -243,6 +254,7 @@ upstream   http://a/in
   prefix   up/board-7/, the default. It was sedge/board-7/ before: topic_prefix = \"sedge/board-7/\" keeps that
 data       /var/lib/sedge
 memory     268435456 bytes for messages in processing, of 1073741824 that this command may use
+state      67108864 bytes for all functions (store.state_max_bytes)
 metrics    off
 
 function   warm 1, from functions/warm

@@ -49,8 +49,8 @@ impl Run {
             }
         };
         let HostState { view, log, log_lines_dropped, .. } = host;
-        let (state, writes) = view.finish(matches!(verdict, Verdict::Done(_)));
-        Self { outcome: Outcome { verdict, writes, usage }, state, log, log_lines_dropped }
+        let (state, writes, growth) = view.finish(matches!(verdict, Verdict::Done(_)));
+        Self { outcome: Outcome { verdict, writes, growth, usage }, state, log, log_lines_dropped }
     }
 }
 

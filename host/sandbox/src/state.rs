@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use bytes::Bytes;
 
-use sedge_core::message::StateWrite;
+use sedge_core::message::{StateGrowth, StateWrite};
 
 /// Memory of an entry beside key and value.
 const ENTRY_BYTES: usize = 120;
@@ -28,6 +28,11 @@ impl ScopeState {
     /// Keys and values together.
     pub fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Number of keys, and bytes.
+    fn size(&self) -> (usize, usize) {
+        (self.entries.len(), self.bytes)
     }
 
     /// Memory of the entries.
@@ -144,12 +149,14 @@ impl StateView {
     }
 
     /// Ends a run: applies the writes and returns them, or drops them.
-    pub fn finish(mut self, succeeded: bool) -> (ScopeState, Vec<StateWrite>) {
+    pub fn finish(mut self, succeeded: bool) -> (ScopeState, Vec<StateWrite>, StateGrowth) {
         if !succeeded {
-            return (self.state, Vec::new());
+            return (self.state, Vec::new(), StateGrowth::default());
         }
+        let before = self.state.size();
         self.state.apply(&self.writes);
-        (self.state, self.writes)
+        let growth = StateGrowth::between(before, self.state.size());
+        (self.state, self.writes, growth)
     }
 }
 
@@ -174,8 +181,9 @@ mod tests {
         assert_eq!(view.keys(), ["a", "c"]);
         assert_eq!((view.key_count(), view.changes()), (2, 3));
         assert_eq!(view.bytes(), 1 + 2 + 1 + 1);
-        let (state, writes) = view.finish(true);
+        let (state, writes, growth) = view.finish(true);
         assert_eq!(writes.len(), 3);
+        assert_eq!(growth, StateGrowth { bytes: 1, keys: 0, scopes: 0 });
         assert_eq!(state.bytes(), 5);
         assert_eq!(state.entries().map(|(key, _)| key).collect::<Vec<_>>(), ["a", "c"]);
     }
@@ -184,7 +192,7 @@ mod tests {
     fn a_failed_run_leaves_nothing() {
         let mut view = StateView::new(state(&[("a", "1")]));
         view.set("a", Some(b"10"));
-        let (state, writes) = view.finish(false);
+        let (state, writes, _) = view.finish(false);
         assert!(writes.is_empty());
         assert_eq!(StateView::new(state).get("a").unwrap(), "1");
     }
@@ -201,5 +209,16 @@ mod tests {
         view.set("new", None);
         assert_eq!(view.bytes(), 2);
         assert!(view.finish(true).1.is_empty());
+    }
+
+    #[test]
+    fn the_first_and_the_last_key_of_a_scope_count_it() {
+        let mut view = StateView::new(ScopeState::default());
+        view.set("a", Some(b"1"));
+        let (state, _, growth) = view.finish(true);
+        assert_eq!(growth, StateGrowth { bytes: 2, keys: 1, scopes: 1 });
+        let mut view = StateView::new(state);
+        view.set("a", None);
+        assert_eq!(view.finish(true).2, StateGrowth { bytes: -2, keys: -1, scopes: -1 });
     }
 }

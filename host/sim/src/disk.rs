@@ -1,11 +1,14 @@
 //! The store as lists: what is committed, in order.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sedge_core::message::Scope;
-use sedge_core::store::{Commit, DeadLetter, Fingerprint, MessageIds, Parked, ParkedId, Record, Recovered};
+use sedge_core::store::{
+    Commit, DeadLetter, Fingerprint, MessageIds, Parked, ParkedId, Record, Recovered, StoredState, scope_bytes,
+};
 
 #[derive(Debug)]
 pub struct Disk {
@@ -67,6 +70,28 @@ impl Disk {
         numbered.collect()
     }
 
+    pub fn forget_state(&mut self, function: &str, topics: &[Option<Arc<str>>]) {
+        self.state
+            .retain(|scope, _| *scope.function != *function || !(topics.is_empty() || topics.contains(&scope.topic)));
+    }
+
+    /// What the state of each function counts.
+    pub fn state_bytes(&self) -> BTreeMap<Arc<str>, u64> {
+        let mut bytes = BTreeMap::new();
+        for state in self.stored_state() {
+            *bytes.entry(state.scope.function).or_default() += state.bytes;
+        }
+        bytes
+    }
+
+    fn stored_state(&self) -> impl Iterator<Item = StoredState> {
+        self.state.iter().filter(|(_, entries)| !entries.is_empty()).map(|(scope, entries)| {
+            let bytes: usize = entries.iter().map(|(key, value)| key.len() + value.len()).sum();
+            let bytes = scope_bytes(scope.topic.as_deref(), entries.len() as u64, bytes as u64);
+            StoredState { scope: scope.clone(), bytes }
+        })
+    }
+
     pub fn forget_deliveries(&mut self) {
         self.window.clear();
         self.window_is_stale = false;
@@ -88,6 +113,7 @@ impl Disk {
             message_ids,
             window: self.window.clone(),
             parked: self.parked.values().cloned().collect(),
+            state: self.stored_state().collect(),
             meta: self.meta.clone().into_iter().collect(),
             ..Recovered::default()
         }

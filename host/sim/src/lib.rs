@@ -15,7 +15,7 @@ pub mod worker;
 pub mod world;
 
 /// What a campaign must have reached: else its runs prove less than they seem to.
-pub const RARE: [&str; 19] = [
+pub const RARE: [&str; 21] = [
     "a function had a worker of its own",
     "a function was paused",
     "a function was released",
@@ -35,4 +35,6 @@ pub const RARE: [&str; 19] = [
     "a commit was on disk although it was reported as failed",
     "a message killed its worker twice",
     "the budget was used up",
+    "state was forgotten to make room",
+    "there was no room for state",
 ];

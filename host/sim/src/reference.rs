@@ -27,6 +27,7 @@ pub const PAUSES: &str = "a function is paused only for topics over which it fai
 pub const SETTINGS: &str = "once new settings are in force no message runs with older ones";
 pub const BOUNDED: &str = "no queue grows over its bound";
 pub const BUDGET: &str = "what messages hold stays within the budget";
+pub const STATE_BOUND: &str = "state stays within its bounds";
 pub const PROGRESS: &str = "everything is processed once faults stop";
 pub const INVARIANT: &str = "no invariant of the core breaks";
 
@@ -144,6 +145,11 @@ impl Reference {
             }
             self.settle(function, &letter.message.topic, &payload);
         }
+    }
+
+    /// The board had state deleted, to make room for other state.
+    pub fn state_forgotten(&mut self, function: &str, topic: Option<&str>) {
+        self.counted.retain(|(name, on), _| *name != function || topic.is_some_and(|topic| topic != on));
     }
 
     /// A run of a function failed over a message of this topic, or the worker died that had one.

@@ -12,7 +12,7 @@ use sedge_core::board::{
     AckToken, Board, BoardConfig, BrokerEvent, Budget, CautionConfig, Crash, Delivery, Effect, Input, PauseConfig,
     RecorderConfig, TrialEvent, Version, WorkerConfig,
 };
-use sedge_core::manifest::{Allow, Build, Limits, Manifest, StateScope, Trial};
+use sedge_core::manifest::{Allow, Build, Limits, Manifest, StateFull, StateScope, Trial};
 use sedge_core::message::{Digest, Failure};
 use sedge_core::metrics::Metrics;
 use sedge_core::settings::{Given, Layer, Origin, Overlay};
@@ -53,6 +53,7 @@ pub fn manifest(name: &str, subscribe: &str, state: StateScope) -> Manifest {
         subscribe: vec![subscribe.parse().expect("a filter")],
         except: Vec::new(),
         state,
+        state_full: StateFull::Fail,
         every: None,
         component: None,
         allow: Allow { publish: vec!["derived/#".parse().expect("a filter")], ..Allow::default() },
@@ -89,6 +90,7 @@ pub fn config() -> BoardConfig {
         retry_attempts: 2,
         retry_max_delay: Duration::from_secs(60),
         parked_max_bytes: BUDGET.parked(),
+        state_max_bytes: 1 << 20,
         budget: BUDGET,
         seed: 7,
     }
@@ -210,7 +212,11 @@ impl Rig {
         while let Some(effect) = self.board.poll() {
             match effect {
                 Effect::Acknowledge(token) => self.acknowledged.push(token),
-                Effect::Store(store::StoreRequest::Commit { .. } | store::StoreRequest::LoadState { .. }) => {
+                Effect::Store(
+                    store::StoreRequest::Commit { .. }
+                    | store::StoreRequest::LoadState { .. }
+                    | store::StoreRequest::ForgetState { .. },
+                ) => {
                     let Effect::Store(request) = effect else { unreachable!("matched above") };
                     self.requests.push_back(request);
                 }
@@ -262,6 +268,7 @@ impl Rig {
                 let entries = self.disk.entries(&scope);
                 self.handle(Input::Store(store::StoreEvent::State { id, entries }));
             }
+            Some(store::StoreRequest::ForgetState { function, topics }) => self.disk.forget_state(&function, &topics),
             None => {}
             Some(other) => panic!("{other:?}"),
         }

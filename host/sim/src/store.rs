@@ -2,6 +2,7 @@
 //! on disk, and it loses what it has not written when the power goes.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use sedge_core::store::{Commit, Gap, GapId, Parked, RecordId, Recovered, StoreEvent, StoreRequest, StoredRecord};
 use sedge_core::stream::Stream;
@@ -31,6 +32,8 @@ pub struct Store {
     /// Records that were dropped, by stream: what gaps must add up to.
     pub dropped: [Vec<u64>; 3],
     pub commits: u64,
+    /// State of functions and topics that was deleted to make room.
+    pub forgotten: Vec<(Arc<str>, Option<Arc<str>>)>,
 }
 
 #[derive(Debug, Default)]
@@ -81,6 +84,10 @@ impl Store {
             StoreRequest::LoadState { id, scope } => {
                 let entries = self.disk.entries(&scope);
                 self.tell(StoreEvent::State { id, entries });
+            }
+            StoreRequest::ForgetState { function, topics } => {
+                self.disk.forget_state(&function, &topics);
+                self.forgotten.extend(topics.into_iter().map(|topic| (Arc::clone(&function), topic)));
             }
             StoreRequest::ReadOutbox { stream, after, .. } => {
                 let rest = self.streams[stream as usize].records.range(after.0 + 1..);

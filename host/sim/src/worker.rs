@@ -2,7 +2,8 @@
 //!
 //! The code of a version is text: the topic that it publishes to, and letters at which it traps. The first letter of a
 //! payload says what the function does with the message: `o` publishes payload and topic, `f` forwards them, `#` and `e`
-//! publish where they may not, `b` publishes with a content type of 30,000 bytes, `c` counts in state and publishes, `E` counts and publishes where it may not, `a` alerts, `r` rejects, `x` traps,
+//! publish where they may not, `b` publishes 60,000 bytes, `S` publishes and changes the
+//! size of its state, `c` counts in state and publishes, `E` counts and publishes where it may not, `a` alerts, `r` rejects, `x` traps,
 //! `t` asks once for another run, `T` always.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -13,7 +14,8 @@ use bytes::Bytes;
 use sedge_core::board::{Job, JobNo, Life, NewSettings, Version, WorkerCommand, WorkerEvent};
 use sedge_core::manifest::StateScope;
 use sedge_core::message::{
-    Alert, AlertStatus, Failure, FailureCode, Outcome, Output, Publication, Severity, StateWrite, Usage, Verdict,
+    Alert, AlertStatus, Failure, FailureCode, Outcome, Output, Publication, Severity, StateGrowth, StateWrite, Usage,
+    Verdict,
 };
 use sedge_core::settings::Settings;
 
@@ -159,6 +161,9 @@ impl Worker {
                 }
                 self.said.push_back(WorkerEvent::Set { change });
             }
+            WorkerCommand::Forget { function, topics } => {
+                self.states.retain(|key, _| key.0 != function || !(topics.is_empty() || topics.contains(&key.1)));
+            }
             WorkerCommand::Run { number, job } => {
                 self.given.insert((job.id.function.0, Arc::clone(&job.message.topic)));
                 self.accept(number, job);
@@ -241,6 +246,7 @@ impl Worker {
         if matches!(&verdict, Verdict::Failed(failure) if failure.code.is_misbehaviour()) {
             self.guilty.insert((job.id.function.0, Arc::clone(&job.message.topic)));
         }
+        let before = size(&state);
         for StateWrite { key, value } in &writes {
             match value {
                 Some(value) => drop(state.insert(key.clone(), value.clone())),
@@ -248,7 +254,8 @@ impl Worker {
             }
         }
         let usage = Usage { elapsed_us: self.run_time.as_micros() as u64, ..Usage::default() };
-        let outcome = Outcome { verdict, writes, usage };
+        let growth = StateGrowth::between(before, size(&state));
+        let outcome = Outcome { verdict, writes, growth, usage };
         if std::mem::take(&mut self.answers_twice) {
             let (outcome, log) = (outcome.clone(), Vec::new());
             self.said.push_back(WorkerEvent::Done { job: number, outcome, log, log_lines_dropped: 0 });
@@ -256,6 +263,11 @@ impl Worker {
         self.said.push_back(WorkerEvent::Done { job: number, outcome, log: Vec::new(), log_lines_dropped: 0 });
         state
     }
+}
+
+/// Number of keys, and bytes.
+fn size(state: &State) -> (usize, usize) {
+    (state.len(), state.iter().map(|(key, value)| key.len() + value.len()).sum())
 }
 
 fn key(job: &Job) -> Key {
@@ -313,6 +325,7 @@ impl Script {
             '#' => (vec![publish("derived/#")], Vec::new()),
             'e' => (vec![publish("elsewhere")], Vec::new()),
             'c' => (vec![publish(&self.topic)], count()),
+            'S' => (vec![publish(&self.topic)], swell(&message.payload, state)),
             'E' => (vec![publish("elsewhere")], count()),
             'f' => (vec![Output::Forward(publication("up"))], Vec::new()),
             'a' => (vec![alert(&message.payload)], Vec::new()),
@@ -328,6 +341,16 @@ impl Script {
             Err(failure) => (Verdict::Failed(failure), Vec::new()),
         }
     }
+}
+
+/// Writes a value that is larger for some messages than for others, or removes it.
+fn swell(payload: &[u8], state: &State) -> Vec<StateWrite> {
+    let number: usize = str::from_utf8(&payload[1..]).ok().and_then(|text| text.parse().ok()).unwrap_or(0);
+    let value = match number % 5 {
+        0 => state.get("swell").map(|_| None),
+        size => Some(Some(vec![b' '; size * 300].into())),
+    };
+    value.into_iter().map(|value| StateWrite { key: "swell".into(), value }).collect()
 }
 
 fn alert(key: &[u8]) -> Output {

@@ -1,6 +1,7 @@
 //! One run: a board, everything around it, and faults, from one seed.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use sedge_core::board::{
     WorkerNo,
 };
 use sedge_core::forward::{Answer, Destination, ForwardConfig};
-use sedge_core::manifest::{Limits, Manifest, StateScope, Trial, TrialMode};
+use sedge_core::manifest::{Limits, Manifest, StateFull, StateScope, Trial, TrialMode};
 use sedge_core::message::{Digest, FailureCode, PublishToken};
 use sedge_core::metrics::Metrics;
 use sedge_core::store::{BatchNo, Record, Recovered, StoreEvent, StoreRequest};
@@ -109,6 +110,8 @@ pub struct World {
     budget: Budget,
     /// Nearly every output is large, so that those on their way to the disk fill the budget.
     has_large_outputs: bool,
+    /// How much state there may be, and how much of `f`: with little, functions change the size of their state.
+    state: StateLimits,
     /// Sizes of the records in commits that the store has not confirmed.
     committing: VecDeque<(BatchNo, usize)>,
     reconnect: bool,
@@ -153,9 +156,16 @@ impl World {
         // In most runs the budget is what keeps jobs waiting.
         let budget = Budget::new(*random.pick(&[1 << 20, 4 << 20, 64 << 20]));
         let run_ms = *random.pick(&[0, 0, 0, 20, 60]);
+        let state = StateLimits::of_run(seed);
         let start = Instant::now();
         let mut world = Self {
-            board: board(&Recovered::default(), seed, budget, Now { monotonic: start, unix_ms: 0, synced: true }),
+            board: board(
+                &Recovered::default(),
+                seed,
+                budget,
+                state,
+                Now { monotonic: start, unix_ms: 0, synced: true },
+            ),
             random,
             plan,
             start,
@@ -185,6 +195,7 @@ impl World {
             quiet: false,
             budget,
             has_large_outputs: seed % 16 == 5,
+            state,
             committing: VecDeque::new(),
             reconnect: false,
             reconnect_upstream: false,
@@ -198,7 +209,7 @@ impl World {
     fn boot(&mut self) {
         let recovered = self.store.cut_power();
         let seed = self.random.number();
-        self.board = board(&recovered, seed, self.budget, self.now());
+        self.board = board(&recovered, seed, self.budget, self.state, self.now());
         self.committing.clear();
         self.workers.clear();
         self.hung.clear();
@@ -213,7 +224,7 @@ impl World {
             self.reached_if(in_force < asked, "the power was cut while settings changed");
             self.handle(Input::Settings { function: function.into(), change: asked, overlay: overlay(asked) });
         }
-        for manifest in functions() {
+        for manifest in functions(self.state) {
             self.deploy(manifest, "derived/x+", None);
         }
         let now = self.now();
@@ -302,6 +313,9 @@ impl World {
         self.published += 1;
         let letter = match self.has_large_outputs {
             true => *self.random.pick(&['b', 'b', 'b', 'b', 'b', 'b', 'b', 'c', 'o']),
+            false if self.state.is_tight() => {
+                *self.random.pick(&['c', 'c', 'c', 'S', 'S', 'S', 'o', 'a', 'f', 'r', 't', 'x', 'x'])
+            }
             false => *self.random.pick(&['c', 'c', 'c', 'o', 'o', 'b', 'a', 'f', 'f', 'r', 't', '-', '-', 'x', 'T']),
         };
         let number = self.published;
@@ -401,14 +415,36 @@ impl World {
                 if commit.park.iter().any(|it| it.message.attempt == 1) {
                     reached.insert("a message was parked before it ran");
                 }
+                if commit.dead_letters.iter().any(|it| it.failure.code == FailureCode::StateFull) {
+                    reached.insert("there was no room for state");
+                }
                 if commit.dead_letters.iter().any(|it| it.failure.code == FailureCode::Quarantined) {
                     reached.insert("a topic was paused");
                 }
                 reference.committed(commit, true);
             });
+            self.check_state();
             return true;
         }
         self.hear_store()
+    }
+
+    /// What is on disk is within the bounds at any time.
+    fn check_state(&mut self) {
+        for (function, topic) in std::mem::take(&mut self.store.forgotten) {
+            self.reached.insert("state was forgotten to make room");
+            self.reference.state_forgotten(&function, topic.as_deref());
+        }
+        if !self.state.is_tight() {
+            return;
+        }
+        let bytes = self.store.disk.state_bytes();
+        let (all, own) = (bytes.values().sum::<u64>(), bytes.get("f").copied().unwrap_or(0));
+        let StateLimits { max_bytes, total_of_f, .. } = self.state;
+        if all > max_bytes || total_of_f.is_some_and(|total| own > total.get()) {
+            let what = format!("{all} bytes of {max_bytes}, {own} of f, which may have {total_of_f:?}");
+            self.reference.broken(reference::STATE_BOUND, what);
+        }
     }
 
     fn hear_of_failures(&mut self) {
@@ -695,7 +731,7 @@ impl World {
     }
 
     fn push(&mut self, kind: Fault) {
-        let mut manifest = self.random.pick(&functions()).clone();
+        let mut manifest = self.random.pick(&functions(self.state)).clone();
         if &*manifest.name == "g" {
             let timeouts = [100, 100, 100, 500, 2000];
             manifest.limits.timeout_ms = (*self.random.pick(&timeouts)).try_into().expect("not zero");
@@ -958,18 +994,45 @@ impl Sink {
     }
 }
 
-fn functions() -> [Manifest; 3] {
-    [
-        manifest("f", "t/#", StateScope::Topic),
-        manifest("sum", "t/#", StateScope::Function),
-        manifest("g", "t/#", StateScope::None),
-    ]
+/// The bounds of state in one run.
+#[derive(Clone, Copy, Debug)]
+struct StateLimits {
+    max_bytes: u64,
+    total_of_f: Option<NonZeroU64>,
+    forgets: bool,
 }
 
-fn board(recovered: &Recovered, seed: u64, budget: Budget, now: Now) -> Board {
+impl StateLimits {
+    fn of_run(seed: u64) -> Self {
+        if seed % 8 != 3 {
+            return Self { max_bytes: 1 << 20, total_of_f: None, forgets: false };
+        }
+        let choice = seed / 8;
+        Self {
+            max_bytes: [3_500, 6_000][(choice % 2) as usize],
+            total_of_f: (!choice.is_multiple_of(3)).then(|| NonZeroU64::new(2_500).expect("not zero")),
+            forgets: choice % 5 > 1,
+        }
+    }
+
+    fn is_tight(self) -> bool {
+        self.max_bytes < 1 << 20
+    }
+}
+
+fn functions(state: StateLimits) -> [Manifest; 3] {
+    let mut f = manifest("f", "t/#", StateScope::Topic);
+    f.limits.state_total_bytes = state.total_of_f;
+    f.state_full = if state.forgets { StateFull::ForgetOldest } else { StateFull::Fail };
+    [f, manifest("sum", "t/#", StateScope::Function), manifest("g", "t/#", StateScope::None)]
+}
+
+fn board(recovered: &Recovered, seed: u64, budget: Budget, state: StateLimits, now: Now) -> Board {
     let workers = WorkerConfig { count: WORKERS, one_each: false, max_waiting: usize::from(RECEIVE_MAXIMUM) / 4 };
     let parked_max_bytes = budget.parked();
-    let config = BoardConfig { seed, receive_maximum: RECEIVE_MAXIMUM, budget, parked_max_bytes, workers, ..config() };
+    let state_max_bytes = state.max_bytes;
+    let receive_maximum = RECEIVE_MAXIMUM;
+    let config = BoardConfig { seed, receive_maximum, budget, parked_max_bytes, state_max_bytes, workers, ..config() };
     let forward = ForwardConfig { window_bytes: budget.window(), ..forward_config(IN_FLIGHT) };
     Board::new(config, forward, recovered, Arc::new(Metrics::default()), now)
 }

@@ -1,11 +1,12 @@
 //! The way of a message: redelivery, commits, order, retries, pauses, timers.
 #![allow(clippy::unwrap_used, reason = "a test says by panicking what is wrong")]
 
+use std::num::NonZeroU64;
 use std::time::Duration;
 
 use sedge_core::board::AckToken;
 use sedge_core::forward::{FAN_OUT, HOPS};
-use sedge_core::manifest::{Manifest, StateScope};
+use sedge_core::manifest::{Manifest, StateFull, StateScope};
 use sedge_core::message::Scope;
 use sedge_core::store::{self, LoadId};
 use sedge_core::stream::Stream;
@@ -552,4 +553,58 @@ fn after_a_disk_failure_nothing_uncommitted_counts() {
     rig.settle();
     assert_eq!(rig.disk.payloads(), ["c1", "c2", "t3"]);
     assert_eq!((rig.disk.count("f", Some("t/1")), rig.acknowledged()), (2, vec![2, 3]));
+}
+
+#[test]
+fn a_refused_run_leaves_nothing_in_the_worker() {
+    let mut sum = manifest("sum", "t/#", StateScope::Function);
+    // One scope with a counter, and 600 bytes.
+    sum.limits.state_total_bytes = NonZeroU64::new(1200);
+    let mut rig = Rig::new(vec![sum]);
+    for (packet_id, payload) in ["c1", "S2", "S4", "c5", "S1", "c7"].into_iter().enumerate() {
+        rig.receive("t/1", payload, packet_id as u16 + 1, false);
+    }
+    rig.settle();
+    assert_eq!(rig.disk.reasons(), ["state-full"]);
+    assert_eq!(rig.disk.count("sum", None), 3);
+    assert_eq!(rig.acknowledged(), [1, 2, 3, 4, 5, 6]);
+    assert_eq!(rig.disk.payloads().len(), 5, "the refused run published nothing");
+    let letter = &rig.disk.dead_letters[0].failure.detail;
+    assert!(letter.contains("limits.state_total_bytes"), "{letter}");
+}
+
+/// Also a run that is refused for another reason than its state.
+#[test]
+fn a_run_with_too_many_publications_leaves_nothing_in_the_worker() {
+    let mut rig = Rig::new(vec![manifest("sum", "t/#", StateScope::Function)]);
+    rig.receive("t/1", "c1", 1, false);
+    rig.receive_with("t/1", "c2", 2, false, &[("sedge-fan-out", "0")]);
+    rig.receive("t/1", "c3", 3, false);
+    rig.settle();
+    assert_eq!(rig.disk.reasons(), ["fan-out"]);
+    assert_eq!(rig.disk.count("sum", None), 2);
+}
+
+#[test]
+fn the_topic_that_was_not_used_for_longest_is_forgotten_in_the_worker_too() {
+    let mut f = manifest("f", "t/#", StateScope::Topic);
+    f.limits.state_total_bytes = NonZeroU64::new(1300);
+    f.state_full = StateFull::ForgetOldest;
+    let mut rig = Rig::new(vec![f.clone()]);
+    let mut packet_id = 0;
+    let mut count = |rig: &mut Rig, topic: &str| {
+        packet_id += 1;
+        rig.receive(topic, &format!("c{packet_id}"), packet_id, false);
+        rig.settle();
+    };
+    for topic in ["t/1", "t/2", "t/1", "t/3", "t/2"] {
+        count(&mut rig, topic);
+    }
+    assert_eq!(rig.disk.reasons(), [""; 0]);
+    let counts = |rig: &Rig| ["t/1", "t/2", "t/3"].map(|topic| rig.disk.count("f", Some(topic)));
+    assert_eq!(counts(&rig), [0, 1, 1], "t/2 made room for t/3, then t/1 for t/2");
+    // After a restart the bound holds as before.
+    let mut rig = Rig::over(vec![f], std::mem::take(&mut rig.disk));
+    count(&mut rig, "t/1");
+    assert_eq!(counts(&rig).iter().sum::<u64>(), 2);
 }

@@ -114,10 +114,20 @@ fn deliveries_of_a_lost_session_taken_as_evidence() {
 
 #[test]
 fn a_pause_for_what_others_sent() {
-    is_found(Mistake::PauseOthers, reference::PAUSES);
+    is_found_from(1000, Mistake::PauseOthers, reference::PAUSES);
 }
 
 #[test]
 fn settings_that_are_reported_before_they_are_in_force() {
     is_found(Mistake::ReportSettingsEarly, reference::SETTINGS);
+}
+
+#[test]
+fn state_that_grows_beyond_its_bound() {
+    is_found(Mistake::GrowBeyondBound, reference::STATE_BOUND);
+}
+
+#[test]
+fn refused_writes_that_a_worker_keeps() {
+    is_found(Mistake::KeepRefusedWrites, reference::STATE_BOUND);
 }

@@ -110,10 +110,10 @@ fn salvage_into(salvage: &Path, damaged: &Path) -> Result<u64, LoadError> {
     let mut saved = 0;
     for (table, columns, key) in TABLES {
         let count = columns.split(", ").count();
-        // A database of an older layout has no sums.
-        let without_sum = columns.replace("sum", "NULL");
+        // A database of an older layout has no sums, and no times of use.
+        let without_newer = columns.replace("sum", "NULL").replace("used", "0");
         let has_all = old.prepare(&format!("SELECT {columns} FROM {table}")).is_ok();
-        let read = if has_all { columns } else { &without_sum };
+        let read = if has_all { columns } else { &without_newer };
         let places = (1..=count).map(|n| format!("?{n}")).collect::<Vec<_>>().join(", ");
         // `REPLACE`, because the new file has a store_id already and the old one must stay.
         let insert = transaction.prepare(&format!("REPLACE INTO {table} ({columns}) VALUES ({places})"))?;

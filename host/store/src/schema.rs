@@ -24,9 +24,11 @@ use super::OpenError;
 pub const VERSION: u32 = 1 + STEPS.len() as u32;
 
 /// Element n migrates layout n + 1 to n + 2. A released step never changes; [`CREATE`] makes the newest layout.
-const STEPS: [&str; 1] = [
+const STEPS: [&str; 2] = [
     // Sums of state, and of rows in their bodies (see row.rs). Ages are no longer those of the wall clock.
     "ALTER TABLE state ADD COLUMN sum INTEGER; DELETE FROM meta WHERE key = 'ageless';",
+    // When state was last written, in hours of running time.
+    "ALTER TABLE scope ADD COLUMN used INTEGER NOT NULL DEFAULT 0;",
 ];
 
 pub(super) const CREATE: &str = "
@@ -36,7 +38,8 @@ CREATE TABLE local (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
 CREATE TABLE progress (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
 CREATE TABLE message_id (id INTEGER PRIMARY KEY, at_secs INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
 CREATE TABLE scope (
-    id INTEGER PRIMARY KEY, function TEXT NOT NULL, topic TEXT NOT NULL, UNIQUE (function, topic)
+    id INTEGER PRIMARY KEY, function TEXT NOT NULL, topic TEXT NOT NULL, used INTEGER NOT NULL DEFAULT 0,
+    UNIQUE (function, topic)
 ) STRICT;
 CREATE TABLE state (
     scope INTEGER NOT NULL, key TEXT NOT NULL, value BLOB NOT NULL, sum INTEGER, PRIMARY KEY (scope, key)
@@ -62,7 +65,7 @@ pub(super) const TABLES: [(&str, &str, &str); 11] = [
     ("local", "id, body", "id"),
     ("progress", "id, body", "id"),
     ("message_id", "id, at_secs, body", "id"),
-    ("scope", "id, function, topic", "id"),
+    ("scope", "id, function, topic, used", "id"),
     ("state", "scope, key, value, sum", "scope"),
     ("dead_letter", "id, at_ms, function, reason, body", "id"),
     ("parked", "id, body", "id"),

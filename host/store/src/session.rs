@@ -23,7 +23,7 @@ use super::row::Encoder;
 use super::running_time::RunningTime;
 use super::salvage;
 use super::schema::{self, LoadError};
-use super::state::StateTable;
+use super::state::{self, StateTable};
 use super::state_retention::{self, RetentionChange, StateRetention};
 use super::stats::Stats;
 use super::wal::{self, Behind};
@@ -92,6 +92,8 @@ pub(super) struct Session {
     parked: Vec<Parked>,
     /// The transaction forgets the deliveries of a lost session.
     has_forgotten: bool,
+    /// Functions whose state was away for too long, of which the daemon was not told yet.
+    expired: Vec<Arc<str>>,
     /// Jobs added by another process, of which the daemon was not told yet.
     replayed: Vec<Parked>,
     /// The write-ahead log has grown since the last [`Self::checkpoint`].
@@ -100,6 +102,8 @@ pub(super) struct Session {
     behind_since: Option<Instant>,
     data_version: i64,
     running_time: RunningTime,
+    /// Of running time, as of the last tick.
+    hour: u64,
 }
 
 impl Session {
@@ -189,6 +193,7 @@ impl Session {
         recovered.window = fingerprints;
         recovered.message_ids = known;
         recovered.parked = jobs.load_new(&connection, stats)?;
+        recovered.state = state::measure(&connection)?;
 
         // A process that was killed within a commit leaves a transaction in the log that was perhaps never synced. It
         // counts as committed from here on, so this checkpoint makes it durable before anyone hears of it. As a real
@@ -208,6 +213,7 @@ impl Session {
         connection.wal_checkpoint_v2(Some(MAIN_DB), CheckpointMode::RESTART)?;
         recovered.delivered = PerStream::new(outbox.marks().delivered);
         recovered.last = PerStream::new(outbox.marks().last);
+        let running_time = RunningTime::new(running_secs.as_deref(), now.monotonic);
         let session = Self {
             checkpointer: Checkpointer::start(&path, stats.clone())?,
             outbox,
@@ -226,11 +232,13 @@ impl Session {
             stored: Vec::new(),
             parked: Vec::new(),
             has_forgotten: false,
+            expired: Vec::new(),
             replayed: Vec::new(),
             has_appended: false,
             behind_since: None,
             data_version,
-            running_time: RunningTime::new(running_secs.as_deref(), now.monotonic),
+            hour: running_time.at(now.monotonic).as_secs() / 3600,
+            running_time,
             connection,
         };
         session.empties_log_at_end(true)?;
@@ -289,7 +297,7 @@ impl Session {
         self.begin_transaction()?;
         for commit in std::mem::take(&mut self.pending) {
             for (scope, writes) in commit.state {
-                self.state.write(&self.connection, scope, &writes)?;
+                self.state.write(&self.connection, scope, &writes, self.hour)?;
             }
             for letter in &commit.dead_letters {
                 self.dead_letters.insert(&self.connection, &mut self.encoder, letter, &self.stats)?;
@@ -317,6 +325,15 @@ impl Session {
             self.state.delete_damaged(&self.connection, scope, &damaged, &self.stats)?;
         }
         Ok(entries)
+    }
+
+    /// Deletes state, after everything that was enqueued before.
+    pub(super) fn forget_state(&mut self, function: &Arc<str>, topics: Vec<Option<Arc<str>>>) -> rusqlite::Result<()> {
+        if !self.pending.is_empty() {
+            self.write_pending()?;
+        }
+        self.begin_transaction()?;
+        self.state.forget_state(&self.connection, function, topics)
     }
 
     pub(super) fn read_outbox(
@@ -408,7 +425,15 @@ impl Session {
         let replayed = std::mem::take(&mut self.replayed);
         let parked = (!replayed.is_empty()).then_some(StoreEvent::Parked(replayed));
         let forgotten = std::mem::take(&mut self.has_forgotten).then_some(StoreEvent::DeliveriesForgotten);
-        self.outbox.take_dropped().into_iter().chain(forgotten).chain(parked).chain(self.gaps.next_report())
+        let expired = std::mem::take(&mut self.expired);
+        let expired = expired.into_iter().map(|function| StoreEvent::StateExpired { function });
+        self.outbox
+            .take_dropped()
+            .into_iter()
+            .chain(forgotten)
+            .chain(expired)
+            .chain(parked)
+            .chain(self.gaps.next_report())
     }
 
     /// Handles expiry, and changes by other processes.
@@ -421,6 +446,7 @@ impl Session {
         }
         self.write_running_time(now, false)?;
         let time = self.running_time.at(now.monotonic);
+        self.hour = time.as_secs() / 3600;
         loop {
             let expired = self.outbox.expired(&self.connection, time)?;
             if expired.is_empty() {
@@ -462,6 +488,7 @@ impl Session {
             change.write(&self.connection)?;
             if let RetentionChange::DeleteState(function) = &change {
                 self.state.forget(function);
+                self.expired.push(function.as_str().into());
             }
         }
         Ok(())

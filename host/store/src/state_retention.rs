@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, OptionalExtension};
 
+use super::state::delete_state;
+
 /// Interval and precision of the sum. Costs a commit each while a function is away.
 const EVERY: Duration = Duration::from_secs(3600);
 
@@ -92,10 +94,7 @@ impl RetentionChange {
             }
             Self::ClearAway(function) => drop(clear(function)?),
             Self::DeleteState(function) => {
-                let keys = connection
-                    .prepare_cached("DELETE FROM state WHERE scope IN (SELECT id FROM scope WHERE function = ?1)")?
-                    .execute((function,))?;
-                connection.prepare_cached("DELETE FROM scope WHERE function = ?1")?.execute((function,))?;
+                let keys = delete_state(connection, function)?;
                 clear(function)?;
                 tracing::warn!(
                     function,
@@ -118,7 +117,7 @@ mod tests {
     fn database() -> Connection {
         let mut connection = Connection::open_in_memory().unwrap();
         schema::create(&mut connection).unwrap();
-        let rows = "INSERT INTO scope VALUES (1, 'gone', ''), (2, 'gone', 'a/b'), (3, 'here', '');
+        let rows = "INSERT INTO scope VALUES (1, 'gone', '', 0), (2, 'gone', 'a/b', 0), (3, 'here', '', 0);
             INSERT INTO state VALUES (1, 'k', x'00', 0), (2, 'k', x'00', 0), (3, 'k', x'00', 0);";
         connection.execute_batch(rows).unwrap();
         connection

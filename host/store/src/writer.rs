@@ -206,10 +206,13 @@ impl Writer {
                 self.held.push_back(request);
             }
             // Must stay behind the held commits.
-            StoreRequest::LoadState { .. } | StoreRequest::SetMeta { .. } if !self.held.is_empty() => {
+            StoreRequest::LoadState { .. } | StoreRequest::SetMeta { .. } | StoreRequest::ForgetState { .. }
+                if !self.held.is_empty() =>
+            {
                 self.held.push_back(request);
             }
             StoreRequest::Commit { batch, commits } => session.enqueue(batch, commits),
+            StoreRequest::ForgetState { function, topics } => session.forget_state(&function, topics)?,
             StoreRequest::LoadState { id, scope } => {
                 let entries = session.load_state(&scope)?;
                 self.notify([StoreEvent::State { id, entries }])?;

@@ -43,6 +43,8 @@ pub(crate) struct Dispatch {
     drains: BTreeMap<FunctionNo, Recall>,
     /// Functions that are given a worker of their own once their drain ends.
     moves: BTreeSet<FunctionNo>,
+    /// Jobs that worked on state which is not stored: their answers do not count.
+    discarded: BTreeSet<JobId>,
 }
 
 impl Key {
@@ -67,7 +69,41 @@ impl Dispatch {
             recalls: BTreeMap::new(),
             drains: BTreeMap::new(),
             moves: BTreeSet::new(),
+            discarded: BTreeSet::new(),
         }
+    }
+
+    /// Has the workers forget state of a function on these topics, or all of it if there are none.
+    pub(crate) fn forget_state(&mut self, function: FunctionNo, topics: &[Option<Arc<str>>]) {
+        if topics.is_empty() {
+            return self.workers.of(function).into_iter().for_each(|it| self.workers.forget(it, function, Vec::new()));
+        }
+        let mut by_worker: BTreeMap<WorkerNo, Vec<Option<Arc<str>>>> = BTreeMap::new();
+        for topic in topics {
+            let worker = self.owner_of_key(&Key { function, topic: topic.clone() });
+            by_worker.entry(worker).or_default().push(topic.clone());
+        }
+        for (worker, topics) in by_worker {
+            self.workers.forget(worker, function, topics);
+        }
+    }
+
+    /// Whether no worker has a job of the function on this topic.
+    pub(crate) fn is_free(&self, function: FunctionNo, topic: &Option<Arc<str>>) -> bool {
+        let worker = self.owner_of_key(&Key { function, topic: topic.clone() });
+        self.workers.sent(worker, function, topic.as_deref()).next().is_none()
+    }
+
+    /// The worker forgets the state of a key, and its answers to jobs that it has of the key do not count.
+    pub(crate) fn discard(&mut self, key: &Key) {
+        let worker = self.owner_of_key(key);
+        self.discarded.extend(self.workers.sent(worker, key.function, key.topic.as_deref()));
+        self.workers.forget(worker, key.function, vec![key.topic.clone()]);
+    }
+
+    /// Whether the answer of a job does not count.
+    pub(crate) fn take_discarded(&mut self, job: JobId) -> bool {
+        !self.discarded.is_empty() && self.discarded.remove(&job)
     }
 
     /// Hands a job to the worker that owns its key. `may_wait`: its message holds up nobody, however long it waits.
@@ -77,13 +113,19 @@ impl Dispatch {
     }
 
     fn owner(&self, function: FunctionNo, scope: StateScope, message: &Message) -> WorkerNo {
+        let is_shared = scope == StateScope::Function && !is_made(Mistake::SplitState);
+        self.owner_of(function, (!is_shared).then_some(&message.topic))
+    }
+
+    fn owner_of_key(&self, key: &Key) -> WorkerNo {
+        self.owner_of(key.function, key.topic.as_ref())
+    }
+
+    fn owner_of(&self, function: FunctionNo, topic: Option<&Arc<str>>) -> WorkerNo {
         if let Some(own) = self.workers.own(function) {
             return own;
         }
-        let hash = match scope {
-            StateScope::Function if !is_made(Mistake::SplitState) => function.0.into(),
-            StateScope::Function | StateScope::None | StateScope::Topic => router::hash(&message.topic),
-        };
+        let hash = topic.map_or(function.0.into(), |topic| router::hash(topic));
         WorkerNo((hash % self.workers.shared() as u64) as u32)
     }
 
@@ -216,6 +258,7 @@ impl Dispatch {
         self.parking = Parking::default();
         self.recalls.clear();
         self.drains.clear();
+        self.discarded.clear();
         for function in std::mem::take(&mut self.moves) {
             self.workers.set_apart(function);
         }

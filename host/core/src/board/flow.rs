@@ -325,12 +325,8 @@ impl Board {
                 }
                 Event::Crashed { id, edition } => {
                     let detail = "the worker process died twice while it ran this message".to_owned();
-                    let outcome = Outcome {
-                        verdict: Verdict::Failed(Failure { code: FailureCode::WorkerCrashed, detail }),
-                        writes: Vec::new(),
-                        usage: Usage::default(),
-                    };
-                    self.job_answered(id, edition, Some(outcome));
+                    let failure = Failure { code: FailureCode::WorkerCrashed, detail };
+                    self.job_answered(id, edition, Some(Outcome::failed(failure)));
                 }
                 Event::Held { id, edition } => self.job_answered(id, edition, None),
                 Event::NeedState { request, id, scope, .. } => {
@@ -363,12 +359,18 @@ impl Board {
         if unload {
             self.dispatch.workers.unload(function, edition.number());
         }
+        let is_discarded = self.dispatch.take_discarded(id) && outcome.is_some();
+        let outcome = outcome.filter(|_| !is_discarded);
         if self.dispatch.is_in_order(function)
             && let Some(outcome) = outcome
         {
             return self.settle(unit, function, &edition, outcome);
         }
         let key = Key::new(function, edition.scope(), &self.ledger.unit(unit).message.topic);
+        if is_discarded {
+            // It may have been given its state after the worker had forgotten it.
+            self.dispatch.forget_state(function, std::slice::from_ref(&key.topic));
+        }
         match outcome {
             Some(outcome) => self.settle(unit, function, &edition, outcome),
             None => self.job_returned(unit, function, &key, &edition),
@@ -399,17 +401,21 @@ impl Board {
             return self.settle_shadow(id, number, edition, outcome);
         }
         let unit = self.ledger.unit(id);
-        let Outcome { verdict, writes, usage } = outcome;
+        let Outcome { verdict, writes, growth, usage } = outcome;
         function.metrics.ran(&usage);
         let is_compared = unit.compared.is_some() && matches!(function.role, Role::Main { shadow: Some(_) });
         let observed = is_compared.then(|| Observed::of(&verdict));
         let verdict = match verdict {
             Verdict::Done(outputs) => {
                 let permitted = self.recorder.check(&outputs, edition.manifest());
-                permitted.and_then(|()| self.ledger.fan_out_mut(id).spend(&outputs)).map(|fan_out| {
+                let fan_out = permitted.and_then(|()| self.ledger.fan_out_mut(id).spend(&outputs));
+                let admitted =
+                    fan_out.and_then(|fan_out| Ok((fan_out, self.admit_state(id, number, edition, growth)?)));
+                admitted.map(|(fan_out, freed)| {
                     let unit = self.ledger.unit(id);
                     let limits = (unit.hops + 1, fan_out);
-                    self.recorder.record(outputs, number, edition.manifest(), &unit.message, limits, self.now)
+                    let recorder = &mut self.recorder;
+                    (recorder.record(outputs, number, edition.manifest(), &unit.message, limits, self.now), freed)
                 })
             }
             Verdict::Retry { after_ms, reason } => match self.refuse_retry(id, number, &reason) {
@@ -435,6 +441,9 @@ impl Board {
             && !is_made(Mistake::NoFallback)
         {
             // A version on trial loses no message: the one before runs it.
+            if !writes.is_empty() {
+                self.discard_writes(id, number, edition);
+            }
             let was_draining = self.dispatch.is_draining(number);
             self.run_again(id, number, edition);
             self.tried(number, edition.number(), Some(failure));
@@ -443,13 +452,22 @@ impl Board {
             }
             return;
         }
+        let mut undone = None;
         match verdict {
-            Ok(recorded) => self.record(id, number, edition, recorded, writes),
-            Err(failure) => self.fail(id, number, &edition.manifest().version, failure, usage),
+            Ok((recorded, freed)) => self.record(id, number, edition, recorded, writes, freed),
+            Err(failure) => {
+                if !writes.is_empty() {
+                    undone = self.undo_writes(id, number, edition);
+                }
+                self.fail(id, number, &edition.manifest().version, failure, usage);
+            }
         }
         self.count_failure(id, number, misbehaviour.as_ref());
         self.compare(id, number, observed);
         self.finish_job(id);
+        if let Some(key) = undone {
+            self.end_recall(&key);
+        }
         if edition.is_unproven() {
             self.tried(number, edition.number(), misbehaviour.as_ref());
         }
@@ -500,7 +518,7 @@ impl Board {
             Verdict::Failed(failure) if failure.code.is_misbehaviour() => Some(failure),
             _ => None,
         };
-        self.write_state(id, number, edition, outcome.writes);
+        self.write_shadow_state(id, number, edition, outcome.writes, outcome.growth);
         // What cannot be compared brings the end of the trial no nearer.
         let counts = failure.is_some() || !self.ledger.unit(id).settings_changed;
         if counts && let Some(candidate) = self.rollout.function_mut(number).candidate() {
@@ -556,6 +574,7 @@ impl Board {
         edition: &Edition,
         recorded: Recorded,
         writes: Vec<StateWrite>,
+        freed: u64,
     ) {
         let function = self.rollout.function_mut(number);
         for (kind, count) in [
@@ -574,10 +593,17 @@ impl Board {
             }
         }
         self.ledger.record(id, recorded);
-        self.write_state(id, number, edition, writes);
+        self.write_state(id, number, edition, writes, freed);
     }
 
-    fn write_state(&mut self, id: UnitId, number: FunctionNo, edition: &Edition, writes: Vec<StateWrite>) {
+    pub(super) fn write_state(
+        &mut self,
+        id: UnitId,
+        number: FunctionNo,
+        edition: &Edition,
+        writes: Vec<StateWrite>,
+        freed: u64,
+    ) {
         // A function without state has none to write, whatever a worker says: its runs have no order that writes could have.
         if edition.scope() == StateScope::None || writes.is_empty() && !self.ledger.has_unsent_writes() {
             return;
@@ -587,7 +613,7 @@ impl Board {
         if writes.is_empty() && !self.ledger.has_unsent_writes_to(&scope) {
             return;
         }
-        self.ledger.write_state(id, scope, writes);
+        self.ledger.write_state(id, scope, writes, freed);
     }
 
     fn fail_and_finish(&mut self, id: UnitId, number: FunctionNo, version: &str, failure: Failure) {
@@ -650,6 +676,10 @@ impl Board {
             }
         }
         self.ledger.send(id);
+        for (function, bytes) in self.ledger.take_freed() {
+            self.states.freed(&function, bytes);
+            self.show_state(&function);
+        }
     }
 
     // ---- waiting for another run ----

@@ -222,6 +222,12 @@ pub enum WorkerCommand {
         change: u64,
         settings: Vec<NewSettings>,
     },
+    /// What the worker remembers of the function's state is not what is stored: of these topics (`None`: shared by all),
+    /// or of all if there are none.
+    Forget {
+        function: u32,
+        topics: Vec<Option<Arc<str>>>,
+    },
     Run {
         number: JobNo,
         job: Job,

@@ -47,6 +47,8 @@ pub(crate) struct Ledger {
     last_load: LoadId,
     requests: VecDeque<store::StoreRequest>,
     settled: VecDeque<Settled>,
+    /// What commits that were sent free of state.
+    freed: Vec<(Arc<str>, u64)>,
     fingerprints_max: usize,
     /// Size above which a batch is divided.
     commit_max_bytes: usize,
@@ -58,8 +60,20 @@ struct Load {
     request: StateRequest,
     /// Writes that the store does not have.
     overlay: Vec<StateWrite>,
-    /// The scope to read if there is nothing: a shadow begins with the state of the version that it is compared with.
-    otherwise: Option<Scope>,
+    /// The scope to read if there is nothing, and the one that begins with it: a shadow begins with the state of the version
+    /// that it is compared with.
+    otherwise: Option<(Scope, Scope)>,
+    /// The scope that begins with what is read, if that is another's.
+    begins: Option<Scope>,
+}
+
+/// What a run needs of the store before it can go on.
+#[derive(Debug)]
+pub(crate) struct Loaded {
+    pub(crate) request: StateRequest,
+    pub(crate) entries: StateEntries,
+    /// The scope that begins with these entries, which are another's.
+    pub(crate) begins: Option<Scope>,
 }
 
 /// A unit that is on disk, or had no effect.
@@ -91,6 +105,7 @@ impl Ledger {
             last_load: LoadId::default(),
             requests: VecDeque::new(),
             settled: VecDeque::new(),
+            freed: Vec::new(),
             fingerprints_max,
             commit_max_bytes,
         }
@@ -215,14 +230,29 @@ impl Ledger {
         self.bytes += bytes;
     }
 
-    pub(crate) fn write_state(&mut self, id: UnitId, scope: Scope, writes: Vec<StateWrite>) {
+    /// `freed`: bytes of state that are free once this is sent.
+    pub(crate) fn write_state(&mut self, id: UnitId, scope: Scope, writes: Vec<StateWrite>, freed: u64) {
         self.hold(id, writes.iter().map(StateWrite::bytes).sum());
         let unit = self.units[id.index()].as_mut().expect("a unit stays while it has jobs");
         // Where nobody waits and this is the last job, the unit is sent at once.
         if unit.jobs_left > 1 || unit.is_in_line || !self.unsent_writes.is_empty() {
             self.unsent_writes.entry(scope.clone()).or_default().push_back(id);
         }
+        if freed > 0 {
+            unit.freed.push((Arc::clone(&scope.function), freed));
+        }
         unit.commit.state.push((scope, writes));
+    }
+
+    /// Bytes of state that are free since this was last asked.
+    pub(crate) fn take_freed(&mut self) -> Vec<(Arc<str>, u64)> {
+        std::mem::take(&mut self.freed)
+    }
+
+    /// Deletes state, after everything that was gathered.
+    pub(crate) fn forget_state(&mut self, function: Arc<str>, topics: Vec<Option<Arc<str>>>) {
+        self.send_batch();
+        self.requests.push_back(store::StoreRequest::ForgetState { function, topics });
     }
 
     pub(crate) fn has_unsent_writes(&self) -> bool {
@@ -231,6 +261,10 @@ impl Ledger {
 
     pub(crate) fn has_unsent_writes_to(&self, scope: &Scope) -> bool {
         self.unsent_writes.contains_key(scope)
+    }
+
+    pub(crate) fn has_unsent_writes_of(&self, function: &str) -> bool {
+        self.unsent_writes.keys().any(|scope| *scope.function == *function)
     }
 
     pub(crate) fn dead_letter(&mut self, id: UnitId, dead_letter: DeadLetter) {
@@ -262,8 +296,8 @@ impl Ledger {
             self.unsent_writes.get(&scope).filter(|_| !is_made(Mistake::LoseUnsentWrites)).into_iter().flatten();
         let states = unsent.flat_map(|id| &self.unit(*id).commit.state).filter(|(of, _)| *of == scope);
         let overlay: Vec<StateWrite> = states.flat_map(|(_, writes)| writes.iter().cloned()).collect();
-        let otherwise = otherwise.filter(|_| overlay.is_empty());
-        self.read_state(Load { request, overlay, otherwise }, scope);
+        let otherwise = otherwise.filter(|_| overlay.is_empty()).map(|other| (other, scope.clone()));
+        self.read_state(Load { request, overlay, otherwise, begins: None }, scope);
     }
 
     fn read_state(&mut self, load: Load, scope: Scope) {
@@ -275,22 +309,18 @@ impl Ledger {
     }
 
     /// The store's answer. `None`: another scope is read instead, or nobody waits any more.
-    pub(crate) fn state_loaded(
-        &mut self,
-        load: LoadId,
-        mut entries: StateEntries,
-    ) -> Option<(StateRequest, StateEntries)> {
-        let Load { request, overlay, otherwise } = self.loads.remove(&load)?;
-        if let Some(scope) = otherwise.filter(|_| entries.is_empty()) {
+    pub(crate) fn state_loaded(&mut self, load: LoadId, mut entries: StateEntries) -> Option<Loaded> {
+        let Load { request, overlay, otherwise, begins } = self.loads.remove(&load)?;
+        if let Some((scope, own)) = otherwise.filter(|_| entries.is_empty()) {
             // Without what the active version made of the very message that the shadow is to run.
-            self.read_state(Load { request, overlay, otherwise: None }, scope);
+            self.read_state(Load { request, overlay, otherwise: None, begins: Some(own) }, scope);
             return None;
         }
         for StateWrite { key, value } in overlay {
             entries.retain(|(name, _)| *name != key);
             entries.extend(value.map(|value| (key, value)));
         }
-        Some((request, entries))
+        Some(Loaded { request, entries, begins })
     }
 
     // ---- committed ----
@@ -344,6 +374,7 @@ impl Ledger {
             }
             let commit = std::mem::take(&mut unit.commit);
             self.unnumbered.extend(unit.tickets.drain(..));
+            self.freed.append(&mut unit.freed);
             for (scope, _) in &commit.state {
                 let Some(queue) = self.unsent_writes.get_mut(scope) else { continue };
                 queue.pop_front();
@@ -443,6 +474,7 @@ impl Ledger {
         self.loads.clear();
         self.requests.clear();
         self.settled.clear();
+        self.freed.clear();
     }
 }
 

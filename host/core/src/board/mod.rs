@@ -31,6 +31,8 @@ mod invariants;
 pub mod ledger;
 pub mod rollout;
 mod settings;
+mod state_flow;
+mod states;
 mod subscriptions;
 mod versions;
 
@@ -54,12 +56,13 @@ use intake::Intake;
 pub use intake::window_memory;
 use invariants::Invariants;
 pub use ledger::RecorderConfig;
-use ledger::{Ledger, Recorder};
+use ledger::{Ledger, Loaded, Recorder};
 use map::Seeded;
 pub use rollout::PauseConfig;
 use rollout::{Report, Rollout};
 use settings::Overlays;
 pub(crate) use size::MAX_TOPIC_BYTES;
+use states::States;
 use subscriptions::Subscriptions;
 pub use version::{Difference, TrialEvent, TrialTally, Version};
 
@@ -93,6 +96,8 @@ pub struct BoardConfig {
     pub retry_attempts: u32,
     pub retry_max_delay: Duration,
     pub parked_max_bytes: usize,
+    /// State of all functions.
+    pub state_max_bytes: u64,
     pub budget: Budget,
     /// Random. Decides the order of hash maps and the jitter of pauses.
     pub seed: u64,
@@ -108,6 +113,7 @@ pub struct Board {
     overlays: Overlays,
     recorder: Recorder,
     ledger: Ledger,
+    states: States,
     forwarder: Forwarder,
     subscriptions: Subscriptions,
     /// What the store has of them.
@@ -147,6 +153,7 @@ impl Board {
             overlays: Overlays::default(),
             recorder: Recorder::new(config.recorder.clone(), seed),
             ledger: Ledger::new(config.receive_maximum.into(), config.budget.commit(), seed),
+            states: States::new(config.state_max_bytes, seed),
             forwarder: Forwarder::new(forward, recovered, Arc::clone(&metrics)),
             subscriptions: Subscriptions::restore(Some(&subscriptions_saved), config.share_group.clone()),
             subscriptions_saved,
@@ -174,6 +181,8 @@ impl Board {
         self.counts_upwards_saved = counts_upwards;
         self.session = session(&recovered);
         self.intake.restore(&recovered.window, recovered.message_ids, counts_upwards);
+        self.states.restore(recovered.state);
+        self.show_all_state();
         self.unpark(recovered.parked);
     }
 
@@ -375,7 +384,10 @@ impl Board {
                 self.forwarder.committed(stored);
             }
             store::StoreEvent::State { id, entries } => {
-                if let Some((request, entries)) = self.ledger.state_loaded(id, entries) {
+                if let Some(Loaded { request, entries, begins }) = self.ledger.state_loaded(id, entries) {
+                    if let Some(scope) = begins {
+                        self.states.begin(&scope, &entries);
+                    }
                     self.dispatch.workers.provide_state(request, entries);
                 }
             }
@@ -384,6 +396,7 @@ impl Board {
             store::StoreEvent::Dropped { stream, after, through } => self.forwarder.dropped(stream, after, through),
             store::StoreEvent::Gaps { through, gaps } => self.forwarder.gaps(through, gaps),
             store::StoreEvent::Parked(parked) => self.unpark(parked),
+            store::StoreEvent::StateExpired { function } => self.state_expired(&function),
             store::StoreEvent::Failed { .. } => self.store_failed(),
             store::StoreEvent::Reopened(recovered) => self.store_reopened(*recovered),
             store::StoreEvent::Blocked(_) | store::StoreEvent::Closed => {}
@@ -413,6 +426,8 @@ impl Board {
         if !is_of_session {
             self.forget_deliveries();
         }
+        self.states.restore(recovered.state);
+        self.show_all_state();
         self.unpark(recovered.parked);
         // What was delivered meanwhile was dropped unacknowledged: a new connection makes the broker send it again.
         self.effects.push_back(Effect::Reconnect(Destination::Local));
@@ -492,6 +507,7 @@ impl Board {
         let wanted = self.rollout.functions().filter(|(_, it)| it.is_routed());
         let changes = self.subscriptions.set_wanted(wanted.map(|(_, it)| (Arc::clone(&it.name), it.wanted())));
         self.make_router();
+        self.show_all_state();
         let installed = self.rollout.functions().filter(|(_, it)| it.serving().is_some());
         let installed = installed.map(|(_, it)| Arc::clone(it.state_name())).collect();
         self.ledger.request(store::StoreRequest::Installed(installed));

@@ -222,6 +222,8 @@ pub struct Store {
     /// Shortest time between two commits, to spare SD cards. 0: commit as soon as the last sync is done.
     pub flash_saver_ms: u32,
     pub message_id_retention_secs: NonZeroU32,
+    /// Limit of the state of all functions.
+    pub state_max_bytes: NonZeroU64,
     /// How long the state of a removed function is kept.
     pub state_retention_secs: Option<NonZeroU64>,
 }
@@ -432,6 +434,7 @@ impl Default for Store {
             parked_max_bytes: nz64(16 << 20),
             flash_saver_ms: 0,
             message_id_retention_secs: nz32(24 * 3600),
+            state_max_bytes: nz64(64 << 20),
             state_retention_secs: Some(nz64(30 * 24 * 3600)),
         }
     }

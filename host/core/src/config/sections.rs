@@ -14,6 +14,7 @@ use super::{
 use crate::board::Weight;
 use crate::manifest;
 use crate::message::Digest;
+use crate::store::scope_bytes;
 
 /// Reads the configuration of a machine with so much memory as far as possible. The files that it names are not inspected yet.
 pub(super) fn read(table: &Table, host_name: String, memory_bytes: u64) -> (Config, Reader) {
@@ -25,7 +26,7 @@ pub(super) fn read(table: &Table, host_name: String, memory_bytes: u64) -> (Conf
         root.section("functions", |section| functions(section, &mut config.functions, &config.mqtt));
         root.section("deploy", |section| deploy(section, &mut config.deploy));
         root.section("worker", |section| worker(section, &mut config.worker, &config.functions, memory_bytes));
-        root.section("store", |section| store(section, &mut config.store, &config.mqtt));
+        root.section("store", |section| store(section, &mut config.store, &config.mqtt, &config.functions.ceilings));
         let wanted = root.has("upstream");
         let mut sink = Upstream::new(Endpoint::default(), &config.node.name);
         root.section("upstream", |section| upstream(section, wanted, &mut sink, &config.mqtt, &config.node));
@@ -288,7 +289,7 @@ const DAEMON_OWN_BYTES: u64 = 16 << 20;
 /// The engine, the code of a few functions and the pool's bookkeeping.
 const WORKER_OWN_BYTES: usize = 16 << 20;
 
-fn store(section: &mut Section<'_, '_>, store: &mut Store, mqtt: &Mqtt) {
+fn store(section: &mut Section<'_, '_>, store: &mut Store, mqtt: &Mqtt, ceilings: &Ceilings) {
     section.value("max_bytes", &mut store.max_bytes);
     section.or_off("max_age_secs", &mut store.max_age_secs);
     section.value("when_full", &mut store.when_full);
@@ -310,8 +311,22 @@ fn store(section: &mut Section<'_, '_>, store: &mut Store, mqtt: &Mqtt) {
     section.value("flash_saver_ms", &mut store.flash_saver_ms);
     within(section, "flash_saver_ms", store.flash_saver_ms.into(), 0..=60_000);
     section.value("message_id_retention_secs", &mut store.message_id_retention_secs);
+    section.value("state_max_bytes", &mut store.state_max_bytes);
+    let (bytes, most) = (store.state_max_bytes.get(), ceilings.state_bytes);
+    let needed = scope_bytes(None, 1, most as u64);
+    if bytes < needed {
+        let invalid = Invalid::new(format!(
+            "{bytes} is less than one scope may count: {needed}, for functions.max_state_bytes ({most}) and what a scope \
+             takes beside"
+        ));
+        section.error("state_max_bytes", invalid.hint(format!("use at least {needed}, or lower max_state_bytes")));
+    }
+    within(section, "state_max_bytes", bytes, 1..=MAX_STATE_BYTES);
     section.or_off("state_retention_secs", &mut store.state_retention_secs);
 }
+
+/// The board knows each scope, which takes a fifth of what it counts at least.
+const MAX_STATE_BYTES: u64 = 4 << 30;
 
 fn upstream(section: &mut Section<'_, '_>, wanted: bool, upstream: &mut Upstream, local: &Mqtt, node: &Node) {
     let has_url = connection(section, &mut upstream.connection, Scheme::ALL) && section.has("url");

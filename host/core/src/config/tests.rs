@@ -687,4 +687,51 @@ fn the_reference_is_in_step() {
     );
 }
 
+/// The problems on a machine with so much memory for the service.
+fn problems_with(memory_bytes: u64, text: &str) -> Vec<String> {
+    let (table, problems) = Table::from_toml(text, Path::new("sedge.toml"));
+    assert!(problems.is_empty(), "{problems:?}");
+    let (_, reader) = sections::read(&table, "board".to_owned(), memory_bytes);
+    reader.problems.iter().map(|problem| problem.to_string()).collect()
+}
+
+#[test]
+fn a_budget_that_cannot_hold_one_message_is_refused_with_the_sum() {
+    let text = "[functions]\nmemory_budget_bytes = 6_000_000\nmax_output_bytes = 4_000_000";
+    let problems = problems_with(1 << 30, text);
+    assert_eq!(problems.len(), 1, "{problems:#?}");
+    for part in [
+        "sedge.toml:2:23: functions.memory_budget_bytes: 6000000 is less than one message may hold: ",
+        "for mqtt.max_payload_bytes (262144), twice max_output_bytes (4000000), max_outputs (1000) and max_state_bytes \
+         (1048576)",
+        "raise it, or lower one of those",
+    ] {
+        assert!(problems[0].contains(part), "{part}: {problems:#?}");
+    }
+    assert_eq!(problems_with(1 << 30, &text.replace("6_000_000", "16_000_000")), [""; 0]);
+}
+
+#[test]
+fn limits_above_the_memory_of_the_service_are_refused_with_the_sum() {
+    let text = "[functions]\nmemory_budget_bytes = 50_000_000\n[worker]\ncount = 2\nstate_cache_bytes = 4_000_000";
+    let sum = 50_000_000 + 2 * 4_000_000 + (16 << 20);
+    let expected = format!(
+        "sedge.toml:5:21: worker.state_cache_bytes: functions.memory_budget_bytes (50000000), 2 times state_cache_bytes \
+         (4000000) and the daemon itself (16777216) are {sum} bytes; this service may use {}; lower one of them, or raise \
+         MemoryMax= of the unit",
+        sum - 1
+    );
+    assert_eq!(problems_with(sum - 1, text), [expected]);
+    assert_eq!(problems_with(sum, text), [""; 0]);
+}
+
+#[test]
+fn the_bound_of_state_holds_one_scope_at_least() {
+    let expected = "sedge.toml:2:19: store.state_max_bytes: 1048576 is less than one scope may count: 1049120, for \
+                    functions.max_state_bytes (1048576) and what a scope takes beside; use at least 1049120, or lower \
+                    max_state_bytes";
+    check("[store]\nstate_max_bytes = 1_048_576", &[expected]);
+    check("[store]\nstate_max_bytes = 1_049_120", &[]);
+}
+
 mod settings;

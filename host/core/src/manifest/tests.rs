@@ -352,3 +352,25 @@ fn the_size_of_the_stack_is_for_the_build_and_not_sent() {
         assert!(problems.iter().any(|it| it.to_string().contains("build.stack_bytes")), "{bad}");
     }
 }
+
+#[test]
+fn all_state_of_a_function_can_be_bounded() {
+    let toml = |more: &str| format!("name = \"a\"\nversion = \"1\"\nsubscribe = [\"t\"]\n{more}");
+    let read = |more: &str| Manifest::from_toml(&toml(more), Path::new("function.toml"), None);
+    let manifest =
+        read("state = \"topic\"\nstate_full = \"forget-oldest\"\nlimits.state_total_bytes = 100_000").unwrap();
+    assert_eq!(manifest.state_full, StateFull::ForgetOldest);
+    assert_eq!(manifest.limits.state_total_bytes.map(NonZeroU64::get), Some(100_000));
+    let json = manifest.to_json();
+    assert_eq!(Manifest::from_json(&json, None).unwrap(), manifest);
+    // What is not set is not signed: boards of earlier versions take it.
+    let plain = String::from_utf8(read("state = \"topic\"").unwrap().to_json()).unwrap();
+    assert!(!plain.contains("state_full") && !plain.contains("state_total_bytes"), "{plain}");
+
+    let problem = |more: &str| read(more).unwrap_err().to_string();
+    let small = problem("state = \"topic\"\nlimits.state_total_bytes = 66_079");
+    assert!(small.contains("66079 is less than one scope may count: 66080, for limits.state_bytes (65536)"), "{small}");
+    assert!(problem("limits.state_total_bytes = 100_000").contains("the function has no state"));
+    assert!(problem("state_full = \"forget-oldest\"").contains("no state that could be forgotten"));
+    assert!(problem("state = \"function\"\nstate_full = \"forget-oldest\"").contains("all topics share one state"));
+}

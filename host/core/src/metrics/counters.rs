@@ -102,6 +102,9 @@ pub struct FunctionMetrics {
     pub memory_bytes: Gauge,
     pub(crate) quarantined: Gauge,
     pub paused_topics: Gauge,
+    pub(crate) state_bytes: Gauge,
+    /// Scopes whose state made room for others.
+    pub(crate) state_forgotten: Counter,
     /// Thousandths of its share of the workers' time.
     pub(crate) share: Gauge,
     waited_us: Counter,
@@ -159,6 +162,8 @@ pub struct Metrics {
     pub(crate) sessions_lost: Counter,
     pub(crate) worker_restarts: Counter,
     pub(crate) invariants_broken: Counter,
+    /// State of functions that are not installed.
+    pub(crate) removed_state_bytes: Gauge,
     pub(crate) forwarded: PerStream<Counter>,
     pub(crate) forward_errors: Counter,
     pub broker: Link,
@@ -282,6 +287,7 @@ impl Metrics {
         ] {
             add(name, &[], Value::Integer(counter.get()));
         }
+        add("sedge_state_removed_bytes", &[], Value::Integer(self.removed_state_bytes.get()));
         add("sedge_in_flight", &[], Value::Integer(self.in_flight.get()));
         for stream in Stream::ALL {
             let labels = [("stream", stream.as_str())];
@@ -324,6 +330,8 @@ impl FunctionMetrics {
             "memory_bytes": self.memory_bytes.get(),
             "quarantined": self.quarantined.get() != 0,
             "paused_topics": self.paused_topics.get(),
+            "state_bytes": self.state_bytes.get(),
+            "state_forgotten": self.state_forgotten.get(),
             "busy_seconds": self.duration.sum().as_secs_f64(),
             "waiting_seconds": self.waited_us.get() as f64 / 1e6,
             "share_used": self.share.get() as f64 / 1e3,
@@ -340,6 +348,8 @@ impl FunctionMetrics {
             ("sedge_function_memory_bytes", self.memory_bytes.get()),
             ("sedge_function_quarantined", self.quarantined.get()),
             ("sedge_function_paused_topics", self.paused_topics.get()),
+            ("sedge_state_bytes", self.state_bytes.get()),
+            ("sedge_state_forgotten_total", self.state_forgotten.get()),
         ] {
             add(family, &[function], Value::Integer(value));
         }

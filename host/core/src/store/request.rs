@@ -8,6 +8,7 @@ use bytes::Bytes;
 use super::commit::{BatchNo, Commit, Fingerprint, Parked};
 use super::message_ids::MessageIds;
 use super::record::{Gap, GapId, RecordId, StoredRecord};
+use super::state::StoredState;
 use crate::message::Scope;
 use crate::stream::{PerStream, Stream};
 
@@ -22,6 +23,8 @@ pub enum StoreRequest {
     Commit { batch: BatchNo, commits: Vec<Commit> },
     /// Loads all state of a scope, as of everything sent before this request.
     LoadState { id: LoadId, scope: Scope },
+    /// Deletes the state of these topics of a function (`None`: shared by all topics), or all of it if there are none.
+    ForgetState { function: Arc<str>, topics: Vec<Option<Arc<str>>> },
     /// Reads records with an id above `after`, oldest first, up to about `max_bytes`.
     ReadOutbox { stream: Stream, after: RecordId, max_bytes: usize },
     /// The receiver has accepted all records up to and including this id.
@@ -80,6 +83,10 @@ pub enum StoreEvent {
         after: RecordId,
         through: RecordId,
     },
+    /// The state of a function that was away for `store.state_retention_secs` is deleted.
+    StateExpired {
+        function: Arc<str>,
+    },
     /// Jobs that another process (`sedge dead-letters replay`) parked.
     Parked(Vec<Parked>),
     /// Whether the outbox is full under the policy to block. Nothing is committed while it is.
@@ -104,6 +111,8 @@ pub struct Recovered {
     /// Message ids of the last `store.message_id_retention_secs`.
     pub message_ids: MessageIds,
     pub parked: Vec<Parked>,
+    /// Scopes with state, the least recently used first.
+    pub state: Vec<StoredState>,
     /// Watermark of each stream: all records up to and including this id are gone.
     pub delivered: PerStream<RecordId>,
     /// Last id given in each stream.

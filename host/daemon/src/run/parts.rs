@@ -249,6 +249,7 @@ fn board_config(config: &Config) -> BoardConfig {
         retry_attempts: functions.retry.attempts.get(),
         retry_max_delay: Duration::from_secs(functions.retry.max_delay_secs.get().into()),
         parked_max_bytes: (config.store.parked_max_bytes.get() as usize).min(budget(config).parked()),
+        state_max_bytes: config.store.state_max_bytes.get(),
         budget: budget(config),
         seed: sedge_mqtt::random_seed(),
     }

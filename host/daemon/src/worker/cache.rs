@@ -40,6 +40,22 @@ impl StateCache {
         self.old.remove(scope)
     }
 
+    /// Drops the state of these topics of a function, or all of it if there are none.
+    pub(crate) fn forget(&mut self, function: u32, topics: Vec<Option<Box<str>>>) {
+        if topics.is_empty() {
+            let gone = self.young.extract_if(|scope, _| scope.0 == function);
+            self.young_bytes -= gone.map(|(scope, state)| memory(&scope, &state)).sum::<usize>();
+            self.old.retain(|scope, _| scope.0 != function);
+        }
+        for topic in topics {
+            let scope = (function, topic.map(Into::into));
+            if let Some(state) = self.young.remove(&scope) {
+                self.young_bytes -= memory(&scope, &state);
+            }
+            self.old.remove(&scope);
+        }
+    }
+
     pub(crate) fn put(&mut self, scope: ScopeKey, state: ScopeState) {
         self.young_bytes += memory(&scope, &state);
         self.young.insert(scope, state);
@@ -74,6 +90,27 @@ mod tests {
         assert!(held <= 110_000, "{held}");
         assert!(cache.take(&(0, Some("t0".into()))).is_none());
         assert!(cache.take(&(0, Some("t999".into()))).is_some());
+    }
+
+    #[test]
+    fn forgotten_state_is_asked_for_again_and_frees_its_memory() {
+        let scope = |function, topic: &str| (function, Some(topic.into()));
+        let mut cache = StateCache::new(1_000_000);
+        for topic in ["a", "b"] {
+            cache.put(scope(0, topic), state(1000));
+            cache.put(scope(1, topic), state(1000));
+        }
+        cache.put((1, None), state(1000));
+        cache.forget(0, vec![Some("a".into()), None]);
+        assert!(cache.take(&scope(0, "a")).is_none());
+        let kept = cache.take(&scope(0, "b")).expect("another topic");
+        cache.put(scope(0, "b"), kept);
+        cache.forget(1, Vec::new());
+        for gone in [scope(1, "a"), scope(1, "b"), (1, None)] {
+            assert!(cache.take(&gone).is_none());
+        }
+        cache.forget(0, Vec::new());
+        assert_eq!(cache.young_bytes, 0);
     }
 
     /// Topics of 60,000 bytes with one byte of state each filled a worker until it died.

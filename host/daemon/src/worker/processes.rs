@@ -141,6 +141,10 @@ impl Processes {
                     settings.into_iter().map(|it| (it.function, it.edition, Settings::clone(&it.settings))).collect();
                 self.with(worker, life, |slot| slot.write(&ToWorker::Set { change, settings }));
             }
+            WorkerCommand::Forget { function, topics } => {
+                let topics = topics.iter().map(|topic| topic.as_deref().map(Into::into)).collect();
+                self.with(worker, life, |slot| slot.write(&ToWorker::Forget { function, topics }));
+            }
             WorkerCommand::Run { number, job } => self.with(worker, life, |slot| slot.run(number, job)),
             WorkerCommand::State { job, entries } => {
                 self.with(worker, life, |slot| slot.write(&ToWorker::State { job: job.0, entries }));

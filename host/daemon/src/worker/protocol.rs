@@ -46,6 +46,12 @@ pub(crate) enum ToWorker<J = Job> {
         function: u32,
         edition: u32,
     },
+    /// What is remembered of the function's state is not what is stored: of these topics (`None`: shared by all), or of
+    /// all if there are none.
+    Forget {
+        function: u32,
+        topics: Vec<Option<Box<str>>>,
+    },
     /// A job and its number on this socket.
     Run(u64, J),
     /// Answers [`FromWorker::NeedState`].
@@ -205,7 +211,7 @@ mod tests {
     use super::*;
     use sedge_core::grants::Grants;
     use sedge_core::message::{
-        Alert, AlertStatus, Output, Publication, Reply, Severity, StateWrite, Usage, Verdict, Wake,
+        Alert, AlertStatus, Output, Publication, Reply, Severity, StateGrowth, StateWrite, Usage, Verdict, Wake,
     };
 
     fn message() -> Message {
@@ -250,6 +256,7 @@ mod tests {
             },
             ToWorker::Unload { function: 9, edition: 3 },
             ToWorker::Set { change: 4, settings: vec![(9, 3, settings())] },
+            ToWorker::Forget { function: 9, topics: vec![None, Some("a/b".into())] },
             ToWorker::Run(
                 5,
                 Job {
@@ -316,6 +323,7 @@ mod tests {
                 StateWrite { key: "x".into(), value: None },
                 StateWrite { key: "y".into(), value: Some(Bytes::from_static(b"1")) },
             ],
+            growth: StateGrowth { bytes: -7, keys: -1, scopes: 1 },
             usage: Usage { fuel: 1, elapsed_us: 2, memory_bytes: 3, output_bytes: 4 },
         }
     }
@@ -339,7 +347,7 @@ mod tests {
         assert_eq!((job, log_lines_dropped), (77, 3));
         assert_eq!(decoded.verdict, outcome.verdict);
         assert_eq!(decoded.writes, outcome.writes);
-        assert_eq!(decoded.usage, outcome.usage);
+        assert_eq!((decoded.usage, decoded.growth), (outcome.usage, outcome.growth));
         assert_eq!(lines, log);
     }
 

@@ -15,7 +15,7 @@ use super::clock::Clock;
 use super::protocol::{Encoder, FromWorker, Job, JobScope, Malformed, ToWorker, split_frame};
 use super::settings::TopicSettings;
 use crate::footprint;
-use sedge_core::message::{Failure, FailureCode, Outcome, Usage, Verdict};
+use sedge_core::message::{Failure, FailureCode, Outcome, Verdict};
 use sedge_core::permits::Permits;
 use sedge_sandbox::{Function, Sandbox, SandboxError, ScopeState, codes};
 
@@ -206,6 +206,7 @@ impl Worker {
             ToWorker::Unload { function, edition } => {
                 self.functions.remove(&(function, edition));
             }
+            ToWorker::Forget { function, topics } => self.states.forget(function, topics),
         }
         Ok(())
     }
@@ -255,7 +256,7 @@ impl Worker {
                 self.hold(job);
             }
             let failure = Failure { code: FailureCode::Trap, detail: "the function could not be loaded".to_owned() };
-            let outcome = Outcome { verdict: Verdict::Failed(failure), writes: Vec::new(), usage: Usage::default() };
+            let outcome = Outcome::failed(failure);
             Encoder::new(&mut self.out).done(job.id, &outcome, &[], 0);
             return state;
         };

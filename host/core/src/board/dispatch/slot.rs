@@ -241,6 +241,13 @@ impl Slot {
         }
     }
 
+    /// Jobs of a function, or of one of its topics, that are sent and not answered.
+    pub(crate) fn sent(&self, function: FunctionNo, topic: Option<&str>) -> impl Iterator<Item = JobId> {
+        let jobs =
+            self.unfinished.iter().flatten().map(|sent| &sent.job).filter(move |job| job.id.function == function);
+        jobs.filter(move |job| topic.is_none_or(|topic| *job.message.topic == *topic)).map(|job| job.id)
+    }
+
     pub(crate) fn job(&self, number: JobNo) -> Option<&Job> {
         self.unfinished.get(self.place(number)?)?.as_ref().map(|sent| &sent.job)
     }

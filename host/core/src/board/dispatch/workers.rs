@@ -433,6 +433,21 @@ impl Workers {
         Recalled { outstanding, unsent: unsent.into_iter().map(|job| (job.id, job.edition)).collect() }
     }
 
+    /// Has a worker forget state of a function on these topics, or all of it if there are none.
+    pub(crate) fn forget(&mut self, worker: WorkerNo, function: FunctionNo, topics: Vec<Option<Arc<str>>>) {
+        self.command(worker, WorkerCommand::Forget { function: function.0, topics });
+    }
+
+    /// Jobs of a function, or of one of its topics, that the worker has not answered.
+    pub(crate) fn sent(
+        &self,
+        worker: WorkerNo,
+        function: FunctionNo,
+        topic: Option<&str>,
+    ) -> impl Iterator<Item = JobId> {
+        self.slots[worker.index()].sent(function, topic)
+    }
+
     pub(crate) fn provide_state(&mut self, request: StateRequest, entries: StateEntries) {
         let slot = &mut self.slots[request.worker.index()];
         if slot.life == request.life {

@@ -28,6 +28,8 @@ pub(crate) struct Unit {
     /// Settings changed while it was under way: a version and its shadow may have run it with different ones.
     pub(crate) settings_changed: bool,
     pub(crate) commit: Commit,
+    /// What the commit frees of state, by the name under which that is stored.
+    pub(super) freed: Vec<(Arc<str>, u64)>,
     /// Jobs that the commit parks.
     pub(super) tickets: Vec<Ticket>,
     pub(super) message_id: Option<Box<str>>,
@@ -67,6 +69,7 @@ impl Unit {
             compared: None,
             settings_changed: false,
             commit,
+            freed: Vec::new(),
             tickets: Vec::new(),
             message_id,
         }

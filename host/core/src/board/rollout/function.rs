@@ -51,6 +51,8 @@ pub(crate) struct Function {
     retired: Vec<Rc<Edition>>,
     pub(crate) next_tick: Option<Instant>,
     pub(crate) is_ticking: bool,
+    /// There was no room for the state of this shadow.
+    pub(crate) is_state_refused: bool,
     /// Logged once, not for every message.
     pub(crate) warned_without_upstream: bool,
 }
@@ -167,6 +169,7 @@ impl Function {
             retired: Vec::new(),
             next_tick: None,
             is_ticking: false,
+            is_state_refused: false,
             warned_without_upstream: false,
         }
     }

@@ -2,7 +2,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::board::ids::UnitId;
-use crate::message::{Message, Output, Publication, StateWrite, Usage, Verdict};
+use crate::message::{Message, Output, Publication, StateGrowth, StateWrite, Usage, Verdict};
 
 const WORKER: WorkerNo = WorkerNo(0);
 
@@ -36,7 +36,7 @@ fn done(job: u64) -> WorkerEvent {
 
 fn done_with(job: u64, outputs: Vec<Output>, writes: Vec<StateWrite>, fuel: u64) -> WorkerEvent {
     let usage = Usage { fuel, ..Usage::default() };
-    let outcome = Outcome { verdict: Verdict::Done(outputs), writes, usage };
+    let outcome = Outcome { verdict: Verdict::Done(outputs), writes, growth: StateGrowth::default(), usage };
     WorkerEvent::Done { job: JobNo(job), outcome, log: Vec::new(), log_lines_dropped: 0 }
 }
 
@@ -78,6 +78,7 @@ impl Rig {
             WorkerCommand::Set { .. } => "set",
             WorkerCommand::Run { .. } => "run",
             WorkerCommand::State { .. } => "state",
+            WorkerCommand::Forget { .. } => "forget",
         };
         std::iter::from_fn(|| self.workers.poll()).map(name).collect()
     }
