@@ -110,6 +110,9 @@ pub struct World {
     budget: Budget,
     /// Nearly every output is large, so that those on their way to the disk fill the budget.
     has_large_outputs: bool,
+    /// Functions fail over nearly every message, so that they count as paused. The last topic is seldom published to: its
+    /// first message comes when the others are paused.
+    has_failing_topics: bool,
     /// How much state there may be, and how much of `f`: with little, functions change the size of their state.
     state: StateLimits,
     /// Sizes of the records in commits that the store has not confirmed.
@@ -195,6 +198,7 @@ impl World {
             quiet: false,
             budget,
             has_large_outputs: seed % 16 == 5,
+            has_failing_topics: seed % 16 == 9,
             state,
             committing: VecDeque::new(),
             reconnect: false,
@@ -311,17 +315,12 @@ impl World {
 
     fn publish(&mut self) {
         self.published += 1;
-        let letter = match self.has_large_outputs {
-            true => *self.random.pick(&['b', 'b', 'b', 'b', 'b', 'b', 'b', 'c', 'o']),
-            false if self.state.is_tight() => {
-                *self.random.pick(&['c', 'c', 'c', 'S', 'S', 'S', 'o', 'a', 'f', 'r', 't', 'x', 'x'])
-            }
-            false => *self.random.pick(&['c', 'c', 'c', 'o', 'o', 'b', 'a', 'f', 'f', 'r', 't', '-', '-', 'x', 'T']),
-        };
+        let letter = self.letter();
         let number = self.published;
-        let same = self.random.chance(150);
+        let same = self.random.chance(150) && !self.has_failing_topics;
         let payload = if same { "osame".to_owned() } else { format!("{letter}{number}") };
-        let topic = format!("t/{}", self.random.below(4));
+        let topics = if self.has_failing_topics && self.random.chance(850) { 3 } else { 4 };
+        let topic = format!("t/{}", self.random.below(topics));
         let qos = u8::from(!self.random.chance(60));
         let id = (qos == 1 && !same && self.random.chance(100)).then(|| format!("id{number}"));
         let publication = Publication { number, topic, payload, id, qos };
@@ -331,6 +330,19 @@ impl World {
                 self.reference.published_again();
             }
         }
+    }
+
+    fn letter(&mut self) -> char {
+        if self.has_large_outputs {
+            return *self.random.pick(&['b', 'b', 'b', 'b', 'b', 'b', 'b', 'c', 'o']);
+        }
+        if self.state.is_tight() {
+            return *self.random.pick(&['c', 'c', 'c', 'S', 'S', 'S', 'o', 'a', 'f', 'r', 't', 'x', 'x']);
+        }
+        if self.has_failing_topics && self.random.chance(900) {
+            return 'x';
+        }
+        *self.random.pick(&['c', 'c', 'c', 'o', 'o', 'b', 'a', 'f', 'f', 'r', 't', '-', '-', 'x', 'T'])
     }
 
     fn deliver(&mut self) -> bool {

@@ -114,7 +114,7 @@ fn deliveries_of_a_lost_session_taken_as_evidence() {
 
 #[test]
 fn a_pause_for_what_others_sent() {
-    is_found_from(1000, Mistake::PauseOthers, reference::PAUSES);
+    is_found(Mistake::PauseOthers, reference::PAUSES);
 }
 
 #[test]
