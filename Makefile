@@ -14,8 +14,8 @@ help: ## Show this list.
 
 demo: ## Build everything and run it, with sensors and an upstream. ARGS="--messages 20000 --json"
 	@wasm=$$(scripts/need.sh cargo cc wasm) && eval "$$wasm" && \
-		cargo build --release --package sedge --bin sedge >&2 && \
-		sedge="$(or $(CARGO_TARGET_DIR),target)/release/sedge" && \
+		cargo build --profile demo --package sedge --bin sedge >&2 && \
+		sedge="$(or $(CARGO_TARGET_DIR),target)/demo/sedge" && \
 		for function in examples/*/function.toml; do \
 			"$$sedge" build "$${function%/function.toml}" >&2 || exit; done && \
 		"$$sedge" demo $(ARGS)
