@@ -131,6 +131,33 @@ fn one_function_fills_no_more_than_its_share_of_the_store() {
     assert!(turns_until(&mut rig, "o-victim") <= 10);
 }
 
+/// A board with one function made dead letters of what a broker had kept for it during an outage.
+#[test]
+fn the_backlog_of_an_only_function_waits_at_the_broker_and_none_of_it_is_given_up() {
+    let mut rig = slow(vec![manifest("hog", "h/#", StateScope::Topic)]);
+    let before = rig.disk.payloads().len();
+    let mut left = 100..1100_u16;
+    let mut was_full = false;
+    for _ in 0..10_000 {
+        while !rig.board.is_full() {
+            let Some(id) = left.next() else { break };
+            rig.receive("h/1", &format!("o{id}{}", " ".repeat(900)), id, false);
+        }
+        was_full |= rig.board.is_full();
+        let parked: usize = rig.disk.parked.values().map(|it| it.message.payload.len()).sum();
+        assert!(parked <= 400_000, "{parked} bytes, the share is 262,144");
+        rig.perform();
+        turn(&mut rig);
+        if left.is_empty() && rig.disk.parked.is_empty() && rig.disk.payloads().len() == before + 1000 {
+            break;
+        }
+    }
+    assert!(was_full, "the store filled up to the share");
+    assert_eq!(rig.disk.dead_letters, []);
+    let ran: Vec<u16> = rig.disk.payloads()[before..].iter().map(|it| it[1..].trim_end().parse().unwrap()).collect();
+    assert_eq!(ran, (100..1100).collect::<Vec<u16>>());
+}
+
 #[test]
 fn a_function_that_may_run_for_long_has_a_worker_of_its_own() {
     let with_timeout = |mut manifest: Manifest, ms: u32| {

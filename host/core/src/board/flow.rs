@@ -755,7 +755,8 @@ impl Board {
     /// Why nothing more may wait for a function.
     fn refuse_parking(&mut self, number: FunctionNo) -> Option<Failure> {
         let share = self.config.parked_max_bytes / PARTS_OF_PARKED;
-        if self.dispatch.parking.bytes_of(number) <= share {
+        // A function alone on its board takes nothing from others: what comes waits at the broker ([`Board::is_full`]).
+        if self.dispatch.parking.bytes_of(number) <= share || self.is_alone(number) {
             return None;
         }
         let now = self.now.monotonic;
@@ -763,6 +764,22 @@ impl Board {
         function.log_over_share(share, now);
         let detail = format!("more than {share} bytes wait for {}, a quarter of store.parked_max_bytes", function.name);
         Some(Failure { code: FailureCode::OverShare, detail })
+    }
+
+    /// Whether more waits in the store for the only function of the board than may for one of several.
+    pub(super) fn has_lone_backlog(&self) -> bool {
+        let share = self.config.parked_max_bytes / PARTS_OF_PARKED;
+        self.dispatch.parking.bytes() > share
+            && self.rollout.numbers().any(|it| self.dispatch.parking.bytes_of(it) > share && self.is_alone(it))
+    }
+
+    /// Whether no other function gets messages.
+    fn is_alone(&self, number: FunctionNo) -> bool {
+        let gets_messages = |it: &FunctionNo| {
+            let function = self.rollout.function(*it);
+            function.serving().is_some() && !function.is_shadow()
+        };
+        self.rollout.numbers().filter(gets_messages).all(|it| it == number)
     }
 
     fn function_name(&self, number: FunctionNo) -> Arc<str> {
