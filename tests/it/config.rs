@@ -2,9 +2,12 @@
 
 use std::fs;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
 use crate::harness::daemon::SEDGE;
-use crate::harness::guest::guest;
+use crate::harness::guest::{guest, variant};
+use crate::harness::wire::Publish;
+use crate::harness::{Site, eventually};
 
 fn sedge(arguments: &[&str]) -> Output {
     Command::new(SEDGE).args(arguments).output().expect("run sedge")
@@ -156,4 +159,26 @@ fn building_names_every_problem_of_the_manifest_as_checking_does() {
     fs::remove_file(folder.path().join("function.toml")).unwrap();
     let says = sedge(&["build", dir]);
     assert!(String::from_utf8_lossy(&says.stderr).contains("no function.toml in"), "{says:?}");
+}
+
+#[test]
+fn functions_with_one_component_share_its_compiled_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let one = variant(&guest("count"), folder.path(), "one", "one/#", |manifest| manifest);
+    let two = folder.path().join("two");
+    fs::create_dir(&two).unwrap();
+    let manifest = fs::read_to_string(one.join("function.toml")).unwrap();
+    let manifest = manifest.replace("\"one\"", "\"two\"").replace("\"one/#\"", "\"two/#\"");
+    let (name, rest) = manifest.split_once('\n').unwrap();
+    fs::write(two.join("function.toml"), format!("{name}\ncomponent = \"../one/one.wasm\"\n{rest}")).unwrap();
+
+    let site = Site::start_with(|setup| setup.function(&one).function(&two));
+    let mut sensors = site.broker.client("sensors");
+    for topic in ["one/a", "two/a", "two/a"] {
+        sensors.publish(Publish::new(topic, "1")).unwrap();
+    }
+    assert!(eventually(Duration::from_secs(20), || site.daemon.metric("sedge_messages_recorded_total") == 3.0));
+    assert_eq!(site.daemon.metric("sedge_dead_letters_total"), 0.0);
+    let code = fs::read_dir(site.daemon.data().join("cache")).unwrap().count();
+    assert_eq!(code, 1, "count, one and two have the same component");
 }

@@ -46,7 +46,7 @@ pub struct Manifest {
     /// Calls the function with a tick on `$timer/<name>`.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_duration")]
     pub every: Option<Duration>,
-    /// The component's file, in the folder of the manifest.
+    /// The component's file, relative to the folder of the manifest. Functions with the same component share its compiled code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub component: Option<String>,
     pub allow: Allow,
@@ -474,11 +474,12 @@ fn check_loops(
 }
 
 fn check_component(file: &str) -> Result<(), Invalid> {
-    let mut parts = Path::new(file).components();
-    match (parts.next(), parts.next()) {
-        (Some(Component::Normal(_)), None) => Ok(()),
-        _ => Err(Invalid::new(format!("{file:?} is not the name of a file in this folder"))
-            .hint("for example component = \"function.wasm\"")),
+    let mut parts = Path::new(file).components().skip_while(|part| *part == Component::ParentDir).peekable();
+    let is_file = parts.peek().is_some() && parts.all(|part| matches!(part, Component::Normal(_)));
+    match is_file {
+        true => Ok(()),
+        false => Err(Invalid::new(format!("{file:?} is not a file in this folder or relative to it"))
+            .hint("for example component = \"function.wasm\" or \"../threshold/threshold.wasm\"")),
     }
 }
 

@@ -207,18 +207,16 @@ fn single_mistakes() {
             "function.toml:4:9: every: \"18446744073709551615h\" is not a time; write a whole number and ms, s, m or h: \"500ms\", \"10s\", \"5m\", \"1h\"",
         ],
     );
-    check_added(
-        "component = \"../x.wasm\"",
-        &[
-            "function.toml:4:13: component: \"../x.wasm\" is not the name of a file in this folder; for example component = \"function.wasm\"",
-        ],
-    );
-    check_added(
-        "component = \"/x.wasm\"",
-        &[
-            "function.toml:4:13: component: \"/x.wasm\" is not the name of a file in this folder; for example component = \"function.wasm\"",
-        ],
-    );
+    check_added("component = \"../other/x.wasm\"", &[]);
+    for file in ["/x.wasm", "..", "a/../x.wasm", ""] {
+        check_added(
+            &format!("component = {file:?}"),
+            &[&format!(
+                "function.toml:4:13: component: {file:?} is not a file in this folder or relative to it; for example component = \
+                 \"function.wasm\" or \"../threshold/threshold.wasm\""
+            )],
+        );
+    }
     check_added("[limits]\ntimeout = 5", &["function.toml:5:1: limits.timeout: unknown key; did you mean timeout_ms?"]);
     check_added(
         "[limits]\nmemory_bytes = 1000",
