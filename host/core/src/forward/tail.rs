@@ -40,6 +40,8 @@ pub(crate) struct Tail {
     /// Last id known to be committed.
     last: RecordId,
     loading: bool,
+    /// Memory of the record behind `held`, if it was loaded and there was no room for it.
+    too_large: usize,
     /// The store has dropped everything up to here. What the receiver may have got is kept, and sent until that is known.
     dropped: RecordId,
     /// The last accepted records with the sizes of their payloads: the store may not know yet that it can delete them.
@@ -82,6 +84,7 @@ impl Tail {
             held: delivered,
             last: last.max(delivered),
             loading: false,
+            too_large: 0,
             dropped: RecordId::default(),
             accepted: VecDeque::new(),
             stale_loads: 0,
@@ -103,6 +106,7 @@ impl Tail {
     /// Adds the answer to a [`Load`]. `end`: the store had no records after these.
     pub(crate) fn loaded(&mut self, stored: Vec<StoredRecord>, end: bool) {
         self.loading = false;
+        self.too_large = 0;
         if self.stale_loads > 0 {
             // If this was the answer to the current load, the records are requested once more.
             self.stale_loads -= 1;
@@ -115,6 +119,7 @@ impl Tail {
             // The store answers in whole rows and may exceed the requested size.
             if !self.fits(&stored) {
                 self.last = self.last.max(stored.id);
+                self.too_large = weight(&stored);
                 return;
             }
             self.hold(stored);
@@ -126,10 +131,11 @@ impl Tail {
         }
     }
 
-    /// Next load, once half of the window is free. Returned once per load.
+    /// Next load, once half of the window is free and there is room for a record that was too large. Returned once per load.
     pub(crate) fn load(&mut self) -> Option<Load> {
         let roomy = self.slots.len() <= self.window.records / 2 && self.bytes <= self.window.bytes / 2;
-        if self.loading || self.held >= self.last || !roomy {
+        let fits = self.slots.is_empty() || self.bytes + self.too_large <= self.window.bytes;
+        if self.loading || self.held >= self.last || !roomy || !fits {
             return None;
         }
         self.loading = true;
@@ -204,6 +210,7 @@ impl Tail {
     /// accepted.
     pub(crate) fn dropped(&mut self, after: RecordId, through: RecordId) -> Vec<(RecordId, u64)> {
         self.dropped = self.dropped.max(through);
+        self.too_large = 0;
         self.held = self.held.max(through);
         self.last = self.last.max(through);
         for slot in self.slots.iter_mut().take_while(|slot| slot.id <= through) {

@@ -60,6 +60,23 @@ fn the_watermark_waits_for_the_oldest() {
     assert!(tail.is_empty());
 }
 
+/// The record was read again and again while it did not fit.
+#[test]
+fn a_record_that_does_not_fit_is_loaded_again_once_there_is_room() {
+    let window = TailLimits { records: 100, bytes: 4000 };
+    let mut tail = Tail::new(window, RecordId(0), RecordId(0));
+    tail.committed(stored(1, 1000));
+    tail.committed(stored(2, 3000));
+    assert!(tail.load().is_some(), "half of the window is free");
+    tail.loaded(vec![stored(2, 3000)], true);
+    assert_eq!(tail.load(), None);
+    assert_eq!(ids(&mut tail), [1]);
+    tail.done(RecordId(1));
+    assert_eq!(tail.load().map(|load| load.after), Some(RecordId(1)));
+    tail.loaded(vec![stored(2, 3000)], true);
+    assert_eq!(ids(&mut tail), [2]);
+}
+
 #[test]
 fn a_broken_connection_repeats_what_was_not_answered_in_order() {
     let mut tail = Tail::new(ROOMY, RecordId(0), RecordId(0));
