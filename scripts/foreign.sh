@@ -42,7 +42,7 @@ for program in "$@"; do
     version=$("$program" --version) ||
         fail "$program does not run here: install an emulator (Debian: apt install qemu-user-static) and a tree (scripts/need.sh tree-arm64 tree-armhf)"
     printf '\n-- %s for %s\n' "$version" "$(readelf --file-header "$program" | sed -n 's/ *Machine: *//p')"
-    # Emulation is five to twenty times slower, so each test uses a whole processor.
+    # Emulation is five to twenty times slower. One test at a time: each uses a whole processor.
     SEDGE_BINARY=$program SEDGE_PATIENCE=${SEDGE_PATIENCE:-10} \
-        cargo test --quiet --package sedge --test it -- --test-threads "${SEDGE_FOREIGN_THREADS:-2}" "${core[@]}"
+        cargo test --quiet --package sedge --test it -- --test-threads "${SEDGE_FOREIGN_THREADS:-1}" "${core[@]}"
 done

@@ -153,7 +153,7 @@ stage 'functions: tests' scripts/guests.sh test
 stage 'black-box tests' cargo test --package sedge --test '*' -- --test-threads "${SEDGE_TEST_THREADS:-2}"
 stage 'package' package
 stage_before 32 'boards: programs' board_programs
-stage_before 42 'boards: black-box core' board_core
+stage_before 38 'boards: black-box core' board_core
 stage_before 50 'boards: packages' cross/boards.sh cross full -- "${boards[@]}"
 stage_before 53 'boards: the page for a Raspberry Pi' board_page
 what='everything'
