@@ -47,7 +47,8 @@ pub struct FunctionOrderArgs {
     order: OrderArgs,
 }
 
-fn function(text: &str) -> Result<String, String> {
+/// Parses the name of a function on a command line.
+pub(super) fn function(text: &str) -> Result<String, String> {
     match manifest::is_name(text) {
         true => Ok(text.to_owned()),
         false => Err("a function's name has 1 to 64 of a to z, 0 to 9 and -".into()),

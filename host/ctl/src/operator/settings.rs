@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::broker::BrokerArgs;
-use super::order::{RETAINED_GRACE, target_json, with_json_answer};
+use super::order::{RETAINED_GRACE, function, target_json, with_json_answer};
 use super::session::Session;
 use super::signing::{KeyArgs, Signer, TargetArgs, WaitArgs};
 use crate::terminal::{self, say};
@@ -21,7 +21,7 @@ use crate::{paint, printable};
 use sedge_core::deploy::payload::{OrderChange, SettingsUpdate};
 use sedge_core::deploy::reason::Reason;
 use sedge_core::deploy::report::{Report, ReportedSetting, SettingsReport, SettingsState};
-use sedge_core::manifest::{self, Manifest};
+use sedge_core::manifest::Manifest;
 use sedge_core::settings::TopicText;
 use sedge_core::topic::TopicFilter;
 
@@ -102,13 +102,6 @@ struct SettingsOrderArgs {
     json: bool,
     #[command(flatten)]
     broker: BrokerArgs,
-}
-
-fn function(text: &str) -> Result<String, String> {
-    match manifest::is_name(text) {
-        true => Ok(text.to_owned()),
-        false => Err("a function's name has 1 to 64 of a to z, 0 to 9 and -".into()),
-    }
 }
 
 fn pair(text: &str) -> Result<(String, String), String> {
