@@ -96,37 +96,40 @@ pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
         return Ok(if test(args)? { ExitCode::SUCCESS } else { ExitCode::FAILURE });
     }
     loop {
-        let before = newest(&args.dirs);
+        // From before the run, so that what is edited meanwhile runs again.
+        let tested = files(args);
         if let Err(error) = test(args) {
             eprintln!("{}", paint_out(RED, &printable(&format!("{error:#}"))));
         }
         say!("\nwaiting for a change ...");
-        // What building wrote is no change.
-        let built = newest(&args.dirs).max(before);
-        while newest(&args.dirs) <= built {
+        while files(args) == tested {
             std::thread::sleep(LOOK_EVERY);
         }
     }
 }
 
-/// Time of the newest file that a person writes.
-fn newest(dirs: &[PathBuf]) -> Option<SystemTime> {
-    let mut newest = None;
-    let mut folders = dirs.to_vec();
+/// Time and length of each file that a person writes.
+fn files(args: &TestArgs) -> BTreeMap<PathBuf, (Option<SystemTime>, u64)> {
+    let mut files = BTreeMap::new();
+    let mut folders = args.dirs.clone();
+    let report = args.junit.as_ref().and_then(|path| path.canonicalize().ok());
     while let Some(folder) = folders.pop() {
         for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
             let (path, name) = (entry.path(), entry.file_name());
-            if name == "target" || name.as_encoded_bytes().starts_with(b".") {
+            let is_built =
+                path.extension().is_some_and(|it| it == "wasm" || it == "code" || it == "part" || it == "lock");
+            if is_built || name == "target" || name.as_encoded_bytes().starts_with(b".") {
                 continue;
             }
-            match path.is_dir() {
-                true => folders.push(path),
-                false if path.extension().is_some_and(|it| it == "wasm" || it == "code" || it == "part") => {}
-                false => newest = newest.max(entry.metadata().and_then(|it| it.modified()).ok()),
+            if path.is_dir() {
+                folders.push(path);
+            } else if report.is_none() || path.canonicalize().ok() != report {
+                let Ok(metadata) = entry.metadata() else { continue };
+                files.insert(path, (metadata.modified().ok(), metadata.len()));
             }
         }
     }
-    newest
+    files
 }
 
 /// Runs all cases once. Returns whether they passed.
