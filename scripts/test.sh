@@ -55,6 +55,22 @@ campaign() {
     cargo run --quiet --profile sim --package sedge-sim -- --seeds 20000
 }
 
+# Each test starts processes; more tests than cores would only wait for each other. A test that hangs fails by its name.
+black_box() {
+    local log status=0 limit=(timeout)
+    [ ! -t 0 ] || limit+=(--foreground)
+    log=$(mktemp) || return
+    "${limit[@]}" 1500 cargo test --package sedge --test '*' -- --test-threads "${SEDGE_TEST_THREADS:-2}" 2>&1 | tee "$log" || status=$?
+    if [ "$status" = 124 ]; then
+        printf 'ended after 25 minutes. Not ended were:\n' >&2
+        sed -nE 's/^test (.*) has been running for over .*/\1/p' "$log" | while read -r name; do
+            grep -q "^test $name \.\.\. " "$log" || printf '    %s\n' "$name" >&2
+        done
+    fi
+    rm -f "$log"
+    return "$status"
+}
+
 # Checks the unit file for errors and its exposure level (Mosquitto's unit has 9.6).
 service() {
     local folder analyze=(systemd-analyze --no-pager)
@@ -149,8 +165,7 @@ stage 'simulated boards: campaign' campaign
 # The only crate with examples in its documentation.
 stage 'documentation tests' cargo test --package sedge-function --doc
 stage 'functions: tests' scripts/guests.sh test
-# Each test starts processes; more tests than cores would only wait for each other.
-stage 'black-box tests' cargo test --package sedge --test '*' -- --test-threads "${SEDGE_TEST_THREADS:-2}"
+stage 'black-box tests' black_box
 stage 'package' package
 stage_before 32 'boards: programs' board_programs
 stage_before 38 'boards: black-box core' board_core
