@@ -65,6 +65,12 @@ fn function(name: &str) -> Option<&'static str> {
     FUNCTIONS.into_iter().find(|it| *it == name)
 }
 
+/// The first two words of a text.
+fn words(text: &[u8]) -> Option<(&str, &str)> {
+    let mut words = text.split(|byte| *byte == b' ').map(|word| str::from_utf8(word).ok());
+    Some((words.next()??, words.next()??))
+}
+
 /// Whether a message leaves something behind.
 fn has_effect(payload: &str) -> bool {
     !payload.starts_with('-')
@@ -107,12 +113,15 @@ impl Reference {
     pub fn committed(&mut self, commit: &Commit, trial_has_fallback: bool) {
         for record in &commit.records {
             let Some(function) = function(&record.function) else { continue };
-            let text = String::from_utf8_lossy(&record.payload);
             let (topic, payload) = match record.stream {
                 // The alert's local echo counts.
                 Stream::Alert => continue,
-                Stream::Local if text.starts_with('{') => (field(&text, "topic"), field(&text, "key")),
-                Stream::Local | Stream::Data => match text.trim_end().split_once(' ') {
+                Stream::Local if record.payload.starts_with(b"{") => {
+                    let text = String::from_utf8_lossy(&record.payload);
+                    (field(&text, "topic"), field(&text, "key"))
+                }
+                // Payload, topic and spaces up to a length.
+                Stream::Local | Stream::Data => match words(&record.payload) {
                     Some((payload, topic)) => (topic.to_owned(), payload.to_owned()),
                     None => continue,
                 },
