@@ -121,6 +121,9 @@ pub struct DeadLetters {
     connection: Connection,
 }
 
+/// Size of the dead letters that one transaction removes.
+const PIECE_BYTES: usize = 1 << 20;
+
 /// Selects dead letters. The default selects all.
 #[derive(Clone, Debug, Default)]
 pub struct DeadLetterFilter {
@@ -206,28 +209,40 @@ impl DeadLetters {
         })
     }
 
-    /// Deletes, in one transaction with the effects of `each`, the dead letters for which `each` returns true.
-    fn remove(
+    /// Deletes the dead letters for which `each` returns true, in transactions of [`PIECE_BYTES`] with its effects: a daemon
+    /// that runs commits between them, and the log in front of the database does not grow by all of them at once.
+    pub(super) fn remove(
         &mut self,
         filter: &DeadLetterFilter,
         mut each: impl FnMut(&Connection, &Row<'_>) -> rusqlite::Result<bool>,
     ) -> Result<u64, DeadLettersError> {
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        let mut removed = Vec::new();
-        {
-            let mut statement = transaction.prepare(&format!("{COLUMNS} ORDER BY id"))?;
-            let mut rows = statement.query(())?;
-            while let Some(row) = rows.next()? {
-                if filter.matches(row)? && each(&transaction, row)? {
-                    removed.push(row.get::<_, u64>(0)?);
+        let (mut after, mut count) = (Some(0), 0);
+        while let Some(from) = after.take() {
+            let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+            let mut removed: Vec<u64> = Vec::new();
+            {
+                let mut statement = transaction.prepare(&format!("{COLUMNS} WHERE id > ?1 ORDER BY id"))?;
+                let mut rows = statement.query((from,))?;
+                let mut bytes = 0;
+                while let Some(row) = rows.next()? {
+                    let id = row.get(0)?;
+                    if filter.matches(row)? && each(&transaction, row)? {
+                        removed.push(id);
+                        bytes += row.get_ref(4)?.as_bytes().map_err(rusqlite::Error::from)?.len();
+                    }
+                    if bytes >= PIECE_BYTES {
+                        after = Some(id);
+                        break;
+                    }
                 }
             }
+            for id in &removed {
+                transaction.prepare_cached("DELETE FROM dead_letter WHERE id = ?1")?.execute((id,))?;
+            }
+            transaction.commit()?;
+            count += removed.len() as u64;
         }
-        for id in &removed {
-            transaction.prepare_cached("DELETE FROM dead_letter WHERE id = ?1")?.execute((id,))?;
-        }
-        transaction.commit()?;
-        Ok(removed.len() as u64)
+        Ok(count)
     }
 }
 

@@ -78,6 +78,28 @@ fn letters_replayed_without_a_daemon_are_parked_at_its_start() {
 }
 
 #[test]
+fn many_letters_are_replayed_in_several_transactions() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open(dir.path());
+    let large = || dead_letter("f", FailureCode::Trap, vec![b'x'; 400_000]);
+    for _ in 0..7 {
+        rig.commit(vec![Commit { dead_letters: vec![large()], ..Commit::default() }]);
+    }
+    rig.close();
+    let mut letters = DeadLetters::open(dir.path()).unwrap();
+    // The sixth cannot be replayed: those of earlier transactions are.
+    let mut seen = 0;
+    let failed = letters.remove(&DeadLetterFilter::default(), |_, _| {
+        seen += 1;
+        if seen == 6 { Err(rusqlite::Error::InvalidQuery) } else { Ok(true) }
+    });
+    assert!(failed.is_err());
+    assert_eq!(letters.list(&DeadLetterFilter::default(), 9).unwrap().len(), 4);
+    assert_eq!(letters.replay(&DeadLetterFilter::default(), 5).unwrap(), 4);
+    assert_eq!(Rig::open(dir.path()).recovered.parked.len(), 4);
+}
+
+#[test]
 fn a_replay_just_before_the_daemon_parks_a_job_is_not_missed() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
