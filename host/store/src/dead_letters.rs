@@ -194,11 +194,17 @@ impl DeadLetters {
     }
 
     /// Parks dead letters as jobs of their functions, due now, as one more attempt. A running daemon notices them within
-    /// about a second, otherwise they run at its next start. Returns how many.
+    /// about a second, otherwise they run at its next start. Returns how many. Those whose topic is cut stay.
     pub fn replay(&mut self, filter: &DeadLetterFilter, now_ms: u64) -> Result<u64, DeadLettersError> {
         let mut encoder = Encoder::default();
         self.remove(filter, |connection, row| {
-            let Some((_, DeadLetter { function, message, .. })) = decode(row)? else { return Ok(false) };
+            let Some((DeadLetterId(id), DeadLetter { function, failure, message, .. })) = decode(row)? else {
+                return Ok(false);
+            };
+            if failure.code == FailureCode::TopicTooLong {
+                tracing::warn!(id, "not replayed: the dead letter has only the beginning of its topic");
+                return Ok(false);
+            }
             let mut message = Arc::unwrap_or_clone(message);
             message.attempt = message.attempt.saturating_add(1);
             let message = Arc::new(message);

@@ -77,7 +77,7 @@ impl Board {
         let limits = self.limits(&delivery.properties);
         let Delivery { payload, content_type, properties, retained, response_topic, correlation_data, .. } = delivery;
         let message = Arc::new(Message {
-            topic: Arc::clone(&route.topic),
+            topic: size::bounded_topic(&route.topic),
             payload: size::detached(payload),
             content_type: content_type.map(Into::into),
             // A dead letter of a message with more keeps these.

@@ -3,6 +3,8 @@
 //! What a sender controls beside the payload must not break a function's own limits: its failures would pause the function
 //! for every sender.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use super::input::Delivery;
@@ -19,6 +21,15 @@ const DETACHED_BYTES: usize = 64 << 10;
 /// A payload that does not keep alive the buffer of a whole read, of which it is a small part and which nobody counts.
 pub(crate) fn detached(payload: Bytes) -> Bytes {
     if payload.len() > DETACHED_BYTES { payload } else { Bytes::copy_from_slice(&payload) }
+}
+
+/// The topic as a message keeps it: all of it, or the beginning of one that is too long.
+pub(crate) fn bounded_topic(topic: &Arc<str>) -> Arc<str> {
+    if topic.len() <= MAX_TOPIC_BYTES {
+        Arc::clone(topic)
+    } else {
+        topic[..topic.floor_char_boundary(MAX_TOPIC_BYTES)].into()
+    }
 }
 
 /// Sizes of the parts of a message.
@@ -74,7 +85,9 @@ impl Parts {
             return None;
         }
         let (code, detail) = if topic > MAX_TOPIC_BYTES {
-            let detail = format!("the topic has {topic} bytes, the limit is {MAX_TOPIC_BYTES}");
+            let detail = format!(
+                "the topic has {topic} bytes, the limit is {MAX_TOPIC_BYTES}; the dead letter has its beginning"
+            );
             (FailureCode::TopicTooLong, detail)
         } else if properties > MAX_PROPERTIES {
             let detail = format!(

@@ -78,6 +78,18 @@ fn letters_replayed_without_a_daemon_are_parked_at_its_start() {
 }
 
 #[test]
+fn letters_with_a_cut_topic_are_not_replayed() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = Rig::open(dir.path());
+    let letter = dead_letter("f", FailureCode::TopicTooLong, "payload");
+    rig.commit(vec![Commit { dead_letters: vec![letter], ..Commit::default() }]);
+    let mut letters = DeadLetters::open(dir.path()).unwrap();
+    assert_eq!(letters.replay(&DeadLetterFilter::default(), 5).unwrap(), 0);
+    assert_eq!(letters.list(&DeadLetterFilter::default(), 9).unwrap().len(), 1);
+    assert_eq!(letters.drop(&DeadLetterFilter::default()).unwrap(), 1);
+}
+
+#[test]
 fn many_letters_are_replayed_in_several_transactions() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
