@@ -24,6 +24,9 @@ mod odd_brokers;
 mod operator;
 mod ops;
 mod outage;
+#[cfg(feature = "page")]
+mod page;
 mod selftest;
 mod settings;
+mod takeover;
 mod upstream;

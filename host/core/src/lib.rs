@@ -21,4 +21,5 @@ pub mod store;
 pub mod stream;
 pub mod text;
 pub mod time;
+pub mod tokens;
 pub mod topic;

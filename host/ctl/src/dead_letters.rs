@@ -1,17 +1,17 @@
 //! `sedge dead-letters`: lists, shows, replays and drops messages that no function could process.
 
 use std::io::{self, Write};
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::{ConfigArgs, hex, printable, terminal};
-use sedge_core::config::Config;
+use super::data::DataArgs;
+use super::{printable, terminal};
 use sedge_core::message::FailureCode;
 use sedge_core::store::{DeadLetter, DeadLetterId};
+use sedge_core::text::hex;
 use sedge_core::time::{self};
 use sedge_store::{DeadLetterFilter, DeadLetters};
 
@@ -51,18 +51,6 @@ enum Command {
 }
 
 #[derive(Debug, Args)]
-struct StoreArgs {
-    /// Data folder of the daemon [default: node.data_dir of the configuration]
-    #[arg(long, value_name = "DIR", conflicts_with = "config")]
-    data_dir: Option<PathBuf>,
-    #[command(flatten)]
-    config: ConfigArgs,
-    /// Print one JSON object
-    #[arg(long)]
-    json: bool,
-}
-
-#[derive(Debug, Args)]
 struct FilterArgs {
     /// Only dead letters of this function
     #[arg(long, value_name = "NAME")]
@@ -80,7 +68,7 @@ struct ListArgs {
     #[arg(long, value_name = "N", default_value_t = 50)]
     limit: usize,
     #[command(flatten)]
-    store: StoreArgs,
+    store: DataArgs,
 }
 
 #[derive(Debug, Args)]
@@ -89,7 +77,7 @@ struct ShowArgs {
     #[arg(value_name = "ID", required = true)]
     ids: Vec<u64>,
     #[command(flatten)]
-    store: StoreArgs,
+    store: DataArgs,
 }
 
 #[derive(Debug, Args)]
@@ -104,7 +92,7 @@ struct SelectArgs {
     #[command(flatten)]
     filter: FilterArgs,
     #[command(flatten)]
-    store: StoreArgs,
+    store: DataArgs,
 }
 
 fn reason(name: &str) -> Result<FailureCode, String> {
@@ -134,17 +122,8 @@ fn execute(args: &DeadLettersArgs, out: &mut impl Write) -> anyhow::Result<ExitC
     }
 }
 
-fn open(args: &StoreArgs) -> anyhow::Result<DeadLetters> {
-    let data_dir = match &args.data_dir {
-        Some(dir) => dir.clone(),
-        None => {
-            let (config, problems) = Config::inspect(&args.config.path(), &sedge_sandbox::machine::MACHINE);
-            if problems.has_errors() {
-                return Err(problems.into());
-            }
-            config.node.data_dir
-        }
-    };
+fn open(args: &DataArgs) -> anyhow::Result<DeadLetters> {
+    let data_dir = args.data_dir()?;
     DeadLetters::open(&data_dir).with_context(|| format!("failed to read the dead letters in {}", data_dir.display()))
 }
 
@@ -162,7 +141,7 @@ fn list(args: &ListArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
     let more = letters.len() > args.limit;
     letters.truncate(args.limit);
     if args.store.json {
-        let letters: Vec<Value> = letters.iter().map(|(id, letter)| as_json(*id, letter)).collect();
+        let letters: Vec<Value> = letters.iter().map(|(id, letter)| letter.to_json(*id)).collect();
         writeln!(out, "{}", terminal::pretty_json(&json!({ "dead_letters": letters, "more": more })))?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -192,7 +171,7 @@ fn show(args: &ShowArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
         }
     }
     if args.store.json {
-        let letters: Vec<Value> = found.iter().map(|(id, letter)| as_json(*id, letter)).collect();
+        let letters: Vec<Value> = found.iter().map(|(id, letter)| letter.to_json(*id)).collect();
         writeln!(out, "{}", terminal::pretty_json(&json!({ "dead_letters": letters, "missing": missing })))?;
     } else {
         for (id, letter) in &found {
@@ -253,42 +232,6 @@ fn report(out: &mut impl Write, args: &SelectArgs, done: &str, count: u64) -> an
         eprintln!("{missing} of the given numbers {}", if missing == 1 { "does not exist" } else { "do not exist" });
     }
     Ok(if missing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-fn as_json(id: DeadLetterId, letter: &DeadLetter) -> Value {
-    let DeadLetter { function, version, message, failure, usage, at_ms } = letter;
-    // Text and hex have different names, so that neither is mistaken for the other.
-    let (text, hex) = match std::str::from_utf8(&message.payload) {
-        Ok(text) => (Some(text), None),
-        Err(_) => (None, Some(hex(&message.payload))),
-    };
-    json!({
-        "id": id.0,
-        "at": time::rfc3339(*at_ms),
-        "function": &**function,
-        "version": &**version,
-        "reason": failure.code.as_str(),
-        "detail": failure.detail,
-        "usage": {
-            "fuel": usage.fuel,
-            "elapsed_us": usage.elapsed_us,
-            "memory_bytes": usage.memory_bytes,
-            "output_bytes": usage.output_bytes,
-        },
-        "message": {
-            "topic": &*message.topic,
-            "payload": text,
-            "payload_hex": hex,
-            "content_type": message.content_type,
-            "properties": message.properties,
-            "received_at": time::rfc3339(message.received_at_ms),
-            "clock_synced": message.clock_synced,
-            "attempt": message.attempt,
-            "retained": message.retained,
-            "response_topic": message.response_topic,
-            "correlation_data_hex": message.correlation_data.as_deref().map(super::hex),
-        },
-    })
 }
 
 #[cfg(test)]

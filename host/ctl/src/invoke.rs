@@ -12,10 +12,11 @@ use serde_json::json;
 
 use super::runner::{self, Runner, text_or_hex};
 use super::terminal::{self, say};
-use super::{hex, printable, unhex};
+use super::{printable, unhex};
 use sedge_core::limits::MAX_LOG_LINES;
 use sedge_core::manifest::Manifest;
 use sedge_core::message::{Message, Output, StateWrite, Verdict};
+use sedge_core::text::hex;
 use sedge_core::topic::TopicFilter;
 use sedge_sandbox::{Run, ScopeState};
 

@@ -6,6 +6,7 @@ pub mod check;
 mod client;
 #[cfg(feature = "compiler")]
 pub mod compile;
+mod data;
 pub mod dead_letters;
 #[cfg(feature = "demo")]
 pub mod demo;
@@ -20,13 +21,15 @@ mod terminal;
 #[cfg(feature = "compiler")]
 pub mod test;
 mod time;
+#[cfg(feature = "page")]
+pub mod token;
 
 use anyhow::Context as _;
 use clap::Args;
 use sedge_core::config::Problems;
 use sedge_core::config::problem::Severity;
 pub use sedge_core::text::printable;
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::path::PathBuf;
 pub use terminal::printable_lines;
 
@@ -98,15 +101,25 @@ fn block_on<T>(future: impl Future<Output = anyhow::Result<T>>) -> anyhow::Resul
 
 /// Writes a file under another name and renames it, so that a daemon reading the folder never sees half of it.
 fn write_atomically(path: &std::path::Path, bytes: &[u8]) -> anyhow::Result<()> {
-    let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(".part");
-    std::fs::write(&unfinished, bytes)
-        .and_then(|()| std::fs::rename(&unfinished, path))
-        .with_context(|| format!("failed to write {}", path.display()))
+    write_atomically_as(path, bytes, |_| Ok(()))
 }
 
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+/// [`write_atomically`] with what is to be done to the file while it has its other name, and is empty.
+fn write_atomically_as(
+    path: &std::path::Path,
+    bytes: &[u8],
+    prepare: impl FnOnce(&std::fs::File) -> std::io::Result<()>,
+) -> anyhow::Result<()> {
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(".part");
+    let write = || {
+        let mut file = std::fs::File::create(&unfinished)?;
+        prepare(&file)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&unfinished, path)
+    };
+    write().with_context(|| format!("failed to write {}", path.display()))
 }
 
 /// The bytes of hexadecimal digits, with white space between them. `None`: it is something else.

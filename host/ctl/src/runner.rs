@@ -15,7 +15,7 @@ use sedge_sandbox::script::archive;
 use sedge_sandbox::{Function, Run, Sandbox, ScopeState, folder};
 use serde_json::{Value, json};
 
-use super::hex;
+use sedge_core::text::hex;
 
 pub(crate) struct Runner {
     function: Function,

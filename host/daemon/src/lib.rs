@@ -2,6 +2,8 @@
 
 mod deploy;
 mod footprint;
+#[cfg(feature = "page")]
+mod page;
 pub mod run;
 mod sinks;
 pub mod telemetry;

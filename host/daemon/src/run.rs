@@ -81,6 +81,8 @@ struct Daemon {
     watchdog_fed: Instant,
     /// Held for as long as the daemon runs: it answers on a thread of its own.
     _http: Option<telemetry::Http>,
+    #[cfg(feature = "page")]
+    shown: crate::page::Shown,
     store_failed: bool,
     is_worker_silent: bool,
     exits: exits::Exits,
@@ -353,6 +355,8 @@ impl Daemon {
                 self.health.ready("store");
                 self.status.set_failed(&self.broker, None);
             }
+            #[cfg(feature = "page")]
+            store::StoreEvent::Committed { stored, .. } => self.shown.alerts.note(stored),
             _ => {}
         }
         self.board.handle(Input::Store(event), self.now());

@@ -128,6 +128,19 @@ enum Command {
     #[command(verbatim_doc_comment)]
     DeadLetters(sedge_ctl::dead_letters::DeadLettersArgs),
 
+    /// Create a token for the page of a board, and print it
+    ///
+    /// The page is at http.listen, which is http://127.0.0.1:9464 if not configured.
+    /// Counts and states need no token; payloads, state and all actions do.
+    /// The data folder has only a digest of the token.
+    ///
+    ///   sudo sedge token
+    ///   sudo sedge token anna
+    ///   sudo sedge token anna --revoke
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "page")]
+    Token(sedge_ctl::token::TokenArgs),
+
     /// Create a signing key, and print the configuration by which boards trust it
     ///
     /// Writes NAME.pem, the private key, and NAME.pub.pem, to be copied to boards.
@@ -238,6 +251,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Doctor(args) => sedge_ctl::doctor::run(args),
         Command::Run(args) => run::run(args).map(done),
         Command::DeadLetters(args) => sedge_ctl::dead_letters::run(args),
+        #[cfg(feature = "page")]
+        Command::Token(args) => sedge_ctl::token::run(args).map(done),
         #[cfg(feature = "operator")]
         Command::Keygen(args) => keygen::run(args).map(done),
         #[cfg(feature = "operator")]

@@ -6,13 +6,12 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OptionalExtension, Row, TransactionBehavior};
 
 use super::row::{self, DeadLetterColumns, Encoder};
 use super::running_time::Ages;
 use super::stats::Stats;
-use super::{folder, schema};
+use super::{beside, schema};
 use sedge_core::config;
 use sedge_core::message::FailureCode;
 use sedge_core::store::FULL;
@@ -146,22 +145,7 @@ const COLUMNS: &str = "SELECT id, at_ms, function, reason, body FROM dead_letter
 
 impl DeadLetters {
     pub fn open(data_dir: &Path) -> Result<Self, DeadLettersError> {
-        let path = data_dir.join(folder::DATABASE);
-        if !path.is_file() {
-            return Err(DeadLettersError::Missing(path));
-        }
-        let mut connection = folder::set_up(&path)?;
-        // A busy daemon holds the lock most of the time, and SQLite does not queue: retry often, for about 10 s.
-        connection.busy_handler(Some(|tries| {
-            std::thread::sleep(Duration::from_millis(1));
-            tries < 10_000
-        }))?;
-        connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
-        let found = connection.query_row("PRAGMA user_version", (), |row| row.get(0))?;
-        if found != schema::VERSION {
-            return Err(DeadLettersError::Version { path, found });
-        }
-        Ok(Self { connection })
+        Ok(Self { connection: beside::open(data_dir)? })
     }
 
     /// Lists dead letters, newest first. Damaged ones are skipped with a warning.
@@ -170,17 +154,34 @@ impl DeadLetters {
         filter: &DeadLetterFilter,
         limit: usize,
     ) -> Result<Vec<(DeadLetterId, DeadLetter)>, DeadLettersError> {
-        let mut statement = self.connection.prepare(&format!("{COLUMNS} ORDER BY id DESC"))?;
-        let mut rows = statement.query(())?;
+        Ok(self.page(filter, None, limit, usize::MAX)?.0)
+    }
+
+    /// [`Self::list`] of those before one of them, up to about `max_bytes`. Also returns whether there may be more.
+    pub fn page(
+        &self,
+        filter: &DeadLetterFilter,
+        before: Option<DeadLetterId>,
+        limit: usize,
+        max_bytes: usize,
+    ) -> Result<(Vec<(DeadLetterId, DeadLetter)>, bool), DeadLettersError> {
+        let mut statement = self.connection.prepare(&format!("{COLUMNS} WHERE id < ?1 ORDER BY id DESC"))?;
+        let mut rows = statement.query((before.map_or(i64::MAX, |id| id.0.cast_signed()),))?;
         let mut letters = Vec::new();
-        while letters.len() < limit
-            && let Some(row) = rows.next()?
-        {
-            if filter.matches(row)? {
-                letters.extend(decode(row)?);
+        let mut bytes = 0;
+        while let Some(row) = rows.next()? {
+            if !filter.matches(row)? {
+                continue;
+            }
+            if letters.len() >= limit || bytes >= max_bytes {
+                return Ok((letters, true));
+            }
+            if let Some((id, letter)) = decode(row)? {
+                bytes += letter.message.payload.len();
+                letters.push((id, letter));
             }
         }
-        Ok(letters)
+        Ok((letters, false))
     }
 
     pub fn show(&self, id: DeadLetterId) -> Result<Option<DeadLetter>, DeadLettersError> {

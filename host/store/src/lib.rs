@@ -9,6 +9,7 @@ pub mod stats;
 mod session;
 mod writer;
 
+mod beside;
 pub mod dead_letters;
 mod gaps;
 mod message_id_rows;
@@ -16,6 +17,7 @@ mod outbox;
 mod parked;
 mod state;
 mod state_retention;
+mod states;
 mod window;
 
 mod checkpoint;
@@ -39,6 +41,7 @@ use sedge_core::time::Now;
 pub use dead_letters::{DeadLetterFilter, DeadLetters};
 pub use folder::prepare;
 pub use handle::{SendError, StoreEvents, StoreHandle};
+pub use states::{ScopeSize, States};
 
 use sedge_core::store::Recovered;
 pub use stats::COMMIT_BUCKETS_US;

@@ -263,6 +263,8 @@ pub struct Upstream {
 pub struct Http {
     /// `None` (`listen = "off"`): no port.
     pub listen: Option<SocketAddr>,
+    /// Names beside those of loopback by which browsers may call the page.
+    pub hosts: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -471,7 +473,7 @@ impl Upstream {
 
 impl Default for Http {
     fn default() -> Self {
-        Self { listen: Some(([127, 0, 0, 1], 9464).into()) }
+        Self { listen: Some(([127, 0, 0, 1], 9464).into()), hosts: Vec::new() }
     }
 }
 

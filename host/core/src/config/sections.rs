@@ -440,6 +440,13 @@ pub fn on_one_broker(upstream: &Upstream, local: &Mqtt, node: &Node) -> Vec<(&'s
 
 fn http(section: &mut Section<'_, '_>, http: &mut Http) {
     section.or_off("listen", &mut http.listen);
+    section.value("hosts", &mut http.hosts);
+    for (n, host) in http.hosts.iter().enumerate() {
+        if host.is_empty() || host.contains([':', '/', ' ']) {
+            let invalid = Invalid::new(format!("{host:?} is not the name of a host"));
+            section.error_in("hosts", n, invalid.hint("write it as in the browser, without http:// and port"));
+        }
+    }
     if let Some(listen) = http.listen.filter(|listen| !listen.ip().is_loopback()) {
         let invalid = Invalid::new(format!("{listen} can be reached from other machines, without a password"));
         section.warn("listen", invalid.hint(format!("use 127.0.0.1:{} unless that is intended", listen.port())));

@@ -105,7 +105,7 @@ fn unknown_keys() {
         &["sedge.toml:2:1: mqtt.keep-alive-secs: unknown key; did you mean keep_alive_secs?"],
     );
     check("[node]\nreceive_maximum = 5", &["sedge.toml:2:1: node.receive_maximum: unknown key; it belongs in [mqtt]"]);
-    check("[http]\nport = 80", &["sedge.toml:2:1: http.port: unknown key; known here: listen"]);
+    check("[http]\nport = 80", &["sedge.toml:2:1: http.port: unknown key; known here: listen, hosts"]);
     check("url = \"mqtt://a\"", &["sedge.toml:1:1: url: unknown key; it belongs in [mqtt]"]);
     check(
         "[upstream]\nurl = \"mqtt://a\"\ntopic = \"x\"",

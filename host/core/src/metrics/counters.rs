@@ -219,8 +219,18 @@ impl Metrics {
         lock(&self.sources).push(Box::new(source));
     }
 
+    /// Unix time in milliseconds.
+    pub fn start_time_ms(&self) -> u64 {
+        self.start_time_ms
+    }
+
+    /// Alerts of all functions that are installed.
+    pub fn alerts(&self) -> u64 {
+        lock(&self.functions).values().map(|function| function.outputs(OutputKind::Alert)).sum()
+    }
+
     /// Sum over all labels of a family that the sources export.
-    fn sum(&self, family: &str, now: Now) -> u64 {
+    pub fn sum(&self, family: &str, now: Now) -> u64 {
         let mut sum = 0;
         for source in lock(&self.sources).iter() {
             source(now, &mut |sample| {

@@ -2,6 +2,7 @@
 
 // Vocabulary of the daemon's other parts, without rusqlite.
 pub mod commit;
+mod dead_letter;
 pub mod message_ids;
 pub mod record;
 pub mod request;

@@ -10,7 +10,7 @@ use serde_json::Value as Json;
 use toml::{Table, Value};
 
 use super::compare::{outputs_of, without_nulls};
-use crate::hex;
+use sedge_core::text::hex;
 
 const MESSAGE: &str = "[[message]]";
 const EXPECT: &str = "[message.expect]";

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+#[cfg(feature = "page")]
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -134,7 +136,11 @@ impl Daemon {
             Action::Settings { function, change, overlay } => {
                 self.board.handle(Input::Settings { function, change, overlay }, self.now());
             }
-            Action::Report { function, payload } => self.status.report(&self.broker, function, payload),
+            Action::Report { function, payload } => {
+                #[cfg(feature = "page")]
+                self.shown.reports.set(Arc::clone(&function), payload.clone());
+                self.status.report(&self.broker, function, payload);
+            }
             // The deploy thread carries these out itself.
             Action::Disk(_) | Action::Compile { .. } | Action::RetainCode { .. } => {}
         }

@@ -16,8 +16,10 @@ use super::orders::{META_ORDERS, Orders};
 use super::status::Status;
 use super::store_figures;
 use super::{Daemon, STARTED, Upstream};
+#[cfg(feature = "page")]
+use crate::page::{Page, Shown};
 use crate::sinks::webhook::Webhook;
-use crate::telemetry::{ConnectionLog, Health, Http, Notifier};
+use crate::telemetry::{Beside, ConnectionLog, Health, Http, Notifier};
 use crate::worker::processes::{ProcessConfig, Processes};
 use sedge_core::board::{
     self, Board, BoardConfig, Budget, CautionConfig, Input, PauseConfig, RecorderConfig, Version, WorkerConfig,
@@ -59,8 +61,14 @@ impl Daemon {
         raise_descriptors();
         let data_dir = &config.node.data_dir;
         sedge_store::prepare(data_dir)?;
+        #[cfg(feature = "page")]
+        let shown = Shown::new(&config);
+        #[cfg(feature = "page")]
+        let beside = Beside::from(&Page::new(&config, Arc::clone(&metrics), Arc::clone(&health), shown.clone()));
+        #[cfg(not(feature = "page"))]
+        let beside = Beside::default();
         let http = match config.http.listen {
-            Some(addr) => Some(Http::spawn(addr, data_dir, Arc::clone(&metrics), Arc::clone(&health))?),
+            Some(addr) => Some(Http::spawn(addr, data_dir, Arc::clone(&metrics), Arc::clone(&health), beside)?),
             None => None,
         };
         let (store, store_events, recovered) = {
@@ -156,6 +164,8 @@ impl Daemon {
             notify: Notifier::from_env(),
             watchdog_fed: now.monotonic,
             _http: http,
+            #[cfg(feature = "page")]
+            shown,
             store_failed: false,
             is_worker_silent: false,
             exits,

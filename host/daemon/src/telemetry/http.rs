@@ -9,8 +9,10 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State;
@@ -45,10 +47,37 @@ pub(crate) struct Http {
     socket: Option<PathBuf>,
 }
 
+/// Threads that read the database for requests.
+pub(crate) const MAX_READERS: usize = 2;
+
 /// Name of the UNIX socket in the data folder.
 pub(crate) const SOCKET: &str = "http.sock";
 
+/// Answer at `/` for programs that are not browsers.
+pub(crate) const INDEX: &str = concat!("sedge ", env!("CARGO_PKG_VERSION"), ": /metrics /status /healthz /readyz\n");
+
 type Shared = (Arc<Metrics>, Arc<Health>);
+
+/// What is served beside metrics and health, and runs with it.
+pub(crate) struct Beside {
+    router: Router,
+    task: Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Default for Beside {
+    fn default() -> Self {
+        Self { router: Router::new().route("/", get(async || INDEX)), task: Box::pin(std::future::pending()) }
+    }
+}
+
+#[cfg(feature = "page")]
+impl From<&Arc<crate::page::Page>> for Beside {
+    fn from(page: &Arc<crate::page::Page>) -> Self {
+        let router = crate::page::router(page);
+        let page = Arc::clone(page);
+        Self { router, task: Box::pin(async move { page.count().await }) }
+    }
+}
 
 impl Http {
     pub(crate) fn spawn(
@@ -56,8 +85,9 @@ impl Http {
         data_dir: &Path,
         metrics: Arc<Metrics>,
         health: Arc<Health>,
+        beside: Beside,
     ) -> Result<Self, HttpError> {
-        Self::spawn_within(Bounds::default(), addr, data_dir, metrics, health)
+        Self::spawn_within(Bounds::default(), addr, data_dir, metrics, health, beside)
     }
 
     fn spawn_within(
@@ -66,6 +96,7 @@ impl Http {
         data_dir: &Path,
         metrics: Arc<Metrics>,
         health: Arc<Health>,
+        beside: Beside,
     ) -> Result<Self, HttpError> {
         let listener = TcpListener::bind(addr).map_err(|source| HttpError::Listen { addr, source })?;
         listener.set_nonblocking(true)?;
@@ -80,14 +111,19 @@ impl Http {
             }
         };
         let has_socket = socket.is_some();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(MAX_READERS)
+            .thread_keep_alive(Duration::from_secs(1))
+            .build()?;
         let (stop, stopped) = oneshot::channel();
         let thread = std::thread::Builder::new().name("http".into()).spawn(move || {
             runtime.block_on(async {
                 tokio::select! {
                     // A scrape under way is abandoned.
                     _ = stopped => {}
-                    result = serve(bounds, listener, socket, (metrics, health)) => {
+                    () = beside.task => {}
+                    result = serve(bounds, listener, socket, (metrics, health), beside.router) => {
                         if let Err(error) = result {
                             tracing::error!(%error, "the HTTP server for metrics and health failed");
                         }
@@ -131,17 +167,26 @@ fn listen_locally(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-async fn serve(bounds: Bounds, listener: TcpListener, socket: Option<UnixListener>, shared: Shared) -> io::Result<()> {
+async fn serve(
+    bounds: Bounds,
+    listener: TcpListener,
+    socket: Option<UnixListener>,
+    shared: Shared,
+    beside: Router,
+) -> io::Result<()> {
+    // There is no TLS: what has tokens is not for other machines.
+    let is_local = listener.local_addr()?.ip().is_loopback();
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let router = Router::new()
-        .route("/", get(index))
+    let health = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .route("/status", get(status))
-        .layer(map_response(close))
         .with_state(shared);
-    let port = axum::serve(Bounded::new(listener, bounds), router.clone());
+    let router = health.clone().merge(beside).layer(map_response(close));
+    let for_port =
+        if is_local { router.clone() } else { health.merge(Beside::default().router).layer(map_response(close)) };
+    let port = axum::serve(Bounded::new(listener, bounds), for_port);
     match socket {
         None => port.await,
         Some(socket) => {
@@ -161,10 +206,6 @@ async fn close(mut response: Response) -> Response {
 /// Time of a request: the top of this thread's loop.
 fn now() -> Now {
     Now::at(std::time::Instant::now(), std::time::SystemTime::now(), sedge_sandbox::clock::clock_synced())
-}
-
-async fn index() -> &'static str {
-    concat!("sedge ", env!("CARGO_PKG_VERSION"), ": /metrics /status /healthz /readyz\n")
 }
 
 async fn metrics(State((metrics, _)): State<Shared>) -> impl IntoResponse {
@@ -226,8 +267,8 @@ mod tests {
         let health = Arc::new(Health::new(Instant::now(), limit));
         let folder = tempfile::tempdir().unwrap();
         let addr = ([127, 0, 0, 1], 0).into();
-        let http = Http::spawn_within(bounds, addr, folder.path(), metrics.clone(), health.clone()).unwrap();
-        (http, metrics, health, folder)
+        let http = Http::spawn_within(bounds, addr, folder.path(), metrics.clone(), health.clone(), Beside::default());
+        (http.unwrap(), metrics, health, folder)
     }
 
     /// Waits until the server closes the connection.
@@ -356,7 +397,8 @@ mod tests {
     fn a_port_in_use_is_named_with_its_key() {
         let (http, metrics, health) = start(Duration::from_secs(60));
         let folder = tempfile::tempdir().unwrap();
-        let error = Http::spawn(http.addr(), folder.path(), metrics, health).unwrap_err().to_string();
+        let error =
+            Http::spawn(http.addr(), folder.path(), metrics, health, Beside::default()).unwrap_err().to_string();
         assert!(error.contains(&http.addr().to_string()) && error.contains("http.listen"), "{error}");
     }
 
@@ -366,6 +408,6 @@ mod tests {
         let addr = http.addr();
         drop(http);
         let folder = tempfile::tempdir().unwrap();
-        drop(Http::spawn(addr, folder.path(), metrics, health).unwrap());
+        drop(Http::spawn(addr, folder.path(), metrics, health, Beside::default()).unwrap());
     }
 }

@@ -1,0 +1,303 @@
+//! The JSON API, as `docs/openapi.json` describes it.
+//!
+//! Counts and states need no token. Payloads, state and all that acts do.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use axum::Json;
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::answer::{Answer, Refusal};
+use super::{Page, now};
+use sedge_core::message::FailureCode;
+use sedge_core::store::DeadLetterId;
+use sedge_core::text::hex;
+use sedge_store::dead_letters::DeadLettersError;
+use sedge_store::{DeadLetterFilter, DeadLetters, ScopeSize, States};
+
+/// Largest part of a list that one answer has.
+const MAX_LIMIT: usize = 500;
+const LIMIT: usize = 50;
+/// Payloads that a list of dead letters reads, and the text that it shows of each.
+const MAX_LIST_BYTES: usize = 4 << 20;
+const PREVIEW_BYTES: usize = 200;
+
+type Shared = State<Arc<Page>>;
+
+/// Is it well?
+pub(super) async fn board(State(page): Shared) -> Json<Value> {
+    let now = now();
+    let mut figures = page.metrics.status(now);
+    let missing = page.health.all_missing();
+    let broker = page.metrics.broker.connected() == Some(true);
+    let upstream = page.metrics.upstream.connected();
+    let mut problems: Vec<Value> = Vec::new();
+    let mut add = |what: String, fix: &str| problems.push(json!({ "what": what, "fix": fix }));
+    for (part, reason) in &missing {
+        add(format!("{part}: {reason}"), "see the log: journalctl -u sedge");
+    }
+    if page.health.alive(now.monotonic).is_err() {
+        add("the message loop does not move".into(), "see the log; the service manager starts it anew");
+    }
+    if !broker {
+        add("the broker is away".into(), "run sedge doctor on the board");
+    }
+    if upstream == Some(false) {
+        add("upstream is away: records wait in the outbox".into(), "run sedge doctor on the board");
+    }
+    if !now.synced {
+        add("the clock is not synchronised".into(), "let the board reach a time server");
+    }
+    let functions = figures["functions"].as_array().map_or(&[][..], Vec::as_slice);
+    for function in functions {
+        let name = function["name"].as_str().unwrap_or("");
+        if function["quarantined"] == true {
+            add(format!("{name} is paused because it keeps failing"), "look at its dead letters");
+        } else if function["paused_topics"].as_u64() > Some(0) {
+            add(format!("{name} is paused for {} topics", function["paused_topics"]), "look at its dead letters");
+        }
+    }
+    let dead_letters = page.metrics.sum("sedge_dead_letters_kept", now);
+    figures["functions"] = json!(functions.len());
+    Json(json!({
+        "node": page.node,
+        "groups": page.groups,
+        "time_ms": now.unix_ms,
+        "clock_synced": now.synced,
+        "started_ms": page.metrics.start_time_ms(),
+        "broker": { "connected": broker },
+        "upstream": page.has_upstream.then(|| json!({ "connected": upstream == Some(true) })),
+        "outbox": {
+            "records": page.metrics.sum("sedge_outbox_records", now),
+            "bytes": page.metrics.sum("sedge_outbox_bytes", now),
+        },
+        "dead_letters": dead_letters,
+        "problems": problems,
+        "figures": figures,
+        "charts": page.charts.to_json(),
+    }))
+}
+
+/// Figures and last report of each function.
+pub(super) async fn functions(State(page): Shared) -> Json<Value> {
+    let reports = page.shown.reports.all();
+    let mut figures = page.metrics.status(now())["functions"].take();
+    let report = |name: &str| reports.get(name).and_then(|it| serde_json::from_slice::<Value>(it).ok());
+    let mut functions: Vec<Value> = Vec::new();
+    for figures in figures.as_array_mut().into_iter().flatten() {
+        let name = figures["name"].as_str().unwrap_or("").to_owned();
+        let report = report(&name);
+        functions.push(json!({ "name": name, "figures": figures.take(), "report": report }));
+    }
+    let is_known = |name: &str| functions.iter().any(|function| function["name"] == name);
+    let others: Vec<_> = reports
+        .keys()
+        // Of the keys, not of a function.
+        .filter(|name| !name.starts_with('_') && !is_known(name))
+        .map(|name| json!({ "name": **name, "figures": null, "report": report(name) }))
+        .collect();
+    functions.extend(others);
+    Json(json!({ "functions": functions }))
+}
+
+pub(super) async fn alerts(State(page): Shared) -> Json<Value> {
+    Json(page.shown.alerts.to_json())
+}
+
+#[derive(Deserialize)]
+pub(super) struct ScopesQuery {
+    #[serde(default)]
+    search: String,
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+/// Scopes with state of a function.
+pub(super) async fn scopes(
+    State(page): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<ScopesQuery>,
+    headers: HeaderMap,
+) -> Answer {
+    page.access.person(&headers, Instant::now())?;
+    let limit = limit(query.limit);
+    read(&page, move |page| {
+        let scopes = States::open(page.data_dir())?.scopes(&name, &query.search, query.after.as_deref(), limit + 1)?;
+        let more = scopes.len() > limit;
+        let scope =
+            |ScopeSize { topic, keys, bytes }: &ScopeSize| json!({ "topic": topic, "keys": keys, "bytes": bytes });
+        Ok(Json(json!({ "scopes": scopes.iter().take(limit).map(scope).collect::<Vec<_>>(), "more": more })))
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+pub(super) struct EntriesQuery {
+    topic: Option<String>,
+    after: Option<String>,
+    limit: Option<usize>,
+}
+
+/// Keys and values of a scope.
+pub(super) async fn entries(
+    State(page): Shared,
+    Path(name): Path<String>,
+    Query(query): Query<EntriesQuery>,
+    headers: HeaderMap,
+) -> Answer {
+    page.access.person(&headers, Instant::now())?;
+    let limit = limit(query.limit);
+    read(&page, move |page| {
+        let topic = query.topic.as_deref();
+        let Some(entries) = States::open(page.data_dir())?.entries(&name, topic, query.after.as_deref(), limit + 1)?
+        else {
+            return Err(not_found(format!("{name} has no state for {}", topic.unwrap_or("all topics"))));
+        };
+        let more = entries.len() > limit;
+        let entry = |(key, value): &(String, bytes::Bytes)| {
+            let text = str::from_utf8(value).ok();
+            json!({ "key": key, "text": text, "hex": text.is_none().then(|| hex(value)), "bytes": value.len() })
+        };
+        Ok(Json(json!({ "entries": entries.iter().take(limit).map(entry).collect::<Vec<_>>(), "more": more })))
+    })
+    .await
+}
+
+#[derive(Deserialize)]
+pub(super) struct LettersQuery {
+    function: Option<String>,
+    reason: Option<String>,
+    before: Option<u64>,
+    limit: Option<usize>,
+}
+
+pub(super) async fn dead_letters(State(page): Shared, Query(query): Query<LettersQuery>, headers: HeaderMap) -> Answer {
+    page.access.person(&headers, Instant::now())?;
+    let filter = filter(None, query.function, query.reason)?;
+    let limit = limit(query.limit);
+    read(&page, move |page| {
+        let before = query.before.map(DeadLetterId);
+        let (letters, more) = DeadLetters::open(page.data_dir())?.page(&filter, before, limit, MAX_LIST_BYTES)?;
+        let letters: Vec<Value> = letters
+            .iter()
+            .map(|(id, letter)| {
+                let payload = &letter.message.payload;
+                let preview = String::from_utf8_lossy(&payload[..payload.len().min(PREVIEW_BYTES)]);
+                json!({
+                    "id": id.0, "at_ms": letter.at_ms, "function": &*letter.function, "version": &*letter.version,
+                    "reason": letter.failure.code.as_str(), "detail": letter.failure.detail,
+                    "topic": &*letter.message.topic, "attempt": letter.message.attempt,
+                    "preview": preview, "payload_bytes": payload.len(),
+                })
+            })
+            .collect();
+        Ok(Json(json!({ "dead_letters": letters, "more": more })))
+    })
+    .await
+}
+
+pub(super) async fn dead_letter(State(page): Shared, Path(id): Path<u64>, headers: HeaderMap) -> Answer {
+    page.access.person(&headers, Instant::now())?;
+    read(&page, move |page| {
+        let id = DeadLetterId(id);
+        match DeadLetters::open(page.data_dir())?.show(id)? {
+            Some(letter) => Ok(Json(letter.to_json(id))),
+            None => Err(not_found(format!("there is no dead letter {id}"))),
+        }
+    })
+    .await
+}
+
+/// Dead letters by their numbers, or all, or all of a function and reason.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Selection {
+    ids: Option<Vec<u64>>,
+    #[serde(default)]
+    all: bool,
+    function: Option<String>,
+    reason: Option<String>,
+}
+
+impl Selection {
+    fn filter(self) -> Result<DeadLetterFilter, Refusal> {
+        let is_clear = match &self.ids {
+            Some(_) => !self.all && self.function.is_none() && self.reason.is_none(),
+            None => self.all,
+        };
+        if !is_clear {
+            let fix = "send either ids, or all = true with function and reason as you wish";
+            return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "it is not clear which dead letters", fix));
+        }
+        filter(self.ids, self.function, self.reason)
+    }
+}
+
+/// Runs dead letters again.
+pub(super) async fn replay(State(page): Shared, headers: HeaderMap, Json(selection): Json<Selection>) -> Answer {
+    let person = page.access.actor(&headers, Instant::now())?;
+    let filter = selection.filter()?;
+    read(&page, move |page| {
+        let count = DeadLetters::open(page.data_dir())?.replay(&filter, now().unix_ms)?;
+        tracing::info!(%person, count, ?filter, "dead letters replayed from the page");
+        Ok(Json(json!({ "replayed": count })))
+    })
+    .await
+}
+
+pub(super) async fn drop(State(page): Shared, headers: HeaderMap, Json(selection): Json<Selection>) -> Answer {
+    let person = page.access.actor(&headers, Instant::now())?;
+    let filter = selection.filter()?;
+    read(&page, move |page| {
+        let count = DeadLetters::open(page.data_dir())?.drop(&filter)?;
+        tracing::info!(%person, count, ?filter, "dead letters dropped from the page");
+        Ok(Json(json!({ "dropped": count })))
+    })
+    .await
+}
+
+fn filter(
+    ids: Option<Vec<u64>>,
+    function: Option<String>,
+    reason: Option<String>,
+) -> Result<DeadLetterFilter, Refusal> {
+    let reason = match reason.as_deref() {
+        None | Some("") => None,
+        Some(name) => Some(FailureCode::from_name(name).ok_or_else(|| {
+            let names: Vec<_> = FailureCode::ALL.into_iter().map(FailureCode::as_str).collect();
+            let fix = format!("the reasons are {}", names.join(", "));
+            Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, format!("there is no reason {name:?}"), fix)
+        })?),
+    };
+    let ids = ids.map(|ids| ids.into_iter().map(DeadLetterId).collect());
+    Ok(DeadLetterFilter { ids, function: function.filter(|name| !name.is_empty()), reason })
+}
+
+fn limit(asked: Option<usize>) -> usize {
+    asked.unwrap_or(LIMIT).clamp(1, MAX_LIMIT)
+}
+
+fn not_found(error: String) -> Refusal {
+    Refusal::new(StatusCode::NOT_FOUND, error, "reload the list")
+}
+
+impl From<DeadLettersError> for Refusal {
+    fn from(error: DeadLettersError) -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, error.to_string(), "try again; if it stays so, see the log")
+    }
+}
+
+/// Reads the database on another thread: this one also answers the health checks.
+#[expect(clippy::disallowed_methods, reason = "the runtime of this thread has a bound on such threads")]
+async fn read(page: &Arc<Page>, read: impl FnOnce(&Page) -> Answer + Send + 'static) -> Answer {
+    let _permit = page.readers.acquire().await.expect("the semaphore is never closed");
+    let page = Arc::clone(page);
+    tokio::task::spawn_blocking(move || read(&page)).await.unwrap_or_else(|error| {
+        let status = StatusCode::INTERNAL_SERVER_ERROR;
+        Err(Refusal::new(status, format!("reading failed: {error}"), "see the log: journalctl -u sedge"))
+    })
+}

@@ -1,0 +1,46 @@
+// Overview: is it well?
+
+import { api, chart, el, facts, moment, number, size } from "./dom.js";
+import { text } from "./strings.js";
+
+const t = text.board;
+
+export const load = () => api("board");
+
+export function show(board) {
+  const { figures } = board;
+  const { messages } = figures;
+  const seconds = (board.time_ms - board.started_ms) / 1000;
+  const up = (link) => (link ? (link.connected ? text.connected : text.notConnected) : text.notConfigured);
+  const charts = (title, of) => el("section", { class: "card" }, el("h2", {}, title),
+    Object.entries(t.series).map(([key, name]) => chart(name, of[key])), el("p", { class: "quiet" }, t.since));
+  return [
+    board.problems.length > 0 && el("section", { class: "card bad" }, el("h2", {}, t.problems),
+      el("ul", {}, board.problems.map(({ what, fix }) => el("li", {}, el("strong", {}, what), ` – ${fix}`)))),
+    el("div", { class: "cards" },
+      facts(t.connections, [
+        [t.broker, up(board.broker)],
+        [t.upstream, up(board.upstream)],
+        [t.clock, board.clock_synced ? text.synced : text.notSynced],
+        [t.uptime, moment(board.started_ms)],
+        [t.version, figures.version],
+        [t.groups, board.groups.join(", ") || "–"],
+      ]),
+      facts(t.work, [
+        [t.received, number(messages.received)],
+        [t.recorded, number(messages.recorded)],
+        [t.inFlight, number(messages.in_flight)],
+        [t.parked, number(messages.parked)],
+        [t.deadLettered, number(messages.dead_lettered)],
+        [t.kept, number(board.dead_letters)],
+      ]),
+      facts(t.disk, [
+        [t.outbox, t.records(number(board.outbox.records), size(board.outbox.bytes))],
+        [t.dropped, number(figures.dropped)],
+        [t.commits, number(figures.store.commits)],
+        [t.written, size(figures.store.written_bytes)],
+        [t.perDay, seconds > 300 ? size((figures.store.written_bytes / seconds) * 86400) : "–"],
+      ])),
+    el("div", { class: "cards" }, charts(t.hour, board.charts.minutes), charts(t.week, board.charts.hours)),
+  ];
+}

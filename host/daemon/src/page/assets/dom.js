@@ -1,0 +1,96 @@
+// Elements, numbers and requests. All texts from the board become text nodes, never markup.
+
+import { text } from "./strings.js";
+
+export function el(name, attributes = {}, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else if (value === true) element.setAttribute(key, "");
+    else if (value !== false && value != null) element.setAttribute(key, value);
+  }
+  element.append(...children.flat().filter((child) => child != null).map((child) => (child instanceof Node ? child : visible(child))));
+  return element;
+}
+
+// Shows what would be invisible or reorder the text around it.
+export function visible(value) {
+  return String(value).replace(
+    /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]/g,
+    (c) => `\\u{${c.codePointAt(0).toString(16)}}`,
+  );
+}
+
+export function table(caption, heads, rows) {
+  if (rows.length === 0) return el("section", {}, el("h2", {}, caption), el("p", { class: "quiet" }, text.nothing));
+  return el(
+    "div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
+    el("table", {}, el("caption", {}, caption), el("thead", {}, el("tr", {}, heads.map((head) => el("th", { scope: "col" }, head)))),
+      el("tbody", {}, rows.map((cells) => (cells instanceof Node ? cells : el("tr", {}, cells.map((cell) => el("td", {}, cell))))))),
+  );
+}
+
+export function facts(title, pairs) {
+  return el("section", { class: "card" }, el("h2", {}, title),
+    el("dl", {}, pairs.map(([name, value]) => el("div", {}, el("dt", {}, name), el("dd", {}, value)))));
+}
+
+export const number = (value) => (value == null ? "–" : new Intl.NumberFormat("en").format(value));
+
+export function size(bytes) {
+  if (bytes == null) return "–";
+  const units = ["B", "KiB", "MiB", "GiB", "TiB"];
+  let unit = 0;
+  for (; bytes >= 1024 && unit < units.length - 1; unit += 1) bytes /= 1024;
+  return `${bytes < 10 && unit > 0 ? bytes.toFixed(1) : Math.round(bytes)} ${units[unit]}`;
+}
+
+export function micros(value) {
+  if (value == null) return "–";
+  return value < 1000 ? `${Math.round(value)} µs` : `${(value / 1000).toFixed(1)} ms`;
+}
+
+export const moment = (ms) => (ms ? new Date(ms).toLocaleString() : "–");
+
+const KEY = "sedge-token";
+export const token = {
+  get: () => sessionStorage.getItem(KEY),
+  set: (value) => sessionStorage.setItem(KEY, value),
+  clear: () => sessionStorage.removeItem(KEY),
+};
+
+export class Refused extends Error {
+  constructor(status, error, fix) {
+    super(fix ? `${error}: ${fix}` : error);
+    this.status = status;
+  }
+}
+
+export async function api(path, body) {
+  const headers = {};
+  if (token.get()) headers.Authorization = `Bearer ${token.get()}`;
+  if (body) headers["Content-Type"] = "application/json";
+  const response = await fetch(`/api/v1/${path}`, { headers, method: body ? "POST" : "GET", body: body && JSON.stringify(body) });
+  if (response.ok) return response.json();
+  let answer = {};
+  try { answer = await response.json(); } catch { /* not from the API */ }
+  throw new Refused(response.status, answer.error ?? response.statusText, answer.fix);
+}
+
+// A bar for each value, oldest at the left.
+export function chart(name, values) {
+  const most = Math.max(1, ...values);
+  const last = values.at(-1) ?? 0;
+  const label = text.board.chart(name, number(Math.max(0, ...values)), number(last));
+  const ns = "http://www.w3.org/2000/svg";
+  const svg = document.createElementNS(ns, "svg");
+  const width = 100 / Math.max(values.length, 30);
+  for (const [key, value] of Object.entries({ viewBox: "0 0 100 24", preserveAspectRatio: "none", role: "img", "aria-label": label })) svg.setAttribute(key, value);
+  values.forEach((value, n) => {
+    const bar = document.createElementNS(ns, "rect");
+    const height = (value / most) * 23;
+    for (const [key, it] of Object.entries({ x: n * width, y: 24 - height, width: width * 0.8, height })) bar.setAttribute(key, it);
+    svg.append(bar);
+  });
+  return el("figure", {}, el("figcaption", {}, label), svg);
+}

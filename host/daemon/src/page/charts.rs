@@ -1,0 +1,118 @@
+//! Figures of the last hour by the minute and of the last week by the hour, since the start of the daemon.
+
+use std::collections::VecDeque;
+use std::sync::{Mutex, PoisonError};
+
+use serde_json::{Value, json};
+
+use sedge_core::metrics::Metrics;
+use sedge_core::time::Now;
+
+const MINUTES: usize = 60;
+const HOURS: usize = 7 * 24;
+
+#[derive(Debug, Default)]
+pub(super) struct Charts(Mutex<Series>);
+
+#[derive(Debug, Default)]
+struct Series {
+    last: Totals,
+    minutes: VecDeque<Totals>,
+    hours: VecDeque<Totals>,
+    /// Minutes that the latest hour has.
+    of_hour: usize,
+}
+
+/// Counts since the start, or within a time.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Totals {
+    messages: u64,
+    alerts: u64,
+    dead_letters: u64,
+    written_bytes: u64,
+}
+
+impl Charts {
+    /// To be called each minute.
+    pub(super) fn minute(&self, metrics: &Metrics, now: Now) {
+        let totals = Totals {
+            messages: metrics.received.get(),
+            alerts: metrics.alerts(),
+            dead_letters: metrics.dead_lettered.get(),
+            written_bytes: metrics.sum("sedge_store_written_bytes_total", now),
+        };
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).add(totals);
+    }
+
+    /// Oldest first.
+    pub(super) fn to_json(&self) -> Value {
+        let series = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let columns = |of: &VecDeque<Totals>| {
+            let column = |get: fn(&Totals) -> u64| of.iter().map(get).collect::<Vec<_>>();
+            json!({
+                "messages": column(|it| it.messages),
+                "alerts": column(|it| it.alerts),
+                "dead_letters": column(|it| it.dead_letters),
+                "written_bytes": column(|it| it.written_bytes),
+            })
+        };
+        json!({ "minutes": columns(&series.minutes), "hours": columns(&series.hours) })
+    }
+}
+
+impl Series {
+    fn add(&mut self, totals: Totals) {
+        let minute = totals.since(self.last);
+        self.last = totals;
+        self.minutes.push_back(minute);
+        if self.minutes.len() > MINUTES {
+            self.minutes.pop_front();
+        }
+        if self.of_hour == 0 {
+            self.hours.push_back(Totals::default());
+            if self.hours.len() > HOURS {
+                self.hours.pop_front();
+            }
+        }
+        if let Some(hour) = self.hours.back_mut() {
+            hour.add(minute);
+        }
+        self.of_hour = (self.of_hour + 1) % MINUTES;
+    }
+}
+
+impl Totals {
+    fn since(self, before: Self) -> Self {
+        Self {
+            messages: self.messages.saturating_sub(before.messages),
+            alerts: self.alerts.saturating_sub(before.alerts),
+            dead_letters: self.dead_letters.saturating_sub(before.dead_letters),
+            written_bytes: self.written_bytes.saturating_sub(before.written_bytes),
+        }
+    }
+
+    fn add(&mut self, more: Self) {
+        self.messages += more.messages;
+        self.alerts += more.alerts;
+        self.dead_letters += more.dead_letters;
+        self.written_bytes += more.written_bytes;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn minutes_add_up_to_hours_and_both_are_bounded() {
+        let mut series = Series::default();
+        for minute in 1..=(HOURS as u64 + 2) * 60 {
+            series.add(Totals { messages: 10 * minute, ..Totals::default() });
+        }
+        assert_eq!((series.minutes.len(), series.hours.len()), (MINUTES, HOURS));
+        assert!(series.minutes.iter().all(|it| it.messages == 10));
+        assert!(series.hours.iter().all(|it| it.messages == 600));
+        series.add(Totals { messages: 10 * (HOURS as u64 + 2) * 60 + 7, ..Totals::default() });
+        assert_eq!(series.hours.back().map(|it| it.messages), Some(7));
+    }
+}

@@ -1,0 +1,157 @@
+//! The page on the board and the JSON API behind it, at the address of metrics and health.
+//!
+//! Nothing is asked of the message loop: the API reads figures, reports and alerts that the loop leaves here, and the database by
+//! a connection of its own.
+
+mod access;
+mod alerts;
+mod answer;
+mod api;
+mod assets;
+mod charts;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, header};
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use bytes::Bytes;
+use tokio::sync::Semaphore;
+
+use crate::telemetry::{Health, MAX_READERS};
+use access::Access;
+use alerts::Alerts;
+use charts::Charts;
+use sedge_core::config::Config;
+use sedge_core::metrics::Metrics;
+use sedge_core::time::Now;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// What the message loop leaves for the page.
+#[derive(Clone, Debug)]
+pub(crate) struct Shown {
+    /// Last report of each function, as it is published.
+    pub(crate) reports: Reports,
+    pub(crate) alerts: Arc<Alerts>,
+}
+
+impl Shown {
+    pub(crate) fn new(config: &Config) -> Self {
+        let prefix = format!("{}/{}/alerts/", config.node.base_topic, config.node.name);
+        Self { reports: Reports::default(), alerts: Arc::new(Alerts::new(prefix)) }
+    }
+}
+
+/// Last report of each function.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Reports(Arc<Mutex<BTreeMap<Arc<str>, Bytes>>>);
+
+impl Reports {
+    /// An empty report removes an earlier one.
+    pub(crate) fn set(&self, function: Arc<str>, report: Bytes) {
+        let mut reports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if report.is_empty() {
+            reports.remove(&function)
+        } else {
+            reports.insert(function, report)
+        };
+    }
+
+    fn all(&self) -> BTreeMap<Arc<str>, Bytes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+pub(crate) struct Page {
+    node: String,
+    groups: Vec<String>,
+    has_upstream: bool,
+    data_dir: PathBuf,
+    access: Access,
+    metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    shown: Shown,
+    charts: Charts,
+    readers: Semaphore,
+}
+
+impl Page {
+    pub(crate) fn new(config: &Config, metrics: Arc<Metrics>, health: Arc<Health>, shown: Shown) -> Arc<Self> {
+        Arc::new(Self {
+            node: config.node.name.clone(),
+            groups: config.node.groups.clone(),
+            has_upstream: config.upstream.is_some(),
+            data_dir: config.node.data_dir.clone(),
+            access: Access::new(&config.node.data_dir, config.http.hosts.clone()),
+            metrics,
+            health,
+            shown,
+            charts: Charts::default(),
+            readers: Semaphore::new(MAX_READERS),
+        })
+    }
+
+    /// Counts by the minute, for as long as the server runs.
+    pub(crate) async fn count(&self) {
+        loop {
+            tokio::time::sleep(MINUTE).await;
+            self.charts.minute(&self.metrics, now());
+        }
+    }
+
+    fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+}
+
+/// Time of a request: the top of the HTTP thread's loop.
+pub(crate) fn now() -> Now {
+    Now::at(std::time::Instant::now(), std::time::SystemTime::now(), sedge_sandbox::clock::clock_synced())
+}
+
+pub(crate) fn router(page: &Arc<Page>) -> Router {
+    Router::new()
+        .route("/", get(assets::index))
+        .route("/page/{file}", get(assets::file))
+        .route("/api/v1/board", get(api::board))
+        .route("/api/v1/functions", get(api::functions))
+        .route("/api/v1/functions/{name}/state", get(api::scopes))
+        .route("/api/v1/functions/{name}/state/entries", get(api::entries))
+        .route("/api/v1/alerts", get(api::alerts))
+        .route("/api/v1/dead-letters", get(api::dead_letters))
+        .route("/api/v1/dead-letters/{id}", get(api::dead_letter))
+        .route("/api/v1/dead-letters/replay", post(api::replay))
+        .route("/api/v1/dead-letters/drop", post(api::drop))
+        .route("/api/v1/openapi.json", get(assets::openapi))
+        .layer(middleware::from_fn_with_state(Arc::clone(page), guard))
+        .with_state(Arc::clone(page))
+}
+
+/// Refuses requests under foreign names, and tells the browser what the page may do.
+async fn guard(State(page): State<Arc<Page>>, request: Request, next: Next) -> Response {
+    let mut response = match page.access.check_host(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(refusal) => refusal.into_response(),
+    };
+    let headers = response.headers_mut();
+    for (name, value) in [
+        (
+            header::CONTENT_SECURITY_POLICY,
+            "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+             base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+        ),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff"),
+        (header::REFERRER_POLICY, "no-referrer"),
+        (header::CACHE_CONTROL, "no-store"),
+    ] {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    response
+}

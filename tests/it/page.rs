@@ -1,0 +1,224 @@
+//! The page's API: what it answers, to whom, and that `docs/openapi.json` says so.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, TcpStream};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::harness::daemon::{Daemon, SEDGE, Setup};
+use crate::harness::guest::guest;
+use crate::harness::mosquitto::Mosquitto;
+use crate::harness::wire::Publish;
+use crate::harness::{Site, eventually};
+
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Status, headers and body of the answer to a request.
+fn request(port: u16, head: &str, body: &str) -> (u16, String, String) {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).expect("connect to the page");
+    stream.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
+    write!(stream, "{head}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len())
+        .expect("send a request");
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).expect("read the answer");
+    let (head, body) = answer.split_once("\r\n\r\n").expect("an answer has a head");
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("an answer has a status");
+    (status, head.to_lowercase(), body.to_owned())
+}
+
+struct Api<'a> {
+    daemon: &'a Daemon,
+    token: Option<String>,
+}
+
+impl Api<'_> {
+    fn ask(&self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let token = self.token.as_ref().map(|token| format!("\r\nAuthorization: Bearer {token}")).unwrap_or_default();
+        let kind = if body.is_empty() { "" } else { "\r\nContent-Type: application/json" };
+        let head = format!("{method} /api/v1/{path} HTTP/1.1\r\nHost: localhost{token}{kind}");
+        let (status, _, answer) = request(self.daemon.http_port, &head, body);
+        (status, serde_json::from_str(&answer).unwrap_or(Value::String(answer)))
+    }
+
+    /// An answer, held against the description of the API.
+    #[track_caller]
+    fn get(&self, path: &str) -> Value {
+        let (status, answer) = self.ask("GET", path, "");
+        assert_eq!(status, 200, "{path}: {answer}");
+        check_described("get", path, &answer);
+        answer
+    }
+
+    #[track_caller]
+    fn post(&self, path: &str, body: &Value) -> Value {
+        let (status, answer) = self.ask("POST", path, &body.to_string());
+        assert_eq!(status, 200, "{path}: {answer}");
+        check_described("post", path, &answer);
+        answer
+    }
+}
+
+/// Makes a token for a daemon.
+fn token(daemon: &Daemon, arguments: &[&str]) -> String {
+    let mut command = Command::new(SEDGE);
+    let output = command.arg("token").args(arguments).arg("--data-dir").arg(daemon.data()).output().expect("run sedge");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).expect("a token is text").trim().to_owned()
+}
+
+#[track_caller]
+fn check_described(method: &str, path: &str, answer: &Value) {
+    let document: Value = serde_json::from_str(include_str!("../../docs/openapi.json")).expect("it is JSON");
+    let path = format!("/api/v1/{}", path.split('?').next().unwrap_or(path));
+    let fits = |template: &str| {
+        let (mut levels, mut parts) = (path.split('/'), template.split('/'));
+        levels.clone().count() == parts.clone().count()
+            && levels.all(|level| parts.next().is_some_and(|part| part.starts_with('{') || part == level))
+    };
+    let described = document["paths"].as_object().expect("it has paths").iter().filter(|(template, _)| fits(template));
+    let mut operations: Vec<_> = described.filter(|(_, methods)| methods.get(method).is_some()).collect();
+    // The exact path before a pattern.
+    operations.sort_by_key(|(template, _)| template.contains('{'));
+    let (_, methods) = operations.first().unwrap_or_else(|| panic!("{method} {path} is not described"));
+    let schema = &methods[method]["responses"]["200"]["content"]["application/json"]["schema"];
+    check_schema(&document, schema, answer, &path);
+}
+
+/// The part of JSON Schema that the document uses.
+#[track_caller]
+fn check_schema(document: &Value, schema: &Value, value: &Value, at: &str) {
+    if let Some(name) = schema["$ref"].as_str() {
+        let name = name.strip_prefix('#').expect("a reference within the document");
+        return check_schema(document, document.pointer(name).expect(name), value, at);
+    }
+    if let Some(ways) = schema["oneOf"].as_array() {
+        let way = ways.iter().find(|way| (way["type"] == "null") == value.is_null()).expect(at);
+        return check_schema(document, way, value, at);
+    }
+    let types: Vec<&str> = match &schema["type"] {
+        Value::String(one) => vec![one],
+        Value::Array(several) => several.iter().filter_map(Value::as_str).collect(),
+        other => panic!("{at}: type {other}"),
+    };
+    let is = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(number) if number.is_f64() => "number",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    assert!(types.contains(&is) || (is == "integer" && types.contains(&"number")), "{at}: {value} is not {types:?}");
+    for (n, item) in value.as_array().into_iter().flatten().enumerate() {
+        check_schema(document, &schema["items"], item, &format!("{at}[{n}]"));
+    }
+    let Some(properties) = schema["properties"].as_object() else { return };
+    for name in schema["required"].as_array().into_iter().flatten().filter_map(Value::as_str) {
+        assert!(value.is_null() || value.get(name).is_some(), "{at}: {name} is missing in {value}");
+    }
+    for (name, item) in value.as_object().into_iter().flatten() {
+        let schema = properties.get(name).unwrap_or_else(|| panic!("{at}: {name} is not described"));
+        check_schema(document, schema, item, &format!("{at}.{name}"));
+    }
+}
+
+#[test]
+fn the_page_shows_functions_alerts_state_and_dead_letters() {
+    let site = Site::start_with(|setup| setup.function(&guest("misbehave")));
+    let mut hand = site.broker.client("hand");
+    for n in 0..10 {
+        hand.publish(Publish::new("count/<b>oven</b>", n.to_string())).unwrap();
+    }
+    for _ in 0..3 {
+        hand.publish(Publish::new("misbehave/<script>", "reject <img src=x>")).unwrap();
+    }
+    let done = eventually(PATIENCE, || site.daemon.metric("sedge_messages_acknowledged_total") >= 13.0);
+    assert!(done, "{}", site.daemon.counters());
+
+    let mut api = Api { daemon: &site.daemon, token: None };
+    let board = api.get("board");
+    assert_eq!((&board["node"], &board["dead_letters"]), (&json!("board"), &json!(3)));
+    assert_eq!(board["broker"], json!({ "connected": true }));
+    assert!(board["figures"]["messages"]["received"].as_u64() >= Some(13), "{board}");
+    let functions = api.get("functions");
+    let count = functions["functions"].as_array().unwrap().iter().find(|it| it["name"] == "count").unwrap();
+    assert_eq!(count["figures"]["invocations"], 10);
+    assert_eq!(count["report"]["active"]["version"], "1.0.0");
+    let alerts = api.get("alerts");
+    assert_eq!(alerts["firing"][0]["key"], "count/<b>oven</b>/10");
+    assert_eq!(alerts["events"].as_array().map(Vec::len), Some(1));
+
+    // Payloads and state, and all that acts, need a token.
+    for (method, path) in [
+        ("GET", "dead-letters"),
+        ("GET", "dead-letters/1"),
+        ("GET", "functions/count/state"),
+        ("GET", "functions/count/state/entries?topic=count/x"),
+    ] {
+        assert_eq!(api.ask(method, path, "").0, 401, "{path}");
+    }
+    assert_eq!(api.ask("POST", "dead-letters/drop", r#"{"all":true}"#).0, 401);
+    api.token = Some(token(&site.daemon, &["anna"]));
+
+    let scopes = api.get("functions/count/state?search=oven");
+    assert_eq!(scopes["scopes"][0]["topic"], "count/<b>oven</b>");
+    assert_eq!(api.get("functions/count/state?search=attic")["scopes"], json!([]));
+    let entries = api.get("functions/count/state/entries?topic=count/%3Cb%3Eoven%3C/b%3E");
+    assert_eq!(entries["entries"], json!([{ "key": "count", "text": "10", "hex": null, "bytes": 2 }]));
+    assert_eq!(api.ask("GET", "functions/count/state/entries?topic=none", "").0, 404);
+
+    let letters = api.get("dead-letters?limit=2");
+    assert_eq!((letters["dead_letters"].as_array().map(Vec::len), &letters["more"]), (Some(2), &json!(true)));
+    let last = letters["dead_letters"][1]["id"].as_u64().unwrap();
+    let rest = api.get(&format!("dead-letters?before={last}"));
+    assert_eq!((rest["dead_letters"].as_array().map(Vec::len), &rest["more"]), (Some(1), &json!(false)));
+    let letter = api.get(&format!("dead-letters/{last}"));
+    assert_eq!(letter["message"]["payload"], "reject <img src=x>");
+    assert_eq!(api.ask("GET", "dead-letters?reason=unheard", "").0, 422);
+
+    for unclear in [json!({}), json!({ "ids": [1], "all": true }), json!({ "function": "count" })] {
+        assert_eq!(api.ask("POST", "dead-letters/drop", &unclear.to_string()).0, 422, "{unclear}");
+    }
+    assert_eq!(api.post("dead-letters/replay", &json!({ "ids": [last] })), json!({ "replayed": 1 }));
+    // It is rejected again.
+    let again = || api.get("dead-letters")["dead_letters"][0]["attempt"] == 2;
+    assert!(eventually(PATIENCE, again), "{}", api.get("dead-letters"));
+    assert_eq!(
+        api.post("dead-letters/drop", &json!({ "all": true, "function": "misbehave" })),
+        json!({ "dropped": 3 })
+    );
+    assert!(site.daemon.log().contains("dead letters dropped from the page"), "{}", site.daemon.log());
+
+    token(&site.daemon, &["anna", "--revoke"]);
+    assert_eq!(api.ask("GET", "dead-letters", "").0, 401, "it is withdrawn at once");
+}
+
+#[test]
+fn the_page_is_served_under_the_names_of_the_board_only_and_lets_no_script_in() {
+    let broker = Mosquitto::start();
+    let setup = Setup::new(broker.url()).function(&guest("count")).set("http", "hosts = [\"greenhouse.local\"]");
+    let daemon = Daemon::start(&setup);
+    let page =
+        |host: &str| request(daemon.http_port, &format!("GET / HTTP/1.1\r\nHost: {host}\r\nAccept: text/html"), "");
+    for host in ["localhost:1", "127.0.0.1", "greenhouse.local"] {
+        let (status, head, body) = page(host);
+        assert_eq!(status, 200, "{host}");
+        assert!(head.contains("content-type: text/html"), "{head}");
+        let policy = head.lines().find_map(|line| line.strip_prefix("content-security-policy: ")).expect("a policy");
+        assert!(policy.starts_with("default-src 'none'; script-src 'self'") && !policy.contains("unsafe"), "{policy}");
+        assert!(!body.contains("<script>") && !body.contains("style="), "no script or style is in line");
+        for file in body.split("\"/page/").skip(1).map(|rest| rest.split('"').next().unwrap()) {
+            let (status, ..) = request(daemon.http_port, &format!("GET /page/{file} HTTP/1.1\r\nHost: {host}"), "");
+            assert_eq!(status, 200, "{file}");
+        }
+    }
+    assert_eq!(page("evil.example").0, 421);
+    let (status, ..) = request(daemon.http_port, "GET /api/v1/board HTTP/1.1\r\nHost: evil.example", "");
+    assert_eq!(status, 421, "another name that leads here (DNS rebinding)");
+    // A form on another page can send this, and no token.
+    let form = "POST /api/v1/dead-letters/drop HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain";
+    assert!([401, 415].contains(&request(daemon.http_port, form, r#"{"all":true}"#).0));
+}
