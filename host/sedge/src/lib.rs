@@ -132,11 +132,12 @@ enum Command {
     ///
     /// The page is at http.listen, which is http://127.0.0.1:9464 if not configured.
     /// Counts and states need no token; payloads, state and all actions do.
-    /// The data folder has only a digest of the token.
+    /// The data folder has only a digest of the token. Run it as root, or as the
+    /// daemon's user.
     ///
-    ///   sudo sedge token
-    ///   sudo sedge token anna
-    ///   sudo sedge token anna --revoke
+    ///   sedge token
+    ///   sedge token anna
+    ///   sedge token anna --revoke
     #[command(verbatim_doc_comment)]
     #[cfg(feature = "page")]
     Token(sedge_ctl::token::TokenArgs),

@@ -212,3 +212,28 @@ fn a_function_that_may_run_for_long_has_a_worker_of_its_own() {
     rig.settle();
     assert_eq!(rig.disk.payloads().last(), Some(&"o-long"));
 }
+
+/// A slow machine, or one with a burst behind an outage, wrote messages down that it could as well have left at the broker, and made
+/// dead letters of ordinary work.
+#[test]
+fn a_burst_for_functions_with_short_runs_waits_at_the_broker() {
+    let mut rig = Rig::new(vec![manifest("a", "h/#", StateScope::Topic), manifest("b", "h/#", StateScope::Topic)]);
+    rig.settle();
+    rig.workers.iter_mut().for_each(|worker| worker.set_run_time(Duration::from_micros(20)));
+    let mut left = 1..1500_u16;
+    let payload = "o".repeat(900);
+    for _ in 0..20_000 {
+        while !rig.board.is_full() {
+            let Some(id) = left.next() else { break };
+            rig.receive(&format!("h/{}", id % 8), &payload, id, false);
+        }
+        rig.perform();
+        // Much longer than the runs: others have the processor.
+        turn(&mut rig);
+        if left.is_empty() && rig.disk.payloads().len() == 2 * 1499 {
+            break;
+        }
+    }
+    assert_eq!(rig.disk.payloads().len(), 2 * 1499);
+    assert_eq!((rig.disk.dead_letters.len(), rig.disk.parked.len()), (0, 0));
+}

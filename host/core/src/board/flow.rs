@@ -755,8 +755,8 @@ impl Board {
     /// Why nothing more may wait for a function.
     fn refuse_parking(&mut self, number: FunctionNo) -> Option<Failure> {
         let share = self.config.parked_max_bytes / PARTS_OF_PARKED;
-        // A function alone on its board takes nothing from others: what comes waits at the broker ([`Board::is_full`]).
-        if self.dispatch.parking.bytes_of(number) <= share || self.is_alone(number) {
+        // What comes waits at the broker then ([`Board::is_full`]).
+        if self.dispatch.parking.bytes_of(number) <= share || self.may_hold_up(number, share) {
             return None;
         }
         let now = self.now.monotonic;
@@ -766,11 +766,24 @@ impl Board {
         Some(Failure { code: FailureCode::OverShare, detail })
     }
 
-    /// Whether more waits in the store for the only function of the board than may for one of several.
-    pub(super) fn has_lone_backlog(&self) -> bool {
+    /// Whether more waits in the store than its share for a function for which the broker may wait.
+    pub(super) fn has_backlog(&self) -> bool {
         let share = self.config.parked_max_bytes / PARTS_OF_PARKED;
         self.dispatch.parking.bytes() > share
-            && self.rollout.numbers().any(|it| self.dispatch.parking.bytes_of(it) > share && self.is_alone(it))
+            && self
+                .rollout
+                .numbers()
+                .any(|it| self.dispatch.parking.bytes_of(it) > share && self.may_hold_up(it, share))
+    }
+
+    /// Whether the board may stop reading until less waits for a function: it is the only one, or its runs are short and what
+    /// waits runs now, so that this ends soon. A function with long runs, or that asked for a pause, would hold up the others.
+    fn may_hold_up(&self, number: FunctionNo, share: usize) -> bool {
+        let is_working = || {
+            !self.dispatch.workers.has_long_runs(number)
+                && self.dispatch.parking.ready_bytes_of(number, self.now.monotonic) > share
+        };
+        self.is_alone(number) || is_working()
     }
 
     /// Whether no other function gets messages.

@@ -323,7 +323,7 @@ impl Board {
 
     /// Whether nothing more should be taken from the broker for now.
     pub fn is_full(&mut self) -> bool {
-        if self.caution.is_on() && self.ledger.len() > 0 || self.has_lone_backlog() {
+        if self.caution.is_on() && self.ledger.len() > 0 || self.has_backlog() {
             return true;
         }
         self.intake.update_full(self.ledger.len(), self.ledger.bytes())

@@ -23,6 +23,7 @@ pub(crate) struct Costs {
 #[derive(Clone, Copy)]
 struct Cost {
     mean_us: u32,
+    has_run: bool,
     /// In this period.
     used_us: u64,
     /// In the period before, in thousandths of its share.
@@ -52,12 +53,25 @@ impl Costs {
         self.functions.get(function.index()).map_or(FIRST_US, |it| it.mean_us)
     }
 
+    /// What a run takes, as far as it was measured.
+    pub(crate) fn measured(&self, function: FunctionNo) -> Option<Duration> {
+        let cost = self.functions.get(function.index()).filter(|it| it.has_run)?;
+        Some(Duration::from_micros(cost.mean_us.into()))
+    }
+
+    /// Whether runs take so long that others wait for more than their turn.
+    pub(crate) fn are_long(&self, function: FunctionNo) -> bool {
+        self.measured(function).is_some_and(|mean| mean > Duration::from_micros(LONG_US.into()))
+    }
+
     pub(crate) fn ran(&mut self, function: FunctionNo, took_us: u32) {
         if self.functions.len() <= function.index() {
-            self.functions.resize(function.index() + 1, Cost { mean_us: FIRST_US, used_us: 0, share: 0 });
+            self.functions
+                .resize(function.index() + 1, Cost { mean_us: FIRST_US, has_run: false, used_us: 0, share: 0 });
         }
         let it = &mut self.functions[function.index()];
         it.mean_us = it.mean_us - it.mean_us / WEIGHT + took_us / WEIGHT;
+        it.has_run = true;
         it.used_us += u64::from(took_us);
     }
 
@@ -118,8 +132,9 @@ mod tests {
         assert_eq!(costs.of(A), FIRST_US);
         (0..100).for_each(|_| costs.ran(B, 20));
         assert!((8..40).contains(&costs.of(B)), "{}", costs.of(B));
-        assert_eq!(costs.of(A), FIRST_US);
+        assert_eq!((costs.of(A), costs.measured(A), costs.are_long(B)), (FIRST_US, None, false));
         (0..100).for_each(|_| costs.ran(B, 50_000));
+        assert!(costs.are_long(B));
         assert!((45_000..=50_000).contains(&costs.of(B)), "{}", costs.of(B));
     }
 

@@ -45,6 +45,7 @@ pub(crate) struct Parking {
 #[derive(Debug, Default)]
 struct Queue {
     jobs: VecDeque<Waiting>,
+    bytes: usize,
     /// The first job is being run.
     running: bool,
     /// Its place in [`PerFunction::fronts`], if the first job can be started.
@@ -74,6 +75,16 @@ impl Parking {
         self.functions.get(&function).map_or(0, |it| it.bytes)
     }
 
+    /// Bytes of a function's jobs behind which nothing waits for time to pass: only for those in front of them to run.
+    pub(crate) fn ready_bytes_of(&self, function: FunctionNo, now: Instant) -> usize {
+        let of_function = self.queues.iter().filter(|(key, _)| key.function == function).map(|(_, queue)| queue);
+        let is_ready = |queue: &&Queue| {
+            let front = queue.jobs.front();
+            queue.running || front.is_some_and(|job| job.due.is_none_or(|due| due <= now))
+        };
+        of_function.filter(is_ready).map(|queue| queue.bytes).sum()
+    }
+
     /// Adds a job at the end of its key's queue. [`Parking::numbered`] follows once its commit is on disk.
     pub(crate) fn park(&mut self, key: Key, message: Arc<Message>, due: Option<Instant>) -> Ticket {
         let ticket = self.ticket(&key);
@@ -90,8 +101,7 @@ impl Parking {
     /// Puts the first job of a key back in front. It keeps its number in the store.
     pub(crate) fn park_again(&mut self, key: Key, id: ParkedId, message: Arc<Message>, due: Instant) -> Ticket {
         let ticket = self.ticket(&key);
-        self.count(key.function, message.bytes());
-        let queue = self.queues.entry(key.clone()).or_default();
+        let queue = self.count(&key, message.bytes());
         let again = Waiting { id: None, ticket, had: Some(id), message, due: Some(due) };
         queue.jobs.push_front(again);
         self.front_changed(&key);
@@ -104,14 +114,16 @@ impl Parking {
     }
 
     fn add(&mut self, key: Key, waiting: Waiting) {
-        self.count(key.function, waiting.message.bytes());
-        self.queues.entry(key.clone()).or_default().jobs.push_back(waiting);
+        self.count(&key, waiting.message.bytes()).jobs.push_back(waiting);
         self.front_changed(&key);
     }
 
-    fn count(&mut self, function: FunctionNo, bytes: usize) {
+    fn count(&mut self, key: &Key, bytes: usize) -> &mut Queue {
         self.bytes += bytes;
-        self.functions.entry(function).or_default().bytes += bytes;
+        self.functions.entry(key.function).or_default().bytes += bytes;
+        let queue = self.queues.entry(key.clone()).or_default();
+        queue.bytes += bytes;
+        queue
     }
 
     /// Another job may be first of its key, or the first one may be started now.
@@ -202,7 +214,9 @@ impl Parking {
             if let Some(place) = self.keys.get_mut(&job.ticket).filter(|_| job.id.is_none()) {
                 place.clone_from(&key);
             }
-            self.queues.entry(key.clone()).or_default().jobs.push_back(job);
+            let queue = self.queues.entry(key.clone()).or_default();
+            queue.bytes += job.message.bytes();
+            queue.jobs.push_back(job);
             self.front_changed(&key);
         }
     }
@@ -218,6 +232,7 @@ impl Parking {
         let queue = self.queues.get_mut(key).expect("a started job stays in its queue");
         let done = queue.jobs.pop_front().expect("a started job stays in its queue");
         let bytes = done.message.bytes();
+        queue.bytes -= bytes;
         self.bytes -= bytes;
         self.functions.get_mut(&key.function).expect("a started job is counted").bytes -= bytes;
         self.stopped(key);

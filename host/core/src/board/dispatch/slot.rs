@@ -333,6 +333,11 @@ impl Slot {
         (outstanding, unsent)
     }
 
+    /// Jobs of a function that wait for room.
+    pub(crate) fn waiting(&self, function: FunctionNo) -> usize {
+        self.turns.count(function)
+    }
+
     /// When a message of each function has waited for room for too long. While suspects run one at a time all wait for them.
     pub(crate) fn late_at(&self) -> impl Iterator<Item = (FunctionNo, Instant)> {
         self.turns.late_at().filter(|_| self.suspects.is_empty())

@@ -15,7 +15,7 @@ const QUANTUM_US: i64 = 5_000;
 /// A function never owes more than this, so that it is not shut out for a misjudged run.
 const MAX_DEBT_US: i64 = 1_000_000;
 /// A message that waits longer than this for its worker is parked: it must not hold up the acknowledgements of others.
-const MAX_WAIT: Duration = Duration::from_secs(1);
+pub(crate) const MAX_WAIT: Duration = Duration::from_secs(1);
 
 #[derive(Default)]
 pub(crate) struct Turns {
@@ -52,6 +52,11 @@ impl Turns {
         }
         flow.jobs.push_back(Waiting { job, since, may_wait });
         flow.jobs.len()
+    }
+
+    /// Jobs of a function.
+    pub(crate) fn count(&self, function: FunctionNo) -> usize {
+        self.flows.get(&function).map_or(0, |flow| flow.jobs.len())
     }
 
     /// The next job, of the function whose turn it is.

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::costs::{Costs, Measured};
 use super::slot::{Finished, Late, Process, Slot};
+use super::turns::MAX_WAIT;
 use crate::board::Weight;
 use crate::board::ids::{FunctionNo, JobId, JobNo, Life, WorkerNo};
 use crate::board::input::{Job, Load, NewSettings, StateEntries, WorkerCommand, WorkerEvent};
@@ -25,6 +26,8 @@ const STRETCH: u32 = 10;
 const STUCK_AFTER: Duration = Duration::from_secs(5);
 /// A job over which a worker died this often, as the only one, is at fault.
 const DEATHS_ALONE: u32 = 2;
+/// Time that the jobs which wait for a function at a worker take, from which on they are parked rather than waited for.
+const LONG_BACKLOG: Duration = Duration::from_millis(500);
 /// Workers that single functions have. Further functions that want one share them: each costs some megabytes.
 const MAX_OWN: usize = 16;
 
@@ -34,7 +37,7 @@ pub struct WorkerConfig {
     pub count: usize,
     /// Each function has a worker of its own.
     pub one_each: bool,
-    /// Jobs of one function that may wait for room at a worker. Beyond it they are parked at once.
+    /// Jobs of one function that may wait for room at a worker. Beyond it they are parked at once, if they take long.
     pub max_waiting: usize,
 }
 
@@ -59,6 +62,8 @@ pub(crate) struct Workers {
     /// Counts the workers that were offered to hand out a job.
     turn: usize,
     now: Instant,
+    /// When messages that are late, but not by their function's runs, are looked at again.
+    late_again_at: Option<Instant>,
 }
 
 /// What became of jobs, as the message path handles it.
@@ -183,6 +188,7 @@ impl Workers {
             room: 0,
             may_exceed: true,
             turn: 0,
+            late_again_at: None,
             now,
         };
         workers.handle_timeout();
@@ -382,9 +388,21 @@ impl Workers {
         let function = job.id.function;
         let mut send = |command| commands.push_back((worker, command));
         let waiting = slots[worker.index()].submit(job, may_wait, fits, *now, |function| costs.of(function), &mut send);
-        if waiting > self.config.max_waiting && !may_wait {
+        if waiting > self.config.max_waiting && !may_wait && self.is_slow(worker, function) {
             self.events.push_back(Event::Late { worker, function, all: true });
         }
+    }
+
+    /// Whether what waits for a function at a worker would wait for long on an idle machine too. Where the machine is what is
+    /// slow, nobody else is served sooner because messages are written down, and they wait at the broker.
+    fn is_slow(&self, worker: WorkerNo, function: FunctionNo) -> bool {
+        let waiting = u32::try_from(self.slots[worker.index()].waiting(function)).unwrap_or(u32::MAX);
+        self.costs.measured(function).is_some_and(|mean| mean.saturating_mul(waiting) >= LONG_BACKLOG)
+    }
+
+    /// Whether others wait for more than their turn for a run of the function.
+    pub(crate) fn has_long_runs(&self, function: FunctionNo) -> bool {
+        self.costs.are_long(function)
     }
 
     fn fits(&self, worker: WorkerNo, weight: Weight) -> bool {
@@ -612,6 +630,7 @@ impl Workers {
     /// Starts workers whose pause is over, and ends those that are stuck.
     pub(crate) fn handle_timeout(&mut self) {
         let now = self.now;
+        self.late_again_at.take_if(|at| *at <= now);
         for worker in self.numbers() {
             let patience = self.patience();
             let slot = &mut self.slots[worker.index()];
@@ -625,8 +644,13 @@ impl Workers {
                 slot.start();
                 self.commands.push_back((worker, Command { life: slot.life, command: WorkerCommand::Start }));
             }
-            let late = slot.late_at().filter(|(_, at)| *at <= now);
-            self.events.extend(late.map(|(function, _)| Event::Late { worker, function, all: false }));
+            let late = slot.late_at().filter(|(_, at)| *at <= now).map(|(function, _)| function);
+            for function in late.collect::<Vec<_>>() {
+                match self.is_slow(worker, function) {
+                    true => self.events.push_back(Event::Late { worker, function, all: false }),
+                    false => drop(self.late_again_at.get_or_insert(now + MAX_WAIT)),
+                }
+            }
         }
     }
 
@@ -653,9 +677,11 @@ impl Workers {
             };
             // Health tells of it then.
             let silent = slot.silent_since().map(|since| since + self.longest_run).filter(|at| *at > self.now);
-            next.into_iter().chain(silent).chain(slot.late_at().map(|(_, at)| at)).min()
+            let late = slot.late_at().map(|(_, at)| at).filter(|at| *at > self.now || self.late_again_at.is_none());
+            next.into_iter().chain(silent).chain(late).min()
         };
-        self.slots.iter().filter_map(due).min()
+        // Those that are late already were looked at.
+        self.slots.iter().filter_map(due).chain(self.late_again_at).min()
     }
 }
 
