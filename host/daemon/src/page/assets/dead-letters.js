@@ -45,7 +45,7 @@ export function show({ dead_letters: letters, more }, [id], refresh) {
       button(t.drop, () => chosen.size > 0 && confirm(t.reallyDrop(chosen.size)) && act("dead-letters/drop", ids(), t.dropped)),
       button(t.replayAll, () => confirm(t.reallyAll) && act("dead-letters/replay", all, t.replayed))),
     letters.length === 0 ? el("p", {}, t.none)
-      : table(text.views["dead-letters"], ["", t.number, t.at, t.function, t.reason, t.topic, t.payload], rows),
+      : table(text.views["dead-letters"], [t.choose, t.number, t.at, t.function, t.reason, t.topic, t.payload], rows),
     more && button(text.more, async () => { const next = await api(`dead-letters?${query({ before: letters.at(-1).id })}`);
       refresh(null, null, { dead_letters: [...letters, ...next.dead_letters], more: next.more }); }),
   ];

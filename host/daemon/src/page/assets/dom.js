@@ -26,8 +26,13 @@ export function table(caption, heads, rows) {
   return el(
     "div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption },
     el("table", {}, el("caption", {}, caption), el("thead", {}, el("tr", {}, heads.map((head) => el("th", { scope: "col" }, head)))),
-      el("tbody", {}, rows.map((cells) => (cells instanceof Node ? cells : el("tr", {}, cells.map((cell) => el("td", {}, cell))))))),
+      el("tbody", {}, rows.map((cells) => (cells instanceof Node ? cells : el("tr", {}, cells.map(data)))))),
   );
+}
+
+function data(cell) {
+  const length = cell instanceof Node ? cell.textContent.length : String(cell ?? "").length;
+  return el("td", { class: length > 24 && "long" }, cell);
 }
 
 export function facts(title, pairs) {
