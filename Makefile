@@ -1,6 +1,6 @@
 # The commands of the project. Continuous integration runs `make test`, nothing else.
 .DEFAULT_GOAL := help
-.PHONY: help demo test check sim attack fmt guests bench cross cross-all deb boot clean
+.PHONY: help demo test check sim attack page fmt guests bench cross cross-all deb boot clean
 SHELL := /bin/bash
 
 # In CI each checkout is new; compiled files are kept outside of it.
@@ -32,6 +32,9 @@ sim: ## Simulate boards with faults. ARGS="--seeds 10000"
 attack: ## Attack a board's memory, disk, time and log beside a victim. Prints a table. SECONDS=30
 	@wasm=$$(scripts/need.sh cargo cc wasm mosquitto) && eval "$$wasm" && SEDGE_ATTACK_SECONDS="$(or $(SECONDS),30)" \
 		cargo test --release --package sedge --test it -- attack --ignored --nocapture --test-threads 1
+
+page: ## Open the page on the board in a real browser and check every view. PICTURES=DIR keeps pictures.
+	@wasm=$$(scripts/need.sh cargo cc wasm mosquitto) && eval "$$wasm" && scripts/page.sh
 
 fmt: ## Format the code.
 	cargo fmt --all

@@ -91,6 +91,16 @@ service() {
     return "$status"
 }
 
+page() {
+    local obstacle
+    obstacle=$(scripts/page.sh obstacle) || return
+    if [ -n "$obstacle" ]; then
+        printf 'skipped: the page was NOT opened in a browser, because %s\n' "$obstacle"
+        return 0
+    fi
+    scripts/page.sh
+}
+
 # Builds the package for this machine. If root may mount, installs, runs and purges it.
 package() {
     local deb obstacle
@@ -166,6 +176,7 @@ stage 'simulated boards: campaign' campaign
 stage 'documentation tests' cargo test --package sedge-function --doc
 stage 'functions: tests' scripts/guests.sh test
 stage 'black-box tests' black_box
+stage 'the page in a browser' page
 stage 'package' package
 stage_before 32 'boards: programs' board_programs
 stage_before 38 'boards: black-box core' board_core
