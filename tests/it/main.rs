@@ -26,6 +26,7 @@ mod ops;
 mod outage;
 #[cfg(feature = "page")]
 mod page;
+mod recordings;
 mod selftest;
 mod settings;
 mod takeover;

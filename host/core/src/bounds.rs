@@ -3,11 +3,12 @@
 
 use crate::limits::{Limits, MAX_LABELS, MAX_LOG_LINE_BYTES, MAX_LOG_LINES};
 use crate::message::{Alert, LogLine, Outcome, Output, StateGrowth, Verdict};
+use crate::recording::{MAX_CLOCKS, MAX_RANDOM_BYTES};
 
 /// Above what the sandbox cuts reasons to.
 const MAX_REASON_BYTES: usize = 2048;
-/// Room in a frame for log, reason and fixed-size fields.
-const FRAME_REST_BYTES: usize = 128 << 10;
+/// Room in a frame for log, reason, what was drawn, and fixed-size fields.
+const FRAME_REST_BYTES: usize = (128 << 10) + MAX_RANDOM_BYTES + MAX_CLOCKS * 10;
 /// Most bytes that a state write takes in a frame besides key and value.
 const WRITE_FIELDS: usize = 9;
 
@@ -42,6 +43,10 @@ pub(crate) fn check(outcome: &Outcome, log: &[LogLine], limits: &Limits) -> Resu
     for line in log {
         // A cut line ends with a mark of three bytes.
         at_most("bytes in one log line", line.text.len() as u64, MAX_LOG_LINE_BYTES as u64 + 3)?;
+    }
+    if let Some(drawn) = &outcome.drawn {
+        at_most("values of clocks", drawn.clocks.len() as u64, MAX_CLOCKS as u64)?;
+        at_most("random bytes", drawn.random.len() as u64, MAX_RANDOM_BYTES as u64)?;
     }
     let may_write = match &outcome.verdict {
         Verdict::Done(outputs) => {
@@ -107,7 +112,7 @@ mod tests {
 
     fn done(outputs: Vec<Output>) -> Outcome {
         let growth = StateGrowth::default();
-        Outcome { verdict: Verdict::Done(outputs), writes: Vec::new(), growth, usage: Usage::default() }
+        Outcome { verdict: Verdict::Done(outputs), writes: Vec::new(), growth, usage: Usage::default(), drawn: None }
     }
 
     fn forward(topic: &str, payload: &'static str) -> Output {

@@ -15,6 +15,7 @@ pub mod message;
 pub mod metrics;
 pub mod mistakes;
 pub mod permits;
+pub mod recording;
 mod router;
 pub mod settings;
 pub mod store;

@@ -9,6 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::recording::Drawn;
+
 /// Input of a function: one MQTT message as the board received it, or a timer tick.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Message {
@@ -242,13 +244,15 @@ pub struct Outcome {
     /// By how much the writes change the size of the scope.
     pub growth: StateGrowth,
     pub usage: Usage,
+    /// What it read of clocks and random numbers, if that was asked for.
+    pub drawn: Option<Box<Drawn>>,
 }
 
 impl Outcome {
     /// An outcome without a run.
     pub fn failed(failure: Failure) -> Self {
         let (writes, growth, usage) = (Vec::new(), StateGrowth::default(), Usage::default());
-        Self { verdict: Verdict::Failed(failure), writes, growth, usage }
+        Self { verdict: Verdict::Failed(failure), writes, growth, usage, drawn: None }
     }
 }
 

@@ -16,6 +16,10 @@ pub mod invoke;
 pub mod operator;
 #[cfg(any(feature = "demo", feature = "operator"))]
 mod progress;
+#[cfg(feature = "operator")]
+mod recording;
+#[cfg(feature = "operator")]
+pub mod replay;
 mod runner;
 mod terminal;
 #[cfg(feature = "compiler")]

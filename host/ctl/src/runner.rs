@@ -10,6 +10,8 @@ use sedge_core::manifest::Manifest;
 use sedge_core::message::{LogLine, Message, Output, Publication, Verdict};
 use sedge_core::permits::Permits;
 use sedge_core::text::is_unprintable;
+#[cfg(feature = "operator")]
+use sedge_sandbox::Draws;
 use sedge_sandbox::compiler::Compiler;
 use sedge_sandbox::script::archive;
 use sedge_sandbox::{Function, Run, Sandbox, ScopeState, folder};
@@ -37,6 +39,16 @@ pub(crate) fn install(dir: &Path, manifest: Manifest, takes_code: bool) -> anyho
 impl Runner {
     /// `settings` are laid over those of the manifest.
     pub(crate) fn load(installed: &Installed, settings: &BTreeMap<String, String>) -> anyhow::Result<Self> {
+        // As in a worker of a board with the default base topic.
+        Self::load_below(installed, settings, Node::BASE_TOPIC)
+    }
+
+    /// As on a board with this base topic.
+    pub(crate) fn load_below(
+        installed: &Installed,
+        settings: &BTreeMap<String, String>,
+        base_topic: &str,
+    ) -> anyhow::Result<Self> {
         let mut all: BTreeMap<_, _> = installed.settings().into_iter().collect();
         all.extend(settings.iter().map(|(name, value)| (name.clone(), value.clone())));
         let all: Vec<_> = all.into_iter().collect();
@@ -49,8 +61,7 @@ impl Runner {
                 ticker.tick();
             }
         })?;
-        // As in a worker of a board with the default base topic.
-        let permits = Permits::new(&installed.manifest.allow, Node::BASE_TOPIC);
+        let permits = Permits::new(&installed.manifest.allow, base_topic);
         Ok(Self { function, permits, _sandbox: sandbox, _alive: alive })
     }
 
@@ -61,6 +72,18 @@ impl Runner {
 
     pub(crate) fn run(&self, message: &Message, state: ScopeState) -> Run {
         self.function.invoke_within(message, state, |outputs| self.permits.check(outputs))
+    }
+
+    /// Runs a message of a recording, with the settings and the clock of then.
+    #[cfg(feature = "operator")]
+    pub(crate) fn replay(
+        &self,
+        settings: Arc<[(String, String)]>,
+        message: &Message,
+        state: ScopeState,
+        draws: Draws,
+    ) -> Run {
+        self.function.invoke_drawing(settings, message, state, draws, |outputs| self.permits.check(outputs))
     }
 }
 

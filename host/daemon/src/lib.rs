@@ -4,6 +4,7 @@ mod deploy;
 mod footprint;
 #[cfg(feature = "page")]
 mod page;
+mod recordings;
 pub mod run;
 mod sinks;
 pub mod telemetry;

@@ -9,6 +9,7 @@ mod exits;
 mod orders;
 mod pace;
 mod parts;
+mod requests;
 mod status;
 mod store_figures;
 
@@ -27,6 +28,7 @@ use crate::telemetry::{self, ConnectionLog, Health};
 use crate::worker::processes::Processes;
 use orders::Orders;
 use pace::Pace;
+use requests::Requests;
 use sedge_core::board::{Board, Effect, Input, SinkEvent};
 use sedge_core::config::Config;
 use sedge_core::forward::{Answer, Destination, Envelope};
@@ -87,6 +89,7 @@ struct Daemon {
     is_worker_silent: bool,
     exits: exits::Exits,
     orders: Orders,
+    requests: Requests,
     /// Subscriptions that the broker refuses on this connection, with its reasons.
     refused: BTreeMap<String, String>,
     decisions: mpsc::Receiver<deploy::Action>,
@@ -181,6 +184,7 @@ impl Daemon {
                 // Left over when the board was full.
                 () = std::future::ready(()), if taking && !from_broker.is_empty() => {}
                 Some(action) = self.decisions.recv() => self.carry_out(action),
+                part = self.requests.receive() => self.requests.add(part),
                 events = self.upstream.receive() => self.upstream_events(events),
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
@@ -233,7 +237,13 @@ impl Daemon {
 
     /// Carries out what the board decided.
     fn perform(&mut self) -> anyhow::Result<()> {
-        while let Some(effect) = self.board.poll() {
+        loop {
+            let Some(effect) = self.board.poll() else {
+                if self.end_broken_recordings() {
+                    continue;
+                }
+                break;
+            };
             match effect {
                 Effect::Acknowledge(token) => self.broker.acknowledge(token),
                 Effect::Store(request) => self.ask_store(request),
@@ -256,6 +266,7 @@ impl Daemon {
                 Effect::SettingsInForce { function, change } => {
                     self.orders.handle.send(deploy::Request::SettingsInForce { function, change });
                 }
+                Effect::Record { id, event } => self.record(id, event),
                 Effect::Alone(message) => self.exits.set_alone(message),
                 Effect::CautionEnded => {
                     self.exits.forget();
@@ -267,6 +278,7 @@ impl Daemon {
         }
         self.workers.flush();
         self.status.flush(&self.broker);
+        self.requests.flush(&self.broker);
         Ok(())
     }
 

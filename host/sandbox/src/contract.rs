@@ -96,6 +96,12 @@ mod tests {
     }
 
     #[test]
+    fn recordings_hold_what_the_newest_version_gives_functions() {
+        let [.., newest] = Contract::ALL;
+        assert_eq!(format!("sedge:function@{}", newest.version()), sedge_core::recording::CONTRACT);
+    }
+
+    #[test]
     fn another_version_is_refused_with_those_that_this_host_speaks() {
         for name in ["sedge:function/handler@0.3.0", "sedge:function/handler@0.3.0#handle"] {
             let error = Contract::of_exports([name].into_iter()).unwrap_err().to_string();

@@ -7,6 +7,7 @@ use wasmtime::{Engine, Result, Store, UpdateDeadline};
 
 use super::code::{Code, Image};
 use super::component::ComponentFunction;
+use super::draws::Draws;
 use super::engine::EPOCH;
 use super::host::HostState;
 use super::imports::Imports;
@@ -117,8 +118,21 @@ impl Function {
         state: ScopeState,
         permitted: impl FnOnce(&[Output]) -> Result<(), Failure>,
     ) -> Run {
+        self.invoke_drawing(settings, message, state, Draws::Real, permitted)
+    }
+
+    /// Runs the function as [`invoke_with`](Self::invoke_with) does, with clocks and random numbers of `draws`.
+    pub fn invoke_drawing(
+        &self,
+        settings: Arc<[(String, String)]>,
+        message: &Message,
+        state: ScopeState,
+        draws: Draws,
+        permitted: impl FnOnce(&[Output]) -> Result<(), Failure>,
+    ) -> Run {
         let started = Instant::now();
-        let host = HostState::new(self.limits, settings, state, started);
+        let mut host = HostState::new(self.limits, settings, state, started);
+        host.draws = draws;
         let mut store = Store::new(&self.engine, host);
         let ended = self.call(&mut store, message);
         let fuel_left = store.get_fuel().unwrap_or(0);

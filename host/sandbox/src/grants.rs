@@ -16,10 +16,12 @@ use sedge_core::grants::{Grants, NotGranted};
 
 /// Number of random bytes per call. They cost no fuel.
 const MAX_RANDOM_BYTES: u64 = 65_536;
+const NS_PER_SEC: u64 = 1_000_000_000;
 
 impl wall_clock::Host for HostState {
     fn now(&mut self) -> Result<wall_clock::Datetime> {
-        Ok(datetime(clock_gettime(ClockId::Realtime)))
+        let now = self.draws.clock(unix_ns);
+        Ok(wall_clock::Datetime { seconds: now / NS_PER_SEC, nanoseconds: (now % NS_PER_SEC) as u32 })
     }
 
     fn resolution(&mut self) -> Result<wall_clock::Datetime> {
@@ -35,7 +37,7 @@ fn datetime(time: Timespec) -> wall_clock::Datetime {
 
 impl monotonic_clock::Host for HostState {
     fn now(&mut self) -> Result<u64> {
-        Ok(monotonic_ns())
+        Ok(self.draws.clock(monotonic_ns))
     }
 
     fn resolution(&mut self) -> Result<u64> {
@@ -54,7 +56,7 @@ pub(crate) fn monotonic_ns() -> u64 {
 
 fn nanoseconds(time: Timespec) -> u64 {
     let secs = u64::try_from(time.tv_sec).unwrap_or(0);
-    secs.saturating_mul(1_000_000_000) + u64::try_from(time.tv_nsec).unwrap_or(0)
+    secs.saturating_mul(NS_PER_SEC) + u64::try_from(time.tv_nsec).unwrap_or(0)
 }
 
 impl random::Host for HostState {
@@ -63,13 +65,13 @@ impl random::Host for HostState {
             bail!("{len} random bytes in one call, the limit is {MAX_RANDOM_BYTES}");
         }
         let mut bytes = vec![0; len as usize];
-        fill(&mut bytes)?;
+        self.draws.fill(&mut bytes)?;
         Ok(bytes)
     }
 
     fn get_random_u64(&mut self) -> Result<u64> {
         let mut bytes = [0; 8];
-        fill(&mut bytes)?;
+        self.draws.fill(&mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
     }
 }

@@ -11,6 +11,7 @@ use super::abi::GuestExports;
 use super::component::bindings::wasi::config::store as config;
 use super::component::bindings::wasi::keyvalue::{atomics, store as keyvalue};
 use super::component::bindings::wasi::logging::logging::{self, Level};
+use super::draws::Draws;
 use super::engine::{MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS, MAX_TABLES};
 use super::handles::HandleTable;
 use super::state::{ScopeState, StateView};
@@ -46,6 +47,8 @@ pub struct HostState {
     pub(crate) handles: HandleTable,
     /// Streams of a program for WASI. `None` for other functions, and while the program may not call the host.
     pub(crate) program: Option<Box<Program>>,
+    /// Where the values of clocks and random numbers come from.
+    pub(crate) draws: Draws,
     /// End of the time that the run may take.
     pub deadline: Instant,
     /// Size of the linear memory, which never shrinks.
@@ -90,6 +93,7 @@ impl HostState {
             guest: None,
             handles: HandleTable::default(),
             program: None,
+            draws: Draws::Real,
             deadline: started + Duration::from_millis(limits.timeout_ms.into()),
             memory_bytes: 0,
         }

@@ -24,6 +24,7 @@ mod main_module;
 #[cfg(feature = "compiler")]
 pub mod shape;
 
+mod draws;
 pub mod grants;
 pub mod host;
 
@@ -64,6 +65,7 @@ use wasmtime::Engine;
 
 use code::{Code, Image};
 pub use contract::OtherContract;
+pub use draws::Draws;
 use engine::CodeMemory;
 pub use engine::EPOCH;
 pub use engine::{reserved_bytes, running_config};

@@ -4,6 +4,7 @@ use wasmtime::{FrameInfo, Trap, WasmBacktrace};
 
 use super::ScopeState;
 use super::abi::TransferLimitExceeded;
+use super::draws::Draws;
 use super::host::{Exceeded, HostState};
 use sedge_core::limits::{Limits, MAX_LABELS};
 use sedge_core::message::{Failure, FailureCode, LogLine, Outcome, Output, Usage, Verdict};
@@ -20,6 +21,8 @@ pub struct Run {
     pub state: ScopeState,
     pub log: Vec<LogLine>,
     pub log_lines_dropped: u32,
+    /// Where clocks and random numbers came from.
+    pub draws: Draws,
 }
 
 impl Run {
@@ -48,9 +51,15 @@ impl Run {
                 Verdict::Failed(failure)
             }
         };
-        let HostState { view, log, log_lines_dropped, .. } = host;
+        let HostState { view, log, log_lines_dropped, mut draws, .. } = host;
         let (state, writes, growth) = view.finish(matches!(verdict, Verdict::Done(_)));
-        Self { outcome: Outcome { verdict, writes, growth, usage }, state, log, log_lines_dropped }
+        Self {
+            outcome: Outcome { verdict, writes, growth, usage, drawn: draws.take_kept() },
+            state,
+            log,
+            log_lines_dropped,
+            draws,
+        }
     }
 }
 

@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 use sedge_core::config::Problems;
 #[cfg(feature = "operator")]
-use sedge_ctl::operator::{keygen, new, order, push, settings, status, trust, withdraw};
+use sedge_ctl::operator::{keygen, new, order, push, record, settings, status, trust, withdraw};
 use sedge_ctl::{EXIT_CONFIG, RED, paint, print_problems, printable_lines};
 
 /// Run small WebAssembly functions beside the sensors
@@ -89,6 +89,31 @@ enum Command {
     #[command(verbatim_doc_comment)]
     #[cfg(feature = "compiler")]
     Test(sedge_ctl::test::TestArgs),
+
+    /// Record what a function on a board gets and returns, for `sedge replay`
+    ///
+    /// The board must allow it (recording.enabled), and trust the key with
+    /// record = true. No message waits for a recording, and none is lost by it.
+    ///
+    ///   sedge record --node pump-3 --function door-alarm --for 10m -o night.rec
+    ///   sedge record --data /var/lib/sedge --function door-alarm -o night.rec
+    ///   sedge record --node pump-3 --function door-alarm -o night.rec \
+    ///     --redact 'topic=doors/+/state' --drop payload.name
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
+    Record(Box<record::RecordArgs>),
+
+    /// Run a recording again with a function's folder, and compare
+    ///
+    /// Outputs, state and failures of each message are compared with those that
+    /// the board recorded; with the recorded version and settings, fuel as well.
+    /// Applies the limits of production. Exits with 1 if anything differs.
+    ///
+    ///   sedge replay night.rec door-alarm
+    ///   sedge replay night.rec door-alarm --set max=75 --json
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
+    Replay(sedge_ctl::replay::ReplayArgs),
 
     /// Check the configuration and every function in it, and show what would run
     ///
@@ -248,6 +273,10 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Invoke(args) => sedge_ctl::invoke::run(args),
         #[cfg(feature = "compiler")]
         Command::Test(args) => sedge_ctl::test::run(args),
+        #[cfg(feature = "operator")]
+        Command::Record(args) => record::run(args),
+        #[cfg(feature = "operator")]
+        Command::Replay(args) => sedge_ctl::replay::run(args),
         Command::Check(args) => sedge_ctl::check::run(args),
         Command::Doctor(args) => sedge_ctl::doctor::run(args),
         Command::Run(args) => run::run(args).map(done),

@@ -10,7 +10,7 @@ use crate::worker::Worker;
 use bytes::Bytes;
 use sedge_core::board::{
     AckToken, Board, BoardConfig, BrokerEvent, Budget, CautionConfig, Crash, Delivery, Effect, Input, PauseConfig,
-    RecorderConfig, TrialEvent, Version, WorkerConfig,
+    RecordEvent, RecorderConfig, TrialEvent, Version, WorkerConfig,
 };
 use sedge_core::manifest::{Allow, Build, Limits, Manifest, StateFull, StateScope, Trial};
 use sedge_core::message::{Digest, Failure};
@@ -38,6 +38,8 @@ pub struct Rig {
     pub deployed: Vec<(u32, TrialEvent)>,
     /// Changes of settings that were reported as in force.
     pub in_force: Vec<u64>,
+    /// What became of recordings.
+    pub recorded: Vec<RecordEvent>,
     /// The message that the board takes alone.
     pub alone: Option<u64>,
     pub connection: u32,
@@ -146,6 +148,7 @@ impl Rig {
             paused: Vec::new(),
             deployed: Vec::new(),
             in_force: Vec::new(),
+            recorded: Vec::new(),
             alone: None,
             connection: 1,
             edition: 0,
@@ -232,6 +235,7 @@ impl Rig {
                 Effect::Abort { invariant } => panic!("{invariant}"),
                 Effect::Alone(message) => self.alone = message,
                 Effect::SettingsInForce { change, .. } => self.in_force.push(change),
+                Effect::Record { event, .. } => self.recorded.push(event),
                 Effect::CautionEnded => {}
                 Effect::Store(_)
                 | Effect::Send { .. }

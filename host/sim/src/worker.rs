@@ -255,7 +255,7 @@ impl Worker {
         }
         let usage = Usage { elapsed_us: self.run_time.as_micros() as u64, ..Usage::default() };
         let growth = StateGrowth::between(before, size(&state));
-        let outcome = Outcome { verdict, writes, growth, usage };
+        let outcome = Outcome { verdict, writes, growth, usage, drawn: None };
         if std::mem::take(&mut self.answers_twice) {
             let (outcome, log) = (outcome.clone(), Vec::new());
             self.said.push_back(WorkerEvent::Done { job: number, outcome, log, log_lines_dropped: 0 });

@@ -60,6 +60,7 @@ impl Board {
             keys: true,
             native_code: false,
             settings_only: false,
+            record: false,
         };
         let (seen, stop) = (Arc::default(), Arc::new(AtomicBool::new(false)));
         let mut play = Play {

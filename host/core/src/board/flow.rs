@@ -248,6 +248,8 @@ impl Board {
             scope: edition.scope(),
             resumes,
             on_trial: self.rollout.function(number).can_fall_back(edition),
+            keeps_draws: self.taps.is_recording(number)
+                && (edition.manifest().allow.clock || edition.manifest().allow.random),
             weight: Weight::new(&unit.message, &edition.version.limits),
             message: Arc::clone(&unit.message),
         };
@@ -400,9 +402,11 @@ impl Board {
         if function.is_shadow() {
             return self.settle_shadow(id, number, edition, outcome);
         }
+        function.metrics.ran(&outcome.usage);
+        let tapped = self.tapped(number, &outcome);
+        let function = self.rollout.function(number);
         let unit = self.ledger.unit(id);
-        let Outcome { verdict, writes, growth, usage } = outcome;
-        function.metrics.ran(&usage);
+        let Outcome { verdict, writes, growth, usage, drawn: _ } = outcome;
         let is_compared = unit.compared.is_some() && matches!(function.role, Role::Main { shadow: Some(_) });
         let observed = is_compared.then(|| Observed::of(&verdict));
         let verdict = match verdict {
@@ -425,6 +429,7 @@ impl Board {
                     function.metrics.retries.inc();
                     function.pauses.undecided(&self.ledger.unit(id).message.topic);
                     let wait = Duration::from_millis(after_ms).min(self.config.retry_max_delay);
+                    self.record_run(id, number, edition, tapped, None);
                     let key = self.park_for_retry(id, number, edition, wait);
                     self.compare(id, number, observed);
                     self.finish_job(id);
@@ -452,6 +457,7 @@ impl Board {
             }
             return;
         }
+        self.record_run(id, number, edition, tapped, verdict.as_ref().err());
         let mut undone = None;
         match verdict {
             Ok((recorded, freed)) => self.record(id, number, edition, recorded, writes, freed),

@@ -5,10 +5,12 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::ids::{JobNo, Life, WorkerNo};
+use super::taps::{RecordEvent, RecordOrder};
 use super::version::{TrialEvent, Version};
 use crate::forward::{Answer, Destination, Envelope};
 use crate::manifest::StateScope;
 use crate::message::{LogLine, Message, Outcome, PublishToken};
+use crate::recording::Why;
 use crate::settings::{Overlay, Settings};
 use crate::store;
 
@@ -79,6 +81,15 @@ pub enum Input {
         worker: WorkerNo,
         life: Life,
         event: WorkerEvent,
+    },
+    /// Record the runs of a function. Answered by [`Effect::Record`].
+    Record(RecordOrder),
+    /// End a recording before its time.
+    EndRecording {
+        id: Arc<str>,
+        /// Only one of this function.
+        function: Option<Arc<str>>,
+        why: Why,
     },
     /// [`Board::poll_timeout`](super::Board::poll_timeout) has passed.
     Timeout,
@@ -200,6 +211,11 @@ pub enum Effect {
         function: Arc<str>,
         change: u64,
     },
+    /// What becomes of a recording. Losing it costs no message.
+    Record {
+        id: Arc<str>,
+        event: RecordEvent,
+    },
     /// Invariants break again and again: end the process, the service manager starts it anew.
     Abort {
         invariant: &'static str,
@@ -265,6 +281,8 @@ pub struct Job {
     pub resumes: bool,
     /// If the version misbehaves, another one runs the message, and those behind it wait.
     pub on_trial: bool,
+    /// What it reads of clocks and random numbers is recorded.
+    pub keeps_draws: bool,
     pub message: Arc<Message>,
     pub weight: super::Weight,
 }

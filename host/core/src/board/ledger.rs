@@ -83,6 +83,8 @@ pub(crate) struct Settled {
     /// Receipts of the same message on other connections.
     pub(crate) copies: Vec<Receipt>,
     pub(crate) message_id: Option<Box<str>>,
+    /// What it was, if it ran.
+    pub(crate) unit: Option<UnitId>,
 }
 
 impl Ledger {
@@ -196,6 +198,11 @@ impl Ledger {
     /// wait for each other to be committed.
     pub(crate) fn arrival(&self, id: UnitId) -> u64 {
         self.unit(id).arrival
+    }
+
+    /// That of the latest unit.
+    pub(crate) fn last_arrival(&self) -> u64 {
+        self.arrivals
     }
 
     pub(crate) fn fan_out_mut(&mut self, id: UnitId) -> &mut fan_out::FanOut {
@@ -347,7 +354,7 @@ impl Ledger {
                 self.batch.push(Commit { delivery: Some(fingerprint), ..Commit::default() });
             }
         }
-        self.settled.push_back(Settled { receipt, copies, message_id: None });
+        self.settled.push_back(Settled { receipt, copies, message_id: None, unit: None });
     }
 
     /// Sends a finished unit to be committed, and then those that waited for it. A unit waits while an earlier run's writes to
@@ -391,6 +398,9 @@ impl Ledger {
             } else {
                 let Unit { receipt, copies, .. } = self.remove(id);
                 self.settle_without_effect(receipt, copies);
+                if let Some(settled) = self.settled.back_mut() {
+                    settled.unit = Some(id);
+                }
             }
         }
     }
@@ -449,7 +459,7 @@ impl Ledger {
             let (_, units) = self.committing.pop_front().expect("a batch was seen at the front");
             for id in units {
                 let Unit { receipt, copies, message_id, .. } = self.remove(id);
-                self.settled.push_back(Settled { receipt, copies, message_id });
+                self.settled.push_back(Settled { receipt, copies, message_id, unit: Some(id) });
             }
         }
         parked.iter().map(|parked| Some((self.unnumbered.pop_front()?, parked.id))).collect()

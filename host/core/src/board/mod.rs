@@ -34,6 +34,7 @@ mod settings;
 mod state_flow;
 mod states;
 mod subscriptions;
+mod taps;
 mod versions;
 
 use std::collections::VecDeque;
@@ -64,9 +65,12 @@ use settings::Overlays;
 pub(crate) use size::MAX_TOPIC_BYTES;
 use states::States;
 use subscriptions::Subscriptions;
+use taps::Taps;
+pub use taps::{MAX_TAPS, RecordEvent, RecordOrder, TappedRun};
 pub use version::{Difference, TrialEvent, TrialTally, Version};
 
 use crate::forward::{self, Destination, Forwarder};
+use crate::manifest::StateScope;
 use crate::metrics::Metrics;
 use crate::router::Router;
 use crate::store;
@@ -115,6 +119,7 @@ pub struct Board {
     ledger: Ledger,
     states: States,
     forwarder: Forwarder,
+    taps: Taps,
     subscriptions: Subscriptions,
     /// What the store has of them.
     subscriptions_saved: Bytes,
@@ -154,6 +159,7 @@ impl Board {
             recorder: Recorder::new(config.recorder.clone(), seed),
             ledger: Ledger::new(config.receive_maximum.into(), config.budget.commit(), seed),
             states: States::new(config.state_max_bytes, seed),
+            taps: Taps::new(seed),
             forwarder: Forwarder::new(forward, recovered, Arc::clone(&metrics)),
             subscriptions: Subscriptions::restore(Some(&subscriptions_saved), config.share_group.clone()),
             subscriptions_saved,
@@ -202,6 +208,8 @@ impl Board {
             Input::DropCandidate { function, edition } => self.drop_candidate(&function, edition),
             Input::Promote { function, edition } => self.promote(&function, edition),
             Input::Settings { function, change, overlay } => self.set_settings(function, change, overlay),
+            Input::Record(order) => self.begin_recording(order),
+            Input::EndRecording { id, function, why } => self.end_recording(&id, function.as_deref(), why),
             Input::Timeout => self.handle_timeout(),
             Input::Shutdown => self.is_ending = true,
         }
@@ -240,6 +248,7 @@ impl Board {
             if let Some(id) = settled.message_id {
                 self.intake.id_committed(&id, self.now.monotonic);
             }
+            self.recorded_unit_settled(settled.unit);
         }
         if self.caution.is_on() && self.ledger.len() == 0 && self.caution.set_alone(None) {
             return Some(Effect::Alone(None));
@@ -275,13 +284,14 @@ impl Board {
     /// When to call again although nothing happened.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let caution = self.caution.until();
-        let mut due = [self.dispatch.workers.poll_timeout(), self.forwarder.wake_at(), caution, None, None, None];
+        let taps = self.taps.poll_timeout();
+        let mut due = [self.dispatch.workers.poll_timeout(), self.forwarder.wake_at(), caution, taps, None, None, None];
         if self.may_start() {
-            due[3] = self.dispatch.parking.next_due(|number| !self.rollout.function(number).is_awaited());
-            due[4] = self.rollout.poll_timeout();
+            due[4] = self.dispatch.parking.next_due(|number| !self.rollout.function(number).is_awaited());
+            due[5] = self.rollout.poll_timeout();
         }
         if self.is_connected && self.subscriptions.has_unwanted() {
-            due[5] = Some(self.tidied_at + TIDY_EVERY);
+            due[6] = Some(self.tidied_at + TIDY_EVERY);
         }
         due.into_iter().flatten().min()
     }
@@ -289,6 +299,9 @@ impl Board {
     fn handle_timeout(&mut self) {
         if self.caution.until().is_some_and(|until| until <= self.now.monotonic) {
             self.end_caution();
+        }
+        if self.taps.poll_timeout().is_some_and(|until| until <= self.now.monotonic) {
+            self.end_late_recordings();
         }
         self.dispatch.workers.handle_timeout();
         self.handle_worker_events();
@@ -388,6 +401,10 @@ impl Board {
                     if let Some(scope) = begins {
                         self.states.begin(&scope, &entries);
                     }
+                    if let Some(job) = self.dispatch.workers.asking(request) {
+                        let topic = (job.scope == StateScope::Topic).then_some(&job.message.topic);
+                        self.taps.state_loaded(job.id.function, topic, &entries);
+                    }
                     self.dispatch.workers.provide_state(request, entries);
                 }
             }
@@ -407,6 +424,7 @@ impl Board {
     fn store_failed(&mut self) {
         self.store_failed = true;
         self.ledger.reset();
+        self.taps.reset();
         self.dispatch.reset();
         self.recorder.forget();
         self.intake.store_failed();

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::Board;
 use super::input::Effect;
 use crate::manifest::Manifest;
-use crate::settings::{Overlay, Settings};
+use crate::settings::{Overlay, Resolved, Settings};
 
 /// What is laid over the settings of functions, installed or not.
 #[derive(Debug, Default)]
@@ -19,9 +19,14 @@ pub(crate) struct Overlays(BTreeMap<Arc<str>, Overlay>);
 impl Overlays {
     /// The settings that a version runs with.
     pub(crate) fn settings(&self, manifest: &Manifest) -> Settings {
+        self.resolve(manifest).settings()
+    }
+
+    /// The same, with the origin of each value.
+    pub(crate) fn resolve(&self, manifest: &Manifest) -> Resolved {
         match self.0.get(&manifest.name) {
-            Some(overlay) => overlay.resolve(manifest).settings(),
-            None => Overlay::default().resolve(manifest).settings(),
+            Some(overlay) => overlay.resolve(manifest),
+            None => Overlay::default().resolve(manifest),
         }
     }
 }
@@ -33,6 +38,7 @@ impl Board {
         dispatch.workers.set(&function, change, |manifest| overlays.settings(manifest));
         // A version and its shadow may run a message with different settings: that is no difference of theirs.
         self.ledger.settings_change();
+        self.taps.settings_changed();
     }
 
     /// No worker runs a job with older settings any more.

@@ -54,6 +54,7 @@ impl Board {
         if !forgotten.is_empty() {
             self.rollout.function(number).metrics.state_forgotten.add(forgotten.len() as u64);
             self.dispatch.forget_state(number, &forgotten);
+            self.taps.forget_state(number, &forgotten);
             self.ledger.forget_state(Arc::clone(&scope.function), forgotten);
         }
         self.show_state(&scope.function);
@@ -112,6 +113,7 @@ impl Board {
             self.rollout.functions().find(|(_, it)| **it.state_name() == *state_name).map(|(number, _)| number);
         if let Some(number) = number {
             self.dispatch.forget_state(number, &[]);
+            self.taps.forget_state(number, &[]);
         }
     }
 

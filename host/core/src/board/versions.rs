@@ -107,6 +107,7 @@ impl Board {
         if let Some(number) = self.rollout.find(name) {
             let unload = self.rollout.remove(number, self.now);
             self.unload(unload);
+            self.end_recording_of(number);
         }
     }
 

@@ -46,6 +46,7 @@ pub struct Config {
     pub worker: Worker,
     pub store: Store,
     pub upstream: Option<Upstream>,
+    pub recording: Recording,
     pub http: Http,
     pub log: Log,
 }
@@ -185,6 +186,8 @@ pub struct DeployKey {
     pub native_code: bool,
     /// Whether it may change settings and nothing else.
     pub settings_only: bool,
+    /// Whether it may record the messages of its functions.
+    pub record: bool,
 }
 
 /// The sandbox processes.
@@ -258,6 +261,15 @@ pub struct Upstream {
     pub give_up_secs: Option<NonZeroU64>,
 }
 
+/// Recordings of what functions get and return.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Recording {
+    /// Whether keys with `record = true` may record functions.
+    pub enabled: bool,
+    /// All recordings on the disk together.
+    pub max_bytes: NonZeroU64,
+}
+
 /// Metrics and health.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Http {
@@ -300,6 +312,7 @@ impl Config {
             worker: Worker::default(),
             store: Store::default(),
             upstream: None,
+            recording: Recording::default(),
             http: Http::default(),
             log: Log::default(),
         }
@@ -468,6 +481,12 @@ impl Upstream {
     /// Prefix of every topic.
     pub fn prefix(&self, node: &str) -> String {
         self.topic_prefix.clone().unwrap_or_else(|| Self::default_prefix(node))
+    }
+}
+
+impl Default for Recording {
+    fn default() -> Self {
+        Self { enabled: false, max_bytes: nz64(16 << 20) }
     }
 }
 

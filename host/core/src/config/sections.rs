@@ -9,7 +9,7 @@ use super::problem::{Invalid, Problems};
 use super::reader::{Read, Reader, Section, choice, nearest, parsed, wrong_kind};
 use super::{
     Ceilings, Config, Connection, Deploy, DeployKey, Endpoint, Functions, Header, Http, Isolate, Log, Mqtt, Node,
-    Scheme, Store, Upstream, WhenFull, Worker, settings,
+    Recording, Scheme, Store, Upstream, WhenFull, Worker, settings,
 };
 use crate::board::Weight;
 use crate::manifest;
@@ -31,6 +31,7 @@ pub(super) fn read(table: &Table, host_name: String, memory_bytes: u64) -> (Conf
         let mut sink = Upstream::new(Endpoint::default(), &config.node.name);
         root.section("upstream", |section| upstream(section, wanted, &mut sink, &config.mqtt, &config.node));
         config.upstream = wanted.then_some(sink);
+        root.section("recording", |section| recording(section, &mut config.recording));
         root.section("http", |section| http(section, &mut config.http));
         root.section("log", |section| log(section, &mut config.log));
     });
@@ -249,8 +250,9 @@ fn deploy_key(section: &mut Section<'_, '_>, name: Option<&str>, key: &mut Deplo
     section.value("keys", &mut key.keys);
     section.value("native_code", &mut key.native_code);
     section.value("settings_only", &mut key.settings_only);
-    if key.settings_only && (key.keys || key.native_code) {
-        let invalid = Invalid::new("the key may also change keys or send native code");
+    section.value("record", &mut key.record);
+    if key.settings_only && (key.keys || key.native_code || key.record) {
+        let invalid = Invalid::new("the key may also change keys, send native code or record");
         section.error("settings_only", invalid.hint("remove that, or settings_only"));
     }
 }
@@ -436,6 +438,12 @@ pub fn on_one_broker(upstream: &Upstream, local: &Mqtt, node: &Node) -> Vec<(&'s
         problems.push(("topic_prefix", invalid.hint("for example topic_prefix = \"upstream/\"")));
     }
     problems
+}
+
+fn recording(section: &mut Section<'_, '_>, recording: &mut Recording) {
+    section.value("enabled", &mut recording.enabled);
+    section.value("max_bytes", &mut recording.max_bytes);
+    within(section, "max_bytes", recording.max_bytes.get(), 65_536..=1 << 40);
 }
 
 fn http(section: &mut Section<'_, '_>, http: &mut Http) {

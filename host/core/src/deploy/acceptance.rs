@@ -105,8 +105,8 @@ impl<'k> Authentic<'k> {
     /// `history`: the accepted orders for this function.
     pub(crate) fn accept(self, history: &OrderHistory, board: &Board<'_>) -> Result<Accepted, Refusal> {
         let Self { order, payload, signers } = self;
-        check_times(&order, board)?;
-        let signers = filter(signers, |key| board.check_floor(&order, key))?;
+        check_times(order.issued_at_ms, order.expires_at_ms, board)?;
+        let signers = filter(signers, |key| board.check_floor(order.expires_at_ms, key))?;
         check_serial(order.serial, history)?;
         let permitted = |key: &&TrustedKey| match &order.change {
             OrderChange::Keys(_) => key.may_change_keys(),
@@ -149,9 +149,9 @@ impl Board<'_> {
     }
 
     /// Refuses an order that expired before its key issued another that was accepted.
-    fn check_floor(&self, order: &Order, key: &TrustedKey) -> Result<(), Refusal> {
+    pub(crate) fn check_floor(&self, expires_at_ms: u64, key: &TrustedKey) -> Result<(), Refusal> {
         let floors = self.histories.iter().map(|history| history.floor(key.id()).unwrap_or(0).max(history.floor_ms));
-        let (floor_ms, expires_at_ms) = (floors.max().unwrap_or(0).min(self.latest_floor_ms()), order.expires_at_ms);
+        let floor_ms = floors.max().unwrap_or(0).min(self.latest_floor_ms());
         if expires_at_ms >= floor_ms {
             return Ok(());
         }
@@ -195,9 +195,8 @@ fn no_code(install: &Install, host: Capabilities, abi: Option<&Abi>) -> String {
     )
 }
 
-fn check_times(order: &Order, board: &Board<'_>) -> Result<(), Refusal> {
+pub(crate) fn check_times(issued_at_ms: u64, expires_at_ms: u64, board: &Board<'_>) -> Result<(), Refusal> {
     let expired = |detail| Err(Refusal::new(Reason::Expired, detail));
-    let Order { issued_at_ms, expires_at_ms, .. } = *order;
     if expires_at_ms < issued_at_ms {
         return expired(format!("it expires ({expires_at_ms} ms) before it was issued ({issued_at_ms} ms)"));
     }
@@ -254,7 +253,7 @@ pub(crate) fn one_line(problems: &config::Problems) -> String {
 }
 
 /// Returns the permitted keys, or the refusal of the first key if none is permitted.
-fn filter<'k>(
+pub(crate) fn filter<'k>(
     signers: Vec<&'k TrustedKey>,
     permitted: impl Fn(&&'k TrustedKey) -> Result<(), Refusal>,
 ) -> Result<Vec<&'k TrustedKey>, Refusal> {

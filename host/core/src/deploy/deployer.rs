@@ -26,6 +26,7 @@ use super::interface::{Action, Boot, CompilerError, DiskAnswer, DiskRequest, Req
 use super::reason::{Reason, Refusal};
 use super::record::{self, StoredVersion};
 use super::report::DeployState;
+use super::requests::SeenRequests;
 use super::settings::LaidOver;
 use super::settings_orders::SettingsRecord;
 use super::stats::DeployStats;
@@ -76,6 +77,7 @@ pub struct Deployer {
     pub keys: TrackedFunction,
     pub unknown: UnknownFunctions,
     pub(super) laid_over: LaidOver,
+    pub(super) seen_requests: SeenRequests,
     pub(super) settings_orders: BTreeMap<Arc<str>, SettingsRecord>,
     /// Orders that could not be stored because the disk failed.
     pub(super) retry_orders: BTreeMap<Arc<str>, (Box<str>, Bytes)>,
@@ -115,6 +117,7 @@ impl Deployer {
             keys: TrackedFunction::new(KEYS.into()),
             unknown: UnknownFunctions::default(),
             laid_over: LaidOver::default(),
+            seen_requests: SeenRequests::default(),
             settings_orders: BTreeMap::new(),
             retry_orders: BTreeMap::new(),
             queue: VecDeque::new(),

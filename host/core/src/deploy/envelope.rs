@@ -188,6 +188,7 @@ mod tests {
             keys: false,
             native_code: false,
             settings_only: false,
+            record: false,
         }
     }
 

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::report::{Difference, TrialTally};
+use super::requests::AcceptedRequest;
 use super::source::Source;
 use crate::config;
 use crate::grants::Grants;
@@ -209,6 +210,14 @@ pub enum Action {
     /// Publish a report, retained. An empty payload deletes an earlier one.
     Report {
         function: Arc<str>,
+        payload: Bytes,
+    },
+    /// Carry out a request.
+    Request(Box<AcceptedRequest>),
+    /// Publish a reply to a request, not retained.
+    Reply {
+        id: Arc<str>,
+        number: u32,
         payload: Bytes,
     },
     /// Delete compiled code of all other modules.

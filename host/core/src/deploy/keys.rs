@@ -35,6 +35,9 @@ pub struct TrustedKey {
     /// Whether it may change settings and nothing else. Omitted when false, since older boards do not know it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub settings_only: bool,
+    /// Whether it may record the messages of its functions. Omitted when false, since older boards do not know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub record: bool,
 }
 
 /// A function's name, or a prefix followed by `*`.
@@ -59,6 +62,7 @@ impl TrustedKey {
             keys: key.keys,
             native_code: key.native_code,
             settings_only: key.settings_only,
+            record: key.record,
         })
     }
 
@@ -84,6 +88,17 @@ impl TrustedKey {
         let allowed: Vec<&str> = self.functions.iter().map(|pattern| &*pattern.0).collect();
         let detail = format!("key {} may not change function {function}, only {}", self.name, allowed.join(", "));
         Err(Refusal::new(Reason::KeyNotAllowed, detail))
+    }
+
+    /// Whether the key may record a function and fetch recordings of it.
+    pub(crate) fn may_record(&self, function: &str) -> Result<(), Refusal> {
+        self.is_for_more_than_settings()?;
+        if !self.record {
+            let detail =
+                format!("key {} may not record functions: set record = true in its section on the board", self.name);
+            return Err(Refusal::new(Reason::KeyNotAllowed, detail));
+        }
+        self.may_set(function)
     }
 
     pub(crate) fn may_change_keys(&self) -> Result<(), Refusal> {
@@ -215,6 +230,7 @@ mod tests {
             keys: false,
             native_code: false,
             settings_only: false,
+            record: false,
         }
     }
 

@@ -22,6 +22,7 @@ mod decision;
 pub mod deployer;
 pub mod orders;
 mod receiving;
+pub mod requests;
 mod settings;
 pub mod settings_orders;
 pub mod steps;

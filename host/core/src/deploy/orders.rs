@@ -64,6 +64,9 @@ impl Deployer {
             Some(Topic::Settings { target, function }) if !payload.is_empty() => {
                 self.settings_order(&target, &function, (topic, payload), now);
             }
+            Some(Topic::Request { node, id }) if *node == *self.config.node && !payload.is_empty() => {
+                self.request(&id, &payload, now);
+            }
             Some(Topic::Blob { digest, index }) if !payload.is_empty() => {
                 self.receive_chunk(digest, index, &payload);
             }

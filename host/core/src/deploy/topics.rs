@@ -5,6 +5,8 @@
 //! <base>/group/<group>/deploy/<function>  retained: the order for a group
 //! <base>/<node>/settings/<function>         retained: the order of settings for one board
 //! <base>/group/<group>/settings/<function>  retained: the order of settings for a group
+//! <base>/<node>/request/<id>              a request to one board, not retained
+//! <base>/<node>/reply/<id>/<n>            the parts of its answer, not retained
 //! <base>/blob/<digest>/<index>            retained: a chunk of a module
 //! <base>/<node>/functions/<function>      retained: the board's report
 //! <base>/<node>/status                    retained: the board's status, also its last will
@@ -40,6 +42,15 @@ pub enum Topic {
     Settings {
         target: Target,
         function: Arc<str>,
+    },
+    Request {
+        node: Arc<str>,
+        id: Arc<str>,
+    },
+    Reply {
+        node: Arc<str>,
+        id: Arc<str>,
+        number: u32,
     },
     Blob {
         digest: Digest,
@@ -80,6 +91,12 @@ impl Topics {
                 target: Target::Node(node_name(node)?.into()),
                 function: of_function(function)?,
             }),
+            [node, "request", id] => Some(Topic::Request { node: node_name(node)?.into(), id: request_id(id)?.into() }),
+            [node, "reply", id, number_of] => Some(Topic::Reply {
+                node: node_name(node)?.into(),
+                id: request_id(id)?.into(),
+                number: number(number_of)?,
+            }),
             ["blob", digest, index] => Some(Topic::Blob { digest: digest.parse().ok()?, index: number(index)? }),
             [node, "deploy", function] => {
                 Some(Topic::Deploy { target: Target::Node(node_name(node)?.into()), function: named(function)? })
@@ -110,6 +127,24 @@ impl Topics {
 
     pub fn status(&self, node: &str) -> String {
         format!("{}/{node}/status", self.base)
+    }
+
+    pub fn request(&self, node: &str, id: &str) -> String {
+        format!("{}/{node}/request/{id}", self.base)
+    }
+
+    /// Filter of all requests to a board.
+    pub fn requests(&self, node: &str) -> String {
+        self.request(node, "+")
+    }
+
+    pub fn reply(&self, node: &str, id: &str, number: u32) -> String {
+        format!("{}/{node}/reply/{id}/{number}", self.base)
+    }
+
+    /// Filter of all parts of an answer.
+    pub fn replies(&self, node: &str, id: &str) -> String {
+        format!("{}/{node}/reply/{id}/+", self.base)
     }
 
     /// Filter of all orders for a target.
@@ -162,6 +197,12 @@ fn of_function(text: &str) -> Option<Arc<str>> {
     manifest::is_name(text).then(|| text.into())
 }
 
+/// At most 64 letters, digits and hyphens: it is also the name of a file.
+fn request_id(text: &str) -> Option<&str> {
+    let is_one = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+    (!text.is_empty() && text.len() <= 64 && text.bytes().all(is_one)).then_some(text)
+}
+
 fn named(text: &str) -> Option<Arc<str>> {
     (text == KEYS || manifest::is_name(text)).then(|| text.into())
 }
@@ -202,6 +243,10 @@ mod tests {
         let report = topics.report("pump-3", KEYS);
         assert_eq!(topics.parse(&report), Some(Topic::Report { node: "pump-3".into(), function: KEYS.into() }));
         assert_eq!(topics.parse(&topics.status("pump-3")), Some(Topic::Status { node: "pump-3".into() }));
+        let (node, id): (Arc<str>, Arc<str>) = ("pump-3".into(), "7f-2".into());
+        let request = Topic::Request { node: Arc::clone(&node), id: Arc::clone(&id) };
+        assert_eq!(topics.parse(&topics.request("pump-3", "7f-2")), Some(request));
+        assert_eq!(topics.parse(&topics.reply("pump-3", "7f-2", 12)), Some(Topic::Reply { node, id, number: 12 }));
         assert_eq!(topics.deploy(&Target::Group("g".into()), "f"), "sedge/group/g/deploy/f");
         assert_eq!(topics.blobs(&digest), format!("sedge/blob/{DIGEST}/+"));
         assert_eq!(topics.deploys(&Target::Node("n".into())), "sedge/n/deploy/+");
@@ -229,6 +274,11 @@ mod tests {
             "sedge/group//deploy/f",
             "sedge/group/g/functions/f",
             "sedge/blob/deploy/f",
+            "sedge/n/request/../x",
+            "sedge/n/request/..",
+            "sedge/n/request/",
+            "sedge/n/reply/7f",
+            "sedge/n/reply/7f/-1",
             &format!("sedge/blob/{DIGEST}/01"),
             &format!("sedge/blob/{DIGEST}/+1"),
             &format!("sedge/blob/{DIGEST}/-1"),

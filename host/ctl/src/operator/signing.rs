@@ -1,7 +1,7 @@
 //! Options of all signed orders: target, key, expiry and how long to wait.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -63,14 +63,18 @@ pub(crate) struct KeyArgs {
 
 impl KeyArgs {
     pub(crate) fn load(&self) -> anyhow::Result<Signer> {
-        let named = || std::env::var_os("SEDGE_KEY").filter(|path| !path.is_empty()).map(PathBuf::from);
-        let Some(path) = self.key.clone().or_else(named) else {
-            bail!("no key to sign with: name its file with --key or in SEDGE_KEY; `sedge keygen` creates one");
-        };
-        let pem = fs::read(&path).with_context(|| format!("failed to read the key {}", path.display()))?;
-        let key = SigningKey::from_pem(&pem).with_context(|| format!("cannot sign with {}", path.display()))?;
-        Ok(Signer { key, expires_in_secs: self.expires_in })
+        Ok(Signer { key: load_key(self.key.as_deref())?, expires_in_secs: self.expires_in })
     }
+}
+
+/// The key in a file, or in the one that `SEDGE_KEY` names.
+pub(crate) fn load_key(path: Option<&Path>) -> anyhow::Result<SigningKey> {
+    let named = || std::env::var_os("SEDGE_KEY").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let Some(path) = path.map(Path::to_owned).or_else(named) else {
+        bail!("no key to sign with: name its file with --key or in SEDGE_KEY; `sedge keygen` creates one");
+    };
+    let pem = fs::read(&path).with_context(|| format!("failed to read the key {}", path.display()))?;
+    SigningKey::from_pem(&pem).with_context(|| format!("cannot sign with {}", path.display()))
 }
 
 /// A signing key, and the lifetime of its orders.
@@ -110,6 +114,7 @@ impl Signer {
             keys: true,
             native_code: true,
             settings_only: false,
+            record: false,
         };
         let keys = Keys::new([key]);
         let envelope = SignedEnvelope::parse(envelope).ok()?;

@@ -37,6 +37,9 @@ pub struct TrustArgs {
     /// Let the new keys change settings and nothing else
     #[arg(long, requires = "add", conflicts_with_all = ["keys", "native_code"])]
     settings_only: bool,
+    /// Let the new keys record the messages of functions, on boards that allow it
+    #[arg(long, requires = "add", conflicts_with = "settings_only")]
+    record: bool,
     /// Apply the change although it may leave the boards without a key that can change the trusted keys
     #[arg(long)]
     force: bool,
@@ -61,6 +64,7 @@ fn trusted(args: &TrustArgs, path: &Path) -> anyhow::Result<TrustedKey> {
         keys: args.keys,
         native_code: args.native_code,
         settings_only: args.settings_only,
+        record: args.record,
     })
 }
 

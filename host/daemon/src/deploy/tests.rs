@@ -5,4 +5,5 @@ mod code;
 mod keys;
 mod life;
 mod losses;
+mod requests;
 mod settings;

@@ -1,6 +1,6 @@
 //! Events of the local broker.
 
-use super::{BROKER_VERSION_TOPIC, Daemon, FAILED, answer, status};
+use super::{BROKER_VERSION_TOPIC, Daemon, FAILED, answer, requests, status};
 use sedge_core::board::{BrokerEvent, Input, SinkEvent};
 use sedge_core::deploy;
 use sedge_core::forward::Destination;
@@ -50,7 +50,14 @@ impl Daemon {
                 BrokerEvent::Disconnected
             }
             sedge_mqtt::Event::Published { token, result } => {
-                if token != status::TOKEN {
+                if token == requests::TOKEN {
+                    if let Some(reason) = result.not_accepted() {
+                        tracing::warn!(
+                            reason,
+                            "the broker did not accept a reply: allow this client to publish below reply/ of its own topic"
+                        );
+                    }
+                } else if token != status::TOKEN {
                     self.sink(Destination::Local, SinkEvent::Answered { token, answer: answer(result) });
                 } else if let Some(reason) = result.not_accepted() {
                     tracing::warn!(

@@ -9,6 +9,7 @@ use bytes::Bytes;
 
 use super::{Daemon, parts};
 use crate::deploy::thread::DeployHandle;
+use crate::recordings::ReplyPart;
 use sedge_core::board::{Delivery, Input, Version};
 use sedge_core::config::Config;
 use sedge_core::deploy::topics::{Target, Topic, Topics};
@@ -46,7 +47,10 @@ impl Orders {
         let node = Target::Node(config.node.name.as_str().into());
         let groups = config.node.groups.iter().map(|group| Target::Group(group.as_str().into()));
         let targets = std::iter::once(node).chain(groups);
-        let filters = targets.flat_map(|target| [topics.deploys(&target), topics.all_settings(&target)]).collect();
+        let filters = targets.flat_map(|target| [topics.deploys(&target), topics.all_settings(&target)]);
+        // Brokers with an access list need not know of requests where there are none.
+        let requests = config.recording.enabled.then(|| topics.requests(&config.node.name));
+        let filters = filters.chain(requests).collect();
         let held = held.map(|bytes| String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect());
         Self {
             handle,
@@ -72,9 +76,18 @@ impl Orders {
             return false;
         }
         let Ok(topic) = str::from_utf8(&delivery.topic) else { return false };
-        if !matches!(self.topics.parse(topic), Some(Topic::Deploy { .. } | Topic::Settings { .. } | Topic::Blob { .. }))
-        {
-            return false;
+        match self.topics.parse(topic) {
+            Some(Topic::Deploy { .. } | Topic::Settings { .. } | Topic::Blob { .. }) => {}
+            // One that the broker kept would be carried out again and again.
+            Some(Topic::Request { .. }) if delivery.retained => {
+                tracing::warn!(
+                    topic,
+                    "a request that the broker retained is not carried out: publish it without retain"
+                );
+                return true;
+            }
+            Some(Topic::Request { .. }) => {}
+            _ => return false,
         }
         // A copy: the payload is a slice of a whole read buffer.
         self.handle.deliver(topic, Bytes::copy_from_slice(&delivery.payload));
@@ -141,6 +154,8 @@ impl Daemon {
                 self.shown.reports.set(Arc::clone(&function), payload.clone());
                 self.status.report(&self.broker, function, payload);
             }
+            Action::Request(request) => self.carry_out_request(*request),
+            Action::Reply { id, number, payload } => self.requests.add(ReplyPart { id, number, payload }),
             // The deploy thread carries these out itself.
             Action::Disk(_) | Action::Compile { .. } | Action::RetainCode { .. } => {}
         }

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::board_key;
 use super::exits::Exits;
 use super::orders::{META_ORDERS, Orders};
+use super::requests::Requests;
 use super::status::Status;
 use super::store_figures;
 use super::{Daemon, STARTED, Upstream};
@@ -148,6 +149,7 @@ impl Daemon {
         tokio::task::spawn_local(drive);
         let upstream = upstream(&config)?;
         board.restore(recovered, now);
+        let requests = Requests::new(&config)?;
         Ok(Self {
             board,
             workers,
@@ -171,6 +173,7 @@ impl Daemon {
             exits,
             refused: BTreeMap::new(),
             decisions,
+            requests,
             orders: Orders::new(handle, engines, config, config_file.to_owned(), orders_held.as_ref()),
             clock_checked: now.monotonic,
             clock_synced,

@@ -334,6 +334,7 @@ impl Slot {
             },
             resumes: job.resumes,
             on_trial: job.on_trial,
+            keeps_draws: job.keeps_draws,
             message: job.message,
         };
         Encoder::new(&mut running.out.borrow_mut()).run(number.0, &job);

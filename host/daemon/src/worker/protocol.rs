@@ -81,6 +81,8 @@ pub(crate) struct Job {
     pub(crate) resumes: bool,
     /// The edition is on trial. If it misbehaves, another runs the message, and later jobs of the key wait.
     pub(crate) on_trial: bool,
+    /// What the run reads of clocks and random numbers is part of its outcome.
+    pub(crate) keeps_draws: bool,
     #[serde(with = "wire::arc")]
     pub(crate) message: Arc<Message>,
 }
@@ -213,6 +215,7 @@ mod tests {
     use sedge_core::message::{
         Alert, AlertStatus, Output, Publication, Reply, Severity, StateGrowth, StateWrite, Usage, Verdict, Wake,
     };
+    use sedge_core::recording::Drawn;
 
     fn message() -> Message {
         Message {
@@ -266,6 +269,7 @@ mod tests {
                     scope: JobScope::Topic,
                     resumes: true,
                     on_trial: true,
+                    keeps_draws: true,
                     message: message().into(),
                 },
             ),
@@ -325,6 +329,7 @@ mod tests {
             ],
             growth: StateGrowth { bytes: -7, keys: -1, scopes: 1 },
             usage: Usage { fuel: 1, elapsed_us: 2, memory_bytes: 3, output_bytes: 4 },
+            drawn: Some(Box::new(Drawn { clocks: vec![u64::MAX], random: vec![1, 255], is_cut: false })),
         }
     }
 
@@ -348,6 +353,7 @@ mod tests {
         assert_eq!(decoded.verdict, outcome.verdict);
         assert_eq!(decoded.writes, outcome.writes);
         assert_eq!((decoded.usage, decoded.growth), (outcome.usage, outcome.growth));
+        assert_eq!(decoded.drawn, outcome.drawn);
         assert_eq!(lines, log);
     }
 
@@ -360,6 +366,7 @@ mod tests {
             scope: JobScope::None,
             resumes: false,
             on_trial: false,
+            keeps_draws: false,
             message: Message { payload: vec![7; 5000].into(), ..message() }.into(),
         };
         let frame = encoded(|it| it.run(1, &job));

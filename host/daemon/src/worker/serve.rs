@@ -17,7 +17,7 @@ use super::settings::TopicSettings;
 use crate::footprint;
 use sedge_core::message::{Failure, FailureCode, Outcome, Verdict};
 use sedge_core::permits::Permits;
-use sedge_sandbox::{Function, Sandbox, SandboxError, ScopeState, codes};
+use sedge_sandbox::{Draws, Function, Sandbox, SandboxError, ScopeState, codes};
 
 const READ_BYTES: usize = 64 * 1024;
 
@@ -261,7 +261,9 @@ impl Worker {
             return state;
         };
         let settings = settings.of(&job.message.topic);
-        let run = function.invoke_with(settings, &job.message, state, |outputs| permits.check(outputs));
+        let draws = if job.keeps_draws { Draws::kept() } else { Draws::Real };
+        let permitted = |outputs: &[_]| permits.check(outputs);
+        let run = function.invoke_drawing(settings, &job.message, state, draws, permitted);
         let runs_again = match &run.outcome.verdict {
             Verdict::Done(_) => false,
             Verdict::Retry { .. } => true,

@@ -273,8 +273,8 @@ fn describe(call: &mut Call<'_>, file: u32, at: u32) -> Answer {
 /// The time of the message, or with the permission the board's clocks.
 fn clock_time(call: &mut Call<'_>, clock: u32, _precision: u64, at: u32) -> Answer {
     let time = match (clock, call.program.grants.clock) {
-        (REALTIME, true) => grants::unix_ns(),
-        (MONOTONIC, true) => grants::monotonic_ns(),
+        (REALTIME, true) => call.host.draws.clock(grants::unix_ns),
+        (MONOTONIC, true) => call.host.draws.clock(grants::monotonic_ns),
         (REALTIME | MONOTONIC, false) => call.program.received_at_ms.saturating_mul(NANOSECONDS_PER_MS),
         _ => return Err(Errno::Notsup.into()),
     };
@@ -299,7 +299,7 @@ fn random(call: &mut Call<'_>, at: u32, len: u32) -> Answer {
     if len > MAX_RANDOM_BYTES {
         return Err(Errno::Inval.into());
     }
-    grants::fill(call.memory.at(at, len as usize)?).map_err(Refusal::End)
+    call.host.draws.fill(call.memory.at(at, len as usize)?).map_err(Refusal::End)
 }
 
 /// The memory of a program.

@@ -118,6 +118,7 @@ async fn run(broker: &Mosquitto, nodes: usize, function: &Path, key: &Path) -> i
         keys: false,
         native_code: false,
         settings_only: false,
+        record: false,
     };
     let fleet = Rc::new(Fleet {
         port: broker.port,

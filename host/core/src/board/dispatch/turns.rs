@@ -162,6 +162,7 @@ mod tests {
             scope: StateScope::Topic,
             resumes: false,
             on_trial: false,
+            keeps_draws: false,
             weight: crate::board::Weight::default(),
             message: Arc::new(Message::new(topic, Bytes::new(), 0, true)),
         }

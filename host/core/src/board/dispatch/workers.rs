@@ -466,6 +466,12 @@ impl Workers {
         self.slots[worker.index()].sent(function, topic)
     }
 
+    /// The job that waits for state.
+    pub(crate) fn asking(&self, request: StateRequest) -> Option<&Job> {
+        let slot = &self.slots[request.worker.index()];
+        slot.job(request.job).filter(|_| slot.life == request.life)
+    }
+
     pub(crate) fn provide_state(&mut self, request: StateRequest, entries: StateEntries) {
         let slot = &mut self.slots[request.worker.index()];
         if slot.life == request.life {

@@ -18,6 +18,7 @@ use sedge_core::deploy::interface::{Action, CompilerError, DiskRequest, Request,
 use sedge_core::deploy::keys::{SigningKey, TrustedKey};
 use sedge_core::deploy::payload::{Document, Install, Module, Order, OrderChange};
 use sedge_core::deploy::report::Report;
+use sedge_core::deploy::requests::AcceptedRequest;
 use sedge_core::deploy::topics::{Target, Topics};
 use sedge_core::isa::{Class, Isa};
 use sedge_core::manifest::Manifest;
@@ -62,6 +63,9 @@ pub(crate) struct Board {
     pub(crate) held: Option<VecDeque<Request>>,
     /// What is laid over the settings of functions, and the number of the change.
     pub(crate) overlays: BTreeMap<String, (u64, Overlay)>,
+    /// Requests that were accepted, and the topics and texts of replies.
+    pub(crate) requests: Vec<AcceptedRequest>,
+    pub(crate) replies: Vec<(String, String)>,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -99,6 +103,7 @@ pub(crate) fn trusted(name: &str, key: &SigningKey) -> TrustedKey {
         keys: false,
         native_code: false,
         settings_only: false,
+        record: false,
     }
 }
 
@@ -192,6 +197,8 @@ impl Board {
             is_lenient,
             held: None,
             overlays: BTreeMap::new(),
+            requests: Vec::new(),
+            replies: Vec::new(),
         };
         // Before the first version, as the daemon does.
         let laid =
@@ -277,6 +284,10 @@ impl Board {
             }
             Action::Fetch { digest } => self.fetched.push(digest),
             Action::EndFetch { .. } | Action::RetainCode { .. } => {}
+            Action::Request(request) => self.requests.push(*request),
+            Action::Reply { id, payload, .. } => {
+                self.replies.push((id.to_string(), String::from_utf8(payload.to_vec()).unwrap()));
+            }
             Action::FetchOrders => self.orders_fetched += 1,
             Action::Compile { function, edition, digest, wasm, class } => {
                 self.compiled += 1;

@@ -54,6 +54,7 @@ fn run(number: u64, scope: StateScope, topic: &str) -> WorkerCommand {
         scope,
         resumes: false,
         on_trial: false,
+        keeps_draws: false,
         weight: Weight::default(),
         message: message(topic, b"").into(),
     };

@@ -24,7 +24,16 @@ fn counter() -> Bytes {
 }
 
 fn job(id: u64, function: u32, scope: JobScope, topic: &str) -> Job {
-    Job { id, function, edition: 0, scope, resumes: false, on_trial: false, message: message(topic, b"").into() }
+    Job {
+        id,
+        function,
+        edition: 0,
+        scope,
+        resumes: false,
+        on_trial: false,
+        keeps_draws: false,
+        message: message(topic, b"").into(),
+    }
 }
 
 impl Served {

@@ -25,6 +25,7 @@ fn job(unit: u32) -> Job {
         scope: StateScope::Function,
         resumes: false,
         on_trial: false,
+        keeps_draws: false,
         message: Arc::new(Message::new("t", Bytes::new(), 0, true)),
         weight: Weight { message: 100, answer: 1000 },
     }
@@ -36,7 +37,8 @@ fn done(job: u64) -> WorkerEvent {
 
 fn done_with(job: u64, outputs: Vec<Output>, writes: Vec<StateWrite>, fuel: u64) -> WorkerEvent {
     let usage = Usage { fuel, ..Usage::default() };
-    let outcome = Outcome { verdict: Verdict::Done(outputs), writes, growth: StateGrowth::default(), usage };
+    let outcome =
+        Outcome { verdict: Verdict::Done(outputs), writes, growth: StateGrowth::default(), usage, drawn: None };
     WorkerEvent::Done { job: JobNo(job), outcome, log: Vec::new(), log_lines_dropped: 0 }
 }
 
