@@ -13,6 +13,7 @@ mod config;
 mod crash;
 mod delivery;
 mod deploy;
+mod dev;
 mod disk;
 mod doctor;
 mod documents;

@@ -158,7 +158,7 @@ fn set((key, value): &(String, String)) -> StateWrite {
 }
 
 /// The state in a file, nothing if there is no file yet.
-fn read_state(path: &Path) -> anyhow::Result<ScopeState> {
+pub(crate) fn read_state(path: &Path) -> anyhow::Result<ScopeState> {
     let text = match std::fs::read(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(ScopeState::default()),
         read => read.with_context(|| format!("failed to read {}", path.display()))?,
@@ -233,7 +233,7 @@ fn payload(text: &str) -> anyhow::Result<Bytes> {
     }
 }
 
-fn print(run: &Run) {
+pub(crate) fn print(run: &Run) {
     let outcome = &run.outcome;
     for line in &run.log {
         say!("log      {} {}", line.level, line.text);

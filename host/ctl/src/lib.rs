@@ -4,6 +4,8 @@
 pub mod build;
 pub mod check;
 mod client;
+#[cfg(feature = "operator")]
+pub mod dev;
 #[cfg(feature = "compiler")]
 pub mod compile;
 mod data;
@@ -27,6 +29,8 @@ pub mod test;
 mod time;
 #[cfg(feature = "page")]
 pub mod token;
+#[cfg(feature = "compiler")]
+mod watch;
 
 use anyhow::Context as _;
 use clap::Args;

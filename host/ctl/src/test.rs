@@ -12,7 +12,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -26,7 +26,7 @@ use serde_json::json;
 use super::invoke::{check_settings, check_topic};
 use super::runner::{self, Runner};
 use super::terminal::{self, say};
-use super::{GREEN, RED, paint_out};
+use super::{GREEN, RED, paint_out, watch};
 use case::{Case, Step};
 use compare::Difference;
 
@@ -97,39 +97,16 @@ pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     }
     loop {
         // From before the run, so that what is edited meanwhile runs again.
-        let tested = files(args);
+        let files = || watch::files(&args.dirs, args.junit.as_deref());
+        let tested = files();
         if let Err(error) = test(args) {
             eprintln!("{}", paint_out(RED, &printable(&format!("{error:#}"))));
         }
         say!("\nwaiting for a change ...");
-        while files(args) == tested {
+        while files() == tested {
             std::thread::sleep(LOOK_EVERY);
         }
     }
-}
-
-/// Time and length of each file that a person writes.
-fn files(args: &TestArgs) -> BTreeMap<PathBuf, (Option<SystemTime>, u64)> {
-    let mut files = BTreeMap::new();
-    let mut folders = args.dirs.clone();
-    let report = args.junit.as_ref().and_then(|path| path.canonicalize().ok());
-    while let Some(folder) = folders.pop() {
-        for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-            let (path, name) = (entry.path(), entry.file_name());
-            let is_built =
-                path.extension().is_some_and(|it| it == "wasm" || it == "code" || it == "part" || it == "lock");
-            if is_built || name == "target" || name.as_encoded_bytes().starts_with(b".") {
-                continue;
-            }
-            if path.is_dir() {
-                folders.push(path);
-            } else if report.is_none() || path.canonicalize().ok() != report {
-                let Ok(metadata) = entry.metadata() else { continue };
-                files.insert(path, (metadata.modified().ok(), metadata.len()));
-            }
-        }
-    }
-    files
 }
 
 /// Runs all cases once. Returns whether they passed.

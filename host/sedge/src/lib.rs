@@ -90,6 +90,18 @@ enum Command {
     #[cfg(feature = "compiler")]
     Test(sedge_ctl::test::TestArgs),
 
+    /// Run a function on live messages as a shadow on this computer, while you edit it
+    ///
+    /// Nothing that it returns reaches the broker. Each message is shown with its
+    /// outputs, state, log, fuel and time. A changed file is built and runs with the
+    /// next message; while it does not build, the last good build goes on.
+    ///
+    ///   sedge dev door-alarm --broker mqtt://plant
+    ///   sedge dev door-alarm --recording night.rec --speed 10
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
+    Dev(Box<sedge_ctl::dev::DevArgs>),
+
     /// Record what a function on a board gets and returns, for `sedge replay`
     ///
     /// The board must allow it (recording.enabled), and trust the key with
@@ -273,6 +285,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Invoke(args) => sedge_ctl::invoke::run(args),
         #[cfg(feature = "compiler")]
         Command::Test(args) => sedge_ctl::test::run(args),
+        #[cfg(feature = "operator")]
+        Command::Dev(args) => sedge_ctl::dev::run(args).map(done),
         #[cfg(feature = "operator")]
         Command::Record(args) => record::run(args),
         #[cfg(feature = "operator")]

@@ -42,19 +42,26 @@ impl BrokerArgs {
         self.base_topic.clone().unwrap_or_else(|| Node::BASE_TOPIC.to_owned())
     }
 
-    pub(crate) async fn connect(&self) -> anyhow::Result<Client> {
+    /// How to connect, as a client that lives as long as one command.
+    pub(crate) fn options(&self, purpose: &str) -> anyhow::Result<sedge_mqtt::Options> {
         let named = || std::env::var("SEDGE_BROKER").ok().filter(|url| !url.is_empty());
         let url = match self.broker.clone().or_else(named) {
             Some(url) => Endpoint::parse(&url, Scheme::MQTT)?,
             None => Endpoint::default(),
         };
-        let mut options = Client::options(url.clone(), "operator")?;
+        let mut options = Client::options(url, purpose)?;
         let connection = &mut options.connection;
         connection.username.clone_from(&self.username);
         connection.password_file.clone_from(&self.password_file);
         connection.ca_file.clone_from(&self.ca_file);
         connection.cert_file.clone_from(&self.cert_file);
         connection.key_file.clone_from(&self.key_file);
+        Ok(options)
+    }
+
+    pub(crate) async fn connect(&self) -> anyhow::Result<Client> {
+        let options = self.options("operator")?;
+        let url = options.connection.url.clone();
         let client =
             Client::connect(options).await.with_context(|| format!("cannot connect to the broker at {url}"))?;
         if !client.retains() {

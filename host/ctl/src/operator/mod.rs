@@ -11,7 +11,7 @@ pub mod trust;
 pub mod withdraw;
 
 mod boards;
-mod broker;
+pub(crate) mod broker;
 mod changes;
 mod follow;
 mod known;
