@@ -140,7 +140,8 @@ fn a_change_is_live_with_the_next_message_and_one_that_does_not_build_changes_no
     kill_process(Pid::from_child(&dev.child), Signal::INT).unwrap();
     let mut dev = dev;
     assert!(dev.child.wait().unwrap().success());
-    let ended = || broker.log().lines().any(|line| line.contains("Client sedge-dev-") && !line.contains("connected from"));
+    let ended =
+        || broker.log().lines().any(|line| line.contains("Client sedge-dev-") && !line.contains("connected from"));
     assert!(eventually(PATIENCE, ended), "its session is ended:\n{}", broker.log());
 }
 
@@ -156,7 +157,11 @@ fn a_broker_that_does_not_let_it_subscribe_is_one_sentence_with_the_fix() {
     let connect = &fake.seen(1)[0];
     // Protocol name and version, then the flags: 2 is a clean start, 4 would be a last will.
     assert_eq!((connect.body[7] & 6, fake.seen(3).len()), (2, 0), "a session of its own, and no publication");
-    let output = Command::new(SEDGE).arg("dev").arg(&function).args(["--broker", "mqtt://127.0.0.1:1"]).output().unwrap();
+    let output =
+        Command::new(SEDGE).arg("dev").arg(&function).args(["--broker", "mqtt://127.0.0.1:1"]).output().unwrap();
     let error = String::from_utf8_lossy(&output.stderr).into_owned();
-    assert!(!output.status.success() && error.contains("cannot connect to the broker at mqtt://127.0.0.1:1"), "{error}");
+    assert!(
+        !output.status.success() && error.contains("cannot connect to the broker at mqtt://127.0.0.1:1"),
+        "{error}"
+    );
 }

@@ -316,3 +316,100 @@ fn a_recording_is_taken_from_the_disk_of_a_board_that_lost_power() {
     assert_eq!((output.status.code(), &replayed["messages"]), (Some(0), &answer["messages"]), "{replayed}");
     assert!(replayed["messages"].as_u64().unwrap() > 100, "{replayed}");
 }
+
+/// The blocks of code of a page: language and text.
+fn blocks(page: &str) -> Vec<(&str, &str)> {
+    page.split("```").skip(1).step_by(2).filter_map(|block| block.split_once('\n')).collect()
+}
+
+/// Whether a line is the one of the page, where `…` stands for anything.
+fn is_like(line: &str, expected: &str) -> bool {
+    let parts: Vec<&str> = expected.split('…').collect();
+    let Some(mut rest) = line.strip_prefix(parts[0]) else { return false };
+    parts[1..].iter().all(|part| match rest.find(part) {
+        Some(at) => {
+            rest = &rest[at + part.len()..];
+            true
+        }
+        None => false,
+    })
+}
+
+#[test]
+fn the_page_about_testing_leads_from_an_alarm_to_a_push() {
+    let page = fs::read_to_string(crate::harness::guest::root().join("docs/testing-functions.md")).unwrap();
+    let (_, page) = page.split_once("## From an alarm at three in the morning to a push").unwrap();
+    let page = page.split_once("\n## ").unwrap().0.replace("cellar", NODE);
+    let blocks = blocks(&page);
+    let folder = tempfile::tempdir().unwrap();
+    let (on_board, on_laptop) = (folder.path().join("board/freezer"), folder.path().join("functions/freezer"));
+    let [("toml", manifest), ("js", code), rest @ ..] = &blocks[..] else { panic!("{blocks:?}") };
+    for copy in [&on_board, &on_laptop] {
+        fs::create_dir_all(copy).unwrap();
+        fs::write(copy.join("function.toml"), manifest).unwrap();
+        fs::write(copy.join("function.js"), code).unwrap();
+    }
+    let plant = Plant::with(&[&on_board]);
+    let sedge = |command: &str| {
+        let arguments = command.strip_prefix("$ sedge ").unwrap_or_else(|| panic!("{command}")).split(' ');
+        let mut sedge = Command::new(SEDGE);
+        sedge
+            .args(arguments)
+            .current_dir(folder.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        sedge
+            .env("SEDGE_KEY", plant.file("ops.pem"))
+            .env("SEDGE_BROKER", plant.broker.url())
+            .env("XDG_CONFIG_HOME", "/dev/null");
+        sedge.spawn().expect("run sedge")
+    };
+    // The night: a door that is opened once, and a freezer that breaks.
+    let reading = |number: u32| match number {
+        31 => "-9",
+        51.. => "-10",
+        _ => "-20",
+    };
+    let night = || (1..=60).map(|number| ("sensors/f7/temperature".to_owned(), reading(number).to_owned()));
+    for (language, text) in rest {
+        match *language {
+            "console" => {
+                let mut lines: Vec<&str> = text.lines().collect();
+                while let Some(command) = (!lines.is_empty()).then(|| lines.remove(0)) {
+                    let mut child = sedge(command);
+                    if command.contains(" record ") {
+                        let begun = eventually(PATIENCE, || !plant.recordings().is_empty());
+                        assert!(begun, "log:\n{}", plant.daemon.log());
+                        plant.publish(night());
+                    }
+                    // What is pushed is tried on messages.
+                    while command.contains(" push ") && child.try_wait().unwrap().is_none() {
+                        plant.publish([("sensors/f9/temperature".to_owned(), "-20".to_owned())]);
+                        std::thread::sleep(Duration::from_millis(2));
+                    }
+                    let output = child.wait_with_output().unwrap();
+                    let said = [output.stdout, output.stderr].map(|it| String::from_utf8(it).unwrap()).concat();
+                    while lines.first().is_some_and(|line| !line.starts_with("$ ")) {
+                        let expected = lines.remove(0);
+                        assert!(said.lines().any(|line| is_like(line, expected)), "{command}\n{expected}\n{said}");
+                    }
+                }
+            }
+            "js" => {
+                fs::write(on_laptop.join("function.js"), text).unwrap();
+                fs::write(on_laptop.join("function.toml"), manifest.replace("1.0.0", "1.1.0")).unwrap();
+            }
+            "toml" => {
+                let path = on_laptop.join("tests/recorded-31.toml");
+                let case = fs::read_to_string(&path).unwrap();
+                let (before, _) = case.split_once("[message.expect]").unwrap();
+                fs::write(path, format!("{before}{text}")).unwrap();
+            }
+            other => panic!("a block of {other}"),
+        }
+    }
+    let status = Command::new(SEDGE).args(["status", "--json", "--broker", &plant.broker.url()]).output().unwrap();
+    let status = String::from_utf8_lossy(&status.stdout).into_owned();
+    assert!(status.contains("\"1.1.0\""), "{status}");
+}

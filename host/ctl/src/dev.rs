@@ -181,7 +181,8 @@ impl<'a> Shadow<'a> {
         } else {
             let payload: String = text_or_hex(&message.payload).chars().take(SHOWN_PAYLOAD_CHARS).collect();
             let retained = if message.retained { " (retained)" } else { "" };
-            let head = format!("{}  {}{retained}  {payload}", rfc3339(message.received_at_ms), printable(&message.topic));
+            let head =
+                format!("{}  {}{retained}  {payload}", rfc3339(message.received_at_ms), printable(&message.topic));
             let colour = if matches!(run.outcome.verdict, Verdict::Done(_)) { GREEN } else { RED };
             terminal::raw(&format!("\n{}\n", paint_out(colour, &head)));
             print(&run);

@@ -4,14 +4,14 @@
 pub mod build;
 pub mod check;
 mod client;
-#[cfg(feature = "operator")]
-pub mod dev;
 #[cfg(feature = "compiler")]
 pub mod compile;
 mod data;
 pub mod dead_letters;
 #[cfg(feature = "demo")]
 pub mod demo;
+#[cfg(feature = "operator")]
+pub mod dev;
 pub mod doctor;
 pub mod invoke;
 #[cfg(feature = "operator")]

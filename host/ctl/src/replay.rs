@@ -1,6 +1,7 @@
 //! `sedge replay FILE DIR`: runs the inputs of a recording again, on the real sandbox with the limits of production, and
 //! compares what comes with what the board recorded.
 
+mod case;
 mod compare;
 mod player;
 mod report;
@@ -9,12 +10,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use anyhow::bail;
 use clap::Args;
 use sedge_core::manifest::Manifest;
 
 use super::progress::Progress;
 use super::recording::{Event, Reader};
 use super::runner;
+use case::Case;
 use player::Player;
 pub(crate) use report::Report;
 
@@ -32,6 +35,10 @@ pub struct ReplayArgs {
     /// Setting to run with instead of the recorded one; repeatable
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = super::invoke::pair)]
     settings: Vec<(String, String)>,
+    /// Write the message with this number as a case for `sedge test`, tests/recorded-N.toml, with state and settings of then and
+    /// what the function returns for it now
+    #[arg(long, value_name = "N")]
+    case: Option<u64>,
     /// How many of the messages that differ are shown
     #[arg(long, value_name = "N", default_value_t = 20)]
     show: usize,
@@ -42,7 +49,8 @@ pub struct ReplayArgs {
 
 /// Exits with 1 if anything differs.
 pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
-    let report = replay(&args.file, &args.dir, &args.settings, args.show)?;
+    let replay = Replay { settings: &args.settings, show: args.show, case: args.case };
+    let report = self::replay(&args.file, &args.dir, &replay)?;
     match args.json {
         true => report.print_json(),
         false => report.print(),
@@ -50,8 +58,19 @@ pub fn run(args: &ReplayArgs) -> anyhow::Result<ExitCode> {
     Ok(if report.different == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
+/// What to do beside running it.
+#[derive(Default)]
+pub(crate) struct Replay<'a> {
+    /// Instead of those that were recorded.
+    pub(crate) settings: &'a [(String, String)],
+    /// Messages that differ and are shown.
+    pub(crate) show: usize,
+    /// Number of a message that becomes a case.
+    pub(crate) case: Option<u64>,
+}
+
 /// Runs a recording with the function of a folder.
-pub(crate) fn replay(file: &Path, dir: &Path, settings: &[(String, String)], show: usize) -> anyhow::Result<Report> {
+pub(crate) fn replay(file: &Path, dir: &Path, how: &Replay<'_>) -> anyhow::Result<Report> {
     // A wrong file is told before a build that takes a minute.
     let mut reader = Reader::open(file)?;
     let manifest = Manifest::load(dir, &sedge_sandbox::machine::MACHINE)?;
@@ -59,16 +78,24 @@ pub(crate) fn replay(file: &Path, dir: &Path, settings: &[(String, String)], sho
         super::build::build(dir)?;
     }
     let installed = runner::install(dir, manifest, false)?;
-    let mut player = Player::new(&installed, &reader.header, settings)?;
-    let mut report = Report::new(reader.header.clone(), show);
+    let mut player = Player::new(&installed, &reader.header, how.settings)?;
+    let mut report = Report::new(reader.header.clone(), how.show);
     let total = std::fs::metadata(file)?.len();
     let begun = Instant::now();
+    player.case = how.case.map(|number| Case { number, dir: dir.to_owned() });
     let mut progress = None;
     loop {
         match reader.next()? {
             Event::Version(version) => player.set_version(&version, &mut report)?,
             Event::Run => player.play(&mut reader.run, &mut report)?,
             Event::End(end) => {
+                if let Some(case) = player.case {
+                    bail!(
+                        "no case was written: message {} was not run; the recording has {} messages",
+                        case.number,
+                        end.runs
+                    );
+                }
                 report.ended(end, begun.elapsed());
                 return Ok(report);
             }

@@ -3,7 +3,7 @@
 //! A case is a file `tests/NAME.toml`: messages in their order, and what is expected of each. The clock of a case is its own,
 //! so that a run today and one in a year have the same outcome.
 
-mod bless;
+pub(crate) mod bless;
 mod case;
 mod compare;
 mod junit;

@@ -4,7 +4,7 @@ mod bundle;
 mod chunks;
 mod plan;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -17,12 +17,16 @@ use super::follow::{self, Follow, OrderOutcome};
 use super::order::{self, RETAINED_GRACE, target_json, with_json_answer};
 use super::session::Session;
 use super::signing::{KeyArgs, Signer, TargetArgs, WaitArgs};
+use crate::replay::{self, Replay};
 use crate::terminal::say;
 use bundle::Bundle;
 use chunks::RetainedChunks;
 use sedge_core::deploy::payload::{CHUNK_BYTES, DEFAULT_CHUNK_BYTES, Install, OrderChange};
 use sedge_core::isa::Isa;
 use sedge_core::manifest::TrialMode;
+
+/// Messages that differ from a recording, as far as they are shown.
+const SHOWN_DIFFERENCES: usize = 5;
 
 #[derive(Debug, Args)]
 pub struct PushArgs {
@@ -39,6 +43,12 @@ pub struct PushArgs {
     /// under a version that is installed
     #[arg(long)]
     force: bool,
+    /// Run this recording with the function first, and send nothing if more messages differ than --allow permits; repeatable
+    #[arg(long, value_name = "FILE")]
+    replay: Vec<PathBuf>,
+    /// Messages of each recording that may differ
+    #[arg(long, value_name = "N", default_value_t = 0, requires = "replay")]
+    allow: u64,
     /// Serial instead of the one in function.toml. Without either, the current time
     #[arg(long, value_name = "N")]
     serial: Option<u64>,
@@ -84,6 +94,7 @@ pub fn run(args: &PushArgs) -> anyhow::Result<ExitCode> {
             true => None,
             false => Some(args.key.load()?),
         };
+        let replayed = args.replay.iter().map(|file| replayed(args, file)).collect::<anyhow::Result<Vec<_>>>()?;
         let mut bundle = Bundle::build(&args.dir, &args.code, args.code_only, args.chunk_size)?;
         if let Some(mode) = args.mode {
             bundle.set_mode(mode);
@@ -110,9 +121,33 @@ pub fn run(args: &PushArgs) -> anyhow::Result<ExitCode> {
                 Some(signer) => push(args, bundle, &mut session, signer).await,
             };
             session.client.close().await;
-            result
+            let (ok, mut answer) = result?;
+            if !replayed.is_empty() {
+                answer["replayed"] = json!(replayed);
+            }
+            Ok((ok, answer))
         })
     })
+}
+
+/// Runs a recording with the function that is to be sent. Fails if more differs than is allowed.
+fn replayed(args: &PushArgs, file: &Path) -> anyhow::Result<Value> {
+    let report = replay::replay(file, &args.dir, &Replay { show: SHOWN_DIFFERENCES, ..Replay::default() })?;
+    if report.different > args.allow {
+        if !args.json {
+            report.print_differences();
+        }
+        bail!(
+            "{}: {}, and --allow permits {}: nothing was sent; `sedge replay` shows all of them",
+            file.display(),
+            report.verdict(),
+            args.allow
+        );
+    }
+    if !args.json {
+        say!("replay     {}: {}", file.display(), report.verdict());
+    }
+    Ok(json!({ "recording": report.digest(), "messages": report.messages, "different": report.different }))
 }
 
 fn dry_run(args: &PushArgs, mut bundle: Bundle, session: &Session) -> anyhow::Result<(bool, Value)> {

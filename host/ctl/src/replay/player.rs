@@ -12,6 +12,7 @@ use sedge_core::text::printable;
 use sedge_core::topic::TopicFilter;
 use sedge_sandbox::{Draws, ScopeState};
 
+use super::case::Case;
 use super::compare::{Compared, compare, recorded_writes};
 use super::report::{Report, Skipped};
 use crate::invoke::check_settings;
@@ -37,6 +38,8 @@ pub(super) struct Player<'a> {
     /// Other texts cost other fuel.
     is_redacted: bool,
     line: Vec<u8>,
+    /// Written when its message comes.
+    pub(super) case: Option<Case>,
 }
 
 /// What is known of a topic.
@@ -83,6 +86,7 @@ impl<'a> Player<'a> {
             is_same: false,
             is_redacted: !header.redacted.is_empty(),
             line: Vec::new(),
+            case: None,
         })
     }
 
@@ -148,11 +152,18 @@ impl<'a> Player<'a> {
             report.differs(&message, Compared::not_heard(&run.outcome)?);
             return Ok(());
         }
+        let case = self.case.take_if(|case| case.number == report.messages);
         // What the board did not take left its state as it was.
-        let before = run.refused.is_some().then(|| state.clone());
+        let before = (run.refused.is_some() || case.is_some()).then(|| state.clone());
         let draws = Draws::given(run.drawn.take().unwrap_or_default(), message.received_at_ms);
-        let came = self.runner.replay(settings, &message, std::mem::take(state), draws);
+        let came = self.runner.replay(Arc::clone(&settings), &message, std::mem::take(state), draws);
         report.has_run(came.draws.ran_out());
+        if let Some(case) = case {
+            let own = self.installed.settings();
+            let settings = settings.iter().filter(|setting| !own.contains(setting)).cloned().collect();
+            case.write(self.manifest, &settings, &message, before.clone().unwrap_or_default(), &came)?;
+        }
+        let before = before.filter(|_| run.refused.is_some());
         self.line.clear();
         recording::outcome_of(&came.outcome, &mut self.line);
         let line = self.line.strip_suffix(b"\n").unwrap_or(&self.line);

@@ -145,7 +145,7 @@ impl Report {
         }
     }
 
-    pub(super) fn print_differences(&self) {
+    pub(crate) fn print_differences(&self) {
         for (number, at_ms, topic, payload, compared) in &self.shown {
             say!("\nmessage {number}  {}  {topic}  {payload}", rfc3339(*at_ms));
             say!("  {} (- recorded, + now)", compared.what.join(", "));

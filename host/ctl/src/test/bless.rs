@@ -16,7 +16,7 @@ const MESSAGE: &str = "[[message]]";
 const EXPECT: &str = "[message.expect]";
 
 /// The section `expect` that a run meets.
-pub(super) fn expectation(run: &Run, state: &ScopeState) -> String {
+pub(crate) fn expectation(run: &Run, state: &ScopeState) -> String {
     let mut section = format!("{EXPECT}\n");
     let mut line = |key: &str, value: Value| {
         let _ = writeln!(section, "{key} = {value}");
@@ -52,7 +52,7 @@ fn of_output(output: &Json) -> Value {
     Value::Table(fields.map(|(name, field)| (name, of_json(&field))).collect())
 }
 
-fn of_bytes(bytes: &[u8]) -> Value {
+pub(crate) fn of_bytes(bytes: &[u8]) -> Value {
     match str::from_utf8(bytes) {
         Ok(text) if !text.contains(is_unprintable) => text.into(),
         _ => Value::Table([("hex".to_owned(), hex(bytes).into())].into_iter().collect()),
