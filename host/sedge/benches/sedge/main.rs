@@ -15,6 +15,7 @@ mod load;
 mod noop;
 mod pulley;
 mod push;
+mod recordings;
 mod report;
 mod shipped;
 mod trickle;
@@ -41,7 +42,7 @@ const QUICK: Size = Size { rounds: 1, messages: 50_000, latency_messages: 3_000,
 
 type Measure = fn(&mut Report, &Size) -> std::io::Result<()>;
 
-const PARTS: [(&str, Measure); 10] = [
+const PARTS: [(&str, Measure); 11] = [
     ("invoke", invoke::measure),
     ("pulley", pulley::measure),
     ("durable", durable::measure),
@@ -50,6 +51,7 @@ const PARTS: [(&str, Measure); 10] = [
     ("memory", durable::measure_memory),
     ("growth", durable::measure_growth),
     ("push", push::measure),
+    ("recordings", recordings::measure),
     ("fleet", fleet::measure),
     ("shipped", shipped::measure),
 ];
