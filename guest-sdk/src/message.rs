@@ -137,6 +137,16 @@ impl Message {
         self.topic.starts_with("$timer/")
     }
 
+    /// The name of the wake that this is, if it is one: what [`Output::wake`](crate::Output::wake) has set.
+    pub fn wake(&self) -> Option<&str> {
+        self.topic.strip_prefix("$wake/")
+    }
+
+    /// The topic that the state goes by: of a wake that of the message which set it, otherwise the message's own.
+    pub fn state_topic(&self) -> &str {
+        self.wake().and_then(|_| self.property("sedge-topic")).unwrap_or(&self.topic)
+    }
+
     /// A message as tests need it: everything but topic and payload has its usual value.
     pub fn new(topic: impl Into<String>, payload: impl Into<Vec<u8>>) -> Self {
         Self {

@@ -93,7 +93,23 @@ impl Output {
         Self::Forward(Publication::json(topic, json))
     }
 
-    /// Runs the function again after this time, with the topic `$wake/<name>`. Setting a name again moves it.
+    /// Runs the function again after this time, with the topic `$wake/<name>` and the state of the message that sets it. Setting a
+    /// name again moves it. It survives a restart and a power cut.
+    ///
+    /// ```
+    /// use sedge_function::{Function, Message, Outcome, Output};
+    ///
+    /// struct Door;
+    /// impl Function for Door {
+    ///     fn handle(message: Message) -> Outcome {
+    ///         match message.wake() {
+    ///             Some(_) => Ok(vec![Output::publish("house/siren", "on")]),
+    ///             None if message.payload == b"open" => Ok(vec![Output::wake("open", 300_000)]),
+    ///             None => Ok(vec![Output::cancel_wake("open")]),
+    ///         }
+    ///     }
+    /// }
+    /// ```
     pub fn wake(name: impl Into<String>, after_ms: u64) -> Self {
         Self::Wake(Wake { name: name.into(), after_ms: Some(after_ms) })
     }

@@ -11,12 +11,15 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::log::Level;
-use crate::{Failure, Function, Message, Outcome, Output, output};
+use crate::{Failure, Function, Message, Outcome, Output, Wake, output};
 use manifest::{Manifest, Scope};
 
 /// Most slashes in a topic.
 const MAX_TOPIC_SLASHES: usize = 200;
 const MAX_CONTENT_TYPE_BYTES: usize = 255;
+const MAX_WAKE_NAME_BYTES: usize = 128;
+/// Ten years.
+const MAX_WAKE_MS: u64 = 3_652 * 86_400_000;
 /// Keys of a scope, and of those how many a run may change.
 const MAX_STATE_KEYS: usize = 4096;
 const MAX_STATE_CHANGES: usize = 1024;
@@ -109,14 +112,14 @@ impl Board {
         let heard = any(&manifest.subscribe) && !any(&manifest.except);
         if message.is_tick() {
             assert!(manifest.every, "function.toml has no `every`: the function would not get a tick");
-        } else {
+        } else if message.wake().is_none() {
             assert!(
                 heard,
                 "{:?} matches no filter of `subscribe`, or one of `except`: the function would not get it",
                 message.topic
             );
         }
-        let scope = if manifest.scope == Scope::Topic { message.topic.clone() } else { String::new() };
+        let scope = if manifest.scope == Scope::Topic { message.state_topic().into() } else { String::new() };
         let before = self.state.get(&scope).cloned().unwrap_or_default();
         let run = Run {
             manifest: mem::take(manifest),
@@ -143,6 +146,13 @@ impl Board {
     pub fn tick<F: Function>(&mut self) -> Outcome {
         let topic = format!("$timer/{}", self.manifest.name);
         self.run::<F>(Message { received_at_ms: self.clock_ms.unwrap_or(0), ..Message::new(topic, "") })
+    }
+
+    /// Runs a function on a wake that a message of `topic` has set. Which wakes wait is up to the test.
+    pub fn wake<F: Function>(&mut self, name: &str, topic: &str) -> Outcome {
+        let message = Message::new(format!("$wake/{name}"), "");
+        let properties = Vec::from([("sedge-topic".into(), topic.into())]);
+        self.run::<F>(Message { properties, received_at_ms: self.clock_ms.unwrap_or(0), ..message })
     }
 
     /// Uses the state outside of a function, for tests of the helpers.
@@ -181,7 +191,10 @@ impl Manifest {
             let (sink, publication) = match output {
                 Output::Alert(alert) => (&alert.sink, None),
                 Output::Publish(publication) | Output::Forward(publication) => (&publication.sink, Some(publication)),
-                Output::Wake(wake) => return reject(format!("not-available: wake {:?}", wake.name)),
+                Output::Wake(wake) => {
+                    check_wake(wake).map_err(Failure::Reject)?;
+                    continue;
+                }
                 Output::Reply(reply) => return reject(format!("not-available: reply {}", reply.status)),
             };
             if let Some(sink) = sink {
@@ -219,6 +232,19 @@ impl Manifest {
             }
         }
         Ok(outputs)
+    }
+}
+
+/// What a board refuses of a wake.
+fn check_wake(wake: &Wake) -> Result<(), String> {
+    let name = &wake.name;
+    if name.is_empty() || name.len() > MAX_WAKE_NAME_BYTES || name.contains(['+', '#', '\0']) {
+        return Err(format!("invalid-wake: {name:?} is not a name"));
+    }
+    match wake.after_ms {
+        Some(0) => Err(format!("invalid-wake: {name:?} after 0 ms")),
+        Some(after_ms) if after_ms > MAX_WAKE_MS => Err(format!("invalid-wake: {name:?} after {after_ms} ms")),
+        _ => Ok(()),
     }
 }
 
@@ -534,10 +560,28 @@ mod tests {
 
     #[test]
     fn outputs_that_boards_do_not_have_yet_are_refused() {
-        for (payload, named) in [("wake x", "wake \"x\""), ("reply", "reply 404"), ("sink mail", "sink \"mail\"")] {
+        for (payload, named) in [("reply", "reply 404"), ("sink mail", "sink \"mail\"")] {
             let Err(Failure::Reject(why)) = run(&mut Board::new(), payload) else { panic!("{payload} is not refused") };
             assert_eq!(why, format!("not-available: {named}"));
         }
+    }
+
+    #[test]
+    fn a_wake_has_the_state_of_the_topic_that_set_it() {
+        let mut board = Board::new();
+        assert!(run(&mut board, "wake open").is_ok());
+        let Err(Failure::Reject(why)) = run(&mut board, "wake a+") else { panic!("a+ is not refused") };
+        assert_eq!(why, "invalid-wake: \"a+\" is not a name");
+        struct Counts;
+        impl Function for Counts {
+            fn handle(message: Message) -> Outcome {
+                let (count, wake) = (state::increment("count", 1)?, message.wake().unwrap_or("none"));
+                Ok(vec![Output::forward("said", format!("{wake} {} {count}", message.state_topic()))])
+            }
+        }
+        assert_eq!(said(board.run::<Counts>(Message::new("doors/1", ""))), "none doors/1 1");
+        assert_eq!(said(board.wake::<Counts>("open", "doors/1")), "open doors/1 2");
+        assert_eq!(said(board.wake::<Counts>("open", "doors/2")), "open doors/2 1");
     }
 
     #[test]

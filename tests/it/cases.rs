@@ -164,6 +164,66 @@ fn bless_writes_what_came_and_keeps_the_rest_of_the_file() {
 }
 
 #[test]
+fn a_wake_runs_when_it_is_due_with_the_state_of_its_topic() {
+    let folder = Folder::new();
+    let manifest = "name = \"warm\"\nversion = \"1.0.0\"\nsubscribe = [\"doors/+\"]\nstate = \"topic\"\n";
+    fs::write(folder.path().join("function.toml"), manifest).unwrap();
+    let function = r#"
+import { alert, state, wake } from "sedge";
+
+export function handle(message) {
+  if (message.topic === "$wake/open") return alert.firing("open", { summary: `open since ${state.get("since")}` });
+  if (message.text === "closed") return wake("open");
+  state.set("since", message.receivedAtMs);
+  return wake("open", 60_000);
+}
+"#;
+    fs::write(folder.path().join("function.js"), function).unwrap();
+    let case = r#"
+[[message]]
+topic = "doors/1"
+payload = "open"
+[message.expect]
+outputs = [{ kind = "wake", name = "open", after_ms = 60000 }]
+
+[[message]]
+topic = "doors/2"
+payload = "open"
+after = "30s"
+
+[[message]]
+wake = "open"
+topic = "doors/1"
+[message.expect]
+outputs = [{ kind = "alert", summary = "open since 1767225600000" }]
+
+[[message]]
+topic = "doors/2"
+payload = "closed"
+"#;
+    let recorded = "[[message]]\ntopic = \"$wake/open\"\nproperties = { sedge-topic = \"doors/3\" }\n\
+                    [message.expect]\noutputs = [{ kind = \"alert\" }]\n";
+    let (code, text) = folder.case("recorded", recorded).test(&[]);
+    assert_eq!(code, 0, "{text}");
+    let (_, text) = folder.case("recorded", "[[message]]\ntopic = \"$wake/open\"\n").test(&[]);
+    assert!(text.contains("message 1: name the topic that set the wake"), "{text}");
+    fs::remove_file(folder.path().join("tests/recorded.toml")).unwrap();
+    let late = "\n[[message]]\nwake = \"open\"\n";
+    let (code, text) = folder.case("door", case).test(&[]);
+    assert_eq!(code, 0, "{text}");
+    let (code, text) = folder.case("door", &format!("{case}{late}")).test(&[]);
+    assert!(code == 1 && text.contains("message 5: no wake \"open\" waits"), "{text}");
+    let both = case.replace("wake = \"open\"\ntopic = \"doors/1\"", "wake = \"open\"");
+    let (_, text) = folder.case("door", &both).test(&[]);
+    assert!(text.contains("message 3: 2 wakes \"open\" wait: name the topic"), "{text}");
+    let early = case
+        .replace("topic = \"doors/1\"\n[message", "topic = \"doors/1\"\nafter = \"10s\"\n[message")
+        .replacen("payload = \"open\"\nafter = \"10s\"", "payload = \"open\"", 1);
+    let (_, text) = folder.case("door", &early).test(&[]);
+    assert!(text.contains("message 3: wake \"open\" is due 20000 ms later"), "{text}");
+}
+
+#[test]
 fn mistakes_in_cases_are_named_with_file_and_fix_and_others_run() {
     let message =
         |lines: &str| format!("[[message]]\ntopic = \"sensors/a/temperature\"\nexpect.outputs = []\n{lines}\n");

@@ -92,7 +92,7 @@ fn whatever_a_function_does_ends_the_same_with_the_same_figures() {
         ("reject because", "rejected"),
         ("publish elsewhere/a", "not-allowed"),
         ("publish allowed/+", "invalid-topic"),
-        ("wake later", "not-available"),
+        ("wake a+", "invalid-wake"),
         ("reply hello", "not-available"),
         ("sink mail", "not-available"),
     ];

@@ -25,7 +25,7 @@ const MISBEHAVIOUR: [(&str, &[&str]); 14] = [
     ("retry 1000", &["retries-exhausted"]),
     ("publish elsewhere/a", &["not-allowed"]),
     ("publish allowed/+", &["invalid-topic"]),
-    ("wake later", &["not-available"]),
+    ("wake a+", &["invalid-wake"]),
     ("reply hello", &["not-available"]),
     ("sink mail", &["not-available"]),
 ];

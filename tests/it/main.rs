@@ -32,3 +32,4 @@ mod selftest;
 mod settings;
 mod takeover;
 mod upstream;
+mod wakes;

@@ -430,11 +430,25 @@ fn check_subscribe(section: &mut Section<'_, '_>, subscribe: &[TopicFilter]) {
         if subscribe[..n].contains(filter) {
             let invalid = Invalid::new(format!("{filter} is listed twice"));
             section.error_in("subscribe", n, invalid.hint("remove one"));
-        } else if filter.as_str().split('/').next() == Some("$timer") {
-            let invalid = Invalid::new("$timer topics never come from the broker");
-            section.error_in("subscribe", n, invalid.hint("use every = \"10s\" for a timer"));
+        } else if let Some((level, hint)) = own_topics(filter) {
+            let invalid = Invalid::new(format!("{level} topics never come from the broker"));
+            section.error_in("subscribe", n, invalid.hint(hint));
         }
     }
+}
+
+/// First levels of topics that the board gives to what it makes itself, and how a function gets it.
+const OWN_TOPICS: [(&str, &str); 5] = [
+    ("$timer", "use every = \"10s\" for a timer"),
+    ("$wake", "return a wake: its run needs no filter"),
+    ("$schedule", "remove it"),
+    ("$silence", "remove it"),
+    ("$http", "remove it"),
+];
+
+fn own_topics(filter: &TopicFilter) -> Option<(&'static str, &'static str)> {
+    let level = filter.as_str().split('/').next()?;
+    OWN_TOPICS.into_iter().find(|(own, _)| *own == level)
 }
 
 fn check_except(section: &mut Section<'_, '_>, subscribe: &[TopicFilter], except: &[TopicFilter]) {

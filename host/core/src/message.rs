@@ -10,6 +10,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::recording::Drawn;
+use crate::wake;
 
 /// Input of a function: one MQTT message as the board received it, or a timer tick.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -67,6 +68,21 @@ impl Message {
             + self.response_topic.as_ref().map_or(0, |topic| topic.len())
             + self.correlation_data.as_ref().map_or(0, |data| data.len())
             + MESSAGE_BYTES
+    }
+
+    /// The topic that state, order, settings and pauses go by: the message's own, or for a wake that of the message which
+    /// set it.
+    pub fn state_topic(&self) -> &str {
+        match wake::is_topic(&self.topic) {
+            true => self.property(wake::ORIGIN).unwrap_or(&self.topic),
+            false => &self.topic,
+        }
+    }
+
+    /// [`Message::state_topic`], to be kept.
+    pub fn shared_state_topic(&self) -> Arc<str> {
+        let topic = self.state_topic();
+        if std::ptr::eq(topic, &raw const *self.topic) { Arc::clone(&self.topic) } else { topic.into() }
     }
 
     /// The value of the first user property with this name.
@@ -323,10 +339,14 @@ pub enum FailureCode {
     InvalidContentType,
     /// The state of the function, or of all functions, would exceed its bound.
     StateFull,
+    /// An output asks for a wake with an invalid name or time.
+    InvalidWake,
+    /// More wakes wait for the function than may.
+    TooManyWakes,
 }
 
 impl FailureCode {
-    pub const ALL: [Self; 25] = [
+    pub const ALL: [Self; 27] = [
         Self::Rejected,
         Self::RetriesExhausted,
         Self::Trap,
@@ -352,6 +372,8 @@ impl FailureCode {
         Self::DaemonCrashed,
         Self::InvalidContentType,
         Self::StateFull,
+        Self::InvalidWake,
+        Self::TooManyWakes,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -381,6 +403,8 @@ impl FailureCode {
             Self::DaemonCrashed => "daemon-crashed",
             Self::InvalidContentType => "invalid-content-type",
             Self::StateFull => "state-full",
+            Self::InvalidWake => "invalid-wake",
+            Self::TooManyWakes => "too-many-wakes",
         }
     }
 
@@ -399,6 +423,7 @@ impl FailureCode {
                 | Self::FanOut
                 | Self::InvalidContentType
                 | Self::StateFull
+                | Self::TooManyWakes
         )
     }
 

@@ -45,6 +45,8 @@ pub enum Mistake {
     KeepRefusedWrites,
     /// Pauses a function for topics over which it does not fail.
     PauseOthers,
+    /// Deletes a wake when it is due, and not with what comes of it.
+    DeleteWakeEarly,
     /// Reports new settings while workers still run jobs with the older ones.
     ReportSettingsEarly,
 }

@@ -9,6 +9,7 @@ use crate::grants::Grants;
 use crate::manifest::Allow;
 use crate::message::{Failure, FailureCode, Output, wire};
 use crate::topic::{self, TopicFilter};
+use crate::wake;
 
 /// Longest key of an alert.
 const MAX_ALERT_KEY_BYTES: usize = 256;
@@ -61,7 +62,7 @@ pub fn check(
         Output::Alert(alert) => (&alert.sink, None),
         Output::Forward(publication) => (&publication.sink, Some((publication, false))),
         Output::Publish(publication) => (&publication.sink, Some((publication, true))),
-        Output::Wake(wake) => return Err(not_available(&format!("wake {}", shown(&wake.name)))),
+        Output::Wake(wake) => return wake::check(wake),
         Output::Reply(reply) => return Err(not_available(&format!("reply {}", reply.status))),
     };
     if let Some(sink) = sink {
@@ -217,8 +218,6 @@ mod tests {
             sink: sink.clone(),
         };
         for (output, named) in [
-            (Output::Wake(Wake { name: "close".into(), after_ms: Some(1) }), "`wake \"close\"`"),
-            (Output::Wake(Wake { name: "x".repeat(9000).into(), after_ms: None }), "of 9000 bytes`"),
             (Output::Reply(Reply { status: 404, content_type: None, body: Bytes::new() }), "`reply 404`"),
             (Output::Alert(alert.clone()), "`sink \"mail\"`"),
             (Output::Forward(Publication { sink: sink.clone(), ..publication("a") }), "`sink \"mail\"`"),
@@ -229,6 +228,16 @@ mod tests {
             assert!(failure.detail.contains(named), "{}", failure.detail);
         }
         permits.check(&[Output::Alert(Alert { sink: None, ..alert })]).unwrap();
+    }
+
+    #[test]
+    fn a_wake_needs_no_permission_and_a_valid_name() {
+        let permits = Permits::new(&Allow::default(), "sedge");
+        let check = |name: &str| permits.check(&[Output::Wake(Wake { name: name.into(), after_ms: Some(1) })]);
+        check("close").unwrap();
+        let failure = check(&"x".repeat(9000)).unwrap_err();
+        assert_eq!(failure.code, FailureCode::InvalidWake);
+        assert!(failure.detail.contains("9000 bytes"), "{}", failure.detail);
     }
 
     #[test]

@@ -18,6 +18,7 @@ use sedge_core::manifest::Manifest;
 use sedge_core::message::{Message, Output, StateWrite, Verdict};
 use sedge_core::text::hex;
 use sedge_core::topic::TopicFilter;
+use sedge_core::wake;
 use sedge_sandbox::{Run, ScopeState};
 
 #[derive(Debug, Args)]
@@ -214,9 +215,11 @@ pub(crate) fn check_settings(settings: &[(String, String)], by: &str, manifest: 
     Ok(())
 }
 
-/// Whether a board would run the function on a message with this topic, or on a tick.
+/// Whether a board would run the function on a message with this topic, on a tick or on a wake.
 fn hears(manifest: &Manifest, topic: &str) -> bool {
-    manifest.hears(topic) || manifest.every.is_some() && topic == format!("$timer/{}", manifest.name)
+    manifest.hears(topic)
+        || wake::is_topic(topic)
+        || manifest.every.is_some() && topic == format!("$timer/{}", manifest.name)
 }
 
 fn payload(text: &str) -> anyhow::Result<Bytes> {

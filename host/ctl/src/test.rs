@@ -18,8 +18,9 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use sedge_core::deploy::Installed;
 use sedge_core::manifest::{Manifest, StateScope};
-use sedge_core::message::{Message, Verdict};
+use sedge_core::message::{Message, Output, Verdict};
 use sedge_core::text::printable;
+use sedge_core::wake;
 use sedge_sandbox::{Run, ScopeState};
 use serde_json::json;
 
@@ -227,6 +228,15 @@ struct Player<'a> {
     clock_synced: bool,
     /// By topic where each has its own, else under the empty one.
     states: BTreeMap<String, ScopeState>,
+    /// Wakes that wait, by name and by the topic of their scope, which is empty where the state is the function's.
+    wakes: BTreeMap<(String, String), Wake>,
+}
+
+/// A wake that waits.
+struct Wake {
+    due_ms: u64,
+    /// The topic that has set it.
+    topic: String,
 }
 
 impl<'a> Player<'a> {
@@ -241,30 +251,49 @@ impl<'a> Player<'a> {
             now_ms: case.start_ms()?,
             clock_synced: case.clock_synced(),
             states: states(case, manifest.state)?,
+            wakes: BTreeMap::new(),
         })
     }
 
     /// Returns the run and the state after it.
     fn play(&mut self, step: &Step, dir: &Path) -> anyhow::Result<(Run, ScopeState)> {
-        self.now_ms += step.after_ms()?;
-        let topic = match &step.topic {
-            Some(topic) => topic.clone(),
-            None if self.manifest.every.is_some() => format!("$timer/{}", self.manifest.name),
-            None => bail!("a tick, and function.toml has no every: add every = \"10s\" there"),
+        let mut properties: Vec<(Box<str>, Box<str>)> =
+            step.properties.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect();
+        let (topic, origin) = match (&step.wake, &step.topic) {
+            (Some(name), about) => {
+                let wake = self.take_wake(name, about.as_deref(), step.after_ms()?)?;
+                properties.push((wake::ORIGIN.into(), wake.topic.as_str().into()));
+                (format!("{}{name}", wake::PREFIX), wake.topic)
+            }
+            // As a recording has it.
+            (None, Some(topic)) if wake::is_topic(topic) => {
+                self.now_ms += step.after_ms()?.unwrap_or(0);
+                let about = step.properties.get(wake::ORIGIN);
+                let about = about.with_context(|| {
+                    format!("name the topic that set the wake: properties = {{ {} = \"a/topic\" }}", wake::ORIGIN)
+                })?;
+                (topic.clone(), about.clone())
+            }
+            (None, Some(topic)) => {
+                self.now_ms += step.after_ms()?.unwrap_or(0);
+                check_topic(topic)?;
+                if !self.manifest.hears(topic) {
+                    bail!("{topic} is not heard: no filter of subscribe in function.toml matches it, or except does");
+                }
+                (topic.clone(), topic.clone())
+            }
+            (None, None) if self.manifest.every.is_some() => {
+                self.now_ms += step.after_ms()?.unwrap_or(0);
+                let topic = format!("$timer/{}", self.manifest.name);
+                (topic.clone(), topic)
+            }
+            (None, None) => bail!("a tick, and function.toml has no every: add every = \"10s\" there"),
         };
-        check_topic(&topic)?;
-        if step.topic.is_some() && !self.manifest.hears(&topic) {
-            bail!("{topic} is not heard: no filter of subscribe in function.toml matches it, or except does");
-        }
         let message = Message {
             topic: topic.as_str().into(),
             payload: step.payload(dir)?,
             content_type: step.content_type.as_deref().map(Into::into),
-            properties: step
-                .properties
-                .iter()
-                .map(|(name, value)| (name.as_str().into(), value.as_str().into()))
-                .collect(),
+            properties,
             received_at_ms: self.now_ms,
             clock_synced: self.clock_synced,
             attempt: step.attempt.unwrap_or(1),
@@ -273,7 +302,7 @@ impl<'a> Player<'a> {
             correlation_data: step.correlation_data.as_ref().map(|data| data.as_bytes().into()),
         };
         let scope = match self.manifest.state {
-            StateScope::Topic => topic,
+            StateScope::Topic => origin.clone(),
             StateScope::None | StateScope::Function => String::new(),
         };
         let before = self.states.get(&scope).cloned().unwrap_or_default();
@@ -281,7 +310,45 @@ impl<'a> Player<'a> {
         let is_kept = matches!(run.outcome.verdict, Verdict::Done(_)) && self.manifest.state != StateScope::None;
         let after = if is_kept { run.state.clone() } else { before };
         self.states.insert(scope, after.clone());
+        self.keep_wakes(&run, &origin);
         Ok((run, after))
+    }
+
+    /// Takes a wake that waits. It is the time at which it is due, or `after_ms` behind the message before, if that is later.
+    fn take_wake(&mut self, name: &str, about: Option<&str>, after_ms: Option<u64>) -> anyhow::Result<Wake> {
+        let is_meant =
+            |(known, _): &(String, String), wake: &Wake| known == name && about.is_none_or(|about| about == wake.topic);
+        let found: Vec<_> =
+            self.wakes.iter().filter(|(key, wake)| is_meant(key, wake)).map(|(key, _)| key.clone()).collect();
+        let [key] = &found[..] else {
+            match found.len() {
+                0 => bail!("no wake {name:?} waits: no message before has set it, or it was cancelled"),
+                many => bail!("{many} wakes {name:?} wait: name the topic that has set the one that is meant"),
+            }
+        };
+        let wake = self.wakes.remove(key).context("a wake that was found")?;
+        let at = self.now_ms + after_ms.unwrap_or(0);
+        if after_ms.is_some() && at < wake.due_ms {
+            bail!("wake {name:?} is due {} ms later: remove after, or raise it", wake.due_ms - at);
+        }
+        self.now_ms = at.max(wake.due_ms);
+        Ok(wake)
+    }
+
+    fn keep_wakes(&mut self, run: &Run, origin: &str) {
+        let Verdict::Done(outputs) = &run.outcome.verdict else { return };
+        let scope = if self.manifest.state == StateScope::Function { "" } else { origin };
+        for output in outputs {
+            let Output::Wake(wake) = output else { continue };
+            let key = (wake.name.to_string(), scope.to_owned());
+            match wake.after_ms {
+                Some(after_ms) => {
+                    let wake = Wake { due_ms: self.now_ms + after_ms, topic: origin.to_owned() };
+                    self.wakes.insert(key, wake);
+                }
+                None => drop(self.wakes.remove(&key)),
+            }
+        }
     }
 }
 

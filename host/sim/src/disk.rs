@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use sedge_core::message::Scope;
 use sedge_core::store::{
-    Commit, DeadLetter, Fingerprint, MessageIds, Parked, ParkedId, Record, Recovered, StoredState, scope_bytes,
+    Commit, DeadLetter, Fingerprint, MessageIds, Parked, ParkedId, Record, Recovered, StoredState, StoredWake, WakeId,
+    scope_bytes,
 };
 
 #[derive(Debug)]
@@ -17,6 +18,7 @@ pub struct Disk {
     pub state: BTreeMap<Scope, BTreeMap<Box<str>, Bytes>>,
     pub parked: BTreeMap<ParkedId, Parked>,
     last_parked: u64,
+    pub wakes: BTreeMap<WakeId, StoredWake>,
     pub window: Vec<Fingerprint>,
     /// Deliveries of a session that the broker has lost are in the window.
     pub window_is_stale: bool,
@@ -33,6 +35,7 @@ impl Default for Disk {
             state: BTreeMap::new(),
             parked: BTreeMap::new(),
             last_parked: 0,
+            wakes: BTreeMap::new(),
             window: Vec::new(),
             window_is_stale: false,
             message_ids: Vec::new(),
@@ -60,6 +63,12 @@ impl Disk {
         for id in commit.unpark {
             assert!(self.parked.remove(&id).is_some(), "{id:?} is not parked");
         }
+        for wake in commit.wakes {
+            assert!(self.wakes.insert(wake.id, wake).is_none(), "a number is given to two wakes");
+        }
+        for id in commit.unwake {
+            self.wakes.remove(&id);
+        }
         let numbered = commit.park.into_iter().map(|parked| {
             self.last_parked += u64::from(parked.id == ParkedId::NEW);
             let id = if parked.id == ParkedId::NEW { ParkedId(self.last_parked) } else { parked.id };
@@ -71,6 +80,9 @@ impl Disk {
     }
 
     pub fn forget_state(&mut self, function: &str, topics: &[Option<Arc<str>>]) {
+        if topics.is_empty() {
+            self.wakes.retain(|_, wake| *wake.function != *function);
+        }
         self.state
             .retain(|scope, _| *scope.function != *function || !(topics.is_empty() || topics.contains(&scope.topic)));
     }
@@ -114,6 +126,7 @@ impl Disk {
             window: self.window.clone(),
             parked: self.parked.values().cloned().collect(),
             state: self.stored_state().collect(),
+            wakes: self.wakes.values().cloned().collect(),
             meta: self.meta.clone().into_iter().collect(),
             ..Recovered::default()
         }

@@ -11,11 +11,12 @@ pub mod random;
 pub mod reference;
 pub mod rig;
 pub mod store;
+pub mod wakes;
 pub mod worker;
 pub mod world;
 
 /// What a campaign must have reached: else its runs prove less than they seem to.
-pub const RARE: [&str; 21] = [
+pub const RARE: [&str; 25] = [
     "a function had a worker of its own",
     "a function was paused",
     "a function was released",
@@ -31,6 +32,10 @@ pub const RARE: [&str; 21] = [
     "a version was loaded",
     "a worker held back a job",
     "jobs waited over a power cut",
+    "a wake ran although it was moved or cancelled when it was due",
+    "a wake was moved or cancelled",
+    "a wake was parked",
+    "a wake waited over a power cut",
     "the broker forgot the session",
     "a commit was on disk although it was reported as failed",
     "a message killed its worker twice",

@@ -6,6 +6,7 @@ use sedge_core::store::{Commit, Parked, StoredRecord};
 use sedge_core::stream::Stream;
 
 use crate::broker::Publication;
+use crate::wakes::WakeModel;
 
 /// A rule that was broken, in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +26,7 @@ pub const ALERTS_FIRST: &str = "alerts leave before data";
 pub const TRIAL_SAFE: &str = "a version on trial never costs a message";
 pub const PAUSES: &str = "a function is paused only for topics over which it failed";
 pub const SETTINGS: &str = "once new settings are in force no message runs with older ones";
+pub const WAKES: &str = "each wake runs once, and not before its time";
 pub const BOUNDED: &str = "no queue grows over its bound";
 pub const BUDGET: &str = "what messages hold stays within the budget";
 pub const STATE_BOUND: &str = "state stays within its bounds";
@@ -58,6 +60,7 @@ pub struct Reference {
     /// Traps of a version that passed its trial are its own.
     pub may_trap: bool,
     pub messages: u64,
+    pub wakes: WakeModel,
     pub violations: Vec<Violation>,
 }
 
@@ -69,6 +72,15 @@ fn function(name: &str) -> Option<&'static str> {
 fn words(text: &[u8]) -> Option<(&str, &str)> {
     let mut words = text.split(|byte| *byte == b' ').map(|word| str::from_utf8(word).ok());
     Some((words.next()??, words.next()??))
+}
+
+/// The scope of a wake that a message of this topic sets. `None`: the state of the function changes its scope.
+fn wake_scope<'a>(function: &str, topic: &'a str) -> Option<&'a str> {
+    match function {
+        "f" => Some(topic),
+        "sum" => Some(""),
+        _ => None,
+    }
 }
 
 /// Whether a message leaves something behind.
@@ -126,7 +138,14 @@ impl Reference {
                     None => continue,
                 },
             };
+            if let Some(name) = payload.strip_prefix('W') {
+                self.woken(function, &topic, name, true);
+                continue;
+            }
             let is_first = self.settle(function, &topic, &payload);
+            if let Some(scope) = wake_scope(function, &topic) {
+                self.wakes.committed(function, scope, &payload);
+            }
             if payload.starts_with('c') && function != "g" {
                 *self.counted.entry((function, topic.clone())).or_default() += 1;
             }
@@ -145,6 +164,10 @@ impl Reference {
             let Some(function) = function(&letter.function) else { continue };
             let payload = String::from_utf8_lossy(&letter.message.payload).into_owned();
             let reason = letter.failure.code.as_str();
+            if let Some(name) = letter.message.topic.strip_prefix(sedge_core::wake::PREFIX) {
+                self.woken(function, letter.message.state_topic(), name, false);
+                continue;
+            }
             if reason == "trap" && trial_has_fallback && !self.may_trap && !payload.starts_with('x') {
                 let what = format!("{payload} of {function}: {}", letter.failure.detail);
                 self.broken(TRIAL_SAFE, what);
@@ -153,6 +176,14 @@ impl Reference {
                 self.broken(PAUSES, format!("{payload} of {function} on {}", letter.message.topic));
             }
             self.settle(function, &letter.message.topic, &payload);
+        }
+    }
+
+    fn woken(&mut self, function: &'static str, topic: &str, name: &str, is_done: bool) {
+        if let Some(scope) = wake_scope(function, topic)
+            && let Err(what) = self.wakes.woken(function, scope, name, is_done)
+        {
+            self.broken(WAKES, what);
         }
     }
 
@@ -253,6 +284,9 @@ impl Reference {
 
     /// Everything is quiet: no message may be on its way.
     pub fn finish(&mut self) {
+        for what in self.wakes.lost() {
+            self.broken(WAKES, what);
+        }
         for ((topic, payload), (must, may)) in self.expected.clone() {
             if !has_effect(&payload) {
                 continue;

@@ -89,6 +89,7 @@ pub fn config() -> BoardConfig {
         max_payload_bytes: 2000,
         max_hops: 4,
         max_fan_out: 100,
+        max_wakes: 100,
         retry_attempts: 2,
         retry_max_delay: Duration::from_secs(60),
         parked_max_bytes: BUDGET.parked(),

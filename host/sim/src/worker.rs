@@ -4,7 +4,8 @@
 //! payload says what the function does with the message: `o` publishes payload and topic, `f` forwards them, `#` and `e`
 //! publish where they may not, `b` publishes 60,000 bytes, `S` publishes and changes the
 //! size of its state, `c` counts in state and publishes, `E` counts and publishes where it may not, `a` alerts, `r` rejects, `x` traps,
-//! `t` asks once for another run, `T` always.
+//! `t` asks once for another run, `T` always. `w` and `v` publish, and set and cancel wakes (see [`crate::wakes`]), whose runs
+//! publish, too.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -15,11 +16,13 @@ use sedge_core::board::{Job, JobNo, Life, NewSettings, Version, WorkerCommand, W
 use sedge_core::manifest::StateScope;
 use sedge_core::message::{
     Alert, AlertStatus, Failure, FailureCode, Outcome, Output, Publication, Severity, StateGrowth, StateWrite, Usage,
-    Verdict,
+    Verdict, Wake,
 };
 use sedge_core::settings::Settings;
+use sedge_core::wake;
 
 use crate::disk::number;
+use crate::wakes;
 
 /// Bytes of a large output.
 const LARGE: usize = 60_000;
@@ -165,7 +168,7 @@ impl Worker {
                 self.states.retain(|key, _| key.0 != function || !(topics.is_empty() || topics.contains(&key.1)));
             }
             WorkerCommand::Run { number, job } => {
-                self.given.insert((job.id.function.0, Arc::clone(&job.message.topic)));
+                self.given.insert((job.id.function.0, job.message.shared_state_topic()));
                 self.accept(number, job);
             }
             WorkerCommand::State { job, entries } => self.resume(job, entries.into_iter().collect()),
@@ -244,7 +247,7 @@ impl Worker {
             self.held.insert(key);
         }
         if matches!(&verdict, Verdict::Failed(failure) if failure.code.is_misbehaviour()) {
-            self.guilty.insert((job.id.function.0, Arc::clone(&job.message.topic)));
+            self.guilty.insert((job.id.function.0, job.message.shared_state_topic()));
         }
         let before = size(&state);
         for StateWrite { key, value } in &writes {
@@ -271,7 +274,7 @@ fn size(state: &State) -> (usize, usize) {
 }
 
 fn key(job: &Job) -> Key {
-    let topic = (job.scope != StateScope::Function).then(|| Arc::clone(&job.message.topic));
+    let topic = (job.scope != StateScope::Function).then(|| job.message.shared_state_topic());
     (job.id.function.0, topic)
 }
 
@@ -300,7 +303,10 @@ impl Script {
 
     fn run(&self, job: &Job, state: &State) -> (Verdict, Vec<StateWrite>) {
         let message = &job.message;
-        let letter = message.payload.first().map_or('-', |byte| char::from(*byte));
+        let letter = match message.topic.starts_with(wake::PREFIX) {
+            true => 'W',
+            false => message.payload.first().map_or('-', |byte| char::from(*byte)),
+        };
         if self.traps_at.contains(letter) {
             return (failed(FailureCode::Trap, "unreachable"), Vec::new());
         }
@@ -308,7 +314,7 @@ impl Script {
             let mut payload = message.payload.to_vec();
             if self.names_topics {
                 payload.push(b' ');
-                payload.extend_from_slice(message.topic.as_bytes());
+                payload.extend_from_slice(message.state_topic().as_bytes());
             }
             if letter == 'b' {
                 payload.resize(LARGE, b' ');
@@ -320,7 +326,16 @@ impl Script {
             let before = state.get("n").map_or(0, |value| number(value));
             vec![StateWrite { key: "n".into(), value: Some((before + 1).to_string().into()) }]
         };
+        let wake = |name: &str, after_ms| Output::Wake(Wake { name: name.into(), after_ms });
+        if let Some(name) = message.topic.strip_prefix(wake::PREFIX) {
+            return self.woken(job, name);
+        }
         let (outputs, writes) = match letter {
+            'w' | 'v' => {
+                let asked = str::from_utf8(&message.payload).ok().and_then(wakes::asked);
+                let asked = asked.map(|(name, after_ms)| wake(&name, after_ms));
+                ([publish(&self.topic)].into_iter().chain(asked).collect(), Vec::new())
+            }
             'o' | 'b' => (vec![publish(&self.topic)], Vec::new()),
             '#' => (vec![publish("derived/#")], Vec::new()),
             'e' => (vec![publish("elsewhere")], Vec::new()),
@@ -340,6 +355,21 @@ impl Script {
             Ok(()) => (Verdict::Done(outputs), if job.scope == StateScope::None { Vec::new() } else { writes }),
             Err(failure) => (Verdict::Failed(failure), Vec::new()),
         }
+    }
+}
+
+impl Script {
+    /// The run of a wake.
+    fn woken(&self, job: &Job, name: &str) -> (Verdict, Vec<StateWrite>) {
+        if wakes::retries(name) && job.message.attempt == 1 {
+            return (Verdict::Retry { after_ms: 1000, reason: String::new() }, Vec::new());
+        }
+        let payload = format!("W{name} {}", job.message.state_topic()).into();
+        let topic = self.topic.as_str().into();
+        let published = Publication { topic, payload, content_type: None, retain: false, sink: None };
+        let chained = wakes::chained(name)
+            .map(|(name, after_ms)| Output::Wake(Wake { name: name.into(), after_ms: Some(after_ms) }));
+        (Verdict::Done([Output::Publish(published)].into_iter().chain(chained).collect()), Vec::new())
     }
 }
 

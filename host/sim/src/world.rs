@@ -113,6 +113,8 @@ pub struct World {
     /// Functions fail over nearly every message, so that they count as paused. The last topic is seldom published to: its
     /// first message comes when the others are paused.
     has_failing_topics: bool,
+    /// Functions set wakes.
+    has_wakes: bool,
     /// How much state there may be, and how much of `f`: with little, functions change the size of their state.
     state: StateLimits,
     /// Sizes of the records in commits that the store has not confirmed.
@@ -199,6 +201,7 @@ impl World {
             budget,
             has_large_outputs: seed % 16 == 5,
             has_failing_topics: seed % 16 == 9,
+            has_wakes: seed % 4 == 2,
             state,
             committing: VecDeque::new(),
             reconnect: false,
@@ -243,6 +246,7 @@ impl World {
     fn pass(&mut self, time: Duration) {
         self.elapsed += time;
         self.unix_ms = self.unix_ms.saturating_add(time.as_millis() as u64);
+        self.reference.wakes.pass(self.elapsed, self.unix_ms);
     }
 
     fn note(&mut self, what: impl FnOnce() -> String) {
@@ -339,6 +343,9 @@ impl World {
         if self.state.is_tight() {
             return *self.random.pick(&['c', 'c', 'c', 'S', 'S', 'S', 'o', 'a', 'f', 'r', 't', 'x', 'x']);
         }
+        if self.has_wakes {
+            return *self.random.pick(&['w', 'w', 'w', 'w', 'w', 'v', 'c', 'c', 'o', 'f', 't', 'x', 'T', 'r', '-']);
+        }
         if self.has_failing_topics && self.random.chance(900) {
             return 'x';
         }
@@ -399,6 +406,7 @@ impl World {
     /// Each run had settings that somebody had asked for, and none that were older than those in force.
     fn check_settings(&mut self, n: usize) {
         for Ran { function, payload, setting } in self.workers[n].take_ran() {
+            self.reference.wakes.ran(&function, &String::from_utf8_lossy(&payload));
             let Some((asked, in_force)) = self.settings.get(&*function).copied() else { continue };
             self.reached_if(
                 setting == asked && asked > in_force,
@@ -426,6 +434,9 @@ impl World {
                 }
                 if commit.park.iter().any(|it| it.message.attempt == 1) {
                     reached.insert("a message was parked before it ran");
+                }
+                if commit.park.iter().any(|it| sedge_core::wake::is_topic(&it.message.topic)) {
+                    reached.insert("a wake was parked");
                 }
                 if commit.dead_letters.iter().any(|it| it.failure.code == FailureCode::StateFull) {
                     reached.insert("there was no room for state");
@@ -720,6 +731,7 @@ impl World {
                 } else {
                     self.unix_ms.saturating_sub(jump)
                 };
+                self.reference.wakes.pass(self.elapsed, self.unix_ms);
             }
             Fault::ClockUnsynced => self.synced = !self.synced,
             Fault::SinkCut => self.cut_sink(1),
@@ -753,7 +765,7 @@ impl World {
         let messages = (1 + self.random.below(9) as u32).try_into().expect("at least one");
         let trial = Trial { messages, failures: self.random.below(2) as u32, ..Trial::default() };
         let (script, trial) = match kind {
-            Fault::DeployFailing => ("derived/x+ coaf", Some(Trial { mode: TrialMode::Live, ..trial })),
+            Fault::DeployFailing => ("derived/x+ coafW", Some(Trial { mode: TrialMode::Live, ..trial })),
             Fault::DeployShadow => {
                 let differences = self.random.chance(500).then_some(1);
                 ("derived/y+ c", Some(Trial { mode: TrialMode::Shadow, differences, ..trial }))
@@ -859,6 +871,9 @@ impl World {
             self.unix_ms = 0;
             self.synced = false;
         }
+        if !self.store.disk.wakes.is_empty() {
+            self.reached.insert("a wake waited over a power cut");
+        }
         if !self.store.disk.parked.is_empty() {
             self.reached.insert("jobs waited over a power cut");
         }
@@ -941,6 +956,7 @@ impl World {
         self.broker.is_idle()
             && self.board.is_idle()
             && self.store.disk.parked.is_empty()
+            && self.store.disk.wakes.is_empty()
             && Stream::ALL.iter().all(|stream| self.store.waiting(*stream) == 0)
             && self.store.unreported_gaps() == 0
             && !self.store.has_events()
@@ -950,10 +966,11 @@ impl World {
     fn what_waits(&self) -> String {
         let outbox = Stream::ALL.map(|stream| self.store.waiting(stream));
         format!(
-            "broker idle {}, board idle {}, parked {}, outbox {outbox:?}, gaps {}, {}",
+            "broker idle {}, board idle {}, parked {}, wakes {}, outbox {outbox:?}, gaps {}, {}",
             self.broker.is_idle(),
             self.board.is_idle(),
             self.store.disk.parked.len(),
+            self.store.disk.wakes.len(),
             self.store.unreported_gaps(),
             self.board.describe(),
         )
@@ -983,7 +1000,10 @@ impl World {
         }
     }
 
-    fn outcome(self) -> Outcome {
+    fn outcome(mut self) -> Outcome {
+        self.reached_if(self.reference.wakes.was_superseded, "a wake was moved or cancelled");
+        let ran_late = "a wake ran although it was moved or cancelled when it was due";
+        self.reached_if(self.reference.wakes.ran_late, ran_late);
         Outcome {
             violations: self.reference.violations,
             messages: self.reference.messages,

@@ -118,6 +118,11 @@ fn a_pause_for_what_others_sent() {
 }
 
 #[test]
+fn a_wake_that_is_deleted_when_it_is_due() {
+    is_found(Mistake::DeleteWakeEarly, reference::WAKES);
+}
+
+#[test]
 fn settings_that_are_reported_before_they_are_in_force() {
     is_found(Mistake::ReportSettingsEarly, reference::SETTINGS);
 }

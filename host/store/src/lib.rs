@@ -18,6 +18,7 @@ mod parked;
 mod state;
 mod state_retention;
 mod states;
+mod wakes;
 mod window;
 
 mod checkpoint;

@@ -10,6 +10,8 @@
 //!            [correlation data length, correlation data]
 //! dead       2, version, detail, fuel, elapsed_us, memory_bytes, output_bytes, message, sum of these and the columns
 //! parked     2, due_ms, wait_ms, function, message, sum of these
+//! wake       2, flags (1 shared, 2 clock synced), due_ms, wait_ms, name, topic, hops, fan-out, sum of these, the id and the
+//!            function
 //! string     2 × length, bytes; or 2 × offset + 1, where offset is the start of the same string in this row
 //! sum        CRC-32, little-endian. Rows of version 1 have none, and parked jobs no wait_ms
 //! ```
@@ -22,7 +24,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use sedge_core::message::{Failure, FailureCode, Message, Usage};
-use sedge_core::store::{DeadLetter, Parked, ParkedId, Record, RecordId, StoredRecord};
+use sedge_core::store::{DeadLetter, Parked, ParkedId, Record, RecordId, StoredRecord, StoredWake, WakeId};
 use sedge_core::stream::Stream;
 
 const VERSION: u8 = 2;
@@ -43,6 +45,9 @@ const MESSAGE_CLOCK_SYNCED: u8 = 2;
 const MESSAGE_RETAINED: u8 = 4;
 const MESSAGE_RESPONSE_TOPIC: u8 = 8;
 const MESSAGE_CORRELATION_DATA: u8 = 16;
+
+const WAKE_SHARED: u8 = 1;
+const WAKE_CLOCK_SYNCED: u8 = 2;
 
 /// Damage within a row, which SQLite's check of pages does not find.
 #[derive(Debug, thiserror::Error)]
@@ -223,6 +228,20 @@ impl Encoder {
         self.string(&job.function);
         self.message(&job.message);
         self.end_row(&[])
+    }
+
+    /// Encodes a wake without its id and its function.
+    pub(super) fn wake(&mut self, wake: &StoredWake) -> &[u8] {
+        self.start_row();
+        let shared = if wake.is_shared { WAKE_SHARED } else { 0 };
+        self.row.push(shared | if wake.clock_synced { WAKE_CLOCK_SYNCED } else { 0 });
+        self.varint(wake.due_ms);
+        self.varint(wake.wait_ms);
+        self.string(&wake.name);
+        self.string(&wake.topic);
+        self.varint(wake.hops.into());
+        self.varint(wake.fan_out.into());
+        self.end_row(&[&wake.id.0.to_le_bytes(), wake.function.as_bytes()])
     }
 }
 
@@ -504,6 +523,23 @@ pub(super) fn parked(id: ParkedId, body: &Bytes) -> Result<Parked, DamagedRow> {
     Ok(Parked { id, due_ms, wait_ms, function, message: decoder.message(body)?.into() })
 }
 
+pub(super) fn wake(id: WakeId, function: &str, body: &Bytes) -> Result<StoredWake, DamagedRow> {
+    let (mut decoder, _) = Decoder::checked(body, &[&id.0.to_le_bytes(), function.as_bytes()])?;
+    let flags = decoder.byte()?;
+    Ok(StoredWake {
+        id,
+        function: function.into(),
+        is_shared: flags & WAKE_SHARED != 0,
+        clock_synced: flags & WAKE_CLOCK_SYNCED != 0,
+        due_ms: decoder.varint()?,
+        wait_ms: decoder.varint()?,
+        name: decoder.string()?.into(),
+        topic: decoder.string()?.into(),
+        hops: decoder.varint_u32()?,
+        fan_out: decoder.varint_u32()?,
+    })
+}
+
 /// Reads a row as each of the kinds that the database holds.
 #[cfg(feature = "fuzzing")]
 pub(super) fn read(row: &Bytes) {
@@ -515,6 +551,7 @@ pub(super) fn read(row: &Bytes) {
     let columns = DeadLetterColumns { function: "f".into(), code: FailureCode::Rejected, at_ms: 0 };
     let _ = dead_letter(columns, row);
     let _ = parked(ParkedId(1), row);
+    let _ = wake(WakeId(1), "f", row);
 }
 
 #[cfg(test)]

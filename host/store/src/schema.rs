@@ -7,6 +7,7 @@
 //! message_id           hashes of publishers' message ids
 //! scope, state         state of functions; a scope is interned to a number
 //! dead_letter, parked  ids are never reused: people note them down, and another process adds rows
+//! wake                 wakes of functions that wait; the board gives their ids
 //! gap                  lost records not reported upstream yet
 //! meta                 store_id, and small values of the daemon
 //! ```
@@ -24,11 +25,12 @@ use super::OpenError;
 pub const VERSION: u32 = 1 + STEPS.len() as u32;
 
 /// Element n migrates layout n + 1 to n + 2. A released step never changes; [`CREATE`] makes the newest layout.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     // Sums of state, and of rows in their bodies (see row.rs). Ages are no longer those of the wall clock.
     "ALTER TABLE state ADD COLUMN sum INTEGER; DELETE FROM meta WHERE key = 'ageless';",
     // When state was last written, in hours of running time.
     "ALTER TABLE scope ADD COLUMN used INTEGER NOT NULL DEFAULT 0;",
+    "CREATE TABLE IF NOT EXISTS wake (id INTEGER PRIMARY KEY, function TEXT NOT NULL, body BLOB NOT NULL) STRICT;",
 ];
 
 pub(super) const CREATE: &str = "
@@ -49,6 +51,7 @@ CREATE TABLE dead_letter (
     body BLOB NOT NULL
 ) STRICT;
 CREATE TABLE parked (id INTEGER PRIMARY KEY AUTOINCREMENT, body BLOB NOT NULL) STRICT;
+CREATE TABLE wake (id INTEGER PRIMARY KEY, function TEXT NOT NULL, body BLOB NOT NULL) STRICT;
 CREATE TABLE gap (
     id INTEGER PRIMARY KEY, stream INTEGER NOT NULL, reason TEXT NOT NULL, first_id INTEGER NOT NULL,
     last_id INTEGER NOT NULL, records INTEGER NOT NULL, bytes INTEGER NOT NULL, first_at_ms INTEGER NOT NULL,
@@ -59,7 +62,7 @@ INSERT INTO meta VALUES ('store_id', CAST(lower(hex(randomblob(8))) AS BLOB));
 ";
 
 /// Every table, its columns, and the first column of its key, which orders its [`super::salvage`].
-pub(super) const TABLES: [(&str, &str, &str); 11] = [
+pub(super) const TABLES: [(&str, &str, &str); 12] = [
     ("alert", "id, body", "id"),
     ("data", "id, body", "id"),
     ("local", "id, body", "id"),
@@ -69,6 +72,7 @@ pub(super) const TABLES: [(&str, &str, &str); 11] = [
     ("state", "scope, key, value, sum", "scope"),
     ("dead_letter", "id, at_ms, function, reason, body", "id"),
     ("parked", "id, body", "id"),
+    ("wake", "id, function, body", "id"),
     ("gap", "id, stream, reason, first_id, last_id, records, bytes, first_at_ms, last_at_ms", "id"),
     ("meta", "key, value", "key"),
 ];

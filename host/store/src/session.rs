@@ -26,6 +26,7 @@ use super::schema::{self, LoadError};
 use super::state::{self, StateTable};
 use super::state_retention::{self, RetentionChange, StateRetention};
 use super::stats::Stats;
+use super::wakes;
 use super::wal::{self, Behind};
 use super::window::RedeliveryWindow;
 use super::{OpenError, Pauses};
@@ -193,6 +194,7 @@ impl Session {
         recovered.window = fingerprints;
         recovered.message_ids = known;
         recovered.parked = jobs.load_new(&connection, stats)?;
+        recovered.wakes = wakes::load(&connection, stats)?;
         recovered.state = state::measure(&connection)?;
 
         // A process that was killed within a commit leaves a transaction in the log that was perhaps never synced. It
@@ -301,6 +303,12 @@ impl Session {
             }
             for letter in &commit.dead_letters {
                 self.dead_letters.insert(&self.connection, &mut self.encoder, letter, &self.stats)?;
+            }
+            for wake in &commit.wakes {
+                wakes::set(&self.connection, &mut self.encoder, wake)?;
+            }
+            for id in commit.unwake {
+                wakes::delete(&self.connection, id)?;
             }
             for id in commit.unpark {
                 self.jobs.unpark(&self.connection, id)?;

@@ -194,12 +194,13 @@ impl StateTable {
     }
 }
 
-/// Deletes all state of a function. Returns the number of keys.
+/// Deletes all state of a function, and its wakes with it. Returns the number of keys.
 pub(super) fn delete_state(connection: &Connection, function: &str) -> rusqlite::Result<usize> {
     let keys = connection
         .prepare_cached("DELETE FROM state WHERE scope IN (SELECT id FROM scope WHERE function = ?1)")?
         .execute((function,))?;
     connection.prepare_cached("DELETE FROM scope WHERE function = ?1")?.execute((function,))?;
+    connection.prepare_cached("DELETE FROM wake WHERE function = ?1")?.execute((function,))?;
     Ok(keys)
 }
 

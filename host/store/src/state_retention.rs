@@ -51,7 +51,7 @@ impl StateRetention {
         }
         self.counted = now;
         let mut changes = Vec::new();
-        let mut stored = connection.prepare_cached("SELECT DISTINCT function FROM scope")?;
+        let mut stored = connection.prepare_cached("SELECT function FROM scope UNION SELECT function FROM wake")?;
         let stored: Vec<String> = stored.query_map((), |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
         let is_away = |function: &str| !installed.iter().any(|it| **it == *function);
         for function in stored.iter().filter(|function| is_away(function)) {

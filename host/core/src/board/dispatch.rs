@@ -48,16 +48,16 @@ pub(crate) struct Dispatch {
 }
 
 impl Key {
-    pub(crate) fn new(function: FunctionNo, scope: StateScope, topic: &Arc<str>) -> Self {
+    pub(crate) fn new(function: FunctionNo, scope: StateScope, message: &Message) -> Self {
         let topic = match scope {
             StateScope::Function => None,
-            StateScope::None | StateScope::Topic => Some(Arc::clone(topic)),
+            StateScope::None | StateScope::Topic => Some(message.shared_state_topic()),
         };
         Self { function, topic }
     }
 
     pub(crate) fn of(job: &Job) -> Self {
-        Self::new(job.id.function, job.scope, &job.message.topic)
+        Self::new(job.id.function, job.scope, &job.message)
     }
 }
 
@@ -114,18 +114,18 @@ impl Dispatch {
 
     fn owner(&self, function: FunctionNo, scope: StateScope, message: &Message) -> WorkerNo {
         let is_shared = scope == StateScope::Function && !is_made(Mistake::SplitState);
-        self.owner_of(function, (!is_shared).then_some(&message.topic))
+        self.owner_of(function, (!is_shared).then_some(message.state_topic()))
     }
 
     fn owner_of_key(&self, key: &Key) -> WorkerNo {
-        self.owner_of(key.function, key.topic.as_ref())
+        self.owner_of(key.function, key.topic.as_deref())
     }
 
-    fn owner_of(&self, function: FunctionNo, topic: Option<&Arc<str>>) -> WorkerNo {
+    fn owner_of(&self, function: FunctionNo, topic: Option<&str>) -> WorkerNo {
         if let Some(own) = self.workers.own(function) {
             return own;
         }
-        let hash = topic.map_or(function.0.into(), |topic| router::hash(topic));
+        let hash = topic.map_or(function.0.into(), router::hash);
         WorkerNo((hash % self.workers.shared() as u64) as u32)
     }
 

@@ -107,7 +107,7 @@ impl Board {
     }
 
     /// Notes that a message is alone under way. `true`: the daemon ended over it again and again.
-    fn is_guilty(&mut self, unit: UnitId) -> bool {
+    pub(super) fn is_guilty(&mut self, unit: UnitId) -> bool {
         let message = fingerprint(&self.ledger.unit(unit).message);
         if self.caution.is_guilty(message) {
             return true;
@@ -118,7 +118,7 @@ impl Board {
         false
     }
 
-    fn refuse_guilty(&mut self, unit: UnitId, functions: &[FunctionNo]) {
+    pub(super) fn refuse_guilty(&mut self, unit: UnitId, functions: &[FunctionNo]) {
         tracing::error!(
             topic = &*self.ledger.unit(unit).message.topic,
             "the daemon ended again and again while this message was alone under way: it becomes a dead letter"
@@ -193,14 +193,14 @@ impl Board {
         }
         let function = self.rollout.function(number);
         let is_shadow = function.is_shadow();
-        let Some(edition) = function.serving_for(&message.topic).cloned() else {
+        let Some(edition) = function.serving_for(message.state_topic()).cloned() else {
             return if is_shadow { self.finish_job(id) } else { self.fail_removed(id, number) };
         };
         if is_shadow {
             return self.submit(id, number, &edition, true);
         }
         if !is_parked {
-            let key = Key::new(number, edition.scope(), &message.topic);
+            let key = Key::new(number, edition.scope(), &message);
             if self.dispatch.wait_for_recall(&key, id) {
                 return;
             }
@@ -212,8 +212,11 @@ impl Board {
             }
         }
         let function = self.rollout.function_mut(number);
-        if let Err(reason) = function.pauses.admit(&message.topic, self.now.monotonic) {
+        if let Err(reason) = function.pauses.admit(message.state_topic(), self.now.monotonic) {
             let detail = format!("{} is paused for this topic because it kept failing, last: {reason}", function.name);
+            if self.postpone(id) {
+                return;
+            }
             let failure = Failure { code: FailureCode::Quarantined, detail };
             return self.fail_and_finish(id, number, &edition.manifest().version, failure);
         }
@@ -368,7 +371,7 @@ impl Board {
         {
             return self.settle(unit, function, &edition, outcome);
         }
-        let key = Key::new(function, edition.scope(), &self.ledger.unit(unit).message.topic);
+        let key = Key::new(function, edition.scope(), &self.ledger.unit(unit).message);
         if is_discarded {
             // It may have been given its state after the worker had forgotten it.
             self.dispatch.forget_state(function, std::slice::from_ref(&key.topic));
@@ -386,7 +389,7 @@ impl Board {
     }
 
     fn job_returned(&mut self, id: UnitId, number: FunctionNo, key: &Key, edition: &Rc<Edition>) {
-        self.rollout.function_mut(number).pauses.undecided(&self.ledger.unit(id).message.topic);
+        self.rollout.function_mut(number).pauses.undecided(self.ledger.unit(id).message.state_topic());
         if !self.dispatch.returned(key, id) {
             // Only the worker believes that something comes first, for all jobs of the key that it has. This one runs before
             // them: it alone lifts what the worker holds, so that a retry still holds up those behind.
@@ -413,6 +416,7 @@ impl Board {
             Verdict::Done(outputs) => {
                 let permitted = self.recorder.check(&outputs, edition.manifest());
                 let fan_out = permitted.and_then(|()| self.ledger.fan_out_mut(id).spend(&outputs));
+                let fan_out = fan_out.and_then(|it| self.admit_wakes(id, number, edition, &outputs).map(|()| it));
                 let admitted =
                     fan_out.and_then(|fan_out| Ok((fan_out, self.admit_state(id, number, edition, growth)?)));
                 admitted.map(|(fan_out, freed)| {
@@ -427,7 +431,7 @@ impl Board {
                 None => {
                     let function = self.rollout.function_mut(number);
                     function.metrics.retries.inc();
-                    function.pauses.undecided(&self.ledger.unit(id).message.topic);
+                    function.pauses.undecided(self.ledger.unit(id).message.state_topic());
                     let wait = Duration::from_millis(after_ms).min(self.config.retry_max_delay);
                     self.record_run(id, number, edition, tapped, None);
                     let key = self.park_for_retry(id, number, edition, wait);
@@ -494,7 +498,7 @@ impl Board {
     /// Pauses topics over which a function keeps failing, and ends their pauses.
     fn count_failure(&mut self, id: UnitId, number: FunctionNo, failure: Option<&Failure>) {
         let function = self.rollout.function_mut(number);
-        let (topic, now) = (&self.ledger.unit(id).message.topic, self.now.monotonic);
+        let (topic, now) = (self.ledger.unit(id).message.state_topic(), self.now.monotonic);
         let is_change = match failure {
             None if !function.pauses.has_failures() => return,
             None => {
@@ -520,11 +524,14 @@ impl Board {
     /// What a shadow made of a message has no effect but on its own state, and is compared with the active version's.
     fn settle_shadow(&mut self, id: UnitId, number: FunctionNo, edition: &Edition, outcome: Outcome) {
         let observed = Observed::of(&outcome.verdict);
-        let failure = match outcome.verdict {
-            Verdict::Failed(failure) if failure.code.is_misbehaviour() => Some(failure),
+        let failure = match &outcome.verdict {
+            Verdict::Failed(failure) if failure.code.is_misbehaviour() => Some(failure.clone()),
             _ => None,
         };
         self.write_shadow_state(id, number, edition, outcome.writes, outcome.growth);
+        if let Verdict::Done(outputs) = &outcome.verdict {
+            self.set_shadow_wakes(id, number, edition, outputs);
+        }
         // What cannot be compared brings the end of the trial no nearer.
         let counts = failure.is_some() || !self.ledger.unit(id).settings_changed;
         if counts && let Some(candidate) = self.rollout.function_mut(number).candidate() {
@@ -578,7 +585,7 @@ impl Board {
         id: UnitId,
         number: FunctionNo,
         edition: &Edition,
-        recorded: Recorded,
+        mut recorded: Recorded,
         writes: Vec<StateWrite>,
         freed: u64,
     ) {
@@ -598,8 +605,10 @@ impl Board {
                 tracing::warn!(function, "outputs for upstream are dropped: the configuration has no [upstream]");
             }
         }
+        let wakes = std::mem::take(&mut recorded.wakes);
         self.ledger.record(id, recorded);
         self.write_state(id, number, edition, writes, freed);
+        self.set_wakes(id, number, edition, &wakes);
     }
 
     pub(super) fn write_state(
@@ -672,8 +681,13 @@ impl Board {
                 self.dispatch.parking.unblock(key);
             }
             Receipt::Tick(function) => self.rollout.function_mut(*function).is_ticking = false,
+            Receipt::Wake { function, id: wake } => {
+                let (function, wake) = (*function, *wake);
+                self.wake_finished(function, wake);
+            }
             Receipt::Mqtt { .. } | Receipt::None => {}
         }
+        let unit = self.ledger.unit(id);
         // A message is counted once, with its first commit. What becomes of its parked jobs is counted by function.
         if matches!(unit.receipt, Receipt::Mqtt { .. } | Receipt::None) {
             match unit.commit.dead_letters.is_empty() {
@@ -682,6 +696,7 @@ impl Board {
             }
         }
         self.ledger.send(id);
+        self.wakes_sent();
         for (function, bytes) in self.ledger.take_freed() {
             self.states.freed(&function, bytes);
             self.show_state(&function);
@@ -707,7 +722,7 @@ impl Board {
             // The wall clock may have jumped while the board was off, or not be set yet.
             let wait_ms = due_ms.saturating_sub(self.now.unix_ms).min(wait_ms);
             let wait = Duration::from_millis(wait_ms).min(self.config.retry_max_delay);
-            let key = Key::new(number, scope, &message.topic);
+            let key = Key::new(number, scope, &message);
             self.dispatch.parking.restore(key, id, message, self.now.monotonic + wait);
         }
     }
@@ -728,7 +743,7 @@ impl Board {
                 (key.clone(), self.dispatch.parking.park_again(key.clone(), place, message, due))
             }
             _ => {
-                let key = Key::new(number, edition.scope(), &message.topic);
+                let key = Key::new(number, edition.scope(), &message);
                 let ticket = self.dispatch.parking.park(key.clone(), Arc::clone(&message), Some(due));
                 // What was sent behind it comes back first, so that nothing newer is put between.
                 if !self.dispatch.is_draining(number) && !self.dispatch.is_recalled(&key) {
@@ -756,6 +771,13 @@ impl Board {
         let function = self.function_name(number);
         let parked = Parked { id: ParkedId::NEW, function, message, due_ms: 0, wait_ms: 0 };
         self.ledger.park(id, parked, ticket);
+    }
+
+    /// Whether a message of the function could be parked.
+    pub(super) fn has_room_to_park(&self, number: FunctionNo) -> bool {
+        let most = self.config.parked_max_bytes;
+        let is_within_share = self.dispatch.parking.bytes_of(number) <= most / PARTS_OF_PARKED;
+        self.dispatch.parking.bytes() <= most && (is_within_share || self.is_alone(number))
     }
 
     /// Why nothing more may wait for a function.

@@ -17,7 +17,7 @@ use super::map::{Map, Seeded};
 use super::receipt::Receipt;
 use crate::message::{Scope, StateWrite};
 use crate::mistakes::{Mistake, is_made};
-use crate::store::{self, BatchNo, Commit, DeadLetter, LoadId, Parked, ParkedId, Record};
+use crate::store::{self, BatchNo, Commit, DeadLetter, LoadId, Parked, ParkedId, Record, StoredWake, WakeId};
 pub use record::RecorderConfig;
 pub(crate) use record::{Recorded, Recorder};
 pub(crate) use unit::{Compared, Unit};
@@ -49,6 +49,8 @@ pub(crate) struct Ledger {
     settled: VecDeque<Settled>,
     /// What commits that were sent free of state.
     freed: Vec<(Arc<str>, u64)>,
+    /// Wakes whose commits were sent.
+    sent_wakes: Vec<WakeId>,
     fingerprints_max: usize,
     /// Size above which a batch is divided.
     commit_max_bytes: usize,
@@ -108,6 +110,7 @@ impl Ledger {
             requests: VecDeque::new(),
             settled: VecDeque::new(),
             freed: Vec::new(),
+            sent_wakes: Vec::new(),
             fingerprints_max,
             commit_max_bytes,
         }
@@ -251,6 +254,25 @@ impl Ledger {
         unit.commit.state.push((scope, writes));
     }
 
+    /// Sets and deletes wakes of a scope, in the order of the runs as its state is written.
+    pub(crate) fn change_wakes(&mut self, id: UnitId, scope: Scope, set: Vec<StoredWake>, delete: Vec<WakeId>) {
+        self.hold(id, set.iter().map(StoredWake::bytes).sum());
+        let unit = self.units[id.index()].as_mut().expect("a unit stays while it has jobs");
+        unit.commit.wakes.extend(set);
+        unit.commit.unwake.extend(delete);
+        let waits = unit.jobs_left > 1 || unit.is_in_line || !self.unsent_writes.is_empty();
+        let is_queued = || self.unsent_writes.get(&scope).is_some_and(|queue| queue.back() == Some(&id));
+        if waits && !is_queued() {
+            unit.wake_scopes.push(scope.clone());
+            self.unsent_writes.entry(scope).or_default().push_back(id);
+        }
+    }
+
+    /// Wakes whose commits were sent since this was last asked.
+    pub(crate) fn take_sent_wakes(&mut self) -> Vec<WakeId> {
+        std::mem::take(&mut self.sent_wakes)
+    }
+
     /// Bytes of state that are free since this was last asked.
     pub(crate) fn take_freed(&mut self) -> Vec<(Arc<str>, u64)> {
         std::mem::take(&mut self.freed)
@@ -363,8 +385,9 @@ impl Ledger {
         let mut finished = vec![id];
         while let Some(id) = finished.pop() {
             let unit = self.units[id.index()].as_mut().expect("a unit that waits to be sent stays");
-            let waits = |(scope, _): &(Scope, _)| self.unsent_writes.get(scope).is_some_and(|it| it[0] != id);
-            if unit.jobs_left > 0 || unit.commit.state.iter().any(waits) {
+            let waits = |scope: &Scope| self.unsent_writes.get(scope).is_some_and(|it| it[0] != id);
+            let mut scopes = unit.commit.state.iter().map(|(scope, _)| scope).chain(&unit.wake_scopes);
+            if unit.jobs_left > 0 || scopes.any(waits) {
                 continue;
             }
             let mut wake = |next: Option<&UnitId>| finished.extend(next.filter(|it| !finished.contains(it)).copied());
@@ -382,7 +405,9 @@ impl Ledger {
             let commit = std::mem::take(&mut unit.commit);
             self.unnumbered.extend(unit.tickets.drain(..));
             self.freed.append(&mut unit.freed);
-            for (scope, _) in &commit.state {
+            self.sent_wakes.extend(commit.wakes.iter().map(|wake| wake.id));
+            let wake_scopes = std::mem::take(&mut unit.wake_scopes);
+            for scope in commit.state.iter().map(|(scope, _)| scope).chain(&wake_scopes) {
                 let Some(queue) = self.unsent_writes.get_mut(scope) else { continue };
                 queue.pop_front();
                 wake(queue.front());
@@ -485,6 +510,7 @@ impl Ledger {
         self.requests.clear();
         self.settled.clear();
         self.freed.clear();
+        self.sent_wakes.clear();
     }
 }
 
@@ -494,5 +520,7 @@ fn has_effect(commit: &Commit) -> bool {
         || !commit.dead_letters.is_empty()
         || !commit.park.is_empty()
         || !commit.unpark.is_empty()
+        || !commit.wakes.is_empty()
+        || !commit.unwake.is_empty()
         || commit.message_id.is_some()
 }

@@ -36,6 +36,8 @@ mod states;
 mod subscriptions;
 mod taps;
 mod versions;
+mod wake_flow;
+mod wakes;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -68,6 +70,7 @@ use subscriptions::Subscriptions;
 use taps::Taps;
 pub use taps::{MAX_TAPS, RecordEvent, RecordOrder, TappedRun};
 pub use version::{Difference, TrialEvent, TrialTally, Version};
+use wakes::Wakes;
 
 use crate::forward::{self, Destination, Forwarder};
 use crate::manifest::StateScope;
@@ -97,6 +100,8 @@ pub struct BoardConfig {
     pub max_hops: u32,
     /// Publications that one message may cause, directly and through other functions.
     pub max_fan_out: u32,
+    /// Wakes of one function that wait.
+    pub max_wakes: u32,
     pub retry_attempts: u32,
     pub retry_max_delay: Duration,
     pub parked_max_bytes: usize,
@@ -118,6 +123,7 @@ pub struct Board {
     recorder: Recorder,
     ledger: Ledger,
     states: States,
+    wakes: Wakes,
     forwarder: Forwarder,
     taps: Taps,
     subscriptions: Subscriptions,
@@ -160,6 +166,7 @@ impl Board {
             ledger: Ledger::new(config.receive_maximum.into(), config.budget.commit(), seed),
             states: States::new(config.state_max_bytes, seed),
             taps: Taps::new(seed),
+            wakes: Wakes::new(seed),
             forwarder: Forwarder::new(forward, recovered, Arc::clone(&metrics)),
             subscriptions: Subscriptions::restore(Some(&subscriptions_saved), config.share_group.clone()),
             subscriptions_saved,
@@ -189,12 +196,16 @@ impl Board {
         self.intake.restore(&recovered.window, recovered.message_ids, counts_upwards);
         self.states.restore(recovered.state);
         self.show_all_state();
+        self.restore_wakes(recovered.wakes);
         self.unpark(recovered.parked);
     }
 
     pub fn handle(&mut self, input: Input, now: Now) {
         self.now = now;
         self.dispatch.workers.set_now(now.monotonic);
+        if now.synced {
+            self.wakes.clock_synced(now);
+        }
         match input {
             Input::Broker(event) => self.handle_broker(event),
             Input::Worker { worker, life, event } => {
@@ -216,6 +227,7 @@ impl Board {
         while self.dispatch.parking.may_be_ready() && self.may_start() {
             self.start_parked();
         }
+        self.start_wakes();
         if self.dispatch.workers.has_events() {
             self.handle_worker_events();
         }
@@ -285,10 +297,12 @@ impl Board {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let caution = self.caution.until();
         let taps = self.taps.poll_timeout();
-        let mut due = [self.dispatch.workers.poll_timeout(), self.forwarder.wake_at(), caution, taps, None, None, None];
+        let mut due =
+            [self.dispatch.workers.poll_timeout(), self.forwarder.wake_at(), caution, taps, None, None, None, None];
         if self.may_start() {
             due[4] = self.dispatch.parking.next_due(|number| !self.rollout.function(number).is_awaited());
             due[5] = self.rollout.poll_timeout();
+            due[7] = self.next_wake();
         }
         if self.is_connected && self.subscriptions.has_unwanted() {
             due[6] = Some(self.tidied_at + TIDY_EVERY);
@@ -446,6 +460,7 @@ impl Board {
         }
         self.states.restore(recovered.state);
         self.show_all_state();
+        self.restore_wakes(recovered.wakes);
         self.unpark(recovered.parked);
         // What was delivered meanwhile was dropped unacknowledged: a new connection makes the broker send it again.
         self.effects.push_back(Effect::Reconnect(Destination::Local));
@@ -526,6 +541,7 @@ impl Board {
         let changes = self.subscriptions.set_wanted(wanted.map(|(_, it)| (Arc::clone(&it.name), it.wanted())));
         self.make_router();
         self.show_all_state();
+        self.show_all_wakes();
         let installed = self.rollout.functions().filter(|(_, it)| it.serving().is_some());
         let installed = installed.map(|(_, it)| Arc::clone(it.state_name())).collect();
         self.ledger.request(store::StoreRequest::Installed(installed));

@@ -2,7 +2,7 @@
 
 use super::dispatch::Key;
 use super::ids::FunctionNo;
-use crate::store::Fingerprint;
+use crate::store::{Fingerprint, WakeId};
 
 #[derive(Clone, Debug)]
 pub(crate) enum Receipt {
@@ -12,6 +12,8 @@ pub(crate) enum Receipt {
     Tick(FunctionNo),
     /// Remove the message from the front of its key's queue.
     Parked(Key),
+    /// Let another wake of the function run, and forget this one unless it was set again.
+    Wake { function: FunctionNo, id: WakeId },
     /// Nothing: a QoS 0 delivery.
     None,
 }

@@ -97,6 +97,7 @@ impl Board {
             "state of a function that is not installed is deleted: store.state_max_bytes is reached"
         );
         self.forget_in_workers(&function);
+        self.wakes.forget(self.rollout.find(&function), &function);
         self.ledger.forget_state(function, Vec::new());
         self.show_removed_state();
     }
@@ -104,6 +105,7 @@ impl Board {
     /// The store has deleted the state of a function that was away for too long.
     pub(super) fn state_expired(&mut self, function: &str) {
         self.states.forget_all(function);
+        self.wakes.forget(self.rollout.find(function), function);
         self.forget_in_workers(function);
         self.show_removed_state();
     }
@@ -123,7 +125,7 @@ impl Board {
         if edition.scope() == StateScope::None || is_made(Mistake::KeepRefusedWrites) {
             return None;
         }
-        let key = Key::new(number, edition.scope(), &self.ledger.unit(id).message.topic);
+        let key = Key::new(number, edition.scope(), &self.ledger.unit(id).message);
         self.dispatch.discard(&key);
         Some(key)
     }

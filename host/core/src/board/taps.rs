@@ -328,7 +328,7 @@ impl Board {
         }
         let of = ledger.unit(unit);
         let message = Arc::clone(&of.message);
-        let topic = (tap.scope == StateScope::Topic).then(|| Arc::clone(&message.topic));
+        let topic = (tap.scope == StateScope::Topic).then(|| message.shared_state_topic());
         let Some(before) = tap.state_before(seed.hash128(&topic.as_ref())) else { return };
         // Its job may be from before the recording.
         let is_early = ledger.arrival(unit) <= tap.after;

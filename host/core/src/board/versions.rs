@@ -36,6 +36,9 @@ impl Board {
             }
         };
         let Placed { function, edition, is_expendable, serves_at_once, superseded } = placed;
+        if !self.rollout.function(function).is_shadow() {
+            self.wakes.adopt(&name, function);
+        }
         self.unload(superseded);
         if edition.version.is_awaited {
             let unload = self.rollout.begin_awaited(function, edition.number(), self.now);
@@ -91,7 +94,7 @@ impl Board {
     /// Puts jobs that wait in the store under the keys of the version that serves now. No job of the function is running.
     fn rekey(&mut self, number: FunctionNo) {
         if let Some(scope) = self.rollout.function(number).serving().map(|serving| serving.scope()) {
-            self.dispatch.parking.rekey(number, |message| Key::new(number, scope, &message.topic));
+            self.dispatch.parking.rekey(number, |message| Key::new(number, scope, message));
         }
     }
 
@@ -159,6 +162,7 @@ impl Board {
     fn end_shadow(&mut self, number: FunctionNo) {
         let unload = self.rollout.end_shadow(number);
         self.unload(unload);
+        self.wakes.forget(Some(number), "");
     }
 
     // ---- trials ----
@@ -214,7 +218,7 @@ impl Board {
         let other = self.rollout.function(number).fallback().expect("a version on trial has a fallback");
         let (edition, keeps_keys) = (other.number(), other.has_keys_of(failed));
         let message = self.ledger.unit(id).message.clone();
-        let key = Key::new(number, failed.scope(), &message.topic);
+        let key = Key::new(number, failed.scope(), &message);
         if self.dispatch.run_again(&key, id, edition) {
             return;
         }
@@ -282,7 +286,7 @@ impl Board {
     }
 
     fn may_be_parked(&self, id: UnitId) -> bool {
-        matches!(self.ledger.unit(id).receipt, Receipt::Mqtt { .. } | Receipt::None)
+        matches!(self.ledger.unit(id).receipt, Receipt::Mqtt { .. } | Receipt::Wake { .. } | Receipt::None)
     }
 
     /// Starts everything in the order of arrival. A job keeps the version that is to run it again only if that orders messages
@@ -298,12 +302,12 @@ impl Board {
             let scope = edition.as_ref().or(function.serving()).map(|it| it.scope());
             // One that resumes a key ends its wait for an earlier one: only the first may.
             let is_first =
-                scope.is_some_and(|scope| begun.insert(Key::new(number, scope, &self.ledger.unit(id).message.topic)));
+                scope.is_some_and(|scope| begun.insert(Key::new(number, scope, &self.ledger.unit(id).message)));
             match edition {
                 Some(edition) => self.submit(id, number, &edition, is_first),
                 None => match scope.filter(|_| parks && self.may_be_parked(id)) {
                     Some(scope) => {
-                        let key = Key::new(number, scope, &self.ledger.unit(id).message.topic);
+                        let key = Key::new(number, scope, &self.ledger.unit(id).message);
                         self.park_instead(id, number, key);
                     }
                     None => self.start(id, number),

@@ -120,6 +120,8 @@ pub struct Functions {
     pub max_hops: NonZeroU32,
     /// Number of publications that one message may cause, directly and through other functions.
     pub max_fan_out: NonZeroU32,
+    /// Number of wakes of one function that may wait.
+    pub max_wakes: NonZeroU32,
     /// Bytes of everything that messages hold in the daemon. Default: a quarter of the service's memory.
     pub memory_budget_bytes: Option<NonZeroUsize>,
     pub ceilings: Ceilings,
@@ -384,6 +386,7 @@ impl Default for Functions {
             quarantine: Quarantine::default(),
             max_hops: nz32(8),
             max_fan_out: nz32(1000),
+            max_wakes: nz32(10_000),
             memory_budget_bytes: None,
             ceilings: Ceilings::default(),
             settings: BoardLayer::new(),

@@ -179,6 +179,8 @@ fn functions(section: &mut Section<'_, '_>, functions: &mut Functions, mqtt: &Mq
     }
     section.value("max_hops", &mut functions.max_hops);
     section.value("max_fan_out", &mut functions.max_fan_out);
+    section.value("max_wakes", &mut functions.max_wakes);
+    within(section, "max_wakes", functions.max_wakes.get().into(), 1..=1_000_000);
     section.optional("memory_budget_bytes", &mut functions.memory_budget_bytes);
     let ceilings = &mut functions.ceilings;
     section.value("max_fuel", &mut ceilings.fuel);

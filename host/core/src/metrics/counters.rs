@@ -105,6 +105,9 @@ pub struct FunctionMetrics {
     pub(crate) state_bytes: Gauge,
     /// Scopes whose state made room for others.
     pub(crate) state_forgotten: Counter,
+    /// Wakes that were run.
+    pub wakes: Counter,
+    pub wakes_waiting: Gauge,
     /// Thousandths of its share of the workers' time.
     pub(crate) share: Gauge,
     waited_us: Counter,
@@ -342,6 +345,8 @@ impl FunctionMetrics {
             "paused_topics": self.paused_topics.get(),
             "state_bytes": self.state_bytes.get(),
             "state_forgotten": self.state_forgotten.get(),
+            "wakes": self.wakes.get(),
+            "wakes_waiting": self.wakes_waiting.get(),
             "busy_seconds": self.duration.sum().as_secs_f64(),
             "waiting_seconds": self.waited_us.get() as f64 / 1e6,
             "share_used": self.share.get() as f64 / 1e3,
@@ -360,6 +365,8 @@ impl FunctionMetrics {
             ("sedge_function_paused_topics", self.paused_topics.get()),
             ("sedge_state_bytes", self.state_bytes.get()),
             ("sedge_state_forgotten_total", self.state_forgotten.get()),
+            ("sedge_wakes_total", self.wakes.get()),
+            ("sedge_wakes_waiting", self.wakes_waiting.get()),
         ] {
             add(family, &[function], Value::Integer(value));
         }

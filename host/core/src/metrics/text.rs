@@ -72,6 +72,8 @@ const FAMILIES: &[Family] = &[
     ),
     gauge("sedge_state_bytes", "State of the function, as it counts for the limits."),
     counter("sedge_state_forgotten_total", "Scopes whose state was deleted to make room (state_full)."),
+    counter("sedge_wakes_total", "Wakes of the function that were run."),
+    gauge("sedge_wakes_waiting", "Wakes of the function that wait for their time or run."),
     gauge("sedge_state_removed_bytes", "State of functions that are not installed."),
     counter("sedge_dead_letters_total", "Messages that a function could not process."),
     gauge("sedge_dead_letters_kept", "Dead letters in the store."),

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::record::Record;
+use super::wake::{StoredWake, WakeId};
 use crate::message::{Failure, Message, Scope, StateWrite, Usage};
 
 /// Size above which commits are divided among transactions. What one message caused is never divided.
@@ -28,12 +29,21 @@ pub struct Commit {
     pub park: Vec<Parked>,
     /// Parked jobs that this commit finishes.
     pub unpark: Vec<ParkedId>,
+    /// Wakes that it sets.
+    pub wakes: Vec<StoredWake>,
+    /// Wakes that it runs, moves or cancels. Some may not be in the store any more.
+    pub unwake: Vec<WakeId>,
 }
 
 impl Commit {
     /// Whether anything beside fingerprints and records must be written.
     pub fn has_effect(&self) -> bool {
-        !(self.state.is_empty() && self.dead_letters.is_empty() && self.park.is_empty() && self.unpark.is_empty())
+        !(self.state.is_empty()
+            && self.dead_letters.is_empty()
+            && self.park.is_empty()
+            && self.unpark.is_empty()
+            && self.wakes.is_empty()
+            && self.unwake.is_empty())
     }
 
     /// About the size on disk.
@@ -43,6 +53,7 @@ impl Commit {
             + state.sum::<usize>()
             + self.dead_letters.iter().map(DeadLetter::bytes).sum::<usize>()
             + self.park.iter().map(|parked| parked.message.bytes()).sum::<usize>()
+            + self.wakes.iter().map(StoredWake::bytes).sum::<usize>()
     }
 }
 

@@ -7,9 +7,11 @@ pub mod message_ids;
 pub mod record;
 pub mod request;
 pub mod state;
+pub mod wake;
 
 pub use commit::{BatchNo, COMMIT_BYTES, Commit, DeadLetter, DeadLetterId, Fingerprint, Parked, ParkedId};
 pub use message_ids::MessageIds;
 pub use record::{DAMAGED, EXPIRED, FULL, Gap, GapId, Record, RecordId, StoredRecord};
 pub use request::{LoadId, MovedAside, Recovered, StoreEvent, StoreRequest};
 pub use state::{ENTRY_BYTES, SCOPE_BYTES, StoredState, scope_bytes};
+pub use wake::{StoredWake, WakeId};

@@ -9,6 +9,7 @@ use super::commit::{BatchNo, Commit, Fingerprint, Parked};
 use super::message_ids::MessageIds;
 use super::record::{Gap, GapId, RecordId, StoredRecord};
 use super::state::StoredState;
+use super::wake::StoredWake;
 use crate::message::Scope;
 use crate::stream::{PerStream, Stream};
 
@@ -111,6 +112,8 @@ pub struct Recovered {
     /// Message ids of the last `store.message_id_retention_secs`.
     pub message_ids: MessageIds,
     pub parked: Vec<Parked>,
+    /// Wakes in the order of setting.
+    pub wakes: Vec<StoredWake>,
     /// Scopes with state, the least recently used first.
     pub state: Vec<StoredState>,
     /// Watermark of each stream: all records up to and including this id are gone.

@@ -64,7 +64,7 @@ fn text(
         }
     }
     if before.entries().next().is_some() {
-        let of_topic = (manifest.state == StateScope::Topic).then(|| format!(".{}", key(&message.topic)));
+        let of_topic = (manifest.state == StateScope::Topic).then(|| format!(".{}", key(message.state_topic())));
         let _ = writeln!(text, "\n[state{}]", of_topic.unwrap_or_default());
         for (name, value) in before.entries() {
             let _ = writeln!(text, "{} = {}", key(name), of_bytes(value));

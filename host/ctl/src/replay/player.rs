@@ -123,16 +123,17 @@ impl<'a> Player<'a> {
     pub(super) fn play(&mut self, run: &mut RecordedRun, report: &mut Report) -> anyhow::Result<()> {
         let message = run.message.take().context("a run without a message")?;
         report.message(&message);
-        let topic = match self.topics.get_mut(&message.topic) {
+        let of_state = message.shared_state_topic();
+        let topic = match self.topics.get_mut(&of_state) {
             Some(topic) => topic,
             None => {
-                let is_tick = self.manifest.every.is_some() && message.topic.starts_with("$timer/");
+                let is_tick = self.manifest.every.is_some() && of_state.starts_with("$timer/");
                 let topic = Topic {
-                    is_heard: is_tick || self.manifest.hears(&message.topic),
-                    settings: settings_of(&message.topic, &self.settings, &self.of_topics),
+                    is_heard: is_tick || self.manifest.hears(&of_state),
+                    settings: settings_of(&of_state, &self.settings, &self.of_topics),
                     state: ScopeState::default(),
                 };
-                self.topics.entry(Arc::clone(&message.topic)).or_insert(topic)
+                self.topics.entry(of_state).or_insert(topic)
             }
         };
         let settings = Arc::clone(&topic.settings);

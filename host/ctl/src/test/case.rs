@@ -52,6 +52,8 @@ pub(super) struct Step {
     /// The tick of `every`, instead of a message.
     #[serde(default)]
     pub(super) tick: bool,
+    /// Name of a wake that waits, instead of a message. With `topic`: the one that this topic has set.
+    pub(super) wake: Option<String>,
     pub(super) attempt: Option<u32>,
     /// Time since the message before: "10s".
     after: Option<String>,
@@ -131,9 +133,13 @@ impl Step {
         if payloads.into_iter().filter(|is_given| *is_given).count() > 1 {
             bail!("name one of payload, payload_hex and payload_file");
         }
-        match (&self.topic, self.tick) {
-            (None, false) => bail!("topic is missing, and it is not a tick: name one, for example topic = \"a/b\""),
-            (Some(_), true) => bail!("a tick has no topic of its own: remove topic or tick"),
+        match (&self.topic, self.tick, &self.wake) {
+            (_, true, Some(_)) => bail!("it is a tick or a wake: remove one of both"),
+            (None, false, None) => {
+                bail!("topic is missing, and it is no tick or wake: name one, for example topic = \"a/b\"")
+            }
+            (Some(_), true, _) => bail!("a tick has no topic of its own: remove topic or tick"),
+            (_, _, Some(_)) if payloads.contains(&true) => bail!("a wake has no payload: remove it"),
             _ => Ok(()),
         }
     }
@@ -154,11 +160,12 @@ impl Step {
         }
     }
 
-    pub(super) fn after_ms(&self) -> anyhow::Result<u64> {
-        let Some(text) = &self.after else { return Ok(0) };
+    /// Time since the message before, if it is given.
+    pub(super) fn after_ms(&self) -> anyhow::Result<Option<u64>> {
+        let Some(text) = &self.after else { return Ok(None) };
         let after = parse_period(text)
             .with_context(|| format!("after = {text:?} is not a time: write \"500ms\", \"10s\", \"5m\" or \"1h\""))?;
-        Ok(u64::try_from(after.as_millis())?)
+        Ok(Some(u64::try_from(after.as_millis())?))
     }
 }
 
@@ -224,8 +231,8 @@ mod tests {
         assert_eq!(
             error("[[message]]\ntopic = \"a\"\npaylod = \"1\""),
             "tests/a.toml:3: unknown field `paylod`, expected one of `topic`, `payload`, `payload_hex`, `payload_file`, \
-             `content_type`, `properties`, `retained`, `response_topic`, `correlation_data`, `tick`, `attempt`, `after`, \
-             `expect`"
+             `content_type`, `properties`, `retained`, `response_topic`, `correlation_data`, `tick`, `wake`, `attempt`, \
+             `after`, `expect`"
         );
         assert!(error("time = 2026-01-05").contains("no message"));
         assert!(error("[[message]\n").starts_with("tests/a.toml:1: "));
@@ -262,7 +269,7 @@ mod tests {
     fn times_are_those_of_the_file() {
         let case = read("time = 2026-01-05T11:02:13.5+01:00\n[[message]]\ntick = true\nafter = \"5m\"").unwrap();
         assert_eq!(sedge_core::time::rfc3339(case.start_ms().unwrap()), "2026-01-05T10:02:13.500Z");
-        assert_eq!(case.messages[0].after_ms().unwrap(), 300_000);
+        assert_eq!(case.messages[0].after_ms().unwrap(), Some(300_000));
         let case = read("[[message]]\ntick = true\nafter = \"soon\"").unwrap();
         assert!(case.messages[0].after_ms().unwrap_err().to_string().contains("soon"));
         assert_eq!(sedge_core::time::rfc3339(case.start_ms().unwrap()), "2026-01-01T00:00:00.000Z");

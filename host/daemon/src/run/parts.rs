@@ -259,6 +259,7 @@ fn board_config(config: &Config) -> BoardConfig {
         max_payload_bytes: config.mqtt.max_payload_bytes.get() as usize,
         max_hops: functions.max_hops.get(),
         max_fan_out: functions.max_fan_out.get(),
+        max_wakes: functions.max_wakes.get(),
         retry_attempts: functions.retry.attempts.get(),
         retry_max_delay: Duration::from_secs(functions.retry.max_delay_secs.get().into()),
         parked_max_bytes: (config.store.parked_max_bytes.get() as usize).min(budget(config).parked()),

@@ -260,7 +260,7 @@ impl Worker {
             Encoder::new(&mut self.out).done(job.id, &outcome, &[], 0);
             return state;
         };
-        let settings = settings.of(&job.message.topic);
+        let settings = settings.of(&job.message.shared_state_topic());
         let draws = if job.keeps_draws { Draws::kept() } else { Draws::Real };
         let permitted = |outputs: &[_]| permits.check(outputs);
         let run = function.invoke_drawing(settings, &job.message, state, draws, permitted);
@@ -286,7 +286,7 @@ impl Worker {
 
     /// Stands for the key within which jobs run in order, with or without state.
     fn held_key(&self, job: &Job) -> (u64, u64) {
-        let topic = (job.scope != JobScope::Function).then_some(&*job.message.topic);
+        let topic = (job.scope != JobScope::Function).then_some(job.message.state_topic());
         let [one, other] = &self.hashers;
         (one.hash_one((job.function, topic)), other.hash_one((job.function, topic)))
     }
@@ -296,7 +296,7 @@ impl Worker {
 fn scope_key(job: &Job) -> Option<ScopeKey> {
     match job.scope {
         JobScope::None => None,
-        JobScope::Topic => Some((job.function, Some(Arc::clone(&job.message.topic)))),
+        JobScope::Topic => Some((job.function, Some(job.message.shared_state_topic()))),
         JobScope::Function => Some((job.function, None)),
     }
 }

@@ -243,6 +243,13 @@ impl Parking {
         self.stopped(key);
     }
 
+    /// The job that was started for this key was not run, and is not before this time.
+    pub(crate) fn postpone(&mut self, key: &Key, until: Instant) {
+        let queue = self.queues.get_mut(key).expect("a started job stays in its queue");
+        queue.jobs.front_mut().expect("a started job stays in its queue").due = Some(until);
+        self.stopped(key);
+    }
+
     fn stopped(&mut self, key: &Key) {
         let queue = self.queues.get_mut(key).expect("a started job stays in its queue");
         if std::mem::take(&mut queue.running) {

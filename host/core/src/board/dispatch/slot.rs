@@ -245,7 +245,7 @@ impl Slot {
     pub(crate) fn sent(&self, function: FunctionNo, topic: Option<&str>) -> impl Iterator<Item = JobId> {
         let jobs =
             self.unfinished.iter().flatten().map(|sent| &sent.job).filter(move |job| job.id.function == function);
-        jobs.filter(move |job| topic.is_none_or(|topic| *job.message.topic == *topic)).map(|job| job.id)
+        jobs.filter(move |job| topic.is_none_or(|topic| job.message.state_topic() == topic)).map(|job| job.id)
     }
 
     pub(crate) fn job(&self, number: JobNo) -> Option<&Job> {

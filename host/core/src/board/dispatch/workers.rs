@@ -446,7 +446,7 @@ impl Workers {
 
     /// Takes back what was submitted to a worker for one key, because a job before it is to run again.
     pub(crate) fn recall(&mut self, worker: WorkerNo, function: FunctionNo, topic: Option<&str>) -> Recalled {
-        let is_of_key = |job: &Job| topic.is_none_or(|topic| *job.message.topic == *topic);
+        let is_of_key = |job: &Job| topic.is_none_or(|topic| job.message.state_topic() == topic);
         let (outstanding, unsent) = self.slots[worker.index()].recall(function, is_of_key);
         Recalled { outstanding, unsent: unsent.into_iter().map(|job| (job.id, job.edition)).collect() }
     }

@@ -22,6 +22,11 @@ impl FanOut {
         Self { budget, left: budget, share: budget / u32::try_from(jobs.max(1)).unwrap_or(u32::MAX) }
     }
 
+    /// Publications that the message may cause in all.
+    pub(crate) fn budget(&self) -> u32 {
+        self.budget
+    }
+
     /// Takes the outputs of one function off the budget. Returns the budget of each of them. Alerts cause publications, but
     /// are none themselves: only a message with nothing left may not raise one.
     pub(crate) fn spend(&mut self, outputs: &[Output]) -> Result<u32, Failure> {

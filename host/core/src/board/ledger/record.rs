@@ -10,7 +10,7 @@ use crate::board::ids::FunctionNo;
 use crate::board::map::{Map, Seeded};
 use crate::board::size::detached;
 use crate::manifest::{Allow, Manifest};
-use crate::message::{Alert, AlertStatus, Failure, Message, Output, Publication};
+use crate::message::{Alert, AlertStatus, Failure, Message, Output, Publication, Wake};
 use crate::permits;
 use crate::store::Record;
 use crate::stream::Stream;
@@ -36,7 +36,7 @@ struct PublishedAlert<'a> {
     node: &'a str,
     function: &'a str,
     version: &'a str,
-    /// The topic of the message that caused it.
+    /// The topic of the message that caused it, or that set the wake.
     topic: &'a str,
     #[serde(flatten)]
     alert: &'a Alert,
@@ -62,6 +62,7 @@ pub(crate) struct Recorded {
     pub(crate) publishes: u32,
     /// Forwards and alerts that had nowhere to go.
     pub(crate) without_upstream: u32,
+    pub(crate) wakes: Vec<Wake>,
 }
 
 /// Turns outputs into records. Remembers recent alerts in memory only: after a restart one more repeat is recorded.
@@ -119,7 +120,7 @@ impl Recorder {
                         node,
                         function: &manifest.name,
                         version: &manifest.version,
-                        topic: &message.topic,
+                        topic: message.state_topic(),
                         alert: &alert,
                         at_ms: now.unix_ms,
                         clock_synced: message.clock_synced,
@@ -148,7 +149,8 @@ impl Recorder {
                     recorded.publishes += 1;
                     recorded.records.push(new(Stream::Local, topic, detached(payload), content_type, retain));
                 }
-                Output::Wake(_) | Output::Reply(_) => unreachable!("the check above refuses them"),
+                Output::Wake(wake) => recorded.wakes.push(wake),
+                Output::Reply(_) => unreachable!("the check above refuses them"),
             }
         }
         recorded

@@ -6,7 +6,7 @@ use super::fan_out::FanOut;
 use crate::board::dispatch::Ticket;
 use crate::board::receipt::Receipt;
 use crate::board::rollout::Observed;
-use crate::message::Message;
+use crate::message::{Message, Scope};
 use crate::store::Commit;
 
 pub(crate) struct Unit {
@@ -33,6 +33,8 @@ pub(crate) struct Unit {
     /// Jobs that the commit parks.
     pub(super) tickets: Vec<Ticket>,
     pub(super) message_id: Option<Box<str>>,
+    /// Scopes whose wakes it changes, without a write to their state.
+    pub(super) wake_scopes: Vec<Scope>,
 }
 
 /// Memory of a unit beside its message and what its functions made of it: its place here, in the window and in the workers'
@@ -72,6 +74,7 @@ impl Unit {
             freed: Vec::new(),
             tickets: Vec::new(),
             message_id,
+            wake_scopes: Vec::new(),
         }
     }
 

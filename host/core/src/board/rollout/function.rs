@@ -234,7 +234,7 @@ impl Function {
 
     /// Where the state of a run on this message is stored.
     pub(crate) fn state_scope(&self, scope: StateScope, message: &Message) -> Scope {
-        let topic = (scope == StateScope::Topic).then(|| Arc::clone(&message.topic));
+        let topic = (scope == StateScope::Topic).then(|| message.shared_state_topic());
         Scope { function: Arc::clone(&self.state_name), topic }
     }
 

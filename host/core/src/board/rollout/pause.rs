@@ -125,12 +125,12 @@ impl Pauses {
         was_paused | self.topics.remove(topic).is_some_and(|it| it.until.is_some())
     }
 
-    pub(crate) fn failed(&mut self, topic: &Arc<str>, failure: &Failure, now: Instant) -> Option<Paused> {
+    pub(crate) fn failed(&mut self, topic: &str, failure: &Failure, now: Instant) -> Option<Paused> {
         let PauseConfig { after, first, max } = self.config;
         if !self.topics.contains_key(topic) {
             self.make_room();
         }
-        let it = self.topics.entry(Arc::clone(topic)).or_insert_with(|| Topic {
+        let new = || Topic {
             failures: 0,
             failed_at: now,
             length: first,
@@ -138,7 +138,8 @@ impl Pauses {
             probing: false,
             paused_in: None,
             reason: Box::default(),
-        });
+        };
+        let it = self.topics.entry(topic.into()).or_insert_with(new);
         it.failures = it.failures.saturating_add(1);
         it.failed_at = now;
         let again = it.probing;
@@ -200,7 +201,7 @@ mod tests {
     }
 
     fn fail(pauses: &mut Pauses, topic: &str, times: u32, now: Instant) -> Option<Paused> {
-        (0..times).filter_map(|_| pauses.failed(&topic.into(), &trap(), now)).last()
+        (0..times).filter_map(|_| pauses.failed(topic, &trap(), now)).last()
     }
 
     #[test]
