@@ -140,8 +140,7 @@ fn a_change_is_live_with_the_next_message_and_one_that_does_not_build_changes_no
     kill_process(Pid::from_child(&dev.child), Signal::INT).unwrap();
     let mut dev = dev;
     assert!(dev.child.wait().unwrap().success());
-    let ended =
-        || broker.log().lines().any(|line| line.contains("Client sedge-dev-") && !line.contains("connected from"));
+    let ended = || broker.log().lines().any(|line| line.contains("Client sedge-dev-") && line.contains("disconnected"));
     assert!(eventually(PATIENCE, ended), "its session is ended:\n{}", broker.log());
 }
 

@@ -10,7 +10,7 @@
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Instant;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -20,7 +20,7 @@ use super::gate::Gate;
 /// Held bytes above which a write waits for the socket, so that a peer that does not read slows the sender.
 const HIGH_WATER_BYTES: usize = 64 * 1024;
 
-pub(crate) struct Coalesce<S> {
+pub(crate) struct Coalesce<S: AsyncRead + AsyncWrite + Unpin> {
     stream: S,
     gate: Arc<Gate>,
     held: Vec<u8>,
@@ -83,6 +83,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Coalesce<S> {
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.poll_drain(cx))?;
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// After the last packet, which says goodbye, nothing is read any more that would write it.
+impl<S: AsyncRead + AsyncWrite + Unpin> Drop for Coalesce<S> {
+    fn drop(&mut self) {
+        if !self.held.is_empty() {
+            // What the socket does not take at once is lost, as with a connection that breaks.
+            let _ = self.poll_drain(&mut Context::from_waker(Waker::noop()));
+        }
     }
 }
 
@@ -162,5 +172,17 @@ mod tests {
         };
         assert!(tokio::time::timeout(std::time::Duration::from_millis(20), flood).await.is_err());
         assert!(stream.held.len() <= HIGH_WATER_BYTES + 1024);
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn the_last_packet_leaves_although_nothing_is_read_after_it() {
+        let (near, mut far) = duplex(1024);
+        let mut stream = Coalesce::new(near, Arc::default());
+        stream.write_all(b"goodbye").await.unwrap();
+        stream.flush().await.unwrap();
+        drop(stream);
+        let mut received = Vec::new();
+        far.read_to_end(&mut received).await.unwrap();
+        assert_eq!(received, b"goodbye");
     }
 }
