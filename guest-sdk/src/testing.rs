@@ -109,7 +109,7 @@ impl Board {
     pub fn run<F: Function>(&mut self, message: Message) -> Outcome {
         let manifest = &mut self.manifest;
         let any = |filters: &[String]| filters.iter().any(|filter| matches(filter, &message.topic));
-        let heard = any(&manifest.subscribe) && !any(&manifest.except);
+        let heard = any(&manifest.subscribe) && !any(&manifest.except) || any(&manifest.requests);
         if message.is_tick() {
             assert!(manifest.every, "function.toml has no `every`: the function would not get a tick");
         } else if message.wake().is_none() {
@@ -195,7 +195,10 @@ impl Manifest {
                     check_wake(wake).map_err(Failure::Reject)?;
                     continue;
                 }
-                Output::Reply(reply) => return reject(format!("not-available: reply {}", reply.status)),
+                Output::Reply(reply) if !(200..=599).contains(&reply.status) => {
+                    return reject(format!("invalid-reply: status {}", reply.status));
+                }
+                Output::Reply(_) => continue,
             };
             if let Some(sink) = sink {
                 return reject(format!("not-available: sink {sink:?}"));
@@ -465,7 +468,7 @@ mod tests {
                 "again" => (0..2000).try_for_each(|turn| state::set("key", turn % 2 == 0))?,
                 "publish" => outputs.push(Output::publish(argument, "")),
                 "wake" => outputs.push(Output::wake(argument, 1)),
-                "reply" => outputs.push(Output::reply(404, "")),
+                "reply" => outputs.push(Output::reply(argument.parse().unwrap(), "")),
                 "sink" => outputs.push(Output::publish("a", "").sink(argument)),
                 "forward" => outputs.push(Output::forward(argument, "")),
                 "many" => outputs.extend((0..65).map(|_| Output::forward("a", ""))),
@@ -560,10 +563,8 @@ mod tests {
 
     #[test]
     fn outputs_that_boards_do_not_have_yet_are_refused() {
-        for (payload, named) in [("reply", "reply 404"), ("sink mail", "sink \"mail\"")] {
-            let Err(Failure::Reject(why)) = run(&mut Board::new(), payload) else { panic!("{payload} is not refused") };
-            assert_eq!(why, format!("not-available: {named}"));
-        }
+        let Err(Failure::Reject(why)) = run(&mut Board::new(), "sink mail") else { panic!("a sink is not refused") };
+        assert_eq!(why, "not-available: sink \"mail\"");
     }
 
     #[test]
@@ -582,6 +583,15 @@ mod tests {
         assert_eq!(said(board.run::<Counts>(Message::new("doors/1", ""))), "none doors/1 1");
         assert_eq!(said(board.wake::<Counts>("open", "doors/1")), "open doors/1 2");
         assert_eq!(said(board.wake::<Counts>("open", "doors/2")), "open doors/2 1");
+    }
+
+    #[test]
+    fn requests_over_http_are_heard_and_answered() {
+        let mut board = Board::from_manifest("name = \"x\"\nhttp = [\"POST /readings/{sensor}\"]\nstate = \"topic\"\n");
+        let outputs = board.run::<Obeys>(Message::new("$http/readings/kitchen", "reply 201")).unwrap();
+        assert_eq!(outputs, [Output::reply(201, "")]);
+        let Err(Failure::Reject(why)) = run(&mut Board::new(), "reply 100") else { panic!("it is not refused") };
+        assert_eq!(why, "invalid-reply: status 100");
     }
 
     #[test]

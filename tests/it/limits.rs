@@ -12,7 +12,7 @@ use crate::harness::upstream::Upstream;
 use crate::harness::wire::Publish;
 
 /// Payloads, and the reasons that their dead letter may have.
-const MISBEHAVIOUR: [(&str, &[&str]); 14] = [
+const MISBEHAVIOUR: [(&str, &[&str]); 13] = [
     ("loop", &["fuel"]),
     ("trap", &["trap"]),
     ("memory", &["memory", "trap"]),
@@ -26,7 +26,6 @@ const MISBEHAVIOUR: [(&str, &[&str]); 14] = [
     ("publish elsewhere/a", &["not-allowed"]),
     ("publish allowed/+", &["invalid-topic"]),
     ("wake a+", &["invalid-wake"]),
-    ("reply hello", &["not-available"]),
     ("sink mail", &["not-available"]),
 ];
 

@@ -20,6 +20,7 @@ mod documents;
 mod everywhere;
 mod fairness;
 mod grants;
+mod http;
 mod limits;
 mod odd_brokers;
 mod operator;

@@ -22,6 +22,8 @@ pub(super) struct Manifest {
     pub subscribe: Vec<String>,
     /// Topics that `subscribe` would hear, and the function does not.
     pub except: Vec<String>,
+    /// Topics of requests over HTTP, as filters.
+    pub requests: Vec<String>,
     pub scope: Scope,
     pub publish: Vec<String>,
     /// `None`: all topics but the board's own.
@@ -74,6 +76,7 @@ impl Manifest {
         Self {
             name: "function".to_owned(),
             subscribe: vec!["#".to_owned(), "$SYS/#".to_owned()],
+            requests: vec!["$http/#".to_owned()],
             scope: Scope::Topic,
             publish: vec!["#".to_owned()],
             every: true,
@@ -132,6 +135,8 @@ impl Manifest {
             (["name"], Value::Text(text)) => self.name = text,
             (["subscribe"], value) => self.subscribe = texts("subscribe", value)?,
             (["except"], value) => self.except = texts("except", value)?,
+            (["http"], value) => self.requests = requests(value)?,
+            (["http_headers"], Value::List(_)) => {}
             (["state"], Value::Text(text)) => {
                 self.scope = match text.as_str() {
                     "none" => Scope::None,
@@ -188,6 +193,16 @@ impl Manifest {
 
 fn texts(key: &str, value: Value) -> Result<Vec<String>, String> {
     value.texts().ok_or_else(|| format!("{key} is a list of texts"))
+}
+
+/// The topics of `POST /readings/{sensor}`: `$http/readings/+`.
+fn requests(value: Value) -> Result<Vec<String>, String> {
+    let filter = |route: String| {
+        let (_, path) = route.split_once(' ').ok_or_else(|| format!("http: {route:?} has no method"))?;
+        let level = |level: &str| if level.starts_with('{') { "+".to_owned() } else { level.to_owned() };
+        Ok(format!("$http{}", path.split('/').map(level).collect::<Vec<_>>().join("/")))
+    };
+    texts("http", value)?.into_iter().map(filter).collect()
 }
 
 fn without_comment(line: &str) -> &str {

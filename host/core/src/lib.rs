@@ -16,6 +16,7 @@ pub mod metrics;
 pub mod mistakes;
 pub mod permits;
 pub mod recording;
+pub mod request;
 mod router;
 pub mod settings;
 pub mod store;

@@ -14,9 +14,12 @@ use crate::config::document::{Item, Table, Value};
 use crate::config::problem::{Invalid, Problems};
 use crate::config::reader::{Read, Reader, Section, choice, parsed, refuse, wrong_kind};
 use crate::permits;
+use crate::request::HttpRoute;
 use crate::settings::declaration::{self, Declaration};
 use crate::store::scope_bytes;
 use crate::topic::{TopicFilter, is_heard};
+
+mod http;
 
 pub const FILE_NAME: &str = "function.toml";
 
@@ -39,6 +42,12 @@ pub struct Manifest {
     /// Topics that `subscribe` would hear, and the function does not.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub except: Vec<TopicFilter>,
+    /// Requests over HTTP that wake the function.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub http: Vec<HttpRoute>,
+    /// Headers of these requests that it gets, in lower case.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub http_headers: Vec<String>,
     pub state: StateScope,
     /// What happens to a write for which there is no room.
     #[serde(skip_serializing_if = "StateFull::is_default")]
@@ -199,9 +208,9 @@ impl Manifest {
         self.component.as_ref().is_some_and(|file| is_script_file(Path::new(file)))
     }
 
-    /// Whether the function gets messages of this topic from the broker.
+    /// Whether the function gets messages of this topic, from the broker or as requests over HTTP.
     pub fn hears(&self, topic: &str) -> bool {
-        is_heard(topic, &self.subscribe, &self.except)
+        is_heard(topic, &self.subscribe, &self.except) || self.takes_requests(topic)
     }
 
     /// Parses TOML and checks its limits against those of a board. `file` is the name in problems.
@@ -227,6 +236,8 @@ impl Manifest {
             serial: 0,
             subscribe: Vec::new(),
             except: Vec::new(),
+            http: Vec::new(),
+            http_headers: Vec::new(),
             state: StateScope::None,
             state_full: StateFull::Fail,
             every: None,
@@ -251,6 +262,7 @@ fn read(section: &mut Section<'_, '_>, manifest: &mut Manifest, ceilings: Option
     section.value("serial", &mut manifest.serial);
     section.value("subscribe", &mut manifest.subscribe);
     section.value("except", &mut manifest.except);
+    http::read(section, manifest);
     section.value("state", &mut manifest.state);
     section.value("state_full", &mut manifest.state_full);
     section.optional("every", &mut manifest.every);
@@ -258,14 +270,16 @@ fn read(section: &mut Section<'_, '_>, manifest: &mut Manifest, ceilings: Option
         let component = manifest.component.as_deref().unwrap_or_default();
         section.check("component", check_component(component));
     }
+    let is_empty = |item: &Item| matches!(&item.value, Value::Array(items) if items.is_empty());
+    let has_http = section.item("http").is_some_and(|item| !is_empty(item));
     match section.item("subscribe").map(|item| &item.value) {
-        _ if section.has("every") => {}
+        _ if section.has("every") || has_http => {}
         None => {
-            let invalid = Invalid::new("missing, and no every: the function would never run");
+            let invalid = Invalid::new("missing, and no every and no http: the function would never run");
             section.error("subscribe", invalid.hint("for example subscribe = [\"sensors/+/temperature\"]"));
         }
         Some(Value::Array(items)) if items.is_empty() => {
-            let invalid = Invalid::new("empty, and no every: the function would never run");
+            let invalid = Invalid::new("empty, and no every and no http: the function would never run");
             section.error("subscribe", invalid.hint("name a topic filter"));
         }
         Some(_) => {}
@@ -443,7 +457,7 @@ const OWN_TOPICS: [(&str, &str); 5] = [
     ("$wake", "return a wake: its run needs no filter"),
     ("$schedule", "remove it"),
     ("$silence", "remove it"),
-    ("$http", "remove it"),
+    ("$http", "use http = [\"POST /path\"] for requests over HTTP"),
 ];
 
 fn own_topics(filter: &TopicFilter) -> Option<(&'static str, &'static str)> {

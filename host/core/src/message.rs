@@ -343,10 +343,12 @@ pub enum FailureCode {
     InvalidWake,
     /// More wakes wait for the function than may.
     TooManyWakes,
+    /// An answer to a request has a status that HTTP does not have for it, or there is more than one.
+    InvalidReply,
 }
 
 impl FailureCode {
-    pub const ALL: [Self; 27] = [
+    pub const ALL: [Self; 28] = [
         Self::Rejected,
         Self::RetriesExhausted,
         Self::Trap,
@@ -374,6 +376,7 @@ impl FailureCode {
         Self::StateFull,
         Self::InvalidWake,
         Self::TooManyWakes,
+        Self::InvalidReply,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -405,6 +408,7 @@ impl FailureCode {
             Self::StateFull => "state-full",
             Self::InvalidWake => "invalid-wake",
             Self::TooManyWakes => "too-many-wakes",
+            Self::InvalidReply => "invalid-reply",
         }
     }
 

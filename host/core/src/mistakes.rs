@@ -47,6 +47,8 @@ pub enum Mistake {
     PauseOthers,
     /// Deletes a wake when it is due, and not with what comes of it.
     DeleteWakeEarly,
+    /// Answers a request when it is processed, not when the commit is confirmed.
+    AnswerBeforeCommit,
     /// Reports new settings while workers still run jobs with the older ones.
     ReportSettingsEarly,
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::grants::Grants;
 use crate::manifest::Allow;
-use crate::message::{Failure, FailureCode, Output, wire};
+use crate::message::{Failure, FailureCode, Output, Reply, wire};
 use crate::topic::{self, TopicFilter};
 use crate::wake;
 
@@ -43,6 +43,7 @@ impl Permits {
     /// Fails with the first output that is not allowed.
     pub fn check(&self, outputs: &[Output]) -> Result<(), Failure> {
         let Self { base_topic, publish, forward, retain, .. } = self;
+        check_one_reply(outputs)?;
         outputs.iter().try_for_each(|output| check(output, base_topic, publish, forward.as_deref(), retain.as_deref()))
     }
 }
@@ -63,7 +64,7 @@ pub fn check(
         Output::Forward(publication) => (&publication.sink, Some((publication, false))),
         Output::Publish(publication) => (&publication.sink, Some((publication, true))),
         Output::Wake(wake) => return wake::check(wake),
-        Output::Reply(reply) => return Err(not_available(&format!("reply {}", reply.status))),
+        Output::Reply(reply) => return check_reply(reply),
     };
     if let Some(sink) = sink {
         return Err(not_available(&format!("sink {}", shown(sink))));
@@ -73,11 +74,7 @@ pub fn check(
     if let Err(error) = topic::validate_name(topic) {
         return Err(Failure { code: FailureCode::InvalidTopic, detail: format!("{}: {error}", shown(topic)) });
     }
-    if let Some(content_type) = publication.content_type.as_deref().filter(|it| !is_content_type(it)) {
-        let why = "a content type is printable ASCII of at most 255 bytes";
-        let detail = format!("content type {} of an output to {}: {why}", shown(content_type), shown(topic));
-        return Err(Failure { code: FailureCode::InvalidContentType, detail });
-    }
+    check_content_type(publication.content_type.as_deref(), || format!("an output to {}", shown(topic)))?;
     let refuse =
         |why: String| Err(Failure { code: FailureCode::NotAllowed, detail: format!("{} {why}", shown(topic)) });
     if is_local {
@@ -107,6 +104,33 @@ pub fn own_level(topic: &str) -> Option<&str> {
 
 fn matches(allowed: &[TopicFilter], topic: &str) -> bool {
     allowed.iter().any(|filter| filter.matches(topic))
+}
+
+fn check_content_type(content_type: Option<&str>, of: impl FnOnce() -> String) -> Result<(), Failure> {
+    let Some(content_type) = content_type.filter(|it| !is_content_type(it)) else { return Ok(()) };
+    let why = "a content type is printable ASCII of at most 255 bytes";
+    let detail = format!("content type {} of {}: {why}", shown(content_type), of());
+    Err(Failure { code: FailureCode::InvalidContentType, detail })
+}
+
+/// Statuses that end an exchange.
+const STATUSES: std::ops::RangeInclusive<u16> = 200..=599;
+
+fn check_reply(reply: &Reply) -> Result<(), Failure> {
+    if !STATUSES.contains(&reply.status) {
+        let detail = format!("a reply has status {}: use {} to {}", reply.status, STATUSES.start(), STATUSES.end());
+        return Err(Failure { code: FailureCode::InvalidReply, detail });
+    }
+    check_content_type(reply.content_type.as_deref(), || format!("a reply with status {}", reply.status))
+}
+
+/// A request has one answer.
+pub(crate) fn check_one_reply(outputs: &[Output]) -> Result<(), Failure> {
+    let replies = outputs.iter().filter(|output| matches!(output, Output::Reply(_))).count();
+    if replies <= 1 {
+        return Ok(());
+    }
+    Err(Failure { code: FailureCode::InvalidReply, detail: format!("{replies} replies, and a request has one answer") })
 }
 
 fn not_available(what: &str) -> Failure {
@@ -218,7 +242,6 @@ mod tests {
             sink: sink.clone(),
         };
         for (output, named) in [
-            (Output::Reply(Reply { status: 404, content_type: None, body: Bytes::new() }), "`reply 404`"),
             (Output::Alert(alert.clone()), "`sink \"mail\"`"),
             (Output::Forward(Publication { sink: sink.clone(), ..publication("a") }), "`sink \"mail\"`"),
             (Output::Publish(Publication { sink, ..publication("a") }), "`sink \"mail\"`"),
@@ -255,6 +278,23 @@ mod tests {
             assert_eq!(failure.code, FailureCode::InvalidContentType, "{bad:?}");
             assert!(failure.detail.starts_with("content type \"") && failure.detail.len() < 400, "{}", failure.detail);
         }
+    }
+
+    #[test]
+    fn a_request_has_one_answer_with_a_status_of_http() {
+        let permits = Permits::new(&Allow::default(), "sedge");
+        let reply = |status, content_type: Option<&str>| {
+            Output::Reply(Reply { status, content_type: content_type.map(Into::into), body: Bytes::new() })
+        };
+        let check = |outputs: &[Output]| permits.check(outputs).map_err(|failure| failure.code);
+        for status in [200, 204, 404, 599] {
+            check(&[reply(status, Some("text/plain"))]).unwrap();
+        }
+        for status in [0, 100, 101, 199, 600, u16::MAX] {
+            assert_eq!(check(&[reply(status, None)]), Err(FailureCode::InvalidReply), "{status}");
+        }
+        assert_eq!(check(&[reply(200, None), reply(201, None)]), Err(FailureCode::InvalidReply));
+        assert_eq!(check(&[reply(200, Some("a\r\nset-cookie: b"))]), Err(FailureCode::InvalidContentType));
     }
 
     fn filters(filters: &[&str]) -> Option<Vec<TopicFilter>> {

@@ -165,7 +165,7 @@ fn check_text(text: &str) -> Result<(), TopicError> {
     }
 }
 
-fn is_noncharacter(c: char) -> bool {
+pub(crate) fn is_noncharacter(c: char) -> bool {
     matches!(c, '\u{fdd0}'..='\u{fdef}') || (c as u32) & 0xfffe == 0xfffe
 }
 

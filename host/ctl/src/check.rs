@@ -52,6 +52,12 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     if functions.is_empty() && keys.is_empty() && !has_errors {
         warn("functions.paths", "no function, so nothing would run", "list the folders of functions");
     }
+    if config.http_trigger.listen.is_none()
+        && let Some((_, manifest)) = functions.iter().find(|(_, manifest)| !manifest.http.is_empty())
+    {
+        let what = format!("function {} is woken by requests over HTTP, and none are taken", manifest.name);
+        warn("http_trigger.listen", &what, "set it, for example to \"127.0.0.1:8080\"");
+    }
     let host = Compiler::capabilities();
     if !host.has_compiler && !host.runs_scripts && !keys.is_empty() && !keys.values().any(|key| key.native_code) {
         let what = "this build has no compiler, and no key may send native code: nothing pushed can run";
@@ -159,6 +165,10 @@ fn summary(
         Some(listen) => writeln!(out, "metrics    http://{listen}/metrics")?,
         None => writeln!(out, "metrics    off")?,
     }
+    if let Some(listen) = config.http_trigger.listen {
+        let scheme = if config.http_trigger.cert_file.is_some() { "https" } else { "http" };
+        writeln!(out, "requests   {scheme}://{listen}/")?;
+    }
     for (dir, manifest) in functions {
         writeln!(out, "\nfunction   {} {}, from {}", manifest.name, manifest.version, dir.display())?;
         for filter in &manifest.subscribe {
@@ -172,6 +182,9 @@ fn summary(
         }
         for filter in &manifest.except {
             writeln!(out, "  except   {filter}")?;
+        }
+        for route in &manifest.http {
+            writeln!(out, "  answers  {route}")?;
         }
         if let Some(every) = manifest.every {
             writeln!(out, "  ticks    every {every:?}")?;
@@ -221,6 +234,7 @@ fn as_json(config: &Config, functions: &[(PathBuf, Manifest)], problems: &Proble
         "state_max_bytes": config.store.state_max_bytes,
         "memory_budget_bytes": config.budget(memory_bytes).bytes(),
         "metrics": config.http.listen,
+        "requests": config.http_trigger.listen,
         "functions": functions.iter().map(|(dir, manifest)| json!({
             "dir": dir,
             "manifest": manifest,
@@ -234,10 +248,11 @@ mod tests {
     use super::*;
 
     fn configured() -> (Config, Vec<(PathBuf, Manifest)>) {
-        let text = "[node]\nname = \"board-7\"\ngroups = [\"plant\"]\n[upstream]\nurl = \"http://a/in\"\n[http]\nlisten = \"off\"";
+        let text = "[node]\nname = \"board-7\"\ngroups = [\"plant\"]\n[upstream]\nurl = \"http://a/in\"\n[http]\nlisten = \"off\"\n\
+                    [http_trigger]\nlisten = \"127.0.0.1:8080\"";
         let (config, problems) = Config::parse(text, Path::new("sedge.toml"));
         assert_eq!(problems, Problems::default());
-        let text = "name = \"warm\"\nversion = \"1\"\nsubscribe = [\"s/+/t\"]\nexcept = [\"s/x/t\"]\nstate = \"topic\"\nallow.publish = [\"d/#\"]";
+        let text = "name = \"warm\"\nversion = \"1\"\nsubscribe = [\"s/+/t\"]\nexcept = [\"s/x/t\"]\nstate = \"topic\"\nhttp = [\"POST /t\"]\nallow.publish = [\"d/#\"]";
         let manifest = Manifest::from_toml(text, Path::new("function.toml"), None).unwrap();
         (config, vec![("functions/warm".into(), manifest)])
     }
@@ -256,10 +271,12 @@ data       /var/lib/sedge
 memory     268435456 bytes for messages in processing, of 1073741824 that this command may use
 state      67108864 bytes for all functions (store.state_max_bytes)
 metrics    off
+requests   http://127.0.0.1:8080/
 
 function   warm 1, from functions/warm
   receives s/+/t
   except   s/x/t
+  answers  POST /t
   sends    d/#
   state    per topic, at most 65536 bytes
   limits   10000000 fuel, 100 ms, 4194304 bytes of memory, 64 outputs, 65536 bytes of output

@@ -102,11 +102,12 @@ pub fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
         let list = |filters: &[TopicFilter]| filters.iter().map(TopicFilter::as_str).collect::<Vec<_>>().join(", ");
         let (filters, except) = (list(&manifest.subscribe), list(&manifest.except));
         eprintln!(
-            "note: a board would not run {} for this topic: function.toml subscribes to {}{}{except}{}",
+            "note: a board would not run {} for this topic: function.toml subscribes to {}{}{except}{}{}",
             manifest.name,
             if filters.is_empty() { "nothing" } else { &filters },
             if except.is_empty() { "" } else { " except " },
             if args.tick { ", and has no every" } else { "" },
+            if topic.starts_with("$http") { ", and takes other requests in http" } else { "" },
         );
     }
     let mut state = args.state_file.as_deref().map_or(Ok(ScopeState::default()), read_state)?;

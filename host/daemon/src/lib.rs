@@ -7,5 +7,6 @@ mod page;
 mod recordings;
 pub mod run;
 mod sinks;
+mod sources;
 pub mod telemetry;
 pub mod worker;

@@ -24,6 +24,7 @@ use tokio::sync::mpsc;
 
 use crate::footprint;
 use crate::sinks::webhook::Webhook;
+use crate::sources::http::HttpTrigger;
 use crate::telemetry::{self, ConnectionLog, Health};
 use crate::worker::processes::Processes;
 use orders::Orders;
@@ -34,6 +35,7 @@ use sedge_core::config::Config;
 use sedge_core::forward::{Answer, Destination, Envelope};
 use sedge_core::manifest::Manifest;
 use sedge_core::message::PublishToken;
+use sedge_core::request::Request;
 use sedge_core::time::Now;
 use sedge_core::{deploy, store};
 use sedge_mqtt::{Link, PublishResult};
@@ -74,6 +76,7 @@ struct Daemon {
     broker: Link,
     broker_events: sedge_mqtt::Events,
     broker_log: ConnectionLog,
+    http_trigger: Option<HttpTrigger>,
     upstream: Upstream,
     upstream_log: ConnectionLog,
     upstream_limits: Vec<String>,
@@ -186,6 +189,7 @@ impl Daemon {
                 Some(action) = self.decisions.recv() => self.carry_out(action),
                 part = self.requests.receive() => self.requests.add(part),
                 events = self.upstream.receive() => self.upstream_events(events),
+                request = receive(&mut self.http_trigger) => self.board.handle(Input::Request(request), self.now()),
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
             // Whatever else the store has to say belongs to this iteration: fewer, larger iterations cost less.
@@ -209,6 +213,9 @@ impl Daemon {
                 && let Some(event) = from_broker.pop_front()
             {
                 self.broker_event(event, now);
+            }
+            while let Some(request) = self.http_trigger.as_mut().and_then(HttpTrigger::try_receive) {
+                self.board.handle(Input::Request(request), now);
             }
             self.housekeep(now);
             self.perform()?;
@@ -246,6 +253,11 @@ impl Daemon {
             };
             match effect {
                 Effect::Acknowledge(token) => self.broker.acknowledge(token),
+                Effect::Respond { id, response } => {
+                    if let Some(trigger) = &mut self.http_trigger {
+                        trigger.respond(id, response);
+                    }
+                }
                 Effect::Store(request) => self.ask_store(request),
                 Effect::Worker { worker, life, command } => self.workers.apply(worker, life, command),
                 Effect::Send { destination, token, envelope } => self.send(destination, token, envelope),
@@ -447,6 +459,13 @@ impl Daemon {
         self.exits.end();
         tracing::info!("ended");
         Ok(())
+    }
+}
+
+async fn receive(trigger: &mut Option<HttpTrigger>) -> Request {
+    match trigger {
+        Some(trigger) => trigger.receive().await,
+        None => std::future::pending().await,
     }
 }
 

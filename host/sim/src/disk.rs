@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use sedge_core::message::Scope;
+use sedge_core::request::{RequestId, Response};
 use sedge_core::store::{
-    Commit, DeadLetter, Fingerprint, MessageIds, Parked, ParkedId, Record, Recovered, StoredState, StoredWake, WakeId,
-    scope_bytes,
+    Commit, DeadLetter, DeadLetterId, Fingerprint, MessageIds, Parked, ParkedId, Record, Recovered, StoredState,
+    StoredWake, WakeId, scope_bytes,
 };
 
 #[derive(Debug)]
@@ -24,6 +25,9 @@ pub struct Disk {
     pub window_is_stale: bool,
     pub meta: BTreeMap<String, Bytes>,
     message_ids: Vec<Box<str>>,
+    responses: BTreeMap<Box<str>, Response>,
+    /// Dead letters of requests, not told yet.
+    letters: Vec<(RequestId, DeadLetterId)>,
 }
 
 impl Default for Disk {
@@ -39,6 +43,8 @@ impl Default for Disk {
             window: Vec::new(),
             window_is_stale: false,
             message_ids: Vec::new(),
+            responses: BTreeMap::new(),
+            letters: Vec::new(),
             meta: BTreeMap::from([("packet-ids-count-upwards".to_owned(), Bytes::from_static(b"1"))]),
         }
     }
@@ -48,6 +54,12 @@ impl Disk {
     /// Applies a commit. Returns the jobs that it parks, with their numbers.
     pub fn commit(&mut self, commit: Commit) -> Vec<Parked> {
         self.window.extend(commit.delivery);
+        let last = (self.dead_letters.len() + commit.dead_letters.len()) as u64;
+        let letter = (!commit.dead_letters.is_empty()).then_some(DeadLetterId(last));
+        self.letters.extend(commit.request.zip(letter));
+        if let Some((id, response)) = commit.message_id.clone().zip(commit.response) {
+            self.responses.insert(id, Response { dead_letter: letter, ..response });
+        }
         self.message_ids.extend(commit.message_id);
         self.records.extend(commit.records);
         self.dead_letters.extend(commit.dead_letters);
@@ -77,6 +89,16 @@ impl Disk {
             parked
         });
         numbered.collect()
+    }
+
+    /// Dead letters of requests since this was last called.
+    pub fn take_letters(&mut self) -> Vec<(RequestId, DeadLetterId)> {
+        std::mem::take(&mut self.letters)
+    }
+
+    /// The answer that is kept under a message id.
+    pub fn response(&self, message_id: &str) -> Option<Response> {
+        self.responses.get(message_id).cloned()
     }
 
     pub fn forget_state(&mut self, function: &str, topics: &[Option<Arc<str>>]) {

@@ -5,6 +5,7 @@
 //! must hold; [`world::run`] is one run from one seed; [`rig`] is a board whose surroundings do only what a test says.
 
 pub mod broker;
+pub mod clients;
 pub mod disk;
 pub mod faults;
 pub mod random;
@@ -16,7 +17,7 @@ pub mod worker;
 pub mod world;
 
 /// What a campaign must have reached: else its runs prove less than they seem to.
-pub const RARE: [&str; 25] = [
+pub const RARE: [&str; 28] = [
     "a function had a worker of its own",
     "a function was paused",
     "a function was released",
@@ -42,4 +43,7 @@ pub const RARE: [&str; 25] = [
     "the budget was used up",
     "state was forgotten to make room",
     "there was no room for state",
+    "a repeat of a request had the answer of the first",
+    "a request was answered while an earlier one of its id was in progress",
+    "a request was turned away",
 ];

@@ -6,6 +6,7 @@ use sedge_core::store::{Commit, Parked, StoredRecord};
 use sedge_core::stream::Stream;
 
 use crate::broker::Publication;
+use crate::clients::Sent;
 use crate::wakes::WakeModel;
 
 /// A rule that was broken, in words.
@@ -17,6 +18,8 @@ pub struct Violation {
 
 pub const SETTLED_ONCE: &str = "each message ends in exactly one place";
 pub const ACKNOWLEDGED_LATE: &str = "nothing is acknowledged before it is committed";
+pub const ANSWERED_LATE: &str = "no request is answered before it is committed";
+pub const ANSWERED_ONCE: &str = "each request is answered once, and its repeats alike";
 pub const STATE_ONCE: &str = "state sees each message once";
 pub const IN_ORDER: &str = "messages of one key are processed in order";
 pub const ACK_ORDER: &str = "acknowledgements leave in the order of receipt";
@@ -41,6 +44,8 @@ pub struct Reference {
     expected: BTreeMap<(String, String), (u32, u32)>,
     settled: BTreeMap<(&'static str, String, String), u32>,
     acknowledged: BTreeMap<(String, String), u32>,
+    /// Requests over HTTP, and whether one was told that it was processed.
+    requests: BTreeMap<(&'static str, String, String), bool>,
     last_number: BTreeMap<(&'static str, String), u64>,
     /// Messages that each function counted, by topic.
     counted: BTreeMap<(&'static str, String), u64>,
@@ -62,6 +67,10 @@ pub struct Reference {
     pub messages: u64,
     pub wakes: WakeModel,
     pub violations: Vec<Violation>,
+}
+
+fn key_of(sent: &Sent) -> (&'static str, String, String) {
+    (sent.function, sent.topic.clone(), sent.payload.clone())
 }
 
 fn function(name: &str) -> Option<&'static str> {
@@ -228,6 +237,26 @@ impl Reference {
         }
     }
 
+    /// A client sends a request, perhaps once more under its id: it must not take effect twice.
+    pub fn requested(&mut self, sent: &Sent) {
+        self.messages += 1;
+        self.requests.entry(key_of(sent)).or_default();
+    }
+
+    /// A client is told that its request was processed, or is in the store.
+    pub fn answered<'a>(&mut self, sent: &Sent, status: u16, mut parked: impl Iterator<Item = &'a Parked>) {
+        let is_it = |it: &Parked| {
+            *it.function == *sent.function
+                && *it.message.topic == *sent.topic
+                && it.message.payload == sent.payload.as_bytes()
+        };
+        let is_settled = self.settled.get(&key_of(sent)).is_some_and(|count| *count > 0);
+        if has_effect(&sent.payload) && !is_settled && !parked.any(is_it) {
+            self.broken(ANSWERED_LATE, format!("{sent:?} is answered {status}"));
+        }
+        self.requests.insert(key_of(sent), has_effect(&sent.payload));
+    }
+
     /// The board learns what was committed.
     pub fn told_of(&mut self, stored: &[StoredRecord]) {
         let alerts = stored.iter().filter(|it| it.record.stream == Stream::Alert).map(|it| it.id.0);
@@ -298,6 +327,12 @@ impl Reference {
                     let what = format!("{function} settled {payload} on {topic} {settled} times, not {must} to {may}");
                     self.broken(SETTLED_ONCE, what);
                 }
+            }
+        }
+        for (request, is_promised) in self.requests.clone() {
+            let settled = self.settled.get(&request).copied().unwrap_or(0);
+            if settled > 1 || settled < u32::from(is_promised) {
+                self.broken(SETTLED_ONCE, format!("the request {request:?} was settled {settled} times"));
             }
         }
     }

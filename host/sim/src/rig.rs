@@ -15,6 +15,7 @@ use sedge_core::board::{
 use sedge_core::manifest::{Allow, Build, Limits, Manifest, StateFull, StateScope, Trial};
 use sedge_core::message::{Digest, Failure};
 use sedge_core::metrics::Metrics;
+use sedge_core::request::{Method, Request, RequestId, RequestPath, Response};
 use sedge_core::settings::{Given, Layer, Origin, Overlay};
 use sedge_core::store::{self, Parked};
 use sedge_core::time::Now;
@@ -33,6 +34,8 @@ pub struct Rig {
     /// Asked of the store and not answered.
     pub requests: VecDeque<store::StoreRequest>,
     pub acknowledged: Vec<AckToken>,
+    /// Answers to requests, by their numbers, in order.
+    pub responses: Vec<(u64, Response)>,
     /// Functions that were paused or released, in order.
     pub paused: Vec<bool>,
     pub deployed: Vec<(u32, TrialEvent)>,
@@ -54,6 +57,8 @@ pub fn manifest(name: &str, subscribe: &str, state: StateScope) -> Manifest {
         serial: 1,
         subscribe: vec![subscribe.parse().expect("a filter")],
         except: Vec::new(),
+        http: Vec::new(),
+        http_headers: Vec::new(),
         state,
         state_full: StateFull::Fail,
         every: None,
@@ -64,6 +69,25 @@ pub fn manifest(name: &str, subscribe: &str, state: StateScope) -> Manifest {
         config: BTreeMap::from([("n".to_owned(), "0".to_owned())]),
         settings: BTreeMap::new(),
         build: Build::default(),
+    }
+}
+
+/// Wakes the function by `POST /<name>/{n}` too.
+pub fn with_requests(manifest: Manifest) -> Manifest {
+    let route = format!("POST /{}/{{n}}", manifest.name).parse().expect("a route");
+    Manifest { http: vec![route], ..manifest }
+}
+
+/// A request over HTTP. `target`: method and path.
+pub fn request(id: u64, target: &str, body: &str, headers: &[(&str, &str)]) -> Request {
+    let (method, path) = target.split_once(' ').expect("a method and a path");
+    Request {
+        id: RequestId(id),
+        method: Method::parse(method).expect("a method"),
+        path: RequestPath::parse(path).expect("a path"),
+        query: Vec::new(),
+        headers: headers.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+        body: Bytes::copy_from_slice(body.as_bytes()),
     }
 }
 
@@ -146,6 +170,7 @@ impl Rig {
             workers: (0..WORKERS).map(|_| Worker::default()).collect(),
             requests: VecDeque::new(),
             acknowledged: Vec::new(),
+            responses: Vec::new(),
             paused: Vec::new(),
             deployed: Vec::new(),
             in_force: Vec::new(),
@@ -211,14 +236,21 @@ impl Rig {
         self.handle(Input::Broker(BrokerEvent::Delivery(delivery)));
     }
 
+    /// A request over HTTP: `POST /f/1`.
+    pub fn request(&mut self, id: u64, target: &str, body: &str, headers: &[(&str, &str)]) {
+        self.handle(Input::Request(request(id, target, body, headers)));
+    }
+
     /// Carries out what the board decided.
     pub fn perform(&mut self) {
         while let Some(effect) = self.board.poll() {
             match effect {
                 Effect::Acknowledge(token) => self.acknowledged.push(token),
+                Effect::Respond { id, response } => self.responses.push((id.0, response)),
                 Effect::Store(
                     store::StoreRequest::Commit { .. }
                     | store::StoreRequest::LoadState { .. }
+                    | store::StoreRequest::LoadResponse { .. }
                     | store::StoreRequest::ForgetState { .. },
                 ) => {
                     let Effect::Store(request) = effect else { unreachable!("matched above") };
@@ -267,11 +299,17 @@ impl Rig {
         match self.requests.pop_front() {
             Some(store::StoreRequest::Commit { batch, commits }) => {
                 let parked: Vec<Parked> = commits.into_iter().flat_map(|it| self.disk.commit(it)).collect();
-                self.handle(Input::Store(store::StoreEvent::Committed { batch, stored: Vec::new(), parked }));
+                let letters = self.disk.take_letters();
+                let stored = Vec::new();
+                self.handle(Input::Store(store::StoreEvent::Committed { batch, stored, parked, letters }));
             }
             Some(store::StoreRequest::LoadState { id, scope }) => {
                 let entries = self.disk.entries(&scope);
                 self.handle(Input::Store(store::StoreEvent::State { id, entries }));
+            }
+            Some(store::StoreRequest::LoadResponse { request, message_id }) => {
+                let response = self.disk.response(&message_id);
+                self.handle(Input::Store(store::StoreEvent::Response { request, response }));
             }
             Some(store::StoreRequest::ForgetState { function, topics }) => self.disk.forget_state(&function, &topics),
             None => {}

@@ -76,7 +76,8 @@ impl Store {
         match request {
             StoreRequest::Commit { batch, commits } => {
                 let (stored, parked) = self.commit(commits, note);
-                self.tell(StoreEvent::Committed { batch, stored, parked });
+                let letters = self.disk.take_letters();
+                self.tell(StoreEvent::Committed { batch, stored, parked, letters });
                 let dropped = std::mem::take(&mut self.fresh_drops);
                 dropped.into_iter().for_each(|event| self.tell(event));
                 self.report_gaps();
@@ -84,6 +85,10 @@ impl Store {
             StoreRequest::LoadState { id, scope } => {
                 let entries = self.disk.entries(&scope);
                 self.tell(StoreEvent::State { id, entries });
+            }
+            StoreRequest::LoadResponse { request, message_id } => {
+                let response = self.disk.response(&message_id);
+                self.tell(StoreEvent::Response { request, response });
             }
             StoreRequest::ForgetState { function, topics } => {
                 self.disk.forget_state(&function, &topics);
@@ -203,6 +208,7 @@ impl Store {
             && epoch == self.epoch
         {
             self.commit(commits, note);
+            self.disk.take_letters();
             is_written = true;
         }
         self.fresh_drops.clear();

@@ -4,7 +4,7 @@
 //! payload says what the function does with the message: `o` publishes payload and topic, `f` forwards them, `#` and `e`
 //! publish where they may not, `b` publishes 60,000 bytes, `S` publishes and changes the
 //! size of its state, `c` counts in state and publishes, `E` counts and publishes where it may not, `a` alerts, `r` rejects, `x` traps,
-//! `t` asks once for another run, `T` always. `w` and `v` publish, and set and cancel wakes (see [`crate::wakes`]), whose runs
+//! `R` publishes and answers a request, `t` asks once for another run, `T` always. `w` and `v` publish, and set and cancel wakes (see [`crate::wakes`]), whose runs
 //! publish, too.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -15,8 +15,8 @@ use bytes::Bytes;
 use sedge_core::board::{Job, JobNo, Life, NewSettings, Version, WorkerCommand, WorkerEvent};
 use sedge_core::manifest::StateScope;
 use sedge_core::message::{
-    Alert, AlertStatus, Failure, FailureCode, Outcome, Output, Publication, Severity, StateGrowth, StateWrite, Usage,
-    Verdict, Wake,
+    Alert, AlertStatus, Failure, FailureCode, Outcome, Output, Publication, Reply, Severity, StateGrowth, StateWrite,
+    Usage, Verdict, Wake,
 };
 use sedge_core::settings::Settings;
 use sedge_core::wake;
@@ -339,6 +339,7 @@ impl Script {
             'o' | 'b' => (vec![publish(&self.topic)], Vec::new()),
             '#' => (vec![publish("derived/#")], Vec::new()),
             'e' => (vec![publish("elsewhere")], Vec::new()),
+            'R' => (vec![publish(&self.topic), reply(&message.payload)], Vec::new()),
             'c' => (vec![publish(&self.topic)], count()),
             'S' => (vec![publish(&self.topic)], swell(&message.payload, state)),
             'E' => (vec![publish("elsewhere")], count()),
@@ -381,6 +382,11 @@ fn swell(payload: &[u8], state: &State) -> Vec<StateWrite> {
         size => Some(Some(vec![b' '; size * 300].into())),
     };
     value.into_iter().map(|value| StateWrite { key: "swell".into(), value }).collect()
+}
+
+fn reply(body: &[u8]) -> Output {
+    let content_type = Some("text/plain".into());
+    Output::Reply(Reply { status: 201, content_type, body: Bytes::copy_from_slice(body) })
 }
 
 fn alert(key: &[u8]) -> Output {

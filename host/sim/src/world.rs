@@ -6,10 +6,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::broker::{Broker, PacketIds, Publication};
+use crate::clients::{Clients, is_turned_away};
 use crate::faults::Fault;
 use crate::random::Random;
 use crate::reference::{self, Reference, Violation};
-use crate::rig::{config, forward_config, manifest, overlay};
+use crate::rig::{config, forward_config, manifest, overlay, with_requests};
 use crate::store::Store;
 use crate::worker::{Ran, Worker};
 use sedge_core::board::{
@@ -88,6 +89,7 @@ pub struct World {
     store: Store,
     reopen_in: u32,
     sinks: [Sink; 2],
+    clients: Clients,
     reference: Reference,
     published: u64,
     edition: u32,
@@ -115,6 +117,8 @@ pub struct World {
     has_failing_topics: bool,
     /// Functions set wakes.
     has_wakes: bool,
+    /// A part of the messages are requests over HTTP.
+    has_requests: bool,
     /// How much state there may be, and how much of `f`: with little, functions change the size of their state.
     state: StateLimits,
     /// Sizes of the records in commits that the store has not confirmed.
@@ -184,6 +188,7 @@ impl World {
             store,
             reopen_in: 0,
             sinks: [Sink::new(Destination::Local), Sink::new(Destination::Upstream)],
+            clients: Clients::default(),
             reference: Reference::default(),
             published: 0,
             edition: 0,
@@ -202,6 +207,7 @@ impl World {
             has_large_outputs: seed % 16 == 5,
             has_failing_topics: seed % 16 == 9,
             has_wakes: seed % 4 == 2,
+            has_requests: seed % 16 == 13,
             state,
             committing: VecDeque::new(),
             reconnect: false,
@@ -288,6 +294,7 @@ impl World {
             self.fault();
         }
         match self.random.below(20) {
+            0..4 if self.has_requests && self.random.chance(400) => self.request(),
             0..4 => self.publish(),
             4..8 => drop(self.deliver()),
             8..11 => drop(self.work()),
@@ -334,6 +341,14 @@ impl World {
                 self.reference.published_again();
             }
         }
+    }
+
+    fn request(&mut self) {
+        self.published += 1;
+        let letter = if self.random.chance(200) { 'R' } else { self.letter() };
+        let (request, sent) = self.clients.send(&mut self.random, letter, self.published);
+        self.reference.requested(&sent);
+        self.handle(Input::Request(request));
     }
 
     fn letter(&mut self) -> char {
@@ -574,6 +589,14 @@ impl World {
                     Ok(None) => {}
                     Err(what) => self.reference.broken(reference::ACK_ORDER, what),
                 },
+                Effect::Respond { id, response } => {
+                    if let Some((sent, what)) = self.clients.answered(id, &response, &mut self.reference) {
+                        self.reached.insert(what);
+                        if !is_turned_away(response.status) {
+                            self.reference.answered(&sent, response.status, self.store.disk.parked.values());
+                        }
+                    }
+                }
                 Effect::Store(request) => {
                     if let StoreRequest::Commit { batch, commits } = &request {
                         let records = commits.iter().flat_map(|commit| &commit.records);
@@ -864,6 +887,7 @@ impl World {
             in_flight.iter().for_each(|it| self.reference.may_repeat(it));
         }
         self.broker.disconnect();
+        self.clients.cut();
         let off = self.random.below(20);
         self.pass(Duration::from_secs(off));
         if self.random.chance(300) {
@@ -957,6 +981,7 @@ impl World {
             && self.board.is_idle()
             && self.store.disk.parked.is_empty()
             && self.store.disk.wakes.is_empty()
+            && self.clients.waiting() == 0
             && Stream::ALL.iter().all(|stream| self.store.waiting(*stream) == 0)
             && self.store.unreported_gaps() == 0
             && !self.store.has_events()
@@ -966,11 +991,12 @@ impl World {
     fn what_waits(&self) -> String {
         let outbox = Stream::ALL.map(|stream| self.store.waiting(stream));
         format!(
-            "broker idle {}, board idle {}, parked {}, wakes {}, outbox {outbox:?}, gaps {}, {}",
+            "broker idle {}, board idle {}, parked {}, wakes {}, requests {}, outbox {outbox:?}, gaps {}, {}",
             self.broker.is_idle(),
             self.board.is_idle(),
             self.store.disk.parked.len(),
             self.store.disk.wakes.len(),
+            self.clients.waiting(),
             self.store.unreported_gaps(),
             self.board.describe(),
         )
@@ -989,6 +1015,11 @@ impl World {
         self.reference.finish();
         for topic in 0..4 {
             let topic = format!("t/{topic}");
+            let stored = self.store.disk.count("f", Some(&topic));
+            self.reference.count_is("f", Some(&topic), stored);
+        }
+        for n in 0..3 {
+            let topic = format!("$http/f/{n}");
             let stored = self.store.disk.count("f", Some(&topic));
             self.reference.count_is("f", Some(&topic), stored);
         }
@@ -1056,7 +1087,7 @@ fn functions(state: StateLimits) -> [Manifest; 3] {
     let mut f = manifest("f", "t/#", StateScope::Topic);
     f.limits.state_total_bytes = state.total_of_f;
     f.state_full = if state.forgets { StateFull::ForgetOldest } else { StateFull::Fail };
-    [f, manifest("sum", "t/#", StateScope::Function), manifest("g", "t/#", StateScope::None)]
+    [f, manifest("sum", "t/#", StateScope::Function), manifest("g", "t/#", StateScope::None)].map(with_requests)
 }
 
 fn board(recovered: &Recovered, seed: u64, budget: Budget, state: StateLimits, now: Now) -> Board {

@@ -33,6 +33,11 @@ fn an_acknowledgement_before_the_commit() {
 }
 
 #[test]
+fn an_answer_before_the_commit() {
+    is_found(Mistake::AnswerBeforeCommit, reference::ANSWERED_LATE);
+}
+
+#[test]
 fn acknowledgements_out_of_order() {
     is_found(Mistake::AcknowledgeOutOfOrder, reference::ACK_ORDER);
 }

@@ -56,7 +56,7 @@ impl DeadLetterTable {
         encoder: &mut Encoder,
         letter: &DeadLetter,
         stats: &Stats,
-    ) -> rusqlite::Result<()> {
+    ) -> rusqlite::Result<DeadLetterId> {
         let body = encoder.dead_letter(letter);
         connection
             .prepare_cached("INSERT INTO dead_letter (at_ms, function, reason, body) VALUES (?1, ?2, ?3, ?4)")?
@@ -66,7 +66,7 @@ impl DeadLetterTable {
         self.bytes += body.len() as u64;
         // The newest stays whatever its size, so that there is one to inspect.
         while self.bytes > self.max_bytes && self.count > 1 && self.drop_oldest(connection, FULL, stats)? {}
-        Ok(())
+        Ok(DeadLetterId(self.last_id))
     }
 
     /// Returns whether there was anything to drop.

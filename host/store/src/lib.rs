@@ -15,6 +15,7 @@ mod gaps;
 mod message_id_rows;
 mod outbox;
 mod parked;
+mod responses;
 mod state;
 mod state_retention;
 mod states;

@@ -5,6 +5,7 @@
 //!                      of the last of them, so that "everything up to this id" is a range of keys
 //! progress             watermarks, and the fingerprints of the last deliveries (see window.rs)
 //! message_id           hashes of publishers' message ids
+//! response             answers to requests over HTTP, for repeats (see responses.rs)
 //! scope, state         state of functions; a scope is interned to a number
 //! dead_letter, parked  ids are never reused: people note them down, and another process adds rows
 //! wake                 wakes of functions that wait; the board gives their ids
@@ -25,12 +26,16 @@ use super::OpenError;
 pub const VERSION: u32 = 1 + STEPS.len() as u32;
 
 /// Element n migrates layout n + 1 to n + 2. A released step never changes; [`CREATE`] makes the newest layout.
-const STEPS: [&str; 3] = [
+const STEPS: [&str; 4] = [
     // Sums of state, and of rows in their bodies (see row.rs). Ages are no longer those of the wall clock.
     "ALTER TABLE state ADD COLUMN sum INTEGER; DELETE FROM meta WHERE key = 'ageless';",
     // When state was last written, in hours of running time.
     "ALTER TABLE scope ADD COLUMN used INTEGER NOT NULL DEFAULT 0;",
     "CREATE TABLE IF NOT EXISTS wake (id INTEGER PRIMARY KEY, function TEXT NOT NULL, body BLOB NOT NULL) STRICT;",
+    // Answers to requests over HTTP.
+    "CREATE TABLE response (
+        id INTEGER PRIMARY KEY, hash INTEGER NOT NULL, hour INTEGER NOT NULL, body BLOB NOT NULL
+    ) STRICT;",
 ];
 
 pub(super) const CREATE: &str = "
@@ -39,6 +44,9 @@ CREATE TABLE data (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
 CREATE TABLE local (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
 CREATE TABLE progress (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
 CREATE TABLE message_id (id INTEGER PRIMARY KEY, at_secs INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
+CREATE TABLE response (
+    id INTEGER PRIMARY KEY, hash INTEGER NOT NULL, hour INTEGER NOT NULL, body BLOB NOT NULL
+) STRICT;
 CREATE TABLE scope (
     id INTEGER PRIMARY KEY, function TEXT NOT NULL, topic TEXT NOT NULL, used INTEGER NOT NULL DEFAULT 0,
     UNIQUE (function, topic)
@@ -62,12 +70,13 @@ INSERT INTO meta VALUES ('store_id', CAST(lower(hex(randomblob(8))) AS BLOB));
 ";
 
 /// Every table, its columns, and the first column of its key, which orders its [`super::salvage`].
-pub(super) const TABLES: [(&str, &str, &str); 12] = [
+pub(super) const TABLES: [(&str, &str, &str); 13] = [
     ("alert", "id, body", "id"),
     ("data", "id, body", "id"),
     ("local", "id, body", "id"),
     ("progress", "id, body", "id"),
     ("message_id", "id, at_secs, body", "id"),
+    ("response", "id, hash, hour, body", "id"),
     ("scope", "id, function, topic, used", "id"),
     ("state", "scope, key, value, sum", "scope"),
     ("dead_letter", "id, at_ms, function, reason, body", "id"),

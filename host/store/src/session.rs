@@ -19,6 +19,7 @@ use super::gaps::Gaps;
 use super::message_id_rows::MessageIdRows;
 use super::outbox::{self, Outbox};
 use super::parked::ParkedJobs;
+use super::responses::ResponseTable;
 use super::row::Encoder;
 use super::running_time::RunningTime;
 use super::salvage;
@@ -32,8 +33,9 @@ use super::window::RedeliveryWindow;
 use super::{OpenError, Pauses};
 use sedge_core::config;
 use sedge_core::message::Scope;
+use sedge_core::request::{RequestId, Response};
 use sedge_core::store::{
-    BatchNo, COMMIT_BYTES, Commit, EXPIRED, GapId, Parked, RecordId, Recovered, StoreEvent, StoredRecord,
+    BatchNo, COMMIT_BYTES, Commit, DeadLetterId, EXPIRED, GapId, Parked, RecordId, Recovered, StoreEvent, StoredRecord,
 };
 use sedge_core::stream::{PerStream, Stream};
 use sedge_core::time::Now;
@@ -79,6 +81,7 @@ pub(super) struct Session {
     gaps: Gaps,
     dead_letters: DeadLetterTable,
     jobs: ParkedJobs,
+    responses: ResponseTable,
     encoder: Encoder,
     stats: Arc<Stats>,
     /// Commits with an effect that are not in the transaction yet.
@@ -91,6 +94,7 @@ pub(super) struct Session {
     /// Records and jobs that the transaction adds.
     stored: Vec<StoredRecord>,
     parked: Vec<Parked>,
+    letters: Vec<(RequestId, DeadLetterId)>,
     /// The transaction forgets the deliveries of a lost session.
     has_forgotten: bool,
     /// Functions whose state was away for too long, of which the daemon was not told yet.
@@ -189,6 +193,7 @@ impl Session {
         let retention_secs = u64::from(config.message_id_retention_secs.get());
         let (message_ids, known) =
             MessageIdRows::load(&connection, &recovered.store_id, retention_secs, now.monotonic)?;
+        let responses = ResponseTable::load(&connection, &recovered.store_id, retention_secs)?;
         let mut outbox = Outbox::load(&connection, config, watermarks, outbox_ages.as_deref())?;
         let mut jobs = ParkedJobs::default();
         recovered.window = fingerprints;
@@ -225,6 +230,7 @@ impl Session {
             gaps: Gaps::load(&connection, stats.clone())?,
             dead_letters: DeadLetterTable::load(&connection, config, dead_letter_ages.as_deref())?,
             jobs,
+            responses,
             encoder: Encoder::default(),
             stats: stats.clone(),
             pending: Vec::new(),
@@ -233,6 +239,7 @@ impl Session {
             batch: None,
             stored: Vec::new(),
             parked: Vec::new(),
+            letters: Vec::new(),
             has_forgotten: false,
             expired: Vec::new(),
             replayed: Vec::new(),
@@ -301,8 +308,15 @@ impl Session {
             for (scope, writes) in commit.state {
                 self.state.write(&self.connection, scope, &writes, self.hour)?;
             }
+            let mut dead_letter = None;
             for letter in &commit.dead_letters {
-                self.dead_letters.insert(&self.connection, &mut self.encoder, letter, &self.stats)?;
+                let id = self.dead_letters.insert(&self.connection, &mut self.encoder, letter, &self.stats)?;
+                dead_letter = commit.request.map(|request| (request, id));
+            }
+            self.letters.extend(dead_letter);
+            if let (Some(id), Some(response)) = (&commit.message_id, &commit.response) {
+                let dead_letter = dead_letter.map(|(_, id)| id);
+                self.responses.insert(&self.connection, id, response, dead_letter, self.hour)?;
             }
             for wake in &commit.wakes {
                 wakes::set(&self.connection, &mut self.encoder, wake)?;
@@ -342,6 +356,10 @@ impl Session {
         }
         self.begin_transaction()?;
         self.state.forget_state(&self.connection, function, topics)
+    }
+
+    pub(super) fn load_response(&self, message_id: &str) -> rusqlite::Result<Option<Response>> {
+        self.responses.read(&self.connection, message_id)
     }
 
     pub(super) fn read_outbox(
@@ -416,7 +434,8 @@ impl Session {
     pub(super) fn take_committed(&mut self) -> Option<StoreEvent> {
         let (stored, parked) = (std::mem::take(&mut self.stored), std::mem::take(&mut self.parked));
         debug_assert!(self.batch.is_some() || stored.is_empty() && parked.is_empty(), "only commit requests add rows");
-        self.batch.take().map(|batch| StoreEvent::Committed { batch, stored, parked })
+        let letters = std::mem::take(&mut self.letters);
+        self.batch.take().map(|batch| StoreEvent::Committed { batch, stored, parked, letters })
     }
 
     /// Keeps the write-ahead log short. Called after the commit was answered, which need not wait for it.

@@ -217,6 +217,10 @@ impl Writer {
                 let entries = session.load_state(&scope)?;
                 self.notify([StoreEvent::State { id, entries }])?;
             }
+            StoreRequest::LoadResponse { request, message_id } => {
+                let response = session.load_response(&message_id)?;
+                self.notify([StoreEvent::Response { request, response }])?;
+            }
             StoreRequest::ReadOutbox { stream, after, max_bytes } => {
                 let read = OutboxRead { stream, after, max_bytes };
                 if session.must_commit() {

@@ -28,6 +28,7 @@ use crate::manifest::StateScope;
 use crate::message::{Failure, FailureCode, LogLine, Message, Outcome, StateWrite, Usage, Verdict};
 use crate::metrics::OutputKind;
 use crate::mistakes::{Mistake, is_made};
+use crate::request::Response;
 use crate::router::BadTopic;
 use crate::store::{Commit, DeadLetter, Parked, ParkedId};
 
@@ -50,7 +51,7 @@ impl Board {
                     false => self.broken("a message in flight has a unit"),
                 };
             }
-            Admission::Known { receipt } => {
+            Admission::Known { receipt, .. } => {
                 self.metrics.redelivered.inc();
                 return self.ledger.settle_without_effect(receipt, Vec::new());
             }
@@ -75,9 +76,24 @@ impl Board {
         };
         let commit = Commit { delivery: fingerprint, message_id: message_id.clone(), ..Commit::default() };
         let limits = self.limits(&delivery.properties);
+        let message = Arc::new(self.message(delivery, Arc::clone(&route.topic)));
+        let unit = self.add_unit(message, limits, receipt.clone(), &mut functions, commit);
+        self.intake.admit(&receipt, message_id.as_deref(), unit);
+        if self.caution.is_on() && self.is_guilty(unit) {
+            return self.refuse_guilty(unit, &functions);
+        }
+        for function in functions {
+            match &refusal {
+                Some(failure) => self.turn_away(unit, function, failure.clone()),
+                None => self.start(unit, function),
+            }
+        }
+    }
+
+    pub(super) fn message(&self, delivery: Delivery, topic: Arc<str>) -> Message {
         let Delivery { payload, content_type, properties, retained, response_topic, correlation_data, .. } = delivery;
-        let message = Arc::new(Message {
-            topic: size::bounded_topic(&route.topic),
+        Message {
+            topic: size::bounded_topic(&topic),
             payload: size::detached(payload),
             content_type: content_type.map(Into::into),
             // A dead letter of a message with more keeps these.
@@ -92,17 +108,6 @@ impl Board {
             retained,
             response_topic: response_topic.map(Into::into),
             correlation_data: correlation_data.map(|data| (&*data).into()),
-        });
-        let unit = self.add_unit(message, limits, receipt.clone(), &mut functions, commit);
-        self.intake.admit(&receipt, message_id.as_deref(), unit);
-        if self.caution.is_on() && self.is_guilty(unit) {
-            return self.refuse_guilty(unit, &functions);
-        }
-        for function in functions {
-            match &refusal {
-                Some(failure) => self.turn_away(unit, function, failure.clone()),
-                None => self.start(unit, function),
-            }
         }
     }
 
@@ -132,7 +137,7 @@ impl Board {
     }
 
     /// Functions that a message went through before, and publications that it may cause.
-    fn limits<T: AsRef<str>>(&self, properties: &[(T, T)]) -> (u32, u32) {
+    pub(super) fn limits<T: AsRef<str>>(&self, properties: &[(T, T)]) -> (u32, u32) {
         let most = self.config.max_fan_out;
         let fan_out = property(properties, FAN_OUT).map_or(most, |fan_out| fan_out.min(most));
         (property(properties, HOPS).unwrap_or(0), fan_out)
@@ -141,13 +146,13 @@ impl Board {
     /// A message that is not for functions. Acknowledged in its turn.
     pub(super) fn pass_over(&mut self, delivery: &Delivery) {
         self.metrics.received.inc();
-        if let Admission::New { receipt, .. } | Admission::Known { receipt } = self.intake.receive(delivery) {
+        if let Admission::New { receipt, .. } | Admission::Known { receipt, .. } = self.intake.receive(delivery) {
             self.ledger.settle_without_effect(receipt, Vec::new());
         }
     }
 
     /// Makes a unit of a message for these functions, and adds the shadows that run beside them.
-    fn add_unit(
+    pub(super) fn add_unit(
         &mut self,
         message: Arc<Message>,
         limits: (u32, u32),
@@ -644,6 +649,13 @@ impl Board {
 
     /// Makes the message a dead letter of this function. `version`: the one that ran it, if any did.
     fn fail(&mut self, id: UnitId, number: FunctionNo, version: &str, failure: Failure, usage: Usage) {
+        if self.ledger.unit(id).is_request() {
+            let (response, is_dead_letter) = Response::failure(&failure);
+            if !is_dead_letter {
+                return self.ledger.turn_away(id, response);
+            }
+            self.ledger.answer(id, response);
+        }
         let message = &self.ledger.unit(id).message;
         let function = self.rollout.function(number);
         self.metrics.dead_letter(Some(&function.metrics), failure.code);
@@ -685,15 +697,20 @@ impl Board {
                 let (function, wake) = (*function, *wake);
                 self.wake_finished(function, wake);
             }
-            Receipt::Mqtt { .. } | Receipt::None => {}
+            Receipt::Mqtt { .. } | Receipt::Request(_) | Receipt::None => {}
         }
         let unit = self.ledger.unit(id);
         // A message is counted once, with its first commit. What becomes of its parked jobs is counted by function.
-        if matches!(unit.receipt, Receipt::Mqtt { .. } | Receipt::None) {
+        if unit.is_counted() {
             match unit.commit.dead_letters.is_empty() {
                 true => self.metrics.recorded.inc(),
                 false => self.metrics.dead_lettered.inc(),
             }
+        }
+        if let Receipt::Request(request) = unit.receipt
+            && is_made(Mistake::AnswerBeforeCommit)
+        {
+            self.requests.close(request, Response::DONE);
         }
         self.ledger.send(id);
         self.wakes_sent();

@@ -11,6 +11,7 @@ use crate::forward::{Answer, Destination, Envelope};
 use crate::manifest::StateScope;
 use crate::message::{LogLine, Message, Outcome, PublishToken};
 use crate::recording::Why;
+use crate::request::{Request, RequestId, Response};
 use crate::settings::{Overlay, Settings};
 use crate::store;
 
@@ -71,6 +72,8 @@ pub enum Input {
         overlay: Overlay,
     },
     Broker(BrokerEvent),
+    /// A request over HTTP, answered once by [`Effect::Respond`].
+    Request(Request),
     /// What happened to the connection of a sink or to an envelope.
     Sink {
         destination: Destination,
@@ -169,6 +172,11 @@ pub enum WorkerEvent {
 pub enum Effect {
     /// Everything that came of the delivery is on disk.
     Acknowledge(AckToken),
+    /// The answer to a request: everything that came of it is on disk, or nothing came of it.
+    Respond {
+        id: RequestId,
+        response: Response,
+    },
     Store(store::StoreRequest),
     Worker {
         worker: WorkerNo,

@@ -41,6 +41,7 @@ pub(crate) enum Admission {
     /// Committed before, by the publisher's id. Has no effect but its acknowledgement.
     Known {
         receipt: Receipt,
+        message_id: Box<str>,
     },
     /// The same message is still being processed: it is acknowledged together with that one.
     InFlight {
@@ -101,7 +102,7 @@ impl Intake {
             return Admission::InFlight { unit, receipt };
         }
         match self.message_ids.contains(&id) {
-            true => Admission::Known { receipt },
+            true => Admission::Known { receipt, message_id: id },
             false => Admission::New { receipt, message_id: Some(id) },
         }
     }
@@ -130,6 +131,11 @@ impl Intake {
     pub(crate) fn id_committed(&mut self, id: &str, now: Instant) {
         self.ids_in_flight.remove(id);
         self.message_ids.insert(id, now);
+    }
+
+    /// The message was turned away: it may come again under its id.
+    pub(crate) fn id_released(&mut self, id: &str) {
+        self.ids_in_flight.remove(id);
     }
 
     /// The next acknowledgement that may be written. THE place where acknowledgements are released.

@@ -3,6 +3,7 @@
 //! A *unit* is a message from its admission until everything it caused is committed. Units are committed in the order of
 //! their runs where two of them wrote the same state, and in the order of delivery where one of them had several functions.
 
+mod answer;
 mod fan_out;
 pub mod record;
 mod unit;
@@ -17,6 +18,7 @@ use super::map::{Map, Seeded};
 use super::receipt::Receipt;
 use crate::message::{Scope, StateWrite};
 use crate::mistakes::{Mistake, is_made};
+use crate::request::Response;
 use crate::store::{self, BatchNo, Commit, DeadLetter, LoadId, Parked, ParkedId, Record, StoredWake, WakeId};
 pub use record::RecorderConfig;
 pub(crate) use record::{Recorded, Recorder};
@@ -87,6 +89,10 @@ pub(crate) struct Settled {
     pub(crate) message_id: Option<Box<str>>,
     /// What it was, if it ran.
     pub(crate) unit: Option<UnitId>,
+    /// What a request is answered.
+    pub(crate) response: Option<Response>,
+    /// The request was turned away: it may come again under its id.
+    pub(crate) is_turned_away: bool,
 }
 
 impl Ledger {
@@ -229,6 +235,9 @@ impl Ledger {
     pub(crate) fn record(&mut self, id: UnitId, recorded: Recorded) {
         self.hold(id, recorded.records.iter().map(Record::bytes).sum());
         self.unit_mut(id).commit.records.extend(recorded.records);
+        if let Some(reply) = recorded.reply {
+            self.answer(id, Response::reply(reply));
+        }
     }
 
     /// Counts what a run left to its unit.
@@ -303,6 +312,7 @@ impl Ledger {
 
     pub(crate) fn park(&mut self, id: UnitId, parked: Parked, ticket: Ticket) {
         self.hold(id, parked.message.bytes());
+        self.answer(id, Response::LATER);
         let unit = self.unit_mut(id);
         unit.commit.park.push(parked);
         unit.tickets.push(ticket);
@@ -376,7 +386,14 @@ impl Ledger {
                 self.batch.push(Commit { delivery: Some(fingerprint), ..Commit::default() });
             }
         }
-        self.settled.push_back(Settled { receipt, copies, message_id: None, unit: None });
+        self.settled.push_back(Settled {
+            receipt,
+            copies,
+            message_id: None,
+            unit: None,
+            response: None,
+            is_turned_away: false,
+        });
     }
 
     /// Sends a finished unit to be committed, and then those that waited for it. A unit waits while an earlier run's writes to
@@ -402,6 +419,7 @@ impl Ledger {
                     self.unsent_of_topic.remove(&unit.message.topic);
                 }
             }
+            unit.keep_answer();
             let commit = std::mem::take(&mut unit.commit);
             self.unnumbered.extend(unit.tickets.drain(..));
             self.freed.append(&mut unit.freed);
@@ -421,7 +439,12 @@ impl Ledger {
                 self.batch.push(commit);
                 self.batch_units.push(id);
             } else {
-                let Unit { receipt, copies, .. } = self.remove(id);
+                let unit = self.remove(id);
+                if unit.is_request() {
+                    self.settled.push_back(unit.settled(id));
+                    continue;
+                }
+                let Unit { receipt, copies, .. } = unit;
                 self.settle_without_effect(receipt, copies);
                 if let Some(settled) = self.settled.back_mut() {
                     settled.unit = Some(id);
@@ -483,8 +506,8 @@ impl Ledger {
         while self.committing.front().is_some_and(|(number, _)| *number <= batch) {
             let (_, units) = self.committing.pop_front().expect("a batch was seen at the front");
             for id in units {
-                let Unit { receipt, copies, message_id, .. } = self.remove(id);
-                self.settled.push_back(Settled { receipt, copies, message_id, unit: Some(id) });
+                let settled = self.remove(id).settled(id);
+                self.settled.push_back(settled);
             }
         }
         parked.iter().map(|parked| Some((self.unnumbered.pop_front()?, parked.id))).collect()

@@ -22,6 +22,7 @@ pub mod version;
 pub mod caution;
 mod map;
 mod receipt;
+mod requests;
 mod size;
 
 pub mod dispatch;
@@ -61,6 +62,7 @@ use invariants::Invariants;
 pub use ledger::RecorderConfig;
 use ledger::{Ledger, Loaded, Recorder};
 use map::Seeded;
+use requests::Requests;
 pub use rollout::PauseConfig;
 use rollout::{Report, Rollout};
 use settings::Overlays;
@@ -126,6 +128,7 @@ pub struct Board {
     wakes: Wakes,
     forwarder: Forwarder,
     taps: Taps,
+    requests: Requests,
     subscriptions: Subscriptions,
     /// What the store has of them.
     subscriptions_saved: Bytes,
@@ -168,6 +171,7 @@ impl Board {
             taps: Taps::new(seed),
             wakes: Wakes::new(seed),
             forwarder: Forwarder::new(forward, recovered, Arc::clone(&metrics)),
+            requests: Requests::default(),
             subscriptions: Subscriptions::restore(Some(&subscriptions_saved), config.share_group.clone()),
             subscriptions_saved,
             tidied_at: now.monotonic,
@@ -208,6 +212,7 @@ impl Board {
         }
         match input {
             Input::Broker(event) => self.handle_broker(event),
+            Input::Request(request) => self.handle_request(request),
             Input::Worker { worker, life, event } => {
                 self.dispatch.workers.handle(worker, life, event);
                 self.handle_worker_events();
@@ -257,8 +262,11 @@ impl Board {
             for receipt in std::iter::once(&settled.receipt).chain(&settled.copies) {
                 self.intake.committed(receipt);
             }
-            if let Some(id) = settled.message_id {
-                self.intake.id_committed(&id, self.now.monotonic);
+            self.requests.settled(&settled);
+            match settled.message_id {
+                Some(id) if settled.is_turned_away => self.intake.id_released(&id),
+                Some(id) => self.intake.id_committed(&id, self.now.monotonic),
+                None => {}
             }
             self.recorded_unit_settled(settled.unit);
         }
@@ -280,6 +288,9 @@ impl Board {
         if let Some(token) = self.intake.release() {
             self.metrics.acknowledged.inc();
             return Some(Effect::Acknowledge(token));
+        }
+        if let Some(effect) = self.requests.poll() {
+            return Some(effect);
         }
         if let Some(effect) = self.effects.pop_front() {
             return Some(effect);
@@ -401,7 +412,8 @@ impl Board {
 
     fn handle_store(&mut self, event: store::StoreEvent) {
         match event {
-            store::StoreEvent::Committed { batch, stored, parked } => {
+            store::StoreEvent::Committed { batch, stored, parked, letters } => {
+                self.requests.numbered(letters);
                 match self.ledger.committed(batch, &parked) {
                     Some(numbered) => {
                         numbered.into_iter().for_each(|(ticket, id)| self.dispatch.parking.numbered(ticket, id));
@@ -423,6 +435,7 @@ impl Board {
                 }
             }
             store::StoreEvent::Outbox { stream, stored, end } => self.forwarder.loaded(stream, stored, end),
+            store::StoreEvent::Response { request, response } => self.response_loaded(request, response),
             store::StoreEvent::DeliveriesForgotten => self.subscribe_after_all(),
             store::StoreEvent::Dropped { stream, after, through } => self.forwarder.dropped(stream, after, through),
             store::StoreEvent::Gaps { through, gaps } => self.forwarder.gaps(through, gaps),
@@ -442,6 +455,7 @@ impl Board {
         self.dispatch.reset();
         self.recorder.forget();
         self.intake.store_failed();
+        self.requests.store_failed();
         self.effects.retain(|effect| !matches!(effect, Effect::Store(_)));
         // The broker is to queue what comes meanwhile.
         self.subscribe_after_all();

@@ -2,12 +2,15 @@
 
 use super::dispatch::Key;
 use super::ids::FunctionNo;
+use crate::request::RequestId;
 use crate::store::{Fingerprint, WakeId};
 
 #[derive(Clone, Debug)]
 pub(crate) enum Receipt {
     /// Acknowledge a QoS 1 delivery, when all before it in the window are committed.
     Mqtt { place: u64, fingerprint: Fingerprint },
+    /// Answer the request.
+    Request(RequestId),
     /// Let the function's timer fire again.
     Tick(FunctionNo),
     /// Remove the message from the front of its key's queue.

@@ -286,7 +286,10 @@ impl Board {
     }
 
     fn may_be_parked(&self, id: UnitId) -> bool {
-        matches!(self.ledger.unit(id).receipt, Receipt::Mqtt { .. } | Receipt::Wake { .. } | Receipt::None)
+        matches!(
+            self.ledger.unit(id).receipt,
+            Receipt::Mqtt { .. } | Receipt::Request(_) | Receipt::Wake { .. } | Receipt::None
+        )
     }
 
     /// Starts everything in the order of arrival. A job keeps the version that is to run it again only if that orders messages

@@ -58,6 +58,8 @@ pub(crate) struct NamedFile {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     Secret,
+    /// A secret that lets requests in: nobody else may know it.
+    Token,
     Certificate,
     PrivateKey,
     /// Of `deploy.keys.<name>`.
@@ -98,7 +100,7 @@ pub(crate) fn file(path: &Path, text: &[u8], mode: u32, content: &Content) -> Re
     let has = |marker: &str| text.windows(marker.len()).any(|window| window == marker.as_bytes());
     let (has_certificate, has_key) = (has("-----BEGIN CERTIFICATE-----"), has("PRIVATE KEY-----"));
     let invalid = match content {
-        Content::Secret | Content::Setting { .. } if text.trim_ascii().is_empty() => {
+        Content::Secret | Content::Token | Content::Setting { .. } if text.trim_ascii().is_empty() => {
             Invalid::new(format!("{shown} is empty")).hint("write the secret into it")
         }
         Content::Certificate if !has_certificate => {
@@ -112,6 +114,10 @@ pub(crate) fn file(path: &Path, text: &[u8], mode: u32, content: &Content) -> Re
         Content::PrivateKey if has("-----BEGIN ENCRYPTED PRIVATE KEY-----") => {
             let hint = "decrypt it once: openssl pkey -in encrypted.pem -out key.pem";
             Invalid::new(format!("{shown} is encrypted, and nobody is there to type its password")).hint(hint)
+        }
+        Content::Token if mode & 0o004 != 0 => {
+            let what = format!("{shown} can be read by every user (mode {mode:o}), who could then send requests");
+            Invalid::new(what).hint(format!("chmod o= {shown}"))
         }
         Content::Secret | Content::PrivateKey | Content::Setting { .. } if mode & 0o004 != 0 => {
             let invalid = Invalid::new(format!("{shown} can be read by every user (mode {mode:o})"));

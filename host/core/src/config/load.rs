@@ -70,6 +70,7 @@ impl Functions {
                 Err(found) => problems.extend(found),
                 Ok(manifest) => match loaded.iter().find(|(_, known)| known.name == manifest.name) {
                     None => {
+                        problems.extend(overlap(&manifest, dir, &loaded));
                         if let Some(invalid) = self.ceilings.warning(&manifest) {
                             let at = Location::whole(dir.join(manifest::FILE_NAME));
                             problems.push(Problem::warning(at, "limits.timeout_ms", invalid));
@@ -87,6 +88,19 @@ impl Functions {
         }
         (loaded, problems)
     }
+}
+
+/// Routes that another function takes already.
+fn overlap(manifest: &Manifest, dir: &Path, loaded: &[(PathBuf, Manifest)]) -> Problems {
+    let mut problems = Problems::default();
+    for (of, other) in loaded {
+        if let Some((own, their)) = manifest.overlapping_route(other) {
+            let invalid = Invalid::new(format!("{own} and {their} of {} could both match one request", of.display()));
+            let at = Location::whole(dir.join(manifest::FILE_NAME));
+            problems.push(Problem::error(at, "http", invalid.hint("give one of them another path")));
+        }
+    }
+    problems
 }
 
 /// What functions could ask for by default in version 0.1.0.
@@ -178,7 +192,7 @@ fn inspect_files(config: &mut Config, reader: &mut Reader, machine: &Machine) {
                 value.expect("the value was read").text = setting(&path, &text)?.into();
                 check::file(&path, &text, mode, &content)
             }),
-            Content::Secret | Content::Certificate | Content::PrivateKey => {
+            Content::Secret | Content::Token | Content::Certificate | Content::PrivateKey => {
                 read(&path, machine).and_then(|(text, mode)| check::file(&path, &text, mode, &content))
             }
         };

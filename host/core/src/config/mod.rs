@@ -5,6 +5,7 @@
 //! once. Only [`load`] touches the machine: files, environment, host name. `sedge.toml` beside the source holds every key
 //! with its default; tests keep it, the reference in `docs/` and this file in step.
 
+mod http_trigger;
 mod load;
 pub mod machine;
 pub mod problem;
@@ -21,6 +22,7 @@ pub mod settings;
 mod tests;
 
 pub use endpoint::{Endpoint, Scheme};
+pub use http_trigger::{HttpSignature, HttpToken, HttpTrigger};
 pub use problem::{Problem, Problems};
 pub use reader::nearest;
 pub use sections::on_one_broker;
@@ -48,6 +50,7 @@ pub struct Config {
     pub upstream: Option<Upstream>,
     pub recording: Recording,
     pub http: Http,
+    pub http_trigger: HttpTrigger,
     pub log: Log,
 }
 
@@ -316,6 +319,7 @@ impl Config {
             upstream: None,
             recording: Recording::default(),
             http: Http::default(),
+            http_trigger: HttpTrigger::default(),
             log: Log::default(),
         }
     }

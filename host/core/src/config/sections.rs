@@ -9,7 +9,7 @@ use super::problem::{Invalid, Problems};
 use super::reader::{Read, Reader, Section, choice, nearest, parsed, wrong_kind};
 use super::{
     Ceilings, Config, Connection, Deploy, DeployKey, Endpoint, Functions, Header, Http, Isolate, Log, Mqtt, Node,
-    Recording, Scheme, Store, Upstream, WhenFull, Worker, settings,
+    Recording, Scheme, Store, Upstream, WhenFull, Worker, http_trigger, settings,
 };
 use crate::board::Weight;
 use crate::manifest;
@@ -33,6 +33,10 @@ pub(super) fn read(table: &Table, host_name: String, memory_bytes: u64) -> (Conf
         config.upstream = wanted.then_some(sink);
         root.section("recording", |section| recording(section, &mut config.recording));
         root.section("http", |section| http(section, &mut config.http));
+        let max_payload_bytes = config.mqtt.max_payload_bytes;
+        root.section("http_trigger", |section| {
+            http_trigger::read(section, &mut config.http_trigger, max_payload_bytes);
+        });
         root.section("log", |section| log(section, &mut config.log));
     });
     (config, reader)

@@ -9,6 +9,7 @@ use super::reason::{Reason, Refusal};
 use crate::config;
 pub use crate::key::{KeyError, KeyId, PublicKey, SigningKey};
 use crate::manifest::{self, Manifest};
+use crate::request::HttpRoute;
 use crate::topic::TopicFilter;
 
 /// Bounds the time of verifying a signature.
@@ -134,7 +135,9 @@ impl TrustedKey {
         let allow = &manifest.allow;
         let forwarded = allow.forward.iter().flatten().map(|filter| ("forward to", filter));
         let retained = allow.retain.iter().flatten().map(|filter| ("retain messages on", filter));
-        let mut all = subscribed.chain(published).chain(forwarded).chain(retained);
+        let routes: Vec<TopicFilter> = manifest.http.iter().map(HttpRoute::filter).collect();
+        let requested = routes.iter().map(|filter| ("take requests over HTTP as", filter));
+        let mut all = subscribed.chain(requested).chain(published).chain(forwarded).chain(retained);
         match all.find(|(_, filter)| !self.topics.iter().any(|topics| topics.covers(filter))) {
             None => Ok(()),
             Some((what, filter)) => {
@@ -288,6 +291,17 @@ mod tests {
         check("retain = false", None);
         check("forward = [\"other/#\"]", Some("key ops may not let a function forward to other/#, only lim/#"));
         check("retain = [\"#\"]", Some("key ops may not let a function retain messages on #, only lim/#"));
+    }
+
+    #[test]
+    fn topics_must_cover_requests_over_http() {
+        let text = "name = \"a\"\nversion = \"1\"\nhttp = [\"POST /readings/{sensor}\"]";
+        let manifest = Manifest::from_toml(text, Path::new("function.toml"), None).unwrap();
+        let check = |topics: &[&str]| key(&[], topics).may_use(&manifest).map_err(|refusal| refusal.detail);
+        check(&[]).unwrap();
+        check(&["$http/readings/#"]).unwrap();
+        let detail = check(&["#"]).unwrap_err();
+        assert_eq!(detail, "key ops may not let a function take requests over HTTP as $http/readings/+, only #");
     }
 
     #[test]

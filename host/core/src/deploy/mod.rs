@@ -23,6 +23,7 @@ pub mod deployer;
 pub mod orders;
 mod receiving;
 pub mod requests;
+mod routes;
 mod settings;
 pub mod settings_orders;
 pub mod steps;

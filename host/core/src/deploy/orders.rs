@@ -184,6 +184,7 @@ impl Deployer {
         if let OrderChange::Install(install) = &change {
             self.check_room(name)?;
             self.check_settings(install)?;
+            self.check_routes(install)?;
         }
         let fresh = TrackedFunction::new(Arc::clone(name));
         let function = self.functions.get(name).unwrap_or(&fresh);

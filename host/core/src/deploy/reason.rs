@@ -60,6 +60,8 @@ named_enum! {
         OverLimit = "over-limit",
         /// The function subscribes to what it publishes.
         FeedbackLoop = "feedback-loop",
+        /// Another function of the board takes the same requests over HTTP.
+        RouteTaken = "route-taken",
         /// A chunk, or the module, does not have the signed length.
         SizeMismatch = "size-mismatch",
         /// A chunk, or the module, does not have the signed digest.

@@ -51,6 +51,8 @@ const FAMILIES: &[Family] = &[
         "Messages committed without a dead letter, some of them to wait in the store for a run.",
     ),
     counter("sedge_messages_dead_lettered_total", "Messages committed with a dead letter of at least one function."),
+    counter("sedge_http_requests_total", "Requests over HTTP that were answered, by the class of the status."),
+    gauge("sedge_http_requests_in_flight", "Requests over HTTP that are not answered."),
     gauge("sedge_in_flight", "Messages received and not yet acknowledged."),
     counter("sedge_function_invocations_total", "Invocations, failures and retries included."),
     counter("sedge_function_failures_total", "Invocations that ended in a dead letter."),

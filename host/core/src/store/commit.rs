@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::record::Record;
 use super::wake::{StoredWake, WakeId};
 use crate::message::{Failure, Message, Scope, StateWrite, Usage};
+use crate::request::{RequestId, Response};
 
 /// Size above which commits are divided among transactions. What one message caused is never divided.
 pub const COMMIT_BYTES: usize = 4 << 20;
@@ -33,6 +34,10 @@ pub struct Commit {
     pub wakes: Vec<StoredWake>,
     /// Wakes that it runs, moves or cancels. Some may not be in the store any more.
     pub unwake: Vec<WakeId>,
+    /// The request that it answers: its dead letters are named in [`super::StoreEvent::Committed`].
+    pub request: Option<RequestId>,
+    /// The answer, kept for repeats with the same `message_id`.
+    pub response: Option<Response>,
 }
 
 impl Commit {
@@ -44,6 +49,7 @@ impl Commit {
             && self.unpark.is_empty()
             && self.wakes.is_empty()
             && self.unwake.is_empty())
+            || self.response.is_some()
     }
 
     /// About the size on disk.
@@ -54,6 +60,7 @@ impl Commit {
             + self.dead_letters.iter().map(DeadLetter::bytes).sum::<usize>()
             + self.park.iter().map(|parked| parked.message.bytes()).sum::<usize>()
             + self.wakes.iter().map(StoredWake::bytes).sum::<usize>()
+            + self.response.as_ref().map_or(0, Response::bytes)
     }
 }
 

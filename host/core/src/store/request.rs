@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::commit::{BatchNo, Commit, Fingerprint, Parked};
+use super::commit::{BatchNo, Commit, DeadLetterId, Fingerprint, Parked};
 use super::message_ids::MessageIds;
 use super::record::{Gap, GapId, RecordId, StoredRecord};
 use super::state::StoredState;
 use super::wake::StoredWake;
 use crate::message::Scope;
+use crate::request::{RequestId, Response};
 use crate::stream::{PerStream, Stream};
 
 /// Identifies a request to load state.
@@ -26,6 +27,8 @@ pub enum StoreRequest {
     LoadState { id: LoadId, scope: Scope },
     /// Deletes the state of these topics of a function (`None`: shared by all topics), or all of it if there are none.
     ForgetState { function: Arc<str>, topics: Vec<Option<Arc<str>>> },
+    /// Reads the answer that was kept under this message id, for a repeat. Answered by [`StoreEvent::Response`].
+    LoadResponse { request: RequestId, message_id: Box<str> },
     /// Reads records with an id above `after`, oldest first, up to about `max_bytes`.
     ReadOutbox { stream: Stream, after: RecordId, max_bytes: usize },
     /// The receiver has accepted all records up to and including this id.
@@ -59,6 +62,13 @@ pub enum StoreEvent {
         batch: BatchNo,
         stored: Vec<StoredRecord>,
         parked: Vec<Parked>,
+        /// Dead letters of requests.
+        letters: Vec<(RequestId, DeadLetterId)>,
+    },
+    /// `None`: no answer is kept any more, or it is damaged.
+    Response {
+        request: RequestId,
+        response: Option<Response>,
     },
     State {
         id: LoadId,

@@ -20,6 +20,7 @@ use super::{Daemon, STARTED, Upstream};
 #[cfg(feature = "page")]
 use crate::page::{Page, Shown};
 use crate::sinks::webhook::Webhook;
+use crate::sources::http::HttpTrigger;
 use crate::telemetry::{Beside, ConnectionLog, Health, Http, Notifier};
 use crate::worker::processes::{ProcessConfig, Processes};
 use sedge_core::board::{
@@ -150,6 +151,8 @@ impl Daemon {
         let upstream = upstream(&config)?;
         board.restore(recovered, now);
         let requests = Requests::new(&config)?;
+        // Last: from here on requests are taken.
+        let http_trigger = HttpTrigger::spawn(&config.http_trigger, &metrics)?;
         Ok(Self {
             board,
             workers,
@@ -158,6 +161,7 @@ impl Daemon {
             broker,
             broker_events,
             broker_log: ConnectionLog::default(),
+            http_trigger,
             upstream,
             upstream_log: ConnectionLog::default(),
             upstream_limits: Vec::new(),

@@ -57,6 +57,7 @@ fn rows_of_layout_1_are_read_and_written_again_with_sums() {
         INSERT INTO scope VALUES (1, 'anomaly', '');
         INSERT INTO state VALUES (1, 'n', x'31');
         INSERT INTO meta VALUES ('ageless', x'00');
+        DROP TABLE response;
         PRAGMA user_version = 1;";
     connection.execute_batch(rows).unwrap();
     drop(connection);

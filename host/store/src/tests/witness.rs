@@ -88,7 +88,7 @@ impl Witness {
     /// Takes the next event: notes what it answers, or hands it back.
     fn event(&mut self, rig: &mut Rig) -> Result<Option<StoreEvent>, HasFailed> {
         match rig.event() {
-            StoreEvent::Committed { batch: BatchNo(seq), stored, parked } => {
+            StoreEvent::Committed { batch: BatchNo(seq), stored, parked, .. } => {
                 while let Some((_, n)) = self.under_way.pop_front_if(|(of, _)| *of <= seq) {
                     self.answered = n;
                 }

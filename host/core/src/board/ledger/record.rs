@@ -10,7 +10,7 @@ use crate::board::ids::FunctionNo;
 use crate::board::map::{Map, Seeded};
 use crate::board::size::detached;
 use crate::manifest::{Allow, Manifest};
-use crate::message::{Alert, AlertStatus, Failure, Message, Output, Publication, Wake};
+use crate::message::{Alert, AlertStatus, Failure, Message, Output, Publication, Reply, Wake};
 use crate::permits;
 use crate::store::Record;
 use crate::stream::Stream;
@@ -63,6 +63,8 @@ pub(crate) struct Recorded {
     /// Forwards and alerts that had nowhere to go.
     pub(crate) without_upstream: u32,
     pub(crate) wakes: Vec<Wake>,
+    /// Answer to the request, if the message is one.
+    pub(crate) reply: Option<Reply>,
 }
 
 /// Turns outputs into records. Remembers recent alerts in memory only: after a restart one more repeat is recorded.
@@ -150,7 +152,7 @@ impl Recorder {
                     recorded.records.push(new(Stream::Local, topic, detached(payload), content_type, retain));
                 }
                 Output::Wake(wake) => recorded.wakes.push(wake),
-                Output::Reply(_) => unreachable!("the check above refuses them"),
+                Output::Reply(reply) => recorded.reply = Some(reply),
             }
         }
         recorded
@@ -159,6 +161,7 @@ impl Recorder {
     /// Fails with the first output that is not allowed.
     pub(crate) fn check(&self, outputs: &[Output], manifest: &Manifest) -> Result<(), Failure> {
         let (base_topic, Allow { publish, forward, retain, .. }) = (&self.config.base_topic, &manifest.allow);
+        permits::check_one_reply(outputs)?;
         outputs.iter().try_for_each(|output| {
             permits::check(output, base_topic, publish, forward.as_deref(), retain.as_deref())?;
             match (output, &self.config.upstream_prefix) {

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
+use super::Settled;
 use super::fan_out::FanOut;
 use crate::board::dispatch::Ticket;
+use crate::board::ids::UnitId;
 use crate::board::receipt::Receipt;
 use crate::board::rollout::Observed;
 use crate::message::{Message, Scope};
+use crate::request::Response;
 use crate::store::Commit;
 
 pub(crate) struct Unit {
@@ -35,6 +38,9 @@ pub(crate) struct Unit {
     pub(super) message_id: Option<Box<str>>,
     /// Scopes whose wakes it changes, without a write to their state.
     pub(super) wake_scopes: Vec<Scope>,
+    /// What a request is answered. `None`: its function had nothing to say.
+    pub(super) response: Option<Response>,
+    pub(super) is_turned_away: bool,
 }
 
 /// Memory of a unit beside its message and what its functions made of it: its place here, in the window and in the workers'
@@ -75,11 +81,19 @@ impl Unit {
             tickets: Vec::new(),
             message_id,
             wake_scopes: Vec::new(),
+            response: None,
+            is_turned_away: false,
         }
+    }
+
+    /// Everything that came of it is on disk.
+    pub(super) fn settled(self, id: UnitId) -> Settled {
+        let Self { receipt, copies, message_id, response, is_turned_away, .. } = self;
+        Settled { receipt, copies, message_id, unit: Some(id), response, is_turned_away }
     }
 
     /// Deliveries keep the order of their topic. Ticks and parked jobs have another order.
     pub(super) fn takes_part_in_line(&self) -> bool {
-        matches!(self.receipt, Receipt::Mqtt { .. } | Receipt::None)
+        matches!(self.receipt, Receipt::Mqtt { .. } | Receipt::Request(_) | Receipt::None)
     }
 }

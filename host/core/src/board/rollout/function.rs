@@ -12,6 +12,7 @@ use crate::board::version::Version;
 use crate::manifest::{Manifest, StateScope};
 use crate::message::{Failure, Message, Scope};
 use crate::metrics::FunctionMetrics;
+use crate::request::HttpRoute;
 use crate::router::Heard;
 use crate::topic::TopicFilter;
 
@@ -130,9 +131,10 @@ impl Edition {
 
     /// How many topics it hears. `None`: that depends on who publishes.
     fn heard(&self) -> Option<usize> {
-        let Manifest { subscribe, every, .. } = &**self.manifest();
+        let Manifest { subscribe, http, every, .. } = &**self.manifest();
         let has_wildcard = subscribe.iter().any(|filter| filter.as_str().contains(['+', '#']));
-        (!has_wildcard).then(|| subscribe.len() + usize::from(every.is_some()))
+        let is_open = has_wildcard || http.iter().any(HttpRoute::has_parameters);
+        (!is_open).then(|| subscribe.len() + http.len() + usize::from(every.is_some()))
     }
 
     pub(crate) fn wants(&self, topic: &str) -> bool {

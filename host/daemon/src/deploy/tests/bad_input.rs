@@ -1,5 +1,7 @@
 //! Bad orders and chunks: the active version keeps serving, and the report names the cause.
 
+use std::path::Path;
+
 use crate::deploy::disk::{MODULES, STAGING};
 use crate::deploy::testing::board::{
     Board, CHUNK, FUNCTION, GROUP, HOUR_MS, TODAY_MS, install, key, manifest, module, order, settings, sign,
@@ -9,6 +11,7 @@ use sedge_core::deploy::keys::SigningKey;
 use sedge_core::deploy::payload::{Document, Install, Module, Order, OrderChange};
 use sedge_core::deploy::reason::Reason;
 use sedge_core::deploy::topics::Target;
+use sedge_core::manifest::Manifest;
 
 const TOPIC: &str = "sedge/pump-3/deploy/warm";
 
@@ -80,6 +83,21 @@ fn key_not_allowed_for_these_topics() {
     board.push(1, &module(1));
     board.send(&install(&manifest(2, "[allow]\npublish = [\"other/x\"]"), &module(2)));
     check(&mut board, "rejected key-not-allowed");
+}
+
+#[test]
+fn routes_of_another_function() {
+    let mut board = working();
+    let text = "name = \"cold\"\nversion = \"1\"\nserial = 1\nhttp = [\"POST /a/{x}\"]";
+    let cold = Manifest::from_toml(text, Path::new("function.toml"), None).unwrap();
+    let order = Order { function: "cold".into(), ..install(&cold, &module(3)) };
+    board.deliver("sedge/pump-3/deploy/cold", &sign(&order));
+    board.send(&install(&manifest(2, "http = [\"POST /a/b\"]"), &module(2)));
+    assert_eq!((board.state().as_str(), board.serving()), ("rejected route-taken", Some(1)));
+    let error = board.report().error.clone().unwrap();
+    assert!(error.contains("POST /a/b and POST /a/{x} of cold could both match one request"), "{error}");
+    board.send(&install(&manifest(3, "http = [\"GET /a/b\"]"), &module(2)));
+    assert_ne!(board.state(), "rejected route-taken");
 }
 
 #[test]

@@ -1,0 +1,30 @@
+//! The certificate that clients see.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::ServerConfig;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::TlsAcceptor;
+
+use super::TriggerError;
+use sedge_core::config;
+
+/// `None`: without TLS.
+pub(super) fn acceptor(config: &config::HttpTrigger) -> Result<Option<TlsAcceptor>, TriggerError> {
+    let (Some(cert_file), Some(key_file)) = (&config.cert_file, &config.key_file) else { return Ok(None) };
+    let failed = |path: &Path, reason: String| TriggerError::File { path: path.display().to_string(), reason };
+    let chain = CertificateDer::pem_file_iter(cert_file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    let chain = chain.map_err(|error| failed(cert_file, format!("no certificate: {error}")))?;
+    if chain.is_empty() {
+        return Err(failed(cert_file, "no certificate in PEM".into()));
+    }
+    let key = PrivateKeyDer::from_pem_file(key_file).map_err(|error| failed(key_file, format!("no key: {error}")))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let server = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let server = server.and_then(|builder| builder.with_no_client_auth().with_single_cert(chain, key));
+    let mut server = server.map_err(|error| failed(cert_file, format!("does not go with the key: {error}")))?;
+    server.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Some(TlsAcceptor::from(Arc::new(server))))
+}
