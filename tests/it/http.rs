@@ -5,10 +5,11 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use crate::harness::daemon::{Daemon, Setup};
-use crate::harness::guest::{guest, variant};
+use crate::harness::daemon::{Daemon, SEDGE, Setup};
+use crate::harness::guest::{guest, root, variant};
 use crate::harness::ledger::Ledger;
 use crate::harness::mosquitto::{Mosquitto, free_port};
 use crate::harness::{Site, eventually, patiently};
@@ -175,6 +176,26 @@ fn what_a_function_does_is_told_by_the_status() {
     assert!(other.status == 405 && other.head.contains("allow: POST, GET"), "{other:?}");
     assert_eq!(status("/in/a", &"x".repeat(70_000)).map(|(status, _)| status), Some(413));
     assert_eq!(daemon.metric("sedge_dead_letters_total"), 2.0);
+}
+
+#[test]
+fn the_example_in_javascript_answers_with_the_last_reading() {
+    let example = root().join("examples/javascript/readings");
+    let tested = Command::new(SEDGE).arg("test").arg(&example).output().expect("run sedge test");
+    assert!(tested.status.success(), "{}", String::from_utf8_lossy(&tested.stdout));
+    let (broker, port) = (Mosquitto::start(), free_port());
+    let setup = Setup::new(broker.url()).function(&example);
+    let _daemon = Daemon::start(&setup.set("http_trigger", format!("listen = \"127.0.0.1:{port}\"")));
+    let get = |path: &str| send(port, &format!("GET {path} HTTP/1.1\r\nHost: b\r\nConnection: close\r\n\r\n")).unwrap();
+    // While the engine is compiled requests are stored, for later.
+    assert!(eventually(Duration::from_secs(60), || get("/readings/kitchen").status == 404));
+    let first = post(port, "/readings/kitchen", "", "{\"temperature\": 21.5}").unwrap();
+    assert!(first.status == 201 && first.head.contains("content-type: application/json"), "{first:?}");
+    assert_eq!(post(port, "/readings/kitchen", "", "{}").map(|answer| answer.status), Some(422));
+    let last = get("/readings/kitchen");
+    assert_eq!((last.status, &last.body), (200, &first.body), "the reject changed nothing");
+    assert!(last.body.contains("\"temperature\":21.5"), "{last:?}");
+    assert_eq!(get("/readings/cellar").status, 404, "each path has its own state");
 }
 
 #[test]

@@ -24,7 +24,7 @@ pub struct Target {
 }
 
 /// All targets.
-pub const TARGETS: [Target; 9] = [
+pub const TARGETS: [Target; 10] = [
     Target { name: "frames", run: targets::frames, words: &[] },
     Target { name: "rows", run: targets::rows, words: &[] },
     Target { name: "records", run: targets::records, words: &["{\"", "\":", "null", "[]"] },
@@ -76,6 +76,11 @@ pub const TARGETS: [Target; 9] = [
             "\\u202e",
             "1979-05-27",
         ],
+    },
+    Target {
+        name: "requests",
+        run: targets::requests,
+        words: &["POST /", "GET /", "/{sensor}", "%2F", "%25", "+", "#", "=", "&", "/*", "\n"],
     },
     Target {
         name: "topics",

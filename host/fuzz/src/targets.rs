@@ -16,8 +16,10 @@ use sedge_core::deploy::report::Report;
 use sedge_core::deploy::topics::Topics;
 use sedge_core::manifest::Manifest;
 use sedge_core::message::{Digest, Verdict};
+use sedge_core::request::path::MAX_TARGET_BYTES;
+use sedge_core::request::{HttpRoute, PathScope, RequestPath, parse_query};
 use sedge_core::text;
-use sedge_core::topic::TopicFilter;
+use sedge_core::topic::{self, TopicFilter};
 use sedge_function::prelude::{Message, NumberFormat};
 use sedge_sandbox::ScopeState;
 use sedge_sandbox::testing::{self, Bench, LIMITS};
@@ -88,6 +90,36 @@ pub fn topics(data: &[u8]) {
     if let Ok(parsed) = TopicFilter::parse(filter) {
         assert_eq!(parsed.as_str(), filter);
         assert_eq!(parsed.matches(topic), matches(filter, topic), "{filter:?} {topic:?}");
+    }
+}
+
+/// Paths and queries of anyone who reaches the port, against routes and scopes: one line each.
+pub fn requests(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let mut lines = text.lines();
+    let mut line = || lines.next().unwrap_or_default();
+    let (path, query, one, other, scope) = (line(), line(), line(), line(), line());
+    for (name, value) in parse_query(query).into_iter().flatten() {
+        assert!(!name.chars().chain(value.chars()).any(char::is_control));
+    }
+    let Ok(path) = RequestPath::parse(path) else { return };
+    let topic = path.topic();
+    topic::validate_name(&topic).unwrap();
+    let written = topic.strip_prefix("$http").unwrap();
+    if written.len() <= MAX_TARGET_BYTES {
+        assert_eq!(RequestPath::parse(written).unwrap(), path, "no two paths have one topic");
+    }
+    let (one, other) = (one.parse::<HttpRoute>(), other.parse::<HttpRoute>());
+    for route in [&one, &other].into_iter().flatten() {
+        assert_eq!(route.to_string().parse::<HttpRoute>().as_ref(), Ok(route));
+        assert!(route.parameters(&path).is_none() || route.filter().matches(&topic));
+    }
+    if let (Ok(one), Ok(other)) = (one, other) {
+        let both = one.parameters(&path).is_some() && other.parameters(&path).is_some();
+        assert!(!both || one.method() != other.method() || one.overlaps(&other), "{one} {other} {topic}");
+    }
+    if let Some(scope) = PathScope::parse(scope) {
+        let _ = scope.covers(&path);
     }
 }
 

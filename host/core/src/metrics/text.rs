@@ -39,7 +39,10 @@ const FAMILIES: &[Family] = &[
         "sedge_sessions_lost_total",
         "Connections at which the broker had no session; messages queued meanwhile may be lost.",
     ),
-    counter("sedge_messages_received_total", "Messages delivered by the broker, redeliveries included."),
+    counter(
+        "sedge_messages_received_total",
+        "Messages delivered by the broker and requests over HTTP that were taken, repeats included.",
+    ),
     counter(
         "sedge_messages_acknowledged_total",
         "Messages acknowledged to the broker after their outcome was on disk.",

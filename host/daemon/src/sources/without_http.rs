@@ -1,7 +1,5 @@
 //! A build without requests over HTTP: it says so where the configuration asks for them.
 
-use std::convert::Infallible;
-
 use sedge_core::config;
 use sedge_core::metrics::Metrics;
 use sedge_core::request::{Request, RequestId, Response};
@@ -12,7 +10,7 @@ pub(crate) struct NotBuilt;
 
 /// There is none.
 #[derive(Debug)]
-pub(crate) struct HttpTrigger(Infallible);
+pub(crate) enum HttpTrigger {}
 
 impl HttpTrigger {
     pub(crate) fn spawn(config: &config::HttpTrigger, _: &Metrics) -> Result<Option<Self>, NotBuilt> {
@@ -20,14 +18,14 @@ impl HttpTrigger {
     }
 
     pub(crate) async fn receive(&mut self) -> Request {
-        match self.0 {}
+        match *self {}
     }
 
     pub(crate) fn try_receive(&mut self) -> Option<Request> {
-        match self.0 {}
+        match *self {}
     }
 
     pub(crate) fn respond(&mut self, _: RequestId, _: Response) {
-        match self.0 {}
+        match *self {}
     }
 }

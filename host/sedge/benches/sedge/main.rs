@@ -9,6 +9,7 @@ mod fleet;
 #[allow(dead_code, reason = "shared with the tests; each of the two uses a part")]
 #[path = "../../../../tests/it/harness/mod.rs"]
 mod harness;
+mod http;
 mod invoke;
 mod latency;
 mod load;
@@ -42,11 +43,12 @@ const QUICK: Size = Size { rounds: 1, messages: 50_000, latency_messages: 3_000,
 
 type Measure = fn(&mut Report, &Size) -> std::io::Result<()>;
 
-const PARTS: [(&str, Measure); 11] = [
+const PARTS: [(&str, Measure); 12] = [
     ("invoke", invoke::measure),
     ("pulley", pulley::measure),
     ("durable", durable::measure),
     ("latency", latency::measure),
+    ("http", http::measure),
     ("trickle", trickle::measure),
     ("memory", durable::measure_memory),
     ("growth", durable::measure_growth),
