@@ -3,8 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use sedge_core::deploy::envelope::SignedEnvelope;
+use sedge_core::deploy::keys::SigningKey;
+use sedge_core::deploy::requests::{BoardRequest, RequestKind};
 use serde_json::Value;
 
 use crate::harness::daemon::{Daemon, NODE, SEDGE, Setup};
@@ -43,6 +46,14 @@ impl Plant {
     }
 
     fn set(functions: &[&Path], change: impl FnOnce(Setup) -> Setup) -> Self {
+        let mut plant = Self::prepare(functions, change);
+        plant.daemon.resume();
+        plant.broker.await_daemon();
+        plant
+    }
+
+    /// The daemon does not run yet.
+    fn prepare(functions: &[&Path], change: impl FnOnce(Setup) -> Setup) -> Self {
         let folder = tempfile::tempdir().expect("make a folder");
         let broker = Mosquitto::start();
         let key = folder.path().join("ops.pem");
@@ -50,8 +61,7 @@ impl Plant {
         assert!(made.status.success(), "{made:?}");
         let setup = functions.iter().fold(Setup::new(broker.url()), |setup, function| setup.function(function));
         let setup = setup.set("deploy.keys.ops", format!("file = {:?}", key.with_extension("pub.pem")));
-        let daemon = Daemon::start(&change(setup.set("deploy.keys.ops", "record = true")));
-        broker.await_daemon();
+        let daemon = Daemon::prepare(&change(setup.set("deploy.keys.ops", "record = true")));
         Self { daemon, broker, folder }
     }
 
@@ -315,6 +325,37 @@ fn a_recording_is_taken_from_the_disk_of_a_board_that_lost_power() {
     let replayed: Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!((output.status.code(), &replayed["messages"]), (Some(0), &answer["messages"]), "{replayed}");
     assert!(replayed["messages"].as_u64().unwrap() > 100, "{replayed}");
+}
+
+#[test]
+fn a_request_that_the_broker_retained_is_not_carried_out() {
+    let folder = tempfile::tempdir().unwrap();
+    let function = script(folder.path(), FUNCTION);
+    // With a session the request would come as a message like others, once.
+    let mut plant = Plant::prepare(&[&function], |setup| setup.set("recording", "enabled = true"));
+    let key = SigningKey::from_pem(&fs::read(plant.file("ops.pem")).unwrap()).unwrap();
+    let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis() as u64;
+    let envelope = |id: &str| {
+        let request = BoardRequest {
+            id: id.into(),
+            node: NODE.into(),
+            function: "warm".into(),
+            issued_at_ms: now_ms,
+            expires_at_ms: now_ms + 600_000,
+            request: RequestKind::Record { secs: 600, messages: 5, bytes: 100_000 },
+        };
+        SignedEnvelope::sign(&request.to_json(), &[&key]).to_json()
+    };
+    let topic = format!("sedge/{NODE}/request/kept");
+    let kept = Publish { retain: true, ..Publish::new(&topic, envelope("kept")) };
+    plant.broker.client("operator").publish(kept).unwrap();
+    plant.daemon.resume();
+    let told = || plant.daemon.log().contains("a request that the broker retained is not carried out");
+    assert!(eventually(PATIENCE, told), "{}", plant.daemon.log());
+    // The same, sent now, is.
+    plant.broker.client("operator").publish(Publish::new(&format!("sedge/{NODE}/request/now"), envelope("now"))).unwrap();
+    assert!(eventually(PATIENCE, || !plant.recordings().is_empty()), "{}", plant.daemon.log());
+    assert!(plant.recordings()[0].ends_with("now.rec"), "{:?}", plant.recordings());
 }
 
 /// The blocks of code of a page: language and text.
