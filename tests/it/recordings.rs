@@ -353,7 +353,11 @@ fn a_request_that_the_broker_retained_is_not_carried_out() {
     let told = || plant.daemon.log().contains("a request that the broker retained is not carried out");
     assert!(eventually(PATIENCE, told), "{}", plant.daemon.log());
     // The same, sent now, is.
-    plant.broker.client("operator").publish(Publish::new(&format!("sedge/{NODE}/request/now"), envelope("now"))).unwrap();
+    plant
+        .broker
+        .client("operator")
+        .publish(Publish::new(&format!("sedge/{NODE}/request/now"), envelope("now")))
+        .unwrap();
     assert!(eventually(PATIENCE, || !plant.recordings().is_empty()), "{}", plant.daemon.log());
     assert!(plant.recordings()[0].ends_with("now.rec"), "{:?}", plant.recordings());
 }

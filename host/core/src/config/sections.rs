@@ -31,7 +31,7 @@ pub(super) fn read(table: &Table, host_name: String, memory_bytes: u64) -> (Conf
         let mut sink = Upstream::new(Endpoint::default(), &config.node.name);
         root.section("upstream", |section| upstream(section, wanted, &mut sink, &config.mqtt, &config.node));
         config.upstream = wanted.then_some(sink);
-        root.section("recording", |section| recording(section, &mut config.recording));
+        root.section("recording", |section| recording(section, &mut config.recording, &config.deploy));
         root.section("http", |section| http(section, &mut config.http));
         let max_payload_bytes = config.mqtt.max_payload_bytes;
         root.section("http_trigger", |section| {
@@ -446,8 +446,12 @@ pub fn on_one_broker(upstream: &Upstream, local: &Mqtt, node: &Node) -> Vec<(&'s
     problems
 }
 
-fn recording(section: &mut Section<'_, '_>, recording: &mut Recording) {
+fn recording(section: &mut Section<'_, '_>, recording: &mut Recording, deploy: &Deploy) {
     section.value("enabled", &mut recording.enabled);
+    if recording.enabled && !deploy.keys.values().any(|key| key.record) {
+        let invalid = Invalid::new("no key of this configuration may record");
+        section.warn("enabled", invalid.hint("set record = true in a section [deploy.keys.NAME], or remove this"));
+    }
     section.value("max_bytes", &mut recording.max_bytes);
     within(section, "max_bytes", recording.max_bytes.get(), 65_536..=1 << 40);
 }

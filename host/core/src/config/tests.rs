@@ -51,6 +51,22 @@ fn a_good_configuration_has_no_problems() {
 }
 
 #[test]
+fn recording_without_a_key_that_may_record_is_a_warning() {
+    let fix = "set record = true in a section [deploy.keys.NAME], or remove this";
+    check(
+        "[recording]\nenabled = true",
+        &[&format!("sedge.toml:2:11: warning: recording.enabled: no key of this configuration may record; {fix}")],
+    );
+    check(
+        "[recording]\nmax_bytes = 1000",
+        &["sedge.toml:2:13: recording.max_bytes: 1000 is too small; use at least 65536"],
+    );
+    let (config, problems) =
+        inspect("[recording]\nenabled = true\n[deploy.keys.ops]\nfile = \"ops.pem\"\nrecord = true");
+    assert!(config.recording.enabled && !problems.iter().any(|it| it.contains("recording")), "{problems:?}");
+}
+
+#[test]
 fn every_problem_is_reported_at_once_in_the_order_of_the_file() {
     check(
         "[mqtt]\nurl = \"localhost\"\nrecieve_maximum = 10\n\n[store]\nwhen_full = \"drop-oldest\"\nmax_bytes = 0\n\n[mqt]\n",
