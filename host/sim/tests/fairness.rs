@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sedge_core::board::{Input, WorkerNo};
 use sedge_core::manifest::{Manifest, StateScope};
-use sedge_sim::rig::{Rig, manifest};
+use sedge_sim::rig::{Rig, manifest, with_requests};
 
 const RUN: Duration = Duration::from_millis(40);
 
@@ -109,6 +109,32 @@ fn a_retry_before_what_waits_too_long_keeps_its_place() {
     rig.settle();
     let ran: Vec<u32> = rig.disk.payloads()[before..].iter().map(|it| it[1..].parse().unwrap()).collect();
     assert_eq!(ran, (100..140).collect::<Vec<u32>>());
+}
+
+/// Requests over HTTP that had waited for too long ran after later ones of their key, which were parked.
+#[test]
+fn requests_that_wait_too_long_keep_their_order_among_messages() {
+    let mut rig = slow(vec![with_requests(manifest("hog", "h/#", StateScope::Function)), two().remove(1)]);
+    let before = rig.disk.payloads().len();
+    for id in 100..125 {
+        match id {
+            101..=108 => rig.request(id.into(), "POST /hog/1", &format!("o{id}"), &[]),
+            _ => rig.receive("h/1", &format!("o{id}"), id, false),
+        }
+    }
+    rig.perform();
+    // Twice nothing moves for longer than a message may wait.
+    for _ in 0..2 {
+        rig.pass(2);
+        rig.handle(Input::Timeout);
+        rig.perform();
+        (0..4).for_each(|_| turn(&mut rig));
+    }
+    rig.settle();
+    let ran: Vec<u32> = rig.disk.payloads()[before..].iter().map(|it| it[1..].parse().unwrap()).collect();
+    assert_eq!(ran, (100..125).collect::<Vec<u32>>());
+    let parked = rig.responses.iter().filter(|(_, response)| response.status == 202).count();
+    assert_eq!((rig.responses.len(), parked > 0), (8, true), "some were stored");
 }
 
 #[test]
