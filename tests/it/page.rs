@@ -192,6 +192,14 @@ fn the_page_shows_functions_alerts_state_and_dead_letters() {
     );
     assert!(site.daemon.log().contains("dead letters dropped from the page"), "{}", site.daemon.log());
 
+    // Alerts are still there after a restart.
+    let of_anna = api.token.take();
+    let mut site = site;
+    site.daemon.terminate();
+    site.daemon.resume();
+    let api = Api { daemon: &site.daemon, token: of_anna };
+    assert_eq!(api.get("alerts")["firing"][0]["key"], "count/<b>oven</b>/10");
+
     token(&site.daemon, &["anna", "--revoke"]);
     assert_eq!(api.ask("GET", "dead-letters", "").0, 401, "it is withdrawn at once");
 }

@@ -1,9 +1,9 @@
-//! Alerts that were committed since the start: what fires now, and the latest changes.
+//! Alerts that were committed: what fires now, and the latest changes.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
+use std::collections::VecDeque;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use sedge_core::store::StoredRecord;
@@ -22,16 +22,20 @@ pub(crate) struct Alerts {
     kept: Mutex<Kept>,
 }
 
-#[derive(Debug, Default)]
-struct Kept {
-    /// By function and key.
-    now: BTreeMap<(Box<str>, Box<str>), Current>,
+/// What is remembered.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Kept {
+    now: Vec<Current>,
     events: VecDeque<Event>,
     left_out: u64,
+    /// Number of the last change.
+    changes: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Current {
+    function: Box<str>,
+    key: Box<str>,
     status: Box<str>,
     severity: Box<str>,
     since_ms: u64,
@@ -40,11 +44,11 @@ struct Current {
     summary: Box<str>,
     value: Option<f64>,
     topic: Box<str>,
-    /// In the order of the last change.
-    order: u64,
+    /// Number of its last change.
+    change: u64,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 struct Event {
     function: Box<str>,
     key: Box<str>,
@@ -72,74 +76,87 @@ impl Alerts {
 
     /// Notes the alerts among these records.
     pub(crate) fn note(&self, stored: &[StoredRecord]) {
-        for StoredRecord { id, record } in stored {
+        for StoredRecord { record, .. } in stored {
             if record.stream == Stream::Local
                 && record.topic.starts_with(&self.prefix)
                 && let Ok(alert) = serde_json::from_slice(&record.payload)
             {
-                self.kept.lock().unwrap_or_else(PoisonError::into_inner).add(
-                    &record.function,
-                    id.0,
-                    record.at_ms,
-                    alert,
-                );
+                self.lock().add(&record.function, record.at_ms, alert);
             }
         }
     }
 
+    pub(super) fn kept(&self) -> Kept {
+        self.lock().clone()
+    }
+
+    pub(super) fn restore(&self, mut kept: Kept) {
+        kept.now.truncate(MAX_KEYS);
+        kept.events.truncate(MAX_EVENTS);
+        *self.lock() = kept;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn to_json(&self) -> Value {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut now: Vec<_> = kept.now.iter().filter(|(_, it)| &*it.status == "firing").collect();
-        now.sort_by_key(|(_, it)| std::cmp::Reverse(it.since_ms));
+        let kept = self.lock();
+        let mut now: Vec<_> = kept.now.iter().filter(|it| it.is_firing()).collect();
+        now.sort_by_key(|it| std::cmp::Reverse(it.since_ms));
         let firing: Vec<_> = now
             .into_iter()
-            .map(|((function, key), it)| {
+            .map(|it| {
                 json!({
-                    "function": function, "key": key, "severity": it.severity, "since_ms": it.since_ms,
+                    "function": it.function, "key": it.key, "severity": it.severity, "since_ms": it.since_ms,
                     "last_ms": it.last_ms, "count": it.count, "summary": it.summary, "value": it.value, "topic": it.topic,
                 })
             })
             .collect();
-        let events: Vec<_> = kept
-            .events
-            .iter()
-            .rev()
-            .map(|it| {
-                json!({
-                    "function": it.function, "key": it.key, "at_ms": it.at_ms, "status": it.status,
-                    "severity": it.severity, "summary": it.summary,
-                })
-            })
-            .collect();
-        json!({ "firing": firing, "events": events, "left_out": kept.left_out })
+        json!({ "firing": firing, "events": kept.events.iter().rev().collect::<Vec<_>>(), "left_out": kept.left_out })
+    }
+}
+
+impl Current {
+    fn is_firing(&self) -> bool {
+        &*self.status == "firing"
     }
 }
 
 impl Kept {
-    fn add(&mut self, function: &str, order: u64, at_ms: u64, alert: Published) {
+    fn add(&mut self, function: &str, at_ms: u64, alert: Published) {
         let Published { key, status, severity, summary, value, topic } = alert;
         let [key, status, severity, summary, topic] = [key, status, severity, summary, topic].map(cut);
-        let place = (function.into(), key.clone());
-        let before = self.now.remove(&place);
-        let is_same = before.as_ref().is_some_and(|before| before.status == status);
-        if !is_same {
-            let (key, severity, summary, status) = (key, severity.clone(), summary.clone(), status.clone());
+        self.changes += 1;
+        let place = self.now.iter().position(|it| *it.function == *function && it.key == key);
+        let before = place.map(|place| self.now.swap_remove(place)).filter(|before| before.status == status);
+        if before.is_none() {
+            let (key, severity, summary, status) = (key.clone(), severity.clone(), summary.clone(), status.clone());
             self.events.push_back(Event { function: function.into(), key, at_ms, status, severity, summary });
             if self.events.len() > MAX_EVENTS {
                 self.events.pop_front();
             }
         }
-        let (since_ms, count) = before.filter(|_| is_same).map_or((at_ms, 0), |before| (before.since_ms, before.count));
-        let count = count + 1;
-        let current = Current { status, severity, since_ms, last_ms: at_ms, count, summary, value, topic, order };
-        self.now.insert(place, current);
+        let (since_ms, count) = before.map_or((at_ms, 0), |before| (before.since_ms, before.count));
+        self.now.push(Current {
+            function: function.into(),
+            key,
+            status,
+            severity,
+            since_ms,
+            last_ms: at_ms,
+            count: count + 1,
+            summary,
+            value,
+            topic,
+            change: self.changes,
+        });
         if self.now.len() > MAX_KEYS {
             // Resolved ones first.
-            let oldest = self.now.iter().min_by_key(|(_, it)| (&*it.status == "firing", it.order));
-            if let Some((place, current)) = oldest {
-                self.left_out += u64::from(&*current.status == "firing");
-                let place = place.clone();
-                self.now.remove(&place);
+            let oldest = self.now.iter().enumerate().min_by_key(|(_, it)| (it.is_firing(), it.change));
+            if let Some(place) = oldest.map(|(place, _)| place) {
+                let dropped = self.now.swap_remove(place);
+                self.left_out += u64::from(dropped.is_firing());
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::{Mutex, PoisonError};
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use sedge_core::metrics::Metrics;
@@ -14,8 +15,10 @@ const HOURS: usize = 7 * 24;
 #[derive(Debug, Default)]
 pub(super) struct Charts(Mutex<Series>);
 
-#[derive(Debug, Default)]
-struct Series {
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub(super) struct Series {
+    /// Of this run of the daemon.
+    #[serde(skip)]
     last: Totals,
     minutes: VecDeque<Totals>,
     hours: VecDeque<Totals>,
@@ -24,7 +27,7 @@ struct Series {
 }
 
 /// Counts since the start, or within a time.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Totals {
     messages: u64,
     alerts: u64,
@@ -33,15 +36,30 @@ struct Totals {
 }
 
 impl Charts {
-    /// To be called each minute.
-    pub(super) fn minute(&self, metrics: &Metrics, now: Now) {
+    /// To be called each minute. Returns whether anything was counted in it.
+    pub(super) fn minute(&self, metrics: &Metrics, now: Now) -> bool {
         let totals = Totals {
             messages: metrics.received.get(),
             alerts: metrics.alerts(),
             dead_letters: metrics.dead_lettered.get(),
             written_bytes: metrics.sum("sedge_store_written_bytes_total", now),
         };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).add(totals);
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).add(totals)
+    }
+
+    pub(super) fn series(&self) -> Series {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Continues with what was saved so many minutes ago.
+    pub(super) fn restore(&self, mut series: Series, minutes_ago: u64) {
+        series.minutes.truncate(MINUTES);
+        series.hours.truncate(HOURS);
+        series.of_hour %= MINUTES;
+        for _ in 0..minutes_ago.min((HOURS * MINUTES) as u64) {
+            series.add(Totals::default());
+        }
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = series;
     }
 
     /// Oldest first.
@@ -61,7 +79,7 @@ impl Charts {
 }
 
 impl Series {
-    fn add(&mut self, totals: Totals) {
+    fn add(&mut self, totals: Totals) -> bool {
         let minute = totals.since(self.last);
         self.last = totals;
         self.minutes.push_back(minute);
@@ -78,6 +96,7 @@ impl Series {
             hour.add(minute);
         }
         self.of_hour = (self.of_hour + 1) % MINUTES;
+        minute != Totals::default()
     }
 }
 
@@ -102,6 +121,19 @@ impl Totals {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_saved_moves_on_by_the_time_that_passed() {
+        let charts = Charts::default();
+        charts.0.lock().unwrap().add(Totals { messages: 7, ..Totals::default() });
+        let saved = charts.series();
+        charts.restore(saved.clone(), 2);
+        let shown = charts.to_json();
+        assert_eq!(shown["minutes"]["messages"], json!([7, 0, 0]));
+        assert_eq!(shown["hours"]["messages"], json!([7]));
+        charts.restore(saved, u64::MAX);
+        assert_eq!(charts.to_json()["hours"]["messages"], json!(vec![0; HOURS]));
+    }
 
     #[test]
     fn minutes_add_up_to_hours_and_both_are_bounded() {

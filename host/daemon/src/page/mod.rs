@@ -9,6 +9,7 @@ mod answer;
 mod api;
 mod assets;
 mod charts;
+mod remembered;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -28,11 +29,14 @@ use crate::telemetry::{Health, MAX_READERS};
 use access::Access;
 use alerts::Alerts;
 use charts::Charts;
+use remembered::Remembered;
 use sedge_core::config::Config;
 use sedge_core::metrics::Metrics;
 use sedge_core::time::Now;
 
 const MINUTE: Duration = Duration::from_secs(60);
+/// Minutes after which the page's memory is written, if it changed.
+const SAVE_EVERY: u32 = 10;
 
 /// What the message loop leaves for the page.
 #[derive(Clone, Debug)]
@@ -84,6 +88,14 @@ pub(crate) struct Page {
 
 impl Page {
     pub(crate) fn new(config: &Config, metrics: Arc<Metrics>, health: Arc<Health>, shown: Shown) -> Arc<Self> {
+        let charts = Charts::default();
+        if let Some(Remembered { at_ms, alerts, charts: series }) = remembered::load(&config.node.data_dir) {
+            shown.alerts.restore(alerts);
+            // A clock that has gone back says nothing about the time that passed.
+            if let Some(passed_ms) = now().unix_ms.checked_sub(at_ms) {
+                charts.restore(series, passed_ms / 60_000);
+            }
+        }
         Arc::new(Self {
             node: config.node.name.clone(),
             groups: config.node.groups.clone(),
@@ -93,17 +105,29 @@ impl Page {
             metrics,
             health,
             shown,
-            charts: Charts::default(),
+            charts,
             readers: Semaphore::new(MAX_READERS),
         })
     }
 
-    /// Counts by the minute, for as long as the server runs.
+    /// Counts by the minute and writes what is to be remembered, for as long as the server runs.
     pub(crate) async fn count(&self) {
-        loop {
+        let mut saved = self.shown.alerts.kept();
+        for minute in (1..=SAVE_EVERY).cycle() {
             tokio::time::sleep(MINUTE).await;
-            self.charts.minute(&self.metrics, now());
+            let has_counted = self.charts.minute(&self.metrics, now());
+            if minute == SAVE_EVERY && (has_counted || self.shown.alerts.kept() != saved) {
+                self.save();
+                saved = self.shown.alerts.kept();
+            }
         }
+    }
+
+    /// Writes what is to be remembered.
+    pub(crate) fn save(&self) {
+        let remembered =
+            Remembered { at_ms: now().unix_ms, alerts: self.shown.alerts.kept(), charts: self.charts.series() };
+        remembered::save(&self.data_dir, &remembered);
     }
 
     fn data_dir(&self) -> &Path {

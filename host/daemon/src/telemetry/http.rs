@@ -62,11 +62,16 @@ type Shared = (Arc<Metrics>, Arc<Health>);
 pub(crate) struct Beside {
     router: Router,
     task: Pin<Box<dyn Future<Output = ()> + Send>>,
+    at_end: Box<dyn FnOnce() + Send>,
 }
 
 impl Default for Beside {
     fn default() -> Self {
-        Self { router: Router::new().route("/", get(async || INDEX)), task: Box::pin(std::future::pending()) }
+        Self {
+            router: Router::new().route("/", get(async || INDEX)),
+            task: Box::pin(std::future::pending()),
+            at_end: Box::new(|| ()),
+        }
     }
 }
 
@@ -75,7 +80,12 @@ impl From<&Arc<crate::page::Page>> for Beside {
     fn from(page: &Arc<crate::page::Page>) -> Self {
         let router = crate::page::router(page);
         let page = Arc::clone(page);
-        Self { router, task: Box::pin(async move { page.count().await }) }
+        let at_end = Arc::clone(&page);
+        Self {
+            router,
+            task: Box::pin(async move { page.count().await }),
+            at_end: Box::new(move || at_end.save()),
+        }
     }
 }
 
@@ -130,6 +140,7 @@ impl Http {
                     }
                 }
             });
+            (beside.at_end)();
         })?;
         Ok(Self { addr, stop: Some(stop), thread: Some(thread), socket: has_socket.then_some(path) })
     }
