@@ -205,7 +205,7 @@ payload = "closed"
                     [message.expect]\noutputs = [{ kind = \"alert\" }]\n";
     let (code, text) = folder.case("recorded", recorded).test(&[]);
     assert_eq!(code, 0, "{text}");
-    let (_, text) = folder.case("recorded", "[[message]]\ntopic = \"$wake/open\"\n").test(&[]);
+    let (_, text) = folder.case("recorded", "[[message]]\ntopic = \"$wake/open\"\nexpect.outputs = []\n").test(&[]);
     assert!(text.contains("message 1: name the topic that set the wake"), "{text}");
     fs::remove_file(folder.path().join("tests/recorded.toml")).unwrap();
     let late = "\n[[message]]\nwake = \"open\"\n";

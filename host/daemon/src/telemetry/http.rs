@@ -81,11 +81,7 @@ impl From<&Arc<crate::page::Page>> for Beside {
         let router = crate::page::router(page);
         let page = Arc::clone(page);
         let at_end = Arc::clone(&page);
-        Self {
-            router,
-            task: Box::pin(async move { page.count().await }),
-            at_end: Box::new(move || at_end.save()),
-        }
+        Self { router, task: Box::pin(async move { page.count().await }), at_end: Box::new(move || at_end.save()) }
     }
 }
 
