@@ -159,12 +159,14 @@ impl<'a> Shadow<'a> {
 
     fn run(&mut self, message: &Message) {
         let manifest = &self.installed.manifest;
-        let is_tick = manifest.every.is_some() && message.topic.starts_with("$timer/");
-        if !is_tick && !manifest.hears(&message.topic) {
+        // A wake of a recording belongs to the topic of the message that set it.
+        let topic = message.shared_state_topic();
+        let is_tick = manifest.every.is_some() && topic.starts_with("$timer/");
+        if !is_tick && !manifest.hears(&topic) {
             return;
         }
         let scope: Arc<str> = match manifest.state {
-            StateScope::Topic => Arc::clone(&message.topic),
+            StateScope::Topic => topic,
             StateScope::None | StateScope::Function => "".into(),
         };
         let before = self.states.get_mut(&scope).map(std::mem::take).unwrap_or_else(|| self.initial.clone());

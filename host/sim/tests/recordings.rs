@@ -227,3 +227,23 @@ fn state_that_the_board_deletes_is_recorded_anew() {
     rig.settle();
     assert_eq!(lines(&rig), ["t/1 c1 nothing", "t/1 c2 nothing"]);
 }
+
+#[test]
+fn a_wake_is_recorded_with_the_state_of_the_topic_that_set_it() {
+    let mut rig = rig(StateScope::Topic);
+    rig.receive("t/1", "c1", 1, false);
+    rig.receive("t/1", "w3", 2, false);
+    rig.settle();
+    begin(&mut rig, RecordOrder { time: Duration::from_secs(600), ..order(100) });
+    for _ in 0..100 {
+        rig.pass(1);
+        rig.settle();
+    }
+    rig.receive("t/1", "c2", 3, false);
+    rig.settle();
+    let runs = runs(&rig);
+    let state_topic = |run: &TappedRun| run.state.as_ref().and_then(|(topic, _)| topic.as_deref().map(str::to_owned));
+    let topics: Vec<&str> = runs.iter().map(|run| &*run.message.topic).collect();
+    assert_eq!(topics, ["$wake/k0", "t/1"], "the first run of the scope is that of the wake");
+    assert_eq!((state_topic(runs[0]), state_topic(runs[1])), (Some("t/1".to_owned()), None));
+}

@@ -428,8 +428,8 @@ impl Board {
                         self.states.begin(&scope, &entries);
                     }
                     if let Some(job) = self.dispatch.workers.asking(request) {
-                        let topic = (job.scope == StateScope::Topic).then_some(&job.message.topic);
-                        self.taps.state_loaded(job.id.function, topic, &entries);
+                        let topic = (job.scope == StateScope::Topic).then(|| job.message.shared_state_topic());
+                        self.taps.state_loaded(job.id.function, topic.as_ref(), &entries);
                     }
                     self.dispatch.workers.provide_state(request, entries);
                 }
