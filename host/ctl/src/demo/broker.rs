@@ -28,9 +28,6 @@ async fn serve(started: &flume::Sender<anyhow::Result<SocketAddr>>) -> anyhow::R
     config.storage_config.enable_persistence = false;
     config.storage_config.max_queued_messages_per_client = MAX_QUEUED;
     config.storage_config.max_queued_bytes_per_client = usize::MAX;
-    // Messages beyond this go through a second queue of mqtt5 0.49, which on a busy machine stopped for good with messages in it
-    // while all that it had sent was acknowledged.
-    config.client_channel_capacity = MAX_QUEUED;
     config.sys_topics_enabled = false;
     let mut broker = MqttBroker::with_config(config).await?;
     let addr = broker.local_addr().context("the demo's broker has no port")?;
