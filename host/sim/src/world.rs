@@ -119,6 +119,8 @@ pub struct World {
     has_wakes: bool,
     /// A part of the messages are requests over HTTP.
     has_requests: bool,
+    /// The broker often forgets the session, and many messages are alike.
+    has_short_sessions: bool,
     /// How much state there may be, and how much of `f`: with little, functions change the size of their state.
     state: StateLimits,
     /// Sizes of the records in commits that the store has not confirmed.
@@ -208,6 +210,7 @@ impl World {
             has_failing_topics: seed % 16 == 9,
             has_wakes: seed % 4 == 2,
             has_requests: seed % 16 == 13,
+            has_short_sessions: seed % 16 == 1,
             state,
             committing: VecDeque::new(),
             reconnect: false,
@@ -328,7 +331,7 @@ impl World {
         self.published += 1;
         let letter = self.letter();
         let number = self.published;
-        let same = self.random.chance(150) && !self.has_failing_topics;
+        let same = self.random.chance(if self.has_short_sessions { 700 } else { 150 }) && !self.has_failing_topics;
         let payload = if same { "osame".to_owned() } else { format!("{letter}{number}") };
         let topics = if self.has_failing_topics && self.random.chance(850) { 3 } else { 4 };
         let topic = format!("t/{}", self.random.below(topics));
@@ -719,7 +722,10 @@ impl World {
     }
 
     fn fault(&mut self) {
-        let (fault, rate) = *self.random.pick(&Fault::ALL);
+        let (fault, rate) = match self.has_short_sessions && self.random.chance(300) {
+            true => *self.random.pick(&[(Fault::SessionForgotten, 4), (Fault::ConnectionCut, 16)]),
+            false => *self.random.pick(&Fault::ALL),
+        };
         if self.plan.only.is_some_and(|only| only != fault) || !self.random.chance(rate * self.plan.faults * 2) {
             return;
         }

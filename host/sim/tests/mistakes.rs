@@ -13,14 +13,8 @@ fn breaks(seed: u64, rule: &str) -> bool {
 
 #[track_caller]
 fn is_found(mistake: Mistake, rule: &str) {
-    is_found_from(0, mistake, rule);
-}
-
-/// The same in a campaign that begins with another seed, for what breaks in one run of some hundreds.
-#[track_caller]
-fn is_found_from(first: u64, mistake: Mistake, rule: &str) {
     mistakes::make(Some(mistake));
-    let found = (first..first + SEEDS).find(|seed| breaks(*seed, rule));
+    let found = (0..SEEDS).find(|seed| breaks(*seed, rule));
     mistakes::make(None);
     let Some(seed) = found else { panic!("{mistake:?} breaks \"{rule}\" in none of {SEEDS} runs") };
     println!("{mistake:?}: seed {seed}");
@@ -114,7 +108,7 @@ fn jobs_whose_answers_do_not_fit() {
 
 #[test]
 fn deliveries_of_a_lost_session_taken_as_evidence() {
-    is_found_from(2000, Mistake::KeepLostSession, reference::SETTLED_ONCE);
+    is_found(Mistake::KeepLostSession, reference::SETTLED_ONCE);
 }
 
 #[test]
