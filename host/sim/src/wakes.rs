@@ -43,6 +43,9 @@ type Name = (&'static str, String, String);
 
 #[derive(Debug)]
 struct Set {
+    /// Number of the first run of the message that set it. Within a key messages run in their order; a cancellation that finds
+    /// nothing may be committed after what a later message sets.
+    run: u64,
     wait: Duration,
     /// When the run that set it took place, or earlier.
     at: Clock,
@@ -50,6 +53,8 @@ struct Set {
     latest_ms: u64,
     /// When the commit that moved or cancelled it was written.
     superseded: Option<(Duration, u64)>,
+    /// By a message that ran before it, perhaps for the last time.
+    may_stand: bool,
     has_run: bool,
 }
 
@@ -57,8 +62,9 @@ struct Set {
 pub struct WakeModel {
     sets: BTreeMap<Name, Vec<Set>>,
     clock: Clock,
-    /// The first run of each message.
-    ran: BTreeMap<(String, String), Clock>,
+    /// The first run of each message, and its number.
+    ran: BTreeMap<(String, String), (Clock, u64)>,
+    runs: u64,
     /// A wake ran although it had been moved or cancelled: it was due before.
     pub ran_late: bool,
     pub was_superseded: bool,
@@ -75,36 +81,45 @@ impl Set {
 impl WakeModel {
     pub fn pass(&mut self, elapsed: Duration, unix_ms: u64) {
         self.clock = Clock { elapsed, unix_ms };
-        for set in self.sets.values_mut().flatten().filter(|set| !set.has_run && set.superseded.is_none()) {
+        for set in
+            self.sets.values_mut().flatten().filter(|set| !set.has_run && (set.superseded.is_none() || set.may_stand))
+        {
             set.latest_ms = set.latest_ms.max(unix_ms);
         }
     }
 
-    /// A worker ran a message that sets a wake.
+    /// A worker ran a message that sets or cancels a wake.
     pub fn ran(&mut self, function: &str, payload: &str) {
-        if payload.starts_with('w') {
-            let (clock, key) = (self.clock, (function.to_owned(), payload.to_owned()));
-            self.ran.entry(key).or_insert(clock);
+        if payload.starts_with(['w', 'v']) {
+            let (run, key) = ((self.clock, self.next_run()), (function.to_owned(), payload.to_owned()));
+            self.ran.entry(key).or_insert(run);
         }
+    }
+
+    fn next_run(&mut self) -> u64 {
+        self.runs += 1;
+        self.runs
     }
 
     /// The outcome of a message is committed, which may set or cancel a wake. `topic`: of the state.
     pub fn committed(&mut self, function: &'static str, topic: &str, payload: &str) {
         let Some((name, after_ms)) = asked(payload) else { return };
-        let at = self.ran.get(&(function.to_owned(), payload.to_owned())).copied().unwrap_or(self.clock);
-        self.set((function, topic.to_owned(), name), after_ms, at);
+        let known = self.ran.get(&(function.to_owned(), payload.to_owned())).copied();
+        let (at, run) = known.unwrap_or_else(|| (self.clock, self.next_run()));
+        self.set((function, topic.to_owned(), name), after_ms, at, run);
     }
 
-    fn set(&mut self, name: Name, after_ms: Option<u64>, at: Clock) {
+    fn set(&mut self, name: Name, after_ms: Option<u64>, at: Clock, run: u64) {
         let Clock { elapsed, unix_ms } = self.clock;
         let sets = self.sets.entry(name).or_default();
         for set in sets.iter_mut().filter(|set| set.superseded.is_none()) {
             self.was_superseded |= !set.has_run;
             set.superseded = Some((elapsed, set.latest_ms.max(unix_ms)));
+            set.may_stand = run < set.run;
         }
         if let Some(after_ms) = after_ms {
             let (wait, latest_ms) = (Duration::from_millis(after_ms), at.unix_ms.max(unix_ms));
-            sets.push(Set { wait, at, latest_ms, superseded: None, has_run: false });
+            sets.push(Set { run, wait, at, latest_ms, superseded: None, may_stand: false, has_run: false });
         }
     }
 
@@ -115,7 +130,8 @@ impl WakeModel {
         let Clock { elapsed, unix_ms } = self.clock;
         let sets = self.sets.entry(key).or_default();
         let may_run = |set: &&mut Set| {
-            let (until, latest_ms) = set.superseded.unwrap_or((elapsed, set.latest_ms.max(unix_ms)));
+            let ended = set.superseded.filter(|_| !set.may_stand);
+            let (until, latest_ms) = ended.unwrap_or((elapsed, set.latest_ms.max(unix_ms)));
             !set.has_run && set.may_be_due(until, latest_ms)
         };
         // The latest first: of one that was moved it is not known when it was due.
@@ -127,7 +143,8 @@ impl WakeModel {
         // The run took place at some time after this.
         let at = set.at;
         if let Some((chained, after_ms)) = chained(name).filter(|_| is_done) {
-            self.set((function, topic.to_owned(), chained.to_owned()), Some(after_ms), at);
+            let run = self.next_run();
+            self.set((function, topic.to_owned(), chained.to_owned()), Some(after_ms), at, run);
         }
         Ok(())
     }
