@@ -790,16 +790,20 @@ impl Board {
         self.ledger.park(id, parked, ticket);
     }
 
+    /// What may wait in the store for one function, where the broker does not wait for it.
+    fn parked_share(&self) -> usize {
+        self.config.parked_max_bytes / PARTS_OF_PARKED
+    }
+
     /// Whether a message of the function could be parked.
     pub(super) fn has_room_to_park(&self, number: FunctionNo) -> bool {
-        let most = self.config.parked_max_bytes;
-        let is_within_share = self.dispatch.parking.bytes_of(number) <= most / PARTS_OF_PARKED;
-        self.dispatch.parking.bytes() <= most && (is_within_share || self.is_alone(number))
+        let is_within_share = self.dispatch.parking.bytes_of(number) <= self.parked_share();
+        self.dispatch.parking.bytes() <= self.config.parked_max_bytes && (is_within_share || self.is_alone(number))
     }
 
     /// Why nothing more may wait for a function.
     fn refuse_parking(&mut self, number: FunctionNo) -> Option<Failure> {
-        let share = self.config.parked_max_bytes / PARTS_OF_PARKED;
+        let share = self.parked_share();
         // What comes waits at the broker then ([`Board::is_full`]).
         if self.dispatch.parking.bytes_of(number) <= share || self.may_hold_up(number, share) {
             return None;
@@ -813,7 +817,7 @@ impl Board {
 
     /// Whether more waits in the store than its share for a function for which the broker may wait.
     pub(super) fn has_backlog(&self) -> bool {
-        let share = self.config.parked_max_bytes / PARTS_OF_PARKED;
+        let share = self.parked_share();
         self.dispatch.parking.bytes() > share
             && self
                 .rollout
