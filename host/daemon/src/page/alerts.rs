@@ -1,6 +1,6 @@
 //! Alerts that were committed: what fires now, and the latest changes.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -25,7 +25,8 @@ pub(crate) struct Alerts {
 /// What is remembered.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Kept {
-    now: Vec<Current>,
+    /// By function and key.
+    now: BTreeMap<String, Current>,
     events: VecDeque<Event>,
     left_out: u64,
     /// Number of the last change.
@@ -90,8 +91,15 @@ impl Alerts {
         self.lock().clone()
     }
 
+    /// Number of changes so far.
+    pub(super) fn changes(&self) -> u64 {
+        self.lock().changes
+    }
+
     pub(super) fn restore(&self, mut kept: Kept) {
-        kept.now.truncate(MAX_KEYS);
+        while kept.now.len() > MAX_KEYS {
+            kept.now.pop_last();
+        }
         kept.events.truncate(MAX_EVENTS);
         *self.lock() = kept;
     }
@@ -102,7 +110,7 @@ impl Alerts {
 
     pub(super) fn to_json(&self) -> Value {
         let kept = self.lock();
-        let mut now: Vec<_> = kept.now.iter().filter(|it| it.is_firing()).collect();
+        let mut now: Vec<_> = kept.now.values().filter(|it| it.is_firing()).collect();
         now.sort_by_key(|it| std::cmp::Reverse(it.since_ms));
         let firing: Vec<_> = now
             .into_iter()
@@ -128,8 +136,10 @@ impl Kept {
         let Published { key, status, severity, summary, value, topic } = alert;
         let [key, status, severity, summary, topic] = [key, status, severity, summary, topic].map(cut);
         self.changes += 1;
-        let place = self.now.iter().position(|it| *it.function == *function && it.key == key);
-        let before = place.map(|place| self.now.swap_remove(place)).filter(|before| before.status == status);
+        // No function has a slash in its name.
+        let place = format!("{function}/{key}");
+        let before = self.now.get(&place).filter(|before| before.status == status);
+        let (since_ms, count) = before.map_or((at_ms, 0), |before| (before.since_ms, before.count));
         if before.is_none() {
             let (key, severity, summary, status) = (key.clone(), severity.clone(), summary.clone(), status.clone());
             self.events.push_back(Event { function: function.into(), key, at_ms, status, severity, summary });
@@ -137,8 +147,7 @@ impl Kept {
                 self.events.pop_front();
             }
         }
-        let (since_ms, count) = before.map_or((at_ms, 0), |before| (before.since_ms, before.count));
-        self.now.push(Current {
+        let current = Current {
             function: function.into(),
             key,
             status,
@@ -150,13 +159,14 @@ impl Kept {
             value,
             topic,
             change: self.changes,
-        });
+        };
+        self.now.insert(place, current);
         if self.now.len() > MAX_KEYS {
             // Resolved ones first.
-            let oldest = self.now.iter().enumerate().min_by_key(|(_, it)| (it.is_firing(), it.change));
-            if let Some(place) = oldest.map(|(place, _)| place) {
-                let dropped = self.now.swap_remove(place);
-                self.left_out += u64::from(dropped.is_firing());
+            let oldest = self.now.iter().min_by_key(|(_, it)| (it.is_firing(), it.change));
+            if let Some((place, is_firing)) = oldest.map(|(place, it)| (place.clone(), it.is_firing())) {
+                self.left_out += u64::from(is_firing);
+                self.now.remove(&place);
             }
         }
     }

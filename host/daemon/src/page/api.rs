@@ -71,10 +71,7 @@ pub(super) async fn board(State(page): Shared) -> Json<Value> {
         "started_ms": page.metrics.start_time_ms(),
         "broker": { "connected": broker },
         "upstream": page.has_upstream.then(|| json!({ "connected": upstream == Some(true) })),
-        "outbox": {
-            "records": page.metrics.sum("sedge_outbox_records", now),
-            "bytes": page.metrics.sum("sedge_outbox_bytes", now),
-        },
+        "outbox": figures["outbox"],
         "dead_letters": dead_letters,
         "problems": problems,
         "figures": figures,
@@ -126,7 +123,7 @@ pub(super) async fn scopes(
     page.access.person(&headers, Instant::now())?;
     let limit = limit(query.limit);
     read(&page, move |page| {
-        let scopes = States::open(page.data_dir())?.scopes(&name, &query.search, query.after.as_deref(), limit + 1)?;
+        let scopes = States::open(&page.data_dir)?.scopes(&name, &query.search, query.after.as_deref(), limit + 1)?;
         let more = scopes.len() > limit;
         let scope =
             |ScopeSize { topic, keys, bytes }: &ScopeSize| json!({ "topic": topic, "keys": keys, "bytes": bytes });
@@ -153,7 +150,7 @@ pub(super) async fn entries(
     let limit = limit(query.limit);
     read(&page, move |page| {
         let topic = query.topic.as_deref();
-        let Some(entries) = States::open(page.data_dir())?.entries(&name, topic, query.after.as_deref(), limit + 1)?
+        let Some(entries) = States::open(&page.data_dir)?.entries(&name, topic, query.after.as_deref(), limit + 1)?
         else {
             return Err(not_found(format!("{name} has no state for {}", topic.unwrap_or("all topics"))));
         };
@@ -181,7 +178,7 @@ pub(super) async fn dead_letters(State(page): Shared, Query(query): Query<Letter
     let limit = limit(query.limit);
     read(&page, move |page| {
         let before = query.before.map(DeadLetterId);
-        let (letters, more) = DeadLetters::open(page.data_dir())?.page(&filter, before, limit, MAX_LIST_BYTES)?;
+        let (letters, more) = DeadLetters::open(&page.data_dir)?.page(&filter, before, limit, MAX_LIST_BYTES)?;
         let letters: Vec<Value> = letters
             .iter()
             .map(|(id, letter)| {
@@ -204,7 +201,7 @@ pub(super) async fn dead_letter(State(page): Shared, Path(id): Path<u64>, header
     page.access.person(&headers, Instant::now())?;
     read(&page, move |page| {
         let id = DeadLetterId(id);
-        match DeadLetters::open(page.data_dir())?.show(id)? {
+        match DeadLetters::open(&page.data_dir)?.show(id)? {
             Some(letter) => Ok(Json(letter.to_json(id))),
             None => Err(not_found(format!("there is no dead letter {id}"))),
         }
@@ -242,7 +239,7 @@ pub(super) async fn replay(State(page): Shared, headers: HeaderMap, Json(selecti
     let person = page.access.actor(&headers, Instant::now())?;
     let filter = selection.filter()?;
     read(&page, move |page| {
-        let count = DeadLetters::open(page.data_dir())?.replay(&filter, now().unix_ms)?;
+        let count = DeadLetters::open(&page.data_dir)?.replay(&filter, now().unix_ms)?;
         tracing::info!(%person, count, ?filter, "dead letters replayed from the page");
         Ok(Json(json!({ "replayed": count })))
     })
@@ -253,7 +250,7 @@ pub(super) async fn drop(State(page): Shared, headers: HeaderMap, Json(selection
     let person = page.access.actor(&headers, Instant::now())?;
     let filter = selection.filter()?;
     read(&page, move |page| {
-        let count = DeadLetters::open(page.data_dir())?.drop(&filter)?;
+        let count = DeadLetters::open(&page.data_dir)?.drop(&filter)?;
         tracing::info!(%person, count, ?filter, "dead letters dropped from the page");
         Ok(Json(json!({ "dropped": count })))
     })
@@ -294,7 +291,6 @@ impl From<DeadLettersError> for Refusal {
 /// Reads the database on another thread: this one also answers the health checks.
 #[expect(clippy::disallowed_methods, reason = "the runtime of this thread has a bound on such threads")]
 async fn read(page: &Arc<Page>, read: impl FnOnce(&Page) -> Answer + Send + 'static) -> Answer {
-    let _permit = page.readers.acquire().await.expect("the semaphore is never closed");
     let page = Arc::clone(page);
     tokio::task::spawn_blocking(move || read(&page)).await.unwrap_or_else(|error| {
         let status = StatusCode::INTERNAL_SERVER_ERROR;

@@ -12,7 +12,7 @@ mod charts;
 mod remembered;
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -23,9 +23,8 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use bytes::Bytes;
-use tokio::sync::Semaphore;
 
-use crate::telemetry::{Health, MAX_READERS};
+use crate::telemetry::Health;
 use access::Access;
 use alerts::Alerts;
 use charts::Charts;
@@ -83,7 +82,6 @@ pub(crate) struct Page {
     health: Arc<Health>,
     shown: Shown,
     charts: Charts,
-    readers: Semaphore,
 }
 
 impl Page {
@@ -106,19 +104,18 @@ impl Page {
             health,
             shown,
             charts,
-            readers: Semaphore::new(MAX_READERS),
         })
     }
 
     /// Counts by the minute and writes what is to be remembered, for as long as the server runs.
     pub(crate) async fn count(&self) {
-        let mut saved = self.shown.alerts.kept();
+        let mut saved = self.shown.alerts.changes();
         for minute in (1..=SAVE_EVERY).cycle() {
             tokio::time::sleep(MINUTE).await;
             let has_counted = self.charts.minute(&self.metrics, now());
-            if minute == SAVE_EVERY && (has_counted || self.shown.alerts.kept() != saved) {
+            if minute == SAVE_EVERY && (has_counted || self.shown.alerts.changes() != saved) {
+                saved = self.shown.alerts.changes();
                 self.save();
-                saved = self.shown.alerts.kept();
             }
         }
     }
@@ -128,10 +125,6 @@ impl Page {
         let remembered =
             Remembered { at_ms: now().unix_ms, alerts: self.shown.alerts.kept(), charts: self.charts.series() };
         remembered::save(&self.data_dir, &remembered);
-    }
-
-    fn data_dir(&self) -> &Path {
-        &self.data_dir
     }
 }
 

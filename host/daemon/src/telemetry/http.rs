@@ -47,8 +47,8 @@ pub(crate) struct Http {
     socket: Option<PathBuf>,
 }
 
-/// Threads that read the database for requests.
-pub(crate) const MAX_READERS: usize = 2;
+/// Threads that read the database for requests. Further reads wait for one.
+const MAX_READERS: usize = 2;
 
 /// Name of the UNIX socket in the data folder.
 pub(crate) const SOCKET: &str = "http.sock";

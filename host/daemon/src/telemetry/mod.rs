@@ -9,7 +9,7 @@ mod notify;
 
 pub(crate) use connection_log::ConnectionLog;
 pub(crate) use health::Health;
-pub(crate) use http::{Beside, Http};
 #[cfg(feature = "page")]
-pub(crate) use http::{INDEX, MAX_READERS};
+pub(crate) use http::INDEX;
+pub(crate) use http::{Beside, Http};
 pub(crate) use notify::Notifier;
