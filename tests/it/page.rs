@@ -1,6 +1,6 @@
 //! The page's API: what it answers, to whom, and that `docs/openapi.json` says so.
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Lines, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
 use std::process::Command;
 use std::time::Duration;
@@ -57,6 +57,62 @@ impl Api<'_> {
         assert_eq!(status, 200, "{path}: {answer}");
         check_described("post", path, &answer);
         answer
+    }
+}
+
+/// A stream of events.
+struct Live(Lines<BufReader<TcpStream>>);
+
+impl Live {
+    /// Status, and the stream if there is one.
+    fn open(api: &Api<'_>, query: &str) -> (u16, Self) {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, api.daemon.http_port)).expect("connect to the page");
+        stream.set_read_timeout(Some(PATIENCE)).expect("set a timeout");
+        let token = api.token.as_deref().unwrap_or("none");
+        // The older version has no chunks.
+        write!(stream, "GET /api/v1/live{query} HTTP/1.0\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n\r\n")
+            .expect("send a request");
+        let mut live = Self(BufReader::new(stream).lines());
+        let head: Vec<String> = std::iter::from_fn(|| live.line()).take_while(|line| !line.is_empty()).collect();
+        let status = head[0].split(' ').nth(1).and_then(|status| status.parse().ok()).expect("an answer has a status");
+        assert!(status != 200 || head.iter().any(|line| line == "content-type: text/event-stream"), "{head:?}");
+        (status, live)
+    }
+
+    fn line(&mut self) -> Option<String> {
+        self.0.next().map(|line| line.expect("read from the stream"))
+    }
+
+    /// Name and data of the next event, held against the description of the API.
+    #[track_caller]
+    fn event(&mut self) -> (String, Value) {
+        let document: Value = serde_json::from_str(include_str!("../../docs/openapi.json")).expect("it is JSON");
+        let field = |line: Option<String>, name: &str| {
+            let line = line.expect("the stream goes on");
+            line.strip_prefix(name).unwrap_or_else(|| panic!("{line} is no {name}")).to_owned()
+        };
+        let name = field(self.line(), "event: ");
+        let data = serde_json::from_str(&field(self.line(), "data: ")).expect("it is JSON");
+        assert_eq!(self.line().as_deref(), Some(""));
+        let schema = match name.as_str() {
+            "run" => "Run",
+            "left-out" => "LeftOut",
+            "end" => "Error",
+            other => panic!("{other} is not described"),
+        };
+        check_schema(&document, &document["components"]["schemas"][schema], &data, &name);
+        (name, data)
+    }
+
+    /// The next run for a topic. Does this until it comes: the board follows shortly after the stream has begun.
+    fn run(&mut self, topic: &str, mut cause: impl FnMut()) -> Value {
+        loop {
+            match self.event() {
+                (name, run) if name == "run" && run["topic"] == topic => return run,
+                (name, _) if name == "left-out" => cause(),
+                _ => {}
+            }
+        }
     }
 }
 
@@ -202,6 +258,99 @@ fn the_page_shows_functions_alerts_state_and_dead_letters() {
 
     token(&site.daemon, &["anna", "--revoke"]);
     assert_eq!(api.ask("GET", "dead-letters", "").0, 401, "it is withdrawn at once");
+}
+
+#[test]
+fn runs_are_shown_live_to_those_who_have_a_token() {
+    let site = Site::start_with(|setup| {
+        let large = "max_payload_bytes = 2_000_000\nmax_packet_bytes = 3_000_000";
+        setup.function(&guest("misbehave")).set("mqtt", large)
+    });
+    let mut hand = site.broker.client("hand");
+    let mut api = Api { daemon: &site.daemon, token: None };
+    assert_eq!(Live::open(&api, "").0, 401);
+    api.token = Some(token(&site.daemon, &["anna"]));
+    assert_eq!(Live::open(&api, "?topic=a%23").0, 422, "that is no filter");
+
+    let (_, mut of_topic) = Live::open(&api, "?topic=misbehave/%2b");
+    let run = of_topic.run("misbehave/<b>", || hand.publish(Publish::new("misbehave/<b>", "reject <img>")).unwrap());
+    assert_eq!(
+        (&run["result"], &run["reason"], &run["payload"]["text"]),
+        (&json!("failed"), &json!("rejected"), &json!("reject <img>"))
+    );
+    let log = of_topic.run("misbehave/b", || hand.publish(Publish::new("misbehave/b", "log")).unwrap());
+    assert!(log["log"][0]["text"].as_str().is_some_and(|line| line.starts_with("xxx")), "{log}");
+
+    let (_, mut of_count) = Live::open(&api, "?function=count");
+    let large = "y".repeat(1 << 20);
+    let run = of_count.run("count/large", || hand.publish(Publish::new("count/large", large.as_str())).unwrap());
+    assert_eq!((&run["payload"]["bytes"], &run["payload"]["is_cut"]), (&json!(1 << 20), &json!(true)));
+    assert_eq!(run["payload"]["text"].as_str().map(str::len), Some(4096));
+    let run = of_count.run("count/oven", || hand.publish(Publish::new("count/oven", "21.5")).unwrap());
+    assert_eq!((&run["outputs"][0]["kind"], &run["outputs"][0]["to"]), (&json!("forward"), &json!("count/oven")));
+    assert_eq!((&run["state"][0]["key"], &run["hops"]), (&json!("count"), &json!(0)));
+    assert!(run["fuel"].as_u64() > Some(0), "{run}");
+
+    // As many as there may be, and room again once one is closed.
+    let mut others: Vec<_> = std::iter::repeat_with(|| Live::open(&api, "")).take(7).collect();
+    assert_eq!(others.iter().map(|(status, _)| *status).collect::<Vec<_>>(), [200, 200, 200, 200, 200, 200, 503]);
+    others.clear();
+    assert!(eventually(PATIENCE, || Live::open(&api, "").0 == 200));
+    // Streams take no place from the API.
+    api.get("board");
+
+    token(&site.daemon, &["anna", "--revoke"]);
+    let end = std::iter::from_fn(|| Some(of_count.event())).find(|(name, _)| name == "end").unwrap();
+    assert_eq!(end.1["error"], "no such token");
+    assert_eq!(of_count.line(), None);
+}
+
+/// Runs a command that reads the page.
+fn read_page(daemon: &Daemon, arguments: &[&str]) -> std::process::Output {
+    let url = format!("http://127.0.0.1:{}", daemon.http_port);
+    let mut command = Command::new(SEDGE);
+    command.args(arguments).args(["--url", &url]).env_remove("SEDGE_TOKEN_FILE").output().expect("run sedge")
+}
+
+#[test]
+fn runs_and_alerts_are_shown_in_a_terminal() {
+    let site = Site::start();
+    let mut hand = site.broker.client("hand");
+    let refused = read_page(&site.daemon, &["tail"]);
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && error.contains("sedge token") && error.contains("--token-file"), "{error}");
+
+    let file = site.daemon.data().join("of-anna");
+    std::fs::write(&file, token(&site.daemon, &["anna"])).unwrap();
+    let shown = std::thread::scope(|scope| {
+        let tail = |more: &[&str]| {
+            let arguments = [&["tail", "--count", "1", "--token-file", file.to_str().unwrap()][..], more].concat();
+            read_page(&site.daemon, &arguments)
+        };
+        let json = scope.spawn(move || tail(&["--json", "--topic", "count/+"]));
+        let text = scope.spawn(move || tail(&["--function", "count"]));
+        while !(json.is_finished() && text.is_finished()) {
+            hand.publish(Publish::new("count/oven", "\u{1b}[2J7")).unwrap();
+        }
+        [json, text].map(|it| it.join().unwrap())
+    });
+    let run: Value = serde_json::from_slice(&shown[0].stdout).unwrap_or_else(|_| panic!("{:?}", shown[0]));
+    assert_eq!((&run["topic"], &run["outputs"][0]["kind"]), (&json!("count/oven"), &json!("forward")));
+    let text = String::from_utf8_lossy(&shown[1].stdout);
+    assert!(text.contains("count/oven  done  \\u{1b}[2J7") && text.contains("state    count = "), "{text}");
+    assert!(text.contains("used     fuel "), "{text}");
+
+    for n in 0..10 {
+        hand.publish(Publish::new("count/attic", n.to_string())).unwrap();
+    }
+    let alerts = || String::from_utf8_lossy(&read_page(&site.daemon, &["alerts"]).stdout).into_owned();
+    assert!(eventually(PATIENCE, || alerts().contains("9 10  count/attic  count/attic/10 of count")), "{}", alerts());
+    let history = read_page(&site.daemon, &["alerts", "--history"]);
+    assert!(String::from_utf8_lossy(&history.stdout).contains("firing"), "{history:?}");
+
+    let nowhere = Command::new(SEDGE).args(["alerts", "--url", "http://127.0.0.1:1"]).output().expect("run sedge");
+    let error = String::from_utf8_lossy(&nowhere.stderr);
+    assert!(!nowhere.status.success() && error.contains("http.listen") && error.contains("--url"), "{error}");
 }
 
 #[test]

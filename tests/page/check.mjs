@@ -91,6 +91,27 @@ async function main() {
       const wide = await page.evaluate(() => document.documentElement.scrollWidth > document.documentElement.clientWidth);
       if (wide) wrong.push(`${view} is wider than a window of ${viewport.width}`);
     }
+    // Live: hostile topics and payloads are text, one of a megabyte is cut, and what is written is found again.
+    await page.goto(`${base}/#/live`);
+    await page.fill("#live-function", "count");
+    await page.click("text=Follow");
+    await page.waitForSelector("text=0 kept here");
+    publish("count/<img src=x onerror=alert(4)>", ["<script>alert(5)</script>", "<b>plain".repeat(30_000)]);
+    await page.waitForSelector(".runs details >> nth=1");
+    await page.click(".runs summary >> nth=0");
+    await page.waitForSelector("text=cut: 240,000 bytes in all");
+    await page.evaluate(axe);
+    for (const it of (await page.evaluate(() => axe.run())).violations) wrong.push(`axe ${colorScheme} live: ${it.id}: ${it.nodes[0].html}`);
+    if (pictures && colorScheme === "light") await page.screenshot({ path: join(pictures, "live.png") });
+    await page.fill("#live-search", "alert(5)");
+    await page.waitForFunction(() => document.querySelectorAll(".runs details").length === 1);
+    await page.fill("#live-search", "");
+    await page.click("text=Pause");
+    publish("count/paused", ["quiet"]);
+    await page.waitForSelector("text=3 kept here");
+    assert.equal(await page.locator(".runs details").count(), 2);
+    await page.click("text=Go on");
+    await page.waitForFunction(() => document.querySelectorAll(".runs details").length === 3);
     // Replay one after a look, by keyboard only.
     await page.goto(`${base}/#/dead-letters`);
     await page.waitForSelector("tbody tr");

@@ -1,5 +1,9 @@
 //! The commands of operators and of the board's administrator. Nothing here depends on the daemon.
 
+#[cfg(feature = "page")]
+pub mod alerts;
+#[cfg(feature = "page")]
+mod api;
 #[cfg(feature = "compiler")]
 pub mod build;
 pub mod check;
@@ -23,6 +27,8 @@ mod recording;
 #[cfg(feature = "operator")]
 pub mod replay;
 mod runner;
+#[cfg(feature = "page")]
+pub mod tail;
 mod terminal;
 #[cfg(feature = "compiler")]
 pub mod test;

@@ -4,6 +4,9 @@ mod deploy;
 mod footprint;
 #[cfg(feature = "page")]
 mod page;
+#[cfg(not(feature = "page"))]
+#[path = "without_page.rs"]
+mod page;
 mod recordings;
 pub mod run;
 mod sinks;

@@ -23,6 +23,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::footprint;
+use crate::page::Shown;
 use crate::sinks::webhook::Webhook;
 use crate::sources::http::HttpTrigger;
 use crate::telemetry::{self, ConnectionLog, Health};
@@ -86,8 +87,7 @@ struct Daemon {
     watchdog_fed: Instant,
     /// Held for as long as the daemon runs: it answers on a thread of its own.
     _http: Option<telemetry::Http>,
-    #[cfg(feature = "page")]
-    shown: crate::page::Shown,
+    shown: Shown,
     store_failed: bool,
     is_worker_silent: bool,
     exits: exits::Exits,
@@ -189,6 +189,7 @@ impl Daemon {
                 Some(action) = self.decisions.recv() => self.carry_out(action),
                 part = self.requests.receive() => self.requests.add(part),
                 events = self.upstream.receive() => self.upstream_events(events),
+                follows = self.shown.follows_changed() => self.board.handle(Input::Follow(follows), self.now()),
                 request = receive(&mut self.http_trigger) => self.board.handle(Input::Request(request), self.now()),
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
@@ -279,6 +280,7 @@ impl Daemon {
                     self.orders.handle.send(deploy::Request::SettingsInForce { function, change });
                 }
                 Effect::Record { id, event } => self.record(id, event),
+                Effect::Follow(run) => self.shown.run(*run),
                 Effect::Alone(message) => self.exits.set_alone(message),
                 Effect::CautionEnded => {
                     self.exits.forget();
@@ -379,8 +381,7 @@ impl Daemon {
                 self.health.ready("store");
                 self.status.set_failed(&self.broker, None);
             }
-            #[cfg(feature = "page")]
-            store::StoreEvent::Committed { stored, .. } => self.shown.alerts.note(stored),
+            store::StoreEvent::Committed { stored, .. } => self.shown.committed(stored),
             _ => {}
         }
         self.board.handle(Input::Store(event), self.now());

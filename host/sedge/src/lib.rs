@@ -179,6 +179,27 @@ enum Command {
     #[cfg(feature = "page")]
     Token(sedge_ctl::token::TokenArgs),
 
+    /// Show the alerts that fire on a board, or the latest changes
+    ///
+    /// Reads the page of a board.
+    ///
+    ///   sedge alerts
+    ///   sedge alerts --history --url http://127.0.0.1:9464
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "page")]
+    Alerts(sedge_ctl::alerts::AlertsArgs),
+
+    /// Show what functions on a board get and return, as it happens
+    ///
+    /// Reads the page of a board, which must know the token. Under load it shows a
+    /// part of the runs and the number left out; no message waits for it.
+    ///
+    ///   sedge tail --token-file token
+    ///   sedge tail --function door-alarm --topic 'doors/+/state' --json
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "page")]
+    Tail(sedge_ctl::tail::TailArgs),
+
     /// Create a signing key, and print the configuration by which boards trust it
     ///
     /// Writes NAME.pem, the private key, and NAME.pub.pem, to be copied to boards.
@@ -297,6 +318,10 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::DeadLetters(args) => sedge_ctl::dead_letters::run(args),
         #[cfg(feature = "page")]
         Command::Token(args) => sedge_ctl::token::run(args).map(done),
+        #[cfg(feature = "page")]
+        Command::Alerts(args) => sedge_ctl::alerts::run(args).map(done),
+        #[cfg(feature = "page")]
+        Command::Tail(args) => sedge_ctl::tail::run(args).map(done),
         #[cfg(feature = "operator")]
         Command::Keygen(args) => keygen::run(args).map(done),
         #[cfg(feature = "operator")]

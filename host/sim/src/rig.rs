@@ -9,8 +9,8 @@ use crate::disk::Disk;
 use crate::worker::Worker;
 use bytes::Bytes;
 use sedge_core::board::{
-    AckToken, Board, BoardConfig, BrokerEvent, Budget, CautionConfig, Crash, Delivery, Effect, Input, PauseConfig,
-    RecordEvent, RecorderConfig, TrialEvent, Version, WorkerConfig,
+    AckToken, Board, BoardConfig, BrokerEvent, Budget, CautionConfig, Crash, Delivery, Effect, FollowedRun, Input,
+    PauseConfig, RecordEvent, RecorderConfig, TrialEvent, Version, WorkerConfig,
 };
 use sedge_core::manifest::{Allow, Build, Limits, Manifest, StateFull, StateScope, Trial};
 use sedge_core::message::{Digest, Failure};
@@ -43,6 +43,8 @@ pub struct Rig {
     pub in_force: Vec<u64>,
     /// What became of recordings.
     pub recorded: Vec<RecordEvent>,
+    /// Runs for views.
+    pub followed: Vec<FollowedRun>,
     /// The message that the board takes alone.
     pub alone: Option<u64>,
     pub connection: u32,
@@ -175,6 +177,7 @@ impl Rig {
             deployed: Vec::new(),
             in_force: Vec::new(),
             recorded: Vec::new(),
+            followed: Vec::new(),
             alone: None,
             connection: 1,
             edition: 0,
@@ -269,6 +272,7 @@ impl Rig {
                 Effect::Alone(message) => self.alone = message,
                 Effect::SettingsInForce { change, .. } => self.in_force.push(change),
                 Effect::Record { event, .. } => self.recorded.push(event),
+                Effect::Follow(run) => self.followed.push(*run),
                 Effect::CautionEnded => {}
                 Effect::Store(_)
                 | Effect::Send { .. }

@@ -620,7 +620,7 @@ impl World {
                     self.reached.insert(if is_paused { "a function was paused" } else { "a function was released" });
                 }
                 Effect::Deployed { function, edition, event } => self.deployed(&function, edition, &event),
-                Effect::Alone(_) | Effect::CautionEnded | Effect::Record { .. } => {}
+                Effect::Alone(_) | Effect::CautionEnded | Effect::Record { .. } | Effect::Follow(_) => {}
                 Effect::SettingsInForce { function, change } => {
                     self.reached.insert("settings changed");
                     let (_, in_force) = self.settings.get_mut(&*function).expect("it was asked for");

@@ -331,6 +331,7 @@ impl Board {
                         self.rollout.function(id.function).metrics.waited(waited);
                     }
                     self.write_log(id.function, &log, log_lines_dropped);
+                    self.follows.note_log(id, log, log_lines_dropped);
                     self.job_answered(id, edition, Some(outcome));
                 }
                 Event::Crashed { id, edition } => {
@@ -411,7 +412,7 @@ impl Board {
             return self.settle_shadow(id, number, edition, outcome);
         }
         function.metrics.ran(&outcome.usage);
-        let tapped = self.tapped(number, &outcome);
+        let tapped = self.tapped(id, number, edition, &outcome);
         let function = self.rollout.function(number);
         let unit = self.ledger.unit(id);
         let Outcome { verdict, writes, growth, usage, drawn: _ } = outcome;
@@ -637,6 +638,7 @@ impl Board {
     }
 
     fn fail_and_finish(&mut self, id: UnitId, number: FunctionNo, version: &str, failure: Failure) {
+        self.follow_failure(id, number, version, &failure);
         self.fail(id, number, version, failure, Usage::default());
         self.finish_job(id);
     }

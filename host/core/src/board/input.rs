@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::follow::{Follow, FollowedRun};
 use super::ids::{JobNo, Life, WorkerNo};
 use super::taps::{RecordEvent, RecordOrder};
 use super::version::{TrialEvent, Version};
@@ -94,6 +95,8 @@ pub enum Input {
         function: Option<Arc<str>>,
         why: Why,
     },
+    /// The views that are open, in place of those before. Answered by [`Effect::Follow`].
+    Follow(Vec<Follow>),
     /// [`Board::poll_timeout`](super::Board::poll_timeout) has passed.
     Timeout,
     /// Nothing new is started. Deliveries stay unacknowledged and come again.
@@ -224,6 +227,8 @@ pub enum Effect {
         id: Arc<str>,
         event: RecordEvent,
     },
+    /// A run for the views that it names. Losing it costs no message.
+    Follow(Box<FollowedRun>),
     /// Invariants break again and again: end the process, the service manager starts it anew.
     Abort {
         invariant: &'static str,

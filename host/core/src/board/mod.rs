@@ -27,6 +27,7 @@ mod size;
 
 pub mod dispatch;
 mod flow;
+mod follow;
 pub mod intake;
 mod invariants;
 pub mod ledger;
@@ -52,6 +53,8 @@ pub use caution::{CautionConfig, Crash};
 pub use dispatch::WorkerConfig;
 use dispatch::{Dispatch, Workers};
 pub use flow::GUEST_LOG;
+use follow::Follows;
+pub use follow::{Cut, Follow, FollowedOutput, FollowedRun, MAX_FOLLOWS};
 pub use ids::{FunctionNo, JobId, JobNo, Life, WorkerNo};
 pub use input::{
     AckToken, BrokerEvent, Delivery, Effect, Input, Job, Load, NewSettings, SinkEvent, WorkerCommand, WorkerEvent,
@@ -128,6 +131,7 @@ pub struct Board {
     wakes: Wakes,
     forwarder: Forwarder,
     taps: Taps,
+    follows: Follows,
     requests: Requests,
     subscriptions: Subscriptions,
     /// What the store has of them.
@@ -169,6 +173,7 @@ impl Board {
             ledger: Ledger::new(config.receive_maximum.into(), config.budget.commit(), seed),
             states: States::new(config.state_max_bytes, seed),
             taps: Taps::new(seed),
+            follows: Follows::default(),
             wakes: Wakes::new(seed),
             forwarder: Forwarder::new(forward, recovered, Arc::clone(&metrics)),
             requests: Requests::default(),
@@ -226,6 +231,7 @@ impl Board {
             Input::Settings { function, change, overlay } => self.set_settings(function, change, overlay),
             Input::Record(order) => self.begin_recording(order),
             Input::EndRecording { id, function, why } => self.end_recording(&id, function.as_deref(), why),
+            Input::Follow(follows) => self.set_follows(follows),
             Input::Timeout => self.handle_timeout(),
             Input::Shutdown => self.is_ending = true,
         }
@@ -452,6 +458,7 @@ impl Board {
         self.store_failed = true;
         self.ledger.reset();
         self.taps.reset();
+        self.follows.reset();
         self.dispatch.reset();
         self.recorder.forget();
         self.intake.store_failed();

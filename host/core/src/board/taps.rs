@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::Board;
+use super::follow::FollowedRun;
 use super::ids::{FunctionNo, UnitId};
 use super::input::{Effect, StateEntries};
 use super::map::{Map, Seeded};
@@ -97,6 +98,12 @@ impl TappedRun {
 
 fn entries_bytes(entries: &StateEntries) -> usize {
     entries.iter().map(|(key, value)| key.len() + value.len()).sum()
+}
+
+/// An outcome for a recording and for views. Usually for neither.
+pub(super) struct Tapped {
+    recorded: Option<Box<Outcome>>,
+    followed: Option<Box<FollowedRun>>,
 }
 
 /// The functions under record. Usually none.
@@ -305,9 +312,12 @@ impl Board {
         self.taps.release(&mut self.effects);
     }
 
-    /// A copy of an outcome, if it is to be recorded: settling it takes it apart.
-    pub(super) fn tapped(&self, function: FunctionNo, outcome: &Outcome) -> Option<Box<Outcome>> {
-        self.taps.is_recording(function).then(|| Box::new(outcome.clone()))
+    /// Copies of an outcome for those who record or watch it: settling takes it apart.
+    pub(super) fn tapped(&mut self, id: UnitId, number: FunctionNo, edition: &Edition, outcome: &Outcome) -> Tapped {
+        Tapped {
+            recorded: self.taps.is_recording(number).then(|| Box::new(outcome.clone())),
+            followed: self.followed(id, number, edition, outcome),
+        }
     }
 
     /// Holds a settled run until it is committed. `refused`: the board did not take what the function returned.
@@ -316,10 +326,11 @@ impl Board {
         unit: UnitId,
         number: FunctionNo,
         edition: &Edition,
-        tapped: Option<Box<Outcome>>,
+        tapped: Tapped,
         refused: Option<&Failure>,
     ) {
-        let Some(outcome) = tapped else { return };
+        self.hold_followed(unit, tapped.followed, refused);
+        let Some(outcome) = tapped.recorded else { return };
         let seed = self.taps.seed;
         let (ledger, overlays) = (&self.ledger, &self.overlays);
         let Some(tap) = self.taps.of(number) else { return };
@@ -366,6 +377,7 @@ impl Board {
 
     /// A unit is on disk, or had no effect.
     pub(super) fn recorded_unit_settled(&mut self, unit: Option<UnitId>) {
+        self.followed_unit_settled(unit);
         if self.taps.taps.is_empty() {
             return;
         }

@@ -76,7 +76,7 @@ impl Alerts {
     }
 
     /// Notes the alerts among these records.
-    pub(crate) fn note(&self, stored: &[StoredRecord]) {
+    pub(super) fn note(&self, stored: &[StoredRecord]) {
         for StoredRecord { record, .. } in stored {
             if record.stream == Stream::Local
                 && record.topic.starts_with(&self.prefix)

@@ -19,9 +19,15 @@ impl Refusal {
     }
 }
 
+impl Refusal {
+    pub(super) fn to_json(&self) -> Value {
+        json!({ "error": self.error, "fix": self.fix })
+    }
+}
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
-        let mut response = (self.status, Json(json!({ "error": self.error, "fix": self.fix }))).into_response();
+        let mut response = (self.status, Json(self.to_json())).into_response();
         match self.status {
             StatusCode::UNAUTHORIZED => {
                 response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -9,6 +9,7 @@ mod answer;
 mod api;
 mod assets;
 mod charts;
+mod live;
 mod remembered;
 
 use std::collections::BTreeMap;
@@ -28,9 +29,12 @@ use crate::telemetry::Health;
 use access::Access;
 use alerts::Alerts;
 use charts::Charts;
+use live::Views;
 use remembered::Remembered;
+use sedge_core::board::{Follow, FollowedRun};
 use sedge_core::config::Config;
 use sedge_core::metrics::Metrics;
+use sedge_core::store::StoredRecord;
 use sedge_core::time::Now;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -41,24 +45,44 @@ const SAVE_EVERY: u32 = 10;
 #[derive(Clone, Debug)]
 pub(crate) struct Shown {
     /// Last report of each function, as it is published.
-    pub(crate) reports: Reports,
-    pub(crate) alerts: Arc<Alerts>,
+    reports: Reports,
+    alerts: Arc<Alerts>,
+    views: Views,
 }
 
 impl Shown {
     pub(crate) fn new(config: &Config) -> Self {
         let prefix = format!("{}/{}/alerts/", config.node.base_topic, config.node.name);
-        Self { reports: Reports::default(), alerts: Arc::new(Alerts::new(prefix)) }
+        Self { reports: Reports::default(), alerts: Arc::new(Alerts::new(prefix)), views: Views::default() }
+    }
+
+    /// Keeps the report of a function. An empty one removes an earlier one.
+    pub(crate) fn report(&self, function: Arc<str>, report: Bytes) {
+        self.reports.set(function, report);
+    }
+
+    /// Notes the alerts among records that are on disk.
+    pub(crate) fn committed(&self, stored: &[StoredRecord]) {
+        self.alerts.note(stored);
+    }
+
+    /// Shows a run to those who watch it.
+    pub(crate) fn run(&self, run: FollowedRun) {
+        self.views.show(run);
+    }
+
+    /// What the board is to follow, once that has changed.
+    pub(crate) async fn follows_changed(&self) -> Vec<Follow> {
+        self.views.changed().await
     }
 }
 
 /// Last report of each function.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Reports(Arc<Mutex<BTreeMap<Arc<str>, Bytes>>>);
+struct Reports(Arc<Mutex<BTreeMap<Arc<str>, Bytes>>>);
 
 impl Reports {
-    /// An empty report removes an earlier one.
-    pub(crate) fn set(&self, function: Arc<str>, report: Bytes) {
+    fn set(&self, function: Arc<str>, report: Bytes) {
         let mut reports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if report.is_empty() {
             reports.remove(&function)
@@ -142,6 +166,7 @@ pub(crate) fn router(page: &Arc<Page>) -> Router {
         .route("/api/v1/functions/{name}/state", get(api::scopes))
         .route("/api/v1/functions/{name}/state/entries", get(api::entries))
         .route("/api/v1/alerts", get(api::alerts))
+        .route("/api/v1/live", get(live::live))
         .route("/api/v1/dead-letters", get(api::dead_letters))
         .route("/api/v1/dead-letters/{id}", get(api::dead_letter))
         .route("/api/v1/dead-letters/replay", post(api::replay))

@@ -150,8 +150,7 @@ impl Daemon {
                 self.board.handle(Input::Settings { function, change, overlay }, self.now());
             }
             Action::Report { function, payload } => {
-                #[cfg(feature = "page")]
-                self.shown.reports.set(Arc::clone(&function), payload.clone());
+                self.shown.report(Arc::clone(&function), payload.clone());
                 self.status.report(&self.broker, function, payload);
             }
             Action::Request(request) => self.carry_out_request(*request),

@@ -18,7 +18,8 @@ use super::status::Status;
 use super::store_figures;
 use super::{Daemon, STARTED, Upstream};
 #[cfg(feature = "page")]
-use crate::page::{Page, Shown};
+use crate::page::Page;
+use crate::page::Shown;
 use crate::sinks::webhook::Webhook;
 use crate::sources::http::HttpTrigger;
 use crate::telemetry::{Beside, ConnectionLog, Health, Http, Notifier};
@@ -63,7 +64,6 @@ impl Daemon {
         raise_descriptors();
         let data_dir = &config.node.data_dir;
         sedge_store::prepare(data_dir)?;
-        #[cfg(feature = "page")]
         let shown = Shown::new(&config);
         #[cfg(feature = "page")]
         let beside = Beside::from(&Page::new(&config, Arc::clone(&metrics), Arc::clone(&health), shown.clone()));
@@ -170,7 +170,6 @@ impl Daemon {
             notify: Notifier::from_env(),
             watchdog_fed: now.monotonic,
             _http: http,
-            #[cfg(feature = "page")]
             shown,
             store_failed: false,
             is_worker_silent: false,

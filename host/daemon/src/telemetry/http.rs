@@ -24,6 +24,7 @@ use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::Health;
+pub(crate) use bounded::Lease;
 use bounded::{Bounded, Bounds};
 use sedge_core::metrics::Metrics;
 use sedge_core::time::Now;
@@ -193,11 +194,12 @@ async fn serve(
     let router = health.clone().merge(beside).layer(map_response(close));
     let for_port =
         if is_local { router.clone() } else { health.merge(Beside::default().router).layer(map_response(close)) };
-    let port = axum::serve(Bounded::new(listener, bounds), for_port);
+    let port = axum::serve(Bounded::new(listener, bounds), for_port.into_make_service_with_connect_info::<Lease>());
     match socket {
         None => port.await,
         Some(socket) => {
             let socket = tokio::net::UnixListener::from_std(socket)?;
+            let router = router.into_make_service_with_connect_info::<Lease>();
             tokio::try_join!(port.into_future(), axum::serve(Bounded::new(socket, bounds), router).into_future())?;
             Ok(())
         }
@@ -278,6 +280,11 @@ mod tests {
         (http.unwrap(), metrics, health, folder)
     }
 
+    fn short() -> Bounds {
+        let (request, whole) = (Duration::from_millis(200), Duration::from_millis(400));
+        Bounds { request, whole, ..Bounds::default() }
+    }
+
     /// Waits until the server closes the connection.
     fn ended(mut stream: TcpStream) -> Vec<u8> {
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
@@ -291,7 +298,7 @@ mod tests {
 
     #[test]
     fn half_sent_requests_keep_no_connection() {
-        let bounds = Bounds { connections: 4, request: Duration::from_millis(200), whole: Duration::from_millis(400) };
+        let bounds = Bounds { connections: 4, ..short() };
         let (http, _, _, _folder) = start_within(bounds, Duration::from_secs(3600));
         let half: Vec<_> = (0..40)
             .map(|_| {
@@ -316,7 +323,7 @@ mod tests {
 
     #[test]
     fn a_client_that_reads_nothing_is_closed() {
-        let bounds = Bounds { connections: 1, request: Duration::from_millis(200), whole: Duration::from_millis(400) };
+        let bounds = Bounds { connections: 1, ..short() };
         let (http, metrics, _, _folder) = start_within(bounds, Duration::from_secs(3600));
         metrics.source(|_, add| {
             // More than the buffers of a connection.
@@ -330,6 +337,39 @@ mod tests {
         let mut lazy = TcpStream::connect(http.addr()).unwrap();
         lazy.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
         assert_eq!(fetch(http.addr(), "/healthz").0, 200);
+    }
+
+    #[cfg(feature = "page")]
+    #[test]
+    fn a_stream_lasts_while_it_is_read_and_takes_no_place_from_others() {
+        use axum::body::Body;
+        use axum::extract::ConnectInfo;
+
+        let endless = async |ConnectInfo(lease): ConnectInfo<Lease>| {
+            lease.stream();
+            let more = |()| async { Some((Ok::<_, io::Error>(bytes::Bytes::from(vec![b'x'; 64 << 10])), ())) };
+            Body::from_stream(futures_util::stream::unfold((), more))
+        };
+        let bounds = Bounds { connections: 1, stall: Duration::from_millis(300), ..short() };
+        let beside = Beside { router: Router::new().route("/endless", get(endless)), ..Beside::default() };
+        let folder = tempfile::tempdir().unwrap();
+        let (metrics, health) = (Arc::default(), Arc::new(Health::new(Instant::now(), Duration::from_secs(3600))));
+        let http =
+            Http::spawn_within(bounds, ([127, 0, 0, 1], 0).into(), folder.path(), metrics, health, beside).unwrap();
+        let open = || {
+            let mut stream = TcpStream::connect(http.addr()).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+            stream.write_all(b"GET /endless HTTP/1.1\r\nhost: x\r\n\r\n").unwrap();
+            stream
+        };
+        let (mut read, unread) = (open(), open());
+        let from = Instant::now();
+        let mut buffer = vec![0; 1 << 20];
+        while from.elapsed() < 3 * bounds.whole {
+            assert!(read.read(&mut buffer).unwrap() > 0, "it goes on beyond the bound on an answer");
+        }
+        assert_eq!(fetch(http.addr(), "/healthz").0, 200);
+        ended(unread);
     }
 
     #[test]

@@ -9,7 +9,7 @@ mod notify;
 
 pub(crate) use connection_log::ConnectionLog;
 pub(crate) use health::Health;
-#[cfg(feature = "page")]
-pub(crate) use http::INDEX;
 pub(crate) use http::{Beside, Http};
+#[cfg(feature = "page")]
+pub(crate) use http::{INDEX, Lease};
 pub(crate) use notify::Notifier;

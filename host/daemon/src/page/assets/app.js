@@ -5,9 +5,10 @@ import * as board from "./board.js";
 import * as letters from "./dead-letters.js";
 import { api, el, Refused, token } from "./dom.js";
 import * as functions from "./functions.js";
+import * as live from "./live.js";
 import { text } from "./strings.js";
 
-const views = { board, functions, alerts, "dead-letters": letters };
+const views = { board, functions, live, alerts, "dead-letters": letters };
 const EVERY_MS = 3000;
 const main = document.getElementById("main");
 const state = document.getElementById("state");

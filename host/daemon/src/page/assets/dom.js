@@ -9,7 +9,7 @@ export function el(name, attributes = {}, ...children) {
     else if (value === true) element.setAttribute(key, "");
     else if (value !== false && value != null) element.setAttribute(key, value);
   }
-  element.append(...children.flat().filter((child) => child != null).map((child) => (child instanceof Node ? child : visible(child))));
+  element.append(...children.flat().filter((child) => child != null && child !== false).map((child) => (child instanceof Node ? child : visible(child))));
   return element;
 }
 
@@ -71,15 +71,36 @@ export class Refused extends Error {
   }
 }
 
+const authorization = () => (token.get() ? { Authorization: `Bearer ${token.get()}` } : {});
+
 export async function api(path, body) {
-  const headers = {};
-  if (token.get()) headers.Authorization = `Bearer ${token.get()}`;
+  const headers = authorization();
   if (body) headers["Content-Type"] = "application/json";
   const response = await fetch(`/api/v1/${path}`, { headers, method: body ? "POST" : "GET", body: body && JSON.stringify(body) });
-  if (response.ok) return response.json();
+  return response.ok ? response.json() : refused(response);
+}
+
+async function refused(response) {
   let answer = {};
   try { answer = await response.json(); } catch { /* not from the API */ }
   throw new Refused(response.status, answer.error ?? response.statusText, answer.fix);
+}
+
+// Server-sent events. EventSource can send no token.
+export async function stream(path, events, signal) {
+  const response = await fetch(`/api/v1/${path}`, { headers: authorization(), signal });
+  if (!response.ok) await refused(response);
+  const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
+  for (let rest = ""; ;) {
+    const { done, value } = await reader.read();
+    if (done) return;
+    const whole = (rest + value).split("\n\n");
+    rest = whole.pop();
+    for (const event of whole) {
+      const fields = Object.fromEntries(event.split("\n").map((line) => [line.slice(0, line.indexOf(":")), line.slice(line.indexOf(":") + 2)]));
+      events[fields.event]?.(JSON.parse(fields.data));
+    }
+  }
 }
 
 // A bar for each value, oldest at the left.

@@ -1,7 +1,7 @@
 // All texts of the page.
 
 export const text = {
-  views: { board: "Overview", functions: "Functions", alerts: "Alerts", "dead-letters": "Dead letters" },
+  views: { board: "Overview", functions: "Functions", live: "Live", alerts: "Alerts", "dead-letters": "Dead letters" },
   signIn: "Enter token",
   signOut: "Forget token",
   tokenTitle: "Token",
@@ -104,6 +104,27 @@ export const text = {
     at: "At",
     status: "Status",
     leftOut: (n) => `${n} more fire and are not shown.`,
+  },
+  live: {
+    function: "Function",
+    topic: "Topic filter",
+    follow: "Follow",
+    search: "Search in what is shown",
+    pause: "Pause",
+    resume: "Go on",
+    ended: "The board ended the stream. Trying again.",
+    shown: (n, left) => `${n} kept here, ${left} left out because too many came`,
+    results: { done: "done", retry: "retry", failed: "failed" },
+    figures: (run, fuel, time) => `version ${run.version}, attempt ${run.attempt}, ${run.hops} functions before, fuel ${fuel}, ${time}${run.retained ? ", retained" : ""}`,
+    payload: "Payload",
+    state: "State written",
+    removed: "removed",
+    log: "Log",
+    outputs: "outputs",
+    keys: "keys",
+    lines: "lines",
+    more: (n, what) => `${n} more ${what}`,
+    cut: (n) => `cut: ${n} bytes in all`,
   },
   letters: {
     function: "Function",

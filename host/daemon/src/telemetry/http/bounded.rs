@@ -2,11 +2,13 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use axum::serve::Listener;
+use axum::extract::connect_info::Connected;
+use axum::serve::{IncomingStream, Listener};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep, sleep_until};
@@ -17,17 +19,20 @@ const MAX_CONNECTIONS: usize = 16;
 const REQUEST: Duration = Duration::from_secs(5);
 /// Time from the connection to its end.
 const WHOLE: Duration = Duration::from_secs(10);
+/// Time without a byte written after which a stream ends.
+const STALL: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
     pub(super) connections: usize,
     pub(super) request: Duration,
     pub(super) whole: Duration,
+    pub(super) stall: Duration,
 }
 
 impl Default for Bounds {
     fn default() -> Self {
-        Self { connections: MAX_CONNECTIONS, request: REQUEST, whole: WHOLE }
+        Self { connections: MAX_CONNECTIONS, request: REQUEST, whole: WHOLE, stall: STALL }
     }
 }
 
@@ -55,9 +60,10 @@ impl<L: Listener> Listener for Bounded<L> {
         let connection = Connection {
             io,
             end: now + self.bounds.whole,
+            stall: self.bounds.stall,
             timer: Box::pin(sleep_until(now + self.bounds.request)),
             has_answered: false,
-            _permit: permit,
+            lease: Lease::new(permit),
         };
         (connection, addr)
     }
@@ -67,13 +73,48 @@ impl<L: Listener> Listener for Bounded<L> {
     }
 }
 
+/// A connection's place among those that are bounded.
+#[derive(Clone, Debug)]
+pub(crate) struct Lease(Arc<Leased>);
+
+#[derive(Debug)]
+struct Leased {
+    permit: Mutex<Option<OwnedSemaphorePermit>>,
+    is_stream: AtomicBool,
+}
+
+impl Lease {
+    fn new(permit: OwnedSemaphorePermit) -> Self {
+        Self(Arc::new(Leased { permit: Mutex::new(Some(permit)), is_stream: AtomicBool::new(false) }))
+    }
+
+    /// The answer is a stream: it lasts for as long as it is read, and its place is free for others. The caller has a bound on
+    /// streams.
+    #[cfg_attr(not(feature = "page"), expect(dead_code, reason = "only the page has streams"))]
+    pub(crate) fn stream(&self) {
+        self.0.is_stream.store(true, Relaxed);
+        drop(self.0.permit.lock().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    fn is_stream(&self) -> bool {
+        self.0.is_stream.load(Relaxed)
+    }
+}
+
+impl<L: Listener> Connected<IncomingStream<'_, Bounded<L>>> for Lease {
+    fn connect_info(stream: IncomingStream<'_, Bounded<L>>) -> Self {
+        stream.io().lease.clone()
+    }
+}
+
 /// Connection that fails once its time is over: first that of the request, and that of the whole once an answer begins.
 pub(super) struct Connection<I> {
     io: I,
     end: Instant,
+    stall: Duration,
     timer: Pin<Box<Sleep>>,
     has_answered: bool,
-    _permit: OwnedSemaphorePermit,
+    lease: Lease,
 }
 
 impl<I> Connection<I> {
@@ -100,6 +141,10 @@ impl<I: AsyncWrite + Unpin> AsyncWrite for Connection<I> {
         }
         self.check_time(cx)?;
         let written = ready!(Pin::new(&mut self.io).poll_write(cx, buf))?;
+        if self.lease.is_stream() {
+            let stalled = Instant::now() + self.stall;
+            self.timer.as_mut().reset(stalled);
+        }
         Poll::Ready(Ok(written))
     }
 
