@@ -206,7 +206,7 @@ payload = "closed"
     let (code, text) = folder.case("recorded", recorded).test(&[]);
     assert_eq!(code, 0, "{text}");
     let (_, text) = folder.case("recorded", "[[message]]\ntopic = \"$wake/open\"\nexpect.outputs = []\n").test(&[]);
-    assert!(text.contains("message 1: name the topic that set the wake"), "{text}");
+    assert!(text.contains("message 1: name the topic that it is about"), "{text}");
     fs::remove_file(folder.path().join("tests/recorded.toml")).unwrap();
     let late = "\n[[message]]\nwake = \"open\"\n";
     let (code, text) = folder.case("door", case).test(&[]);
@@ -221,6 +221,77 @@ payload = "closed"
         .replacen("payload = \"open\"\nafter = \"10s\"", "payload = \"open\"", 1);
     let (_, text) = folder.case("door", &early).test(&[]);
     assert!(text.contains("message 3: wake \"open\" is due 20000 ms later"), "{text}");
+}
+
+#[test]
+fn a_call_about_silence_has_the_state_of_the_topic_that_it_names() {
+    let folder = Folder::new();
+    let manifest = "name = \"warm\"\nversion = \"1.0.0\"\nsubscribe = [\"s/+\"]\nstate = \"topic\"\n";
+    let silence = "[silence]\nafter = \"10m\"\nback = true\nexpect = [\"s/2\"]\n";
+    fs::write(folder.path().join("function.toml"), manifest.to_owned() + silence).unwrap();
+    let function = r#"
+import { alert, state } from "sedge";
+
+export function handle(message) {
+  const topic = message.properties["sedge-topic"];
+  const ms = message.properties["sedge-silent-ms"];
+  if (message.topic === "$silence") return alert.firing(topic, `last ${state.get("last") ?? null}, ${ms} ms ago`);
+  if (message.topic === "$silence/back") return alert.resolved(topic, `back after ${ms} ms`);
+  state.set("last", message.text);
+}
+"#;
+    fs::write(folder.path().join("function.js"), function).unwrap();
+    let case = r#"
+[[message]]
+topic = "s/1"
+payload = "21"
+
+[[message]]
+silence = "s/1"
+[message.expect]
+outputs = [{ kind = "alert", status = "firing", key = "s/1", summary = "last 21, 600000 ms ago" }]
+
+[[message]]
+topic = "s/1"
+payload = "22"
+after = "5m"
+
+[[message]]
+back = "s/1"
+[message.expect]
+outputs = [{ kind = "alert", status = "resolved", key = "s/1", summary = "back after 900000 ms" }]
+
+[[message]]
+silence = "s/2"
+[message.expect]
+outputs = [{ kind = "alert", key = "s/2", summary = "last null, 900000 ms ago" }]
+"#;
+    let fails = |case: &str, said: &str| {
+        let (code, text) = folder.case("silent", case).test(&[]);
+        assert!(code == 1 && text.contains(said), "{said}: {text}");
+    };
+    let (code, text) = folder.case("silent", case).test(&[]);
+    assert_eq!(code, 0, "{text}");
+    let recorded = "[[message]]\ntopic = \"$silence\"\nproperties = { sedge-topic = \"s/1\" }\n[message.expect]\n";
+    assert_eq!(folder.case("silent", recorded).test(&[]).0, 0);
+    let about = "message 1: name the topic that it is about: properties = { sedge-topic = \"a/topic\" }";
+    fails(&recorded.replace("properties = ", "# "), about);
+    fails(
+        &case.replace("silence = \"s/2\"", "silence = \"s/3\""),
+        "message 5: s/3 was not heard: send a message of it first",
+    );
+    fails(
+        &case.replace("silence = \"s/2\"", "silence = \"s/1\"\nafter = \"9m\""),
+        "s/1 is silent 60000 ms later: remove after",
+    );
+    fails(&case.replace("back = \"s/1\"", "silence = \"s/1\""), "message 4: the silence of s/1 was told already");
+    fails(&case.replace("back = \"s/1\"", "back = \"s/2\""), "s/2 does not speak again: tell that it is silent");
+    fails(&case.replace("back = \"s/1\"", "back = \"s/1\"\ntick = true"), "name one of tick, wake, silence and back");
+    fails(&case.replace("back = \"s/1\"", "back = \"s/1\"\npayload = \"1\""), "has no payload: remove it");
+    fs::write(folder.path().join("function.toml"), manifest.to_owned() + "[silence]\nafter = \"10m\"\n").unwrap();
+    fails(case, "add back = true to section silence there");
+    fs::write(folder.path().join("function.toml"), manifest).unwrap();
+    fails(case, "function.toml has no section silence");
 }
 
 #[test]

@@ -31,6 +31,7 @@ mod page;
 mod recordings;
 mod selftest;
 mod settings;
+mod silences;
 mod takeover;
 mod upstream;
 mod wakes;

@@ -20,6 +20,8 @@ use crate::store::scope_bytes;
 use crate::topic::{TopicFilter, is_heard};
 
 mod http;
+mod silence;
+pub use silence::Silence;
 
 pub const FILE_NAME: &str = "function.toml";
 
@@ -55,6 +57,9 @@ pub struct Manifest {
     /// Calls the function with a tick on `$timer/<name>`.
     #[serde(skip_serializing_if = "Option::is_none", serialize_with = "as_duration")]
     pub every: Option<Duration>,
+    /// Calls the function about topics that say nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub silence: Option<Silence>,
     /// The component's file, relative to the folder of the manifest. Functions with the same component share its compiled code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub component: Option<String>,
@@ -241,6 +246,7 @@ impl Manifest {
             state: StateScope::None,
             state_full: StateFull::Fail,
             every: None,
+            silence: None,
             component: None,
             allow: Allow::default(),
             limits: Limits::default(),
@@ -286,6 +292,7 @@ fn read(section: &mut Section<'_, '_>, manifest: &mut Manifest, ceilings: Option
     }
     check_subscribe(section, &manifest.subscribe);
     check_except(section, &manifest.subscribe, &manifest.except);
+    silence::read(section, manifest);
 
     section.section("allow", |allow| {
         allow.value("publish", &mut manifest.allow.publish);
@@ -456,7 +463,7 @@ const OWN_TOPICS: [(&str, &str); 5] = [
     ("$timer", "use every = \"10s\" for a timer"),
     ("$wake", "return a wake: its run needs no filter"),
     ("$schedule", "remove it"),
-    ("$silence", "remove it"),
+    ("$silence", "use [silence] to be called about silent topics"),
     ("$http", "use http = [\"POST /path\"] for requests over HTTP"),
 ];
 

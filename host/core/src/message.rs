@@ -9,8 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use crate::made;
 use crate::recording::Drawn;
-use crate::wake;
 
 /// Input of a function: one MQTT message as the board received it, or a timer tick.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,11 +70,11 @@ impl Message {
             + MESSAGE_BYTES
     }
 
-    /// The topic that state, order, settings and pauses go by: the message's own, or for a wake that of the message which
-    /// set it.
+    /// The topic that state, order, settings and pauses go by: the message's own, or of what the board makes itself the one
+    /// that it is about: for a wake that of the message which set it.
     pub fn state_topic(&self) -> &str {
-        match wake::is_topic(&self.topic) {
-            true => self.property(wake::ORIGIN).unwrap_or(&self.topic),
+        match made::is_topic(&self.topic) {
+            true => self.property(made::ORIGIN).unwrap_or(&self.topic),
             false => &self.topic,
         }
     }

@@ -49,6 +49,8 @@ pub enum Mistake {
     DeleteWakeEarly,
     /// Answers a request when it is processed, not when the commit is confirmed.
     AnswerBeforeCommit,
+    /// Commits a call about a silent topic without that it was made.
+    ForgetTold,
     /// Reports new settings while workers still run jobs with the older ones.
     ReportSettingsEarly,
 }

@@ -6,23 +6,17 @@
 use bytes::Bytes;
 
 use crate::forward::{FAN_OUT, HOPS};
+use crate::made::ORIGIN;
 use crate::message::{Failure, FailureCode, Message, Wake};
 use crate::time::Now;
 use crate::topic;
 
 /// Topics of wakes: `$wake/<name>`.
 pub const PREFIX: &str = "$wake/";
-/// User property with the topic of the message that set the wake.
-pub const ORIGIN: &str = "sedge-topic";
 
 pub const MAX_NAME_BYTES: usize = 128;
 /// Ten years.
 pub const MAX_AFTER_MS: u64 = 3_652 * 86_400_000;
-
-/// Whether messages of this topic are made by the board of what an earlier message left.
-pub fn is_topic(topic: &str) -> bool {
-    topic.starts_with(PREFIX)
-}
 
 /// Fails if the board cannot do what a function asks for.
 pub fn check(wake: &Wake) -> Result<(), Failure> {

@@ -14,11 +14,11 @@ use super::runner::{self, Runner, text_or_hex};
 use super::terminal::{self, say};
 use super::{printable, unhex};
 use sedge_core::limits::MAX_LOG_LINES;
+use sedge_core::made;
 use sedge_core::manifest::Manifest;
 use sedge_core::message::{Message, Output, StateWrite, Verdict};
 use sedge_core::text::hex;
 use sedge_core::topic::TopicFilter;
-use sedge_core::wake;
 use sedge_sandbox::{Run, ScopeState};
 
 #[derive(Debug, Args)]
@@ -219,7 +219,7 @@ pub(crate) fn check_settings(settings: &[(String, String)], by: &str, manifest: 
 /// Whether a board would run the function on a message with this topic, on a tick or on a wake.
 fn hears(manifest: &Manifest, topic: &str) -> bool {
     manifest.hears(topic)
-        || wake::is_topic(topic)
+        || made::is_topic(topic)
         || manifest.every.is_some() && topic == format!("$timer/{}", manifest.name)
 }
 

@@ -7,6 +7,7 @@ pub(crate) mod bless;
 mod case;
 mod compare;
 mod junit;
+mod silent;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,7 +21,7 @@ use sedge_core::deploy::Installed;
 use sedge_core::manifest::{Manifest, StateScope};
 use sedge_core::message::{Message, Output, Verdict};
 use sedge_core::text::printable;
-use sedge_core::wake;
+use sedge_core::{made, silence, wake};
 use sedge_sandbox::{Run, ScopeState};
 use serde_json::json;
 
@@ -30,6 +31,7 @@ use super::terminal::{self, say};
 use super::{GREEN, RED, paint_out, watch};
 use case::{Case, Step};
 use compare::Difference;
+use silent::Silences;
 
 /// Folder of the cases, in that of the function.
 const CASES: &str = "tests";
@@ -230,6 +232,7 @@ struct Player<'a> {
     states: BTreeMap<String, ScopeState>,
     /// Wakes that wait, by name and by the topic of their scope, which is empty where the state is the function's.
     wakes: BTreeMap<(String, String), Wake>,
+    silences: Silences<'a>,
 }
 
 /// A wake that waits.
@@ -249,6 +252,7 @@ impl<'a> Player<'a> {
             runner: Runner::load(installed, &settings)?,
             manifest,
             now_ms: case.start_ms()?,
+            silences: Silences::new(manifest, case.start_ms()?),
             clock_synced: case.clock_synced(),
             states: states(case, manifest.state)?,
             wakes: BTreeMap::new(),
@@ -259,35 +263,43 @@ impl<'a> Player<'a> {
     fn play(&mut self, step: &Step, dir: &Path) -> anyhow::Result<(Run, ScopeState)> {
         let mut properties: Vec<(Box<str>, Box<str>)> =
             step.properties.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect();
-        let (topic, origin) = match (&step.wake, &step.topic) {
-            (Some(name), about) => {
+        let silence = self.call_about_silence(step, &mut properties)?;
+        let (topic, origin) = match (silence, &step.wake, &step.topic) {
+            (Some(call), ..) => call,
+            (None, Some(name), about) => {
                 let wake = self.take_wake(name, about.as_deref(), step.after_ms()?)?;
-                properties.push((wake::ORIGIN.into(), wake.topic.as_str().into()));
+                properties.push((made::ORIGIN.into(), wake.topic.as_str().into()));
                 (format!("{}{name}", wake::PREFIX), wake.topic)
             }
-            // As a recording has it.
-            (None, Some(topic)) if wake::is_topic(topic) => {
+            // A wake and a call about silence as a recording has them.
+            (None, None, Some(topic)) if made::is_topic(topic) => {
                 self.now_ms += step.after_ms()?.unwrap_or(0);
-                let about = step.properties.get(wake::ORIGIN);
+                if !topic.starts_with(wake::PREFIX) {
+                    self.silences.check(topic)?;
+                }
+                let about = step.properties.get(made::ORIGIN);
                 let about = about.with_context(|| {
-                    format!("name the topic that set the wake: properties = {{ {} = \"a/topic\" }}", wake::ORIGIN)
+                    format!("name the topic that it is about: properties = {{ {} = \"a/topic\" }}", made::ORIGIN)
                 })?;
                 (topic.clone(), about.clone())
             }
-            (None, Some(topic)) => {
+            (None, None, Some(topic)) => {
                 self.now_ms += step.after_ms()?.unwrap_or(0);
                 check_topic(topic)?;
                 if !self.manifest.hears(topic) {
                     bail!("{topic} is not heard: no filter of subscribe in function.toml matches it, or except does");
                 }
+                if !step.retained {
+                    self.silences.heard(topic, self.now_ms);
+                }
                 (topic.clone(), topic.clone())
             }
-            (None, None) if self.manifest.every.is_some() => {
+            (None, None, None) if self.manifest.every.is_some() => {
                 self.now_ms += step.after_ms()?.unwrap_or(0);
                 let topic = format!("$timer/{}", self.manifest.name);
                 (topic.clone(), topic)
             }
-            (None, None) => bail!("a tick, and function.toml has no every: add every = \"10s\" there"),
+            (None, None, None) => bail!("a tick, and function.toml has no every: add every = \"10s\" there"),
         };
         let message = Message {
             topic: topic.as_str().into(),
@@ -312,6 +324,23 @@ impl<'a> Player<'a> {
         self.states.insert(scope, after.clone());
         self.keep_wakes(&run, &origin);
         Ok((run, after))
+    }
+
+    /// The topic of the call that a topic is silent or speaks again, and that topic. It is the time at which it is made.
+    fn call_about_silence(
+        &mut self,
+        step: &Step,
+        properties: &mut Vec<(Box<str>, Box<str>)>,
+    ) -> anyhow::Result<Option<(String, String)>> {
+        let (about, call) = match (&step.silence, &step.back) {
+            (Some(about), _) => (about, self.silences.silent(about, self.now_ms, step.after_ms()?)?),
+            (None, Some(about)) => (about, self.silences.back(about, self.now_ms, step.after_ms()?)?),
+            (None, None) => return Ok(None),
+        };
+        self.now_ms = call.at_ms;
+        properties.push((made::ORIGIN.into(), about.as_str().into()));
+        properties.push((silence::SILENT_MS.into(), call.silent_ms.to_string().into()));
+        Ok(Some((call.topic.to_owned(), about.clone())))
     }
 
     /// Takes a wake that waits. It is the time at which it is due, or `after_ms` behind the message before, if that is later.

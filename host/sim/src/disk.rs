@@ -8,8 +8,8 @@ use bytes::Bytes;
 use sedge_core::message::Scope;
 use sedge_core::request::{RequestId, Response};
 use sedge_core::store::{
-    Commit, DeadLetter, DeadLetterId, Fingerprint, MessageIds, Parked, ParkedId, Record, Recovered, StoredState,
-    StoredWake, WakeId, scope_bytes,
+    Commit, DeadLetter, DeadLetterId, Fingerprint, HeardId, MessageIds, Parked, ParkedId, Record, Recovered,
+    StoredHeard, StoredState, StoredWake, WakeId, scope_bytes,
 };
 
 #[derive(Debug)]
@@ -20,6 +20,7 @@ pub struct Disk {
     pub parked: BTreeMap<ParkedId, Parked>,
     last_parked: u64,
     pub wakes: BTreeMap<WakeId, StoredWake>,
+    pub heard: BTreeMap<HeardId, StoredHeard>,
     pub window: Vec<Fingerprint>,
     /// Deliveries of a session that the broker has lost are in the window.
     pub window_is_stale: bool,
@@ -40,6 +41,7 @@ impl Default for Disk {
             parked: BTreeMap::new(),
             last_parked: 0,
             wakes: BTreeMap::new(),
+            heard: BTreeMap::new(),
             window: Vec::new(),
             window_is_stale: false,
             message_ids: Vec::new(),
@@ -81,6 +83,15 @@ impl Disk {
         for id in commit.unwake {
             self.wakes.remove(&id);
         }
+        for heard in commit.heard {
+            let newer = self.heard.get(&heard.id).is_none_or(|known| known.turn < heard.turn);
+            if newer {
+                self.heard.insert(heard.id, heard);
+            }
+        }
+        for id in commit.unheard {
+            self.heard.remove(&id);
+        }
         let numbered = commit.park.into_iter().map(|parked| {
             self.last_parked += u64::from(parked.id == ParkedId::NEW);
             let id = if parked.id == ParkedId::NEW { ParkedId(self.last_parked) } else { parked.id };
@@ -104,6 +115,7 @@ impl Disk {
     pub fn forget_state(&mut self, function: &str, topics: &[Option<Arc<str>>]) {
         if topics.is_empty() {
             self.wakes.retain(|_, wake| *wake.function != *function);
+            self.heard.retain(|_, heard| *heard.function != *function);
         }
         self.state
             .retain(|scope, _| *scope.function != *function || !(topics.is_empty() || topics.contains(&scope.topic)));
@@ -149,6 +161,7 @@ impl Disk {
             parked: self.parked.values().cloned().collect(),
             state: self.stored_state().collect(),
             wakes: self.wakes.values().cloned().collect(),
+            heard: self.heard.values().cloned().collect(),
             meta: self.meta.clone().into_iter().collect(),
             ..Recovered::default()
         }

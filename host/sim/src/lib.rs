@@ -11,13 +11,14 @@ pub mod faults;
 pub mod random;
 pub mod reference;
 pub mod rig;
+pub mod silences;
 pub mod store;
 pub mod wakes;
 pub mod worker;
 pub mod world;
 
 /// What a campaign must have reached: else its runs prove less than they seem to.
-pub const RARE: [&str; 28] = [
+pub const RARE: [&str; 30] = [
     "a function had a worker of its own",
     "a function was paused",
     "a function was released",
@@ -26,6 +27,8 @@ pub const RARE: [&str; 28] = [
     "a message was parked before it ran",
     "a receiver never answered",
     "a shadow differed",
+    "a silent topic spoke again",
+    "a silent topic was told",
     "a trial failed",
     "a trial was late",
     "a trial was passed",

@@ -7,6 +7,7 @@ use sedge_core::stream::Stream;
 
 use crate::broker::Publication;
 use crate::clients::Sent;
+use crate::silences::SilenceModel;
 use crate::wakes::WakeModel;
 
 /// A rule that was broken, in words.
@@ -30,6 +31,7 @@ pub const TRIAL_SAFE: &str = "a version on trial never costs a message";
 pub const PAUSES: &str = "a function is paused only for topics over which it failed";
 pub const SETTINGS: &str = "once new settings are in force no message runs with older ones";
 pub const WAKES: &str = "each wake runs once, and not before its time";
+pub const SILENCES: &str = "a silent topic is told once, and not too early";
 pub const BOUNDED: &str = "no queue grows over its bound";
 pub const BUDGET: &str = "what messages hold stays within the budget";
 pub const STATE_BOUND: &str = "state stays within its bounds";
@@ -66,6 +68,7 @@ pub struct Reference {
     pub may_trap: bool,
     pub messages: u64,
     pub wakes: WakeModel,
+    pub silences: SilenceModel,
     pub violations: Vec<Violation>,
 }
 
@@ -147,6 +150,10 @@ impl Reference {
                     None => continue,
                 },
             };
+            if payload == "S" || payload == "B" {
+                self.silence(function, &topic, payload == "B");
+                continue;
+            }
             if let Some(name) = payload.strip_prefix('W') {
                 self.woken(function, &topic, name, true);
                 continue;
@@ -173,6 +180,11 @@ impl Reference {
             let Some(function) = function(&letter.function) else { continue };
             let payload = String::from_utf8_lossy(&letter.message.payload).into_owned();
             let reason = letter.failure.code.as_str();
+            if letter.message.topic.starts_with(sedge_core::silence::TOPIC) {
+                let is_back = &*letter.message.topic == sedge_core::silence::BACK;
+                self.silence(function, letter.message.state_topic(), is_back);
+                continue;
+            }
             if let Some(name) = letter.message.topic.strip_prefix(sedge_core::wake::PREFIX) {
                 self.woken(function, letter.message.state_topic(), name, false);
                 continue;
@@ -185,6 +197,16 @@ impl Reference {
                 self.broken(PAUSES, format!("{payload} of {function} on {}", letter.message.topic));
             }
             self.settle(function, &letter.message.topic, &payload);
+        }
+    }
+
+    fn silence(&mut self, function: &'static str, topic: &str, is_back: bool) {
+        if function != "f" {
+            return self.broken(SILENCES, format!("{function} watches nothing"));
+        }
+        let told = if is_back { self.silences.back(topic) } else { self.silences.told(topic) };
+        if let Err(what) = told {
+            self.broken(SILENCES, what);
         }
     }
 

@@ -64,6 +64,7 @@ pub fn manifest(name: &str, subscribe: &str, state: StateScope) -> Manifest {
         state,
         state_full: StateFull::Fail,
         every: None,
+        silence: None,
         component: None,
         allow: Allow { publish: vec!["derived/#".parse().expect("a filter")], ..Allow::default() },
         limits: Limits::default(),

@@ -19,7 +19,7 @@ use sedge_core::message::{
     Usage, Verdict, Wake,
 };
 use sedge_core::settings::Settings;
-use sedge_core::wake;
+use sedge_core::{made, silence, wake};
 
 use crate::disk::number;
 use crate::wakes;
@@ -303,7 +303,7 @@ impl Script {
 
     fn run(&self, job: &Job, state: &State) -> (Verdict, Vec<StateWrite>) {
         let message = &job.message;
-        let letter = match message.topic.starts_with(wake::PREFIX) {
+        let letter = match made::is_topic(&message.topic) {
             true => 'W',
             false => message.payload.first().map_or('-', |byte| char::from(*byte)),
         };
@@ -329,6 +329,9 @@ impl Script {
         let wake = |name: &str, after_ms| Output::Wake(Wake { name: name.into(), after_ms });
         if let Some(name) = message.topic.strip_prefix(wake::PREFIX) {
             return self.woken(job, name);
+        }
+        if message.topic.starts_with(silence::TOPIC) {
+            return self.silent(job);
         }
         let (outputs, writes) = match letter {
             'w' | 'v' => {
@@ -360,6 +363,19 @@ impl Script {
 }
 
 impl Script {
+    /// The call about a silent topic, and about one that speaks again.
+    fn silent(&self, job: &Job) -> (Verdict, Vec<StateWrite>) {
+        let (message, about) = (&job.message, job.message.state_topic());
+        let is_back = &*message.topic == silence::BACK;
+        if about.ends_with('1') && message.attempt == 1 && !is_back {
+            return (Verdict::Retry { after_ms: 1000, reason: String::new() }, Vec::new());
+        }
+        let payload = format!("{} {about}", if is_back { "B" } else { "S" }).into();
+        let topic = self.topic.as_str().into();
+        let published = Publication { topic, payload, content_type: None, retain: false, sink: None };
+        (Verdict::Done(vec![Output::Publish(published)]), Vec::new())
+    }
+
     /// The run of a wake.
     fn woken(&self, job: &Job, name: &str) -> (Verdict, Vec<StateWrite>) {
         if wakes::retries(name) && job.message.attempt == 1 {

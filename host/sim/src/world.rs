@@ -11,6 +11,7 @@ use crate::faults::Fault;
 use crate::random::Random;
 use crate::reference::{self, Reference, Violation};
 use crate::rig::{config, forward_config, manifest, overlay, with_requests};
+use crate::silences::AFTER;
 use crate::store::Store;
 use crate::worker::{Ran, Worker};
 use sedge_core::board::{
@@ -18,7 +19,7 @@ use sedge_core::board::{
     WorkerNo,
 };
 use sedge_core::forward::{Answer, Destination, ForwardConfig};
-use sedge_core::manifest::{Limits, Manifest, StateFull, StateScope, Trial, TrialMode};
+use sedge_core::manifest::{Limits, Manifest, Silence, StateFull, StateScope, Trial, TrialMode};
 use sedge_core::message::{Digest, FailureCode, PublishToken};
 use sedge_core::metrics::Metrics;
 use sedge_core::store::{BatchNo, Record, Recovered, StoreEvent, StoreRequest};
@@ -121,6 +122,10 @@ pub struct World {
     has_requests: bool,
     /// The broker often forgets the session, and many messages are alike.
     has_short_sessions: bool,
+    /// `f` watches its topics for silence.
+    has_silences: bool,
+    /// What is delivered is not heard.
+    is_deaf: bool,
     /// How much state there may be, and how much of `f`: with little, functions change the size of their state.
     state: StateLimits,
     /// Sizes of the records in commits that the store has not confirmed.
@@ -211,6 +216,8 @@ impl World {
             has_wakes: seed % 4 == 2,
             has_requests: seed % 16 == 13,
             has_short_sessions: seed % 16 == 1,
+            has_silences: seed % 8 == 7,
+            is_deaf: false,
             state,
             committing: VecDeque::new(),
             reconnect: false,
@@ -240,7 +247,8 @@ impl World {
             self.reached_if(in_force < asked, "the power was cut while settings changed");
             self.handle(Input::Settings { function: function.into(), change: asked, overlay: overlay(asked) });
         }
-        for manifest in functions(self.state) {
+        self.is_deaf = false;
+        for manifest in functions(self.state, self.has_silences) {
             self.deploy(manifest, "derived/x+", None);
         }
         let now = self.now();
@@ -256,6 +264,9 @@ impl World {
         self.elapsed += time;
         self.unix_ms = self.unix_ms.saturating_add(time.as_millis() as u64);
         self.reference.wakes.pass(self.elapsed, self.unix_ms);
+        if self.broker.is_connected && !self.is_deaf {
+            self.reference.silences.pass(time);
+        }
     }
 
     fn note(&mut self, what: impl FnOnce() -> String) {
@@ -381,6 +392,12 @@ impl World {
         if delivery.dup {
             self.reached.insert("a message was delivered again");
         }
+        if self.has_silences && !self.is_deaf {
+            let topic = String::from_utf8_lossy(&delivery.topic).into_owned();
+            // A redelivery, what looks like one, and a message under the id of an earlier one need not count.
+            let is_new = !delivery.dup && !delivery.payload.ends_with(b"same") && delivery.properties.is_empty();
+            self.reference.silences.heard(&topic, is_new && delivery.ack.is_some());
+        }
         self.handle(Input::Broker(BrokerEvent::Delivery(delivery)));
         true
     }
@@ -453,7 +470,7 @@ impl World {
                 if commit.park.iter().any(|it| it.message.attempt == 1) {
                     reached.insert("a message was parked before it ran");
                 }
-                if commit.park.iter().any(|it| sedge_core::wake::is_topic(&it.message.topic)) {
+                if commit.park.iter().any(|it| sedge_core::made::is_topic(&it.message.topic)) {
                     reached.insert("a wake was parked");
                 }
                 if commit.dead_letters.iter().any(|it| it.failure.code == FailureCode::StateFull) {
@@ -501,8 +518,12 @@ impl World {
                 self.reference.told_of(stored);
                 self.committing.retain(|(sent, _)| sent > batch);
             }
-            StoreEvent::Failed { .. } => self.committing.clear(),
+            StoreEvent::Failed { .. } => {
+                self.committing.clear();
+                self.is_deaf = true;
+            }
             StoreEvent::Reopened(_) => {
+                self.is_deaf = false;
                 self.forget_answers();
                 self.reference.alerts_may_wait = false;
             }
@@ -784,7 +805,7 @@ impl World {
     }
 
     fn push(&mut self, kind: Fault) {
-        let mut manifest = self.random.pick(&functions(self.state)).clone();
+        let mut manifest = self.random.pick(&functions(self.state, self.has_silences)).clone();
         if &*manifest.name == "g" {
             let timeouts = [100, 100, 100, 500, 2000];
             manifest.limits.timeout_ms = (*self.random.pick(&timeouts)).try_into().expect("not zero");
@@ -855,6 +876,7 @@ impl World {
         let was_connected = self.broker.is_connected;
         for (publication, _) in self.broker.forget_session() {
             self.reference.forgotten(&publication);
+            self.reference.silences.lost(&publication.topic);
         }
         self.sinks[0].cut();
         if was_connected {
@@ -885,7 +907,10 @@ impl World {
         // its messages can be taken for those of the lost one.
         if self.store.disk.window_is_stale {
             let in_flight: Vec<Publication> = self.broker.in_flight().cloned().collect();
-            in_flight.iter().for_each(|it| self.reference.forgotten(it));
+            for it in &in_flight {
+                self.reference.forgotten(it);
+                self.reference.silences.lost(&it.topic);
+            }
         }
         // The next process cannot know which acknowledgements of this one were written.
         if self.broker.packet_ids == PacketIds::ReuseLowest {
@@ -988,6 +1013,7 @@ impl World {
             && self.store.disk.parked.is_empty()
             && self.store.disk.wakes.is_empty()
             && self.clients.waiting() == 0
+            && self.reference.silences.untold() == 0
             && Stream::ALL.iter().all(|stream| self.store.waiting(*stream) == 0)
             && self.store.unreported_gaps() == 0
             && !self.store.has_events()
@@ -997,12 +1023,13 @@ impl World {
     fn what_waits(&self) -> String {
         let outbox = Stream::ALL.map(|stream| self.store.waiting(stream));
         format!(
-            "broker idle {}, board idle {}, parked {}, wakes {}, requests {}, outbox {outbox:?}, gaps {}, {}",
+            "broker idle {}, board idle {}, parked {}, wakes {}, requests {}, untold {}, outbox {outbox:?}, gaps {}, {}",
             self.broker.is_idle(),
             self.board.is_idle(),
             self.store.disk.parked.len(),
             self.store.disk.wakes.len(),
             self.clients.waiting(),
+            self.reference.silences.untold(),
             self.store.unreported_gaps(),
             self.board.describe(),
         )
@@ -1038,6 +1065,8 @@ impl World {
     }
 
     fn outcome(mut self) -> Outcome {
+        self.reached_if(self.reference.silences.was_told, "a silent topic was told");
+        self.reached_if(self.reference.silences.spoke_again, "a silent topic spoke again");
         self.reached_if(self.reference.wakes.was_superseded, "a wake was moved or cancelled");
         let ran_late = "a wake ran although it was moved or cancelled when it was due";
         self.reached_if(self.reference.wakes.ran_late, ran_late);
@@ -1089,8 +1118,9 @@ impl StateLimits {
     }
 }
 
-fn functions(state: StateLimits) -> [Manifest; 3] {
+fn functions(state: StateLimits, has_silences: bool) -> [Manifest; 3] {
     let mut f = manifest("f", "t/#", StateScope::Topic);
+    f.silence = has_silences.then(|| Silence { back: true, ..Silence::after(AFTER) });
     f.limits.state_total_bytes = state.total_of_f;
     f.state_full = if state.forgets { StateFull::ForgetOldest } else { StateFull::Fail };
     [f, manifest("sum", "t/#", StateScope::Function), manifest("g", "t/#", StateScope::None)].map(with_requests)

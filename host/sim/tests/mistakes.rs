@@ -122,6 +122,11 @@ fn a_wake_that_is_deleted_when_it_is_due() {
 }
 
 #[test]
+fn a_silence_that_is_told_again_after_a_restart() {
+    is_found(Mistake::ForgetTold, reference::SILENCES);
+}
+
+#[test]
 fn settings_that_are_reported_before_they_are_in_force() {
     is_found(Mistake::ReportSettingsEarly, reference::SETTINGS);
 }

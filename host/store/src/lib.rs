@@ -12,6 +12,7 @@ mod writer;
 mod beside;
 pub mod dead_letters;
 mod gaps;
+mod heard;
 mod message_id_rows;
 mod outbox;
 mod parked;

@@ -12,6 +12,8 @@
 //! parked     2, due_ms, wait_ms, function, message, sum of these
 //! wake       2, flags (1 shared, 2 clock synced), due_ms, wait_ms, name, topic, hops, fan-out, sum of these, the id and the
 //!            function
+//! heard      2, stage (0 speaking, 1 silent, 2 back), at_ms, slack_ms, silent_ms, topic, sum of these, the id, the turn and
+//!            the function
 //! string     2 × length, bytes; or 2 × offset + 1, where offset is the start of the same string in this row
 //! sum        CRC-32, little-endian. Rows of version 1 have none, and parked jobs no wait_ms
 //! ```
@@ -24,7 +26,9 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use sedge_core::message::{Failure, FailureCode, Message, Usage};
-use sedge_core::store::{DeadLetter, Parked, ParkedId, Record, RecordId, StoredRecord, StoredWake, WakeId};
+use sedge_core::store::{
+    DeadLetter, HeardId, HeardStage, Parked, ParkedId, Record, RecordId, StoredHeard, StoredRecord, StoredWake, WakeId,
+};
 use sedge_core::stream::Stream;
 
 const VERSION: u8 = 2;
@@ -48,6 +52,10 @@ const MESSAGE_CORRELATION_DATA: u8 = 16;
 
 const WAKE_SHARED: u8 = 1;
 const WAKE_CLOCK_SYNCED: u8 = 2;
+
+const HEARD_SPEAKING: u8 = 0;
+const HEARD_SILENT: u8 = 1;
+const HEARD_BACK: u8 = 2;
 
 /// Damage within a row, which SQLite's check of pages does not find.
 #[derive(Debug, thiserror::Error)]
@@ -242,6 +250,22 @@ impl Encoder {
         self.varint(wake.hops.into());
         self.varint(wake.fan_out.into());
         self.end_row(&[&wake.id.0.to_le_bytes(), wake.function.as_bytes()])
+    }
+
+    /// Encodes a watched topic without its id, turn and function.
+    pub(super) fn heard(&mut self, heard: &StoredHeard) -> &[u8] {
+        self.start_row();
+        let (stage, silent_ms) = match heard.stage {
+            HeardStage::Speaking => (HEARD_SPEAKING, 0),
+            HeardStage::Silent => (HEARD_SILENT, 0),
+            HeardStage::Back { silent_ms } => (HEARD_BACK, silent_ms),
+        };
+        self.row.push(stage);
+        self.varint(heard.at_ms);
+        self.varint(heard.slack_ms);
+        self.varint(silent_ms);
+        self.string(&heard.topic);
+        self.end_row(&[&heard.id.0.to_le_bytes(), &heard.turn.to_le_bytes(), heard.function.as_bytes()])
     }
 }
 
@@ -540,6 +564,20 @@ pub(super) fn wake(id: WakeId, function: &str, body: &Bytes) -> Result<StoredWak
     })
 }
 
+pub(super) fn heard(id: HeardId, turn: u64, function: &str, body: &Bytes) -> Result<StoredHeard, DamagedRow> {
+    let beside = [&id.0.to_le_bytes()[..], &turn.to_le_bytes(), function.as_bytes()];
+    let (mut decoder, _) = Decoder::checked(body, &beside)?;
+    let stage = decoder.byte()?;
+    let (at_ms, slack_ms, silent_ms) = (decoder.varint()?, decoder.varint()?, decoder.varint()?);
+    let stage = match stage {
+        HEARD_SPEAKING => HeardStage::Speaking,
+        HEARD_SILENT => HeardStage::Silent,
+        HEARD_BACK => HeardStage::Back { silent_ms },
+        _ => return Err(DamagedRow(1)),
+    };
+    Ok(StoredHeard { id, turn, function: function.into(), topic: decoder.string()?.into(), at_ms, slack_ms, stage })
+}
+
 /// Reads a row as each of the kinds that the database holds.
 #[cfg(feature = "fuzzing")]
 pub(super) fn read(row: &Bytes) {
@@ -552,6 +590,7 @@ pub(super) fn read(row: &Bytes) {
     let _ = dead_letter(columns, row);
     let _ = parked(ParkedId(1), row);
     let _ = wake(WakeId(1), "f", row);
+    let _ = heard(HeardId(1), 1, "f", row);
 }
 
 #[cfg(test)]

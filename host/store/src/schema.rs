@@ -9,6 +9,7 @@
 //! scope, state         state of functions; a scope is interned to a number
 //! dead_letter, parked  ids are never reused: people note them down, and another process adds rows
 //! wake                 wakes of functions that wait; the board gives their ids
+//! heard                topics whose silence is watched; the board gives their ids
 //! gap                  lost records not reported upstream yet
 //! meta                 store_id, and small values of the daemon
 //! ```
@@ -26,7 +27,7 @@ use super::OpenError;
 pub const VERSION: u32 = 1 + STEPS.len() as u32;
 
 /// Element n migrates layout n + 1 to n + 2. A released step never changes; [`CREATE`] makes the newest layout.
-const STEPS: [&str; 4] = [
+const STEPS: [&str; 5] = [
     // Sums of state, and of rows in their bodies (see row.rs). Ages are no longer those of the wall clock.
     "ALTER TABLE state ADD COLUMN sum INTEGER; DELETE FROM meta WHERE key = 'ageless';",
     // When state was last written, in hours of running time.
@@ -35,6 +36,9 @@ const STEPS: [&str; 4] = [
     // Answers to requests over HTTP.
     "CREATE TABLE response (
         id INTEGER PRIMARY KEY, hash INTEGER NOT NULL, hour INTEGER NOT NULL, body BLOB NOT NULL
+    ) STRICT;",
+    "CREATE TABLE IF NOT EXISTS heard (
+        id INTEGER PRIMARY KEY, turn INTEGER NOT NULL, function TEXT NOT NULL, body BLOB NOT NULL
     ) STRICT;",
 ];
 
@@ -60,6 +64,9 @@ CREATE TABLE dead_letter (
 ) STRICT;
 CREATE TABLE parked (id INTEGER PRIMARY KEY AUTOINCREMENT, body BLOB NOT NULL) STRICT;
 CREATE TABLE wake (id INTEGER PRIMARY KEY, function TEXT NOT NULL, body BLOB NOT NULL) STRICT;
+CREATE TABLE heard (
+    id INTEGER PRIMARY KEY, turn INTEGER NOT NULL, function TEXT NOT NULL, body BLOB NOT NULL
+) STRICT;
 CREATE TABLE gap (
     id INTEGER PRIMARY KEY, stream INTEGER NOT NULL, reason TEXT NOT NULL, first_id INTEGER NOT NULL,
     last_id INTEGER NOT NULL, records INTEGER NOT NULL, bytes INTEGER NOT NULL, first_at_ms INTEGER NOT NULL,
@@ -70,7 +77,7 @@ INSERT INTO meta VALUES ('store_id', CAST(lower(hex(randomblob(8))) AS BLOB));
 ";
 
 /// Every table, its columns, and the first column of its key, which orders its [`super::salvage`].
-pub(super) const TABLES: [(&str, &str, &str); 13] = [
+pub(super) const TABLES: [(&str, &str, &str); 14] = [
     ("alert", "id, body", "id"),
     ("data", "id, body", "id"),
     ("local", "id, body", "id"),
@@ -82,6 +89,7 @@ pub(super) const TABLES: [(&str, &str, &str); 13] = [
     ("dead_letter", "id, at_ms, function, reason, body", "id"),
     ("parked", "id, body", "id"),
     ("wake", "id, function, body", "id"),
+    ("heard", "id, turn, function, body", "id"),
     ("gap", "id, stream, reason, first_id, last_id, records, bytes, first_at_ms, last_at_ms", "id"),
     ("meta", "key, value", "key"),
 ];

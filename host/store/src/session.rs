@@ -16,6 +16,7 @@ use super::checkpoint::{Checkpointer, FRAME_BYTES};
 use super::dead_letters::DeadLetterTable;
 use super::folder::{self, DataFolder};
 use super::gaps::Gaps;
+use super::heard;
 use super::message_id_rows::MessageIdRows;
 use super::outbox::{self, Outbox};
 use super::parked::ParkedJobs;
@@ -200,6 +201,7 @@ impl Session {
         recovered.message_ids = known;
         recovered.parked = jobs.load_new(&connection, stats)?;
         recovered.wakes = wakes::load(&connection, stats)?;
+        recovered.heard = heard::load(&connection, stats)?;
         recovered.state = state::measure(&connection)?;
 
         // A process that was killed within a commit leaves a transaction in the log that was perhaps never synced. It
@@ -323,6 +325,12 @@ impl Session {
             }
             for id in commit.unwake {
                 wakes::delete(&self.connection, id)?;
+            }
+            for heard in &commit.heard {
+                heard::set(&self.connection, &mut self.encoder, heard)?;
+            }
+            for id in commit.unheard {
+                heard::delete(&self.connection, id)?;
             }
             for id in commit.unpark {
                 self.jobs.unpark(&self.connection, id)?;

@@ -194,13 +194,14 @@ impl StateTable {
     }
 }
 
-/// Deletes all state of a function, and its wakes with it. Returns the number of keys.
+/// Deletes all state of a function, and with it its wakes and the topics that it watches. Returns the number of keys.
 pub(super) fn delete_state(connection: &Connection, function: &str) -> rusqlite::Result<usize> {
     let keys = connection
         .prepare_cached("DELETE FROM state WHERE scope IN (SELECT id FROM scope WHERE function = ?1)")?
         .execute((function,))?;
     connection.prepare_cached("DELETE FROM scope WHERE function = ?1")?.execute((function,))?;
     connection.prepare_cached("DELETE FROM wake WHERE function = ?1")?.execute((function,))?;
+    connection.prepare_cached("DELETE FROM heard WHERE function = ?1")?.execute((function,))?;
     Ok(keys)
 }
 

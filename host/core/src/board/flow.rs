@@ -79,6 +79,7 @@ impl Board {
         let message = Arc::new(self.message(delivery, Arc::clone(&route.topic)));
         let unit = self.add_unit(message, limits, receipt.clone(), &mut functions, commit);
         self.intake.admit(&receipt, message_id.as_deref(), unit);
+        self.hear(unit, &functions);
         if self.caution.is_on() && self.is_guilty(unit) {
             return self.refuse_guilty(unit, &functions);
         }
@@ -699,7 +700,7 @@ impl Board {
                 let (function, wake) = (*function, *wake);
                 self.wake_finished(function, wake);
             }
-            Receipt::Mqtt { .. } | Receipt::Request(_) | Receipt::None => {}
+            Receipt::Silence { .. } | Receipt::Mqtt { .. } | Receipt::Request(_) | Receipt::None => {}
         }
         let unit = self.ledger.unit(id);
         // A message is counted once, with its first commit. What becomes of its parked jobs is counted by function.
@@ -716,6 +717,7 @@ impl Board {
         }
         self.ledger.send(id);
         self.wakes_sent();
+        self.silences_sent();
         for (function, bytes) in self.ledger.take_freed() {
             self.states.freed(&function, bytes);
             self.show_state(&function);

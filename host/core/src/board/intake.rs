@@ -161,6 +161,11 @@ impl Intake {
         self.window.unacknowledged() < usize::from(self.receive_maximum).div_ceil(4)
     }
 
+    /// Deliveries that are not acknowledged.
+    pub(crate) fn unacknowledged(&self) -> usize {
+        self.window.unacknowledged()
+    }
+
     /// Whether the broker was seen to count its packet ids upwards: see [`window`].
     pub(crate) fn counts_upwards(&self) -> bool {
         self.window.counts_upwards()

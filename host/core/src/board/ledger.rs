@@ -12,14 +12,16 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::dispatch::{StateRequest, Ticket};
-use super::ids::UnitId;
+use super::ids::{FunctionNo, UnitId};
 use super::input::StateEntries;
 use super::map::{Map, Seeded};
 use super::receipt::Receipt;
 use crate::message::{Scope, StateWrite};
 use crate::mistakes::{Mistake, is_made};
 use crate::request::Response;
-use crate::store::{self, BatchNo, Commit, DeadLetter, LoadId, Parked, ParkedId, Record, StoredWake, WakeId};
+use crate::store::{
+    self, BatchNo, Commit, DeadLetter, LoadId, Parked, ParkedId, Record, StoredHeard, StoredWake, WakeId,
+};
 pub use record::RecorderConfig;
 pub(crate) use record::{Recorded, Recorder};
 pub(crate) use unit::{Compared, Unit};
@@ -53,6 +55,8 @@ pub(crate) struct Ledger {
     freed: Vec<(Arc<str>, u64)>,
     /// Wakes whose commits were sent.
     sent_wakes: Vec<WakeId>,
+    /// Calls about silence whose commits were sent.
+    sent_silences: Vec<(FunctionNo, Arc<str>)>,
     fingerprints_max: usize,
     /// Size above which a batch is divided.
     commit_max_bytes: usize,
@@ -117,6 +121,7 @@ impl Ledger {
             settled: VecDeque::new(),
             freed: Vec::new(),
             sent_wakes: Vec::new(),
+            sent_silences: Vec::new(),
             fingerprints_max,
             commit_max_bytes,
         }
@@ -277,6 +282,24 @@ impl Ledger {
         }
     }
 
+    /// A topic was heard with this message.
+    pub(crate) fn heard(&mut self, id: UnitId, row: StoredHeard) {
+        self.hold(id, row.bytes());
+        self.unit_mut(id).commit.heard.push(row);
+    }
+
+    /// Replaces the row of a call about silence that is not sent.
+    pub(crate) fn replace_heard(&mut self, id: UnitId, row: StoredHeard) {
+        if let Some(heard) = self.unit_mut(id).commit.heard.first_mut() {
+            *heard = row;
+        }
+    }
+
+    /// Calls about silence whose commits were sent since this was last asked.
+    pub(crate) fn take_sent_silences(&mut self) -> Vec<(FunctionNo, Arc<str>)> {
+        std::mem::take(&mut self.sent_silences)
+    }
+
     /// Wakes whose commits were sent since this was last asked.
     pub(crate) fn take_sent_wakes(&mut self) -> Vec<WakeId> {
         std::mem::take(&mut self.sent_wakes)
@@ -424,6 +447,9 @@ impl Ledger {
             self.unnumbered.extend(unit.tickets.drain(..));
             self.freed.append(&mut unit.freed);
             self.sent_wakes.extend(commit.wakes.iter().map(|wake| wake.id));
+            if let Receipt::Silence { function, topic } = &unit.receipt {
+                self.sent_silences.push((*function, Arc::clone(topic)));
+            }
             let wake_scopes = std::mem::take(&mut unit.wake_scopes);
             for scope in commit.state.iter().map(|(scope, _)| scope).chain(&wake_scopes) {
                 let Some(queue) = self.unsent_writes.get_mut(scope) else { continue };
@@ -534,6 +560,7 @@ impl Ledger {
         self.settled.clear();
         self.freed.clear();
         self.sent_wakes.clear();
+        self.sent_silences.clear();
     }
 }
 
@@ -545,5 +572,7 @@ fn has_effect(commit: &Commit) -> bool {
         || !commit.unpark.is_empty()
         || !commit.wakes.is_empty()
         || !commit.unwake.is_empty()
+        || !commit.heard.is_empty()
+        || !commit.unheard.is_empty()
         || commit.message_id.is_some()
 }

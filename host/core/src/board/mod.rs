@@ -33,6 +33,8 @@ mod invariants;
 pub mod ledger;
 pub mod rollout;
 mod settings;
+mod silence_flow;
+mod silences;
 mod state_flow;
 mod states;
 mod subscriptions;
@@ -69,6 +71,7 @@ use requests::Requests;
 pub use rollout::PauseConfig;
 use rollout::{Report, Rollout};
 use settings::Overlays;
+use silences::Silences;
 pub(crate) use size::MAX_TOPIC_BYTES;
 use states::States;
 use subscriptions::Subscriptions;
@@ -90,6 +93,8 @@ const META_COUNTS_UPWARDS: &str = "packet-ids-count-upwards";
 const META_SESSION: &str = "session";
 /// Key of the subscriptions that the session at the broker has.
 const META_SUBSCRIPTIONS: &str = "subscriptions";
+/// Key of the time that counts for silence, in milliseconds.
+const META_LISTENED: &str = "listened-ms";
 /// How often a subscription that is no longer wanted may be given up.
 const TIDY_EVERY: Duration = Duration::from_secs(1);
 
@@ -129,6 +134,7 @@ pub struct Board {
     ledger: Ledger,
     states: States,
     wakes: Wakes,
+    silences: Silences,
     forwarder: Forwarder,
     taps: Taps,
     follows: Follows,
@@ -175,6 +181,7 @@ impl Board {
             taps: Taps::new(seed),
             follows: Follows::default(),
             wakes: Wakes::new(seed),
+            silences: Silences::new(seed),
             forwarder: Forwarder::new(forward, recovered, Arc::clone(&metrics)),
             requests: Requests::default(),
             subscriptions: Subscriptions::restore(Some(&subscriptions_saved), config.share_group.clone()),
@@ -205,6 +212,7 @@ impl Board {
         self.intake.restore(&recovered.window, recovered.message_ids, counts_upwards);
         self.states.restore(recovered.state);
         self.show_all_state();
+        self.restore_silences(&recovered.meta, recovered.heard);
         self.restore_wakes(recovered.wakes);
         self.unpark(recovered.parked);
     }
@@ -212,6 +220,7 @@ impl Board {
     pub fn handle(&mut self, input: Input, now: Now) {
         self.now = now;
         self.dispatch.workers.set_now(now.monotonic);
+        self.silences.pass(now.monotonic);
         if now.synced {
             self.wakes.clock_synced(now);
         }
@@ -239,6 +248,7 @@ impl Board {
             self.start_parked();
         }
         self.start_wakes();
+        self.start_silences();
         if self.dispatch.workers.has_events() {
             self.handle_worker_events();
         }
@@ -314,12 +324,22 @@ impl Board {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let caution = self.caution.until();
         let taps = self.taps.poll_timeout();
-        let mut due =
-            [self.dispatch.workers.poll_timeout(), self.forwarder.wake_at(), caution, taps, None, None, None, None];
+        let mut due = [
+            self.dispatch.workers.poll_timeout(),
+            self.forwarder.wake_at(),
+            caution,
+            taps,
+            None,
+            None,
+            None,
+            None,
+            None,
+        ];
         if self.may_start() {
             due[4] = self.dispatch.parking.next_due(|number| !self.rollout.function(number).is_awaited());
             due[5] = self.rollout.poll_timeout();
             due[7] = self.next_wake();
+            due[8] = self.silences.next_due(|number| self.can_wake(number));
         }
         if self.is_connected && self.subscriptions.has_unwanted() {
             due[6] = Some(self.tidied_at + TIDY_EVERY);
@@ -368,9 +388,14 @@ impl Board {
     /// Whether nothing more should be taken from the broker for now.
     pub fn is_full(&mut self) -> bool {
         if self.caution.is_on() && self.ledger.len() > 0 || self.has_backlog() {
+            self.silences.behind(self.now.monotonic);
             return true;
         }
-        self.intake.update_full(self.ledger.len(), self.ledger.bytes())
+        let is_full = self.intake.update_full(self.ledger.len(), self.ledger.bytes());
+        if is_full {
+            self.silences.behind(self.now.monotonic);
+        }
+        is_full
     }
 
     /// Bytes of messages and of everything that came of them, without what workers may answer.
@@ -456,6 +481,7 @@ impl Board {
     /// Nothing that is not committed counts. The broker delivers it again.
     fn store_failed(&mut self) {
         self.store_failed = true;
+        self.silences.disconnected();
         self.ledger.reset();
         self.taps.reset();
         self.follows.reset();
@@ -481,6 +507,7 @@ impl Board {
         }
         self.states.restore(recovered.state);
         self.show_all_state();
+        self.restore_silences(&recovered.meta, recovered.heard);
         self.restore_wakes(recovered.wakes);
         self.unpark(recovered.parked);
         // What was delivered meanwhile was dropped unacknowledged: a new connection makes the broker send it again.
@@ -509,6 +536,7 @@ impl Board {
             BrokerEvent::Connected { session_present } => self.connected(session_present),
             BrokerEvent::Disconnected => {
                 self.is_connected = false;
+                self.silences.disconnected();
                 self.subscriptions.disconnected();
                 self.intake.disconnected();
                 self.forwarder.disconnected(Destination::Local, self.now.monotonic);
@@ -528,6 +556,10 @@ impl Board {
 
     fn connected(&mut self, session_present: bool) {
         self.is_connected = true;
+        // While the disk fails nobody listens. A new connection follows when it works.
+        if !self.store_failed {
+            self.silences.connected(self.now.monotonic);
+        }
         if !session_present {
             if self.subscriptions.has_held() {
                 self.metrics.sessions_lost.inc();
@@ -563,6 +595,7 @@ impl Board {
         self.make_router();
         self.show_all_state();
         self.show_all_wakes();
+        self.watch_silences();
         let installed = self.rollout.functions().filter(|(_, it)| it.serving().is_some());
         let installed = installed.map(|(_, it)| Arc::clone(it.state_name())).collect();
         self.ledger.request(store::StoreRequest::Installed(installed));

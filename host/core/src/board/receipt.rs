@@ -1,5 +1,7 @@
 //! What a source is owed once everything that came of its message is on disk.
 
+use std::sync::Arc;
+
 use super::dispatch::Key;
 use super::ids::FunctionNo;
 use crate::request::RequestId;
@@ -17,6 +19,8 @@ pub(crate) enum Receipt {
     Parked(Key),
     /// Let another wake of the function run, and forget this one unless it was set again.
     Wake { function: FunctionNo, id: WakeId },
+    /// Let the next call about this topic be made.
+    Silence { function: FunctionNo, topic: Arc<str> },
     /// Nothing: a QoS 0 delivery.
     None,
 }

@@ -98,6 +98,7 @@ impl Board {
         );
         self.forget_in_workers(&function);
         self.wakes.forget(self.rollout.find(&function), &function);
+        self.silences.forget(self.rollout.find(&function), &function);
         self.ledger.forget_state(function, Vec::new());
         self.show_removed_state();
     }
@@ -106,6 +107,7 @@ impl Board {
     pub(super) fn state_expired(&mut self, function: &str) {
         self.states.forget_all(function);
         self.wakes.forget(self.rollout.find(function), function);
+        self.silences.forget(self.rollout.find(function), function);
         self.forget_in_workers(function);
         self.show_removed_state();
     }

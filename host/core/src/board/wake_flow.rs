@@ -12,6 +12,7 @@ use super::ledger::Unit;
 use super::receipt::Receipt;
 use super::rollout::Edition;
 use super::wakes::{Change, Due, Setter};
+use crate::made;
 use crate::manifest::StateScope;
 use crate::message::{Failure, FailureCode, Output, Scope, Wake};
 use crate::mistakes::{Mistake, is_made};
@@ -19,7 +20,7 @@ use crate::store::{Commit, StoredWake, WakeId};
 use crate::wake;
 
 /// After this long, it is looked again whether a paused topic may run.
-const LOOK_AGAIN: Duration = Duration::from_secs(1);
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 impl Board {
     // ---- set ----
@@ -127,7 +128,7 @@ impl Board {
     // ---- due ----
 
     /// Whether a due wake of this function may be started.
-    fn can_wake(&self, number: FunctionNo) -> bool {
+    pub(super) fn can_wake(&self, number: FunctionNo) -> bool {
         let function = self.rollout.function(number);
         function.serving().is_some()
             && !function.is_awaited()
@@ -201,7 +202,8 @@ impl Board {
             Receipt::Wake { function, id: wake } => {
                 self.wakes.postpone(*function, *wake, until);
             }
-            Receipt::Parked(key) if wake::is_topic(&unit.message.topic) => {
+            Receipt::Silence { function, topic } => self.silences.postpone(*function, topic, LOOK_AGAIN),
+            Receipt::Parked(key) if made::is_topic(&unit.message.topic) => {
                 self.dispatch.parking.postpone(key, until);
             }
             _ => return false,

@@ -374,3 +374,43 @@ fn all_state_of_a_function_can_be_bounded() {
     assert!(problem("state_full = \"forget-oldest\"").contains("no state that could be forgotten"));
     assert!(problem("state = \"function\"\nstate_full = \"forget-oldest\"").contains("all topics share one state"));
 }
+
+#[test]
+fn silence_is_read_with_the_topics_that_are_expected() {
+    let read = |lines: &str| {
+        let text = format!("name = \"a\"\nversion = \"1\"\nsubscribe = [\"s/+/t\"]\n[silence]\n{lines}");
+        Manifest::from_toml(&text, Path::new("function.toml"), None).map_err(|problems| problems.to_string())
+    };
+    let manifest =
+        read("after = \"10m\"\nback = true\nexpect = [\"s/{name}/t\", \"s/x/t\"]\nnames = [\"f1\", \"f2\"]").unwrap();
+    let silence = manifest.silence.as_ref().unwrap();
+    assert_eq!((silence.after.as_secs(), silence.back, silence.max_topics.get()), (600, true, 10_000));
+    assert_eq!(silence.expected().collect::<Vec<_>>(), ["s/f1/t", "s/f2/t", "s/x/t"]);
+    assert_eq!(Manifest::from_json(&manifest.to_json(), None).unwrap(), manifest);
+    for (lines, said) in [
+        ("back = true", "for example after = \"10m\""),
+        ("after = \"500ms\"", "shorter than a second; use 1s or more"),
+        ("after = \"9000h\"", "\"9000h\" is out of range; use 100ms or more, and 366 days or less"),
+        ("after = \"ten\"", "ten"),
+        ("after = \"1m\"\nmax_topics = 200_000", "more than 100000 topics"),
+        ("after = \"1m\"\nmax_topics = 0", "max_topics"),
+        ("after = \"1m\"\nbakc = true", "did you mean back?"),
+        ("after = \"1m\"\nexpect = [\"s/{name}/t\"]", "one of both is missing"),
+        ("after = \"1m\"\nnames = [\"f1\"]", "one of both is missing"),
+        ("after = \"1m\"\nexpect = [\"s/f1\"]", "s/f1 is not heard, so it would always be silent"),
+        ("after = \"1m\"\nexpect = [\"s/+/t\"]", "is not a topic"),
+        (
+            "after = \"1m\"\nexpect = [\"s/{name}/t\"]\nnames = [\"a\", \"b\"]\nmax_topics = 1",
+            "2 topics are expected, the limit is 1",
+        ),
+    ] {
+        let problems = read(lines).unwrap_err();
+        assert!(problems.contains(said) && problems.lines().count() == 1, "{lines}: {problems}");
+    }
+    let timer = Manifest::from_toml(
+        "name = \"a\"\nversion = \"1\"\nevery = \"1m\"\n[silence]\nafter = \"1m\"",
+        Path::new("function.toml"),
+        None,
+    );
+    assert!(timer.unwrap_err().to_string().contains("hears no topic that could be silent"));
+}

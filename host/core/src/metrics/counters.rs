@@ -108,6 +108,10 @@ pub struct FunctionMetrics {
     /// Wakes that were run.
     pub wakes: Counter,
     pub wakes_waiting: Gauge,
+    /// Calls about silent topics.
+    pub silences: Counter,
+    pub(crate) watched_topics: Gauge,
+    pub silent_topics: Gauge,
     /// Thousandths of its share of the workers' time.
     pub(crate) share: Gauge,
     waited_us: Counter,
@@ -347,6 +351,9 @@ impl FunctionMetrics {
             "state_forgotten": self.state_forgotten.get(),
             "wakes": self.wakes.get(),
             "wakes_waiting": self.wakes_waiting.get(),
+            "silences": self.silences.get(),
+            "watched_topics": self.watched_topics.get(),
+            "silent_topics": self.silent_topics.get(),
             "busy_seconds": self.duration.sum().as_secs_f64(),
             "waiting_seconds": self.waited_us.get() as f64 / 1e6,
             "share_used": self.share.get() as f64 / 1e3,
@@ -367,6 +374,9 @@ impl FunctionMetrics {
             ("sedge_state_forgotten_total", self.state_forgotten.get()),
             ("sedge_wakes_total", self.wakes.get()),
             ("sedge_wakes_waiting", self.wakes_waiting.get()),
+            ("sedge_silences_total", self.silences.get()),
+            ("sedge_watched_topics", self.watched_topics.get()),
+            ("sedge_silent_topics", self.silent_topics.get()),
         ] {
             add(family, &[function], Value::Integer(value));
         }

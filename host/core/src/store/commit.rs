@@ -3,6 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
+use super::heard::{HeardId, StoredHeard};
 use super::record::Record;
 use super::wake::{StoredWake, WakeId};
 use crate::message::{Failure, Message, Scope, StateWrite, Usage};
@@ -38,6 +39,10 @@ pub struct Commit {
     pub request: Option<RequestId>,
     /// The answer, kept for repeats with the same `message_id`.
     pub response: Option<Response>,
+    /// Topics whose silence is watched, as they are now.
+    pub heard: Vec<StoredHeard>,
+    /// Topics that are not watched any more.
+    pub unheard: Vec<HeardId>,
 }
 
 impl Commit {
@@ -48,7 +53,9 @@ impl Commit {
             && self.park.is_empty()
             && self.unpark.is_empty()
             && self.wakes.is_empty()
-            && self.unwake.is_empty())
+            && self.unwake.is_empty()
+            && self.heard.is_empty()
+            && self.unheard.is_empty())
             || self.response.is_some()
     }
 
@@ -61,6 +68,7 @@ impl Commit {
             + self.park.iter().map(|parked| parked.message.bytes()).sum::<usize>()
             + self.wakes.iter().map(StoredWake::bytes).sum::<usize>()
             + self.response.as_ref().map_or(0, Response::bytes)
+            + self.heard.iter().map(StoredHeard::bytes).sum::<usize>()
     }
 }
 

@@ -3,6 +3,7 @@
 // Vocabulary of the daemon's other parts, without rusqlite.
 pub mod commit;
 mod dead_letter;
+pub mod heard;
 pub mod message_ids;
 pub mod record;
 pub mod request;
@@ -10,6 +11,7 @@ pub mod state;
 pub mod wake;
 
 pub use commit::{BatchNo, COMMIT_BYTES, Commit, DeadLetter, DeadLetterId, Fingerprint, Parked, ParkedId};
+pub use heard::{HeardId, HeardStage, StoredHeard};
 pub use message_ids::MessageIds;
 pub use record::{DAMAGED, EXPIRED, FULL, Gap, GapId, Record, RecordId, StoredRecord};
 pub use request::{LoadId, MovedAside, Recovered, StoreEvent, StoreRequest};

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::commit::{BatchNo, Commit, DeadLetterId, Fingerprint, Parked};
+use super::heard::StoredHeard;
 use super::message_ids::MessageIds;
 use super::record::{Gap, GapId, RecordId, StoredRecord};
 use super::state::StoredState;
@@ -124,6 +125,8 @@ pub struct Recovered {
     pub parked: Vec<Parked>,
     /// Wakes in the order of setting.
     pub wakes: Vec<StoredWake>,
+    /// Topics whose silence is watched.
+    pub heard: Vec<StoredHeard>,
     /// Scopes with state, the least recently used first.
     pub state: Vec<StoredState>,
     /// Watermark of each stream: all records up to and including this id are gone.

@@ -54,6 +54,10 @@ pub(super) struct Step {
     pub(super) tick: bool,
     /// Name of a wake that waits, instead of a message. With `topic`: the one that this topic has set.
     pub(super) wake: Option<String>,
+    /// The call that this topic is silent, instead of a message.
+    pub(super) silence: Option<String>,
+    /// The call that this topic speaks again, instead of a message.
+    pub(super) back: Option<String>,
     pub(super) attempt: Option<u32>,
     /// Time since the message before: "10s".
     after: Option<String>,
@@ -133,10 +137,24 @@ impl Step {
         if payloads.into_iter().filter(|is_given| *is_given).count() > 1 {
             bail!("name one of payload, payload_hex and payload_file");
         }
+        let calls = [self.tick, self.wake.is_some(), self.silence.is_some(), self.back.is_some()];
+        if calls.into_iter().filter(|is_given| *is_given).count() > 1 {
+            bail!("name one of tick, wake, silence and back: each is a message of its own");
+        }
+        if self.silence.is_some() || self.back.is_some() {
+            if self.topic.is_some() {
+                bail!("a call about silence has no other topic: remove topic");
+            }
+            if payloads.contains(&true) {
+                bail!("a call about silence has no payload: remove it");
+            }
+            return Ok(());
+        }
         match (&self.topic, self.tick, &self.wake) {
-            (_, true, Some(_)) => bail!("it is a tick or a wake: remove one of both"),
             (None, false, None) => {
-                bail!("topic is missing, and it is no tick or wake: name one, for example topic = \"a/b\"")
+                bail!(
+                    "topic is missing, and it is no tick, wake, silence or back: name one, for example topic = \"a/b\""
+                )
             }
             (Some(_), true, _) => bail!("a tick has no topic of its own: remove topic or tick"),
             (_, _, Some(_)) if payloads.contains(&true) => bail!("a wake has no payload: remove it"),

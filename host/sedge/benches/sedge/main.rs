@@ -3,6 +3,7 @@
 //! Measured with a real Mosquitto, the real program and a publisher of negligible cost. Compared runs are interleaved, and the
 //! figure is the median of their ratios. Figures of a busy machine are worthless, so the report includes the load.
 
+mod calls;
 mod disk;
 mod durable;
 mod fleet;
@@ -43,7 +44,7 @@ const QUICK: Size = Size { rounds: 1, messages: 50_000, latency_messages: 3_000,
 
 type Measure = fn(&mut Report, &Size) -> std::io::Result<()>;
 
-const PARTS: [(&str, Measure); 12] = [
+const PARTS: [(&str, Measure); 13] = [
     ("invoke", invoke::measure),
     ("pulley", pulley::measure),
     ("durable", durable::measure),
@@ -54,6 +55,7 @@ const PARTS: [(&str, Measure); 12] = [
     ("growth", durable::measure_growth),
     ("push", push::measure),
     ("recordings", recordings::measure),
+    ("calls", calls::measure),
     ("fleet", fleet::measure),
     ("shipped", shipped::measure),
 ];

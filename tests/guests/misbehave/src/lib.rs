@@ -51,6 +51,12 @@ impl Function for Misbehave {
             "once" if message.attempt == 1 => Err(Failure::reject("not yet")),
             "once" => Ok(vec![Output::forward("once", argument)]),
             "wake" => Ok(vec![Output::wake(argument, 1_000)]),
+            // At this time of the wall clock.
+            "wake-at" => {
+                let (name, at_ms) = argument.split_once(' ').unwrap_or((argument, ""));
+                let wait_ms = at_ms.parse().unwrap_or(0_u64).saturating_sub(message.received_at_ms);
+                Ok(vec![Output::wake(name, wait_ms)])
+            }
             "reply" => Ok(vec![Output::reply(200, argument)]),
             "sink" => Ok(vec![Alert::firing("key", "summary").sink(argument).into()]),
             // Waits for a retry first, so that the fields come from the store.
