@@ -32,6 +32,7 @@ mod recordings;
 mod selftest;
 mod settings;
 mod silences;
+mod sinks;
 mod takeover;
 mod upstream;
 mod wakes;

@@ -136,7 +136,7 @@ impl Manifest {
             (["subscribe"], value) => self.subscribe = texts("subscribe", value)?,
             (["except"], value) => self.except = texts("except", value)?,
             (["http"], value) => self.requests = requests(value)?,
-            (["http_headers"], Value::List(_)) => {}
+            (["http_headers"], Value::List(_)) | (["sink"], Value::Text(_)) => {}
             (["state"], Value::Text(text)) => {
                 self.scope = match text.as_str() {
                     "none" => Scope::None,

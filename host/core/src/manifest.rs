@@ -50,6 +50,9 @@ pub struct Manifest {
     /// Headers of these requests that it gets, in lower case.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub http_headers: Vec<String>,
+    /// The sink of its alerts and forwards that name none. `None`: as the board is configured.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sink: Option<String>,
     pub state: StateScope,
     /// What happens to a write for which there is no room.
     #[serde(skip_serializing_if = "StateFull::is_default")]
@@ -243,6 +246,7 @@ impl Manifest {
             except: Vec::new(),
             http: Vec::new(),
             http_headers: Vec::new(),
+            sink: None,
             state: StateScope::None,
             state_full: StateFull::Fail,
             every: None,
@@ -269,6 +273,7 @@ fn read(section: &mut Section<'_, '_>, manifest: &mut Manifest, ceilings: Option
     section.value("subscribe", &mut manifest.subscribe);
     section.value("except", &mut manifest.except);
     http::read(section, manifest);
+    section.optional("sink", &mut manifest.sink);
     section.value("state", &mut manifest.state);
     section.value("state_full", &mut manifest.state_full);
     section.optional("every", &mut manifest.every);

@@ -23,6 +23,8 @@ pub enum Mistake {
     AcceptRetry,
     /// Sends data before alerts.
     DataBeforeAlerts,
+    /// Leaves out the copy of one sink.
+    SkipCopy,
     /// Does not run the jobs of a crashed worker again.
     LoseCrashedJobs,
     /// Makes a message a dead letter when a version on trial fails over it.

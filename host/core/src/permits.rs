@@ -66,11 +66,16 @@ pub fn check(
         Output::Wake(wake) => return wake::check(wake),
         Output::Reply(reply) => return check_reply(reply),
     };
-    if let Some(sink) = sink {
-        return Err(not_available(&format!("sink {}", shown(sink))));
-    }
     let Some((publication, is_local)) = publication else { return Ok(()) };
     let topic = &*publication.topic;
+    if let (Some(sink), true) = (sink, is_local) {
+        let detail = format!(
+            "the publication to {} names sink {}, and publications go to the local broker: leave out its sink, or forward it",
+            shown(topic),
+            shown(sink)
+        );
+        return Err(Failure { code: FailureCode::NotAvailable, detail });
+    }
     if let Err(error) = topic::validate_name(topic) {
         return Err(Failure { code: FailureCode::InvalidTopic, detail: format!("{}: {error}", shown(topic)) });
     }
@@ -133,8 +138,17 @@ pub(crate) fn check_one_reply(outputs: &[Output]) -> Result<(), Failure> {
     Err(Failure { code: FailureCode::InvalidReply, detail: format!("{replies} replies, and a request has one answer") })
 }
 
-fn not_available(what: &str) -> Failure {
-    let detail = format!("the output `{what}` needs a later version of sedge");
+/// An output names a sink that the board does not have. `known`: those that it has.
+pub(crate) fn no_sink<'a>(sink: &str, known: impl Iterator<Item = &'a str>) -> Failure {
+    let known = known.collect::<Vec<_>>().join(", ");
+    let known = if known.is_empty() { "none".to_owned() } else { known };
+    let detail = format!("this board has no sink {}; its configuration has {known}", shown(sink));
+    Failure { code: FailureCode::NotAvailable, detail }
+}
+
+/// A forward names the local broker.
+pub(crate) fn forward_to_local(topic: &str) -> Failure {
+    let detail = format!("the forward to {} names sink \"local\", the local broker: publish it instead", shown(topic));
     Failure { code: FailureCode::NotAvailable, detail }
 }
 
@@ -146,7 +160,7 @@ pub fn is_content_type(text: &str) -> bool {
 /// Fails if the topic is not one below this prefix: the lengths and slashes of both count.
 pub(crate) fn check_prefixed(prefix: &str, topic: &str) -> Result<(), Failure> {
     topic::validate_prefixed(prefix, topic).map_err(|error| {
-        let detail = format!("{} with the prefix {} of upstream: {error}", shown(topic), shown(prefix));
+        let detail = format!("{} with the prefix {} of its sink: {error}", shown(topic), shown(prefix));
         Failure { code: FailureCode::InvalidTopic, detail }
     })
 }
@@ -229,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn outputs_for_later_versions_are_named() {
+    fn alerts_and_forwards_may_name_a_sink_and_publications_not() {
         let permits = Permits::new(&Allow { publish: vec!["#".parse().unwrap()], ..Allow::default() }, "sedge");
         let sink: Option<Box<str>> = Some("mail".into());
         let alert = Alert {
@@ -241,16 +255,11 @@ mod tests {
             labels: Vec::new(),
             sink: sink.clone(),
         };
-        for (output, named) in [
-            (Output::Alert(alert.clone()), "`sink \"mail\"`"),
-            (Output::Forward(Publication { sink: sink.clone(), ..publication("a") }), "`sink \"mail\"`"),
-            (Output::Publish(Publication { sink, ..publication("a") }), "`sink \"mail\"`"),
-        ] {
-            let failure = permits.check(&[output]).unwrap_err();
-            assert_eq!(failure.code, FailureCode::NotAvailable);
-            assert!(failure.detail.contains(named), "{}", failure.detail);
-        }
-        permits.check(&[Output::Alert(Alert { sink: None, ..alert })]).unwrap();
+        permits.check(&[Output::Alert(alert)]).unwrap();
+        permits.check(&[Output::Forward(Publication { sink: sink.clone(), ..publication("a") })]).unwrap();
+        let failure = permits.check(&[Output::Publish(Publication { sink, ..publication("a") })]).unwrap_err();
+        assert_eq!(failure.code, FailureCode::NotAvailable);
+        assert!(failure.detail.contains("\"a\" names sink \"mail\""), "{}", failure.detail);
     }
 
     #[test]

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{ConfigArgs, EXIT_CONFIG, print_problems, terminal};
 use sedge_core::config::problem::{Invalid, Location, Severity};
-use sedge_core::config::{Config, Problem, Problems, Upstream};
+use sedge_core::config::{Config, Problem, Problems, Sink, SinkShare, Upstream};
 use sedge_core::deploy::Source;
 use sedge_core::manifest::{Manifest, StateFull, StateScope};
 use sedge_sandbox::compiler::Compiler;
@@ -31,7 +31,7 @@ pub struct CheckArgs {
 
 pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
     let (config, mut problems) = Config::inspect(&args.config.path(), &sedge_sandbox::machine::MACHINE);
-    let (functions, more) = config.functions.load(&sedge_sandbox::machine::MACHINE);
+    let (functions, more) = config.functions.load(&config.sinks, &sedge_sandbox::machine::MACHINE);
     problems.extend(more);
     for (dir, manifest) in &functions {
         if let Err((key, invalid)) = check_function(dir, manifest, config.functions.native_code) {
@@ -64,27 +64,9 @@ pub fn run(args: &CheckArgs) -> anyhow::Result<ExitCode> {
         warn("deploy.keys", what, "set native_code = true for a key whose owner may run anything in a worker");
     }
 
-    if let Some(upstream) = config.upstream.as_ref().filter(|_| !has_errors)
-        && upstream.connection.url.is_mqtt()
-        && loops::is_one_broker(&upstream.connection.url, &config.mqtt.connection.url)
-    {
-        // Where the addresses are spelled alike, these were reported with the file.
-        if !upstream.connection.url.is_same_listener(&config.mqtt.connection.url) {
-            for (key, invalid) in sedge_core::config::on_one_broker(upstream, &config.mqtt, &config.node) {
-                let key = format!("upstream.{key}");
-                let what = format!("{} is the broker of mqtt.url: {}", upstream.connection.url, invalid.what);
-                warn(&key, &what, invalid.hint.as_deref().unwrap_or_default());
-            }
-        }
-        for (_, manifest) in &functions {
-            if let Some((filter, sent)) = loops::heard(manifest, &upstream.prefix(&config.node.name)) {
-                let what = format!(
-                    "function {} receives {filter}, and so what this board sends upstream to the same broker ({sent}): a \
-                     loop, ended only after functions.max_hops",
-                    manifest.name
-                );
-                warn("upstream.topic_prefix", &what, "subscribe to other topics, or choose another prefix or broker");
-            }
+    if !has_errors {
+        for sink in &config.sinks.list {
+            loops::warn_of_one_broker(sink, &config, &functions, &mut warn);
         }
     }
 
@@ -142,19 +124,11 @@ fn summary(
     }
     let shared = config.mqtt.share_group.as_ref().map_or_else(String::new, |group| format!(", shared by {group}"));
     writeln!(out, "broker     {}{shared}", config.mqtt.connection.url)?;
-    match &config.upstream {
-        Some(upstream) => {
-            writeln!(out, "upstream   {}", upstream.connection.url)?;
-            match &upstream.topic_prefix {
-                Some(prefix) => writeln!(out, "  prefix   {prefix}")?,
-                None => {
-                    let (default, node) = (Upstream::default_prefix(&node.name), &node.name);
-                    let keep = format!("topic_prefix = \"sedge/{node}/\"");
-                    writeln!(out, "  prefix   {default}, the default. It was sedge/{node}/ before: {keep} keeps that")?;
-                }
-            }
-        }
-        None => writeln!(out, "upstream   none: alerts stay on the local broker, data is dropped and counted")?,
+    if config.sinks.list.is_empty() {
+        writeln!(out, "sinks      none: alerts stay on the local broker, data is dropped and counted")?;
+    }
+    for (sink, share) in config.sinks.list.iter().zip(&config.store.sinks) {
+        print_sink(out, config, sink, share)?;
     }
     writeln!(out, "data       {}", node.data_dir.display())?;
     let budget = config.budget(memory_bytes).bytes();
@@ -219,6 +193,35 @@ fn summary(
     Ok(())
 }
 
+fn print_sink(out: &mut impl Write, config: &Config, sink: &Sink, share: &SinkShare) -> std::io::Result<()> {
+    let gets = |names: &[String], what| names.contains(&sink.name).then_some(what);
+    let gets = [gets(&config.sinks.alerts, "alerts"), gets(&config.sinks.forwards, "forwards")];
+    let gets: Vec<&str> = gets.into_iter().flatten().collect();
+    let gets = if gets.is_empty() { "what outputs name it for".to_owned() } else { gets.join(" and ") };
+    writeln!(out, "sink       {} ({}) {}", sink.name, sink.type_name(), sink.address())?;
+    writeln!(out, "  gets     {gets}; at most {} bytes wait for it", share.max_bytes)?;
+    let node = &config.node.name;
+    match sink.receiver() {
+        Some(receiver) if receiver.topic_prefix.is_none() => {
+            let (default, keep) = (Upstream::default_prefix(node), format!("topic_prefix = \"sedge/{node}/\""));
+            writeln!(out, "  prefix   {default}, the default. It was sedge/{node}/ before: {keep} keeps that")
+        }
+        _ => writeln!(out, "  prefix   {}", sink.prefix(node)),
+    }
+}
+
+fn sink_json(config: &Config, sink: &Sink, share: &SinkShare) -> Value {
+    json!({
+        "name": sink.name,
+        "type": sink.type_name(),
+        "address": sink.address(),
+        "prefix": sink.prefix(&config.node.name),
+        "alerts": config.sinks.alerts.contains(&sink.name),
+        "forwards": config.sinks.forwards.contains(&sink.name),
+        "max_bytes": share.max_bytes,
+    })
+}
+
 fn as_json(config: &Config, functions: &[(PathBuf, Manifest)], problems: &Problems, memory_bytes: u64) -> Value {
     json!({
         "ok": !problems.has_errors(),
@@ -226,10 +229,13 @@ fn as_json(config: &Config, functions: &[(PathBuf, Manifest)], problems: &Proble
         "node": config.node.name,
         "groups": config.node.groups,
         "broker": config.mqtt.connection.url.as_str(),
-        "upstream": config.upstream.as_ref().map(|upstream| upstream.connection.url.as_str()),
-        "upstream_prefix": config.upstream.as_ref().map(|upstream| {
-            upstream.topic_prefix.clone().unwrap_or_else(|| Upstream::default_prefix(&config.node.name))
-        }),
+        "sinks": config
+            .sinks
+            .list
+            .iter()
+            .zip(&config.store.sinks)
+            .map(|(sink, share)| sink_json(config, sink, share))
+            .collect::<Vec<_>>(),
         "data_dir": config.node.data_dir,
         "state_max_bytes": config.store.state_max_bytes,
         "memory_budget_bytes": config.budget(memory_bytes).bytes(),

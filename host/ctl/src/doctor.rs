@@ -60,8 +60,10 @@ fn inspect_brokers(config: &Config, args: &DoctorArgs) -> anyhow::Result<Vec<Fin
     let mut findings = Vec::new();
     let url = &config.mqtt.connection.url;
     findings.extend(broker::unencrypted("mqtt.url", url));
-    let upstream = config.upstream.as_ref();
-    findings.extend(upstream.and_then(|upstream| broker::unencrypted("upstream.url", &upstream.connection.url)));
+    findings.extend(config.sinks.list.iter().filter_map(|sink| {
+        let url = sink.url()?;
+        broker::unencrypted(&format!("{}.url", sink.section()), url)
+    }));
     let observed = broker::inspect(&config.mqtt)?;
     let version = observed.as_ref().ok().and_then(|broker| broker.version.clone());
     let open = !url.is_local() || broker::is_open(url.port());

@@ -1,6 +1,6 @@
 //! The composition root: builds every part, connects them, runs the loop that carries events between them, and drains.
 //!
-//! All waiting happens in one place, [`Daemon::serve`]. Broker, workers, store and upstream queue events; each iteration feeds
+//! All waiting happens in one place, [`Daemon::serve`]. Broker, workers, store and sinks queue events; each iteration feeds
 //! them to the board, which decides, and carries out the effects.
 
 mod board_key;
@@ -24,7 +24,7 @@ use tokio::sync::mpsc;
 
 use crate::footprint;
 use crate::page::Shown;
-use crate::sinks::webhook::Webhook;
+use crate::sinks::{self, Happened, Receivers};
 use crate::sources::http::HttpTrigger;
 use crate::telemetry::{self, ConnectionLog, Health};
 use crate::worker::processes::Processes;
@@ -78,9 +78,7 @@ struct Daemon {
     broker_events: sedge_mqtt::Events,
     broker_log: ConnectionLog,
     http_trigger: Option<HttpTrigger>,
-    upstream: Upstream,
-    upstream_log: ConnectionLog,
-    upstream_limits: Vec<String>,
+    sinks: Receivers,
     status: Status,
     health: Arc<Health>,
     notify: telemetry::Notifier,
@@ -100,51 +98,6 @@ struct Daemon {
     clock_synced: bool,
     /// When what only starting up, or an attempt to connect, needed is given back.
     give_back_at: Option<Instant>,
-}
-
-/// Where the outbox is emptied to.
-enum Upstream {
-    None,
-    Mqtt { link: Link, events: sedge_mqtt::Events },
-    Webhook { webhook: Webhook, answers: mpsc::Receiver<(PublishToken, Answer)> },
-}
-
-/// One thing that happened upstream.
-enum UpstreamEvents {
-    Mqtt(VecDeque<sedge_mqtt::Event>),
-    Webhook(PublishToken, Answer),
-}
-
-impl Upstream {
-    /// What happened already, without waiting.
-    fn waiting(&mut self) -> Option<UpstreamEvents> {
-        match self {
-            Self::None => None,
-            Self::Mqtt { events, .. } => {
-                let mut received = VecDeque::new();
-                events.try_receive(&mut received);
-                (!received.is_empty()).then_some(UpstreamEvents::Mqtt(received))
-            }
-            Self::Webhook { answers, .. } => {
-                answers.try_recv().ok().map(|(token, answer)| UpstreamEvents::Webhook(token, answer))
-            }
-        }
-    }
-
-    async fn receive(&mut self) -> UpstreamEvents {
-        match self {
-            Self::None => std::future::pending().await,
-            Self::Mqtt { events, .. } => {
-                let mut received = VecDeque::new();
-                events.receive(&mut received).await;
-                UpstreamEvents::Mqtt(received)
-            }
-            Self::Webhook { answers, .. } => match answers.recv().await {
-                Some((token, answer)) => UpstreamEvents::Webhook(token, answer),
-                None => std::future::pending().await,
-            },
-        }
-    }
 }
 
 impl Daemon {
@@ -188,8 +141,8 @@ impl Daemon {
                 () = std::future::ready(()), if taking && !from_broker.is_empty() => {}
                 Some(action) = self.decisions.recv() => self.carry_out(action),
                 part = self.requests.receive() => self.requests.add(part),
-                events = self.upstream.receive() => self.upstream_events(events),
                 follows = self.shown.follows_changed() => self.board.handle(Input::Follow(follows), self.now()),
+                happened = self.sinks.receive() => self.sink_event(happened),
                 request = receive(&mut self.http_trigger) => self.board.handle(Input::Request(request), self.now()),
                 () = tokio::time::sleep_until(wake.into()) => {}
             }
@@ -201,8 +154,8 @@ impl Daemon {
             while let Ok(action) = self.decisions.try_recv() {
                 self.carry_out(action);
             }
-            if let Some(events) = self.upstream.waiting() {
-                self.upstream_events(events);
+            for happened in self.sinks.waiting() {
+                self.sink_event(happened);
             }
             let now = self.now();
             let came =
@@ -265,11 +218,7 @@ impl Daemon {
                 Effect::Subscribe { filter, id } => self.broker.subscribe(&filter, Some(id)),
                 Effect::Unsubscribe { filter } => self.broker.unsubscribe(&filter),
                 Effect::Reconnect(Destination::Local) => self.broker.reconnect(),
-                Effect::Reconnect(Destination::Upstream) => {
-                    if let Upstream::Mqtt { link, .. } = &self.upstream {
-                        link.reconnect();
-                    }
-                }
+                Effect::Reconnect(Destination::Sink(sink)) => self.sinks.reconnect(sink),
                 Effect::Paused { function, is_paused } => {
                     self.orders.handle.send(deploy::Request::Quarantined { function, is_quarantined: is_paused });
                 }
@@ -307,11 +256,9 @@ impl Daemon {
     }
 
     fn send(&mut self, destination: Destination, token: PublishToken, envelope: Envelope) {
-        let sent = match (destination, &self.upstream) {
-            (Destination::Local, _) => publish(&self.broker, &envelope, token),
-            (Destination::Upstream, Upstream::Mqtt { link, .. }) => publish(link, &envelope, token),
-            (Destination::Upstream, Upstream::Webhook { webhook, .. }) => webhook.post(token, envelope),
-            (Destination::Upstream, Upstream::None) => Err(sedge_mqtt::Full),
+        let sent = match destination {
+            Destination::Local => sinks::publish(&self.broker, &envelope, token),
+            Destination::Sink(sink) => self.sinks.send(sink, token, envelope),
         };
         if sent.is_err() {
             self.sink(destination, SinkEvent::Returned { token });
@@ -335,8 +282,8 @@ impl Daemon {
         if self.broker_log.settle(now.monotonic) {
             tracing::info!("the connection to the broker stands again");
         }
-        if self.upstream_log.settle(now.monotonic) {
-            tracing::info!("the connection upstream stands again");
+        for sink in self.sinks.settled(now.monotonic) {
+            tracing::info!(sink, "the connection to a sink stands again");
         }
         if self.give_back_at.take_if(|at| *at <= now.monotonic).is_some() {
             footprint::release();
@@ -363,7 +310,7 @@ impl Daemon {
         match &event {
             store::StoreEvent::Blocked(blocked) => {
                 if *blocked {
-                    tracing::warn!("the outbox is full: nothing more is acknowledged until upstream takes some of it");
+                    tracing::warn!("the outbox is full: nothing more is acknowledged until its sinks take some of it");
                 } else {
                     tracing::info!("the outbox has room again");
                 }
@@ -387,41 +334,44 @@ impl Daemon {
         self.board.handle(Input::Store(event), self.now());
     }
 
-    fn upstream_events(&mut self, events: UpstreamEvents) {
-        match events {
-            UpstreamEvents::Webhook(token, answer) => {
-                self.sink(Destination::Upstream, SinkEvent::Answered { token, answer })
+    fn sink_event(&mut self, happened: Happened) {
+        let (sink, events) = match happened {
+            Happened::Answered(sink, token, answer) => {
+                return self.sink(Destination::Sink(sink), SinkEvent::Answered { token, answer });
             }
-            UpstreamEvents::Mqtt(events) => {
-                for event in events {
-                    match event {
-                        sedge_mqtt::Event::Connected { limits, .. } => {
-                            for limit in limits.iter().filter(|limit| !self.upstream_limits.contains(limit)) {
-                                tracing::warn!(limit, "the broker upstream has a limit");
-                            }
-                            self.upstream_limits = limits;
-                            if self.upstream_log.connected(Instant::now()) {
-                                tracing::info!("connected upstream");
-                            }
-                            self.sink(Destination::Upstream, SinkEvent::Connected);
-                        }
-                        sedge_mqtt::Event::Disconnected { reason } => {
-                            if self.upstream_log.disconnected(&reason, Instant::now()) {
-                                tracing::warn!(reason, "not connected upstream: what is to be sent waits in the store");
-                            }
-                            self.sink(Destination::Upstream, SinkEvent::Disconnected);
-                            self.give_back_at.get_or_insert(Instant::now() + FAILED);
-                        }
-                        sedge_mqtt::Event::Published { token, result } => {
-                            self.sink(Destination::Upstream, SinkEvent::Answered { token, answer: answer(result) });
-                        }
-                        sedge_mqtt::Event::Delivery(_)
-                        | sedge_mqtt::Event::Subscribed { .. }
-                        | sedge_mqtt::Event::NotSubscribed { .. }
-                        | sedge_mqtt::Event::Unsubscribed { .. } => {}
+            Happened::Broker(sink, events) => (sink, events),
+        };
+        for event in events {
+            let Some(broker) = self.sinks.broker(sink) else { return };
+            let event = match event {
+                sedge_mqtt::Event::Connected { limits, .. } => {
+                    for limit in limits.iter().filter(|limit| !broker.limits.contains(limit)) {
+                        tracing::warn!(sink = broker.name, limit, "the broker of a sink has a limit");
                     }
+                    broker.limits = limits;
+                    if broker.log.connected(Instant::now()) {
+                        tracing::info!(sink = broker.name, "connected to a sink");
+                    }
+                    SinkEvent::Connected
                 }
-            }
+                sedge_mqtt::Event::Disconnected { reason } => {
+                    if broker.log.disconnected(&reason, Instant::now()) {
+                        tracing::warn!(
+                            sink = broker.name,
+                            reason,
+                            "not connected to a sink: what is to be sent there waits in the store"
+                        );
+                    }
+                    self.give_back_at.get_or_insert(Instant::now() + FAILED);
+                    SinkEvent::Disconnected
+                }
+                sedge_mqtt::Event::Published { token, result } => SinkEvent::Answered { token, answer: answer(result) },
+                sedge_mqtt::Event::Delivery(_)
+                | sedge_mqtt::Event::Subscribed { .. }
+                | sedge_mqtt::Event::NotSubscribed { .. }
+                | sedge_mqtt::Event::Unsubscribed { .. } => continue,
+            };
+            self.sink(Destination::Sink(sink), event);
         }
     }
 
@@ -433,9 +383,7 @@ impl Daemon {
         self.broker.hold_back(false);
         // The goodbye passes through the client's queue, which needs a moment to be written.
         self.broker.close();
-        if let Upstream::Mqtt { link, .. } = &self.upstream {
-            link.close();
-        }
+        self.sinks.close();
         let goodbye = async {
             let mut events = VecDeque::new();
             loop {
@@ -468,19 +416,6 @@ async fn receive(trigger: &mut Option<HttpTrigger>) -> Request {
         Some(trigger) => trigger.receive().await,
         None => std::future::pending().await,
     }
-}
-
-fn publish(link: &Link, envelope: &Envelope, token: PublishToken) -> Result<(), sedge_mqtt::Full> {
-    let properties: Vec<(&str, &str)> =
-        envelope.properties.iter().map(|(name, value)| (*name, value.as_ref())).collect();
-    let publication = sedge_mqtt::Publication {
-        topic: &envelope.topic,
-        payload: envelope.payload.clone(),
-        content_type: envelope.content_type.as_deref(),
-        properties: &properties,
-        retain: envelope.retain,
-    };
-    link.publish(publication, token)
 }
 
 fn answer(result: PublishResult) -> Answer {

@@ -14,7 +14,7 @@ pub(crate) struct RunArgs {
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<()> {
     let (config, mut problems) = Config::inspect(&args.config.path(), &sedge_sandbox::machine::MACHINE);
-    let (functions, more) = config.functions.load(&sedge_sandbox::machine::MACHINE);
+    let (functions, more) = config.functions.load(&config.sinks, &sedge_sandbox::machine::MACHINE);
     problems.extend(more);
     if problems.has_errors() {
         return Err(problems.into());

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sedge_core::store::{Commit, Parked, StoredRecord};
-use sedge_core::stream::Stream;
+use sedge_core::stream::{PerStream, SinkId, Stream, StreamKind};
 
 use crate::broker::Publication;
 use crate::clients::Sent;
@@ -27,6 +27,7 @@ pub const ACK_ORDER: &str = "acknowledgements leave in the order of receipt";
 pub const OUTBOX_ONCE: &str = "each record is delivered, or part of one gap, and never both";
 pub const OUTBOX_ORDER: &str = "records of a stream leave in order";
 pub const ALERTS_FIRST: &str = "alerts leave before data";
+pub const OWN_COPY: &str = "each sink has a copy of each record";
 pub const TRIAL_SAFE: &str = "a version on trial never costs a message";
 pub const PAUSES: &str = "a function is paused only for topics over which it failed";
 pub const SETTINGS: &str = "once new settings are in force no message runs with older ones";
@@ -54,16 +55,18 @@ pub struct Reference {
     /// Topics over which a function failed at least once.
     guilty: BTreeSet<(&'static str, String)>,
     /// Records that were sent at least once, by stream.
-    sent: [BTreeSet<u64>; 3],
-    accepted: [BTreeSet<u64>; 3],
+    sent: PerStream<BTreeSet<u64>>,
+    accepted: PerStream<BTreeSet<u64>>,
     /// Accepted, but the board forgot that: they may be sent again, or dropped.
-    forgotten: [BTreeSet<u64>; 3],
+    forgotten: PerStream<BTreeSet<u64>>,
     /// Records that were reported as lost, by stream and first record.
     gaps: BTreeMap<(Stream, u64), u64>,
-    /// Alerts that the board was told of and has not sent.
-    unsent_alerts: BTreeSet<u64>,
-    /// An alert may have been declined: data passes while it waits for its next try.
-    pub alerts_may_wait: bool,
+    /// Alerts that the board was told of and has not sent, by stream.
+    unsent_alerts: BTreeMap<Stream, BTreeSet<u64>>,
+    /// Sinks that may have declined an alert: data passes while it waits for its next try.
+    pub alerts_may_wait: BTreeSet<SinkId>,
+    /// The sinks of the board.
+    sinks: Vec<SinkId>,
     /// Traps of a version that passed its trial are its own.
     pub may_trap: bool,
     pub messages: u64,
@@ -101,6 +104,11 @@ fn has_effect(payload: &str) -> bool {
 }
 
 impl Reference {
+    /// Of a board with these sinks.
+    pub fn of(sinks: Vec<SinkId>) -> Self {
+        Self { sinks, ..Self::default() }
+    }
+
     pub fn broken(&mut self, rule: &'static str, what: String) {
         self.violations.push(Violation { rule, what });
     }
@@ -135,17 +143,19 @@ impl Reference {
     }
 
     pub fn committed(&mut self, commit: &Commit, trial_has_fallback: bool) {
-        for record in &commit.records {
+        self.has_all_copies(commit);
+        let first = self.sinks.first().copied();
+        for record in commit.records.iter().filter(|record| record.stream.sink().is_none_or(|it| Some(it) == first)) {
             let Some(function) = function(&record.function) else { continue };
-            let (topic, payload) = match record.stream {
+            let (topic, payload) = match record.stream.kind() {
                 // The alert's local echo counts.
-                Stream::Alert => continue,
-                Stream::Local if record.payload.starts_with(b"{") => {
+                StreamKind::Alert => continue,
+                StreamKind::Local if record.payload.starts_with(b"{") => {
                     let text = String::from_utf8_lossy(&record.payload);
                     (field(&text, "topic"), field(&text, "key"))
                 }
                 // Payload, topic and spaces up to a length.
-                Stream::Local | Stream::Data => match words(&record.payload) {
+                StreamKind::Local | StreamKind::Data => match words(&record.payload) {
                     Some((payload, topic)) => (topic.to_owned(), payload.to_owned()),
                     None => continue,
                 },
@@ -207,6 +217,22 @@ impl Reference {
         let told = if is_back { self.silences.back(topic) } else { self.silences.told(topic) };
         if let Err(what) = told {
             self.broken(SILENCES, what);
+        }
+    }
+
+    /// Each sink has what the first one has, in the same order.
+    fn has_all_copies(&mut self, commit: &Commit) {
+        let of = |stream: Stream| -> Vec<_> {
+            commit.records.iter().filter(|it| it.stream == stream).map(|it| (&it.topic, &it.payload)).collect()
+        };
+        let Some((first, others)) = self.sinks.split_first() else { return };
+        let is_alike = |sink: &SinkId| {
+            of(Stream::alerts(*sink)) == of(Stream::alerts(*first))
+                && of(Stream::data(*sink)) == of(Stream::data(*first))
+        };
+        if let Some(sink) = others.iter().find(|sink| !is_alike(sink)) {
+            let what = format!("sink {} lacks a record of a commit, or has one more", sink.index());
+            self.broken(OWN_COPY, what);
         }
     }
 
@@ -281,47 +307,51 @@ impl Reference {
 
     /// The board learns what was committed.
     pub fn told_of(&mut self, stored: &[StoredRecord]) {
-        let alerts = stored.iter().filter(|it| it.record.stream == Stream::Alert).map(|it| it.id.0);
-        self.unsent_alerts.extend(alerts.filter(|id| !self.sent[Stream::Alert as usize].contains(id)));
+        for StoredRecord { id, record } in stored {
+            if record.stream.kind() == StreamKind::Alert && !self.sent[record.stream].contains(&id.0) {
+                self.unsent_alerts.entry(record.stream).or_default().insert(id.0);
+            }
+        }
     }
 
-    /// A receiver is sent a record. `dropped`: alerts that the store no longer has. Only the first time counts: after a
+    /// A receiver is sent a record. `dropped`: alerts of that sink that the store no longer has. Only the first time counts: after a
     /// failure records are sent again.
     pub fn sent(&mut self, stream: Stream, id: u64, dropped: &[u64]) {
-        let last = self.sent[stream as usize].last().copied().unwrap_or(0);
-        if !self.sent[stream as usize].insert(id) {
+        let last = self.sent[stream].last().copied().unwrap_or(0);
+        if !self.sent[stream].insert(id) {
             return;
         }
         if id < last {
             self.broken(OUTBOX_ORDER, format!("{stream:?} {id} is sent after {last}"));
         }
-        if stream == Stream::Alert {
-            self.unsent_alerts.remove(&id);
+        if let Some(unsent) = self.unsent_alerts.get_mut(&stream) {
+            unsent.remove(&id);
         }
-        if stream == Stream::Data
-            && !self.alerts_may_wait
-            && let Some(alert) = self.unsent_alerts.iter().find(|id| !dropped.contains(id))
+        if stream.kind() == StreamKind::Data
+            && let Some(sink) = stream.sink().filter(|sink| !self.alerts_may_wait.contains(sink))
+            && let Some(unsent) = self.unsent_alerts.get(&Stream::alerts(sink))
+            && let Some(alert) = unsent.iter().find(|id| !dropped.contains(id))
         {
-            let what = format!("data {id} is sent while alert {alert} waits");
+            let what = format!("{stream:?} {id} is sent while alert {alert} waits");
             self.broken(ALERTS_FIRST, what);
         }
     }
 
     /// A receiver accepted a record.
     pub fn accepted(&mut self, stream: Stream, id: u64) {
-        self.accepted[stream as usize].insert(id);
+        self.accepted[stream].insert(id);
     }
 
     /// The board forgets the answers for records after this one, and for those that were dropped.
     pub fn forget_answers(&mut self, stream: Stream, watermark: u64, dropped: &[u64]) {
-        let accepted = &self.accepted[stream as usize];
+        let accepted = &self.accepted[stream];
         let late = dropped.iter().filter(|id| accepted.contains(id));
-        self.forgotten[stream as usize].extend(accepted.range(watermark + 1..).chain(late));
+        self.forgotten[stream].extend(accepted.range(watermark + 1..).chain(late));
     }
 
     /// The board will not know whether this record is accepted.
     pub fn answer_may_be_lost(&mut self, stream: Stream, id: u64) {
-        self.forgotten[stream as usize].insert(id);
+        self.forgotten[stream].insert(id);
     }
 
     /// A report of lost records. One that comes again says the last word.
@@ -330,7 +360,7 @@ impl Reference {
     }
 
     pub fn was_accepted(&self, stream: Stream, id: u64) -> bool {
-        self.accepted[stream as usize].contains(&id)
+        self.accepted[stream].contains(&id)
     }
 
     /// Everything is quiet: no message may be on its way.
@@ -371,10 +401,10 @@ impl Reference {
 
     /// Every id of a stream was accepted, or dropped and reported, and no gap counts what was accepted.
     pub fn stream_is_accounted_for(&mut self, stream: Stream, last: u64, dropped: &[u64]) {
-        let accepted = &self.accepted[stream as usize];
+        let accepted = &self.accepted[stream];
         let missing: Vec<u64> = (1..=last).filter(|id| !accepted.contains(id) && !dropped.contains(id)).collect();
         let late: Vec<&u64> = dropped.iter().filter(|id| accepted.contains(id)).collect();
-        let forgotten = late.iter().filter(|id| self.forgotten[stream as usize].contains(id)).count();
+        let forgotten = late.iter().filter(|id| self.forgotten[stream].contains(id)).count();
         let reported: u64 = self.gaps.range((stream, 0)..=(stream, u64::MAX)).map(|(_, records)| records).sum();
         let least = (dropped.len() - late.len()) as u64;
         for id in missing {
@@ -399,11 +429,11 @@ mod tests {
     #[test]
     fn a_record_that_is_sent_after_a_later_one_breaks_the_order() {
         let mut reference = Reference::default();
-        reference.sent(Stream::Data, 1, &[]);
-        reference.sent(Stream::Data, 3, &[]);
-        reference.sent(Stream::Data, 1, &[]);
+        reference.sent(Stream::DATA, 1, &[]);
+        reference.sent(Stream::DATA, 3, &[]);
+        reference.sent(Stream::DATA, 1, &[]);
         assert_eq!(reference.violations, []);
-        reference.sent(Stream::Data, 2, &[]);
+        reference.sent(Stream::DATA, 2, &[]);
         assert_eq!(reference.violations[0].rule, OUTBOX_ORDER);
     }
 }

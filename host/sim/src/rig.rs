@@ -1,7 +1,6 @@
 //! A board whose surroundings do only what a test tells them.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::num::{NonZeroU16, NonZeroU64};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,16 +9,17 @@ use crate::worker::Worker;
 use bytes::Bytes;
 use sedge_core::board::{
     AckToken, Board, BoardConfig, BrokerEvent, Budget, CautionConfig, Crash, Delivery, Effect, FollowedRun, Input,
-    PauseConfig, RecordEvent, RecorderConfig, TrialEvent, Version, WorkerConfig,
+    PauseConfig, RecordEvent, RecorderConfig, SinkRoute, TrialEvent, Version, WorkerConfig,
 };
+use sedge_core::forward;
 use sedge_core::manifest::{Allow, Build, Limits, Manifest, StateFull, StateScope, Trial};
 use sedge_core::message::{Digest, Failure};
 use sedge_core::metrics::Metrics;
 use sedge_core::request::{Method, Request, RequestId, RequestPath, Response};
 use sedge_core::settings::{Given, Layer, Origin, Overlay};
 use sedge_core::store::{self, Parked};
+use sedge_core::stream::SinkId;
 use sedge_core::time::Now;
-use sedge_core::{config, forward};
 
 pub const RECEIVE_MAXIMUM: u16 = 20;
 const WORKERS: usize = 2;
@@ -61,6 +61,7 @@ pub fn manifest(name: &str, subscribe: &str, state: StateScope) -> Manifest {
         except: Vec::new(),
         http: Vec::new(),
         http_headers: Vec::new(),
+        sink: None,
         state,
         state_full: StateFull::Fail,
         every: None,
@@ -100,14 +101,24 @@ pub fn overlay(number: u64) -> Overlay {
     Overlay::new([(Origin::Board, Layer { all: BTreeMap::from([("n".to_owned(), given)]), ..Layer::default() })])
 }
 
+/// Sends alerts and forwards to each of these sinks.
+pub fn recorder(sinks: &[(SinkId, &str)]) -> RecorderConfig {
+    let route =
+        |(id, name): &(SinkId, &str)| SinkRoute { id: *id, name: (*name).into(), topic_prefix: "up/board/".into() };
+    let all: Vec<SinkId> = sinks.iter().map(|(id, _)| *id).collect();
+    RecorderConfig {
+        node: "board".into(),
+        base_topic: "sedge".into(),
+        sinks: sinks.iter().map(route).collect(),
+        alerts: all.clone(),
+        forwards: all,
+        fold: Duration::from_secs(60),
+    }
+}
+
 pub fn config() -> BoardConfig {
     BoardConfig {
-        recorder: RecorderConfig {
-            node: "board".into(),
-            base_topic: "sedge".into(),
-            upstream_prefix: Some("up/board/".into()),
-            fold: Duration::from_secs(60),
-        },
+        recorder: recorder(&[(SinkId::UPSTREAM, "upstream")]),
         workers: WorkerConfig { count: WORKERS, one_each: false, max_waiting: 1000 },
         pause: PauseConfig { after: 3, first: Duration::from_secs(10), max: Duration::from_secs(40) },
         caution: CautionConfig::default(),
@@ -128,18 +139,27 @@ pub fn config() -> BoardConfig {
 
 /// A forwarder with an upstream over MQTT.
 pub fn forward_config(in_flight: usize) -> forward::ForwardConfig {
-    let upstream = config::Upstream {
-        in_flight: u16::try_from(in_flight).ok().and_then(NonZeroU16::new).expect("at least one"),
-        backoff_max_secs: NonZeroU16::MIN.saturating_add(59),
-        give_up_secs: NonZeroU64::new(300),
-        ..config::Upstream::new("mqtt://upstream".parse().expect("an address"), "board")
-    };
     forward::ForwardConfig {
         node: "board".into(),
         local_in_flight: in_flight,
-        upstream: Some(upstream),
+        sinks: vec![lane("upstream", SinkId::UPSTREAM, in_flight)],
+        home: Some(SinkId::UPSTREAM),
         window_bytes: BUDGET.window(),
         seed: 7,
+    }
+}
+
+/// A sink over MQTT.
+pub fn lane(name: &str, id: SinkId, in_flight: usize) -> forward::SinkLane {
+    forward::SinkLane {
+        id,
+        name: name.into(),
+        topic_prefix: "up/board/".into(),
+        in_flight,
+        answer_timeout: Some(Duration::from_secs(30)),
+        backoff_max: Duration::from_secs(60),
+        patience: Some(Duration::from_secs(300)),
+        has_connection: true,
     }
 }
 
@@ -153,19 +173,23 @@ impl Rig {
         Self::after(manifests, disk, Vec::new())
     }
 
+    /// With other sinks than `upstream`.
+    pub fn with_sinks(manifests: Vec<Manifest>, recorder: RecorderConfig, sinks: Vec<forward::SinkLane>) -> Self {
+        let forward = forward::ForwardConfig { sinks, ..forward_config(64) };
+        Self::build(manifests, Disk::default(), BoardConfig { recorder, ..config() }, forward)
+    }
+
     /// As after these ends.
     pub fn after(manifests: Vec<Manifest>, disk: Disk, crashes: Vec<Crash>) -> Self {
         let caution = CautionConfig { crashes, uptime_ms: 60_000 };
+        Self::build(manifests, disk, BoardConfig { caution, ..config() }, forward_config(64))
+    }
+
+    fn build(manifests: Vec<Manifest>, disk: Disk, config: BoardConfig, forward: forward::ForwardConfig) -> Self {
         let instant = Instant::now();
         let now = Now { monotonic: instant, unix_ms: 0, synced: true };
         let metrics = Arc::new(Metrics::default());
-        let board = Board::new(
-            BoardConfig { caution, ..config() },
-            forward_config(64),
-            &disk.recovered(),
-            Arc::clone(&metrics),
-            now,
-        );
+        let board = Board::new(config, forward, &disk.recovered(), Arc::clone(&metrics), now);
         let mut rig = Self {
             board,
             disk: Disk::default(),

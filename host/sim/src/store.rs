@@ -4,8 +4,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use sedge_core::store::{Commit, Gap, GapId, Parked, RecordId, Recovered, StoreEvent, StoreRequest, StoredRecord};
-use sedge_core::stream::Stream;
+use sedge_core::store::{
+    Commit, Gap, GapId, Parked, RecordId, Recovered, StoreEvent, StoreRequest, StoredRecord, StoredSink,
+};
+use sedge_core::stream::{PerStream, SinkId, Stream};
 
 use crate::disk::Disk;
 
@@ -15,9 +17,11 @@ const STREAM_MAX: usize = 12;
 #[derive(Debug, Default)]
 pub struct Store {
     pub disk: Disk,
-    streams: [Outbox; 3],
+    streams: PerStream<Outbox>,
+    /// The first is told of what the local broker lost.
+    sinks: Vec<StoredSink>,
     gaps: Vec<(GapId, Gap)>,
-    reporting: GapId,
+    reporting: BTreeMap<SinkId, GapId>,
     last_gap: u64,
     /// With the epoch that the sender knew of.
     requests: VecDeque<(u64, StoreRequest)>,
@@ -30,7 +34,7 @@ pub struct Store {
     /// Not told yet.
     fresh_drops: Vec<StoreEvent>,
     /// Records that were dropped, by stream: what gaps must add up to.
-    pub dropped: [Vec<u64>; 3],
+    pub dropped: PerStream<Vec<u64>>,
     pub commits: u64,
     /// State of functions and topics that was deleted to make room.
     pub forgotten: Vec<(Arc<str>, Option<Arc<str>>)>,
@@ -44,8 +48,9 @@ struct Outbox {
 }
 
 impl Store {
-    pub fn new(bounded: bool) -> Self {
-        Self { bounded, ..Self::default() }
+    pub fn new(bounded: bool, sinks: &[(SinkId, &str)]) -> Self {
+        let sink = |(id, name): &(SinkId, &str)| StoredSink { id: *id, name: (*name).into(), is_removed: false };
+        Self { bounded, sinks: sinks.iter().map(sink).collect(), ..Self::default() }
     }
 
     pub fn ask(&mut self, request: StoreRequest) {
@@ -95,25 +100,27 @@ impl Store {
                 self.forgotten.extend(topics.into_iter().map(|topic| (Arc::clone(&function), topic)));
             }
             StoreRequest::ReadOutbox { stream, after, .. } => {
-                let rest = self.streams[stream as usize].records.range(after.0 + 1..);
+                let rest = self.streams[stream].records.range(after.0 + 1..);
                 let stored: Vec<StoredRecord> = rest.take(8).map(|(_, it)| it.clone()).collect();
                 let through = stored.last().map_or(after.0, |it| it.id.0);
-                let end = self.streams[stream as usize].records.range(through + 1..).next().is_none();
+                let end = self.streams[stream].records.range(through + 1..).next().is_none();
                 self.tell(StoreEvent::Outbox { stream, stored, end });
             }
             StoreRequest::Delivered { stream, through } => {
-                let outbox = &mut self.streams[stream as usize];
+                let outbox = &mut self.streams[stream];
                 outbox.delivered = outbox.delivered.max(through.0);
                 outbox.records.retain(|id, _| *id > through.0);
             }
             StoreRequest::Refused { stream, id, reason } => {
-                if self.streams[stream as usize].records.remove(&id.0).is_some() {
+                if self.streams[stream].records.remove(&id.0).is_some() {
                     self.lose(stream, id.0, &reason);
                     self.report_gaps();
                 }
             }
-            StoreRequest::GapsReported { through } => {
-                self.gaps.retain(|(id, _)| *id > through);
+            StoreRequest::GapsReported { sink, through } => {
+                let gaps = std::mem::take(&mut self.gaps);
+                let is_open = |(id, gap): &(GapId, Gap)| *id > through || self.reporter(gap.stream) != sink;
+                self.gaps = gaps.into_iter().filter(is_open).collect();
                 self.report_gaps();
             }
             StoreRequest::SetMeta { key, value } => drop(self.disk.meta.insert(key.to_owned(), value)),
@@ -135,7 +142,7 @@ impl Store {
         for commit in commits {
             note(&commit);
             for record in &commit.records {
-                let outbox = &mut self.streams[record.stream as usize];
+                let outbox = &mut self.streams[record.stream];
                 outbox.last += 1;
                 let record = StoredRecord { id: RecordId(outbox.last), record: record.clone() };
                 outbox.records.insert(outbox.last, record.clone());
@@ -143,10 +150,12 @@ impl Store {
             }
             parked.extend(self.disk.commit(commit));
         }
-        for stream in [Stream::Data, Stream::Alert] {
-            while self.bounded && self.streams[stream as usize].records.len() > STREAM_MAX {
-                let (id, _) = self.streams[stream as usize].records.pop_first().expect("there are more than some");
-                let outbox = &mut self.streams[stream as usize];
+        let sinks = self.sinks.iter().map(|sink| sink.id);
+        let bounded: Vec<Stream> = sinks.flat_map(|sink| [Stream::data(sink), Stream::alerts(sink)]).collect();
+        for stream in bounded {
+            while self.bounded && self.streams[stream].records.len() > STREAM_MAX {
+                let (id, _) = self.streams[stream].records.pop_first().expect("there are more than some");
+                let outbox = &mut self.streams[stream];
                 let after = RecordId(outbox.delivered);
                 self.fresh_drops.push(StoreEvent::Dropped { stream, after, through: RecordId(id) });
                 outbox.delivered = outbox.delivered.max(id);
@@ -157,11 +166,12 @@ impl Store {
     }
 
     fn lose(&mut self, stream: Stream, id: u64, reason: &str) {
-        self.dropped[stream as usize].push(id);
+        self.dropped[stream].push(id);
+        let reporting = self.reporting.get(&self.reporter(stream)).copied().unwrap_or_default();
         let open = self
             .gaps
             .iter_mut()
-            .find(|(number, gap)| *number > self.reporting && gap.stream == stream && &*gap.reason == reason);
+            .find(|(number, gap)| *number > reporting && gap.stream == stream && &*gap.reason == reason);
         if let Some((_, gap)) = open {
             gap.first_id = gap.first_id.min(RecordId(id));
             gap.last_id = gap.last_id.max(RecordId(id));
@@ -182,13 +192,19 @@ impl Store {
         self.gaps.push((GapId(self.last_gap), gap));
     }
 
+    fn reporter(&self, stream: Stream) -> SinkId {
+        stream.sink().unwrap_or(self.sinks.first().map_or(SinkId::UPSTREAM, |sink| sink.id))
+    }
+
     fn report_gaps(&mut self) {
-        let is_reporting = self.gaps.first().is_some_and(|(id, _)| *id <= self.reporting);
-        if let Some((through, _)) = self.gaps.last().filter(|_| !is_reporting) {
-            let through = *through;
-            self.reporting = through;
-            let gaps = self.gaps.iter().map(|(_, gap)| gap.clone()).collect();
-            self.tell(StoreEvent::Gaps { through, gaps });
+        for sink in self.sinks.iter().map(|sink| sink.id).collect::<Vec<_>>() {
+            let of_sink = || self.gaps.iter().filter(|(_, gap)| self.reporter(gap.stream) == sink);
+            let reporting = self.reporting.get(&sink).copied().unwrap_or_default();
+            let is_reporting = of_sink().next().is_some_and(|(id, _)| *id <= reporting);
+            let Some((through, _)) = of_sink().next_back().filter(|_| !is_reporting) else { continue };
+            let (through, gaps) = (*through, of_sink().map(|(_, gap)| gap.clone()).collect());
+            self.reporting.insert(sink, through);
+            self.tell(StoreEvent::Gaps { sink, through, gaps });
         }
     }
 
@@ -222,7 +238,7 @@ impl Store {
         if self.has_failed {
             self.has_failed = false;
             self.epoch += 1;
-            self.reporting = GapId(0);
+            self.reporting.clear();
             let recovered = Box::new(self.recovered());
             self.tell(StoreEvent::Reopened(recovered));
             self.report_gaps();
@@ -236,7 +252,7 @@ impl Store {
         self.fresh_drops.clear();
         self.has_failed = false;
         self.heard = self.epoch;
-        self.reporting = GapId(0);
+        self.reporting.clear();
         let recovered = self.recovered();
         self.report_gaps();
         recovered
@@ -245,8 +261,9 @@ impl Store {
     fn recovered(&self) -> Recovered {
         let mut recovered = self.disk.recovered();
         recovered.store_id = "0000000000000001".into();
-        for stream in Stream::ALL {
-            let outbox = &self.streams[stream as usize];
+        recovered.sinks.clone_from(&self.sinks);
+        for stream in Stream::all() {
+            let outbox = &self.streams[stream];
             set(&mut recovered, stream, outbox.delivered, outbox.last);
         }
         recovered
@@ -254,16 +271,16 @@ impl Store {
 
     /// Records that wait to be sent, by stream.
     pub fn waiting(&self, stream: Stream) -> usize {
-        self.streams[stream as usize].records.len()
+        self.streams[stream].records.len()
     }
 
     /// Records up to here were delivered, as far as the store knows, or dropped.
     pub fn watermark(&self, stream: Stream) -> u64 {
-        self.streams[stream as usize].delivered
+        self.streams[stream].delivered
     }
 
     pub fn last(&self, stream: Stream) -> u64 {
-        self.streams[stream as usize].last
+        self.streams[stream].last
     }
 
     pub fn unreported_gaps(&self) -> usize {

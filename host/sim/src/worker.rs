@@ -347,7 +347,11 @@ impl Script {
             'S' => (vec![publish(&self.topic)], swell(&message.payload, state)),
             'E' => (vec![publish("elsewhere")], count()),
             'f' => (vec![Output::Forward(publication("up"))], Vec::new()),
-            'a' => (vec![alert(&message.payload)], Vec::new()),
+            'a' | 'A' => (vec![alert(&message.payload)], Vec::new()),
+            'F' => {
+                let sink = named_sink(&message.payload);
+                (vec![Output::Forward(Publication { sink, ..publication("up") })], Vec::new())
+            }
             'r' => return (failed(FailureCode::Rejected, "no"), Vec::new()),
             'x' => return (failed(FailureCode::Trap, "unreachable"), Vec::new()),
             't' if message.attempt > 1 => (vec![publish(&self.topic)], Vec::new()),
@@ -413,6 +417,12 @@ fn alert(key: &[u8]) -> Output {
         summary: String::new(),
         value: None,
         labels: Vec::new(),
-        sink: None,
+        sink: named_sink(key),
     })
+}
+
+/// What stands behind a `>`.
+fn named_sink(payload: &[u8]) -> Option<Box<str>> {
+    let (_, name) = str::from_utf8(payload).ok()?.split_once('>')?;
+    Some(name.into())
 }

@@ -10,7 +10,7 @@ use crate::clients::{Clients, is_turned_away};
 use crate::faults::Fault;
 use crate::random::Random;
 use crate::reference::{self, Reference, Violation};
-use crate::rig::{config, forward_config, manifest, overlay, with_requests};
+use crate::rig::{config, forward_config, lane, manifest, overlay, recorder, with_requests};
 use crate::silences::AFTER;
 use crate::store::Store;
 use crate::worker::{Ran, Worker};
@@ -23,7 +23,7 @@ use sedge_core::manifest::{Limits, Manifest, Silence, StateFull, StateScope, Tri
 use sedge_core::message::{Digest, FailureCode, PublishToken};
 use sedge_core::metrics::Metrics;
 use sedge_core::store::{BatchNo, Record, Recovered, StoreEvent, StoreRequest};
-use sedge_core::stream::Stream;
+use sedge_core::stream::{SinkId, Stream};
 use sedge_core::time::Now;
 
 const WORKERS: usize = 2;
@@ -89,7 +89,10 @@ pub struct World {
     hung: Vec<bool>,
     store: Store,
     reopen_in: u32,
-    sinks: [Sink; 2],
+    /// The local broker first.
+    sinks: Vec<Sink>,
+    /// The last sink is away until the end.
+    has_absent_sink: bool,
     clients: Clients,
     reference: Reference,
     published: u64,
@@ -131,7 +134,8 @@ pub struct World {
     /// Sizes of the records in commits that the store has not confirmed.
     committing: VecDeque<(BatchNo, usize)>,
     reconnect: bool,
-    reconnect_upstream: bool,
+    /// Sinks whose connection the board wants broken.
+    broken_sinks: BTreeSet<usize>,
 }
 
 /// Runs one seed. A panic of the core is a violation like any other.
@@ -166,7 +170,8 @@ impl World {
         let mut random = Random::new(seed);
         let packet_ids = if random.chance(750) { PacketIds::CountUpwards } else { PacketIds::ReuseLowest };
         let first_id = if random.chance(200) { u16::MAX - random.below(60) as u16 } else { 0 };
-        let mut store = Store::new(random.chance(500));
+        let sinks = sinks_of_run(seed);
+        let mut store = Store::new(random.chance(500), &sinks);
         // What the board knows of its broker it has to learn.
         store.disk.meta.clear();
         // In most runs the budget is what keeps jobs waiting.
@@ -180,6 +185,7 @@ impl World {
                 seed,
                 budget,
                 state,
+                &sinks,
                 Now { monotonic: start, unix_ms: 0, synced: true },
             ),
             random,
@@ -194,9 +200,13 @@ impl World {
             hung: Vec::new(),
             store,
             reopen_in: 0,
-            sinks: [Sink::new(Destination::Local), Sink::new(Destination::Upstream)],
+            sinks: [Sink::new(Destination::Local)]
+                .into_iter()
+                .chain(sinks.iter().map(|(sink, _)| Sink::new(Destination::Sink(*sink))))
+                .collect(),
+            has_absent_sink: sinks.len() > 2,
             clients: Clients::default(),
-            reference: Reference::default(),
+            reference: Reference::of(sinks.iter().map(|(sink, _)| *sink).collect()),
             published: 0,
             edition: 0,
             on_trial: BTreeMap::new(),
@@ -221,7 +231,7 @@ impl World {
             state,
             committing: VecDeque::new(),
             reconnect: false,
-            reconnect_upstream: false,
+            broken_sinks: BTreeSet::new(),
         };
         world.boot();
         world.connect();
@@ -232,14 +242,15 @@ impl World {
     fn boot(&mut self) {
         let recovered = self.store.cut_power();
         let seed = self.random.number();
-        self.board = board(&recovered, seed, self.budget, self.state, self.now());
+        let sinks: Vec<(SinkId, &str)> = recovered.sinks.iter().map(|sink| (sink.id, &*sink.name)).collect();
+        self.board = board(&recovered, seed, self.budget, self.state, &sinks, self.now());
         self.committing.clear();
         self.workers.clear();
         self.hung.clear();
         self.grow(WORKERS);
         self.reopen_in = 0;
         self.on_trial.clear();
-        self.reference.alerts_may_wait = false;
+        self.reference.alerts_may_wait.clear();
         self.sinks.iter_mut().for_each(Sink::cut);
         // As the deployer, which knows them from the disk.
         for (function, (asked, in_force)) in self.settings.clone() {
@@ -326,8 +337,17 @@ impl World {
         if !self.quiet && !self.broker.is_connected && self.random.chance(100) {
             self.connect();
         }
-        if !self.quiet && !self.sinks[1].is_connected && self.random.chance(60) {
-            self.sink_connected(1);
+        let present = self.sinks.len() - usize::from(self.has_absent_sink);
+        for n in 1..present {
+            if !self.quiet && !self.sinks[n].is_connected && self.random.chance(60) {
+                self.sink_connected(n);
+            }
+        }
+        if self.has_absent_sink && !self.quiet && self.random.chance(10) {
+            self.reached.insert("a sink was away for days");
+            self.pass(Duration::from_secs(6 * 3600));
+            self.timeout();
+            self.perform();
         }
         if self.store.has_failed && self.reopen_in > 0 {
             self.reopen_in -= 1;
@@ -525,7 +545,7 @@ impl World {
             StoreEvent::Reopened(_) => {
                 self.is_deaf = false;
                 self.forget_answers();
-                self.reference.alerts_may_wait = false;
+                self.reference.alerts_may_wait.clear();
             }
             _ => {}
         }
@@ -534,7 +554,7 @@ impl World {
     }
 
     fn answer(&mut self) -> bool {
-        let n = self.random.index(2);
+        let n = self.random.index(self.sinks.len());
         self.answer_on(n)
     }
 
@@ -556,7 +576,7 @@ impl World {
                 _ => Answer::Accepted,
             }
         } else if self.rate(Fault::SinkDeclines) {
-            self.reference.alerts_may_wait |= n == 1;
+            self.alerts_may_wait(n);
             Answer::Declined("quota".into())
         } else if self.refuses(&envelope) {
             Answer::Refused("too large".into())
@@ -580,6 +600,12 @@ impl World {
             self.handle(Input::Sink { destination, event: SinkEvent::Answered { token, answer } });
         }
         true
+    }
+
+    fn alerts_may_wait(&mut self, n: usize) {
+        if let Destination::Sink(sink) = self.sinks[n].destination {
+            self.reference.alerts_may_wait.insert(sink);
+        }
     }
 
     /// What a receiver refuses it always refuses, and what it accepted once it never does.
@@ -623,7 +649,9 @@ impl World {
                 }
                 Effect::Store(request) => {
                     if let StoreRequest::Commit { batch, commits } = &request {
+                        // The copies of other sinks share the payload.
                         let records = commits.iter().flat_map(|commit| &commit.records);
+                        let records = records.filter(|record| Stream::FIRST.contains(&record.stream));
                         let size = |it: &Record| it.payload.len() + it.content_type.as_ref().map_or(0, |it| it.len());
                         self.committing.push_back((*batch, records.map(size).sum()));
                     }
@@ -636,7 +664,10 @@ impl World {
                 }
                 Effect::Send { destination, token, envelope } => self.send(destination, token, &envelope),
                 Effect::Reconnect(Destination::Local) => self.reconnect = true,
-                Effect::Reconnect(Destination::Upstream) => self.reconnect_upstream = true,
+                Effect::Reconnect(destination @ Destination::Sink(_)) => {
+                    let place = self.place(destination);
+                    self.broken_sinks.insert(place);
+                }
                 Effect::Paused { is_paused, .. } => {
                     self.reached.insert(if is_paused { "a function was paused" } else { "a function was released" });
                 }
@@ -655,13 +686,13 @@ impl World {
         if std::mem::take(&mut self.reconnect) {
             self.cut();
         }
-        if std::mem::take(&mut self.reconnect_upstream) {
-            self.cut_sink(1);
+        for n in std::mem::take(&mut self.broken_sinks) {
+            self.cut_sink(n);
         }
     }
 
     fn send(&mut self, destination: Destination, token: PublishToken, envelope: &sedge_core::forward::Envelope) {
-        let n = usize::from(destination == Destination::Upstream);
+        let n = self.place(destination);
         let sink = &mut self.sinks[n];
         if !sink.is_connected || sink.in_flight.len() >= IN_FLIGHT {
             return self.handle(Input::Sink { destination, event: SinkEvent::Returned { token } });
@@ -669,18 +700,24 @@ impl World {
         let id = envelope.properties.iter().find(|(name, _)| *name == "id").map_or("", |(_, id)| id.as_ref());
         let mut parts = id.rsplit('-');
         let number = parts.next().and_then(|it| it.parse().ok()).unwrap_or(0);
-        let stream = match (id.contains("-g-"), parts.next()) {
-            (false, Some("a")) => Some(Stream::Alert),
-            (false, Some("d")) => Some(Stream::Data),
-            (false, Some("l")) => Some(Stream::Local),
-            _ => None,
-        };
+        let stream = parts.next().filter(|_| !id.contains("-g-")).and_then(stream_of);
         let Some(stream) = stream else {
             sink.in_flight.push_back((token, gap(&envelope.payload)));
             return;
         };
         sink.in_flight.push_back((token, Envelope::Record(stream, number)));
-        self.reference.sent(stream, number, &self.store.dropped[Stream::Alert as usize]);
+        let of_sink = stream.sink().map_or(destination, Destination::Sink);
+        if of_sink != destination {
+            let what = format!("{stream:?} {number} is sent to {destination:?}");
+            self.reference.broken(reference::OWN_COPY, what);
+        }
+        let dropped = stream.sink().map_or(&[][..], |sink| &self.store.dropped[Stream::alerts(sink)]);
+        self.reference.sent(stream, number, dropped);
+    }
+
+    /// Where a receiver stands in `sinks`.
+    fn place(&self, destination: Destination) -> usize {
+        self.sinks.iter().position(|sink| sink.destination == destination).expect("the board knows its sinks only")
     }
 
     fn deployed(&mut self, function: &str, edition: u32, event: &TrialEvent) {
@@ -784,7 +821,10 @@ impl World {
                 self.reference.wakes.pass(self.elapsed, self.unix_ms);
             }
             Fault::ClockUnsynced => self.synced = !self.synced,
-            Fault::SinkCut => self.cut_sink(1),
+            Fault::SinkCut => {
+                let n = if self.sinks.len() > 2 { 1 + self.random.index(self.sinks.len() - 1) } else { 1 };
+                self.cut_sink(n);
+            }
             Fault::Deploy | Fault::DeployFailing | Fault::DeployShadow => self.push(fault),
             Fault::Promote | Fault::Drop => self.end_trial(fault),
             Fault::Settings => {
@@ -887,8 +927,8 @@ impl World {
 
     /// The board forgets which records were accepted since the watermarks of the store.
     fn forget_answers(&mut self) {
-        for stream in Stream::ALL {
-            let dropped = &self.store.dropped[stream as usize];
+        for stream in Stream::all() {
+            let dropped = &self.store.dropped[stream];
             // What is on its way may be accepted without being known to be.
             for (_, envelope) in self.sinks.iter().flat_map(|sink| &sink.in_flight) {
                 if let Envelope::Record(of, id) = *envelope
@@ -938,7 +978,9 @@ impl World {
     fn cut_sink(&mut self, n: usize) {
         if self.sinks[n].is_connected {
             // Two such connections in a row count as declining what was sent.
-            self.reference.alerts_may_wait |= n == 1 && !self.sinks[n].has_accepted;
+            if !self.sinks[n].has_accepted {
+                self.alerts_may_wait(n);
+            }
             self.sinks[n].cut();
             let destination = self.sinks[n].destination;
             self.handle(Input::Sink { destination, event: SinkEvent::Disconnected });
@@ -963,8 +1005,10 @@ impl World {
             if !self.broker.is_connected {
                 self.connect();
             }
-            if !self.sinks[1].is_connected {
-                self.sink_connected(1);
+            for n in 1..self.sinks.len() {
+                if !self.sinks[n].is_connected {
+                    self.sink_connected(n);
+                }
             }
             let mut any = false;
             for _ in 0..10_000 {
@@ -976,7 +1020,7 @@ impl World {
                 }
                 now |= self.serve_store();
                 self.perform();
-                for n in 0..2 {
+                for n in 0..self.sinks.len() {
                     now |= self.answer_on(n);
                     self.perform();
                 }
@@ -1014,14 +1058,14 @@ impl World {
             && self.store.disk.wakes.is_empty()
             && self.clients.waiting() == 0
             && self.reference.silences.untold() == 0
-            && Stream::ALL.iter().all(|stream| self.store.waiting(*stream) == 0)
+            && Stream::all().all(|stream| self.store.waiting(stream) == 0)
             && self.store.unreported_gaps() == 0
             && !self.store.has_events()
             && !self.store.has_requests()
     }
 
     fn what_waits(&self) -> String {
-        let outbox = Stream::ALL.map(|stream| self.store.waiting(stream));
+        let outbox: Vec<usize> = Stream::all().map(|stream| self.store.waiting(stream)).collect();
         format!(
             "broker idle {}, board idle {}, parked {}, wakes {}, requests {}, untold {}, outbox {outbox:?}, gaps {}, {}",
             self.broker.is_idle(),
@@ -1058,8 +1102,8 @@ impl World {
         }
         let stored = self.store.disk.count("sum", None);
         self.reference.count_is("sum", None, stored);
-        for stream in Stream::ALL {
-            let (last, dropped) = (self.store.last(stream), self.store.dropped[stream as usize].clone());
+        for stream in Stream::all() {
+            let (last, dropped) = (self.store.last(stream), self.store.dropped[stream].clone());
             self.reference.stream_is_accounted_for(stream, last, &dropped);
         }
     }
@@ -1126,21 +1170,53 @@ fn functions(state: StateLimits, has_silences: bool) -> [Manifest; 3] {
     [f, manifest("sum", "t/#", StateScope::Function), manifest("g", "t/#", StateScope::None)].map(with_requests)
 }
 
-fn board(recovered: &Recovered, seed: u64, budget: Budget, state: StateLimits, now: Now) -> Board {
+/// Most runs have one sink, as most boards do.
+fn sinks_of_run(seed: u64) -> Vec<(SinkId, &'static str)> {
+    let names = ["upstream", "lake", "stick"];
+    let sinks = if seed % 8 == 7 { names.len() } else { 1 };
+    SinkId::all().zip(names).take(sinks).collect()
+}
+
+fn board(
+    recovered: &Recovered,
+    seed: u64,
+    budget: Budget,
+    state: StateLimits,
+    sinks: &[(SinkId, &str)],
+    now: Now,
+) -> Board {
     let workers = WorkerConfig { count: WORKERS, one_each: false, max_waiting: usize::from(RECEIVE_MAXIMUM) / 4 };
     let parked_max_bytes = budget.parked();
     let state_max_bytes = state.max_bytes;
     let receive_maximum = RECEIVE_MAXIMUM;
-    let config = BoardConfig { seed, receive_maximum, budget, parked_max_bytes, state_max_bytes, workers, ..config() };
-    let forward = ForwardConfig { window_bytes: budget.window(), ..forward_config(IN_FLIGHT) };
+    let recorder = recorder(sinks);
+    let config =
+        BoardConfig { recorder, seed, receive_maximum, budget, parked_max_bytes, state_max_bytes, workers, ..config() };
+    let lanes = sinks.iter().map(|(id, name)| lane(name, *id, IN_FLIGHT)).collect();
+    let forward = ForwardConfig { window_bytes: budget.window(), sinks: lanes, ..forward_config(IN_FLIGHT) };
     Board::new(config, forward, recovered, Arc::new(Metrics::default()), now)
 }
 
 /// Reads a gap report.
 fn gap(payload: &[u8]) -> Envelope {
     let report: serde_json::Value = serde_json::from_slice(payload).expect("a gap report is JSON");
-    let first = report["first_id"].as_str().and_then(|id| id.rsplit('-').next()?.parse().ok());
-    let stream = Stream::ALL.into_iter().find(|it| report["stream"] == it.as_str());
-    let (stream, first) = stream.zip(first).expect("a gap report names its stream and first record");
+    let id = report["first_id"].as_str().expect("a gap report names its first record");
+    let mut parts = id.rsplit('-');
+    let first = parts.next().and_then(|number| number.parse().ok());
+    let (stream, first) = parts.next().and_then(stream_of).zip(first).expect("an id has a stream and a number");
     Envelope::Gap(stream, first, report["records"].as_u64().expect("it counts the records"))
+}
+
+/// Reads the part of an id that names the stream.
+fn stream_of(part: &str) -> Option<Stream> {
+    let sink = match &part[1..] {
+        "" => SinkId::UPSTREAM,
+        number => SinkId::new(number.parse().ok()?)?,
+    };
+    match &part[..1] {
+        "a" => Some(Stream::alerts(sink)),
+        "d" => Some(Stream::data(sink)),
+        "l" => Some(Stream::LOCAL),
+        _ => None,
+    }
 }

@@ -527,7 +527,7 @@ fn repeated_alerts_are_folded() {
     }
     rig.settle();
     let streams: Vec<Stream> = rig.disk.records.iter().map(|it| it.stream).collect();
-    assert_eq!(streams, [Stream::Local, Stream::Alert]);
+    assert_eq!(streams, [Stream::LOCAL, Stream::ALERT]);
     assert_eq!((&*rig.disk.records[0].topic, &*rig.disk.records[1].topic), ("sedge/board/alerts/f", "alerts/f"));
     rig.pass(60);
     rig.receive("t/1", "a", 4, false);

@@ -72,6 +72,11 @@ fn data_before_alerts() {
 }
 
 #[test]
+fn a_sink_without_its_own_copy() {
+    is_found(Mistake::SkipCopy, reference::OWN_COPY);
+}
+
+#[test]
 fn jobs_of_a_crashed_worker_that_are_lost() {
     is_found(Mistake::LoseCrashedJobs, reference::PROGRESS);
 }

@@ -92,7 +92,7 @@ fn a_version_that_keeps_its_terms_is_kept() {
     rig.settle();
     // Saying no is no failure, and the one trap is allowed: the version before makes its alert.
     assert_eq!(rig.disk.reasons(), ["rejected"]);
-    let alerts = rig.disk.records.iter().filter(|it| it.stream == Stream::Alert).count();
+    let alerts = rig.disk.records.iter().filter(|it| it.stream == Stream::ALERT).count();
     assert_eq!(alerts, 1);
     assert!(rig.has_said(second, &TrialEvent::Passed));
     rig.receive("t/1", "a", 6, false);

@@ -1,4 +1,5 @@
-//! Gaps to report upstream: one row per stream and reason, extended until it is reported.
+//! Gaps to report to the sinks that miss records: one row per stream and reason, extended until it is reported. What no sink of
+//! the configuration is to know goes to the first one.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -6,15 +7,17 @@ use std::sync::atomic::Ordering::Relaxed;
 use rusqlite::Connection;
 
 use super::stats::Stats;
-use sedge_core::store::{DAMAGED, EXPIRED, FULL, Gap, GapId, RecordId, StoreEvent};
-use sedge_core::stream::Stream;
+use sedge_core::store::{Gap, GapId, RecordId, StoreEvent};
+use sedge_core::stream::{SINKS, SinkId, Stream};
 
 #[derive(Debug)]
 pub(super) struct Gaps {
     rows: Vec<Row>,
     stats: Arc<Stats>,
-    /// Rows up to this one are not extended any more: their report may be in flight.
-    reporting: i64,
+    /// Sinks of the configuration. The first is told of the gaps that none of them has.
+    sinks: Vec<SinkId>,
+    /// By sink: its rows up to this one are not extended any more, since their report may be in flight.
+    reporting: [i64; SINKS],
 }
 
 #[derive(Debug)]
@@ -25,7 +28,7 @@ struct Row {
 }
 
 impl Gaps {
-    pub(super) fn load(connection: &Connection, stats: Arc<Stats>) -> rusqlite::Result<Self> {
+    pub(super) fn load(connection: &Connection, sinks: Vec<SinkId>, stats: Arc<Stats>) -> rusqlite::Result<Self> {
         let mut statement = connection.prepare(
             "SELECT id, stream, reason, first_id, last_id, records, bytes, first_at_ms, last_at_ms FROM gap
              ORDER BY id",
@@ -33,7 +36,7 @@ impl Gaps {
         let rows = statement.query_map((), |row| {
             let stream: usize = row.get(1)?;
             let gap = Gap {
-                stream: Stream::ALL.get(stream).copied().unwrap_or(Stream::Data),
+                stream: Stream::of_number(stream).unwrap_or(Stream::DATA),
                 reason: row.get(2)?,
                 first_id: RecordId(row.get(3)?),
                 last_id: RecordId(row.get(4)?),
@@ -44,22 +47,16 @@ impl Gaps {
             };
             Ok(Row { id: row.get(0)?, gap, is_written: true })
         })?;
-        Ok(Self { rows: rows.collect::<rusqlite::Result<_>>()?, stats, reporting: 0 })
+        Ok(Self { rows: rows.collect::<rusqlite::Result<_>>()?, stats, sinks, reporting: [0; SINKS] })
     }
 
     pub(super) fn add(&mut self, lost: Gap) {
-        let stats = &self.stats;
-        let dropped = match &*lost.reason {
-            FULL => &stats.dropped_full,
-            EXPIRED => &stats.dropped_expired,
-            DAMAGED => &stats.dropped_damaged,
-            _ => &stats.dropped_refused,
-        };
-        dropped.fetch_add(lost.records, Relaxed);
+        self.stats.dropped[lost.stream].of(&lost.reason).fetch_add(lost.records, Relaxed);
+        let reporting = self.reporter(lost.stream).map_or(0, |sink| self.reporting[sink.index()]);
         let open = self
             .rows
             .iter_mut()
-            .find(|row| row.id > self.reporting && (row.gap.stream, &row.gap.reason) == (lost.stream, &lost.reason));
+            .find(|row| row.id > reporting && (row.gap.stream, &row.gap.reason) == (lost.stream, &lost.reason));
         match open {
             Some(row) => {
                 let gap = &mut row.gap;
@@ -73,7 +70,8 @@ impl Gaps {
             }
             // Logged once per gap; the metrics and the report have the final numbers.
             None => {
-                let id = self.rows.last().map_or(0, |row| row.id).max(self.reporting) + 1;
+                let reporting = self.reporting.iter().copied().max().unwrap_or(0);
+                let id = self.rows.last().map_or(0, |row| row.id).max(reporting) + 1;
                 tracing::error!(
                     stream = ?lost.stream, reason = &*lost.reason, first_id = lost.first_id.0, records = lost.records,
                     "records are lost"
@@ -92,7 +90,7 @@ impl Gaps {
             let gap = &row.gap;
             connection.prepare_cached("REPLACE INTO gap VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9)")?.execute((
                 row.id,
-                gap.stream as u8,
+                gap.stream.index(),
                 &gap.reason,
                 gap.first_id.0,
                 gap.last_id.0,
@@ -106,22 +104,41 @@ impl Gaps {
         Ok(())
     }
 
-    /// Returns the gaps that are on disk and not reported, unless a report is in flight.
-    pub(super) fn next_report(&mut self) -> Option<StoreEvent> {
-        let is_reporting = self.rows.first().is_some_and(|row| row.id <= self.reporting);
-        let through = self.rows.iter().take_while(|row| row.is_written).last()?.id;
-        if is_reporting {
-            return None;
+    /// Returns the gaps that are on disk and not reported, of each sink whose last report is not in flight.
+    pub(super) fn next_reports(&mut self) -> Vec<StoreEvent> {
+        if self.rows.is_empty() {
+            return Vec::new();
         }
-        self.reporting = through;
-        let gaps = self.rows.iter().filter(|row| row.id <= through).map(|row| row.gap.clone()).collect();
-        Some(StoreEvent::Gaps { through: GapId(through as u64), gaps })
+        self.sinks.clone().into_iter().filter_map(|sink| self.next_report(sink)).collect()
     }
 
-    pub(super) fn reported(&mut self, connection: &Connection, through: GapId) -> rusqlite::Result<()> {
-        let through = i64::try_from(through.0).unwrap_or(i64::MAX).min(self.reporting);
-        self.rows.retain(|row| row.id > through);
-        connection.prepare_cached("DELETE FROM gap WHERE id <= ?1")?.execute((through,))?;
+    fn next_report(&mut self, sink: SinkId) -> Option<StoreEvent> {
+        let mut of_sink = self.rows.iter().filter(|row| self.reporter(row.gap.stream) == Some(sink)).peekable();
+        let reporting = self.reporting[sink.index()];
+        if of_sink.peek().is_some_and(|row| row.id <= reporting) {
+            return None;
+        }
+        let ready: Vec<&Row> = of_sink.take_while(|row| row.is_written).collect();
+        let through = ready.last()?.id;
+        let gaps = ready.into_iter().map(|row| row.gap.clone()).collect();
+        self.reporting[sink.index()] = through;
+        Some(StoreEvent::Gaps { sink, through: GapId(through as u64), gaps })
+    }
+
+    /// The sink that gaps of a stream are reported to.
+    fn reporter(&self, stream: Stream) -> Option<SinkId> {
+        let own = stream.sink().filter(|sink| self.sinks.contains(sink));
+        own.or_else(|| self.sinks.first().copied())
+    }
+
+    pub(super) fn reported(&mut self, connection: &Connection, sink: SinkId, through: GapId) -> rusqlite::Result<()> {
+        let through = i64::try_from(through.0).unwrap_or(i64::MAX).min(self.reporting[sink.index()]);
+        let is_done = |gaps: &Self, row: &Row| row.id <= through && gaps.reporter(row.gap.stream) == Some(sink);
+        let done: Vec<i64> = self.rows.iter().filter(|row| is_done(self, row)).map(|row| row.id).collect();
+        self.rows.retain(|row| !done.contains(&row.id));
+        for id in done {
+            connection.prepare_cached("DELETE FROM gap WHERE id = ?1")?.execute((id,))?;
+        }
         Ok(())
     }
 }

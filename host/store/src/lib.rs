@@ -17,6 +17,7 @@ mod message_id_rows;
 mod outbox;
 mod parked;
 mod responses;
+mod sinks;
 mod state;
 mod state_retention;
 mod states;
@@ -130,6 +131,7 @@ impl Store {
             receive_maximum: receive_maximum.into(),
             pauses,
             stats: stats.clone(),
+            sinks: std::sync::OnceLock::new(),
         };
         let (session, recovered) = session::Session::open(&context, now)?;
         let (request_sender, requests) = flume::bounded(handle::REQUESTS);

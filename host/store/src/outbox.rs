@@ -1,4 +1,7 @@
-//! Outbox: the three streams of committed records, appended in segments, read in order, deleted by watermark, bounded.
+//! Outbox: the streams of committed records, appended in segments, read in order, deleted by watermark, bounded per sink.
+//!
+//! The streams of the first sink and of the local broker have tables of their own. Those of all others share one: the upper
+//! bits of its keys are the number of the stream.
 
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -11,9 +14,9 @@ use super::row::{self, Encoder, Entry, RECORD_MIN_BYTES, Segment};
 use super::running_time::Ages;
 use super::stats::Stats;
 use super::window::Watermarks;
-use sedge_core::config::{self, WhenFull};
+use sedge_core::config::{self, SinkShare, WhenFull};
 use sedge_core::store::{DAMAGED, FULL, Gap, Record, RecordId, StoreEvent, StoredRecord};
-use sedge_core::stream::Stream;
+use sedge_core::stream::{PerStream, STREAMS, SinkId, Stream};
 
 /// Size of a segment, which is read, dropped and deleted as a whole: small beside the bounds, large beside a page.
 const SEGMENT_BYTES: u64 = 64 << 10;
@@ -24,25 +27,37 @@ const RECORD_OVERHEAD_BYTES: u64 = 40;
 /// Ids skipped where rows may be lost: more than can be lost with a damaged file, as the outbox is bounded.
 pub(super) const SKIPPED_IDS: u64 = 1 << 24;
 
+/// Bits of a key that are the id, where streams share a table.
+const ID_BITS: u32 = 48;
+
 #[derive(Debug)]
 pub(super) struct Outbox {
-    max_bytes: u64,
-    when_full: WhenFull,
+    shares: Vec<Share>,
     /// On disk as of the last transaction.
     marks: Watermarks,
     /// Rows up to these ids are deleted.
-    deleted: [RecordId; 3],
+    deleted: PerStream<RecordId>,
     /// Size of the rows by stream.
-    bytes: [u64; 3],
-    /// Records that the next transaction adds.
-    fresh: [Vec<StoredRecord>; 3],
-    fresh_bytes: u64,
-    ages: Ages<3>,
+    bytes: PerStream<u64>,
+    /// Records that the next transaction adds, by stream, and their size.
+    fresh: PerStream<Vec<StoredRecord>>,
+    fresh_bytes: PerStream<u64>,
+    ages: Ages<STREAMS>,
     /// Rows with damaged records that were read and not reported, by stream and key.
     damaged: Vec<(Stream, RecordId)>,
     /// Records that were dropped and of which the daemon was not told yet.
     dropped: Vec<StoreEvent>,
     encoder: Encoder,
+}
+
+/// What one sink may have. The first one's includes what waits for the local broker.
+#[derive(Clone, Debug)]
+struct Share {
+    streams: Vec<Stream>,
+    /// Alerts are dropped last.
+    alerts: Option<Stream>,
+    max_bytes: u64,
+    when_full: WhenFull,
 }
 
 struct Statements {
@@ -53,68 +68,135 @@ struct Statements {
     replace: &'static str,
     size_through: &'static str,
     delete_through: &'static str,
-    size: &'static str,
     last: &'static str,
-    before: &'static str,
 }
 
+/// `?1` and `?2` are the bounds of the keys, where a statement has both.
 macro_rules! statements {
     ($table:literal) => {
         Statements {
             append: concat!("INSERT INTO ", $table, " VALUES (?1, ?2)"),
-            read: concat!("SELECT id, body FROM ", $table, " WHERE id > ?1 ORDER BY id"),
-            oldest: concat!("SELECT id, body FROM ", $table, " ORDER BY id LIMIT 1"),
-            holding: concat!("SELECT id, body FROM ", $table, " WHERE id >= ?1 ORDER BY id LIMIT 1"),
+            read: concat!("SELECT id, body FROM ", $table, " WHERE id > ?1 AND id <= ?2 ORDER BY id"),
+            oldest: concat!("SELECT id, body FROM ", $table, " WHERE id > ?1 AND id <= ?2 ORDER BY id LIMIT 1"),
+            holding: concat!("SELECT id, body FROM ", $table, " WHERE id >= ?1 AND id <= ?2 ORDER BY id LIMIT 1"),
             replace: concat!("UPDATE ", $table, " SET body = ?2 WHERE id = ?1"),
-            size_through: concat!("SELECT sum(length(body)) FROM ", $table, " WHERE id <= ?1"),
-            delete_through: concat!("DELETE FROM ", $table, " WHERE id <= ?1"),
-            size: concat!("SELECT sum(length(body)) FROM ", $table),
-            last: concat!("SELECT max(id) FROM ", $table),
-            before: concat!("SELECT max(id) FROM ", $table, " WHERE id < ?1"),
+            size_through: concat!("SELECT sum(length(body)) FROM ", $table, " WHERE id > ?1 AND id <= ?2"),
+            delete_through: concat!("DELETE FROM ", $table, " WHERE id > ?1 AND id <= ?2"),
+            last: concat!("SELECT max(id) FROM ", $table, " WHERE id > ?1 AND id <= ?2"),
         }
     };
 }
 
-/// Indexed by stream.
-const STATEMENTS: [Statements; 3] = [statements!("alert"), statements!("data"), statements!("local")];
+const STATEMENTS: [Statements; 4] =
+    [statements!("alert"), statements!("data"), statements!("local"), statements!("sink")];
+
+fn statements(stream: Stream) -> &'static Statements {
+    &STATEMENTS[stream.index().min(3)]
+}
+
+/// Key before those of a stream's records.
+fn base(stream: Stream) -> u64 {
+    if stream.index() < 3 { 0 } else { (stream.index() as u64) << ID_BITS }
+}
+
+/// Last key that a record of the stream can have.
+fn end(stream: Stream) -> u64 {
+    if stream.index() < 3 { i64::MAX as u64 } else { base(stream) | ((1 << ID_BITS) - 1) }
+}
+
+fn key(stream: Stream, id: RecordId) -> u64 {
+    base(stream).saturating_add(id.0).min(end(stream))
+}
+
+fn all(stream: Stream) -> (u64, u64) {
+    (base(stream), end(stream))
+}
+
+fn through(stream: Stream, id: RecordId) -> (u64, u64) {
+    (base(stream), key(stream, id))
+}
 
 impl Outbox {
+    /// Without shares: see [`Self::set_shares`].
     pub(super) fn load(
         connection: &Connection,
         config: &config::Store,
         mut marks: Watermarks,
         ages: Option<&[u8]>,
+        ages_of_three: Option<&[u8]>,
     ) -> rusqlite::Result<Self> {
-        let mut bytes = [0; 3];
-        for (n, statements) in STATEMENTS.iter().enumerate() {
-            bytes[n] = connection.query_row(statements.size, (), |row| row.get::<_, Option<u64>>(0))?.unwrap_or(0);
+        let mut bytes = PerStream::default();
+        for stream in Stream::all() {
+            let statements = statements(stream);
+            let size: Option<u64> = connection.query_row(statements.size_through, all(stream), |row| row.get(0))?;
+            bytes[stream] = size.unwrap_or(0);
             // A salvaged file may lack the row with the watermarks.
-            let last: Option<u64> = connection.query_row(statements.last, (), |row| row.get(0))?;
-            marks.last[n] = marks.last[n].max(RecordId(last.unwrap_or(0))).max(marks.delivered[n]);
+            let last: Option<u64> = connection.query_row(statements.last, all(stream), |row| row.get(0))?;
+            let last = RecordId(last.map_or(0, |key| key - base(stream)));
+            marks.last[stream] = marks.last[stream].max(last).max(marks.delivered[stream]);
         }
+        let max_age = config.max_age_secs.map(|secs| Duration::from_secs(secs.get()));
+        let ages = match (ages, ages_of_three) {
+            // Written before sinks had names.
+            (None, Some(_)) => Ages::<3>::new(max_age, ages_of_three).widen(),
+            _ => Ages::new(max_age, ages),
+        };
         Ok(Self {
-            max_bytes: config.max_bytes.get(),
-            when_full: config.when_full,
+            shares: Vec::new(),
             marks,
-            deleted: [RecordId(0); 3],
+            deleted: PerStream::default(),
             bytes,
-            fresh: Default::default(),
-            fresh_bytes: 0,
-            ages: Ages::new(config.max_age_secs.map(|secs| Duration::from_secs(secs.get())), ages),
+            fresh: PerStream::default(),
+            fresh_bytes: PerStream::default(),
+            ages,
             damaged: Vec::new(),
             dropped: Vec::new(),
             encoder: Encoder::default(),
         })
     }
 
+    /// `sinks`: those of the configuration with their limits. Without any, the local broker has all of it.
+    pub(super) fn set_shares(&mut self, config: &config::Store, sinks: &[(SinkId, SinkShare)]) {
+        let share = |(n, (sink, share)): (usize, &(SinkId, SinkShare))| {
+            let mut streams = vec![Stream::alerts(*sink), Stream::data(*sink)];
+            streams.extend((n == 0).then_some(Stream::LOCAL));
+            let SinkShare { max_bytes, when_full, .. } = *share;
+            Share { streams, alerts: Some(Stream::alerts(*sink)), max_bytes, when_full }
+        };
+        self.shares = sinks.iter().enumerate().map(share).collect();
+        if sinks.is_empty() {
+            let (max_bytes, when_full) = (config.max_bytes.get(), config.when_full);
+            self.shares.push(Share { streams: vec![Stream::LOCAL], alerts: None, max_bytes, when_full });
+        }
+    }
+
     pub(super) fn marks(&self) -> &Watermarks {
         &self.marks
     }
 
-    /// Whether records of this size must wait. Records larger than the whole outbox are accepted when it is empty.
-    pub(super) fn is_full_for(&self, bytes: u64) -> bool {
-        let used = self.bytes.iter().sum::<u64>() + self.fresh_bytes;
-        self.when_full == WhenFull::Block && bytes > 0 && used > 0 && used + bytes > self.max_bytes
+    /// Whether the store holds records of a sink.
+    pub(super) fn has_records(&self, sink: SinkId) -> bool {
+        [Stream::alerts(sink), Stream::data(sink)].into_iter().any(|stream| self.bytes[stream] > 0)
+    }
+
+    /// Whether these records must wait. Records larger than the whole share are accepted when it is empty.
+    pub(super) fn is_full_for<'r>(&self, records: impl Iterator<Item = &'r Record> + Clone) -> bool {
+        self.shares.iter().filter(|share| share.when_full == WhenFull::Block).any(|share| {
+            let of_share = records.clone().filter(|record| share.streams.contains(&record.stream));
+            let bytes: u64 = of_share.map(Self::weight).sum();
+            let fresh: u64 = share.streams.iter().map(|stream| self.fresh_bytes[*stream]).sum();
+            let used = self.used(share) + fresh;
+            bytes > 0 && used > 0 && used + bytes > share.max_bytes
+        })
+    }
+
+    /// Bytes on disk of what a share counts.
+    fn used(&self, share: &Share) -> u64 {
+        share.streams.iter().map(|stream| self.bytes[*stream]).sum()
+    }
+
+    fn share_of(&self, stream: Stream) -> Option<&Share> {
+        self.shares.iter().find(|share| share.streams.contains(&stream))
     }
 
     /// Returns an upper bound on the stored size of a record.
@@ -125,10 +207,10 @@ impl Outbox {
 
     /// Gives the record its id. The next [`Self::write`] puts it into the transaction.
     pub(super) fn push(&mut self, record: Record) {
-        self.fresh_bytes += Self::weight(&record);
-        let n = record.stream as usize;
-        self.marks.last[n].0 += 1;
-        self.fresh[n].push(StoredRecord { id: self.marks.last[n], record });
+        let stream = record.stream;
+        self.fresh_bytes[stream] += Self::weight(&record);
+        self.marks.last[stream].0 += 1;
+        self.fresh[stream].push(StoredRecord { id: self.marks.last[stream], record });
     }
 
     /// Records that were dropped since the last call.
@@ -137,16 +219,15 @@ impl Outbox {
     }
 
     pub(super) fn has_fresh(&self) -> bool {
-        self.fresh.iter().any(|stored| !stored.is_empty())
+        self.fresh.values().iter().any(|stored| !stored.is_empty())
     }
 
     /// Returns whether the watermark moved.
     pub(super) fn delivered(&mut self, stream: Stream, through: RecordId) -> bool {
-        let n = stream as usize;
         // Ids that were not given yet are never delivered: their records would be lost.
-        let through = through.min(self.marks.last[n]);
-        let moved = through > self.marks.delivered[n];
-        self.marks.delivered[n] = self.marks.delivered[n].max(through);
+        let through = through.min(self.marks.last[stream]);
+        let moved = through > self.marks.delivered[stream];
+        self.marks.delivered[stream] = self.marks.delivered[stream].max(through);
         moved
     }
 
@@ -154,75 +235,85 @@ impl Outbox {
     /// records that are still there.
     pub(super) fn write(&mut self, connection: &Connection, gaps: &mut Gaps) -> rusqlite::Result<Vec<StoredRecord>> {
         let mut fresh = std::mem::take(&mut self.fresh);
-        self.fresh_bytes = 0;
-        let segment_bytes = SEGMENT_BYTES.min(self.max_bytes / 16);
-        for (n, stored) in fresh.iter().enumerate() {
-            let mut rest = &stored[..];
-            while !rest.is_empty() {
-                let mut bytes = 0;
-                let fits = rest.iter().take_while(|stored| {
-                    bytes += Self::weight(&stored.record);
-                    bytes <= segment_bytes
-                });
-                let (segment, after) = rest.split_at(fits.count().max(1));
-                let row = self.encoder.segment(segment);
-                let last_id = segment.last().expect("a segment has at least one record").id.0;
-                connection.prepare_cached(STATEMENTS[n].append)?.execute((last_id, row))?;
-                self.bytes[n] += row.len() as u64;
-                rest = after;
-            }
-        }
-        for stream in Stream::ALL {
+        self.fresh_bytes = PerStream::default();
+        for stream in Stream::all() {
+            self.append(connection, stream, &fresh[stream])?;
             self.delete_delivered(connection, stream)?;
         }
-        if self.when_full == WhenFull::DropOldestData {
-            while self.bytes.iter().sum::<u64>() > self.max_bytes && self.drop_oldest_data(connection, gaps)? {}
-        }
-        for (n, stored) in fresh.iter_mut().enumerate() {
-            let delivered = self.marks.delivered[n];
-            if stored.first().is_some_and(|first| first.id <= delivered) {
-                stored.retain(|stored| stored.id > delivered);
+        for n in 0..self.shares.len() {
+            let share = self.shares[n].clone();
+            if share.when_full == WhenFull::DropOldestData {
+                while self.used(&share) > share.max_bytes && self.drop_oldest_data(connection, &share, gaps)? {}
             }
         }
-        let [mut stored, data, local] = fresh;
-        stored.extend(data);
-        stored.extend(local);
-        Ok(stored)
+        let mut all = Vec::new();
+        for stream in Stream::all() {
+            let stored = std::mem::take(&mut fresh[stream]);
+            let delivered = self.marks.delivered[stream];
+            match stored.first() {
+                None => {}
+                // Most transactions add records of one stream.
+                Some(first) if first.id > delivered && all.is_empty() => all = stored,
+                Some(_) => all.extend(stored.into_iter().filter(|stored| stored.id > delivered)),
+            }
+        }
+        Ok(all)
+    }
+
+    fn append(&mut self, connection: &Connection, stream: Stream, stored: &[StoredRecord]) -> rusqlite::Result<()> {
+        let mut rest = stored;
+        let segment_bytes = self.share_of(stream).map_or(SEGMENT_BYTES, |it| SEGMENT_BYTES.min(it.max_bytes / 16));
+        while !rest.is_empty() {
+            let mut bytes = 0;
+            let fits = rest.iter().take_while(|stored| {
+                bytes += Self::weight(&stored.record);
+                bytes <= segment_bytes
+            });
+            let (segment, after) = rest.split_at(fits.count().max(1));
+            let row = self.encoder.segment(segment);
+            let last_id = segment.last().expect("a segment has at least one record").id;
+            connection.prepare_cached(statements(stream).append)?.execute((key(stream, last_id), row))?;
+            self.bytes[stream] += row.len() as u64;
+            rest = after;
+        }
+        Ok(())
     }
 
     fn delete_delivered(&mut self, connection: &Connection, stream: Stream) -> rusqlite::Result<()> {
-        let n = stream as usize;
-        let through = self.marks.delivered[n];
-        if through <= self.deleted[n] {
+        let delivered = self.marks.delivered[stream];
+        if delivered <= self.deleted[stream] {
             return Ok(());
         }
+        let (statements, range) = (statements(stream), through(stream, delivered));
         let size: Option<u64> =
-            connection.prepare_cached(STATEMENTS[n].size_through)?.query_row((through.0,), |row| row.get(0))?;
+            connection.prepare_cached(statements.size_through)?.query_row(range, |row| row.get(0))?;
         if let Some(size) = size {
-            connection.prepare_cached(STATEMENTS[n].delete_through)?.execute((through.0,))?;
-            self.bytes[n] -= size;
+            connection.prepare_cached(statements.delete_through)?.execute(range)?;
+            self.bytes[stream] -= size;
         }
-        self.deleted[n] = through;
+        self.deleted[stream] = delivered;
         Ok(())
     }
 
     /// Drops data and local publications before alerts. Returns whether there was anything to drop.
-    fn drop_oldest_data(&mut self, connection: &Connection, gaps: &mut Gaps) -> rusqlite::Result<bool> {
-        let data = self.oldest_at_ms(connection, Stream::Data)?;
-        let local = self.oldest_at_ms(connection, Stream::Local)?;
-        let stream = match (data, local) {
-            (Some(data), Some(local)) if local < data => Stream::Local,
-            (Some(_), _) => Stream::Data,
-            (None, Some(_)) => Stream::Local,
-            (None, None) => Stream::Alert,
-        };
-        self.drop_oldest(connection, stream, FULL, gaps)
+    fn drop_oldest_data(&mut self, connection: &Connection, share: &Share, gaps: &mut Gaps) -> rusqlite::Result<bool> {
+        let mut oldest: Option<(u64, Stream)> = None;
+        for stream in share.streams.iter().copied().filter(|stream| Some(*stream) != share.alerts) {
+            let at_ms = self.oldest_at_ms(connection, stream)?;
+            if at_ms.is_some_and(|at_ms| oldest.is_none_or(|(other, _)| at_ms < other)) {
+                oldest = at_ms.map(|at_ms| (at_ms, stream));
+            }
+        }
+        match oldest.map(|(_, stream)| stream).or(share.alerts) {
+            Some(stream) => self.drop_oldest(connection, stream, FULL, gaps),
+            None => Ok(false),
+        }
     }
 
     /// Returns the time of the first record of the oldest row; 0 if the row is damaged.
     fn oldest_at_ms(&self, connection: &Connection, stream: Stream) -> rusqlite::Result<Option<u64>> {
-        let mut statement = connection.prepare_cached(STATEMENTS[stream as usize].oldest)?;
-        let oldest = statement.query_row((), |row| Ok(row::segment_at_ms(row.get_ref(1)?.as_blob()?)));
+        let mut statement = connection.prepare_cached(statements(stream).oldest)?;
+        let oldest = statement.query_row(all(stream), |row| Ok(row::segment_at_ms(row.get_ref(1)?.as_blob()?)));
         oldest.optional()
     }
 
@@ -234,39 +325,38 @@ impl Outbox {
         reason: &str,
         gaps: &mut Gaps,
     ) -> rusqlite::Result<bool> {
-        let n = stream as usize;
-        let Some((id, mut row)) = one_row(connection, STATEMENTS[n].oldest, ())? else { return Ok(false) };
+        let Some((id, mut row)) = oldest_row(connection, stream)? else { return Ok(false) };
         if !is_intact(&row, stream, id) {
             self.damaged.push((stream, id));
             self.rewrite_damaged(connection, gaps, None)?;
-            row = one_row(connection, STATEMENTS[n].oldest, ())?.map_or(row, |(_, row)| row);
+            row = oldest_row(connection, stream)?.map_or(row, |(_, row)| row);
         }
-        if let Some(gap) = lost(stream, reason, id, &row, self.marks.delivered[n], RecordId(u64::MAX)) {
+        if let Some(gap) = lost(stream, reason, id, &row, self.marks.delivered[stream], RecordId(u64::MAX)) {
             gaps.add(gap);
         }
-        connection.prepare_cached(STATEMENTS[n].delete_through)?.execute((id.0,))?;
-        self.bytes[n] -= row.len() as u64;
-        self.deleted[n] = self.deleted[n].max(id);
-        self.dropped.push(StoreEvent::Dropped { stream, after: self.marks.delivered[n], through: id });
-        self.marks.delivered[n] = self.marks.delivered[n].max(id);
+        connection.prepare_cached(statements(stream).delete_through)?.execute(through(stream, id))?;
+        self.bytes[stream] -= row.len() as u64;
+        self.deleted[stream] = self.deleted[stream].max(id);
+        self.dropped.push(StoreEvent::Dropped { stream, after: self.marks.delivered[stream], through: id });
+        self.marks.delivered[stream] = self.marks.delivered[stream].max(id);
         Ok(true)
     }
 
     /// Remembers, by its last ids, how old the outbox is. Returns the value to store if there is a new one.
     pub(super) fn mark_age(&mut self, now: Duration) -> Option<Vec<u8>> {
-        self.ages.mark(now, self.marks.last.map(|id| id.0))
+        self.ages.mark(now, self.marks.last.values().map(|id| id.0))
     }
 
     /// Streams whose oldest row is older than `store.max_age_secs`, by running time.
     pub(super) fn expired(&self, connection: &Connection, now: Duration) -> rusqlite::Result<Vec<Stream>> {
         let mut expired = Vec::new();
-        for (stream, through) in Stream::ALL.into_iter().zip(self.ages.expired_through(now)) {
-            if through <= self.marks.delivered[stream as usize].0 {
+        for (stream, through) in Stream::all().zip(self.ages.expired_through(now)) {
+            if through <= self.marks.delivered[stream].0 {
                 continue;
             }
-            let mut statement = connection.prepare_cached(STATEMENTS[stream as usize].oldest)?;
-            let oldest: Option<u64> = statement.query_row((), |row| row.get(0)).optional()?;
-            if oldest.is_some_and(|id| id <= through) {
+            let mut statement = connection.prepare_cached(statements(stream).oldest)?;
+            let oldest: Option<u64> = statement.query_row(all(stream), |row| row.get(0)).optional()?;
+            if oldest.is_some_and(|oldest| oldest <= key(stream, RecordId(through))) {
                 expired.push(stream);
             }
         }
@@ -275,10 +365,14 @@ impl Outbox {
 
     /// Called where rows may be lost: they may have held higher ids than any known one.
     pub(super) fn skip_ids(&mut self) {
-        for n in 0..3 {
-            self.marks.last[n].0 += SKIPPED_IDS;
-            if self.bytes[n] == 0 {
-                self.marks.delivered[n] = self.marks.last[n];
+        for stream in Stream::all() {
+            let is_used = self.marks.last[stream].0 > 0 || self.share_of(stream).is_some();
+            if !is_used && !Stream::FIRST.contains(&stream) {
+                continue;
+            }
+            self.marks.last[stream].0 += SKIPPED_IDS;
+            if self.bytes[stream] == 0 {
+                self.marks.delivered[stream] = self.marks.last[stream];
             }
         }
     }
@@ -292,11 +386,10 @@ impl Outbox {
         reason: &str,
         gaps: &mut Gaps,
     ) -> rusqlite::Result<()> {
-        let n = stream as usize;
-        if id <= self.marks.delivered[n] {
+        if id <= self.marks.delivered[stream] {
             return Ok(());
         }
-        let Some((last_id, row)) = one_row(connection, STATEMENTS[n].holding, (id.0,))? else { return Ok(()) };
+        let Some((last_id, row)) = row_holding(connection, stream, id)? else { return Ok(()) };
         let (records, refused) = intact(&row, stream, last_id);
         let is_there = records.iter().any(|stored| stored.id == id) && !refused.contains(&id);
         if !is_there {
@@ -317,17 +410,16 @@ impl Outbox {
         after: RecordId,
         max_bytes: usize,
     ) -> rusqlite::Result<(Vec<StoredRecord>, bool)> {
-        let n = stream as usize;
-        let after = after.max(self.marks.delivered[n]);
+        let after = after.max(self.marks.delivered[stream]);
         let mut stored = Vec::new();
         let mut bytes = 0;
-        let mut statement = connection.prepare_cached(STATEMENTS[n].read)?;
-        let mut rows = statement.query((after.0,))?;
+        let mut statement = connection.prepare_cached(statements(stream).read)?;
+        let mut rows = statement.query((key(stream, after), end(stream)))?;
         while let Some(row) = rows.next()? {
             if bytes >= max_bytes {
                 return Ok((stored, false));
             }
-            let last_id = RecordId(row.get(0)?);
+            let last_id = RecordId(row.get::<_, u64>(0)? - base(stream));
             let row = Bytes::copy_from_slice(row.get_ref(1)?.as_blob()?);
             let segment = Segment::decode(&row, stream, last_id);
             let mut has_damage = segment.is_err();
@@ -362,17 +454,19 @@ impl Outbox {
         refused: Option<RecordId>,
     ) -> rusqlite::Result<()> {
         for (stream, last_id) in std::mem::take(&mut self.damaged) {
-            let n = stream as usize;
-            let Some((_, row)) = one_row(connection, STATEMENTS[n].holding, (last_id.0,))? else { continue };
+            let Some((_, row)) = row_holding(connection, stream, last_id)? else { continue };
             let (mut records, mut marked) = intact(&row, stream, last_id);
             marked.extend(refused);
-            let before: Option<u64> = connection.query_row(STATEMENTS[n].before, (last_id.0,), |row| row.get(0))?;
+            let earlier = through(stream, RecordId(last_id.0.saturating_sub(1)));
+            let before: Option<u64> = connection.query_row(statements(stream).last, earlier, |row| row.get(0))?;
+            let before = before.map(|key| key - base(stream));
             let first_id = match records.first() {
                 // The ids are part of the sums: the row has the number of records that it says.
                 Some(_) => Segment::decode(&row, stream, last_id).map_or(last_id, |segment| segment.first_id()),
                 None => {
                     let most = (row.len() as u64 / RECORD_MIN_BYTES).max(1);
-                    let before = before.unwrap_or(0).max(self.marks.delivered[n].0).max(last_id.0.saturating_sub(most));
+                    let before =
+                        before.unwrap_or(0).max(self.marks.delivered[stream].0).max(last_id.0.saturating_sub(most));
                     RecordId(before.min(last_id.0.saturating_sub(1)) + 1)
                 }
             };
@@ -393,14 +487,14 @@ impl Outbox {
                     let at_ms = at.checked_sub(1).map_or(0, |before| records[before].record.at_ms);
                     records.insert(at, StoredRecord { id, record: place(at_ms) });
                     marked.push(id);
-                    if id > self.marks.delivered[n] {
+                    if id > self.marks.delivered[stream] {
                         count(&mut gap, id, 0, at_ms);
                     }
                 }
             }
             let body = self.encoder.segment_with(&records, |id| marked.contains(&id));
-            connection.prepare_cached(STATEMENTS[n].replace)?.execute((last_id.0, body))?;
-            self.bytes[n] = self.bytes[n] - row.len() as u64 + body.len() as u64;
+            connection.prepare_cached(statements(stream).replace)?.execute((key(stream, last_id), body))?;
+            self.bytes[stream] = self.bytes[stream] - row.len() as u64 + body.len() as u64;
             if gap.records > 0 {
                 gaps.add(gap);
             }
@@ -409,30 +503,44 @@ impl Outbox {
     }
 
     pub(super) fn update_ages(&self, connection: &Connection, stats: &Stats) -> rusqlite::Result<()> {
-        for stream in Stream::ALL {
-            let oldest = self.oldest_at_ms(connection, stream)?.unwrap_or(0);
+        for stream in Stream::all() {
+            let oldest = match self.bytes[stream] {
+                0 => 0,
+                _ => self.oldest_at_ms(connection, stream)?.unwrap_or(0),
+            };
             stats.outbox_oldest_at_ms[stream].store(oldest, Relaxed);
         }
         Ok(())
     }
 
     pub(super) fn update_stats(&self, stats: &Stats) {
-        for stream in Stream::ALL {
-            let n = stream as usize;
-            stats.outbox_records[stream].store(self.marks.last[n].0 - self.marks.delivered[n].0, Relaxed);
-            stats.outbox_bytes[stream].store(self.bytes[n], Relaxed);
+        for stream in Stream::all() {
+            let waiting = self.marks.last[stream].0 - self.marks.delivered[stream].0;
+            stats.outbox_records[stream].store(waiting, Relaxed);
+            stats.outbox_bytes[stream].store(self.bytes[stream], Relaxed);
         }
     }
 }
 
-fn one_row(
-    connection: &Connection,
-    sql: &str,
-    params: impl rusqlite::Params,
-) -> rusqlite::Result<Option<(RecordId, Bytes)>> {
+/// The last id of a row, and its body.
+type SegmentRow = Option<(RecordId, Bytes)>;
+
+fn oldest_row(connection: &Connection, stream: Stream) -> rusqlite::Result<SegmentRow> {
+    one_row(connection, stream, statements(stream).oldest, all(stream))
+}
+
+/// The row with a record.
+fn row_holding(connection: &Connection, stream: Stream, id: RecordId) -> rusqlite::Result<SegmentRow> {
+    one_row(connection, stream, statements(stream).holding, (key(stream, id), end(stream)))
+}
+
+fn one_row(connection: &Connection, stream: Stream, sql: &str, range: (u64, u64)) -> rusqlite::Result<SegmentRow> {
     let mut statement = connection.prepare_cached(sql)?;
-    let decode = |row: &Row<'_>| Ok((RecordId(row.get(0)?), Bytes::copy_from_slice(row.get_ref(1)?.as_blob()?)));
-    statement.query_row(params, decode).optional()
+    let decode = |row: &Row<'_>| {
+        let id = RecordId(row.get::<_, u64>(0)? - base(stream));
+        Ok((id, Bytes::copy_from_slice(row.get_ref(1)?.as_blob()?)))
+    };
+    statement.query_row(range, decode).optional()
 }
 
 /// Returns the gap that the loss of a row's records leaves: those after `after` up to `through` that were not lost before.

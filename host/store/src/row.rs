@@ -581,7 +581,7 @@ pub(super) fn heard(id: HeardId, turn: u64, function: &str, body: &Bytes) -> Res
 /// Reads a row as each of the kinds that the database holds.
 #[cfg(feature = "fuzzing")]
 pub(super) fn read(row: &Bytes) {
-    if let Ok(segment) = Segment::decode(row, Stream::Data, RecordId(1000)) {
+    if let Ok(segment) = Segment::decode(row, Stream::DATA, RecordId(1000)) {
         // A count of records that the row does not hold ends with the row.
         let entries = segment.map_while(Result::ok).count();
         assert!(entries <= row.len(), "{entries} records in {} bytes", row.len());
@@ -638,7 +638,7 @@ mod tests {
     fn record() -> impl Strategy<Value = Record> {
         ("[ab]{0,5}", "[ab/]{1,5}", vec(any::<u8>(), 0..40), option::of("[ab]{0,5}"), any::<(bool, u32, u64)>())
             .prop_map(|(function, topic, payload, content_type, (retain, hops, at_ms))| Record {
-                stream: Stream::Data,
+                stream: Stream::DATA,
                 function: function.into(),
                 topic: topic.into(),
                 payload: payload.into(),
@@ -658,14 +658,14 @@ mod tests {
             let last_id = stored.last().unwrap().id;
             let row = Bytes::copy_from_slice(Encoder::default().segment(&stored));
             let read: Vec<_> =
-                Segment::decode(&row, Stream::Data, last_id).unwrap().map(|entry| entry.unwrap()).collect();
+                Segment::decode(&row, Stream::DATA, last_id).unwrap().map(|entry| entry.unwrap()).collect();
             prop_assert!(read.iter().all(|entry| !entry.refused));
             prop_assert!(read.iter().map(|entry| &entry.stored).eq(&stored));
 
             let first_id = read[0].stored.id;
             let row = Bytes::copy_from_slice(Encoder::default().segment_with(&stored, |id| id == first_id));
             let refused: Vec<_> =
-                Segment::decode(&row, Stream::Data, last_id).unwrap().map(|entry| entry.unwrap().refused).collect();
+                Segment::decode(&row, Stream::DATA, last_id).unwrap().map(|entry| entry.unwrap().refused).collect();
             prop_assert!(refused[0] && !refused[1..].contains(&true));
         }
 
@@ -700,7 +700,7 @@ mod tests {
                 *first = version;
             }
             let row = Bytes::from(row);
-            if let Ok(segment) = Segment::decode(&row, Stream::Alert, RecordId(last_id)) {
+            if let Ok(segment) = Segment::decode(&row, Stream::ALERT, RecordId(last_id)) {
                 segment.for_each(drop);
             }
             let _ = parked(ParkedId(1), &row);
@@ -724,7 +724,7 @@ mod tests {
             prop_assume!(bit >= 8);
             row[bit / 8] ^= 1 << (bit % 8);
             let row = Bytes::from(row);
-            let read = Segment::decode(&row, Stream::Data, last_id).into_iter().flatten();
+            let read = Segment::decode(&row, Stream::DATA, last_id).into_iter().flatten();
             let intact: Vec<_> = read.flatten().map(|entry| (entry.stored, entry.refused)).collect();
             // The number of records and the time of the first may be those of no record.
             prop_assert!(intact.len() <= stored.len());
@@ -781,7 +781,7 @@ mod tests {
     #[test]
     fn a_segment_of_layout_1_is_read() {
         let row = Bytes::from_static(&[1, 1, 7, 0, 1, 0, 2, b'f', 2, b't', 1, b'p']);
-        let mut segment = Segment::decode(&row, Stream::Alert, RecordId(4)).unwrap();
+        let mut segment = Segment::decode(&row, Stream::ALERT, RecordId(4)).unwrap();
         let entry = segment.next().unwrap().unwrap();
         assert_eq!((entry.stored.id, &*entry.stored.record.topic, entry.stored.record.at_ms), (RecordId(4), "t", 7));
     }
@@ -789,7 +789,7 @@ mod tests {
     #[test]
     fn names_are_written_once_in_a_segment() {
         let record = Record {
-            stream: Stream::Data,
+            stream: Stream::DATA,
             function: "threshold-alert".into(),
             topic: "sensors/cellar/temperature".into(),
             payload: Bytes::from_static(&[0; 200]),

@@ -68,6 +68,12 @@ impl<const N: usize> Ages<N> {
         Self { max_age, marks }
     }
 
+    /// With places for further rows, which are all new.
+    pub(super) fn widen<const M: usize>(self) -> Ages<M> {
+        let wide = |ids: [u64; N]| std::array::from_fn(|n| ids.get(n).copied().unwrap_or(0));
+        Ages { max_age: self.max_age, marks: self.marks.into_iter().map(|(at, ids)| (at, wide(ids))).collect() }
+    }
+
     /// Remembers the last ids if it is time. Returns the value to store.
     pub(super) fn mark(&mut self, now: Duration, last: [u64; N]) -> Option<Vec<u8>> {
         let max_age = self.max_age?;
@@ -133,6 +139,14 @@ mod tests {
             assert!(hour < 18 || (16..=18).contains(&oldest_kept), "{oldest_kept} hours are kept at {hour}");
             assert!(ages.marks.len() < 20, "{} marks", ages.marks.len());
         }
+    }
+
+    #[test]
+    fn marks_of_three_streams_keep_their_ages_when_there_are_more() {
+        let mut ages = Ages::<3>::new(Some(HOUR), None);
+        let stored = ages.mark(HOUR, [5, 6, 7]).unwrap();
+        let ages: Ages<5> = Ages::<3>::new(Some(HOUR), Some(&stored)).widen();
+        assert_eq!(ages.expired_through(3 * HOUR), [5, 6, 7, 0, 0]);
     }
 
     #[test]

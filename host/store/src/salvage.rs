@@ -111,7 +111,7 @@ fn salvage_into(salvage: &Path, damaged: &Path) -> Result<u64, LoadError> {
     for (table, columns, key) in TABLES {
         let count = columns.split(", ").count();
         // A database of an older layout has no sums, and no times of use.
-        let without_newer = columns.replace("sum", "NULL").replace("used", "0");
+        let without_newer = columns.replace("sum", "NULL").replace("used", "0").replace("sinks", "NULL");
         let has_all = old.prepare(&format!("SELECT {columns} FROM {table}")).is_ok();
         let read = if has_all { columns } else { &without_newer };
         let places = (1..=count).map(|n| format!("?{n}")).collect::<Vec<_>>().join(", ");

@@ -3,6 +3,7 @@
 //! ```text
 //! alert, data, local   one row per segment: the records of one stream that one transaction added. Its key is the id
 //!                      of the last of them, so that "everything up to this id" is a range of keys
+//! sink                 the same for the streams of further sinks, whose number is the key's upper part (see outbox.rs)
 //! progress             watermarks, and the fingerprints of the last deliveries (see window.rs)
 //! message_id           hashes of publishers' message ids
 //! response             answers to requests over HTTP, for repeats (see responses.rs)
@@ -27,7 +28,7 @@ use super::OpenError;
 pub const VERSION: u32 = 1 + STEPS.len() as u32;
 
 /// Element n migrates layout n + 1 to n + 2. A released step never changes; [`CREATE`] makes the newest layout.
-const STEPS: [&str; 5] = [
+const STEPS: [&str; 6] = [
     // Sums of state, and of rows in their bodies (see row.rs). Ages are no longer those of the wall clock.
     "ALTER TABLE state ADD COLUMN sum INTEGER; DELETE FROM meta WHERE key = 'ageless';",
     // When state was last written, in hours of running time.
@@ -40,13 +41,16 @@ const STEPS: [&str; 5] = [
     "CREATE TABLE IF NOT EXISTS heard (
         id INTEGER PRIMARY KEY, turn INTEGER NOT NULL, function TEXT NOT NULL, body BLOB NOT NULL
     ) STRICT;",
+    // Sinks with names: their records, and their watermarks beside those of the first.
+    "CREATE TABLE sink (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT; ALTER TABLE progress ADD COLUMN sinks BLOB;",
 ];
 
 pub(super) const CREATE: &str = "
 CREATE TABLE alert (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
 CREATE TABLE data (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
 CREATE TABLE local (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
-CREATE TABLE progress (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
+CREATE TABLE sink (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT;
+CREATE TABLE progress (id INTEGER PRIMARY KEY, body BLOB NOT NULL, sinks BLOB) STRICT;
 CREATE TABLE message_id (id INTEGER PRIMARY KEY, at_secs INTEGER NOT NULL, body BLOB NOT NULL) STRICT;
 CREATE TABLE response (
     id INTEGER PRIMARY KEY, hash INTEGER NOT NULL, hour INTEGER NOT NULL, body BLOB NOT NULL
@@ -77,11 +81,12 @@ INSERT INTO meta VALUES ('store_id', CAST(lower(hex(randomblob(8))) AS BLOB));
 ";
 
 /// Every table, its columns, and the first column of its key, which orders its [`super::salvage`].
-pub(super) const TABLES: [(&str, &str, &str); 14] = [
+pub(super) const TABLES: [(&str, &str, &str); 15] = [
     ("alert", "id, body", "id"),
     ("data", "id, body", "id"),
     ("local", "id, body", "id"),
-    ("progress", "id, body", "id"),
+    ("sink", "id, body", "id"),
+    ("progress", "id, body, sinks", "id"),
     ("message_id", "id, at_secs, body", "id"),
     ("response", "id, hash, hour, body", "id"),
     ("scope", "id, function, topic, used", "id"),

@@ -3,8 +3,8 @@
 //! A session ends with the first error. Nothing in memory is undone after a failed transaction: a new session is loaded.
 //! Everything that the tables of the store write is part of the transaction of their session.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -25,6 +25,7 @@ use super::row::Encoder;
 use super::running_time::RunningTime;
 use super::salvage;
 use super::schema::{self, LoadError};
+use super::sinks::SinkTable;
 use super::state::{self, StateTable};
 use super::state_retention::{self, RetentionChange, StateRetention};
 use super::stats::Stats;
@@ -36,21 +37,29 @@ use sedge_core::config;
 use sedge_core::message::Scope;
 use sedge_core::request::{RequestId, Response};
 use sedge_core::store::{
-    BatchNo, COMMIT_BYTES, Commit, DeadLetterId, EXPIRED, GapId, Parked, RecordId, Recovered, StoreEvent, StoredRecord,
+    BatchNo, COMMIT_BYTES, Commit, DeadLetterId, EXPIRED, GapId, Parked, REMOVED, RecordId, Recovered, StoreEvent,
+    StoredRecord, StoredSink,
 };
-use sedge_core::stream::{PerStream, Stream};
+use sedge_core::stream::{SinkId, Stream};
 use sedge_core::time::Now;
 
 /// Watermarks are written after this long without another commit to join. Until then, a crash makes upstream see these
 /// records again, under the same ids.
 const LONE_WATERMARKS_AFTER: Duration = Duration::from_secs(5);
 
+/// Rows of a removed sink that one transaction drops: a few megabytes.
+const REMOVED_ROWS: usize = 64;
+
 /// Keys in `meta` that are not the daemon's.
 const STORE_ID: &str = "store_id";
 const OPENED: &str = "opened";
 /// See [`super::running_time`].
 const RUNNING_SECS: &str = "running-secs";
-const OUTBOX_AGES: &str = "outbox-ages";
+const OUTBOX_AGES: &str = "stream-ages";
+/// Of the three streams there were before sinks had names.
+const OUTBOX_AGES_OF_THREE: &str = "outbox-ages";
+/// See [`super::sinks`].
+const SINKS: &str = "sinks";
 const DEAD_LETTER_AGES: &str = "dead-letter-ages";
 
 /// Everything that outlives a session.
@@ -61,6 +70,8 @@ pub(super) struct StoreContext {
     pub(super) receive_maximum: usize,
     pub(super) pauses: Pauses,
     pub(super) stats: Arc<Stats>,
+    /// Numbers of the sinks, as given when the file was first opened.
+    pub(super) sinks: OnceLock<Vec<StoredSink>>,
 }
 
 /// How often the files were looked at. Damage must be seen twice.
@@ -76,6 +87,7 @@ pub(super) struct Session {
     checkpointer: Checkpointer,
     connection: Connection,
     outbox: Outbox,
+    sinks: SinkTable,
     window: RedeliveryWindow,
     message_ids: MessageIdRows,
     state: StateTable,
@@ -141,7 +153,7 @@ impl Session {
 
     /// Changes nothing where damage is found. On the second look, only damage of the database itself counts.
     fn load(context: &StoreContext, look: Look, now: Now) -> Result<(Self, Recovered), LoadError> {
-        let StoreContext { folder, config, receive_maximum, stats, .. } = context;
+        let StoreContext { folder, config, receive_maximum, stats, sinks: given, .. } = context;
         let path = folder.database();
         let mut connection = folder::connect(&path)?;
         // Until the database has proved to be good, nothing is copied into it.
@@ -171,7 +183,8 @@ impl Session {
 
         let data_version = connection.query_row("PRAGMA data_version", (), |row| row.get(0))?;
         let mut recovered = Recovered::default();
-        let (mut running_secs, mut outbox_ages, mut dead_letter_ages) = (None, None, None);
+        let (mut running_secs, mut outbox_ages, mut ages_of_three, mut dead_letter_ages) = (None, None, None, None);
+        let mut sinks = None;
         let mut skips_ids = behind != Behind::Nothing;
         {
             let mut statement = connection.prepare("SELECT key, value FROM meta")?;
@@ -182,6 +195,8 @@ impl Session {
                     STORE_ID => recovered.store_id = String::from_utf8_lossy(&value).into_owned(),
                     RUNNING_SECS => running_secs = Some(value),
                     OUTBOX_AGES => outbox_ages = Some(value),
+                    OUTBOX_AGES_OF_THREE => ages_of_three = Some(value),
+                    SINKS => sinks = Some(value),
                     DEAD_LETTER_AGES => dead_letter_ages = Some(value),
                     salvage::SALVAGED => skips_ids = true,
                     OPENED => {}
@@ -195,7 +210,20 @@ impl Session {
         let (message_ids, known) =
             MessageIdRows::load(&connection, &recovered.store_id, retention_secs, now.monotonic)?;
         let responses = ResponseTable::load(&connection, &recovered.store_id, retention_secs)?;
-        let mut outbox = Outbox::load(&connection, config, watermarks, outbox_ages.as_deref())?;
+        let (ages, of_three) = (outbox_ages.as_deref(), ages_of_three.as_deref());
+        let mut outbox = Outbox::load(&connection, config, watermarks, ages, of_three)?;
+        let running_time = RunningTime::new(running_secs.as_deref(), now.monotonic);
+        let (mut sinks, evicted) = SinkTable::load(
+            sinks.as_deref(),
+            &config.sinks,
+            given.get().map_or(&[], Vec::as_slice),
+            |sink| outbox.has_records(sink),
+            running_time.at(now.monotonic),
+        );
+        let configured = sinks.configured(&config.sinks);
+        outbox.set_shares(config, &configured);
+        let reporters = configured.into_iter().map(|(sink, _)| sink).collect();
+        let mut gaps = Gaps::load(&connection, reporters, stats.clone())?;
         let mut jobs = ParkedJobs::default();
         recovered.window = fingerprints;
         recovered.message_ids = known;
@@ -217,19 +245,29 @@ impl Session {
             schema::skip_row_ids(&transaction, outbox::SKIPPED_IDS)?;
             transaction.execute("DELETE FROM meta WHERE key = ?1", (salvage::SALVAGED,))?;
         }
+        for stream in evicted.into_iter().flat_map(|sink| [Stream::alerts(sink), Stream::data(sink)]) {
+            while outbox.drop_oldest(&transaction, stream, REMOVED, &mut gaps)? {}
+            gaps.write(&transaction)?;
+            window.write(&transaction, outbox.marks())?;
+        }
+        if let Some(table) = sinks.take_changed() {
+            transaction.execute("REPLACE INTO meta VALUES (?1, ?2)", (SINKS, table))?;
+        }
         transaction.commit()?;
         stats.damaged_rows.fetch_add(damaged_rows as u64, Relaxed);
         connection.wal_checkpoint_v2(Some(MAIN_DB), CheckpointMode::RESTART)?;
-        recovered.delivered = PerStream::new(outbox.marks().delivered);
-        recovered.last = PerStream::new(outbox.marks().last);
-        let running_time = RunningTime::new(running_secs.as_deref(), now.monotonic);
+        recovered.delivered = outbox.marks().delivered;
+        recovered.last = outbox.marks().last;
+        recovered.sinks = sinks.stored();
+        given.get_or_init(|| sinks.stored());
         let session = Self {
             checkpointer: Checkpointer::start(&path, stats.clone())?,
             outbox,
+            sinks,
             window,
             message_ids,
             state: StateTable::default(),
-            gaps: Gaps::load(&connection, stats.clone())?,
+            gaps,
             dead_letters: DeadLetterTable::load(&connection, config, dead_letter_ages.as_deref())?,
             jobs,
             responses,
@@ -265,8 +303,7 @@ impl Session {
 
     /// Whether the outbox has no room for these commits.
     pub(super) fn is_full_for(&self, commits: &[Commit]) -> bool {
-        let records = commits.iter().flat_map(|commit| &commit.records);
-        self.outbox.is_full_for(records.map(Outbox::weight).sum())
+        self.outbox.is_full_for(commits.iter().flat_map(|commit| &commit.records))
     }
 
     pub(super) fn enqueue(&mut self, batch: BatchNo, commits: Vec<Commit>) {
@@ -395,9 +432,9 @@ impl Session {
         self.outbox.refuse(&self.connection, stream, id, reason, &mut self.gaps)
     }
 
-    pub(super) fn gaps_reported(&mut self, through: GapId) -> rusqlite::Result<()> {
+    pub(super) fn gaps_reported(&mut self, sink: SinkId, through: GapId) -> rusqlite::Result<()> {
         self.begin_transaction()?;
-        self.gaps.reported(&self.connection, through)
+        self.gaps.reported(&self.connection, sink, through)
     }
 
     pub(super) fn forget_deliveries(&mut self) -> rusqlite::Result<()> {
@@ -468,7 +505,7 @@ impl Session {
             .chain(forgotten)
             .chain(expired)
             .chain(parked)
-            .chain(self.gaps.next_report())
+            .chain(self.gaps.next_reports())
     }
 
     /// Handles expiry, and changes by other processes.
@@ -492,11 +529,33 @@ impl Session {
                 self.outbox.drop_oldest(&self.connection, stream, EXPIRED, &mut self.gaps)?;
             }
         }
+        self.drop_removed(time)?;
         while self.dead_letters.has_expired(&self.connection, time)? {
             self.begin_transaction()?;
             self.dead_letters.drop_oldest(&self.connection, EXPIRED, &self.stats)?;
         }
         self.outbox.update_ages(&self.connection, &self.stats)
+    }
+
+    /// Drops some of the records of sinks that were removed long ago. They are reported as gaps.
+    fn drop_removed(&mut self, time: Duration) -> rusqlite::Result<()> {
+        for sink in self.sinks.expired(time) {
+            self.begin_transaction()?;
+            for stream in [Stream::alerts(sink), Stream::data(sink)] {
+                for _ in 0..REMOVED_ROWS {
+                    if !self.outbox.drop_oldest(&self.connection, stream, REMOVED, &mut self.gaps)? {
+                        break;
+                    }
+                }
+            }
+            if !self.outbox.has_records(sink) {
+                self.sinks.forget(sink);
+            }
+        }
+        match self.sinks.take_changed() {
+            Some(table) => self.set_meta(SINKS, &table),
+            None => Ok(()),
+        }
     }
 
     /// Writes the running time and the ages of rows if it is time.

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use sedge_core::store::{DAMAGED, EXPIRED, FULL, REMOVED};
 use sedge_core::stream::PerStream;
 
 /// Upper bounds of [`Stats::commit_buckets`] in microseconds. The last bucket has none.
@@ -32,11 +33,8 @@ pub struct Stats {
     pub outbox_records: PerStream<AtomicU64>,
     pub outbox_bytes: PerStream<AtomicU64>,
     pub outbox_oldest_at_ms: PerStream<AtomicU64>,
-    /// Lost records by reason: the outbox was full, the record too old, refused by the receiver, damaged on disk.
-    pub dropped_full: AtomicU64,
-    pub dropped_expired: AtomicU64,
-    pub dropped_refused: AtomicU64,
-    pub dropped_damaged: AtomicU64,
+    /// Lost records by stream.
+    pub dropped: PerStream<Dropped>,
     /// Gauges.
     pub dead_letters: AtomicU64,
     pub dead_letter_bytes: AtomicU64,
@@ -51,6 +49,41 @@ pub struct Stats {
     /// count them (`CONFIG_TASK_IO_ACCOUNTING`).
     pub(crate) writer_bytes: ThreadBytes,
     pub(crate) checkpoint_bytes: ThreadBytes,
+}
+
+/// Lost records of one stream by reason.
+#[derive(Debug, Default)]
+pub struct Dropped {
+    full: AtomicU64,
+    expired: AtomicU64,
+    damaged: AtomicU64,
+    removed: AtomicU64,
+    refused: AtomicU64,
+}
+
+impl Dropped {
+    /// `reason`: of a gap. What the store does not know is a refusal of the receiver.
+    pub(crate) fn of(&self, reason: &str) -> &AtomicU64 {
+        match reason {
+            FULL => &self.full,
+            EXPIRED => &self.expired,
+            DAMAGED => &self.damaged,
+            REMOVED => &self.removed,
+            _ => &self.refused,
+        }
+    }
+
+    /// Counts by reason.
+    pub fn counts(&self) -> [(&'static str, u64); 5] {
+        [
+            (FULL, &self.full),
+            (EXPIRED, &self.expired),
+            (DAMAGED, &self.damaged),
+            (REMOVED, &self.removed),
+            ("refused", &self.refused),
+        ]
+        .map(|(reason, count)| (reason, count.load(Relaxed)))
+    }
 }
 
 /// Bytes written by a thread, and by those that had its work before.

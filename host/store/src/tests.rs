@@ -5,6 +5,7 @@ mod faults;
 mod model;
 mod other_process;
 mod outbox;
+mod sinks;
 mod testing;
 mod vfs;
 mod window;

@@ -5,10 +5,12 @@
 //! transaction writes whole pages: both in one row cost one page instead of two.
 //!
 //! ```text
-//! row   delivered × 3, last × 3 (varints), then packet id (u16) and digest (u64), little-endian, until the end; CRC-32
+//! row    delivered × 3, last × 3 (varints), then packet id (u16) and digest (u64), little-endian, until the end; CRC-32
+//! sinks  NULL, or for each further stream with records: number of the stream, delivered, last (varints); CRC-32
 //! ```
 //!
-//! Rows of layout 1 have no CRC: their fingerprints end with the row.
+//! Rows of layout 1 have no CRC: their fingerprints end with the row. The streams of a board with one sink are in the row itself,
+//! so that its commits have the size that they had before sinks had names.
 
 use std::collections::VecDeque;
 
@@ -16,14 +18,15 @@ use rusqlite::Connection;
 
 use super::row::{Decoder, write_varint};
 use sedge_core::store::{Fingerprint, RecordId};
+use sedge_core::stream::{PerStream, Stream};
 
 /// Fingerprints per row: few enough that rewriting the row costs no more than its page.
 const ROW_FINGERPRINTS: usize = 32;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Watermarks {
-    pub(super) delivered: [RecordId; 3],
-    pub(super) last: [RecordId; 3],
+    pub(super) delivered: PerStream<RecordId>,
+    pub(super) last: PerStream<RecordId>,
 }
 
 #[derive(Debug)]
@@ -39,6 +42,7 @@ pub(super) struct RedeliveryWindow {
     /// Sum of `rows`.
     stored: usize,
     row: Vec<u8>,
+    sinks: Vec<u8>,
     /// Keys of rows that cannot be read.
     damaged: Vec<i64>,
 }
@@ -56,15 +60,17 @@ impl RedeliveryWindow {
             rows: VecDeque::new(),
             stored: 0,
             row: Vec::new(),
+            sinks: Vec::new(),
             damaged: Vec::new(),
         };
         let mut watermarks = Watermarks::default();
         let mut fingerprints = Vec::new();
-        let mut statement = connection.prepare("SELECT id, body FROM progress ORDER BY id")?;
+        let mut statement = connection.prepare("SELECT id, body, sinks FROM progress ORDER BY id")?;
         let mut rows = statement.query(())?;
         while let Some(row) = rows.next()? {
             let id = row.get(0)?;
-            let Some((as_of, of_row)) = decode(row.get_ref(1)?.as_blob()?) else {
+            let sinks = row.get_ref(2)?.as_blob_or_null()?;
+            let Some((as_of, of_row)) = decode(row.get_ref(1)?.as_blob()?, sinks.unwrap_or_default()) else {
                 tracing::error!(row = id, "skipped a damaged row of the redelivery window");
                 window.damaged.push(id);
                 continue;
@@ -122,7 +128,11 @@ impl RedeliveryWindow {
             *count = self.newest.len();
         }
         encode(&mut self.row, watermarks, &self.newest);
-        connection.prepare_cached("REPLACE INTO progress VALUES (?1, ?2)")?.execute((id, &self.row[..]))?;
+        encode_sinks(&mut self.sinks, watermarks);
+        let sinks = (!self.sinks.is_empty()).then_some(&self.sinks[..]);
+        let mut replace = connection.prepare_cached("REPLACE INTO progress VALUES (?1, ?2, ?3)")?;
+        replace.execute((id, &self.row[..], sinks))?;
+        drop(replace);
         // Deleted many at a time, because the oldest rows lie on another page.
         if self.stored >= 2 * self.limit {
             let mut through = None;
@@ -144,8 +154,8 @@ impl RedeliveryWindow {
 
 fn encode(row: &mut Vec<u8>, watermarks: &Watermarks, fingerprints: &[Fingerprint]) {
     row.clear();
-    for RecordId(id) in watermarks.delivered.into_iter().chain(watermarks.last) {
-        write_varint(row, id);
+    for marks in [&watermarks.delivered, &watermarks.last] {
+        Stream::FIRST.iter().for_each(|stream| write_varint(row, marks[*stream].0));
     }
     for fingerprint in fingerprints {
         row.extend_from_slice(&fingerprint.packet_id.to_le_bytes());
@@ -155,12 +165,29 @@ fn encode(row: &mut Vec<u8>, watermarks: &Watermarks, fingerprints: &[Fingerprin
     row.extend_from_slice(&sum.to_le_bytes());
 }
 
-fn decode(row: &[u8]) -> Option<(Watermarks, Vec<Fingerprint>)> {
+/// Leaves `row` empty if no further stream has had records.
+fn encode_sinks(row: &mut Vec<u8>, watermarks: &Watermarks) {
+    row.clear();
+    for stream in Stream::all().skip(Stream::FIRST.len()).filter(|stream| watermarks.last[*stream].0 > 0) {
+        for number in [stream.index() as u64, watermarks.delivered[stream].0, watermarks.last[stream].0] {
+            write_varint(row, number);
+        }
+    }
+    if !row.is_empty() {
+        let sum = crc32fast::hash(row);
+        row.extend_from_slice(&sum.to_le_bytes());
+    }
+}
+
+fn decode(row: &[u8], sinks: &[u8]) -> Option<(Watermarks, Vec<Fingerprint>)> {
     let mut decoder = Decoder { row, at: 0 };
     let mut watermarks = Watermarks::default();
-    for RecordId(id) in watermarks.delivered.iter_mut().chain(&mut watermarks.last) {
-        *id = decoder.varint().ok()?;
+    for marks in [&mut watermarks.delivered, &mut watermarks.last] {
+        for stream in Stream::FIRST {
+            marks[stream] = RecordId(decoder.varint().ok()?);
+        }
     }
+    decode_sinks(sinks, &mut watermarks)?;
     let (fingerprints, sum) = decoder.rest().as_chunks::<10>();
     let body = &row[..row.len() - sum.len()];
     if !(sum.is_empty() || *sum == crc32fast::hash(body).to_le_bytes()) {
@@ -174,4 +201,56 @@ fn decode(row: &[u8]) -> Option<(Watermarks, Vec<Fingerprint>)> {
         })
         .collect();
     Some((watermarks, fingerprints))
+}
+
+fn decode_sinks(row: &[u8], watermarks: &mut Watermarks) -> Option<()> {
+    if row.is_empty() {
+        return Some(());
+    }
+    let (body, sum) = row.split_last_chunk::<4>()?;
+    if *sum != crc32fast::hash(body).to_le_bytes() {
+        return None;
+    }
+    let mut decoder = Decoder { row: body, at: 0 };
+    while decoder.at < body.len() {
+        let stream = Stream::of_number(usize::try_from(decoder.varint().ok()?).ok()?)?;
+        watermarks.delivered[stream] = RecordId(decoder.varint().ok()?);
+        watermarks.last[stream] = RecordId(decoder.varint().ok()?);
+    }
+    Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_board_with_one_sink_writes_no_watermarks_of_others() {
+        let mut marks = Watermarks::default();
+        marks.last[Stream::DATA] = RecordId(7);
+        let (mut row, mut sinks) = (Vec::new(), Vec::new());
+        encode(&mut row, &marks, &[]);
+        encode_sinks(&mut sinks, &marks);
+        assert_eq!((row.len(), sinks.len()), (6 + 4, 0));
+        assert_eq!(decode(&row, &sinks), Some((marks, Vec::new())));
+    }
+
+    #[test]
+    fn watermarks_of_named_sinks_are_read_back_and_damage_is_noticed() {
+        let mut marks = Watermarks::default();
+        for (n, stream) in Stream::all().enumerate().filter(|(n, _)| n % 3 != 1) {
+            marks.last[stream] = RecordId(1000 + n as u64);
+            marks.delivered[stream] = RecordId(n as u64);
+        }
+        let (mut row, mut sinks) = (Vec::new(), Vec::new());
+        encode(&mut row, &marks, &[Fingerprint { packet_id: 7, digest: 9 }]);
+        encode_sinks(&mut sinks, &marks);
+        let (read, fingerprints) = decode(&row, &sinks).unwrap();
+        assert_eq!((read, fingerprints.len()), (marks, 1));
+        for place in 0..sinks.len() {
+            let mut damaged = sinks.clone();
+            damaged[place] ^= 1;
+            assert_eq!(decode(&row, &damaged), None, "byte {place}");
+        }
+    }
 }

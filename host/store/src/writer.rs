@@ -231,7 +231,7 @@ impl Writer {
             }
             StoreRequest::Delivered { stream, through } => session.delivered(stream, through, now),
             StoreRequest::Refused { stream, id, reason } => session.refuse(stream, id, &reason)?,
-            StoreRequest::GapsReported { through } => session.gaps_reported(through)?,
+            StoreRequest::GapsReported { sink, through } => session.gaps_reported(sink, through)?,
             StoreRequest::ForgetDeliveries => {
                 for request in &mut self.held {
                     if let StoreRequest::Commit { commits, .. } = request {

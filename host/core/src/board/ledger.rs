@@ -22,8 +22,8 @@ use crate::request::Response;
 use crate::store::{
     self, BatchNo, Commit, DeadLetter, LoadId, Parked, ParkedId, Record, StoredHeard, StoredWake, WakeId,
 };
-pub use record::RecorderConfig;
 pub(crate) use record::{Recorded, Recorder};
+pub use record::{RecorderConfig, SinkRoute};
 pub(crate) use unit::{Compared, Unit};
 
 pub(crate) struct Ledger {

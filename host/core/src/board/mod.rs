@@ -64,8 +64,8 @@ pub use input::{
 use intake::Intake;
 pub use intake::window_memory;
 use invariants::Invariants;
-pub use ledger::RecorderConfig;
 use ledger::{Ledger, Loaded, Recorder};
+pub use ledger::{RecorderConfig, SinkRoute};
 use map::Seeded;
 use requests::Requests;
 pub use rollout::PauseConfig;
@@ -469,7 +469,7 @@ impl Board {
             store::StoreEvent::Response { request, response } => self.response_loaded(request, response),
             store::StoreEvent::DeliveriesForgotten => self.subscribe_after_all(),
             store::StoreEvent::Dropped { stream, after, through } => self.forwarder.dropped(stream, after, through),
-            store::StoreEvent::Gaps { through, gaps } => self.forwarder.gaps(through, gaps),
+            store::StoreEvent::Gaps { sink, through, gaps } => self.forwarder.gaps(sink, through, gaps),
             store::StoreEvent::Parked(parked) => self.unpark(parked),
             store::StoreEvent::StateExpired { function } => self.state_expired(&function),
             store::StoreEvent::Failed { .. } => self.store_failed(),

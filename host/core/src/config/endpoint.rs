@@ -24,6 +24,7 @@ pub enum Scheme {
 
 impl Scheme {
     pub const ALL: &[Self] = &[Self::Mqtt, Self::Mqtts, Self::Ws, Self::Wss, Self::Http, Self::Https];
+    pub const WEB: &[Self] = &[Self::Http, Self::Https];
     pub const MQTT: &[Self] = &[Self::Mqtt, Self::Mqtts, Self::Ws, Self::Wss];
 
     const fn as_str(self) -> &'static str {

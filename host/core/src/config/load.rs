@@ -12,7 +12,7 @@ use super::document::Table;
 use super::machine::Machine;
 use super::problem::{Invalid, Location, Problem, Problems, Severity};
 use super::reader::{CREDENTIALS, Reader};
-use super::{Ceilings, Config, DeployKey, Functions, sections};
+use super::{Ceilings, Config, DeployKey, Functions, Sinks, sections};
 use crate::manifest::{self, Manifest};
 
 /// Where the unit takes credentials from.
@@ -57,7 +57,8 @@ impl Config {
 
 impl Functions {
     /// Reads the manifests of all folders that have one. Good ones are returned even when others are bad.
-    pub fn load(&self, machine: &Machine) -> (Vec<(PathBuf, Manifest)>, Problems) {
+    /// `sinks`: those of the board.
+    pub fn load(&self, sinks: &Sinks, machine: &Machine) -> (Vec<(PathBuf, Manifest)>, Problems) {
         let mut loaded: Vec<(PathBuf, Manifest)> = Vec::new();
         let mut problems = Problems::default();
         for (n, dir) in self.paths.iter().enumerate() {
@@ -71,6 +72,13 @@ impl Functions {
                 Ok(manifest) => match loaded.iter().find(|(_, known)| known.name == manifest.name) {
                     None => {
                         problems.extend(overlap(&manifest, dir, &loaded));
+                        if let Some(invalid) = sinks.refusal(&manifest) {
+                            problems.push(Problem::error(
+                                Location::whole(dir.join(manifest::FILE_NAME)),
+                                "sink",
+                                invalid,
+                            ));
+                        }
                         if let Some(invalid) = self.ceilings.warning(&manifest) {
                             let at = Location::whole(dir.join(manifest::FILE_NAME));
                             problems.push(Problem::warning(at, "limits.timeout_ms", invalid));

@@ -16,6 +16,7 @@ pub mod endpoint;
 pub(crate) mod reader;
 mod sections;
 pub mod settings;
+mod sinks;
 
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "a test may read clocks and files")]
@@ -27,12 +28,12 @@ pub use problem::{Problem, Problems};
 pub use reader::nearest;
 pub use sections::on_one_broker;
 pub use settings::BoardSettings;
+pub use sinks::{LOCAL, Sink, Sinks, Target, UPSTREAM};
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::{NonZeroU16, NonZeroU32, NonZeroU64, NonZeroUsize};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use crate::board::Budget;
 use crate::key::PublicKey;
@@ -47,7 +48,7 @@ pub struct Config {
     pub deploy: Deploy,
     pub worker: Worker,
     pub store: Store,
-    pub upstream: Option<Upstream>,
+    pub sinks: Sinks,
     pub recording: Recording,
     pub http: Http,
     pub http_trigger: HttpTrigger,
@@ -234,6 +235,16 @@ pub struct Store {
     pub state_max_bytes: NonZeroU64,
     /// How long the state of a removed function is kept.
     pub state_retention_secs: Option<NonZeroU64>,
+    /// The sinks of the configuration. The first is told of lost records that no sink of its own has.
+    pub sinks: Vec<SinkShare>,
+}
+
+/// What one sink may have in the outbox.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SinkShare {
+    pub name: String,
+    pub max_bytes: u64,
+    pub when_full: WhenFull,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -245,7 +256,7 @@ pub enum WhenFull {
     Block,
 }
 
-/// Destination of alerts and data.
+/// A broker or a webhook that alerts and data go to: the keys that `[upstream]` and `[sink.<name>]` share.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Upstream {
     pub connection: Connection,
@@ -316,7 +327,7 @@ impl Config {
             deploy: Deploy::default(),
             worker: Worker::default(),
             store: Store::default(),
-            upstream: None,
+            sinks: Sinks::default(),
             recording: Recording::default(),
             http: Http::default(),
             http_trigger: HttpTrigger::default(),
@@ -327,11 +338,6 @@ impl Config {
     /// Bytes that messages in processing may hold, on a machine with so much memory for the service.
     pub fn budget(&self, memory_bytes: u64) -> Budget {
         self.functions.memory_budget_bytes.map_or(Budget::of_memory(memory_bytes), |bytes| Budget::new(bytes.get()))
-    }
-
-    /// Time in which repeats of an alert are folded. Without an upstream the default applies to the local broker.
-    pub fn fold(&self) -> Duration {
-        Duration::from_secs(self.upstream.as_ref().map_or(Upstream::FOLD_SECS, |upstream| upstream.fold_secs).into())
     }
 }
 
@@ -458,6 +464,7 @@ impl Default for Store {
             message_id_retention_secs: nz32(24 * 3600),
             state_max_bytes: nz64(64 << 20),
             state_retention_secs: Some(nz64(30 * 24 * 3600)),
+            sinks: Vec::new(),
         }
     }
 }
@@ -468,11 +475,16 @@ impl Upstream {
         format!("up/{node}/")
     }
 
-    const FOLD_SECS: u32 = 60;
+    pub(crate) const FOLD_SECS: u32 = 60;
 
     pub fn new(url: Endpoint, node: &str) -> Self {
+        Self { connection: Connection::new(url, format!("sedge-{node}-upstream")), ..Self::of_sink(UPSTREAM, node) }
+    }
+
+    /// The defaults of `[sink.<name>]`.
+    pub(crate) fn of_sink(name: &str, node: &str) -> Self {
         Self {
-            connection: Connection::new(url, format!("sedge-{node}-upstream")),
+            connection: Connection::new(Endpoint::default(), format!("sedge-{node}-{name}")),
             topic_prefix: None,
             authorization_file: None,
             headers: BTreeMap::new(),

@@ -9,7 +9,7 @@ use super::problem::{Invalid, Problems};
 use super::reader::{Read, Reader, Section, choice, nearest, parsed, wrong_kind};
 use super::{
     Ceilings, Config, Connection, Deploy, DeployKey, Endpoint, Functions, Header, Http, Isolate, Log, Mqtt, Node,
-    Recording, Scheme, Store, Upstream, WhenFull, Worker, http_trigger, settings,
+    Recording, Scheme, Sink, Store, Upstream, WhenFull, Worker, http_trigger, settings, sinks,
 };
 use crate::board::Weight;
 use crate::manifest;
@@ -27,10 +27,7 @@ pub(super) fn read(table: &Table, host_name: String, memory_bytes: u64) -> (Conf
         root.section("deploy", |section| deploy(section, &mut config.deploy));
         root.section("worker", |section| worker(section, &mut config.worker, &config.functions, memory_bytes));
         root.section("store", |section| store(section, &mut config.store, &config.mqtt, &config.functions.ceilings));
-        let wanted = root.has("upstream");
-        let mut sink = Upstream::new(Endpoint::default(), &config.node.name);
-        root.section("upstream", |section| upstream(section, wanted, &mut sink, &config.mqtt, &config.node));
-        config.upstream = wanted.then_some(sink);
+        sinks(root, &mut config);
         root.section("recording", |section| recording(section, &mut config.recording, &config.deploy));
         root.section("http", |section| http(section, &mut config.http));
         let max_payload_bytes = config.mqtt.max_payload_bytes;
@@ -40,6 +37,23 @@ pub(super) fn read(table: &Table, host_name: String, memory_bytes: u64) -> (Conf
         root.section("log", |section| log(section, &mut config.log));
     });
     (config, reader)
+}
+
+fn sinks(root: &mut Section<'_, '_>, config: &mut Config) {
+    let Config { sinks: all, mqtt, node, store, .. } = config;
+    let wanted = root.has("upstream");
+    let mut upstream = Upstream::new(Endpoint::default(), &node.name);
+    let mut has_fold = false;
+    root.section("upstream", |section| {
+        receiver(section, wanted, Scheme::ALL, &mut upstream, Some(&mut has_fold), mqtt, node);
+    });
+    all.list.extend(wanted.then(|| Sink::upstream(upstream)));
+    root.section("sink", |section| {
+        sinks::read_sinks(section, all, mqtt, node);
+        sinks::check_shares(section, all, store);
+    });
+    root.section("sinks", |section| sinks::read_routes(section, all, has_fold));
+    store.sinks = all.shares(store);
 }
 
 fn node(section: &mut Section<'_, '_>, node: &mut Node) {
@@ -336,10 +350,21 @@ fn store(section: &mut Section<'_, '_>, store: &mut Store, mqtt: &Mqtt, ceilings
 /// The board knows each scope, which takes a fifth of what it counts at least.
 const MAX_STATE_BYTES: u64 = 4 << 30;
 
-fn upstream(section: &mut Section<'_, '_>, wanted: bool, upstream: &mut Upstream, local: &Mqtt, node: &Node) {
-    let has_url = connection(section, &mut upstream.connection, Scheme::ALL) && section.has("url");
+/// Reads the keys that `[upstream]` and `[sink.<name>]` share. `has_fold`: of the former, with its own key for alerts.
+pub(super) fn receiver(
+    section: &mut Section<'_, '_>,
+    wanted: bool,
+    allowed: &[Scheme],
+    upstream: &mut Upstream,
+    has_fold: Option<&mut bool>,
+    local: &Mqtt,
+    node: &Node,
+) {
+    let has_url = connection(section, &mut upstream.connection, allowed) && section.has("url");
     if wanted {
-        section.require("url", "\"mqtts://broker.example.com:8883\"");
+        let is_web = allowed == Scheme::WEB;
+        section
+            .require("url", if is_web { "\"https://example.com/in\"" } else { "\"mqtts://broker.example.com:8883\"" });
     }
     if matches!(section.item("topic_prefix").map(|item| &item.value), Some(Value::String(text)) if text.is_empty()) {
         upstream.topic_prefix = Some(String::new());
@@ -352,7 +377,9 @@ fn upstream(section: &mut Section<'_, '_>, wanted: bool, upstream: &mut Upstream
     section.file("authorization_file", &mut upstream.authorization_file, Content::Secret);
     section.value("keep_alive_secs", &mut upstream.keep_alive_secs);
     section.value("in_flight", &mut upstream.in_flight);
-    section.value("fold_secs", &mut upstream.fold_secs);
+    if let Some(has_fold) = has_fold {
+        *has_fold = section.value("fold_secs", &mut upstream.fold_secs);
+    }
     section.value("timeout_secs", &mut upstream.timeout_secs);
     section.value("backoff_max_secs", &mut upstream.backoff_max_secs);
     section.or_off("give_up_secs", &mut upstream.give_up_secs);
@@ -426,7 +453,7 @@ fn upstream_broker(section: &mut Section<'_, '_>, upstream: &Upstream, local: &M
     }
 }
 
-/// What is wrong where `[mqtt]` and `[upstream]` lead to one broker, by key of `[upstream]`.
+/// What is wrong where `[mqtt]` and a sink lead to one broker, by key of the sink.
 pub fn on_one_broker(upstream: &Upstream, local: &Mqtt, node: &Node) -> Vec<(&'static str, Invalid)> {
     let mut problems = Vec::new();
     if upstream.connection.client_id == local.connection.client_id {

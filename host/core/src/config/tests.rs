@@ -46,7 +46,7 @@ fn a_good_configuration_has_no_problems() {
     assert_eq!(config.store.max_age_secs.map(NonZeroU64::get), Some(3600));
     assert_eq!(config.store.dead_letter_max_age_secs, None);
     assert_eq!(config.store.when_full, WhenFull::Block);
-    assert_eq!(config.upstream.unwrap().connection.url.as_str(), "https://example.com/in?site=7");
+    assert_eq!(config.upstream().unwrap().connection.url.as_str(), "https://example.com/in?site=7");
     assert_eq!(config.http.listen, None);
 }
 
@@ -85,7 +85,7 @@ fn headers_of_a_webhook_have_a_value_or_a_file() {
     let text = "[upstream]\nurl = \"https://a/in\"\n[upstream.headers]\nX-Site = { value = \"7\" }\nX-Both = { value = \"7\", file = \"f\" }\n\
                 X-None = {}\nCe-Id = { value = \"7\" }\nX-Line = { value = \"a\\nb\" }\n";
     let (config, problems) = inspect(text);
-    assert_eq!(config.upstream.unwrap().headers["X-Site"].value.as_deref(), Some("7"));
+    assert_eq!(config.upstream().unwrap().headers["X-Site"].value.as_deref(), Some("7"));
     for part in ["either value or file", "X-None.value: missing", "Ce-Id is set by Sedge itself", "cannot be the value"]
     {
         assert!(problems.iter().any(|problem| problem.contains(part)), "{part}: {problems:#?}");
@@ -539,7 +539,7 @@ fn folders_of_functions() {
             "sedge.toml:6:1: functions.paths[3]: good is listed twice; remove one",
         ]
     );
-    let (loaded, problems) = config.functions.load(&machine::testing::MACHINE);
+    let (loaded, problems) = config.functions.load(&config.sinks, &machine::testing::MACHINE);
     assert_eq!(
         loaded.iter().map(|(dir, m)| (dir.clone(), &*m.name)).collect::<Vec<_>>(),
         [(folder.0.path().join("good"), "good")]
@@ -603,7 +603,8 @@ fn shown() -> Vec<Shown> {
 
 /// The annotated file with its keys in force.
 fn uncommented(with_examples: bool) -> String {
-    let keep = |line: &&str| with_examples || !line.contains("# example") || line.starts_with("#url");
+    let keep =
+        |line: &&str| with_examples || !line.contains("# example") || line.starts_with("#url = \"mqtts://broker");
     let bare = |line: &str| match line.strip_prefix('#') {
         Some(rest) if rest.starts_with(|c: char| c.is_ascii_lowercase() || c == '[') => rest.to_owned(),
         _ => line.to_owned(),
@@ -632,6 +633,9 @@ fn the_annotated_file_shows_every_key_once_and_in_order() {
         "http_trigger.tokens",
         "http_trigger.tokens.meters",
         "functions.settings.threshold-alert",
+        "sink.lake",
+        "sink.lake.headers",
+        "sink.lake.headers.X-API-Key",
         "upstream.headers",
         "upstream.headers.X-API-Key",
     ];
@@ -647,8 +651,10 @@ fn the_annotated_file_shows_every_key_once_and_in_order() {
 fn the_annotated_file_shows_the_defaults() {
     let (mut config, found) = inspect(&uncommented(false));
     assert_eq!(found, [""; 0]);
-    let upstream = config.upstream.take().unwrap();
-    assert_eq!(upstream, Upstream::new("mqtts://broker.example.com:8883".parse().unwrap(), "board"));
+    let [sink] = &std::mem::take(&mut config.sinks).list[..] else { panic!("one sink") };
+    let upstream = Upstream::new("mqtts://broker.example.com:8883".parse().unwrap(), "board");
+    assert_eq!(*sink, Sink::upstream(upstream));
+    config.store.sinks.clear();
     assert_eq!(config, Config::new(Node::new("board")));
 }
 
@@ -663,6 +669,8 @@ fn the_examples_of_the_annotated_file_are_good() {
         "CREDENTIALS_DIRECTORY",
         "only used by webhooks",
         "either value or file",
+        "not used by a webhook",
+        "says it too",
     ];
     let expected = |line: &&String| texts.iter().any(|it| line.contains(it));
     assert_eq!(found.iter().filter(|line| !expected(line)).collect::<Vec<_>>(), [""; 0]);
@@ -676,7 +684,7 @@ fn the_example_of_the_reference_is_good() {
         found.iter().all(|line| line.contains("functions.paths[0]") || line.contains("password_file")),
         "{found:?}"
     );
-    assert_eq!((&*config.node.name, config.upstream.is_some()), ("cold-room-2", true));
+    assert_eq!((&*config.node.name, config.upstream().is_some()), ("cold-room-2", true));
 }
 
 /// `docs/configuration.md` is made from the annotated file: `SEDGE_WRITE_DOCS=1 cargo test reference` writes it.

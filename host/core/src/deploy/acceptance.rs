@@ -32,6 +32,7 @@ pub(crate) struct Board<'a> {
     pub(crate) host: Capabilities,
     pub(crate) deploy: &'a config::Deploy,
     pub(crate) ceilings: &'a config::Ceilings,
+    pub(crate) sinks: &'a config::Sinks,
     /// Unix time, if the clock is synced.
     pub(crate) now_ms: Option<u64>,
     /// The accepted orders of all functions, and of the keys.
@@ -119,6 +120,9 @@ impl<'k> Authentic<'k> {
         let mut chosen = None;
         if let OrderChange::Install(install) = &order.change {
             let manifest = check_manifest(&order, install, board.ceilings)?;
+            if let Some(invalid) = board.sinks.refusal(&manifest) {
+                return Err(Refusal::new(Reason::InvalidManifest, format!("sink: {invalid}")));
+            }
             signers = filter(signers, |key| key.may_use(&manifest))?;
             let chosen = chosen.insert(Chosen::of(install, board.host, &manifest)?);
             if chosen.is_code {

@@ -333,6 +333,7 @@ mod tests {
             host: Capabilities { has_compiler: true, runs_scripts: true, target: None },
             deploy: config::Deploy::default(),
             functions: config::Functions::default(),
+            sinks: config::Sinks::default(),
         };
         let now = Now { monotonic: Instant::now(), unix_ms: 0, synced: false };
         let boot = Boot { keys: None, records: Vec::new(), settings: Vec::new(), folders: vec![folder] };

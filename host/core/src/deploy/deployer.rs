@@ -52,6 +52,7 @@ pub struct DeployerConfig {
     pub host: Capabilities,
     pub deploy: config::Deploy,
     pub functions: config::Functions,
+    pub sinks: config::Sinks,
 }
 
 impl DeployerConfig {
@@ -63,6 +64,7 @@ impl DeployerConfig {
             host,
             deploy: config.deploy.clone(),
             functions: config.functions.clone(),
+            sinks: config.sinks.clone(),
         }
     }
 }

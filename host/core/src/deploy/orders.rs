@@ -170,6 +170,7 @@ impl Deployer {
             host: self.config.host,
             deploy: &self.config.deploy,
             ceilings: &self.config.functions.ceilings,
+            sinks: &self.config.sinks,
             now_ms: now.synced.then_some(now.unix_ms),
             histories: histories.collect(),
             believed_ms: self.believed_ms,

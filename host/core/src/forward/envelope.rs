@@ -4,12 +4,13 @@
 //! receivers can drop duplicates. What ends loops among functions is no attribute, and only in MQTT.
 
 use std::borrow::Cow;
+use std::fmt;
 
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::store::{Gap, Record, StoredRecord};
-use crate::stream::Stream;
+use crate::store::{Gap, Record, Recovered, StoredRecord};
+use crate::stream::{SinkId, Stream, StreamKind};
 use crate::time::rfc3339;
 
 /// User property of publications: how many functions the message passed. The intake reads it to end loops, also those by
@@ -36,22 +37,26 @@ pub(crate) struct EnvelopeBuilder {
     /// `sedge/<node>`.
     source: Box<str>,
     topic_prefix: Box<str>,
+    /// Of all sinks that the store knows.
+    names: Vec<(SinkId, Box<str>)>,
 }
 
 impl EnvelopeBuilder {
-    /// `topic_prefix`: of upstream. Local publications have none.
-    pub(crate) fn new(store_id: &str, node: &str, topic_prefix: &str) -> Self {
+    /// `topic_prefix`: of the sink. Local publications have none.
+    pub(crate) fn new(recovered: &Recovered, node: &str, topic_prefix: &str) -> Self {
         let source = format!("sedge/{node}");
-        Self { store_id: store_id.into(), source: source.into(), topic_prefix: topic_prefix.into() }
+        let (store_id, topic_prefix) = (recovered.store_id.as_str().into(), topic_prefix.into());
+        let names = recovered.sinks.iter().map(|sink| (sink.id, sink.name.clone())).collect();
+        Self { store_id, source: source.into(), topic_prefix, names }
     }
 
     pub(crate) fn record(&self, stored: &StoredRecord) -> Envelope {
         let StoredRecord { id, record } = stored;
-        let id = format!("{}-{}-{id}", self.store_id, letter(record.stream));
-        match record.stream {
-            Stream::Alert => self.upstream(id, "io.sedge.alert", record),
-            Stream::Data => self.upstream(id, "io.sedge.data", record),
-            Stream::Local => Envelope {
+        let id = format!("{}-{}-{id}", self.store_id, Letter(record.stream));
+        match record.stream.kind() {
+            StreamKind::Alert => self.upstream(id, "io.sedge.alert", record),
+            StreamKind::Data => self.upstream(id, "io.sedge.data", record),
+            StreamKind::Local => Envelope {
                 topic: record.topic.to_string(),
                 payload: record.payload.clone(),
                 content_type: record.content_type.clone(),
@@ -66,10 +71,10 @@ impl EnvelopeBuilder {
     }
 
     pub(crate) fn gap(&self, gap: &Gap) -> Envelope {
-        let letter = letter(gap.stream);
+        let letter = Letter(gap.stream);
         // No record is lost twice, so no two gaps of a stream begin with the same one.
         let id = format!("{}-g-{letter}-{}-{}", self.store_id, gap.first_id, gap.last_id);
-        let payload = json!({
+        let mut payload = json!({
             "stream": gap.stream.as_str(),
             "reason": gap.reason,
             "first_id": format!("{}-{letter}-{}", self.store_id, gap.first_id),
@@ -79,6 +84,9 @@ impl EnvelopeBuilder {
             "first_at": rfc3339(gap.first_at_ms),
             "last_at": rfc3339(gap.last_at_ms),
         });
+        if let Some((_, name)) = self.names.iter().find(|(sink, _)| Some(*sink) == gap.stream.sink()) {
+            payload["sink"] = json!(name);
+        }
         Envelope {
             topic: format!("{}gaps", self.topic_prefix),
             payload: payload.to_string().into(),
@@ -112,18 +120,27 @@ impl EnvelopeBuilder {
     }
 }
 
-const fn letter(stream: Stream) -> char {
-    match stream {
-        Stream::Alert => 'a',
-        Stream::Data => 'd',
-        Stream::Local => 'l',
+/// Part of ids that names the stream: `a`, `d` or `l`, with the number of the sink unless that is `upstream`.
+struct Letter(Stream);
+
+impl fmt::Display for Letter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.as_str()[..1])?;
+        match self.0.sink() {
+            None | Some(SinkId::UPSTREAM) => Ok(()),
+            Some(sink) => write!(f, "{}", sink.index()),
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::RecordId;
+    use crate::store::{RecordId, StoredSink};
+
+    fn recovered() -> Recovered {
+        Recovered { store_id: "k3".into(), ..Recovered::default() }
+    }
 
     impl Envelope {
         pub fn property(&self, name: &str) -> Option<&str> {
@@ -148,7 +165,8 @@ mod tests {
 
     #[test]
     fn upstream_records_carry_cloudevents_attributes() {
-        let envelope = EnvelopeBuilder::new("k3", "cellar", "up/cellar/").record(&stored(Stream::Alert, "alerts/f"));
+        let envelope =
+            EnvelopeBuilder::new(&recovered(), "cellar", "up/cellar/").record(&stored(Stream::ALERT, "alerts/f"));
         assert_eq!(envelope.topic, "up/cellar/alerts/f");
         let properties: Vec<_> = envelope.properties.iter().map(|(key, value)| (*key, &**value)).collect();
         assert_eq!(
@@ -163,14 +181,37 @@ mod tests {
                 ("sedge-fan-out", "70"),
             ]
         );
-        let envelope = EnvelopeBuilder::new("k3", "cellar", "site/7/").record(&stored(Stream::Data, "raw"));
+        let envelope = EnvelopeBuilder::new(&recovered(), "cellar", "site/7/").record(&stored(Stream::DATA, "raw"));
         assert_eq!(envelope.topic, "site/7/raw");
         assert_eq!((envelope.property("id"), envelope.property("type")), (Some("k3-d-42"), Some("io.sedge.data")));
     }
 
     #[test]
+    fn ids_of_a_named_sink_are_its_own_and_its_gaps_have_its_name() {
+        let sink = SinkId::new(3).unwrap();
+        let stored_sink = StoredSink { id: sink, name: "lake".into(), is_removed: false };
+        let builder = EnvelopeBuilder::new(&Recovered { sinks: vec![stored_sink], ..recovered() }, "cellar", "p/");
+        let envelope = builder.record(&stored(Stream::data(sink), "raw"));
+        assert_eq!((envelope.property("id"), envelope.property("type")), (Some("k3-d3-42"), Some("io.sedge.data")));
+        let gap = Gap {
+            stream: Stream::alerts(sink),
+            reason: "full".into(),
+            first_id: RecordId(1),
+            last_id: RecordId(2),
+            records: 2,
+            bytes: 9,
+            first_at_ms: 0,
+            last_at_ms: 0,
+        };
+        let envelope = builder.gap(&gap);
+        assert_eq!(envelope.property("id"), Some("k3-g-a3-1-2"));
+        let payload: serde_json::Value = serde_json::from_slice(&envelope.payload).unwrap();
+        assert_eq!((&payload["sink"], &payload["stream"]), (&json!("lake"), &json!("alert")));
+    }
+
+    #[test]
     fn local_publications_keep_their_topic_and_count_hops() {
-        let envelope = EnvelopeBuilder::new("k3", "cellar", "x/").record(&stored(Stream::Local, "derived/t"));
+        let envelope = EnvelopeBuilder::new(&recovered(), "cellar", "x/").record(&stored(Stream::LOCAL, "derived/t"));
         assert_eq!(envelope.topic, "derived/t");
         assert!(envelope.retain);
         assert_eq!(envelope.properties, [("id", "k3-l-42".into()), (HOPS, "3".into()), (FAN_OUT, "70".into())]);
@@ -179,7 +220,7 @@ mod tests {
     #[test]
     fn a_gap_says_what_was_lost() {
         let gap = Gap {
-            stream: Stream::Data,
+            stream: Stream::DATA,
             reason: "full".into(),
             first_id: RecordId(812),
             last_id: RecordId(990),
@@ -188,7 +229,7 @@ mod tests {
             first_at_ms: 1_000,
             last_at_ms: 61_000,
         };
-        let envelope = EnvelopeBuilder::new("k3", "cellar", "up/cellar/").gap(&gap);
+        let envelope = EnvelopeBuilder::new(&recovered(), "cellar", "up/cellar/").gap(&gap);
         assert_eq!(envelope.topic, "up/cellar/gaps");
         assert_eq!(envelope.property("id"), Some("k3-g-d-812-990"));
         let payload: serde_json::Value = serde_json::from_slice(&envelope.payload).unwrap();

@@ -25,7 +25,7 @@ use super::tail::{Tail, TailLimits};
 use super::{Action, Destination};
 use crate::message::PublishToken;
 use crate::store::{Gap, GapId, RecordId, Recovered, StoreRequest};
-use crate::stream::{PerStream, Stream};
+use crate::stream::{PerStream, Stream, StreamKind};
 use crate::time::Backoff;
 
 /// Records per stream in memory.
@@ -526,9 +526,9 @@ impl Lane {
         if !self.requests.is_empty() {
             return Some(Action::Store(self.requests.remove(0)));
         }
-        for stream in Stream::ALL {
-            if let Some(through) = self.watermarks[stream].take() {
-                return Some(Action::Store(StoreRequest::Delivered { stream, through }));
+        for entry in &self.streams {
+            if let Some(through) = self.watermarks[entry.stream].take() {
+                return Some(Action::Store(StoreRequest::Delivered { stream: entry.stream, through }));
             }
         }
         for entry in &mut self.streams {
@@ -619,7 +619,7 @@ impl Lane {
                 continue;
             }
             if due.is_none()
-                && *stream != Stream::Alert
+                && stream.kind() != StreamKind::Alert
                 && let Some((place, gap)) = gap.take()
             {
                 if self.gap_trouble.paused_until.is_some() {
@@ -645,7 +645,8 @@ impl Lane {
     fn next_gap(&mut self) -> Option<(usize, Gap)> {
         for place in 0..self.gaps.len() {
             let PendingGap { gap, state } = &self.gaps[place];
-            let open = if gap.stream == Stream::Local { self.local_dropped } else { self.oldest_dropped(gap.stream) };
+            let is_local = gap.stream == Stream::LOCAL;
+            let open = if is_local { self.local_dropped } else { self.oldest_dropped(gap.stream) };
             if *state != GapState::Waiting || open.is_some_and(|oldest| oldest <= gap.last_id) {
                 continue;
             }
@@ -677,7 +678,9 @@ impl Lane {
         for PendingGap { gap, .. } in self.gaps.drain(..).filter(|it| it.gap.is_of_dropped()) {
             self.late.retain(|(stream, id), _| *stream != gap.stream || *id > gap.last_id);
         }
-        self.requests.push(StoreRequest::GapsReported { through: self.gaps_through });
+        if let Destination::Sink(sink) = self.destination {
+            self.requests.push(StoreRequest::GapsReported { sink, through: self.gaps_through });
+        }
     }
 
     fn declined(&mut self, stream: Stream, id: RecordId, reason: Box<str>, now: Instant) {

@@ -1,4 +1,5 @@
-//! Delivery of the outbox: alerts and data upstream, publications to the local broker.
+//! Delivery of the outbox: alerts and data to sinks, publications to the local broker. Each receiver has a lane of its own:
+//! one that is away holds up no other.
 //!
 //! State without I/O and without a clock. The daemon feeds it events of the store and the connections, and carries out
 //! the actions of [`Forwarder::poll`]. A record leaves the store only after its receiver has accepted it. A receiver may
@@ -13,7 +14,7 @@ use crate::message::PublishToken;
 use crate::metrics::Metrics;
 use crate::mistakes::{Mistake, is_made};
 use crate::store::{Gap, GapId, RecordId, Recovered, StoreRequest, StoredRecord};
-use crate::stream::Stream;
+use crate::stream::{SinkId, Stream};
 use crate::time::Backoff;
 
 pub mod envelope;
@@ -40,8 +41,12 @@ const MAX_RETRY_REASONS: usize = 16;
 /// Receiver of records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Destination {
-    Upstream,
     Local,
+    Sink(SinkId),
+}
+
+impl Destination {
+    pub const UPSTREAM: Self = Self::Sink(SinkId::UPSTREAM);
 }
 
 /// What the caller carries out, in order.
@@ -65,86 +70,121 @@ pub struct ForwardConfig {
     pub node: String,
     /// Unanswered publications to the local broker.
     pub local_in_flight: usize,
-    /// `None`: no upstream. Records of an earlier configuration stay in the store.
-    pub upstream: Option<config::Upstream>,
+    /// Records of other sinks stay in the store.
+    pub sinks: Vec<SinkLane>,
+    /// The sink that gaps of the local broker are reported to.
+    pub home: Option<SinkId>,
     /// Bytes of one stream's records in memory.
     pub window_bytes: usize,
     /// Seed of the backoff jitter, so that boards that fail together do not retry together.
     pub seed: u64,
 }
 
+/// How one sink is sent to.
+#[derive(Clone, Debug)]
+pub struct SinkLane {
+    pub id: SinkId,
+    pub name: Arc<str>,
+    /// Of every topic.
+    pub topic_prefix: String,
+    /// Records without an answer. Where a later record must not overtake one that failed, it is 1.
+    pub in_flight: usize,
+    /// How long an answer may take. `None`: the sender itself ends what takes too long.
+    pub answer_timeout: Option<Duration>,
+    pub backoff_max: Duration,
+    /// How long a declined record is retried. `None`: until it is accepted or the store drops it.
+    pub patience: Option<Duration>,
+    /// Without one, it counts as connected while records are accepted.
+    pub has_connection: bool,
+}
+
+impl SinkLane {
+    /// `id`: as the store gave it.
+    pub fn new(sink: &config::Sink, id: SinkId, node: &str) -> Self {
+        let (receiver, is_broker) = match &sink.target {
+            config::Target::Mqtt(receiver) => (receiver, true),
+            config::Target::Webhook(receiver) => (receiver, false),
+        };
+        Self {
+            id,
+            name: sink.name.as_str().into(),
+            topic_prefix: sink.prefix(node),
+            // One call at a time: a record must not overtake an earlier one whose call failed.
+            in_flight: if is_broker { receiver.in_flight.get().into() } else { 1 },
+            // A call has a timeout of its own.
+            answer_timeout: is_broker.then(|| Duration::from_secs(receiver.timeout_secs.get().into())),
+            backoff_max: Duration::from_secs(receiver.backoff_max_secs.get().into()),
+            patience: receiver.give_up_secs.map(|secs| Duration::from_secs(secs.get())),
+            has_connection: is_broker,
+        }
+    }
+}
+
 pub(crate) struct Forwarder {
     node: String,
-    /// Topic prefix of upstream.
-    topic_prefix: String,
-    calls_webhook: bool,
     metrics: Arc<Metrics>,
     local: Lane,
-    upstream: Option<Lane>,
+    sinks: Vec<Sink>,
+    home: Option<SinkId>,
     /// Reasons of retries that were logged since something was accepted.
     retry_reasons: BTreeSet<(Destination, Box<str>)>,
 }
 
+struct Sink {
+    id: SinkId,
+    name: Arc<str>,
+    topic_prefix: String,
+    has_connection: bool,
+    lane: Lane,
+}
+
 impl Forwarder {
     pub(crate) fn new(settings: ForwardConfig, recovered: &Recovered, metrics: Arc<Metrics>) -> Self {
-        let builder = |prefix: &str| EnvelopeBuilder::new(&recovered.store_id, &settings.node, prefix);
+        let ForwardConfig { node, local_in_flight, sinks, home, window_bytes, seed } = settings;
         // A pause of the local broker is rare (a quota), and short because local alarms wait here.
-        let backoff = Backoff::new(FIRST_PAUSE, Duration::from_secs(10), settings.seed);
+        let backoff = Backoff::new(FIRST_PAUSE, Duration::from_secs(10), seed);
         let local = Lane::new(
             Destination::Local,
-            &[Stream::Local],
-            builder(""),
+            &[Stream::LOCAL],
+            EnvelopeBuilder::new(recovered, &node, ""),
             recovered,
             LaneLimits {
-                in_flight: settings.local_in_flight,
-                window_bytes: settings.window_bytes,
+                in_flight: local_in_flight,
+                window_bytes,
                 answer_timeout: Some(LOCAL_TIMEOUT),
                 backoff,
                 patience: LOCAL_PATIENCE,
                 given_up_key: Some(META_GIVEN_UP),
             },
         );
-        let topic_prefix =
-            settings.upstream.as_ref().map(|upstream| upstream.prefix(&settings.node)).unwrap_or_default();
-        let calls_webhook = settings.upstream.as_ref().is_some_and(|upstream| !upstream.connection.url.is_mqtt());
-        let upstream = settings.upstream.as_ref().map(|upstream| {
-            let backoff_max = Duration::from_secs(upstream.backoff_max_secs.get().into());
-            let backoff = Backoff::new(FIRST_PAUSE, backoff_max, settings.seed.rotate_left(32));
-            let builder = builder(&topic_prefix);
-            let mut streams = [Stream::Alert, Stream::Data];
+        metrics.broker.set(false);
+        metrics.name_sinks(sinks.iter().map(|sink| (sink.id, Arc::clone(&sink.name))));
+        let sink = |sink: SinkLane| {
+            metrics.sink(sink.id).set(false);
+            let mut streams = [Stream::alerts(sink.id), Stream::data(sink.id)];
             if is_made(Mistake::DataBeforeAlerts) {
                 streams.reverse();
             }
+            // Lanes that fail together do not retry together.
+            let seed = seed.rotate_left(32) ^ sink.id.index() as u64;
             let limits = LaneLimits {
-                // One call at a time: a record must not overtake an earlier one whose call failed.
-                window_bytes: settings.window_bytes,
-                in_flight: if calls_webhook { 1 } else { upstream.in_flight.get().into() },
-                // A call has a timeout of its own.
-                answer_timeout: (!calls_webhook).then(|| Duration::from_secs(upstream.timeout_secs.get().into())),
-                backoff,
-                patience: upstream.give_up_secs.map(|secs| Duration::from_secs(secs.get())),
+                window_bytes,
+                in_flight: sink.in_flight,
+                answer_timeout: sink.answer_timeout,
+                backoff: Backoff::new(FIRST_PAUSE, sink.backoff_max, seed),
+                patience: sink.patience,
                 given_up_key: None,
             };
-            let mut lane = Lane::new(Destination::Upstream, &streams, builder, recovered, limits);
-            if calls_webhook {
-                // A webhook has no connection: it counts as connected while calls succeed.
+            let builder = EnvelopeBuilder::new(recovered, &node, &sink.topic_prefix);
+            let mut lane = Lane::new(Destination::Sink(sink.id), &streams, builder, recovered, limits);
+            if !sink.has_connection {
                 lane.connected();
             }
-            lane
-        });
-        metrics.broker.set(false);
-        if upstream.is_some() {
-            metrics.upstream.set(false);
-        }
-        Self {
-            node: settings.node,
-            topic_prefix,
-            calls_webhook,
-            metrics,
-            local,
-            upstream,
-            retry_reasons: BTreeSet::new(),
-        }
+            let SinkLane { id, name, topic_prefix, has_connection, .. } = sink;
+            Sink { id, name, topic_prefix, has_connection, lane }
+        };
+        let sinks = sinks.into_iter().map(sink).collect();
+        Self { node, metrics, local, sinks, home, retry_reasons: BTreeSet::new() }
     }
 
     /// Handles `StoreEvent::Committed`.
@@ -170,24 +210,24 @@ impl Forwarder {
             return;
         }
         let delivered = self.lane_of(stream).map(|lane| lane.dropped(stream, after, through));
-        if let (Some(delivered), Some(upstream)) = (delivered, &mut self.upstream) {
-            delivered.into_iter().for_each(|late| upstream.accepted_late(late));
+        if let (Some(delivered), Some(reporter)) = (delivered, self.reporter_of(stream)) {
+            delivered.into_iter().for_each(|late| reporter.accepted_late(late));
         }
     }
 
-    /// Handles `StoreEvent::Gaps`. Without an upstream the gaps stay in the store.
-    pub(crate) fn gaps(&mut self, through: GapId, gaps: Vec<Gap>) {
-        if let Some(upstream) = &mut self.upstream {
-            upstream.gaps(through, gaps);
+    /// Handles `StoreEvent::Gaps`.
+    pub(crate) fn gaps(&mut self, sink: SinkId, through: GapId, gaps: Vec<Gap>) {
+        if let Some(lane) = self.lane(Destination::Sink(sink)) {
+            lane.gaps(through, gaps);
         }
     }
 
     /// Handles `StoreEvent::Reopened`.
     pub(crate) fn reopened(&mut self, recovered: &Recovered) {
-        let builder = |prefix: &str| EnvelopeBuilder::new(&recovered.store_id, &self.node, prefix);
+        let builder = |prefix: &str| EnvelopeBuilder::new(recovered, &self.node, prefix);
         self.local.reopened(recovered, builder(""));
-        if let Some(lane) = &mut self.upstream {
-            lane.reopened(recovered, builder(&self.topic_prefix));
+        for Sink { topic_prefix, lane, .. } in &mut self.sinks {
+            lane.reopened(recovered, builder(topic_prefix));
         }
     }
 
@@ -214,26 +254,28 @@ impl Forwarder {
             Answer::Accepted if self.retry_reasons.is_empty() => {}
             Answer::Accepted => self.retry_reasons.retain(|(of, _)| *of != destination),
             // The store counts and logs the loss when it records the gap.
-            Answer::Refused(reason) => tracing::debug!(?destination, reason, "the receiver refused a record"),
+            Answer::Refused(reason) => {
+                tracing::debug!(sink = self.name(destination), reason, "the receiver refused a record");
+            }
             // The lane logs it.
-            Answer::Declined(_) => self.metrics.forward_errors.inc(),
+            Answer::Declined(_) => self.metrics.forward_errors(destination).inc(),
             Answer::Retry { reason, .. } => {
-                self.metrics.forward_errors.inc();
+                self.metrics.forward_errors(destination).inc();
                 if self.retry_reasons.insert((destination, reason.as_str().into())) {
-                    tracing::warn!(?destination, reason, "failed to send a record; it is sent again");
+                    tracing::warn!(sink = self.name(destination), reason, "failed to send a record; it is sent again");
                 }
                 if self.retry_reasons.len() > MAX_RETRY_REASONS {
                     self.retry_reasons.clear();
                 }
             }
         }
-        if destination == Destination::Upstream && self.calls_webhook {
+        if self.sinks.iter().any(|sink| Destination::Sink(sink.id) == destination && !sink.has_connection) {
             self.set_connected(destination, !matches!(answer, Answer::Retry { .. }));
         }
         if let Some((stream, late)) = self.lane(destination).and_then(|lane| lane.answered(token, answer, now)) {
             self.metrics.forwarded[stream].inc();
-            if let (Some(late), Some(upstream)) = (late, &mut self.upstream) {
-                upstream.accepted_late(late);
+            if let (Some(late), Some(reporter)) = (late, self.reporter_of(stream)) {
+                reporter.accepted_late(late);
             }
         }
     }
@@ -247,48 +289,66 @@ impl Forwarder {
 
     /// Next action, until `None`. Callers feed all events at hand first, which saves requests to the store.
     pub(crate) fn poll(&mut self, now: Instant) -> Option<Action> {
+        let local_dropped = self.local.oldest_dropped(Stream::LOCAL);
+        let (home, sinks) = (self.home, &mut self.sinks);
         let action = self.local.poll(now).or_else(|| {
-            let upstream = self.upstream.as_mut()?;
-            upstream.set_local_dropped(self.local.oldest_dropped(Stream::Local));
-            upstream.poll(now)
+            sinks.iter_mut().find_map(|sink| {
+                if Some(sink.id) == home {
+                    sink.lane.set_local_dropped(local_dropped);
+                }
+                sink.lane.poll(now)
+            })
         });
         action.filter(|it| !(is_made(Mistake::NeverReconnect) && matches!(it, Action::Reconnect { .. })))
     }
 
     /// Whether a lane sends nothing more before an answer: records leave as fast as answers are read.
     pub(crate) fn awaits_answers(&self) -> bool {
-        self.local.awaits_answers() || self.upstream.as_ref().is_some_and(Lane::awaits_answers)
+        self.lanes().any(Lane::awaits_answers)
     }
 
     /// Memory of the records that wait here to be sent, or for their answers.
     pub(crate) fn bytes(&self) -> usize {
-        self.local.bytes() + self.upstream.as_ref().map_or(0, Lane::bytes)
+        self.lanes().map(Lane::bytes).sum()
     }
 
     /// Time of the next poll if nothing happens before.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
-        [self.local.wake_at(), self.upstream.as_ref().and_then(Lane::wake_at)].into_iter().flatten().min()
+        self.lanes().filter_map(Lane::wake_at).min()
+    }
+
+    fn lanes(&self) -> impl Iterator<Item = &Lane> {
+        std::iter::once(&self.local).chain(self.sinks.iter().map(|sink| &sink.lane))
+    }
+
+    fn name(&self, destination: Destination) -> &str {
+        let sink = self.sinks.iter().find(|sink| Destination::Sink(sink.id) == destination);
+        sink.map_or("local", |sink| &*sink.name)
     }
 
     fn set_connected(&self, destination: Destination, connected: bool) {
         match destination {
             Destination::Local => self.metrics.broker.set(connected),
-            Destination::Upstream => self.metrics.upstream.set(connected),
+            Destination::Sink(sink) => self.metrics.sink(sink).set(connected),
         }
     }
 
     fn lane(&mut self, destination: Destination) -> Option<&mut Lane> {
         match destination {
             Destination::Local => Some(&mut self.local),
-            Destination::Upstream => self.upstream.as_mut(),
+            Destination::Sink(id) => self.sinks.iter_mut().find(|sink| sink.id == id).map(|sink| &mut sink.lane),
         }
     }
 
+    /// The lane that sends a stream.
     fn lane_of(&mut self, stream: Stream) -> Option<&mut Lane> {
-        match stream {
-            Stream::Local => Some(&mut self.local),
-            Stream::Alert | Stream::Data => self.upstream.as_mut(),
-        }
+        self.lane(stream.sink().map_or(Destination::Local, Destination::Sink))
+    }
+
+    /// The lane that reports gaps of a stream.
+    fn reporter_of(&mut self, stream: Stream) -> Option<&mut Lane> {
+        let sink = stream.sink().or(self.home)?;
+        self.lane(Destination::Sink(sink))
     }
 }
 

@@ -5,16 +5,17 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use serde_json::json;
 
 use super::text::Text;
 use super::{Sample, Value};
+use crate::forward::Destination;
 use crate::message::{FailureCode, Usage};
 use crate::metrics::histogram::Histogram;
-use crate::stream::{PerStream, Stream};
+use crate::stream::{PerStream, SINKS, SinkId, Stream};
 use crate::time::Now;
 
 /// Distinct reasons for drops. Receivers choose some of them, and must not fill the memory; the rest is `other`.
@@ -172,9 +173,12 @@ pub struct Metrics {
     /// State of functions that are not installed.
     pub(crate) removed_state_bytes: Gauge,
     pub(crate) forwarded: PerStream<Counter>,
-    pub(crate) forward_errors: Counter,
+    local_errors: Counter,
+    sink_errors: [Counter; SINKS],
     pub broker: Link,
-    pub upstream: Link,
+    sinks: [Link; SINKS],
+    /// Sinks of the configuration.
+    sink_names: OnceLock<Vec<(SinkId, Arc<str>)>>,
     start_time_ms: u64,
     dead_letters: [Counter; FailureCode::ALL.len()],
     dropped: Mutex<BTreeMap<Box<str>, u64>>,
@@ -185,6 +189,48 @@ pub struct Metrics {
 impl Metrics {
     pub fn new(start_time_ms: u64) -> Self {
         Self { start_time_ms, ..Self::default() }
+    }
+
+    /// Names the sinks of the configuration, once.
+    pub(crate) fn name_sinks(&self, names: impl Iterator<Item = (SinkId, Arc<str>)>) {
+        let _ = self.sink_names.set(names.collect());
+    }
+
+    /// The connection of a sink.
+    pub fn sink(&self, sink: SinkId) -> &Link {
+        &self.sinks[sink.index()]
+    }
+
+    fn sink_names(&self) -> &[(SinkId, Arc<str>)] {
+        self.sink_names.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// Sinks of the configuration with their names, and whether each is connected.
+    pub fn connected_sinks(&self) -> impl Iterator<Item = (&str, bool)> {
+        self.sink_names().iter().map(|(sink, name)| (&**name, self.sink(*sink).connected() == Some(true)))
+    }
+
+    /// Name of a sink. `None`: it is not part of the configuration any more.
+    pub fn sink_name(&self, sink: SinkId) -> Option<&str> {
+        self.sink_names().iter().find(|(known, _)| *known == sink).map(|(_, name)| &**name)
+    }
+
+    /// The labels of a stream.
+    pub fn stream_labels(&self, stream: Stream) -> Vec<(&'static str, &str)> {
+        let sink = stream.sink().map(|sink| ("sink", self.sink_name(sink).unwrap_or("removed")));
+        [Some(("stream", stream.as_str())), sink].into_iter().flatten().collect()
+    }
+
+    pub(crate) fn forward_errors(&self, destination: Destination) -> &Counter {
+        match destination {
+            Destination::Local => &self.local_errors,
+            Destination::Sink(sink) => &self.sink_errors[sink.index()],
+        }
+    }
+
+    /// Streams of the local broker and of the sinks of the configuration.
+    pub fn streams(&self) -> impl Iterator<Item = Stream> {
+        Stream::all().filter(|stream| stream.sink().is_none_or(|sink| self.sink_name(sink).is_some()))
     }
 
     /// Figures of a function, new ones for a new name. Callers keep the handle instead of asking per message.
@@ -249,6 +295,20 @@ impl Metrics {
         sum
     }
 
+    /// The same over those that have this label.
+    pub fn sum_of(&self, family: &str, label: (&str, &str), now: Now) -> u64 {
+        let mut sum = 0;
+        for source in lock(&self.sources).iter() {
+            source(now, &mut |sample| {
+                let is_it = sample.family == family && sample.labels.contains(&label);
+                if let (true, Value::Integer(value)) = (is_it, &sample.value) {
+                    sum += value;
+                }
+            });
+        }
+        sum
+    }
+
     /// JSON document of `/status`: the most important figures, with percentiles.
     pub fn status(&self, now: Now) -> serde_json::Value {
         let functions: Vec<_> = self.functions().iter().map(|(name, function)| function.status(name)).collect();
@@ -274,7 +334,7 @@ impl Metrics {
                 "written_bytes": self.sum("sedge_store_written_bytes_total", now),
             },
             "dropped": self.all_dropped(),
-            "connected": { "broker": self.broker.connected(), "upstream": self.upstream.connected() },
+            "connected": { "broker": self.broker.connected(), "sinks": self.connected_sinks().collect::<BTreeMap<_, _>>() },
         })
     }
 
@@ -285,10 +345,9 @@ impl Metrics {
 
         add("sedge_build_info", &[("version", env!("CARGO_PKG_VERSION"))], Value::Integer(1));
         add("sedge_start_time_seconds", &[], Value::Float(self.start_time_ms as f64 / 1e3));
-        for (peer, link) in [("broker", &self.broker), ("upstream", &self.upstream)] {
-            if let Some(connected) = link.connected() {
-                add("sedge_connected", &[("peer", peer)], Value::Integer(connected.into()));
-            }
+        let broker = self.broker.connected().map(|connected| ("broker", connected));
+        for (peer, connected) in broker.into_iter().chain(self.connected_sinks()) {
+            add("sedge_connected", &[("peer", peer)], Value::Integer(connected.into()));
         }
         for (name, counter) in [
             ("sedge_sessions_lost_total", &self.sessions_lost),
@@ -300,15 +359,18 @@ impl Metrics {
             ("sedge_messages_dead_lettered_total", &self.dead_lettered),
             ("sedge_worker_restarts_total", &self.worker_restarts),
             ("sedge_invariants_broken_total", &self.invariants_broken),
-            ("sedge_forward_errors_total", &self.forward_errors),
         ] {
             add(name, &[], Value::Integer(counter.get()));
         }
         add("sedge_state_removed_bytes", &[], Value::Integer(self.removed_state_bytes.get()));
         add("sedge_in_flight", &[], Value::Integer(self.in_flight.get()));
-        for stream in Stream::ALL {
-            let labels = [("stream", stream.as_str())];
+        for stream in self.streams() {
+            let labels = self.stream_labels(stream);
             add("sedge_forwarded_total", &labels, Value::Integer(self.forwarded[stream].get()));
+        }
+        let sinks = self.sink_names().iter().map(|(sink, name)| (&**name, &self.sink_errors[sink.index()]));
+        for (sink, errors) in [("local", &self.local_errors)].into_iter().chain(sinks) {
+            add("sedge_forward_errors_total", &[("sink", sink)], Value::Integer(errors.get()));
         }
         for code in FailureCode::ALL {
             let count = self.dead_letters[code as usize].get();

@@ -75,7 +75,7 @@ pub struct Gap {
 impl Gap {
     /// Whether these are records that the store dropped by itself.
     pub(crate) fn is_of_dropped(&self) -> bool {
-        [FULL, EXPIRED].contains(&&*self.reason)
+        [FULL, EXPIRED, REMOVED].contains(&&*self.reason)
     }
 }
 
@@ -83,3 +83,5 @@ impl Gap {
 pub const FULL: &str = "full";
 pub const EXPIRED: &str = "expired";
 pub const DAMAGED: &str = "damaged";
+/// The sink is no longer part of the configuration.
+pub const REMOVED: &str = "sink-removed";

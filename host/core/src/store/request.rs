@@ -13,7 +13,7 @@ use super::state::StoredState;
 use super::wake::StoredWake;
 use crate::message::Scope;
 use crate::request::{RequestId, Response};
-use crate::stream::{PerStream, Stream};
+use crate::stream::{PerStream, SinkId, Stream};
 
 /// Identifies a request to load state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -36,8 +36,8 @@ pub enum StoreRequest {
     Delivered { stream: Stream, through: RecordId },
     /// The receiver will never accept this record: it is dropped and becomes part of a gap.
     Refused { stream: Stream, id: RecordId, reason: Box<str> },
-    /// All gaps up to and including this one were reported upstream and can be deleted.
-    GapsReported { through: GapId },
+    /// The gaps that were to be reported to this sink, up to and including this one, were reported and can be deleted.
+    GapsReported { sink: SinkId, through: GapId },
     /// The broker has lost the session: what earlier deliveries of it left here is evidence of nothing. Answered by
     /// [`StoreEvent::DeliveriesForgotten`].
     ForgetDeliveries,
@@ -81,8 +81,9 @@ pub enum StoreEvent {
         stored: Vec<StoredRecord>,
         end: bool,
     },
-    /// Lost records to report. `through` is the last of these gaps.
+    /// Lost records to report to this sink. `through` is the last of these gaps.
     Gaps {
+        sink: SinkId,
         through: GapId,
         gaps: Vec<Gap>,
     },
@@ -129,6 +130,8 @@ pub struct Recovered {
     pub heard: Vec<StoredHeard>,
     /// Scopes with state, the least recently used first.
     pub state: Vec<StoredState>,
+    /// Those of the configuration, and those that were removed and whose records are kept.
+    pub sinks: Vec<StoredSink>,
     /// Watermark of each stream: all records up to and including this id are gone.
     pub delivered: PerStream<RecordId>,
     /// Last id given in each stream.
@@ -136,6 +139,21 @@ pub struct Recovered {
     pub meta: Vec<(String, Bytes)>,
     /// Set if the file was damaged and a new one was made.
     pub moved_aside: Option<MovedAside>,
+}
+
+/// A sink, as the store knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredSink {
+    pub id: SinkId,
+    pub name: Box<str>,
+    pub is_removed: bool,
+}
+
+impl Recovered {
+    /// The number of a sink of the configuration.
+    pub fn sink(&self, name: &str) -> Option<SinkId> {
+        self.sinks.iter().find(|sink| *sink.name == *name && !sink.is_removed).map(|sink| sink.id)
+    }
 }
 
 /// Damaged database that was replaced.

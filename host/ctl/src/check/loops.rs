@@ -1,16 +1,50 @@
-//! Loops by way of upstream: `[mqtt]` and `[upstream]` are one broker, and a function hears what the board sends there.
+//! Loops by way of a sink: it is the broker of `[mqtt]`, and a function hears what the board sends there.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, ToSocketAddrs as _, UdpSocket};
+use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Duration;
 
-use sedge_core::config::Endpoint;
+use sedge_core::config::{Config, Endpoint, Sink};
 use sedge_core::manifest::Manifest;
 use sedge_core::topic::TopicFilter;
 
 /// How long names may take to be resolved.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Warns of what is wrong where a sink is the local broker.
+pub(super) fn warn_of_one_broker(
+    sink: &Sink,
+    config: &Config,
+    functions: &[(PathBuf, Manifest)],
+    warn: &mut impl FnMut(&str, &str, &str),
+) {
+    let Some(receiver) = sink.broker() else { return };
+    let (url, local) = (&receiver.connection.url, &config.mqtt.connection.url);
+    if !is_one_broker(url, local) {
+        return;
+    }
+    let section = sink.section();
+    // Where the addresses are spelled alike, these were reported with the file.
+    if !url.is_same_listener(local) {
+        for (key, invalid) in sedge_core::config::on_one_broker(receiver, &config.mqtt, &config.node) {
+            let what = format!("{url} is the broker of mqtt.url: {}", invalid.what);
+            warn(&format!("{section}.{key}"), &what, invalid.hint.as_deref().unwrap_or_default());
+        }
+    }
+    for (_, manifest) in functions {
+        if let Some((filter, sent)) = heard(manifest, &receiver.prefix(&config.node.name)) {
+            let what = format!(
+                "function {} receives {filter}, and so what this board sends to the sink {} on the same broker ({sent}): a \
+                 loop, ended only after functions.max_hops",
+                manifest.name, sink.name
+            );
+            let fix = "subscribe to other topics, or choose another prefix or broker";
+            warn(&format!("{section}.topic_prefix"), &what, fix);
+        }
+    }
+}
 
 /// Whether both addresses lead to one listener, however they are spelled.
 pub(super) fn is_one_broker(one: &Endpoint, other: &Endpoint) -> bool {

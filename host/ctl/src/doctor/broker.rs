@@ -27,7 +27,7 @@ pub(crate) struct Observed {
 }
 
 /// Warns of an address beyond this machine without TLS.
-pub(crate) fn unencrypted(key: &'static str, url: &Endpoint) -> Option<Finding> {
+pub(crate) fn unencrypted(key: &str, url: &Endpoint) -> Option<Finding> {
     let what = format!(
         "{key} connects to {} without TLS: passwords and messages can be read and changed on the way",
         url.host()

@@ -78,7 +78,7 @@ impl Alerts {
     /// Notes the alerts among these records.
     pub(super) fn note(&self, stored: &[StoredRecord]) {
         for StoredRecord { record, .. } in stored {
-            if record.stream == Stream::Local
+            if record.stream == Stream::LOCAL
                 && record.topic.starts_with(&self.prefix)
                 && let Ok(alert) = serde_json::from_slice(&record.payload)
             {
@@ -189,7 +189,7 @@ mod tests {
             "key": key, "status": status, "severity": "warning", "summary": "too warm", "value": 81.5, "topic": "oven/1",
         });
         let record = Record {
-            stream: Stream::Local,
+            stream: Stream::LOCAL,
             function: "warm".into(),
             topic: topic.into(),
             payload: Bytes::from(alert.to_string()),

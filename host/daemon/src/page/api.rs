@@ -34,7 +34,7 @@ pub(super) async fn board(State(page): Shared) -> Json<Value> {
     let mut figures = page.metrics.status(now);
     let missing = page.health.all_missing();
     let broker = page.metrics.broker.connected() == Some(true);
-    let upstream = page.metrics.upstream.connected();
+    let sinks: Vec<(&str, bool)> = page.metrics.connected_sinks().collect();
     let mut problems: Vec<Value> = Vec::new();
     let mut add = |what: String, fix: &str| problems.push(json!({ "what": what, "fix": fix }));
     for (part, reason) in &missing {
@@ -46,8 +46,8 @@ pub(super) async fn board(State(page): Shared) -> Json<Value> {
     if !broker {
         add("the broker is away".into(), "run sedge doctor on the board");
     }
-    if upstream == Some(false) {
-        add("upstream is away: records wait in the outbox".into(), "run sedge doctor on the board");
+    for (sink, _) in sinks.iter().filter(|(_, connected)| !connected) {
+        add(format!("the sink {sink} is away: its records wait in the outbox"), "run sedge doctor on the board");
     }
     if !now.synced {
         add("the clock is not synchronised".into(), "let the board reach a time server");
@@ -70,7 +70,12 @@ pub(super) async fn board(State(page): Shared) -> Json<Value> {
         "clock_synced": now.synced,
         "started_ms": page.metrics.start_time_ms(),
         "broker": { "connected": broker },
-        "upstream": page.has_upstream.then(|| json!({ "connected": upstream == Some(true) })),
+        "sinks": sinks.iter().map(|(name, connected)| json!({
+            "name": name,
+            "connected": connected,
+            "records": page.metrics.sum_of("sedge_outbox_records", ("sink", name), now),
+            "bytes": page.metrics.sum_of("sedge_outbox_bytes", ("sink", name), now),
+        })).collect::<Vec<_>>(),
         "outbox": figures["outbox"],
         "dead_letters": dead_letters,
         "problems": problems,

@@ -99,7 +99,6 @@ impl Reports {
 pub(crate) struct Page {
     node: String,
     groups: Vec<String>,
-    has_upstream: bool,
     data_dir: PathBuf,
     access: Access,
     metrics: Arc<Metrics>,
@@ -121,7 +120,6 @@ impl Page {
         Arc::new(Self {
             node: config.node.name.clone(),
             groups: config.node.groups.clone(),
-            has_upstream: config.upstream.is_some(),
             data_dir: config.node.data_dir.clone(),
             access: Access::new(&config.node.data_dir, config.http.hosts.clone()),
             metrics,

@@ -8,7 +8,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use bytes::Bytes;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use tokio::sync::mpsc;
 
 use super::board_key;
 use super::exits::Exits;
@@ -16,23 +15,26 @@ use super::orders::{META_ORDERS, Orders};
 use super::requests::Requests;
 use super::status::Status;
 use super::store_figures;
-use super::{Daemon, STARTED, Upstream};
+use super::{Daemon, STARTED};
 #[cfg(feature = "page")]
 use crate::page::Page;
 use crate::page::Shown;
-use crate::sinks::webhook::Webhook;
+use crate::sinks::Receivers;
 use crate::sources::http::HttpTrigger;
 use crate::telemetry::{Beside, ConnectionLog, Health, Http, Notifier};
 use crate::worker::processes::{ProcessConfig, Processes};
 use sedge_core::board::{
-    self, Board, BoardConfig, Budget, CautionConfig, Input, PauseConfig, RecorderConfig, Version, WorkerConfig,
+    self, Board, BoardConfig, Budget, CautionConfig, Input, PauseConfig, RecorderConfig, SinkRoute, Version,
+    WorkerConfig,
 };
-use sedge_core::config::{Config, Isolate};
+use sedge_core::config::{Config, Isolate, Sink};
 use sedge_core::deploy::{self, DeployerConfig, Installed};
+use sedge_core::forward::SinkLane;
 use sedge_core::isa::Class;
 use sedge_core::manifest::{Manifest, Trial};
 use sedge_core::metrics::Metrics;
 use sedge_core::permits::Permits;
+use sedge_core::stream::SinkId;
 use sedge_core::{forward, store};
 use sedge_sandbox::cache::Cache;
 use sedge_sandbox::codes::ScriptEngines;
@@ -49,6 +51,8 @@ pub(super) const SILENT: &str = "worker";
 /// The message loop counts as dead after this time without an iteration.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 const MAX_WORKERS: usize = 4;
+/// Least memory of a stream's window: a few records of any size are sent well.
+const MIN_WINDOW_BYTES: usize = 16 << 10;
 
 impl Daemon {
     pub(super) fn build(
@@ -85,7 +89,7 @@ impl Daemon {
         // The folder is this process's alone now.
         let (exits, caution) =
             Exits::open(&config.node.data_dir, true).context("failed to note that the daemon runs")?;
-        store_figures::join(&metrics, store.stats());
+        store_figures::join(&metrics, store.stats(), recovered.sinks.clone());
 
         let clock_synced = sedge_sandbox::clock::clock_synced();
         let now = sedge_sandbox::clock::now(clock_synced);
@@ -105,13 +109,14 @@ impl Daemon {
                 "this kernel does not filter system calls: the sandbox is weaker"
             );
         }
-        let board_config = BoardConfig { caution, ..board_config(&config) };
+        let board_config = BoardConfig { caution, ..board_config(&config, &recovered) };
         let workers = Processes::new(process_config(&config), board_config.workers.count);
         let forward = forward::ForwardConfig {
             node: config.node.name.clone(),
             local_in_flight: LOCAL_IN_FLIGHT.into(),
-            upstream: config.upstream.clone(),
-            window_bytes: budget(&config).window(),
+            sinks: lanes(&config, &recovered),
+            home: config.sinks.home().and_then(|name| recovered.sink(name)),
+            window_bytes: window_bytes(&config),
             seed: sedge_mqtt::random_seed(),
         };
         let mut board = Board::new(board_config, forward, &recovered, Arc::clone(&metrics), now);
@@ -148,7 +153,7 @@ impl Daemon {
             broker.bound_receive_maximum(1);
         }
         tokio::task::spawn_local(drive);
-        let upstream = upstream(&config)?;
+        let sinks = Receivers::start(&config, &recovered)?;
         board.restore(recovered, now);
         let requests = Requests::new(&config)?;
         // Last: from here on requests are taken.
@@ -162,9 +167,7 @@ impl Daemon {
             broker_events,
             broker_log: ConnectionLog::default(),
             http_trigger,
-            upstream,
-            upstream_log: ConnectionLog::default(),
-            upstream_limits: Vec::new(),
+            sinks,
             status,
             health,
             notify: Notifier::from_env(),
@@ -232,7 +235,7 @@ fn process_config(config: &Config) -> ProcessConfig {
     }
 }
 
-fn board_config(config: &Config) -> BoardConfig {
+fn board_config(config: &Config, recovered: &store::Recovered) -> BoardConfig {
     let functions = &config.functions;
     let count = match config.worker.count {
         0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_WORKERS)),
@@ -243,7 +246,9 @@ fn board_config(config: &Config) -> BoardConfig {
         recorder: RecorderConfig {
             node: config.node.name.as_str().into(),
             base_topic: config.node.base_topic.as_str().into(),
-            upstream_prefix: config.upstream.as_ref().map(|upstream| upstream.prefix(&config.node.name).into()),
+            sinks: lanes(config, recovered).into_iter().map(route).collect(),
+            alerts: numbers(&config.sinks.alerts, recovered),
+            forwards: numbers(&config.sinks.forwards, recovered),
             fold: config.fold(),
         },
         workers: WorkerConfig {
@@ -276,14 +281,25 @@ fn budget(config: &Config) -> Budget {
     config.budget(sedge_sandbox::machine::memory_bytes())
 }
 
-fn upstream(config: &Config) -> anyhow::Result<Upstream> {
-    let Some(config) = &config.upstream else { return Ok(Upstream::None) };
-    if config.connection.url.is_mqtt() {
-        let (link, events, drive) = sedge_mqtt::connect(sedge_mqtt::Options::upstream(config))?;
-        tokio::task::spawn_local(drive);
-        return Ok(Upstream::Mqtt { link, events });
-    }
-    // One call is in flight at a time, and each is answered once.
-    let (sender, answers) = mpsc::channel(4);
-    Ok(Upstream::Webhook { webhook: Webhook::spawn(config, sender)?, answers })
+/// The sinks with their numbers.
+fn lanes(config: &Config, recovered: &store::Recovered) -> Vec<SinkLane> {
+    let lane = |sink: &Sink| {
+        let id = recovered.sink(&sink.name).expect("the store numbers each sink");
+        SinkLane::new(sink, id, &config.node.name)
+    };
+    config.sinks.list.iter().map(lane).collect()
+}
+
+fn route(lane: SinkLane) -> SinkRoute {
+    SinkRoute { id: lane.id, name: lane.name, topic_prefix: lane.topic_prefix.into() }
+}
+
+fn numbers(names: &[String], recovered: &store::Recovered) -> Vec<SinkId> {
+    names.iter().filter_map(|name| recovered.sink(name)).collect()
+}
+
+/// Bytes of one stream's records in memory. More sinks than one share what one would have.
+fn window_bytes(config: &Config) -> usize {
+    let streams = 2 * config.sinks.list.len() + 1;
+    (budget(config).window() * 3 / streams.max(3)).max(MIN_WINDOW_BYTES)
 }

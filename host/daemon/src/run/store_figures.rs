@@ -4,31 +4,34 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use sedge_core::metrics::{Metrics, Sample, Value};
+use sedge_core::store::StoredSink;
 use sedge_core::stream::Stream;
 use sedge_store::{COMMIT_BUCKETS_US, Stats};
 
-pub(crate) fn join(metrics: &Metrics, stats: &Arc<Stats>) {
+/// `sinks`: those that the store knows.
+pub(crate) fn join(metrics: &Metrics, stats: &Arc<Stats>, sinks: Vec<StoredSink>) {
     let stats = Arc::clone(stats);
     metrics.source(move |now, add| {
         let get = |counter: &AtomicU64| counter.load(Relaxed);
         let mut integer = |family, labels: &[(&str, &str)], value| {
             add(&Sample { family, labels, value: Value::Integer(value) });
         };
-        for stream in Stream::ALL {
-            let labels = [("stream", stream.as_str())];
+        for (stream, sink) in streams(&sinks) {
+            let labels = [("stream", stream.as_str()), ("sink", sink)];
             let oldest = get(&stats.outbox_oldest_at_ms[stream]);
             let age = if oldest == 0 { 0 } else { now.unix_ms.saturating_sub(oldest) / 1000 };
             integer("sedge_outbox_records", &labels, get(&stats.outbox_records[stream]));
             integer("sedge_outbox_bytes", &labels, get(&stats.outbox_bytes[stream]));
             integer("sedge_outbox_oldest_age_seconds", &labels, age);
         }
-        for (reason, counter) in [
-            ("full", &stats.dropped_full),
-            ("expired", &stats.dropped_expired),
-            ("refused", &stats.dropped_refused),
-            ("damaged", &stats.dropped_damaged),
-        ] {
-            integer("sedge_dropped_total", &[("reason", reason)], get(counter));
+        let local = [Stream::LOCAL].map(|stream| ("local", vec![stream]));
+        let of_sinks = sinks.iter().map(|sink| (&*sink.name, vec![Stream::alerts(sink.id), Stream::data(sink.id)]));
+        for (sink, streams) in local.into_iter().chain(of_sinks) {
+            for n in 0..stats.dropped[Stream::LOCAL].counts().len() {
+                let counts = streams.iter().map(|stream| stats.dropped[*stream].counts()[n]);
+                let (reason, count) = counts.fold(("", 0), |(_, sum), (reason, count)| (reason, sum + count));
+                integer("sedge_dropped_total", &[("reason", reason), ("sink", sink)], count);
+            }
         }
         for (part, counter) in
             [("database", &stats.damaged_databases), ("log", &stats.damaged_logs), ("row", &stats.damaged_rows)]
@@ -65,4 +68,11 @@ pub(crate) fn join(metrics: &Metrics, stats: &Arc<Stats>) {
             value: Value::Buckets { cumulative: &cumulative, count, sum },
         });
     });
+}
+
+/// The streams of these sinks and of the local broker, each with the name of its sink.
+fn streams(sinks: &[StoredSink]) -> impl Iterator<Item = (Stream, &str)> {
+    let of_sinks =
+        sinks.iter().flat_map(|sink| [Stream::alerts(sink.id), Stream::data(sink.id)].map(|it| (it, &*sink.name)));
+    of_sinks.chain([(Stream::LOCAL, "local")])
 }

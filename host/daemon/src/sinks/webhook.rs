@@ -1,4 +1,4 @@
-//! Upstream over HTTP: one POST per record, in order, on a persistent connection.
+//! A webhook as a sink: one POST per record, in order, on a persistent connection.
 //!
 //! The body is the payload, the attributes are CloudEvents headers (HTTP binding 1.0.2, binary mode). Calls block, so
 //! they have a thread of their own, which answers through a channel.
@@ -11,11 +11,11 @@ use std::time::Duration;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::sync::mpsc;
 use ureq::Agent;
 use ureq::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 
+use super::Answers;
 use sedge_core::config;
 use sedge_core::forward::Envelope;
 use sedge_core::forward::lane::Answer;
@@ -30,16 +30,16 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum WebhookError {
-    #[error("failed to read `upstream.{key}` {}: {source}", path.display())]
-    Read { key: &'static str, path: PathBuf, source: io::Error },
-    #[error("`upstream.{key}` {} does not contain a {what} in PEM", path.display())]
-    Empty { key: &'static str, path: PathBuf, what: &'static str },
-    #[error("only one of `upstream.cert_file` and `upstream.key_file` is set: set both or neither")]
-    HalfIdentity,
+    #[error("failed to read `{key}` {}: {source}", path.display())]
+    Read { key: String, path: PathBuf, source: io::Error },
+    #[error("`{key}` {} does not contain a {what}", path.display())]
+    Empty { key: String, path: PathBuf, what: &'static str },
+    #[error("only one of `{section}.cert_file` and `{section}.key_file` is set: set both or neither")]
+    HalfIdentity { section: String },
     #[error("the certificate in {} cannot be used with its key: {source}", path.display())]
     Identity { path: PathBuf, source: rustls::Error },
-    #[error("the system has no trusted roots (install `ca-certificates`, or set `upstream.ca_file`)")]
-    NoRoots,
+    #[error("the system has no trusted roots (install `ca-certificates`, or set `{section}.ca_file`)")]
+    NoRoots { section: String },
     #[error("failed to start the webhook thread: {0}")]
     Spawn(#[from] io::Error),
 }
@@ -52,11 +52,9 @@ pub(crate) struct Webhook {
 
 impl Webhook {
     /// Starts the thread. Answers arrive as `(token, answer)`.
-    pub(crate) fn spawn(
-        config: &config::Upstream,
-        answers: mpsc::Sender<(PublishToken, Answer)>,
-    ) -> Result<Self, WebhookError> {
-        let caller = Caller::new(config)?;
+    /// `section`: of the configuration, for messages.
+    pub(crate) fn spawn(section: &str, config: &config::Upstream, answers: Answers) -> Result<Self, WebhookError> {
+        let caller = Caller::new(section, config)?;
         // The forwarder has one record in flight.
         let (calls, receiver) = flume::bounded(1);
         std::thread::Builder::new().name("webhook".into()).spawn(move || caller.run(&receiver, &answers))?;
@@ -70,6 +68,7 @@ impl Webhook {
 }
 
 struct Caller {
+    section: String,
     agent: Agent,
     url: Uri,
     authorization_file: Option<PathBuf>,
@@ -77,11 +76,11 @@ struct Caller {
 }
 
 impl Caller {
-    fn new(config: &config::Upstream) -> Result<Self, WebhookError> {
+    fn new(section: &str, config: &config::Upstream) -> Result<Self, WebhookError> {
         let url = &config.connection.url;
         debug_assert!(!url.is_mqtt(), "callers tell webhooks from brokers");
         let tls = match url.is_tls() {
-            true => tls(&config.connection)?,
+            true => tls(section, &config.connection)?,
             false => TlsConfig::builder().root_certs(RootCerts::new_with_certs(&[])).build(),
         };
         let agent = Agent::config_builder()
@@ -99,17 +98,18 @@ impl Caller {
             .new_agent();
         let url = url.uri().clone();
         let headers = config.headers.iter().map(|(name, header)| (name.clone(), header.clone())).collect();
-        let caller = Self { agent, url, authorization_file: config.authorization_file.clone(), headers };
+        let authorization_file = config.authorization_file.clone();
+        let caller = Self { section: section.to_owned(), agent, url, authorization_file, headers };
         // A missing file is an error at start; later the call is repeated until the file is back.
         caller.authorization()?;
         caller.own_headers()?;
         Ok(caller)
     }
 
-    fn run(&self, calls: &flume::Receiver<(PublishToken, Envelope)>, answers: &mpsc::Sender<(PublishToken, Answer)>) {
+    fn run(&self, calls: &flume::Receiver<(PublishToken, Envelope)>, answers: &Answers) {
         while let Ok((token, envelope)) = calls.recv() {
             let answer = self.call(&envelope);
-            if answers.blocking_send((token, answer)).is_err() {
+            if !answers.send(token, answer) {
                 return;
             }
         }
@@ -156,10 +156,10 @@ impl Caller {
         }
     }
 
-    /// The headers of `[upstream.headers]`.
+    /// The headers of the configuration.
     fn own_headers(&self) -> Result<Vec<(&str, String)>, WebhookError> {
         let value = |header: &config::Header| match &header.file {
-            Some(path) => secret("headers", path),
+            Some(path) => secret(format!("{}.headers", self.section), path),
             None => Ok(header.value.clone().unwrap_or_default()),
         };
         self.headers.iter().map(|(name, header)| Ok((&**name, value(header)?))).collect()
@@ -167,16 +167,17 @@ impl Caller {
 
     /// Reads the header value, per call: tokens are renewed by replacing the file.
     fn authorization(&self) -> Result<Option<String>, WebhookError> {
-        self.authorization_file.as_ref().map(|path| secret("authorization_file", path)).transpose()
+        let key = || format!("{}.authorization_file", self.section);
+        self.authorization_file.as_ref().map(|path| secret(key(), path)).transpose()
     }
 }
 
 /// Reads the value of a header.
-fn secret(key: &'static str, path: &Path) -> Result<String, WebhookError> {
-    let text = std::fs::read_to_string(path).map_err(|source| WebhookError::Read { key, path: path.into(), source })?;
-    match text.trim() {
-        "" => Err(WebhookError::Empty { key, path: path.into(), what: "header value" }),
-        value => Ok(value.to_owned()),
+fn secret(key: String, path: &Path) -> Result<String, WebhookError> {
+    let text = String::from_utf8_lossy(&read(&key, path)?).trim().to_owned();
+    match text.is_empty() {
+        true => Err(WebhookError::Empty { key, path: path.into(), what: "header value" }),
+        false => Ok(text),
     }
 }
 
@@ -239,19 +240,19 @@ fn encoded(value: &str) -> String {
     header
 }
 
-fn tls(connection: &config::Connection) -> Result<TlsConfig, WebhookError> {
+fn tls(section: &str, connection: &config::Connection) -> Result<TlsConfig, WebhookError> {
     let provider = Arc::new(ring::default_provider());
     let roots = match &connection.ca_file {
-        Some(path) => certificates("ca_file", path)?,
+        Some(path) => certificates(&format!("{section}.ca_file"), path)?,
         None => rustls_native_certs::load_native_certs().certs,
     };
     if roots.is_empty() {
-        return Err(WebhookError::NoRoots);
+        return Err(WebhookError::NoRoots { section: section.to_owned() });
     }
     let client = match (&connection.cert_file, &connection.key_file) {
-        (Some(cert), Some(key)) => Some(identity(cert, key, &provider)?),
+        (Some(cert), Some(key)) => Some(identity(section, cert, key, &provider)?),
         (None, None) => None,
-        _ => return Err(WebhookError::HalfIdentity),
+        _ => return Err(WebhookError::HalfIdentity { section: section.to_owned() }),
     };
     Ok(TlsConfig::builder()
         .root_certs(RootCerts::new_with_certs(&for_ureq(&roots)))
@@ -264,24 +265,30 @@ fn for_ureq(certificates: &[CertificateDer<'_>]) -> Vec<Certificate<'static>> {
     certificates.iter().map(|certificate| Certificate::from_der(certificate).to_owned()).collect()
 }
 
-fn read(key: &'static str, path: &Path) -> Result<Vec<u8>, WebhookError> {
-    std::fs::read(path).map_err(|source| WebhookError::Read { key, path: path.into(), source })
+fn read(key: &str, path: &Path) -> Result<Vec<u8>, WebhookError> {
+    std::fs::read(path).map_err(|source| WebhookError::Read { key: key.to_owned(), path: path.into(), source })
 }
 
-fn certificates(key: &'static str, path: &Path) -> Result<Vec<CertificateDer<'static>>, WebhookError> {
+fn certificates(key: &str, path: &Path) -> Result<Vec<CertificateDer<'static>>, WebhookError> {
     let certificates: Vec<_> = CertificateDer::pem_slice_iter(&read(key, path)?).filter_map(Result::ok).collect();
     if certificates.is_empty() {
-        return Err(WebhookError::Empty { key, path: path.into(), what: "certificate" });
+        return Err(WebhookError::Empty { key: key.to_owned(), path: path.into(), what: "certificate in PEM" });
     }
     Ok(certificates)
 }
 
 /// Loads certificate and key, and checks that they match: on a mismatch the HTTP client would panic when it connects.
-fn identity(cert: &Path, key: &Path, provider: &Arc<CryptoProvider>) -> Result<ClientCert, WebhookError> {
-    let chain = certificates("cert_file", cert)?;
-    let text = read("key_file", key)?;
+fn identity(
+    section: &str,
+    cert: &Path,
+    key: &Path,
+    provider: &Arc<CryptoProvider>,
+) -> Result<ClientCert, WebhookError> {
+    let chain = certificates(&format!("{section}.cert_file"), cert)?;
+    let named = format!("{section}.key_file");
+    let text = read(&named, key)?;
     let (Ok(for_check), Ok(private)) = (PrivateKeyDer::from_pem_slice(&text), PrivateKey::from_pem(&text)) else {
-        return Err(WebhookError::Empty { key: "key_file", path: key.into(), what: "private key" });
+        return Err(WebhookError::Empty { key: named, path: key.into(), what: "private key in PEM" });
     };
     let builder = rustls::ClientConfig::builder_with_provider(provider.clone());
     let check = builder.with_safe_default_protocol_versions().and_then(|builder| {

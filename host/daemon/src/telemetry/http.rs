@@ -5,6 +5,7 @@
 
 mod bounded;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -243,7 +244,7 @@ async fn readyz(State((metrics, health)): State<Shared>) -> impl IntoResponse {
         "ready": missing.is_empty(),
         "missing": missing,
         "broker": link(metrics.broker.connected()),
-        "upstream": link(metrics.upstream.connected()),
+        "sinks": metrics.connected_sinks().map(|(name, up)| (name, link(Some(up)))).collect::<BTreeMap<_, _>>(),
     });
     (status, [(header::CONTENT_TYPE, "application/json")], format!("{body}\n"))
 }
@@ -437,7 +438,7 @@ mod tests {
         let (status, answer) = fetch(http.addr(), "/readyz");
         assert_eq!(status, 200, "an absent broker is no reason");
         assert!(answer.contains(r#""broker":"away""#), "{answer}");
-        assert!(answer.contains(r#""upstream":null"#), "{answer}");
+        assert!(answer.contains(r#""sinks":{}"#), "{answer}");
     }
 
     #[test]

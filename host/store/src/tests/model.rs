@@ -102,7 +102,7 @@ impl Model {
     fn commits(&self, changes: &[Change]) -> Vec<Commit> {
         let mut digest = self.digests;
         let commit = |change: &Change| match change {
-            Change::Record(n, payload) => records(vec![record(Stream::ALL[*n], payload.clone())]),
+            Change::Record(n, payload) => records(vec![record(Stream::FIRST[*n], payload.clone())]),
             Change::Set(scope, key, value) => state(*scope, *key, Some(vec![*value].into())),
             Change::Remove(scope, key) => state(*scope, *key, None),
             Change::Fingerprint => {
@@ -125,10 +125,10 @@ fn scope_of(n: u8) -> sedge_core::message::Scope {
 
 /// Reads the content of the store by its requests.
 fn read_back(rig: &mut Rig) -> Model {
-    let mut model = Model { last: Stream::ALL.map(|stream| rig.recovered.last[stream].0), ..Model::default() };
-    for stream in Stream::ALL {
+    let mut model = Model { last: Stream::FIRST.map(|stream| rig.recovered.last[stream].0), ..Model::default() };
+    for stream in Stream::FIRST {
         let stored = rig.read_all(stream);
-        model.outbox[stream as usize] =
+        model.outbox[stream.index()] =
             stored.into_iter().map(|StoredRecord { id, record }| (id.0, record.payload.to_vec())).collect();
     }
     for n in 0..3 {
@@ -201,7 +201,7 @@ proptest! {
                     let known = on_disk.outbox[n].len() as u64;
                     let count = (known * share / 100) as usize;
                     if let Some((through, _)) = count.checked_sub(1).map(|at| on_disk.outbox[n][at].clone()) {
-                        rig.send(StoreRequest::Delivered { stream: Stream::ALL[n], through: RecordId(through) });
+                        rig.send(StoreRequest::Delivered { stream: Stream::FIRST[n], through: RecordId(through) });
                         for model in under_way.iter_mut().map(|(_, model)| model).chain([&mut model, &mut on_disk]) {
                             model.outbox[n].retain(|(id, _)| *id > through);
                         }

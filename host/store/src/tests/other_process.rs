@@ -199,11 +199,11 @@ fn another_process_gets_the_lock_under_load() {
     let (mut sent, mut committed) = (0, 0);
     while !other.is_finished() {
         while sent < committed + 4 {
-            sent = rig.start(vec![records(vec![record(Stream::Data, vec![1; 2000])])]);
+            sent = rig.start(vec![records(vec![record(Stream::DATA, vec![1; 2000])])]);
         }
         if let StoreEvent::Committed { batch: BatchNo(seq), stored, .. } = rig.event() {
             committed = seq;
-            rig.send(StoreRequest::Delivered { stream: Stream::Data, through: stored.last().unwrap().id });
+            rig.send(StoreRequest::Delivered { stream: Stream::DATA, through: stored.last().unwrap().id });
         }
     }
     assert_eq!(other.join().unwrap(), 20);

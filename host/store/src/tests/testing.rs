@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 
 use crate::{OpenError, Pauses, Store, StoreEvents, StoreHandle};
-use sedge_core::config;
+use sedge_core::config::{self, SinkShare, UPSTREAM};
 use sedge_core::message::{Failure, FailureCode, Message, Scope, StateWrite, Usage};
 use sedge_core::store::{
     BatchNo, Commit, DeadLetter, Fingerprint, LoadId, Record, RecordId, Recovered, StoreEvent, StoreRequest,
@@ -49,9 +49,14 @@ impl Rig {
 
     /// Waits for the lock, which the thread of a store that was just dropped may still hold.
     pub(super) fn try_open(dir: &Path, config: &config::Store) -> Result<Self, OpenError> {
+        let mut config = config.clone();
+        if config.sinks.is_empty() {
+            let (max_bytes, when_full) = (config.max_bytes.get(), config.when_full);
+            config.sinks.push(SinkShare { name: UPSTREAM.into(), max_bytes, when_full });
+        }
         let started = Instant::now();
         loop {
-            match Store::open_with(config, dir, RECEIVE_MAXIMUM, PAUSES, now()) {
+            match Store::open_with(&config, dir, RECEIVE_MAXIMUM, PAUSES, now()) {
                 Ok((handle, events, recovered)) => {
                     return Ok(Self { handle, events, recovered, dropped: Vec::new(), seq: 0 });
                 }
@@ -109,6 +114,12 @@ impl Rig {
                 other => panic!("{other:?}"),
             }
         }
+    }
+
+    /// Lost records by reason, of all streams.
+    pub(super) fn lost(&self, reason: &str) -> u64 {
+        let counts = Stream::all().flat_map(|stream| self.handle.stats().dropped[stream].counts());
+        counts.filter(|(of, _)| *of == reason).map(|(_, count)| count).sum()
     }
 
     pub(super) fn state(&mut self, scope: &Scope) -> Vec<(String, Bytes)> {

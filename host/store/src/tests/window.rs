@@ -15,7 +15,7 @@ fn the_last_deliveries_survive_a_crash() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     for n in 1..=200 {
-        let with_effect = Commit { records: vec![record(Stream::Data, "x")], ..delivery(n) };
+        let with_effect = Commit { records: vec![record(Stream::DATA, "x")], ..delivery(n) };
         rig.commit(vec![with_effect]);
     }
     drop(rig);
@@ -28,7 +28,7 @@ fn the_window_continues_after_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     for n in 1..=40 {
         let mut rig = Rig::open(dir.path());
-        rig.commit(vec![Commit { records: vec![record(Stream::Data, "x")], ..delivery(n) }]);
+        rig.commit(vec![Commit { records: vec![record(Stream::DATA, "x")], ..delivery(n) }]);
         rig.close();
     }
     assert_eq!(digests(&Rig::open(dir.path())), (25..=40).collect::<Vec<_>>());
@@ -39,18 +39,18 @@ fn deliveries_of_a_lost_session_are_forgotten_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let mut rig = Rig::open(dir.path());
     for n in 1..=40 {
-        rig.commit(vec![Commit { records: vec![record(Stream::Data, "x")], ..delivery(n) }]);
+        rig.commit(vec![Commit { records: vec![record(Stream::DATA, "x")], ..delivery(n) }]);
     }
     rig.commit(vec![delivery(41)]);
     rig.send(StoreRequest::ForgetDeliveries);
     // The answer may come before that of the next commit or together with it.
     let answer = rig.event();
     assert!(matches!(answer, StoreEvent::DeliveriesForgotten), "{answer:?}");
-    rig.commit(vec![Commit { records: vec![record(Stream::Data, "x")], ..delivery(42) }]);
+    rig.commit(vec![Commit { records: vec![record(Stream::DATA, "x")], ..delivery(42) }]);
     drop(rig);
     let rig = Rig::open(dir.path());
     assert_eq!(digests(&rig), [42]);
-    assert_eq!(rig.recovered.last[Stream::Data].0, 41);
+    assert_eq!(rig.recovered.last[Stream::DATA].0, 41);
 }
 
 #[test]
@@ -61,7 +61,7 @@ fn deliveries_without_effect_are_written_with_the_next_effect() {
         rig.commit(vec![delivery(n)]);
     }
     assert_eq!(rig.handle.stats().commits.load(Relaxed), 0);
-    rig.commit(vec![records(vec![record(Stream::Alert, "x")])]);
+    rig.commit(vec![records(vec![record(Stream::ALERT, "x")])]);
     assert_eq!(rig.handle.stats().commits.load(Relaxed), 1);
     rig.commit(vec![delivery(11)]);
     drop(rig);
@@ -74,7 +74,7 @@ fn old_fingerprints_are_deleted() {
     let mut rig = Rig::open(dir.path());
     for round in 0..20 {
         let commits =
-            (0..100).map(|n| Commit { records: vec![record(Stream::Data, "x")], ..delivery(round * 100 + n) });
+            (0..100).map(|n| Commit { records: vec![record(Stream::DATA, "x")], ..delivery(round * 100 + n) });
         rig.commit(commits.collect());
     }
     rig.close();
@@ -89,7 +89,7 @@ fn message_ids_survive_a_restart() {
     let mut rig = Rig::open(dir.path());
     for n in 0..300 {
         let message_id = Some(format!("message-{n}").into());
-        rig.commit(vec![Commit { message_id, records: vec![record(Stream::Data, "x")], ..Commit::default() }]);
+        rig.commit(vec![Commit { message_id, records: vec![record(Stream::DATA, "x")], ..Commit::default() }]);
     }
     drop(rig);
     let mut rig = Rig::open(dir.path());
@@ -133,7 +133,7 @@ fn every_commit_is_answered_in_order() {
     let mut rig = Rig::open(dir.path());
     for n in 1..=500u64 {
         // Every third commit has no effect.
-        let commit = if n % 3 == 0 { delivery(n) } else { records(vec![record(Stream::Data, n.to_string())]) };
+        let commit = if n % 3 == 0 { delivery(n) } else { records(vec![record(Stream::DATA, n.to_string())]) };
         rig.start(vec![commit]);
     }
     let (mut answered, mut ids) = (0, Vec::new());

@@ -13,7 +13,7 @@ use super::vfs::Random;
 use crate::{DeadLetterFilter, DeadLetters};
 use sedge_core::message::{FailureCode, StateWrite};
 use sedge_core::store::{BatchNo, Commit, LoadId, Parked, ParkedId, RecordId, Recovered, StoreEvent, StoreRequest};
-use sedge_core::stream::Stream;
+use sedge_core::stream::{Stream, StreamKind};
 
 /// The store said that it has failed.
 #[derive(Debug)]
@@ -35,10 +35,10 @@ pub(super) struct Witness {
 }
 
 fn has(stream: Stream, n: u64) -> bool {
-    match stream {
-        Stream::Data => true,
-        Stream::Alert => n.is_multiple_of(3),
-        Stream::Local => n.is_multiple_of(5),
+    match stream.kind() {
+        StreamKind::Data => true,
+        StreamKind::Alert => n.is_multiple_of(3),
+        StreamKind::Local => n.is_multiple_of(5),
     }
 }
 
@@ -63,7 +63,7 @@ impl Witness {
 
     fn message(&mut self, n: u64) -> Commit {
         let mut commit = delivery(n);
-        for stream in Stream::ALL.into_iter().filter(|stream| has(*stream, n)) {
+        for stream in Stream::FIRST.into_iter().filter(|stream| has(*stream, n)) {
             commit.records.push(record(stream, self.payload(n)));
         }
         let count = StateWrite { key: "n".into(), value: Some(n.to_string().into()) };
@@ -107,7 +107,7 @@ impl Witness {
 
     /// Notes a record's id, which no other may have.
     fn found(&mut self, stream: Stream, id: u64, n: u64) {
-        let known = *self.ids.entry((stream as usize, id)).or_insert(n);
+        let known = *self.ids.entry((stream.index(), id)).or_insert(n);
         assert_eq!(known, n, "id {id} of {stream:?} is given twice");
     }
 
@@ -128,8 +128,8 @@ impl Witness {
 
     /// Has some of the records delivered.
     pub(super) fn deliver(&mut self, rig: &Rig, random: &mut Random) {
-        for stream in Stream::ALL {
-            let n = stream as usize;
+        for stream in Stream::FIRST {
+            let n = stream.index();
             let last = self.ids.range((n, 0)..=(n, u64::MAX)).next_back().map_or(0, |((_, id), _)| *id);
             let waiting = last - self.delivered[n];
             self.delivered[n] += random.below(waiting + 1);
@@ -196,7 +196,7 @@ impl Witness {
         let committed: Vec<u64> = window.iter().map(|fingerprint| fingerprint.digest).collect();
         let first = count.saturating_sub(RECEIVE_MAXIMUM.into()) + 1;
         assert_eq!(committed, (first..=count).collect::<Vec<_>>(), "fingerprints");
-        for stream in Stream::ALL {
+        for stream in Stream::FIRST {
             let found = self.read_stream(rig, stream)?;
             let expected: Vec<u64> = (1..=count).filter(|n| has(stream, *n)).collect();
             let numbers: Vec<u64> = found.iter().map(|(_, n)| *n).collect();
@@ -204,9 +204,9 @@ impl Witness {
             for (id, n) in found {
                 self.found(stream, id, n);
             }
-            let n = stream as usize;
+            let n = stream.index();
             let of_stream = self.ids.range((n, 0)..=(n, u64::MAX));
-            let waiting = of_stream.filter(|((_, id), n)| *id > self.delivered[stream as usize] && **n <= count);
+            let waiting = of_stream.filter(|((_, id), n)| *id > self.delivered[stream.index()] && **n <= count);
             let waiting: Vec<u64> = waiting.map(|(_, n)| *n).collect();
             assert!(numbers.ends_with(&waiting), "{stream:?}: {numbers:?} instead of {waiting:?}");
             let given = self.ids.range((n, 0)..=(n, u64::MAX)).next_back().map_or(0, |((_, id), _)| *id);

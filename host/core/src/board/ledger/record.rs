@@ -9,11 +9,13 @@ use serde::Serialize;
 use crate::board::ids::FunctionNo;
 use crate::board::map::{Map, Seeded};
 use crate::board::size::detached;
+use crate::config::LOCAL;
 use crate::manifest::{Allow, Manifest};
 use crate::message::{Alert, AlertStatus, Failure, Message, Output, Publication, Reply, Wake};
+use crate::mistakes::{Mistake, is_made};
 use crate::permits;
 use crate::store::Record;
-use crate::stream::Stream;
+use crate::stream::{SinkId, Stream};
 use crate::time::Now;
 
 /// Alert keys that are remembered for folding.
@@ -24,10 +26,40 @@ const MAX_FOLDED_KEYS: usize = 10_000;
 pub struct RecorderConfig {
     pub node: Arc<str>,
     pub base_topic: Arc<str>,
-    /// Prefix of topics upstream. `None`: without an upstream nothing is recorded for it.
-    pub upstream_prefix: Option<Arc<str>>,
+    /// The sinks of the configuration.
+    pub sinks: Vec<SinkRoute>,
+    /// Sinks of outputs that name none.
+    pub alerts: Vec<SinkId>,
+    pub forwards: Vec<SinkId>,
     /// Repeats of an alert within this time are counted instead of recorded.
     pub fold: Duration,
+}
+
+/// A sink, as outputs name it.
+#[derive(Clone, Debug)]
+pub struct SinkRoute {
+    pub id: SinkId,
+    pub name: Arc<str>,
+    /// Of every topic.
+    pub topic_prefix: Arc<str>,
+}
+
+/// Where one output goes.
+enum Targets<'a> {
+    Default(&'a [SinkId]),
+    One(SinkId),
+    /// Only the local broker.
+    Local,
+}
+
+impl Targets<'_> {
+    fn sinks(&self) -> &[SinkId] {
+        match self {
+            Self::Default(sinks) => sinks,
+            Self::One(sink) => std::slice::from_ref(sink),
+            Self::Local => &[],
+        }
+    }
 }
 
 /// An alert as it is published: upstream under `alerts/<function>`, locally under `<base>/<node>/alerts/<function>`.
@@ -67,6 +99,17 @@ pub(crate) struct Recorded {
     pub(crate) reply: Option<Reply>,
 }
 
+impl Recorded {
+    /// Gives each sink a copy of its own, the last one the record itself. Returns whether there is a sink.
+    fn send(&mut self, sinks: &[SinkId], stream: impl Fn(SinkId) -> Stream, record: Record) -> bool {
+        let Some((last, others)) = sinks.split_last() else { return false };
+        let others = if is_made(Mistake::SkipCopy) { &[][..] } else { others };
+        self.records.extend(others.iter().map(|sink| Record { stream: stream(*sink), ..record.clone() }));
+        self.records.push(Record { stream: stream(*last), ..record });
+        true
+    }
+}
+
 /// Turns outputs into records. Remembers recent alerts in memory only: after a restart one more repeat is recorded.
 pub(crate) struct Recorder {
     config: RecorderConfig,
@@ -99,8 +142,8 @@ impl Recorder {
     ) -> Recorded {
         let mut recorded = Recorded::default();
         for output in outputs {
-            let new = |stream, topic, payload, content_type, retain| Record {
-                stream,
+            let new = |topic, payload, content_type, retain| Record {
+                stream: Stream::LOCAL,
                 function: Arc::clone(&manifest.name),
                 topic,
                 payload,
@@ -117,7 +160,7 @@ impl Recorder {
                         continue;
                     };
                     recorded.alerts += 1;
-                    let RecorderConfig { node, base_topic, upstream_prefix, .. } = &self.config;
+                    let RecorderConfig { node, base_topic, alerts, .. } = &self.config;
                     let published = PublishedAlert {
                         node,
                         function: &manifest.name,
@@ -131,25 +174,24 @@ impl Recorder {
                     let payload = Bytes::from(serde_json::to_vec(&published).expect("an alert has only string keys"));
                     let json: Option<Box<str>> = Some("application/json".into());
                     let echo = format!("{base_topic}/{node}/alerts/{}", manifest.name);
-                    recorded.records.push(new(Stream::Local, echo.into(), payload.clone(), json.clone(), false));
-                    if upstream_prefix.is_some() {
-                        let topic = format!("alerts/{}", manifest.name);
-                        recorded.records.push(new(Stream::Alert, topic.into(), payload, json, false));
-                    } else {
-                        recorded.without_upstream += 1;
-                    }
+                    recorded.records.push(new(echo.into(), payload.clone(), json.clone(), false));
+                    let targets = self.targets(alert.sink.as_deref(), manifest, alerts).unwrap_or(Targets::Local);
+                    let topic = format!("alerts/{}", manifest.name);
+                    let is_sent =
+                        recorded.send(targets.sinks(), Stream::alerts, new(topic.into(), payload, json, false));
+                    recorded.without_upstream += u32::from(!is_sent && !matches!(targets, Targets::Local));
                 }
-                Output::Forward(Publication { topic, payload, content_type, retain, .. }) => {
+                Output::Forward(Publication { topic, payload, content_type, retain, sink }) => {
                     recorded.forwards += 1;
-                    if self.config.upstream_prefix.is_some() {
-                        recorded.records.push(new(Stream::Data, topic, detached(payload), content_type, retain));
-                    } else {
-                        recorded.without_upstream += 1;
-                    }
+                    let forwards = &self.config.forwards;
+                    let targets = self.targets(sink.as_deref(), manifest, forwards).unwrap_or(Targets::Local);
+                    let record = new(topic, detached(payload), content_type, retain);
+                    let is_sent = recorded.send(targets.sinks(), Stream::data, record);
+                    recorded.without_upstream += u32::from(!is_sent);
                 }
                 Output::Publish(Publication { topic, payload, content_type, retain, .. }) => {
                     recorded.publishes += 1;
-                    recorded.records.push(new(Stream::Local, topic, detached(payload), content_type, retain));
+                    recorded.records.push(new(topic, detached(payload), content_type, retain));
                 }
                 Output::Wake(wake) => recorded.wakes.push(wake),
                 Output::Reply(reply) => recorded.reply = Some(reply),
@@ -164,11 +206,37 @@ impl Recorder {
         permits::check_one_reply(outputs)?;
         outputs.iter().try_for_each(|output| {
             permits::check(output, base_topic, publish, forward.as_deref(), retain.as_deref())?;
-            match (output, &self.config.upstream_prefix) {
-                (Output::Forward(publication), Some(prefix)) => permits::check_prefixed(prefix, &publication.topic),
-                _ => Ok(()),
+            match output {
+                Output::Alert(alert) => self.targets(alert.sink.as_deref(), manifest, &self.config.alerts).map(drop),
+                Output::Forward(publication) => {
+                    let targets = self.targets(publication.sink.as_deref(), manifest, &self.config.forwards)?;
+                    if matches!(targets, Targets::Local) {
+                        return Err(permits::forward_to_local(&publication.topic));
+                    }
+                    let routes = self.config.sinks.iter().filter(|route| targets.sinks().contains(&route.id));
+                    let mut prefixes = routes.map(|route| &route.topic_prefix);
+                    prefixes.try_for_each(|prefix| permits::check_prefixed(prefix, &publication.topic))
+                }
+                Output::Publish(_) | Output::Wake(_) | Output::Reply(_) => Ok(()),
             }
         })
+    }
+
+    /// Where an output goes: to the sink that it names, else to that of its function, else to these.
+    fn targets<'a>(
+        &self,
+        named: Option<&str>,
+        manifest: &Manifest,
+        default: &'a [SinkId],
+    ) -> Result<Targets<'a>, Failure> {
+        match named.or(manifest.sink.as_deref()) {
+            None => Ok(Targets::Default(default)),
+            Some(LOCAL) => Ok(Targets::Local),
+            Some(name) => match self.config.sinks.iter().find(|route| *route.name == *name) {
+                Some(route) => Ok(Targets::One(route.id)),
+                None => Err(permits::no_sink(name, self.config.sinks.iter().map(|route| &*route.name))),
+            },
+        }
     }
 
     /// `Some` with the number of repeats left out before when the alert is to be recorded, `None` when it is a repeat.

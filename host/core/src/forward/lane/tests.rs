@@ -2,8 +2,9 @@
 
 use super::*;
 use crate::store::{Record, StoredRecord};
+use crate::stream::SinkId;
 
-const STREAMS: [Stream; 2] = [Stream::Alert, Stream::Data];
+const STREAMS: [Stream; 2] = [Stream::ALERT, Stream::DATA];
 
 impl Lane {
     /// Whether everything that was committed is delivered.
@@ -16,9 +17,9 @@ fn lane(limit: usize) -> Lane {
     let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 7);
     let recovered = Recovered { store_id: "s".into(), ..Recovered::default() };
     let mut lane = Lane::new(
-        Destination::Upstream,
+        Destination::UPSTREAM,
         &STREAMS,
-        EnvelopeBuilder::new("s", "n", "p/"),
+        EnvelopeBuilder::new(&recovered, "n", "p/"),
         &recovered,
         limits(limit, backoff, Some(Duration::from_secs(600))),
     );
@@ -58,7 +59,7 @@ fn commit_on(lane: &mut Lane, stream: Stream, id: u64, topic: &str) {
 
 fn gap(first_id: u64) -> Gap {
     Gap {
-        stream: Stream::Data,
+        stream: Stream::DATA,
         reason: "full".into(),
         first_id: RecordId(first_id),
         last_id: RecordId(first_id),
@@ -90,7 +91,7 @@ fn names(sent: &[(String, PublishToken)]) -> Vec<&str> {
 fn a_connection_on_which_an_answer_never_comes_is_broken_once() {
     let now = Instant::now();
     let mut lane = lane(10);
-    commit(&mut lane, Stream::Data, 1);
+    commit(&mut lane, Stream::DATA, 1);
     assert_eq!(run(&mut lane, now).0.len(), 1);
     let due = lane.wake_at().unwrap();
     assert_eq!(due, now + Duration::from_secs(3600));
@@ -107,10 +108,10 @@ fn a_connection_on_which_an_answer_never_comes_is_broken_once() {
 fn alerts_go_before_gaps_and_gaps_before_data() {
     let now = Instant::now();
     let mut lane = lane(10);
-    commit(&mut lane, Stream::Data, 1);
-    commit(&mut lane, Stream::Data, 2);
+    commit(&mut lane, Stream::DATA, 1);
+    commit(&mut lane, Stream::DATA, 2);
     lane.gaps(GapId(1), vec![gap(9)]);
-    commit(&mut lane, Stream::Alert, 1);
+    commit(&mut lane, Stream::ALERT, 1);
     assert_eq!(names(&run(&mut lane, now).0), ["s-a-1", "s-g-d-9-9", "s-d-1", "s-d-2"]);
 }
 
@@ -118,12 +119,12 @@ fn alerts_go_before_gaps_and_gaps_before_data() {
 fn data_waits_for_alerts_that_are_still_on_disk() {
     let now = Instant::now();
     let recovered =
-        Recovered { store_id: "s".into(), last: PerStream::new([3, 3, 0].map(RecordId)), ..Recovered::default() };
+        Recovered { store_id: "s".into(), last: PerStream::of_first([3, 3, 0].map(RecordId)), ..Recovered::default() };
     let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 7);
     let mut lane = Lane::new(
-        Destination::Upstream,
+        Destination::UPSTREAM,
         &STREAMS,
-        EnvelopeBuilder::new("s", "n", "p/"),
+        EnvelopeBuilder::new(&recovered, "n", "p/"),
         &recovered,
         limits(10, backoff, None),
     );
@@ -133,8 +134,8 @@ fn data_waits_for_alerts_that_are_still_on_disk() {
     assert!(matches!(
         requests[..],
         [
-            StoreRequest::ReadOutbox { stream: Stream::Alert, after: RecordId(0), .. },
-            StoreRequest::ReadOutbox { stream: Stream::Data, after: RecordId(0), .. }
+            StoreRequest::ReadOutbox { stream: Stream::ALERT, after: RecordId(0), .. },
+            StoreRequest::ReadOutbox { stream: Stream::DATA, after: RecordId(0), .. }
         ]
     ));
     let stored = |stream, id| {
@@ -142,9 +143,9 @@ fn data_waits_for_alerts_that_are_still_on_disk() {
         commit(&mut other, stream, id);
         other.tail(stream).next().unwrap().clone()
     };
-    lane.tail(Stream::Data).loaded(vec![stored(Stream::Data, 3)], true);
+    lane.tail(Stream::DATA).loaded(vec![stored(Stream::DATA, 3)], true);
     assert!(run(&mut lane, now).0.is_empty(), "data has no way past alerts");
-    lane.tail(Stream::Alert).loaded(vec![stored(Stream::Alert, 3)], true);
+    lane.tail(Stream::ALERT).loaded(vec![stored(Stream::ALERT, 3)], true);
     assert_eq!(names(&run(&mut lane, now).0), ["s-a-3", "s-d-3"]);
 }
 
@@ -152,10 +153,10 @@ fn data_waits_for_alerts_that_are_still_on_disk() {
 fn no_more_than_the_limit_is_under_way() {
     let now = Instant::now();
     let mut lane = lane(2);
-    (1..=4).for_each(|id| commit(&mut lane, Stream::Alert, id));
+    (1..=4).for_each(|id| commit(&mut lane, Stream::ALERT, id));
     let (sent, _) = run(&mut lane, now);
     assert_eq!(names(&sent), ["s-a-1", "s-a-2"]);
-    assert_eq!(lane.answered(sent[1].1, Answer::Accepted, now), Some((Stream::Alert, None)));
+    assert_eq!(lane.answered(sent[1].1, Answer::Accepted, now), Some((Stream::ALERT, None)));
     let (sent, requests) = run(&mut lane, now);
     assert_eq!(names(&sent), ["s-a-3"]);
     assert!(requests.is_empty(), "the first one is not answered: {requests:?}");
@@ -165,14 +166,14 @@ fn no_more_than_the_limit_is_under_way() {
 fn many_answers_give_one_watermark() {
     let now = Instant::now();
     let mut lane = lane(10);
-    (1..=4).for_each(|id| commit(&mut lane, Stream::Alert, id));
+    (1..=4).for_each(|id| commit(&mut lane, Stream::ALERT, id));
     let (sent, _) = run(&mut lane, now);
     for (_, token) in sent {
         lane.answered(token, Answer::Accepted, now);
     }
     let (_, requests) = run(&mut lane, now);
     assert!(
-        matches!(requests[..], [StoreRequest::Delivered { stream: Stream::Alert, through: RecordId(4) }]),
+        matches!(requests[..], [StoreRequest::Delivered { stream: Stream::ALERT, through: RecordId(4) }]),
         "{requests:?}"
     );
     assert!(lane.is_empty());
@@ -182,13 +183,13 @@ fn many_answers_give_one_watermark() {
 fn a_refusal_is_reported_before_the_watermark_that_passes_it() {
     let now = Instant::now();
     let mut lane = lane(10);
-    (1..=2).for_each(|id| commit(&mut lane, Stream::Data, id));
+    (1..=2).for_each(|id| commit(&mut lane, Stream::DATA, id));
     let (sent, _) = run(&mut lane, now);
     assert_eq!(lane.answered(sent[0].1, Answer::Refused("http-422".into()), now), None);
     lane.answered(sent[1].1, Answer::Accepted, now);
     let (_, requests) = run(&mut lane, now);
     let [
-        StoreRequest::Refused { stream: Stream::Data, id: RecordId(1), reason },
+        StoreRequest::Refused { stream: Stream::DATA, id: RecordId(1), reason },
         StoreRequest::Delivered { through: RecordId(2), .. },
     ] = &requests[..]
     else {
@@ -201,7 +202,7 @@ fn a_refusal_is_reported_before_the_watermark_that_passes_it() {
 fn a_receiver_that_asks_for_time_gets_it_once_for_all() {
     let now = Instant::now();
     let mut lane = lane(3);
-    (1..=3).for_each(|id| commit(&mut lane, Stream::Alert, id));
+    (1..=3).for_each(|id| commit(&mut lane, Stream::ALERT, id));
     let (sent, _) = run(&mut lane, now);
     for (_, token) in &sent {
         lane.answered(*token, Answer::Retry { reason: "busy".into(), after: None }, now);
@@ -228,7 +229,7 @@ fn a_lost_connection_sends_again_under_the_same_ids_and_ignores_late_answers() {
     let now = Instant::now();
     let mut lane = lane(10);
     lane.gaps(GapId(5), vec![gap(9)]);
-    (1..=2).for_each(|id| commit(&mut lane, Stream::Data, id));
+    (1..=2).for_each(|id| commit(&mut lane, Stream::DATA, id));
     let (first, _) = run(&mut lane, now);
     lane.disconnected(now);
     assert!(run(&mut lane, now).0.is_empty());
@@ -254,16 +255,16 @@ fn a_lost_connection_sends_again_under_the_same_ids_and_ignores_late_answers() {
 fn a_gap_counts_what_was_delivered_by_no_one() {
     let now = Instant::now();
     let mut lane = lane(3);
-    (1..=6).for_each(|id| commit(&mut lane, Stream::Data, id));
+    (1..=6).for_each(|id| commit(&mut lane, Stream::DATA, id));
     let (sent, _) = run(&mut lane, now);
     assert_eq!(names(&sent), ["s-d-1", "s-d-2", "s-d-3"]);
     // The watermark waits for the first, so the store counts the second too.
     lane.answered(sent[1].1, Answer::Accepted, now);
     assert!(
-        lane.dropped(Stream::Data, RecordId(0), RecordId(5))
-            == [Late { stream: Stream::Data, id: RecordId(2), bytes: 2 }]
+        lane.dropped(Stream::DATA, RecordId(0), RecordId(5))
+            == [Late { stream: Stream::DATA, id: RecordId(2), bytes: 2 }]
     );
-    lane.accepted_late(Late { stream: Stream::Data, id: RecordId(2), bytes: 2 });
+    lane.accepted_late(Late { stream: Stream::DATA, id: RecordId(2), bytes: 2 });
     lane.gaps(GapId(1), vec![Gap { last_id: RecordId(5), records: 5, bytes: 10, ..gap(1) }]);
     let (others, _) = run(&mut lane, now);
     assert_eq!(names(&others), ["s-d-6"], "what was dropped before it was sent stays, and the gap waits for the rest");
@@ -284,9 +285,9 @@ fn a_gap_counts_what_was_delivered_by_no_one() {
 fn a_gap_of_which_all_was_delivered_is_not_reported() {
     let now = Instant::now();
     let mut lane = lane(3);
-    commit(&mut lane, Stream::Data, 1);
+    commit(&mut lane, Stream::DATA, 1);
     let (sent, _) = run(&mut lane, now);
-    lane.dropped(Stream::Data, RecordId(0), RecordId(1));
+    lane.dropped(Stream::DATA, RecordId(0), RecordId(1));
     lane.gaps(GapId(1), vec![gap(1)]);
     // The connection breaks: whether the receiver has the record is known when it accepts it.
     lane.disconnected(now);
@@ -299,7 +300,11 @@ fn a_gap_of_which_all_was_delivered_is_not_reported() {
     lane.accepted_late(late.unwrap());
     let (sent, requests) = run(&mut lane, now + STEADY);
     assert!(sent.is_empty());
-    assert!(requests.iter().any(|it| matches!(it, StoreRequest::GapsReported { through: GapId(1) })));
+    assert!(
+        requests
+            .iter()
+            .any(|it| matches!(it, StoreRequest::GapsReported { sink: SinkId::UPSTREAM, through: GapId(1) }))
+    );
 }
 
 #[test]
@@ -312,14 +317,17 @@ fn gaps_are_reported_to_the_store_when_all_are_answered() {
     assert!(run(&mut lane, now).1.is_empty());
     lane.answered(sent[0].1, Answer::Refused("http-422".into()), now);
     let (_, requests) = run(&mut lane, now);
-    assert!(matches!(requests[..], [StoreRequest::GapsReported { through: GapId(7) }]), "{requests:?}");
+    assert!(
+        matches!(requests[..], [StoreRequest::GapsReported { sink: SinkId::UPSTREAM, through: GapId(7) }]),
+        "{requests:?}"
+    );
 }
 
 #[test]
 fn a_full_channel_stops_sending_until_there_is_room() {
     let now = Instant::now();
     let mut lane = lane(10);
-    (1..=3).for_each(|id| commit(&mut lane, Stream::Alert, id));
+    (1..=3).for_each(|id| commit(&mut lane, Stream::ALERT, id));
     let Some(Action::Send { token: first, .. }) = lane.poll(now) else { panic!() };
     let Some(Action::Send { token, .. }) = lane.poll(now) else { panic!() };
     lane.returned(token);
@@ -333,14 +341,17 @@ fn a_reopened_store_gets_nothing_that_belongs_to_before() {
     let now = Instant::now();
     let mut lane = lane(10);
     lane.gaps(GapId(7), vec![gap(1)]);
-    (1..=3).for_each(|id| commit(&mut lane, Stream::Data, id));
+    (1..=3).for_each(|id| commit(&mut lane, Stream::DATA, id));
     let (sent, _) = run(&mut lane, now);
     for (_, token) in &sent[..2] {
         lane.answered(*token, Answer::Refused("no".into()), now);
     }
-    let recovered =
-        Recovered { store_id: "new".into(), last: PerStream::new([0, 3, 0].map(RecordId)), ..Recovered::default() };
-    lane.reopened(&recovered, EnvelopeBuilder::new("new", "n", "p/"));
+    let recovered = Recovered {
+        store_id: "new".into(),
+        last: PerStream::of_first([0, 3, 0].map(RecordId)),
+        ..Recovered::default()
+    };
+    lane.reopened(&recovered, EnvelopeBuilder::new(&recovered, "n", "p/"));
     lane.answered(sent[2].1, Answer::Accepted, now);
     let (sent, requests) = run(&mut lane, now);
     assert!(sent.is_empty());
@@ -354,7 +365,7 @@ fn declined() -> Answer {
 /// Has the first record of what is sent declined until the lane gives it up. Returns when that was.
 fn give_up(lane: &mut Lane, stream: Stream, id: u64, mut now: Instant) -> Instant {
     let begin = now;
-    let name = format!("s-{}-{id}", if stream == Stream::Alert { "a" } else { "d" });
+    let name = format!("s-{}-{id}", if stream == Stream::ALERT { "a" } else { "d" });
     for _ in 0..100 {
         let (sent, _) = run(lane, now);
         assert_eq!(names(&sent), [&*name], "it is tried alone");
@@ -376,7 +387,7 @@ fn give_up(lane: &mut Lane, stream: Stream, id: u64, mut now: Instant) -> Instan
 fn nothing_new_of_a_stream_is_sent_before_a_record_that_was_declined() {
     let now = Instant::now();
     let mut lane = lane(2);
-    (1..=4).for_each(|id| commit(&mut lane, Stream::Data, id));
+    (1..=4).for_each(|id| commit(&mut lane, Stream::DATA, id));
     let (sent, _) = run(&mut lane, now);
     assert_eq!(names(&sent), ["s-d-1", "s-d-2"]);
     lane.answered(sent[0].1, declined(), now);
@@ -395,12 +406,12 @@ fn nothing_new_of_a_stream_is_sent_before_a_record_that_was_declined() {
 fn the_pauses_of_a_declined_record_grow_although_others_are_taken() {
     let mut now = Instant::now();
     let mut lane = lane(2);
-    commit(&mut lane, Stream::Alert, 1);
+    commit(&mut lane, Stream::ALERT, 1);
     let mut pauses = Vec::new();
     for id in 1..=6 {
         let (sent, _) = run(&mut lane, now);
         lane.answered(sent[0].1, declined(), now);
-        commit(&mut lane, Stream::Data, id);
+        commit(&mut lane, Stream::DATA, id);
         let (sent, _) = run(&mut lane, now);
         assert_eq!(names(&sent), [&*format!("s-d-{id}")], "other streams go on");
         lane.answered(sent[0].1, Answer::Accepted, now);
@@ -416,17 +427,17 @@ fn the_pauses_of_a_declined_record_grow_although_others_are_taken() {
 fn a_record_that_is_declined_for_ever_becomes_a_gap_and_the_stream_continues() {
     let now = Instant::now();
     let mut lane = lane(1);
-    (1..=2).for_each(|id| commit_on(&mut lane, Stream::Data, id, "forbidden"));
-    commit_on(&mut lane, Stream::Data, 3, "good");
-    let now = give_up(&mut lane, Stream::Data, 1, now);
+    (1..=2).for_each(|id| commit_on(&mut lane, Stream::DATA, id, "forbidden"));
+    commit_on(&mut lane, Stream::DATA, 3, "good");
+    let now = give_up(&mut lane, Stream::DATA, 1, now);
     // Nothing was taken since: perhaps the receiver declines everything, and the next record has the full patience too.
-    let now = give_up(&mut lane, Stream::Data, 2, now);
+    let now = give_up(&mut lane, Stream::DATA, 2, now);
     let (sent, _) = run(&mut lane, now);
     assert_eq!(names(&sent), ["s-d-3"]);
     lane.answered(sent[0].1, Answer::Accepted, now);
     assert!(matches!(
         run(&mut lane, now).1[..],
-        [StoreRequest::Delivered { stream: Stream::Data, through: RecordId(3) }]
+        [StoreRequest::Delivered { stream: Stream::DATA, through: RecordId(3) }]
     ));
     assert!(lane.is_empty());
 }
@@ -435,10 +446,10 @@ fn a_record_that_is_declined_for_ever_becomes_a_gap_and_the_stream_continues() {
 fn a_topic_that_was_given_up_costs_no_more_time_while_others_are_taken() {
     let now = Instant::now();
     let mut lane = lane(4);
-    commit_on(&mut lane, Stream::Alert, 1, "forbidden");
-    let now = give_up(&mut lane, Stream::Alert, 1, now);
-    commit_on(&mut lane, Stream::Alert, 2, "good");
-    (3..=4).for_each(|id| commit_on(&mut lane, Stream::Alert, id, "forbidden"));
+    commit_on(&mut lane, Stream::ALERT, 1, "forbidden");
+    let now = give_up(&mut lane, Stream::ALERT, 1, now);
+    commit_on(&mut lane, Stream::ALERT, 2, "good");
+    (3..=4).for_each(|id| commit_on(&mut lane, Stream::ALERT, id, "forbidden"));
     let (sent, _) = run(&mut lane, now);
     lane.answered(sent[0].1, Answer::Accepted, now);
     lane.answered(sent[1].1, declined(), now);
@@ -449,7 +460,7 @@ fn a_topic_that_was_given_up_costs_no_more_time_while_others_are_taken() {
     ));
     // Permission came: the topic is like any other again.
     lane.answered(sent[2].1, Answer::Accepted, now);
-    commit_on(&mut lane, Stream::Alert, 5, "forbidden");
+    commit_on(&mut lane, Stream::ALERT, 5, "forbidden");
     let (sent, _) = run(&mut lane, now);
     lane.answered(sent[0].1, declined(), now);
     assert!(run(&mut lane, now).1.is_empty());
@@ -460,7 +471,7 @@ fn a_topic_that_was_given_up_costs_no_more_time_while_others_are_taken() {
 fn the_first_of_several_declined_records_is_tried_first() {
     let now = Instant::now();
     let mut lane = lane(3);
-    (1..=4).for_each(|id| commit(&mut lane, Stream::Data, id));
+    (1..=4).for_each(|id| commit(&mut lane, Stream::DATA, id));
     let (sent, _) = run(&mut lane, now);
     for (_, token) in sent.iter().rev() {
         lane.answered(*token, declined(), now);
@@ -481,8 +492,8 @@ fn a_success_from_before_a_pause_does_not_shorten_the_next() {
     let mut lane = lane(2);
     let mut pauses = Vec::new();
     for id in 1..=5 {
-        commit(&mut lane, Stream::Data, 2 * id);
-        commit(&mut lane, Stream::Data, 2 * id + 1);
+        commit(&mut lane, Stream::DATA, 2 * id);
+        commit(&mut lane, Stream::DATA, 2 * id + 1);
         let (sent, _) = run(&mut lane, now);
         lane.answered(sent[0].1, Answer::Retry { reason: "busy".into(), after: None }, now);
         lane.answered(sent[1].1, Answer::Accepted, now);
@@ -498,7 +509,7 @@ fn a_success_from_before_a_pause_does_not_shorten_the_next() {
 fn a_record_that_breaks_every_connection_is_found_and_given_up() {
     let mut now = Instant::now();
     let mut lane = lane(8);
-    (1..=3).for_each(|id| commit_on(&mut lane, Stream::Data, id, "t"));
+    (1..=3).for_each(|id| commit_on(&mut lane, Stream::DATA, id, "t"));
     let (sent, _) = run(&mut lane, now);
     lane.answered(sent[0].1, Answer::Accepted, now);
     // The second is what the broker closes the connection over, each time.
@@ -532,7 +543,7 @@ fn a_record_that_breaks_every_connection_is_found_and_given_up() {
 fn a_network_that_breaks_young_connections_loses_nothing() {
     let mut now = Instant::now();
     let mut lane = lane(8);
-    commit(&mut lane, Stream::Data, 1);
+    commit(&mut lane, Stream::DATA, 1);
     lane.connected();
     for n in 0..200 {
         let (sent, requests) = run(&mut lane, now);
@@ -553,10 +564,10 @@ fn a_topic_that_was_given_up_holds_nothing_up_after_a_restart() {
         let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(60), 7);
         let limits = LaneLimits { given_up_key: Some("topics"), ..limits(1, backoff, Some(Duration::from_secs(600))) };
         let mut lane =
-            Lane::new(Destination::Upstream, &STREAMS, EnvelopeBuilder::new("s", "n", "p/"), recovered, limits);
+            Lane::new(Destination::UPSTREAM, &STREAMS, EnvelopeBuilder::new(recovered, "n", "p/"), recovered, limits);
         lane.connected();
-        commit_on(&mut lane, Stream::Data, 1, "forbidden");
-        commit_on(&mut lane, Stream::Data, 2, "good");
+        commit_on(&mut lane, Stream::DATA, 1, "forbidden");
+        commit_on(&mut lane, Stream::DATA, 2, "good");
         lane
     };
     let mut recovered = Recovered { store_id: "s".into(), ..Recovered::default() };
@@ -577,7 +588,7 @@ fn a_topic_that_was_given_up_holds_nothing_up_after_a_restart() {
     let (sent, requests) = run(&mut lane, now);
     assert_eq!(names(&sent), ["s-d-2"], "at once");
     assert!(matches!(requests[..], [StoreRequest::Refused { id: RecordId(1), .. }, ..]), "{requests:?}");
-    lane.reopened(&Recovered::default(), EnvelopeBuilder::new("s", "n", "p/"));
+    lane.reopened(&Recovered::default(), EnvelopeBuilder::new(&recovered, "n", "p/"));
     let (_, requests) = run(&mut lane, now);
     assert!(requests.iter().any(|it| matches!(it, StoreRequest::SetMeta { .. })), "a new file is told");
 }
@@ -623,7 +634,7 @@ fn play(
 fn a_record_over_which_a_gateway_fails_does_not_block_others_for_ever() {
     let mut now = Instant::now();
     let mut lane = lane(1);
-    (1..=5).for_each(|id| commit_on(&mut lane, Stream::Data, id, if id == 1 { "bad" } else { "good" }));
+    (1..=5).for_each(|id| commit_on(&mut lane, Stream::DATA, id, if id == 1 { "bad" } else { "good" }));
     let fails = |id: &str| if matches!(id, "s-d-1" | "s-d-9") { busy() } else { Answer::Accepted };
     let (accepted, refused, _) = play(&mut lane, &mut now, Duration::from_secs(590), fails);
     assert_eq!((accepted.len(), refused.len()), (0, 0), "order is kept while there is patience");
@@ -632,8 +643,8 @@ fn a_record_over_which_a_gateway_fails_does_not_block_others_for_ever() {
     assert_eq!(refused, [1]);
     assert!((1..=3).contains(&tries), "{tries}");
     // The topic is remembered: the next such record costs some tries.
-    commit_on(&mut lane, Stream::Data, 9, "bad");
-    commit_on(&mut lane, Stream::Data, 10, "good");
+    commit_on(&mut lane, Stream::DATA, 9, "bad");
+    commit_on(&mut lane, Stream::DATA, 10, "good");
     let (accepted, refused, _) = play(&mut lane, &mut now, Duration::from_secs(20), fails);
     assert_eq!((&accepted[..], &refused[..]), (&["s-d-10".to_owned()][..], &[9][..]));
     assert!(lane.is_empty());
@@ -644,7 +655,7 @@ fn several_such_records_in_a_row_are_found_one_after_the_other() {
     let mut now = Instant::now();
     let mut lane = lane(1);
     lane.gaps(GapId(3), vec![gap(99)]);
-    (1..=4).for_each(|id| commit(&mut lane, Stream::Data, id));
+    (1..=4).for_each(|id| commit(&mut lane, Stream::DATA, id));
     let fails = |id: &str| if id == "s-d-4" { Answer::Accepted } else { busy() };
     let (accepted, refused, _) = play(&mut lane, &mut now, Duration::from_secs(3600), fails);
     assert_eq!((&accepted[..], &refused[..]), (&["s-d-4".to_owned()][..], &[1, 2, 3][..]));
@@ -656,8 +667,8 @@ fn a_receiver_that_is_away_for_hours_costs_no_record() {
     let mut now = Instant::now();
     let mut lane = lane(1);
     lane.gaps(GapId(3), vec![gap(99)]);
-    (1..=4).for_each(|id| commit(&mut lane, Stream::Data, id));
-    commit(&mut lane, Stream::Alert, 1);
+    (1..=4).for_each(|id| commit(&mut lane, Stream::DATA, id));
+    commit(&mut lane, Stream::ALERT, 1);
     let (accepted, refused, _) = play(&mut lane, &mut now, Duration::from_secs(4 * 3600), |_| busy());
     assert_eq!((accepted.len(), refused.len()), (0, 0));
     let (accepted, refused, _) = play(&mut lane, &mut now, Duration::from_secs(600), |_| Answer::Accepted);
@@ -669,8 +680,8 @@ fn a_receiver_that_is_away_for_hours_costs_no_record() {
 fn data_waits_for_the_alerts_behind_one_over_which_a_gateway_fails() {
     let mut now = Instant::now();
     let mut lane = lane(1);
-    commit(&mut lane, Stream::Data, 1);
-    (1..=3).for_each(|id| commit(&mut lane, Stream::Alert, id));
+    commit(&mut lane, Stream::DATA, 1);
+    (1..=3).for_each(|id| commit(&mut lane, Stream::ALERT, id));
     let fails = |id: &str| if id == "s-a-1" { busy() } else { Answer::Accepted };
     let (accepted, refused, _) = play(&mut lane, &mut now, Duration::from_secs(800), fails);
     assert_eq!((&accepted[..], &refused[..]), (&["s-a-2", "s-a-3", "s-d-1"].map(str::to_owned)[..], &[1][..]));
@@ -680,14 +691,14 @@ fn data_waits_for_the_alerts_behind_one_over_which_a_gateway_fails() {
 fn an_alert_is_tried_while_data_pauses() {
     let now = Instant::now();
     let mut lane = lane(1);
-    commit(&mut lane, Stream::Data, 1);
+    commit(&mut lane, Stream::DATA, 1);
     let (sent, _) = run(&mut lane, now);
     lane.answered(sent[0].1, busy(), now);
-    commit(&mut lane, Stream::Alert, 1);
+    commit(&mut lane, Stream::ALERT, 1);
     let (sent, _) = run(&mut lane, now);
     assert_eq!(names(&sent), ["s-a-1"]);
     lane.answered(sent[0].1, busy(), now);
-    commit(&mut lane, Stream::Alert, 2);
+    commit(&mut lane, Stream::ALERT, 2);
     assert!(run(&mut lane, now).0.is_empty(), "alerts have a pause of their own");
     let later = lane.wake_at().unwrap();
     let after = Some(Duration::from_secs(30));
@@ -699,6 +710,6 @@ fn an_alert_is_tried_while_data_pauses() {
     let (sent, _) = run(&mut lane, later);
     assert_eq!(names(&sent), ["s-d-1"]);
     lane.answered(sent[0].1, Answer::Retry { reason: "busy".into(), after }, later);
-    commit(&mut lane, Stream::Alert, 3);
+    commit(&mut lane, Stream::ALERT, 3);
     assert!(run(&mut lane, later).0.is_empty(), "the receiver asked for time");
 }

@@ -18,7 +18,7 @@ impl Tail {
 
 fn stored(id: u64, size: usize) -> StoredRecord {
     let record = Record {
-        stream: Stream::Data,
+        stream: Stream::DATA,
         function: "f".into(),
         topic: "t".into(),
         payload: Bytes::from(vec![0; size]),

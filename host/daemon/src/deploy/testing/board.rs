@@ -118,6 +118,7 @@ pub(crate) fn settings(keys: &[(&str, &SigningKey)]) -> DeployerConfig {
         host: Capabilities { has_compiler: true, runs_scripts: true, target: Some(Isa::Aarch64) },
         deploy: config::Deploy { keys: keys.iter().map(entry).collect(), ..config::Deploy::default() },
         functions: config::Functions::default(),
+        sinks: config::Sinks::default(),
     }
 }
 

@@ -20,7 +20,9 @@ export function show(board) {
     el("div", { class: "cards" },
       facts(t.connections, [
         [t.broker, up(board.broker)],
-        [t.upstream, up(board.upstream)],
+        ...(board.sinks.length === 0 ? [[t.sinks, t.notConfigured]] : board.sinks.map((sink) => [
+          t.sink(sink.name), `${up(sink)}, ${t.records(number(sink.records), size(sink.bytes))}`,
+        ])),
         [t.clock, board.clock_synced ? text.synced : text.notSynced],
         [t.uptime, moment(board.started_ms)],
         [t.version, figures.version],

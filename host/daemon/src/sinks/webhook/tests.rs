@@ -6,6 +6,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
+use sedge_core::stream::SinkId;
+use tokio::sync::mpsc;
+
 use super::*;
 
 /// One request as the server saw it.
@@ -96,19 +99,20 @@ fn with_connection(connection: config::Connection) -> config::Upstream {
 /// Posts and waits, as the forwarder does.
 struct Client {
     webhook: Webhook,
-    answers: mpsc::Receiver<(PublishToken, Answer)>,
+    answers: mpsc::Receiver<(SinkId, PublishToken, Answer)>,
 }
 
 impl Client {
     fn new(config: &config::Upstream) -> Self {
         let (sender, answers) = mpsc::channel(4);
-        Self { webhook: Webhook::spawn(config, sender).unwrap(), answers }
+        let to = Answers { sink: SinkId::UPSTREAM, sender };
+        Self { webhook: Webhook::spawn("upstream", config, to).unwrap(), answers }
     }
 
     fn post(&mut self, token: u64) -> Answer {
         let token = PublishToken(token);
         assert_eq!(self.webhook.post(token, envelope("{\"a\":1}")), Ok(()));
-        let (answered, answer) = self.answers.blocking_recv().unwrap();
+        let (_, answered, answer) = self.answers.blocking_recv().unwrap();
         assert_eq!(answered, token);
         answer
     }
@@ -211,7 +215,8 @@ fn the_authorization_is_read_for_each_call() {
     let (addr, seen) = server(vec![OK, OK]);
     let config = config::Upstream { authorization_file: Some(path.clone()), ..config(addr) };
     let (sender, _answers) = mpsc::channel(4);
-    let error = Webhook::spawn(&config, sender).unwrap_err().to_string();
+    let to = Answers { sink: SinkId::UPSTREAM, sender };
+    let error = Webhook::spawn("upstream", &config, to).unwrap_err().to_string();
     assert!(error.contains("upstream.authorization_file") && error.contains("token"), "{error}");
 
     std::fs::write(&path, "Bearer one\n").unwrap();
@@ -259,7 +264,8 @@ fn wrong_settings_are_named() {
     ] {
         let config = with_connection(connection);
         let (sender, _answers) = mpsc::channel(1);
-        let error = Webhook::spawn(&config, sender).unwrap_err().to_string();
+        let to = Answers { sink: SinkId::UPSTREAM, sender };
+        let error = Webhook::spawn("upstream", &config, to).unwrap_err().to_string();
         assert!(words.iter().all(|word| error.contains(word)), "{error}");
     }
 }
