@@ -1,6 +1,7 @@
-//! Time from an order to the first message that the new version handles, and the pause of messages at the swap.
+//! Time from an order to the first message that the new version handles, or that is handled with the new setting, and the pause
+//! of messages at the swap.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Write as _};
 use std::process::{Command, Stdio};
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -8,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use sedge_core::deploy::envelope::SignedEnvelope;
 use sedge_core::deploy::keys::SigningKey;
-use sedge_core::deploy::payload::{DEFAULT_CHUNK_BYTES, Install, Module, Order, OrderChange};
+use sedge_core::deploy::payload::{DEFAULT_CHUNK_BYTES, Install, Module, Order, OrderChange, SettingsUpdate};
 use sedge_core::deploy::report::{DeployState, Report as NodeReport};
 use sedge_core::deploy::topics::{Target, Topics};
 use sedge_core::manifest::Manifest;
@@ -31,6 +32,8 @@ const PROBES_PER_SECOND: u32 = 1000;
 const FLOW_PER_SECOND: u32 = 5000;
 const FLOW_SECS: usize = 8;
 const SOURCES: usize = 16;
+/// Changes of settings, one after the other.
+const CHANGES: u64 = 5;
 
 pub(crate) fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
     let mut times = Times::default();
@@ -45,6 +48,14 @@ pub(crate) fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
     let rest = times.cold.iter().zip(&times.compile).map(|(whole, compile)| whole - compile).collect();
     report.add_median("push_rest_ms", rest, Goal::AtMost(50.0), "the difference of the two");
     report.add_median("push_cached_ms", times.cached, Goal::AtMost(20.0), "the same module with another manifest");
+
+    let mut times = Vec::new();
+    for round in 0..size.rounds {
+        eprintln!("settings, round {} of {}", round + 1, size.rounds);
+        times.extend(Bench::start()?.settings_times()?);
+    }
+    let what = "from publishing an order of settings to the first message that is handled with them, 1,000 messages/s";
+    report.add_median("settings_to_effect_ms", times, Goal::None, what);
 
     let mut gaps = Gaps::default();
     for round in 0..size.rounds {
@@ -131,6 +142,26 @@ impl Bench {
         Ok(())
     }
 
+    fn settings_times(&self) -> io::Result<Vec<f64>> {
+        let results = self.listen()?;
+        let flow = self.flow(PROBES_PER_SECOND, PROBES_PER_SECOND as usize * FLOW_SECS)?;
+        let mut hand = self.broker.client("hand");
+        wait_for(&results, "v1")?;
+        let mut times = Vec::new();
+        for serial in 1..=CHANGES {
+            let label = format!("s{serial}");
+            let all = BTreeMap::from([("label".to_owned(), label.clone())]);
+            let change = OrderChange::Settings(SettingsUpdate { base: serial - 1, all, ..SettingsUpdate::default() });
+            let (target, envelope) = self.order(serial, change);
+            let begun = Instant::now();
+            hand.publish(retained(&Topics::new("sedge").settings(&target, "edition"), envelope))?;
+            times.push(wait_for(&results, &label)?.duration_since(begun).as_secs_f64() * 1e3);
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        drop(flow);
+        Ok(times)
+    }
+
     fn swap_gaps(&self, gaps: &mut Gaps, round: usize) -> io::Result<()> {
         let wasm = component(100 + round)?;
         let mut reports = self.reports()?;
@@ -174,22 +205,29 @@ impl Bench {
         manifest["config"]["label"] = json!(format!("v{serial}"));
         manifest["trial"] = json!({ "messages": trial, "secs": 60 });
         let module = Module::of(wasm, DEFAULT_CHUNK_BYTES);
-        let now_ms = sedge_sandbox::clock::now_ms();
         let (digest, manifest) = (module.digest, serde_json::from_value(manifest).expect("a manifest is a document"));
-        let order = Order {
-            function: "edition".into(),
-            serial,
-            target: Target::Node(NODE.into()),
-            issued_at_ms: now_ms,
-            expires_at_ms: now_ms + 3_600_000,
-            change: OrderChange::Install(Box::new(Install { manifest, module: Some(module), code: Vec::new() })),
-        };
-        let envelope = SignedEnvelope::sign(&order.to_json(), &[&self.key]).to_json();
+        let install = Install { manifest, module: Some(module), code: Vec::new() };
+        let (target, envelope) = self.order(serial, OrderChange::Install(Box::new(install)));
         let chunks = wasm.chunks(DEFAULT_CHUNK_BYTES as usize).enumerate();
         let mut messages: Vec<Publish> =
             chunks.map(|(index, chunk)| retained(&topics.blob(&digest, index as u32), chunk.to_vec())).collect();
-        messages.push(retained(&topics.deploy(&order.target, "edition"), envelope));
+        messages.push(retained(&topics.deploy(&target, "edition"), envelope));
         messages
+    }
+
+    /// An order that is signed, and whom it is for.
+    fn order(&self, serial: u64, change: OrderChange) -> (Target, Vec<u8>) {
+        let now_ms = sedge_sandbox::clock::now_ms();
+        let target = Target::Node(NODE.into());
+        let order = Order {
+            function: "edition".into(),
+            serial,
+            target: target.clone(),
+            issued_at_ms: now_ms,
+            expires_at_ms: now_ms + 3_600_000,
+            change,
+        };
+        (target, SignedEnvelope::sign(&order.to_json(), &[&self.key]).to_json())
     }
 
     fn reports(&self) -> io::Result<Client> {
