@@ -14,9 +14,18 @@
     fail(String(reason), -1);
   }
 
-  function retry(afterMs, reason = "") {
-    if (!(Number(afterMs) >= 0)) throw new RangeError(`retry: ${show(afterMs)} is not a time in milliseconds`);
-    fail(String(reason), Math.min(Math.round(Number(afterMs)), Number.MAX_SAFE_INTEGER));
+  const UNITS = freeze({ ms: 1, s: 1000, m: 60_000, h: 3_600_000 });
+
+  // A number of milliseconds, or a period as in function.toml.
+  function milliseconds(value, what) {
+    const period = typeof value === "string" ? /^([0-9]+)(ms|s|m|h)$/.exec(value) : null;
+    const ms = period === null ? Number(value) : period[1] * UNITS[period[2]];
+    if (!(ms >= 0)) throw new RangeError(`${what}: ${show(value)} is not a time: use milliseconds, or "500ms", "10s", "5m" or "1h"`);
+    return Math.min(Math.round(ms), Number.MAX_SAFE_INTEGER);
+  }
+
+  function retry(after, reason = "") {
+    fail(String(reason), milliseconds(after, "retry"));
   }
 
   function show(value) {
@@ -83,11 +92,10 @@
   const forward = (topic, value, given) => publicationOf("forward", topic, value, given);
   const publish = (topic, value, given) => publicationOf("publish", topic, value, given);
 
-  function wake(name, afterMs) {
+  function wake(name, after) {
     text(name, "wake", "name");
-    const cancels = afterMs === null || afterMs === undefined;
-    if (!cancels && !(Number(afterMs) >= 0)) throw new RangeError(`wake: ${show(afterMs)} is not a time in milliseconds`);
-    return { kind: "wake", name, afterMs: cancels ? undefined : Math.min(Math.round(Number(afterMs)), Number.MAX_SAFE_INTEGER) };
+    const cancels = after === null || after === undefined;
+    return { kind: "wake", name, afterMs: cancels ? undefined : milliseconds(after, "wake") };
   }
 
   function reply(status, value = "", given) {

@@ -274,6 +274,31 @@ fn a_message_is_rejected_or_tried_again() {
     assert_eq!(run.outcome.verdict, Verdict::Retry { after_ms: 1500, reason: "not yet".into() });
     assert!(run.outcome.writes.is_empty());
     check_fails(r#"retry("soon")"#, FailureCode::Exception, "retry: \"soon\" is not a time");
+    let run = self::run(r#"retry("2s")"#);
+    assert_eq!(run.outcome.verdict, Verdict::Retry { after_ms: 2000, reason: String::new() });
+}
+
+#[test]
+fn a_time_is_a_number_of_milliseconds_or_a_period() {
+    let times = [
+        ("1500.4", Some(1500)),
+        ("'1500'", Some(1500)),
+        ("'500ms'", Some(500)),
+        ("'10s'", Some(10_000)),
+        ("'5m'", Some(300_000)),
+        ("'2h'", Some(7_200_000)),
+        ("null", None),
+    ];
+    for (time, after_ms) in times {
+        let run = run(&format!("return wake('later', {time})"));
+        let Verdict::Done(outputs) = &run.outcome.verdict else { panic!("{time}: {:?}", run.outcome.verdict) };
+        let [Output::Wake(wake)] = &outputs[..] else { panic!("{outputs:?}") };
+        assert_eq!(wake.after_ms, after_ms, "{time}");
+    }
+    for time in ["'5 m'", "'-1s'", "-1", "NaN", "'1d'", "{}"] {
+        let said = "is not a time: use milliseconds, or \"500ms\", \"10s\", \"5m\" or \"1h\"";
+        check_fails(&format!("return wake('later', {time})"), FailureCode::Exception, said);
+    }
 }
 
 #[test]
