@@ -77,6 +77,7 @@ mod read;
 #[allow(unsafe_code, reason = "the canonical ABI passes raw blocks")]
 pub mod rt;
 mod setting;
+mod silence;
 pub mod state;
 #[cfg(not(target_family = "wasm"))]
 pub mod testing;
@@ -90,6 +91,7 @@ pub use number::rounded;
 pub use piece::Piece;
 pub use read::{NumberFormat, ReadError};
 pub use setting::{Section, Setting, setting, setting_or};
+pub use silence::Silence;
 
 /// What most functions use, with the parts of `alloc` that a `#![no_std]` crate does not have by itself.
 pub mod prelude {

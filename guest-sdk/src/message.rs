@@ -142,9 +142,11 @@ impl Message {
         self.topic.strip_prefix("$wake/")
     }
 
-    /// The topic that the state goes by: of a wake that of the message which set it, otherwise the message's own.
+    /// The topic that the state goes by: of a wake that of the message which set it, of a call about silence the silent one,
+    /// otherwise the message's own.
     pub fn state_topic(&self) -> &str {
-        self.wake().and_then(|_| self.property("sedge-topic")).unwrap_or(&self.topic)
+        let is_about_another = self.wake().is_some() || self.silence().is_some();
+        is_about_another.then(|| self.property("sedge-topic")).flatten().unwrap_or(&self.topic)
     }
 
     /// A message as tests need it: everything but topic and payload has its usual value.

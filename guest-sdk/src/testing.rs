@@ -11,7 +11,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 
 use crate::log::Level;
-use crate::{Failure, Function, Message, Outcome, Output, Wake, output};
+use crate::{Failure, Function, Message, Outcome, Output, Silence, Wake, output};
 use manifest::{Manifest, Scope};
 
 /// Most slashes in a topic.
@@ -112,6 +112,12 @@ impl Board {
         let heard = any(&manifest.subscribe) && !any(&manifest.except) || any(&manifest.requests);
         if message.is_tick() {
             assert!(manifest.every, "function.toml has no `every`: the function would not get a tick");
+        } else if let Some(Silence { is_back, .. }) = message.silence() {
+            let (has_calls, section) = match is_back {
+                true => (manifest.back, " with `back = true`"),
+                false => (manifest.silence, ""),
+            };
+            assert!(has_calls, "function.toml has no section `silence`{section}: the function would not be called");
         } else if message.wake().is_none() {
             assert!(
                 heard,
@@ -153,6 +159,18 @@ impl Board {
         let message = Message::new(format!("$wake/{name}"), "");
         let properties = Vec::from([("sedge-topic".into(), topic.into())]);
         self.run::<F>(Message { properties, received_at_ms: self.clock_ms.unwrap_or(0), ..message })
+    }
+
+    /// Runs a function on the call that a topic is silent.
+    pub fn silence<F: Function>(&mut self, topic: &str, silent_ms: u64) -> Outcome {
+        let message = Silence { topic, silent_ms, is_back: false }.message();
+        self.run::<F>(Message { received_at_ms: self.clock_ms.unwrap_or(0), ..message })
+    }
+
+    /// Runs a function on the call that a topic speaks again.
+    pub fn back<F: Function>(&mut self, topic: &str, silent_ms: u64) -> Outcome {
+        let message = Silence { topic, silent_ms, is_back: true }.message();
+        self.run::<F>(Message { received_at_ms: self.clock_ms.unwrap_or(0), ..message })
     }
 
     /// Uses the state outside of a function, for tests of the helpers.

@@ -32,6 +32,9 @@ pub(super) struct Manifest {
     pub retain: Option<Vec<String>>,
     /// Whether it has ticks.
     pub every: bool,
+    /// Whether it is called about silent topics, and when they speak again.
+    pub silence: bool,
+    pub back: bool,
     pub clock: bool,
     pub random: bool,
     pub max_outputs: usize,
@@ -80,6 +83,8 @@ impl Manifest {
             scope: Scope::Topic,
             publish: vec!["#".to_owned()],
             every: true,
+            silence: true,
+            back: true,
             clock: true,
             random: true,
             ..Self::of_defaults()
@@ -163,6 +168,9 @@ impl Manifest {
             }
             (["config", keys @ ..], value) => self.set_config(keys.join("."), value)?,
             (["every"], Value::Text(_)) => self.every = true,
+            (["silence", "after"], Value::Text(_)) => self.silence = true,
+            (["silence", "back"], Value::Word(word)) => self.back = word == "true",
+            (["silence", "expect" | "names" | "max_topics"], _) => {}
             (["version" | "component"], Value::Text(_))
             | (["serial"], Value::Word(_))
             | (["trial" | "build", _] | ["settings", ..], _) => {}

@@ -67,7 +67,7 @@ fn measure(dir: &Path, upstream: Upstream, batch: u64, commits: u64) {
             "{committed:?}"
         );
         if upstream != Upstream::Backlog {
-            send(&handle, StoreRequest::Delivered { stream: Stream::Data, through: RecordId(first + batch) });
+            send(&handle, StoreRequest::Delivered { stream: Stream::DATA, through: RecordId(first + batch) });
         }
     }
     let elapsed = started.elapsed();
@@ -99,7 +99,7 @@ fn delivery(n: u64, upstream: Upstream, payload: &Bytes) -> Commit {
         (Scope { function: "anomaly".into(), topic: Some(topic.as_str().into()) }, vec![write])
     });
     let record = Record {
-        stream: Stream::Data,
+        stream: Stream::DATA,
         function: "anomaly".into(),
         topic: topic.into(),
         payload: payload.clone(),
@@ -120,12 +120,12 @@ fn delivery(n: u64, upstream: Upstream, payload: &Bytes) -> Commit {
 fn drain(handle: &StoreHandle, events: &mut StoreEvents, last: u64) {
     let mut after = RecordId(0);
     while after.0 < last {
-        send(handle, StoreRequest::ReadOutbox { stream: Stream::Data, after, max_bytes: 256 << 10 });
+        send(handle, StoreRequest::ReadOutbox { stream: Stream::DATA, after, max_bytes: 256 << 10 });
         match event(events) {
             StoreEvent::Outbox { stored, .. } => after = stored.last().expect("there is more").id,
             other => panic!("{other:?}"),
         }
-        send(handle, StoreRequest::Delivered { stream: Stream::Data, through: after });
+        send(handle, StoreRequest::Delivered { stream: Stream::DATA, through: after });
     }
 }
 
