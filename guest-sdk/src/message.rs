@@ -142,6 +142,11 @@ impl Message {
         self.topic.strip_prefix("$wake/")
     }
 
+    /// The name of the schedule whose time has come, if this is one: that of `at` in the manifest.
+    pub fn schedule(&self) -> Option<&str> {
+        self.topic.strip_prefix("$schedule/")
+    }
+
     /// The topic that the state goes by: of a wake that of the message which set it, of a call about silence the silent one,
     /// otherwise the message's own.
     pub fn state_topic(&self) -> &str {

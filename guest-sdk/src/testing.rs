@@ -118,6 +118,10 @@ impl Board {
                 false => (manifest.silence, ""),
             };
             assert!(has_calls, "function.toml has no section `silence`{section}: the function would not be called");
+        } else if let Some(name) = message.schedule() {
+            let is_it = |known: &String| known == name || known == "*" || known.is_empty() && manifest.name == name;
+            let has = manifest.schedules.iter().any(is_it);
+            assert!(has, "function.toml has no schedule {name:?} in `at`: the function would not run");
         } else if message.wake().is_none() {
             assert!(
                 heard,
@@ -152,6 +156,13 @@ impl Board {
     pub fn tick<F: Function>(&mut self) -> Outcome {
         let topic = format!("$timer/{}", self.manifest.name);
         self.run::<F>(Message { received_at_ms: self.clock_ms.unwrap_or(0), ..Message::new(topic, "") })
+    }
+
+    /// Runs a function on a schedule. `due`: the time at which it is due, as in `2026-01-05T06:00:00.000Z`.
+    pub fn schedule<F: Function>(&mut self, name: &str, due: &str) -> Outcome {
+        let message = Message::new(format!("$schedule/{name}"), "");
+        let properties = Vec::from([("sedge-due".into(), due.into())]);
+        self.run::<F>(Message { properties, received_at_ms: self.clock_ms.unwrap_or(0), ..message })
     }
 
     /// Runs a function on a wake that a message of `topic` has set. Which wakes wait is up to the test.
@@ -602,6 +613,29 @@ mod tests {
         assert_eq!(said(board.run::<Counts>(Message::new("doors/1", ""))), "none doors/1 1");
         assert_eq!(said(board.wake::<Counts>("open", "doors/1")), "open doors/1 2");
         assert_eq!(said(board.wake::<Counts>("open", "doors/2")), "open doors/2 1");
+    }
+
+    #[test]
+    fn a_schedule_names_the_time_at_which_it_is_due() {
+        struct Says;
+        impl Function for Says {
+            fn handle(message: Message) -> Outcome {
+                let said = (message.schedule().unwrap_or("none"), message.property("sedge-due").unwrap_or("never"));
+                Ok(vec![Output::forward("said", format!("{} {}", said.0, said.1))])
+            }
+        }
+        let due = "2026-01-05T06:00:00.000Z";
+        let mut own = Board::from_manifest("name = \"x\"\nat = \"0 6 * * *\"\nzone = \"UTC\"\ncatch_up = \"0s\"\n");
+        assert_eq!(said(own.schedule::<Says>("x", due)), format!("x {due}"));
+        let mut named = Board::from_manifest("name = \"x\"\n[at]\nmorning = [\"0 6 * * *\"]\n");
+        assert_eq!(said(named.schedule::<Says>("morning", due)), format!("morning {due}"));
+    }
+
+    #[test]
+    #[should_panic(expected = "no schedule \"evening\"")]
+    fn a_schedule_that_the_manifest_does_not_have_panics() {
+        let mut board = Board::from_manifest("name = \"x\"\nat = { morning = \"0 6 * * *\" }\n");
+        let _ = board.schedule::<Obeys>("evening", "2026-01-05T06:00:00.000Z");
     }
 
     #[test]

@@ -286,12 +286,48 @@ outputs = [{ kind = "alert", key = "s/2", summary = "last null, 900000 ms ago" }
     );
     fails(&case.replace("back = \"s/1\"", "silence = \"s/1\""), "message 4: the silence of s/1 was told already");
     fails(&case.replace("back = \"s/1\"", "back = \"s/2\""), "s/2 does not speak again: tell that it is silent");
-    fails(&case.replace("back = \"s/1\"", "back = \"s/1\"\ntick = true"), "name one of tick, wake, silence and back");
+    fails(
+        &case.replace("back = \"s/1\"", "back = \"s/1\"\ntick = true"),
+        "name one of tick, wake, silence, back and schedule",
+    );
     fails(&case.replace("back = \"s/1\"", "back = \"s/1\"\npayload = \"1\""), "has no payload: remove it");
     fs::write(folder.path().join("function.toml"), manifest.to_owned() + "[silence]\nafter = \"10m\"\n").unwrap();
     fails(case, "add back = true to section silence there");
     fs::write(folder.path().join("function.toml"), manifest).unwrap();
     fails(case, "function.toml has no section silence");
+}
+
+#[test]
+fn a_schedule_runs_at_its_next_time_in_its_zone() {
+    let folder = Folder::new();
+    let manifest = "name = \"warm\"\nversion = \"1.0.0\"\n[at]\nmorning = \"0 6 * * *\"\n";
+    fs::write(folder.path().join("function.toml"), manifest).unwrap();
+    let function = r#"
+import { forward } from "sedge";
+
+export function handle(message) {
+  return forward("due", `${message.topic} ${message.properties["sedge-due"]} ${message.properties["sedge-late"]}`);
+}
+"#;
+    fs::write(folder.path().join("function.js"), function).unwrap();
+    let step = |lines: &str, said: &str| {
+        let outputs = format!("outputs = [{{ kind = \"forward\", payload = \"$schedule/morning {said}\" }}]");
+        format!("\n[[message]]\n{lines}\n[message.expect]\n{outputs}\n")
+    };
+    let morning = step("schedule = \"morning\"", "2026-01-01T06:00:00.000Z undefined");
+    let late = step("schedule = \"morning\"\nafter = \"25h\"", "2026-01-02T06:00:00.000Z 3600000");
+    let recorded = "topic = \"$schedule/morning\"\nproperties = { sedge-due = \"then\" }";
+    let recorded = step(recorded, "then undefined");
+    let (code, text) = folder.case("warm", &format!("{morning}{late}{recorded}")).test(&[]);
+    assert_eq!(code, 0, "{text}");
+    for (lines, said) in [
+        ("schedule = \"evening\"", "function.toml has no schedule \"evening\""),
+        ("schedule = \"morning\"\nafter = \"1h\"", "schedule \"morning\" is due 18000000 ms later"),
+        ("schedule = \"morning\"\ntick = true", "name one of tick, wake, silence, back and schedule"),
+    ] {
+        let (code, text) = folder.case("warm", &step(lines, "")).test(&[]);
+        assert!(code == 1 && text.contains(said), "{lines}: {text}");
+    }
 }
 
 #[test]

@@ -29,6 +29,7 @@ mod outage;
 #[cfg(feature = "page")]
 mod page;
 mod recordings;
+mod schedules;
 mod selftest;
 mod settings;
 mod silences;

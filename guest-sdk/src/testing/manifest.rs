@@ -35,6 +35,8 @@ pub(super) struct Manifest {
     /// Whether it is called about silent topics, and when they speak again.
     pub silence: bool,
     pub back: bool,
+    /// Names of schedules; an empty one is that of the function, and `*` any.
+    pub schedules: Vec<String>,
     pub clock: bool,
     pub random: bool,
     pub max_outputs: usize,
@@ -85,6 +87,7 @@ impl Manifest {
             every: true,
             silence: true,
             back: true,
+            schedules: vec!["*".to_owned()],
             clock: true,
             random: true,
             ..Self::of_defaults()
@@ -171,6 +174,12 @@ impl Manifest {
             (["silence", "after"], Value::Text(_)) => self.silence = true,
             (["silence", "back"], Value::Word(word)) => self.back = word == "true",
             (["silence", "expect" | "names" | "max_topics"], _) => {}
+            (["at"], Value::Text(_) | Value::List(_)) => self.schedules.push(String::new()),
+            (["at"], Value::Table(entries)) => {
+                self.schedules.extend(entries.into_iter().map(|(path, _)| path.join(".")))
+            }
+            (["at", name], Value::Text(_) | Value::List(_)) => self.schedules.push((*name).into()),
+            (["zone" | "catch_up"], Value::Text(_)) => {}
             (["version" | "component"], Value::Text(_))
             | (["serial"], Value::Word(_))
             | (["trial" | "build", _] | ["settings", ..], _) => {}

@@ -19,6 +19,7 @@ pub mod permits;
 pub mod recording;
 pub mod request;
 mod router;
+pub mod schedule;
 pub mod settings;
 pub mod silence;
 pub mod store;

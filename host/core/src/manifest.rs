@@ -20,7 +20,10 @@ use crate::store::scope_bytes;
 use crate::topic::{TopicFilter, is_heard};
 
 mod http;
+mod schedules;
 mod silence;
+
+pub use schedules::CatchUp;
 pub use silence::Silence;
 
 pub const FILE_NAME: &str = "function.toml";
@@ -63,6 +66,14 @@ pub struct Manifest {
     /// Calls the function about topics that say nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub silence: Option<Silence>,
+    /// Schedules by their names: expressions of cron at whose times the function is called on `$schedule/<name>`.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    pub at: BTreeMap<String, Vec<String>>,
+    /// The time zone of the schedules. `None`: the board's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone: Option<String>,
+    #[serde(skip_serializing_if = "CatchUp::is_default")]
+    pub catch_up: CatchUp,
     /// The component's file, relative to the folder of the manifest. Functions with the same component share its compiled code.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub component: Option<String>,
@@ -251,6 +262,9 @@ impl Manifest {
             state_full: StateFull::Fail,
             every: None,
             silence: None,
+            at: BTreeMap::new(),
+            zone: None,
+            catch_up: CatchUp::default(),
             component: None,
             allow: Allow::default(),
             limits: Limits::default(),
@@ -277,6 +291,7 @@ fn read(section: &mut Section<'_, '_>, manifest: &mut Manifest, ceilings: Option
     section.value("state", &mut manifest.state);
     section.value("state_full", &mut manifest.state_full);
     section.optional("every", &mut manifest.every);
+    schedules::read(section, manifest);
     if section.optional("component", &mut manifest.component) {
         let component = manifest.component.as_deref().unwrap_or_default();
         section.check("component", check_component(component));
@@ -284,13 +299,13 @@ fn read(section: &mut Section<'_, '_>, manifest: &mut Manifest, ceilings: Option
     let is_empty = |item: &Item| matches!(&item.value, Value::Array(items) if items.is_empty());
     let has_http = section.item("http").is_some_and(|item| !is_empty(item));
     match section.item("subscribe").map(|item| &item.value) {
-        _ if section.has("every") || has_http => {}
+        _ if section.has("every") || !manifest.at.is_empty() || has_http => {}
         None => {
-            let invalid = Invalid::new("missing, and no every and no http: the function would never run");
+            let invalid = Invalid::new("missing, and no every, at or http: the function would never run");
             section.error("subscribe", invalid.hint("for example subscribe = [\"sensors/+/temperature\"]"));
         }
         Some(Value::Array(items)) if items.is_empty() => {
-            let invalid = Invalid::new("empty, and no every and no http: the function would never run");
+            let invalid = Invalid::new("empty, and no every, at or http: the function would never run");
             section.error("subscribe", invalid.hint("name a topic filter"));
         }
         Some(_) => {}
@@ -467,7 +482,7 @@ fn check_subscribe(section: &mut Section<'_, '_>, subscribe: &[TopicFilter]) {
 const OWN_TOPICS: [(&str, &str); 5] = [
     ("$timer", "use every = \"10s\" for a timer"),
     ("$wake", "return a wake: its run needs no filter"),
-    ("$schedule", "remove it"),
+    ("$schedule", "use at = \"0 6 * * *\" for times of the calendar"),
     ("$silence", "use [silence] to be called about silent topics"),
     ("$http", "use http = [\"POST /path\"] for requests over HTTP"),
 ];

@@ -49,6 +49,8 @@ pub enum Mistake {
     PauseOthers,
     /// Deletes a wake when it is due, and not with what comes of it.
     DeleteWakeEarly,
+    /// Commits what comes of the run of a schedule without a note that it ran.
+    ForgetScheduleRun,
     /// Answers a request when it is processed, not when the commit is confirmed.
     AnswerBeforeCommit,
     /// Commits a call about a silent topic without that it was made.

@@ -163,6 +163,11 @@ fn summary(
         if let Some(every) = manifest.every {
             writeln!(out, "  ticks    every {every:?}")?;
         }
+        for (name, expressions) in &manifest.at {
+            let zone = manifest.zone.as_deref().unwrap_or("the zone of the board");
+            let at = expressions.join("; ");
+            writeln!(out, "  runs     at {at} in {zone}, as $schedule/{name}")?;
+        }
         for filter in &manifest.allow.publish {
             writeln!(out, "  sends    {filter}")?;
         }
@@ -258,7 +263,7 @@ mod tests {
                     [http_trigger]\nlisten = \"127.0.0.1:8080\"";
         let (config, problems) = Config::parse(text, Path::new("sedge.toml"));
         assert_eq!(problems, Problems::default());
-        let text = "name = \"warm\"\nversion = \"1\"\nsubscribe = [\"s/+/t\"]\nexcept = [\"s/x/t\"]\nstate = \"topic\"\nhttp = [\"POST /t\"]\nallow.publish = [\"d/#\"]";
+        let text = "name = \"warm\"\nversion = \"1\"\nsubscribe = [\"s/+/t\"]\nexcept = [\"s/x/t\"]\nstate = \"topic\"\nhttp = [\"POST /t\"]\nat = \"0 6 * * *\"\nallow.publish = [\"d/#\"]";
         let manifest = Manifest::from_toml(text, Path::new("function.toml"), None).unwrap();
         (config, vec![("functions/warm".into(), manifest)])
     }
@@ -283,6 +288,7 @@ function   warm 1, from functions/warm
   receives s/+/t
   except   s/x/t
   answers  POST /t
+  runs     at 0 6 * * * in the zone of the board, as $schedule/warm
   sends    d/#
   state    per topic, at most 65536 bytes
   limits   10000000 fuel, 100 ms, 4194304 bytes of memory, 64 outputs, 65536 bytes of output

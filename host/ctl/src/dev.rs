@@ -162,7 +162,7 @@ impl<'a> Shadow<'a> {
         // A wake of a recording belongs to the topic of the message that set it.
         let topic = message.shared_state_topic();
         let is_tick = manifest.every.is_some() && topic.starts_with("$timer/");
-        if !is_tick && !manifest.hears(&topic) {
+        if !is_tick && !manifest.hears(&topic) && !manifest.has_schedule(&topic) {
             return;
         }
         let scope: Arc<str> = match manifest.state {

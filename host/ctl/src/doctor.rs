@@ -36,7 +36,7 @@ pub struct DoctorArgs {
 pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let (config, problems) = Config::inspect(&args.config.path(), &sedge_sandbox::machine::MACHINE);
     let mut findings = configuration(&problems);
-    findings.push(board::clock(sedge_sandbox::clock::clock_synced()));
+    findings.push(board::clock(config.node.clock, sedge_sandbox::clock::clock_synced()));
     findings.extend(board::inspect(&config));
     // With errors the broker's address may be a default.
     if !problems.has_errors() {

@@ -14,11 +14,12 @@ use super::runner::{self, Runner, text_or_hex};
 use super::terminal::{self, say};
 use super::{printable, unhex};
 use sedge_core::limits::MAX_LOG_LINES;
-use sedge_core::made;
 use sedge_core::manifest::Manifest;
 use sedge_core::message::{Message, Output, StateWrite, Verdict};
 use sedge_core::text::hex;
+use sedge_core::time::rfc3339;
 use sedge_core::topic::TopicFilter;
+use sedge_core::{made, schedule};
 use sedge_sandbox::{Run, ScopeState};
 
 #[derive(Debug, Args)]
@@ -26,7 +27,7 @@ pub struct InvokeArgs {
     /// Folder with function.toml and the component or function.js
     dir: PathBuf,
     /// Topic of the message
-    #[arg(long, short, required_unless_present = "tick")]
+    #[arg(long, short, required_unless_present_any = ["tick", "schedule"])]
     topic: Option<String>,
     /// Payload: text, @FILE for the bytes of a file, or - for standard input. Repeated: messages one after the other, with the state
     /// that they leave
@@ -35,12 +36,15 @@ pub struct InvokeArgs {
         short,
         value_name = "PAYLOAD",
         allow_hyphen_values = true,
-        required_unless_present = "tick"
+        required_unless_present_any = ["tick", "schedule"]
     )]
     payloads: Vec<String>,
     /// Run on the tick of `every` instead of a message
     #[arg(long, conflicts_with_all = ["topic", "payloads"])]
     tick: bool,
+    /// Run on the schedule of this name instead of a message
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["topic", "payloads", "tick"])]
+    schedule: Option<String>,
     /// Time at which the message came: 2026-01-05T11:02:13Z [default: now]
     #[arg(long, value_name = "TIME", value_parser = time)]
     at: Option<u64>,
@@ -95,7 +99,11 @@ fn time(text: &str) -> anyhow::Result<u64> {
 /// Returns exit code 0 when the function succeeded, 1 when a message would become a dead letter or be retried.
 pub fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
     let manifest = Manifest::load(&args.dir, &sedge_sandbox::machine::MACHINE)?;
-    let topic = args.topic.clone().unwrap_or_else(|| format!("$timer/{}", manifest.name));
+    let topic = match (&args.topic, &args.schedule) {
+        (Some(topic), _) => topic.clone(),
+        (None, Some(name)) => format!("{}{name}", schedule::PREFIX),
+        (None, None) => format!("$timer/{}", manifest.name),
+    };
     check_topic(&topic)?;
     check_settings(&args.settings, "--set ", &manifest)?;
     if !hears(&manifest, &topic) {
@@ -106,7 +114,13 @@ pub fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
             manifest.name,
             if filters.is_empty() { "nothing" } else { &filters },
             if except.is_empty() { "" } else { " except " },
-            if args.tick { ", and has no every" } else { "" },
+            if args.tick {
+                ", and has no every"
+            } else if args.schedule.is_some() {
+                ", and has no schedule of this name in at"
+            } else {
+                ""
+            },
             if topic.starts_with("$http") { ", and takes other requests in http" } else { "" },
         );
     }
@@ -118,7 +132,7 @@ pub fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
         say!("log      {} {} (top level of the script)", line.level, line.text);
     }
     let tick = [String::new()];
-    let payloads = if args.tick { &tick[..] } else { &args.payloads };
+    let payloads = if args.tick || args.schedule.is_some() { &tick[..] } else { &args.payloads };
     let mut succeeded = true;
     for payload in payloads {
         let run = runner.run(&message(args, &topic, payload)?, state.clone());
@@ -141,12 +155,18 @@ pub fn run(args: &InvokeArgs) -> anyhow::Result<ExitCode> {
 
 fn message(args: &InvokeArgs, topic: &str, text: &str) -> anyhow::Result<Message> {
     let now = sedge_sandbox::clock::now(sedge_sandbox::clock::clock_synced());
+    let received_at_ms = args.at.unwrap_or(now.unix_ms);
+    let mut properties: Vec<(Box<str>, Box<str>)> =
+        args.properties.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect();
+    if args.schedule.is_some() && !args.properties.iter().any(|(name, _)| name == schedule::DUE) {
+        properties.push((schedule::DUE.into(), rfc3339(received_at_ms / 1000 * 1000).into()));
+    }
     Ok(Message {
         topic: topic.into(),
         payload: payload(text)?,
         content_type: args.content_type.as_deref().map(Into::into),
-        properties: args.properties.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect(),
-        received_at_ms: args.at.unwrap_or(now.unix_ms),
+        properties,
+        received_at_ms,
         clock_synced: args.clock_synced.unwrap_or(now.synced),
         attempt: args.attempt,
         retained: args.retained,
@@ -216,10 +236,11 @@ pub(crate) fn check_settings(settings: &[(String, String)], by: &str, manifest: 
     Ok(())
 }
 
-/// Whether a board would run the function on a message with this topic, on a tick or on a wake.
+/// Whether a board would run the function on a message with this topic, on a tick, on a wake or by a schedule.
 fn hears(manifest: &Manifest, topic: &str) -> bool {
     manifest.hears(topic)
         || made::is_topic(topic)
+        || manifest.has_schedule(topic)
         || manifest.every.is_some() && topic == format!("$timer/{}", manifest.name)
 }
 
@@ -340,6 +361,8 @@ mod tests {
         assert!(hears(&one, "sensors/a/t") && !hears(&one, "sensors/a/h") && !hears(&one, "$timer/warm"));
         let timer = manifest("every = \"10s\"");
         assert!(hears(&timer, "$timer/warm") && !hears(&timer, "$timer/cold") && !hears(&timer, "a"));
+        let schedule = manifest("at = \"0 6 * * *\"");
+        assert!(hears(&schedule, "$schedule/warm") && !hears(&schedule, "$schedule/cold"));
     }
 
     #[derive(clap::Parser)]

@@ -20,8 +20,10 @@ use clap::Args;
 use sedge_core::deploy::Installed;
 use sedge_core::manifest::{Manifest, StateScope};
 use sedge_core::message::{Message, Output, Verdict};
+use sedge_core::schedule::{Times, Zone};
 use sedge_core::text::printable;
-use sedge_core::{made, silence, wake};
+use sedge_core::time::Now;
+use sedge_core::{made, schedule, silence, wake};
 use sedge_sandbox::{Run, ScopeState};
 use serde_json::json;
 
@@ -266,6 +268,13 @@ impl<'a> Player<'a> {
         let silence = self.call_about_silence(step, &mut properties)?;
         let (topic, origin) = match (silence, &step.wake, &step.topic) {
             (Some(call), ..) => call,
+            _ if step.schedule.is_some() => {
+                let name = step.schedule.as_deref().unwrap_or_default();
+                let due_ms = self.reach_schedule(name, step.after_ms()?)?;
+                let message = schedule::message(name, due_ms, self.now());
+                properties.extend(message.properties);
+                (message.topic.to_string(), message.topic.to_string())
+            }
             (None, Some(name), about) => {
                 let wake = self.take_wake(name, about.as_deref(), step.after_ms()?)?;
                 properties.push((made::ORIGIN.into(), wake.topic.as_str().into()));
@@ -286,7 +295,7 @@ impl<'a> Player<'a> {
             (None, None, Some(topic)) => {
                 self.now_ms += step.after_ms()?.unwrap_or(0);
                 check_topic(topic)?;
-                if !self.manifest.hears(topic) {
+                if !self.manifest.hears(topic) && !self.manifest.has_schedule(topic) {
                     bail!("{topic} is not heard: no filter of subscribe in function.toml matches it, or except does");
                 }
                 if !step.retained {
@@ -362,6 +371,33 @@ impl<'a> Player<'a> {
         }
         self.now_ms = at.max(wake.due_ms);
         Ok(wake)
+    }
+
+    fn now(&self) -> Now {
+        Now { unix_ms: self.now_ms, ..sedge_sandbox::clock::now(self.clock_synced) }
+    }
+
+    /// Lets time pass until a schedule is due next, or until `after_ms` behind the message before, if that is later. Returns when it
+    /// was due.
+    fn reach_schedule(&mut self, name: &str, after_ms: Option<u64>) -> anyhow::Result<u64> {
+        let Some(expressions) = self.manifest.at.get(name) else {
+            bail!("function.toml has no schedule {name:?}: name one of at there");
+        };
+        // The zone of the board is not known here.
+        let zone = match &self.manifest.zone {
+            Some(zone) => {
+                sedge_sandbox::machine::MACHINE.zone(Some(zone)).map_err(|invalid| anyhow::anyhow!("{invalid}"))?
+            }
+            None => Zone::utc(),
+        };
+        let times = Times::new(expressions, zone).map_err(|invalid| anyhow::anyhow!("{invalid}"))?;
+        let due_ms = times.next(self.now_ms).with_context(|| format!("schedule {name:?} never comes again"))?;
+        let at = self.now_ms + after_ms.unwrap_or(0);
+        if after_ms.is_some() && at < due_ms {
+            bail!("schedule {name:?} is due {} ms later: remove after, or raise it", due_ms - at);
+        }
+        self.now_ms = at.max(due_ms);
+        Ok(due_ms)
     }
 
     fn keep_wakes(&mut self, run: &Run, origin: &str) {

@@ -302,6 +302,7 @@ impl Daemon {
         if now.monotonic.duration_since(self.clock_checked) >= CHECK_CLOCK_EVERY {
             self.clock_checked = now.monotonic;
             self.clock_synced = sedge_sandbox::clock::clock_synced();
+            self.status.set_without_clock(&self.broker, self.board.schedules_without_clock());
             telemetry::log::tell_left_out(now.monotonic);
         }
     }

@@ -9,7 +9,7 @@ use sedge_core::message::Scope;
 use sedge_core::request::{RequestId, Response};
 use sedge_core::store::{
     Commit, DeadLetter, DeadLetterId, Fingerprint, HeardId, MessageIds, Parked, ParkedId, Record, Recovered,
-    StoredHeard, StoredState, StoredWake, WakeId, scope_bytes,
+    StoredHeard, StoredSchedule, StoredState, StoredWake, WakeId, scope_bytes,
 };
 
 #[derive(Debug)]
@@ -21,6 +21,8 @@ pub struct Disk {
     last_parked: u64,
     pub wakes: BTreeMap<WakeId, StoredWake>,
     pub heard: BTreeMap<HeardId, StoredHeard>,
+    /// By function and name.
+    pub schedules: BTreeMap<(Arc<str>, Arc<str>), StoredSchedule>,
     pub window: Vec<Fingerprint>,
     /// Deliveries of a session that the broker has lost are in the window.
     pub window_is_stale: bool,
@@ -42,6 +44,7 @@ impl Default for Disk {
             last_parked: 0,
             wakes: BTreeMap::new(),
             heard: BTreeMap::new(),
+            schedules: BTreeMap::new(),
             window: Vec::new(),
             window_is_stale: false,
             message_ids: Vec::new(),
@@ -80,6 +83,9 @@ impl Disk {
         for wake in commit.wakes {
             assert!(self.wakes.insert(wake.id, wake).is_none(), "a number is given to two wakes");
         }
+        for schedule in commit.schedules {
+            self.schedules.insert((Arc::clone(&schedule.function), Arc::clone(&schedule.name)), schedule);
+        }
         for id in commit.unwake {
             self.wakes.remove(&id);
         }
@@ -116,6 +122,7 @@ impl Disk {
         if topics.is_empty() {
             self.wakes.retain(|_, wake| *wake.function != *function);
             self.heard.retain(|_, heard| *heard.function != *function);
+            self.schedules.retain(|(name, _), _| **name != *function);
         }
         self.state
             .retain(|scope, _| *scope.function != *function || !(topics.is_empty() || topics.contains(&scope.topic)));
@@ -162,6 +169,7 @@ impl Disk {
             state: self.stored_state().collect(),
             wakes: self.wakes.values().cloned().collect(),
             heard: self.heard.values().cloned().collect(),
+            schedules: self.schedules.values().cloned().collect(),
             meta: self.meta.clone().into_iter().collect(),
             ..Recovered::default()
         }

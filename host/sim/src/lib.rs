@@ -11,6 +11,7 @@ pub mod faults;
 pub mod random;
 pub mod reference;
 pub mod rig;
+pub mod schedules;
 pub mod silences;
 pub mod store;
 pub mod wakes;
@@ -18,7 +19,7 @@ pub mod worker;
 pub mod world;
 
 /// What a campaign must have reached: else its runs prove less than they seem to.
-pub const RARE: [&str; 31] = [
+pub const RARE: [&str; 34] = [
     "a function had a worker of its own",
     "a function was paused",
     "a function was released",
@@ -39,6 +40,9 @@ pub const RARE: [&str; 31] = [
     "jobs waited over a power cut",
     "a wake ran although it was moved or cancelled when it was due",
     "a wake was moved or cancelled",
+    "a schedule ran late",
+    "a schedule was parked",
+    "the clock was set back over a schedule",
     "a wake was parked",
     "a wake waited over a power cut",
     "the broker forgot the session",

@@ -7,6 +7,7 @@ use sedge_core::stream::{PerStream, SinkId, Stream, StreamKind};
 
 use crate::broker::Publication;
 use crate::clients::Sent;
+use crate::schedules::ScheduleModel;
 use crate::silences::SilenceModel;
 use crate::wakes::WakeModel;
 
@@ -33,6 +34,7 @@ pub const PAUSES: &str = "a function is paused only for topics over which it fai
 pub const SETTINGS: &str = "once new settings are in force no message runs with older ones";
 pub const WAKES: &str = "each wake runs once, and not before its time";
 pub const SILENCES: &str = "a silent topic is told once, and not too early";
+pub const SCHEDULES: &str = "each due time of a schedule runs once, and not before";
 pub const BOUNDED: &str = "no queue grows over its bound";
 pub const BUDGET: &str = "what messages hold stays within the budget";
 pub const STATE_BOUND: &str = "state stays within its bounds";
@@ -72,6 +74,7 @@ pub struct Reference {
     pub messages: u64,
     pub wakes: WakeModel,
     pub silences: SilenceModel,
+    pub schedules: ScheduleModel,
     pub violations: Vec<Violation>,
 }
 
@@ -168,6 +171,10 @@ impl Reference {
                 self.woken(function, &topic, name, true);
                 continue;
             }
+            if let Some(run) = payload.strip_prefix('Y') {
+                self.ran(function, run);
+                continue;
+            }
             let is_first = self.settle(function, &topic, &payload);
             if let Some(scope) = wake_scope(function, &topic) {
                 self.wakes.committed(function, scope, &payload);
@@ -197,6 +204,14 @@ impl Reference {
             }
             if let Some(name) = letter.message.topic.strip_prefix(sedge_core::wake::PREFIX) {
                 self.woken(function, letter.message.state_topic(), name, false);
+                continue;
+            }
+            if let Some(name) = letter.message.topic.strip_prefix(sedge_core::schedule::PREFIX) {
+                let due = letter.message.property(sedge_core::schedule::DUE).unwrap_or_default();
+                self.ran(function, &format!("{name}@{due}"));
+                if reason == "quarantined" {
+                    self.broken(SCHEDULES, format!("{name} of {function} did not wait for the end of the pause"));
+                }
                 continue;
             }
             if reason == "trap" && trial_has_fallback && !self.may_trap && !payload.starts_with('x') {
@@ -233,6 +248,12 @@ impl Reference {
         if let Some(sink) = others.iter().find(|sink| !is_alike(sink)) {
             let what = format!("sink {} lacks a record of a commit, or has one more", sink.index());
             self.broken(OWN_COPY, what);
+        }
+    }
+
+    fn ran(&mut self, function: &'static str, run: &str) {
+        if let Err(what) = self.schedules.committed(function, run) {
+            self.broken(SCHEDULES, what);
         }
     }
 

@@ -12,7 +12,7 @@ use sedge_core::board::{
     PauseConfig, RecordEvent, RecorderConfig, SinkRoute, TrialEvent, Version, WorkerConfig,
 };
 use sedge_core::forward;
-use sedge_core::manifest::{Allow, Build, Limits, Manifest, StateFull, StateScope, Trial};
+use sedge_core::manifest::{Allow, Build, CatchUp, Limits, Manifest, StateFull, StateScope, Trial};
 use sedge_core::message::{Digest, Failure};
 use sedge_core::metrics::Metrics;
 use sedge_core::request::{Method, Request, RequestId, RequestPath, Response};
@@ -50,6 +50,9 @@ pub struct Rig {
     pub connection: u32,
     edition: u32,
     pub now: Instant,
+    /// What the wall clock shows.
+    pub unix_ms: u64,
+    pub synced: bool,
 }
 
 pub fn manifest(name: &str, subscribe: &str, state: StateScope) -> Manifest {
@@ -66,6 +69,9 @@ pub fn manifest(name: &str, subscribe: &str, state: StateScope) -> Manifest {
         state_full: StateFull::Fail,
         every: None,
         silence: None,
+        at: BTreeMap::new(),
+        zone: None,
+        catch_up: CatchUp::default(),
         component: None,
         allow: Allow { publish: vec!["derived/#".parse().expect("a filter")], ..Allow::default() },
         limits: Limits::default(),
@@ -176,18 +182,29 @@ impl Rig {
     /// With other sinks than `upstream`.
     pub fn with_sinks(manifests: Vec<Manifest>, recorder: RecorderConfig, sinks: Vec<forward::SinkLane>) -> Self {
         let forward = forward::ForwardConfig { sinks, ..forward_config(64) };
-        Self::build(manifests, Disk::default(), BoardConfig { recorder, ..config() }, forward)
+        Self::build(manifests, Disk::default(), BoardConfig { recorder, ..config() }, forward, 0)
     }
 
     /// As after these ends.
     pub fn after(manifests: Vec<Manifest>, disk: Disk, crashes: Vec<Crash>) -> Self {
-        let caution = CautionConfig { crashes, uptime_ms: 60_000 };
-        Self::build(manifests, disk, BoardConfig { caution, ..config() }, forward_config(64))
+        Self::at(manifests, disk, crashes, 0)
     }
 
-    fn build(manifests: Vec<Manifest>, disk: Disk, config: BoardConfig, forward: forward::ForwardConfig) -> Self {
+    /// As after these ends, at a time of the wall clock.
+    pub fn at(manifests: Vec<Manifest>, disk: Disk, crashes: Vec<Crash>, unix_ms: u64) -> Self {
+        let caution = CautionConfig { crashes, uptime_ms: 60_000 };
+        Self::build(manifests, disk, BoardConfig { caution, ..config() }, forward_config(64), unix_ms)
+    }
+
+    fn build(
+        manifests: Vec<Manifest>,
+        disk: Disk,
+        config: BoardConfig,
+        forward: forward::ForwardConfig,
+        unix_ms: u64,
+    ) -> Self {
         let instant = Instant::now();
-        let now = Now { monotonic: instant, unix_ms: 0, synced: true };
+        let now = Now { monotonic: instant, unix_ms, synced: true };
         let metrics = Arc::new(Metrics::default());
         let board = Board::new(config, forward, &disk.recovered(), Arc::clone(&metrics), now);
         let mut rig = Self {
@@ -207,6 +224,8 @@ impl Rig {
             connection: 1,
             edition: 0,
             now: instant,
+            unix_ms,
+            synced: true,
         };
         for manifest in manifests {
             rig.deploy(manifest, "derived/x", None);
@@ -218,7 +237,7 @@ impl Rig {
     }
 
     pub fn handle(&mut self, input: Input) {
-        let now = Now { monotonic: self.now, unix_ms: 0, synced: true };
+        let now = Now { monotonic: self.now, unix_ms: self.unix_ms, synced: self.synced };
         self.board.handle(input, now);
     }
 
@@ -407,6 +426,12 @@ impl Rig {
 
     pub fn pass(&mut self, seconds: u64) {
         self.now += Duration::from_secs(seconds);
+    }
+
+    /// Time passes on both clocks.
+    pub fn pass_by_the_clock(&mut self, seconds: u64) {
+        self.pass(seconds);
+        self.unix_ms += seconds * 1000;
     }
 
     pub fn acknowledged(&self) -> Vec<u16> {

@@ -5,7 +5,7 @@
 //! publish where they may not, `b` publishes 60,000 bytes, `S` publishes and changes the
 //! size of its state, `c` counts in state and publishes, `E` counts and publishes where it may not, `a` alerts, `r` rejects, `x` traps,
 //! `R` publishes and answers a request, `t` asks once for another run, `T` always. `w` and `v` publish, and set and cancel wakes (see [`crate::wakes`]), whose runs
-//! publish, too.
+//! publish, too; so do those of schedules (see [`crate::schedules`]).
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -15,14 +15,14 @@ use bytes::Bytes;
 use sedge_core::board::{Job, JobNo, Life, NewSettings, Version, WorkerCommand, WorkerEvent};
 use sedge_core::manifest::StateScope;
 use sedge_core::message::{
-    Alert, AlertStatus, Failure, FailureCode, Outcome, Output, Publication, Reply, Severity, StateGrowth, StateWrite,
-    Usage, Verdict, Wake,
+    Alert, AlertStatus, Failure, FailureCode, Message, Outcome, Output, Publication, Reply, Severity, StateGrowth,
+    StateWrite, Usage, Verdict, Wake,
 };
 use sedge_core::settings::Settings;
-use sedge_core::{made, silence, wake};
+use sedge_core::{made, schedule, silence, wake};
 
 use crate::disk::number;
-use crate::wakes;
+use crate::{schedules, wakes};
 
 /// Bytes of a large output.
 const LARGE: usize = 60_000;
@@ -305,6 +305,7 @@ impl Script {
         let message = &job.message;
         let letter = match made::is_topic(&message.topic) {
             true => 'W',
+            false if schedule::is_topic(&message.topic) => 'Y',
             false => message.payload.first().map_or('-', |byte| char::from(*byte)),
         };
         if self.traps_at.contains(letter) {
@@ -332,6 +333,9 @@ impl Script {
         }
         if message.topic.starts_with(silence::TOPIC) {
             return self.silent(job);
+        }
+        if let Some(name) = message.topic.strip_prefix(schedule::PREFIX) {
+            return (self.scheduled(message, name), Vec::new());
         }
         let (outputs, writes) = match letter {
             'w' | 'v' => {
@@ -391,6 +395,28 @@ impl Script {
         let chained = wakes::chained(name)
             .map(|(name, after_ms)| Output::Wake(Wake { name: name.into(), after_ms: Some(after_ms) }));
         (Verdict::Done([Output::Publish(published)].into_iter().chain(chained).collect()), Vec::new())
+    }
+}
+
+impl Script {
+    /// The run of a schedule.
+    fn scheduled(&self, message: &Message, name: &str) -> Verdict {
+        if schedules::retries(name) && message.attempt == 1 {
+            return Verdict::Retry { after_ms: 1000, reason: String::new() };
+        }
+        if name == "bad" {
+            return failed(FailureCode::Trap, "unreachable");
+        }
+        let due = message.property(schedule::DUE).unwrap_or_default();
+        let payload = format!("Y{name}@{due} {}", message.topic).into();
+        let topic = self.topic.as_str().into();
+        Verdict::Done(vec![Output::Publish(Publication {
+            topic,
+            payload,
+            content_type: None,
+            retain: false,
+            sink: None,
+        })])
     }
 }
 

@@ -11,6 +11,7 @@ use crate::faults::Fault;
 use crate::random::Random;
 use crate::reference::{self, Reference, Violation};
 use crate::rig::{config, forward_config, lane, manifest, overlay, recorder, with_requests};
+use crate::schedules::with_schedules;
 use crate::silences::AFTER;
 use crate::store::Store;
 use crate::worker::{Ran, Worker};
@@ -121,6 +122,8 @@ pub struct World {
     has_failing_topics: bool,
     /// Functions set wakes.
     has_wakes: bool,
+    /// Functions have schedules.
+    has_schedules: bool,
     /// A part of the messages are requests over HTTP.
     has_requests: bool,
     /// The broker often forgets the session, and many messages are alike.
@@ -224,6 +227,7 @@ impl World {
             has_large_outputs: seed % 16 == 5,
             has_failing_topics: seed % 16 == 9,
             has_wakes: seed % 4 == 2,
+            has_schedules: seed % 8 == 4,
             has_requests: seed % 16 == 13,
             has_short_sessions: seed % 16 == 1,
             has_silences: seed % 8 == 7,
@@ -259,7 +263,7 @@ impl World {
             self.handle(Input::Settings { function: function.into(), change: asked, overlay: overlay(asked) });
         }
         self.is_deaf = false;
-        for manifest in functions(self.state, self.has_silences) {
+        for manifest in functions(self.state, self.has_silences, self.has_schedules) {
             self.deploy(manifest, "derived/x+", None);
         }
         let now = self.now();
@@ -274,10 +278,16 @@ impl World {
     fn pass(&mut self, time: Duration) {
         self.elapsed += time;
         self.unix_ms = self.unix_ms.saturating_add(time.as_millis() as u64);
-        self.reference.wakes.pass(self.elapsed, self.unix_ms);
+        self.clocks_changed();
         if self.broker.is_connected && !self.is_deaf {
             self.reference.silences.pass(time);
         }
+    }
+
+    /// The models see the clocks that the board will see.
+    fn clocks_changed(&mut self) {
+        self.reference.wakes.pass(self.elapsed, self.unix_ms);
+        self.reference.schedules.pass(self.unix_ms, self.synced);
     }
 
     fn note(&mut self, what: impl FnOnce() -> String) {
@@ -492,6 +502,9 @@ impl World {
                 }
                 if commit.park.iter().any(|it| sedge_core::made::is_topic(&it.message.topic)) {
                     reached.insert("a wake was parked");
+                }
+                if commit.park.iter().any(|it| sedge_core::schedule::is_topic(&it.message.topic)) {
+                    reached.insert("a schedule was parked");
                 }
                 if commit.dead_letters.iter().any(|it| it.failure.code == FailureCode::StateFull) {
                     reached.insert("there was no room for state");
@@ -818,9 +831,12 @@ impl World {
                 } else {
                     self.unix_ms.saturating_sub(jump)
                 };
-                self.reference.wakes.pass(self.elapsed, self.unix_ms);
+                self.clocks_changed();
             }
-            Fault::ClockUnsynced => self.synced = !self.synced,
+            Fault::ClockUnsynced => {
+                self.synced = !self.synced;
+                self.clocks_changed();
+            }
             Fault::SinkCut => {
                 let n = if self.sinks.len() > 2 { 1 + self.random.index(self.sinks.len() - 1) } else { 1 };
                 self.cut_sink(n);
@@ -845,7 +861,7 @@ impl World {
     }
 
     fn push(&mut self, kind: Fault) {
-        let mut manifest = self.random.pick(&functions(self.state, self.has_silences)).clone();
+        let mut manifest = self.random.pick(&functions(self.state, self.has_silences, self.has_schedules)).clone();
         if &*manifest.name == "g" {
             let timeouts = [100, 100, 100, 500, 2000];
             manifest.limits.timeout_ms = (*self.random.pick(&timeouts)).try_into().expect("not zero");
@@ -855,7 +871,7 @@ impl World {
         let messages = (1 + self.random.below(9) as u32).try_into().expect("at least one");
         let trial = Trial { messages, failures: self.random.below(2) as u32, ..Trial::default() };
         let (script, trial) = match kind {
-            Fault::DeployFailing => ("derived/x+ coafW", Some(Trial { mode: TrialMode::Live, ..trial })),
+            Fault::DeployFailing => ("derived/x+ coafWY", Some(Trial { mode: TrialMode::Live, ..trial })),
             Fault::DeployShadow => {
                 let differences = self.random.chance(500).then_some(1);
                 ("derived/y+ c", Some(Trial { mode: TrialMode::Shadow, differences, ..trial }))
@@ -995,6 +1011,23 @@ impl World {
 
     // ---- the end ----
 
+    /// Everybody does what is to be done now. `false`: there was nothing.
+    fn turn(&mut self) -> bool {
+        let mut any = self.deliver();
+        self.perform();
+        for n in 0..self.workers.len() {
+            any |= self.work_on(n);
+            self.perform();
+        }
+        any |= self.serve_store();
+        self.perform();
+        for n in 0..self.sinks.len() {
+            any |= self.answer_on(n);
+            self.perform();
+        }
+        any | self.broker.read_ack()
+    }
+
     /// Faults stop. Everything that was promised must come true.
     fn settle(&mut self) {
         self.quiet = true;
@@ -1012,20 +1045,7 @@ impl World {
             }
             let mut any = false;
             for _ in 0..10_000 {
-                let mut now = self.deliver();
-                self.perform();
-                for n in 0..self.workers.len() {
-                    now |= self.work_on(n);
-                    self.perform();
-                }
-                now |= self.serve_store();
-                self.perform();
-                for n in 0..self.sinks.len() {
-                    now |= self.answer_on(n);
-                    self.perform();
-                }
-                now |= self.broker.read_ack();
-                if !now {
+                if !self.turn() {
                     break;
                 }
                 any = true;
@@ -1048,7 +1068,33 @@ impl World {
             self.timeout();
             self.perform();
         }
+        if self.has_schedules && !self.keep_schedules() {
+            let what = self.what_waits();
+            self.reference.broken(reference::PROGRESS, format!("schedules: {what}"));
+            return;
+        }
         self.judge();
+    }
+
+    /// For a minute the clock is right and nothing goes wrong: every due time runs. `false`: something is not settled then.
+    fn keep_schedules(&mut self) -> bool {
+        self.synced = true;
+        self.clocks_changed();
+        let mut seconds = 0;
+        // To the end of the last attempt.
+        while seconds < 100 || seconds < 130 && !self.is_settled() {
+            seconds += 1;
+            self.pass(Duration::from_secs(1));
+            self.timeout();
+            self.perform();
+            while self.turn() {}
+        }
+        // A version that fails over its schedules has them paused.
+        if !self.reference.may_trap {
+            let lost = self.reference.schedules.lost(self.unix_ms - 60_000, self.unix_ms - 10_000);
+            lost.into_iter().for_each(|what| self.reference.broken(reference::SCHEDULES, what));
+        }
+        self.is_settled()
     }
 
     fn is_settled(&self) -> bool {
@@ -1112,6 +1158,8 @@ impl World {
         self.reached_if(self.reference.silences.was_told, "a silent topic was told");
         self.reached_if(self.reference.silences.spoke_again, "a silent topic spoke again");
         self.reached_if(self.reference.wakes.was_superseded, "a wake was moved or cancelled");
+        self.reached_if(self.reference.schedules.ran_late, "a schedule ran late");
+        self.reached_if(self.reference.schedules.was_set_back, "the clock was set back over a schedule");
         let ran_late = "a wake ran although it was moved or cancelled when it was due";
         self.reached_if(self.reference.wakes.ran_late, ran_late);
         Outcome {
@@ -1162,12 +1210,14 @@ impl StateLimits {
     }
 }
 
-fn functions(state: StateLimits, has_silences: bool) -> [Manifest; 3] {
+fn functions(state: StateLimits, has_silences: bool, has_schedules: bool) -> [Manifest; 3] {
     let mut f = manifest("f", "t/#", StateScope::Topic);
     f.silence = has_silences.then(|| Silence { back: true, ..Silence::after(AFTER) });
     f.limits.state_total_bytes = state.total_of_f;
     f.state_full = if state.forgets { StateFull::ForgetOldest } else { StateFull::Fail };
-    [f, manifest("sum", "t/#", StateScope::Function), manifest("g", "t/#", StateScope::None)].map(with_requests)
+    let all =
+        [f, manifest("sum", "t/#", StateScope::Function), manifest("g", "t/#", StateScope::None)].map(with_requests);
+    if has_schedules { all.map(with_schedules) } else { all }
 }
 
 /// Most runs have one sink, as most boards do.

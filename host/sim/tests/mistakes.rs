@@ -122,6 +122,11 @@ fn a_pause_for_what_others_sent() {
 }
 
 #[test]
+fn a_schedule_whose_runs_are_not_noted() {
+    is_found(Mistake::ForgetScheduleRun, reference::SCHEDULES);
+}
+
+#[test]
 fn a_wake_that_is_deleted_when_it_is_due() {
     is_found(Mistake::DeleteWakeEarly, reference::WAKES);
 }

@@ -17,6 +17,7 @@ mod message_id_rows;
 mod outbox;
 mod parked;
 mod responses;
+mod schedules;
 mod sinks;
 mod state;
 mod state_retention;

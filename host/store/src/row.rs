@@ -14,6 +14,7 @@
 //!            function
 //! heard      2, stage (0 speaking, 1 silent, 2 back), at_ms, slack_ms, silent_ms, topic, sum of these, the id, the turn and
 //!            the function
+//! schedule   2, spec, seen_ms, number of ranges, first and length of each, sum of these, the function and the name
 //! string     2 × length, bytes; or 2 × offset + 1, where offset is the start of the same string in this row
 //! sum        CRC-32, little-endian. Rows of version 1 have none, and parked jobs no wait_ms
 //! ```
@@ -27,7 +28,8 @@ use bytes::Bytes;
 
 use sedge_core::message::{Failure, FailureCode, Message, Usage};
 use sedge_core::store::{
-    DeadLetter, HeardId, HeardStage, Parked, ParkedId, Record, RecordId, StoredHeard, StoredRecord, StoredWake, WakeId,
+    DeadLetter, HeardId, HeardStage, Parked, ParkedId, Record, RecordId, StoredHeard, StoredRecord, StoredSchedule,
+    StoredWake, WakeId,
 };
 use sedge_core::stream::Stream;
 
@@ -266,6 +268,21 @@ impl Encoder {
         self.varint(silent_ms);
         self.string(&heard.topic);
         self.end_row(&[&heard.id.0.to_le_bytes(), &heard.turn.to_le_bytes(), heard.function.as_bytes()])
+    }
+
+    /// Encodes a schedule without its function and its name.
+    pub(super) fn schedule(&mut self, schedule: &StoredSchedule) -> &[u8] {
+        self.start_row();
+        self.string(&schedule.spec);
+        self.varint(schedule.seen_ms);
+        self.varint(schedule.ran.len() as u64);
+        for (first, last) in &schedule.ran {
+            self.varint(*first);
+            self.varint(last.saturating_sub(*first));
+        }
+        // The length of the function tells where the name begins.
+        let length = (schedule.function.len() as u64).to_le_bytes();
+        self.end_row(&[&length, schedule.function.as_bytes(), schedule.name.as_bytes()])
     }
 }
 
@@ -578,6 +595,25 @@ pub(super) fn heard(id: HeardId, turn: u64, function: &str, body: &Bytes) -> Res
     Ok(StoredHeard { id, turn, function: function.into(), topic: decoder.string()?.into(), at_ms, slack_ms, stage })
 }
 
+/// Ranges of a schedule at most.
+const MAX_RANGES: u64 = 64;
+
+pub(super) fn schedule(function: &str, name: &str, body: &Bytes) -> Result<StoredSchedule, DamagedRow> {
+    let length = (function.len() as u64).to_le_bytes();
+    let (mut decoder, _) = Decoder::checked(body, &[&length, function.as_bytes(), name.as_bytes()])?;
+    let (spec, seen_ms) = (decoder.string()?.into(), decoder.varint()?);
+    let ranges = decoder.varint()?;
+    if ranges > MAX_RANGES {
+        return Err(DamagedRow(decoder.at));
+    }
+    let mut ran = Vec::new();
+    for _ in 0..ranges {
+        let (first, length) = (decoder.varint()?, decoder.varint()?);
+        ran.push((first, first.saturating_add(length)));
+    }
+    Ok(StoredSchedule { function: function.into(), name: name.into(), spec, seen_ms, ran })
+}
+
 /// Reads a row as each of the kinds that the database holds.
 #[cfg(feature = "fuzzing")]
 pub(super) fn read(row: &Bytes) {
@@ -591,6 +627,7 @@ pub(super) fn read(row: &Bytes) {
     let _ = parked(ParkedId(1), row);
     let _ = wake(WakeId(1), "f", row);
     let _ = heard(HeardId(1), 1, "f", row);
+    let _ = schedule("f", "s", row);
 }
 
 #[cfg(test)]

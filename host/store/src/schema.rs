@@ -11,6 +11,7 @@
 //! dead_letter, parked  ids are never reused: people note them down, and another process adds rows
 //! wake                 wakes of functions that wait; the board gives their ids
 //! heard                topics whose silence is watched; the board gives their ids
+//! schedule             which due times of schedules have run
 //! gap                  lost records not reported upstream yet
 //! meta                 store_id, and small values of the daemon
 //! ```
@@ -28,7 +29,7 @@ use super::OpenError;
 pub const VERSION: u32 = 1 + STEPS.len() as u32;
 
 /// Element n migrates layout n + 1 to n + 2. A released step never changes; [`CREATE`] makes the newest layout.
-const STEPS: [&str; 6] = [
+const STEPS: [&str; 7] = [
     // Sums of state, and of rows in their bodies (see row.rs). Ages are no longer those of the wall clock.
     "ALTER TABLE state ADD COLUMN sum INTEGER; DELETE FROM meta WHERE key = 'ageless';",
     // When state was last written, in hours of running time.
@@ -43,6 +44,9 @@ const STEPS: [&str; 6] = [
     ) STRICT;",
     // Sinks with names: their records, and their watermarks beside those of the first.
     "CREATE TABLE sink (id INTEGER PRIMARY KEY, body BLOB NOT NULL) STRICT; ALTER TABLE progress ADD COLUMN sinks BLOB;",
+    "CREATE TABLE IF NOT EXISTS schedule (
+        function TEXT NOT NULL, name TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (function, name)
+    ) STRICT, WITHOUT ROWID;",
 ];
 
 pub(super) const CREATE: &str = "
@@ -71,6 +75,9 @@ CREATE TABLE wake (id INTEGER PRIMARY KEY, function TEXT NOT NULL, body BLOB NOT
 CREATE TABLE heard (
     id INTEGER PRIMARY KEY, turn INTEGER NOT NULL, function TEXT NOT NULL, body BLOB NOT NULL
 ) STRICT;
+CREATE TABLE schedule (
+    function TEXT NOT NULL, name TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (function, name)
+) STRICT, WITHOUT ROWID;
 CREATE TABLE gap (
     id INTEGER PRIMARY KEY, stream INTEGER NOT NULL, reason TEXT NOT NULL, first_id INTEGER NOT NULL,
     last_id INTEGER NOT NULL, records INTEGER NOT NULL, bytes INTEGER NOT NULL, first_at_ms INTEGER NOT NULL,
@@ -81,7 +88,7 @@ INSERT INTO meta VALUES ('store_id', CAST(lower(hex(randomblob(8))) AS BLOB));
 ";
 
 /// Every table, its columns, and the first column of its key, which orders its [`super::salvage`].
-pub(super) const TABLES: [(&str, &str, &str); 15] = [
+pub(super) const TABLES: [(&str, &str, &str); 16] = [
     ("alert", "id, body", "id"),
     ("data", "id, body", "id"),
     ("local", "id, body", "id"),
@@ -95,6 +102,7 @@ pub(super) const TABLES: [(&str, &str, &str); 15] = [
     ("parked", "id, body", "id"),
     ("wake", "id, function, body", "id"),
     ("heard", "id, turn, function, body", "id"),
+    ("schedule", "function, name, body", "function"),
     ("gap", "id, stream, reason, first_id, last_id, records, bytes, first_at_ms, last_at_ms", "id"),
     ("meta", "key, value", "key"),
 ];

@@ -24,6 +24,7 @@ use super::responses::ResponseTable;
 use super::row::Encoder;
 use super::running_time::RunningTime;
 use super::salvage;
+use super::schedules;
 use super::schema::{self, LoadError};
 use super::sinks::SinkTable;
 use super::state::{self, StateTable};
@@ -230,6 +231,7 @@ impl Session {
         recovered.parked = jobs.load_new(&connection, stats)?;
         recovered.wakes = wakes::load(&connection, stats)?;
         recovered.heard = heard::load(&connection, stats)?;
+        recovered.schedules = schedules::load(&connection, stats)?;
         recovered.state = state::measure(&connection)?;
 
         // A process that was killed within a commit leaves a transaction in the log that was perhaps never synced. It
@@ -359,6 +361,9 @@ impl Session {
             }
             for wake in &commit.wakes {
                 wakes::set(&self.connection, &mut self.encoder, wake)?;
+            }
+            for schedule in &commit.schedules {
+                schedules::set(&self.connection, &mut self.encoder, schedule)?;
             }
             for id in commit.unwake {
                 wakes::delete(&self.connection, id)?;

@@ -194,7 +194,8 @@ impl StateTable {
     }
 }
 
-/// Deletes all state of a function, and with it its wakes and the topics that it watches. Returns the number of keys.
+/// Deletes all state of a function, and with it its wakes, its schedules and the topics that it watches. Returns the number of
+/// keys.
 pub(super) fn delete_state(connection: &Connection, function: &str) -> rusqlite::Result<usize> {
     let keys = connection
         .prepare_cached("DELETE FROM state WHERE scope IN (SELECT id FROM scope WHERE function = ?1)")?
@@ -202,6 +203,7 @@ pub(super) fn delete_state(connection: &Connection, function: &str) -> rusqlite:
     connection.prepare_cached("DELETE FROM scope WHERE function = ?1")?.execute((function,))?;
     connection.prepare_cached("DELETE FROM wake WHERE function = ?1")?.execute((function,))?;
     connection.prepare_cached("DELETE FROM heard WHERE function = ?1")?.execute((function,))?;
+    connection.prepare_cached("DELETE FROM schedule WHERE function = ?1")?.execute((function,))?;
     Ok(keys)
 }
 

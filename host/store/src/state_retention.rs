@@ -52,7 +52,8 @@ impl StateRetention {
         self.counted = now;
         let mut changes = Vec::new();
         let mut stored = connection.prepare_cached(
-            "SELECT function FROM scope UNION SELECT function FROM wake UNION SELECT function FROM heard",
+            "SELECT function FROM scope UNION SELECT function FROM wake UNION SELECT function FROM heard
+             UNION SELECT function FROM schedule",
         )?;
         let stored: Vec<String> = stored.query_map((), |row| row.get(0))?.collect::<rusqlite::Result<_>>()?;
         let is_away = |function: &str| !installed.iter().any(|it| **it == *function);

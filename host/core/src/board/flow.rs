@@ -700,7 +700,12 @@ impl Board {
                 let (function, wake) = (*function, *wake);
                 self.wake_finished(function, wake);
             }
-            Receipt::Silence { .. } | Receipt::Mqtt { .. } | Receipt::Request(_) | Receipt::None => {}
+            // The next run of a schedule begins once this one is committed.
+            Receipt::Schedule { .. }
+            | Receipt::Silence { .. }
+            | Receipt::Mqtt { .. }
+            | Receipt::Request(_)
+            | Receipt::None => {}
         }
         let unit = self.ledger.unit(id);
         // A message is counted once, with its first commit. What becomes of its parked jobs is counted by function.

@@ -574,5 +574,6 @@ fn has_effect(commit: &Commit) -> bool {
         || !commit.unwake.is_empty()
         || !commit.heard.is_empty()
         || !commit.unheard.is_empty()
+        || !commit.schedules.is_empty()
         || commit.message_id.is_some()
 }

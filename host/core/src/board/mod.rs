@@ -32,6 +32,8 @@ pub mod intake;
 mod invariants;
 pub mod ledger;
 pub mod rollout;
+mod schedule_flow;
+mod schedules;
 mod settings;
 mod silence_flow;
 mod silences;
@@ -67,9 +69,11 @@ use invariants::Invariants;
 use ledger::{Ledger, Loaded, Recorder};
 pub use ledger::{RecorderConfig, SinkRoute};
 use map::Seeded;
+use receipt::Receipt;
 use requests::Requests;
 pub use rollout::PauseConfig;
 use rollout::{Report, Rollout};
+use schedules::Schedules;
 use settings::Overlays;
 use silences::Silences;
 pub(crate) use size::MAX_TOPIC_BYTES;
@@ -135,6 +139,7 @@ pub struct Board {
     states: States,
     wakes: Wakes,
     silences: Silences,
+    schedules: Schedules,
     forwarder: Forwarder,
     taps: Taps,
     follows: Follows,
@@ -182,6 +187,7 @@ impl Board {
             follows: Follows::default(),
             wakes: Wakes::new(seed),
             silences: Silences::new(seed),
+            schedules: Schedules::default(),
             forwarder: Forwarder::new(forward, recovered, Arc::clone(&metrics)),
             requests: Requests::default(),
             subscriptions: Subscriptions::restore(Some(&subscriptions_saved), config.share_group.clone()),
@@ -214,6 +220,7 @@ impl Board {
         self.show_all_state();
         self.restore_silences(&recovered.meta, recovered.heard);
         self.restore_wakes(recovered.wakes);
+        self.schedules.restore(recovered.schedules);
         self.unpark(recovered.parked);
     }
 
@@ -249,6 +256,7 @@ impl Board {
         }
         self.start_wakes();
         self.start_silences();
+        self.start_schedules();
         if self.dispatch.workers.has_events() {
             self.handle_worker_events();
         }
@@ -277,6 +285,9 @@ impl Board {
         while let Some(settled) = self.ledger.poll_settled() {
             for receipt in std::iter::once(&settled.receipt).chain(&settled.copies) {
                 self.intake.committed(receipt);
+            }
+            if let Receipt::Schedule { function, name } = &settled.receipt {
+                self.schedules.finished(*function, name);
             }
             self.requests.settled(&settled);
             match settled.message_id {
@@ -334,12 +345,14 @@ impl Board {
             None,
             None,
             None,
+            None,
         ];
         if self.may_start() {
             due[4] = self.dispatch.parking.next_due(|number| !self.rollout.function(number).is_awaited());
             due[5] = self.rollout.poll_timeout();
             due[7] = self.next_wake();
             due[8] = self.silences.next_due(|number| self.can_wake(number));
+            due[9] = self.schedules.poll_timeout(self.now);
         }
         if self.is_connected && self.subscriptions.has_unwanted() {
             due[6] = Some(self.tidied_at + TIDY_EVERY);
@@ -435,6 +448,11 @@ impl Board {
         self.forwarder.awaits_answers()
     }
 
+    /// Schedules that have waited for the clock for so long that a person is to do something.
+    pub fn schedules_without_clock(&self) -> usize {
+        self.schedules.overdue(self.now)
+    }
+
     pub fn function_count(&self) -> usize {
         self.rollout.numbers().count()
     }
@@ -509,6 +527,7 @@ impl Board {
         self.show_all_state();
         self.restore_silences(&recovered.meta, recovered.heard);
         self.restore_wakes(recovered.wakes);
+        self.schedules.restore(recovered.schedules);
         self.unpark(recovered.parked);
         // What was delivered meanwhile was dropped unacknowledged: a new connection makes the broker send it again.
         self.effects.push_back(Effect::Reconnect(Destination::Local));
@@ -596,6 +615,7 @@ impl Board {
         self.show_all_state();
         self.show_all_wakes();
         self.watch_silences();
+        self.set_schedules();
         let installed = self.rollout.functions().filter(|(_, it)| it.serving().is_some());
         let installed = installed.map(|(_, it)| Arc::clone(it.state_name())).collect();
         self.ledger.request(store::StoreRequest::Installed(installed));

@@ -21,6 +21,8 @@ pub(crate) enum Receipt {
     Wake { function: FunctionNo, id: WakeId },
     /// Let the next call about this topic be made.
     Silence { function: FunctionNo, topic: Arc<str> },
+    /// Let another run of the schedule begin.
+    Schedule { function: FunctionNo, name: Arc<str> },
     /// Nothing: a QoS 0 delivery.
     None,
 }

@@ -99,6 +99,7 @@ impl Board {
         self.forget_in_workers(&function);
         self.wakes.forget(self.rollout.find(&function), &function);
         self.silences.forget(self.rollout.find(&function), &function);
+        self.schedules.forget(&function);
         self.ledger.forget_state(function, Vec::new());
         self.show_removed_state();
     }
@@ -108,6 +109,7 @@ impl Board {
         self.states.forget_all(function);
         self.wakes.forget(self.rollout.find(function), function);
         self.silences.forget(self.rollout.find(function), function);
+        self.schedules.forget(function);
         self.forget_in_workers(function);
         self.show_removed_state();
     }

@@ -9,6 +9,7 @@ use crate::limits::Limits;
 use crate::manifest::{Manifest, StateScope, Trial};
 use crate::message::Digest;
 use crate::permits::Permits;
+use crate::schedule::Zone;
 
 /// An installed version, ready to be loaded.
 #[derive(Clone, Debug)]
@@ -26,6 +27,8 @@ pub struct Version {
     pub trial: Option<Trial>,
     /// Served before, without having run the messages of its trial: serves at once, guarded by what serves now.
     pub is_resumed: bool,
+    /// The zone of its schedules. `None`: it has none, or the board does not know that zone.
+    pub zone: Option<Zone>,
 }
 
 impl Version {
@@ -52,6 +55,7 @@ impl Version {
             is_awaited: false,
             trial,
             is_resumed: false,
+            zone: Some(Zone::utc()),
         }
     }
 

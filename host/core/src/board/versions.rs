@@ -288,7 +288,12 @@ impl Board {
     fn may_be_parked(&self, id: UnitId) -> bool {
         matches!(
             self.ledger.unit(id).receipt,
-            Receipt::Mqtt { .. } | Receipt::Request(_) | Receipt::Wake { .. } | Receipt::Silence { .. } | Receipt::None
+            Receipt::Mqtt { .. }
+                | Receipt::Request(_)
+                | Receipt::Wake { .. }
+                | Receipt::Silence { .. }
+                | Receipt::Schedule { .. }
+                | Receipt::None
         )
     }
 

@@ -16,6 +16,7 @@ use crate::made;
 use crate::manifest::StateScope;
 use crate::message::{Failure, FailureCode, Output, Scope, Wake};
 use crate::mistakes::{Mistake, is_made};
+use crate::schedule;
 use crate::store::{Commit, StoredWake, WakeId};
 use crate::wake;
 
@@ -197,13 +198,18 @@ impl Board {
     /// `false`: it is an ordinary one.
     pub(super) fn postpone(&mut self, id: UnitId) -> bool {
         let unit = self.ledger.unit(id);
+        let topic = &*unit.message.topic;
         let until = self.now.monotonic + LOOK_AGAIN;
         match &unit.receipt {
             Receipt::Wake { function, id: wake } => {
                 self.wakes.postpone(*function, *wake, until);
             }
             Receipt::Silence { function, topic } => self.silences.postpone(*function, topic, LOOK_AGAIN),
-            Receipt::Parked(key) if made::is_topic(&unit.message.topic) => {
+            Receipt::Schedule { function, name } => {
+                let (function, name) = (*function, Arc::clone(name));
+                return self.postpone_schedule(id, function, &name, until);
+            }
+            Receipt::Parked(key) if made::is_topic(topic) || schedule::is_topic(topic) => {
                 self.dispatch.parking.postpone(key, until);
             }
             _ => return false,

@@ -139,7 +139,17 @@ impl Manifest {
     pub(crate) fn load_within(dir: &Path, ceilings: Option<&Ceilings>, machine: &Machine) -> Result<Self, Problems> {
         let file = dir.join(manifest::FILE_NAME);
         match machine.text(&file) {
-            Ok(text) => Self::from_toml(&text, &file, ceilings),
+            Ok(text) => {
+                let manifest = Self::from_toml(&text, &file, ceilings)?;
+                // A laptop without a database cannot know the zones of boards.
+                if let Some(zone) =
+                    manifest.zone.as_deref().filter(|_| ceilings.is_some() || machine.zone_database().is_some())
+                    && let Err(invalid) = machine.zone(Some(zone))
+                {
+                    return Err(Problem::error(Location::whole(file), "zone", invalid).into());
+                }
+                Ok(manifest)
+            }
             Err(error) => {
                 let invalid = Invalid::new(format!("cannot be read: {error}"));
                 Err(Problem::error(Location::whole(file), "", invalid).into())

@@ -17,6 +17,7 @@ pub(crate) mod reader;
 mod sections;
 pub mod settings;
 mod sinks;
+mod zones;
 
 #[cfg(test)]
 #[allow(clippy::disallowed_methods, reason = "a test may read clocks and files")]
@@ -64,6 +65,17 @@ pub struct Node {
     /// First level of Sedge's own topics.
     pub base_topic: String,
     pub data_dir: PathBuf,
+    pub clock: Clock,
+}
+
+/// When the wall clock of the board counts as right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Clock {
+    /// Once a time service has set it.
+    #[default]
+    Auto,
+    /// Always: a real-time clock keeps it.
+    Trusted,
 }
 
 /// How to reach a broker or a webhook and log in: the keys that `[mqtt]` and `[upstream]` share.
@@ -350,6 +362,7 @@ impl Node {
             groups: Vec::new(),
             base_topic: Self::BASE_TOPIC.into(),
             data_dir: "/var/lib/sedge".into(),
+            clock: Clock::Auto,
         }
     }
 }

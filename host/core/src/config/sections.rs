@@ -8,8 +8,8 @@ use super::document::{Item, Table, Value};
 use super::problem::{Invalid, Problems};
 use super::reader::{Read, Reader, Section, choice, nearest, parsed, wrong_kind};
 use super::{
-    Ceilings, Config, Connection, Deploy, DeployKey, Endpoint, Functions, Header, Http, Isolate, Log, Mqtt, Node,
-    Recording, Scheme, Sink, Store, Upstream, WhenFull, Worker, http_trigger, settings, sinks,
+    Ceilings, Clock, Config, Connection, Deploy, DeployKey, Endpoint, Functions, Header, Http, Isolate, Log, Mqtt,
+    Node, Recording, Scheme, Sink, Store, Upstream, WhenFull, Worker, http_trigger, settings, sinks,
 };
 use crate::board::Weight;
 use crate::manifest;
@@ -78,6 +78,7 @@ fn node(section: &mut Section<'_, '_>, node: &mut Node) {
     section.check("base_topic", check::level(&node.base_topic));
     section.value("data_dir", &mut node.data_dir);
     section.names_file("data_dir", None, &node.data_dir, Content::DataDir);
+    section.value("clock", &mut node.clock);
 }
 
 fn mqtt(section: &mut Section<'_, '_>, mqtt: &mut Mqtt) {
@@ -550,6 +551,12 @@ impl Read for Isolate {
             &[("process", Self::Process), ("thread", Self::Thread), ("function", Self::Function)],
             problems,
         )
+    }
+}
+
+impl Read for Clock {
+    fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
+        choice(item, key, &[("auto", Self::Auto), ("trusted", Self::Trusted)], problems)
     }
 }
 

@@ -10,6 +10,7 @@ use super::reason::{Reason, Refusal};
 use super::record::{Acceptance, OrderHistory};
 use super::topics::Target;
 use crate::config;
+use crate::config::machine::Machine;
 use crate::isa::Class;
 use crate::key::KeyId;
 use crate::manifest::{FEEDBACK_LOOP, Manifest};
@@ -33,6 +34,7 @@ pub(crate) struct Board<'a> {
     pub(crate) deploy: &'a config::Deploy,
     pub(crate) ceilings: &'a config::Ceilings,
     pub(crate) sinks: &'a config::Sinks,
+    pub(crate) machine: &'a Machine,
     /// Unix time, if the clock is synced.
     pub(crate) now_ms: Option<u64>,
     /// The accepted orders of all functions, and of the keys.
@@ -119,7 +121,7 @@ impl<'k> Authentic<'k> {
         let send_code = all.iter().try_for_each(|key| key.may_send_code());
         let mut chosen = None;
         if let OrderChange::Install(install) = &order.change {
-            let manifest = check_manifest(&order, install, board.ceilings)?;
+            let manifest = check_manifest(&order, install, board)?;
             if let Some(invalid) = board.sinks.refusal(&manifest) {
                 return Err(Refusal::new(Reason::InvalidManifest, format!("sink: {invalid}")));
             }
@@ -230,7 +232,7 @@ fn check_serial(serial: u64, history: &OrderHistory) -> Result<(), Refusal> {
     Ok(())
 }
 
-fn check_manifest(order: &Order, install: &Install, ceilings: &config::Ceilings) -> Result<Manifest, Refusal> {
+fn check_manifest(order: &Order, install: &Install, board: &Board<'_>) -> Result<Manifest, Refusal> {
     let json = install.manifest.to_json();
     let manifest = Manifest::from_json(&json, None).map_err(|problems| {
         let is_loop = problems.errors().any(|problem| problem.what.starts_with(FEEDBACK_LOOP));
@@ -244,7 +246,13 @@ fn check_manifest(order: &Order, install: &Install, ceilings: &config::Ceilings)
     if manifest.serial != order.serial {
         return invalid(format!("the manifest has serial {}, but the order {}", manifest.serial, order.serial));
     }
-    Manifest::from_json(&json, Some(ceilings)).map_err(|problems| Refusal::new(Reason::OverLimit, one_line(&problems)))
+    if !manifest.at.is_empty()
+        && let Err(problem) = board.machine.zone(manifest.zone.as_deref())
+    {
+        return invalid(format!("zone: {problem}"));
+    }
+    let ceilings = Some(board.ceilings);
+    Manifest::from_json(&json, ceilings).map_err(|problems| Refusal::new(Reason::OverLimit, one_line(&problems)))
 }
 
 pub(crate) fn one_line(problems: &config::Problems) -> String {

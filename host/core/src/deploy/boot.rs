@@ -334,6 +334,7 @@ mod tests {
             deploy: config::Deploy::default(),
             functions: config::Functions::default(),
             sinks: config::Sinks::default(),
+            machine: config::machine::testing::MACHINE,
         };
         let now = Now { monotonic: Instant::now(), unix_ms: 0, synced: false };
         let boot = Boot { keys: None, records: Vec::new(), settings: Vec::new(), folders: vec![folder] };

@@ -33,6 +33,7 @@ use super::stats::DeployStats;
 use super::steps::{AfterSave, Agenda, Step, Wait};
 use super::topics::{KEYS, Topics};
 use super::trust::Trust;
+use crate::config::machine::Machine;
 use crate::config::{self, Config};
 use crate::isa::Class;
 use crate::manifest::Manifest;
@@ -53,10 +54,12 @@ pub struct DeployerConfig {
     pub deploy: config::Deploy,
     pub functions: config::Functions,
     pub sinks: config::Sinks,
+    /// Where the time zones of functions are.
+    pub machine: Machine,
 }
 
 impl DeployerConfig {
-    pub fn new(config: &Config, host: Capabilities) -> Self {
+    pub fn new(config: &Config, host: Capabilities, machine: Machine) -> Self {
         Self {
             node: config.node.name.clone(),
             groups: config.node.groups.clone(),
@@ -65,6 +68,7 @@ impl DeployerConfig {
             deploy: config.deploy.clone(),
             functions: config.functions.clone(),
             sinks: config.sinks.clone(),
+            machine,
         }
     }
 }

@@ -171,6 +171,7 @@ impl Deployer {
             deploy: &self.config.deploy,
             ceilings: &self.config.functions.ceilings,
             sinks: &self.config.sinks,
+            machine: &self.config.machine,
             now_ms: now.synced.then_some(now.unix_ms),
             histories: histories.collect(),
             believed_ms: self.believed_ms,

@@ -136,13 +136,13 @@ fn a_function_that_would_never_run() {
     check(
         start,
         &[
-            "function.toml: subscribe: missing, and no every and no http: the function would never run; for example subscribe = [\"sensors/+/temperature\"]",
+            "function.toml: subscribe: missing, and no every, at or http: the function would never run; for example subscribe = [\"sensors/+/temperature\"]",
         ],
     );
     check(
         &format!("{start}subscribe = []"),
         &[
-            "function.toml:3:13: subscribe: empty, and no every and no http: the function would never run; name a topic filter",
+            "function.toml:3:13: subscribe: empty, and no every, at or http: the function would never run; name a topic filter",
         ],
     );
 }

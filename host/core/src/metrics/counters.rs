@@ -113,6 +113,10 @@ pub struct FunctionMetrics {
     pub silences: Counter,
     pub(crate) watched_topics: Gauge,
     pub silent_topics: Gauge,
+    /// Runs of schedules, those of them that began late, and times that were left out because they were older than `catch_up`.
+    pub schedules: Counter,
+    pub schedules_late: Counter,
+    pub schedules_skipped: Counter,
     /// Thousandths of its share of the workers' time.
     pub(crate) share: Gauge,
     waited_us: Counter,
@@ -170,6 +174,8 @@ pub struct Metrics {
     pub(crate) sessions_lost: Counter,
     pub(crate) worker_restarts: Counter,
     pub(crate) invariants_broken: Counter,
+    /// Schedules that wait until the clock is synchronised.
+    pub schedules_awaiting_clock: Gauge,
     /// State of functions that are not installed.
     pub(crate) removed_state_bytes: Gauge,
     pub(crate) forwarded: PerStream<Counter>,
@@ -362,6 +368,7 @@ impl Metrics {
         ] {
             add(name, &[], Value::Integer(counter.get()));
         }
+        add("sedge_schedules_awaiting_clock", &[], Value::Integer(self.schedules_awaiting_clock.get()));
         add("sedge_state_removed_bytes", &[], Value::Integer(self.removed_state_bytes.get()));
         add("sedge_in_flight", &[], Value::Integer(self.in_flight.get()));
         for stream in self.streams() {
@@ -416,6 +423,9 @@ impl FunctionMetrics {
             "silences": self.silences.get(),
             "watched_topics": self.watched_topics.get(),
             "silent_topics": self.silent_topics.get(),
+            "schedules": self.schedules.get(),
+            "schedules_late": self.schedules_late.get(),
+            "schedules_skipped": self.schedules_skipped.get(),
             "busy_seconds": self.duration.sum().as_secs_f64(),
             "waiting_seconds": self.waited_us.get() as f64 / 1e6,
             "share_used": self.share.get() as f64 / 1e3,
@@ -439,6 +449,9 @@ impl FunctionMetrics {
             ("sedge_silences_total", self.silences.get()),
             ("sedge_watched_topics", self.watched_topics.get()),
             ("sedge_silent_topics", self.silent_topics.get()),
+            ("sedge_schedules_total", self.schedules.get()),
+            ("sedge_schedules_late_total", self.schedules_late.get()),
+            ("sedge_schedules_skipped_total", self.schedules_skipped.get()),
         ] {
             add(family, &[function], Value::Integer(value));
         }

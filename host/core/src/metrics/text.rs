@@ -82,6 +82,13 @@ const FAMILIES: &[Family] = &[
     gauge("sedge_watched_topics", "Topics whose silence the function watches."),
     gauge("sedge_silent_topics", "Watched topics that are silent now."),
     gauge("sedge_wakes_waiting", "Wakes of the function that wait for their time or run."),
+    counter("sedge_schedules_total", "Runs of the function by its schedules."),
+    counter("sedge_schedules_late_total", "Of these, runs that began at least a second after their time."),
+    counter(
+        "sedge_schedules_skipped_total",
+        "Times of schedules that were left out because they were older than catch_up.",
+    ),
+    gauge("sedge_schedules_awaiting_clock", "Schedules that wait for the clock to be synchronised."),
     gauge("sedge_state_removed_bytes", "State of functions that are not installed."),
     counter("sedge_dead_letters_total", "Messages that a function could not process."),
     gauge("sedge_dead_letters_kept", "Dead letters in the store."),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::heard::{HeardId, StoredHeard};
 use super::record::Record;
+use super::schedule::StoredSchedule;
 use super::wake::{StoredWake, WakeId};
 use crate::message::{Failure, Message, Scope, StateWrite, Usage};
 use crate::request::{RequestId, Response};
@@ -35,6 +36,8 @@ pub struct Commit {
     pub wakes: Vec<StoredWake>,
     /// Wakes that it runs, moves or cancels. Some may not be in the store any more.
     pub unwake: Vec<WakeId>,
+    /// Schedules whose runs it is about.
+    pub schedules: Vec<StoredSchedule>,
     /// The request that it answers: its dead letters are named in [`super::StoreEvent::Committed`].
     pub request: Option<RequestId>,
     /// The answer, kept for repeats with the same `message_id`.
@@ -55,7 +58,8 @@ impl Commit {
             && self.wakes.is_empty()
             && self.unwake.is_empty()
             && self.heard.is_empty()
-            && self.unheard.is_empty())
+            && self.unheard.is_empty()
+            && self.schedules.is_empty())
             || self.response.is_some()
     }
 
@@ -67,6 +71,7 @@ impl Commit {
             + self.dead_letters.iter().map(DeadLetter::bytes).sum::<usize>()
             + self.park.iter().map(|parked| parked.message.bytes()).sum::<usize>()
             + self.wakes.iter().map(StoredWake::bytes).sum::<usize>()
+            + self.schedules.iter().map(StoredSchedule::bytes).sum::<usize>()
             + self.response.as_ref().map_or(0, Response::bytes)
             + self.heard.iter().map(StoredHeard::bytes).sum::<usize>()
     }

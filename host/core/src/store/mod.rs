@@ -7,6 +7,7 @@ pub mod heard;
 pub mod message_ids;
 pub mod record;
 pub mod request;
+pub mod schedule;
 pub mod state;
 pub mod wake;
 
@@ -15,5 +16,6 @@ pub use heard::{HeardId, HeardStage, StoredHeard};
 pub use message_ids::MessageIds;
 pub use record::{DAMAGED, EXPIRED, FULL, Gap, GapId, REMOVED, Record, RecordId, StoredRecord};
 pub use request::{LoadId, MovedAside, Recovered, StoreEvent, StoreRequest, StoredSink};
+pub use schedule::StoredSchedule;
 pub use state::{ENTRY_BYTES, SCOPE_BYTES, StoredState, scope_bytes};
 pub use wake::{StoredWake, WakeId};

@@ -9,6 +9,7 @@ use super::commit::{BatchNo, Commit, DeadLetterId, Fingerprint, Parked};
 use super::heard::StoredHeard;
 use super::message_ids::MessageIds;
 use super::record::{Gap, GapId, RecordId, StoredRecord};
+use super::schedule::StoredSchedule;
 use super::state::StoredState;
 use super::wake::StoredWake;
 use crate::message::Scope;
@@ -128,6 +129,7 @@ pub struct Recovered {
     pub wakes: Vec<StoredWake>,
     /// Topics whose silence is watched.
     pub heard: Vec<StoredHeard>,
+    pub schedules: Vec<StoredSchedule>,
     /// Scopes with state, the least recently used first.
     pub state: Vec<StoredState>,
     /// Those of the configuration, and those that were removed and whose records are kept.

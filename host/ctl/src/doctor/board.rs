@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{major, statfs, statvfs};
 
 use super::finding::Finding;
-use sedge_core::config::{Config, Isolate, Store};
+use sedge_core::config::{Clock, Config, Isolate, Store};
 use sedge_sandbox::sandboxing;
 
 /// Limit of the median of synced writes. A good SD card takes 2 to 5 ms.
@@ -43,14 +43,17 @@ pub(crate) fn inspect(config: &Config) -> Vec<Finding> {
     findings
 }
 
-pub(crate) fn clock(is_synced: bool) -> Finding {
+pub(crate) fn clock(clock: Clock, is_synced: bool) -> Finding {
+    if clock == Clock::Trusted {
+        return Finding::good("clock", "taken for right (node.clock = \"trusted\")");
+    }
     if is_synced {
         return Finding::good("clock", "synchronised since the board booted");
     }
     Finding::warning(
         "clock",
-        "not known to be synchronised since the board booted; functions are told so",
-        "run `timedatectl set-ntp true`, or install chrony; without a network, add a real-time clock",
+        "not known to be synchronised since the board booted; functions are told so, and schedules wait",
+        "run `timedatectl set-ntp true`, or install chrony; without a network, add a real-time clock and set node.clock = \"trusted\"",
     )
 }
 
@@ -269,6 +272,8 @@ mod tests {
 
     #[test]
     fn an_unsynchronised_clock_is_a_warning() {
-        assert_eq!([clock(true).verdict, clock(false).verdict], [Verdict::Good, Verdict::Warning]);
+        let verdict = |set, is_synced| clock(set, is_synced).verdict;
+        assert_eq!([verdict(Clock::Auto, true), verdict(Clock::Auto, false)], [Verdict::Good, Verdict::Warning]);
+        assert_eq!(verdict(Clock::Trusted, false), Verdict::Good);
     }
 }

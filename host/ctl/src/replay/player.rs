@@ -129,7 +129,7 @@ impl<'a> Player<'a> {
             None => {
                 let is_tick = self.manifest.every.is_some() && of_state.starts_with("$timer/");
                 let topic = Topic {
-                    is_heard: is_tick || self.manifest.hears(&of_state),
+                    is_heard: is_tick || self.manifest.hears(&of_state) || self.manifest.has_schedule(&of_state),
                     settings: settings_of(&of_state, &self.settings, &self.of_topics),
                     state: ScopeState::default(),
                 };

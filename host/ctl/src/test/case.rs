@@ -58,6 +58,8 @@ pub(super) struct Step {
     pub(super) silence: Option<String>,
     /// The call that this topic speaks again, instead of a message.
     pub(super) back: Option<String>,
+    /// Name of a schedule, instead of a message: its next time.
+    pub(super) schedule: Option<String>,
     pub(super) attempt: Option<u32>,
     /// Time since the message before: "10s".
     after: Option<String>,
@@ -137,9 +139,10 @@ impl Step {
         if payloads.into_iter().filter(|is_given| *is_given).count() > 1 {
             bail!("name one of payload, payload_hex and payload_file");
         }
-        let calls = [self.tick, self.wake.is_some(), self.silence.is_some(), self.back.is_some()];
-        if calls.into_iter().filter(|is_given| *is_given).count() > 1 {
-            bail!("name one of tick, wake, silence and back: each is a message of its own");
+        let others = [&self.wake, &self.silence, &self.back, &self.schedule];
+        let calls = std::iter::once(self.tick).chain(others.into_iter().map(Option::is_some));
+        if calls.filter(|is_given| *is_given).count() > 1 {
+            bail!("name one of tick, wake, silence, back and schedule: each is a message of its own");
         }
         if self.silence.is_some() || self.back.is_some() {
             if self.topic.is_some() {
@@ -150,10 +153,16 @@ impl Step {
             }
             return Ok(());
         }
+        if self.schedule.is_some() {
+            if self.topic.is_some() || payloads.contains(&true) {
+                bail!("a schedule has no topic and no payload of its own: remove what stands beside it");
+            }
+            return Ok(());
+        }
         match (&self.topic, self.tick, &self.wake) {
             (None, false, None) => {
                 bail!(
-                    "topic is missing, and it is no tick, wake, silence or back: name one, for example topic = \"a/b\""
+                    "topic is missing, and it is no tick, wake, silence, back or schedule: name one, for example topic = \"a/b\""
                 )
             }
             (Some(_), true, _) => bail!("a tick has no topic of its own: remove topic or tick"),
@@ -249,8 +258,8 @@ mod tests {
         assert_eq!(
             error("[[message]]\ntopic = \"a\"\npaylod = \"1\""),
             "tests/a.toml:3: unknown field `paylod`, expected one of `topic`, `payload`, `payload_hex`, `payload_file`, \
-             `content_type`, `properties`, `retained`, `response_topic`, `correlation_data`, `tick`, `wake`, `attempt`, \
-             `after`, `expect`"
+             `content_type`, `properties`, `retained`, `response_topic`, `correlation_data`, `tick`, `wake`, `silence`, \
+             `back`, `schedule`, `attempt`, `after`, `expect`"
         );
         assert!(error("time = 2026-01-05").contains("no message"));
         assert!(error("[[message]\n").starts_with("tests/a.toml:1: "));

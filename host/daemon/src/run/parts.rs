@@ -27,13 +27,15 @@ use sedge_core::board::{
     self, Board, BoardConfig, Budget, CautionConfig, Input, PauseConfig, RecorderConfig, SinkRoute, Version,
     WorkerConfig,
 };
-use sedge_core::config::{Config, Isolate, Sink};
+use sedge_core::config::problem::Invalid;
+use sedge_core::config::{Clock, Config, Isolate, Sink};
 use sedge_core::deploy::{self, DeployerConfig, Installed};
 use sedge_core::forward::SinkLane;
 use sedge_core::isa::Class;
 use sedge_core::manifest::{Manifest, Trial};
 use sedge_core::metrics::Metrics;
 use sedge_core::permits::Permits;
+use sedge_core::schedule::Zone;
 use sedge_core::stream::SinkId;
 use sedge_core::{forward, store};
 use sedge_sandbox::cache::Cache;
@@ -61,6 +63,7 @@ impl Daemon {
         functions: Vec<(PathBuf, Manifest)>,
     ) -> anyhow::Result<Self> {
         let now = Instant::now();
+        sedge_sandbox::clock::trust(config.node.clock == Clock::Trusted);
         let metrics = Arc::new(Metrics::new(sedge_sandbox::clock::now_ms()));
         let health = Arc::new(Health::new(now, HEARTBEAT));
         // Answers from the start, as a board may have much to compile.
@@ -97,7 +100,7 @@ impl Daemon {
         let compiler = Arc::new(CachingCompiler::new(Cache::open(data_dir)?, Compiler, engines.clone()));
         let (deploy_shell, starts) = crate::deploy::shell::Shell::open(
             &data_dir.join("deploy"),
-            DeployerConfig::new(&config, Compiler::capabilities()),
+            DeployerConfig::new(&config, Compiler::capabilities(), sedge_sandbox::machine::MACHINE),
             functions,
             compiler,
             now,
@@ -224,7 +227,20 @@ pub(super) fn version(
         is_awaited: installed.is_awaited,
         trial,
         is_resumed: false,
+        zone: zone(&installed.manifest),
     }
+}
+
+/// The zone of a function's schedules. A board that does not know it runs the function on everything else.
+fn zone(manifest: &Manifest) -> Option<Zone> {
+    if manifest.at.is_empty() {
+        return None;
+    }
+    let log = |problem: &Invalid| {
+        let function = &*manifest.name;
+        tracing::error!(function, "the schedules of the function do not run: {problem}");
+    };
+    sedge_sandbox::machine::MACHINE.zone(manifest.zone.as_deref()).inspect_err(log).ok()
 }
 
 fn process_config(config: &Config) -> ProcessConfig {

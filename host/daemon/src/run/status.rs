@@ -27,6 +27,8 @@ pub(crate) struct Status {
     key: Option<SigningKey>,
     failed: Option<String>,
     blocked: bool,
+    /// Schedules that wait for the clock.
+    without_clock: usize,
     /// Subscriptions that the broker refuses, with its reasons.
     refused: Vec<String>,
     /// What the broker does not offer.
@@ -46,6 +48,7 @@ impl Status {
             key,
             failed: None,
             blocked: false,
+            without_clock: 0,
             refused: Vec::new(),
             broker_limits: Vec::new(),
             reports: BTreeMap::new(),
@@ -74,6 +77,13 @@ impl Status {
     pub(crate) fn set_blocked(&mut self, link: &Link, blocked: bool) {
         self.blocked = blocked;
         self.publish_node(link);
+    }
+
+    pub(crate) fn set_without_clock(&mut self, link: &Link, schedules: usize) {
+        if self.without_clock != schedules {
+            self.without_clock = schedules;
+            self.publish_node(link);
+        }
     }
 
     pub(crate) fn set_refused(&mut self, link: &Link, refused: Vec<String>) {
@@ -120,7 +130,10 @@ impl Status {
         let refused = &self.refused;
         let refused =
             (!refused.is_empty()).then(|| format!("the broker refuses subscriptions: {}", refused.join(", ")));
-        if let Some(problem) = failed.or(blocked).or(refused) {
+        let schedules = self.without_clock;
+        let clock =
+            (schedules > 0).then(|| format!("the clock is not synchronised, and schedules wait for it: {schedules}"));
+        if let Some(problem) = failed.or(blocked).or(refused).or(clock) {
             status["problem"] = json!(problem);
         }
         self.publish(link, "status", &status);

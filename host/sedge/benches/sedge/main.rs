@@ -19,6 +19,7 @@ mod pulley;
 mod push;
 mod recordings;
 mod report;
+mod schedules;
 mod shipped;
 mod trickle;
 
@@ -44,7 +45,7 @@ const QUICK: Size = Size { rounds: 1, messages: 50_000, latency_messages: 3_000,
 
 type Measure = fn(&mut Report, &Size) -> std::io::Result<()>;
 
-const PARTS: [(&str, Measure); 13] = [
+const PARTS: [(&str, Measure); 14] = [
     ("invoke", invoke::measure),
     ("pulley", pulley::measure),
     ("durable", durable::measure),
@@ -56,6 +57,7 @@ const PARTS: [(&str, Measure); 13] = [
     ("push", push::measure),
     ("recordings", recordings::measure),
     ("calls", calls::measure),
+    ("schedules", schedules::measure),
     ("fleet", fleet::measure),
     ("shipped", shipped::measure),
 ];

@@ -86,6 +86,10 @@ impl Unit {
         }
     }
 
+    pub(crate) fn jobs_left(&self) -> usize {
+        self.jobs_left
+    }
+
     /// Everything that came of it is on disk.
     pub(super) fn settled(self, id: UnitId) -> Settled {
         let Self { receipt, copies, message_id, response, is_turned_away, .. } = self;

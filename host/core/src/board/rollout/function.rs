@@ -131,15 +131,15 @@ impl Edition {
 
     /// How many topics it hears. `None`: that depends on who publishes.
     fn heard(&self) -> Option<usize> {
-        let Manifest { subscribe, http, every, .. } = &**self.manifest();
+        let Manifest { subscribe, http, every, at, .. } = &**self.manifest();
         let has_wildcard = subscribe.iter().any(|filter| filter.as_str().contains(['+', '#']));
         let is_open = has_wildcard || http.iter().any(HttpRoute::has_parameters);
-        (!is_open).then(|| subscribe.len() + http.len() + usize::from(every.is_some()))
+        (!is_open).then(|| subscribe.len() + http.len() + usize::from(every.is_some()) + at.len())
     }
 
     pub(crate) fn wants(&self, topic: &str) -> bool {
         let is_timer = || self.manifest().every.is_some() && topic.starts_with("$timer/");
-        self.manifest().hears(topic) || is_timer()
+        self.manifest().hears(topic) || is_timer() || self.manifest().has_schedule(topic)
     }
 
     /// Whether both versions order messages, choose workers and wait for state in the same way. Between versions with state
@@ -334,6 +334,19 @@ impl Function {
             }
         }
         wanted
+    }
+
+    /// The versions with schedules, and the names of those that are theirs: the candidate's before those of the other.
+    pub(crate) fn schedules(&self) -> Vec<(&Rc<Edition>, &str)> {
+        let mut schedules: Vec<(&Rc<Edition>, &str)> = Vec::new();
+        for edition in self.listening() {
+            for name in edition.manifest().at.keys() {
+                if !schedules.iter().any(|(_, known)| known == name) {
+                    schedules.push((edition, name));
+                }
+            }
+        }
+        schedules
     }
 
     pub(crate) fn is_routed(&self) -> bool {

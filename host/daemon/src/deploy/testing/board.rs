@@ -119,6 +119,7 @@ pub(crate) fn settings(keys: &[(&str, &SigningKey)]) -> DeployerConfig {
         deploy: config::Deploy { keys: keys.iter().map(entry).collect(), ..config::Deploy::default() },
         functions: config::Functions::default(),
         sinks: config::Sinks::default(),
+        machine: sedge_sandbox::machine::MACHINE,
     }
 }
 

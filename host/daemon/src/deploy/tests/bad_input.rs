@@ -6,6 +6,8 @@ use crate::deploy::disk::{MODULES, STAGING};
 use crate::deploy::testing::board::{
     Board, CHUNK, FUNCTION, GROUP, HOUR_MS, TODAY_MS, install, key, manifest, module, order, settings, sign,
 };
+use sedge_core::config::machine::Machine;
+use sedge_core::deploy::DeployerConfig;
 use sedge_core::deploy::envelope::SignedEnvelope;
 use sedge_core::deploy::keys::SigningKey;
 use sedge_core::deploy::payload::{Document, Install, Module, Order, OrderChange};
@@ -98,6 +100,22 @@ fn routes_of_another_function() {
     assert!(error.contains("POST /a/b and POST /a/{x} of cold could both match one request"), "{error}");
     board.send(&install(&manifest(3, "http = [\"GET /a/b\"]"), &module(2)));
     assert_ne!(board.state(), "rejected route-taken");
+}
+
+#[test]
+fn a_zone_that_the_board_does_not_have() {
+    let machine = Machine { metadata: |_| Err(std::io::ErrorKind::NotFound.into()), ..sedge_sandbox::machine::MACHINE };
+    let mut board = Board::with(DeployerConfig { machine, ..settings(&[("ops", &key())]) }, Vec::new());
+    board.push(1, &module(1));
+    board.send(&install(&manifest(2, "at = \"0 6 * * *\"\nzone = \"Europe/Berlin\""), &module(2)));
+    assert_eq!((board.state().as_str(), board.serving()), ("rejected invalid-manifest", Some(1)));
+    let error = board.report().error.clone().unwrap();
+    assert!(
+        error.contains("there is no time zone database") && error.contains("install the package tzdata"),
+        "{error}"
+    );
+    board.send(&install(&manifest(3, "at = \"0 6 * * *\""), &module(2)));
+    assert_ne!(board.state(), "rejected invalid-manifest", "its own zone it knows");
 }
 
 #[test]

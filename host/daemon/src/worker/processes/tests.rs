@@ -36,6 +36,7 @@ fn load(function: u32, code: Bytes) -> WorkerCommand {
         is_awaited: false,
         trial: None,
         is_resumed: false,
+        zone: None,
     };
     WorkerCommand::Load(Load { function, version: version.into(), settings: Arc::default() })
 }
