@@ -50,3 +50,42 @@ fn each_sink_gets_everything_and_one_that_is_away_holds_up_no_other() {
     assert!(forwards.iter().all(|call| call.header("ce-id").is_some_and(|id| id.contains("-d1-"))));
     assert_eq!(upstream.count(), 110, "upstream had all of it before");
 }
+
+#[test]
+fn a_stick_that_is_pulled_out_while_records_come_has_all_of_them_once_it_is_back() {
+    let broker = Mosquitto::start();
+    let media = tempfile::tempdir().unwrap();
+    let (stick, pocket) = (media.path().join("stick"), media.path().join("pocket"));
+    let folder = stick.join("sedge");
+    std::fs::create_dir_all(&folder).unwrap();
+    let setup = Setup::new(broker.url())
+        .set("sink.stick", "type = \"file\"")
+        .set("sink.stick", format!("path = {folder:?}"))
+        .set("sink.stick", "max_file_bytes = 4096")
+        .set("sink.stick", "backoff_max_secs = 1")
+        .function(&guest("count"));
+    let daemon = Daemon::start(&setup);
+    broker.await_daemon();
+    let mut sensor = broker.client("sensor");
+    let lines = || -> Vec<String> {
+        let mut names: Vec<_> =
+            std::fs::read_dir(&folder).into_iter().flatten().flatten().map(|it| it.path()).collect();
+        names.sort();
+        let texts = names.iter().map(|path| std::fs::read_to_string(path).unwrap());
+        texts.flat_map(|text| text.lines().map(str::to_owned).collect::<Vec<_>>()).collect()
+    };
+    sensor.publish_all((1..=50).map(|n| Publish::new("count/a", n.to_string()))).unwrap();
+    assert!(eventually(PATIENCE, || lines().len() == 55), "{} lines; log:\n{}", lines().len(), daemon.log());
+    std::fs::rename(&stick, &pocket).unwrap();
+    sensor.publish_all((51..=100).map(|n| Publish::new("count/a", n.to_string()))).unwrap();
+    let waits = || daemon.metric_with("sedge_outbox_records", "sink=\"stick\"") == 55.0;
+    assert!(eventually(PATIENCE, waits), "{}", daemon.counters());
+    assert!(eventually(PATIENCE, || daemon.log().contains("put the stick in")), "{}", daemon.log());
+    assert!(!stick.exists(), "nothing is written below the mount point");
+    std::fs::rename(&pocket, &stick).unwrap();
+    assert!(eventually(PATIENCE, || lines().len() == 110), "{} lines; log:\n{}", lines().len(), daemon.log());
+    let data = lines().into_iter().filter(|line| line.contains("io.sedge.data"));
+    let texts: Vec<String> =
+        data.filter_map(|line| Some(line.split_once("\"data\":\"")?.1.split('"').next()?.to_owned())).collect();
+    assert_eq!(texts, (1..=100).map(|n| format!("{n} {n}")).collect::<Vec<_>>());
+}

@@ -107,6 +107,7 @@ fn delivery(n: u64, upstream: Upstream, payload: &Bytes) -> Commit {
         retain: false,
         hops: 1,
         fan_out: 9,
+        clock_synced: true,
         at_ms: 1_800_000_000_000 + n,
     };
     Commit {

@@ -480,6 +480,7 @@ impl Outbox {
                 retain: false,
                 hops: 0,
                 fan_out: 0,
+                clock_synced: true,
                 at_ms,
             };
             for id in (first_id.0..=last_id.0).map(RecordId) {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! segment    2, count, at_ms of the first record, count × record
-//! record     flags (1 retain, 2 content type, 4 refused, 8 fan-out), hops, [fan-out], at_ms minus that of the previous
+//! record     flags (1 retain, 2 content type, 4 refused, 8 fan-out, 16 clock not synced), hops, [fan-out], at_ms minus that of the previous
 //!            record (zigzag),
 //!            function, topic, [content type], payload length, payload, sum of the record with its id
 //! message    flags (1 content type, 2 clock synced, 4 retained, 8 response topic, 16 correlation data), topic, [content type],
@@ -45,6 +45,8 @@ const CONTENT_TYPE: u8 = 2;
 const REFUSED: u8 = 4;
 /// Absent from records of earlier versions.
 const FAN_OUT: u8 = 8;
+/// Earlier versions did not say it of records.
+const CLOCK_UNSYNCED: u8 = 16;
 
 const MESSAGE_CONTENT_TYPE: u8 = 1;
 const MESSAGE_CLOCK_SYNCED: u8 = 2;
@@ -99,7 +101,8 @@ fn sum_of_record(head: &mut Vec<u8>, id: RecordId, flags: u8, record: &Record) -
 fn flags_of(record: &Record, is_refused: bool) -> u8 {
     let content_type = if record.content_type.is_some() { CONTENT_TYPE } else { 0 };
     let refused = if is_refused { REFUSED } else { 0 };
-    (if record.retain { RETAIN } else { 0 }) | content_type | refused | FAN_OUT
+    let unsynced = if record.clock_synced { 0 } else { CLOCK_UNSYNCED };
+    (if record.retain { RETAIN } else { 0 }) | content_type | refused | unsynced | FAN_OUT
 }
 
 /// Writes rows into a buffer that is reused.
@@ -499,6 +502,7 @@ impl<'a> Segment<'a> {
             retain: flags & RETAIN != 0,
             hops,
             fan_out,
+            clock_synced: flags & CLOCK_UNSYNCED == 0,
             at_ms: self.at_ms,
         };
         let id = self.next_id;
@@ -683,6 +687,7 @@ mod tests {
                 retain,
                 hops,
                 fan_out: hops / 3,
+                clock_synced: hops % 2 == 0,
                 at_ms,
             })
     }
@@ -834,6 +839,7 @@ mod tests {
             retain: false,
             hops: 1,
             fan_out: 9,
+            clock_synced: true,
             at_ms: 1_700_000_000_000,
         };
         let stored: Vec<_> = (1..=256).map(|id| StoredRecord { id: RecordId(id), record: record.clone() }).collect();

@@ -29,7 +29,7 @@ pub use problem::{Problem, Problems};
 pub use reader::nearest;
 pub use sections::on_one_broker;
 pub use settings::BoardSettings;
-pub use sinks::{LOCAL, Sink, Sinks, Target, UPSTREAM};
+pub use sinks::{FileSink, Influx, InfluxApi, LOCAL, Sink, Sinks, Target, UPSTREAM};
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;

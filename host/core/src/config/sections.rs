@@ -45,7 +45,7 @@ fn sinks(root: &mut Section<'_, '_>, config: &mut Config) {
     let mut upstream = Upstream::new(Endpoint::default(), &node.name);
     let mut has_fold = false;
     root.section("upstream", |section| {
-        receiver(section, wanted, Scheme::ALL, &mut upstream, Some(&mut has_fold), mqtt, node);
+        receiver(section, wanted, Form::Upstream(&mut has_fold), &mut upstream, mqtt, node);
     });
     all.list.extend(wanted.then(|| Sink::upstream(upstream)));
     root.section("sink", |section| {
@@ -351,21 +351,36 @@ fn store(section: &mut Section<'_, '_>, store: &mut Store, mqtt: &Mqtt, ceilings
 /// The board knows each scope, which takes a fifth of what it counts at least.
 const MAX_STATE_BYTES: u64 = 4 << 30;
 
-/// Reads the keys that `[upstream]` and `[sink.<name>]` share. `has_fold`: of the former, with its own key for alerts.
+/// Which of the shared keys a section has.
+pub(super) enum Form<'a> {
+    /// `[upstream]`, with its own key for alerts, and whether that is there.
+    Upstream(&'a mut bool),
+    Broker,
+    Webhook,
+    /// A server with user names.
+    Influx,
+    /// Whatever it is, it is not known.
+    Unknown,
+}
+
+/// Reads the keys that `[upstream]` and `[sink.<name>]` share.
 pub(super) fn receiver(
     section: &mut Section<'_, '_>,
     wanted: bool,
-    allowed: &[Scheme],
+    form: Form<'_>,
     upstream: &mut Upstream,
-    has_fold: Option<&mut bool>,
     local: &Mqtt,
     node: &Node,
 ) {
+    let (allowed, example) = match form {
+        Form::Upstream(_) | Form::Unknown => (Scheme::ALL, "\"mqtts://broker.example.com:8883\""),
+        Form::Broker => (Scheme::MQTT, "\"mqtts://broker.example.com:8883\""),
+        Form::Webhook => (Scheme::WEB, "\"https://example.com/in\""),
+        Form::Influx => (Scheme::WEB, "\"http://influx.example.com:8086\""),
+    };
     let has_url = connection(section, &mut upstream.connection, allowed) && section.has("url");
     if wanted {
-        let is_web = allowed == Scheme::WEB;
-        section
-            .require("url", if is_web { "\"https://example.com/in\"" } else { "\"mqtts://broker.example.com:8883\"" });
+        section.require("url", example);
     }
     if matches!(section.item("topic_prefix").map(|item| &item.value), Some(Value::String(text)) if text.is_empty()) {
         upstream.topic_prefix = Some(String::new());
@@ -378,7 +393,8 @@ pub(super) fn receiver(
     section.file("authorization_file", &mut upstream.authorization_file, Content::Secret);
     section.value("keep_alive_secs", &mut upstream.keep_alive_secs);
     section.value("in_flight", &mut upstream.in_flight);
-    if let Some(has_fold) = has_fold {
+    let has_login = matches!(form, Form::Influx);
+    if let Form::Upstream(has_fold) = form {
         *has_fold = section.value("fold_secs", &mut upstream.fold_secs);
     }
     section.value("timeout_secs", &mut upstream.timeout_secs);
@@ -405,7 +421,7 @@ pub(super) fn receiver(
         return;
     }
     for key in ["client_id", "username", "password_file", "keep_alive_secs"] {
-        if section.has(key) {
+        if section.has(key) && !(has_login && ["username", "password_file"].contains(&key)) {
             let invalid = Invalid::new("not used by a webhook (http://, https://)");
             section.error(key, invalid.hint("remove it; authorization_file holds what a webhook is sent"));
         }

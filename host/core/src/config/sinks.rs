@@ -1,14 +1,16 @@
 //! `[sink.<name>]` and `[sinks]`: the receivers of alerts and data, and which of them get what. `[upstream]` is the short form
 //! of a sink of that name.
 
-use std::num::NonZeroU64;
+use std::num::{NonZeroU16, NonZeroU64};
+use std::path::PathBuf;
 use std::time::Duration;
 
+use super::check::Content;
 use super::document::{Item, Value};
 use super::problem::{Invalid, Problems};
 use super::reader::{Read, Section, choice, nearest};
-use super::sections::receiver;
-use super::{Config, Endpoint, Mqtt, Node, Scheme, SinkShare, Store, Upstream, WhenFull};
+use super::sections::{Form, receiver};
+use super::{Config, Connection, Endpoint, Mqtt, Node, SinkShare, Store, Upstream, WhenFull, nz16, nz64};
 use crate::manifest::Manifest;
 
 /// Sinks of one board. The store has numbers for more, since it keeps the records of those that were removed.
@@ -50,13 +52,87 @@ pub struct Sink {
 pub enum Target {
     Mqtt(Upstream),
     Webhook(Upstream),
+    Influx(Influx),
+    File(FileSink),
+}
+
+/// A server that speaks the line protocol of InfluxDB.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Influx {
+    pub connection: Connection,
+    pub api: InfluxApi,
+    /// A file that holds the token of `Authorization: Token`.
+    pub token_file: Option<PathBuf>,
+    /// Of forwards; alerts and gaps have `_alerts` and `_gaps` behind it.
+    pub measurement: String,
+    /// Records of one request.
+    pub batch_records: NonZeroU16,
+    pub gzip: bool,
+    pub timeout_secs: NonZeroU16,
+    pub backoff_max_secs: NonZeroU16,
+    pub give_up_secs: Option<NonZeroU64>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum InfluxApi {
+    /// `/write`
+    V1 { database: String },
+    /// `/api/v2/write`
+    V2 { org: String, bucket: String },
+}
+
+/// JSON lines in a folder.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FileSink {
+    /// It must be there, and is never created.
+    pub path: PathBuf,
+    /// A file that has as much is followed by another.
+    pub max_file_bytes: NonZeroU64,
+    /// All files of the board: the oldest are deleted for new ones.
+    pub max_total_bytes: NonZeroU64,
+    pub backoff_max_secs: NonZeroU16,
+}
+
+impl FileSink {
+    /// Records that wait to be written.
+    pub const IN_FLIGHT: usize = 256;
+}
+
+impl Default for FileSink {
+    fn default() -> Self {
+        Self {
+            path: PathBuf::new(),
+            max_file_bytes: nz64(16 << 20),
+            max_total_bytes: nz64(1 << 30),
+            backoff_max_secs: nz16(60),
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Mqtt,
     Webhook,
+    Influx,
+    File,
 }
+
+impl Kind {
+    const ALL: [(&str, Self); 4] =
+        [("mqtt", Self::Mqtt), ("webhook", Self::Webhook), ("influx", Self::Influx), ("file", Self::File)];
+}
+
+/// Keys that not all types have.
+const KEYS: [(&[Kind], &[&str]); 5] = [
+    (&[Kind::File], &["path", "max_file_bytes", "max_total_bytes"]),
+    (&[Kind::Influx], &["database", "org", "bucket", "token_file", "measurement", "batch_records", "gzip"]),
+    (
+        &[Kind::Mqtt, Kind::Webhook, Kind::Influx],
+        &["url", "ca_file", "cert_file", "key_file", "timeout_secs", "give_up_secs"],
+    ),
+    (&[Kind::Mqtt, Kind::Webhook], &["topic_prefix", "authorization_file", "headers", "in_flight"]),
+    (&[Kind::Mqtt, Kind::Influx], &["username", "password_file"]),
+];
 
 impl Sink {
     /// The sink of `[upstream]`.
@@ -72,6 +148,7 @@ impl Sink {
     pub fn prefix(&self, node: &str) -> String {
         match &self.target {
             Target::Mqtt(receiver) | Target::Webhook(receiver) => receiver.prefix(node),
+            Target::Influx(_) | Target::File(_) => String::new(),
         }
     }
 
@@ -79,6 +156,8 @@ impl Sink {
     pub fn address(&self) -> String {
         match &self.target {
             Target::Mqtt(receiver) | Target::Webhook(receiver) => receiver.connection.url.to_string(),
+            Target::Influx(influx) => influx.connection.url.to_string(),
+            Target::File(file) => file.path.display().to_string(),
         }
     }
 
@@ -86,6 +165,7 @@ impl Sink {
     pub fn receiver(&self) -> Option<&Upstream> {
         match &self.target {
             Target::Mqtt(receiver) | Target::Webhook(receiver) => Some(receiver),
+            Target::Influx(_) | Target::File(_) => None,
         }
     }
 
@@ -93,7 +173,25 @@ impl Sink {
     pub fn broker(&self) -> Option<&Upstream> {
         match &self.target {
             Target::Mqtt(receiver) => Some(receiver),
-            Target::Webhook(_) => None,
+            Target::Webhook(_) | Target::Influx(_) | Target::File(_) => None,
+        }
+    }
+
+    /// Longest pause between attempts.
+    pub(crate) fn backoff_max_secs(&self) -> NonZeroU16 {
+        match &self.target {
+            Target::Mqtt(receiver) | Target::Webhook(receiver) => receiver.backoff_max_secs,
+            Target::Influx(influx) => influx.backoff_max_secs,
+            Target::File(file) => file.backoff_max_secs,
+        }
+    }
+
+    /// How long a record that is declined blocks those behind it. A file declines none by itself.
+    pub(crate) fn give_up_secs(&self) -> Option<NonZeroU64> {
+        match &self.target {
+            Target::Mqtt(receiver) | Target::Webhook(receiver) => receiver.give_up_secs,
+            Target::Influx(influx) => influx.give_up_secs,
+            Target::File(_) => None,
         }
     }
 
@@ -101,6 +199,8 @@ impl Sink {
     pub fn url(&self) -> Option<&Endpoint> {
         match &self.target {
             Target::Mqtt(receiver) | Target::Webhook(receiver) => Some(&receiver.connection.url),
+            Target::Influx(influx) => Some(&influx.connection.url),
+            Target::File(_) => None,
         }
     }
 
@@ -113,6 +213,8 @@ impl Sink {
         match &self.target {
             Target::Mqtt(_) => "mqtt",
             Target::Webhook(_) => "webhook",
+            Target::Influx(_) => "influx",
+            Target::File(_) => "file",
         }
     }
 }
@@ -154,9 +256,7 @@ impl Sinks {
 impl Config {
     /// The sink of `[upstream]`.
     pub fn upstream(&self) -> Option<&Upstream> {
-        match &self.sinks.find(UPSTREAM)?.target {
-            Target::Mqtt(receiver) | Target::Webhook(receiver) => Some(receiver),
-        }
+        self.sinks.find(UPSTREAM)?.receiver()
     }
 
     /// Time in which repeats of an alert are folded. Without a sink the default applies to the local broker.
@@ -211,26 +311,139 @@ fn sink(section: &mut Section<'_, '_>, name: &str, wanted: bool, local: &Mqtt, n
     if wanted {
         section.require("type", "\"mqtt\"");
     }
-    let mut sink = Sink {
-        name: name.to_owned(),
-        target: Target::Mqtt(Upstream::of_sink(name, &node.name)),
-        max_bytes: None,
-        when_full: None,
-    };
-    section.optional("max_bytes", &mut sink.max_bytes);
-    section.optional("when_full", &mut sink.when_full);
+    let (mut max_bytes, mut when_full) = (None, None);
+    section.optional("max_bytes", &mut max_bytes);
+    section.optional("when_full", &mut when_full);
+    let keys = InfluxKeys::read(section);
+    let mut file = read_file(section);
     let mut upstream = Upstream::of_sink(name, &node.name);
-    let schemes = match kind {
-        Some(Kind::Mqtt) => Scheme::MQTT,
-        Some(Kind::Webhook) => Scheme::WEB,
-        None => Scheme::ALL,
+    let form = match kind {
+        Some(Kind::Mqtt) => Form::Broker,
+        Some(Kind::Webhook) => Form::Webhook,
+        Some(Kind::Influx) => Form::Influx,
+        Some(Kind::File) | None => Form::Unknown,
     };
-    receiver(section, wanted && kind.is_some(), schemes, &mut upstream, None, local, node);
-    sink.target = match kind? {
+    let has_address = kind.is_some_and(|kind| kind != Kind::File);
+    receiver(section, wanted && has_address, form, &mut upstream, local, node);
+    let target = match kind? {
         Kind::Mqtt => Target::Mqtt(upstream),
         Kind::Webhook => Target::Webhook(upstream),
+        Kind::Influx => Target::Influx(keys.into_sink(section, upstream)),
+        Kind::File => {
+            check_file(section, &file);
+            if section.has("backoff_max_secs") {
+                file.backoff_max_secs = upstream.backoff_max_secs;
+            }
+            Target::File(file)
+        }
     };
-    Some(sink)
+    refuse_others(section, kind?);
+    Some(Sink { name: name.to_owned(), target, max_bytes, when_full })
+}
+
+/// Reports keys that sinks of this type do not have.
+fn refuse_others(section: &mut Section<'_, '_>, kind: Kind) {
+    let name = |kind: &Kind| Kind::ALL.iter().find(|(_, known)| known == kind).map_or("", |(name, _)| *name);
+    for (kinds, keys) in KEYS.iter().filter(|(kinds, _)| !kinds.contains(&kind)) {
+        let present: Vec<&str> = keys.iter().copied().filter(|key| section.has(key)).collect();
+        for key in present {
+            let with: Vec<String> = kinds.iter().map(|kind| format!("{:?}", name(kind))).collect();
+            let what = format!("not used by a sink of type {:?}, only with type {}", name(&kind), with.join(" or "));
+            section.error(key, Invalid::new(what).hint("remove it"));
+        }
+    }
+}
+
+/// What `[sink.<name>]` says of an InfluxDB.
+struct InfluxKeys {
+    database: Option<String>,
+    org: String,
+    bucket: Option<String>,
+    token_file: Option<PathBuf>,
+    measurement: String,
+    batch_records: NonZeroU16,
+    gzip: bool,
+}
+
+impl InfluxKeys {
+    fn read(section: &mut Section<'_, '_>) -> Self {
+        let mut keys = Self {
+            database: None,
+            org: String::new(),
+            bucket: None,
+            token_file: None,
+            measurement: "sedge".to_owned(),
+            batch_records: nz16(500),
+            gzip: true,
+        };
+        section.optional("database", &mut keys.database);
+        section.value("org", &mut keys.org);
+        section.optional("bucket", &mut keys.bucket);
+        section.file("token_file", &mut keys.token_file, Content::Secret);
+        section.value("measurement", &mut keys.measurement);
+        section.value("batch_records", &mut keys.batch_records);
+        section.value("gzip", &mut keys.gzip);
+        keys
+    }
+
+    /// Checks them against each other.
+    fn into_sink(self, section: &mut Section<'_, '_>, upstream: Upstream) -> Influx {
+        let Self { database, org, bucket, token_file, measurement, batch_records, gzip } = self;
+        let Upstream { connection, timeout_secs, backoff_max_secs, give_up_secs, .. } = upstream;
+        let path = connection.url.uri().path_and_query().map_or("/", |path| path.as_str());
+        if section.has("url") && path != "/" {
+            let invalid = Invalid::new(format!("the address of an InfluxDB has no {path}"));
+            section.error("url", invalid.hint("remove it: database, or org and bucket, decide the path"));
+        }
+        if token_file.is_some() && connection.username.is_some() {
+            let invalid = Invalid::new("username and password_file are another way to log in");
+            section.error("token_file", invalid.hint("keep one of both"));
+        }
+        match (&database, &bucket) {
+            (Some(_), Some(_)) => {
+                let invalid = Invalid::new("bucket is there too: version 1 has databases, version 2 buckets");
+                section.error("database", invalid.hint("keep one of both"));
+            }
+            (None, None) => {
+                let invalid = Invalid::new("missing, and no bucket: nobody knows where the points go");
+                let hint = "database = \"plant\" for version 1, org and bucket for version 2";
+                section.error("database", invalid.hint(hint));
+            }
+            _ => {}
+        }
+        let api = match bucket {
+            Some(bucket) => InfluxApi::V2 { org, bucket },
+            None => InfluxApi::V1 { database: database.unwrap_or_default() },
+        };
+        Influx {
+            connection,
+            api,
+            token_file,
+            measurement,
+            batch_records,
+            gzip,
+            timeout_secs,
+            backoff_max_secs,
+            give_up_secs,
+        }
+    }
+}
+
+fn read_file(section: &mut Section<'_, '_>) -> FileSink {
+    let mut file = FileSink::default();
+    section.value("path", &mut file.path);
+    section.value("max_file_bytes", &mut file.max_file_bytes);
+    section.value("max_total_bytes", &mut file.max_total_bytes);
+    file
+}
+
+fn check_file(section: &mut Section<'_, '_>, file: &FileSink) {
+    section.require("path", "\"/media/stick/sedge\"");
+    let (one, all) = (file.max_file_bytes, file.max_total_bytes);
+    if all.get() < one.get().saturating_mul(2) {
+        let invalid = Invalid::new(format!("{all} is less than two files of max_file_bytes ({one})"));
+        section.error("max_total_bytes", invalid.hint("raise it, or lower max_file_bytes"));
+    }
 }
 
 /// Reads `[sinks]`, once all sinks are known.
@@ -296,6 +509,6 @@ pub(super) fn check_shares(section: &mut Section<'_, '_>, sinks: &Sinks, store: 
 
 impl Read for Kind {
     fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
-        choice(item, key, &[("mqtt", Self::Mqtt), ("webhook", Self::Webhook)], problems)
+        choice(item, key, &Self::ALL, problems)
     }
 }

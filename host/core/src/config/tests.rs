@@ -286,6 +286,84 @@ fn upstream() {
 }
 
 #[test]
+fn sinks_of_each_type() {
+    let sink = |text: &str| {
+        let (config, problems) = inspect(text);
+        assert_eq!(problems, [""; 0], "in:\n{text}");
+        config.sinks.list[0].target.clone()
+    };
+    let Target::Influx(influx) = sink("[sink.lake]\ntype = \"influx\"\nurl = \"http://a:8086\"\ndatabase = \"plant\"")
+    else {
+        panic!("another type")
+    };
+    assert_eq!(influx.api, InfluxApi::V1 { database: "plant".to_owned() });
+    let text =
+        "[sink.lake]\ntype = \"influx\"\nurl = \"http://a:8086/\"\norg = \"o\"\nbucket = \"b\"\nbatch_records = 50";
+    let Target::Influx(influx) = sink(text) else { panic!("another type") };
+    assert_eq!(influx.api, InfluxApi::V2 { org: "o".to_owned(), bucket: "b".to_owned() });
+    assert_eq!(influx.batch_records.get(), 50);
+    let Target::File(file) = sink("[sink.stick]\ntype = \"file\"\npath = \"/media/stick/sedge\"") else {
+        panic!("another type")
+    };
+    assert_eq!((file.path, file.max_file_bytes.get()), (PathBuf::from("/media/stick/sedge"), 16 << 20));
+    check(
+        "[sink.stick]\ntype = \"file\"\nurl = \"http://a\"\nbucket = \"b\"",
+        &[
+            "sedge.toml:1:1: sink.stick.path: missing; for example path = \"/media/stick/sedge\"",
+            "sedge.toml:3:7: sink.stick.url: not used by a sink of type \"file\", only with type \"mqtt\" or \"webhook\" or \"influx\"; remove it",
+            "sedge.toml:4:10: sink.stick.bucket: not used by a sink of type \"file\", only with type \"influx\"; remove it",
+        ],
+    );
+    check(
+        "[sink.lake]\ntype = \"influx\"\nurl = \"http://a:8086/write\"",
+        &[
+            "sedge.toml:1:1: sink.lake.database: missing, and no bucket: nobody knows where the points go; database = \"plant\" for version 1, org and bucket for version 2",
+            "sedge.toml:3:7: sink.lake.url: the address of an InfluxDB has no /write; remove it: database, or org and bucket, decide the path",
+        ],
+    );
+}
+
+#[test]
+fn mistakes_about_sinks_are_one_sentence_each() {
+    let lake = "[sink.lake]\ntype = \"webhook\"\nurl = \"http://a\"\n";
+    check(
+        &format!("[upstream]\nurl = \"mqtt://a\"\n{}", lake.replace("lake", "upstream")),
+        &[
+            "sedge.toml:3:1: sink.upstream: [upstream] is the short form of a sink of this name; keep one of both, or give this one another name",
+        ],
+    );
+    check(
+        &lake.replace("lake", "local"),
+        &[
+            "sedge.toml:1:1: sink.local: \"local\" is the local broker, which every board has; give the sink another name",
+        ],
+    );
+    check(
+        &format!("{lake}[sinks]\nalerts = [\"lakes\", \"lake\", \"lake\"]\nforwards = [\"local\"]"),
+        &[
+            "sedge.toml:5:11: sinks.alerts[0]: there is no sink \"lakes\"; did you mean \"lake\"?",
+            "sedge.toml:5:28: sinks.alerts[2]: \"lake\" is listed twice; remove one",
+            "sedge.toml:6:13: sinks.forwards[0]: \"local\" is not a sink: alerts are published on the local broker anyway; remove it",
+        ],
+    );
+    check(
+        &format!("{lake}{}", lake.replace("lake", "pond")),
+        &[
+            "sedge.toml:1:1: sinks.alerts: missing: there are 2 sinks, and none is called upstream; for example alerts = [\"lake\"]",
+            "sedge.toml:1:1: sinks.forwards: missing: there are 2 sinks, and none is called upstream; for example forwards = [\"lake\"]",
+        ],
+    );
+    let (config, _) =
+        inspect(&format!("{lake}max_bytes = 1_000\n[store]\nmax_bytes = 2_000_000\n[upstream]\nurl = \"mqtt://a\""));
+    let shares: Vec<_> = config.store.sinks.iter().map(|share| (&*share.name, share.max_bytes)).collect();
+    assert_eq!(shares, [("upstream", 1_999_000), ("lake", 1_000)]);
+    assert_eq!(
+        (config.sinks.alerts, config.sinks.forwards),
+        (vec!["upstream".to_owned()], vec!["upstream".to_owned()])
+    );
+}
+
+#[test]
 fn an_upstream_that_is_the_local_broker() {
     let same =
         |upstream: &str| format!("[node]\nname = \"n\"\n[mqtt]\nurl = \"mqtt://localhost\"\n[upstream]\n{upstream}");
@@ -671,6 +749,7 @@ fn the_examples_of_the_annotated_file_are_good() {
         "either value or file",
         "not used by a webhook",
         "says it too",
+        "not used by a sink of type",
     ];
     let expected = |line: &&String| texts.iter().any(|it| line.contains(it));
     assert_eq!(found.iter().filter(|line| !expected(line)).collect::<Vec<_>>(), [""; 0]);

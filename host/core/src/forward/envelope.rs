@@ -28,6 +28,15 @@ pub struct Envelope {
     pub content_type: Option<Box<str>>,
     pub properties: Vec<(&'static str, Cow<'static, str>)>,
     pub retain: bool,
+    /// Unix time of the record in milliseconds, and whether the clock was synchronised then. Receivers are not sent these.
+    pub at_ms: u64,
+    pub clock_synced: bool,
+}
+
+impl Envelope {
+    pub fn property(&self, name: &str) -> Option<&str> {
+        self.properties.iter().find(|(key, _)| *key == name).map(|(_, value)| &**value)
+    }
 }
 
 /// Builds envelopes for the records and gaps of one store and receiver.
@@ -66,6 +75,8 @@ impl EnvelopeBuilder {
                     (FAN_OUT, record.fan_out.to_string().into()),
                 ],
                 retain: record.retain,
+                at_ms: record.at_ms,
+                clock_synced: record.clock_synced,
             },
         }
     }
@@ -93,6 +104,8 @@ impl EnvelopeBuilder {
             content_type: Some("application/json".into()),
             properties: self.attributes(id, "io.sedge.gap", gap.last_at_ms),
             retain: false,
+            at_ms: gap.last_at_ms,
+            clock_synced: true,
         }
     }
 
@@ -106,6 +119,8 @@ impl EnvelopeBuilder {
             content_type: record.content_type.clone(),
             properties,
             retain: record.retain,
+            at_ms: record.at_ms,
+            clock_synced: record.clock_synced,
         }
     }
 
@@ -142,12 +157,6 @@ mod tests {
         Recovered { store_id: "k3".into(), ..Recovered::default() }
     }
 
-    impl Envelope {
-        pub fn property(&self, name: &str) -> Option<&str> {
-            self.properties.iter().find(|(key, _)| *key == name).map(|(_, value)| &**value)
-        }
-    }
-
     fn stored(stream: Stream, topic: &str) -> StoredRecord {
         let record = Record {
             stream,
@@ -158,6 +167,7 @@ mod tests {
             retain: true,
             hops: 3,
             fan_out: 70,
+            clock_synced: true,
             at_ms: 1_386_656_700_250,
         };
         StoredRecord { id: RecordId(42), record }

@@ -101,21 +101,29 @@ pub struct SinkLane {
 impl SinkLane {
     /// `id`: as the store gave it.
     pub fn new(sink: &config::Sink, id: SinkId, node: &str) -> Self {
-        let (receiver, is_broker) = match &sink.target {
-            config::Target::Mqtt(receiver) => (receiver, true),
-            config::Target::Webhook(receiver) => (receiver, false),
-        };
-        Self {
+        let secs = |secs: u64| Duration::from_secs(secs);
+        let lane = Self {
             id,
             name: sink.name.as_str().into(),
             topic_prefix: sink.prefix(node),
-            // One call at a time: a record must not overtake an earlier one whose call failed.
-            in_flight: if is_broker { receiver.in_flight.get().into() } else { 1 },
-            // A call has a timeout of its own.
-            answer_timeout: is_broker.then(|| Duration::from_secs(receiver.timeout_secs.get().into())),
-            backoff_max: Duration::from_secs(receiver.backoff_max_secs.get().into()),
-            patience: receiver.give_up_secs.map(|secs| Duration::from_secs(secs.get())),
-            has_connection: is_broker,
+            in_flight: 1,
+            answer_timeout: None,
+            backoff_max: secs(sink.backoff_max_secs().get().into()),
+            patience: sink.give_up_secs().map(|limit| secs(limit.get())),
+            has_connection: false,
+        };
+        match &sink.target {
+            config::Target::Mqtt(receiver) => Self {
+                in_flight: receiver.in_flight.get().into(),
+                answer_timeout: Some(secs(receiver.timeout_secs.get().into())),
+                has_connection: true,
+                ..lane
+            },
+            // One call at a time: a record must not overtake an earlier one whose call failed. It has a timeout of its own.
+            config::Target::Webhook(_) => lane,
+            // What is in flight is one batch.
+            config::Target::Influx(influx) => Self { in_flight: influx.batch_records.get().into(), ..lane },
+            config::Target::File(_) => Self { in_flight: config::FileSink::IN_FLIGHT, ..lane },
         }
     }
 }

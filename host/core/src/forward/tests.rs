@@ -51,6 +51,7 @@ fn stored(stream: Stream, id: u64) -> StoredRecord {
         retain: false,
         hops: 1,
         fan_out: 9,
+        clock_synced: true,
         at_ms: 0,
     };
     StoredRecord { id: RecordId(id), record }

@@ -31,6 +31,8 @@ pub struct Record {
     pub hops: u32,
     /// Number of publications that the message may cause, over all functions that it passes.
     pub fan_out: u32,
+    /// Whether the clock was synchronised at that time.
+    pub clock_synced: bool,
     /// Unix time of the board in milliseconds.
     pub at_ms: u64,
 }

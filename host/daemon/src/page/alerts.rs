@@ -197,6 +197,7 @@ mod tests {
             retain: false,
             hops: 1,
             fan_out: 1,
+            clock_synced: true,
             at_ms: id * 1000,
         };
         StoredRecord { id: RecordId(id), record }

@@ -1,6 +1,9 @@
 //! Receivers of what the board forwards: brokers, whose connections are part of the event loop, and senders that block and
 //! therefore have a thread each. One that waits or hangs keeps nobody else waiting.
 
+mod file;
+mod influx;
+mod structured;
 pub(crate) mod webhook;
 
 use std::collections::VecDeque;
@@ -12,6 +15,8 @@ use anyhow::Context as _;
 use tokio::sync::mpsc;
 
 use crate::telemetry::ConnectionLog;
+use file::FileSink;
+use influx::Influx;
 use sedge_core::config::{Config, Target};
 use sedge_core::forward::{Answer, Envelope};
 use sedge_core::message::PublishToken;
@@ -64,6 +69,8 @@ pub(crate) struct Broker {
 /// The handle of a thread.
 enum Sender {
     Webhook(Webhook),
+    Influx(Influx),
+    File(FileSink),
 }
 
 impl Receivers {
@@ -85,6 +92,16 @@ impl Receivers {
                 Target::Webhook(receiver) => {
                     all.senders.push((id, Sender::Webhook(Webhook::spawn(&sink.section(), receiver, answers)?)));
                 }
+                Target::Influx(server) => {
+                    let node = &config.node.name;
+                    let influx = Influx::spawn(&sink.section(), node, server, id, recovered, answers)?;
+                    all.senders.push((id, Sender::Influx(influx)));
+                }
+                Target::File(folder) => {
+                    let sender = FileSink::spawn(&config.node.name, folder, answers)
+                        .with_context(|| format!("failed to start the sink {}", sink.name))?;
+                    all.senders.push((id, Sender::File(sender)));
+                }
             }
         }
         Ok(all)
@@ -97,6 +114,8 @@ impl Receivers {
         }
         match self.senders.iter().find(|(id, _)| *id == sink) {
             Some((_, Sender::Webhook(webhook))) => webhook.post(token, envelope),
+            Some((_, Sender::Influx(influx))) => influx.send(token, envelope),
+            Some((_, Sender::File(file))) => file.send(token, envelope),
             None => Err(Full),
         }
     }

@@ -8,6 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -40,7 +42,7 @@ pub(crate) enum WebhookError {
     Identity { path: PathBuf, source: rustls::Error },
     #[error("the system has no trusted roots (install `ca-certificates`, or set `{section}.ca_file`)")]
     NoRoots { section: String },
-    #[error("failed to start the webhook thread: {0}")]
+    #[error("failed to start the thread of a sink: {0}")]
     Spawn(#[from] io::Error),
 }
 
@@ -79,23 +81,8 @@ impl Caller {
     fn new(section: &str, config: &config::Upstream) -> Result<Self, WebhookError> {
         let url = &config.connection.url;
         debug_assert!(!url.is_mqtt(), "callers tell webhooks from brokers");
-        let tls = match url.is_tls() {
-            true => tls(section, &config.connection)?,
-            false => TlsConfig::builder().root_certs(RootCerts::new_with_certs(&[])).build(),
-        };
-        let agent = Agent::config_builder()
-            .user_agent(concat!("sedge/", env!("CARGO_PKG_VERSION")))
-            .timeout_global(Some(Duration::from_secs(config.timeout_secs.get().into())))
-            .http_status_as_error(false)
-            // A redirected POST becomes a GET, which would look like success.
-            .max_redirects(0)
-            .max_redirects_will_error(false)
-            .tls_config(tls)
-            .timeout_recv_body(Some(BODY_TIMEOUT))
-            // HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY are for other machines.
-            .proxy(if url.is_local() { None } else { ureq::Proxy::try_from_env() })
-            .build()
-            .new_agent();
+        let timeout = Duration::from_secs(config.timeout_secs.get().into());
+        let agent = agent(section, &config.connection, timeout)?;
         let url = url.uri().clone();
         let headers = config.headers.iter().map(|(name, header)| (name.clone(), header.clone())).collect();
         let authorization_file = config.authorization_file.clone();
@@ -149,10 +136,7 @@ impl Caller {
                 let _ = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_vec();
                 answer
             }
-            Err(ureq::Error::Io(error)) => {
-                retry(sedge_mqtt::explain_tls(&error).unwrap_or_else(|| ureq::Error::Io(error).to_string()))
-            }
-            Err(error) => retry(error.to_string()),
+            Err(error) => retry(explain(error)),
         }
     }
 
@@ -172,8 +156,41 @@ impl Caller {
     }
 }
 
+/// A client that reports every status, and follows no redirect: a redirected POST becomes a GET, which would look like success.
+pub(super) fn agent(section: &str, connection: &config::Connection, timeout: Duration) -> Result<Agent, WebhookError> {
+    let url = &connection.url;
+    let tls = match url.is_tls() {
+        true => tls(section, connection)?,
+        false => TlsConfig::builder().root_certs(RootCerts::new_with_certs(&[])).build(),
+    };
+    let config = Agent::config_builder()
+        .user_agent(concat!("sedge/", env!("CARGO_PKG_VERSION")))
+        .timeout_global(Some(timeout))
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .tls_config(tls)
+        .timeout_recv_body(Some(BODY_TIMEOUT))
+        // HTTP_PROXY, HTTPS_PROXY, ALL_PROXY and NO_PROXY are for other machines.
+        .proxy(if url.is_local() { None } else { ureq::Proxy::try_from_env() });
+    Ok(config.build().new_agent())
+}
+
+/// Why there is no answer.
+pub(super) fn explain(error: ureq::Error) -> String {
+    match error {
+        ureq::Error::Io(error) => sedge_mqtt::explain_tls(&error).unwrap_or_else(|| ureq::Error::Io(error).to_string()),
+        error => error.to_string(),
+    }
+}
+
+/// The value of `Authorization` for a user and a password.
+pub(super) fn basic(user: &str, password: &str) -> String {
+    format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")))
+}
+
 /// Reads the value of a header.
-fn secret(key: String, path: &Path) -> Result<String, WebhookError> {
+pub(super) fn secret(key: String, path: &Path) -> Result<String, WebhookError> {
     let text = String::from_utf8_lossy(&read(&key, path)?).trim().to_owned();
     match text.is_empty() {
         true => Err(WebhookError::Empty { key, path: path.into(), what: "header value" }),
@@ -198,7 +215,7 @@ fn evaluate(status: StatusCode, headers: &HeaderMap) -> Answer {
 }
 
 /// Reads `Retry-After`: seconds, or a date. A date is compared with the receiver's own, since this board's clock may be wrong.
-fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let after = text(header::RETRY_AFTER)?;
     if let Ok(seconds) = after.parse() {

@@ -183,6 +183,7 @@ pub(super) fn record(stream: Stream, payload: impl Into<Bytes>) -> Record {
         retain: false,
         hops: 1,
         fan_out: 9,
+        clock_synced: true,
         at_ms: 1_800_000_000_000,
     }
 }

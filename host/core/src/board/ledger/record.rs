@@ -151,6 +151,7 @@ impl Recorder {
                 retain,
                 hops,
                 fan_out,
+                clock_synced: now.synced,
                 at_ms: now.unix_ms,
             };
             match output {

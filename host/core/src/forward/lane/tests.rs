@@ -52,6 +52,7 @@ fn commit_on(lane: &mut Lane, stream: Stream, id: u64, topic: &str) {
         retain: false,
         hops: 1,
         fan_out: 9,
+        clock_synced: true,
         at_ms: 0,
     };
     lane.tail(stream).committed(StoredRecord { id: RecordId(id), record });

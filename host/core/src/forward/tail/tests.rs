@@ -26,6 +26,7 @@ fn stored(id: u64, size: usize) -> StoredRecord {
         retain: false,
         hops: 1,
         fan_out: 9,
+        clock_synced: true,
         at_ms: 0,
     };
     StoredRecord { id: RecordId(id), record }

@@ -85,6 +85,8 @@ fn envelope(payload: &'static str) -> Envelope {
         content_type: Some("application/json".into()),
         properties: vec![("specversion", "1.0".into()), ("id", "k3-a-42".into()), ("source", "sedge/Küche 1".into())],
         retain: false,
+        at_ms: 0,
+        clock_synced: true,
     }
 }
 
