@@ -22,6 +22,7 @@ mod fairness;
 mod grants;
 mod http;
 mod limits;
+mod logs;
 mod odd_brokers;
 mod operator;
 mod ops;

@@ -60,6 +60,10 @@ impl Api<'_> {
     }
 }
 
+fn with_token<'a>(daemon: &'a Daemon, token: &str) -> Api<'a> {
+    Api { daemon, token: Some(token.to_owned()) }
+}
+
 /// A stream of events.
 struct Live(Lines<BufReader<TcpStream>>);
 
@@ -183,7 +187,8 @@ fn check_schema(document: &Value, schema: &Value, value: &Value, at: &str) {
 
 #[test]
 fn the_page_shows_functions_alerts_state_and_dead_letters() {
-    let site = Site::start_with(|setup| setup.function(&guest("misbehave")));
+    let set = "disk_endurance_tb = 64";
+    let site = Site::start_with(|setup| setup.function(&guest("misbehave")).set("store", set));
     let mut hand = site.broker.client("hand");
     for n in 0..10 {
         hand.publish(Publish::new("count/<b>oven</b>", n.to_string())).unwrap();
@@ -199,6 +204,11 @@ fn the_page_shows_functions_alerts_state_and_dead_letters() {
     assert_eq!((&board["node"], &board["dead_letters"]), (&json!("board"), &json!(3)));
     assert_eq!(board["broker"], json!({ "connected": true }));
     assert!(board["figures"]["messages"]["received"].as_u64() >= Some(13), "{board}");
+    assert!(board["checks"].as_array().unwrap().iter().any(|it| it["check"] == "disk"), "{board}");
+    assert_eq!(
+        board["wear"],
+        json!({ "written_bytes_per_day": null, "endurance_bytes": 64_000_000_000_000u64, "years": null })
+    );
     let functions = api.get("functions");
     let count = functions["functions"].as_array().unwrap().iter().find(|it| it["name"] == "count").unwrap();
     assert_eq!(count["figures"]["invocations"], 10);
@@ -247,6 +257,18 @@ fn the_page_shows_functions_alerts_state_and_dead_letters() {
         json!({ "dropped": 3 })
     );
     assert!(site.daemon.log().contains("dead letters dropped from the page"), "{}", site.daemon.log());
+
+    // A pause is shown with its reason and what is left of it.
+    for _ in 0..25 {
+        hand.publish(Publish::new("misbehave/paused", "trap")).unwrap();
+    }
+    let pause = || {
+        let functions = api.get("functions");
+        let misbehave = functions["functions"].as_array().unwrap().iter().find(|it| it["name"] == "misbehave").unwrap();
+        misbehave["pauses"][0].clone()
+    };
+    assert!(eventually(PATIENCE, || pause()["topic"] == "misbehave/paused"), "{}", api.get("functions"));
+    assert!(pause()["reason"].as_str().unwrap().starts_with("trap: ") && pause()["seconds_left"].as_u64() > Some(0));
 
     // Alerts are still there after a restart.
     let of_anna = api.token.take();
@@ -348,9 +370,93 @@ fn runs_and_alerts_are_shown_in_a_terminal() {
     let history = read_page(&site.daemon, &["alerts", "--history"]);
     assert!(String::from_utf8_lossy(&history.stdout).contains("firing"), "{history:?}");
 
+    // Not a terminal: once, as text.
+    let top = read_page(&site.daemon, &["top"]);
+    let text = String::from_utf8_lossy(&top.stdout);
+    assert!(top.status.success() && text.starts_with("board  ") && text.contains("\ncount "), "{top:?}");
+    assert!(text.contains("count/attic"), "what fires: {text}");
+    let top: Value = serde_json::from_slice(&read_page(&site.daemon, &["top", "--json"]).stdout).unwrap();
+    assert_eq!((&top["board"]["node"], &top["functions"][0]["name"]), (&json!("board"), &json!("count")));
+
     let nowhere = Command::new(SEDGE).args(["alerts", "--url", "http://127.0.0.1:1"]).output().expect("run sedge");
     let error = String::from_utf8_lossy(&nowhere.stderr);
     assert!(!nowhere.status.success() && error.contains("http.listen") && error.contains("--url"), "{error}");
+}
+
+#[test]
+fn a_muted_alert_is_recorded_and_counted_and_not_sent_also_after_a_restart() {
+    let mut site = Site::start();
+    let mut hand = site.broker.client("hand");
+    let mut local = site.broker.client("local");
+    local.subscribe(&["sedge/board/alerts/count"]).unwrap();
+    let of_anna = token(&site.daemon, &["anna"]);
+    let file = site.daemon.data().join("of-anna");
+    std::fs::write(&file, &of_anna).unwrap();
+    let mut ten = |topic: &str| (0..10).for_each(|n| hand.publish(Publish::new(topic, n.to_string())).unwrap());
+    let mut echo = || {
+        let echo = local.receive(PATIENCE).unwrap().expect("the local broker has the alert");
+        serde_json::from_slice::<Value>(&echo.payload).unwrap()
+    };
+    let sent = |site: &Site, key: &str| {
+        let is_it =
+            |it: &Publish| it.topic.ends_with("alerts/count") && String::from_utf8_lossy(&it.payload).contains(key);
+        site.upstream.received().iter().filter(|it| is_it(it)).count()
+    };
+    let mute = json!({ "function": "count", "key": "count/oven/20", "seconds": 3600 });
+
+    // Not without a token, and no other page can send one.
+    let stranger = Api { daemon: &site.daemon, token: None };
+    assert_eq!(stranger.ask("POST", "alerts/mute", &mute.to_string()).0, 401);
+    let first = json!({ "function": "count", "key": "count/oven/10" });
+    assert_eq!(stranger.ask("POST", "alerts/acknowledge", &first.to_string()).0, 401);
+    let form = "POST /api/v1/alerts/mute HTTP/1.1\r\nHost: localhost\r\nContent-Type: text/plain";
+    assert!([401, 415].contains(&request(site.daemon.http_port, form, &mute.to_string()).0));
+    let too_long = json!({ "function": "count", "key": "k", "seconds": u32::MAX });
+    assert_eq!(with_token(&site.daemon, &of_anna).ask("POST", "alerts/mute", &too_long.to_string()).0, 422);
+    let silent = json!({ "function": "count", "key": "nothing" });
+    assert_eq!(with_token(&site.daemon, &of_anna).ask("POST", "alerts/acknowledge", &silent.to_string()).0, 404);
+
+    ten("count/oven");
+    assert_eq!(echo()["muted"], Value::Null);
+    assert!(eventually(PATIENCE, || sent(&site, "count/oven/10") == 1));
+    with_token(&site.daemon, &of_anna).post("alerts/acknowledge", &first);
+    assert_eq!(with_token(&site.daemon, &of_anna).get("alerts")["firing"][0]["acknowledged"]["by"], "anna");
+    assert!(with_token(&site.daemon, &of_anna).post("alerts/mute", &mute)["until_ms"].as_u64() > Some(0));
+    assert!(site.daemon.log().contains("alert muted") && site.daemon.log().contains("anna"), "{}", site.daemon.log());
+
+    // As after a loss of power.
+    site.daemon.kill();
+    site.daemon.resume();
+    site.broker.await_daemon();
+    let alerts = with_token(&site.daemon, &of_anna).get("alerts");
+    assert_eq!((&alerts["mutes"][0]["key"], &alerts["mutes"][0]["by"]), (&json!("count/oven/20"), &json!("anna")));
+    assert_eq!(alerts["firing"][0]["acknowledged"]["by"], "anna");
+    ten("count/oven");
+    // The first may be published once more.
+    let echo_of_muted = std::iter::repeat_with(&mut echo).find(|it| it["key"] != "count/oven/10").unwrap();
+    assert_eq!((&echo_of_muted["key"], &echo_of_muted["muted"]), (&json!("count/oven/20"), &json!(true)));
+    assert!(site.daemon.metric("sedge_function_muted_alerts_total") > 0.0, "{}", site.daemon.counters());
+    // What comes later is sent: the muted one would have come before it.
+    ten("count/oven");
+    assert!(eventually(PATIENCE, || sent(&site, "count/oven/30") == 1));
+    assert_eq!(sent(&site, "count/oven/20"), 0);
+    assert!(!site.upstream.received().iter().any(|it| it.topic.contains("/gaps")), "a muted alert is no part of a gap");
+
+    let by_hand = |action: &str| {
+        read_page(&site.daemon, &["alerts", action, "count", "count/oven/20", "--token-file", file.to_str().unwrap()])
+    };
+    let shown = String::from_utf8_lossy(&read_page(&site.daemon, &["alerts"]).stdout).into_owned();
+    assert!(shown.contains(", muted until ") && shown.contains(", seen by anna"), "{shown}");
+    assert_eq!(String::from_utf8_lossy(&by_hand("unmute").stdout), "count/oven/20 of count is unmuted\n");
+    assert_eq!(String::from_utf8_lossy(&by_hand("unmute").stdout), "count/oven/20 of count is not muted\n");
+    assert!(by_hand("mute").status.success() && by_hand("ack").status.success());
+    let statuses: Vec<_> = with_token(&site.daemon, &of_anna).get("alerts")["events"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|it| it["status"].clone())
+        .collect();
+    assert_eq!(statuses[..4], [json!("acknowledged"), json!("muted"), json!("unmuted"), json!("firing")]);
 }
 
 #[test]

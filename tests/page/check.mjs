@@ -91,6 +91,18 @@ async function main() {
       const wide = await page.evaluate(() => document.documentElement.scrollWidth > document.documentElement.clientWidth);
       if (wide) wrong.push(`${view} is wider than a window of ${viewport.width}`);
     }
+    // Acknowledge and mute what fires, and send it again.
+    await page.goto(`${base}/#/alerts`);
+    await page.click("text=Acknowledge >> nth=0");
+    await page.waitForSelector("text=Acknowledged.");
+    await page.waitForSelector("td:has-text('admin')");
+    await page.selectOption("#mute-for", "28800");
+    await page.click("button:has-text('Mute') >> nth=0");
+    await page.waitForSelector("text=Muted: recorded");
+    await page.evaluate(axe);
+    for (const it of (await page.evaluate(() => axe.run())).violations) wrong.push(`axe ${colorScheme} muted: ${it.id}: ${it.nodes[0].html}`);
+    await page.click("button:has-text('Send again') >> nth=0");
+    await page.waitForSelector("text=It is sent again.");
     // Live: hostile topics and payloads are text, one of a megabyte is cut, and what is written is found again.
     await page.goto(`${base}/#/live`);
     await page.fill("#live-function", "count");

@@ -5,6 +5,7 @@ pub mod bounds;
 pub mod code;
 pub mod config;
 pub mod deploy;
+pub mod finding;
 pub mod forward;
 pub mod grants;
 pub mod isa;

@@ -1,19 +1,30 @@
 //! `sedge alerts`: what fires on a board, and what changed.
 
 use std::io::Write as _;
+use std::time::Duration;
 
-use clap::Args;
-use serde_json::Value;
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
 
 use super::api::ApiArgs;
 use super::terminal;
+use sedge_core::manifest::parse_period;
 use sedge_core::time::rfc3339;
 
 #[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct AlertsArgs {
+    #[command(subcommand)]
+    action: Option<Action>,
     /// Show the latest changes instead of what fires now
     #[arg(long)]
     history: bool,
+    #[command(flatten)]
+    answer: AnswerArgs,
+}
+
+#[derive(Debug, Args)]
+struct AnswerArgs {
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -21,10 +32,75 @@ pub struct AlertsArgs {
     api: ApiArgs,
 }
 
+#[derive(Debug, Subcommand)]
+enum Action {
+    /// Note that you have seen an alert. It goes on firing, and is sent
+    ///
+    ///   sedge alerts ack freezer cold-room-2/too-warm --token-file token
+    #[command(verbatim_doc_comment)]
+    Ack(AlertArgs),
+    /// Do not send an alert upstream for a time. It is recorded and counted
+    ///
+    ///   sedge alerts mute freezer cold-room-2/too-warm --for 2h --token-file token
+    #[command(verbatim_doc_comment)]
+    Mute {
+        /// For how long: 30m, 2h, 168h
+        #[arg(long = "for", value_name = "TIME", default_value = "1h", value_parser = period)]
+        time: Duration,
+        #[command(flatten)]
+        alert: AlertArgs,
+    },
+    /// Send a muted alert again
+    ///
+    ///   sedge alerts unmute freezer cold-room-2/too-warm --token-file token
+    #[command(verbatim_doc_comment)]
+    Unmute(AlertArgs),
+}
+
+/// An alert as the list shows it.
+#[derive(Debug, Args)]
+struct AlertArgs {
+    #[arg(value_name = "FUNCTION")]
+    function: String,
+    #[arg(value_name = "KEY")]
+    key: String,
+    #[command(flatten)]
+    answer: AnswerArgs,
+}
+
+fn period(text: &str) -> Result<Duration, String> {
+    parse_period(text).ok_or_else(|| format!("{text:?} is not a time: write 30m, 2h or 168h"))
+}
+
 pub fn run(args: &AlertsArgs) -> anyhow::Result<()> {
-    let mut answer = args.api.api()?.get("alerts")?;
+    match &args.action {
+        None => list(args),
+        Some(Action::Ack(alert)) => act(alert, "acknowledge", "acknowledged", None),
+        Some(Action::Mute { time, alert }) => act(alert, "mute", "muted", Some(time.as_secs())),
+        Some(Action::Unmute(alert)) => act(alert, "unmute", "unmuted", None),
+    }
+}
+
+fn act(alert: &AlertArgs, path: &str, done: &str, seconds: Option<u64>) -> anyhow::Result<()> {
+    let AlertArgs { function, key, answer: AnswerArgs { json, api } } = alert;
+    let mut body = json!({ "function": function, "key": key });
+    if let Some(seconds) = seconds {
+        body["seconds"] = json!(seconds);
+    }
+    let answer = api.api()?.post(&format!("alerts/{path}"), &body)?;
     let mut out = terminal::out();
-    if args.json {
+    if *json {
+        return Ok(writeln!(out, "{}", terminal::json(&answer))?);
+    }
+    let done = if answer["was_muted"] == false { "not muted" } else { done };
+    let until = answer["until_ms"].as_u64().map_or_else(String::new, |ms| format!(" until {}", rfc3339(ms)));
+    Ok(writeln!(out, "{key} of {function} is {done}{until}")?)
+}
+
+fn list(args: &AlertsArgs) -> anyhow::Result<()> {
+    let mut answer = args.answer.api.api()?.get("alerts")?;
+    let mut out = terminal::out();
+    if args.answer.json {
         return Ok(writeln!(out, "{}", terminal::json(&answer))?);
     }
     let list = answer[if args.history { "events" } else { "firing" }].take();
@@ -42,8 +118,11 @@ pub fn run(args: &AlertsArgs) -> anyhow::Result<()> {
 }
 
 fn firing(alert: &Value) -> String {
+    let seen = alert["acknowledged"]["by"].as_str().map_or_else(String::new, |by| format!(", seen by {by}"));
+    let until = alert["muted_until_ms"].as_u64();
+    let muted = until.map_or_else(String::new, |ms| format!(", muted until {}", rfc3339(ms)));
     format!(
-        "{:<8}  {}  {}  {} of {}  since {}, {} times",
+        "{:<8}  {}  {}  {} of {}  since {}, {} times{seen}{muted}",
         word(alert, "severity"),
         word(alert, "summary"),
         word(alert, "topic"),
@@ -55,8 +134,9 @@ fn firing(alert: &Value) -> String {
 }
 
 fn change(alert: &Value) -> String {
+    let by = alert["by"].as_str().map_or_else(String::new, |by| format!(" by {by}"));
     format!(
-        "{}  {:<8}  {:<8}  {}  {} of {}",
+        "{}  {:<12}  {:<8}  {}  {} of {}{by}",
         rfc3339(alert["at_ms"].as_u64().unwrap_or_default()),
         word(alert, "status"),
         word(alert, "severity"),

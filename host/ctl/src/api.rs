@@ -87,12 +87,16 @@ pub(crate) struct Api {
 
 impl Api {
     pub(crate) fn get(&self, path: &str) -> anyhow::Result<Value> {
-        self.answer(self.send(path)?)
+        self.answer(self.send(path, None)?)
+    }
+
+    pub(crate) fn post(&self, path: &str, body: &Value) -> anyhow::Result<Value> {
+        self.answer(self.send(path, Some(body))?)
     }
 
     /// Server-sent events: names and data. The iterator ends with the stream, and with an error if the board falls silent.
     pub(crate) fn events(&self, path: &str) -> anyhow::Result<impl Iterator<Item = anyhow::Result<(String, Value)>>> {
-        let body = self.send(path)?;
+        let body = self.send(path, None)?;
         let (sender, lines) = flume::bounded(MAX_LINES);
         // Reading has no bound on time of its own: a board that lost its power says nothing more.
         std::thread::spawn(move || {
@@ -126,11 +130,20 @@ impl Api {
         }))
     }
 
-    fn send(&self, path: &str) -> anyhow::Result<Body> {
+    fn send(&self, path: &str, body: Option<&Value>) -> anyhow::Result<Body> {
         let url = format!("{}/api/v1/{path}", self.url);
         let token = self.token.as_ref().map(|token| format!("Bearer {token}"));
-        let request = self.agent.get(&url);
-        let sent = token.iter().fold(request, |request, token| request.header("Authorization", token)).call();
+        let sent = match body {
+            None => {
+                let request = self.agent.get(&url);
+                token.iter().fold(request, |request, token| request.header("Authorization", token)).call()
+            }
+            Some(body) => {
+                let request = self.agent.post(&url).header("Content-Type", "application/json");
+                let request = token.iter().fold(request, |request, token| request.header("Authorization", token));
+                request.send(body.to_string())
+            }
+        };
         let response = sent.with_context(|| {
             format!(
                 "cannot reach {}: start the daemon there, or name its http.listen with --url; for another machine: ssh -L \

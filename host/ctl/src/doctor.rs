@@ -2,9 +2,7 @@
 //!
 //! Each check has two halves: `inspect` observes the system, and `evaluate` turns observations into findings.
 
-mod board;
 mod broker;
-mod finding;
 mod mosquitto;
 mod rehearsal;
 
@@ -16,8 +14,9 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::{ConfigArgs, EXIT_CONFIG, printable, terminal};
-use finding::{Finding, Verdict};
 use sedge_core::config::{Config, Problems};
+use sedge_core::finding::{Finding, Verdict};
+use sedge_store::checks;
 
 #[derive(Debug, Args)]
 pub struct DoctorArgs {
@@ -36,8 +35,9 @@ pub struct DoctorArgs {
 pub fn run(args: &DoctorArgs) -> anyhow::Result<ExitCode> {
     let (config, problems) = Config::inspect(&args.config.path(), &sedge_sandbox::machine::MACHINE);
     let mut findings = configuration(&problems);
-    findings.push(board::clock(config.node.clock, sedge_sandbox::clock::clock_synced()));
-    findings.extend(board::inspect(&config));
+    findings.push(checks::clock(config.node.clock, sedge_sandbox::clock::clock_synced()));
+    findings.extend(checks::inspect(&config, sedge_sandbox::sandboxing::has_filter()));
+    findings.push(checks::inspect_syncs(&config.node.data_dir));
     // With errors the broker's address may be a default.
     if !problems.has_errors() {
         findings.extend(inspect_brokers(&config, args)?);

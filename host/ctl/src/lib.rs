@@ -35,6 +35,8 @@ pub mod test;
 mod time;
 #[cfg(feature = "page")]
 pub mod token;
+#[cfg(feature = "page")]
+pub mod top;
 #[cfg(feature = "compiler")]
 mod watch;
 

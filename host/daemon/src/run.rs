@@ -141,7 +141,7 @@ impl Daemon {
                 () = std::future::ready(()), if taking && !from_broker.is_empty() => {}
                 Some(action) = self.decisions.recv() => self.carry_out(action),
                 part = self.requests.receive() => self.requests.add(part),
-                follows = self.shown.follows_changed() => self.board.handle(Input::Follow(follows), self.now()),
+                input = self.shown.asked() => self.board.handle(input, self.now()),
                 happened = self.sinks.receive() => self.sink_event(happened),
                 request = receive(&mut self.http_trigger) => self.board.handle(Input::Request(request), self.now()),
                 () = tokio::time::sleep_until(wake.into()) => {}

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use sedge_core::board::{Follow, FollowedRun};
+use sedge_core::board::{FollowedRun, Input, Mute};
 use sedge_core::config::Config;
 use sedge_core::store::StoredRecord;
+use sedge_core::time::Now;
 
 #[derive(Debug)]
 pub(crate) struct Shown;
@@ -22,7 +23,11 @@ impl Shown {
 
     pub(crate) fn run(&self, _: FollowedRun) {}
 
-    pub(crate) async fn follows_changed(&self) -> Vec<Follow> {
+    pub(crate) fn mutes(&self, _: Now) -> Vec<Mute> {
+        Vec::new()
+    }
+
+    pub(crate) async fn asked(&self) -> Input {
         std::future::pending().await
     }
 }

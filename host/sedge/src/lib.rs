@@ -9,7 +9,7 @@ use clap::{Parser, Subcommand};
 
 use sedge_core::config::Problems;
 #[cfg(feature = "operator")]
-use sedge_ctl::operator::{keygen, new, order, push, record, settings, status, trust, withdraw};
+use sedge_ctl::operator::{keygen, logs, new, order, push, record, settings, status, trust, withdraw};
 use sedge_ctl::{EXIT_CONFIG, RED, paint, print_problems, printable_lines};
 
 /// Run small WebAssembly functions beside the sensors
@@ -115,6 +115,17 @@ enum Command {
     #[cfg(feature = "operator")]
     Record(Box<record::RecordArgs>),
 
+    /// Show the log of a board through the broker
+    ///
+    /// The board must trust the key with logs = true. It keeps its latest 500 lines
+    /// or 64 KiB; what came in between and is not there any more is counted.
+    ///
+    ///   sedge logs --node pump-3
+    ///   sedge logs --node pump-3 --for 10m --key ops.pem
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "operator")]
+    Logs(logs::LogsArgs),
+
     /// Run a recording again with a function's folder, and compare
     ///
     /// Outputs, state and failures of each message are compared with those that
@@ -179,9 +190,9 @@ enum Command {
     #[cfg(feature = "page")]
     Token(sedge_ctl::token::TokenArgs),
 
-    /// Show the alerts that fire on a board, or the latest changes
+    /// Show the alerts of a board, acknowledge or mute them
     ///
-    /// Reads the page of a board.
+    /// Reads the page of a board. What acts needs a token.
     ///
     ///   sedge alerts
     ///   sedge alerts --history --url http://127.0.0.1:9464
@@ -199,6 +210,17 @@ enum Command {
     #[command(verbatim_doc_comment)]
     #[cfg(feature = "page")]
     Tail(sedge_ctl::tail::TailArgs),
+
+    /// Show a board at a glance: problems, functions, and the alerts that fire
+    ///
+    /// Reads the page of a board.
+    ///
+    ///   sedge top
+    ///   watch -n 2 sedge top
+    ///   sedge top --json --url http://127.0.0.1:9464
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "page")]
+    Top(sedge_ctl::top::TopArgs),
 
     /// Create a signing key, and print the configuration by which boards trust it
     ///
@@ -311,6 +333,8 @@ pub fn run(cli: Cli) -> ExitCode {
         #[cfg(feature = "operator")]
         Command::Record(args) => record::run(args),
         #[cfg(feature = "operator")]
+        Command::Logs(args) => logs::run(args).map(done),
+        #[cfg(feature = "operator")]
         Command::Replay(args) => sedge_ctl::replay::run(args),
         Command::Check(args) => sedge_ctl::check::run(args),
         Command::Doctor(args) => sedge_ctl::doctor::run(args),
@@ -322,6 +346,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Alerts(args) => sedge_ctl::alerts::run(args).map(done),
         #[cfg(feature = "page")]
         Command::Tail(args) => sedge_ctl::tail::run(args).map(done),
+        #[cfg(feature = "page")]
+        Command::Top(args) => sedge_ctl::top::run(args).map(done),
         #[cfg(feature = "operator")]
         Command::Keygen(args) => keygen::run(args).map(done),
         #[cfg(feature = "operator")]

@@ -102,7 +102,7 @@ fn a_view_is_sampled_under_load_and_counts_what_it_leaves_out() {
     assert_eq!(rig.acknowledged().len(), 60, "no message waits for a view");
     rig.pass(1);
     burst(&mut rig);
-    assert_eq!((of(&rig, 1), left_out.load(Relaxed)), (39, 37));
+    assert_eq!((of(&rig, 1), left_out.load(Relaxed)), (30, 46));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 //! The store knows neither MQTT, wasm nor upstream. The daemon sends `StoreRequest`s and receives `StoreEvent`s.
 //! Both channels are bounded; the pipeline bounds what is in flight.
 
+pub mod checks;
 pub mod handle;
 pub mod stats;
 

@@ -61,6 +61,7 @@ impl Board {
             native_code: false,
             settings_only: false,
             record: false,
+            logs: false,
         };
         let (seen, stop) = (Arc::default(), Arc::new(AtomicBool::new(false)));
         let mut play = Play {

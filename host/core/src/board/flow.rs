@@ -605,6 +605,7 @@ impl Board {
             (0..count).for_each(|_| function.metrics.emitted(kind));
         }
         function.metrics.folded_alerts.add(recorded.folded.into());
+        function.metrics.muted_alerts.add(recorded.muted.into());
         if recorded.without_upstream > 0 {
             self.metrics.dropped("no-upstream", recorded.without_upstream.into());
             if !std::mem::replace(&mut function.warned_without_upstream, true) {

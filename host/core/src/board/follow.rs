@@ -25,8 +25,8 @@ pub use run::{Cut, FollowedOutput, FollowedRun};
 /// Views at a time.
 pub const MAX_FOLLOWS: usize = 8;
 /// A view shows one run in this time, and as many at once as would be shown within [`BURST`].
-const EVERY: Duration = Duration::from_millis(50);
-const BURST: Duration = Duration::from_secs(1);
+const EVERY: Duration = Duration::from_millis(100);
+const BURST: Duration = Duration::from_secs(2);
 /// Runs that wait for their commit. Each is a few kilobytes.
 const MAX_HELD: usize = 64;
 

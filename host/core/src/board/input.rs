@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::follow::{Follow, FollowedRun};
 use super::ids::{JobNo, Life, WorkerNo};
+use super::mutes::Mute;
 use super::taps::{RecordEvent, RecordOrder};
 use super::version::{TrialEvent, Version};
 use crate::forward::{Answer, Destination, Envelope};
@@ -95,6 +96,8 @@ pub enum Input {
         function: Option<Arc<str>>,
         why: Why,
     },
+    /// The alerts that are muted, in place of those before.
+    Mute(Vec<Mute>),
     /// The views that are open, in place of those before. Answered by [`Effect::Follow`].
     Follow(Vec<Follow>),
     /// [`Board::poll_timeout`](super::Board::poll_timeout) has passed.

@@ -21,6 +21,7 @@ pub mod version;
 
 pub mod caution;
 mod map;
+mod mutes;
 mod receipt;
 mod requests;
 mod size;
@@ -69,6 +70,7 @@ use invariants::Invariants;
 use ledger::{Ledger, Loaded, Recorder};
 pub use ledger::{RecorderConfig, SinkRoute};
 use map::Seeded;
+pub use mutes::Mute;
 use receipt::Receipt;
 use requests::Requests;
 pub use rollout::PauseConfig;
@@ -248,6 +250,7 @@ impl Board {
             Input::Record(order) => self.begin_recording(order),
             Input::EndRecording { id, function, why } => self.end_recording(&id, function.as_deref(), why),
             Input::Follow(follows) => self.set_follows(follows),
+            Input::Mute(mutes) => self.recorder.set_mutes(mutes),
             Input::Timeout => self.handle_timeout(),
             Input::Shutdown => self.is_ending = true,
         }

@@ -148,6 +148,7 @@ impl Rollout {
         let function = self.function(number);
         let (name, is_paused) = (Arc::clone(&function.name), function.pauses.is_paused());
         function.metrics.paused_topics.set(function.pauses.paused_topics() as u64);
+        function.metrics.set_pauses(function.pauses.shown());
         let was_paused = function.metrics.quarantined.get() != 0;
         if is_paused != was_paused {
             function.metrics.quarantined.set(is_paused.into());

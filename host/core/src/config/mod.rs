@@ -206,6 +206,8 @@ pub struct DeployKey {
     pub settings_only: bool,
     /// Whether it may record the messages of its functions.
     pub record: bool,
+    /// Whether it may read the log of the board.
+    pub logs: bool,
 }
 
 /// The sandbox processes.
@@ -242,6 +244,8 @@ pub struct Store {
     pub parked_max_bytes: NonZeroU64,
     /// Shortest time between two commits, to spare SD cards. 0: commit as soon as the last sync is done.
     pub flash_saver_ms: u32,
+    /// What the card or disk may be written in its life, in terabytes. 0: not known.
+    pub disk_endurance_tb: u32,
     pub message_id_retention_secs: NonZeroU32,
     /// Limit of the state of all functions.
     pub state_max_bytes: NonZeroU64,
@@ -474,6 +478,7 @@ impl Default for Store {
             dead_letter_max_age_secs: Some(nz64(30 * 24 * 3600)),
             parked_max_bytes: nz64(16 << 20),
             flash_saver_ms: 0,
+            disk_endurance_tb: 0,
             message_id_retention_secs: nz32(24 * 3600),
             state_max_bytes: nz64(64 << 20),
             state_retention_secs: Some(nz64(30 * 24 * 3600)),

@@ -272,8 +272,9 @@ fn deploy_key(section: &mut Section<'_, '_>, name: Option<&str>, key: &mut Deplo
     section.value("native_code", &mut key.native_code);
     section.value("settings_only", &mut key.settings_only);
     section.value("record", &mut key.record);
-    if key.settings_only && (key.keys || key.native_code || key.record) {
-        let invalid = Invalid::new("the key may also change keys, send native code or record");
+    section.value("logs", &mut key.logs);
+    if key.settings_only && (key.keys || key.native_code || key.record || key.logs) {
+        let invalid = Invalid::new("the key may also change keys, send native code, record or read the log");
         section.error("settings_only", invalid.hint("remove that, or settings_only"));
     }
 }
@@ -333,6 +334,8 @@ fn store(section: &mut Section<'_, '_>, store: &mut Store, mqtt: &Mqtt, ceilings
     }
     section.value("flash_saver_ms", &mut store.flash_saver_ms);
     within(section, "flash_saver_ms", store.flash_saver_ms.into(), 0..=60_000);
+    section.value("disk_endurance_tb", &mut store.disk_endurance_tb);
+    within(section, "disk_endurance_tb", store.disk_endurance_tb.into(), 0..=1_000_000);
     section.value("message_id_retention_secs", &mut store.message_id_retention_secs);
     section.value("state_max_bytes", &mut store.state_max_bytes);
     let (bytes, most) = (store.state_max_bytes.get(), ceilings.state_bytes);

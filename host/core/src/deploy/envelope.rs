@@ -189,6 +189,7 @@ mod tests {
             native_code: false,
             settings_only: false,
             record: false,
+            logs: false,
         }
     }
 

@@ -39,6 +39,9 @@ pub struct TrustedKey {
     /// Whether it may record the messages of its functions. Omitted when false, since older boards do not know it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub record: bool,
+    /// Whether it may read the log of the board. Omitted when false, since older boards do not know it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub logs: bool,
 }
 
 /// A function's name, or a prefix followed by `*`.
@@ -64,6 +67,7 @@ impl TrustedKey {
             native_code: key.native_code,
             settings_only: key.settings_only,
             record: key.record,
+            logs: key.logs,
         })
     }
 
@@ -100,6 +104,16 @@ impl TrustedKey {
             return Err(Refusal::new(Reason::KeyNotAllowed, detail));
         }
         self.may_set(function)
+    }
+
+    /// Whether the key may read the log of the board, which has lines of all functions.
+    pub(crate) fn may_read_log(&self) -> Result<(), Refusal> {
+        self.is_for_more_than_settings()?;
+        if self.logs {
+            return Ok(());
+        }
+        let detail = format!("key {} may not read the log: set logs = true in its section on the board", self.name);
+        Err(Refusal::new(Reason::KeyNotAllowed, detail))
     }
 
     pub(crate) fn may_change_keys(&self) -> Result<(), Refusal> {
@@ -234,6 +248,7 @@ mod tests {
             native_code: false,
             settings_only: false,
             record: false,
+            logs: false,
         }
     }
 

@@ -36,7 +36,7 @@ pub struct BoardRequest {
     /// Names the topics of the answer.
     pub id: Box<str>,
     pub node: Box<str>,
-    /// The function that it is about, which the key must be for.
+    /// The function that it is about, which the key must be for. Empty for the log.
     pub function: Box<str>,
     pub issued_at_ms: u64,
     pub expires_at_ms: u64,
@@ -55,6 +55,8 @@ pub enum RequestKind {
     EndRecording { of: Box<str> },
     /// Delete a recording.
     DropRecording { of: Box<str> },
+    /// Send the lines of the log after this number.
+    Logs { after: u64 },
 }
 
 /// A request that is to be carried out.
@@ -92,6 +94,17 @@ pub struct RequestAnswer {
     /// Pieces that follow this answer.
     #[serde(default)]
     pub pieces: u32,
+    /// Number of the last line of the log that follows.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub last: u64,
+    /// Lines after the one that was asked for which the board does not have any more.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub left_out: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(count: &u64) -> bool {
+    *count == 0
 }
 
 impl BoardRequest {
@@ -171,7 +184,10 @@ impl Deployer {
         let board: Board<'_> = self.board(now);
         check_times(issued_at_ms, expires_at_ms, &board)?;
         let signers = filter(signers, |key| board.check_floor(expires_at_ms, key))?;
-        let signers = filter(signers, |key| key.may_record(&function))?;
+        let signers = filter(signers, |key| match kind {
+            RequestKind::Logs { .. } => key.may_read_log(),
+            _ => key.may_record(&function),
+        })?;
         let key = signers.first().map(|key| key.name.clone()).unwrap_or_default();
         let now_ms = board.now_ms;
         Ok(self.seen_requests.add(digest, expires_at_ms, now_ms)?.then(|| AcceptedRequest {

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -98,6 +98,7 @@ pub struct FunctionMetrics {
     pub invocations: Counter,
     pub(crate) retries: Counter,
     pub(crate) folded_alerts: Counter,
+    pub muted_alerts: Counter,
     pub fuel: Counter,
     pub(crate) fuel_per_run: Histogram,
     pub memory_bytes: Gauge,
@@ -123,9 +124,28 @@ pub struct FunctionMetrics {
     pub(crate) duration: Histogram,
     failures: [Counter; FailureCode::ALL.len()],
     outputs: [Counter; OutputKind::ALL.len()],
+    pauses: Mutex<Vec<TopicPause>>,
+}
+
+/// A topic that is paused for a function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TopicPause {
+    pub topic: Arc<str>,
+    /// The last failure.
+    pub reason: Box<str>,
+    pub until: Instant,
 }
 
 impl FunctionMetrics {
+    /// The paused topics, some of them if there are many.
+    pub fn pauses(&self) -> Vec<TopicPause> {
+        lock(&self.pauses).clone()
+    }
+
+    pub(crate) fn set_pauses(&self, pauses: Vec<TopicPause>) {
+        *lock(&self.pauses) = pauses;
+    }
+
     /// Counts an invocation, whatever its outcome.
     pub fn ran(&self, usage: &Usage) {
         self.invocations.inc();
@@ -247,6 +267,11 @@ impl Metrics {
     /// Drops the series of a function that was removed.
     pub(crate) fn forget_function(&self, name: &str) {
         lock(&self.functions).remove(name);
+    }
+
+    /// The paused topics of a function.
+    pub fn pauses(&self, name: &str) -> Vec<TopicPause> {
+        lock(&self.functions).get(name).map(|function| function.pauses()).unwrap_or_default()
     }
 
     fn functions(&self) -> Vec<(Arc<str>, Arc<FunctionMetrics>)> {
@@ -406,6 +431,7 @@ impl FunctionMetrics {
             "dead_letters": self.all_failures(),
             "retries": self.retries.get(),
             "folded_alerts": self.folded_alerts.get(),
+            "muted_alerts": self.muted_alerts.get(),
             "outputs": {
                 "alert": self.outputs(OutputKind::Alert),
                 "forward": self.outputs(OutputKind::Forward),
@@ -438,6 +464,7 @@ impl FunctionMetrics {
             ("sedge_function_invocations_total", self.invocations.get()),
             ("sedge_function_retries_total", self.retries.get()),
             ("sedge_function_folded_alerts_total", self.folded_alerts.get()),
+            ("sedge_function_muted_alerts_total", self.muted_alerts.get()),
             ("sedge_function_fuel_total", self.fuel.get()),
             ("sedge_function_memory_bytes", self.memory_bytes.get()),
             ("sedge_function_quarantined", self.quarantined.get()),
@@ -538,7 +565,7 @@ mod tests {
             add(&Sample { family: "sedge_store_sync_seconds", labels: &[], value });
         });
 
-        let page = parse(&metrics.render(Now::at(std::time::Instant::now(), std::time::SystemTime::now(), true)));
+        let page = parse(&metrics.render(Now::at(Instant::now(), std::time::SystemTime::now(), true)));
         for (name, value) in [
             ("sedge_messages_received_total", 3.0),
             ("sedge_messages_acknowledged_total", 1.0),
@@ -566,11 +593,7 @@ mod tests {
         assert_eq!(page["sedge_start_time_seconds"], 1_700_000_000.5);
 
         metrics.forget_function("threshold");
-        assert!(
-            !metrics
-                .render(Now::at(std::time::Instant::now(), std::time::SystemTime::now(), true))
-                .contains("threshold")
-        );
+        assert!(!metrics.render(Now::at(Instant::now(), std::time::SystemTime::now(), true)).contains("threshold"));
     }
 
     #[test]

@@ -5,5 +5,5 @@ pub mod histogram;
 pub mod text;
 
 pub(crate) use counters::OutputKind;
-pub use counters::{FunctionMetrics, Metrics};
+pub use counters::{FunctionMetrics, Metrics, TopicPause};
 pub use text::{Sample, Value};

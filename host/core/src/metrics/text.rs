@@ -62,6 +62,7 @@ const FAMILIES: &[Family] = &[
     counter("sedge_function_retries_total", "Invocations that asked for a retry."),
     counter("sedge_function_outputs_total", "Outputs returned by the function."),
     counter("sedge_function_folded_alerts_total", "Alerts folded into an earlier alert with the same key."),
+    counter("sedge_function_muted_alerts_total", "Alerts recorded and not sent, because a person muted them."),
     histogram("sedge_function_duration_seconds", "Duration of an invocation in the worker."),
     counter("sedge_function_waiting_seconds_total", "Time that messages waited for room at a worker."),
     gauge(

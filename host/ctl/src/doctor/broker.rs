@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::finding::Finding;
 use crate::client::{Client, ClientEvent};
 use sedge_core::config::{Connection, Endpoint, Mqtt};
+use sedge_core::finding::Finding;
 
 const VERSION: &str = "$SYS/broker/version";
 const DROPPED: &str = "$SYS/broker/publish/messages/dropped";
@@ -152,8 +152,8 @@ fn listens_openly(table: &str, port: u16) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Verdict;
     use super::*;
+    use sedge_core::finding::Verdict;
 
     fn warnings(seen: Result<Observed, String>, open: bool) -> Vec<&'static str> {
         let findings = evaluate(&Mqtt::new("board"), seen, open);

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-use super::finding::Finding;
+use sedge_core::finding::Finding;
 
 const CHECK: &str = "mosquitto";
 const DEFAULT_CONF: &str = "/etc/mosquitto/mosquitto.conf";
@@ -264,8 +264,8 @@ fn evaluate(settings: &MosquittoConf, session_expiry_secs: u64) -> Vec<Finding> 
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Verdict;
     use super::*;
+    use sedge_core::finding::Verdict;
 
     const WEEK: u64 = 7 * 24 * 3600;
     const GOOD: &str = "persistence true\nautosave_interval 30\nmax_queued_messages 0\nset_tcp_nodelay true\n";

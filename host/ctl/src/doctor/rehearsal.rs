@@ -5,9 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::finding::Finding;
 use crate::client::{Client, ClientEvent};
 use sedge_core::config::{Config, Connection};
+use sedge_core::finding::Finding;
 use sedge_mqtt::Will;
 
 const CHECK: &str = "rehearsal";
@@ -125,8 +125,8 @@ fn evaluate(ended: &Ended, topic: &str, bytes: u32) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Verdict;
     use super::*;
+    use sedge_core::finding::Verdict;
 
     #[test]
     fn each_end_has_its_verdict_and_names_topic_and_size() {

@@ -1,6 +1,7 @@
 //! Commands for an operator's machine: send functions and keys to boards, and show what boards report.
 
 pub mod keygen;
+pub mod logs;
 pub mod new;
 pub mod order;
 pub mod push;

@@ -64,10 +64,13 @@ impl Asker {
     pub(crate) async fn ask(&mut self, kind: &RequestKind) -> anyhow::Result<Answered> {
         self.try_ask(kind).await?.with_context(|| {
             format!(
-                "{} does not answer: it is not connected, nothing is recorded there (recording.enabled = true in its \
-                 configuration, and a restart), or the broker does not let it read request/ and publish reply/ below its own \
-                 topic",
-                self.node
+                "{} does not answer: it is not connected, {} in its configuration, and a restart), or the broker does not let \
+                 it read request/ and publish reply/ below its own topic",
+                self.node,
+                match kind {
+                    RequestKind::Logs { .. } => "no key may read its log (logs = true",
+                    _ => "nothing is recorded there (recording.enabled = true",
+                }
             )
         })
     }

@@ -115,6 +115,7 @@ impl Signer {
             native_code: true,
             settings_only: false,
             record: false,
+            logs: false,
         };
         let keys = Keys::new([key]);
         let envelope = SignedEnvelope::parse(envelope).ok()?;

@@ -40,6 +40,9 @@ pub struct TrustArgs {
     /// Let the new keys record the messages of functions, on boards that allow it
     #[arg(long, requires = "add", conflicts_with = "settings_only")]
     record: bool,
+    /// Let the new keys read the log of boards
+    #[arg(long)]
+    logs: bool,
     /// Apply the change although it may leave the boards without a key that can change the trusted keys
     #[arg(long)]
     force: bool,
@@ -65,6 +68,7 @@ fn trusted(args: &TrustArgs, path: &Path) -> anyhow::Result<TrustedKey> {
         native_code: args.native_code,
         settings_only: args.settings_only,
         record: args.record,
+        logs: args.logs,
     })
 }
 

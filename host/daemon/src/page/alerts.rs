@@ -45,8 +45,17 @@ struct Current {
     summary: Box<str>,
     value: Option<f64>,
     topic: Box<str>,
+    #[serde(default)]
+    acknowledged: Option<Acknowledged>,
     /// Number of its last change.
     change: u64,
+}
+
+/// Who has seen that it fires.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Acknowledged {
+    by: Box<str>,
+    at_ms: u64,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,6 +66,9 @@ struct Event {
     status: Box<str>,
     severity: Box<str>,
     summary: Box<str>,
+    /// Whoever did it, if it was a person.
+    #[serde(default)]
+    by: Option<Box<str>>,
 }
 
 /// What is read of an alert as it is published.
@@ -85,6 +97,20 @@ impl Alerts {
                 self.lock().add(&record.function, record.at_ms, alert);
             }
         }
+    }
+
+    /// Notes that a person has seen an alert, until it fires anew. `false`: it does not fire.
+    pub(super) fn acknowledge(&self, function: &str, key: &str, by: &str, at_ms: u64) -> bool {
+        let mut kept = self.lock();
+        let Some(current) = kept.now.get_mut(&place(function, key)).filter(|it| it.is_firing()) else { return false };
+        current.acknowledged = Some(Acknowledged { by: by.into(), at_ms });
+        kept.note_action(function, key, "acknowledged", by, at_ms);
+        true
+    }
+
+    /// Notes in the history what a person did.
+    pub(super) fn note_action(&self, function: &str, key: &str, action: &str, by: &str, at_ms: u64) {
+        self.lock().note_action(function, key, action, by, at_ms);
     }
 
     pub(super) fn kept(&self) -> Kept {
@@ -118,6 +144,7 @@ impl Alerts {
                 json!({
                     "function": it.function, "key": it.key, "severity": it.severity, "since_ms": it.since_ms,
                     "last_ms": it.last_ms, "count": it.count, "summary": it.summary, "value": it.value, "topic": it.topic,
+                    "acknowledged": it.acknowledged,
                 })
             })
             .collect();
@@ -132,20 +159,33 @@ impl Current {
 }
 
 impl Kept {
+    fn add_event(&mut self, event: Event) {
+        self.events.push_back(event);
+        if self.events.len() > MAX_EVENTS {
+            self.events.pop_front();
+        }
+    }
+
+    fn note_action(&mut self, function: &str, key: &str, action: &str, by: &str, at_ms: u64) {
+        self.changes += 1;
+        let of = self.now.get(&place(function, key));
+        let (severity, summary) = of.map_or_else(Default::default, |it| (it.severity.clone(), it.summary.clone()));
+        let (key, by) = (cut(key.to_owned()), Some(by.into()));
+        self.add_event(Event { function: function.into(), key, at_ms, status: action.into(), severity, summary, by });
+    }
+
     fn add(&mut self, function: &str, at_ms: u64, alert: Published) {
         let Published { key, status, severity, summary, value, topic } = alert;
         let [key, status, severity, summary, topic] = [key, status, severity, summary, topic].map(cut);
         self.changes += 1;
-        // No function has a slash in its name.
-        let place = format!("{function}/{key}");
+        let place = place(function, &key);
         let before = self.now.get(&place).filter(|before| before.status == status);
         let (since_ms, count) = before.map_or((at_ms, 0), |before| (before.since_ms, before.count));
-        if before.is_none() {
+        let acknowledged = before.and_then(|before| before.acknowledged.clone());
+        let is_change = before.is_none();
+        if is_change {
             let (key, severity, summary, status) = (key.clone(), severity.clone(), summary.clone(), status.clone());
-            self.events.push_back(Event { function: function.into(), key, at_ms, status, severity, summary });
-            if self.events.len() > MAX_EVENTS {
-                self.events.pop_front();
-            }
+            self.add_event(Event { function: function.into(), key, at_ms, status, severity, summary, by: None });
         }
         let current = Current {
             function: function.into(),
@@ -158,6 +198,7 @@ impl Kept {
             summary,
             value,
             topic,
+            acknowledged,
             change: self.changes,
         };
         self.now.insert(place, current);
@@ -170,6 +211,11 @@ impl Kept {
             }
         }
     }
+}
+
+/// No function has a slash in its name.
+fn place(function: &str, key: &str) -> String {
+    format!("{function}/{key}")
 }
 
 fn cut(text: String) -> Box<str> {

@@ -2,7 +2,7 @@
 //!
 //! Counts and states need no token. Payloads, state and all that acts do.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Instant;
 
 use axum::Json;
@@ -13,9 +13,12 @@ use serde_json::{Value, json};
 
 use super::answer::{Answer, Refusal};
 use super::{Page, now};
+use sedge_core::finding::{Finding, Verdict};
 use sedge_core::message::FailureCode;
+use sedge_core::metrics::TopicPause;
 use sedge_core::store::DeadLetterId;
 use sedge_core::text::hex;
+use sedge_store::checks;
 use sedge_store::dead_letters::DeadLettersError;
 use sedge_store::{DeadLetterFilter, DeadLetters, ScopeSize, States};
 
@@ -26,7 +29,7 @@ const LIMIT: usize = 50;
 const MAX_LIST_BYTES: usize = 4 << 20;
 const PREVIEW_BYTES: usize = 200;
 
-type Shared = State<Arc<Page>>;
+pub(super) type Shared = State<Arc<Page>>;
 
 /// Is it well?
 pub(super) async fn board(State(page): Shared) -> Json<Value> {
@@ -51,6 +54,11 @@ pub(super) async fn board(State(page): Shared) -> Json<Value> {
     }
     if !now.synced {
         add("the clock is not synchronised".into(), "let the board reach a time server");
+    }
+    let mut found = page.checks.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    found.push(checks::clock(page.config.node.clock, now.synced));
+    for finding in found.iter().filter(|it| it.verdict == Verdict::Warning && it.check != "clock") {
+        add(finding.what.clone(), finding.fix.as_deref().unwrap_or(""));
     }
     let functions = figures["functions"].as_array().map_or(&[][..], Vec::as_slice);
     for function in functions {
@@ -81,33 +89,51 @@ pub(super) async fn board(State(page): Shared) -> Json<Value> {
         "problems": problems,
         "figures": figures,
         "charts": page.charts.to_json(),
+        "checks": found.iter().map(check).collect::<Vec<_>>(),
+        "wear": wear(page.charts.written_per_day(), page.config.store.disk_endurance_tb),
     }))
+}
+
+fn check(finding: &Finding) -> Value {
+    json!({ "check": finding.check, "verdict": finding.verdict.as_str(), "what": finding.what, "fix": finding.fix })
+}
+
+/// For how long the card lasts, if it is written as of late.
+fn wear(written_per_day: Option<u64>, endurance_tb: u32) -> Value {
+    let endurance = (endurance_tb > 0).then(|| u64::from(endurance_tb) * 1_000_000_000_000);
+    let years = endurance.zip(written_per_day.filter(|it| *it > 0));
+    let years = years.map(|(endurance, per_day)| endurance as f64 / per_day as f64 / 365.25);
+    json!({ "written_bytes_per_day": written_per_day, "endurance_bytes": endurance, "years": years })
 }
 
 /// Figures and last report of each function.
 pub(super) async fn functions(State(page): Shared) -> Json<Value> {
     let reports = page.shown.reports.all();
+    let monotonic = Instant::now();
     let mut figures = page.metrics.status(now())["functions"].take();
     let report = |name: &str| reports.get(name).and_then(|it| serde_json::from_slice::<Value>(it).ok());
     let mut functions: Vec<Value> = Vec::new();
     for figures in figures.as_array_mut().into_iter().flatten() {
         let name = figures["name"].as_str().unwrap_or("").to_owned();
         let report = report(&name);
-        functions.push(json!({ "name": name, "figures": figures.take(), "report": report }));
+        let pauses: Vec<_> = page.metrics.pauses(&name).iter().map(|it| pause(it, monotonic)).collect();
+        functions.push(json!({ "name": name, "figures": figures.take(), "report": report, "pauses": pauses }));
     }
     let is_known = |name: &str| functions.iter().any(|function| function["name"] == name);
     let others: Vec<_> = reports
         .keys()
         // Of the keys, not of a function.
         .filter(|name| !name.starts_with('_') && !is_known(name))
-        .map(|name| json!({ "name": **name, "figures": null, "report": report(name) }))
+        .map(|name| json!({ "name": **name, "figures": null, "report": report(name), "pauses": [] }))
         .collect();
     functions.extend(others);
     Json(json!({ "functions": functions }))
 }
 
-pub(super) async fn alerts(State(page): Shared) -> Json<Value> {
-    Json(page.shown.alerts.to_json())
+/// A pause that is over lets one message through.
+fn pause(paused: &TopicPause, now: Instant) -> Value {
+    let left = paused.until.saturating_duration_since(now).as_secs();
+    json!({ "topic": *paused.topic, "reason": paused.reason, "seconds_left": left })
 }
 
 #[derive(Deserialize)]
@@ -295,7 +321,7 @@ impl From<DeadLettersError> for Refusal {
 
 /// Reads the database on another thread: this one also answers the health checks.
 #[expect(clippy::disallowed_methods, reason = "the runtime of this thread has a bound on such threads")]
-async fn read(page: &Arc<Page>, read: impl FnOnce(&Page) -> Answer + Send + 'static) -> Answer {
+pub(super) async fn read(page: &Arc<Page>, read: impl FnOnce(&Page) -> Answer + Send + 'static) -> Answer {
     let page = Arc::clone(page);
     tokio::task::spawn_blocking(move || read(&page)).await.unwrap_or_else(|error| {
         let status = StatusCode::INTERNAL_SERVER_ERROR;

@@ -11,6 +11,9 @@ use sedge_core::time::Now;
 
 const MINUTES: usize = 60;
 const HOURS: usize = 7 * 24;
+const MINUTES_PER_DAY: u128 = 24 * 60;
+/// Less says nothing about a day.
+const MIN_MINUTES: usize = 5;
 
 #[derive(Debug, Default)]
 pub(super) struct Charts(Mutex<Series>);
@@ -62,6 +65,11 @@ impl Charts {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = series;
     }
 
+    /// Bytes written per day, as in the last week. `None`: too little is known of it.
+    pub(super) fn written_per_day(&self) -> Option<u64> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).written_per_day()
+    }
+
     /// Oldest first.
     pub(super) fn to_json(&self) -> Value {
         let series = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -100,6 +108,15 @@ impl Series {
     }
 }
 
+impl Series {
+    fn written_per_day(&self) -> Option<u64> {
+        let of_last = if self.of_hour == 0 { MINUTES } else { self.of_hour };
+        let minutes = self.hours.len().checked_sub(1)? * MINUTES + of_last;
+        let written: u64 = self.hours.iter().map(|it| it.written_bytes).sum();
+        (minutes >= MIN_MINUTES).then(|| (u128::from(written) * MINUTES_PER_DAY / minutes as u128) as u64)
+    }
+}
+
 impl Totals {
     fn since(self, before: Self) -> Self {
         Self {
@@ -133,6 +150,16 @@ mod tests {
         assert_eq!(shown["hours"]["messages"], json!([7]));
         charts.restore(saved, u64::MAX);
         assert_eq!(charts.to_json()["hours"]["messages"], json!(vec![0; HOURS]));
+    }
+
+    #[test]
+    fn what_is_written_per_day_is_that_of_the_minutes_that_are_known() {
+        let mut series = Series::default();
+        for minute in 1..=90 {
+            series.add(Totals { written_bytes: 1000 * minute, ..Totals::default() });
+            let expected = (minute >= MIN_MINUTES as u64).then_some(1_440_000);
+            assert_eq!(series.written_per_day(), expected, "after {minute} minutes");
+        }
     }
 
     #[test]

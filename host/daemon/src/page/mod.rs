@@ -4,12 +4,14 @@
 //! a connection of its own.
 
 mod access;
+mod alert_api;
 mod alerts;
 mod answer;
 mod api;
 mod assets;
 mod charts;
 mod live;
+mod mutes;
 mod remembered;
 
 use std::collections::BTreeMap;
@@ -30,9 +32,11 @@ use access::Access;
 use alerts::Alerts;
 use charts::Charts;
 use live::Views;
+use mutes::Mutes;
 use remembered::Remembered;
-use sedge_core::board::{Follow, FollowedRun};
+use sedge_core::board::{FollowedRun, Input, Mute};
 use sedge_core::config::Config;
+use sedge_core::finding::Finding;
 use sedge_core::metrics::Metrics;
 use sedge_core::store::StoredRecord;
 use sedge_core::time::Now;
@@ -47,13 +51,15 @@ pub(crate) struct Shown {
     /// Last report of each function, as it is published.
     reports: Reports,
     alerts: Arc<Alerts>,
+    mutes: Arc<Mutes>,
     views: Views,
 }
 
 impl Shown {
     pub(crate) fn new(config: &Config) -> Self {
         let prefix = format!("{}/{}/alerts/", config.node.base_topic, config.node.name);
-        Self { reports: Reports::default(), alerts: Arc::new(Alerts::new(prefix)), views: Views::default() }
+        let mutes = Arc::new(Mutes::load(&config.node.data_dir));
+        Self { reports: Reports::default(), alerts: Arc::new(Alerts::new(prefix)), mutes, views: Views::default() }
     }
 
     /// Keeps the report of a function. An empty one removes an earlier one.
@@ -71,9 +77,17 @@ impl Shown {
         self.views.show(run);
     }
 
-    /// What the board is to follow, once that has changed.
-    pub(crate) async fn follows_changed(&self) -> Vec<Follow> {
-        self.views.changed().await
+    /// The alerts that are muted.
+    pub(crate) fn mutes(&self, now: Now) -> Vec<Mute> {
+        self.mutes.for_board(now)
+    }
+
+    /// What somebody asks the board for.
+    pub(crate) async fn asked(&self) -> Input {
+        tokio::select! {
+            follows = self.views.changed() => Input::Follow(follows),
+            mutes = self.mutes.changed() => Input::Mute(mutes),
+        }
     }
 }
 
@@ -105,6 +119,12 @@ pub(crate) struct Page {
     health: Arc<Health>,
     shown: Shown,
     charts: Charts,
+    /// What the daemon is configured to, for its checks.
+    config: Config,
+    /// Findings of the last look.
+    checks: Mutex<Vec<Finding>>,
+    /// Held while the memory is written.
+    saving: Mutex<()>,
 }
 
 impl Page {
@@ -126,6 +146,9 @@ impl Page {
             health,
             shown,
             charts,
+            config: config.clone(),
+            checks: Mutex::new(checks(config)),
+            saving: Mutex::new(()),
         })
     }
 
@@ -134,6 +157,7 @@ impl Page {
         let mut saved = self.shown.alerts.changes();
         for minute in (1..=SAVE_EVERY).cycle() {
             tokio::time::sleep(MINUTE).await;
+            *self.checks.lock().unwrap_or_else(PoisonError::into_inner) = checks(&self.config);
             let has_counted = self.charts.minute(&self.metrics, now());
             if minute == SAVE_EVERY && (has_counted || self.shown.alerts.changes() != saved) {
                 saved = self.shown.alerts.changes();
@@ -144,10 +168,16 @@ impl Page {
 
     /// Writes what is to be remembered.
     pub(crate) fn save(&self) {
+        let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let remembered =
             Remembered { at_ms: now().unix_ms, alerts: self.shown.alerts.kept(), charts: self.charts.series() };
         remembered::save(&self.data_dir, &remembered);
     }
+}
+
+/// What `sedge doctor` would find, without writing to the disk.
+fn checks(config: &Config) -> Vec<Finding> {
+    sedge_store::checks::inspect(config, sedge_sandbox::sandboxing::has_filter())
 }
 
 /// Time of a request: the top of the HTTP thread's loop.
@@ -163,7 +193,10 @@ pub(crate) fn router(page: &Arc<Page>) -> Router {
         .route("/api/v1/functions", get(api::functions))
         .route("/api/v1/functions/{name}/state", get(api::scopes))
         .route("/api/v1/functions/{name}/state/entries", get(api::entries))
-        .route("/api/v1/alerts", get(api::alerts))
+        .route("/api/v1/alerts", get(alert_api::alerts))
+        .route("/api/v1/alerts/acknowledge", post(alert_api::acknowledge))
+        .route("/api/v1/alerts/mute", post(alert_api::mute))
+        .route("/api/v1/alerts/unmute", post(alert_api::unmute))
         .route("/api/v1/live", get(live::live))
         .route("/api/v1/dead-letters", get(api::dead_letters))
         .route("/api/v1/dead-letters/{id}", get(api::dead_letter))

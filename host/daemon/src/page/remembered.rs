@@ -1,15 +1,16 @@
 //! What the page remembers over a restart: a file that is written every ten minutes, if anything changed, and at the end.
 //!
-//! Alerts and figures themselves are committed; a power cut costs the page its last minutes.
+//! What a person says of an alert is written at once. Alerts and figures themselves are committed; a power cut costs the page its last minutes.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::io;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
 use super::alerts::Kept;
 use super::charts::Series;
+use super::mutes::write_durably;
 
 /// Name of the file in the data folder.
 const FILE: &str = "page.json";
@@ -49,12 +50,8 @@ pub(super) fn save(data_dir: &Path, remembered: &Remembered) {
     }
 }
 
-fn write(path: &PathBuf, remembered: &Remembered) -> io::Result<()> {
-    let unfinished = path.with_extension("part");
-    let mut file = File::create(&unfinished)?;
-    file.write_all(&serde_json::to_vec(remembered)?)?;
-    file.sync_all()?;
-    fs::rename(&unfinished, path)
+fn write(path: &Path, remembered: &Remembered) -> io::Result<()> {
+    write_durably(path, &serde_json::to_vec(remembered)?)
 }
 
 #[cfg(test)]

@@ -49,7 +49,8 @@ impl Orders {
         let targets = std::iter::once(node).chain(groups);
         let filters = targets.flat_map(|target| [topics.deploys(&target), topics.all_settings(&target)]);
         // Brokers with an access list need not know of requests where there are none.
-        let requests = config.recording.enabled.then(|| topics.requests(&config.node.name));
+        let has_requests = config.recording.enabled || config.deploy.keys.values().any(|key| key.logs);
+        let requests = has_requests.then(|| topics.requests(&config.node.name));
         let filters = filters.chain(requests).collect();
         let held = held.map(|bytes| String::from_utf8_lossy(bytes).lines().map(str::to_owned).collect());
         Self {

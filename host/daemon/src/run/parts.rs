@@ -127,6 +127,7 @@ impl Daemon {
             let (function, overlay) = (Arc::clone(function), overlay.clone());
             board.handle(Input::Settings { function, change, overlay }, now);
         }
+        board.handle(Input::Mute(shown.mutes(now)), now);
         for deploy::Start { edition, installed, trial, is_resumed } in starts {
             if !installed.is_awaited {
                 tracing::info!(

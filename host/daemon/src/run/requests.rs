@@ -1,17 +1,19 @@
-//! Requests that the deployer has accepted: recordings begin and end, and answers go to the broker.
+//! Requests that the deployer has accepted: recordings begin and end, the log is read, and answers go to the broker.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::Daemon;
 use crate::recordings::{Command, Recordings, ReplyPart};
+use crate::telemetry::log::{KeptLines, lines_after};
 use sedge_core::board::{Input, RecordEvent, RecordOrder};
 use sedge_core::config::Config;
 use sedge_core::deploy::reason::{Reason, Refusal};
-use sedge_core::deploy::requests::{AcceptedRequest, Reply, RequestAnswer, RequestKind};
+use sedge_core::deploy::requests::{AcceptedRequest, PIECE_BYTES, Reply, RequestAnswer, RequestKind};
 use sedge_core::deploy::topics::Topics;
 use sedge_core::message::PublishToken;
 use sedge_core::recording::Why;
@@ -93,6 +95,19 @@ impl Requests {
         }
     }
 
+    /// Whoever reads the log asks again for what comes later.
+    fn send_log(&mut self, id: &Arc<str>, after: u64) {
+        let KeptLines { lines, last, left_out } = lines_after(after);
+        let text = Bytes::from(lines.join("\n"));
+        let pieces: Vec<Bytes> = text.chunks(PIECE_BYTES).map(|piece| text.slice_ref(piece)).collect();
+        let state = "log".to_owned();
+        let answer = RequestAnswer { state, last, left_out, pieces: pieces.len() as u32, ..RequestAnswer::default() };
+        self.reply(id, &Reply::Ok(answer));
+        for (number, payload) in (1..).zip(pieces) {
+            self.add(ReplyPart { id: Arc::clone(id), number, payload });
+        }
+    }
+
     fn reply(&mut self, id: &Arc<str>, reply: &Reply) {
         self.unsent.push_back(ReplyPart { id: Arc::clone(id), number: 0, payload: reply.to_json() });
     }
@@ -105,6 +120,9 @@ impl Requests {
 impl Daemon {
     pub(super) fn carry_out_request(&mut self, request: AcceptedRequest) {
         let AcceptedRequest { id, function, kind, .. } = request;
+        if let RequestKind::Logs { after } = kind {
+            return self.requests.send_log(&id, after);
+        }
         let Some(recordings) = &self.requests.recordings else {
             let detail = "nothing is recorded on this board: set recording.enabled = true in its configuration";
             return self.requests.refuse(&id, Reason::KeyNotAllowed, detail);
@@ -126,6 +144,7 @@ impl Daemon {
             RequestKind::Recording { of, from, pieces } => {
                 recordings.send(Command::Fetch { request: Arc::clone(&id), function, of, from, pieces })
             }
+            RequestKind::Logs { .. } => return,
             RequestKind::DropRecording { of } => {
                 recordings.send(Command::Drop { request: Arc::clone(&id), function, of })
             }

@@ -1,5 +1,6 @@
 //! Log lines on standard error, as text. Under systemd the journal adds the time; elsewhere each line has its own.
 
+mod kept;
 mod rate;
 
 use std::fmt::{self, Write as _};
@@ -8,6 +9,7 @@ use std::os::unix::fs::MetadataExt;
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Instant;
 
+pub(crate) use kept::{KeptLines, lines_after};
 use rate::{LeftOut, Rate};
 use sedge_core::text::Escaped;
 use tracing::field::Field;
@@ -97,14 +99,19 @@ where
 {
     fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
         if event.metadata().target() == LEFT_OUT {
+            kept::keep(ctx, event);
             return self.0.format_event(ctx, writer, event);
         }
         let admitted = RATE.lock().unwrap_or_else(PoisonError::into_inner).admit(event, Instant::now());
         match admitted {
             // The line stays empty, and nothing is written.
             None => Ok(()),
-            Some(0) => self.0.format_event(ctx, writer, event),
+            Some(0) => {
+                kept::keep(ctx, event);
+                self.0.format_event(ctx, writer, event)
+            }
             Some(left_out) => {
+                kept::keep(ctx, event);
                 let mut line = String::new();
                 self.0.format_event(ctx, Writer::new(&mut line), event)?;
                 writeln!(writer, "{} ({left_out} like it were left out)", line.trim_end_matches('\n'))

@@ -119,6 +119,7 @@ async fn run(broker: &Mosquitto, nodes: usize, function: &Path, key: &Path) -> i
         native_code: false,
         settings_only: false,
         record: false,
+        logs: false,
     };
     let fleet = Rc::new(Fleet {
         port: broker.port,

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use crate::board::ids::FunctionNo;
 use crate::board::map::{Map, Seeded};
+use crate::board::mutes::{Mute, Mutes};
 use crate::board::size::detached;
 use crate::config::LOCAL;
 use crate::manifest::{Allow, Manifest};
@@ -77,6 +78,9 @@ struct PublishedAlert<'a> {
     /// Repeats that were left out since the last one.
     #[serde(skip_serializing_if = "is_zero")]
     folded: u32,
+    /// Not sent upstream, because a person muted it.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    muted: bool,
 }
 
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
@@ -90,6 +94,8 @@ pub(crate) struct Recorded {
     pub(crate) records: Vec<Record>,
     pub(crate) alerts: u32,
     pub(crate) folded: u32,
+    /// Alerts that are not sent.
+    pub(crate) muted: u32,
     pub(crate) forwards: u32,
     pub(crate) publishes: u32,
     /// Forwards and alerts that had nowhere to go.
@@ -115,6 +121,7 @@ pub(crate) struct Recorder {
     config: RecorderConfig,
     /// By a keyed hash of function and alert key: an entry is as large for any key.
     last: Map<u128, Last>,
+    mutes: Mutes,
     seed: Seeded,
 }
 
@@ -123,11 +130,16 @@ struct Last {
     status: AlertStatus,
     at: Instant,
     folded: u32,
+    is_muted: bool,
 }
 
 impl Recorder {
     pub(crate) fn new(config: RecorderConfig, seed: Seeded) -> Self {
-        Self { config, last: seed.map(), seed }
+        Self { config, last: seed.map(), mutes: Mutes::default(), seed }
+    }
+
+    pub(crate) fn set_mutes(&mut self, mutes: Vec<Mute>) {
+        self.mutes.set(mutes);
     }
 
     /// Returns all records of a run. The outputs were permitted.
@@ -156,11 +168,13 @@ impl Recorder {
             };
             match output {
                 Output::Alert(alert) => {
-                    let Some(folded) = self.admit(function, &alert, now.monotonic) else {
+                    let is_muted = self.mutes.covers(&manifest.name, &alert.key, alert.status, now.monotonic);
+                    let Some(folded) = self.admit(function, &alert, is_muted, now.monotonic) else {
                         recorded.folded += 1;
                         continue;
                     };
                     recorded.alerts += 1;
+                    recorded.muted += u32::from(is_muted);
                     let RecorderConfig { node, base_topic, alerts, .. } = &self.config;
                     let published = PublishedAlert {
                         node,
@@ -171,12 +185,17 @@ impl Recorder {
                         at_ms: now.unix_ms,
                         clock_synced: message.clock_synced,
                         folded,
+                        muted: is_muted,
                     };
                     let payload = Bytes::from(serde_json::to_vec(&published).expect("an alert has only string keys"));
                     let json: Option<Box<str>> = Some("application/json".into());
                     let echo = format!("{base_topic}/{node}/alerts/{}", manifest.name);
                     recorded.records.push(new(echo.into(), payload.clone(), json.clone(), false));
-                    let targets = self.targets(alert.sink.as_deref(), manifest, alerts).unwrap_or(Targets::Local);
+                    // The echo on the local broker is the record of a muted one.
+                    let targets = match is_muted {
+                        true => Targets::Local,
+                        false => self.targets(alert.sink.as_deref(), manifest, alerts).unwrap_or(Targets::Local),
+                    };
                     let topic = format!("alerts/{}", manifest.name);
                     let is_sent =
                         recorded.send(targets.sinks(), Stream::alerts, new(topic.into(), payload, json, false));
@@ -241,7 +260,7 @@ impl Recorder {
     }
 
     /// `Some` with the number of repeats left out before when the alert is to be recorded, `None` when it is a repeat.
-    fn admit(&mut self, function: FunctionNo, alert: &Alert, now: Instant) -> Option<u32> {
+    fn admit(&mut self, function: FunctionNo, alert: &Alert, is_muted: bool, now: Instant) -> Option<u32> {
         let interval = self.config.fold;
         if interval.is_zero() {
             return Some(0);
@@ -252,13 +271,15 @@ impl Recorder {
                 self.last.clear();
             }
         }
-        let fresh = Last { status: alert.status, at: now, folded: 0 };
+        let fresh = Last { status: alert.status, at: now, folded: 0, is_muted };
         let key = self.seed.hash128(&(function, alert.key.as_str()));
         let Some(last) = self.last.get_mut(&key) else {
             self.last.insert(key, fresh);
             return Some(0);
         };
-        if last.status == alert.status && now.duration_since(last.at) < interval {
+        // The first that is not muted any more is sent.
+        let was_sent = is_muted || !last.is_muted;
+        if was_sent && last.status == alert.status && now.duration_since(last.at) < interval {
             last.folded += 1;
             return None;
         }

@@ -10,10 +10,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::message::Failure;
+use crate::metrics::TopicPause;
 use crate::mistakes::{Mistake, is_made};
 
 /// Topics of one function that are remembered as failing. Beyond it the one that failed the longest ago is forgotten.
 const MAX_TOPICS: usize = 128;
+/// Paused topics that are shown.
+const MAX_SHOWN: usize = 20;
 /// Topics that are paused in a row before the function counts as paused, if it hears as many.
 const SEVERAL: usize = 3;
 /// The reason of the last failure is kept up to this length.
@@ -77,6 +80,18 @@ impl Pauses {
     /// Topics that are paused.
     pub(crate) fn paused_topics(&self) -> usize {
         self.topics.values().filter(|topic| topic.until.is_some()).count()
+    }
+
+    /// The paused topics, those with the longest pauses first.
+    pub(crate) fn shown(&self) -> Vec<TopicPause> {
+        let paused = self.topics.iter().filter_map(|(topic, it)| {
+            let reason = it.reason.clone();
+            it.until.map(|until| TopicPause { topic: Arc::clone(topic), reason, until })
+        });
+        let mut paused: Vec<_> = paused.collect();
+        paused.sort_by_key(|it| std::cmp::Reverse(it.until));
+        paused.truncate(MAX_SHOWN);
+        paused
     }
 
     /// Whether a message may run now. After a pause one is let through; the others wait for its outcome. `Err`: the last
@@ -202,6 +217,23 @@ mod tests {
 
     fn fail(pauses: &mut Pauses, topic: &str, times: u32, now: Instant) -> Option<Paused> {
         (0..times).filter_map(|_| pauses.failed(topic, &trap(), now)).last()
+    }
+
+    #[test]
+    fn paused_topics_are_shown_with_reason_and_end() {
+        let start = Instant::now();
+        let mut pauses = Pauses::new(CONFIG, None);
+        fail(&mut pauses, "a", 2, start);
+        assert!(pauses.shown().is_empty());
+        for n in 0..2 * MAX_SHOWN {
+            fail(&mut pauses, &format!("{n}"), 3, start + Duration::from_secs(n as u64));
+        }
+        let shown = pauses.shown();
+        assert_eq!(shown.len(), MAX_SHOWN);
+        let last = 2 * MAX_SHOWN - 1;
+        let until = start + Duration::from_secs(last as u64 + 10);
+        let expected = TopicPause { topic: last.to_string().into(), reason: "trap: unreachable".into(), until };
+        assert_eq!(shown[0], expected);
     }
 
     #[test]

@@ -104,6 +104,7 @@ pub(crate) fn trusted(name: &str, key: &SigningKey) -> TrustedKey {
         native_code: false,
         settings_only: false,
         record: false,
+        logs: false,
     }
 }
 

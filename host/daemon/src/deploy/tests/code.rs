@@ -241,6 +241,7 @@ fn signers_grant_only_permissions_that_they_have() {
         native_code: true,
         settings_only: false,
         record: false,
+        logs: false,
     };
     let update = |serial| {
         let update = KeyUpdate { trust: vec![trusted.clone()], revoke: vec![], force: false };

@@ -1,25 +1,47 @@
-// Alerts: what fires now, and what changed.
+// Alerts: what fires now, what changed, and what a person does about it.
 
-import { api, el, moment, table } from "./dom.js";
+import { api, el, moment, table, token } from "./dom.js";
 import { text } from "./strings.js";
 
 const t = text.alerts;
+let seconds = t.times[0][1];
 
 export const load = () => api("alerts");
 
-export function show({ firing, events, left_out: leftOut }) {
-  const pill = (severity) => el("span", { class: severity === "info" ? "pill" : "pill bad" }, severity);
+export function show({ firing, events, mutes, left_out: leftOut }, rest, refresh) {
+  const act = async (action, it, more) => {
+    try {
+      await api(`alerts/${action}`, { function: it.function, key: it.key, ...more });
+      refresh(null, t.done[action]);
+    } catch (error) { refresh(error); }
+  };
+  const button = (action, it, more) => el("button", {
+    type: "button", "aria-label": t.named(t[action], it.summary ?? it.key), onclick: () => act(action, it, more?.()),
+  }, t[action]);
+  const actions = (it) => token.get() ? el("span", { class: "actions" }, !it.acknowledged && button("acknowledge", it),
+    it.muted_until_ms ? button("unmute", it) : button("mute", it, () => ({ seconds }))) : "";
+  const pill = (severity) => el("span", { class: severity === "info" ? "pill" : "pill bad" }, severity || "–");
   const now = firing.map((it) => [
-    pill(it.severity), it.summary, it.value ?? "–", it.topic, link(it.function), it.key, moment(it.since_ms), it.count,
+    pill(it.severity), it.muted_until_ms ? el("span", {}, it.summary, el("br"), el("em", {}, t.mutedUntil(moment(it.muted_until_ms)))) : it.summary,
+    it.value ?? "–", it.topic, link(it.function), it.key, moment(it.since_ms), it.count, it.acknowledged?.by ?? "–", actions(it),
   ]);
-  const changes = events.map((it) => [moment(it.at_ms), it.status, pill(it.severity), it.summary, link(it.function), it.key]);
+  const changes = events.map((it) => [moment(it.at_ms), it.status, it.by ?? "–", pill(it.severity), it.summary, link(it.function), it.key]);
+  const muted = mutes.map((it) => [link(it.function), it.key, moment(it.until_ms), it.by, token.get() ? button("unmute", it) : ""]);
   return [
     now.length === 0 ? el("section", { class: "card" }, el("h2", {}, t.firing), el("p", {}, t.none))
-      : table(t.firing, [t.severity, t.summary, t.value, t.topic, t.function, t.key, t.from, t.count], now),
+      : table(t.firing, [t.severity, t.summary, t.value, t.topic, t.function, t.key, t.from, t.count, t.seen, t.act], now),
+    token.get() ? times() : el("p", { class: "quiet" }, text.tokenHelp),
     leftOut > 0 && el("p", {}, t.leftOut(leftOut)),
-    table(t.events, [t.at, t.status, t.severity, t.summary, t.function, t.key], changes),
+    muted.length > 0 && table(t.muted, [t.function, t.key, t.until, t.by, t.act], muted),
+    table(t.events, [t.at, t.status, t.by, t.severity, t.summary, t.function, t.key], changes),
     el("p", { class: "quiet" }, t.since),
   ];
+}
+
+function times() {
+  const choose = el("select", { id: "mute-for", onchange: (event) => { seconds = Number(event.target.value); } },
+    t.times.map(([name, value]) => el("option", { value, selected: value === seconds }, name)));
+  return el("p", { class: "filter", "data-keep": "mute-for" }, el("label", { for: "mute-for" }, t.muteFor), choose);
 }
 
 const link = (name) => el("a", { href: `#/functions/${encodeURIComponent(name)}` }, name);

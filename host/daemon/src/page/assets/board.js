@@ -1,6 +1,6 @@
 // Overview: is it well?
 
-import { api, chart, el, facts, moment, number, size } from "./dom.js";
+import { api, chart, el, facts, moment, number, size, table } from "./dom.js";
 import { text } from "./strings.js";
 
 const t = text.board;
@@ -10,7 +10,6 @@ export const load = () => api("board");
 export function show(board) {
   const { figures } = board;
   const { messages } = figures;
-  const seconds = (board.time_ms - board.started_ms) / 1000;
   const up = (link) => (link ? (link.connected ? text.connected : text.notConnected) : text.notConfigured);
   const charts = (title, of) => el("section", { class: "card" }, el("h2", {}, title),
     Object.entries(t.series).map(([key, name]) => chart(name, of[key])), el("p", { class: "quiet" }, t.since));
@@ -41,8 +40,11 @@ export function show(board) {
         [t.dropped, number(figures.dropped)],
         [t.commits, number(figures.store.commits)],
         [t.written, size(figures.store.written_bytes)],
-        [t.perDay, seconds > 300 ? size((figures.store.written_bytes / seconds) * 86400) : "–"],
+        [t.perDay, size(board.wear.written_bytes_per_day)],
+        [t.wear, board.wear.endurance_bytes == null ? t.noEndurance : board.wear.years == null ? "–" : t.years(board.wear.years)],
       ])),
+    table(t.checks, [t.check, t.verdict, t.what, t.fix], board.checks.map((it) => [
+      it.check, el("span", { class: it.verdict === "warning" ? "pill bad" : "pill" }, it.verdict), it.what, it.fix ?? ""])),
     el("div", { class: "cards" }, charts(t.hour, board.charts.minutes), charts(t.week, board.charts.hours)),
   ];
 }

@@ -1,6 +1,6 @@
 // Dead letters: why, what, and again.
 
-import { api, el, moment, number, table } from "./dom.js";
+import { api, el, moment, number, table, toHex } from "./dom.js";
 import { text } from "./strings.js";
 
 const t = text.letters;
@@ -12,7 +12,15 @@ export const load = () => api(`dead-letters?${query()}`);
 const query = (extra = {}) => new URLSearchParams({ ...filter, limit: 100, ...extra });
 
 export function show({ dead_letters: letters, more }, [id], refresh) {
-  if (id) return [el("div", { "data-keep": `letter-${id}` }, one(id))];
+  const act = async (path, body, said) => {
+    try {
+      const answer = await api(path, body);
+      chosen.clear();
+      if (id) location.hash = "#/dead-letters";
+      refresh(null, said(Object.values(answer)[0]));
+    } catch (error) { refresh(error); }
+  };
+  if (id) return [el("div", { "data-keep": `letter-${id}` }, one(id, act))];
   const known = new Set(letters.map((it) => it.id));
   for (const old of chosen) if (!known.has(old)) chosen.delete(old);
   const count = el("span", { role: "status" }, t.selected(chosen.size));
@@ -26,15 +34,8 @@ export function show({ dead_letters: letters, more }, [id], refresh) {
     }),
     el("a", { href: `#/dead-letters/${it.id}`, "aria-label": t.show(it.id) }, it.id),
     moment(it.at_ms), it.function, el("strong", { title: it.detail }, it.reason), it.topic,
-    el("code", {}, it.preview.slice(0, 80)), 
+    el("code", {}, it.preview.slice(0, 80)),
   ]);
-  const act = async (path, body, said) => {
-    try {
-      const answer = await api(path, body);
-      chosen.clear();
-      refresh(null, said(Object.values(answer)[0]));
-    } catch (error) { refresh(error); }
-  };
   const ids = () => ({ ids: [...chosen] });
   const all = { all: true, ...(filter.function && { function: filter.function }), ...(filter.reason && { reason: filter.reason }) };
   const button = (name, onclick) => el("button", { type: "button", onclick }, name);
@@ -42,8 +43,12 @@ export function show({ dead_letters: letters, more }, [id], refresh) {
     form(refresh),
     el("div", { class: "actions" }, count,
       button(t.replay, () => chosen.size > 0 && act("dead-letters/replay", ids(), t.replayed)),
+      button(t.exportSelected, async () => {
+        try { save("dead-letters.json", await Promise.all([...chosen].map((it) => api(`dead-letters/${it}`)))); } catch (error) { refresh(error); }
+      }),
       button(t.drop, () => chosen.size > 0 && confirm(t.reallyDrop(chosen.size)) && act("dead-letters/drop", ids(), t.dropped)),
-      button(t.replayAll, () => confirm(t.reallyAll) && act("dead-letters/replay", all, t.replayed))),
+      button(t.replayAll, () => confirm(t.reallyAll) && act("dead-letters/replay", all, t.replayed)),
+      button(t.dropAll, () => confirm(t.reallyDropAll) && act("dead-letters/drop", all, t.dropped))),
     letters.length === 0 ? el("p", {}, t.none)
       : table(text.views["dead-letters"], [t.choose, t.number, t.at, t.function, t.reason, t.topic, t.payload], rows),
     more && button(text.more, async () => { const next = await api(`dead-letters?${query({ before: letters.at(-1).id })}`);
@@ -64,18 +69,20 @@ function form(refresh) {
     el("label", { for: "filter-reason" }, t.reason), reason, el("button", {}, t.find));
 }
 
-function one(id) {
+function save(name, value) {
+  const blob = new Blob([JSON.stringify(value, null, 2)], { type: "application/json" });
+  const link = el("a", { href: URL.createObjectURL(blob), download: name });
+  link.click();
+  URL.revokeObjectURL(link.href);
+}
+
+function one(id, act) {
   const place = el("section", { class: "card" });
   api(`dead-letters/${encodeURIComponent(id)}`).then((letter) => {
     const { message } = letter;
     const ways = [[t.text, message.payload ?? ""], [t.json, pretty(message.payload)], [t.hex, message.payload_hex ?? toHex(message.payload)]];
-    const payload = el("pre", {}, ways[0][1] || ways[2][1]);
-    const save = () => {
-      const blob = new Blob([JSON.stringify(letter, null, 2)], { type: "application/json" });
-      const link = el("a", { href: URL.createObjectURL(blob), download: `dead-letter-${letter.id}.json` });
-      link.click();
-      URL.revokeObjectURL(link.href);
-    };
+    const payload = el("pre", { tabindex: "0" }, ways[0][1] || ways[2][1]);
+    const ids = { ids: [letter.id] };
     place.replaceChildren(
       el("h2", {}, `${text.views["dead-letters"]} ${letter.id}`),
       el("p", {}, `${letter.at} ${letter.function} ${letter.version}`),
@@ -84,7 +91,9 @@ function one(id) {
       el("p", { class: "quiet" }, `fuel ${number(letter.usage.fuel)}, ${number(letter.usage.elapsed_us)} µs, ${number(letter.usage.memory_bytes)} bytes`),
       el("div", { class: "actions" }, ways.filter(([, value]) => value != null).map(([name, value]) =>
         el("button", { type: "button", onclick: () => { payload.textContent = value; } }, name)),
-      el("button", { type: "button", onclick: save }, t.export)),
+      el("button", { type: "button", onclick: () => save(`dead-letter-${letter.id}.json`, letter) }, t.export),
+      el("button", { type: "button", onclick: () => act("dead-letters/replay", ids, t.replayed) }, t.replayOne),
+      el("button", { type: "button", onclick: () => confirm(t.reallyDrop(1)) && act("dead-letters/drop", ids, t.dropped) }, t.dropOne)),
       payload, el("p", {}, el("a", { href: "#/dead-letters" }, text.close)));
   }, (error) => place.replaceChildren(el("p", {}, error.message)));
   return place;
@@ -93,5 +102,3 @@ function one(id) {
 function pretty(payload) {
   try { return JSON.stringify(JSON.parse(payload), null, 2); } catch { return null; }
 }
-
-const toHex = (payload) => [...new TextEncoder().encode(payload ?? "")].map((byte) => byte.toString(16).padStart(2, "0")).join(" ");

@@ -55,6 +55,8 @@ export function micros(value) {
   return value < 1000 ? `${Math.round(value)} µs` : `${(value / 1000).toFixed(1)} ms`;
 }
 
+export const toHex = (words) => [...new TextEncoder().encode(words ?? "")].map((byte) => byte.toString(16).padStart(2, "0")).join(" ");
+
 export const moment = (ms) => (ms ? new Date(ms).toLocaleString() : "–");
 
 const KEY = "sedge-token";

@@ -1,6 +1,6 @@
 // Functions: what runs, how it does, and what it stores.
 
-import { api, el, facts, micros, number, Refused, size, table, token } from "./dom.js";
+import { api, el, facts, micros, number, Refused, size, table, toHex, token } from "./dom.js";
 import { text } from "./strings.js";
 
 const t = text.functions;
@@ -43,7 +43,7 @@ function state(report, figures) {
   return report?.state ?? "–";
 }
 
-function one({ name, figures, report }, refresh) {
+function one({ name, figures, report, pauses }, refresh) {
   const manifest = report?.active?.manifest ?? {};
   const limits = Object.entries(manifest.limits ?? {}).map(([key, value]) => [key, number(value)]);
   const settings = (report?.settings ?? []).map((it) => [it.name, it.topic ?? "–", it.value ?? t.secret, it.from]);
@@ -60,6 +60,7 @@ function one({ name, figures, report }, refresh) {
         [t.stored, size(figures?.state_bytes)],
       ]),
       limits.length > 0 && facts(t.limits, limits)),
+    pauses.length > 0 && table(t.pauses, [t.topic, t.reason, t.left], pauses.map((it) => [it.topic, it.reason, t.seconds(it.seconds_left)])),
     settings.length > 0 && table(t.settings, [t.setting, t.topic, t.value, t.from], settings),
     (report?.differences ?? []).length > 0 && el("section", {}, el("h2", {}, t.differences),
       el("pre", {}, JSON.stringify(report.differences, null, 2))),
@@ -88,11 +89,11 @@ function scopes(name, refresh) {
   const open = async (topic) => {
     const query = topic == null ? "" : `?${new URLSearchParams({ topic })}`;
     const { entries, more } = await api(`${path}/entries${query}`);
-    const rows = entries.map((it) => [it.key, el("code", {}, it.text ?? it.hex), size(it.bytes)]);
+    const rows = entries.map((it) => [it.key, el("code", {}, it.text ?? "–"), el("code", {}, it.hex ?? toHex(it.text)), size(it.bytes)]);
     const title = topic ?? t.all;
     list.replaceChildren(
       el("button", { type: "button", onclick: () => find() }, t.scopes),
-      table(title, [t.key, t.value, t.bytes], rows), more ? el("p", { class: "quiet" }, "…") : "");
+      table(title, [t.key, t.value, t.hex, t.bytes], rows), more ? el("p", { class: "quiet" }, "…") : "");
   };
   find();
   const form = el("form", { class: "filter", onsubmit: (event) => { event.preventDefault(); find(); } },

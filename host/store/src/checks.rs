@@ -1,4 +1,4 @@
-//! Checks of the board: clock, disk, swap, sandbox.
+//! Checks of a board: clock, disk, swap, sandbox. `sedge doctor` and the page show them.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write as _};
@@ -8,9 +8,8 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{major, statfs, statvfs};
 
-use super::finding::Finding;
 use sedge_core::config::{Clock, Config, Isolate, Store};
-use sedge_sandbox::sandboxing;
+use sedge_core::finding::Finding;
 
 /// Limit of the median of synced writes. A good SD card takes 2 to 5 ms.
 const SLOW: Duration = Duration::from_millis(20);
@@ -25,25 +24,30 @@ const TMPFS: u64 = 0x0102_1994;
 const RAMFS: u64 = 0x8584_58f6;
 const OVERLAY: u64 = 0x794c_7630;
 
-pub(crate) fn inspect(config: &Config) -> Vec<Finding> {
+/// Whatever can be seen at once. `has_filter`: the kernel filters system calls.
+pub fn inspect(config: &Config, has_filter: bool) -> Vec<Finding> {
     let dir = &config.node.data_dir;
     let mut findings = match Disk::of(dir) {
         Ok(disk) => evaluate_disk(dir, &disk, &config.store),
         Err(error) => vec![unreadable("disk", dir, &error)],
     };
-    findings.push(match syncs(dir) {
-        Ok(times) => evaluate_syncs(dir, times),
-        Err(error) => unreadable("sync", dir, &error),
-    });
     findings.push(match fs::read_to_string("/proc/swaps") {
         Ok(swaps) => evaluate_swap(&swap_on_mmc(&swaps, |path| Some(major(fs::metadata(path).ok()?.st_dev())))),
         Err(error) => unreadable("swap", Path::new("/proc/swaps"), &error),
     });
-    findings.push(sandbox(config.worker.isolate, sandboxing::has_filter()));
+    findings.push(sandbox(config.worker.isolate, has_filter));
     findings
 }
 
-pub(crate) fn clock(clock: Clock, is_synced: bool) -> Finding {
+/// Writes to the data folder, and says how long that takes.
+pub fn inspect_syncs(dir: &Path) -> Finding {
+    match syncs(dir) {
+        Ok(times) => evaluate_syncs(dir, times),
+        Err(error) => unreadable("sync", dir, &error),
+    }
+}
+
+pub fn clock(clock: Clock, is_synced: bool) -> Finding {
     if clock == Clock::Trusted {
         return Finding::good("clock", "taken for right (node.clock = \"trusted\")");
     }
@@ -200,7 +204,8 @@ fn unreadable(check: &'static str, path: &Path, error: &io::Error) -> Finding {
 
 #[cfg(test)]
 mod tests {
-    use super::super::finding::Verdict;
+    use sedge_core::finding::Verdict;
+
     use super::*;
 
     const EXT4: u64 = 0xef53;

@@ -1,10 +1,10 @@
-//! The result of one check.
+//! The result of one check of a board, its broker or its configuration.
 
 use serde::{Serialize, Serializer};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Verdict {
+pub enum Verdict {
     Good,
     #[serde(rename = "hurts")]
     Warning,
@@ -13,7 +13,7 @@ pub(crate) enum Verdict {
 }
 
 impl Verdict {
-    pub(crate) fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Good => "good",
             Self::Warning => "warning",
@@ -24,14 +24,14 @@ impl Verdict {
 
 /// Field names and values in JSON are those that scripts rely on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Finding {
+pub struct Finding {
     #[serde(serialize_with = "check_in_json")]
-    pub(crate) check: &'static str,
-    pub(crate) verdict: Verdict,
-    pub(crate) what: String,
+    pub check: &'static str,
+    pub verdict: Verdict,
+    pub what: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     #[serde(rename = "mend")]
-    pub(crate) fix: Option<String>,
+    pub fix: Option<String>,
 }
 
 fn check_in_json<S: Serializer>(check: &&'static str, serializer: S) -> Result<S::Ok, S::Error> {
@@ -39,15 +39,15 @@ fn check_in_json<S: Serializer>(check: &&'static str, serializer: S) -> Result<S
 }
 
 impl Finding {
-    pub(crate) fn good(check: &'static str, what: impl Into<String>) -> Self {
+    pub fn good(check: &'static str, what: impl Into<String>) -> Self {
         Self { check, verdict: Verdict::Good, what: what.into(), fix: None }
     }
 
-    pub(crate) fn warning(check: &'static str, what: impl Into<String>, fix: impl Into<String>) -> Self {
+    pub fn warning(check: &'static str, what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { check, verdict: Verdict::Warning, what: what.into(), fix: Some(fix.into()) }
     }
 
-    pub(crate) fn unknown(check: &'static str, what: impl Into<String>, fix: impl Into<String>) -> Self {
+    pub fn unknown(check: &'static str, what: impl Into<String>, fix: impl Into<String>) -> Self {
         Self { check, verdict: Verdict::Unknown, what: what.into(), fix: Some(fix.into()) }
     }
 }
