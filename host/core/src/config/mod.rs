@@ -96,6 +96,18 @@ pub struct Connection {
     pub tls_alpn: Vec<String>,
 }
 
+/// The body of webhook calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum WebhookFormat {
+    /// The payload itself, with CloudEvents attributes as headers (binary mode).
+    #[default]
+    Binary,
+    /// CloudEvents in JSON (structured mode).
+    CloudEvents,
+    /// Alerts for the API of Alertmanager.
+    Alertmanager,
+}
+
 /// A header of webhook calls.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Header {
@@ -280,6 +292,8 @@ pub struct Upstream {
     pub topic_prefix: Option<String>,
     /// A file that holds the value of the `Authorization` header of webhook calls.
     pub authorization_file: Option<PathBuf>,
+    /// What webhook calls send.
+    pub format: WebhookFormat,
     /// Further headers of webhook calls.
     pub headers: BTreeMap<String, Header>,
     pub keep_alive_secs: NonZeroU16,
@@ -505,6 +519,7 @@ impl Upstream {
             connection: Connection::new(Endpoint::default(), format!("sedge-{node}-{name}")),
             topic_prefix: None,
             authorization_file: None,
+            format: WebhookFormat::default(),
             headers: BTreeMap::new(),
             keep_alive_secs: nz16(60),
             in_flight: nz16(64),

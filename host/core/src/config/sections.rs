@@ -9,7 +9,7 @@ use super::problem::{Invalid, Problems};
 use super::reader::{Read, Reader, Section, choice, nearest, parsed, wrong_kind};
 use super::{
     Ceilings, Clock, Config, Connection, Deploy, DeployKey, Endpoint, Functions, Header, Http, Isolate, Log, Mqtt,
-    Node, Recording, Scheme, Sink, Store, Upstream, WhenFull, Worker, http_trigger, settings, sinks,
+    Node, Recording, Scheme, Sink, Store, Upstream, WebhookFormat, WhenFull, Worker, http_trigger, settings, sinks,
 };
 use crate::board::Weight;
 use crate::manifest;
@@ -403,6 +403,7 @@ pub(super) fn receiver(
     section.value("timeout_secs", &mut upstream.timeout_secs);
     section.value("backoff_max_secs", &mut upstream.backoff_max_secs);
     section.or_off("give_up_secs", &mut upstream.give_up_secs);
+    section.value("format", &mut upstream.format);
     section.section("headers", |headers| {
         let entries = headers.entries();
         if entries.is_empty() {
@@ -462,6 +463,9 @@ fn upstream_broker(section: &mut Section<'_, '_>, upstream: &Upstream, local: &M
     if section.has("authorization_file") {
         let invalid = Invalid::new("only used by webhooks (http://, https://)");
         section.error("authorization_file", invalid.hint("use username and password_file"));
+    }
+    if section.has("format") {
+        section.error("format", Invalid::new("only used by webhooks (http://, https://)").hint("remove it"));
     }
     if section.has("headers") {
         section.error("headers", Invalid::new("only used by webhooks (http://, https://)").hint("remove it"));
@@ -559,6 +563,14 @@ impl Read for SocketAddr {
                 invalid.hint("write for example \"127.0.0.1:9464\", or \"off\"")
             })
         })
+    }
+}
+
+impl Read for WebhookFormat {
+    fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
+        let words =
+            [("binary", Self::Binary), ("cloudevents", Self::CloudEvents), ("alertmanager", Self::Alertmanager)];
+        choice(item, key, &words, problems)
     }
 }
 

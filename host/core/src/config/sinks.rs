@@ -130,7 +130,7 @@ const KEYS: [(&[Kind], &[&str]); 5] = [
         &[Kind::Mqtt, Kind::Webhook, Kind::Influx],
         &["url", "ca_file", "cert_file", "key_file", "timeout_secs", "give_up_secs"],
     ),
-    (&[Kind::Mqtt, Kind::Webhook], &["topic_prefix", "authorization_file", "headers", "in_flight"]),
+    (&[Kind::Mqtt, Kind::Webhook], &["topic_prefix", "authorization_file", "format", "headers", "in_flight"]),
     (&[Kind::Mqtt, Kind::Influx], &["username", "password_file"]),
 ];
 

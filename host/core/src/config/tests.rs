@@ -349,8 +349,8 @@ fn mistakes_about_sinks_are_one_sentence_each() {
     check(
         &format!("{lake}{}", lake.replace("lake", "pond")),
         &[
-            "sedge.toml:1:1: sinks.alerts: missing: there are 2 sinks, and none is called upstream; for example alerts = [\"lake\"]",
-            "sedge.toml:1:1: sinks.forwards: missing: there are 2 sinks, and none is called upstream; for example forwards = [\"lake\"]",
+            "sedge.toml: sinks.alerts: missing: there are 2 sinks, and none is called upstream; for example alerts = [\"lake\"]",
+            "sedge.toml: sinks.forwards: missing: there are 2 sinks, and none is called upstream; for example forwards = [\"lake\"]",
         ],
     );
     let (config, _) =

@@ -1,6 +1,7 @@
 //! Receivers of what the board forwards: brokers, whose connections are part of the event loop, and senders that block and
 //! therefore have a thread each. One that waits or hangs keeps nobody else waiting.
 
+mod alertmanager;
 mod file;
 mod influx;
 mod structured;

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
+use bytes::Bytes;
 use rustls::crypto::{CryptoProvider, ring};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -17,8 +18,8 @@ use ureq::Agent;
 use ureq::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use ureq::tls::{Certificate, ClientCert, PrivateKey, RootCerts, TlsConfig};
 
-use super::Answers;
-use sedge_core::config;
+use super::{Answers, alertmanager, structured};
+use sedge_core::config::{self, WebhookFormat};
 use sedge_core::forward::Envelope;
 use sedge_core::forward::lane::Answer;
 use sedge_core::message::PublishToken;
@@ -74,6 +75,7 @@ struct Caller {
     agent: Agent,
     url: Uri,
     authorization_file: Option<PathBuf>,
+    format: WebhookFormat,
     headers: Vec<(String, config::Header)>,
 }
 
@@ -86,7 +88,8 @@ impl Caller {
         let url = url.uri().clone();
         let headers = config.headers.iter().map(|(name, header)| (name.clone(), header.clone())).collect();
         let authorization_file = config.authorization_file.clone();
-        let caller = Self { section: section.to_owned(), agent, url, authorization_file, headers };
+        let caller =
+            Self { section: section.to_owned(), agent, url, authorization_file, format: config.format, headers };
         // A missing file is an error at start; later the call is repeated until the file is back.
         caller.authorization()?;
         caller.own_headers()?;
@@ -112,25 +115,31 @@ impl Caller {
             Ok(headers) => headers,
             Err(error) => return retry(error.to_string()),
         };
-        let content_type = envelope.content_type.as_deref().unwrap_or("application/octet-stream");
+        let Some((body, content_type)) = self.body(envelope) else { return Answer::Refused("not-an-alert".into()) };
         // Not the fault of the receiver: the same call would fail for ever.
-        let Ok(content_type) = HeaderValue::from_str(content_type) else {
+        let Ok(content_type) = HeaderValue::from_str(&content_type) else {
             return Answer::Refused("invalid-content-type".into());
         };
         let mut request = self.agent.post(&self.url).header(header::CONTENT_TYPE, content_type);
+        let is_binary = self.format == WebhookFormat::Binary;
         for (name, value) in &envelope.properties {
             // Names of CloudEvents attributes have only letters and digits: others are headers of their own.
-            let name = if name.contains('-') { (*name).to_owned() } else { format!("ce-{name}") };
-            request = request.header(name, encoded(value));
+            if name.contains('-') {
+                request = request.header(*name, encoded(value));
+            } else if is_binary {
+                request = request.header(format!("ce-{name}"), encoded(value));
+            }
         }
-        request = request.header("ce-subject", encoded(&envelope.topic));
+        if is_binary {
+            request = request.header("ce-subject", encoded(&envelope.topic));
+        }
         for (name, value) in own_headers {
             request = request.header(name, value);
         }
         if let Some(authorization) = authorization {
             request = request.header(header::AUTHORIZATION, authorization);
         }
-        match request.send(&envelope.payload[..]) {
+        match request.send(&body[..]) {
             Ok(mut response) => {
                 let answer = evaluate(response.status(), response.headers());
                 let _ = response.body_mut().with_config().limit(MAX_ANSWER_BYTES).read_to_vec();
@@ -138,6 +147,21 @@ impl Caller {
             }
             Err(error) => retry(explain(error)),
         }
+    }
+
+    /// The body and its content type. `None`: the format has no place for the record.
+    fn body(&self, envelope: &Envelope) -> Option<(Bytes, String)> {
+        let json = |value: serde_json::Value, kind: &str| (Bytes::from(value.to_string()), kind.to_owned());
+        Some(match self.format {
+            WebhookFormat::Binary => {
+                let kind = envelope.content_type.as_deref().unwrap_or("application/octet-stream");
+                (envelope.payload.clone(), kind.to_owned())
+            }
+            WebhookFormat::CloudEvents => {
+                json(structured::event(envelope), "application/cloudevents+json; charset=utf-8")
+            }
+            WebhookFormat::Alertmanager => json(alertmanager::body(envelope)?, "application/json"),
+        })
     }
 
     /// The headers of the configuration.

@@ -373,3 +373,20 @@ fn own_headers_are_sent_by_value_and_from_a_file() {
     let request = seen.recv().unwrap();
     assert_eq!((request.header("x-site"), request.header("x-api-key")), (Some("plant 3"), Some("secret")));
 }
+
+#[test]
+fn a_format_decides_what_a_call_sends() {
+    let (addr, seen) = server(vec![OK, OK, OK]);
+    let with = |format| Client::new(&config::Upstream { format, ..config(addr) });
+    assert_eq!(with(WebhookFormat::CloudEvents).post(1), Answer::Accepted);
+    let request = seen.recv().unwrap();
+    assert_eq!(request.header("content-type"), Some("application/cloudevents+json; charset=utf-8"));
+    assert_eq!(request.header("ce-id"), None);
+    let event: serde_json::Value = serde_json::from_slice(&request.body).unwrap();
+    assert_eq!(
+        (&event["id"], &event["data"]["a"], &event["subject"]),
+        (&"k3-a-42".into(), &1.into(), &"sedge/cellar/alerts/too warm".into(),)
+    );
+    // It is no alert: the envelope of this test has no type.
+    assert_eq!(with(WebhookFormat::Alertmanager).post(2), Answer::Refused("not-an-alert".into()));
+}
