@@ -112,10 +112,16 @@ fn a_new_function_is_built_signed_sent_and_followed_until_it_is_active() {
     let office = Office::open();
     let board = office.board("pump-3", Manner::Obeys);
     let dir = office.folder.path().join("door-alarm");
-    let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("a workspace").join("guest-sdk");
-    let made = run(&["new", "door-alarm", "--dir", text(&dir), "--sdk", text(&sdk)]);
+    // As from a package: there is no checkout around it, and nothing is fetched.
+    let program = office.folder.path().join("sedge");
+    fs::copy(SEDGE, &program).expect("copy the program");
+    let made = Command::new(&program).args(["new", "door-alarm", "--dir", text(&dir), "--json"]).output();
+    let made = made.expect("run the copy");
     assert!(made.status.success(), "{made:?}");
-    let tested = Command::new("cargo").args(["test", "--quiet"]).current_dir(&dir).output().expect("run cargo");
+    let told: Value = serde_json::from_slice(&made.stdout).expect("JSON");
+    assert_eq!(told["sdk"], json!(dir.canonicalize().expect("a folder").join("guest-sdk")));
+    let tested =
+        Command::new("cargo").args(["test", "--quiet", "--offline"]).current_dir(&dir).output().expect("run cargo");
     assert!(tested.status.success(), "{tested:?}");
 
     let port = office.broker.port;

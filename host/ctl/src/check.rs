@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{ConfigArgs, EXIT_CONFIG, print_problems, terminal};
 use sedge_core::config::problem::{Invalid, Location, Severity};
-use sedge_core::config::{Config, Problem, Problems, Sink, SinkShare, Upstream};
+use sedge_core::config::{Config, Problem, Problems, Sink, SinkShare, UPSTREAM, Upstream};
 use sedge_core::deploy::Source;
 use sedge_core::manifest::{Manifest, StateFull, StateScope};
 use sedge_sandbox::compiler::Compiler;
@@ -207,7 +207,8 @@ fn print_sink(out: &mut impl Write, config: &Config, sink: &Sink, share: &SinkSh
     writeln!(out, "  gets     {gets}; at most {} bytes wait for it", share.max_bytes)?;
     let node = &config.node.name;
     match sink.receiver() {
-        Some(receiver) if receiver.topic_prefix.is_none() => {
+        // Only this sink was there when the default was another.
+        Some(receiver) if sink.name == UPSTREAM && receiver.topic_prefix.is_none() => {
             let (default, keep) = (Upstream::default_prefix(node), format!("topic_prefix = \"sedge/{node}/\""));
             writeln!(out, "  prefix   {default}, the default. It was sedge/{node}/ before: {keep} keeps that")
         }

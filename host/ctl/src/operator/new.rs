@@ -1,5 +1,7 @@
 //! `sedge new NAME`: a folder with a function in Rust that compiles and passes its test, or in JavaScript, that can be pushed.
 
+mod sdk;
+
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -9,11 +11,8 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::terminal;
+use sdk::Sdk;
 use sedge_core::manifest;
-
-/// The SDK's folder in a checkout of Sedge.
-const SDK: &str = "guest-sdk";
-const SDK_NAME: &str = "sedge-function";
 
 const FUNCTION_JS: &str = "function.js";
 
@@ -60,8 +59,8 @@ pub struct NewArgs {
     /// Folder to create [default: NAME]
     #[arg(long, value_name = "DIR")]
     dir: Option<PathBuf>,
-    /// Folder guest-sdk of a checkout [default: of the checkout that holds the new folder or this program; else the
-    /// published crate]
+    /// Folder guest-sdk of a checkout [default: of the checkout that holds the new folder or this program; else it is
+    /// written into the new folder]
     #[arg(long, value_name = "DIR")]
     sdk: Option<PathBuf>,
     /// Print one JSON object
@@ -101,7 +100,7 @@ pub fn run(args: &NewArgs) -> anyhow::Result<()> {
     }
     let created = !dir.exists();
     fs::create_dir_all(&dir).with_context(|| format!("failed to create {}", dir.display()))?;
-    let sdk = match find_sdk(args.sdk.as_deref(), &dir) {
+    let sdk = match Sdk::find(args.sdk.as_deref(), &dir) {
         Ok(sdk) => sdk,
         Err(error) => {
             if created {
@@ -115,7 +114,7 @@ pub fn run(args: &NewArgs) -> anyhow::Result<()> {
 
     let mut out = terminal::out();
     if args.json {
-        writeln!(out, "{}", terminal::json(&json!({ "name": args.name, "dir": dir, "sdk": sdk.found() })))?;
+        writeln!(out, "{}", terminal::json(&json!({ "name": args.name, "dir": dir, "sdk": sdk.folder() })))?;
         return Ok(());
     }
     let shown = dir.display();
@@ -124,14 +123,8 @@ pub fn run(args: &NewArgs) -> anyhow::Result<()> {
         "function   {} in {shown}: src/lib.rs, and function.toml for topics, settings and permissions",
         args.name
     )?;
-    match sdk.found() {
-        Some(path) => writeln!(out, "sdk        {}", path.display())?,
-        None => writeln!(
-            out,
-            "sdk        {SDK_NAME} {} from the registry; --sdk sedge/{SDK} takes that of a checkout",
-            env!("CARGO_PKG_VERSION")
-        )?,
-    }
+    let from = if sdk.is_written { ", written from this program" } else { "" };
+    writeln!(out, "sdk        {}{from}", sdk.folder().display())?;
     writeln!(out, "next       cargo test --manifest-path {}", dir.join("Cargo.toml").display())?;
     writeln!(out, "           sedge build {shown}")?;
     writeln!(out, "           sedge invoke {shown} --topic sensors/oven/temperature --payload 81.5")?;
@@ -195,60 +188,9 @@ fn script(args: &NewArgs, dir: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-enum Sdk {
-    Checkout(PathBuf),
-    /// In the version of this program.
-    Registry,
-}
-
-impl Sdk {
-    fn found(&self) -> Option<&Path> {
-        match self {
-            Self::Checkout(path) => Some(path),
-            Self::Registry => None,
-        }
-    }
-
-    /// The dependency in Cargo.toml. Inside the checkout its path is relative, so that the checkout can be moved.
-    fn dependency(&self, dir: &Path) -> anyhow::Result<String> {
-        let Self::Checkout(sdk) = self else { return Ok(format!("version = {:?}", env!("CARGO_PKG_VERSION"))) };
-        let dir = dir.canonicalize().with_context(|| format!("failed to open {}", dir.display()))?;
-        let path = match sdk.parent().and_then(|checkout| dir.strip_prefix(checkout).ok()) {
-            Some(below) => {
-                let up = below.components().map(|_| "..").collect::<PathBuf>();
-                up.join(sdk.file_name().unwrap_or_default())
-            }
-            None => sdk.clone(),
-        };
-        let path = path.to_str().with_context(|| format!("{} is not in UTF-8", path.display()))?;
-        Ok(format!("path = {}", toml::Value::from(path)))
-    }
-}
-
-/// Finds the SDK: the named folder, else that of the checkout around the new folder or around this program.
-fn find_sdk(named: Option<&Path>, dir: &Path) -> anyhow::Result<Sdk> {
-    if let Some(named) = named {
-        let sdk = named.canonicalize().with_context(|| format!("failed to open {}", named.display()))?;
-        if !is_sdk(&sdk) {
-            bail!("{} is not the SDK: its Cargo.toml would name {SDK_NAME}", named.display());
-        }
-        return Ok(Sdk::Checkout(sdk));
-    }
-    let around_dir = dir.canonicalize().ok();
-    let around_program = std::env::current_exe().and_then(|program| program.canonicalize()).ok();
-    let checkout = [around_dir, around_program]
-        .into_iter()
-        .flatten()
-        .find_map(|start| start.ancestors().map(|folder| folder.join(SDK)).find(|sdk| is_sdk(sdk)));
-    Ok(checkout.map_or(Sdk::Registry, Sdk::Checkout))
-}
-
-fn is_sdk(folder: &Path) -> bool {
-    fs::read_to_string(folder.join("Cargo.toml")).is_ok_and(|text| text.contains(&format!("name = {SDK_NAME:?}")))
-}
-
 #[cfg(test)]
 mod tests {
+    use super::sdk::{FOLDER as SDK, is_sdk};
     use super::*;
     use sedge_core::manifest::{Limits, Manifest};
 
@@ -267,7 +209,7 @@ mod tests {
 
     fn dependency(dir: &Path) -> toml::Value {
         let text = fs::read_to_string(dir.join("Cargo.toml")).unwrap();
-        toml::from_str::<toml::Value>(&text).unwrap()["dependencies"][SDK_NAME].clone()
+        toml::from_str::<toml::Value>(&text).unwrap()["dependencies"]["sedge-function"].clone()
     }
 
     #[test]
@@ -359,13 +301,6 @@ mod tests {
             let path = dependency(&dir)["path"].as_str().unwrap().to_owned();
             assert!(path.starts_with("..") && is_sdk(&dir.join(&path)), "{path}");
         }
-    }
-
-    #[test]
-    fn without_a_checkout_the_published_crate_is_used() {
-        let dir = tempfile::tempdir().unwrap();
-        let dependency = Sdk::Registry.dependency(dir.path()).unwrap();
-        assert_eq!(dependency, format!("version = {:?}", env!("CARGO_PKG_VERSION")));
     }
 
     #[test]
