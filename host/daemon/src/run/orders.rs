@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-#[cfg(feature = "page")]
 use std::sync::Arc;
 
 use bytes::Bytes;
