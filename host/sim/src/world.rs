@@ -902,10 +902,24 @@ impl World {
 
     fn cut(&mut self) {
         if self.broker.is_connected {
+            self.lose_sent();
             self.lose_acks();
             self.broker.disconnect();
             self.sinks[0].cut();
             self.handle(Input::Broker(BrokerEvent::Disconnected));
+        }
+    }
+
+    /// Messages that were sent and not read before the connection broke. Those of QoS 1 come again, marked as duplicates that
+    /// the board has never seen.
+    fn lose_sent(&mut self) {
+        for _ in 0..self.random.below(3) {
+            let Some((delivery, publication)) = self.broker.send(0) else { return };
+            self.reached.insert("a message was lost with its connection");
+            if delivery.ack.is_none() {
+                self.reference.forgotten(&publication);
+                self.reference.silences.lost(&publication.topic);
+            }
         }
     }
 
