@@ -277,7 +277,8 @@ mod tests {
         let expected = "\
 node       board-7, topics under sedge/board-7/, groups plant
 broker     mqtt://localhost:1883
-upstream   http://a/in
+sink       upstream (webhook) http://a/in
+  gets     alerts and forwards; at most 268435456 bytes wait for it
   prefix   up/board-7/, the default. It was sedge/board-7/ before: topic_prefix = \"sedge/board-7/\" keeps that
 data       /var/lib/sedge
 memory     268435456 bytes for messages in processing, of 1073741824 that this command may use
