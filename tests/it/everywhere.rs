@@ -93,7 +93,6 @@ fn whatever_a_function_does_ends_the_same_with_the_same_figures() {
         ("publish elsewhere/a", "not-allowed"),
         ("publish allowed/+", "invalid-topic"),
         ("wake a+", "invalid-wake"),
-        ("sink mail", "not-available"),
     ];
     for (payload, reason) in expected {
         let here = invoke(Path::new(SEDGE), &function, "misbehave/a", payload.as_bytes(), &[]);
