@@ -29,8 +29,11 @@ fn of_many_sensors_those_that_fall_silent_are_told_once_although_the_daemon_is_k
     let mut listener = site.broker.client("listener");
     listener.subscribe(&[&format!("sedge/{NODE}/alerts/watchdog")]).expect("subscribe to alerts");
     let mut sensors = site.broker.client("sensors");
-    // Compiling the engine of scripts may take longer than a silence.
-    let is_ready = || site.daemon.log().contains("version deployed function=\"watchdog\"");
+    // Compiling the engine of scripts may take longer than a silence. What takes long is done beside the others.
+    let is_ready = || {
+        let log = site.daemon.log();
+        ["function installed", "version deployed"].iter().any(|it| log.contains(&format!("{it} function=\"watchdog\"")))
+    };
     assert!(eventually(4 * PATIENCE, is_ready), "the function never starts; log:\n{}", site.daemon.log());
     let mut speak = |numbers: std::ops::Range<u32>| {
         sensors
