@@ -374,6 +374,7 @@ fn runs_and_alerts_are_shown_in_a_terminal() {
     let top = read_page(&site.daemon, &["top"]);
     let text = String::from_utf8_lossy(&top.stdout);
     assert!(top.status.success() && text.starts_with("board  ") && text.contains("\ncount "), "{top:?}");
+    assert!(text.contains(", sink upstream connected; outbox "), "{text}");
     assert!(text.contains("count/attic"), "what fires: {text}");
     let top: Value = serde_json::from_slice(&read_page(&site.daemon, &["top", "--json"]).stdout).unwrap();
     assert_eq!((&top["board"]["node"], &top["functions"][0]["name"]), (&json!("board"), &json!("count")));

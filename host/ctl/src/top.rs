@@ -56,11 +56,9 @@ impl Seen {
 
     fn head(&self) -> Vec<String> {
         let Self { board, .. } = self;
-        let up = |link: &Value| match link["connected"].as_bool() {
-            Some(true) => "connected",
-            Some(false) => "away",
-            None => "none",
-        };
+        let up = |link: &Value| if link["connected"] == true { "connected" } else { "away" };
+        let sinks = board["sinks"].as_array().into_iter().flatten();
+        let sinks: Vec<_> = sinks.map(|sink| format!(", sink {} {}", words(&sink["name"]), up(sink))).collect();
         let messages = &board["figures"]["messages"];
         let minute = board["charts"]["minutes"]["messages"].as_array().and_then(|it| it.last()).and_then(Value::as_u64);
         let problems = board["problems"].as_array().into_iter().flatten();
@@ -69,9 +67,9 @@ impl Seen {
         vec![
             format!("{}  {}  {well}", words(&board["node"]), rfc3339(board["time_ms"].as_u64().unwrap_or_default())),
             format!(
-                "broker {}, upstream {}; outbox {} records, {} bytes",
+                "broker {}{}; outbox {} records, {} bytes",
                 up(&board["broker"]),
-                up(&board["upstream"]),
+                if sinks.is_empty() { ", no sink".to_owned() } else { sinks.concat() },
                 board["outbox"]["records"],
                 board["outbox"]["bytes"]
             ),
@@ -166,7 +164,8 @@ mod tests {
         });
         let seen = Seen {
             board: json!({
-                "node": "greenhouse\u{1b}[2J", "time_ms": 0, "broker": { "connected": true }, "upstream": null,
+                "node": "greenhouse\u{1b}[2J", "time_ms": 0, "broker": { "connected": true },
+                "sinks": [{ "name": "upstream", "connected": true }, { "name": "lake", "connected": false }],
                 "outbox": { "records": 2, "bytes": 30 }, "dead_letters": 1, "problems": [{ "what": "the broker is away" }],
                 "figures": { "messages": { "received": 9, "in_flight": 0, "parked": 0 } },
                 "charts": { "minutes": { "messages": [1, 5] } },
@@ -183,6 +182,7 @@ mod tests {
         let shown = [seen.head().join("\n"), rows.join("\n")].join("\n");
         for expected in [
             "greenhouse\\u{1b}[2J  1970-01-01T00:00:00.000Z  the broker is away",
+            "broker connected, sink upstream connected, sink lake away; outbox 2 records, 30 bytes",
             "9 in all, 5 in the last minute",
             "freezer",
             "1.5 / -",
