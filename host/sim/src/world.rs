@@ -1044,6 +1044,18 @@ impl World {
         any | self.broker.read_ack()
     }
 
+    /// Whoever lost its connection, as the board that breaks one on purpose, has it again.
+    fn connect_all(&mut self) {
+        if !self.broker.is_connected {
+            self.connect();
+        }
+        for n in 1..self.sinks.len() {
+            if !self.sinks[n].is_connected {
+                self.sink_connected(n);
+            }
+        }
+    }
+
     /// Faults stop. Everything that was promised must come true.
     fn settle(&mut self) {
         self.quiet = true;
@@ -1051,14 +1063,7 @@ impl World {
         self.hung.fill(false);
         let begun = self.elapsed;
         loop {
-            if !self.broker.is_connected {
-                self.connect();
-            }
-            for n in 1..self.sinks.len() {
-                if !self.sinks[n].is_connected {
-                    self.sink_connected(n);
-                }
-            }
+            self.connect_all();
             let mut any = false;
             for _ in 0..10_000 {
                 if !self.turn() {
@@ -1100,6 +1105,7 @@ impl World {
         // To the end of the last attempt.
         while seconds < 100 || seconds < 130 && !self.is_settled() {
             seconds += 1;
+            self.connect_all();
             self.pass(Duration::from_secs(1));
             self.timeout();
             self.perform();
