@@ -14,6 +14,7 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body};
 
 use super::printable;
+use sedge_core::text::query_value;
 
 /// Time for an answer. A stream may last.
 const ANSWER: Duration = Duration::from_secs(20);
@@ -178,14 +179,8 @@ impl Api {
 
 /// A query of these pairs, percent-encoded.
 pub(crate) fn query(pairs: &[(&str, Option<&str>)]) -> String {
-    let given = pairs.iter().filter_map(|(name, value)| Some(format!("{name}={}", encoded((*value)?))));
+    let given = pairs.iter().filter_map(|(name, value)| Some(format!("{name}={}", query_value((*value)?))));
     given.collect::<Vec<_>>().join("&")
-}
-
-fn encoded(value: &str) -> String {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte);
-    let encode = |byte: u8| if is_plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
-    value.bytes().map(encode).collect()
 }
 
 #[cfg(test)]

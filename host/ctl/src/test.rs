@@ -266,22 +266,21 @@ impl<'a> Player<'a> {
         let mut properties: Vec<(Box<str>, Box<str>)> =
             step.properties.iter().map(|(name, value)| (name.as_str().into(), value.as_str().into())).collect();
         let silence = self.call_about_silence(step, &mut properties)?;
-        let (topic, origin) = match (silence, &step.wake, &step.topic) {
+        let (topic, origin) = match (silence, &step.schedule, &step.wake, &step.topic) {
             (Some(call), ..) => call,
-            _ if step.schedule.is_some() => {
-                let name = step.schedule.as_deref().unwrap_or_default();
+            (None, Some(name), ..) => {
                 let due_ms = self.reach_schedule(name, step.after_ms()?)?;
                 let message = schedule::message(name, due_ms, self.now());
                 properties.extend(message.properties);
                 (message.topic.to_string(), message.topic.to_string())
             }
-            (None, Some(name), about) => {
+            (None, None, Some(name), about) => {
                 let wake = self.take_wake(name, about.as_deref(), step.after_ms()?)?;
                 properties.push((made::ORIGIN.into(), wake.topic.as_str().into()));
                 (format!("{}{name}", wake::PREFIX), wake.topic)
             }
             // A wake and a call about silence as a recording has them.
-            (None, None, Some(topic)) if made::is_topic(topic) => {
+            (None, None, None, Some(topic)) if made::is_topic(topic) => {
                 self.now_ms += step.after_ms()?.unwrap_or(0);
                 if !topic.starts_with(wake::PREFIX) {
                     self.silences.check(topic)?;
@@ -292,7 +291,7 @@ impl<'a> Player<'a> {
                 })?;
                 (topic.clone(), about.clone())
             }
-            (None, None, Some(topic)) => {
+            (None, None, None, Some(topic)) => {
                 self.now_ms += step.after_ms()?.unwrap_or(0);
                 check_topic(topic)?;
                 if !self.manifest.hears(topic) && !self.manifest.has_schedule(topic) {
@@ -303,12 +302,12 @@ impl<'a> Player<'a> {
                 }
                 (topic.clone(), topic.clone())
             }
-            (None, None, None) if self.manifest.every.is_some() => {
+            (None, None, None, None) if self.manifest.every.is_some() => {
                 self.now_ms += step.after_ms()?.unwrap_or(0);
                 let topic = format!("$timer/{}", self.manifest.name);
                 (topic.clone(), topic)
             }
-            (None, None, None) => bail!("a tick, and function.toml has no every: add every = \"10s\" there"),
+            (None, None, None, None) => bail!("a tick, and function.toml has no every: add every = \"10s\" there"),
         };
         let message = Message {
             topic: topic.as_str().into(),

@@ -1,6 +1,7 @@
 //! Points in time as people write them.
 
 use anyhow::{Context as _, bail};
+use sedge_core::time::days;
 use toml::value::{Datetime, Offset};
 
 /// Milliseconds since 1970 of a date, or of a date with a time. Without an offset it is UTC.
@@ -16,16 +17,6 @@ pub(crate) fn unix_ms(time: &Datetime) -> anyhow::Result<u64> {
         Some(Offset::Z) | None => 0,
     };
     u64::try_from(days * 86_400_000 + of_day - offset).with_context(|| format!("{time} is before 1970"))
-}
-
-/// Days from 1970-01-01 to a Gregorian date (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
-fn days(year: i64, month: i64, day: i64) -> i64 {
-    let year = if month <= 2 { year - 1 } else { year };
-    let era = year.div_euclid(400);
-    let year_of_era = year.rem_euclid(400);
-    let month_from_march = (month + 9) % 12;
-    let day_of_year = (153 * month_from_march + 2) / 5 + day - 1;
-    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
 }
 
 #[cfg(test)]

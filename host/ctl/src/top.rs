@@ -1,5 +1,7 @@
 //! `sedge top`: a board at a glance, in a terminal.
 
+use std::io::Write as _;
+
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -7,11 +9,6 @@ use super::api::{Api, ApiArgs};
 use super::printable;
 use super::terminal::{self, say};
 use sedge_core::time::rfc3339;
-
-const FUNCTION_HEADS: [&str; 8] = ["FUNCTION", "VERSION", "STATE", "RUNS", "DEAD", "p50/p99 ms", "SHARE", "PAUSED"];
-const FUNCTION_WIDTHS: [u16; 8] = [24, 10, 14, 10, 8, 14, 6, 6];
-const ALERT_HEADS: [&str; 4] = ["SEVERITY", "ALERT", "TOPIC", "SINCE"];
-const ALERT_WIDTHS: [u16; 4] = [9, 40, 28, 24];
 
 #[derive(Debug, Args)]
 pub struct TopArgs {
@@ -30,8 +27,7 @@ pub fn run(args: &TopArgs) -> anyhow::Result<()> {
         say!("{}", terminal::json(&json!({ "board": board, "functions": functions, "alerts": alerts })));
         return Ok(());
     }
-    seen.print();
-    Ok(())
+    seen.print()
 }
 
 /// What the board said last.
@@ -85,16 +81,18 @@ impl Seen {
     }
 
     fn function_rows(&self) -> Vec<[String; 8]> {
+        let heads = ["FUNCTION", "VERSION", "STATE", "RUNS", "DEAD", "p50/p99 ms", "SHARE", "PAUSED"];
         let row = |it: &Value| {
-            let Value::Object(_) = it["figures"] else {
-                let state = words(&it["report"]["state"]);
-                return [words(&it["name"]), String::new(), state].into_iter().chain(vec![String::new(); 5]).collect();
-            };
             let figures = &it["figures"];
+            if figures.is_null() {
+                let mut row: [String; 8] = Default::default();
+                (row[0], row[2]) = (words(&it["name"]), words(&it["report"]["state"]));
+                return row;
+            }
             let ms = |share: &str| figures["duration_us"][share].as_f64().map(|us| format!("{:.1}", us / 1000.0));
             let state =
                 if figures["quarantined"] == true { "paused".to_owned() } else { words(&it["report"]["state"]) };
-            vec![
+            [
                 words(&it["name"]),
                 words(&it["report"]["active"]["version"]),
                 state,
@@ -105,10 +103,11 @@ impl Seen {
                 figures["paused_topics"].to_string(),
             ]
         };
-        self.functions.iter().map(|it| row(it).try_into().unwrap_or_default()).collect()
+        std::iter::once(heads.map(str::to_owned)).chain(self.functions.iter().map(row)).collect()
     }
 
     fn alert_rows(&self) -> Vec<[String; 4]> {
+        let heads = ["SEVERITY", "ALERT", "TOPIC", "SINCE"];
         let row = |it: &Value| {
             let muted = if it["muted_until_ms"].is_null() { "" } else { " (muted)" };
             [
@@ -118,28 +117,21 @@ impl Seen {
                 rfc3339(it["since_ms"].as_u64().unwrap_or_default()),
             ]
         };
-        self.alerts.iter().map(row).collect()
+        std::iter::once(heads.map(str::to_owned)).chain(self.alerts.iter().map(row)).collect()
     }
 
-    fn print(&self) {
-        self.head().iter().for_each(|line| say!("{line}"));
-        say!();
-        print_table(&FUNCTION_HEADS, &FUNCTION_WIDTHS, &self.function_rows());
-        if !self.alerts.is_empty() {
-            say!();
-            print_table(&ALERT_HEADS, &ALERT_WIDTHS, &self.alert_rows());
+    fn print(&self) -> anyhow::Result<()> {
+        let mut out = terminal::out();
+        for line in self.head() {
+            writeln!(out, "{line}")?;
         }
-    }
-}
-
-fn print_table<const COLUMNS: usize>(heads: &[&str; COLUMNS], widths: &[u16; COLUMNS], rows: &[[String; COLUMNS]]) {
-    let line = |cells: &[&str]| {
-        let padded = cells.iter().zip(widths).map(|(cell, width)| format!("{cell:<0$}", usize::from(*width)));
-        padded.collect::<Vec<_>>().join("  ").trim_end().to_owned()
-    };
-    say!("{}", line(heads));
-    for row in rows {
-        say!("{}", line(&row.each_ref().map(String::as_str)));
+        writeln!(out)?;
+        terminal::table(&mut out, &self.function_rows())?;
+        if !self.alerts.is_empty() {
+            writeln!(out)?;
+            terminal::table(&mut out, &self.alert_rows())?;
+        }
+        Ok(())
     }
 }
 

@@ -1,6 +1,7 @@
 //! The daemon: sources, sinks, worker processes, and the loop between them and the core.
 
 mod deploy;
+mod durable;
 mod footprint;
 #[cfg(feature = "page")]
 mod page;

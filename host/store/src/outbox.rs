@@ -240,10 +240,12 @@ impl Outbox {
             self.append(connection, stream, &fresh[stream])?;
             self.delete_delivered(connection, stream)?;
         }
+        let is_over = |outbox: &Self, share: &Share| outbox.used(share) > share.max_bytes;
         for n in 0..self.shares.len() {
-            let share = self.shares[n].clone();
-            if share.when_full == WhenFull::DropOldestData {
-                while self.used(&share) > share.max_bytes && self.drop_oldest_data(connection, &share, gaps)? {}
+            let share = &self.shares[n];
+            if share.when_full == WhenFull::DropOldestData && is_over(self, share) {
+                let share = share.clone();
+                while is_over(self, &share) && self.drop_oldest_data(connection, &share, gaps)? {}
             }
         }
         let mut all = Vec::new();
@@ -261,6 +263,10 @@ impl Outbox {
     }
 
     fn append(&mut self, connection: &Connection, stream: Stream, stored: &[StoredRecord]) -> rusqlite::Result<()> {
+        // Nearly all streams of nearly all transactions.
+        if stored.is_empty() {
+            return Ok(());
+        }
         let mut rest = stored;
         let segment_bytes = self.share_of(stream).map_or(SEGMENT_BYTES, |it| SEGMENT_BYTES.min(it.max_bytes / 16));
         while !rest.is_empty() {

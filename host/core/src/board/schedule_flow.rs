@@ -38,13 +38,11 @@ impl Board {
 
     /// Begins runs that are due.
     pub(super) fn start_schedules(&mut self) {
-        if self.schedules.is_empty() {
-            return self.metrics.schedules_awaiting_clock.set(0);
-        }
-        self.metrics.schedules_awaiting_clock.set(self.schedules.awaiting_clock(self.now) as u64);
+        let schedules = self.schedules.awaiting_clock(self.now);
+        self.metrics.schedules_awaiting_clock.set(schedules as u64);
         if self.schedules.is_clock_overdue(self.now) {
             tracing::warn!(
-                schedules = self.schedules.awaiting_clock(self.now),
+                schedules,
                 hint = "start a time service, or set node.clock = \"trusted\" if the board has a real-time clock that is right",
                 "schedules have waited for 10 minutes because the clock is not synchronised"
             );
@@ -52,10 +50,8 @@ impl Board {
         if !(self.may_start() && self.schedules.is_due(self.now)) {
             return;
         }
-        let most = if self.caution.is_on() { 1 } else { usize::MAX };
-        let numbers: Vec<FunctionNo> = self.rollout.numbers().filter(|number| self.can_wake(*number)).collect();
-        let again = self.now.monotonic + LOOK_AGAIN;
-        let due = self.schedules.start_due(self.now, most, again, |number| numbers.contains(&number));
+        let (numbers, again) = (self.wakeable(), self.now.monotonic + LOOK_AGAIN);
+        let due = self.schedules.start_due(self.now, self.most_at_once(), again, |number| numbers.contains(&number));
         if !due.notes.is_empty() {
             self.ledger.commit(Commit { schedules: due.notes, ..Commit::default() });
         }

@@ -216,10 +216,6 @@ impl Schedules {
         self.is_stale = true;
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
-        self.installed.is_empty()
-    }
-
     /// How many wait for the clock.
     pub(crate) fn awaiting_clock(&self, now: Now) -> usize {
         if now.synced { 0 } else { self.installed.len() }

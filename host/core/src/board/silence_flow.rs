@@ -100,13 +100,10 @@ impl Board {
         if self.silences.is_empty() || self.store_failed {
             return;
         }
-        while self.may_start() {
-            let numbers: Vec<FunctionNo> = self.rollout.numbers().filter(|number| self.can_wake(*number)).collect();
-            let most = if self.caution.is_on() { 1 } else { usize::MAX };
+        let most = self.most_at_once();
+        while self.may_start() && self.silences.is_due(|number| self.can_wake(number)) {
+            let numbers = self.wakeable();
             let due = self.silences.start_due(most, |number| numbers.contains(&number));
-            if due.is_empty() {
-                break;
-            }
             due.into_iter().for_each(|silent| self.start_silence(silent));
         }
         if let Some(counted_ms) = self.silences.save_clock() {

@@ -208,6 +208,14 @@ impl Silences {
         due.into_iter().chain(self.next_save()).filter_map(|counted| self.clock.at(counted)).min()
     }
 
+    /// Whether a call is due.
+    pub(crate) fn is_due(&self, can_run: impl Fn(FunctionNo) -> bool) -> bool {
+        let counted = self.clock.counted;
+        self.functions
+            .iter()
+            .any(|(number, watch)| watch.next_due().is_some_and(|due| due <= counted) && can_run(*number))
+    }
+
     fn next_save(&self) -> Option<Duration> {
         let waiting = self.functions.values().filter(|watch| watch.is_waiting());
         waiting.map(|watch| self.clock.saved + watch.save_every()).min()

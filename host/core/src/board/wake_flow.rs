@@ -136,6 +136,16 @@ impl Board {
             && (function.is_shadow() || self.has_room_to_park(number))
     }
 
+    /// The functions of which messages that the board makes may be started.
+    pub(super) fn wakeable(&self) -> Vec<FunctionNo> {
+        self.rollout.numbers().filter(|number| self.can_wake(*number)).collect()
+    }
+
+    /// How many messages that the board makes may begin together.
+    pub(super) fn most_at_once(&self) -> usize {
+        if self.caution.is_on() { 1 } else { usize::MAX }
+    }
+
     /// When the next wake is due that could run.
     pub(super) fn next_wake(&self) -> Option<std::time::Instant> {
         self.wakes.next_due(|number| self.can_wake(number))
@@ -143,10 +153,9 @@ impl Board {
 
     /// Starts wakes that are due.
     pub(super) fn start_wakes(&mut self) {
-        let most = if self.caution.is_on() { 1 } else { usize::MAX };
+        let most = self.most_at_once();
         while self.may_start() && self.next_wake().is_some_and(|due| due <= self.now.monotonic) {
-            let (rollout, now) = (&self.rollout, self.now.monotonic);
-            let numbers: Vec<FunctionNo> = rollout.numbers().filter(|number| self.can_wake(*number)).collect();
+            let (numbers, now) = (self.wakeable(), self.now.monotonic);
             let due = self.wakes.start_due(now, most, |number| numbers.contains(&number));
             due.into_iter().for_each(|due| self.start_wake(&due));
         }

@@ -297,12 +297,11 @@ impl Forwarder {
 
     /// Next action, until `None`. Callers feed all events at hand first, which saves requests to the store.
     pub(crate) fn poll(&mut self, now: Instant) -> Option<Action> {
-        let local_dropped = self.local.oldest_dropped(Stream::LOCAL);
-        let (home, sinks) = (self.home, &mut self.sinks);
-        let action = self.local.poll(now).or_else(|| {
+        let Self { local, sinks, home, .. } = self;
+        let action = local.poll(now).or_else(|| {
             sinks.iter_mut().find_map(|sink| {
-                if Some(sink.id) == home {
-                    sink.lane.set_local_dropped(local_dropped);
+                if Some(sink.id) == *home {
+                    sink.lane.set_local_dropped(local.oldest_dropped(Stream::LOCAL));
                 }
                 sink.lane.poll(now)
             })

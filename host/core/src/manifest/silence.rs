@@ -23,7 +23,7 @@ pub struct Silence {
     #[serde(serialize_with = "as_period")]
     pub after: Duration,
     /// Calls the function once more when a topic that was silent speaks again.
-    #[serde(skip_serializing_if = "is_false")]
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub back: bool,
     /// Topics that are silent although they have never spoken, with `{name}` for each of `names`.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -32,11 +32,6 @@ pub struct Silence {
     pub names: Vec<String>,
     /// Topics beyond are not watched.
     pub max_topics: NonZeroU32,
-}
-
-#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
-fn is_false(value: &bool) -> bool {
-    !*value
 }
 
 fn as_period<S: Serializer>(period: &Duration, serializer: S) -> Result<S::Ok, S::Error> {

@@ -6,6 +6,8 @@ use croner::errors::CronError;
 use croner::{CivilDate, CivilDateTime, CivilTime, CronDateTime, Resolution, Weekday};
 use tz::TimeZone;
 
+use crate::time::{civil, days};
+
 /// Longest name of a zone; the longest of the database has 32 bytes.
 const MAX_NAME_BYTES: usize = 64;
 /// Size of a TZif file at most; the largest of the database has less than 4,000 bytes.
@@ -110,38 +112,9 @@ impl CronDateTime for Local<'_> {
     }
 }
 
-/// Days since 1970-01-01 (Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms").
-fn days(year: i32, month: u32, day: u32) -> i64 {
-    let year = i64::from(year) - i64::from(month <= 2);
-    let (era, year_of_era) = (year.div_euclid(400), year.rem_euclid(400));
-    let day_of_year = (153 * ((i64::from(month) + 9) % 12) + 2) / 5 + i64::from(day) - 1;
-    era * 146_097 + year_of_era * 365 + year_of_era / 4 - year_of_era / 100 + day_of_year - 719_468
-}
-
-/// The reverse of [`days`].
-fn civil(days: i64) -> (i32, u32, u32) {
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = (day_of_year - (153 * month_from_march + 2) / 5 + 1) as u32;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 } as u32;
-    ((year_of_era + era * 400) as i32 + i32::from(month <= 2), month, day)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn days_and_dates_are_each_others_reverse() {
-        for day in -200_000..200_000 {
-            let (year, month, date) = civil(day);
-            assert_eq!(days(year, month, date), day, "{year}-{month}-{date}");
-        }
-        assert_eq!((civil(0), civil(20_514)), ((1970, 1, 1), (2026, 3, 2)));
-    }
 
     #[test]
     fn no_name_of_a_zone_leaves_the_folder() {

@@ -8,11 +8,11 @@ use serde_json::json;
 use tokio::time::{Instant, sleep};
 
 use super::broker::BrokerArgs;
+use super::record::period;
 use super::request::{Answered, Asker};
 use super::signing::{load_key, node};
 use crate::terminal::{self, say};
 use sedge_core::deploy::requests::RequestKind;
-use sedge_core::manifest::parse_period;
 
 /// Pause between questions. A board carries out a thousand requests an hour.
 const EVERY: Duration = Duration::from_secs(5);
@@ -34,10 +34,6 @@ pub struct LogsArgs {
     json: bool,
     #[command(flatten)]
     broker: BrokerArgs,
-}
-
-fn period(text: &str) -> Result<Duration, String> {
-    parse_period(text).ok_or_else(|| format!("{text:?} is not a time: write 30s, 10m or 1h"))
 }
 
 pub fn run(args: &LogsArgs) -> anyhow::Result<()> {

@@ -71,7 +71,7 @@ pub struct RecordArgs {
     broker: BrokerArgs,
 }
 
-fn period(text: &str) -> Result<Duration, String> {
+pub(super) fn period(text: &str) -> Result<Duration, String> {
     parse_period(text).ok_or_else(|| format!("{text:?} is not a time: write 30s, 10m or 1h"))
 }
 

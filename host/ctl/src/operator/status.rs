@@ -218,7 +218,7 @@ fn print(out: &mut impl Write, boards: &Shown<'_>) -> io::Result<()> {
             ]);
         }
     }
-    table(out, &rows)?;
+    terminal::table(out, &rows)?;
     for (name, board) in boards {
         for (function, report) in &board.reports {
             print_settings(out, name, function, report)?;
@@ -254,21 +254,6 @@ fn note(report: &Report) -> String {
         Some(keys) => keys.iter().map(|key| printable(&key.name)).collect::<Vec<_>>().join(", "),
         None => report.progress.filter(|_| !report.state.is_final()).map(progress_text).unwrap_or_default(),
     }
-}
-
-/// Prints columns as wide as their widest cell.
-fn table<const N: usize>(out: &mut impl Write, rows: &[[String; N]]) -> io::Result<()> {
-    let mut widths = [0; N];
-    for row in rows {
-        for (width, cell) in widths.iter_mut().zip(row) {
-            *width = cell.chars().count().max(*width);
-        }
-    }
-    for row in rows {
-        let line: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
-        writeln!(out, "{}", line.join("  ").trim_end())?;
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -72,8 +72,8 @@ pub(super) async fn board(State(page): Shared) -> Json<Value> {
     let dead_letters = page.metrics.sum("sedge_dead_letters_kept", now);
     figures["functions"] = json!(functions.len());
     Json(json!({
-        "node": page.node,
-        "groups": page.groups,
+        "node": page.config.node.name,
+        "groups": page.config.node.groups,
         "time_ms": now.unix_ms,
         "clock_synced": now.synced,
         "started_ms": page.metrics.start_time_ms(),
@@ -154,7 +154,7 @@ pub(super) async fn scopes(
     page.access.person(&headers, Instant::now())?;
     let limit = limit(query.limit);
     read(&page, move |page| {
-        let scopes = States::open(&page.data_dir)?.scopes(&name, &query.search, query.after.as_deref(), limit + 1)?;
+        let scopes = States::open(page.data_dir())?.scopes(&name, &query.search, query.after.as_deref(), limit + 1)?;
         let more = scopes.len() > limit;
         let scope =
             |ScopeSize { topic, keys, bytes }: &ScopeSize| json!({ "topic": topic, "keys": keys, "bytes": bytes });
@@ -181,7 +181,7 @@ pub(super) async fn entries(
     let limit = limit(query.limit);
     read(&page, move |page| {
         let topic = query.topic.as_deref();
-        let Some(entries) = States::open(&page.data_dir)?.entries(&name, topic, query.after.as_deref(), limit + 1)?
+        let Some(entries) = States::open(page.data_dir())?.entries(&name, topic, query.after.as_deref(), limit + 1)?
         else {
             return Err(not_found(format!("{name} has no state for {}", topic.unwrap_or("all topics"))));
         };
@@ -209,7 +209,7 @@ pub(super) async fn dead_letters(State(page): Shared, Query(query): Query<Letter
     let limit = limit(query.limit);
     read(&page, move |page| {
         let before = query.before.map(DeadLetterId);
-        let (letters, more) = DeadLetters::open(&page.data_dir)?.page(&filter, before, limit, MAX_LIST_BYTES)?;
+        let (letters, more) = DeadLetters::open(page.data_dir())?.page(&filter, before, limit, MAX_LIST_BYTES)?;
         let letters: Vec<Value> = letters
             .iter()
             .map(|(id, letter)| {
@@ -232,7 +232,7 @@ pub(super) async fn dead_letter(State(page): Shared, Path(id): Path<u64>, header
     page.access.person(&headers, Instant::now())?;
     read(&page, move |page| {
         let id = DeadLetterId(id);
-        match DeadLetters::open(&page.data_dir)?.show(id)? {
+        match DeadLetters::open(page.data_dir())?.show(id)? {
             Some(letter) => Ok(Json(letter.to_json(id))),
             None => Err(not_found(format!("there is no dead letter {id}"))),
         }
@@ -270,7 +270,7 @@ pub(super) async fn replay(State(page): Shared, headers: HeaderMap, Json(selecti
     let person = page.access.actor(&headers, Instant::now())?;
     let filter = selection.filter()?;
     read(&page, move |page| {
-        let count = DeadLetters::open(&page.data_dir)?.replay(&filter, now().unix_ms)?;
+        let count = DeadLetters::open(page.data_dir())?.replay(&filter, now().unix_ms)?;
         tracing::info!(%person, count, ?filter, "dead letters replayed from the page");
         Ok(Json(json!({ "replayed": count })))
     })
@@ -281,7 +281,7 @@ pub(super) async fn drop(State(page): Shared, headers: HeaderMap, Json(selection
     let person = page.access.actor(&headers, Instant::now())?;
     let filter = selection.filter()?;
     read(&page, move |page| {
-        let count = DeadLetters::open(&page.data_dir)?.drop(&filter)?;
+        let count = DeadLetters::open(page.data_dir())?.drop(&filter)?;
         tracing::info!(%person, count, ?filter, "dead letters dropped from the page");
         Ok(Json(json!({ "dropped": count })))
     })

@@ -15,7 +15,7 @@ mod mutes;
 mod remembered;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -111,15 +111,12 @@ impl Reports {
 }
 
 pub(crate) struct Page {
-    node: String,
-    groups: Vec<String>,
-    data_dir: PathBuf,
     access: Access,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
     shown: Shown,
     charts: Charts,
-    /// What the daemon is configured to, for its checks.
+    /// What the daemon is configured to.
     config: Config,
     /// Findings of the last look.
     checks: Mutex<Vec<Finding>>,
@@ -138,9 +135,6 @@ impl Page {
             }
         }
         Arc::new(Self {
-            node: config.node.name.clone(),
-            groups: config.node.groups.clone(),
-            data_dir: config.node.data_dir.clone(),
             access: Access::new(&config.node.data_dir, config.http.hosts.clone()),
             metrics,
             health,
@@ -171,7 +165,11 @@ impl Page {
         let _saving = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let remembered =
             Remembered { at_ms: now().unix_ms, alerts: self.shown.alerts.kept(), charts: self.charts.series() };
-        remembered::save(&self.data_dir, &remembered);
+        remembered::save(self.data_dir(), &remembered);
+    }
+
+    fn data_dir(&self) -> &Path {
+        &self.config.node.data_dir
     }
 }
 

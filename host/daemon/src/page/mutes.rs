@@ -1,7 +1,7 @@
 //! Alerts that a person muted: a file that is on disk before the answer, and what the board is told of it.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use tokio::sync::Notify;
 
 use super::answer::Refusal;
+use crate::durable::write_durably;
 use sedge_core::board::Mute;
 use sedge_core::time::Now;
 
@@ -158,17 +159,6 @@ fn read(path: &Path) -> io::Result<Vec<Kept>> {
 
 fn write(path: &Path, kept: &[Kept]) -> io::Result<()> {
     write_durably(path, &serde_json::to_vec(kept)?)
-}
-
-/// Replaces a file. What was in it before is there until all of the new one is on disk.
-pub(super) fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let unfinished = path.with_extension("part");
-    let mut file = File::create(&unfinished)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&unfinished, path)?;
-    // The new name as well.
-    File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::alerts::Kept;
 use super::charts::Series;
-use super::mutes::write_durably;
+use crate::durable::write_durably;
 
 /// Name of the file in the data folder.
 const FILE: &str = "page.json";

@@ -1,13 +1,13 @@
 //! The board's own key, by which operators recognise its status and reports. Made at the first start.
 
-use std::fs::{self, File};
-use std::io::{self, Write as _};
+use std::fs;
+use std::io;
 use std::path::Path;
 
 use anyhow::Context as _;
 
+use crate::durable::write_durably;
 use sedge_core::deploy::keys::SigningKey;
-use sedge_sandbox::cache::private;
 
 const NAME: &str = "board.key";
 
@@ -30,18 +30,8 @@ pub(super) fn open(data_dir: &Path) -> anyhow::Result<SigningKey> {
         Err(error) => return Err(error).with_context(|| format!("failed to read {}", path.display())),
     }
     let key = SigningKey::generate()?;
-    write(data_dir, &key).with_context(|| format!("failed to write {}", path.display()))?;
+    write_durably(&path, key.to_pem().as_bytes()).with_context(|| format!("failed to write {}", path.display()))?;
     Ok(key)
-}
-
-/// Whole or absent after a loss of power.
-fn write(data_dir: &Path, key: &SigningKey) -> io::Result<()> {
-    let unfinished = data_dir.join(format!("{NAME}.tmp"));
-    let mut file = private().truncate(true).open(&unfinished)?;
-    file.write_all(key.to_pem().as_bytes())?;
-    file.sync_all()?;
-    fs::rename(&unfinished, data_dir.join(NAME))?;
-    File::open(data_dir)?.sync_all()
 }
 
 #[cfg(test)]

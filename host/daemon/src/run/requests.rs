@@ -120,14 +120,12 @@ impl Requests {
 impl Daemon {
     pub(super) fn carry_out_request(&mut self, request: AcceptedRequest) {
         let AcceptedRequest { id, function, kind, .. } = request;
-        if let RequestKind::Logs { after } = kind {
-            return self.requests.send_log(&id, after);
-        }
-        let Some(recordings) = &self.requests.recordings else {
-            let detail = "nothing is recorded on this board: set recording.enabled = true in its configuration";
-            return self.requests.refuse(&id, Reason::KeyNotAllowed, detail);
-        };
-        let sent = match kind {
+        let command = match kind {
+            RequestKind::Logs { after } => return self.requests.send_log(&id, after),
+            _ if self.requests.recordings.is_none() => {
+                let detail = "nothing is recorded on this board: set recording.enabled = true in its configuration";
+                return self.requests.refuse(&id, Reason::KeyNotAllowed, detail);
+            }
             RequestKind::Record { secs, messages, bytes } => {
                 // Half of the room: the recording before is still there.
                 let most = self.requests.max_bytes / 2;
@@ -142,14 +140,12 @@ impl Daemon {
                 return self.board.handle(input, self.now());
             }
             RequestKind::Recording { of, from, pieces } => {
-                recordings.send(Command::Fetch { request: Arc::clone(&id), function, of, from, pieces })
+                Command::Fetch { request: Arc::clone(&id), function, of, from, pieces }
             }
-            RequestKind::Logs { .. } => return,
-            RequestKind::DropRecording { of } => {
-                recordings.send(Command::Drop { request: Arc::clone(&id), function, of })
-            }
+            RequestKind::DropRecording { of } => Command::Drop { request: Arc::clone(&id), function, of },
         };
-        if sent.is_err() {
+        let is_sent = self.requests.recordings.as_ref().is_some_and(|it| it.send(command).is_ok());
+        if !is_sent {
             self.requests.refuse(&id, Reason::OverLimit, "the board is busy: ask again");
         }
     }

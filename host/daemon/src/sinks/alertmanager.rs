@@ -35,8 +35,8 @@ pub(super) fn body(envelope: &Envelope) -> Option<Value> {
 fn labels(alert: &Map<String, Value>, severity: &str) -> Map<String, Value> {
     let text = |name: &str| alert.get(name).and_then(Value::as_str).unwrap_or_default();
     let mut labels = Map::new();
-    for (name, value) in own_labels(alert) {
-        labels.insert(label_name(name), value.into());
+    for (name, value) in super::labels(alert.get("labels")) {
+        labels.extend(value.as_str().map(|value| (label_name(name), value.into())));
     }
     for (name, value) in
         [("alertname", text("function")), ("key", text("key")), ("node", text("node")), ("severity", severity)]
@@ -44,19 +44,6 @@ fn labels(alert: &Map<String, Value>, severity: &str) -> Map<String, Value> {
         labels.insert(name.to_owned(), value.into());
     }
     labels
-}
-
-/// Those of the function: an object, or a list of pairs.
-fn own_labels(alert: &Map<String, Value>) -> Vec<(&str, &str)> {
-    match alert.get("labels") {
-        Some(Value::Object(labels)) => {
-            labels.iter().filter_map(|(name, value)| Some((&**name, value.as_str()?))).collect()
-        }
-        Some(Value::Array(pairs)) => {
-            pairs.iter().filter_map(|pair| Some((pair.get(0)?.as_str()?, pair.get(1)?.as_str()?))).collect()
-        }
-        _ => Vec::new(),
-    }
 }
 
 /// Alertmanager takes names of `[a-zA-Z_][a-zA-Z0-9_]*` only.

@@ -213,8 +213,7 @@ impl Folder {
 
 /// The day of a record: the beginning of its time.
 fn day(envelope: &Envelope) -> String {
-    let time = envelope.properties.iter().find(|(name, _)| *name == "time").map(|(_, time)| time.as_ref());
-    time.and_then(|time| time.get(..10)).unwrap_or("1970-01-01").to_owned()
+    envelope.property("time").and_then(|time| time.get(..10)).unwrap_or("1970-01-01").to_owned()
 }
 
 /// Length of a file up to its last line end.

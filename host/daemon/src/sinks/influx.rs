@@ -23,6 +23,7 @@ use sedge_core::forward::{Answer, Envelope};
 use sedge_core::message::PublishToken;
 use sedge_core::store::Recovered;
 use sedge_core::stream::SinkId;
+use sedge_core::text::query_value;
 use sedge_mqtt::Full;
 
 /// Bytes read of an answer: enough for the reason of a refusal.
@@ -230,18 +231,12 @@ impl Writer {
 fn address(config: &config::Influx) -> Uri {
     let base = config.connection.url.as_str().trim_end_matches('/');
     let text = match &config.api {
-        InfluxApi::V1 { database } => format!("{base}/write?db={}&precision=ns", encoded(database)),
+        InfluxApi::V1 { database } => format!("{base}/write?db={}&precision=ns", query_value(database)),
         InfluxApi::V2 { org, bucket } => {
-            format!("{base}/api/v2/write?org={}&bucket={}&precision=ns", encoded(org), encoded(bucket))
+            format!("{base}/api/v2/write?org={}&bucket={}&precision=ns", query_value(org), query_value(bucket))
         }
     };
     text.parse().expect("an address with encoded parameters is one")
-}
-
-/// Encodes the value of a parameter.
-fn encoded(value: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
-    value.bytes().map(|byte| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") }).collect()
 }
 
 #[cfg(test)]

@@ -8,11 +8,11 @@ mod structured;
 pub(crate) mod webhook;
 
 use std::collections::VecDeque;
-use std::pin::Pin;
-use std::task::Poll;
 use std::time::Instant;
 
 use anyhow::Context as _;
+use futures_util::future::select_all;
+use serde_json::Value;
 use tokio::sync::mpsc;
 
 use crate::telemetry::ConnectionLog;
@@ -139,7 +139,7 @@ impl Receivers {
         settled.collect()
     }
 
-    /// What happened already, without waiting. At most one item for each sink.
+    /// What happened already, without waiting.
     pub(crate) fn waiting(&mut self) -> Vec<Happened> {
         let mut happened = Vec::new();
         for broker in &mut self.brokers {
@@ -184,17 +184,26 @@ async fn heard(brokers: &mut [Broker]) -> Happened {
         [] => std::future::pending().await,
         [only] => hear(only).await,
         all => {
-            let mut waiting: Vec<Pin<Box<dyn Future<Output = Happened> + '_>>> = Vec::with_capacity(all.len());
-            waiting.extend(all.iter_mut().map(|broker| Box::pin(hear(broker)) as Pin<Box<dyn Future<Output = _>>>));
-            std::future::poll_fn(move |context| {
-                let ready = waiting.iter_mut().find_map(|one| match one.as_mut().poll(context) {
-                    Poll::Ready(happened) => Some(happened),
-                    Poll::Pending => None,
-                });
-                ready.map_or(Poll::Pending, Poll::Ready)
-            })
-            .await
+            let (happened, ..) = select_all(all.iter_mut().map(|broker| Box::pin(hear(broker)))).await;
+            happened
         }
+    }
+}
+
+/// Labels as `{ "line": "3" }`, or as the pairs `[["line", "3"]]` that alerts have.
+fn labels(labels: Option<&Value>) -> Vec<(&str, &Value)> {
+    match labels {
+        Some(Value::Object(labels)) => labels.iter().map(|(name, value)| (&**name, value)).collect(),
+        Some(Value::Array(pairs)) => {
+            let pairs = pairs.iter().filter_map(Value::as_array);
+            pairs
+                .filter_map(|pair| match &pair[..] {
+                    [Value::String(name), value] => Some((&**name, value)),
+                    _ => None,
+                })
+                .collect()
+        }
+        _ => Vec::new(),
     }
 }
 

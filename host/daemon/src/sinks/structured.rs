@@ -23,24 +23,19 @@ pub(crate) fn event(envelope: &Envelope) -> Value {
 }
 
 fn data(envelope: &Envelope) -> (&'static str, Value) {
-    let is_json = envelope.content_type.as_deref().is_none_or(is_json);
-    if is_json && let Ok(value) = serde_json::from_slice(&envelope.payload) {
+    if envelope.content_type.as_deref().is_none_or(is_json)
+        && let Ok(value) = serde_json::from_slice(&envelope.payload)
+    {
         return ("data", value);
     }
     match str::from_utf8(&envelope.payload) {
         // Of a payload that says to be JSON and is not, each byte counts.
-        Ok(text) if envelope.content_type.as_deref().is_none_or(|kind| !is_json_type(kind)) => {
-            ("data", Value::from(text))
-        }
+        Ok(text) if envelope.content_type.as_deref().is_none_or(|kind| !is_json(kind)) => ("data", Value::from(text)),
         _ => ("data_base64", Value::from(BASE64_STANDARD.encode(&envelope.payload))),
     }
 }
 
 fn is_json(kind: &str) -> bool {
-    is_json_type(kind)
-}
-
-fn is_json_type(kind: &str) -> bool {
     let kind = kind.split(';').next().unwrap_or_default().trim();
     kind.eq_ignore_ascii_case("application/json") || kind.to_ascii_lowercase().ends_with("+json")
 }

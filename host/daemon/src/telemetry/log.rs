@@ -98,25 +98,19 @@ where
     F: FormatEvent<S, N>,
 {
     fn format_event(&self, ctx: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        if event.metadata().target() == LEFT_OUT {
-            kept::keep(ctx, event);
+        let admitted = match event.metadata().target() {
+            LEFT_OUT => Some(0),
+            _ => RATE.lock().unwrap_or_else(PoisonError::into_inner).admit(event, Instant::now()),
+        };
+        // The line stays empty, and nothing is written.
+        let Some(left_out) = admitted else { return Ok(()) };
+        kept::keep(ctx, event);
+        if left_out == 0 {
             return self.0.format_event(ctx, writer, event);
         }
-        let admitted = RATE.lock().unwrap_or_else(PoisonError::into_inner).admit(event, Instant::now());
-        match admitted {
-            // The line stays empty, and nothing is written.
-            None => Ok(()),
-            Some(0) => {
-                kept::keep(ctx, event);
-                self.0.format_event(ctx, writer, event)
-            }
-            Some(left_out) => {
-                kept::keep(ctx, event);
-                let mut line = String::new();
-                self.0.format_event(ctx, Writer::new(&mut line), event)?;
-                writeln!(writer, "{} ({left_out} like it were left out)", line.trim_end_matches('\n'))
-            }
-        }
+        let mut line = String::new();
+        self.0.format_event(ctx, Writer::new(&mut line), event)?;
+        writeln!(writer, "{} ({left_out} like it were left out)", line.trim_end_matches('\n'))
     }
 }
 

@@ -127,19 +127,8 @@ impl Point {
         }
     }
 
-    /// `{ "line": "3" }`, or `[["line", "3"]]` as alerts have them.
     fn labels(&mut self, labels: Option<&Value>) {
-        match labels {
-            Some(Value::Object(labels)) => labels.iter().for_each(|(name, value)| self.label(name, value)),
-            Some(Value::Array(labels)) => {
-                for label in labels.iter().filter_map(Value::as_array) {
-                    if let [Value::String(name), value] = &label[..] {
-                        self.label(name, value);
-                    }
-                }
-            }
-            _ => {}
-        }
+        crate::sinks::labels(labels).into_iter().for_each(|(name, value)| self.label(name, value));
     }
 
     fn label(&mut self, name: &str, value: &Value) {
@@ -215,11 +204,7 @@ fn quoted(text: &str) -> String {
 }
 
 fn cut(text: &str) -> &str {
-    let mut end = text.len().min(MAX_TEXT_BYTES);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
+    &text[..text.floor_char_boundary(MAX_TEXT_BYTES)]
 }
 
 #[cfg(test)]
