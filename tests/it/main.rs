@@ -36,5 +36,6 @@ mod settings;
 mod silences;
 mod sinks;
 mod takeover;
+mod traces;
 mod upstream;
 mod wakes;

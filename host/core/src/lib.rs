@@ -29,4 +29,5 @@ pub mod text;
 pub mod time;
 pub mod tokens;
 pub mod topic;
+pub mod trace;
 pub mod wake;

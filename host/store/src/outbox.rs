@@ -202,7 +202,8 @@ impl Outbox {
     /// Returns an upper bound on the stored size of a record.
     pub(super) fn weight(record: &Record) -> u64 {
         let strings = record.function.len() + record.topic.len() + record.content_type.as_ref().map_or(0, |s| s.len());
-        (record.payload.len() + strings) as u64 + RECORD_OVERHEAD_BYTES
+        let trace = record.trace.as_ref().map_or(0, |trace| trace.bytes());
+        (record.payload.len() + strings + trace) as u64 + RECORD_OVERHEAD_BYTES
     }
 
     /// Gives the record its id. The next [`Self::write`] puts it into the transaction.
@@ -488,6 +489,7 @@ impl Outbox {
                 fan_out: 0,
                 clock_synced: true,
                 at_ms,
+                trace: None,
             };
             for id in (first_id.0..=last_id.0).map(RecordId) {
                 if let Err(at) = records.binary_search_by_key(&id, |stored| stored.id) {

@@ -2,9 +2,10 @@
 //!
 //! ```text
 //! segment    2, count, at_ms of the first record, count × record
-//! record     flags (1 retain, 2 content type, 4 refused, 8 fan-out, 16 clock not synced), hops, [fan-out], at_ms minus that of the previous
-//!            record (zigzag),
-//!            function, topic, [content type], payload length, payload, sum of the record with its id
+//! record     flags (1 retain, 2 content type, 4 refused, 8 fan-out, 16 clock not synced, 32 trace), hops, [fan-out], at_ms minus
+//!            that of the previous record (zigzag),
+//!            function, topic, [content type], [trace], payload length, payload, sum of the record with its id
+//! trace      trace id, span id, flags, tracestate (empty for none)
 //! message    flags (1 content type, 2 clock synced, 4 retained, 8 response topic, 16 correlation data), topic, [content type],
 //!            payload length, payload, property count, count × (key, value), received_at_ms, attempt, [response topic],
 //!            [correlation data length, correlation data]
@@ -32,6 +33,7 @@ use sedge_core::store::{
     StoredWake, WakeId,
 };
 use sedge_core::stream::Stream;
+use sedge_core::trace::TraceContext;
 
 const VERSION: u8 = 2;
 /// Written by databases of layout 1.
@@ -47,6 +49,7 @@ const REFUSED: u8 = 4;
 const FAN_OUT: u8 = 8;
 /// Earlier versions did not say it of records.
 const CLOCK_UNSYNCED: u8 = 16;
+const TRACE: u8 = 32;
 
 const MESSAGE_CONTENT_TYPE: u8 = 1;
 const MESSAGE_CLOCK_SYNCED: u8 = 2;
@@ -92,6 +95,11 @@ fn sum_of_record(head: &mut Vec<u8>, id: RecordId, flags: u8, record: &Record) -
     // A zero, which the text of neither contains: where one ends and the other begins.
     head.push(0);
     head.extend_from_slice(record.content_type.as_deref().unwrap_or_default().as_bytes());
+    if let Some(trace) = &record.trace {
+        head.push(0);
+        head.extend_from_slice(&trace.to_bytes());
+        head.extend_from_slice(trace.state.as_deref().unwrap_or_default().as_bytes());
+    }
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(head);
     hasher.update(&record.payload);
@@ -102,7 +110,8 @@ fn flags_of(record: &Record, is_refused: bool) -> u8 {
     let content_type = if record.content_type.is_some() { CONTENT_TYPE } else { 0 };
     let refused = if is_refused { REFUSED } else { 0 };
     let unsynced = if record.clock_synced { 0 } else { CLOCK_UNSYNCED };
-    (if record.retain { RETAIN } else { 0 }) | content_type | refused | unsynced | FAN_OUT
+    let trace = if record.trace.is_some() { TRACE } else { 0 };
+    (if record.retain { RETAIN } else { 0 }) | content_type | refused | unsynced | trace | FAN_OUT
 }
 
 /// Writes rows into a buffer that is reused.
@@ -174,11 +183,19 @@ impl Encoder {
             if let Some(content_type) = &record.content_type {
                 self.string(content_type);
             }
+            if let Some(trace) = &record.trace {
+                self.trace(trace);
+            }
             self.bytes(&record.payload);
             let sum = sum_of_record(&mut self.head, *id, flags, record);
             self.row.extend_from_slice(&sum.to_le_bytes());
         }
         &self.row
+    }
+
+    fn trace(&mut self, trace: &TraceContext) {
+        self.row.extend_from_slice(&trace.to_bytes());
+        self.string(trace.state.as_deref().unwrap_or_default());
     }
 
     fn message(&mut self, message: &Message) {
@@ -430,6 +447,17 @@ impl<'a> Decoder<'a> {
     fn string_if(&mut self, flag: u8) -> Result<Option<Box<str>>, DamagedRow> {
         if flag == 0 { Ok(None) } else { Ok(Some(self.string()?.into())) }
     }
+
+    fn trace_if(&mut self, flag: u8) -> Result<Option<Arc<TraceContext>>, DamagedRow> {
+        if flag == 0 {
+            return Ok(None);
+        }
+        let at = self.at;
+        let bytes = self.slice(TraceContext::STORED_BYTES as u64)?.try_into().map_err(|_| DamagedRow(at))?;
+        let state = Some(self.string()?).filter(|state| !state.is_empty()).map(Into::into);
+        let trace = TraceContext::from_bytes(bytes, state).ok_or(DamagedRow(at))?;
+        Ok(Some(Arc::new(trace)))
+    }
 }
 
 /// Iterator over the records of a segment, in the order of their ids: an error for each that is damaged. Ends early where
@@ -498,6 +526,7 @@ impl<'a> Segment<'a> {
             function: self.function.clone(),
             topic: decoder.string()?.into(),
             content_type: decoder.string_if(flags & CONTENT_TYPE)?,
+            trace: decoder.trace_if(flags & TRACE)?,
             payload: decoder.payload(self.row)?,
             retain: flags & RETAIN != 0,
             hops,
@@ -676,6 +705,13 @@ mod tests {
             )
     }
 
+    fn trace(number: u64) -> Arc<TraceContext> {
+        let parent = format!("00-{:032x}-{:016x}-{:02x}", number + 1, number + 7, number % 4);
+        let mut properties = vec![("traceparent", &*parent)];
+        properties.extend(number.is_multiple_of(2).then_some(("tracestate", "a=1,b=2")));
+        TraceContext::of(&properties).unwrap().into()
+    }
+
     fn record() -> impl Strategy<Value = Record> {
         ("[ab]{0,5}", "[ab/]{1,5}", vec(any::<u8>(), 0..40), option::of("[ab]{0,5}"), any::<(bool, u32, u64)>())
             .prop_map(|(function, topic, payload, content_type, (retain, hops, at_ms))| Record {
@@ -689,6 +725,7 @@ mod tests {
                 fan_out: hops / 3,
                 clock_synced: hops % 2 == 0,
                 at_ms,
+                trace: (hops % 5 == 0).then(|| trace(hops.into())),
             })
     }
 
@@ -841,6 +878,7 @@ mod tests {
             fan_out: 9,
             clock_synced: true,
             at_ms: 1_700_000_000_000,
+            trace: None,
         };
         let stored: Vec<_> = (1..=256).map(|id| StoredRecord { id: RecordId(id), record: record.clone() }).collect();
         let mut encoder = Encoder::default();

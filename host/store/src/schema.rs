@@ -29,7 +29,7 @@ use super::OpenError;
 pub const VERSION: u32 = 1 + STEPS.len() as u32;
 
 /// Element n migrates layout n + 1 to n + 2. A released step never changes; [`CREATE`] makes the newest layout.
-const STEPS: [&str; 7] = [
+const STEPS: [&str; 8] = [
     // Sums of state, and of rows in their bodies (see row.rs). Ages are no longer those of the wall clock.
     "ALTER TABLE state ADD COLUMN sum INTEGER; DELETE FROM meta WHERE key = 'ageless';",
     // When state was last written, in hours of running time.
@@ -47,6 +47,8 @@ const STEPS: [&str; 7] = [
     "CREATE TABLE IF NOT EXISTS schedule (
         function TEXT NOT NULL, name TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (function, name)
     ) STRICT, WITHOUT ROWID;",
+    // Rows with traces, which earlier versions cannot read (see row.rs).
+    "",
 ];
 
 pub(super) const CREATE: &str = "

@@ -18,7 +18,7 @@ use super::dispatch::{Event, Excessive, Key, Measured};
 use super::ids::{FunctionNo, JobId, UnitId, WorkerNo};
 use super::input::{Delivery, Effect, Job};
 use super::intake::Admission;
-use super::ledger::{Compared, Recorded, Unit};
+use super::ledger::{Carried, Compared, Recorded, Unit};
 use super::receipt::Receipt;
 use super::rollout::{Edition, Observed, Role};
 use super::size;
@@ -31,6 +31,7 @@ use crate::mistakes::{Mistake, is_made};
 use crate::request::Response;
 use crate::router::BadTopic;
 use crate::store::{Commit, DeadLetter, Parked, ParkedId};
+use crate::trace::TraceContext;
 
 /// Target of the lines that functions log.
 pub const GUEST_LOG: &str = "sedge::function";
@@ -428,9 +429,10 @@ impl Board {
                     fan_out.and_then(|fan_out| Ok((fan_out, self.admit_state(id, number, edition, growth)?)));
                 admitted.map(|(fan_out, freed)| {
                     let unit = self.ledger.unit(id);
-                    let limits = (unit.hops + 1, fan_out);
+                    let trace = if outputs.is_empty() { None } else { TraceContext::of(&unit.message.properties) };
+                    let carried = Carried { hops: unit.hops + 1, fan_out, trace: trace.map(Arc::new) };
                     let recorder = &mut self.recorder;
-                    (recorder.record(outputs, number, edition.manifest(), &unit.message, limits, self.now), freed)
+                    (recorder.record(outputs, number, edition.manifest(), &unit.message, &carried, self.now), freed)
                 })
             }
             Verdict::Retry { after_ms, reason } => match self.refuse_retry(id, number, &reason) {

@@ -13,6 +13,7 @@ use super::input::{AckToken, Delivery};
 use super::map::{Map, Seeded};
 use super::receipt::Receipt;
 use crate::store::{self, Fingerprint};
+use crate::trace::{TRACEPARENT, TRACESTATE};
 pub use window::memory as window_memory;
 use window::{Seen, Window};
 
@@ -193,7 +194,7 @@ fn digest(delivery: &Delivery) -> u64 {
     let mut hasher = SipHasher13::new();
     delivery.topic.hash(&mut hasher);
     delivery.payload.hash(&mut hasher);
-    delivery.properties.hash(&mut hasher);
+    hash_properties(&delivery.properties, &mut hasher);
     delivery.content_type.hash(&mut hasher);
     // What is absent is not hashed: fingerprints from before these fields stay valid.
     if let Some(topic) = &delivery.response_topic {
@@ -203,4 +204,45 @@ fn digest(delivery: &Delivery) -> u64 {
         ("correlation data", data).hash(&mut hasher);
     }
     hasher.finish()
+}
+
+/// A sender that repeats a message may do so under another span: the trace is no part of what the message says.
+fn hash_properties(properties: &[(String, String)], hasher: &mut SipHasher13) {
+    let is_of_trace = |(name, _): &&(String, String)| [TRACEPARENT, TRACESTATE].contains(&&**name);
+    if properties.iter().any(|property| is_of_trace(&property)) {
+        // Hashed as a message without them.
+        return properties.iter().filter(|property| !is_of_trace(property)).collect::<Vec<_>>().hash(hasher);
+    }
+    properties.hash(hasher);
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn digest_with(properties: &[(&str, &str)]) -> u64 {
+        digest(&Delivery {
+            topic: Bytes::from_static(b"t"),
+            payload: Bytes::from_static(b"p"),
+            content_type: None,
+            properties: properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect(),
+            response_topic: None,
+            correlation_data: None,
+            subscriptions: Vec::new(),
+            dup: false,
+            retained: false,
+            ack: None,
+        })
+    }
+
+    #[test]
+    fn a_repeat_under_another_span_is_the_same_message() {
+        let plain = digest_with(&[("id", "7"), ("unit", "C")]);
+        assert_eq!(digest_with(&[("id", "7"), (TRACEPARENT, "one"), ("unit", "C"), (TRACESTATE, "a=1")]), plain);
+        assert_eq!(digest_with(&[(TRACEPARENT, "another"), ("id", "7"), ("unit", "C")]), plain);
+        assert_ne!(digest_with(&[(TRACEPARENT, "one"), ("id", "7")]), plain);
+        assert_eq!(digest_with(&[(TRACEPARENT, "one")]), digest_with(&[]));
+    }
 }

@@ -22,7 +22,7 @@ use crate::request::Response;
 use crate::store::{
     self, BatchNo, Commit, DeadLetter, LoadId, Parked, ParkedId, Record, StoredHeard, StoredWake, WakeId,
 };
-pub(crate) use record::{Recorded, Recorder};
+pub(crate) use record::{Carried, Recorded, Recorder};
 pub use record::{RecorderConfig, SinkRoute};
 pub(crate) use unit::{Compared, Unit};
 

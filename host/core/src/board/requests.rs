@@ -26,6 +26,7 @@ use super::size;
 use crate::forward::{FAN_OUT, HOPS};
 use crate::request::{IDEMPOTENCY_KEY, Request, RequestId, Response};
 use crate::store::{Commit, DeadLetterId, StoreRequest};
+use crate::trace::{TRACEPARENT, TRACESTATE};
 
 /// Longest `Idempotency-Key`.
 const MAX_KEY_BYTES: usize = 255;
@@ -206,8 +207,8 @@ fn delivery(
     edition: &Rc<Edition>,
 ) -> Result<Delivery, Response> {
     let mut properties = request.properties(parameters, &edition.manifest().http_headers);
-    // As a webhook of a board sends them, to end loops.
-    for name in [HOPS, FAN_OUT] {
+    // As a webhook of a board sends them: to end loops, and for traces.
+    for name in [HOPS, FAN_OUT, TRACEPARENT, TRACESTATE] {
         properties.extend(request.header(name).map(|value| (name.to_owned(), value.to_owned())));
     }
     if let Some(key) = request.header(IDEMPOTENCY_KEY) {

@@ -12,9 +12,11 @@ use super::{
     Node, Recording, Scheme, Sink, Store, Upstream, WebhookFormat, WhenFull, Worker, http_trigger, settings, sinks,
 };
 use crate::board::Weight;
+use crate::forward::{FAN_OUT, HOPS};
 use crate::manifest;
 use crate::message::Digest;
 use crate::store::scope_bytes;
+use crate::trace::{TRACEPARENT, TRACESTATE};
 
 /// Reads the configuration of a machine with so much memory as far as possible. The files that it names are not inspected yet.
 pub(super) fn read(table: &Table, host_name: String, memory_bytes: u64) -> (Config, Reader) {
@@ -438,7 +440,8 @@ fn header(section: &mut Section<'_, '_>, name: Option<&str>, header: &mut Header
     section.file("file", &mut header.file, Content::Secret);
     let Some(name) = name else { return };
     let lower = name.to_ascii_lowercase();
-    let is_taken = matches!(&*lower, "content-type" | "content-length" | "host" | "authorization" | "sedge-hops");
+    let is_taken = matches!(&*lower, "content-type" | "content-length" | "host" | "authorization")
+        || [HOPS, FAN_OUT, TRACEPARENT, TRACESTATE].contains(&&*lower);
     if http::HeaderName::from_bytes(name.as_bytes()).is_err() || is_taken || lower.starts_with("ce-") {
         let what = if is_taken || lower.starts_with("ce-") { "set by Sedge itself" } else { "not a name of a header" };
         let invalid = Invalid::new(format!("the header {name} is {what}"));

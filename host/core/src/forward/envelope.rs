@@ -1,7 +1,7 @@
 //! Records as they are sent: a topic, the function's payload, and CloudEvents 1.0 attributes in binary mode.
 //!
 //! Attributes are user properties in MQTT and headers in HTTP. A record keeps its `id` however often it is sent, so that
-//! receivers can drop duplicates. What ends loops among functions is no attribute, and only in MQTT.
+//! receivers can drop duplicates. What ends loops among functions, and the trace of a message, are no attributes.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -12,6 +12,7 @@ use serde_json::json;
 use crate::store::{Gap, Record, Recovered, StoredRecord};
 use crate::stream::{SinkId, Stream, StreamKind};
 use crate::time::rfc3339;
+use crate::trace::{SpanId, TRACEPARENT, TRACESTATE};
 
 /// User property of publications: how many functions the message passed. The intake reads it to end loops, also those by
 /// way of upstream.
@@ -62,7 +63,7 @@ impl EnvelopeBuilder {
     pub(crate) fn record(&self, stored: &StoredRecord) -> Envelope {
         let StoredRecord { id, record } = stored;
         let id = format!("{}-{}-{id}", self.store_id, Letter(record.stream));
-        match record.stream.kind() {
+        let mut envelope = match record.stream.kind() {
             StreamKind::Alert => self.upstream(id, "io.sedge.alert", record),
             StreamKind::Data => self.upstream(id, "io.sedge.data", record),
             StreamKind::Local => Envelope {
@@ -78,7 +79,17 @@ impl EnvelopeBuilder {
                 at_ms: record.at_ms,
                 clock_synced: record.clock_synced,
             },
+        };
+        if let Some(trace) = &record.trace {
+            // What is recorded has a span of its own.
+            let span_id = match trace.is_recorded() {
+                true => SpanId::of_sending(trace.span_id, record.stream, stored.id),
+                false => trace.span_id,
+            };
+            envelope.properties.push((TRACEPARENT, trace.traceparent(span_id).into()));
+            envelope.properties.extend(trace.state.iter().map(|state| (TRACESTATE, state.to_string().into())));
         }
+        envelope
     }
 
     pub(crate) fn gap(&self, gap: &Gap) -> Envelope {
@@ -150,8 +161,11 @@ impl fmt::Display for Letter {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::store::{RecordId, StoredSink};
+    use crate::trace::TraceContext;
 
     fn recovered() -> Recovered {
         Recovered { store_id: "k3".into(), ..Recovered::default() }
@@ -169,6 +183,7 @@ mod tests {
             fan_out: 70,
             clock_synced: true,
             at_ms: 1_386_656_700_250,
+            trace: None,
         };
         StoredRecord { id: RecordId(42), record }
     }
@@ -225,6 +240,18 @@ mod tests {
         assert_eq!(envelope.topic, "derived/t");
         assert!(envelope.retain);
         assert_eq!(envelope.properties, [("id", "k3-l-42".into()), (HOPS, "3".into()), (FAN_OUT, "70".into())]);
+    }
+
+    #[test]
+    fn a_record_of_a_trace_says_so_wherever_it_goes() {
+        let parent = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let trace = TraceContext::of(&[(TRACEPARENT, parent), (TRACESTATE, "a=1")]).map(Arc::new);
+        for stream in Stream::FIRST {
+            let mut stored = stored(stream, "t");
+            stored.record.trace.clone_from(&trace);
+            let envelope = EnvelopeBuilder::new(&recovered(), "cellar", "x/").record(&stored);
+            assert_eq!((envelope.property(TRACEPARENT), envelope.property(TRACESTATE)), (Some(parent), Some("a=1")));
+        }
     }
 
     #[test]

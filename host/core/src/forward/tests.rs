@@ -53,6 +53,7 @@ fn stored(stream: Stream, id: u64) -> StoredRecord {
         fan_out: 9,
         clock_synced: true,
         at_ms: 0,
+        trace: None,
     };
     StoredRecord { id: RecordId(id), record }
 }

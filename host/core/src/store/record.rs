@@ -6,6 +6,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use crate::stream::Stream;
+use crate::trace::TraceContext;
 
 /// Position of a record in its stream, from 1. Ids only grow and are never reused, not even after the stream was
 /// emptied and the daemon restarted. As a watermark, 0 stands before the first record.
@@ -35,13 +36,16 @@ pub struct Record {
     pub clock_synced: bool,
     /// Unix time of the board in milliseconds.
     pub at_ms: u64,
+    /// The trace that it belongs to, and the span that made it.
+    pub trace: Option<Arc<TraceContext>>,
 }
 
 impl Record {
     /// Memory of the record, and about its size on disk.
     pub fn bytes(&self) -> usize {
         let content_type = self.content_type.as_ref().map_or(0, |kind| kind.len());
-        self.payload.len() + self.topic.len() + content_type + RECORD_BYTES
+        let trace = self.trace.as_ref().map_or(0, |trace| trace.bytes());
+        self.payload.len() + self.topic.len() + content_type + trace + RECORD_BYTES
     }
 }
 

@@ -245,6 +245,7 @@ mod tests {
             fan_out: 1,
             clock_synced: true,
             at_ms: id * 1000,
+            trace: None,
         };
         StoredRecord { id: RecordId(id), record }
     }

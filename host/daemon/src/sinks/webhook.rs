@@ -23,6 +23,7 @@ use sedge_core::config::{self, WebhookFormat};
 use sedge_core::forward::Envelope;
 use sedge_core::forward::lane::Answer;
 use sedge_core::message::PublishToken;
+use sedge_core::trace::{TRACEPARENT, TRACESTATE};
 use sedge_mqtt::Full;
 
 /// Bytes read of a response body, so that the connection can be reused.
@@ -123,7 +124,11 @@ impl Caller {
         let mut request = self.agent.post(&self.url).header(header::CONTENT_TYPE, content_type);
         let is_binary = self.format == WebhookFormat::Binary;
         for (name, value) in &envelope.properties {
-            // Names of CloudEvents attributes have only letters and digits: others are headers of their own.
+            // Names of CloudEvents attributes have only letters and digits: others are headers of their own. The trace is
+            // both: an extension of CloudEvents, and the header that receivers read.
+            if [TRACEPARENT, TRACESTATE].contains(name) {
+                request = request.header(*name, &**value);
+            }
             if name.contains('-') {
                 request = request.header(*name, encoded(value));
             } else if is_binary {

@@ -185,6 +185,7 @@ pub(super) fn record(stream: Stream, payload: impl Into<Bytes>) -> Record {
         fan_out: 9,
         clock_synced: true,
         at_ms: 1_800_000_000_000,
+        trace: None,
     }
 }
 

@@ -18,6 +18,7 @@ use crate::permits;
 use crate::store::Record;
 use crate::stream::{SinkId, Stream};
 use crate::time::Now;
+use crate::trace::TraceContext;
 
 /// Alert keys that are remembered for folding.
 const MAX_FOLDED_KEYS: usize = 10_000;
@@ -43,6 +44,16 @@ pub struct SinkRoute {
     pub name: Arc<str>,
     /// Of every topic.
     pub topic_prefix: Arc<str>,
+}
+
+/// What each output of a run carries on.
+#[derive(Clone, Debug)]
+pub(crate) struct Carried {
+    /// Functions that the message went through, this one included.
+    pub(crate) hops: u32,
+    /// Publications that it may cause.
+    pub(crate) fan_out: u32,
+    pub(crate) trace: Option<Arc<TraceContext>>,
 }
 
 /// Where one output goes.
@@ -149,7 +160,7 @@ impl Recorder {
         function: FunctionNo,
         manifest: &Manifest,
         message: &Message,
-        (hops, fan_out): (u32, u32),
+        carried: &Carried,
         now: Now,
     ) -> Recorded {
         let mut recorded = Recorded::default();
@@ -161,10 +172,11 @@ impl Recorder {
                 payload,
                 content_type,
                 retain,
-                hops,
-                fan_out,
+                hops: carried.hops,
+                fan_out: carried.fan_out,
                 clock_synced: now.synced,
                 at_ms: now.unix_ms,
+                trace: carried.trace.clone(),
             };
             match output {
                 Output::Alert(alert) => {

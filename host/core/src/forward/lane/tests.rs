@@ -54,6 +54,7 @@ fn commit_on(lane: &mut Lane, stream: Stream, id: u64, topic: &str) {
         fan_out: 9,
         clock_synced: true,
         at_ms: 0,
+        trace: None,
     };
     lane.tail(stream).committed(StoredRecord { id: RecordId(id), record });
 }

@@ -28,6 +28,7 @@ fn stored(id: u64, size: usize) -> StoredRecord {
         fan_out: 9,
         clock_synced: true,
         at_ms: 0,
+        trace: None,
     };
     StoredRecord { id: RecordId(id), record }
 }

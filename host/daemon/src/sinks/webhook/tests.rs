@@ -78,12 +78,20 @@ fn converse<S: Read + Write>(
 
 const OK: Option<&str> = Some("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
 
+const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
 fn envelope(payload: &'static str) -> Envelope {
     Envelope {
         topic: "sedge/cellar/alerts/too warm".into(),
         payload: payload.into(),
         content_type: Some("application/json".into()),
-        properties: vec![("specversion", "1.0".into()), ("id", "k3-a-42".into()), ("source", "sedge/Küche 1".into())],
+        properties: vec![
+            ("specversion", "1.0".into()),
+            ("id", "k3-a-42".into()),
+            ("source", "sedge/Küche 1".into()),
+            ("traceparent", PARENT.into()),
+            ("tracestate", "a=100% \"b\"".into()),
+        ],
         retain: false,
         at_ms: 0,
         clock_synced: true,
@@ -137,6 +145,10 @@ fn a_record_goes_as_it_is_with_its_attributes_in_headers() {
         ("ce-id", "k3-a-42"),
         ("ce-source", "sedge/K%C3%BCche%201"),
         ("ce-subject", "sedge/cellar/alerts/too%20warm"),
+        ("ce-traceparent", PARENT),
+        // As it is: receivers of traces know no percent-encoding.
+        ("traceparent", PARENT),
+        ("tracestate", "a=100% \"b\""),
         ("user-agent", concat!("sedge/", env!("CARGO_PKG_VERSION"))),
     ] {
         assert_eq!(request.header(name), Some(value), "{name}");

@@ -25,6 +25,7 @@ use super::watched::Watched;
 use super::{Incoming, Stats, Times, TriggerError, tls};
 use sedge_core::config;
 use sedge_core::request::{Method, RequestPath, Response, parse_query};
+use sedge_core::trace::{TRACEPARENT, TRACESTATE};
 
 /// Connections beside those with a request under way: idle ones, and those whose request is not there yet.
 const MORE_CONNECTIONS: usize = 64;
@@ -169,12 +170,19 @@ impl Server {
     }
 }
 
-/// Headers as text. One that is not ASCII, or comes again, is left out.
+/// Headers as text. One that is not ASCII, or comes again, is left out. Of those of a trace each counts, joined as one list.
 fn texts(headers: &HeaderMap) -> Vec<(String, String)> {
     let text =
         |(name, value): (&HeaderName, &HeaderValue)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned()));
     let mut texts: Vec<(String, String)> = headers.iter().filter_map(text).collect();
-    texts.dedup_by(|next, first| next.0 == first.0);
+    texts.dedup_by(|next, first| {
+        let is_repeat = next.0 == first.0;
+        if is_repeat && [TRACEPARENT, TRACESTATE].contains(&&*first.0) {
+            first.1 += ",";
+            first.1 += &next.1;
+        }
+        is_repeat
+    });
     texts
 }
 

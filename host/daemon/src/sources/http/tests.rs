@@ -120,6 +120,21 @@ fn a_request_comes_to_the_loop_and_its_answer_to_the_client() {
 }
 
 #[test]
+fn of_the_headers_of_a_trace_each_counts() {
+    let server = serve("", |request| {
+        let is_of_test = |name: &str| ["traceparent", "tracestate", "x-a"].contains(&name);
+        let all = request.headers.iter().filter(|(name, _)| is_of_test(name));
+        Some(Response::text(200, all.map(|(name, value)| format!("{name}={value};")).collect::<String>()))
+    });
+    let headers = "traceparent: 1\r\ntracestate: a=1\r\nx-a: one\r\ntraceparent: 2\r\nTraceState: b=2\r\nx-a: two\r\n";
+    let (_, answer) = server.status("/a", headers, "");
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    let mut lines: Vec<_> = body.trim().split(';').collect();
+    lines.sort();
+    assert_eq!(lines, ["", "traceparent=1,2", "tracestate=a=1,b=2", "x-a=one"]);
+}
+
+#[test]
 fn a_connection_carries_requests_one_after_the_other_also_when_they_come_at_once() {
     let server = serve("", echo);
     let pair = "POST /1 HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\n\r\nonePOST /2 HTTP/1.1\r\nhost: x\r\ncontent-length: 3\r\nconnection: close\r\n\r\ntwo";
