@@ -20,6 +20,7 @@ mod documents;
 mod everywhere;
 mod fairness;
 mod grants;
+mod home_assistant;
 mod http;
 mod limits;
 mod logs;

@@ -3,6 +3,7 @@
 mod deploy;
 mod durable;
 mod footprint;
+mod home_assistant;
 #[cfg(feature = "page")]
 mod page;
 #[cfg(not(feature = "page"))]

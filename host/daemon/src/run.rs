@@ -6,6 +6,7 @@
 mod board_key;
 mod broker;
 mod exits;
+mod home;
 mod orders;
 mod pace;
 mod parts;
@@ -23,6 +24,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::footprint;
+use crate::home_assistant::HomeAssistant;
 use crate::page::Shown;
 use crate::sinks::{self, Happened, Receivers};
 use crate::sources::http::HttpTrigger;
@@ -80,6 +82,8 @@ struct Daemon {
     http_trigger: Option<HttpTrigger>,
     sinks: Receivers,
     status: Status,
+    /// What Home Assistant is told. `None`: nothing.
+    home: Option<HomeAssistant>,
     health: Arc<Health>,
     notify: telemetry::Notifier,
     watchdog_fed: Instant,
@@ -192,7 +196,8 @@ impl Daemon {
     }
 
     fn wake_at(&self, now: Instant) -> Instant {
-        let wakes = [self.board.poll_timeout(), self.give_back_at];
+        let home = self.home.as_ref().and_then(HomeAssistant::poll_timeout);
+        let wakes = [self.board.poll_timeout(), self.give_back_at, home];
         wakes.into_iter().flatten().chain([now + TURN]).min().unwrap_or(now + TURN)
     }
 
@@ -242,6 +247,7 @@ impl Daemon {
         self.workers.flush();
         self.status.flush(&self.broker);
         self.requests.flush(&self.broker);
+        self.flush_home();
         Ok(())
     }
 
@@ -257,7 +263,9 @@ impl Daemon {
 
     fn send(&mut self, destination: Destination, token: PublishToken, envelope: Envelope) {
         let sent = match destination {
-            Destination::Local => sinks::publish(&self.broker, &envelope, token),
+            Destination::Local => {
+                self.show_alert(&envelope).and_then(|()| sinks::publish(&self.broker, &envelope, token))
+            }
             Destination::Sink(sink) => self.sinks.send(sink, token, envelope),
         };
         if sent.is_err() {

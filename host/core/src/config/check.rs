@@ -26,6 +26,24 @@ pub(crate) fn topic_prefix(text: &str) -> Result<(), Invalid> {
     topic::validate_name(&longest).map_err(|error| Invalid::new(error.to_string()).hint("for example plant-3/"))
 }
 
+/// Checks the first levels of topics that belong to another program.
+pub(crate) fn discovery_prefix(text: &str, base_topic: &str) -> Result<(), Invalid> {
+    const HINT: &str = "write it as in Home Assistant, for example \"homeassistant\"";
+    if text.split('/').any(str::is_empty) {
+        return Err(Invalid::new(format!("{text:?} has an empty level")).hint(HINT));
+    }
+    if text.starts_with('$') {
+        return Err(Invalid::new(format!("{text:?} begins with $")).hint("topics with $ belong to the broker"));
+    }
+    if text.split('/').next() == Some(base_topic) {
+        let invalid = Invalid::new(format!("{base_topic:?} is the first level of Sedge's own topics"));
+        return Err(invalid.hint(HINT));
+    }
+    // Two names and three levels come behind it.
+    let longest = format!("{text}/device/{}/config", "x".repeat(256));
+    topic::validate_name(&longest).map_err(|error| Invalid::new(error.to_string()).hint(HINT))
+}
+
 /// Whether topics with this prefix may have this first level.
 pub(crate) fn may_begin(prefix: &str, level: &str) -> bool {
     match prefix.split_once('/') {

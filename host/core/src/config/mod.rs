@@ -53,6 +53,7 @@ pub struct Config {
     pub recording: Recording,
     pub http: Http,
     pub http_trigger: HttpTrigger,
+    pub home_assistant: HomeAssistant,
     pub log: Log,
 }
 
@@ -325,6 +326,15 @@ pub struct Http {
     pub hosts: Vec<String>,
 }
 
+/// What Home Assistant is told by way of the local broker.
+#[derive(Clone, Debug, PartialEq)]
+pub struct HomeAssistant {
+    /// Whether the board describes itself.
+    pub discovery: bool,
+    /// First levels of the topics where Home Assistant looks for devices.
+    pub prefix: String,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Log {
     /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `sedge::mqtt=debug`.
@@ -361,6 +371,7 @@ impl Config {
             recording: Recording::default(),
             http: Http::default(),
             http_trigger: HttpTrigger::default(),
+            home_assistant: HomeAssistant::default(),
             log: Log::default(),
         }
     }
@@ -545,6 +556,12 @@ impl Default for Recording {
 impl Default for Http {
     fn default() -> Self {
         Self { listen: Some(([127, 0, 0, 1], 9464).into()), hosts: Vec::new() }
+    }
+}
+
+impl Default for HomeAssistant {
+    fn default() -> Self {
+        Self { discovery: false, prefix: "homeassistant".into() }
     }
 }
 

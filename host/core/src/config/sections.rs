@@ -8,8 +8,9 @@ use super::document::{Item, Table, Value};
 use super::problem::{Invalid, Problems};
 use super::reader::{Read, Reader, Section, choice, nearest, parsed, wrong_kind};
 use super::{
-    Ceilings, Clock, Config, Connection, Deploy, DeployKey, Endpoint, Functions, Header, Http, Isolate, Log, Mqtt,
-    Node, Recording, Scheme, Sink, Store, Upstream, WebhookFormat, WhenFull, Worker, http_trigger, settings, sinks,
+    Ceilings, Clock, Config, Connection, Deploy, DeployKey, Endpoint, Functions, Header, HomeAssistant, Http, Isolate,
+    Log, Mqtt, Node, Recording, Scheme, Sink, Store, Upstream, WebhookFormat, WhenFull, Worker, http_trigger, settings,
+    sinks,
 };
 use crate::board::Weight;
 use crate::forward::{FAN_OUT, HOPS};
@@ -36,6 +37,7 @@ pub(super) fn read(table: &Table, host_name: String, memory_bytes: u64) -> (Conf
         root.section("http_trigger", |section| {
             http_trigger::read(section, &mut config.http_trigger, max_payload_bytes);
         });
+        root.section("home_assistant", |section| home_assistant(section, &mut config.home_assistant, &config.node));
         root.section("log", |section| log(section, &mut config.log));
     });
     (config, reader)
@@ -522,6 +524,14 @@ fn http(section: &mut Section<'_, '_>, http: &mut Http) {
     if let Some(listen) = http.listen.filter(|listen| !listen.ip().is_loopback()) {
         let invalid = Invalid::new(format!("{listen} can be reached from other machines, without a password"));
         section.warn("listen", invalid.hint(format!("use 127.0.0.1:{} unless that is intended", listen.port())));
+    }
+}
+
+fn home_assistant(section: &mut Section<'_, '_>, home: &mut HomeAssistant, node: &Node) {
+    section.value("discovery", &mut home.discovery);
+    section.value("prefix", &mut home.prefix);
+    if section.has("prefix") {
+        section.check("prefix", check::discovery_prefix(&home.prefix, &node.base_topic));
     }
 }
 

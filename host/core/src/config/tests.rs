@@ -67,6 +67,25 @@ fn recording_without_a_key_that_may_record_is_a_warning() {
 }
 
 #[test]
+fn the_prefix_of_home_assistant_is_the_beginning_of_topics_and_not_one_of_our_own() {
+    let hint = "write it as in Home Assistant, for example \"homeassistant\"";
+    for (prefix, problem) in [
+        ("home//assistant", "\"home//assistant\" has an empty level"),
+        ("homeassistant/", "\"homeassistant/\" has an empty level"),
+        ("sedge/ha", "\"sedge\" is the first level of Sedge's own topics"),
+        ("home/+", "topic name contains a wildcard (+ or #)"),
+    ] {
+        let expected = format!("sedge.toml:2:10: home_assistant.prefix: {problem}; {hint}");
+        check(&format!("[home_assistant]\nprefix = {prefix:?}"), &[&expected]);
+    }
+    let text = "[home_assistant]\nprefix = \"$SYS\"";
+    let expected = "home_assistant.prefix: \"$SYS\" begins with $; topics with $ belong to the broker";
+    check(text, &[&format!("sedge.toml:2:10: {expected}")]);
+    let (config, problems) = inspect("[home_assistant]\ndiscovery = true\nprefix = \"site/ha\"");
+    assert!(problems.is_empty() && config.home_assistant.discovery && config.home_assistant.prefix == "site/ha");
+}
+
+#[test]
 fn every_problem_is_reported_at_once_in_the_order_of_the_file() {
     check(
         "[mqtt]\nurl = \"localhost\"\nrecieve_maximum = 10\n\n[store]\nwhen_full = \"drop-oldest\"\nmax_bytes = 0\n\n[mqt]\n",

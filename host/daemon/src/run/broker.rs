@@ -1,6 +1,7 @@
 //! Events of the local broker.
 
 use super::{BROKER_VERSION_TOPIC, Daemon, FAILED, answer, requests, status};
+use crate::home_assistant;
 use sedge_core::board::{BrokerEvent, Input, SinkEvent};
 use sedge_core::deploy;
 use sedge_core::forward::Destination;
@@ -19,6 +20,7 @@ impl Daemon {
                 }
                 BrokerEvent::CountsUpwards
             }
+            sedge_mqtt::Event::Delivery(delivery) if self.is_birth(&delivery) => return,
             sedge_mqtt::Event::Delivery(delivery) => {
                 let is_order = !self.store_failed && self.orders.handle_delivery(&delivery);
                 if is_order { BrokerEvent::Other(delivery) } else { BrokerEvent::Delivery(delivery) }
@@ -34,6 +36,7 @@ impl Daemon {
                 self.broker.watch(BROKER_VERSION_TOPIC);
                 self.board.handle(Input::Broker(BrokerEvent::Connected { session_present }), now);
                 self.status.connected(&self.broker);
+                self.home_connected();
                 self.subscribe_orders();
                 self.notify.status("running");
                 return;
@@ -42,6 +45,9 @@ impl Daemon {
                 self.orders.handle.send(deploy::Request::Disconnected);
                 if self.broker_log.disconnected(&reason, now.monotonic) {
                     tracing::warn!(reason, "not connected to the broker; connecting again");
+                }
+                if let Some(home) = &mut self.home {
+                    home.disconnected();
                 }
                 // The next connection asks for everything anew.
                 self.refused.clear();
@@ -56,6 +62,10 @@ impl Daemon {
                             reason,
                             "the broker did not accept a reply: allow this client to publish below reply/ of its own topic"
                         );
+                    }
+                } else if token == home_assistant::TOKEN {
+                    if let Some(home) = &mut self.home {
+                        home.answered(&result);
                     }
                 } else if token != status::TOKEN {
                     self.sink(Destination::Local, SinkEvent::Answered { token, answer: answer(result) });

@@ -151,6 +151,10 @@ impl Daemon {
             }
             Action::Report { function, payload } => {
                 self.shown.report(Arc::clone(&function), payload.clone());
+                let now = self.now().monotonic;
+                if let Some(home) = &mut self.home {
+                    home.report(&function, &payload, now);
+                }
                 self.status.report(&self.broker, function, payload);
             }
             Action::Request(request) => self.carry_out_request(*request),

@@ -16,6 +16,7 @@ use super::requests::Requests;
 use super::status::Status;
 use super::store_figures;
 use super::{Daemon, STARTED};
+use crate::home_assistant::{self, HomeAssistant};
 #[cfg(feature = "page")]
 use crate::page::Page;
 use crate::page::Shown;
@@ -93,6 +94,7 @@ impl Daemon {
         let (exits, caution) =
             Exits::open(&config.node.data_dir, true).context("failed to note that the daemon runs")?;
         store_figures::join(&metrics, store.stats(), recovered.sinks.clone());
+        let home = HomeAssistant::new(&config, meta(&recovered, home_assistant::META), &metrics, store.stats());
 
         let clock_synced = sedge_sandbox::clock::clock_synced();
         let now = sedge_sandbox::clock::now(clock_synced);
@@ -173,6 +175,7 @@ impl Daemon {
             http_trigger,
             sinks,
             status,
+            home,
             health,
             notify: Notifier::from_env(),
             watchdog_fed: now.monotonic,
