@@ -191,7 +191,8 @@ fn the_page_shows_functions_alerts_state_and_dead_letters() {
     let site = Site::start_with(|setup| setup.function(&guest("misbehave")).set("store", set));
     let mut hand = site.broker.client("hand");
     for n in 0..10 {
-        hand.publish(Publish::new("count/<b>oven</b>", n.to_string())).unwrap();
+        let properties = vec![("id".to_owned(), format!("reading {n}"))];
+        hand.publish(Publish { properties, ..Publish::new("count/<b>oven</b>", n.to_string()) }).unwrap();
     }
     for _ in 0..3 {
         hand.publish(Publish::new("misbehave/<script>", "reject <img src=x>")).unwrap();
@@ -216,6 +217,9 @@ fn the_page_shows_functions_alerts_state_and_dead_letters() {
     let alerts = api.get("alerts");
     assert_eq!(alerts["firing"][0]["key"], "count/<b>oven</b>/10");
     assert_eq!(alerts["events"].as_array().map(Vec::len), Some(1));
+    let firing = &alerts["firing"][0];
+    assert_eq!(firing["message_id"], "reading 9", "the message that caused it");
+    assert!(firing["received_ms"].as_u64() > Some(0) && alerts["events"][0]["received_ms"] == firing["received_ms"]);
 
     // Payloads and state, and all that acts, need a token.
     for (method, path) in [
@@ -244,6 +248,17 @@ fn the_page_shows_functions_alerts_state_and_dead_letters() {
     let letter = api.get(&format!("dead-letters/{last}"));
     assert_eq!(letter["message"]["payload"], "reject <img src=x>");
     assert_eq!(api.ask("GET", "dead-letters?reason=unheard", "").0, 422);
+    // Those of one message.
+    let received = rest["dead_letters"][0]["received_ms"].as_u64().unwrap();
+    let of = |topic: &str, received| api.get(&format!("dead-letters?topic={topic}&received_ms={received}"));
+    let of_it = of("misbehave/%3Cscript%3E", received);
+    assert!(
+        of_it["dead_letters"].as_array().unwrap().iter().any(|it| it["id"] == rest["dead_letters"][0]["id"]),
+        "{of_it}"
+    );
+    assert_eq!(of("misbehave/%3Cscript%3E", received - 100_000)["dead_letters"], json!([]));
+    assert_eq!(of("other", received)["dead_letters"], json!([]));
+    assert_eq!(api.ask("GET", &format!("dead-letters?received_ms={received}"), "").0, 422, "half of a message");
 
     for unclear in [json!({}), json!({ "ids": [1], "all": true }), json!({ "function": "count" })] {
         assert_eq!(api.ask("POST", "dead-letters/drop", &unclear.to_string()).0, 422, "{unclear}");
@@ -367,6 +382,17 @@ fn runs_and_alerts_are_shown_in_a_terminal() {
     }
     let alerts = || String::from_utf8_lossy(&read_page(&site.daemon, &["alerts"]).stdout).into_owned();
     assert!(eventually(PATIENCE, || alerts().contains("9 10  count/attic  count/attic/10 of count")), "{}", alerts());
+    let show = |more: &[&str]| {
+        let arguments = [&["alerts", "show", "count", "count/attic/10"][..], more].concat();
+        String::from_utf8_lossy(&read_page(&site.daemon, &arguments).stdout).into_owned()
+    };
+    let shown = show(&["--token-file", file.to_str().unwrap()]);
+    for part in ["\nmessage: count/attic at 2", "\ndead letters of it: none\n", "sedge tail --topic 'count/attic'"] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    assert!(show(&[]).contains("--token-file"), "{}", show(&[]));
+    let json: Value = serde_json::from_str(&show(&["--json", "--token-file", file.to_str().unwrap()])).unwrap();
+    assert_eq!((&json["topic"], &json["dead_letters"]), (&json!("count/attic"), &json!([])));
     let history = read_page(&site.daemon, &["alerts", "--history"]);
     assert!(String::from_utf8_lossy(&history.stdout).contains("firing"), "{history:?}");
 

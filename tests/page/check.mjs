@@ -103,8 +103,17 @@ async function main() {
     for (const it of (await page.evaluate(() => axe.run())).violations) wrong.push(`axe ${colorScheme} muted: ${it.id}: ${it.nodes[0].html}`);
     await page.click("button:has-text('Send again') >> nth=0");
     await page.waitForSelector("text=It is sent again.");
+    // From an alert to its message, and from there to what comes next on its topic.
+    await page.click("a[title='Message that caused it'] >> nth=0");
+    await page.waitForSelector("text=It became no dead letter.");
+    await page.waitForSelector("text=/^received /");
+    await page.evaluate(axe);
+    for (const it of (await page.evaluate(() => axe.run())).violations) wrong.push(`axe ${colorScheme} message: ${it.id}: ${it.nodes[0].html}`);
+    await page.click("text=Follow this topic");
+    await page.waitForFunction(() => document.getElementById("live-topic")?.value === "count/<script>alert(1)</script>");
     // Live: hostile topics and payloads are text, one of a megabyte is cut, and what is written is found again.
     await page.goto(`${base}/#/live`);
+    await page.fill("#live-topic", "");
     await page.fill("#live-function", "count");
     await page.click("text=Follow");
     await page.waitForSelector("text=0 kept here");

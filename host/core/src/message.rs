@@ -37,6 +37,11 @@ pub struct Message {
     pub correlation_data: Option<Box<[u8]>>,
 }
 
+/// User property with the publisher's own message id, honoured across reconnections and restarts.
+pub(crate) const ID_PROPERTY: &str = "id";
+/// Longest such id that is shown and published, in bytes.
+const MAX_SHOWN_ID: usize = 256;
+
 /// Memory of a message beside its texts and payload, and of a user property beside its texts.
 const MESSAGE_BYTES: usize = 250;
 const PROPERTY_BYTES: usize = 64;
@@ -83,6 +88,11 @@ impl Message {
     pub fn shared_state_topic(&self) -> Arc<str> {
         let topic = self.state_topic();
         if std::ptr::eq(topic, &raw const *self.topic) { Arc::clone(&self.topic) } else { topic.into() }
+    }
+
+    /// The id that the publisher gave it, for people to find it by. Longer ones are for programs.
+    pub fn publisher_id(&self) -> Option<&str> {
+        self.property(ID_PROPERTY).filter(|id| id.len() <= MAX_SHOWN_ID)
     }
 
     /// The value of the first user property with this name.

@@ -3,10 +3,12 @@
 use std::io::Write as _;
 use std::time::Duration;
 
+use anyhow::bail;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
-use super::api::ApiArgs;
+use super::api::{ApiArgs, query};
+use super::printable;
 use super::terminal;
 use sedge_core::manifest::parse_period;
 use sedge_core::time::rfc3339;
@@ -34,6 +36,11 @@ struct AnswerArgs {
 
 #[derive(Debug, Subcommand)]
 enum Action {
+    /// Show an alert that fires and its message. With a token: its dead letters
+    ///
+    ///   sedge alerts show freezer cold-room-2/too-warm --token-file token
+    #[command(verbatim_doc_comment)]
+    Show(AlertArgs),
     /// Note that you have seen an alert. It goes on firing, and is sent
     ///
     ///   sedge alerts ack freezer cold-room-2/too-warm --token-file token
@@ -75,6 +82,7 @@ fn period(text: &str) -> Result<Duration, String> {
 pub fn run(args: &AlertsArgs) -> anyhow::Result<()> {
     match &args.action {
         None => list(args),
+        Some(Action::Show(alert)) => show(alert),
         Some(Action::Ack(alert)) => act(alert, "acknowledge", "acknowledged", None),
         Some(Action::Mute { time, alert }) => act(alert, "mute", "muted", Some(time.as_secs())),
         Some(Action::Unmute(alert)) => act(alert, "unmute", "unmuted", None),
@@ -95,6 +103,41 @@ fn act(alert: &AlertArgs, path: &str, done: &str, seconds: Option<u64>) -> anyho
     let done = if answer["was_muted"] == false { "not muted" } else { done };
     let until = answer["until_ms"].as_u64().map_or_else(String::new, |ms| format!(" until {}", rfc3339(ms)));
     Ok(writeln!(out, "{key} of {function} is {done}{until}")?)
+}
+
+fn show(args: &AlertArgs) -> anyhow::Result<()> {
+    let AlertArgs { function, key, answer: AnswerArgs { json, api } } = args;
+    let api = api.api()?;
+    let mut answer = api.get("alerts")?;
+    let alerts = answer["firing"].as_array_mut().map(std::mem::take).unwrap_or_default();
+    let Some(mut alert) = alerts.into_iter().find(|it| it["function"] == **function && it["key"] == **key) else {
+        bail!("{} of {} does not fire: see sedge alerts", printable(key), printable(function));
+    };
+    let received = alert["received_ms"].as_u64().unwrap_or_default();
+    if api.has_token() {
+        let received = received.to_string();
+        let of = query(&[("topic", alert["topic"].as_str()), ("received_ms", Some(&received))]);
+        alert["dead_letters"] = api.get(&format!("dead-letters?{of}"))?["dead_letters"].take();
+    }
+    let mut out = terminal::out();
+    if *json {
+        return Ok(writeln!(out, "{}", terminal::json(&alert))?);
+    }
+    writeln!(out, "{}", firing(&alert))?;
+    let id = alert["message_id"].as_str().map_or_else(String::new, |id| format!(", id {id}"));
+    writeln!(out, "message: {} at {}{id}", word(&alert, "topic"), rfc3339(received))?;
+    match alert["dead_letters"].as_array() {
+        None => writeln!(out, "dead letters of it: name a token with --token-file")?,
+        Some(letters) if letters.is_empty() => writeln!(out, "dead letters of it: none")?,
+        Some(letters) => {
+            for letter in letters {
+                let (reason, detail) = (word(letter, "reason"), word(letter, "detail"));
+                writeln!(out, "dead letter {} of {}: {reason}, {detail}", letter["id"], word(letter, "function"))?;
+            }
+            writeln!(out, "see one with sedge dead-letters show NUMBER")?;
+        }
+    }
+    Ok(writeln!(out, "what comes next: sedge tail --topic '{}'", word(&alert, "topic"))?)
 }
 
 fn list(args: &AlertsArgs) -> anyhow::Result<()> {
@@ -121,8 +164,11 @@ fn firing(alert: &Value) -> String {
     let seen = alert["acknowledged"]["by"].as_str().map_or_else(String::new, |by| format!(", seen by {by}"));
     let until = alert["muted_until_ms"].as_u64();
     let muted = until.map_or_else(String::new, |ms| format!(", muted until {}", rfc3339(ms)));
+    let id = alert["message_id"].as_str().map_or_else(String::new, |id| format!(" (id {id})"));
+    let received = alert["received_ms"].as_u64().filter(|ms| *ms > 0);
+    let last = received.map_or_else(String::new, |ms| format!(", last by a message of {}{id}", rfc3339(ms)));
     format!(
-        "{:<8}  {}  {}  {} of {}  since {}, {} times{seen}{muted}",
+        "{:<8}  {}  {}  {} of {}  since {}, {} times{last}{seen}{muted}",
         word(alert, "severity"),
         word(alert, "summary"),
         word(alert, "topic"),

@@ -87,6 +87,10 @@ pub(crate) struct Api {
 }
 
 impl Api {
+    pub(crate) fn has_token(&self) -> bool {
+        self.token.is_some()
+    }
+
     pub(crate) fn get(&self, path: &str) -> anyhow::Result<Value> {
         self.answer(self.send(path, None)?)
     }

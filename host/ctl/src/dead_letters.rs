@@ -130,12 +130,21 @@ fn open(args: &DataArgs) -> anyhow::Result<DeadLetters> {
 impl SelectArgs {
     fn filter(&self) -> DeadLetterFilter {
         let ids = (!self.all).then(|| self.ids.iter().copied().map(DeadLetterId).collect());
-        DeadLetterFilter { ids, function: self.filter.function.clone(), reason: self.filter.reason }
+        DeadLetterFilter {
+            ids,
+            function: self.filter.function.clone(),
+            reason: self.filter.reason,
+            ..DeadLetterFilter::default()
+        }
     }
 }
 
 fn list(args: &ListArgs, out: &mut impl Write) -> anyhow::Result<ExitCode> {
-    let filter = DeadLetterFilter { ids: None, function: args.filter.function.clone(), reason: args.filter.reason };
+    let filter = DeadLetterFilter {
+        function: args.filter.function.clone(),
+        reason: args.filter.reason,
+        ..DeadLetterFilter::default()
+    };
     // One more than shown, to learn whether there are more.
     let mut letters = open(&args.store)?.list(&filter, args.limit.saturating_add(1))?;
     let more = letters.len() > args.limit;

@@ -83,16 +83,7 @@ pub fn run(args: &TailArgs) -> anyhow::Result<()> {
 }
 
 fn show(run: &Value) {
-    let result = run["reason"].as_str().or(run["result"].as_str()).unwrap_or("?");
-    say!(
-        "{}  {} {}  {}  {}  {}",
-        rfc3339(run["at_ms"].as_u64().unwrap_or_default()),
-        words(&run["function"]),
-        words(&run["version"]),
-        words(&run["topic"]),
-        result,
-        cut(&run["payload"]),
-    );
+    say!("{}", head(run));
     if let Some(detail) = run["detail"].as_str() {
         say!("  why      {}", printable(detail));
     }
@@ -121,7 +112,25 @@ fn show(run: &Value) {
             say!("  ...      {} more {what}", run[name]);
         }
     }
+    if let Some(id) = run["message_id"].as_str() {
+        say!("  message  {id}, received {}", rfc3339(run["received_ms"].as_u64().unwrap_or_default()));
+    }
     say!("  used     fuel {}, {} µs, hops {}, attempt {}", run["fuel"], run["elapsed_us"], run["hops"], run["attempt"]);
+}
+
+/// When, which version, which message, and what came of it.
+fn head(run: &Value) -> String {
+    let result = run["reason"].as_str().or(run["result"].as_str()).unwrap_or("?");
+    let shadow = run["shadow_of"].as_str().map_or_else(String::new, |version| format!(" (shadow of {version})"));
+    format!(
+        "{}  {} {}{shadow}  {}  {}  {}",
+        rfc3339(run["at_ms"].as_u64().unwrap_or_default()),
+        words(&run["function"]),
+        words(&run["version"]),
+        words(&run["topic"]),
+        result,
+        cut(&run["payload"]),
+    )
 }
 
 fn list(value: &Value) -> impl Iterator<Item = &Value> {
@@ -145,5 +154,21 @@ fn cut(payload: &Value) -> String {
     match payload["is_cut"] == true || shown.len() < text.len() {
         true => format!("{prefix}{shown}… ({} bytes)", payload["bytes"]),
         false => format!("{prefix}{shown}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_run_of_a_shadow_says_which_version_serves() {
+        let mut run = json!({
+            "at_ms": 0, "function": "f", "version": "2.0.0", "shadow_of": "1.0.0", "topic": "t", "result": "done",
+            "payload": { "text": "7", "is_cut": false },
+        });
+        assert_eq!(head(&run), "1970-01-01T00:00:00.000Z  f 2.0.0 (shadow of 1.0.0)  t  done  7");
+        run["shadow_of"] = Value::Null;
+        assert_eq!(head(&run), "1970-01-01T00:00:00.000Z  f 2.0.0  t  done  7");
     }
 }

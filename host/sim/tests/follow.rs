@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use sedge_core::board::{Follow, Input, MAX_FOLLOWS};
 use sedge_core::forward::HOPS;
-use sedge_core::manifest::StateScope;
+use sedge_core::manifest::{StateScope, Trial, TrialMode};
 use sedge_core::topic::TopicFilter;
 use sedge_sim::rig::{Rig, manifest};
 
@@ -80,6 +80,37 @@ fn retries_failures_and_messages_that_never_run_are_shown_as_what_they_are() {
     let ends: Vec<_> = rig.followed.iter().map(|run| (run.result, run.reason.unwrap_or("-"))).collect();
     assert_eq!(ends, [("failed", "rejected"), ("retry", "-"), ("failed", "not-allowed"), ("failed", "too-many-hops")]);
     assert_eq!(rig.followed[3].hops, 9);
+}
+
+#[test]
+fn the_runs_of_a_shadow_are_marked_as_such_and_count_within_the_bound_of_the_view() {
+    let mut rig = Rig::new(vec![manifest("f", "t/#", StateScope::Topic)]);
+    let mut second = manifest("f", "t/#", StateScope::Topic);
+    second.version = "2.0.0".into();
+    let messages = 100.try_into().unwrap();
+    let trial = Trial { mode: TrialMode::Shadow, messages, failures: 10, ..Trial::default() };
+    let shadow = rig.deploy(second, "derived/y", Some(trial));
+    rig.until_ready(shadow);
+    open(&mut rig, vec![follow(1, Some("f"), None).0]);
+    for (number, payload) in (1..).zip(["c1", "r"]) {
+        rig.receive("t/1", payload, number, false);
+        rig.settle();
+    }
+    let mut runs: Vec<_> = rig
+        .followed
+        .iter()
+        .map(|run| (&*run.version, run.shadow_of.as_deref(), run.result, run.writes.len()))
+        .collect();
+    runs.sort();
+    let [first, second] = ["1.0.0", "2.0.0"];
+    let of_first = [(first, None, "done", 1), (first, None, "failed", 0)];
+    let of_second = [(second, Some(first), "done", 1), (second, Some(first), "failed", 0)];
+    assert_eq!(runs, [of_first, of_second].concat());
+    for number in 3..=14 {
+        rig.receive("t/1", "n", number, false);
+        rig.settle();
+    }
+    assert_eq!(rig.followed.len(), 20, "both kinds count");
 }
 
 #[test]

@@ -129,6 +129,8 @@ pub struct DeadLetterFilter {
     pub ids: Option<Vec<DeadLetterId>>,
     pub function: Option<String>,
     pub reason: Option<FailureCode>,
+    /// Of one message, by the topic that it is about and the time when it came in.
+    pub message: Option<(String, u64)>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -263,6 +265,12 @@ impl DeadLetterFilter {
             }
             && match self.reason {
                 Some(reason) => row.get_ref(3)?.as_bytes()? == reason.as_str().as_bytes(),
+                None => true,
+            }
+            && match &self.message {
+                Some((topic, at_ms)) => decode(row)?.is_some_and(|(_, DeadLetter { message, .. })| {
+                    message.received_at_ms == *at_ms && message.state_topic() == topic
+                }),
                 None => true,
             })
     }

@@ -532,6 +532,8 @@ impl Board {
 
     /// What a shadow made of a message has no effect but on its own state, and is compared with the active version's.
     fn settle_shadow(&mut self, id: UnitId, number: FunctionNo, edition: &Edition, outcome: Outcome) {
+        let followed = self.followed(id, number, edition, &outcome);
+        self.hold_followed(id, followed, None);
         let observed = Observed::of(&outcome.verdict);
         let failure = match &outcome.verdict {
             Verdict::Failed(failure) if failure.code.is_misbehaviour() => Some(failure.clone()),

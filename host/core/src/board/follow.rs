@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 use super::Board;
 use super::ids::{FunctionNo, JobId, UnitId};
 use super::input::Effect;
-use super::rollout::Edition;
+use super::rollout::{Edition, Role};
 use crate::message::{Failure, LogLine, Outcome};
 use crate::topic::TopicFilter;
 pub use run::{Cut, FollowedOutput, FollowedRun};
@@ -170,8 +170,17 @@ impl Board {
         let follows = self.follows.wanting(function, &of.message.topic, self.now.monotonic);
         (!follows.is_empty()).then(|| {
             let function = Arc::clone(function);
-            Box::new(FollowedRun::new(follows, function, version, &of.message, of.hops, self.now.unix_ms))
+            let mut run = FollowedRun::new(follows, function, version, &of.message, of.hops, self.now.unix_ms);
+            run.shadow_of = self.shadow_of(number);
+            Box::new(run)
         })
+    }
+
+    /// The version beside which a shadow runs.
+    fn shadow_of(&self, number: FunctionNo) -> Option<Box<str>> {
+        let Role::Shadow { of } = self.rollout.function(number).role else { return None };
+        let version = self.rollout.function(of).serving().map(|edition| (*edition.manifest().version).into());
+        Some(version.unwrap_or_default())
     }
 
     /// Holds a run until it is committed. `refused`: the board did not take what the function returned.

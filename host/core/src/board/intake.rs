@@ -12,13 +12,11 @@ use super::ids::UnitId;
 use super::input::{AckToken, Delivery};
 use super::map::{Map, Seeded};
 use super::receipt::Receipt;
+use crate::message::ID_PROPERTY;
 use crate::store::{self, Fingerprint};
 use crate::trace::{TRACEPARENT, TRACESTATE};
 pub use window::memory as window_memory;
 use window::{Seen, Window};
-
-/// User property with the publisher's own message id, honoured across reconnections and restarts.
-pub(crate) const ID_PROPERTY: &str = "id";
 
 /// Bytes of such an id that are looked at. The digest distinguishes longer ones.
 const MAX_ID_BYTES: usize = 256;

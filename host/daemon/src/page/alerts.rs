@@ -45,6 +45,11 @@ struct Current {
     summary: Box<str>,
     value: Option<f64>,
     topic: Box<str>,
+    /// When its message came in. 0: not known, from an earlier version.
+    #[serde(default)]
+    received_ms: u64,
+    #[serde(default)]
+    message_id: Option<Box<str>>,
     #[serde(default)]
     acknowledged: Option<Acknowledged>,
     /// Number of its last change.
@@ -66,6 +71,13 @@ struct Event {
     status: Box<str>,
     severity: Box<str>,
     summary: Box<str>,
+    /// The message that caused it, if one did.
+    #[serde(default)]
+    topic: Option<Box<str>>,
+    #[serde(default)]
+    received_ms: Option<u64>,
+    #[serde(default)]
+    message_id: Option<Box<str>>,
     /// Whoever did it, if it was a person.
     #[serde(default)]
     by: Option<Box<str>>,
@@ -80,6 +92,9 @@ struct Published {
     summary: String,
     value: Option<f64>,
     topic: String,
+    #[serde(default)]
+    received_at_ms: u64,
+    message_id: Option<String>,
 }
 
 impl Alerts {
@@ -144,6 +159,7 @@ impl Alerts {
                 json!({
                     "function": it.function, "key": it.key, "severity": it.severity, "since_ms": it.since_ms,
                     "last_ms": it.last_ms, "count": it.count, "summary": it.summary, "value": it.value, "topic": it.topic,
+                    "received_ms": it.received_ms, "message_id": it.message_id,
                     "acknowledged": it.acknowledged,
                 })
             })
@@ -171,12 +187,16 @@ impl Kept {
         let of = self.now.get(&place(function, key));
         let (severity, summary) = of.map_or_else(Default::default, |it| (it.severity.clone(), it.summary.clone()));
         let (key, by) = (cut(key.to_owned()), Some(by.into()));
-        self.add_event(Event { function: function.into(), key, at_ms, status: action.into(), severity, summary, by });
+        let (function, status) = (function.into(), action.into());
+        let (topic, received_ms, message_id) = (None, None, None);
+        self.add_event(Event { function, key, at_ms, status, severity, summary, topic, received_ms, message_id, by });
     }
 
     fn add(&mut self, function: &str, at_ms: u64, alert: Published) {
-        let Published { key, status, severity, summary, value, topic } = alert;
-        let [key, status, severity, summary, topic] = [key, status, severity, summary, topic].map(cut);
+        let Published { key, status, severity, summary, value, topic, received_at_ms: received_ms, message_id } = alert;
+        let [key, status, severity, summary] = [key, status, severity, summary].map(cut);
+        // Whole: what else is known of the message is found by it.
+        let (topic, message_id): (Box<str>, Option<Box<str>>) = (topic.into(), message_id.map(Into::into));
         self.changes += 1;
         let place = place(function, &key);
         let before = self.now.get(&place).filter(|before| before.status == status);
@@ -185,7 +205,20 @@ impl Kept {
         let is_change = before.is_none();
         if is_change {
             let (key, severity, summary, status) = (key.clone(), severity.clone(), summary.clone(), status.clone());
-            self.add_event(Event { function: function.into(), key, at_ms, status, severity, summary, by: None });
+            let (topic, received_ms, message_id) = (Some(topic.clone()), Some(received_ms), message_id.clone());
+            let (function, by) = (function.into(), None);
+            self.add_event(Event {
+                function,
+                key,
+                at_ms,
+                status,
+                severity,
+                summary,
+                topic,
+                received_ms,
+                message_id,
+                by,
+            });
         }
         let current = Current {
             function: function.into(),
@@ -198,6 +231,8 @@ impl Kept {
             summary,
             value,
             topic,
+            received_ms,
+            message_id,
             acknowledged,
             change: self.changes,
         };

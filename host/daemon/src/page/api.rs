@@ -199,13 +199,23 @@ pub(super) async fn entries(
 pub(super) struct LettersQuery {
     function: Option<String>,
     reason: Option<String>,
+    topic: Option<String>,
+    received_ms: Option<u64>,
     before: Option<u64>,
     limit: Option<usize>,
 }
 
 pub(super) async fn dead_letters(State(page): Shared, Query(query): Query<LettersQuery>, headers: HeaderMap) -> Answer {
     page.access.person(&headers, Instant::now())?;
-    let filter = filter(None, query.function, query.reason)?;
+    let mut filter = filter(None, query.function, query.reason)?;
+    filter.message = match (query.topic, query.received_ms) {
+        (Some(topic), Some(received_ms)) => Some((topic, received_ms)),
+        (None, None) => None,
+        _ => {
+            let fix = "send topic and received_ms together, as an alert has them";
+            return Err(Refusal::new(StatusCode::UNPROCESSABLE_ENTITY, "that is half of a message", fix));
+        }
+    };
     let limit = limit(query.limit);
     read(&page, move |page| {
         let before = query.before.map(DeadLetterId);
@@ -218,7 +228,8 @@ pub(super) async fn dead_letters(State(page): Shared, Query(query): Query<Letter
                 json!({
                     "id": id.0, "at_ms": letter.at_ms, "function": &*letter.function, "version": &*letter.version,
                     "reason": letter.failure.code.as_str(), "detail": letter.failure.detail,
-                    "topic": &*letter.message.topic, "attempt": letter.message.attempt,
+                    "topic": &*letter.message.topic, "received_ms": letter.message.received_at_ms,
+                    "attempt": letter.message.attempt,
                     "preview": preview, "payload_bytes": payload.len(),
                 })
             })
@@ -302,7 +313,8 @@ fn filter(
         })?),
     };
     let ids = ids.map(|ids| ids.into_iter().map(DeadLetterId).collect());
-    Ok(DeadLetterFilter { ids, function: function.filter(|name| !name.is_empty()), reason })
+    let function = function.filter(|name| !name.is_empty());
+    Ok(DeadLetterFilter { ids, function, reason, ..DeadLetterFilter::default() })
 }
 
 fn limit(asked: Option<usize>) -> usize {

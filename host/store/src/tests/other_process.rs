@@ -37,7 +37,11 @@ fn dead_letters_are_listed_newest_first() {
         ids(&DeadLetterFilter { function: Some("decode".into()), ..DeadLetterFilter::default() }, 99),
         [10, 7, 4, 1]
     );
-    let trapped = DeadLetterFilter { function: Some("decode".into()), reason: Some(FailureCode::Trap), ids: None };
+    let trapped = DeadLetterFilter {
+        function: Some("decode".into()),
+        reason: Some(FailureCode::Trap),
+        ..DeadLetterFilter::default()
+    };
     assert_eq!(ids(&trapped, 99), [7, 1]);
     assert_eq!(letters.show(DeadLetterId(1)).unwrap().unwrap(), dead_letter("decode", FailureCode::Trap, "payload 0"));
     assert_eq!(letters.show(DeadLetterId(99)).unwrap(), None);

@@ -35,9 +35,14 @@ pub struct FollowedRun {
     pub at_ms: u64,
     pub function: Arc<str>,
     pub version: Box<str>,
+    /// The version that serves, if this is the run of a shadow: it has no effect.
+    pub shadow_of: Option<Box<str>>,
     pub topic: Arc<str>,
     pub payload: Cut,
     pub content_type: Option<String>,
+    /// Unix time when the message came in, in milliseconds, and the id that its publisher gave it.
+    pub received_ms: u64,
+    pub message_id: Option<Box<str>>,
     pub attempt: u32,
     pub retained: bool,
     /// Functions that the message went through before.
@@ -85,9 +90,12 @@ impl FollowedRun {
             at_ms,
             function,
             version: version.into(),
+            shadow_of: None,
             topic: Arc::clone(&message.topic),
             payload: cut(&message.payload, PAYLOAD, &mut room),
             content_type: message.content_type.as_deref().map(|kind| text(kind, &mut room)),
+            received_ms: message.received_at_ms,
+            message_id: message.publisher_id().map(Into::into),
             attempt: message.attempt,
             retained: message.retained,
             hops,
@@ -155,9 +163,12 @@ impl FollowedRun {
             "at_ms": self.at_ms,
             "function": &*self.function,
             "version": self.version,
+            "shadow_of": self.shadow_of,
             "topic": &*self.topic,
             "payload": self.payload.to_json(),
             "content_type": self.content_type,
+            "received_ms": self.received_ms,
+            "message_id": self.message_id,
             "attempt": self.attempt,
             "retained": self.retained,
             "hops": self.hops,
@@ -336,6 +347,7 @@ mod tests {
         assert_eq!(fact(3, "status").as_deref(), Some("201"));
         assert_eq!(shown["outputs"][0]["content"]["text"], "too warm");
         assert_eq!(shown["state"][0], json!({ "key": "old", "value": null }));
+        assert_eq!((&shown["received_ms"], &shown["message_id"]), (&json!(7), &Value::Null));
         assert_eq!((&shown["hops"], &shown["fuel"], &shown["result"]), (&json!(2), &json!(5), &json!("done")));
     }
 }

@@ -82,6 +82,10 @@ struct PublishedAlert<'a> {
     version: &'a str,
     /// The topic of the message that caused it, or that set the wake.
     topic: &'a str,
+    /// When that message came in, in Unix milliseconds, and the id that its publisher gave it.
+    received_at_ms: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    message_id: Option<&'a str>,
     #[serde(flatten)]
     alert: &'a Alert,
     at_ms: u64,
@@ -193,6 +197,8 @@ impl Recorder {
                         function: &manifest.name,
                         version: &manifest.version,
                         topic: message.state_topic(),
+                        received_at_ms: message.received_at_ms,
+                        message_id: message.publisher_id(),
                         alert: &alert,
                         at_ms: now.unix_ms,
                         clock_synced: message.clock_synced,

@@ -9,6 +9,7 @@ const AGAIN_MS = 3000;
 const known = [];
 let view;
 let following = null;
+let wanted = null;
 let left = 0;
 let isPaused = false;
 
@@ -18,11 +19,17 @@ export async function load() {
   throw new Refused(401, text.needsToken);
 }
 
-export function show() {
+export function show(_, [topic]) {
   view ??= build();
-  if (!following) view.start();
+  if (topic && topic !== wanted) {
+    wanted = topic;
+    view.follow(topic);
+  } else if (!following) view.start();
   return [view.section];
 }
+
+// The runs of a message that are kept here.
+export const runsOf = (topic, receivedMs) => known.filter(({ run }) => run.topic === topic && run.received_ms === receivedMs).map(({ run }) => row(run));
 
 function build() {
   const field = (id, name, placeholder) => [el("label", { for: id }, name), el("input", { id, placeholder })];
@@ -43,7 +50,7 @@ function build() {
   };
   const events = {
     run: (run) => {
-      known.unshift({ row: row(run), words: JSON.stringify(run).toLowerCase() });
+      known.unshift({ run, row: row(run), words: JSON.stringify(run).toLowerCase() });
       const old = known.splice(MOST);
       if (!isPaused) {
         if (fits(known[0])) list.prepend(known[0].row);
@@ -57,9 +64,9 @@ function build() {
     following?.abort();
     const mine = new AbortController();
     following = mine;
-    const wanted = new URLSearchParams({ function: name.value.trim(), topic: topic.value.trim() });
+    const asked = new URLSearchParams({ function: name.value.trim(), topic: topic.value.trim() });
     try {
-      await stream(`live?${wanted}`, events, mine.signal);
+      await stream(`live?${asked}`, events, mine.signal);
       if (following === mine) tell(t.ended);
     } catch (error) {
       if (following !== mine) return;
@@ -68,18 +75,25 @@ function build() {
     }
     setTimeout(() => { if (following === mine) start(); }, AGAIN_MS);
   };
-  const submit = (event) => {
-    event.preventDefault();
+  const anew = () => {
     known.length = 0;
     left = 0;
     draw();
     start();
   };
+  const submit = (event) => {
+    event.preventDefault();
+    anew();
+  };
+  const follow = (of) => {
+    [name.value, topic.value] = ["", of];
+    anew();
+  };
   search.addEventListener("input", draw);
   const section = el("section", { "data-keep": "live" }, el("h2", {}, text.views.live),
     el("form", { class: "filter", onsubmit: submit }, nameLabel, name, topicLabel, topic, el("button", {}, t.follow)),
     el("div", { class: "filter" }, pause, searchLabel, search), state, list);
-  return { section, start };
+  return { section, start, follow };
 }
 
 function stop() {
@@ -93,8 +107,10 @@ function row(run) {
   const bad = run.result !== "done";
   return el("details", { class: "card" },
     el("summary", {}, el("span", { class: bad ? "pill bad" : "pill" }, run.reason ?? t.results[run.result]), ` ${moment(run.at_ms)} `,
-      el("strong", {}, run.function), ` ${run.topic} `, el("code", {}, words(run.payload).slice(0, 80))),
+      el("strong", {}, run.function), run.shadow_of == null ? " " : el("em", {}, ` ${t.shadow(run.version, run.shadow_of)} `), `${run.topic} `, el("code", {}, words(run.payload).slice(0, 80))),
     el("p", { class: "quiet" }, t.figures(run, number(run.fuel), micros(run.elapsed_us))),
+    run.shadow_of != null && el("p", {}, t.noEffect),
+    el("p", { class: "quiet" }, t.message(moment(run.received_ms), run.message_id)),
     run.detail && el("p", {}, run.detail), part(t.payload, el("pre", { tabindex: "0" }, words(run.payload)), run.payload),
     ...run.outputs.map((it) => el("div", {}, el("h3", {}, `${it.kind} ${it.to ?? ""}`),
       it.facts.length > 0 && el("p", { class: "quiet" }, it.facts.map((fact) => `${fact.name}: ${fact.value}`).join(", ")),
