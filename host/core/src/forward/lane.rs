@@ -279,6 +279,10 @@ impl Lane {
         self.streams.iter().find(|it| it.stream == stream)?.tail.oldest_dropped()
     }
 
+    pub(crate) fn local_dropped(&self) -> Option<RecordId> {
+        self.local_dropped
+    }
+
     /// What the lane of the local broker knows of dropped records.
     pub(crate) fn set_local_dropped(&mut self, oldest: Option<RecordId>) {
         self.local_dropped = oldest;

@@ -20,11 +20,13 @@ use crate::time::Backoff;
 pub mod envelope;
 pub mod lane;
 mod tail;
+mod watched;
 
 pub(crate) use envelope::EnvelopeBuilder;
 pub use envelope::{Envelope, FAN_OUT, HOPS};
 pub use lane::Answer;
 use lane::{FIRST_PAUSE, Lane, LaneLimits};
+use watched::Watched;
 
 /// How long the local broker may take to answer a publication.
 const LOCAL_TIMEOUT: Duration = Duration::from_secs(30);
@@ -131,7 +133,7 @@ impl SinkLane {
 pub(crate) struct Forwarder {
     node: String,
     metrics: Arc<Metrics>,
-    local: Lane,
+    local: Watched,
     sinks: Vec<Sink>,
     home: Option<SinkId>,
     /// Reasons of retries that were logged since something was accepted.
@@ -143,7 +145,7 @@ struct Sink {
     name: Arc<str>,
     topic_prefix: String,
     has_connection: bool,
-    lane: Lane,
+    lane: Watched,
 }
 
 impl Forwarder {
@@ -189,10 +191,10 @@ impl Forwarder {
                 lane.connected();
             }
             let SinkLane { id, name, topic_prefix, has_connection, .. } = sink;
-            Sink { id, name, topic_prefix, has_connection, lane }
+            Sink { id, name, topic_prefix, has_connection, lane: Watched::new(lane) }
         };
         let sinks = sinks.into_iter().map(sink).collect();
-        Self { node, metrics, local, sinks, home, retry_reasons: BTreeSet::new() }
+        Self { node, metrics, local: Watched::new(local), sinks, home, retry_reasons: BTreeSet::new() }
     }
 
     /// Handles `StoreEvent::Committed`.
@@ -233,9 +235,9 @@ impl Forwarder {
     /// Handles `StoreEvent::Reopened`.
     pub(crate) fn reopened(&mut self, recovered: &Recovered) {
         let builder = |prefix: &str| EnvelopeBuilder::new(recovered, &self.node, prefix);
-        self.local.reopened(recovered, builder(""));
+        self.local.changed().reopened(recovered, builder(""));
         for Sink { topic_prefix, lane, .. } in &mut self.sinks {
-            lane.reopened(recovered, builder(topic_prefix));
+            lane.changed().reopened(recovered, builder(topic_prefix));
         }
     }
 
@@ -301,7 +303,10 @@ impl Forwarder {
         let action = local.poll(now).or_else(|| {
             sinks.iter_mut().find_map(|sink| {
                 if Some(sink.id) == *home {
-                    sink.lane.set_local_dropped(local.oldest_dropped(Stream::LOCAL));
+                    let oldest = local.lane().oldest_dropped(Stream::LOCAL);
+                    if sink.lane.lane().local_dropped() != oldest {
+                        sink.lane.changed().set_local_dropped(oldest);
+                    }
                 }
                 sink.lane.poll(now)
             })
@@ -311,20 +316,20 @@ impl Forwarder {
 
     /// Whether a lane sends nothing more before an answer: records leave as fast as answers are read.
     pub(crate) fn awaits_answers(&self) -> bool {
-        self.lanes().any(Lane::awaits_answers)
+        self.lanes().any(|it| it.lane().awaits_answers())
     }
 
     /// Memory of the records that wait here to be sent, or for their answers.
     pub(crate) fn bytes(&self) -> usize {
-        self.lanes().map(Lane::bytes).sum()
+        self.lanes().map(|it| it.lane().bytes()).sum()
     }
 
     /// Time of the next poll if nothing happens before.
     pub(crate) fn wake_at(&self) -> Option<Instant> {
-        self.lanes().filter_map(Lane::wake_at).min()
+        self.lanes().filter_map(Watched::wake_at).min()
     }
 
-    fn lanes(&self) -> impl Iterator<Item = &Lane> {
+    fn lanes(&self) -> impl Iterator<Item = &Watched> {
         std::iter::once(&self.local).chain(self.sinks.iter().map(|sink| &sink.lane))
     }
 
@@ -342,12 +347,12 @@ impl Forwarder {
 
     fn lane(&mut self, destination: Destination) -> Option<&mut Lane> {
         match destination {
-            Destination::Local => Some(&mut self.local),
-            Destination::Sink(id) => self.sinks.iter_mut().find(|sink| sink.id == id).map(|sink| &mut sink.lane),
+            Destination::Local => Some(self.local.changed()),
+            Destination::Sink(id) => self.sinks.iter_mut().find(|sink| sink.id == id).map(|sink| sink.lane.changed()),
         }
     }
 
-    /// The lane that sends a stream.
+    /// The lane that sends a stream, to be told something.
     fn lane_of(&mut self, stream: Stream) -> Option<&mut Lane> {
         self.lane(stream.sink().map_or(Destination::Local, Destination::Sink))
     }

@@ -8,7 +8,7 @@ const WEBHOOK: &str = "https://example.org/in";
 
 impl Forwarder {
     fn is_empty(&self) -> bool {
-        self.local.is_empty() && self.sinks.iter().all(|sink| sink.lane.is_empty())
+        self.lanes().all(|it| it.lane().is_empty())
     }
 }
 
