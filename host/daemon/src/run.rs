@@ -122,7 +122,8 @@ impl Daemon {
             {
                 break;
             }
-            let wake = self.wake_at(now).min(ending.unwrap_or(now + TURN));
+            let due = self.board.poll_timeout();
+            let wake = self.wake_at(now, due).min(ending.unwrap_or(now + TURN));
             let taking = ending.is_none() && !self.board.is_full();
             self.broker.hold_back(!taking);
             let left_over = from_broker.len();
@@ -175,7 +176,7 @@ impl Daemon {
             while let Some(request) = self.http_trigger.as_mut().and_then(HttpTrigger::try_receive) {
                 self.board.handle(Input::Request(request), now);
             }
-            self.housekeep(now);
+            self.housekeep(now, due);
             self.perform()?;
             if let Some(pause) = pace.pause(came, self.board.awaits_answers(), now.monotonic) {
                 // What this iteration had to say to the broker leaves now.
@@ -195,9 +196,10 @@ impl Daemon {
         sedge_sandbox::clock::now(self.clock_synced)
     }
 
-    fn wake_at(&self, now: Instant) -> Instant {
+    /// `due`: when the board is to be called again.
+    fn wake_at(&self, now: Instant, due: Option<Instant>) -> Instant {
         let home = self.home.as_ref().and_then(HomeAssistant::poll_timeout);
-        let wakes = [self.board.poll_timeout(), self.give_back_at, home];
+        let wakes = [due, self.give_back_at, home];
         wakes.into_iter().flatten().chain([now + TURN]).min().unwrap_or(now + TURN)
     }
 
@@ -277,14 +279,15 @@ impl Daemon {
         self.board.handle(Input::Sink { destination, event }, self.now());
     }
 
-    fn housekeep(&mut self, now: Now) {
+    /// `due`: when the board was to be called again, as it was before the events of this iteration.
+    fn housekeep(&mut self, now: Now, due: Option<Instant>) {
         self.health.beat(now.monotonic);
         if self.notify.watchdog_interval().is_some_and(|every| now.monotonic.duration_since(self.watchdog_fed) >= every)
         {
             self.watchdog_fed = now.monotonic;
             self.notify.watchdog();
         }
-        if self.board.poll_timeout().is_some_and(|at| at <= now.monotonic) {
+        if due.is_some_and(|at| at <= now.monotonic) {
             self.board.handle(Input::Timeout, now);
         }
         if self.broker_log.settle(now.monotonic) {

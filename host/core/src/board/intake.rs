@@ -95,7 +95,7 @@ impl Intake {
         let Some(id) = id else { return Admission::New { receipt, message_id: None } };
         // With a digest of what the id names: a device that sends its own name as `id` with each reading must not lose all
         // but the first.
-        let id: Box<str> = format!("{} {digest:016x}", &id[..id.floor_char_boundary(MAX_ID_BYTES)]).into();
+        let id = id_with_digest(&id[..id.floor_char_boundary(MAX_ID_BYTES)], digest);
         if let Some(&unit) = self.ids_in_flight.get(&id) {
             self.assign(&receipt, unit);
             return Admission::InFlight { unit, receipt };
@@ -186,6 +186,19 @@ impl Intake {
         self.window.store_failed();
         self.ids_in_flight.clear();
     }
+}
+
+/// In exactly the memory that it needs: this runs for every message that has an id.
+fn id_with_digest(id: &str, digest: u64) -> Box<str> {
+    const DIGITS: usize = 16;
+    let mut text = String::with_capacity(id.len() + 1 + DIGITS);
+    text.push_str(id);
+    text.push(' ');
+    for place in (0..DIGITS as u32).rev() {
+        let digit = (digest >> (4 * place)) as u32 & 0xf;
+        text.push(char::from_digit(digit, 16).expect("four bits are a digit"));
+    }
+    text.into()
 }
 
 fn digest(delivery: &Delivery) -> u64 {

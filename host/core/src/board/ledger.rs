@@ -29,6 +29,8 @@ pub(crate) use unit::{Compared, Unit};
 pub(crate) struct Ledger {
     units: Vec<Option<Unit>>,
     free: Vec<UnitId>,
+    /// Empty between calls of [`Ledger::send`], which keeps its memory.
+    finished: Vec<UnitId>,
     arrivals: u64,
     /// Memory that the units hold.
     bytes: usize,
@@ -105,6 +107,7 @@ impl Ledger {
         Self {
             units: Vec::new(),
             free: Vec::new(),
+            finished: Vec::new(),
             arrivals: 0,
             bytes: 0,
             batch: Vec::new(),
@@ -422,7 +425,8 @@ impl Ledger {
     /// Sends a finished unit to be committed, and then those that waited for it. A unit waits while an earlier run's writes to
     /// the same state are not sent: the later ones hold them already, and would be overwritten by them.
     pub(crate) fn send(&mut self, id: UnitId) {
-        let mut finished = vec![id];
+        let mut finished = std::mem::take(&mut self.finished);
+        finished.push(id);
         while let Some(id) = finished.pop() {
             let unit = self.units[id.index()].as_mut().expect("a unit that waits to be sent stays");
             let waits = |scope: &Scope| self.unsent_writes.get(scope).is_some_and(|it| it[0] != id);
@@ -477,6 +481,7 @@ impl Ledger {
                 }
             }
         }
+        self.finished = finished;
     }
 
     /// Requests for the store, in order. What was gathered is one batch.
@@ -517,7 +522,9 @@ impl Ledger {
             return;
         }
         self.last_batch.0 += 1;
-        let commits = std::mem::take(&mut self.batch);
+        // Batches are about as large as the one before: under load this one does not grow step by step.
+        let next = Vec::with_capacity(self.batch.len());
+        let commits = std::mem::replace(&mut self.batch, next);
         self.batch_bytes = 0;
         self.committing.push_back((self.last_batch, std::mem::take(&mut self.batch_units)));
         self.requests.push_back(store::StoreRequest::Commit { batch: self.last_batch, commits });

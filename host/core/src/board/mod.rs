@@ -162,6 +162,8 @@ pub struct Board {
     invariants: Invariants,
     caution: Caution,
     effects: VecDeque<Effect>,
+    /// There was an input since the last effect.
+    has_changed: bool,
     metrics: Arc<Metrics>,
 }
 
@@ -204,6 +206,7 @@ impl Board {
             invariants: Invariants::default(),
             caution: Caution::new(&config.caution, now.monotonic),
             effects: VecDeque::new(),
+            has_changed: false,
             metrics,
             config,
             now,
@@ -254,6 +257,15 @@ impl Board {
             Input::Timeout => self.handle_timeout(),
             Input::Shutdown => self.is_ending = true,
         }
+        // What workers reported belongs to this input: the next one may end them.
+        if self.dispatch.workers.has_events() {
+            self.handle_worker_events();
+        }
+        self.has_changed = true;
+    }
+
+    /// Begins what may begin now. Once for all inputs at hand, since it looks at every part of the board.
+    fn begin(&mut self) {
         while self.dispatch.parking.may_be_ready() && self.may_start() {
             self.start_parked();
         }
@@ -279,6 +291,9 @@ impl Board {
     }
 
     fn next_effect(&mut self) -> Option<Effect> {
+        if std::mem::take(&mut self.has_changed) {
+            self.begin();
+        }
         if let Some(effect) = self.effects.pop_front() {
             return Some(effect);
         }
