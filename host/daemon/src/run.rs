@@ -30,6 +30,7 @@ use crate::sinks::{self, Happened, Receivers};
 use crate::sources::http::HttpTrigger;
 use crate::telemetry::{self, ConnectionLog, Health};
 use crate::worker::processes::Processes;
+use broker::Subscribing;
 use orders::Orders;
 use pace::Pace;
 use requests::Requests;
@@ -97,6 +98,8 @@ struct Daemon {
     requests: Requests,
     /// Subscriptions that the broker refuses on this connection, with its reasons.
     refused: BTreeMap<String, String>,
+    /// A new connection whose subscriptions are not all answered: the board is not online before.
+    subscribing: Option<Subscribing>,
     decisions: mpsc::Receiver<deploy::Action>,
     clock_checked: Instant,
     clock_synced: bool,
@@ -222,7 +225,12 @@ impl Daemon {
                 Effect::Store(request) => self.ask_store(request),
                 Effect::Worker { worker, life, command } => self.workers.apply(worker, life, command),
                 Effect::Send { destination, token, envelope } => self.send(destination, token, envelope),
-                Effect::Subscribe { filter, id } => self.broker.subscribe(&filter, Some(id)),
+                Effect::Subscribe { filter, id } => {
+                    self.broker.subscribe(&filter, Some(id));
+                    if let Some(subscribing) = &mut self.subscribing {
+                        subscribing.asked(filter);
+                    }
+                }
                 Effect::Unsubscribe { filter } => self.broker.unsubscribe(&filter),
                 Effect::Reconnect(Destination::Local) => self.broker.reconnect(),
                 Effect::Reconnect(Destination::Sink(sink)) => self.sinks.reconnect(sink),
@@ -247,6 +255,7 @@ impl Daemon {
             }
         }
         self.workers.flush();
+        self.show_subscribed();
         self.status.flush(&self.broker);
         self.requests.flush(&self.broker);
         self.flush_home();

@@ -471,6 +471,11 @@ impl Board {
         self.schedules.overdue(self.now)
     }
 
+    /// Whether the broker was asked for everything that functions want to hear on this connection.
+    pub fn has_subscribed(&self) -> bool {
+        self.is_connected && !self.is_forgetting
+    }
+
     pub fn function_count(&self) -> usize {
         self.rollout.numbers().count()
     }

@@ -1,5 +1,8 @@
 //! Events of the local broker.
 
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
 use super::{BROKER_VERSION_TOPIC, Daemon, FAILED, answer, requests, status};
 use crate::home_assistant;
 use sedge_core::board::{BrokerEvent, Input, SinkEvent};
@@ -7,8 +10,29 @@ use sedge_core::deploy;
 use sedge_core::forward::Destination;
 use sedge_core::time::Now;
 
-/// Name of the condition that `/readyz` shows while the broker refuses a subscription.
+/// Name of the condition that `/readyz` shows until the broker has answered all subscriptions, and while it refuses one.
 const SUBSCRIPTIONS: &str = "subscriptions";
+
+/// A broker that has not answered a subscription in this time is not waited for.
+const ANSWER_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Subscriptions of a new connection. Whoever waits for a board to be online sends it messages next, and those that the
+/// broker gets before the subscription are lost.
+#[derive(Debug)]
+pub(super) struct Subscribing {
+    since: Instant,
+    unanswered: BTreeSet<String>,
+}
+
+impl Subscribing {
+    fn new(since: Instant) -> Self {
+        Self { since, unanswered: BTreeSet::new() }
+    }
+
+    pub(super) fn asked(&mut self, filter: String) {
+        self.unanswered.insert(filter);
+    }
+}
 
 impl Daemon {
     pub(super) fn broker_event(&mut self, event: sedge_mqtt::Event, now: Now) {
@@ -35,10 +59,10 @@ impl Daemon {
                 self.status.set_limits(limits);
                 self.broker.watch(BROKER_VERSION_TOPIC);
                 self.board.handle(Input::Broker(BrokerEvent::Connected { session_present }), now);
-                self.status.connected(&self.broker);
                 self.home_connected();
+                self.subscribing = Some(Subscribing::new(now.monotonic));
+                self.health.missing(SUBSCRIPTIONS, "not answered by the broker yet");
                 self.subscribe_orders();
-                self.notify.status("running");
                 return;
             }
             sedge_mqtt::Event::Disconnected { reason } => {
@@ -50,6 +74,8 @@ impl Daemon {
                     home.disconnected();
                 }
                 // The next connection asks for everything anew.
+                self.subscribing = None;
+                self.status.disconnected();
                 self.refused.clear();
                 self.show_refused();
                 self.give_back_at.get_or_insert(now.monotonic + FAILED);
@@ -87,6 +113,7 @@ impl Daemon {
                          while the connection breaks, is lost"
                     );
                 }
+                self.answered(&filter);
                 if self.refused.remove(&filter).is_some() {
                     tracing::info!(filter, "the broker has granted the subscription");
                     self.show_refused();
@@ -94,6 +121,7 @@ impl Daemon {
                 return;
             }
             sedge_mqtt::Event::NotSubscribed { filter, reason } => {
+                self.answered(&filter);
                 if self.refused.get(&filter) != Some(&reason) {
                     tracing::error!(
                         filter,
@@ -109,12 +137,35 @@ impl Daemon {
         self.board.handle(Input::Broker(event), now);
     }
 
+    fn answered(&mut self, filter: &str) {
+        if let Some(subscribing) = &mut self.subscribing {
+            subscribing.unanswered.remove(filter);
+        }
+    }
+
+    /// Says that the board is online once the broker has answered its subscriptions.
+    pub(super) fn show_subscribed(&mut self) {
+        let Some(Subscribing { since, unanswered }) = &self.subscribing else { return };
+        let is_done = self.board.has_subscribed() && unanswered.is_empty();
+        if !is_done && since.elapsed() < ANSWER_PATIENCE {
+            return;
+        }
+        if !is_done {
+            tracing::warn!(?unanswered, "the broker does not answer subscriptions");
+        }
+        self.subscribing = None;
+        self.show_refused();
+        self.status.connected(&self.broker);
+        self.notify.status("running");
+    }
+
     /// Shows refused subscriptions in `/readyz` and the status. Those of orders do not keep functions from their messages.
     fn show_refused(&mut self) {
         let text = |(filter, reason): (&String, &String)| format!("{filter}: {reason}");
         let of_functions = self.refused.iter().filter(|(filter, _)| !self.orders.has_filter(filter));
         let of_functions: Vec<String> = of_functions.map(text).collect();
         match &of_functions[..] {
+            [] if self.subscribing.is_some() => {}
             [] => self.health.ready(SUBSCRIPTIONS),
             some => self.health.missing(SUBSCRIPTIONS, format!("refused by the broker: {}", some.join(", "))),
         }

@@ -185,6 +185,7 @@ impl Daemon {
             is_worker_silent: false,
             exits,
             refused: BTreeMap::new(),
+            subscribing: None,
             decisions,
             requests,
             orders: Orders::new(handle, engines, config, config_file.to_owned(), orders_held.as_ref()),

@@ -25,6 +25,8 @@ pub(crate) struct Status {
     limits: BoardLimits,
     /// Signs status and reports. `None`: it could not be stored.
     key: Option<SigningKey>,
+    /// The broker has answered the subscriptions of this connection. Nothing is published before.
+    is_online: bool,
     failed: Option<String>,
     blocked: bool,
     /// Schedules that wait for the clock.
@@ -46,6 +48,7 @@ impl Status {
             groups: groups.clone(),
             limits: BoardLimits::new(config, Compiler::capabilities()),
             key,
+            is_online: false,
             failed: None,
             blocked: false,
             without_clock: 0,
@@ -63,7 +66,12 @@ impl Status {
         Will { topic, payload: payload.expect("JSON and a signature in base64 are UTF-8") }
     }
 
+    pub(crate) fn disconnected(&mut self) {
+        self.is_online = false;
+    }
+
     pub(crate) fn connected(&mut self, link: &Link) {
+        self.is_online = true;
         self.publish_node(link);
         self.unsent = self.reports.keys().cloned().collect();
         self.flush(link);
@@ -121,6 +129,9 @@ impl Status {
     }
 
     fn publish_node(&self, link: &Link) {
+        if !self.is_online {
+            return;
+        }
         let mut status = self.node_status("online");
         if !self.broker_limits.is_empty() {
             status["broker_limits"] = json!(self.broker_limits);
