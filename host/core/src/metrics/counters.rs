@@ -269,6 +269,11 @@ impl Metrics {
         lock(&self.functions).remove(name);
     }
 
+    /// Number of topics that a function is paused for.
+    pub fn paused_topics(&self, name: &str) -> u64 {
+        lock(&self.functions).get(name).map_or(0, |function| function.paused_topics.get())
+    }
+
     /// The paused topics of a function.
     pub fn pauses(&self, name: &str) -> Vec<TopicPause> {
         lock(&self.functions).get(name).map(|function| function.pauses()).unwrap_or_default()

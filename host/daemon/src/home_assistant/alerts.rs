@@ -225,7 +225,8 @@ impl State {
     }
 }
 
-fn cut(mut text: String) -> String {
+/// The beginning of a text.
+pub(super) fn cut(mut text: String) -> String {
     text.truncate(text.floor_char_boundary(MAX_TEXT));
     text
 }

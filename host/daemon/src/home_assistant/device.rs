@@ -119,14 +119,14 @@ impl Device {
         [("connected", connected), ("problem", problem), ("dead_letters", dead_letters)].map(owned).into()
     }
 
-    /// State and reason as the board reports them. An empty report, which removes one, is a template's `undefined`.
+    /// Attributes as the board reports them. An empty report, which removes one, is a template's `undefined`. `name` has no
+    /// characters that a template could take for its own.
     fn function(&self, name: &str) -> (String, Value) {
         let topic = format!("{}/functions/{name}", self.base);
         let component = json!({
             "platform": "binary_sensor", "name": format!("Function {name}"), "device_class": "problem",
-            "entity_category": "diagnostic", "state_topic": topic, "json_attributes_topic": topic,
-            "value_template": "{% set it = value_json | default({}) %}{{ 'ON' if it.error is defined or it.state in \
-                ['quarantined', 'rejected', 'rolled-back'] else 'OFF' }}",
+            "entity_category": "diagnostic", "state_topic": self.summary_topic(), "json_attributes_topic": topic,
+            "value_template": format!("{{{{ 'ON' if '{name}' in value_json.problems else 'OFF' }}}}"),
             "json_attributes_template": "{% set it = value_json | default({}) %}{{ {'deploy_state': it.state | \
                 default(none), 'version': (it.active | default({}, true)).version | default(none), 'reason': \
                 it.reason | default(none), 'error': it.error | default(none)} | tojson }}",
@@ -134,7 +134,7 @@ impl Device {
         (format!("function_{name}"), component)
     }
 
-    /// `name` has no characters that a template could take for its own.
+    /// A name of a sink is as harmless.
     fn sink(&self, name: &str) -> (String, Value) {
         let component = json!({
             "platform": "binary_sensor", "name": format!("Sink {name}"), "device_class": "connectivity",

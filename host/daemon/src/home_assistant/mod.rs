@@ -2,11 +2,12 @@
 //!
 //! ```text
 //! <prefix>/device/<base>/<node>/config   what there is: functions, sinks, alerts   2 s after a change
-//! <base>/<node>/status/summary             sinks and dead letters                    at changes, looked for every 5 s
+//! <base>/<node>/status/summary             sinks, dead letters, functions in trouble at changes, looked for every 5 s
 //! <base>/<node>/status/alerts/<id>         one alert                                 at once; its figures every 10 s at most
 //! ```
 //!
-//! Whether the board is online and how its functions are is read from the status and the reports, which it publishes anyway.
+//! Whether the board is online and which versions its functions have is read from the status and the reports, which it publishes
+//! anyway.
 //!
 //! An alert is published before its echo, which waits in the outbox if there is no room: after a power cut both are sent again.
 //! The store remembers which components the broker may have, so that those of removed functions are withdrawn also after a
@@ -26,10 +27,10 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use alerts::{Alerts, NotedAlert, Noticed};
+use alerts::{Alerts, NotedAlert, Noticed, cut};
 use device::{Components, Device, Parts};
 use sedge_core::config::Config;
-use sedge_core::deploy::report::Report;
+use sedge_core::deploy::report::{DeployState, Report};
 use sedge_core::forward::Envelope;
 use sedge_core::message::PublishToken;
 use sedge_core::metrics::Metrics;
@@ -42,7 +43,7 @@ pub(crate) const TOKEN: PublishToken = PublishToken(u64::MAX - 1);
 pub(crate) const META: &str = "home-assistant";
 /// Changes within this time are one description.
 const GATHER: Duration = Duration::from_secs(2);
-/// Interval of the looks at sinks and dead letters.
+/// Interval of the looks at sinks, dead letters and functions.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// After that long all functions that are installed have been reported.
 const ALL_REPORTED: Duration = Duration::from_secs(30);
@@ -71,8 +72,7 @@ pub(crate) struct HomeAssistant {
     birth_topic: String,
     /// Of the topics of alerts on the local broker.
     echo_prefix: String,
-    /// Whether each function has been reported since the start.
-    functions: BTreeMap<Arc<str>, bool>,
+    functions: BTreeMap<Arc<str>, Function>,
     sinks: Vec<String>,
     alerts: Alerts,
     gone: Components,
@@ -93,6 +93,14 @@ pub(crate) struct HomeAssistant {
     reported: Reported,
     metrics: Arc<Metrics>,
     stats: Arc<Stats>,
+}
+
+#[derive(Debug, Default)]
+struct Function {
+    /// Since the start of the daemon.
+    is_reported: bool,
+    /// What its report says is wrong.
+    problem: Option<String>,
 }
 
 /// What the broker may have of this board.
@@ -163,7 +171,7 @@ impl HomeAssistant {
         if is_on {
             home.alerts.restore(&home.noted.alerts);
             let functions = home.noted.components.keys().filter_map(|id| id.strip_prefix("function_"));
-            home.functions = functions.map(|name| (name.into(), false)).collect();
+            home.functions = functions.map(|name| (name.into(), Function::default())).collect();
         }
         Some(home)
     }
@@ -224,17 +232,17 @@ impl HomeAssistant {
 
     pub(crate) fn report(&mut self, function: &Arc<str>, report: &Bytes, now: Instant) {
         // The keys are reported like a function, and so are orders for functions that the board does not have.
-        let is_installed = || Report::parse(report).is_ok_and(|report| report.active.is_some());
         if !self.is_on || function.starts_with('_') {
             return;
         }
-        match is_installed() {
-            true => {
-                if self.functions.insert(Arc::clone(function), true).is_none() {
+        match Report::parse(report).ok().filter(|report| report.active.is_some()) {
+            Some(report) => {
+                let seen = Function { is_reported: true, problem: problem(report) };
+                if self.functions.insert(Arc::clone(function), seen).is_none() {
                     self.describe(now);
                 }
             }
-            false => self.remove_function(function, now),
+            None => self.remove_function(function, now),
         }
     }
 
@@ -321,14 +329,21 @@ impl HomeAssistant {
     fn look(&mut self, now: Instant) {
         let connected: BTreeMap<_, _> = self.metrics.connected_sinks().collect();
         let dead_letters = self.stats.dead_letters.load(Relaxed);
-        let summary = json!({ "sinks": connected, "dead_letters": dead_letters }).to_string();
+        let problem = |(name, function): (&Arc<str>, &Function)| {
+            let paused = self.metrics.paused_topics(name);
+            let paused = (paused > 0).then(|| format!("paused for {paused} topics, because it kept failing"));
+            Some((name.to_string(), function.problem.clone().or(paused)?))
+        };
+        let problems: BTreeMap<_, _> = self.functions.iter().filter_map(problem).collect();
+        let summary = json!({ "sinks": connected, "dead_letters": dead_letters, "problems": problems }).to_string();
         if self.summary.as_ref() != Some(&summary) {
             self.summary = Some(summary);
             self.queue(Out::Summary);
         }
         if matches!(self.reported, Reported::At(at) if at <= now) {
             self.reported = Reported::All;
-            let unknown: Vec<_> = self.functions.iter().filter(|(_, is)| !**is).map(|(it, _)| Arc::clone(it)).collect();
+            let unknown: Vec<_> =
+                self.functions.iter().filter(|(_, it)| !it.is_reported).map(|(name, _)| Arc::clone(name)).collect();
             unknown.iter().for_each(|function| self.remove_function(function, now));
         }
     }
@@ -420,4 +435,10 @@ impl HomeAssistant {
         noted.components.retain(|id, _| !self.gone.contains_key(id));
         self.note(noted);
     }
+}
+
+/// What a report says is wrong with a function, or with the latest order for it.
+fn problem(report: Report) -> Option<String> {
+    let is_bad = matches!(report.state, DeployState::Quarantined | DeployState::Rejected | DeployState::RolledBack);
+    report.error.map(cut).or_else(|| is_bad.then(|| report.state.as_str().to_owned()))
 }

@@ -112,9 +112,13 @@ impl Rig {
     }
 
     fn report(&mut self, function: &str, is_installed: bool) -> &mut Self {
+        self.report_as(function, is_installed, "active")
+    }
+
+    fn report_as(&mut self, function: &str, is_installed: bool, state: &str) -> &mut Self {
         let version = json!({ "version": "1", "serial": 1, "digest": "00".repeat(32), "manifest": {} });
         let report = json!({
-            "function": function, "state": "active", "active": is_installed.then_some(version), "previous": null,
+            "function": function, "state": state, "active": is_installed.then_some(version), "previous": null,
             "at_ms": 0, "clock_synced": true,
         });
         self.home.report(&function.into(), &report.to_string().into(), self.now);
@@ -221,7 +225,7 @@ fn a_description_has_what_home_assistant_asks_for_and_nothing_that_it_refuses() 
     let [firing, severity, value, room] =
         [&state["firing"], &state["severity"], &state["value"], &state["labels"]["room"]];
     assert_eq!((firing, severity, value, room), (&json!(true), &json!("critical"), &json!(8.5), &json!("2")));
-    assert_eq!(rig.broker.json(SUMMARY), json!({ "sinks": {}, "dead_letters": 0 }));
+    assert_eq!(rig.broker.json(SUMMARY), json!({ "sinks": {}, "dead_letters": 0, "problems": {} }));
 }
 
 #[test]
@@ -253,6 +257,20 @@ fn only_changes_are_published() {
     assert!(rig.home.heard(b"homeassistant/status", b"offline", false, rig.now));
     assert!(!rig.home.heard(b"homeassistant/status/x", b"online", false, rig.now));
     assert_eq!(rig.pass(5).sent(), before + 12);
+}
+
+#[test]
+fn a_function_that_is_paused_for_topics_or_whose_latest_version_was_refused_has_a_problem() {
+    let mut rig = Rig::new();
+    rig.report("door", true).report_as("freezer", true, "rolled-back").pass(5);
+    assert_eq!(rig.broker.json(SUMMARY)["problems"], json!({ "freezer": "rolled-back" }));
+    rig.home.metrics.function(&"door".into()).paused_topics.set(2);
+    rig.report("freezer", true).pass(5);
+    let expected = json!({ "door": "paused for 2 topics, because it kept failing" });
+    assert_eq!(rig.broker.json(SUMMARY)["problems"], expected);
+    rig.home.metrics.function(&"door".into()).paused_topics.set(0);
+    rig.pass(5);
+    assert_eq!(rig.broker.json(SUMMARY)["problems"], json!({}));
 }
 
 #[test]
