@@ -188,10 +188,12 @@ fn live(program: PathBuf) -> BTreeMap<String, Vec<String>> {
     by_topic
 }
 
-/// An alert with its topic, since order holds per topic, and without its time.
+/// An alert with its topic, since order holds per topic, and without its times.
 fn alert(message: &Publish) -> (String, String) {
     let mut alert: Value = serde_json::from_slice(&message.payload).expect("an alert is JSON");
-    alert.as_object_mut().expect("an alert is an object").remove("at_ms").expect("it says when it was");
+    for time in ["at_ms", "received_at_ms"] {
+        alert.as_object_mut().expect("an alert is an object").remove(time).expect("it says when it was");
+    }
     (format!("{} {}", message.topic, alert["topic"]), alert.to_string())
 }
 

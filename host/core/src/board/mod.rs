@@ -159,6 +159,8 @@ pub struct Board {
     /// The store is to forget the deliveries of a lost session. The new one is subscribed after that: a message of it could
     /// be taken for one of those by the next process.
     is_forgetting: bool,
+    /// The session of this connection had all filters from the beginning.
+    hears_all: bool,
     invariants: Invariants,
     caution: Caution,
     effects: VecDeque<Effect>,
@@ -203,6 +205,7 @@ impl Board {
             counts_upwards_saved: false,
             session: 0,
             is_forgetting: false,
+            hears_all: false,
             invariants: Invariants::default(),
             caution: Caution::new(&config.caution, now.monotonic),
             effects: VecDeque::new(),
@@ -471,6 +474,11 @@ impl Board {
         self.schedules.overdue(self.now)
     }
 
+    /// Whether the session brought everything that functions want to hear: nothing is lost before the broker has answered.
+    pub fn hears_all(&self) -> bool {
+        self.is_connected && self.hears_all
+    }
+
     /// Whether the broker was asked for everything that functions want to hear on this connection.
     pub fn has_subscribed(&self) -> bool {
         self.is_connected && !self.is_forgetting
@@ -617,6 +625,7 @@ impl Board {
         for filter in self.subscriptions.left() {
             self.effects.push_back(Effect::Unsubscribe { filter: self.subscriptions.at_broker(filter) });
         }
+        self.hears_all = !self.subscriptions.has_new();
         let all = self.subscriptions.all();
         self.save_subscriptions();
         self.subscribe(&all);

@@ -122,6 +122,11 @@ impl Subscriptions {
         self.unsubscribing = None;
     }
 
+    /// Whether functions want anything that the session has not, as far as we know.
+    pub(crate) fn has_new(&self) -> bool {
+        self.serving.values().flatten().any(|filter| !self.held.contains(filter))
+    }
+
     /// All filters of the session, to be subscribed at each connection. Subscribing again is harmless.
     pub(crate) fn all(&mut self) -> Vec<TopicFilter> {
         self.held = self.serving.values().flatten().cloned().collect();

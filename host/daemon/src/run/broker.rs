@@ -146,7 +146,8 @@ impl Daemon {
     /// Says that the board is online once the broker has answered its subscriptions.
     pub(super) fn show_subscribed(&mut self) {
         let Some(Subscribing { since, unanswered }) = &self.subscribing else { return };
-        let is_done = self.board.has_subscribed() && unanswered.is_empty();
+        // With many messages in flight the answers are read late.
+        let is_done = self.board.hears_all() || self.board.has_subscribed() && unanswered.is_empty();
         if !is_done && since.elapsed() < ANSWER_PATIENCE {
             return;
         }
