@@ -411,6 +411,59 @@ fn runs_and_alerts_are_shown_in_a_terminal() {
 }
 
 #[test]
+fn the_way_of_a_message_is_shown_to_those_who_have_a_token() {
+    let site = Site::start_with(|setup| setup.function(&guest("misbehave")).set("trace", "sample = 1"));
+    let mut hand = site.broker.client("hand");
+    hand.publish(Publish::new("count/oven", "7").with_property("id", "m-1")).unwrap();
+    hand.publish(Publish::new("misbehave/a", "trap <secret>").with_property("id", "m-2")).unwrap();
+    let mut api = Api { daemon: &site.daemon, token: None };
+    for path in ["traces", "traces/m-1"] {
+        assert_eq!(api.ask("GET", path, "").0, 401, "{path}");
+    }
+    api.token = Some(token(&site.daemon, &["anna"]));
+    let steps = |trace: &Value| {
+        let mut steps: Vec<String> = Vec::new();
+        for span in trace["spans"].as_array().into_iter().flatten() {
+            steps.push(span["step"].as_str().unwrap().to_owned());
+        }
+        steps.sort();
+        steps.join(" ")
+    };
+    let all = "acknowledged committed invoked received routed sent";
+    assert!(eventually(PATIENCE, || steps(&api.ask("GET", "traces/m-1", "").1) == all), "{}", site.daemon.counters());
+    assert!(eventually(PATIENCE, || api.ask("GET", "traces/m-2", "").0 == 200));
+    let trace = api.get("traces/m-1");
+    let id = trace["trace_id"].as_str().unwrap().to_owned();
+    assert_eq!(api.get(&format!("traces/{id}")), trace);
+    let sent = trace["spans"].as_array().unwrap().iter().find(|span| span["step"] == "sent").unwrap();
+    let record = site.upstream.received().into_iter().find(|it| it.topic.ends_with("count/oven")).unwrap();
+    let parent = format!("00-{id}-{}-01", sent["span_id"].as_str().unwrap());
+    assert_eq!(record.property("traceparent"), Some(&*parent), "who receives it goes on below the span of sending it");
+    assert_eq!(api.get(&format!("traces/{}", record.property("id").unwrap()))["trace_id"], trace["trace_id"]);
+
+    let failed = api.get("traces/m-2");
+    assert!(!failed.to_string().contains("secret"), "{failed}");
+    let list = api.get("traces");
+    assert_eq!((&list["traces"][0]["error"], &list["traces"][0]["functions"]), (&json!("trap"), &json!(["misbehave"])));
+    assert_eq!(api.get("traces?id=m-1")["traces"][0]["trace_id"], trace["trace_id"]);
+    assert_eq!(api.ask("GET", "traces/m-3", "").0, 404);
+
+    let file = site.daemon.data().join("of-anna");
+    std::fs::write(&file, api.token.as_ref().unwrap()).unwrap();
+    let shown = |more: &[&str]| {
+        let output = read_page(&site.daemon, &[&["trace", "--token-file", file.to_str().unwrap()][..], more].concat());
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned(), output.stderr)
+    };
+    let (_, text, _) = shown(&["m-1"]);
+    assert!(text.contains("invoked") && text.contains("function=count") && text.contains("sink=upstream"), "{text}");
+    assert!(shown(&[]).1.contains("misbehave/a  misbehave"), "{:?}", shown(&[]));
+    let json: Value = serde_json::from_str(&shown(&["m-1", "--json"]).1).unwrap();
+    assert_eq!(json["trace_id"], trace["trace_id"]);
+    let (is_good, _, error) = shown(&["m-3"]);
+    assert!(!is_good && String::from_utf8_lossy(&error).contains("trace.sample"), "{error:?}");
+}
+
+#[test]
 fn a_muted_alert_is_recorded_and_counted_and_not_sent_also_after_a_restart() {
     let mut site = Site::start();
     let mut hand = site.broker.client("hand");

@@ -80,7 +80,7 @@ async function main() {
     await page.waitForSelector("table");
     assert.match(await page.textContent("tbody"), /misbehave\/<img src=x onerror=alert\(2\)>/);
     const views = { board: ".cards", functions: "text=misbehave", "functions/count": "text=<script>alert(1)</script>", alerts: "text=reading 19 20",
-      "dead-letters": "tbody tr >> nth=99", "dead-letters/1": "text=rejected" };
+      "dead-letters": "tbody tr >> nth=99", "dead-letters/1": "text=rejected", traces: "tbody tr >> nth=50" };
     for (const [view, shows] of Object.entries(views)) {
       await page.goto(`${base}/#/${view}`);
       await page.reload();
@@ -91,6 +91,12 @@ async function main() {
       const wide = await page.evaluate(() => document.documentElement.scrollWidth > document.documentElement.clientWidth);
       if (wide) wrong.push(`${view} is wider than a window of ${viewport.width}`);
     }
+    // A trace, step by step.
+    await page.goto(`${base}/#/traces`);
+    await page.click("tbody a >> nth=0");
+    await page.waitForSelector("text=committed");
+    await page.evaluate(axe);
+    for (const it of (await page.evaluate(() => axe.run())).violations) wrong.push(`axe ${colorScheme} trace: ${it.id}: ${it.nodes[0].html}`);
     // Acknowledge and mute what fires, and send it again.
     await page.goto(`${base}/#/alerts`);
     await page.click("text=Acknowledge >> nth=0");

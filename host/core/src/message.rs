@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::made;
 use crate::recording::Drawn;
+use crate::trace::TraceContext;
 
 /// Input of a function: one MQTT message as the board received it, or a timer tick.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -35,6 +36,9 @@ pub struct Message {
     pub response_topic: Option<Box<str>>,
     /// MQTT 5 correlation data.
     pub correlation_data: Option<Box<[u8]>>,
+    /// The trace of a message whose spans the board records. Functions are not given it.
+    #[serde(skip)]
+    pub trace: Option<Arc<TraceContext>>,
 }
 
 /// User property with the publisher's own message id, honoured across reconnections and restarts.
@@ -60,6 +64,7 @@ impl Message {
             retained: false,
             response_topic: None,
             correlation_data: None,
+            trace: None,
         }
     }
 
@@ -72,6 +77,7 @@ impl Message {
             + self.properties.iter().map(property).sum::<usize>()
             + self.response_topic.as_ref().map_or(0, |topic| topic.len())
             + self.correlation_data.as_ref().map_or(0, |data| data.len())
+            + self.trace.as_ref().map_or(0, |trace| trace.bytes())
             + MESSAGE_BYTES
     }
 

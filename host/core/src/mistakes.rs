@@ -55,6 +55,8 @@ pub enum Mistake {
     AnswerBeforeCommit,
     /// Commits a call about a silent topic without that it was made.
     ForgetTold,
+    /// Drops the traces of messages whose acknowledgement is cut off.
+    ForgetTraces,
     /// Reports new settings while workers still run jobs with the older ones.
     ReportSettingsEarly,
 }

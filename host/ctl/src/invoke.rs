@@ -172,6 +172,7 @@ fn message(args: &InvokeArgs, topic: &str, text: &str) -> anyhow::Result<Message
         retained: args.retained,
         response_topic: args.response_topic.as_deref().map(Into::into),
         correlation_data: args.correlation_data.as_ref().map(|data| data.as_bytes().into()),
+        trace: None,
     })
 }
 

@@ -37,6 +37,8 @@ mod time;
 pub mod token;
 #[cfg(feature = "page")]
 pub mod top;
+#[cfg(feature = "page")]
+pub mod trace;
 #[cfg(feature = "compiler")]
 mod watch;
 

@@ -320,6 +320,7 @@ impl<'a> Player<'a> {
             retained: step.retained,
             response_topic: step.response_topic.as_deref().map(Into::into),
             correlation_data: step.correlation_data.as_ref().map(|data| data.as_bytes().into()),
+            trace: None,
         };
         let scope = match self.manifest.state {
             StateScope::Topic => origin.clone(),

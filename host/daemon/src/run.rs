@@ -245,6 +245,7 @@ impl Daemon {
                 }
                 Effect::Record { id, event } => self.record(id, event),
                 Effect::Follow(run) => self.shown.run(*run),
+                Effect::Traced(spans) => self.shown.traced(spans),
                 Effect::Alone(message) => self.exits.set_alone(message),
                 Effect::CautionEnded => {
                     self.exits.forget();

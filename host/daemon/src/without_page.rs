@@ -8,6 +8,7 @@ use sedge_core::board::{FollowedRun, Input, Mute};
 use sedge_core::config::Config;
 use sedge_core::store::StoredRecord;
 use sedge_core::time::Now;
+use sedge_core::trace::Span;
 
 #[derive(Debug)]
 pub(crate) struct Shown;
@@ -22,6 +23,8 @@ impl Shown {
     pub(crate) fn committed(&self, _: &[StoredRecord]) {}
 
     pub(crate) fn run(&self, _: FollowedRun) {}
+
+    pub(crate) fn traced(&self, _: Vec<Span>) {}
 
     pub(crate) fn mutes(&self, _: Now) -> Vec<Mute> {
         Vec::new()

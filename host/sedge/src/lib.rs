@@ -211,6 +211,18 @@ enum Command {
     #[cfg(feature = "page")]
     Tail(sedge_ctl::tail::TailArgs),
 
+    /// Show the way of a message through a board, step by step
+    ///
+    /// Reads the page of a board, which must know the token. The board keeps the
+    /// latest 200 traces: of messages that it samples (trace.sample), that senders
+    /// sample, and that became dead letters. Without an id it lists them.
+    ///
+    ///   sedge trace --token-file token
+    ///   sedge trace 4bf92f3577b34da6a3ce929d0e0e4736 --token-file token
+    #[command(verbatim_doc_comment)]
+    #[cfg(feature = "page")]
+    Trace(sedge_ctl::trace::TraceArgs),
+
     /// Show a board at a glance: problems, functions, and the alerts that fire
     ///
     /// Reads the page of a board.
@@ -346,6 +358,8 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Alerts(args) => sedge_ctl::alerts::run(args).map(done),
         #[cfg(feature = "page")]
         Command::Tail(args) => sedge_ctl::tail::run(args).map(done),
+        #[cfg(feature = "page")]
+        Command::Trace(args) => sedge_ctl::trace::run(args).map(done),
         #[cfg(feature = "page")]
         Command::Top(args) => sedge_ctl::top::run(args).map(done),
         #[cfg(feature = "operator")]

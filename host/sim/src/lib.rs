@@ -13,13 +13,14 @@ pub mod reference;
 pub mod rig;
 pub mod schedules;
 pub mod silences;
+pub mod spans;
 pub mod store;
 pub mod wakes;
 pub mod worker;
 pub mod world;
 
 /// What a campaign must have reached: else its runs prove less than they seem to.
-pub const RARE: [&str; 35] = [
+pub const RARE: [&str; 37] = [
     "a function had a worker of its own",
     "a function was paused",
     "a function was released",
@@ -55,4 +56,6 @@ pub const RARE: [&str; 35] = [
     "a repeat of a request had the answer of the first",
     "a request was answered while an earlier one of its id was in progress",
     "a request was turned away",
+    "the trace of a parked message went on",
+    "a record of a trace was sent",
 ];

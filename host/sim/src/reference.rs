@@ -35,6 +35,7 @@ pub const SETTINGS: &str = "once new settings are in force no message runs with 
 pub const WAKES: &str = "each wake runs once, and not before its time";
 pub const SILENCES: &str = "a silent topic is told once, and not too early";
 pub const SCHEDULES: &str = "each due time of a schedule runs once, and not before";
+pub const TRACES: &str = "every message of a recorded trace that is on disk has a complete set of spans";
 pub const BOUNDED: &str = "no queue grows over its bound";
 pub const BUDGET: &str = "what messages hold stays within the budget";
 pub const STATE_BOUND: &str = "state stays within its bounds";

@@ -13,13 +13,14 @@ use sedge_core::board::{
 };
 use sedge_core::forward;
 use sedge_core::manifest::{Allow, Build, CatchUp, Limits, Manifest, StateFull, StateScope, Trial};
-use sedge_core::message::{Digest, Failure};
+use sedge_core::message::{Digest, Failure, PublishToken};
 use sedge_core::metrics::Metrics;
 use sedge_core::request::{Method, Request, RequestId, RequestPath, Response};
 use sedge_core::settings::{Given, Layer, Origin, Overlay};
 use sedge_core::store::{self, Parked};
 use sedge_core::stream::SinkId;
 use sedge_core::time::Now;
+use sedge_core::trace::Span;
 
 pub const RECEIVE_MAXIMUM: u16 = 20;
 const WORKERS: usize = 2;
@@ -45,6 +46,10 @@ pub struct Rig {
     pub recorded: Vec<RecordEvent>,
     /// Runs for views.
     pub followed: Vec<FollowedRun>,
+    /// What was to be sent.
+    pub sends: Vec<(PublishToken, forward::Envelope)>,
+    /// Spans that have ended.
+    pub spans: Vec<Span>,
     /// The message that the board takes alone.
     pub alone: Option<u64>,
     pub connection: u32,
@@ -139,6 +144,7 @@ pub fn config() -> BoardConfig {
         parked_max_bytes: BUDGET.parked(),
         state_max_bytes: 1 << 20,
         budget: BUDGET,
+        trace_sample: 0.0,
         seed: 7,
     }
 }
@@ -185,6 +191,11 @@ impl Rig {
         Self::build(manifests, Disk::default(), BoardConfig { recorder, ..config() }, forward, 0)
     }
 
+    /// With a configuration of its own.
+    pub fn configured(manifests: Vec<Manifest>, disk: Disk, config: BoardConfig) -> Self {
+        Self::build(manifests, disk, config, forward_config(64), 0)
+    }
+
     /// As after these ends.
     pub fn after(manifests: Vec<Manifest>, disk: Disk, crashes: Vec<Crash>) -> Self {
         Self::at(manifests, disk, crashes, 0)
@@ -220,6 +231,8 @@ impl Rig {
             in_force: Vec::new(),
             recorded: Vec::new(),
             followed: Vec::new(),
+            sends: Vec::new(),
+            spans: Vec::new(),
             alone: None,
             connection: 1,
             edition: 0,
@@ -317,12 +330,10 @@ impl Rig {
                 Effect::SettingsInForce { change, .. } => self.in_force.push(change),
                 Effect::Record { event, .. } => self.recorded.push(event),
                 Effect::Follow(run) => self.followed.push(*run),
+                Effect::Traced(spans) => self.spans.extend(spans),
                 Effect::CautionEnded => {}
-                Effect::Store(_)
-                | Effect::Send { .. }
-                | Effect::Subscribe { .. }
-                | Effect::Unsubscribe { .. }
-                | Effect::Reconnect(_) => {}
+                Effect::Send { token, envelope, .. } => self.sends.push((token, envelope)),
+                Effect::Store(_) | Effect::Subscribe { .. } | Effect::Unsubscribe { .. } | Effect::Reconnect(_) => {}
             }
         }
     }

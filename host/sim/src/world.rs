@@ -13,6 +13,7 @@ use crate::reference::{self, Reference, Violation};
 use crate::rig::{config, forward_config, lane, manifest, overlay, recorder, with_requests};
 use crate::schedules::with_schedules;
 use crate::silences::AFTER;
+use crate::spans::SpanModel;
 use crate::store::Store;
 use crate::worker::{Ran, Worker};
 use sedge_core::board::{
@@ -95,6 +96,7 @@ pub struct World {
     /// The last sink is away until the end.
     has_absent_sink: bool,
     clients: Clients,
+    spans: SpanModel,
     reference: Reference,
     published: u64,
     edition: u32,
@@ -128,6 +130,8 @@ pub struct World {
     has_requests: bool,
     /// The broker often forgets the session, and many messages are alike.
     has_short_sessions: bool,
+    /// Every message has a trace that the board records.
+    has_traces: bool,
     /// `f` watches its topics for silence.
     has_silences: bool,
     /// What is delivered is not heard.
@@ -188,6 +192,7 @@ impl World {
                 seed,
                 budget,
                 state,
+                has_traces(seed),
                 &sinks,
                 Now { monotonic: start, unix_ms: 0, synced: true },
             ),
@@ -209,6 +214,7 @@ impl World {
                 .collect(),
             has_absent_sink: sinks.len() > 2,
             clients: Clients::default(),
+            spans: SpanModel::default(),
             reference: Reference::of(sinks.iter().map(|(sink, _)| *sink).collect()),
             published: 0,
             edition: 0,
@@ -230,6 +236,7 @@ impl World {
             has_schedules: seed % 8 == 4,
             has_requests: seed % 16 == 13,
             has_short_sessions: seed % 16 == 1,
+            has_traces: has_traces(seed),
             has_silences: seed % 8 == 7,
             is_deaf: false,
             state,
@@ -247,7 +254,8 @@ impl World {
         let recovered = self.store.cut_power();
         let seed = self.random.number();
         let sinks: Vec<(SinkId, &str)> = recovered.sinks.iter().map(|sink| (sink.id, &*sink.name)).collect();
-        self.board = board(&recovered, seed, self.budget, self.state, &sinks, self.now());
+        self.board = board(&recovered, seed, self.budget, self.state, self.has_traces, &sinks, self.now());
+        self.spans.cut_power();
         self.committing.clear();
         self.workers.clear();
         self.hung.clear();
@@ -551,9 +559,11 @@ impl World {
         match &event {
             StoreEvent::Committed { batch, stored, .. } => {
                 self.reference.told_of(stored);
+                self.spans.told(*batch);
                 self.committing.retain(|(sent, _)| sent > batch);
             }
             StoreEvent::Failed { .. } => {
+                self.spans.failed();
                 self.committing.clear();
                 self.is_deaf = true;
             }
@@ -664,6 +674,7 @@ impl World {
                 }
                 Effect::Store(request) => {
                     if let StoreRequest::Commit { batch, commits } = &request {
+                        self.spans.asked(*batch, commits);
                         // The copies of other sinks share the payload.
                         let records = commits.iter().flat_map(|commit| &commit.records);
                         let records = records.filter(|record| Stream::FIRST.contains(&record.stream));
@@ -688,6 +699,11 @@ impl World {
                 }
                 Effect::Deployed { function, edition, event } => self.deployed(&function, edition, &event),
                 Effect::Alone(_) | Effect::CautionEnded | Effect::Record { .. } | Effect::Follow(_) => {}
+                Effect::Traced(spans) => {
+                    if let Err(what) = self.spans.ended(&spans) {
+                        self.reference.broken(reference::TRACES, what);
+                    }
+                }
                 Effect::SettingsInForce { function, change } => {
                     self.reached.insert("settings changed");
                     let (_, in_force) = self.settings.get_mut(&*function).expect("it was asked for");
@@ -1174,9 +1190,14 @@ impl World {
             let (last, dropped) = (self.store.last(stream), self.store.dropped[stream].clone());
             self.reference.stream_is_accounted_for(stream, last, &dropped);
         }
+        if let Some(what) = self.spans.missing() {
+            self.reference.broken(reference::TRACES, what);
+        }
     }
 
     fn outcome(mut self) -> Outcome {
+        self.reached_if(self.spans.was_resumed, "the trace of a parked message went on");
+        self.reached_if(self.spans.was_sent, "a record of a trace was sent");
         self.reached_if(self.reference.silences.was_told, "a silent topic was told");
         self.reached_if(self.reference.silences.spoke_again, "a silent topic spoke again");
         self.reached_if(self.reference.wakes.was_superseded, "a wake was moved or cancelled");
@@ -1242,6 +1263,11 @@ fn functions(state: StateLimits, has_silences: bool, has_schedules: bool) -> [Ma
     if has_schedules { all.map(with_schedules) } else { all }
 }
 
+/// Among others in runs with requests, short sessions, failing topics and wakes.
+fn has_traces(seed: u64) -> bool {
+    matches!(seed % 8, 1 | 5 | 6)
+}
+
 /// Most runs have one sink, as most boards do.
 fn sinks_of_run(seed: u64) -> Vec<(SinkId, &'static str)> {
     let names = ["upstream", "lake", "stick"];
@@ -1254,6 +1280,7 @@ fn board(
     seed: u64,
     budget: Budget,
     state: StateLimits,
+    has_traces: bool,
     sinks: &[(SinkId, &str)],
     now: Now,
 ) -> Board {
@@ -1262,8 +1289,18 @@ fn board(
     let state_max_bytes = state.max_bytes;
     let receive_maximum = RECEIVE_MAXIMUM;
     let recorder = recorder(sinks);
-    let config =
-        BoardConfig { recorder, seed, receive_maximum, budget, parked_max_bytes, state_max_bytes, workers, ..config() };
+    let trace_sample = if has_traces { 1.0 } else { 0.0 };
+    let config = BoardConfig {
+        recorder,
+        seed,
+        receive_maximum,
+        budget,
+        parked_max_bytes,
+        state_max_bytes,
+        workers,
+        trace_sample,
+        ..config()
+    };
     let lanes = sinks.iter().map(|(id, name)| lane(name, *id, IN_FLIGHT)).collect();
     let forward = ForwardConfig { window_bytes: budget.window(), sinks: lanes, ..forward_config(IN_FLIGHT) };
     Board::new(config, forward, recovered, Arc::new(Metrics::default()), now)

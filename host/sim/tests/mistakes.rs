@@ -132,6 +132,11 @@ fn a_wake_that_is_deleted_when_it_is_due() {
 }
 
 #[test]
+fn traces_that_end_with_the_connection() {
+    is_found(Mistake::ForgetTraces, reference::TRACES);
+}
+
+#[test]
 fn a_silence_that_is_told_again_after_a_restart() {
     is_found(Mistake::ForgetTold, reference::SILENCES);
 }

@@ -6,13 +6,13 @@
 //!            that of the previous record (zigzag),
 //!            function, topic, [content type], [trace], payload length, payload, sum of the record with its id
 //! trace      trace id, span id, flags, tracestate (empty for none)
-//! message    flags (1 content type, 2 clock synced, 4 retained, 8 response topic, 16 correlation data), topic, [content type],
+//! message    flags (1 content type, 2 clock synced, 4 retained, 8 response topic, 16 correlation data, 32 trace), topic, [content type],
 //!            payload length, payload, property count, count × (key, value), received_at_ms, attempt, [response topic],
-//!            [correlation data length, correlation data]
+//!            [correlation data length, correlation data], [trace]
 //! dead       2, version, detail, fuel, elapsed_us, memory_bytes, output_bytes, message, sum of these and the columns
 //! parked     2, due_ms, wait_ms, function, message, sum of these
-//! wake       2, flags (1 shared, 2 clock synced), due_ms, wait_ms, name, topic, hops, fan-out, sum of these, the id and the
-//!            function
+//! wake       2, flags (1 shared, 2 clock synced, 4 trace), due_ms, wait_ms, name, topic, hops, fan-out, [trace], sum of
+//!            these, the id and the function
 //! heard      2, stage (0 speaking, 1 silent, 2 back), at_ms, slack_ms, silent_ms, topic, sum of these, the id, the turn and
 //!            the function
 //! schedule   2, spec, seen_ms, number of ranges, first and length of each, sum of these, the function and the name
@@ -56,9 +56,11 @@ const MESSAGE_CLOCK_SYNCED: u8 = 2;
 const MESSAGE_RETAINED: u8 = 4;
 const MESSAGE_RESPONSE_TOPIC: u8 = 8;
 const MESSAGE_CORRELATION_DATA: u8 = 16;
+const MESSAGE_TRACE: u8 = 32;
 
 const WAKE_SHARED: u8 = 1;
 const WAKE_CLOCK_SYNCED: u8 = 2;
+const WAKE_TRACE: u8 = 4;
 
 const HEARD_SPEAKING: u8 = 0;
 const HEARD_SILENT: u8 = 1;
@@ -205,6 +207,7 @@ impl Encoder {
             (message.retained, MESSAGE_RETAINED),
             (message.response_topic.is_some(), MESSAGE_RESPONSE_TOPIC),
             (message.correlation_data.is_some(), MESSAGE_CORRELATION_DATA),
+            (message.trace.is_some(), MESSAGE_TRACE),
         ];
         self.row.push(flags.iter().filter(|(is_set, _)| *is_set).fold(0, |flags, (_, flag)| flags | flag));
         self.string(&message.topic);
@@ -224,6 +227,9 @@ impl Encoder {
         }
         if let Some(data) = &message.correlation_data {
             self.bytes(data);
+        }
+        if let Some(trace) = &message.trace {
+            self.trace(trace);
         }
     }
 
@@ -264,13 +270,17 @@ impl Encoder {
     pub(super) fn wake(&mut self, wake: &StoredWake) -> &[u8] {
         self.start_row();
         let shared = if wake.is_shared { WAKE_SHARED } else { 0 };
-        self.row.push(shared | if wake.clock_synced { WAKE_CLOCK_SYNCED } else { 0 });
+        let trace = if wake.trace.is_some() { WAKE_TRACE } else { 0 };
+        self.row.push(shared | trace | if wake.clock_synced { WAKE_CLOCK_SYNCED } else { 0 });
         self.varint(wake.due_ms);
         self.varint(wake.wait_ms);
         self.string(&wake.name);
         self.string(&wake.topic);
         self.varint(wake.hops.into());
         self.varint(wake.fan_out.into());
+        if let Some(trace) = &wake.trace {
+            self.trace(trace);
+        }
         self.end_row(&[&wake.id.0.to_le_bytes(), wake.function.as_bytes()])
     }
 
@@ -441,6 +451,7 @@ impl<'a> Decoder<'a> {
                     Some(self.slice(length)?.into())
                 }
             },
+            trace: self.trace_if(flags & MESSAGE_TRACE)?,
         })
     }
 
@@ -611,6 +622,7 @@ pub(super) fn wake(id: WakeId, function: &str, body: &Bytes) -> Result<StoredWak
         topic: decoder.string()?.into(),
         hops: decoder.varint_u32()?,
         fan_out: decoder.varint_u32()?,
+        trace: decoder.trace_if(flags & WAKE_TRACE)?,
     })
 }
 
@@ -700,6 +712,7 @@ mod tests {
                         retained,
                         response_topic: answer.0.map(Into::into),
                         correlation_data: answer.1.map(Into::into),
+                        trace: (attempt % 3 == 0).then(|| trace(attempt.into())),
                     }
                 },
             )
@@ -851,6 +864,7 @@ mod tests {
             retained: false,
             response_topic: None,
             correlation_data: None,
+            trace: None,
         };
         let message = message.into();
         let job = Parked { id: ParkedId(7), function: "f".into(), message, due_ms: 5, wait_ms: u64::MAX };

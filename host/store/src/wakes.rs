@@ -42,6 +42,8 @@ pub(super) fn delete(connection: &Connection, id: WakeId) -> rusqlite::Result<()
 
 #[cfg(test)]
 mod tests {
+    use sedge_core::trace::TraceContext;
+
     use super::*;
     use crate::schema;
     use crate::state::delete_state;
@@ -58,6 +60,10 @@ mod tests {
             clock_synced: id.is_multiple_of(3),
             hops: 2,
             fan_out: 7,
+            trace: id.is_multiple_of(2).then(|| {
+                let parent = format!("00-{id:032x}-{id:016x}-01");
+                TraceContext::of(&[("traceparent", &*parent)]).unwrap().into()
+            }),
         }
     }
 

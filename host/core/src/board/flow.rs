@@ -31,7 +31,6 @@ use crate::mistakes::{Mistake, is_made};
 use crate::request::Response;
 use crate::router::BadTopic;
 use crate::store::{Commit, DeadLetter, Parked, ParkedId};
-use crate::trace::TraceContext;
 
 /// Target of the lines that functions log.
 pub const GUEST_LOG: &str = "sedge::function";
@@ -77,7 +76,8 @@ impl Board {
         };
         let commit = Commit { delivery: fingerprint, message_id: message_id.clone(), ..Commit::default() };
         let limits = self.limits(&delivery.properties);
-        let message = Arc::new(self.message(delivery, Arc::clone(&route.topic)));
+        let topic = Arc::clone(&route.topic);
+        let message = Arc::new(self.message(delivery, topic));
         let unit = self.add_unit(message, limits, receipt.clone(), &mut functions, commit);
         self.intake.admit(&receipt, message_id.as_deref(), unit);
         self.hear(unit, &functions);
@@ -92,8 +92,9 @@ impl Board {
         }
     }
 
-    pub(super) fn message(&self, delivery: Delivery, topic: Arc<str>) -> Message {
+    pub(super) fn message(&mut self, delivery: Delivery, topic: Arc<str>) -> Message {
         let Delivery { payload, content_type, properties, retained, response_topic, correlation_data, .. } = delivery;
+        let trace = self.traces.admit(&properties, self.now);
         Message {
             topic: size::bounded_topic(&topic),
             payload: size::detached(payload),
@@ -110,6 +111,7 @@ impl Board {
             retained,
             response_topic: response_topic.map(Into::into),
             correlation_data: correlation_data.map(|data| (&*data).into()),
+            trace,
         }
     }
 
@@ -191,6 +193,9 @@ impl Board {
         let unit = self.ledger.unit(id);
         let (message, hops) = (Arc::clone(&unit.message), unit.hops);
         let is_parked = matches!(unit.receipt, Receipt::Parked(_));
+        if message.trace.is_some() && !self.rollout.function(number).is_shadow() {
+            self.open_trace(id);
+        }
         if let Some(failure) = self.refuse(&message, hops) {
             return self.turn_away(id, number, failure);
         }
@@ -428,9 +433,9 @@ impl Board {
                 let admitted =
                     fan_out.and_then(|fan_out| Ok((fan_out, self.admit_state(id, number, edition, growth)?)));
                 admitted.map(|(fan_out, freed)| {
+                    let trace = if outputs.is_empty() { None } else { self.carried(id, tapped.run) };
                     let unit = self.ledger.unit(id);
-                    let trace = if outputs.is_empty() { None } else { TraceContext::of(&unit.message.properties) };
-                    let carried = Carried { hops: unit.hops + 1, fan_out, trace: trace.map(Arc::new) };
+                    let carried = Carried { hops: unit.hops + 1, fan_out, trace };
                     let recorder = &mut self.recorder;
                     (recorder.record(outputs, number, edition.manifest(), &unit.message, &carried, self.now), freed)
                 })
@@ -462,6 +467,7 @@ impl Board {
             if !writes.is_empty() {
                 self.discard_writes(id, number, edition);
             }
+            self.trace_run(id, number, edition, tapped.run, Some(failure));
             let was_draining = self.dispatch.is_draining(number);
             self.run_again(id, number, edition);
             self.tried(number, edition.number(), Some(failure));
@@ -617,10 +623,10 @@ impl Board {
                 tracing::warn!(function, "outputs for upstream are dropped: the configuration has no [upstream]");
             }
         }
-        let wakes = std::mem::take(&mut recorded.wakes);
+        let (wakes, trace) = (std::mem::take(&mut recorded.wakes), recorded.trace.take());
         self.ledger.record(id, recorded);
         self.write_state(id, number, edition, writes, freed);
-        self.set_wakes(id, number, edition, &wakes);
+        self.set_wakes(id, number, edition, &wakes, trace.as_ref());
     }
 
     pub(super) fn write_state(
@@ -664,6 +670,7 @@ impl Board {
             }
             self.ledger.answer(id, response);
         }
+        self.trace_failure(id, &failure);
         let message = &self.ledger.unit(id).message;
         let function = self.rollout.function(number);
         self.metrics.dead_letter(Some(&function.metrics), failure.code);
@@ -745,6 +752,7 @@ impl Board {
                 let detail = format!("{function} is not installed any more");
                 let failure = Failure { code: FailureCode::Removed, detail };
                 self.metrics.dead_letter(None, failure.code);
+                self.trace_removed(&message, &failure);
                 let (usage, at_ms) = (Usage::default(), self.now.unix_ms);
                 let dead_letter = DeadLetter { function, version: "".into(), message, failure, usage, at_ms };
                 self.ledger.commit(Commit { dead_letters: vec![dead_letter], unpark: vec![id], ..Commit::default() });
@@ -784,6 +792,7 @@ impl Board {
             }
         };
         self.ledger.park(id, parked, ticket);
+        self.trace_waits(id);
         key
     }
 
@@ -802,6 +811,7 @@ impl Board {
         let function = self.function_name(number);
         let parked = Parked { id: ParkedId::NEW, function, message, due_ms: 0, wait_ms: 0 };
         self.ledger.park(id, parked, ticket);
+        self.trace_waits(id);
     }
 
     /// What may wait in the store for one function, where the broker does not wait for it.
@@ -901,7 +911,8 @@ impl Board {
     fn start_ticks(&mut self) {
         for number in self.rollout.ticks_due(self.now.monotonic) {
             let topic = format!("$timer/{}", self.rollout.function(number).name);
-            let message = Arc::new(Message::new(topic, Bytes::new(), self.now.unix_ms, self.now.synced));
+            let message = Message::new(topic, Bytes::new(), self.now.unix_ms, self.now.synced);
+            let message = Arc::new(self.traces.admitted(message, self.now));
             let mut functions = vec![number];
             let unit = self.add_unit(
                 message,

@@ -16,6 +16,7 @@ use crate::recording::Why;
 use crate::request::{Request, RequestId, Response};
 use crate::settings::{Overlay, Settings};
 use crate::store;
+use crate::trace::Span;
 
 /// A message from the broker with what it takes to acknowledge it.
 #[derive(Clone, Debug)]
@@ -232,6 +233,8 @@ pub enum Effect {
     },
     /// A run for the views that it names. Losing it costs no message.
     Follow(Box<FollowedRun>),
+    /// Spans of one trace that have ended. Losing them costs no message.
+    Traced(Vec<Span>),
     /// Invariants break again and again: end the process, the service manager starts it anew.
     Abort {
         invariant: &'static str,

@@ -19,7 +19,7 @@ pub use window::memory as window_memory;
 use window::{Seen, Window};
 
 /// Bytes of such an id that are looked at. The digest distinguishes longer ones.
-const MAX_ID_BYTES: usize = 256;
+pub(crate) const MAX_ID_BYTES: usize = 256;
 
 pub(crate) struct Intake {
     window: Window,

@@ -95,6 +95,8 @@ pub(crate) struct Settled {
     pub(crate) message_id: Option<Box<str>>,
     /// What it was, if it ran.
     pub(crate) unit: Option<UnitId>,
+    /// That of the unit, which no other has. 0 if it did not run.
+    pub(crate) arrival: u64,
     /// What a request is answered.
     pub(crate) response: Option<Response>,
     /// The request was turned away: it may come again under its id.
@@ -417,6 +419,7 @@ impl Ledger {
             copies,
             message_id: None,
             unit: None,
+            arrival: 0,
             response: None,
             is_turned_away: false,
         });
@@ -474,10 +477,10 @@ impl Ledger {
                     self.settled.push_back(unit.settled(id));
                     continue;
                 }
-                let Unit { receipt, copies, .. } = unit;
+                let Unit { receipt, copies, arrival, .. } = unit;
                 self.settle_without_effect(receipt, copies);
                 if let Some(settled) = self.settled.back_mut() {
-                    settled.unit = Some(id);
+                    (settled.unit, settled.arrival) = (Some(id), arrival);
                 }
             }
         }

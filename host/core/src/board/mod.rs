@@ -42,6 +42,7 @@ mod state_flow;
 mod states;
 mod subscriptions;
 mod taps;
+mod traces;
 mod versions;
 mod wake_flow;
 mod wakes;
@@ -83,6 +84,7 @@ use states::States;
 use subscriptions::Subscriptions;
 use taps::Taps;
 pub use taps::{MAX_TAPS, RecordEvent, RecordOrder, TappedRun};
+use traces::Traces;
 pub use version::{Difference, TrialEvent, TrialTally, Version};
 use wakes::Wakes;
 
@@ -124,6 +126,8 @@ pub struct BoardConfig {
     /// State of all functions.
     pub state_max_bytes: u64,
     pub budget: Budget,
+    /// Part of the messages without a trace of which one is begun.
+    pub trace_sample: f64,
     /// Random. Decides the order of hash maps and the jitter of pauses.
     pub seed: u64,
 }
@@ -145,6 +149,7 @@ pub struct Board {
     forwarder: Forwarder,
     taps: Taps,
     follows: Follows,
+    traces: Traces,
     requests: Requests,
     subscriptions: Subscriptions,
     /// What the store has of them.
@@ -191,6 +196,7 @@ impl Board {
             states: States::new(config.state_max_bytes, seed),
             taps: Taps::new(seed),
             follows: Follows::default(),
+            traces: Traces::new(config.trace_sample, seed, Arc::clone(&metrics), now),
             wakes: Wakes::new(seed),
             silences: Silences::new(seed),
             schedules: Schedules::default(),
@@ -311,6 +317,7 @@ impl Board {
                 self.schedules.finished(*function, name);
             }
             self.requests.settled(&settled);
+            self.trace_settled(&settled);
             match settled.message_id {
                 Some(id) if settled.is_turned_away => self.intake.id_released(&id),
                 Some(id) => self.intake.id_committed(&id, self.now.monotonic),
@@ -335,6 +342,7 @@ impl Board {
         }
         if let Some(token) = self.intake.release() {
             self.metrics.acknowledged.inc();
+            self.trace_acknowledged(token);
             return Some(Effect::Acknowledge(token));
         }
         if let Some(effect) = self.requests.poll() {
@@ -534,6 +542,8 @@ impl Board {
         self.ledger.reset();
         self.taps.reset();
         self.follows.reset();
+        self.traces.reset();
+        self.trace_disconnected();
         self.dispatch.reset();
         self.recorder.forget();
         self.intake.store_failed();
@@ -572,6 +582,7 @@ impl Board {
             SinkEvent::Answered { token, answer } => self.forwarder.answered(destination, token, answer, now),
             SinkEvent::Returned { token } => self.forwarder.returned(destination, token),
         }
+        self.trace_sent();
     }
 
     // ---- the session at the broker ----
@@ -589,6 +600,7 @@ impl Board {
                 self.silences.disconnected();
                 self.subscriptions.disconnected();
                 self.intake.disconnected();
+                self.trace_disconnected();
                 self.forwarder.disconnected(Destination::Local, self.now.monotonic);
             }
             BrokerEvent::Unsubscribed { filter } => {

@@ -71,7 +71,7 @@ impl Board {
         if function.pauses.has_failures() && function.pauses.is_closed(&topic, self.now.monotonic) {
             return self.schedules.postpone(number, &name, self.now.monotonic + LOOK_AGAIN);
         }
-        let message = Arc::new(schedule::message(&name, due_ms, self.now));
+        let message = Arc::new(self.traces.admitted(schedule::message(&name, due_ms, self.now), self.now));
         function.metrics.schedules.inc();
         if message.property(LATE).is_some() {
             function.metrics.schedules_late.inc();
@@ -100,6 +100,7 @@ impl Board {
         let unit: &Unit = self.ledger.unit(id);
         if unit.jobs_left() == 1 {
             self.schedules.postpone(number, name, until);
+            self.forget_trace(id);
             self.ledger.remove(id);
             return true;
         }

@@ -124,6 +124,7 @@ impl Board {
         function.metrics.silences.inc();
         self.show_silences(number);
         let message = silence::message(if is_back { BACK } else { TOPIC }, &topic, silent, self.now);
+        let message = self.traces.admitted(message, self.now);
         let heard = if is_made(Mistake::ForgetTold) { Vec::new() } else { vec![row] };
         let commit = Commit { heard, ..Commit::default() };
         let limits = (0, self.config.max_fan_out);

@@ -18,6 +18,7 @@ use super::ids::{FunctionNo, UnitId};
 use super::input::{Effect, StateEntries};
 use super::map::{Map, Seeded};
 use super::rollout::Edition;
+use super::traces::TracedRun;
 use crate::manifest::StateScope;
 use crate::message::{Failure, Message, Outcome, Output, StateWrite, Verdict};
 use crate::recording::{Header, RecordedRun, RecordedVersion, Why};
@@ -100,10 +101,11 @@ fn entries_bytes(entries: &StateEntries) -> usize {
     entries.iter().map(|(key, value)| key.len() + value.len()).sum()
 }
 
-/// An outcome for a recording and for views. Usually for neither.
+/// An outcome for a recording, for views and for its trace. Usually for none.
 pub(super) struct Tapped {
     recorded: Option<Box<Outcome>>,
     followed: Option<Box<FollowedRun>>,
+    pub(super) run: TracedRun,
 }
 
 /// The functions under record. Usually none.
@@ -317,6 +319,7 @@ impl Board {
         Tapped {
             recorded: self.taps.is_recording(number).then(|| Box::new(outcome.clone())),
             followed: self.followed(id, number, edition, outcome),
+            run: self.traced_run(id, outcome),
         }
     }
 
@@ -329,6 +332,7 @@ impl Board {
         tapped: Tapped,
         refused: Option<&Failure>,
     ) {
+        self.trace_outcome(unit, number, edition, tapped.run, refused);
         self.hold_followed(unit, tapped.followed, refused);
         let Some(outcome) = tapped.recorded else { return };
         let seed = self.taps.seed;

@@ -277,6 +277,7 @@ impl Board {
         jobs.retain(|(id, _)| {
             let Receipt::Parked(key) = &self.ledger.unit(*id).receipt else { return true };
             self.dispatch.parking.not_run(key);
+            self.forget_trace(*id);
             self.ledger.remove(*id);
             false
         });

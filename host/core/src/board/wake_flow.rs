@@ -18,6 +18,7 @@ use crate::message::{Failure, FailureCode, Output, Scope, Wake};
 use crate::mistakes::{Mistake, is_made};
 use crate::schedule;
 use crate::store::{Commit, StoredWake, WakeId};
+use crate::trace::TraceContext;
 use crate::wake;
 
 /// After this long, it is looked again whether a paused topic may run.
@@ -77,7 +78,15 @@ impl Board {
     }
 
     /// Sets, moves and cancels wakes, as part of what the unit commits.
-    pub(super) fn set_wakes(&mut self, id: UnitId, number: FunctionNo, edition: &Edition, wakes: &[Wake]) {
+    /// `trace`: what they carry on.
+    pub(super) fn set_wakes(
+        &mut self,
+        id: UnitId,
+        number: FunctionNo,
+        edition: &Edition,
+        wakes: &[Wake],
+        trace: Option<&Arc<TraceContext>>,
+    ) {
         if wakes.is_empty() {
             return;
         }
@@ -89,7 +98,10 @@ impl Board {
             let change = self.wakes.set(&setter, wake, self.now);
             // One that the same run sets twice was never stored.
             set.retain(|it: &StoredWake| Some(it.id) != change.delete);
-            let Change { set: stored, delete: deleted } = change;
+            let Change { set: mut stored, delete: deleted } = change;
+            if let (Some(stored), Some(trace)) = (&mut stored, trace) {
+                self.wakes.carry(stored, trace);
+            }
             set.extend(stored);
             delete.extend(deleted);
         }
@@ -108,7 +120,7 @@ impl Board {
         });
         let wakes: Vec<Wake> = wakes.filter(|wake| wake::check(wake).is_ok()).collect();
         if self.admit_wakes(id, number, edition, outputs).is_ok() {
-            self.set_wakes(id, number, edition, &wakes);
+            self.set_wakes(id, number, edition, &wakes, None);
         }
     }
 
@@ -173,7 +185,9 @@ impl Board {
         }
         function.metrics.wakes.inc();
         let carried = (fan_out < self.config.max_fan_out).then_some(fan_out);
-        let message = Arc::new(wake::message(&due.name, &due.topic, hops, carried, self.now));
+        let mut message = wake::message(&due.name, &due.topic, hops, carried, self.now);
+        message.properties.extend(due.trace.iter().flat_map(|trace| trace.properties()));
+        let message = Arc::new(self.traces.admitted(message, self.now));
         let limits = (hops, fan_out.min(self.config.max_fan_out));
         let mut commit = Commit { unwake: Vec::from_iter(due.is_stored.then_some(id)), ..Commit::default() };
         if is_made(Mistake::DeleteWakeEarly) {
@@ -223,6 +237,7 @@ impl Board {
             }
             _ => return false,
         }
+        self.forget_trace(id);
         self.ledger.remove(id);
         true
     }

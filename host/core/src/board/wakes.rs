@@ -18,6 +18,7 @@ use super::map::{Map, Seeded};
 use crate::message::Wake;
 use crate::store::{StoredWake, WakeId};
 use crate::time::Now;
+use crate::trace::TraceContext;
 
 /// Wakes of one function that are started at once: the others wait here, not at a worker.
 const MAX_STARTED: usize = 16;
@@ -57,6 +58,8 @@ struct Waiting {
     stage: Stage,
     /// `false`: of a shadow, and gone with it.
     is_stored: bool,
+    /// That of the message which set it.
+    trace: Option<Arc<TraceContext>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +103,7 @@ pub(crate) struct Due {
     pub(crate) hops: u32,
     pub(crate) fan_out: u32,
     pub(crate) is_stored: bool,
+    pub(crate) trace: Option<Arc<TraceContext>>,
 }
 
 impl Wakes {
@@ -160,6 +164,7 @@ impl Wakes {
             due_ms: None,
             stage: Stage::Unsent,
             is_stored: !is_shadow,
+            trace: None,
         };
         let stored = StoredWake {
             id,
@@ -172,6 +177,7 @@ impl Wakes {
             clock_synced: now.synced,
             hops,
             fan_out,
+            trace: None,
         };
         self.names.insert(key, id);
         self.functions.entry(function).or_default().count += 1;
@@ -181,6 +187,14 @@ impl Wakes {
             return Change::default();
         }
         Change { set: Some(stored), delete }
+    }
+
+    /// Has a wake that was just set carry on a trace.
+    pub(crate) fn carry(&mut self, wake: &mut StoredWake, trace: &Arc<TraceContext>) {
+        wake.trace = Some(Arc::clone(trace));
+        if let Some(waiting) = self.all.get_mut(&wake.id) {
+            waiting.trace = Some(Arc::clone(trace));
+        }
     }
 
     /// The commit that sets a wake is sent: it may run.
@@ -228,7 +242,8 @@ impl Wakes {
                 waiting.stage = Stage::Started;
                 let Waiting { is_shared, hops, fan_out, is_stored, .. } = *waiting;
                 let (name, topic) = (Arc::clone(&waiting.name), Arc::clone(&waiting.topic));
-                started.push(Due { id, function: *number, name, topic, is_shared, hops, fan_out, is_stored });
+                let trace = waiting.trace.clone();
+                started.push(Due { id, function: *number, name, topic, is_shared, hops, fan_out, is_stored, trace });
             }
         }
         started
@@ -274,8 +289,19 @@ impl Wakes {
         self.functions.clear();
         self.names.clear();
         for wake in stored {
-            let StoredWake { id, function, name, topic, is_shared, due_ms, wait_ms, clock_synced, hops, fan_out } =
-                wake;
+            let StoredWake {
+                id,
+                function,
+                name,
+                topic,
+                is_shared,
+                due_ms,
+                wait_ms,
+                clock_synced,
+                hops,
+                fan_out,
+                trace,
+            } = wake;
             self.last = self.last.max(id);
             let went_on = known.get(&id).map(|it| it.due).or_else(|| known_absent.get(&id).copied());
             let late = if clock_synced && now.synced { due_ms.saturating_sub(now.unix_ms) } else { wait_ms };
@@ -294,6 +320,7 @@ impl Wakes {
                 due_ms,
                 stage: Stage::Waiting,
                 is_stored: true,
+                trace,
             };
             match number {
                 Some(_) => self.take_up(id, waiting),

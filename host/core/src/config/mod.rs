@@ -54,6 +54,7 @@ pub struct Config {
     pub http: Http,
     pub http_trigger: HttpTrigger,
     pub home_assistant: HomeAssistant,
+    pub trace: Trace,
     pub log: Log,
 }
 
@@ -335,6 +336,13 @@ pub struct HomeAssistant {
     pub prefix: String,
 }
 
+/// Traces of messages.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Trace {
+    /// Part of the messages without a trace of which one is begun, from 0 to 1.
+    pub sample: f64,
+}
+
 #[derive(Clone, Debug, PartialEq)]
 pub struct Log {
     /// `error`, `warn`, `info`, `debug`, `trace`, or a filter such as `sedge::mqtt=debug`.
@@ -372,6 +380,7 @@ impl Config {
             http: Http::default(),
             http_trigger: HttpTrigger::default(),
             home_assistant: HomeAssistant::default(),
+            trace: Trace::default(),
             log: Log::default(),
         }
     }

@@ -291,6 +291,17 @@ impl Read for bool {
     }
 }
 
+impl Read for f64 {
+    fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
+        let number = match &item.value {
+            Value::Integer(number) => Some(*number as Self),
+            Value::Float(text) => text.replace('_', "").parse().ok(),
+            _ => None,
+        };
+        number.or_else(|| wrong_kind(item, key, "a number", problems))
+    }
+}
+
 impl<T: Read> Read for Vec<T> {
     fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
         let Value::Array(items) = &item.value else {

@@ -9,8 +9,8 @@ use super::problem::{Invalid, Problems};
 use super::reader::{Read, Reader, Section, choice, nearest, parsed, wrong_kind};
 use super::{
     Ceilings, Clock, Config, Connection, Deploy, DeployKey, Endpoint, Functions, Header, HomeAssistant, Http, Isolate,
-    Log, Mqtt, Node, Recording, Scheme, Sink, Store, Upstream, WebhookFormat, WhenFull, Worker, http_trigger, settings,
-    sinks,
+    Log, Mqtt, Node, Recording, Scheme, Sink, Store, Trace, Upstream, WebhookFormat, WhenFull, Worker, http_trigger,
+    settings, sinks,
 };
 use crate::board::Weight;
 use crate::forward::{FAN_OUT, HOPS};
@@ -38,6 +38,7 @@ pub(super) fn read(table: &Table, host_name: String, memory_bytes: u64) -> (Conf
             http_trigger::read(section, &mut config.http_trigger, max_payload_bytes);
         });
         root.section("home_assistant", |section| home_assistant(section, &mut config.home_assistant, &config.node));
+        root.section("trace", |section| trace(section, &mut config.trace));
         root.section("log", |section| log(section, &mut config.log));
     });
     (config, reader)
@@ -532,6 +533,14 @@ fn home_assistant(section: &mut Section<'_, '_>, home: &mut HomeAssistant, node:
     section.value("prefix", &mut home.prefix);
     if section.has("prefix") {
         section.check("prefix", check::discovery_prefix(&home.prefix, &node.base_topic));
+    }
+}
+
+fn trace(section: &mut Section<'_, '_>, trace: &mut Trace) {
+    section.value("sample", &mut trace.sample);
+    if !(0.0..=1.0).contains(&trace.sample) {
+        let invalid = Invalid::new(format!("{} is not a part of the messages", trace.sample));
+        section.error("sample", invalid.hint("use a number from 0 (none) to 1 (all): 0.01 for one of a hundred"));
     }
 }
 

@@ -449,6 +449,17 @@ fn values_that_do_not_go_together() {
 }
 
 #[test]
+fn parts_of_messages() {
+    check(
+        "[trace]\nsample = 2",
+        &["sedge.toml:2:10: trace.sample: 2 is not a part of the messages; use a number from 0 (none) to 1 (all): 0.01 for one of a hundred"],
+    );
+    check("[trace]\nsample = \"0.1\"", &["sedge.toml:2:10: trace.sample: expected a number, found a string"]);
+    let (config, found) = inspect("[trace]\nsample = 0.25");
+    assert!(found.iter().all(|line| !line.contains("trace")) && config.trace.sample == 0.25, "{found:?}");
+}
+
+#[test]
 fn log_levels() {
     check(
         "[log]\nlevel = \"inof\"",

@@ -9,7 +9,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde_json::json;
 
-use crate::store::{Gap, Record, Recovered, StoredRecord};
+use crate::store::{Gap, Record, RecordId, Recovered, StoredRecord};
 use crate::stream::{SinkId, Stream, StreamKind};
 use crate::time::rfc3339;
 use crate::trace::{SpanId, TRACEPARENT, TRACESTATE};
@@ -60,9 +60,14 @@ impl EnvelopeBuilder {
         Self { store_id, source: source.into(), topic_prefix, names }
     }
 
+    /// The id of a record, as receivers see it.
+    pub(crate) fn id(&self, stream: Stream, id: RecordId) -> String {
+        format!("{}-{}-{id}", self.store_id, Letter(stream))
+    }
+
     pub(crate) fn record(&self, stored: &StoredRecord) -> Envelope {
         let StoredRecord { id, record } = stored;
-        let id = format!("{}-{}-{id}", self.store_id, Letter(record.stream));
+        let id = self.id(record.stream, *id);
         let mut envelope = match record.stream.kind() {
             StreamKind::Alert => self.upstream(id, "io.sedge.alert", record),
             StreamKind::Data => self.upstream(id, "io.sedge.data", record),
@@ -164,7 +169,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::store::{RecordId, StoredSink};
+    use crate::store::StoredSink;
     use crate::trace::TraceContext;
 
     fn recovered() -> Recovered {

@@ -18,6 +18,7 @@
 //! sends one envelope at a time until one is accepted. A record over which such a connection breaks counts as declined.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::envelope::{Envelope, EnvelopeBuilder};
@@ -27,6 +28,7 @@ use crate::message::PublishToken;
 use crate::store::{Gap, GapId, RecordId, Recovered, StoreRequest};
 use crate::stream::{PerStream, Stream, StreamKind};
 use crate::time::Backoff;
+use crate::trace::TraceContext;
 
 /// Records per stream in memory.
 const WINDOW_RECORDS: usize = 2048;
@@ -107,6 +109,8 @@ pub(crate) struct Lane {
     given_up_key: Option<&'static str>,
     /// Envelopes that the receiver has accepted.
     accepted: u64,
+    /// Records of recorded traces that were accepted or given up since this was last taken.
+    sent: Vec<SentRecord>,
     /// Refusals and reported gaps. Watermarks follow them.
     requests: Vec<StoreRequest>,
     watermarks: PerStream<Option<RecordId>>,
@@ -184,6 +188,22 @@ enum GapState {
     Done,
 }
 
+/// A record of a recorded trace, of which it is known whether its receiver has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SentRecord {
+    pub(crate) trace: Arc<TraceContext>,
+    pub(crate) destination: Destination,
+    pub(crate) stream: Stream,
+    pub(crate) id: RecordId,
+    /// As receivers see it.
+    pub(crate) message_id: String,
+    pub(crate) topic: Box<str>,
+    /// When it was sent at last. `None`: it is given up.
+    pub(crate) since: Option<Instant>,
+    /// Why the receiver does not have it.
+    pub(crate) error: Option<Box<str>>,
+}
+
 /// How much a lane sends, and how long it waits.
 #[derive(Clone, Debug)]
 pub(crate) struct LaneLimits {
@@ -240,6 +260,7 @@ impl Lane {
             given_up: saved_topics(recovered, given_up_key).lines().map(|topic| (topic.into(), None)).collect(),
             given_up_key,
             accepted: 0,
+            sent: Vec::new(),
             requests: Vec::new(),
             watermarks: PerStream::default(),
         }
@@ -340,7 +361,7 @@ impl Lane {
         now: Instant,
     ) -> Option<(Stream, Option<Late>)> {
         self.full = false;
-        let (item, _) = self.in_flight.remove(&token)?;
+        let (item, since) = self.in_flight.remove(&token)?;
         let accepted = answer == Answer::Accepted;
         if accepted {
             self.accepted += 1;
@@ -361,6 +382,7 @@ impl Lane {
         match (item, answer) {
             (InFlight::Record(stream, id), Answer::Accepted) => {
                 self.reinstate_topic(stream, id);
+                self.note_sent(stream, id, Some(since), None);
                 let tail = &mut self.stream(stream).tail;
                 let bytes = tail.accepted(id);
                 let late = tail.is_dropped(id).then_some(Late { stream, id, bytes });
@@ -735,9 +757,31 @@ impl Lane {
 
     /// Gives a record up. It becomes part of a gap.
     fn drop_record(&mut self, stream: Stream, id: RecordId, reason: Box<str>) {
+        self.note_sent(stream, id, None, Some(&*reason));
         // Before the watermark: after it the store no longer has the record and could not report the gap.
         self.requests.push(StoreRequest::Refused { stream, id, reason });
         self.done(stream, id);
+    }
+
+    /// Notes the end of sending, if the board records the trace of the record.
+    fn note_sent(&mut self, stream: Stream, id: RecordId, since: Option<Instant>, error: Option<&str>) {
+        let Some(stored) = find(&mut self.streams, stream).tail.sent(id) else { return };
+        let Some(trace) = stored.record.trace.as_ref().filter(|trace| trace.is_recorded()) else { return };
+        self.sent.push(SentRecord {
+            trace: Arc::clone(trace),
+            destination: self.destination,
+            stream,
+            id,
+            message_id: self.builder.id(stream, id),
+            topic: stored.record.topic.clone(),
+            since,
+            error: error.map(Into::into),
+        });
+    }
+
+    /// What was noted since this was last called.
+    pub(crate) fn take_sent(&mut self) -> Vec<SentRecord> {
+        std::mem::take(&mut self.sent)
     }
 
     /// Forgets that the topic of an accepted record was given up.

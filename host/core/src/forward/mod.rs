@@ -25,6 +25,7 @@ mod watched;
 pub(crate) use envelope::EnvelopeBuilder;
 pub use envelope::{Envelope, FAN_OUT, HOPS};
 pub use lane::Answer;
+pub(crate) use lane::SentRecord;
 use lane::{FIRST_PAUSE, Lane, LaneLimits};
 use watched::Watched;
 
@@ -329,11 +330,17 @@ impl Forwarder {
         self.lanes().filter_map(Watched::wake_at).min()
     }
 
+    /// Records of recorded traces that were accepted or given up since this was last called.
+    pub(crate) fn take_sent(&mut self) -> Vec<SentRecord> {
+        let sinks = self.sinks.iter_mut().map(|sink| &mut sink.lane);
+        std::iter::once(&mut self.local).chain(sinks).flat_map(Watched::take_sent).collect()
+    }
+
     fn lanes(&self) -> impl Iterator<Item = &Watched> {
         std::iter::once(&self.local).chain(self.sinks.iter().map(|sink| &sink.lane))
     }
 
-    fn name(&self, destination: Destination) -> &str {
+    pub(crate) fn name(&self, destination: Destination) -> &str {
         let sink = self.sinks.iter().find(|sink| Destination::Sink(sink.id) == destination);
         sink.map_or("local", |sink| &*sink.name)
     }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::Action;
-use super::lane::Lane;
+use super::lane::{Lane, SentRecord};
 
 #[derive(Debug)]
 pub(crate) struct Watched {
@@ -31,6 +31,11 @@ impl Watched {
     pub(crate) fn changed(&mut self) -> &mut Lane {
         self.idle = None;
         &mut self.lane
+    }
+
+    /// What the lane noted of records. That changes nothing of what it has to do.
+    pub(crate) fn take_sent(&mut self) -> Vec<SentRecord> {
+        self.lane.take_sent()
     }
 
     /// Next step, until `None`.

@@ -194,6 +194,10 @@ pub struct Metrics {
     pub(crate) sessions_lost: Counter,
     pub(crate) worker_restarts: Counter,
     pub(crate) invariants_broken: Counter,
+    /// Messages whose spans are recorded.
+    pub traces: Counter,
+    /// Messages whose spans were to be recorded, had there not been too many.
+    pub traces_left_out: Counter,
     /// Schedules that wait until the clock is synchronised.
     pub schedules_awaiting_clock: Gauge,
     /// State of functions that are not installed.
@@ -395,6 +399,8 @@ impl Metrics {
             ("sedge_messages_dead_lettered_total", &self.dead_lettered),
             ("sedge_worker_restarts_total", &self.worker_restarts),
             ("sedge_invariants_broken_total", &self.invariants_broken),
+            ("sedge_traces_total", &self.traces),
+            ("sedge_traces_left_out_total", &self.traces_left_out),
         ] {
             add(name, &[], Value::Integer(counter.get()));
         }

@@ -99,6 +99,8 @@ const FAMILIES: &[Family] = &[
     gauge("sedge_parked_bytes", "Size of the messages in the store that wait for a retry."),
     counter("sedge_worker_restarts_total", "Worker processes that died and were replaced."),
     counter("sedge_invariants_broken_total", "Conditions that must hold and did not; see the log for their names."),
+    counter("sedge_traces_total", "Messages whose spans are recorded."),
+    counter("sedge_traces_left_out_total", "Messages whose spans are not recorded, because too many were to be."),
     gauge("sedge_outbox_records", "Committed records that wait to be sent."),
     gauge("sedge_outbox_bytes", "Size of the records that wait to be sent."),
     gauge("sedge_outbox_oldest_age_seconds", "Age of the oldest record that waits to be sent."),

@@ -107,6 +107,7 @@ impl<'a> MessageLine<'a> {
             retained: self.retained,
             response_topic: self.response_topic.map(Into::into),
             correlation_data: self.correlation_data.map(|data| data.0.into()),
+            trace: None,
         }
     }
 }

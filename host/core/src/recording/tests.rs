@@ -18,6 +18,7 @@ fn message() -> Message {
         retained: true,
         response_topic: Some("answers/7".into()),
         correlation_data: Some(b"base64:no".as_slice().into()),
+        trace: None,
     }
 }
 

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use crate::trace::TraceContext;
+
 /// Number of a wake, given by the board in the order of setting. One that is moved gets another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WakeId(pub u64);
@@ -26,6 +28,8 @@ pub struct StoredWake {
     pub hops: u32,
     /// Publications that its run may cause.
     pub fan_out: u32,
+    /// That of the message which set it.
+    pub trace: Option<Arc<TraceContext>>,
 }
 
 /// Memory of a wake beside its texts, and about its size on disk.
@@ -33,6 +37,7 @@ const WAKE_BYTES: usize = 200;
 
 impl StoredWake {
     pub(crate) fn bytes(&self) -> usize {
-        self.name.len() + self.topic.len() + WAKE_BYTES
+        let trace = self.trace.as_ref().map_or(0, |trace| trace.bytes());
+        self.name.len() + self.topic.len() + trace + WAKE_BYTES
     }
 }

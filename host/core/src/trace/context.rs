@@ -128,6 +128,12 @@ impl TraceContext {
         format!("00-{}-{span_id}-{:02x}", self.trace_id, self.flags & (SAMPLED | RANDOM))
     }
 
+    /// The user properties of a message that this caused.
+    pub(crate) fn properties(&self) -> impl Iterator<Item = (Box<str>, Box<str>)> {
+        let state = self.state.iter().map(|state| (TRACESTATE.into(), state.clone()));
+        std::iter::once((TRACEPARENT.into(), self.traceparent(self.span_id).into())).chain(state)
+    }
+
     /// Memory of the context, and about its size on disk.
     pub fn bytes(&self) -> usize {
         size_of::<Self>() + self.state.as_ref().map_or(0, |state| state.len())

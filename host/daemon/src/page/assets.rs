@@ -9,7 +9,7 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
 const ICON: &str = "image/svg+xml";
 
-const FILES: [(&str, &str, &str); 10] = [
+const FILES: [(&str, &str, &str); 11] = [
     ("app.js", SCRIPT, include_str!("assets/app.js")),
     ("strings.js", SCRIPT, include_str!("assets/strings.js")),
     ("dom.js", SCRIPT, include_str!("assets/dom.js")),
@@ -18,6 +18,7 @@ const FILES: [(&str, &str, &str); 10] = [
     ("alerts.js", SCRIPT, include_str!("assets/alerts.js")),
     ("dead-letters.js", SCRIPT, include_str!("assets/dead-letters.js")),
     ("live.js", SCRIPT, include_str!("assets/live.js")),
+    ("traces.js", SCRIPT, include_str!("assets/traces.js")),
     ("style.css", STYLE, include_str!("assets/style.css")),
     ("icon.svg", ICON, include_str!("assets/icon.svg")),
 ];

@@ -13,6 +13,7 @@ mod charts;
 mod live;
 mod mutes;
 mod remembered;
+mod traces;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -40,6 +41,8 @@ use sedge_core::finding::Finding;
 use sedge_core::metrics::Metrics;
 use sedge_core::store::StoredRecord;
 use sedge_core::time::Now;
+use sedge_core::trace::Span;
+use traces::Traces;
 
 const MINUTE: Duration = Duration::from_secs(60);
 /// Minutes after which the page's memory is written, if it changed.
@@ -53,13 +56,20 @@ pub(crate) struct Shown {
     alerts: Arc<Alerts>,
     mutes: Arc<Mutes>,
     views: Views,
+    traces: Arc<Traces>,
 }
 
 impl Shown {
     pub(crate) fn new(config: &Config) -> Self {
         let prefix = format!("{}/{}/alerts/", config.node.base_topic, config.node.name);
         let mutes = Arc::new(Mutes::load(&config.node.data_dir));
-        Self { reports: Reports::default(), alerts: Arc::new(Alerts::new(prefix)), mutes, views: Views::default() }
+        Self {
+            reports: Reports::default(),
+            alerts: Arc::new(Alerts::new(prefix)),
+            mutes,
+            views: Views::default(),
+            traces: Arc::default(),
+        }
     }
 
     /// Keeps the report of a function. An empty one removes an earlier one.
@@ -75,6 +85,11 @@ impl Shown {
     /// Shows a run to those who watch it.
     pub(crate) fn run(&self, run: FollowedRun) {
         self.views.show(run);
+    }
+
+    /// Keeps spans that have ended.
+    pub(crate) fn traced(&self, spans: Vec<Span>) {
+        self.traces.add(spans);
     }
 
     /// The alerts that are muted.
@@ -196,6 +211,8 @@ pub(crate) fn router(page: &Arc<Page>) -> Router {
         .route("/api/v1/alerts/mute", post(alert_api::mute))
         .route("/api/v1/alerts/unmute", post(alert_api::unmute))
         .route("/api/v1/live", get(live::live))
+        .route("/api/v1/traces", get(traces::list))
+        .route("/api/v1/traces/{id}", get(traces::one))
         .route("/api/v1/dead-letters", get(api::dead_letters))
         .route("/api/v1/dead-letters/{id}", get(api::dead_letter))
         .route("/api/v1/dead-letters/replay", post(api::replay))

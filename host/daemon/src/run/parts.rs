@@ -294,6 +294,7 @@ fn board_config(config: &Config, recovered: &store::Recovered) -> BoardConfig {
         parked_max_bytes: (config.store.parked_max_bytes.get() as usize).min(budget(config).parked()),
         state_max_bytes: config.store.state_max_bytes.get(),
         budget: budget(config),
+        trace_sample: config.trace.sample,
         seed: sedge_mqtt::random_seed(),
     }
 }

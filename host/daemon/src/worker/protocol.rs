@@ -229,6 +229,7 @@ mod tests {
             retained: true,
             response_topic: Some("answers/7".into()),
             correlation_data: Some([0, 255].into()),
+            trace: None,
         }
     }
 

@@ -80,6 +80,7 @@ fn full() -> Message {
         retained: true,
         response_topic: Some("antworten/ü".into()),
         correlation_data: Some([0, 255].into()),
+        trace: None,
     }
 }
 

@@ -217,6 +217,7 @@ pub(super) fn message(topic: &str, payload: impl Into<Bytes>) -> Message {
         retained: true,
         response_topic: Some("answers/7".into()),
         correlation_data: Some([0, 255].into()),
+        trace: None,
     }
 }
 

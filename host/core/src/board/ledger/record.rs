@@ -116,6 +116,8 @@ pub(crate) struct Recorded {
     /// Forwards and alerts that had nowhere to go.
     pub(crate) without_upstream: u32,
     pub(crate) wakes: Vec<Wake>,
+    /// What the wakes carry on.
+    pub(crate) trace: Option<Arc<TraceContext>>,
     /// Answer to the request, if the message is one.
     pub(crate) reply: Option<Reply>,
 }
@@ -167,7 +169,7 @@ impl Recorder {
         carried: &Carried,
         now: Now,
     ) -> Recorded {
-        let mut recorded = Recorded::default();
+        let mut recorded = Recorded { trace: carried.trace.clone(), ..Recorded::default() };
         for output in outputs {
             let new = |topic, payload, content_type, retain| Record {
                 stream: Stream::LOCAL,

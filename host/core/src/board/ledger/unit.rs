@@ -92,8 +92,8 @@ impl Unit {
 
     /// Everything that came of it is on disk.
     pub(super) fn settled(self, id: UnitId) -> Settled {
-        let Self { receipt, copies, message_id, response, is_turned_away, .. } = self;
-        Settled { receipt, copies, message_id, unit: Some(id), response, is_turned_away }
+        let Self { arrival, receipt, copies, message_id, response, is_turned_away, .. } = self;
+        Settled { receipt, copies, message_id, unit: Some(id), arrival, response, is_turned_away }
     }
 
     /// Deliveries keep the order of their topic. Ticks and parked jobs have another order.

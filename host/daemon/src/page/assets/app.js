@@ -7,8 +7,9 @@ import { api, el, Refused, token } from "./dom.js";
 import * as functions from "./functions.js";
 import * as live from "./live.js";
 import { text } from "./strings.js";
+import * as traces from "./traces.js";
 
-const views = { board, functions, live, alerts, "dead-letters": letters };
+const views = { board, functions, live, traces, alerts, "dead-letters": letters };
 const EVERY_MS = 3000;
 const main = document.getElementById("main");
 const state = document.getElementById("state");

@@ -1,7 +1,7 @@
 // All texts of the page.
 
 export const text = {
-  views: { board: "Overview", functions: "Functions", live: "Live", alerts: "Alerts", "dead-letters": "Dead letters" },
+  views: { board: "Overview", functions: "Functions", live: "Live", traces: "Traces", alerts: "Alerts", "dead-letters": "Dead letters" },
   signIn: "Enter token",
   signOut: "Forget token",
   tokenTitle: "Token",
@@ -160,6 +160,26 @@ export const text = {
     lines: "lines",
     more: (n, what) => `${n} more ${what}`,
     cut: (n) => `cut: ${n} bytes in all`,
+  },
+  traces: {
+    help: "The latest messages whose way was recorded: those of a trace.sample, of traces that senders ask for, and dead letters.",
+    none: "No message was recorded yet. Set trace.sample, or send a message with traceparent.",
+    find: "Show",
+    id: "Trace or message id",
+    at: "At",
+    topic: "Topic",
+    functions: "Functions",
+    took: "Took",
+    spans: "Spans",
+    result: "Result",
+    trace: "Trace",
+    step: "Step",
+    begin: "Begins after",
+    what: "What",
+    leftOut: (n) => `${n} more spans are not kept.`,
+    back: "All traces",
+    show: (id) => `Show trace ${id}`,
+    bar: (from, took) => `from ${from}, for ${took}`,
   },
   letters: {
     function: "Function",
