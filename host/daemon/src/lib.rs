@@ -14,4 +14,5 @@ pub mod run;
 mod sinks;
 mod sources;
 pub mod telemetry;
+mod traces;
 pub mod worker;

@@ -29,6 +29,7 @@ use crate::page::Shown;
 use crate::sinks::{self, Happened, Receivers};
 use crate::sources::http::HttpTrigger;
 use crate::telemetry::{self, ConnectionLog, Health};
+use crate::traces::Exporter;
 use crate::worker::processes::Processes;
 use broker::Subscribing;
 use orders::Orders;
@@ -91,6 +92,8 @@ struct Daemon {
     /// Held for as long as the daemon runs: it answers on a thread of its own.
     _http: Option<telemetry::Http>,
     shown: Shown,
+    /// `None`: no collector is configured.
+    exporter: Option<Exporter>,
     store_failed: bool,
     is_worker_silent: bool,
     exits: exits::Exits,
@@ -245,7 +248,12 @@ impl Daemon {
                 }
                 Effect::Record { id, event } => self.record(id, event),
                 Effect::Follow(run) => self.shown.run(*run),
-                Effect::Traced(spans) => self.shown.traced(spans),
+                Effect::Traced(spans) => {
+                    if let Some(exporter) = &self.exporter {
+                        exporter.send(&spans);
+                    }
+                    self.shown.traced(spans);
+                }
                 Effect::Alone(message) => self.exits.set_alone(message),
                 Effect::CautionEnded => {
                     self.exits.forget();
@@ -426,6 +434,9 @@ impl Daemon {
         };
         if tokio::time::timeout(Duration::from_millis(500), closed).await.is_err() {
             tracing::warn!("the store did not close in time; nothing acknowledged is lost");
+        }
+        if let Some(exporter) = self.exporter.take() {
+            exporter.close();
         }
         self.exits.end();
         tracing::info!("ended");

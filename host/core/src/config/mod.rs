@@ -341,6 +341,12 @@ pub struct HomeAssistant {
 pub struct Trace {
     /// Part of the messages without a trace of which one is begun, from 0 to 1.
     pub sample: f64,
+    /// Where spans are exported to, with OTLP over HTTP. `None`: nowhere.
+    pub otlp: Option<Endpoint>,
+    /// A file that holds the value of the `Authorization` header.
+    pub authorization_file: Option<PathBuf>,
+    /// Trusted roots in PEM; default: the system's.
+    pub ca_file: Option<PathBuf>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -542,6 +542,28 @@ fn trace(section: &mut Section<'_, '_>, trace: &mut Trace) {
         let invalid = Invalid::new(format!("{} is not a part of the messages", trace.sample));
         section.error("sample", invalid.hint("use a number from 0 (none) to 1 (all): 0.01 for one of a hundred"));
     }
+    section.parse("otlp", &mut trace.otlp, |text| collector(text).map(Some));
+    section.file("authorization_file", &mut trace.authorization_file, Content::Secret);
+    section.file("ca_file", &mut trace.ca_file, Content::Certificate);
+    for key in ["authorization_file", "ca_file"] {
+        if trace.otlp.is_none() && section.has(key) && !section.has("otlp") {
+            section.error(key, Invalid::new("without otlp it would not be used").hint("set otlp, or remove it"));
+        }
+    }
+    if trace.otlp.as_ref().is_some_and(|url| !url.is_tls()) && section.has("ca_file") {
+        let invalid = Invalid::new("otlp is not encrypted, so it would not be used");
+        section.error("ca_file", invalid.hint("write otlp as https://..., or remove it"));
+    }
+}
+
+/// The address of a collector, with the path that its spans go to.
+fn collector(text: &str) -> Result<Endpoint, Invalid> {
+    let url = Endpoint::parse(text, Scheme::WEB)?;
+    if url.uri().path() != "/" {
+        return Ok(url);
+    }
+    let invalid = Invalid::new(format!("{text} has no path, to which no collector listens"));
+    Err(invalid.hint(format!("write {}/v1/traces", text.trim_end_matches('/'))))
 }
 
 fn log(section: &mut Section<'_, '_>, log: &mut Log) {

@@ -452,9 +452,17 @@ fn values_that_do_not_go_together() {
 fn parts_of_messages() {
     check(
         "[trace]\nsample = 2",
-        &["sedge.toml:2:10: trace.sample: 2 is not a part of the messages; use a number from 0 (none) to 1 (all): 0.01 for one of a hundred"],
+        &[
+            "sedge.toml:2:10: trace.sample: 2 is not a part of the messages; use a number from 0 (none) to 1 (all): 0.01 for one of a hundred",
+        ],
     );
     check("[trace]\nsample = \"0.1\"", &["sedge.toml:2:10: trace.sample: expected a number, found a string"]);
+    check(
+        "[trace]\notlp = \"http://collector:4318\"",
+        &[
+            "sedge.toml:2:8: trace.otlp: http://collector:4318 has no path, to which no collector listens; write http://collector:4318/v1/traces",
+        ],
+    );
     let (config, found) = inspect("[trace]\nsample = 0.25");
     assert!(found.iter().all(|line| !line.contains("trace")) && config.trace.sample == 0.25, "{found:?}");
 }

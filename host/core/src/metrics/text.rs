@@ -101,6 +101,8 @@ const FAMILIES: &[Family] = &[
     counter("sedge_invariants_broken_total", "Conditions that must hold and did not; see the log for their names."),
     counter("sedge_traces_total", "Messages whose spans are recorded."),
     counter("sedge_traces_left_out_total", "Messages whose spans are not recorded, because too many were to be."),
+    counter("sedge_spans_exported_total", "Spans that the collector took."),
+    counter("sedge_spans_dropped_total", "Spans that were not exported, by reason."),
     gauge("sedge_outbox_records", "Committed records that wait to be sent."),
     gauge("sedge_outbox_bytes", "Size of the records that wait to be sent."),
     gauge("sedge_outbox_oldest_age_seconds", "Age of the oldest record that waits to be sent."),

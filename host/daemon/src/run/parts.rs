@@ -23,6 +23,7 @@ use crate::page::Shown;
 use crate::sinks::Receivers;
 use crate::sources::http::HttpTrigger;
 use crate::telemetry::{Beside, ConnectionLog, Health, Http, Notifier};
+use crate::traces::Exporter;
 use crate::worker::processes::{ProcessConfig, Processes};
 use sedge_core::board::{
     self, Board, BoardConfig, Budget, CautionConfig, Input, PauseConfig, RecorderConfig, SinkRoute, Version,
@@ -162,6 +163,7 @@ impl Daemon {
         let sinks = Receivers::start(&config, &recovered)?;
         board.restore(recovered, now);
         let requests = Requests::new(&config)?;
+        let exporter = Exporter::spawn(&config.node.name, &config.trace, &metrics, sedge_mqtt::random_seed())?;
         // Last: from here on requests are taken.
         let http_trigger = HttpTrigger::spawn(&config.http_trigger, &metrics)?;
         Ok(Self {
@@ -181,6 +183,7 @@ impl Daemon {
             watchdog_fed: now.monotonic,
             _http: http,
             shown,
+            exporter,
             store_failed: false,
             is_worker_silent: false,
             exits,

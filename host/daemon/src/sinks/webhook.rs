@@ -186,7 +186,7 @@ impl Caller {
 }
 
 /// A client that reports every status, and follows no redirect: a redirected POST becomes a GET, which would look like success.
-pub(super) fn agent(section: &str, connection: &config::Connection, timeout: Duration) -> Result<Agent, WebhookError> {
+pub(crate) fn agent(section: &str, connection: &config::Connection, timeout: Duration) -> Result<Agent, WebhookError> {
     let url = &connection.url;
     let tls = match url.is_tls() {
         true => tls(section, connection)?,
@@ -206,7 +206,7 @@ pub(super) fn agent(section: &str, connection: &config::Connection, timeout: Dur
 }
 
 /// Why there is no answer.
-pub(super) fn explain(error: ureq::Error) -> String {
+pub(crate) fn explain(error: ureq::Error) -> String {
     match error {
         ureq::Error::Io(error) => sedge_mqtt::explain_tls(&error).unwrap_or_else(|| ureq::Error::Io(error).to_string()),
         error => error.to_string(),
@@ -219,7 +219,7 @@ pub(super) fn basic(user: &str, password: &str) -> String {
 }
 
 /// Reads the value of a header.
-pub(super) fn secret(key: String, path: &Path) -> Result<String, WebhookError> {
+pub(crate) fn secret(key: String, path: &Path) -> Result<String, WebhookError> {
     let text = String::from_utf8_lossy(&read(&key, path)?).trim().to_owned();
     match text.is_empty() {
         true => Err(WebhookError::Empty { key, path: path.into(), what: "header value" }),
@@ -244,7 +244,7 @@ fn evaluate(status: StatusCode, headers: &HeaderMap) -> Answer {
 }
 
 /// Reads `Retry-After`: seconds, or a date. A date is compared with the receiver's own, since this board's clock may be wrong.
-pub(super) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok()).map(str::trim);
     let after = text(header::RETRY_AFTER)?;
     if let Ok(seconds) = after.parse() {
