@@ -1,7 +1,11 @@
 //! The page's API: what it answers, to whom, and that `docs/openapi.json` says so.
 
+use std::ffi::OsStr;
+use std::fs;
 use std::io::{BufRead as _, BufReader, Lines, Read as _, Write as _};
 use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
@@ -297,6 +301,56 @@ fn the_page_shows_functions_alerts_state_and_dead_letters() {
     assert_eq!(api.ask("GET", "dead-letters", "").0, 401, "it is withdrawn at once");
 }
 
+/// From other machines: with TLS, and nothing but the page's own files without a token.
+#[test]
+fn beyond_this_machine_it_needs_tls_and_a_token() {
+    let broker = Mosquitto::start();
+    let certificates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../daemon/src/sinks/testdata");
+    let file = |name: &str| certificates.join(name);
+    let mut daemon = Daemon::prepare(
+        &Setup::new(broker.url())
+            .function(&guest("count"))
+            .set("http", format!("cert_file = {:?}", file("server.pem")))
+            .set("http", format!("key_file = {:?}", file("server.key"))),
+    );
+    let text = fs::read_to_string(daemon.config()).expect("read the configuration");
+    let listen = format!("127.0.0.1:{}", daemon.http_port);
+    let beyond = format!("0.0.0.0:{}", daemon.http_port);
+    fs::write(daemon.config(), text.replace(&listen, &beyond)).expect("write the configuration");
+    daemon.launch();
+    broker.await_daemon();
+    let secret = daemon.data().join("anna");
+    let ask = |more: &[&OsStr]| {
+        let mut command = Command::new(SEDGE);
+        command.args(["alerts", "--json", "--url"]).arg(format!("https://localhost:{}", daemon.http_port));
+        command.arg("--ca-file").arg(file("ca.pem")).args(more).env_remove("SEDGE_TOKEN_FILE");
+        let output = command.output().expect("run sedge");
+        (output.status.success(), String::from_utf8_lossy(&output.stderr).into_owned())
+    };
+    let (is_shown, error) = ask(&[]);
+    assert!(!is_shown && error.contains("this needs a token"), "{error}");
+    fs::write(&secret, token(&daemon, &["anna"])).expect("write the token");
+    let (is_shown, error) = ask(&["--token-file".as_ref(), secret.as_ref()]);
+    assert!(is_shown, "{error}");
+    // Whoever does not encrypt gets nothing, and the daemon goes on.
+    let plain = |path: &str| {
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, daemon.http_port)).expect("connect to the page");
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("send a request");
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    };
+    assert!(!plain("/metrics").contains("HTTP/1.1"));
+    let (is_shown, error) = ask(&["--token-file".as_ref(), secret.as_ref()]);
+    assert!(is_shown, "{error}");
+    // At the socket in the data folder all is as on this machine.
+    let mut socket = UnixStream::connect(daemon.data().join("http.sock")).expect("connect to the socket");
+    socket.write_all(b"GET /api/v1/board HTTP/1.0\r\nHost: localhost\r\n\r\n").expect("send a request");
+    let mut answer = String::new();
+    socket.read_to_string(&mut answer).expect("read the answer");
+    assert!(answer.starts_with("HTTP/1.0 200"), "{answer}");
+}
+
 #[test]
 fn runs_are_shown_live_to_those_who_have_a_token() {
     let site = Site::start_with(|setup| {
@@ -358,7 +412,7 @@ fn runs_and_alerts_are_shown_in_a_terminal() {
     assert!(!refused.status.success() && error.contains("sedge token") && error.contains("--token-file"), "{error}");
 
     let file = site.daemon.data().join("of-anna");
-    std::fs::write(&file, token(&site.daemon, &["anna"])).unwrap();
+    fs::write(&file, token(&site.daemon, &["anna"])).unwrap();
     let shown = std::thread::scope(|scope| {
         let tail = |more: &[&str]| {
             let arguments = [&["tail", "--count", "1", "--token-file", file.to_str().unwrap()][..], more].concat();
@@ -449,7 +503,7 @@ fn the_way_of_a_message_is_shown_to_those_who_have_a_token() {
     assert_eq!(api.ask("GET", "traces/m-3", "").0, 404);
 
     let file = site.daemon.data().join("of-anna");
-    std::fs::write(&file, api.token.as_ref().unwrap()).unwrap();
+    fs::write(&file, api.token.as_ref().unwrap()).unwrap();
     let shown = |more: &[&str]| {
         let output = read_page(&site.daemon, &[&["trace", "--token-file", file.to_str().unwrap()][..], more].concat());
         (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned(), output.stderr)
@@ -471,7 +525,7 @@ fn a_muted_alert_is_recorded_and_counted_and_not_sent_also_after_a_restart() {
     local.subscribe(&["sedge/board/alerts/count"]).unwrap();
     let of_anna = token(&site.daemon, &["anna"]);
     let file = site.daemon.data().join("of-anna");
-    std::fs::write(&file, &of_anna).unwrap();
+    fs::write(&file, &of_anna).unwrap();
     let mut ten = |topic: &str| (0..10).for_each(|n| hand.publish(Publish::new(topic, n.to_string())).unwrap());
     let mut echo = || {
         let echo = local.receive(PATIENCE).unwrap().expect("the local broker has the alert");

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{BufRead as _, BufReader};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -31,6 +31,9 @@ pub(crate) struct ApiArgs {
     /// Address of the board's page: http.listen, or a tunnel or a proxy that leads there
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:9464")]
     url: String,
+    /// Authority that signed the certificate of an https address, in PEM [default: those that this computer trusts]
+    #[arg(long, value_name = "FILE")]
+    ca_file: Option<PathBuf>,
     /// File with a token of the board, as `sedge token` prints it [default: SEDGE_TOKEN_FILE]
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
@@ -52,7 +55,11 @@ impl ApiArgs {
             }
             None => None,
         };
-        let tls = if is_tls { tls()? } else { TlsConfig::builder().root_certs(RootCerts::new_with_certs(&[])).build() };
+        let tls = if is_tls {
+            tls(self.ca_file.as_deref())?
+        } else {
+            TlsConfig::builder().root_certs(RootCerts::new_with_certs(&[])).build()
+        };
         let agent = Agent::config_builder()
             .user_agent(concat!("sedge/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
@@ -68,15 +75,33 @@ impl ApiArgs {
     }
 }
 
-fn tls() -> anyhow::Result<TlsConfig> {
-    let roots = rustls_native_certs::load_native_certs().certs;
+fn tls(ca_file: Option<&Path>) -> anyhow::Result<TlsConfig> {
+    let roots: Vec<Certificate<'static>> = match ca_file {
+        Some(path) => authorities(path)?,
+        None => {
+            let roots = rustls_native_certs::load_native_certs().certs;
+            roots.iter().map(|root| Certificate::from_der(root).to_owned()).collect()
+        }
+    };
     if roots.is_empty() {
-        bail!("this computer has no trusted certificates: install ca-certificates");
+        bail!("this computer has no trusted certificates: install ca-certificates, or name --ca-file");
     }
-    let roots: Vec<_> = roots.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = TlsConfig::builder().root_certs(RootCerts::new_with_certs(&roots));
     Ok(builder.unversioned_rustls_crypto_provider(provider).build())
+}
+
+fn authorities(path: &Path) -> anyhow::Result<Vec<Certificate<'static>>> {
+    let pem = fs::read(path).with_context(|| format!("failed to read --ca-file {}", path.display()))?;
+    let found = ureq::tls::parse_pem(&pem).filter_map(|item| match item {
+        Ok(ureq::tls::PemItem::Certificate(certificate)) => Some(certificate),
+        _ => None,
+    });
+    let found: Vec<_> = found.collect();
+    if found.is_empty() {
+        bail!("--ca-file {}: no certificate in PEM", path.display());
+    }
+    Ok(found)
 }
 
 /// A board's API.

@@ -136,7 +136,10 @@ fn summary(
     let state = &config.store;
     writeln!(out, "state      {} bytes for all functions (store.state_max_bytes)", state.state_max_bytes)?;
     match config.http.listen {
-        Some(listen) => writeln!(out, "metrics    http://{listen}/metrics")?,
+        Some(listen) => {
+            let scheme = if config.http.cert_file.is_some() { "https" } else { "http" };
+            writeln!(out, "metrics    {scheme}://{listen}/metrics")?;
+        }
         None => writeln!(out, "metrics    off")?,
     }
     if let Some(listen) = config.http_trigger.listen {

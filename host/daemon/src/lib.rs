@@ -14,5 +14,7 @@ pub mod run;
 mod sinks;
 mod sources;
 pub mod telemetry;
+#[cfg(any(feature = "http-trigger", feature = "page"))]
+mod tls;
 mod traces;
 pub mod worker;

@@ -84,13 +84,7 @@ const MOST_SECRETS: usize = 64;
 
 pub(super) fn read(section: &mut Section<'_, '_>, trigger: &mut HttpTrigger, max_payload_bytes: NonZeroU32) {
     section.or_off("listen", &mut trigger.listen);
-    section.file("cert_file", &mut trigger.cert_file, Content::Certificate);
-    section.file("key_file", &mut trigger.key_file, Content::PrivateKey);
-    for (one, other) in [("cert_file", "key_file"), ("key_file", "cert_file")] {
-        if section.has(one) && !section.has(other) {
-            section.error(one, Invalid::new(format!("{other} is missing")).hint("TLS needs both files"));
-        }
-    }
+    certificate(section, &mut trigger.cert_file, &mut trigger.key_file);
     let is_set = section.value("max_body_bytes", &mut trigger.max_body_bytes);
     if trigger.max_body_bytes > max_payload_bytes && !is_set {
         trigger.max_body_bytes = max_payload_bytes;
@@ -105,6 +99,17 @@ pub(super) fn read(section: &mut Section<'_, '_>, trigger: &mut HttpTrigger, max
     section.section("tokens", |tokens| named(tokens, "meters", &mut trigger.tokens, token));
     section.section("signatures", |signatures| named(signatures, "github", &mut trigger.signatures, signature));
     check_access(section, trigger);
+}
+
+/// The certificate of a server, and its key.
+pub(super) fn certificate(section: &mut Section<'_, '_>, cert: &mut Option<PathBuf>, key: &mut Option<PathBuf>) {
+    section.file("cert_file", cert, Content::Certificate);
+    section.file("key_file", key, Content::PrivateKey);
+    for (one, other) in [("cert_file", "key_file"), ("key_file", "cert_file")] {
+        if section.has(one) && !section.has(other) {
+            section.error(one, Invalid::new(format!("{other} is missing")).hint("TLS needs both files"));
+        }
+    }
 }
 
 /// Reads sections by their names. `example`: the name of one that the file need not have, so that its keys are known.

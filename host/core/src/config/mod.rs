@@ -323,6 +323,9 @@ pub struct Recording {
 pub struct Http {
     /// `None` (`listen = "off"`): no port.
     pub listen: Option<SocketAddr>,
+    /// Certificate chain and key in PEM. `None`: without TLS.
+    pub cert_file: Option<PathBuf>,
+    pub key_file: Option<PathBuf>,
     /// Names beside those of loopback by which browsers may call the page.
     pub hosts: Vec<String>,
 }
@@ -570,7 +573,7 @@ impl Default for Recording {
 
 impl Default for Http {
     fn default() -> Self {
-        Self { listen: Some(([127, 0, 0, 1], 9464).into()), hosts: Vec::new() }
+        Self { listen: Some(([127, 0, 0, 1], 9464).into()), cert_file: None, key_file: None, hosts: Vec::new() }
     }
 }
 

@@ -515,6 +515,7 @@ fn recording(section: &mut Section<'_, '_>, recording: &mut Recording, deploy: &
 
 fn http(section: &mut Section<'_, '_>, http: &mut Http) {
     section.or_off("listen", &mut http.listen);
+    http_trigger::certificate(section, &mut http.cert_file, &mut http.key_file);
     section.value("hosts", &mut http.hosts);
     for (n, host) in http.hosts.iter().enumerate() {
         if host.is_empty() || host.contains([':', '/', ' ']) {
@@ -522,9 +523,14 @@ fn http(section: &mut Section<'_, '_>, http: &mut Http) {
             section.error_in("hosts", n, invalid.hint("write it as in the browser, without http:// and port"));
         }
     }
-    if let Some(listen) = http.listen.filter(|listen| !listen.ip().is_loopback()) {
-        let invalid = Invalid::new(format!("{listen} can be reached from other machines, without a password"));
-        section.warn("listen", invalid.hint(format!("use 127.0.0.1:{} unless that is intended", listen.port())));
+    let is_plain = http.cert_file.is_none();
+    if let Some(listen) = http.listen.filter(|listen| is_plain && !listen.ip().is_loopback()) {
+        let text = format!("{listen} can be reached from other machines, without a password; the page is not there");
+        let hint = format!(
+            "set cert_file and key_file, for all of it with TLS and tokens, or use 127.0.0.1:{}",
+            listen.port()
+        );
+        section.warn("listen", Invalid::new(text).hint(hint));
     }
 }
 

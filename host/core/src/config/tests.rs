@@ -140,7 +140,10 @@ fn unknown_keys() {
         &["sedge.toml:2:1: mqtt.keep-alive-secs: unknown key; did you mean keep_alive_secs?"],
     );
     check("[node]\nreceive_maximum = 5", &["sedge.toml:2:1: node.receive_maximum: unknown key; it belongs in [mqtt]"]);
-    check("[http]\nport = 80", &["sedge.toml:2:1: http.port: unknown key; known here: listen, hosts"]);
+    check(
+        "[http]\nport = 80",
+        &["sedge.toml:2:1: http.port: unknown key; known here: listen, cert_file, key_file, hosts"],
+    );
     check("url = \"mqtt://a\"", &["sedge.toml:1:1: url: unknown key; it belongs in [mqtt]"]);
     check(
         "[upstream]\nurl = \"mqtt://a\"\ntopic = \"x\"",
@@ -273,9 +276,11 @@ fn addresses() {
     check(
         "[http]\nlisten = \"0.0.0.0:80\"",
         &[
-            "sedge.toml:2:10: warning: http.listen: 0.0.0.0:80 can be reached from other machines, without a password; use 127.0.0.1:80 unless that is intended",
+            "sedge.toml:2:10: warning: http.listen: 0.0.0.0:80 can be reached from other machines, without a password; the page is not there; set cert_file and key_file, for all of it with TLS and tokens, or use 127.0.0.1:80",
         ],
     );
+    check("[http]\nlisten = \"0.0.0.0:80\"\ncert_file = \"c\"\nkey_file = \"k\"", &[]);
+    check("[http]\nkey_file = \"k\"", &["sedge.toml:2:12: http.key_file: cert_file is missing; TLS needs both files"]);
 }
 
 #[test]

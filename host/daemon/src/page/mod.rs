@@ -18,7 +18,7 @@ mod traces;
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -195,10 +195,25 @@ fn checks(config: &Config) -> Vec<Finding> {
 
 /// Time of a request: the top of the HTTP thread's loop.
 pub(crate) fn now() -> Now {
-    Now::at(std::time::Instant::now(), std::time::SystemTime::now(), sedge_sandbox::clock::clock_synced())
+    Now::at(Instant::now(), std::time::SystemTime::now(), sedge_sandbox::clock::clock_synced())
 }
 
+/// For this machine, or whoever has an account on it: counts and states need no token.
 pub(crate) fn router(page: &Arc<Page>) -> Router {
+    guarded(page, routes(page))
+}
+
+/// For other machines, with more routes: everything but the files of the page needs a token.
+pub(crate) fn with_tokens(page: &Arc<Page>, more: Router) -> Router {
+    let routes = routes(page).merge(more);
+    guarded(page, routes.layer(middleware::from_fn_with_state(Arc::clone(page), need_token)))
+}
+
+fn guarded(page: &Arc<Page>, routes: Router) -> Router {
+    routes.layer(middleware::from_fn_with_state(Arc::clone(page), guard))
+}
+
+fn routes(page: &Arc<Page>) -> Router {
     Router::new()
         .route("/", get(assets::index))
         .route("/page/{file}", get(assets::file))
@@ -218,8 +233,18 @@ pub(crate) fn router(page: &Arc<Page>) -> Router {
         .route("/api/v1/dead-letters/replay", post(api::replay))
         .route("/api/v1/dead-letters/drop", post(api::drop))
         .route("/api/v1/openapi.json", get(assets::openapi))
-        .layer(middleware::from_fn_with_state(Arc::clone(page), guard))
         .with_state(Arc::clone(page))
+}
+
+async fn need_token(State(page): State<Arc<Page>>, request: Request, next: Next) -> Response {
+    let path = request.uri().path();
+    if path == "/" || path.starts_with("/page/") {
+        return next.run(request).await;
+    }
+    match page.access.person(request.headers(), Instant::now()) {
+        Ok(_) => next.run(request).await,
+        Err(refusal) => refusal.into_response(),
+    }
 }
 
 /// Refuses requests under foreign names, and tells the browser what the page may do.

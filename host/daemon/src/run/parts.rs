@@ -78,10 +78,7 @@ impl Daemon {
         let beside = Beside::from(&Page::new(&config, Arc::clone(&metrics), Arc::clone(&health), shown.clone()));
         #[cfg(not(feature = "page"))]
         let beside = Beside::default();
-        let http = match config.http.listen {
-            Some(addr) => Some(Http::spawn(addr, data_dir, Arc::clone(&metrics), Arc::clone(&health), beside)?),
-            None => None,
-        };
+        let http = Http::spawn(&config.http, data_dir, Arc::clone(&metrics), Arc::clone(&health), beside)?;
         let (store, store_events, recovered) = {
             let remembered = board::window_memory(config.mqtt.receive_maximum.get());
             Store::open(

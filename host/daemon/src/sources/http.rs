@@ -10,7 +10,6 @@
 mod access;
 mod exchange;
 mod secrets;
-mod tls;
 mod watched;
 
 #[cfg(test)]
@@ -27,6 +26,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::tls::CertificateError;
 use exchange::Server;
 use sedge_core::config;
 use sedge_core::metrics::{Metrics, Sample, Value};
@@ -56,6 +56,8 @@ pub(crate) enum TriggerError {
     Listen { addr: SocketAddr, source: io::Error },
     #[error("{path}: {reason} (http_trigger)")]
     File { path: String, reason: String },
+    #[error("{0} (http_trigger)")]
+    Certificate(#[from] CertificateError),
     #[error("failed to start the thread for requests: {0}")]
     Spawn(#[from] io::Error),
 }

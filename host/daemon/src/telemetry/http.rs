@@ -4,6 +4,8 @@
 //! bound on connections, and a connection carries one request.
 
 mod bounded;
+#[cfg(feature = "page")]
+mod encrypted;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -21,12 +23,14 @@ use axum::http::{HeaderValue, StatusCode, header};
 use axum::middleware::map_response;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use axum::serve::Listener;
 use serde_json::json;
 use tokio::sync::oneshot;
 
 use super::Health;
 pub(crate) use bounded::Lease;
 use bounded::{Bounded, Bounds};
+use sedge_core::config;
 use sedge_core::metrics::Metrics;
 use sedge_core::time::Now;
 
@@ -36,6 +40,14 @@ pub(crate) enum HttpError {
         "cannot listen on {addr} for metrics and health (change http.listen, or set it to \"off\"; port 0 takes a free port)"
     )]
     Listen { addr: SocketAddr, source: io::Error },
+    #[cfg(feature = "page")]
+    #[error("{0} (http)")]
+    Certificate(#[from] crate::tls::CertificateError),
+    #[cfg(not(feature = "page"))]
+    #[error(
+        "this program serves HTTP without TLS: remove http.cert_file and http.key_file, or install the full program"
+    )]
+    NoTls,
     #[error("failed to start the HTTP thread: {0}")]
     Spawn(#[from] io::Error),
 }
@@ -60,47 +72,85 @@ pub(crate) const INDEX: &str = concat!("sedge ", env!("CARGO_PKG_VERSION"), ": /
 
 type Shared = (Arc<Metrics>, Arc<Health>);
 
+/// How the port encrypts, if it does.
+#[cfg(feature = "page")]
+type Tls = Option<tokio_rustls::TlsAcceptor>;
+#[cfg(not(feature = "page"))]
+type Tls = ();
+
 /// What is served beside metrics and health, and runs with it.
 pub(crate) struct Beside {
-    router: Router,
+    routes: Routes,
     task: Pin<Box<dyn Future<Output = ()> + Send>>,
     at_end: Box<dyn FnOnce() + Send>,
+}
+
+struct Routes {
+    /// For this machine.
+    local: Router,
+    /// For other machines, with these figures: all of it needs a token.
+    #[cfg(feature = "page")]
+    with_tokens: Box<dyn FnOnce(Router) -> Router + Send>,
 }
 
 impl Default for Beside {
     fn default() -> Self {
         Self {
-            router: Router::new().route("/", get(async || INDEX)),
+            routes: Routes {
+                local: index(),
+                #[cfg(feature = "page")]
+                with_tokens: Box::new(|_| index()),
+            },
             task: Box::pin(std::future::pending()),
             at_end: Box::new(|| ()),
         }
     }
 }
 
+fn index() -> Router {
+    Router::new().route("/", get(async || INDEX))
+}
+
 #[cfg(feature = "page")]
 impl From<&Arc<crate::page::Page>> for Beside {
     fn from(page: &Arc<crate::page::Page>) -> Self {
         let router = crate::page::router(page);
-        let page = Arc::clone(page);
-        let at_end = Arc::clone(&page);
-        Self { router, task: Box::pin(async move { page.count().await }), at_end: Box::new(move || at_end.save()) }
+        let (counted, guarded, at_end) = (Arc::clone(page), Arc::clone(page), Arc::clone(page));
+        let with_tokens = Box::new(move |figures| crate::page::with_tokens(&guarded, figures));
+        Self {
+            routes: Routes { local: router, with_tokens },
+            task: Box::pin(async move { counted.count().await }),
+            at_end: Box::new(move || at_end.save()),
+        }
     }
 }
 
+#[cfg(feature = "page")]
+fn tls(config: &config::Http) -> Result<Tls, HttpError> {
+    Ok(crate::tls::acceptor(config.cert_file.as_ref(), config.key_file.as_ref())?)
+}
+
+#[cfg(not(feature = "page"))]
+fn tls(config: &config::Http) -> Result<Tls, HttpError> {
+    if config.cert_file.is_some() { Err(HttpError::NoTls) } else { Ok(()) }
+}
+
 impl Http {
+    /// `None`: it is off.
     pub(crate) fn spawn(
-        addr: SocketAddr,
+        config: &config::Http,
         data_dir: &Path,
         metrics: Arc<Metrics>,
         health: Arc<Health>,
         beside: Beside,
-    ) -> Result<Self, HttpError> {
-        Self::spawn_within(Bounds::default(), addr, data_dir, metrics, health, beside)
+    ) -> Result<Option<Self>, HttpError> {
+        let Some(addr) = config.listen else { return Ok(None) };
+        Self::spawn_within(Bounds::default(), (addr, tls(config)?), data_dir, metrics, health, beside).map(Some)
     }
 
     fn spawn_within(
         bounds: Bounds,
-        addr: SocketAddr,
+        (addr, tls): (SocketAddr, Tls),
         data_dir: &Path,
         metrics: Arc<Metrics>,
         health: Arc<Health>,
@@ -131,7 +181,7 @@ impl Http {
                     // A scrape under way is abandoned.
                     _ = stopped => {}
                     () = beside.task => {}
-                    result = serve(bounds, listener, socket, (metrics, health), beside.router) => {
+                    result = serve(bounds, (listener, tls), socket, (metrics, health), beside.routes) => {
                         if let Err(error) = result {
                             tracing::error!(%error, "the HTTP server for metrics and health failed");
                         }
@@ -178,33 +228,42 @@ fn listen_locally(path: &Path) -> io::Result<UnixListener> {
 
 async fn serve(
     bounds: Bounds,
-    listener: TcpListener,
+    (listener, tls): (TcpListener, Tls),
     socket: Option<UnixListener>,
     shared: Shared,
-    beside: Router,
+    routes: Routes,
 ) -> io::Result<()> {
-    // There is no TLS: what has tokens is not for other machines.
     let is_local = listener.local_addr()?.ip().is_loopback();
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let health = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(healthz))
-        .route("/readyz", get(readyz))
-        .route("/status", get(status))
-        .with_state(shared);
-    let router = health.clone().merge(beside).layer(map_response(close));
-    let for_port =
-        if is_local { router.clone() } else { health.merge(Beside::default().router).layer(map_response(close)) };
-    let port = axum::serve(Bounded::new(listener, bounds), for_port.into_make_service_with_connect_info::<Lease>());
+    let probes = Router::new().route("/healthz", get(healthz)).route("/readyz", get(readyz)).with_state(shared.clone());
+    let figures = Router::new().route("/metrics", get(metrics)).route("/status", get(status)).with_state(shared);
+    let for_this_machine = probes.clone().merge(figures.clone()).merge(routes.local);
+    let port: Pin<Box<dyn Future<Output = io::Result<()>>>> = match tls {
+        #[cfg(feature = "page")]
+        Some(acceptor) => {
+            let for_all = if is_local { for_this_machine.clone() } else { probes.merge((routes.with_tokens)(figures)) };
+            Box::pin(serve_on(encrypted::Encrypted::new(listener, acceptor), bounds, for_all))
+        }
+        // What has tokens is not for other machines: they would be read on the way.
+        _ if is_local => Box::pin(serve_on(listener, bounds, for_this_machine.clone())),
+        _ => Box::pin(serve_on(listener, bounds, probes.merge(figures).merge(index()))),
+    };
     match socket {
         None => port.await,
         Some(socket) => {
             let socket = tokio::net::UnixListener::from_std(socket)?;
-            let router = router.into_make_service_with_connect_info::<Lease>();
-            tokio::try_join!(port.into_future(), axum::serve(Bounded::new(socket, bounds), router).into_future())?;
+            tokio::try_join!(port, serve_on(socket, bounds, for_this_machine))?;
             Ok(())
         }
     }
+}
+
+async fn serve_on<L: Listener>(listener: L, bounds: Bounds, router: Router) -> io::Result<()>
+where
+    L::Addr: std::fmt::Debug,
+{
+    let service = router.layer(map_response(close)).into_make_service_with_connect_info::<Lease>();
+    axum::serve(Bounded::new(listener, bounds), service).await
 }
 
 /// One request per connection: a client that keeps its connection would hold one of few.
@@ -267,6 +326,10 @@ mod tests {
         (status, answer)
     }
 
+    fn on(addr: SocketAddr) -> config::Http {
+        config::Http { listen: Some(addr), ..config::Http::default() }
+    }
+
     fn start(limit: Duration) -> (Http, Arc<Metrics>, Arc<Health>) {
         let (http, metrics, health, _) = start_within(Bounds::default(), limit);
         (http, metrics, health)
@@ -277,7 +340,14 @@ mod tests {
         let health = Arc::new(Health::new(Instant::now(), limit));
         let folder = tempfile::tempdir().unwrap();
         let addr = ([127, 0, 0, 1], 0).into();
-        let http = Http::spawn_within(bounds, addr, folder.path(), metrics.clone(), health.clone(), Beside::default());
+        let http = Http::spawn_within(
+            bounds,
+            (addr, Tls::default()),
+            folder.path(),
+            metrics.clone(),
+            health.clone(),
+            Beside::default(),
+        );
         (http.unwrap(), metrics, health, folder)
     }
 
@@ -352,11 +422,19 @@ mod tests {
             Body::from_stream(futures_util::stream::unfold((), more))
         };
         let bounds = Bounds { connections: 1, stall: Duration::from_millis(300), ..short() };
-        let beside = Beside { router: Router::new().route("/endless", get(endless)), ..Beside::default() };
+        let local = Router::new().route("/endless", get(endless));
+        let beside = Beside { routes: Routes { local, ..Beside::default().routes }, ..Beside::default() };
         let folder = tempfile::tempdir().unwrap();
         let (metrics, health) = (Arc::default(), Arc::new(Health::new(Instant::now(), Duration::from_secs(3600))));
-        let http =
-            Http::spawn_within(bounds, ([127, 0, 0, 1], 0).into(), folder.path(), metrics, health, beside).unwrap();
+        let http = Http::spawn_within(
+            bounds,
+            (([127, 0, 0, 1], 0).into(), Tls::default()),
+            folder.path(),
+            metrics,
+            health,
+            beside,
+        )
+        .unwrap();
         let open = || {
             let mut stream = TcpStream::connect(http.addr()).unwrap();
             stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
@@ -446,7 +524,7 @@ mod tests {
         let (http, metrics, health) = start(Duration::from_secs(60));
         let folder = tempfile::tempdir().unwrap();
         let error =
-            Http::spawn(http.addr(), folder.path(), metrics, health, Beside::default()).unwrap_err().to_string();
+            Http::spawn(&on(http.addr()), folder.path(), metrics, health, Beside::default()).unwrap_err().to_string();
         assert!(error.contains(&http.addr().to_string()) && error.contains("http.listen"), "{error}");
     }
 
@@ -456,6 +534,6 @@ mod tests {
         let addr = http.addr();
         drop(http);
         let folder = tempfile::tempdir().unwrap();
-        drop(Http::spawn(addr, folder.path(), metrics, health, Beside::default()).unwrap());
+        drop(Http::spawn(&on(addr), folder.path(), metrics, health, Beside::default()).unwrap());
     }
 }

@@ -22,7 +22,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::access::Access;
 use super::watched::Watched;
-use super::{Incoming, Stats, Times, TriggerError, tls};
+use super::{Incoming, Stats, Times, TriggerError};
+use crate::tls;
 use sedge_core::config;
 use sedge_core::request::{Method, RequestPath, Response, parse_query};
 use sedge_core::trace::{TRACEPARENT, TRACESTATE};
@@ -59,7 +60,7 @@ impl Server {
         let requests = usize::from(config.max_requests.get());
         Ok(Self {
             access: Access::new(config)?,
-            acceptor: tls::acceptor(config)?,
+            acceptor: tls::acceptor(config.cert_file.as_ref(), config.key_file.as_ref())?,
             times,
             max_body_bytes: config.max_body_bytes.get() as usize,
             connections: Arc::new(Semaphore::new(requests + MORE_CONNECTIONS)),

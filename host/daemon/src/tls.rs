@@ -1,6 +1,6 @@
-//! The certificate that clients see.
+//! The certificate that clients of the daemon's servers see.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls::ServerConfig;
@@ -8,13 +8,20 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::TlsAcceptor;
 
-use super::TriggerError;
-use sedge_core::config;
+#[derive(Debug, thiserror::Error)]
+#[error("{path}: {reason}")]
+pub(crate) struct CertificateError {
+    path: String,
+    reason: String,
+}
 
 /// `None`: without TLS.
-pub(super) fn acceptor(config: &config::HttpTrigger) -> Result<Option<TlsAcceptor>, TriggerError> {
-    let (Some(cert_file), Some(key_file)) = (&config.cert_file, &config.key_file) else { return Ok(None) };
-    let failed = |path: &Path, reason: String| TriggerError::File { path: path.display().to_string(), reason };
+pub(crate) fn acceptor(
+    cert_file: Option<&PathBuf>,
+    key_file: Option<&PathBuf>,
+) -> Result<Option<TlsAcceptor>, CertificateError> {
+    let (Some(cert_file), Some(key_file)) = (cert_file, key_file) else { return Ok(None) };
+    let failed = |path: &Path, reason: String| CertificateError { path: path.display().to_string(), reason };
     let chain = CertificateDer::pem_file_iter(cert_file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
     let chain = chain.map_err(|error| failed(cert_file, format!("no certificate: {error}")))?;
     if chain.is_empty() {
