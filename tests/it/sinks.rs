@@ -1,16 +1,18 @@
 //! Sinks with names, each with a copy of its own.
 
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::harness::daemon::{Daemon, Setup};
+use crate::harness::daemon::{Daemon, SEDGE, Setup};
 use crate::harness::eventually;
 use crate::harness::guest::guest;
 use crate::harness::mosquitto::Mosquitto;
 use crate::harness::upstream::Upstream;
 use crate::harness::webhook::Webhook;
 use crate::harness::wire::Publish;
+use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -38,6 +40,14 @@ fn each_sink_gets_everything_and_one_that_is_away_holds_up_no_other() {
     assert_eq!(waiting(&daemon, "hook"), 110.0);
     let (_, ready) = daemon.get("/readyz").unwrap();
     assert!(ready.contains(r#""hook":"away""#) && ready.contains(r#""upstream":"connected""#), "{ready}");
+    let sinks = || {
+        let output = Command::new(SEDGE).args(["status", "--json", "--broker", &broker.url()]).output().expect("run sedge");
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no JSON: {output:?}"));
+        answer["nodes"][0]["sinks"].clone()
+    };
+    let hook_is_away = json!({ "name": "hook", "connected": false, "records": 110 });
+    let expected = json!([{ "name": "upstream", "connected": true, "records": 0 }, hook_is_away]);
+    assert!(eventually(2 * PATIENCE, || sinks() == expected), "{}", sinks());
 
     daemon.kill();
     is_there.store(true, Ordering::Relaxed);

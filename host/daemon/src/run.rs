@@ -11,6 +11,7 @@ mod orders;
 mod pace;
 mod parts;
 mod requests;
+mod sink_figures;
 mod status;
 mod store_figures;
 
@@ -332,6 +333,7 @@ impl Daemon {
             self.clock_checked = now.monotonic;
             self.clock_synced = sedge_sandbox::clock::clock_synced();
             self.status.set_without_clock(&self.broker, self.board.schedules_without_clock());
+            self.status.update_sinks(&self.broker, now);
             telemetry::log::tell_left_out(now.monotonic);
         }
     }

@@ -150,6 +150,15 @@ named_enum! {
     }
 }
 
+/// A sink, in the status of a board.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SinkReport {
+    pub name: String,
+    pub connected: bool,
+    /// Records that wait for it.
+    pub records: u64,
+}
+
 /// Outputs of the active version and of the candidate for one message, where they differ.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Difference {

@@ -10,7 +10,7 @@ use sedge_core::config;
 use sedge_core::deploy::keys::PublicKey;
 use sedge_core::deploy::limits::BoardLimits;
 use sedge_core::deploy::reason::Reason;
-use sedge_core::deploy::report::{DeployState, Report};
+use sedge_core::deploy::report::{DeployState, Report, SinkReport};
 use sedge_core::deploy::signature;
 use sedge_core::deploy::topics::{KEYS, Target, Topic, Topics};
 
@@ -51,6 +51,9 @@ pub(crate) struct Presence {
     pub(crate) public_key: Option<PublicKey>,
     #[serde(default)]
     pub(crate) problem: Option<String>,
+    /// Absent from older boards, from boards without sinks and while the board is offline.
+    #[serde(default)]
+    pub(crate) sinks: Vec<SinkReport>,
 }
 
 impl Boards {

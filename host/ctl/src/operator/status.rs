@@ -22,7 +22,7 @@ use super::signing;
 use crate::{printable, terminal};
 use sedge_core::deploy::envelope::SignedEnvelope;
 use sedge_core::deploy::payload::Order;
-use sedge_core::deploy::report::{Report, ReportedSetting};
+use sedge_core::deploy::report::{Report, ReportedSetting, SinkReport};
 use sedge_core::deploy::topics::{Target, Topic, Topics};
 
 const TIMEOUT: Duration = Duration::from_secs(60);
@@ -179,6 +179,7 @@ fn as_json(boards: &Shown<'_>) -> Value {
             "version": presence.and_then(|presence| presence.version.as_ref()),
             "groups": presence.map(|presence| &presence.groups[..]).unwrap_or_default(),
             "problem": board.problem(),
+            "sinks": presence.map(|presence| &presence.sinks[..]).unwrap_or_default(),
             "signed": board.is_signed,
             "unsigned_reports": board.unsigned.iter().map(|function| &**function).collect::<Vec<_>>(),
             "functions": board.reports.values().collect::<Vec<_>>(),
@@ -219,6 +220,7 @@ fn print(out: &mut impl Write, boards: &Shown<'_>) -> io::Result<()> {
         }
     }
     terminal::table(out, &rows)?;
+    print_sinks(out, boards)?;
     for (name, board) in boards {
         for (function, report) in &board.reports {
             print_settings(out, name, function, report)?;
@@ -230,6 +232,22 @@ fn print(out: &mut impl Write, boards: &Shown<'_>) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Where the records of the boards go, as of their last status.
+fn print_sinks(out: &mut impl Write, boards: &Shown<'_>) -> io::Result<()> {
+    let mut rows = vec![["NODE", "SINK", "CONNECTION", "WAITING"].map(str::to_owned)];
+    for (name, board) in boards {
+        for SinkReport { name: sink, connected, records } in board.presence.iter().flat_map(|it| &it.sinks) {
+            let connection = if *connected { "connected" } else { "away" };
+            rows.push([name.to_string(), printable(sink), connection.to_owned(), records.to_string()]);
+        }
+    }
+    if rows.len() == 1 {
+        return Ok(());
+    }
+    writeln!(out)?;
+    terminal::table(out, &rows)
 }
 
 /// Settings that the board or an operator has laid over those of the function.
@@ -263,7 +281,7 @@ mod tests {
     #[test]
     fn one_row_per_function_and_board() {
         let mut boards = Boards::new(Topics::new("sedge"), KnownBoards::default());
-        boards.record("sedge/a/status", br#"{"state":"online","groups":["pumps"]}"#);
+        boards.record("sedge/a/status", br#"{"state":"online","groups":["pumps"],"sinks":[{"name":"upstream","connected":true,"records":0},{"name":"lake\u001b","connected":false,"records":1204}]}"#);
         boards.record("sedge/b/status", br#"{"state":"offline"}"#);
         let digest = "0".repeat(64);
         let report = json!({
@@ -286,6 +304,10 @@ NODE  STATE    FUNCTION  SERVES  SERIAL  LAST ORDER  REASON
 a     online   warm      1.2.0   7       rejected    expired: it expired
 b     offline
 
+NODE  SINK        CONNECTION  WAITING
+a     upstream    connected   0
+a     lake\\u{1b}  away        1204
+
 a warm settings
   max = -18.5, from board
   max = -20\\u{1b}, from node, for s/7
@@ -299,6 +321,8 @@ a warm on t
         let json = as_json(&shown);
         assert_eq!(json["nodes"][0]["functions"][0]["active"]["serial"], 7);
         assert_eq!(json["nodes"][0]["groups"][0], "pumps");
+        assert_eq!(json["nodes"][0]["sinks"][1]["records"], 1204);
+        assert_eq!(json["nodes"][1]["sinks"], json!([]));
         assert_eq!(json["nodes"][1]["state"], "offline");
     }
 }

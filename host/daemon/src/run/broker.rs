@@ -156,7 +156,8 @@ impl Daemon {
         }
         self.subscribing = None;
         self.show_refused();
-        self.status.connected(&self.broker);
+        let now = self.now();
+        self.status.connected(&self.broker, now);
         self.notify.status("running");
     }
 

@@ -149,7 +149,7 @@ impl Daemon {
         let key = board_key::open(&config.node.data_dir).inspect_err(log).ok();
         let orders_held = meta(&recovered, META_ORDERS).cloned();
 
-        let status = Status::new(&config, key);
+        let status = Status::new(&config, key, Arc::clone(&metrics));
         let options = sedge_mqtt::Options::local(&config.mqtt, LOCAL_IN_FLIGHT, Some(status.will()));
         let (broker, broker_events, drive) = sedge_mqtt::connect(options)?;
         if board.is_cautious() {

@@ -6,18 +6,20 @@ use std::sync::Arc;
 use bytes::Bytes;
 use serde_json::json;
 
+use super::sink_figures::SinkFigures;
 use sedge_core::config::{Config, Node};
 use sedge_core::deploy::keys::SigningKey;
 use sedge_core::deploy::limits::BoardLimits;
 use sedge_core::deploy::signature;
 use sedge_core::message::PublishToken;
+use sedge_core::metrics::Metrics;
+use sedge_core::time::Now;
 use sedge_mqtt::{Full, Link, Publication, Will};
 use sedge_sandbox::compiler::Compiler;
 
 /// Token of all status messages. They bypass the outbox, since every connection publishes them anew.
 pub(crate) const TOKEN: PublishToken = PublishToken(0);
 
-#[derive(Debug)]
 pub(crate) struct Status {
     base: String,
     /// Published also while the board is offline, so that operators know which pushes are for it.
@@ -35,13 +37,14 @@ pub(crate) struct Status {
     refused: Vec<String>,
     /// What the broker does not offer.
     broker_limits: Vec<String>,
+    sinks: SinkFigures,
     /// Last report of each function.
     reports: BTreeMap<Arc<str>, Bytes>,
     unsent: VecDeque<Arc<str>>,
 }
 
 impl Status {
-    pub(crate) fn new(config: &Config, key: Option<SigningKey>) -> Self {
+    pub(crate) fn new(config: &Config, key: Option<SigningKey>, metrics: Arc<Metrics>) -> Self {
         let Node { base_topic, name, groups, .. } = &config.node;
         Self {
             base: format!("{base_topic}/{name}"),
@@ -54,6 +57,7 @@ impl Status {
             without_clock: 0,
             refused: Vec::new(),
             broker_limits: Vec::new(),
+            sinks: SinkFigures::new(metrics),
             reports: BTreeMap::new(),
             unsent: VecDeque::new(),
         }
@@ -70,8 +74,9 @@ impl Status {
         self.is_online = false;
     }
 
-    pub(crate) fn connected(&mut self, link: &Link) {
+    pub(crate) fn connected(&mut self, link: &Link, now: Now) {
         self.is_online = true;
+        self.sinks.take(now);
         self.publish_node(link);
         self.unsent = self.reports.keys().cloned().collect();
         self.flush(link);
@@ -90,6 +95,13 @@ impl Status {
     pub(crate) fn set_without_clock(&mut self, link: &Link, schedules: usize) {
         if self.without_clock != schedules {
             self.without_clock = schedules;
+            self.publish_node(link);
+        }
+    }
+
+    /// Publishes the sinks if there is something new to say of them.
+    pub(crate) fn update_sinks(&mut self, link: &Link, now: Now) {
+        if self.sinks.take_new(now) {
             self.publish_node(link);
         }
     }
@@ -135,6 +147,9 @@ impl Status {
         let mut status = self.node_status("online");
         if !self.broker_limits.is_empty() {
             status["broker_limits"] = json!(self.broker_limits);
+        }
+        if !self.sinks.shown().is_empty() {
+            status["sinks"] = json!(self.sinks.shown());
         }
         let failed = self.failed.as_ref().map(|error| format!("the disk failed: {error}"));
         let blocked = self.blocked.then(|| "the outbox is full".to_owned());
