@@ -192,3 +192,34 @@ fn dead_letters_are_listed_and_replayed_while_the_daemon_runs() {
     let list = daemon.command(&["dead-letters", "list", "--json"]);
     assert!(!String::from_utf8_lossy(&list.stdout).contains("mended-later"), "it is gone from the list");
 }
+
+#[test]
+fn results_are_in_the_history_while_the_daemon_runs_and_after_it_was_killed() {
+    let broker = Mosquitto::start();
+    let setup = Setup::new(broker.url()).set("history", "days = 7").function(&guest("count"));
+    let mut daemon = Daemon::start(&setup);
+    broker.await_daemon();
+    let mut sensor = broker.client("sensor");
+    sensor.publish_all((1..=20).map(|n| Publish::new("count/a", n.to_string()))).unwrap();
+    let entries = |daemon: &Daemon, arguments: &[&str]| -> Vec<serde_json::Value> {
+        let output = daemon.command(&[&["history", "--json"], arguments].concat());
+        let answer: serde_json::Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no JSON: {output:?}"));
+        answer["entries"].as_array().expect("a list").clone()
+    };
+    let payloads = |of: &[serde_json::Value]| of.iter().map(|it| it["payload"].clone()).collect::<Vec<_>>();
+    let has_all = || entries(&daemon, &["--kind", "forward"]).len() == 20;
+    assert!(eventually(Duration::from_secs(20), has_all), "log:\n{}", daemon.log());
+    let forwards = entries(&daemon, &["--topic", "count/+", "--kind", "forward"]);
+    assert_eq!(payloads(&forwards), (1..=20).map(|n| format!("{n} {n}")).collect::<Vec<_>>());
+    let alerts = entries(&daemon, &["--function", "count", "--kind", "alert", "--since", "1h"]);
+    assert_eq!((alerts.len(), &alerts[0]["topic"]), (2, &serde_json::json!("count/a")));
+    daemon.kill();
+    assert_eq!(entries(&daemon, &["--kind", "forward"]), forwards, "there is no daemon");
+    daemon.resume();
+    sensor.publish_all((21..=30).map(|n| Publish::new("count/a", n.to_string()))).unwrap();
+    let has_all = || entries(&daemon, &["--kind", "forward"]).len() == 30;
+    assert!(eventually(Duration::from_secs(20), has_all), "log:\n{}", daemon.log());
+    let csv = daemon.command(&["history", "--format", "csv", "--limit", "0"]);
+    assert_eq!(String::from_utf8_lossy(&csv.stdout).lines().count(), 1 + 30 + 3);
+}

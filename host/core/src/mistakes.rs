@@ -25,6 +25,8 @@ pub enum Mistake {
     DataBeforeAlerts,
     /// Leaves out the copy of one sink.
     SkipCopy,
+    /// Leaves what a run returned out of the history.
+    SkipHistory,
     /// Does not run the jobs of a crashed worker again.
     LoseCrashedJobs,
     /// Makes a message a dead letter when a version on trial fails over it.

@@ -17,6 +17,7 @@ pub mod demo;
 #[cfg(feature = "operator")]
 pub mod dev;
 pub mod doctor;
+pub mod history;
 pub mod invoke;
 #[cfg(feature = "operator")]
 pub mod operator;

@@ -176,6 +176,17 @@ enum Command {
     #[command(verbatim_doc_comment)]
     DeadLetters(sedge_ctl::dead_letters::DeadLettersArgs),
 
+    /// Print the results and alerts of the last days
+    ///
+    /// The board keeps them with [history] days in its configuration. Run it on the
+    /// board, as root or as the daemon's user. Works with and without a daemon.
+    ///
+    ///   sedge history --since 2h
+    ///   sedge history --function freezer --kind alert --since 2026-01-05
+    ///   sedge history --topic 'readings/+' --limit 0 --format csv > readings.csv
+    #[command(verbatim_doc_comment)]
+    History(sedge_ctl::history::HistoryArgs),
+
     /// Create a token for the page of a board, and print it
     ///
     /// The page is at http.listen, which is http://127.0.0.1:9464 if not configured.
@@ -352,6 +363,7 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Doctor(args) => sedge_ctl::doctor::run(args),
         Command::Run(args) => run::run(args).map(done),
         Command::DeadLetters(args) => sedge_ctl::dead_letters::run(args),
+        Command::History(args) => sedge_ctl::history::run(args).map(done),
         #[cfg(feature = "page")]
         Command::Token(args) => sedge_ctl::token::run(args).map(done),
         #[cfg(feature = "page")]

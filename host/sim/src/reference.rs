@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sedge_core::store::{Commit, Parked, StoredRecord};
+use sedge_core::store::{Commit, Parked, Record, StoredRecord};
 use sedge_core::stream::{PerStream, SinkId, Stream, StreamKind};
 
 use crate::broker::Publication;
@@ -29,6 +29,7 @@ pub const OUTBOX_ONCE: &str = "each record is delivered, or part of one gap, and
 pub const OUTBOX_ORDER: &str = "records of a stream leave in order";
 pub const ALERTS_FIRST: &str = "alerts leave before data";
 pub const OWN_COPY: &str = "each sink has a copy of each record";
+pub const HISTORY: &str = "the history has what was recorded, in the same commit";
 pub const TRIAL_SAFE: &str = "a version on trial never costs a message";
 pub const PAUSES: &str = "a function is paused only for topics over which it failed";
 pub const SETTINGS: &str = "once new settings are in force no message runs with older ones";
@@ -41,6 +42,9 @@ pub const BUDGET: &str = "what messages hold stays within the budget";
 pub const STATE_BOUND: &str = "state stays within its bounds";
 pub const PROGRESS: &str = "everything is processed once faults stop";
 pub const INVARIANT: &str = "no invariant of the core breaks";
+
+/// Where alerts are published on the local broker.
+const ECHO: &str = "sedge/board/alerts/";
 
 pub const FUNCTIONS: [&str; 3] = ["f", "sum", "g"];
 
@@ -148,6 +152,7 @@ impl Reference {
 
     pub fn committed(&mut self, commit: &Commit, trial_has_fallback: bool) {
         self.has_all_copies(commit);
+        self.has_history(commit);
         let first = self.sinks.first().copied();
         for record in commit.records.iter().filter(|record| record.stream.sink().is_none_or(|it| Some(it) == first)) {
             let Some(function) = function(&record.function) else { continue };
@@ -249,6 +254,23 @@ impl Reference {
         if let Some(sink) = others.iter().find(|sink| !is_alike(sink)) {
             let what = format!("sink {} lacks a record of a commit, or has one more", sink.index());
             self.broken(OWN_COPY, what);
+        }
+    }
+
+    /// The history has each result once, however many sinks get it, and each alert.
+    fn has_history(&mut self, commit: &Commit) {
+        let of = |stream: Stream, records: &[Record], is_echo: Option<bool>| -> Vec<_> {
+            let is_it = |it: &&Record| {
+                it.stream == stream && is_echo.is_none_or(|wanted| it.topic.starts_with(ECHO) == wanted)
+            };
+            records.iter().filter(is_it).map(|it| it.payload.clone()).collect()
+        };
+        let recorded = [of(Stream::LOCAL, &commit.records, Some(true)), of(Stream::LOCAL, &commit.records, Some(false))];
+        let kept = [of(Stream::ALERT, &commit.history, None), of(Stream::LOCAL, &commit.history, None)];
+        let forwards = self.sinks.first().map(|sink| of(Stream::data(*sink), &commit.records, None));
+        let is_kept = forwards.is_none_or(|forwards| forwards == of(Stream::DATA, &commit.history, None));
+        if recorded != kept || !is_kept {
+            self.broken(HISTORY, "a commit records something that its history lacks, or has once more".to_owned());
         }
     }
 

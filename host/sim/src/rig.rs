@@ -124,6 +124,7 @@ pub fn recorder(sinks: &[(SinkId, &str)]) -> RecorderConfig {
         alerts: all.clone(),
         forwards: all,
         fold: Duration::from_secs(60),
+        keeps_history: true,
     }
 }
 

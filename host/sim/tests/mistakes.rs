@@ -77,6 +77,11 @@ fn a_sink_without_its_own_copy() {
 }
 
 #[test]
+fn results_that_the_history_lacks() {
+    is_found(Mistake::SkipHistory, reference::HISTORY);
+}
+
+#[test]
 fn jobs_of_a_crashed_worker_that_are_lost() {
     is_found(Mistake::LoseCrashedJobs, reference::PROGRESS);
 }

@@ -14,6 +14,7 @@ mod beside;
 pub mod dead_letters;
 mod gaps;
 mod heard;
+mod history;
 mod message_id_rows;
 mod outbox;
 mod parked;
@@ -46,6 +47,7 @@ use sedge_core::time::Now;
 
 pub use dead_letters::{DeadLetterFilter, DeadLetters};
 pub use folder::prepare;
+pub use history::{History, HistoryFilter, HistoryKind, HistoryPage, HistoryPlace};
 pub use handle::{SendError, StoreEvents, StoreHandle};
 pub use states::{ScopeSize, States};
 

@@ -12,6 +12,7 @@
 //! wake                 wakes of functions that wait; the board gives their ids
 //! heard                topics whose silence is watched; the board gives their ids
 //! schedule             which due times of schedules have run
+//! history              results and alerts of the last days, in segments (see history.rs)
 //! gap                  lost records not reported upstream yet
 //! meta                 store_id, and small values of the daemon
 //! ```
@@ -29,7 +30,7 @@ use super::OpenError;
 pub const VERSION: u32 = 1 + STEPS.len() as u32;
 
 /// Element n migrates layout n + 1 to n + 2. A released step never changes; [`CREATE`] makes the newest layout.
-const STEPS: [&str; 8] = [
+const STEPS: [&str; 9] = [
     // Sums of state, and of rows in their bodies (see row.rs). Ages are no longer those of the wall clock.
     "ALTER TABLE state ADD COLUMN sum INTEGER; DELETE FROM meta WHERE key = 'ageless';",
     // When state was last written, in hours of running time.
@@ -49,6 +50,11 @@ const STEPS: [&str; 8] = [
     ) STRICT, WITHOUT ROWID;",
     // Rows with traces, which earlier versions cannot read (see row.rs).
     "",
+    // Results and alerts of the last days.
+    "CREATE TABLE IF NOT EXISTS history (
+        id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, hour INTEGER NOT NULL, from_ms INTEGER NOT NULL,
+        to_ms INTEGER NOT NULL, body BLOB NOT NULL
+    ) STRICT;",
 ];
 
 pub(super) const CREATE: &str = "
@@ -80,6 +86,10 @@ CREATE TABLE heard (
 CREATE TABLE schedule (
     function TEXT NOT NULL, name TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (function, name)
 ) STRICT, WITHOUT ROWID;
+CREATE TABLE history (
+    id INTEGER PRIMARY KEY, kind INTEGER NOT NULL, hour INTEGER NOT NULL, from_ms INTEGER NOT NULL,
+    to_ms INTEGER NOT NULL, body BLOB NOT NULL
+) STRICT;
 CREATE TABLE gap (
     id INTEGER PRIMARY KEY, stream INTEGER NOT NULL, reason TEXT NOT NULL, first_id INTEGER NOT NULL,
     last_id INTEGER NOT NULL, records INTEGER NOT NULL, bytes INTEGER NOT NULL, first_at_ms INTEGER NOT NULL,
@@ -90,7 +100,7 @@ INSERT INTO meta VALUES ('store_id', CAST(lower(hex(randomblob(8))) AS BLOB));
 ";
 
 /// Every table, its columns, and the first column of its key, which orders its [`super::salvage`].
-pub(super) const TABLES: [(&str, &str, &str); 16] = [
+pub(super) const TABLES: [(&str, &str, &str); 17] = [
     ("alert", "id, body", "id"),
     ("data", "id, body", "id"),
     ("local", "id, body", "id"),
@@ -105,6 +115,7 @@ pub(super) const TABLES: [(&str, &str, &str); 16] = [
     ("wake", "id, function, body", "id"),
     ("heard", "id, turn, function, body", "id"),
     ("schedule", "function, name, body", "function"),
+    ("history", "id, kind, hour, from_ms, to_ms, body", "id"),
     ("gap", "id, stream, reason, first_id, last_id, records, bytes, first_at_ms, last_at_ms", "id"),
     ("meta", "key, value", "key"),
 ];

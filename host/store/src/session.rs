@@ -17,6 +17,7 @@ use super::dead_letters::DeadLetterTable;
 use super::folder::{self, DataFolder};
 use super::gaps::Gaps;
 use super::heard;
+use super::history::HistoryTable;
 use super::message_id_rows::MessageIdRows;
 use super::outbox::{self, Outbox};
 use super::parked::ParkedJobs;
@@ -96,6 +97,7 @@ pub(super) struct Session {
     dead_letters: DeadLetterTable,
     jobs: ParkedJobs,
     responses: ResponseTable,
+    history: HistoryTable,
     encoder: Encoder,
     stats: Arc<Stats>,
     /// Commits with an effect that are not in the transaction yet.
@@ -273,6 +275,7 @@ impl Session {
             dead_letters: DeadLetterTable::load(&connection, config, dead_letter_ages.as_deref())?,
             jobs,
             responses,
+            history: HistoryTable::load(&connection, config.history.clone())?,
             encoder: Encoder::default(),
             stats: stats.clone(),
             pending: Vec::new(),
@@ -359,6 +362,7 @@ impl Session {
                 let dead_letter = dead_letter.map(|(_, id)| id);
                 self.responses.insert(&self.connection, id, response, dead_letter, self.hour)?;
             }
+            self.history.push(commit.history);
             for wake in &commit.wakes {
                 wakes::set(&self.connection, &mut self.encoder, wake)?;
             }
@@ -463,6 +467,7 @@ impl Session {
         self.write_pending()?;
         self.stored = self.outbox.write(&self.connection, &mut self.gaps)?;
         self.gaps.write(&self.connection)?;
+        self.history.write(&self.connection, self.hour)?;
         self.message_ids.write(&self.connection, self.running_time.at(now.monotonic).as_secs())?;
         self.window.write(&self.connection, self.outbox.marks())?;
         Ok(true)
@@ -539,6 +544,10 @@ impl Session {
             self.begin_transaction()?;
             self.dead_letters.drop_oldest(&self.connection, EXPIRED, &self.stats)?;
         }
+        if self.history.has_expired(&self.connection, self.hour)? {
+            self.begin_transaction()?;
+            self.history.drop_expired(&self.connection, self.hour)?;
+        }
         self.outbox.update_ages(&self.connection, &self.stats)
     }
 
@@ -603,5 +612,6 @@ impl Session {
         self.outbox.update_stats(&self.stats);
         self.dead_letters.update_stats(&self.stats);
         self.jobs.update_stats(&self.stats);
+        self.stats.history_bytes.store(self.history.bytes(), Relaxed);
     }
 }

@@ -43,6 +43,8 @@ pub struct Stats {
     /// Gauges: parked jobs, and their bytes as stored.
     pub parked: AtomicU64,
     pub parked_bytes: AtomicU64,
+    /// Gauge.
+    pub history_bytes: AtomicU64,
     /// Gauge: frames of the WAL in use.
     pub wal_bytes: AtomicU64,
     /// Bytes that the writer and the checkpointer wrote to the WAL and the database file. Zero where the kernel does not

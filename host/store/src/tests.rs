@@ -2,6 +2,7 @@
 
 mod damage;
 mod faults;
+mod history;
 mod model;
 mod other_process;
 mod outbox;

@@ -243,8 +243,10 @@ impl Ledger {
     // ---- what a run leaves ----
 
     pub(crate) fn record(&mut self, id: UnitId, recorded: Recorded) {
-        self.hold(id, recorded.records.iter().map(Record::bytes).sum());
-        self.unit_mut(id).commit.records.extend(recorded.records);
+        self.hold(id, recorded.records.iter().chain(&recorded.history).map(Record::bytes).sum());
+        let commit = &mut self.unit_mut(id).commit;
+        commit.records.extend(recorded.records);
+        commit.history.extend(recorded.history);
         if let Some(reply) = recorded.reply {
             self.answer(id, Response::reply(reply));
         }
@@ -585,5 +587,6 @@ fn has_effect(commit: &Commit) -> bool {
         || !commit.heard.is_empty()
         || !commit.unheard.is_empty()
         || !commit.schedules.is_empty()
+        || !commit.history.is_empty()
         || commit.message_id.is_some()
 }

@@ -265,8 +265,18 @@ pub struct Store {
     pub state_max_bytes: NonZeroU64,
     /// How long the state of a removed function is kept.
     pub state_retention_secs: Option<NonZeroU64>,
+    /// Section `[history]`.
+    pub history: History,
     /// The sinks of the configuration. The first is told of lost records that no sink of its own has.
     pub sinks: Vec<SinkShare>,
+}
+
+/// Results and alerts that the database keeps for `sedge history`.
+#[derive(Clone, Debug, PartialEq)]
+pub struct History {
+    /// `None`: no history.
+    pub days: Option<NonZeroU32>,
+    pub max_bytes: NonZeroU64,
 }
 
 /// What one sink may have in the outbox.
@@ -525,6 +535,7 @@ impl Default for Store {
             message_id_retention_secs: nz32(24 * 3600),
             state_max_bytes: nz64(64 << 20),
             state_retention_secs: Some(nz64(30 * 24 * 3600)),
+            history: History::default(),
             sinks: Vec::new(),
         }
     }
@@ -562,6 +573,12 @@ impl Upstream {
     /// Prefix of every topic.
     pub fn prefix(&self, node: &str) -> String {
         self.topic_prefix.clone().unwrap_or_else(|| Self::default_prefix(node))
+    }
+}
+
+impl Default for History {
+    fn default() -> Self {
+        Self { days: None, max_bytes: nz64(64 << 20) }
     }
 }
 

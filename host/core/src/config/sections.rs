@@ -8,8 +8,9 @@ use super::document::{Item, Table, Value};
 use super::problem::{Invalid, Problems};
 use super::reader::{Read, Reader, Section, choice, nearest, parsed, wrong_kind};
 use super::{
-    Ceilings, Clock, Config, Connection, Deploy, DeployKey, Endpoint, Functions, Header, HomeAssistant, Http, Isolate,
-    Log, Mqtt, Node, Recording, Scheme, Sink, Store, Trace, Upstream, WebhookFormat, WhenFull, Worker, http_trigger,
+    Ceilings, Clock, Config, Connection, Deploy, DeployKey, Endpoint, Functions, Header, History, HomeAssistant, Http,
+    Isolate, Log, Mqtt, Node, Recording, Scheme, Sink, Store, Trace, Upstream, WebhookFormat, WhenFull, Worker,
+    http_trigger,
     settings, sinks,
 };
 use crate::board::Weight;
@@ -32,6 +33,7 @@ pub(super) fn read(table: &Table, host_name: String, memory_bytes: u64) -> (Conf
         root.section("store", |section| store(section, &mut config.store, &config.mqtt, &config.functions.ceilings));
         sinks(root, &mut config);
         root.section("recording", |section| recording(section, &mut config.recording, &config.deploy));
+        root.section("history", |section| history(section, &mut config.store.history));
         root.section("http", |section| http(section, &mut config.http));
         let max_payload_bytes = config.mqtt.max_payload_bytes;
         root.section("http_trigger", |section| {
@@ -511,6 +513,13 @@ fn recording(section: &mut Section<'_, '_>, recording: &mut Recording, deploy: &
     }
     section.value("max_bytes", &mut recording.max_bytes);
     within(section, "max_bytes", recording.max_bytes.get(), 65_536..=1 << 40);
+}
+
+fn history(section: &mut Section<'_, '_>, history: &mut History) {
+    section.or_off("days", &mut history.days);
+    within(section, "days", history.days.map_or(1, |days| days.get().into()), 1..=3650);
+    section.value("max_bytes", &mut history.max_bytes);
+    within(section, "max_bytes", history.max_bytes.get(), 1 << 20..=1 << 40);
 }
 
 fn http(section: &mut Section<'_, '_>, http: &mut Http) {

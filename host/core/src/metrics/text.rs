@@ -97,6 +97,7 @@ const FAMILIES: &[Family] = &[
     counter("sedge_dead_letters_expired_total", "Dead letters removed by the limits on their number and age."),
     gauge("sedge_parked_messages", "Messages in the store that wait for a retry."),
     gauge("sedge_parked_bytes", "Size of the messages in the store that wait for a retry."),
+    gauge("sedge_history_bytes", "Size of the history."),
     counter("sedge_worker_restarts_total", "Worker processes that died and were replaced."),
     counter("sedge_invariants_broken_total", "Conditions that must hold and did not; see the log for their names."),
     counter("sedge_traces_total", "Messages whose spans are recorded."),

@@ -46,6 +46,8 @@ pub struct Commit {
     pub heard: Vec<StoredHeard>,
     /// Topics that are not watched any more.
     pub unheard: Vec<HeardId>,
+    /// Results and alerts for the history. Their stream says their kind: one of [`crate::stream::Stream::FIRST`].
+    pub history: Vec<Record>,
 }
 
 impl Commit {
@@ -59,6 +61,7 @@ impl Commit {
             && self.unwake.is_empty()
             && self.heard.is_empty()
             && self.unheard.is_empty()
+            && self.history.is_empty()
             && self.schedules.is_empty())
             || self.response.is_some()
     }
@@ -74,6 +77,7 @@ impl Commit {
             + self.schedules.iter().map(StoredSchedule::bytes).sum::<usize>()
             + self.response.as_ref().map_or(0, Response::bytes)
             + self.heard.iter().map(StoredHeard::bytes).sum::<usize>()
+            + self.history.iter().map(Record::bytes).sum::<usize>()
     }
 }
 

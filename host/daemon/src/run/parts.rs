@@ -271,6 +271,7 @@ fn board_config(config: &Config, recovered: &store::Recovered) -> BoardConfig {
             alerts: numbers(&config.sinks.alerts, recovered),
             forwards: numbers(&config.sinks.forwards, recovered),
             fold: config.fold(),
+            keeps_history: config.store.history.days.is_some(),
         },
         workers: WorkerConfig {
             count: if one_each { 0 } else { count },

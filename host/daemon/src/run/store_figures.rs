@@ -44,6 +44,7 @@ pub(crate) fn join(metrics: &Metrics, stats: &Arc<Stats>, sinks: Vec<StoredSink>
             ("sedge_dead_letters_expired_total", get(&stats.dead_letters_dropped)),
             ("sedge_parked_messages", get(&stats.parked)),
             ("sedge_parked_bytes", get(&stats.parked_bytes)),
+            ("sedge_history_bytes", get(&stats.history_bytes)),
             ("sedge_store_commits_total", get(&stats.commits)),
             ("sedge_store_failures_total", get(&stats.failures)),
             ("sedge_store_wal_bytes", get(&stats.wal_bytes)),

@@ -38,10 +38,15 @@ fn failure(call: Call, n: u64) -> Outcome {
     })
 }
 
+fn with_history() -> config::Store {
+    let history = config::History { days: Some(7.try_into().unwrap()), ..config::History::default() };
+    config::Store { history, ..config::Store::default() }
+}
+
 /// Opens a store as systemd does: until it works.
 fn open(dir: &Path) -> Rig {
     for _ in 0..1000 {
-        if let Ok(rig) = Rig::try_open(dir, &config::Store::default()) {
+        if let Ok(rig) = Rig::try_open(dir, &with_history()) {
             return rig;
         }
     }
@@ -250,7 +255,7 @@ fn power_cuts(seed: u64, cuts: u64, lies: bool) {
             Call::Sync if lies => Outcome::Lie,
             _ => Outcome::Done,
         });
-        if let Ok(mut rig) = Rig::try_open(dir.path(), &config::Store::default()) {
+        if let Ok(mut rig) = Rig::try_open(dir.path(), &with_history()) {
             let damaged = rig.handle.stats().damaged_logs.load(Relaxed);
             assert!(lies || damaged == 0, "seed {seed}, cut {cut}: a power cut is taken for damage");
             let mut result = witness.check(&mut rig);

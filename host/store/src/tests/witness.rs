@@ -10,7 +10,7 @@ use bytes::Bytes;
 
 use super::testing::*;
 use super::vfs::Random;
-use crate::{DeadLetterFilter, DeadLetters};
+use crate::{DeadLetterFilter, DeadLetters, History, HistoryFilter, HistoryPlace};
 use sedge_core::message::{FailureCode, StateWrite};
 use sedge_core::store::{BatchNo, Commit, LoadId, Parked, ParkedId, RecordId, Recovered, StoreEvent, StoreRequest};
 use sedge_core::stream::{Stream, StreamKind};
@@ -42,6 +42,10 @@ fn has(stream: Stream, n: u64) -> bool {
     }
 }
 
+fn in_history(n: u64) -> bool {
+    n.is_multiple_of(4)
+}
+
 impl Witness {
     pub(super) fn new(payload_bytes: u64) -> Self {
         Self {
@@ -70,6 +74,9 @@ impl Witness {
         commit.state.push((scope(None), vec![count]));
         if n.is_multiple_of(11) {
             commit.dead_letters.push(dead_letter("f", FailureCode::Trap, self.payload(n)));
+        }
+        if in_history(n) {
+            commit.history.push(record(Stream::ALERT, self.payload(n)));
         }
         if n.is_multiple_of(7) {
             let message = message("a", self.payload(n)).into();
@@ -225,11 +232,19 @@ impl Witness {
         Ok(())
     }
 
-    /// Compares the dead letters, and looks for files that were moved aside.
+    /// Compares dead letters and history, and looks for files that were moved aside.
     pub(super) fn check_files(&self, dir: &Path) {
         let letters = DeadLetters::open(dir).unwrap().list(&DeadLetterFilter::default(), usize::MAX).unwrap();
         let found: Vec<u64> = letters.iter().rev().map(|(_, letter)| number(&letter.message.payload)).collect();
         assert_eq!(found, (1..=self.answered).filter(|n| n.is_multiple_of(11)).collect::<Vec<_>>(), "dead letters");
+        let mut kept = Vec::new();
+        let mut place = Some(HistoryPlace::After(0));
+        while let Some(from) = place {
+            let page = History::open(dir).unwrap().page(&HistoryFilter::default(), from).unwrap();
+            kept.extend(page.entries.iter().map(|(_, record)| number(&record.payload)));
+            place = page.next;
+        }
+        assert_eq!(kept, (1..=self.answered).filter(|n| in_history(*n)).collect::<Vec<_>>(), "history");
         for entry in std::fs::read_dir(dir).unwrap() {
             let name = entry.unwrap().file_name().into_string().unwrap();
             assert!(!name.contains("corrupt"), "{name} was moved aside");

@@ -35,6 +35,8 @@ pub struct RecorderConfig {
     pub forwards: Vec<SinkId>,
     /// Repeats of an alert within this time are counted instead of recorded.
     pub fold: Duration,
+    /// Whether results and alerts are kept in the history as well.
+    pub keeps_history: bool,
 }
 
 /// A sink, as outputs name it.
@@ -107,6 +109,8 @@ fn is_zero(count: &u32) -> bool {
 #[derive(Debug, Default)]
 pub(crate) struct Recorded {
     pub(crate) records: Vec<Record>,
+    /// See [`crate::store::Commit::history`].
+    pub(crate) history: Vec<Record>,
     pub(crate) alerts: u32,
     pub(crate) folded: u32,
     /// Alerts that are not sent.
@@ -123,6 +127,11 @@ pub(crate) struct Recorded {
 }
 
 impl Recorded {
+    /// `kind`: one of [`Stream::FIRST`].
+    fn keep(&mut self, kind: Stream, record: Record) {
+        self.history.push(Record { stream: kind, ..record });
+    }
+
     /// Gives each sink a copy of its own, the last one the record itself. Returns whether there is a sink.
     fn send(&mut self, sinks: &[SinkId], stream: impl Fn(SinkId) -> Stream, record: Record) -> bool {
         let Some((last, others)) = sinks.split_last() else { return false };
@@ -170,6 +179,7 @@ impl Recorder {
         now: Now,
     ) -> Recorded {
         let mut recorded = Recorded { trace: carried.trace.clone(), ..Recorded::default() };
+        let keeps_history = self.config.keeps_history && !is_made(Mistake::SkipHistory);
         for output in outputs {
             let new = |topic, payload, content_type, retain| Record {
                 stream: Stream::LOCAL,
@@ -209,6 +219,10 @@ impl Recorder {
                     };
                     let payload = Bytes::from(serde_json::to_vec(&published).expect("an alert has only string keys"));
                     let json: Option<Box<str>> = Some("application/json".into());
+                    if keeps_history {
+                        let topic = message.state_topic().into();
+                        recorded.keep(Stream::ALERT, new(topic, payload.clone(), json.clone(), false));
+                    }
                     let echo = format!("{base_topic}/{node}/alerts/{}", manifest.name);
                     recorded.records.push(new(echo.into(), payload.clone(), json.clone(), false));
                     // The echo on the local broker is the record of a muted one.
@@ -226,12 +240,19 @@ impl Recorder {
                     let forwards = &self.config.forwards;
                     let targets = self.targets(sink.as_deref(), manifest, forwards).unwrap_or(Targets::Local);
                     let record = new(topic, detached(payload), content_type, retain);
+                    if keeps_history {
+                        recorded.keep(Stream::DATA, record.clone());
+                    }
                     let is_sent = recorded.send(targets.sinks(), Stream::data, record);
                     recorded.without_upstream += u32::from(!is_sent);
                 }
                 Output::Publish(Publication { topic, payload, content_type, retain, .. }) => {
                     recorded.publishes += 1;
-                    recorded.records.push(new(topic, detached(payload), content_type, retain));
+                    let record = new(topic, detached(payload), content_type, retain);
+                    if keeps_history {
+                        recorded.keep(Stream::LOCAL, record.clone());
+                    }
+                    recorded.records.push(record);
                 }
                 Output::Wake(wake) => recorded.wakes.push(wake),
                 Output::Reply(reply) => recorded.reply = Some(reply),
