@@ -41,7 +41,8 @@ fn each_sink_gets_everything_and_one_that_is_away_holds_up_no_other() {
     let (_, ready) = daemon.get("/readyz").unwrap();
     assert!(ready.contains(r#""hook":"away""#) && ready.contains(r#""upstream":"connected""#), "{ready}");
     let sinks = || {
-        let output = Command::new(SEDGE).args(["status", "--json", "--broker", &broker.url()]).output().expect("run sedge");
+        let output =
+            Command::new(SEDGE).args(["status", "--json", "--broker", &broker.url()]).output().expect("run sedge");
         let answer: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("no JSON: {output:?}"));
         answer["nodes"][0]["sinks"].clone()
     };
@@ -98,4 +99,60 @@ fn a_stick_that_is_pulled_out_while_records_come_has_all_of_them_once_it_is_back
     let texts: Vec<String> =
         data.filter_map(|line| Some(line.split_once("\"data\":\"")?.1.split('"').next()?.to_owned())).collect();
     assert_eq!(texts, (1..=100).map(|n| format!("{n} {n}")).collect::<Vec<_>>());
+}
+
+#[test]
+fn a_sink_that_was_away_for_long_gets_thinned_data_and_every_sum() {
+    const READINGS: u64 = 20_000;
+    let (broker, cloud) = (Mosquitto::start(), Mosquitto::start());
+    let upstream = Upstream::collect(cloud.port);
+    let is_there = Arc::new(AtomicBool::new(false));
+    let there = Arc::clone(&is_there);
+    let hook = Webhook::start(move |_, _| (!there.load(Ordering::Relaxed)).then_some(503));
+    let setup = Setup::new(broker.url())
+        .upstream(cloud.url())
+        .set("sink.hook", "type = \"webhook\"")
+        .set("sink.hook", format!("url = {:?}", hook.url))
+        .set("sink.hook", "backoff_max_secs = 1")
+        .set("sink.hook", "max_bytes = 100_000")
+        .set("sink.hook", "when_full = \"thin\"")
+        .set("sinks", "alerts = [\"upstream\"]")
+        .set("sinks", "forwards = [\"hook\"]")
+        .function(&guest("count"));
+    let daemon = Daemon::start(&setup);
+    broker.await_daemon();
+    // What the function forwards of an empty payload is a number: how many there were.
+    broker.client("sensor").publish_all((0..READINGS).map(|_| Publish::new("count/a", ""))).unwrap();
+    let committed = || daemon.metric("sedge_messages_acknowledged_total") == READINGS as f64;
+    assert!(eventually(2 * PATIENCE, committed), "{}", daemon.counters());
+    assert!(daemon.metric_with("sedge_outbox_bytes", "sink=\"hook\"") <= 100_000.0, "{}", daemon.counters());
+    is_there.store(true, Ordering::Relaxed);
+    let is_empty = || daemon.metric_with("sedge_outbox_records", "sink=\"hook\"") == 0.0;
+    assert!(eventually(2 * PATIENCE, is_empty), "{}", daemon.counters());
+
+    let (mut records, mut sum, mut folded, mut reported) = (0, 0.0, 0, 0);
+    for call in hook.taken() {
+        let body: Value = serde_json::from_str(&call.body).unwrap();
+        match call.header("ce-type") {
+            Some("io.sedge.data") => {
+                records += 1;
+                sum += body.as_f64().unwrap();
+            }
+            Some("io.sedge.fold") => {
+                folded += body["records"].as_u64().unwrap();
+                sum += body["fields"]["value"]["sum"].as_f64().unwrap();
+            }
+            Some("io.sedge.gap") => {
+                assert_eq!(body["reason"], "thinned");
+                reported += body["records"].as_u64().unwrap();
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((records + folded, sum), (READINGS, (READINGS * (READINGS + 1) / 2) as f64));
+    assert!(records > 100 && folded > READINGS / 2, "{records} records, {folded} folded");
+    assert_eq!(reported, folded);
+    assert_eq!(daemon.metric_with("sedge_thinned_total", "sink=\"hook\""), folded as f64);
+    let alerts = || upstream.count() == READINGS as usize / 10;
+    assert!(eventually(PATIENCE, alerts), "{} alerts", upstream.count());
 }

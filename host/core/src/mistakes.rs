@@ -33,6 +33,8 @@ pub enum Mistake {
     NoFallback,
     /// Keeps a connection on which an answer is missing.
     NeverReconnect,
+    /// Says that it has fewer records in memory than it has, so that the store folds some that are sent.
+    HoldMore,
     /// Counts records in a gap that were delivered.
     CountDelivered,
     /// Keeps what it knows of a session that the broker has lost.

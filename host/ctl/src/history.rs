@@ -122,11 +122,7 @@ fn all(history: &History, filter: &HistoryFilter, printer: &mut Printer<'_, impl
 }
 
 /// The last ones, oldest first, and whether there are more.
-fn last(
-    history: &History,
-    filter: &HistoryFilter,
-    limit: usize,
-) -> anyhow::Result<(Vec<(HistoryKind, Record)>, bool)> {
+fn last(history: &History, filter: &HistoryFilter, limit: usize) -> anyhow::Result<(Vec<(HistoryKind, Record)>, bool)> {
     let mut entries = Vec::new();
     let mut place = Some(HistoryPlace::Before(u64::MAX));
     while let Some(from) = place.filter(|_| entries.len() <= limit) {
@@ -261,6 +257,7 @@ mod tests {
             clock_synced: true,
             at_ms: 1_800_000_000_000 + secs * 1000,
             trace: None,
+            is_folded: false,
         }
     }
 
@@ -277,7 +274,9 @@ mod tests {
         ];
         for (n, history) in commits.into_iter().enumerate() {
             let batch = BatchNo(n as u64 + 1);
-            handle.send(StoreRequest::Commit { batch, commits: vec![Commit { history, ..Commit::default() }] }).unwrap();
+            handle
+                .send(StoreRequest::Commit { batch, commits: vec![Commit { history, ..Commit::default() }] })
+                .unwrap();
             assert!(matches!(events.blocking_recv(), Some(StoreEvent::Committed { batch: of, .. }) if of == batch));
         }
         (dir, handle, events)

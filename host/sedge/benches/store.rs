@@ -110,6 +110,7 @@ fn delivery(n: u64, upstream: Upstream, payload: &Bytes) -> Commit {
         clock_synced: true,
         at_ms: 1_800_000_000_000 + n,
         trace: None,
+        is_folded: false,
     };
     Commit {
         delivery: Some(Fingerprint { packet_id: n as u16, digest: n.wrapping_mul(0x9e37_79b9_7f4a_7c15) }),

@@ -260,12 +260,12 @@ impl Reference {
     /// The history has each result once, however many sinks get it, and each alert.
     fn has_history(&mut self, commit: &Commit) {
         let of = |stream: Stream, records: &[Record], is_echo: Option<bool>| -> Vec<_> {
-            let is_it = |it: &&Record| {
-                it.stream == stream && is_echo.is_none_or(|wanted| it.topic.starts_with(ECHO) == wanted)
-            };
+            let is_it =
+                |it: &&Record| it.stream == stream && is_echo.is_none_or(|wanted| it.topic.starts_with(ECHO) == wanted);
             records.iter().filter(is_it).map(|it| it.payload.clone()).collect()
         };
-        let recorded = [of(Stream::LOCAL, &commit.records, Some(true)), of(Stream::LOCAL, &commit.records, Some(false))];
+        let recorded =
+            [of(Stream::LOCAL, &commit.records, Some(true)), of(Stream::LOCAL, &commit.records, Some(false))];
         let kept = [of(Stream::ALERT, &commit.history, None), of(Stream::LOCAL, &commit.history, None)];
         let forwards = self.sinks.first().map(|sink| of(Stream::data(*sink), &commit.records, None));
         let is_kept = forwards.is_none_or(|forwards| forwards == of(Stream::DATA, &commit.history, None));

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use sedge_core::fold::THINNED;
 use sedge_core::store::{
     Commit, Gap, GapId, Parked, RecordId, Recovered, StoreEvent, StoreRequest, StoredRecord, StoredSink,
 };
@@ -36,6 +37,8 @@ pub struct Store {
     /// Records that were dropped, by stream: what gaps must add up to.
     pub dropped: PerStream<Vec<u64>>,
     pub commits: u64,
+    /// Records that were folded into others.
+    pub thinned: u64,
     /// State of functions and topics that was deleted to make room.
     pub forgotten: Vec<(Arc<str>, Option<Arc<str>>)>,
 }
@@ -45,6 +48,8 @@ struct Outbox {
     records: BTreeMap<u64, StoredRecord>,
     last: u64,
     delivered: u64,
+    /// The board has no records after this one in memory. `None`: it may have all.
+    held: Option<u64>,
 }
 
 impl Store {
@@ -104,8 +109,10 @@ impl Store {
                 let stored: Vec<StoredRecord> = rest.take(8).map(|(_, it)| it.clone()).collect();
                 let through = stored.last().map_or(after.0, |it| it.id.0);
                 let end = self.streams[stream].records.range(through + 1..).next().is_none();
+                self.streams[stream].held = (!end).then_some(through);
                 self.tell(StoreEvent::Outbox { stream, stored, end });
             }
+            StoreRequest::Behind { stream, held } => self.streams[stream].held = Some(held.0),
             StoreRequest::Delivered { stream, through } => {
                 let outbox = &mut self.streams[stream];
                 outbox.delivered = outbox.delivered.max(through.0);
@@ -139,6 +146,7 @@ impl Store {
     fn commit(&mut self, commits: Vec<Commit>, note: &mut impl FnMut(&Commit)) -> (Vec<StoredRecord>, Vec<Parked>) {
         let (mut stored, mut parked) = (Vec::new(), Vec::new());
         self.commits += 1;
+        self.thin();
         for commit in commits {
             note(&commit);
             for record in &commit.records {
@@ -159,10 +167,29 @@ impl Store {
                 let after = RecordId(outbox.delivered);
                 self.fresh_drops.push(StoreEvent::Dropped { stream, after, through: RecordId(id) });
                 outbox.delivered = outbox.delivered.max(id);
+                if outbox.held.is_some_and(|held| id >= held) {
+                    outbox.held = (id < outbox.last).then_some(id);
+                }
                 self.lose(stream, id, "full");
             }
         }
         (stored, parked)
+    }
+
+    /// Folds a record of each sink that the board does not have in memory. It is never sent: what it said is said by another.
+    fn thin(&mut self) {
+        let streams: Vec<Stream> = self.sinks.iter().map(|sink| Stream::data(sink.id)).collect();
+        let is_bounded = self.bounded;
+        for stream in streams.into_iter().filter(|_| is_bounded) {
+            let Outbox { records, held, delivered, .. } = &mut self.streams[stream];
+            let Some(held) = held.filter(|_| records.len() > STREAM_MAX / 2) else { continue };
+            let first = records.range(held.max(*delivered) + 1..).next().map(|(id, _)| *id);
+            if let Some(id) = first {
+                records.remove(&id);
+                self.thinned += 1;
+                self.lose(stream, id, THINNED);
+            }
+        }
     }
 
     fn lose(&mut self, stream: Stream, id: u64, reason: &str) {
@@ -258,7 +285,10 @@ impl Store {
         recovered
     }
 
-    fn recovered(&self) -> Recovered {
+    fn recovered(&mut self) -> Recovered {
+        for outbox in self.streams.iter_mut() {
+            outbox.held = (outbox.delivered < outbox.last).then_some(outbox.delivered);
+        }
         let mut recovered = self.disk.recovered();
         recovered.store_id = "0000000000000001".into();
         recovered.sinks.clone_from(&self.sinks);

@@ -82,6 +82,11 @@ fn results_that_the_history_lacks() {
 }
 
 #[test]
+fn a_record_that_is_folded_and_sent() {
+    is_found(Mistake::HoldMore, reference::OUTBOX_ONCE);
+}
+
+#[test]
 fn jobs_of_a_crashed_worker_that_are_lost() {
     is_found(Mistake::LoseCrashedJobs, reference::PROGRESS);
 }

@@ -1,4 +1,4 @@
-//! Gaps to report to the sinks that miss records: one row per stream and reason, extended until it is reported. What no sink of
+//! Gaps to report to the sinks that miss records, or get them folded: one row per stream and reason, extended until it is reported. What no sink of
 //! the configuration is to know goes to the first one.
 
 use std::sync::Arc;
@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use rusqlite::Connection;
 
 use super::stats::Stats;
+use sedge_core::fold::THINNED;
 use sedge_core::store::{Gap, GapId, RecordId, StoreEvent};
 use sedge_core::stream::{SINKS, SinkId, Stream};
 
@@ -51,7 +52,12 @@ impl Gaps {
     }
 
     pub(super) fn add(&mut self, lost: Gap) {
-        self.stats.dropped[lost.stream].of(&lost.reason).fetch_add(lost.records, Relaxed);
+        let is_lost = *lost.reason != *THINNED;
+        let counter = match is_lost {
+            true => self.stats.dropped[lost.stream].of(&lost.reason),
+            false => &self.stats.thinned[lost.stream],
+        };
+        counter.fetch_add(lost.records, Relaxed);
         let reporting = self.reporter(lost.stream).map_or(0, |sink| self.reporting[sink.index()]);
         let open = self
             .rows
@@ -72,10 +78,12 @@ impl Gaps {
             None => {
                 let reporting = self.reporting.iter().copied().max().unwrap_or(0);
                 let id = self.rows.last().map_or(0, |row| row.id).max(reporting) + 1;
-                tracing::error!(
-                    stream = ?lost.stream, reason = &*lost.reason, first_id = lost.first_id.0, records = lost.records,
-                    "records are lost"
-                );
+                let (stream, reason, first_id) = (lost.stream, &*lost.reason, lost.first_id.0);
+                if is_lost {
+                    tracing::error!(?stream, reason, first_id, records = lost.records, "records are lost");
+                } else {
+                    tracing::warn!(?stream, first_id, "the outbox is full: its oldest data is thinned out");
+                }
                 self.rows.push(Row { id, gap: lost, is_written: false });
             }
         }

@@ -92,9 +92,14 @@ impl HistoryTable {
         let times = || segment.iter().map(|stored| stored.record.at_ms);
         let (from_ms, to_ms) = (times().min().unwrap_or(0), times().max().unwrap_or(0));
         let body = self.encoder.segment(segment);
-        connection
-            .prepare_cached("INSERT INTO history VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
-            .execute((last.id.0, kind.index(), hour, from_ms, to_ms, body))?;
+        connection.prepare_cached("INSERT INTO history VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?.execute((
+            last.id.0,
+            kind.index(),
+            hour,
+            from_ms,
+            to_ms,
+            body,
+        ))?;
         self.bytes += body.len() as u64 + ROW_BYTES;
         Ok(())
     }

@@ -47,8 +47,8 @@ use sedge_core::time::Now;
 
 pub use dead_letters::{DeadLetterFilter, DeadLetters};
 pub use folder::prepare;
-pub use history::{History, HistoryFilter, HistoryKind, HistoryPage, HistoryPlace};
 pub use handle::{SendError, StoreEvents, StoreHandle};
+pub use history::{History, HistoryFilter, HistoryKind, HistoryPage, HistoryPlace};
 pub use states::{ScopeSize, States};
 
 use sedge_core::store::Recovered;

@@ -3,6 +3,8 @@
 //! The streams of the first sink and of the local broker have tables of their own. Those of all others share one: the upper
 //! bits of its keys are the number of the stream.
 
+mod thin;
+
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -15,8 +17,10 @@ use super::running_time::Ages;
 use super::stats::Stats;
 use super::window::Watermarks;
 use sedge_core::config::{self, SinkShare, WhenFull};
+use sedge_core::fold::Fold;
 use sedge_core::store::{DAMAGED, FULL, Gap, Record, RecordId, StoreEvent, StoredRecord};
 use sedge_core::stream::{PerStream, STREAMS, SinkId, Stream};
+use thin::Thinning;
 
 /// Size of a segment, which is read, dropped and deleted as a whole: small beside the bounds, large beside a page.
 const SEGMENT_BYTES: u64 = 64 << 10;
@@ -48,6 +52,7 @@ pub(super) struct Outbox {
     /// Records that were dropped and of which the daemon was not told yet.
     dropped: Vec<StoreEvent>,
     encoder: Encoder,
+    thinning: Thinning,
 }
 
 /// What one sink may have. The first one's includes what waits for the local broker.
@@ -152,6 +157,7 @@ impl Outbox {
             damaged: Vec::new(),
             dropped: Vec::new(),
             encoder: Encoder::default(),
+            thinning: Thinning::default(),
         })
     }
 
@@ -244,8 +250,13 @@ impl Outbox {
         let is_over = |outbox: &Self, share: &Share| outbox.used(share) > share.max_bytes;
         for n in 0..self.shares.len() {
             let share = &self.shares[n];
-            if share.when_full == WhenFull::DropOldestData && is_over(self, share) {
-                let share = share.clone();
+            if share.when_full != WhenFull::Block && is_over(self, share) {
+                let mut share = share.clone();
+                if share.when_full == WhenFull::Thin {
+                    // Some more at once: the next transaction need not look again.
+                    share.max_bytes -= thin::slack(share.max_bytes);
+                    self.thin(connection, &share, gaps)?;
+                }
                 while is_over(self, &share) && self.drop_oldest_data(connection, &share, gaps)? {}
             }
         }
@@ -346,6 +357,7 @@ impl Outbox {
         self.deleted[stream] = self.deleted[stream].max(id);
         self.dropped.push(StoreEvent::Dropped { stream, after: self.marks.delivered[stream], through: id });
         self.marks.delivered[stream] = self.marks.delivered[stream].max(id);
+        self.thinning.dropped(stream, id, self.marks.last[stream]);
         Ok(true)
     }
 
@@ -424,6 +436,7 @@ impl Outbox {
         let mut rows = statement.query((key(stream, after), end(stream)))?;
         while let Some(row) = rows.next()? {
             if bytes >= max_bytes {
+                self.thinning.holds(stream, stored.last().map_or(after, |stored: &StoredRecord| stored.id));
                 return Ok((stored, false));
             }
             let last_id = RecordId(row.get::<_, u64>(0)? - base(stream));
@@ -444,6 +457,7 @@ impl Outbox {
                 self.damaged.push((stream, last_id));
             }
         }
+        self.thinning.holds_all(stream);
         Ok((stored, true))
     }
 
@@ -467,6 +481,7 @@ impl Outbox {
             let earlier = through(stream, RecordId(last_id.0.saturating_sub(1)));
             let before: Option<u64> = connection.query_row(statements(stream).last, earlier, |row| row.get(0))?;
             let before = before.map(|key| key - base(stream));
+            let thinned = Segment::decode(&row, stream, last_id).ok().filter(Segment::is_thinned);
             let first_id = match records.first() {
                 // The ids are part of the sums: the row has the number of records that it says.
                 Some(_) => Segment::decode(&row, stream, last_id).map_or(last_id, |segment| segment.first_id()),
@@ -490,8 +505,18 @@ impl Outbox {
                 clock_synced: true,
                 at_ms,
                 trace: None,
+                is_folded: false,
             };
-            for id in (first_id.0..=last_id.0).map(RecordId) {
+            let mut places = Some(first_id.0..=last_id.0);
+            if let Some(segment) = &thinned {
+                // Ids are missing there anyway: damaged records need no place.
+                for _ in records.len() as u64..segment.left() {
+                    count(&mut gap, last_id, 0, row::segment_at_ms(&row));
+                    gap.first_id = gap.first_id.min(segment.first_id());
+                }
+                places = None;
+            }
+            for id in places.into_iter().flatten().map(RecordId) {
                 if let Err(at) = records.binary_search_by_key(&id, |stored| stored.id) {
                     let at_ms = at.checked_sub(1).map_or(0, |before| records[before].record.at_ms);
                     records.insert(at, StoredRecord { id, record: place(at_ms) });
@@ -501,7 +526,11 @@ impl Outbox {
                     }
                 }
             }
-            let body = self.encoder.segment_with(&records, |id| marked.contains(&id));
+            let is_refused = |id| marked.contains(&id);
+            let body = match &thinned {
+                Some(_) => self.encoder.thinned_segment(&records, is_refused),
+                None => self.encoder.segment_with(&records, is_refused),
+            };
             connection.prepare_cached(statements(stream).replace)?.execute((key(stream, last_id), body))?;
             self.bytes[stream] = self.bytes[stream] - row.len() as u64 + body.len() as u64;
             if gap.records > 0 {
@@ -562,17 +591,17 @@ fn lost(
     through: RecordId,
 ) -> Option<Gap> {
     let mut gap = empty_gap(stream, reason);
-    let segment = Segment::decode(row, stream, last_id);
+    let mut segment = Segment::decode(row, stream, last_id).ok();
     let mut next = segment.as_ref().map_or(last_id, Segment::first_id);
-    for entry in segment.into_iter().flatten() {
-        let id = next;
-        next.0 += 1;
+    while let Some(entry) = segment.as_mut().and_then(Iterator::next) {
+        let id = entry.as_ref().map_or(next, |entry| entry.stored.id);
+        next = RecordId(id.0 + 1);
         if id <= after || id > through {
             continue;
         }
         match entry {
             Ok(entry) if entry.refused => {}
-            Ok(Entry { stored, .. }) => count(&mut gap, id, stored.record.payload.len(), stored.record.at_ms),
+            Ok(Entry { stored, .. }) => count_record(&mut gap, &stored),
             Err(_) => {
                 let at_ms = gap.last_at_ms;
                 count(&mut gap, id, 0, at_ms);
@@ -580,6 +609,9 @@ fn lost(
         }
     }
     // Only the number of records in the damaged rest of a row is known, from the ids.
+    if let Some(segment) = segment.filter(Segment::is_thinned) {
+        next = RecordId((last_id.0 + 1).saturating_sub(segment.left()));
+    }
     for id in next.max(RecordId(after.0 + 1)).0..=last_id.min(through).0 {
         let at_ms = gap.last_at_ms;
         count(&mut gap, RecordId(id), 0, at_ms);
@@ -608,6 +640,18 @@ fn count(gap: &mut Gap, id: RecordId, bytes: usize, at_ms: u64) {
     gap.bytes += bytes as u64;
     gap.first_at_ms = gap.first_at_ms.min(at_ms);
     gap.last_at_ms = gap.last_at_ms.max(at_ms);
+}
+
+/// Adds a record to a gap, or all that it stands for.
+fn count_record(gap: &mut Gap, StoredRecord { id, record }: &StoredRecord) {
+    count(gap, *id, record.payload.len(), record.at_ms);
+    let fold = if record.is_folded { Fold::decode(&record.payload) } else { None };
+    if let Some(fold) = fold {
+        gap.records += fold.records - 1;
+        gap.bytes = gap.bytes + fold.bytes - record.payload.len() as u64;
+        gap.last_id = gap.last_id.max(RecordId(fold.last_id));
+        gap.last_at_ms = gap.last_at_ms.max(fold.to_ms);
+    }
 }
 
 fn is_intact(row: &Bytes, stream: Stream, last_id: RecordId) -> bool {

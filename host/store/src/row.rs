@@ -2,8 +2,9 @@
 //!
 //! ```text
 //! segment    2, count, at_ms of the first record, count × record
-//! record     flags (1 retain, 2 content type, 4 refused, 8 fan-out, 16 clock not synced, 32 trace), hops, [fan-out], at_ms minus
-//!            that of the previous record (zigzag),
+//! thinned    3, count, at_ms of the first record, its id, count × (id minus that of the previous record, record)
+//! record     flags (1 retain, 2 content type, 4 refused, 8 fan-out, 16 clock not synced, 32 trace, 64 folded), hops, [fan-out],
+//!            at_ms minus that of the previous record (zigzag),
 //!            function, topic, [content type], [trace], payload length, payload, sum of the record with its id
 //! trace      trace id, span id, flags, tracestate (empty for none)
 //! message    flags (1 content type, 2 clock synced, 4 retained, 8 response topic, 16 correlation data, 32 trace), topic, [content type],
@@ -36,6 +37,8 @@ use sedge_core::stream::Stream;
 use sedge_core::trace::TraceContext;
 
 const VERSION: u8 = 2;
+/// Of segments whose ids need not be consecutive.
+const THINNED: u8 = 3;
 /// Written by databases of layout 1.
 const WITHOUT_SUMS: u8 = 1;
 const SUM_BYTES: usize = 4;
@@ -50,6 +53,7 @@ const FAN_OUT: u8 = 8;
 /// Earlier versions did not say it of records.
 const CLOCK_UNSYNCED: u8 = 16;
 const TRACE: u8 = 32;
+const FOLDED: u8 = 64;
 
 const MESSAGE_CONTENT_TYPE: u8 = 1;
 const MESSAGE_CLOCK_SYNCED: u8 = 2;
@@ -113,7 +117,8 @@ fn flags_of(record: &Record, is_refused: bool) -> u8 {
     let refused = if is_refused { REFUSED } else { 0 };
     let unsynced = if record.clock_synced { 0 } else { CLOCK_UNSYNCED };
     let trace = if record.trace.is_some() { TRACE } else { 0 };
-    (if record.retain { RETAIN } else { 0 }) | content_type | refused | unsynced | trace | FAN_OUT
+    let folded = if record.is_folded { FOLDED } else { 0 };
+    (if record.retain { RETAIN } else { 0 }) | content_type | refused | unsynced | trace | folded | FAN_OUT
 }
 
 /// Writes rows into a buffer that is reused.
@@ -169,10 +174,35 @@ impl Encoder {
     /// Encodes them with those marked that were refused.
     pub(super) fn segment_with(&mut self, records: &[StoredRecord], is_refused: impl Fn(RecordId) -> bool) -> &[u8] {
         self.start_row();
+        self.records(records, is_refused, None)
+    }
+
+    /// Encodes records of one stream in the order of their ids, which need not be consecutive.
+    pub(super) fn thinned_segment(&mut self, records: &[StoredRecord], is_refused: impl Fn(RecordId) -> bool) -> &[u8] {
+        self.start_row();
+        self.row[0] = THINNED;
+        let first_id = records.first().map_or(RecordId(0), |stored| stored.id);
+        self.records(records, is_refused, Some(first_id))
+    }
+
+    /// `previous`: the first id, if ids are part of the row.
+    fn records(
+        &mut self,
+        records: &[StoredRecord],
+        is_refused: impl Fn(RecordId) -> bool,
+        mut previous: Option<RecordId>,
+    ) -> &[u8] {
         let mut at_ms = records.first().map_or(0, |stored| stored.record.at_ms);
         self.varint(records.len() as u64);
         self.varint(at_ms);
+        if let Some(first) = previous {
+            self.varint(first.0);
+        }
         for StoredRecord { id, record } in records {
+            if let Some(previous) = &mut previous {
+                self.varint(id.0.saturating_sub(previous.0));
+                *previous = *id;
+            }
             let flags = flags_of(record, is_refused(*id));
             self.row.push(flags);
             self.varint(record.hops.into());
@@ -478,7 +508,12 @@ pub(super) struct Segment<'a> {
     decoder: Decoder<'a>,
     stream: Stream,
     next_id: RecordId,
-    last_id: RecordId,
+    /// The last id that was read, if ids are part of the row.
+    previous: Option<RecordId>,
+    /// Records that were not read.
+    left: u64,
+    /// The rest cannot be told apart.
+    is_torn: bool,
     at_ms: u64,
     /// Shared by consecutive records of one function.
     function: Arc<str>,
@@ -495,7 +530,8 @@ pub(super) struct Entry {
 /// Time of the first record of a segment; 0 if it is damaged.
 pub(super) fn segment_at_ms(row: &[u8]) -> u64 {
     let at_ms = || {
-        let (mut decoder, _) = Decoder::new(row)?;
+        let is_thinned = row.first() == Some(&THINNED);
+        let mut decoder = if is_thinned { Decoder { row, at: 1 } } else { Decoder::new(row)?.0 };
         decoder.varint()?;
         decoder.varint()
     };
@@ -505,24 +541,52 @@ pub(super) fn segment_at_ms(row: &[u8]) -> u64 {
 impl<'a> Segment<'a> {
     /// `last_id` is the key of the row.
     pub(super) fn decode(row: &'a Bytes, stream: Stream, last_id: RecordId) -> Result<Self, DamagedRow> {
-        let (mut decoder, version) = Decoder::new(row)?;
+        let is_thinned = row.first() == Some(&THINNED);
+        let (mut decoder, version) = if is_thinned { (Decoder { row, at: 1 }, THINNED) } else { Decoder::new(row)? };
         let count = decoder.varint()?;
         let at_ms = decoder.varint()?;
         if count > row.len() as u64 / RECORD_MIN_BYTES {
             return Err(DamagedRow(1));
         }
-        let next_id = (last_id.0 + 1).checked_sub(count).map(RecordId).ok_or(DamagedRow(1))?;
-        let has_sums = version != WITHOUT_SUMS;
-        Ok(Self { row, decoder, stream, next_id, last_id, at_ms, function: "".into(), has_sums, head: Vec::new() })
+        let next_id = match is_thinned {
+            true => RecordId(decoder.varint()?),
+            false => (last_id.0 + 1).checked_sub(count).map(RecordId).ok_or(DamagedRow(1))?,
+        };
+        Ok(Self {
+            row,
+            decoder,
+            stream,
+            next_id,
+            previous: is_thinned.then_some(next_id),
+            left: count,
+            is_torn: false,
+            at_ms,
+            function: "".into(),
+            has_sums: version != WITHOUT_SUMS,
+            head: Vec::new(),
+        })
     }
 
+    /// Before the first record is read.
     pub(super) fn first_id(&self) -> RecordId {
         self.next_id
+    }
+
+    pub(super) fn is_thinned(&self) -> bool {
+        self.previous.is_some()
+    }
+
+    pub(super) fn left(&self) -> u64 {
+        self.left
     }
 
     /// Reads a record. Returns whether its sum is right, too.
     fn entry(&mut self) -> Result<(Entry, bool), DamagedRow> {
         let decoder = &mut self.decoder;
+        if let Some(previous) = &mut self.previous {
+            previous.0 = previous.0.saturating_add(decoder.varint()?);
+            self.next_id = *previous;
+        }
         let flags = decoder.byte()?;
         let hops = decoder.varint_u32()?;
         let fan_out = if flags & FAN_OUT == 0 { u32::MAX } else { decoder.varint_u32()? };
@@ -544,6 +608,7 @@ impl<'a> Segment<'a> {
             fan_out,
             clock_synced: flags & CLOCK_UNSYNCED == 0,
             at_ms: self.at_ms,
+            is_folded: flags & FOLDED != 0,
         };
         let id = self.next_id;
         let mut is_right = true;
@@ -559,16 +624,20 @@ impl Iterator for Segment<'_> {
     type Item = Result<Entry, DamagedRow>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.next_id > self.last_id {
+        if self.left == 0 || self.is_torn {
             return None;
         }
         let at = self.decoder.at;
-        let (entry, next_id) = match self.entry() {
-            Ok((entry, true)) => (Ok(entry), self.next_id.0 + 1),
-            Ok((_, false)) => (Err(DamagedRow(at)), self.next_id.0 + 1),
-            Err(damage) => (Err(damage), self.last_id.0 + 1),
+        let entry = match self.entry() {
+            Ok((entry, true)) => Ok(entry),
+            Ok((_, false)) => Err(DamagedRow(at)),
+            Err(damage) => {
+                self.is_torn = true;
+                Err(damage)
+            }
         };
-        self.next_id = RecordId(next_id);
+        self.left -= 1;
+        self.next_id.0 = self.next_id.0.saturating_add(1);
         Some(entry)
     }
 }
@@ -739,6 +808,7 @@ mod tests {
                 clock_synced: hops % 2 == 0,
                 at_ms,
                 trace: (hops % 5 == 0).then(|| trace(hops.into())),
+                is_folded: hops % 7 == 0,
             })
     }
 
@@ -753,6 +823,13 @@ mod tests {
                 Segment::decode(&row, Stream::DATA, last_id).unwrap().map(|entry| entry.unwrap()).collect();
             prop_assert!(read.iter().all(|entry| !entry.refused));
             prop_assert!(read.iter().map(|entry| &entry.stored).eq(&stored));
+
+            let sparse: Vec<_> =
+                stored.iter().enumerate().filter(|(n, _)| n % 3 != 1).map(|(_, stored)| stored.clone()).collect();
+            let row = Bytes::copy_from_slice(Encoder::default().thinned_segment(&sparse, |_| false));
+            let thinned: Vec<_> =
+                Segment::decode(&row, Stream::DATA, last_id).unwrap().map(|entry| entry.unwrap().stored).collect();
+            prop_assert_eq!(thinned, sparse);
 
             let first_id = read[0].stored.id;
             let row = Bytes::copy_from_slice(Encoder::default().segment_with(&stored, |id| id == first_id));
@@ -786,7 +863,7 @@ mod tests {
 
         #[test]
         fn a_damaged_row_is_an_error_and_never_a_panic(
-            mut row in vec(any::<u8>(), 0..60), last_id in 0..100u64, version in 1..=2u8
+            mut row in vec(any::<u8>(), 0..60), last_id in 0..100u64, version in 1..=3u8
         ) {
             if let Some(first) = row.first_mut() {
                 *first = version;
@@ -805,12 +882,14 @@ mod tests {
         /// Names that other records refer to included.
         #[test]
         fn a_flipped_bit_of_a_segment_makes_errors_and_never_another_record(
-            records in vec(record(), 1..8), first_id in 1..u64::MAX / 2, at: prop::sample::Index
+            records in vec(record(), 1..8), first_id in 1..u64::MAX / 2, at: prop::sample::Index, is_thinned: bool
         ) {
             let stored: Vec<_> =
                 (first_id..).zip(records).map(|(id, record)| StoredRecord { id: RecordId(id), record }).collect();
             let last_id = stored.last().unwrap().id;
-            let mut row = Encoder::default().segment(&stored).to_vec();
+            let mut encoder = Encoder::default();
+            let row = if is_thinned { encoder.thinned_segment(&stored, |_| false) } else { encoder.segment(&stored) };
+            let mut row = row.to_vec();
             let bit = at.index(row.len() * 8);
             // The version says whether there are sums.
             prop_assume!(bit >= 8);
@@ -893,6 +972,7 @@ mod tests {
             clock_synced: true,
             at_ms: 1_700_000_000_000,
             trace: None,
+            is_folded: false,
         };
         let stored: Vec<_> = (1..=256).map(|id| StoredRecord { id: RecordId(id), record: record.clone() }).collect();
         let mut encoder = Encoder::default();

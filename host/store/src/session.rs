@@ -260,6 +260,7 @@ impl Session {
         transaction.commit()?;
         stats.damaged_rows.fetch_add(damaged_rows as u64, Relaxed);
         connection.wal_checkpoint_v2(Some(MAIN_DB), CheckpointMode::RESTART)?;
+        outbox.hand_nothing();
         recovered.delivered = outbox.marks().delivered;
         recovered.last = outbox.marks().last;
         recovered.sinks = sinks.stored();
@@ -434,6 +435,10 @@ impl Session {
         if self.outbox.delivered(stream, through) {
             self.behind_since.get_or_insert(now.monotonic);
         }
+    }
+
+    pub(super) fn behind(&mut self, stream: Stream, held: RecordId) {
+        self.outbox.behind(stream, held);
     }
 
     pub(super) fn refuse(&mut self, stream: Stream, id: RecordId, reason: &str) -> rusqlite::Result<()> {

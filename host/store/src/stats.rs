@@ -35,6 +35,8 @@ pub struct Stats {
     pub outbox_oldest_at_ms: PerStream<AtomicU64>,
     /// Lost records by stream.
     pub dropped: PerStream<Dropped>,
+    /// Records that were folded into others, by stream.
+    pub thinned: PerStream<AtomicU64>,
     /// Gauges.
     pub dead_letters: AtomicU64,
     pub dead_letter_bytes: AtomicU64,

@@ -8,6 +8,7 @@ mod other_process;
 mod outbox;
 mod sinks;
 mod testing;
+mod thin;
 mod vfs;
 mod window;
 mod witness;

@@ -229,6 +229,7 @@ impl Writer {
                     self.read_outbox(session, read)?;
                 }
             }
+            StoreRequest::Behind { stream, held } => session.behind(stream, held),
             StoreRequest::Delivered { stream, through } => session.delivered(stream, through, now),
             StoreRequest::Refused { stream, id, reason } => session.refuse(stream, id, &reason)?,
             StoreRequest::GapsReported { sink, through } => session.gaps_reported(sink, through)?,

@@ -292,6 +292,8 @@ pub enum WhenFull {
     /// Drops the oldest data, and alerts only when no data is left. Counted, and reported upstream as a gap.
     #[default]
     DropOldestData,
+    /// Folds the oldest data into one record per topic and interval before anything is dropped.
+    Thin,
     /// Stops acknowledging; the broker queues.
     Block,
 }

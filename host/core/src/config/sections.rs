@@ -10,8 +10,7 @@ use super::reader::{Read, Reader, Section, choice, nearest, parsed, wrong_kind};
 use super::{
     Ceilings, Clock, Config, Connection, Deploy, DeployKey, Endpoint, Functions, Header, History, HomeAssistant, Http,
     Isolate, Log, Mqtt, Node, Recording, Scheme, Sink, Store, Trace, Upstream, WebhookFormat, WhenFull, Worker,
-    http_trigger,
-    settings, sinks,
+    http_trigger, settings, sinks,
 };
 use crate::board::Weight;
 use crate::forward::{FAN_OUT, HOPS};
@@ -652,6 +651,11 @@ impl Read for Clock {
 
 impl Read for WhenFull {
     fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
-        choice(item, key, &[("drop-oldest-data", Self::DropOldestData), ("block", Self::Block)], problems)
+        choice(
+            item,
+            key,
+            &[("drop-oldest-data", Self::DropOldestData), ("thin", Self::Thin), ("block", Self::Block)],
+            problems,
+        )
     }
 }

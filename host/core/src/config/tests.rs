@@ -92,7 +92,7 @@ fn every_problem_is_reported_at_once_in_the_order_of_the_file() {
         &[
             "sedge.toml:2:7: mqtt.url: invalid address \"localhost\": the scheme is missing; write mqtt://localhost",
             "sedge.toml:3:1: mqtt.recieve_maximum: unknown key; did you mean receive_maximum?",
-            "sedge.toml:6:13: store.when_full: unknown value \"drop-oldest\"; use one of [\"drop-oldest-data\", \"block\"]",
+            "sedge.toml:6:13: store.when_full: unknown value \"drop-oldest\"; use one of [\"drop-oldest-data\", \"thin\", \"block\"]",
             "sedge.toml:7:13: store.max_bytes: 0 is too small; use at least 1",
             "sedge.toml:9:2: mqt: unknown key; did you mean mqtt?",
         ],

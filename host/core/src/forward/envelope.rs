@@ -9,6 +9,7 @@ use std::fmt;
 use bytes::Bytes;
 use serde_json::json;
 
+use crate::fold::{Fold, THINNED};
 use crate::store::{Gap, Record, RecordId, Recovered, StoredRecord};
 use crate::stream::{SinkId, Stream, StreamKind};
 use crate::time::rfc3339;
@@ -67,6 +68,9 @@ impl EnvelopeBuilder {
 
     pub(crate) fn record(&self, stored: &StoredRecord) -> Envelope {
         let StoredRecord { id, record } = stored;
+        if let Some(fold) = record.is_folded.then(|| Fold::decode(&record.payload)).flatten() {
+            return self.fold(&fold, record);
+        }
         let id = self.id(record.stream, *id);
         let mut envelope = match record.stream.kind() {
             StreamKind::Alert => self.upstream(id, "io.sedge.alert", record),
@@ -97,10 +101,23 @@ impl EnvelopeBuilder {
         envelope
     }
 
+    /// The first and the last record say which they are: no other fold of the topic has both.
+    fn fold(&self, fold: &Fold, record: &Record) -> Envelope {
+        let letter = Letter(record.stream);
+        let id = format!("{}-f-{letter}-{}-{}", self.store_id, fold.first_id, fold.last_id);
+        let payload = fold.to_json(|id| format!("{}-{letter}-{id}", self.store_id));
+        Envelope {
+            payload: payload.to_string().into(),
+            content_type: Some("application/json".into()),
+            ..self.upstream(id, "io.sedge.fold", record)
+        }
+    }
+
     pub(crate) fn gap(&self, gap: &Gap) -> Envelope {
         let letter = Letter(gap.stream);
-        // No record is lost twice, so no two gaps of a stream begin with the same one.
-        let id = format!("{}-g-{letter}-{}-{}", self.store_id, gap.first_id, gap.last_id);
+        // No record is lost or folded twice, so no two gaps of a stream begin with the same one. What was folded can be lost.
+        let kind = if *gap.reason == *THINNED { 't' } else { 'g' };
+        let id = format!("{}-{kind}-{letter}-{}-{}", self.store_id, gap.first_id, gap.last_id);
         let mut payload = json!({
             "stream": gap.stream.as_str(),
             "reason": gap.reason,
@@ -189,6 +206,7 @@ mod tests {
             clock_synced: true,
             at_ms: 1_386_656_700_250,
             trace: None,
+            is_folded: false,
         };
         StoredRecord { id: RecordId(42), record }
     }
@@ -260,6 +278,25 @@ mod tests {
     }
 
     #[test]
+    fn a_fold_is_sent_as_json_under_the_ids_that_it_is_of() {
+        let number = |id, payload: &'static str| {
+            let StoredRecord { record, .. } = stored(Stream::DATA, "t");
+            StoredRecord { id: RecordId(id), record: Record { payload: payload.into(), ..record } }
+        };
+        let mut fold = Fold::of(&number(42, "20")).unwrap();
+        fold.add(Fold::of(&number(44, "22")).unwrap());
+        let first = stored(Stream::DATA, "t");
+        let record = Record { payload: fold.encode().into(), content_type: None, is_folded: true, ..first.record };
+        let builder = EnvelopeBuilder::new(&recovered(), "cellar", "up/cellar/");
+        let envelope = builder.record(&StoredRecord { record, ..first });
+        assert_eq!((envelope.property("id"), envelope.property("type")), (Some("k3-f-d-42-44"), Some("io.sedge.fold")));
+        assert_eq!((&*envelope.topic, envelope.content_type.as_deref()), ("up/cellar/t", Some("application/json")));
+        let payload: serde_json::Value = serde_json::from_slice(&envelope.payload).unwrap();
+        assert_eq!((&payload["records"], &payload["last_id"]), (&json!(2), &json!("k3-d-44")));
+        assert_eq!(payload["fields"]["value"]["mean"], json!(21.0));
+    }
+
+    #[test]
     fn a_gap_says_what_was_lost() {
         let gap = Gap {
             stream: Stream::DATA,
@@ -271,7 +308,11 @@ mod tests {
             first_at_ms: 1_000,
             last_at_ms: 61_000,
         };
-        let envelope = EnvelopeBuilder::new(&recovered(), "cellar", "up/cellar/").gap(&gap);
+        let builder = EnvelopeBuilder::new(&recovered(), "cellar", "up/cellar/");
+        // Both can be about the same records.
+        let thinned = builder.gap(&Gap { reason: THINNED.into(), ..gap.clone() });
+        assert_eq!(thinned.property("id"), Some("k3-t-d-812-990"));
+        let envelope = builder.gap(&gap);
         assert_eq!(envelope.topic, "up/cellar/gaps");
         assert_eq!(envelope.property("id"), Some("k3-g-d-812-990"));
         let payload: serde_json::Value = serde_json::from_slice(&envelope.payload).unwrap();

@@ -76,8 +76,9 @@ pub(crate) struct Lane {
     builder: EnvelopeBuilder,
     streams: Vec<LaneStream>,
     gaps: Vec<PendingGap>,
-    /// Records that were accepted and that the store has dropped, with their sizes: no gap is to count them.
-    late: BTreeMap<(Stream, RecordId), u64>,
+    /// Records that were accepted and that the store has dropped, with how many each stands for and their sizes: no gap is to
+    /// count them.
+    late: BTreeMap<(Stream, RecordId), (u64, u64)>,
     /// The oldest record that the store has dropped and the local broker may have.
     local_dropped: Option<RecordId>,
     /// Number to report to the store when all of `gaps` are reported.
@@ -172,7 +173,7 @@ enum InFlight {
 pub(crate) struct Late {
     stream: Stream,
     id: RecordId,
-    bytes: u64,
+    size: (u64, u64),
 }
 
 #[derive(Debug)]
@@ -288,7 +289,7 @@ impl Lane {
         let is_gone = |id: RecordId| tail.sent(id).is_none() && !tail.is_waiting(id);
         hold.take_if(|hold| is_gone(hold.id));
         trouble.failing.retain(|failing| !matches!(failing.item, InFlight::Record(_, id) if is_gone(id)));
-        delivered.into_iter().map(|(id, bytes)| Late { stream, id, bytes }).collect()
+        delivered.into_iter().map(|(id, size)| Late { stream, id, size }).collect()
     }
 
     /// Memory of the records in the windows of its streams.
@@ -311,7 +312,7 @@ impl Lane {
 
     /// A record was accepted that the store has dropped.
     pub(crate) fn accepted_late(&mut self, late: Late) {
-        self.late.insert((late.stream, late.id), late.bytes);
+        self.late.insert((late.stream, late.id), late.size);
     }
 
     pub(crate) fn connected(&mut self) {
@@ -384,8 +385,8 @@ impl Lane {
                 self.reinstate_topic(stream, id);
                 self.note_sent(stream, id, Some(since), None);
                 let tail = &mut self.stream(stream).tail;
-                let bytes = tail.accepted(id);
-                let late = tail.is_dropped(id).then_some(Late { stream, id, bytes });
+                let size = tail.accepted(id);
+                let late = tail.is_dropped(id).then_some(Late { stream, id, size });
                 self.done(stream, id);
                 return Some((stream, late));
             }
@@ -558,6 +559,10 @@ impl Lane {
             }
         }
         for entry in &mut self.streams {
+            // Before the next load: the store takes what it reads then for what is held.
+            if let Some(held) = entry.tail.take_behind() {
+                return Some(Action::Store(StoreRequest::Behind { stream: entry.stream, held }));
+            }
             if let Some(load) = entry.tail.load() {
                 let (stream, after, max_bytes) = (entry.stream, load.after, load.max_bytes);
                 return Some(Action::Store(StoreRequest::ReadOutbox { stream, after, max_bytes }));
@@ -677,9 +682,9 @@ impl Lane {
                 continue;
             }
             let mut gap = gap.clone();
-            for (_, bytes) in self.late.range((gap.stream, gap.first_id)..=(gap.stream, gap.last_id)) {
+            for (_, (records, bytes)) in self.late.range((gap.stream, gap.first_id)..=(gap.stream, gap.last_id)) {
                 if gap.is_of_dropped() {
-                    gap.records = gap.records.saturating_sub(1);
+                    gap.records = gap.records.saturating_sub(*records);
                     gap.bytes = gap.bytes.saturating_sub(*bytes);
                 }
             }

@@ -13,6 +13,7 @@
 
 use std::collections::VecDeque;
 
+use crate::mistakes::{Mistake, is_made};
 use crate::store::{RecordId, StoredRecord};
 
 /// Bounds of the window. A record larger than `bytes` is held alone.
@@ -40,12 +41,14 @@ pub(crate) struct Tail {
     /// Last id known to be committed.
     last: RecordId,
     loading: bool,
+    /// The window became full, and the store was not told.
+    fell_behind: bool,
     /// Memory of the record behind `held`, if it was loaded and there was no room for it.
     too_large: usize,
     /// The store has dropped everything up to here. What the receiver may have got is kept, and sent until that is known.
     dropped: RecordId,
-    /// The last accepted records with the sizes of their payloads: the store may not know yet that it can delete them.
-    accepted: VecDeque<(RecordId, u64)>,
+    /// The last accepted records, with how many records each stands for and the size of their payloads: the store may not know yet that it can delete them.
+    accepted: VecDeque<(RecordId, (u64, u64))>,
     /// Loads that the store may still answer from before it was reopened. Their records do not follow the window.
     stale_loads: u32,
 }
@@ -84,6 +87,7 @@ impl Tail {
             held: delivered,
             last: last.max(delivered),
             loading: false,
+            fell_behind: false,
             too_large: 0,
             dropped: RecordId::default(),
             accepted: VecDeque::new(),
@@ -100,6 +104,8 @@ impl Tail {
         self.last = stored.id;
         if gapless && self.fits(&stored) {
             self.hold(stored);
+        } else {
+            self.fell_behind |= gapless;
         }
     }
 
@@ -120,6 +126,7 @@ impl Tail {
             if !self.fits(&stored) {
                 self.last = self.last.max(stored.id);
                 self.too_large = weight(&stored);
+                self.fell_behind = true;
                 return;
             }
             self.hold(stored);
@@ -129,6 +136,13 @@ impl Tail {
             // Commits announced before this answer are part of it. Missing records were dropped.
             self.held = self.last;
         }
+    }
+
+    /// The last record in memory, if the window has become full since this was last asked: later records are loaded before they
+    /// are sent.
+    pub(crate) fn take_behind(&mut self) -> Option<RecordId> {
+        let held = if is_made(Mistake::HoldMore) { self.watermark } else { self.held };
+        (std::mem::take(&mut self.fell_behind) && self.held < self.last).then_some(held)
     }
 
     /// Next load, once half of the window is free and there is room for a record that was too large. Returned once per load.
@@ -194,21 +208,25 @@ impl Tail {
             self.slots.pop_front();
             self.cursor = self.cursor.saturating_sub(1);
         }
+        // The last ids may be those of no record: of what was folded into an earlier one.
+        if self.slots.is_empty() {
+            self.watermark = self.watermark.max(self.held);
+        }
     }
 
-    /// The receiver has accepted a record that was sent. Returns the size of its payload.
-    pub(crate) fn accepted(&mut self, id: RecordId) -> u64 {
-        let bytes = self.sent(id).map_or(0, |sent| sent.record.payload.len() as u64);
+    /// The receiver has accepted a record that was sent. Returns how many records it stands for, and the size of their payloads.
+    pub(crate) fn accepted(&mut self, id: RecordId) -> (u64, u64) {
+        let size = self.sent(id).map_or((0, 0), |sent| sent.record.stands_for());
         if self.accepted.len() >= self.window.records {
             self.accepted.pop_front();
         }
-        self.accepted.push_back((id, bytes));
-        bytes
+        self.accepted.push_back((id, size));
+        size
     }
 
     /// The store has dropped records after `after` up to `through`. What was never sent is forgotten. Returns those that were
     /// accepted.
-    pub(crate) fn dropped(&mut self, after: RecordId, through: RecordId) -> Vec<(RecordId, u64)> {
+    pub(crate) fn dropped(&mut self, after: RecordId, through: RecordId) -> Vec<(RecordId, (u64, u64))> {
         self.dropped = self.dropped.max(through);
         self.too_large = 0;
         self.held = self.held.max(through);

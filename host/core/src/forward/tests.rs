@@ -54,6 +54,7 @@ fn stored(stream: Stream, id: u64) -> StoredRecord {
         clock_synced: true,
         at_ms: 0,
         trace: None,
+        is_folded: false,
     };
     StoredRecord { id: RecordId(id), record }
 }

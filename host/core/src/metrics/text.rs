@@ -107,6 +107,7 @@ const FAMILIES: &[Family] = &[
     gauge("sedge_outbox_records", "Committed records that wait to be sent."),
     gauge("sedge_outbox_bytes", "Size of the records that wait to be sent."),
     gauge("sedge_outbox_oldest_age_seconds", "Age of the oldest record that waits to be sent."),
+    counter("sedge_thinned_total", "Committed records that were folded into others because the outbox was full."),
     counter("sedge_dropped_total", "Committed records that were dropped, each reported upstream as part of a gap."),
     counter("sedge_forwarded_total", "Records accepted by the receiver."),
     counter("sedge_forward_errors_total", "Failed attempts to send a record; each is repeated."),

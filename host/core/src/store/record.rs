@@ -38,6 +38,8 @@ pub struct Record {
     pub at_ms: u64,
     /// The trace that it belongs to, and the span that made it.
     pub trace: Option<Arc<TraceContext>>,
+    /// Whether it stands for several: the payload is a [`crate::fold::Fold`].
+    pub is_folded: bool,
 }
 
 impl Record {

@@ -33,6 +33,9 @@ pub enum StoreRequest {
     LoadResponse { request: RequestId, message_id: Box<str> },
     /// Reads records with an id above `after`, oldest first, up to about `max_bytes`.
     ReadOutbox { stream: Stream, after: RecordId, max_bytes: usize },
+    /// The sender has no record of this stream after `held` in memory, and reads those before it sends them: the store may
+    /// fold them meanwhile.
+    Behind { stream: Stream, held: RecordId },
     /// The receiver has accepted all records up to and including this id.
     Delivered { stream: Stream, through: RecordId },
     /// The receiver will never accept this record: it is dropped and becomes part of a gap.

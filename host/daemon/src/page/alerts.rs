@@ -281,6 +281,7 @@ mod tests {
             clock_synced: true,
             at_ms: id * 1000,
             trace: None,
+            is_folded: false,
         };
         StoredRecord { id: RecordId(id), record }
     }

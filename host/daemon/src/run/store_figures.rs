@@ -27,6 +27,8 @@ pub(crate) fn join(metrics: &Metrics, stats: &Arc<Stats>, sinks: Vec<StoredSink>
         let local = [Stream::LOCAL].map(|stream| ("local", vec![stream]));
         let of_sinks = sinks.iter().map(|sink| (&*sink.name, vec![Stream::alerts(sink.id), Stream::data(sink.id)]));
         for (sink, streams) in local.into_iter().chain(of_sinks) {
+            let thinned = streams.iter().map(|stream| get(&stats.thinned[*stream])).sum();
+            integer("sedge_thinned_total", &[("sink", sink)], thinned);
             for n in 0..stats.dropped[Stream::LOCAL].counts().len() {
                 let counts = streams.iter().map(|stream| stats.dropped[*stream].counts()[n]);
                 let (reason, count) = counts.fold(("", 0), |(_, sum), (reason, count)| (reason, sum + count));

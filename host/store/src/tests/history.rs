@@ -71,7 +71,9 @@ fn a_commit_that_is_not_on_disk_has_no_history() {
     let mut rig = Rig::open_with(dir.path(), &config(7, 1 << 20));
     let connection = Connection::open(dir.path().join("sedge.db")).unwrap();
     // Whatever else of the commit fails, such as an entry of state.
-    connection.execute_batch("CREATE TRIGGER fails BEFORE INSERT ON state BEGIN SELECT RAISE(ABORT, 'no'); END").unwrap();
+    connection
+        .execute_batch("CREATE TRIGGER fails BEFORE INSERT ON state BEGIN SELECT RAISE(ABORT, 'no'); END")
+        .unwrap();
     rig.commit(vec![commit(vec![record(Stream::DATA, "before")])]);
     let state = vec![(super::testing::scope(None), vec![write("k", Some("v"))])];
     rig.start(vec![Commit { state, ..commit(vec![record(Stream::DATA, "lost")]) }]);

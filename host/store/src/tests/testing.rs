@@ -186,6 +186,7 @@ pub(super) fn record(stream: Stream, payload: impl Into<Bytes>) -> Record {
         clock_synced: true,
         at_ms: 1_800_000_000_000,
         trace: None,
+        is_folded: false,
     }
 }
 

@@ -193,6 +193,7 @@ impl Recorder {
                 clock_synced: now.synced,
                 at_ms: now.unix_ms,
                 trace: carried.trace.clone(),
+                is_folded: false,
             };
             match output {
                 Output::Alert(alert) => {

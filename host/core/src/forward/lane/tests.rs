@@ -55,6 +55,7 @@ fn commit_on(lane: &mut Lane, stream: Stream, id: u64, topic: &str) {
         clock_synced: true,
         at_ms: 0,
         trace: None,
+        is_folded: false,
     };
     lane.tail(stream).committed(StoredRecord { id: RecordId(id), record });
 }
@@ -264,9 +265,9 @@ fn a_gap_counts_what_was_delivered_by_no_one() {
     lane.answered(sent[1].1, Answer::Accepted, now);
     assert!(
         lane.dropped(Stream::DATA, RecordId(0), RecordId(5))
-            == [Late { stream: Stream::DATA, id: RecordId(2), bytes: 2 }]
+            == [Late { stream: Stream::DATA, id: RecordId(2), size: (1, 2) }]
     );
-    lane.accepted_late(Late { stream: Stream::DATA, id: RecordId(2), bytes: 2 });
+    lane.accepted_late(Late { stream: Stream::DATA, id: RecordId(2), size: (1, 2) });
     lane.gaps(GapId(1), vec![Gap { last_id: RecordId(5), records: 5, bytes: 10, ..gap(1) }]);
     let (others, _) = run(&mut lane, now);
     assert_eq!(names(&others), ["s-d-6"], "what was dropped before it was sent stays, and the gap waits for the rest");

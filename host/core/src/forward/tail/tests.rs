@@ -29,6 +29,7 @@ fn stored(id: u64, size: usize) -> StoredRecord {
         clock_synced: true,
         at_ms: 0,
         trace: None,
+        is_folded: false,
     };
     StoredRecord { id: RecordId(id), record }
 }
@@ -147,7 +148,7 @@ fn records_that_the_store_dropped_are_not_waited_for() {
     assert_eq!(tail.load().map(|load| load.after), Some(RecordId(0)));
     tail.loaded(vec![stored(15, 10)], true);
     assert_eq!(ids(&mut tail), [15]);
-    assert_eq!(tail.done(RecordId(15)), Some(RecordId(15)));
+    assert_eq!(tail.done(RecordId(15)), Some(RecordId(20)), "there is nothing behind it");
     assert!(tail.is_empty() && !tail.has_waiting());
     assert_eq!(tail.load(), None);
 }
@@ -390,4 +391,29 @@ proptest! {
             assert!(model.sent.contains(&id) || dropped.contains(&id), "{id} was never sent");
         }
     }
+}
+
+#[test]
+fn a_window_that_has_become_full_is_told_once_with_what_it_holds() {
+    let mut tail = Tail::new(TailLimits { records: 4, bytes: 1 << 20 }, RecordId(0), RecordId(0));
+    (1..=4).for_each(|id| tail.committed(stored(id, 10)));
+    assert_eq!(tail.take_behind(), None);
+    (5..=9).for_each(|id| tail.committed(stored(id, 10)));
+    assert_eq!((tail.take_behind(), tail.take_behind()), (Some(RecordId(4)), None));
+    for id in 1..=4 {
+        tail.next();
+        tail.done(RecordId(id));
+    }
+    assert!(tail.load().is_some() && tail.take_behind().is_none(), "the store knows what it reads");
+    // It answers with more than there is room for, and has no more.
+    tail.loaded((5..=9).map(|id| stored(id, 10)).collect(), true);
+    assert_eq!(tail.take_behind(), Some(RecordId(8)));
+    for id in 5..=8 {
+        tail.next();
+        tail.done(RecordId(id));
+    }
+    assert!(tail.load().is_some());
+    tail.loaded(vec![stored(9, 10)], true);
+    tail.committed(stored(10, 10));
+    assert_eq!((tail.take_behind(), tail.is_waiting(RecordId(10))), (None, true));
 }

@@ -4,23 +4,20 @@
 //! <measurement>,node=..,topic=..[,labels][,clock=unsynced] field=1.5,other=true <nanoseconds>
 //! ```
 //!
-//! A forward is a point of `measurement`: the numbers and booleans of its JSON object are fields, those of objects within it under
-//! names joined with dots, its texts are fields of text, and the texts of its object `labels` are tags. A payload that is one
-//! number is the field `value`. An alert is a point of `<measurement>_alerts`, a gap one of `<measurement>_gaps`.
+//! A forward is a point of `measurement` with the fields of [`sedge_core::fields`]: numbers, booleans and texts. The texts of its object
+//! `labels` are tags. A fold has the mean of each number in its place. An alert is a point of `<measurement>_alerts`, a gap one of `<measurement>_gaps`.
 //!
 //! Numbers are always floats: a field has one type for ever, and `20` today would refuse `20.5` tomorrow.
 
 use serde_json::{Map, Value};
 
 use super::clock::{At, Clock};
+use sedge_core::fields::{self, MAX_FIELDS};
 use sedge_core::forward::Envelope;
 use sedge_core::stream::StreamKind;
 
-/// Objects within objects that are looked into.
-const MAX_DEPTH: usize = 4;
-
 /// Fields and tags of one point each: what is beyond is left out.
-const MAX_ENTRIES: usize = 256;
+const MAX_ENTRIES: usize = MAX_FIELDS;
 
 /// Texts that are longer are cut: InfluxDB takes 64 KB of a field.
 const MAX_TEXT_BYTES: usize = 16 << 10;
@@ -38,6 +35,11 @@ pub(crate) fn of(envelope: &Envelope, measurement: &str, node: &str, clock: &Clo
         Some("io.sedge.gap") => {
             point.gap(payload.as_ref()?.as_object()?);
             "_gaps"
+        }
+        Some("io.sedge.fold") => {
+            point.tag("topic", &envelope.topic);
+            point.fold(payload.as_ref()?.as_object()?);
+            ""
         }
         _ => {
             point.tag("topic", &envelope.topic);
@@ -96,8 +98,8 @@ impl Point {
 
     fn value(&mut self, name: &str, value: &Value) {
         match value {
-            Value::Number(number) => {
-                if let Some(number) = number.as_f64().filter(|number| number.is_finite()) {
+            Value::Number(_) => {
+                if let Some(number) = fields::number(value) {
                     self.field(name, number.to_string());
                 }
             }
@@ -108,21 +110,17 @@ impl Point {
     }
 
     fn forward(&mut self, payload: &Value) {
-        match payload {
-            Value::Object(object) => {
-                self.labels(object.get("labels"));
-                self.object("", object, MAX_DEPTH);
-            }
-            value => self.value("value", value),
-        }
+        self.labels(payload.get("labels"));
+        fields::each(payload, &mut |name, value| self.value(name, value));
     }
 
-    fn object(&mut self, prefix: &str, object: &Map<String, Value>, depth: usize) {
-        for (name, value) in object.iter().filter(|(name, _)| !(prefix.is_empty() && *name == "labels")) {
-            let name = format!("{prefix}{name}");
-            match value {
-                Value::Object(inner) if depth > 0 => self.object(&format!("{name}."), inner, depth - 1),
-                value => self.value(&name, value),
+    /// The mean of each field under its name, so that series go on, and the others beside it.
+    fn fold(&mut self, fold: &Map<String, Value>) {
+        self.labels(fold.get("labels"));
+        for (name, figures) in fold.get("fields").and_then(Value::as_object).into_iter().flatten() {
+            self.value(name, figures.get("mean").unwrap_or(&Value::Null));
+            for figure in ["count", "sum", "min", "max", "first", "last"] {
+                self.value(&format!("{name}.{figure}"), figures.get(figure).unwrap_or(&Value::Null));
             }
         }
     }
@@ -252,6 +250,16 @@ mod tests {
         for payload in ["", "not json", "{}", "[1,2]", "null", r#"{"labels":{"a":"b"}}"#, r#"{"a":[1]}"#] {
             check(payload, None);
         }
+    }
+
+    #[test]
+    fn a_fold_goes_on_with_the_mean_of_each_field() {
+        let fold = r#"{"records":3,"interval_secs":60,"labels":{"line":"3"},"fields":{
+            "t":{"count":3,"mean":14.0,"sum":42.0,"min":-1.0,"max":23.0,"first":20.0,"last":-1.0}}}"#;
+        let made = line(&envelope("io.sedge.fold", "k3-f-d1-7-42", fold)).unwrap();
+        let expected = "sedge,node=cold\\ room,topic=plant/line\\ 1/temp,line=3 \
+                        t=14,t.count=3,t.sum=42,t.min=-1,t.max=23,t.first=20,t.last=-1 1800000000123000042\n";
+        assert_eq!(made, expected);
     }
 
     #[test]
