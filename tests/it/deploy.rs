@@ -9,6 +9,7 @@ mod recovery;
 mod script;
 mod swap;
 mod trial;
+mod typescript;
 
 use std::cell::{Cell, RefCell};
 use std::path::{Path, PathBuf};

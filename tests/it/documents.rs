@@ -128,17 +128,18 @@ fn check_devices(function: &Path, tick: &str) {
 
 #[test]
 fn the_scripts_of_the_guide_for_javascript_run() {
-    let scripts = blocks(&document("docs/javascript.md"), "js");
-    assert!(scripts.len() >= 2, "the guide shows scripts");
+    let guide = document("docs/javascript.md");
+    let of = |language: &'static str| blocks(&guide, language).into_iter().map(move |code| (language, code));
+    assert!(of("js").count() >= 2 && of("ts").count() >= 1, "the guide shows scripts");
     let folder = tempfile::tempdir().unwrap();
-    for (index, code) in scripts.iter().enumerate() {
+    for (index, (language, code)) in of("js").chain(of("ts")).enumerate() {
         let function = folder.path().join(format!("shown-{index}"));
         fs::create_dir(&function).unwrap();
         let manifest = format!(
             "name = \"shown-{index}\"\nversion = \"0.1.0\"\nsubscribe = [\"a/#\"]\nstate = \"topic\"\nconfig.max = 80\n"
         );
         fs::write(function.join("function.toml"), manifest).unwrap();
-        fs::write(function.join("function.js"), code).unwrap();
+        fs::write(function.join(format!("function.{language}")), code).unwrap();
         let run = json(&["invoke", "--topic", "a/temperature", "--payload", "81.5"], &function);
         assert_eq!(
             (&run["outputs"][0]["key"], &run["outputs"][0]["status"]),

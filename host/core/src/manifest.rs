@@ -218,7 +218,12 @@ impl Default for Limits {
 
 /// Whether a file of a function's folder is a script.
 pub fn is_script_file(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "js" || extension == "mjs")
+    path.extension().is_some_and(|extension| extension == "js" || extension == "mjs") || is_typescript_file(path)
+}
+
+/// Whether a file of a function's folder is a script whose types are erased when it is pushed.
+pub fn is_typescript_file(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "ts" || extension == "mts")
 }
 
 impl Manifest {

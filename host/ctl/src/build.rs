@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use super::terminal;
+use super::{runner, terminal};
 use sedge_core::deploy::{self, Installed};
 use sedge_core::grants::Grants;
 use sedge_core::isa::Class;
@@ -68,7 +68,7 @@ pub(crate) fn build(dir: &Path) -> anyhow::Result<Built> {
         bail!("no function.toml in {}: name a folder with function.toml and Cargo.toml", dir.display());
     }
     let manifest = Manifest::load(dir, &sedge_sandbox::machine::MACHINE)?;
-    let component = folder::component_path(dir, &manifest);
+    let component = runner::component(dir, &manifest)?;
     if archive::is_source(&component) {
         return script(manifest, component);
     }
@@ -79,7 +79,7 @@ pub(crate) fn build(dir: &Path) -> anyhow::Result<Built> {
     } else {
         if !component.is_file() {
             bail!(
-                "{} has neither function.js, Cargo.toml nor {}: `sedge build` checks a script or a program for WASI, compiles a crate in \
+                "{} has neither function.js, function.ts, Cargo.toml nor {}: `sedge build` checks a script or a program for WASI, compiles a crate in \
                  Rust, or makes a component of a module that another compiler wrote under that name",
                 dir.display(),
                 component.display()
@@ -139,7 +139,7 @@ fn program(manifest: &Manifest, path: PathBuf, wasm: &[u8]) -> anyhow::Result<Bu
 
 /// Loads a script once, which finds its mistakes. Nothing is written: a push sends the script itself.
 fn script(manifest: Manifest, path: PathBuf) -> anyhow::Result<Built> {
-    let archive = folder::read(&path).with_context(|| path.display().to_string())?;
+    let archive = runner::read_script(&path).with_context(|| path.display().to_string())?;
     let digest = deploy::digest(&archive);
     let installed = Installed::new(manifest, digest, archive);
     let (_sandbox, function) =

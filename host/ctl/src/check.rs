@@ -104,7 +104,9 @@ fn check_function(dir: &Path, manifest: &Manifest, accepts_code: bool) -> Result
         Err(InstallError::NotGranted { source, .. }) => {
             Err((format!("allow.{}", source.key), Invalid::new(source.to_string())))
         }
-        Err(InstallError::NoCompiler { what, .. }) => Err(("component".into(), Invalid::new(what))),
+        Err(InstallError::NoCompiler { what, .. } | InstallError::TypeScript { what, .. }) => {
+            Err(("component".into(), Invalid::new(what)))
+        }
         Err(InstallError::Folder { source, .. }) => component(source.to_string(), "compile"),
         Err(error) => component(format!("{:#}", anyhow::Error::from(error)), "build"),
     }

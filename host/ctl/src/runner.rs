@@ -1,11 +1,13 @@
 //! A function of a folder that runs on this machine, within the limits and permissions of production.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use anyhow::{Context as _, bail};
+use bytes::Bytes;
 use sedge_core::config::Node;
-use sedge_core::deploy::Installed;
+use sedge_core::deploy::{self, Installed};
 use sedge_core::manifest::Manifest;
 use sedge_core::message::{LogLine, Message, Output, Publication, Verdict};
 use sedge_core::permits::Permits;
@@ -13,7 +15,7 @@ use sedge_core::text::is_unprintable;
 #[cfg(feature = "operator")]
 use sedge_sandbox::Draws;
 use sedge_sandbox::compiler::Compiler;
-use sedge_sandbox::script::archive;
+use sedge_sandbox::script::archive::{self, ArchiveError};
 use sedge_sandbox::{Function, Run, Sandbox, ScopeState, folder};
 use serde_json::{Value, json};
 
@@ -29,11 +31,46 @@ pub(crate) struct Runner {
 
 /// Compiles the function of a folder. `takes_code`: takes the native code that `sedge compile` wrote.
 pub(crate) fn install(dir: &Path, manifest: Manifest, takes_code: bool) -> anyhow::Result<Installed> {
-    let is_script = archive::is_source(&folder::component_path(dir, &manifest));
+    let path = component(dir, &manifest)?;
+    if !takes_code && archive::is_typescript(&path) {
+        let archive = read_script(&path).with_context(|| path.display().to_string())?;
+        return Ok(Installed::new(manifest, deploy::digest(&archive), archive));
+    }
+    let is_script = archive::is_source(&path);
     Ok(match takes_code || !Compiler::capabilities().has_compiler && !is_script {
         true => folder::install_code(dir, manifest)?,
         false => folder::install(dir, manifest, &Compiler, false)?,
     })
+}
+
+/// The file that a function is made of. `function.ts` beside `function.js` may be its source, or the newer of two: only the author
+/// knows.
+pub(crate) fn component(dir: &Path, manifest: &Manifest) -> anyhow::Result<PathBuf> {
+    let path = folder::component_path(dir, manifest);
+    let [script, typescript] = [archive::MAIN, archive::MAIN_TYPESCRIPT].map(|name| dir.join(name));
+    if manifest.component.is_none() && path == script && typescript.is_file() {
+        bail!(
+            "{} has both {} and {}: name the one that is the function as `component` in function.toml",
+            dir.display(),
+            archive::MAIN,
+            archive::MAIN_TYPESCRIPT
+        );
+    }
+    Ok(path)
+}
+
+/// Packs a script. Types are erased here, on the author's machine: boards get JavaScript.
+pub(crate) fn read_script(path: &Path) -> Result<Bytes, ArchiveError> {
+    #[cfg(feature = "operator")]
+    return archive::pack(path, Some(erase_types));
+    #[cfg(not(feature = "operator"))]
+    archive::pack(path, None)
+}
+
+#[cfg(feature = "operator")]
+fn erase_types(source: &str) -> Result<String, Vec<String>> {
+    let line = |it: sedge_types::Problem| format!("{}:{}: {}", it.line, it.column, it.what);
+    sedge_types::erase(source).map_err(|problems| problems.into_iter().map(line).collect())
 }
 
 impl Runner {

@@ -19,8 +19,9 @@ use sedge_core::message::Digest;
 
 /// The file that a function is made of: the component, or a script, which needs no name in the manifest.
 pub fn component_path(dir: &Path, manifest: &Manifest) -> PathBuf {
-    let script = dir.join(archive::MAIN);
-    if manifest.component.is_none() && script.is_file() { script } else { source::component_path(dir, manifest) }
+    let scripts = [archive::MAIN, archive::MAIN_TYPESCRIPT].map(|name| dir.join(name));
+    let script = scripts.into_iter().find(|path| manifest.component.is_none() && path.is_file());
+    script.unwrap_or_else(|| source::component_path(dir, manifest))
 }
 
 /// Finds the component if the host can compile it, else native code if `takes_code` and the file exists.
@@ -43,6 +44,8 @@ pub enum InstallError {
     NotGranted { function: Arc<str>, path: PathBuf, source: NotGranted },
     #[error("function {function}: {what}")]
     NoCompiler { function: Arc<str>, what: String },
+    #[error("function {function}: {what}")]
+    TypeScript { function: Arc<str>, what: String },
     #[error("function {function}")]
     Folder { function: Arc<str>, source: FolderError },
 }
@@ -50,7 +53,7 @@ pub enum InstallError {
 /// Reads a component, or native code, in a folder. A script is read with the files that it imports, as one archive.
 pub fn read(path: &Path) -> io::Result<Bytes> {
     if archive::is_source(path) {
-        return archive::pack(path).map_err(io::Error::other);
+        return archive::pack(path, None).map_err(io::Error::other);
     }
     std::fs::read(path).map(Bytes::from)
 }
@@ -87,6 +90,9 @@ pub fn install(
         return install_code(dir, manifest);
     }
     let function = Arc::clone(&manifest.name);
+    if archive::is_typescript(&path) {
+        return Err(InstallError::TypeScript { function, what: archive::needs_erasing(&path) });
+    }
     if !host.takes_module(archive::is_source(&path)) {
         let what = match packaged::load(Class::Small) {
             Err(error) if archive::is_source(&path) => error.to_string(),

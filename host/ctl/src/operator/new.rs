@@ -1,4 +1,5 @@
-//! `sedge new NAME`: a folder with a function in Rust that compiles and passes its test, or in JavaScript, that can be pushed.
+//! `sedge new NAME`: a folder with a function in Rust that compiles and passes its test, or in JavaScript or TypeScript, that can be
+//! pushed.
 
 mod sdk;
 
@@ -15,12 +16,22 @@ use sdk::Sdk;
 use sedge_core::manifest;
 
 const FUNCTION_JS: &str = "function.js";
+const FUNCTION_TS: &str = "function.ts";
 
 /// Path and template of each file of a function in JavaScript.
 const SCRIPT: [(&str, &str); 4] = [
     (manifest::FILE_NAME, include_str!("new/js/function.toml.in")),
     (FUNCTION_JS, include_str!("new/js/function.js.in")),
     ("sedge.d.ts", include_str!("new/js/sedge.d.ts.in")),
+    CASE,
+];
+
+/// The same of a function in TypeScript. Its settings for editors leave out what only browsers have, and the log is one of that.
+const TYPESCRIPT: [(&str, &str); 5] = [
+    SCRIPT[0],
+    (FUNCTION_TS, include_str!("new/ts/function.ts.in")),
+    ("sedge.d.ts", concat!(include_str!("new/js/sedge.d.ts.in"), include_str!("new/ts/console.d.ts.in"))),
+    ("tsconfig.json", include_str!("new/ts/tsconfig.json.in")),
     CASE,
 ];
 
@@ -31,7 +42,7 @@ const DECODER: [(&str, &str); 3] = [
     SCRIPT[2],
 ];
 
-/// A first case for `sedge test`, of the function in both languages.
+/// A first case for `sedge test`, of the function in all languages.
 const CASE: (&str, &str) = ("tests/too-warm.toml", include_str!("new/case.toml.in"));
 
 /// Path and template of each file.
@@ -73,6 +84,8 @@ enum Lang {
     Rust,
     /// JavaScript, which needs no tools
     Js,
+    /// TypeScript, which needs none either
+    Ts,
 }
 
 fn name(text: &str) -> Result<String, String> {
@@ -92,11 +105,11 @@ pub fn run(args: &NewArgs) -> anyhow::Result<()> {
     if !is_vacant {
         bail!("{} already exists and is not empty: name another folder with --dir", dir.display());
     }
-    if args.lang == Lang::Js {
-        return script(args, &dir);
-    }
-    if args.decoder.is_some() {
+    if args.decoder.is_some() && args.lang != Lang::Js {
         bail!("a decoder is JavaScript: add --lang js");
+    }
+    if args.lang != Lang::Rust {
+        return script(args, &dir);
     }
     let created = !dir.exists();
     fs::create_dir_all(&dir).with_context(|| format!("failed to create {}", dir.display()))?;
@@ -148,11 +161,12 @@ fn write(dir: &Path, files: &[(&str, &str)], values: &[(&str, &str)]) -> anyhow:
 
 fn script(args: &NewArgs, dir: &Path) -> anyhow::Result<()> {
     if args.sdk.is_some() {
-        bail!("a function in JavaScript needs no SDK: leave out --sdk");
+        bail!("a script needs no SDK: leave out --sdk");
     }
-    let (files, example) = match &args.decoder {
-        None => (&SCRIPT[..], "--topic sensors/oven/temperature --payload 81.5"),
-        Some(_) => (&DECODER[..], "--topic raw/DEVICE --payload @PAYLOAD.bin"),
+    let (files, main) = match (&args.decoder, args.lang) {
+        (Some(_), _) => (&DECODER[..], FUNCTION_JS),
+        (None, Lang::Ts) => (&TYPESCRIPT[..], FUNCTION_TS),
+        (None, _) => (&SCRIPT[..], FUNCTION_JS),
     };
     let mut copied = String::new();
     if let Some(decoder) = &args.decoder {
@@ -177,12 +191,12 @@ fn script(args: &NewArgs, dir: &Path) -> anyhow::Result<()> {
     let shown = dir.display();
     writeln!(
         out,
-        "function   {} in {shown}: {FUNCTION_JS}, and function.toml for topics, settings and permissions",
+        "function   {} in {shown}: {main}, and function.toml for topics, settings and permissions",
         args.name
     )?;
     match args.decoder {
         None => writeln!(out, "next       sedge test {shown}")?,
-        Some(_) => writeln!(out, "next       sedge invoke {shown} {example}")?,
+        Some(_) => writeln!(out, "next       sedge invoke {shown} --topic raw/DEVICE --payload @PAYLOAD.bin")?,
     }
     writeln!(out, "           sedge push {shown} --node BOARD --key KEY.pem")?;
     Ok(())
@@ -249,6 +263,30 @@ mod tests {
         assert!(error.contains("gone.js") && !folder.path().join("gone").exists(), "{error}");
         let rust = NewArgs { decoder: Some(decoder), ..args("rust", &folder.path().join("rust"), None) };
         assert!(run(&rust).unwrap_err().to_string().contains("--lang js"));
+    }
+
+    #[test]
+    fn a_function_in_typescript_has_settings_for_editors() {
+        let folder = tempfile::tempdir().unwrap();
+        let ts = |name: &str, decoder: Option<PathBuf>| {
+            let dir = folder.path().join(name);
+            let args = NewArgs { lang: Lang::Ts, decoder, ..args(name, &dir, None) };
+            run(&args).map(|()| dir)
+        };
+        let dir = ts("door", None).unwrap();
+        let manifest = Manifest::load(&dir, &sedge_sandbox::machine::MACHINE).unwrap();
+        assert_eq!(crate::runner::component(&dir, &manifest).unwrap(), dir.join("function.ts"));
+        let read = |file: &str| fs::read_to_string(dir.join(file)).unwrap();
+        assert!(read("tsconfig.json").contains("\"erasableSyntaxOnly\": true"));
+        assert!(
+            read("sedge.d.ts").contains("declare module \"sedge\"") && read("sedge.d.ts").contains("const console")
+        );
+        // Nobody but its author knows which of two files is the function.
+        fs::write(dir.join("function.js"), "").unwrap();
+        let error = crate::runner::component(&dir, &manifest).unwrap_err().to_string();
+        assert!(error.contains("both function.js and function.ts"), "{error}");
+        let error = ts("meter", Some(dir.join("function.js"))).unwrap_err().to_string();
+        assert!(error.contains("--lang js") && !folder.path().join("meter").exists(), "{error}");
     }
 
     #[test]

@@ -15,6 +15,8 @@ use bytes::Bytes;
 const MAGIC: &[u8] = b"sedge-script 1\n";
 /// Name of the first file in a function's folder, unless the manifest names another.
 pub const MAIN: &str = "function.js";
+/// The same in TypeScript.
+pub const MAIN_TYPESCRIPT: &str = "function.ts";
 /// Most bytes of all files. A decoder of 3,000 lines has 100 KB.
 const MAX_BYTES: usize = 1 << 20;
 const MAX_FILES: usize = 64;
@@ -25,6 +27,11 @@ pub enum ArchiveError {
     Read { path: PathBuf, source: io::Error },
     #[error("{path} is not text in UTF-8")]
     NotText { path: PathBuf },
+    #[error("{}", needs_erasing(.path))]
+    TypeScript { path: PathBuf },
+    /// The place of each problem, with a line for each if there are several.
+    #[error("{0}")]
+    Types(String),
     #[error("the files of the script have {found} bytes, the limit is {MAX_BYTES}: leave out what it does not need")]
     TooLarge { found: usize },
     #[error("the script has more than {MAX_FILES} files: bundle them into one")]
@@ -39,13 +46,27 @@ pub fn is_script(module: &[u8]) -> bool {
 }
 
 pub use sedge_core::manifest::is_script_file as is_source;
+pub use sedge_core::manifest::is_typescript_file as is_typescript;
 
-/// Packs a script and the files that it names.
+/// Overwrites the types in the source of a file, or returns all problems, each as `line:column: what is wrong`.
+pub type EraseTypes = fn(&str) -> Result<String, Vec<String>>;
+
+/// Explains why a file in TypeScript is not read here.
+pub fn needs_erasing(path: &Path) -> String {
+    format!(
+        "{} is TypeScript, and boards run JavaScript: `sedge push` of a full build erases its types; in a folder of \
+         functions.paths it cannot stay as it is",
+        path.display()
+    )
+}
+
+/// Packs a script and the files that it names. Without `erase`, a file in TypeScript is an error. Files keep their names, which
+/// errors of the engine have.
 ///
 /// Every text between quotes that begins with `./` or `../` and is the path of a file in the folder of `main` or below counts, in
 /// the files found so as well. That finds each file that can be imported, without reading the language: an `import` needs such a
 /// text.
-pub fn pack(main: &Path) -> Result<Bytes, ArchiveError> {
+pub fn pack(main: &Path, erase: Option<EraseTypes>) -> Result<Bytes, ArchiveError> {
     let root = main.parent().unwrap_or(Path::new(""));
     let name = main.file_name().and_then(|name| name.to_str()).unwrap_or(MAIN).to_owned();
     let mut waiting = vec![name.clone()];
@@ -56,7 +77,11 @@ pub fn pack(main: &Path) -> Result<Bytes, ArchiveError> {
         }
         let path = root.join(&name);
         let content = fs::read(&path).map_err(|source| ArchiveError::Read { path: path.clone(), source })?;
-        let Ok(content) = String::from_utf8(content) else { return Err(ArchiveError::NotText { path }) };
+        let Ok(mut content) = String::from_utf8(content) else { return Err(ArchiveError::NotText { path }) };
+        if is_typescript(&path) {
+            let erase = erase.ok_or(ArchiveError::TypeScript { path })?;
+            content = erase(&content).map_err(|problems| types_error(&name, &problems))?;
+        }
         let named = relative_paths(&content).filter_map(|path| resolve(&name, path));
         waiting.extend(named.filter(|name| root.join(name).is_file()));
         files.insert(name, content);
@@ -77,6 +102,19 @@ pub fn pack(main: &Path) -> Result<Bytes, ArchiveError> {
         archive.extend_from_slice(content.as_bytes());
     }
     Ok(archive.into())
+}
+
+fn types_error(name: &str, problems: &[String]) -> ArchiveError {
+    const SHOWN: usize = 20;
+    if let [problem] = problems {
+        return ArchiveError::Types(format!("{name}:{problem}"));
+    }
+    let lines: Vec<_> = problems.iter().take(SHOWN).map(|problem| format!("\n  {name}:{problem}")).collect();
+    let more = match problems.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!("\n  and {more} more"),
+    };
+    ArchiveError::Types(format!("{} problems{}{more}", problems.len(), lines.concat()))
 }
 
 /// Texts between quotes that begin like a relative path.
@@ -169,17 +207,36 @@ mod tests {
         write("lib/b.js", "import '../table.json' with { type: 'json' }");
         write("table.json", "{}");
         write("c.js", "");
-        let archive = pack(&dir.path().join(MAIN)).unwrap();
+        let archive = pack(&dir.path().join(MAIN), None).unwrap();
         assert!(is_script(&archive) && !is_script(b"\0asm\x0d\0\x01\0"));
         assert_eq!(names(&archive), ["function.js", "a.js", "lib/b.js", "table.json"]);
-        assert_eq!(pack(&dir.path().join(MAIN)).unwrap(), archive);
+        assert_eq!(pack(&dir.path().join(MAIN), None).unwrap(), archive);
+    }
+
+    #[test]
+    fn types_are_erased_where_somebody_can_and_refused_elsewhere() {
+        let dir = tempfile::tempdir().unwrap();
+        let main = dir.path().join(MAIN_TYPESCRIPT);
+        fs::write(&main, "import './a.mts'; let TYPES './types.ts'").unwrap();
+        fs::write(dir.path().join("a.mts"), "TYPES").unwrap();
+        fs::write(dir.path().join("types.ts"), "TYPES").unwrap();
+        let erase: EraseTypes = |source| Ok(source.replace("TYPES './types.ts'", " ").replace("TYPES", "     "));
+        let archive = pack(&main, Some(erase)).unwrap();
+        assert_eq!(names(&archive), ["function.ts", "a.mts"]);
+        assert!(!String::from_utf8_lossy(&archive).contains("TYPES"));
+        let error = pack(&main, None).unwrap_err().to_string();
+        assert!(error.contains("function.ts is TypeScript") && error.contains("sedge push"), "{error}");
+        let refuse: EraseTypes =
+            |source| if source == "TYPES" { Err(vec!["1:2: no".into(); 22]) } else { Ok(source.into()) };
+        let error = pack(&main, Some(refuse)).unwrap_err().to_string();
+        assert!(error.contains("types.ts:1:2: no\n") && error.ends_with("and 2 more"), "{error}");
     }
 
     #[test]
     fn a_damaged_archive_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join(MAIN), "export function handle() {}").unwrap();
-        let archive = pack(&dir.path().join(MAIN)).unwrap();
+        let archive = pack(&dir.path().join(MAIN), None).unwrap();
         for end in 0..archive.len() {
             assert!(files(&archive[..end]).is_err(), "{end} bytes");
         }
@@ -189,8 +246,8 @@ mod tests {
             assert!(files(&[MAGIC, &lengths, name.as_bytes()].concat()).is_err(), "{name}");
         }
         fs::write(dir.path().join(MAIN), vec![b' '; MAX_BYTES + 1]).unwrap();
-        assert!(matches!(pack(&dir.path().join(MAIN)), Err(ArchiveError::TooLarge { .. })));
+        assert!(matches!(pack(&dir.path().join(MAIN), None), Err(ArchiveError::TooLarge { .. })));
         fs::write(dir.path().join(MAIN), b"\xff").unwrap();
-        assert!(matches!(pack(&dir.path().join(MAIN)), Err(ArchiveError::NotText { .. })));
+        assert!(matches!(pack(&dir.path().join(MAIN), None), Err(ArchiveError::NotText { .. })));
     }
 }

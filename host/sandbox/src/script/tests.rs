@@ -34,7 +34,7 @@ fn pack(files: &[(&str, &str)]) -> Vec<u8> {
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, content).unwrap();
     }
-    archive::pack(&dir.path().join(files[0].0)).unwrap().into()
+    archive::pack(&dir.path().join(files[0].0), None).unwrap().into()
 }
 
 fn load_in(

@@ -106,7 +106,7 @@ fn program() -> io::Result<Option<Function>> {
 /// Loads the example in JavaScript.
 fn script() -> io::Result<Function> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("the package lies in the workspace");
-    let archive = archive::pack(&root.join("examples/javascript/threshold").join(archive::MAIN));
+    let archive = archive::pack(&root.join("examples/javascript/threshold").join(archive::MAIN), None);
     let engine = compile::script_engine(Class::Small).map_err(io::Error::other)?;
     let mut sandbox = Sandbox::new();
     sandbox.add_script_engine(Class::Small, &engine).map_err(io::Error::other)?;

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 
 use super::Mode;
-use crate::build;
+use crate::{build, runner};
 use sedge_core::deploy;
 use sedge_core::deploy::Installed;
 use sedge_core::deploy::code::Abi;
@@ -44,7 +44,7 @@ impl Bundle {
         if dir.join("Cargo.toml").is_file() {
             build::build(dir)?;
         }
-        let path = folder::component_path(dir, &manifest);
+        let path = runner::component(dir, &manifest)?;
         if archive::is_source(&path) {
             return Self::script(manifest, &path, targets, chunk_size);
         }
@@ -80,7 +80,7 @@ impl Bundle {
         if !targets.is_empty() {
             bail!("{} is a script, and there is no native code of it: leave out --code", path.display());
         }
-        let archive = folder::read(path).with_context(|| path.display().to_string())?;
+        let archive = runner::read_script(path).with_context(|| path.display().to_string())?;
         let installed = Installed::new(manifest, deploy::digest(&archive), archive.clone());
         folder::load(&installed, installed.settings().into(), &Compiler).with_context(|| path.display().to_string())?;
         let mut manifest = Manifest::clone(&installed.manifest);
