@@ -178,7 +178,7 @@ enum Command {
 
     /// Print the results and alerts of the last days
     ///
-    /// The board keeps them with [history] days in its configuration. Run it on the
+    /// The board keeps them with history.days in its configuration. Run it on the
     /// board, as root or as the daemon's user. Works with and without a daemon.
     ///
     ///   sedge history --since 2h
