@@ -150,7 +150,7 @@ fn a_sink_that_was_away_for_long_gets_thinned_data_and_every_sum() {
         }
     }
     assert_eq!((records + folded, sum), (READINGS, (READINGS * (READINGS + 1) / 2) as f64));
-    assert!(records > 100 && folded > READINGS / 2, "{records} records, {folded} folded");
+    assert!(records > 100 && folded > READINGS / 20, "{records} records, {folded} folded");
     assert_eq!(reported, folded);
     assert_eq!(daemon.metric_with("sedge_thinned_total", "sink=\"hook\""), folded as f64);
     let alerts = || upstream.count() == READINGS as usize / 10;

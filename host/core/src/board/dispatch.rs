@@ -220,10 +220,19 @@ impl Dispatch {
         }
     }
 
-    /// Ends a recall that waits for no answer any more. Returns its jobs, and whether they are to be parked.
-    pub(crate) fn end_recall(&mut self, key: &Key) -> Option<(Jobs, bool)> {
+    /// Ends a recall that waits for no answer any more. Returns its jobs, and whether they are to be parked. `serving`: runs
+    /// those at once that were handed out before all that is parked for this key came: they would wait behind it.
+    pub(crate) fn end_recall(
+        &mut self,
+        key: &Key,
+        serving: Option<u32>,
+        arrival: impl Fn(UnitId) -> u64,
+    ) -> Option<(Jobs, bool)> {
         self.recalls.get(key).filter(|recall| recall.is_answered())?;
-        let recall = self.recalls.remove(key)?;
+        let mut recall = self.recalls.remove(key)?;
+        if let Some(edition) = serving.filter(|_| !recall.parks()) {
+            recall.run_returned(edition, |unit| self.parking.is_behind(key, arrival(unit)));
+        }
         // Behind one that another version runs again they keep their place with it.
         let parks = recall.parks() && !recall.runs_again();
         Some((recall.into_jobs(), parks))

@@ -783,7 +783,8 @@ impl Board {
             }
             _ => {
                 let key = Key::new(number, edition.scope(), &message);
-                let ticket = self.dispatch.parking.park(key.clone(), Arc::clone(&message), Some(due));
+                let arrival = self.ledger.arrival(id);
+                let ticket = self.dispatch.parking.park(key.clone(), Arc::clone(&message), arrival, Some(due));
                 // What was sent behind it comes back first, so that nothing newer is put between.
                 if !self.dispatch.is_draining(number) && !self.dispatch.is_recalled(&key) {
                     self.recall(key.clone(), edition, &message, None);
@@ -807,7 +808,7 @@ impl Board {
             let failure = Failure { code: FailureCode::RetriesExhausted, detail };
             return self.fail(id, number, "", failure, Usage::default());
         }
-        let ticket = self.dispatch.parking.park(key, Arc::clone(&message), None);
+        let ticket = self.dispatch.parking.park(key, Arc::clone(&message), self.ledger.arrival(id), None);
         let function = self.function_name(number);
         let parked = Parked { id: ParkedId::NEW, function, message, due_ms: 0, wait_ms: 0 };
         self.ledger.park(id, parked, ticket);

@@ -263,7 +263,9 @@ impl Board {
     }
 
     pub(super) fn end_recall(&mut self, key: &Key) {
-        if let Some((jobs, parks)) = self.dispatch.end_recall(key) {
+        let serving = self.rollout.function(key.function).serving().map(|edition| edition.number());
+        let Self { dispatch, ledger, .. } = self;
+        if let Some((jobs, parks)) = dispatch.end_recall(key, serving, |unit| ledger.arrival(unit)) {
             self.resume(key.function, jobs, parks);
         }
     }

@@ -22,6 +22,8 @@ struct Waiting {
     /// The number that the job had and will have again.
     had: Option<ParkedId>,
     message: Arc<Message>,
+    /// When its unit arrived ([`Ledger::arrival`](crate::board::ledger::Ledger::arrival)). 0: before all that are under way.
+    arrival: u64,
     /// `None`: as soon as the job in front of it is done.
     due: Option<Instant>,
 }
@@ -67,6 +69,11 @@ impl Parking {
         self.queues.contains_key(key)
     }
 
+    /// Whether all jobs of this key arrived after a unit that arrived then.
+    pub(crate) fn is_behind(&self, key: &Key, arrival: u64) -> bool {
+        self.queues.get(key).is_some_and(|queue| queue.jobs.iter().all(|job| job.arrival > arrival))
+    }
+
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -86,9 +93,10 @@ impl Parking {
     }
 
     /// Adds a job at the end of its key's queue. [`Parking::numbered`] follows once its commit is on disk.
-    pub(crate) fn park(&mut self, key: Key, message: Arc<Message>, due: Option<Instant>) -> Ticket {
+    /// `arrival`: that of its unit.
+    pub(crate) fn park(&mut self, key: Key, message: Arc<Message>, arrival: u64, due: Option<Instant>) -> Ticket {
         let ticket = self.ticket(&key);
-        self.add(key, Waiting { id: None, ticket, had: None, message, due });
+        self.add(key, Waiting { id: None, ticket, had: None, message, arrival, due });
         ticket
     }
 
@@ -102,7 +110,7 @@ impl Parking {
     pub(crate) fn park_again(&mut self, key: Key, id: ParkedId, message: Arc<Message>, due: Instant) -> Ticket {
         let ticket = self.ticket(&key);
         let queue = self.count(&key, message.bytes());
-        let again = Waiting { id: None, ticket, had: Some(id), message, due: Some(due) };
+        let again = Waiting { id: None, ticket, had: Some(id), message, arrival: 0, due: Some(due) };
         queue.jobs.push_front(again);
         self.front_changed(&key);
         ticket
@@ -110,7 +118,7 @@ impl Parking {
 
     /// Adds a job that is in the store already.
     pub(crate) fn restore(&mut self, key: Key, id: ParkedId, message: Arc<Message>, due: Instant) {
-        self.add(key, Waiting { id: Some(id), ticket: Ticket(0), had: None, message, due: Some(due) });
+        self.add(key, Waiting { id: Some(id), ticket: Ticket(0), had: None, message, arrival: 0, due: Some(due) });
     }
 
     fn add(&mut self, key: Key, waiting: Waiting) {
@@ -298,9 +306,10 @@ mod tests {
         let later = now + std::time::Duration::from_secs(5);
         let (key, other) = (key(0), key(1));
         let mut parking = Parking::default();
-        let a = parking.park(key.clone(), message("a"), Some(later));
-        let b = parking.park(key.clone(), message("b"), None);
+        let a = parking.park(key.clone(), message("a"), 5, Some(later));
+        let b = parking.park(key.clone(), message("b"), 6, None);
         assert!(parking.is_blocked(&key) && !parking.is_blocked(&other));
+        assert!(parking.is_behind(&key, 4) && !parking.is_behind(&key, 6));
         assert_eq!(started(&mut parking, later), [], "not before it is on disk");
         parking.numbered(a, ParkedId(1));
         parking.numbered(b, ParkedId(2));
@@ -329,15 +338,15 @@ mod tests {
         let now = Instant::now();
         let (key, other) = (key(0), key(1));
         let mut parking = Parking::default();
-        let first = parking.park(key.clone(), message("first"), Some(now));
-        let elsewhere = parking.park(other.clone(), message("elsewhere"), Some(now));
+        let first = parking.park(key.clone(), message("first"), 1, Some(now));
+        let elsewhere = parking.park(other.clone(), message("elsewhere"), 2, Some(now));
         parking.numbered(elsewhere, ParkedId(1));
         parking.numbered(first, ParkedId(2));
         let mut running = started(&mut parking, now);
         running.sort_unstable();
         assert_eq!(running, [(1, Bytes::from("elsewhere")), (2, Bytes::from("first"))]);
         // One that waits behind is being stored while the one in front asks for another run.
-        let behind = parking.park(key.clone(), message("behind"), None);
+        let behind = parking.park(key.clone(), message("behind"), 3, None);
         parking.finished(&key);
         let again = parking.park_again(key.clone(), ParkedId(2), message("again"), now);
         parking.numbered(behind, ParkedId(3));

@@ -63,6 +63,12 @@ impl Recall {
         self.returned.push(unit);
     }
 
+    /// Has those run by this edition that came back and need not wait.
+    pub(crate) fn run_returned(&mut self, edition: u32, needs_no_wait: impl Fn(UnitId) -> bool) {
+        let ahead = self.returned.extract_if(.., |unit| needs_no_wait(*unit));
+        self.again.extend(ahead.map(|unit| (unit, edition)));
+    }
+
     pub(crate) fn wait(&mut self, units: impl IntoIterator<Item = UnitId>) {
         self.waiting.extend(units);
     }
