@@ -4,7 +4,7 @@ use sedge_sim::world::{Plan, run};
 
 fn trace(seed: u64) -> String {
     let (_, lines) = run(seed, Plan::default(), true);
-    assert!(lines.len() > 400, "seed {seed}: a run of {} lines proves nothing", lines.len());
+    assert!(lines.len() > 500, "seed {seed}: a run of {} lines proves nothing", lines.len());
     lines.join("\n")
 }
 
