@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use super::Board;
 use super::ids::{FunctionNo, JobId, UnitId};
 use super::input::Effect;
+use super::rate::Rate;
 use super::rollout::{Edition, Role};
 use crate::message::{Failure, LogLine, Outcome};
 use crate::topic::TopicFilter;
@@ -65,8 +66,7 @@ pub(crate) struct Logged {
 
 struct View {
     follow: Follow,
-    /// When all that was shown so far would have been shown at a steady rate.
-    paid_until: Instant,
+    rate: Rate,
 }
 
 struct Held {
@@ -96,7 +96,7 @@ impl Follows {
         let is_full = self.held.len() >= MAX_HELD;
         let mut wanting = Vec::new();
         for view in self.views.iter_mut().filter(|view| view.follow.wants(function, topic)) {
-            match !is_full && view.pay(now) {
+            match !is_full && view.rate.admit(EVERY, BURST, now) {
                 true => wanting.push(view.follow.id),
                 false => view.follow.leave_out(),
             }
@@ -112,26 +112,15 @@ impl Follow {
     }
 }
 
-impl View {
-    fn pay(&mut self, now: Instant) -> bool {
-        let paid_until = self.paid_until.max(now) + EVERY;
-        let has_room = paid_until <= now + BURST;
-        if has_room {
-            self.paid_until = paid_until;
-        }
-        has_room
-    }
-}
-
 impl Board {
     /// Replaces the open views.
     pub(super) fn set_follows(&mut self, mut follows: Vec<Follow>) {
         follows.truncate(MAX_FOLLOWS);
         let before = std::mem::take(&mut self.follows.views);
-        let paid = |id: u32| before.iter().find(|view| view.follow.id == id).map(|view| view.paid_until);
-        let now = self.now.monotonic;
+        let known = |id: u32| before.iter().find(|view| view.follow.id == id).map(|view| view.rate.clone());
+        let fresh = || Rate::new(self.now.monotonic);
         self.follows.views =
-            follows.into_iter().map(|follow| View { paid_until: paid(follow.id).unwrap_or(now), follow }).collect();
+            follows.into_iter().map(|follow| View { rate: known(follow.id).unwrap_or_else(fresh), follow }).collect();
         if self.follows.views.is_empty() {
             self.follows = Follows::default();
         }

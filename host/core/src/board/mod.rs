@@ -22,6 +22,7 @@ pub mod version;
 pub mod caution;
 mod map;
 mod mutes;
+mod rate;
 mod receipt;
 mod requests;
 mod size;

@@ -16,13 +16,14 @@ mod open;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::Board;
 use super::ids::{FunctionNo, UnitId};
 use super::input::{AckToken, Effect};
 use super::ledger::Settled;
 use super::map::Seeded;
+use super::rate::Rate;
 use super::receipt::Receipt;
 use super::rollout::Edition;
 use crate::forward::SentRecord;
@@ -55,8 +56,8 @@ pub(crate) struct Traces {
     open: BTreeMap<u64, Open>,
     /// Committed messages, by packet id.
     unacknowledged: BTreeMap<u16, Open>,
-    /// When all that was recorded for senders and errors would have been at a steady rate.
-    paid_until: Instant,
+    /// Of what is recorded for senders and errors.
+    rate: Rate,
     metrics: Arc<Metrics>,
 }
 
@@ -76,7 +77,7 @@ impl Traces {
         // A factor beyond the range ends at its bounds.
         let below = (sample * (1_u64 << CHOSEN_BITS) as f64) as u64;
         let (open, unacknowledged) = (BTreeMap::new(), BTreeMap::new());
-        Self { below, seed, made: 0, open, unacknowledged, paid_until: now.monotonic, metrics }
+        Self { below, seed, made: 0, open, unacknowledged, rate: Rate::new(now.monotonic), metrics }
     }
 
     /// The context of a message, if the board records it. Usually it does not, which costs a comparison.
@@ -110,16 +111,8 @@ impl Traces {
 
     /// Whether there is room for one more.
     fn may_record(&mut self, is_chosen: bool, now: Now) -> bool {
-        self.open.len() + self.unacknowledged.len() < MAX_OPEN && (is_chosen || self.pay(now.monotonic))
-    }
-
-    fn pay(&mut self, now: Instant) -> bool {
-        let paid_until = self.paid_until.max(now) + EVERY;
-        let has_room = paid_until <= now + BURST;
-        if has_room {
-            self.paid_until = paid_until;
-        }
-        has_room
+        let is_full = self.open.len() + self.unacknowledged.len() >= MAX_OPEN;
+        !is_full && (is_chosen || self.rate.admit(EVERY, BURST, now.monotonic))
     }
 
     fn is_chosen(&self, trace_id: TraceId) -> bool {
@@ -152,13 +145,9 @@ impl Board {
     pub(super) fn open_trace(&mut self, id: UnitId) {
         let unit = self.ledger.unit(id);
         let arrival = self.ledger.arrival(id);
-        let Some(context) = unit.message.trace.as_ref().filter(|_| !self.traces.open.contains_key(&arrival)) else {
-            return;
-        };
-        let (root, routed) = (self.traces.span_id(), self.traces.span_id());
-        let mut open = Open::new(context, &unit.message, &unit.receipt, root, self.now);
-        open.routed(routed, unit, self.now);
-        self.traces.open.insert(arrival, open);
+        if let Some(context) = unit.message.trace.clone().filter(|_| !self.traces.open.contains_key(&arrival)) {
+            self.open_under(id, &context);
+        }
     }
 
     /// Begins the spans of a message that fails.
@@ -175,11 +164,16 @@ impl Board {
         let context = TraceContext::of(&unit.message.properties);
         let context = context.unwrap_or_else(|| TraceContext::sampled(self.traces.trace_id(), self.traces.span_id()));
         let context = context.recorded(self.traces.span_id());
+        let received_at_ms = unit.message.received_at_ms;
+        self.open_under(id, &context).received_at(received_at_ms);
+    }
+
+    fn open_under(&mut self, id: UnitId, context: &TraceContext) -> &mut Open {
         let (root, routed) = (self.traces.span_id(), self.traces.span_id());
-        let mut open = Open::new(&context, &unit.message, &unit.receipt, root, self.now);
-        open.received_at(unit.message.received_at_ms);
+        let unit = self.ledger.unit(id);
+        let mut open = Open::new(context, &unit.message, &unit.receipt, root, self.now);
         open.routed(routed, unit, self.now);
-        self.traces.open.insert(arrival, open);
+        self.traces.open.entry(self.ledger.arrival(id)).insert_entry(open).into_mut()
     }
 
     fn trace_of(&mut self, id: UnitId) -> Option<&mut Open> {

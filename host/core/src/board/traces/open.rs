@@ -91,7 +91,7 @@ impl Open {
         }
     }
 
-    /// The time as of the beginning, whatever became of the wall clock since.
+    /// The wall clock of the beginning and the time that passed since, so that setting the clock moves no span.
     fn at(&self, now: Now) -> u64 {
         let passed = now.monotonic.saturating_duration_since(self.begun.monotonic);
         let start_ns = self.begun.unix_ms.saturating_mul(1_000_000);
