@@ -3,6 +3,7 @@
 mod remembered;
 pub mod window;
 
+use std::fmt::Write as _;
 use std::hash::{Hash as _, Hasher as _};
 use std::time::Instant;
 
@@ -192,12 +193,7 @@ impl Intake {
 fn id_with_digest(id: &str, digest: u64) -> Box<str> {
     const DIGITS: usize = 16;
     let mut text = String::with_capacity(id.len() + 1 + DIGITS);
-    text.push_str(id);
-    text.push(' ');
-    for place in (0..DIGITS as u32).rev() {
-        let digit = (digest >> (4 * place)) as u32 & 0xf;
-        text.push(char::from_digit(digit, 16).expect("four bits are a digit"));
-    }
+    let _ = write!(text, "{id} {digest:0DIGITS$x}");
     text.into()
 }
 

@@ -577,16 +577,5 @@ impl Ledger {
 }
 
 fn has_effect(commit: &Commit) -> bool {
-    !commit.records.is_empty()
-        || !commit.state.is_empty()
-        || !commit.dead_letters.is_empty()
-        || !commit.park.is_empty()
-        || !commit.unpark.is_empty()
-        || !commit.wakes.is_empty()
-        || !commit.unwake.is_empty()
-        || !commit.heard.is_empty()
-        || !commit.unheard.is_empty()
-        || !commit.schedules.is_empty()
-        || !commit.history.is_empty()
-        || commit.message_id.is_some()
+    commit.has_effect() || !commit.records.is_empty() || commit.message_id.is_some()
 }
