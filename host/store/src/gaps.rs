@@ -1,5 +1,5 @@
-//! Gaps to report to the sinks that miss records, or get them folded: one row per stream and reason, extended until it is reported. What no sink of
-//! the configuration is to know goes to the first one.
+//! Gaps to report to the sinks that miss records, or get them folded: one row per stream and reason, extended until it is
+//! reported. What no sink of the configuration is to know goes to the first one.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -65,13 +65,7 @@ impl Gaps {
             .find(|row| row.id > reporting && (row.gap.stream, &row.gap.reason) == (lost.stream, &lost.reason));
         match open {
             Some(row) => {
-                let gap = &mut row.gap;
-                gap.first_id = gap.first_id.min(lost.first_id);
-                gap.last_id = gap.last_id.max(lost.last_id);
-                gap.records += lost.records;
-                gap.bytes += lost.bytes;
-                gap.first_at_ms = gap.first_at_ms.min(lost.first_at_ms);
-                gap.last_at_ms = gap.last_at_ms.max(lost.last_at_ms);
+                row.gap.add(&lost);
                 row.is_written = false;
             }
             // Logged once per gap; the metrics and the report have the final numbers.

@@ -17,7 +17,7 @@ use super::dead_letters::DeadLettersError;
 use super::row::{Encoder, Segment};
 use sedge_core::config;
 use sedge_core::store::{Record, RecordId, StoredRecord};
-use sedge_core::stream::Stream;
+use sedge_core::stream::{PerStream, Stream};
 use sedge_core::topic::TopicFilter;
 
 /// Size of a row, which is read and deleted as a whole.
@@ -35,7 +35,8 @@ pub(super) struct HistoryTable {
     config: config::History,
     bytes: u64,
     last_id: u64,
-    fresh: Vec<Record>,
+    /// By kind.
+    fresh: PerStream<Vec<Record>>,
     encoder: Encoder,
 }
 
@@ -43,7 +44,7 @@ impl HistoryTable {
     pub(super) fn load(connection: &Connection, config: config::History) -> rusqlite::Result<Self> {
         let sql = "SELECT count(*) * ?1 + coalesce(sum(length(body)), 0), coalesce(max(id), 0) FROM history";
         let (bytes, last_id) = connection.query_row(sql, (ROW_BYTES,), |row| Ok((row.get(0)?, row.get(1)?)))?;
-        Ok(Self { config, bytes, last_id, fresh: Vec::new(), encoder: Encoder::default() })
+        Ok(Self { config, bytes, last_id, fresh: PerStream::default(), encoder: Encoder::default() })
     }
 
     pub(super) fn bytes(&self) -> u64 {
@@ -53,27 +54,27 @@ impl HistoryTable {
     /// The next [`Self::write`] puts these into the transaction.
     pub(super) fn push(&mut self, entries: Vec<Record>) {
         if self.config.days.is_some() {
-            self.fresh.extend(entries);
+            entries.into_iter().for_each(|entry| self.fresh[entry.stream].push(entry));
         }
     }
 
     /// Appends the new entries, and deletes the oldest of too many bytes. `hour`: of running time.
     pub(super) fn write(&mut self, connection: &Connection, hour: u64) -> rusqlite::Result<()> {
-        if self.fresh.is_empty() {
+        if Stream::FIRST.iter().all(|kind| self.fresh[*kind].is_empty()) {
             return Ok(());
         }
-        let fresh = std::mem::take(&mut self.fresh);
+        let mut fresh = std::mem::take(&mut self.fresh);
         for kind in Stream::FIRST {
             let mut segment: Vec<StoredRecord> = Vec::new();
             let mut bytes = 0;
-            for record in fresh.iter().filter(|record| record.stream == kind) {
+            for record in std::mem::take(&mut fresh[kind]) {
                 if !segment.is_empty() && bytes + record.bytes() > SEGMENT_BYTES {
                     self.append(connection, kind, &std::mem::take(&mut segment), hour)?;
                     bytes = 0;
                 }
                 bytes += record.bytes();
                 self.last_id += 1;
-                segment.push(StoredRecord { id: RecordId(self.last_id), record: record.clone() });
+                segment.push(StoredRecord { id: RecordId(self.last_id), record });
             }
             self.append(connection, kind, &segment, hour)?;
         }

@@ -280,14 +280,8 @@ impl Outbox {
             return Ok(());
         }
         let mut rest = stored;
-        let segment_bytes = self.share_of(stream).map_or(SEGMENT_BYTES, |it| SEGMENT_BYTES.min(it.max_bytes / 16));
         while !rest.is_empty() {
-            let mut bytes = 0;
-            let fits = rest.iter().take_while(|stored| {
-                bytes += Self::weight(&stored.record);
-                bytes <= segment_bytes
-            });
-            let (segment, after) = rest.split_at(fits.count().max(1));
+            let (segment, after) = self.split_segment(stream, rest);
             let row = self.encoder.segment(segment);
             let last_id = segment.last().expect("a segment has at least one record").id;
             connection.prepare_cached(statements(stream).append)?.execute((key(stream, last_id), row))?;
@@ -295,6 +289,21 @@ impl Outbox {
             rest = after;
         }
         Ok(())
+    }
+
+    /// Splits the records of the next segment from those behind it. It has at least one.
+    fn split_segment<'a>(
+        &self,
+        stream: Stream,
+        records: &'a [StoredRecord],
+    ) -> (&'a [StoredRecord], &'a [StoredRecord]) {
+        let most = self.share_of(stream).map_or(SEGMENT_BYTES, |it| SEGMENT_BYTES.min(it.max_bytes / 16));
+        let mut bytes = 0;
+        let fits = records.iter().take_while(|stored| {
+            bytes += Self::weight(&stored.record);
+            bytes <= most
+        });
+        records.split_at(fits.count().max(1))
     }
 
     fn delete_delivered(&mut self, connection: &Connection, stream: Stream) -> rusqlite::Result<()> {
@@ -481,10 +490,11 @@ impl Outbox {
             let earlier = through(stream, RecordId(last_id.0.saturating_sub(1)));
             let before: Option<u64> = connection.query_row(statements(stream).last, earlier, |row| row.get(0))?;
             let before = before.map(|key| key - base(stream));
-            let thinned = Segment::decode(&row, stream, last_id).ok().filter(Segment::is_thinned);
+            let segment = Segment::decode(&row, stream, last_id).ok();
+            let thinned = segment.as_ref().filter(|segment| segment.is_thinned());
             let first_id = match records.first() {
                 // The ids are part of the sums: the row has the number of records that it says.
-                Some(_) => Segment::decode(&row, stream, last_id).map_or(last_id, |segment| segment.first_id()),
+                Some(_) => segment.as_ref().map_or(last_id, Segment::first_id),
                 None => {
                     let most = (row.len() as u64 / RECORD_MIN_BYTES).max(1);
                     let before =
@@ -507,29 +517,25 @@ impl Outbox {
                 trace: None,
                 is_folded: false,
             };
-            let mut places = Some(first_id.0..=last_id.0);
-            if let Some(segment) = &thinned {
+            let body = if let Some(segment) = thinned {
                 // Ids are missing there anyway: damaged records need no place.
                 for _ in records.len() as u64..segment.left() {
                     count(&mut gap, last_id, 0, row::segment_at_ms(&row));
                     gap.first_id = gap.first_id.min(segment.first_id());
                 }
-                places = None;
-            }
-            for id in places.into_iter().flatten().map(RecordId) {
-                if let Err(at) = records.binary_search_by_key(&id, |stored| stored.id) {
-                    let at_ms = at.checked_sub(1).map_or(0, |before| records[before].record.at_ms);
-                    records.insert(at, StoredRecord { id, record: place(at_ms) });
-                    marked.push(id);
-                    if id > self.marks.delivered[stream] {
-                        count(&mut gap, id, 0, at_ms);
+                self.encoder.thinned_segment(&records, |id| marked.contains(&id))
+            } else {
+                for id in (first_id.0..=last_id.0).map(RecordId) {
+                    if let Err(at) = records.binary_search_by_key(&id, |stored| stored.id) {
+                        let at_ms = at.checked_sub(1).map_or(0, |before| records[before].record.at_ms);
+                        records.insert(at, StoredRecord { id, record: place(at_ms) });
+                        marked.push(id);
+                        if id > self.marks.delivered[stream] {
+                            count(&mut gap, id, 0, at_ms);
+                        }
                     }
                 }
-            }
-            let is_refused = |id| marked.contains(&id);
-            let body = match &thinned {
-                Some(_) => self.encoder.thinned_segment(&records, is_refused),
-                None => self.encoder.segment_with(&records, is_refused),
+                self.encoder.segment_with(&records, |id| marked.contains(&id))
             };
             connection.prepare_cached(statements(stream).replace)?.execute((key(stream, last_id), body))?;
             self.bytes[stream] = self.bytes[stream] - row.len() as u64 + body.len() as u64;

@@ -385,6 +385,13 @@ impl<'a> Decoder<'a> {
         }
     }
 
+    fn of_segment(row: &'a [u8]) -> Result<(Self, u8), DamagedRow> {
+        match row.first() {
+            Some(&THINNED) => Ok((Self { row, at: 1 }, THINNED)),
+            _ => Self::new(row),
+        }
+    }
+
     /// Checks the sum that [`Encoder::end_row`] added.
     fn checked(row: &'a [u8], columns: &[&[u8]]) -> Result<(Self, u8), DamagedRow> {
         let (decoder, version) = Self::new(row)?;
@@ -530,8 +537,7 @@ pub(super) struct Entry {
 /// Time of the first record of a segment; 0 if it is damaged.
 pub(super) fn segment_at_ms(row: &[u8]) -> u64 {
     let at_ms = || {
-        let is_thinned = row.first() == Some(&THINNED);
-        let mut decoder = if is_thinned { Decoder { row, at: 1 } } else { Decoder::new(row)?.0 };
+        let (mut decoder, _) = Decoder::of_segment(row)?;
         decoder.varint()?;
         decoder.varint()
     };
@@ -541,8 +547,8 @@ pub(super) fn segment_at_ms(row: &[u8]) -> u64 {
 impl<'a> Segment<'a> {
     /// `last_id` is the key of the row.
     pub(super) fn decode(row: &'a Bytes, stream: Stream, last_id: RecordId) -> Result<Self, DamagedRow> {
-        let is_thinned = row.first() == Some(&THINNED);
-        let (mut decoder, version) = if is_thinned { (Decoder { row, at: 1 }, THINNED) } else { Decoder::new(row)? };
+        let (mut decoder, version) = Decoder::of_segment(row)?;
+        let is_thinned = version == THINNED;
         let count = decoder.varint()?;
         let at_ms = decoder.varint()?;
         if count > row.len() as u64 / RECORD_MIN_BYTES {

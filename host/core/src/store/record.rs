@@ -81,6 +81,16 @@ pub struct Gap {
 }
 
 impl Gap {
+    /// Takes in another of the same stream and reason.
+    pub fn add(&mut self, other: &Self) {
+        self.first_id = self.first_id.min(other.first_id);
+        self.last_id = self.last_id.max(other.last_id);
+        self.records += other.records;
+        self.bytes += other.bytes;
+        self.first_at_ms = self.first_at_ms.min(other.first_at_ms);
+        self.last_at_ms = self.last_at_ms.max(other.last_at_ms);
+    }
+
     /// Whether these are records that the store dropped by itself.
     pub(crate) fn is_of_dropped(&self) -> bool {
         [FULL, EXPIRED, REMOVED].contains(&&*self.reason)

@@ -8,7 +8,8 @@
 //! daemon may have in memory (up to `held`) stays, since it may be sent at any time: no record counts twice.
 //!
 //! All data is folded by the minute before any is folded by ten minutes, and so on. Records without numbers stay. The interval
-//! that the newest records are in is not complete, and waits. Where it alone is more than there is room for, it is folded as it grows.
+//! that the newest records are in is not complete, and waits. Where it alone is more than there is room for, it is folded as it
+//! grows.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use rusqlite::Connection;
 
-use super::{Outbox, SEGMENT_BYTES, Segment, Share, count, empty_gap, intact, is_intact, key, row_holding, statements};
+use super::{Outbox, Segment, Share, count, empty_gap, intact, is_intact, key, row_holding, statements};
 use crate::gaps::Gaps;
 use sedge_core::fold::{Fold, INTERVALS_SECS, THINNED};
 use sedge_core::store::{Gap, Record, RecordId, StoredRecord};
@@ -204,16 +205,10 @@ impl Outbox {
 
     /// Rows of these records, the last of which has the key `end`.
     fn rows(&mut self, stream: Stream, records: &[StoredRecord], end: RecordId) -> Vec<(RecordId, Vec<u8>)> {
-        let segment_bytes = self.share_of(stream).map_or(SEGMENT_BYTES, |it| SEGMENT_BYTES.min(it.max_bytes / 16));
         let mut rows = Vec::new();
         let mut rest = records;
         while !rest.is_empty() {
-            let mut bytes = 0;
-            let fits = rest.iter().take_while(|stored| {
-                bytes += Self::weight(&stored.record);
-                bytes <= segment_bytes
-            });
-            let (segment, after) = rest.split_at(fits.count().max(1));
+            let (segment, after) = self.split_segment(stream, rest);
             let last = if after.is_empty() { end } else { segment.last().expect("it has at least one").id };
             rows.push((last, self.encoder.thinned_segment(segment, |_| false).to_vec()));
             rest = after;
@@ -282,7 +277,7 @@ fn fold(stream: Stream, records: Vec<StoredRecord>, secs: u64) -> Folded {
     for place in places {
         if place.is_changed {
             folded.is_changed = true;
-            widen(&mut folded.singles, &place.singles);
+            folded.singles.add(&place.singles);
         }
         folded.records.push(place.into_record());
     }
@@ -295,7 +290,7 @@ impl Place {
         fold.add(later);
         fold.interval_secs = fold.interval_secs.max(secs);
         self.is_changed = true;
-        widen(&mut self.singles, singles);
+        self.singles.add(singles);
         let first = &mut self.stored.record;
         (first.hops, first.fan_out) = (first.hops.max(record.hops), first.fan_out.min(record.fan_out));
     }
@@ -311,13 +306,4 @@ impl Place {
         }
         stored
     }
-}
-
-fn widen(gap: &mut Gap, by: &Gap) {
-    gap.first_id = gap.first_id.min(by.first_id);
-    gap.last_id = gap.last_id.max(by.last_id);
-    gap.records += by.records;
-    gap.bytes += by.bytes;
-    gap.first_at_ms = gap.first_at_ms.min(by.first_at_ms);
-    gap.last_at_ms = gap.last_at_ms.max(by.last_at_ms);
 }

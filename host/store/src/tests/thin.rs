@@ -58,10 +58,7 @@ fn all_gaps(dir: &Path, config: &config::Store) -> BTreeMap<String, Gap> {
             for gap in gaps {
                 let reason = gap.reason.to_string();
                 match all.get_mut(&reason) {
-                    Some(known) => {
-                        known.records += gap.records;
-                        known.bytes += gap.bytes;
-                    }
+                    Some(known) => known.add(&gap),
                     None => drop(all.insert(reason, gap)),
                 }
             }
