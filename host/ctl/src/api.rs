@@ -206,6 +206,16 @@ impl Api {
     }
 }
 
+/// The elements of a list. None of anything else.
+pub(crate) fn items(list: &Value) -> impl Iterator<Item = &Value> {
+    list.as_array().into_iter().flatten()
+}
+
+/// Text without its quotes. What a terminal would act on is escaped where it is printed.
+pub(crate) fn words(value: &Value) -> &str {
+    value.as_str().unwrap_or("")
+}
+
 /// A query of these pairs, percent-encoded.
 pub(crate) fn query(pairs: &[(&str, Option<&str>)]) -> String {
     let given = pairs.iter().filter_map(|(name, value)| Some(format!("{name}={}", query_value((*value)?))));

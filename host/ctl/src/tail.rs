@@ -6,7 +6,7 @@ use anyhow::bail;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::api::{ApiArgs, query};
+use super::api::{ApiArgs, items, query, words};
 use super::printable;
 use super::terminal::{self, say};
 use sedge_core::time::rfc3339;
@@ -87,9 +87,9 @@ fn show(run: &Value) {
     if let Some(detail) = run["detail"].as_str() {
         say!("  why      {}", printable(detail));
     }
-    for output in list(&run["outputs"]) {
+    for output in items(&run["outputs"]) {
         let facts: Vec<_> =
-            list(&output["facts"]).map(|fact| format!("{}={}", words(&fact["name"]), words(&fact["value"]))).collect();
+            items(&output["facts"]).map(|fact| format!("{}={}", words(&fact["name"]), words(&fact["value"]))).collect();
         say!(
             "  {:<8} {}  {}  {}",
             words(&output["kind"]),
@@ -98,13 +98,13 @@ fn show(run: &Value) {
             facts.join(" ")
         );
     }
-    for entry in list(&run["state"]) {
+    for entry in items(&run["state"]) {
         match entry["value"].is_null() {
             true => say!("  state    {} removed", words(&entry["key"])),
             false => say!("  state    {} = {}", words(&entry["key"]), cut(&entry["value"])),
         }
     }
-    for line in list(&run["log"]) {
+    for line in items(&run["log"]) {
         say!("  log      {} {}", words(&line["level"]), words(&line["text"]));
     }
     for (name, what) in [("outputs_left_out", "outputs"), ("state_left_out", "keys"), ("log_left_out", "log lines")] {
@@ -131,15 +131,6 @@ fn head(run: &Value) -> String {
         result,
         cut(&run["payload"]),
     )
-}
-
-fn list(value: &Value) -> impl Iterator<Item = &Value> {
-    value.as_array().into_iter().flatten()
-}
-
-/// Text without its quotes. What a terminal would act on is escaped where it is printed.
-fn words(value: &Value) -> &str {
-    value.as_str().unwrap_or("")
 }
 
 /// The beginning of a payload, with the size of one that is not whole.

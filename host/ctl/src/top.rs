@@ -5,7 +5,7 @@ use std::io::Write as _;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::api::{Api, ApiArgs};
+use super::api::{self, Api, ApiArgs, items};
 use super::printable;
 use super::terminal::{self, say};
 use sedge_core::time::rfc3339;
@@ -53,12 +53,11 @@ impl Seen {
     fn head(&self) -> Vec<String> {
         let Self { board, .. } = self;
         let up = |link: &Value| if link["connected"] == true { "connected" } else { "away" };
-        let sinks = board["sinks"].as_array().into_iter().flatten();
-        let sinks: Vec<_> = sinks.map(|sink| format!(", sink {} {}", words(&sink["name"]), up(sink))).collect();
+        let sinks: Vec<_> =
+            items(&board["sinks"]).map(|sink| format!(", sink {} {}", words(&sink["name"]), up(sink))).collect();
         let messages = &board["figures"]["messages"];
         let minute = board["charts"]["minutes"]["messages"].as_array().and_then(|it| it.last()).and_then(Value::as_u64);
-        let problems = board["problems"].as_array().into_iter().flatten();
-        let problems: Vec<_> = problems.map(|it| words(&it["what"])).collect();
+        let problems: Vec<_> = items(&board["problems"]).map(|it| words(&it["what"])).collect();
         let well = if problems.is_empty() { "all is well".to_owned() } else { problems.join("; ") };
         vec![
             format!("{}  {}  {well}", words(&board["node"]), rfc3339(board["time_ms"].as_u64().unwrap_or_default())),
@@ -141,7 +140,7 @@ fn share(function: &Value) -> f64 {
 
 /// Text without what a terminal would act on.
 fn words(value: &Value) -> String {
-    printable(value.as_str().unwrap_or(""))
+    printable(api::words(value))
 }
 
 #[cfg(test)]

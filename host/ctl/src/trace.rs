@@ -6,7 +6,7 @@ use anyhow::bail;
 use clap::Args;
 use serde_json::Value;
 
-use super::api::ApiArgs;
+use super::api::{ApiArgs, items, words};
 use super::printable;
 use super::terminal::{self, say};
 use sedge_core::text::query_value;
@@ -45,12 +45,12 @@ pub fn run(args: &TraceArgs) -> anyhow::Result<()> {
 }
 
 fn show_list(list: &Value) {
-    let traces: Vec<&Value> = values(&list["traces"]).collect();
+    let traces: Vec<&Value> = items(&list["traces"]).collect();
     if traces.is_empty() {
         eprintln!("no message was recorded yet: set trace.sample, or send a message with traceparent");
     }
     for trace in traces {
-        let functions: Vec<&str> = values(&trace["functions"]).map(words).collect();
+        let functions: Vec<&str> = items(&trace["functions"]).map(words).collect();
         say!(
             "{}  {}  {}  {}  {}  {}",
             rfc3339(number(&trace["start_us"]) / 1000),
@@ -65,7 +65,7 @@ fn show_list(list: &Value) {
 
 /// A line for each span, below the one that caused it.
 fn lines(trace: &Value) -> Vec<String> {
-    let spans: Vec<&Value> = values(&trace["spans"]).collect();
+    let spans: Vec<&Value> = items(&trace["spans"]).collect();
     let mut below: BTreeMap<&str, Vec<&Value>> = BTreeMap::new();
     let is_known = |id: &str| spans.iter().any(|span| words(&span["span_id"]) == id);
     for span in &spans {
@@ -93,7 +93,7 @@ fn line(span: &Value, depth: usize, start_us: u64) -> String {
         let short = name.strip_prefix("sedge.").or(name.strip_prefix("messaging.")).unwrap_or(name);
         format!("{short}={}", words(&it["value"]))
     };
-    let mut attributes: Vec<String> = values(&span["attributes"]).map(attribute).collect();
+    let mut attributes: Vec<String> = items(&span["attributes"]).map(attribute).collect();
     attributes.splice(..0, span["error"].as_str().map(|error| format!("error={error}")));
     let step = format!("{:indent$}{}", "", words(&span["step"]), indent = 2 * depth);
     let (begin, took) = (millis(number(&span["start_us"]) - start_us), millis(number(&span["duration_us"])));
@@ -102,14 +102,6 @@ fn line(span: &Value, depth: usize, start_us: u64) -> String {
 
 fn millis(micros: u64) -> String {
     format!("{}.{:03} ms", micros / 1000, micros % 1000)
-}
-
-fn values(list: &Value) -> impl Iterator<Item = &Value> {
-    list.as_array().into_iter().flatten()
-}
-
-fn words(value: &Value) -> &str {
-    value.as_str().unwrap_or("")
 }
 
 fn number(value: &Value) -> u64 {
