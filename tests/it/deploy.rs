@@ -39,6 +39,21 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// Small, so that a module has several chunks.
 const CHUNK: u32 = 4096;
 
+/// Runs a command. The engine for scripts is compiled once for all of them.
+fn cached(mut command: Command) -> Output {
+    command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR")).output().expect("run sedge")
+}
+
+fn sedge(arguments: &[&str]) -> Output {
+    let mut command = Command::new(SEDGE);
+    command.args(arguments);
+    cached(command)
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
 /// A broker, a board that runs version 1 of the function from a folder, and the key that it trusts.
 struct Yard {
     // Dropped before its broker.

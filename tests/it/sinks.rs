@@ -16,21 +16,31 @@ use serde_json::{Value, json};
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
-#[test]
-fn each_sink_gets_everything_and_one_that_is_away_holds_up_no_other() {
-    let (broker, cloud) = (Mosquitto::start(), Mosquitto::start());
-    let upstream = Upstream::collect(cloud.port);
+/// A webhook that refuses all requests until it is there.
+fn absent() -> (Webhook, Arc<AtomicBool>) {
     let is_there = Arc::new(AtomicBool::new(false));
     let there = Arc::clone(&is_there);
-    let hook = Webhook::start(move |_, _| (!there.load(Ordering::Relaxed)).then_some(503));
-    let setup = Setup::new(broker.url())
+    (Webhook::start(move |_, _| (!there.load(Ordering::Relaxed)).then_some(503)), is_there)
+}
+
+/// A board that runs `count`, with a broker and a webhook as its sinks.
+fn setup(broker: &Mosquitto, cloud: &Mosquitto, hook: &Webhook) -> Setup {
+    Setup::new(broker.url())
         .upstream(cloud.url())
         .set("sink.hook", "type = \"webhook\"")
         .set("sink.hook", format!("url = {:?}", hook.url))
         .set("sink.hook", "backoff_max_secs = 1")
+        .function(&guest("count"))
+}
+
+#[test]
+fn each_sink_gets_everything_and_one_that_is_away_holds_up_no_other() {
+    let (broker, cloud) = (Mosquitto::start(), Mosquitto::start());
+    let upstream = Upstream::collect(cloud.port);
+    let (hook, is_there) = absent();
+    let setup = setup(&broker, &cloud, &hook)
         .set("sinks", "alerts = [\"upstream\", \"hook\"]")
-        .set("sinks", "forwards = [\"hook\", \"upstream\"]")
-        .function(&guest("count"));
+        .set("sinks", "forwards = [\"hook\", \"upstream\"]");
     let mut daemon = Daemon::start(&setup);
     broker.await_daemon();
     broker.client("sensor").publish_all((1..=100).map(|n| Publish::new("count/a", n.to_string()))).unwrap();
@@ -106,19 +116,12 @@ fn a_sink_that_was_away_for_long_gets_thinned_data_and_every_sum() {
     const READINGS: u64 = 20_000;
     let (broker, cloud) = (Mosquitto::start(), Mosquitto::start());
     let upstream = Upstream::collect(cloud.port);
-    let is_there = Arc::new(AtomicBool::new(false));
-    let there = Arc::clone(&is_there);
-    let hook = Webhook::start(move |_, _| (!there.load(Ordering::Relaxed)).then_some(503));
-    let setup = Setup::new(broker.url())
-        .upstream(cloud.url())
-        .set("sink.hook", "type = \"webhook\"")
-        .set("sink.hook", format!("url = {:?}", hook.url))
-        .set("sink.hook", "backoff_max_secs = 1")
+    let (hook, is_there) = absent();
+    let setup = setup(&broker, &cloud, &hook)
         .set("sink.hook", "max_bytes = 100_000")
         .set("sink.hook", "when_full = \"thin\"")
         .set("sinks", "alerts = [\"upstream\"]")
-        .set("sinks", "forwards = [\"hook\"]")
-        .function(&guest("count"));
+        .set("sinks", "forwards = [\"hook\"]");
     let daemon = Daemon::start(&setup);
     broker.await_daemon();
     // What the function forwards of an empty payload is a number: how many there were.

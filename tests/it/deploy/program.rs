@@ -6,19 +6,11 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-use super::{PATIENCE, Yard, answer};
-use crate::harness::daemon::{NODE, SEDGE};
+use super::{PATIENCE, Yard, answer, sedge, text};
+use crate::harness::daemon::NODE;
 use crate::harness::eventually;
 use crate::harness::upstream::Upstream;
 use crate::harness::wire::Publish;
-
-fn sedge(arguments: &[&str]) -> Output {
-    Command::new(SEDGE).args(arguments).output().expect("run sedge")
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a path in UTF-8")
-}
 
 fn examples() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("a workspace").join("examples/wasi")

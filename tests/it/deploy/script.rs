@@ -2,32 +2,15 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-use super::{PATIENCE, Yard, answer};
-use crate::harness::daemon::{NODE, SEDGE};
+use super::{PATIENCE, Yard, answer, cached, sedge, text};
+use crate::harness::daemon::NODE;
 use crate::harness::upstream::Upstream;
 use crate::harness::wire::Publish;
 use crate::harness::{Site, eventually};
 use sedge_core::deploy::reason::Reason;
-
-/// The engine is compiled once for all commands of the tests.
-fn cached(mut command: Command) -> Command {
-    command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"));
-    command
-}
-
-fn sedge(arguments: &[&str]) -> Output {
-    let mut command = Command::new(SEDGE);
-    command.args(arguments);
-    cached(command).output().expect("run sedge")
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a path in UTF-8")
-}
 
 /// The outputs of one run, as JSON.
 #[track_caller]
@@ -64,7 +47,7 @@ fn a_new_script_is_pushed_and_raises_an_alert() {
     let push = |dir: &Path| {
         let mut command = yard.command(&["push", text(dir)]);
         command.arg("--json");
-        answer(&cached(command).output().expect("run sedge"))
+        answer(&cached(command))
     };
     let (code, answered) = push(&dir);
     assert_eq!((code, &answered["counts"]), (Some(0), &json!({ "active": 1 })), "{answered}");
@@ -108,7 +91,7 @@ fn a_script_with_a_mistake_is_refused_by_every_command_and_by_the_board() {
     for command in ["build", "push"] {
         let output = match command {
             "build" => sedge(&["build", text(&dir)]),
-            _ => cached(yard.command(&["push", text(&dir)])).output().expect("run sedge"),
+            _ => cached(yard.command(&["push", text(&dir)])),
         };
         let says = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(!output.status.success() && says.contains("SyntaxError") && says.contains("function.js:3:"), "{says}");

@@ -2,32 +2,16 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::{Command, Output};
 
 use serde_json::json;
 
-use super::{PATIENCE, Yard, answer};
-use crate::harness::daemon::{Daemon, NODE, SEDGE, Setup};
+use super::{PATIENCE, Yard, answer, cached, sedge, text};
+use crate::harness::daemon::{Daemon, NODE, Setup};
 use crate::harness::eventually;
 use crate::harness::guest::root;
 use crate::harness::mosquitto::Mosquitto;
 use crate::harness::upstream::Upstream;
 use crate::harness::wire::Publish;
-
-/// The engine is compiled once for all commands of the tests.
-fn cached(mut command: Command) -> Output {
-    command.env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR")).output().expect("run sedge")
-}
-
-fn sedge(arguments: &[&str]) -> Output {
-    let mut command = Command::new(SEDGE);
-    command.args(arguments);
-    cached(command)
-}
-
-fn text(path: &Path) -> &str {
-    path.to_str().expect("a path in UTF-8")
-}
 
 #[track_caller]
 fn new_function(dir: &Path) {
@@ -47,9 +31,12 @@ fn a_new_function_in_typescript_passes_its_test_and_runs_on_a_board() {
     let manifest = fs::read_to_string(&path).unwrap().replace("sensors/+/temperature", "warm/#");
     fs::write(path, manifest + "\n[trial]\nmessages = 1\nsecs = 1\n").unwrap();
 
-    let mut push = yard.command(&["push", text(&dir)]);
-    push.arg("--json");
-    let (code, answered) = answer(&cached(push));
+    let push = || {
+        let mut command = yard.command(&["push", text(&dir)]);
+        command.arg("--json");
+        answer(&cached(command))
+    };
+    let (code, answered) = push();
     assert_eq!((code, &answered["counts"]), (Some(0), &json!({ "active": 1 })), "{answered}");
     yard.publish(Publish::new("warm/oven", "{\"temperature\":90}"));
     assert!(eventually(PATIENCE, || !alerts.received().is_empty()), "{}", yard.daemon.log());
@@ -61,11 +48,7 @@ fn a_new_function_in_typescript_passes_its_test_and_runs_on_a_board() {
     fs::write(dir.join("function.ts"), source).unwrap();
     let path = dir.join("function.toml");
     fs::write(&path, fs::read_to_string(&path).unwrap().replace("\"0.1.0\"", "\"0.2.0\"")).unwrap();
-    let (code, answered) = answer(&{
-        let mut push = yard.command(&["push", text(&dir)]);
-        push.arg("--json");
-        cached(push)
-    });
+    let (code, answered) = push();
     assert_eq!(code, Some(0), "{answered}");
     // The first message proves the version; until then a failure would roll it back.
     yard.publish(Publish::new("warm/oven", "{}"));
