@@ -43,7 +43,7 @@ async function refresh(isNew = false, said = null, given = null) {
   const [name, rest] = place();
   let nodes;
   try {
-    const [answer, now] = await Promise.all([given ?? views[name].load(), api("board")]);
+    const [answer, now] = await Promise.all([given ?? views[name].load(rest), api("board")]);
     if (mine !== turn) return;
     document.getElementById("node").textContent = now.node;
     document.title = `${now.node} – Sedge`;

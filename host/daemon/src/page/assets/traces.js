@@ -7,10 +7,7 @@ const t = text.traces;
 const filter = { id: "" };
 const NS = "http://www.w3.org/2000/svg";
 
-export const load = () => {
-  const [, id] = location.hash.replace(/^#\/?/, "").split("/").map(decodeURIComponent);
-  return api(id ? `traces/${encodeURIComponent(id)}` : `traces?${new URLSearchParams(filter)}`);
-};
+export const load = ([id]) => api(id ? `traces/${encodeURIComponent(id)}` : `traces?${new URLSearchParams(filter)}`);
 
 export function show(answer, [id], refresh) {
   if (id) return answer.spans ? one(answer) : [];
