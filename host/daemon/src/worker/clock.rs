@@ -105,8 +105,12 @@ impl ClockShared {
     }
 }
 
+/// Longest time between two wake-ups that counts in full.
+const ON_TIME: Duration = EPOCH.saturating_mul(4);
+
 /// Counts the epochs that jobs have run. Deadlines count CPU time: on a busy board, time spent waiting for a CPU would fail
-/// innocent messages. Waiting counts a tenth, so that nothing runs for ever.
+/// innocent messages. Waiting counts a tenth, so that nothing runs for ever. So does time in which this thread was not woken
+/// either: the whole machine stood still, and a virtual machine counts such time as CPU time.
 #[derive(Default)]
 struct CpuCount {
     /// CPU time up to which it is counted, in nanoseconds.
@@ -119,7 +123,7 @@ impl CpuCount {
     fn epochs(&mut self, passed: Duration, armed_at_cpu_ns: u64, now_cpu_ns: u64) -> u32 {
         let since = self.until_cpu_ns.max(armed_at_cpu_ns);
         self.until_cpu_ns = now_cpu_ns;
-        let ran = Duration::from_nanos(now_cpu_ns.saturating_sub(since));
+        let ran = Duration::from_nanos(now_cpu_ns.saturating_sub(since)).min(ON_TIME);
         self.rest += ran.clamp(passed / 10, passed);
         let epochs = self.rest.as_nanos() / EPOCH.as_nanos();
         self.rest -= EPOCH.saturating_mul(epochs.try_into().unwrap_or(u32::MAX));
@@ -156,5 +160,18 @@ mod tests {
         // Time before the timer was armed is not the job's.
         assert_eq!(counted.epochs(EPOCH, ms(200), ms(201)), 0);
         assert_eq!(counted.epochs(EPOCH * 3, ms(200), ms(220)), 3, "other threads cannot make a job late");
+    }
+
+    #[test]
+    fn a_machine_that_stood_still_fails_no_message() {
+        let mut counted = CpuCount::default();
+        let ms = |ms: u64| ms * 1_000_000;
+        assert_eq!(counted.epochs(EPOCH * 40, ms(100), ms(300)), 4, "200 ms count as 20");
+        assert_eq!(
+            counted.epochs(EPOCH * 4, ms(100), ms(320)),
+            4,
+            "a thread that is woken a little late counts in full"
+        );
+        assert_eq!(counted.epochs(EPOCH * 1000, ms(100), ms(5320)), 100, "nothing runs for ever");
     }
 }
