@@ -24,7 +24,8 @@
 //!
 //! The crate is a `cdylib`. With `#![no_std]` and this crate's feature `panic-handler` a panic tells the host its place; with
 //! `panic-text` also its text, if that has no values, which costs 1.5 KB or, where a number or a `Debug` is in any text, 30 KB. A
-//! function with `std` has the feature `std` instead, for place and every text.
+//! function with `std` has the feature `std` instead, for place and every text; for the target `wasm32-wasip2`, `std` also prints to the
+//! board's log and reads the time.
 
 #![no_std]
 
@@ -32,7 +33,8 @@ extern crate alloc;
 #[cfg(any(not(target_family = "wasm"), feature = "std"))]
 extern crate std;
 
-#[cfg(all(target_family = "wasm", feature = "bump-allocator"))]
+// The C library of WASI has an allocator, which would hand out the same memory.
+#[cfg(all(target_family = "wasm", feature = "bump-allocator", not(target_os = "wasi")))]
 #[allow(unsafe_code, reason = "it hands out memory")]
 mod allocator;
 #[allow(
@@ -152,7 +154,11 @@ pub mod __private {
     #[cfg(target_family = "wasm")]
     pub use crate::bindings::exports::sedge::function::handler::_export_handle_cabi as call;
 
+    #[cfg(not(target_os = "wasi"))]
     pub const COMPONENT_TYPE: &[u8; include_bytes!("component-type.bin").len()] = include_bytes!("component-type.bin");
+    #[cfg(target_os = "wasi")]
+    pub const COMPONENT_TYPE: &[u8; include_bytes!("component-type-with-std.bin").len()] =
+        include_bytes!("component-type-with-std.bin");
 }
 
 impl<F: Function> bindings::exports::sedge::function::handler::Guest for F {

@@ -13,10 +13,12 @@ fn main() -> anyhow::Result<()> {
     let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut resolve = Resolve::default();
     let (package, _) = resolve.push_dir(sdk.join("wit"))?;
+    for (world, file) in [("function", "component-type.bin"), ("function-with-std", "component-type-with-std.bin")] {
+        let world = resolve.select_world(&[package], Some(world))?;
+        let component_type = wit_component::metadata::encode(&resolve, world, StringEncoding::UTF8, None, false)?;
+        fs::write(sdk.join("src").join(file), component_type)?;
+    }
     let world = resolve.select_world(&[package], Some("function"))?;
-
-    let component_type = wit_component::metadata::encode(&resolve, world, StringEncoding::UTF8, None, false)?;
-    fs::write(sdk.join("src/component-type.bin"), component_type)?;
 
     let mut files = Files::default();
     let options = Opts {

@@ -115,7 +115,13 @@ mod tests {
         let manifest: Table = manifest.parse().unwrap();
         assert!(manifest.keys().all(|key| !key.ends_with("dependencies")), "{manifest:?}");
         assert_eq!(manifest["package"]["version"].as_str(), Some(env!("CARGO_PKG_VERSION")));
-        for file in ["src/lib.rs", "src/bindings.rs", "src/component-type.bin", "wit/world.wit"] {
+        for file in [
+            "src/lib.rs",
+            "src/bindings.rs",
+            "src/component-type.bin",
+            "src/component-type-with-std.bin",
+            "wit/world.wit",
+        ] {
             assert!(folder.path().join(file).is_file(), "{file}");
         }
     }
