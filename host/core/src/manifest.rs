@@ -90,16 +90,37 @@ pub struct Manifest {
     pub build: Build,
 }
 
-/// How `sedge build` links the function.
+/// How `sedge build` compiles and links the function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Build {
+    pub target: BuildTarget,
     /// Size of the guest's stack. All of it is set up anew for each message.
     pub stack_bytes: u32,
 }
 
 impl Default for Build {
     fn default() -> Self {
-        Self { stack_bytes: 16 << 10 }
+        Self { target: BuildTarget::default(), stack_bytes: 16 << 10 }
+    }
+}
+
+/// Rust's target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum BuildTarget {
+    #[default]
+    Unknown,
+    /// The standard library reaches the log, clocks and random numbers by WASI 0.2.
+    WasiP2,
+}
+
+impl BuildTarget {
+    pub const ALL: [(&str, Self); 2] = [("wasm32-unknown-unknown", Self::Unknown), ("wasm32-wasip2", Self::WasiP2)];
+
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => Self::ALL[0].0,
+            Self::WasiP2 => Self::ALL[1].0,
+        }
     }
 }
 
@@ -340,6 +361,7 @@ fn read(section: &mut Section<'_, '_>, manifest: &mut Manifest, ceilings: Option
     check_state_full(section, manifest);
     section.section("trial", |trial| read_trial(trial, &mut manifest.trial));
     section.section("build", |build| {
+        build.value("target", &mut manifest.build.target);
         build.value("stack_bytes", &mut manifest.build.stack_bytes);
         let bytes = manifest.build.stack_bytes;
         if !(MIN_STACK_BYTES..=MAX_STACK_BYTES).contains(&bytes) || !bytes.is_multiple_of(STACK_ALIGNMENT) {
@@ -581,6 +603,12 @@ impl Read for TopicFilter {
 impl Read for TrialMode {
     fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
         choice(item, key, &[("live", Self::Live), ("shadow", Self::Shadow)], problems)
+    }
+}
+
+impl Read for BuildTarget {
+    fn read(item: &Item, key: &str, problems: &mut Problems) -> Option<Self> {
+        choice(item, key, &Self::ALL, problems)
     }
 }
 

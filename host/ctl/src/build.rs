@@ -14,12 +14,10 @@ use super::{runner, terminal};
 use sedge_core::deploy::{self, Installed};
 use sedge_core::grants::Grants;
 use sedge_core::isa::Class;
-use sedge_core::manifest::{self, Manifest};
+use sedge_core::manifest::{self, BuildTarget, Manifest};
 use sedge_sandbox::compiler::Compiler;
 use sedge_sandbox::script::archive;
 use sedge_sandbox::{compile, componentize, folder, wasi};
-
-const TARGET: &str = "wasm32-unknown-unknown";
 
 /// The host finds an overflow of the stack by it.
 const STACK_POINTER: &str = "-Clink-arg=--export=__stack_pointer";
@@ -74,7 +72,7 @@ pub(crate) fn build(dir: &Path) -> anyhow::Result<Built> {
     }
     let module_path = if dir.join("Cargo.toml").is_file() {
         let toolchain = Toolchain::from_environment();
-        toolchain.check_target(dir)?;
+        toolchain.check_target(dir, manifest.build.target)?;
         compile(dir, manifest.build, &toolchain)?
     } else {
         if !component.is_file() {
@@ -94,10 +92,9 @@ pub(crate) fn build(dir: &Path) -> anyhow::Result<Built> {
     let wasm = component_of(&module).with_context(|| module_path.display().to_string())?;
     let info = componentize::inspect(&wasm)?;
 
-    for import in &info.imports {
-        // Boards refuse others.
-        Grants::from(&manifest.allow).check_name(import).with_context(|| manifest.name.to_string())?;
-    }
+    // Boards refuse others.
+    let imports = info.imports.iter().map(String::as_str);
+    Grants::from(&manifest.allow).check(imports).with_context(|| manifest.name.to_string())?;
     super::write_atomically(&component, &wasm)?;
     Ok(Built {
         name: manifest.name.to_string(),
@@ -177,12 +174,16 @@ impl Toolchain {
     }
 
     /// Fails with a better message than cargo's when the wasm target is not installed.
-    fn check_target(&self, dir: &Path) -> anyhow::Result<()> {
+    fn check_target(&self, dir: &Path, target: BuildTarget) -> anyhow::Result<()> {
+        let name = target.name();
         if self.builds_std {
+            if target != BuildTarget::Unknown {
+                bail!("Debian's Rust cannot compile for {name} (build.target): install Rust with https://rustup.rs");
+            }
             return Ok(());
         }
         let output = Command::new(self.rustc())
-            .args(["--print", "target-libdir", "--target", TARGET])
+            .args(["--print", "target-libdir", "--target", name])
             .current_dir(dir)
             .stderr(Stdio::inherit())
             .output();
@@ -190,9 +191,8 @@ impl Toolchain {
         let Ok(output) = output else { return Ok(()) };
         let libraries = String::from_utf8_lossy(&output.stdout);
         if output.status.success() && !Path::new(libraries.trim()).is_dir() {
-            bail!(
-                "this Rust toolchain has no target {TARGET}: run cross/wasm-target.sh, or `rustup target add {TARGET}`"
-            );
+            let way = if target == BuildTarget::Unknown { "run cross/wasm-target.sh, or " } else { "" };
+            bail!("this Rust toolchain has no target {name}: {way}`rustup target add {name}`");
         }
         Ok(())
     }
@@ -204,7 +204,7 @@ fn compile(dir: &Path, build: manifest::Build, toolchain: &Toolchain) -> anyhow:
     let stack = format!("-Clink-arg=-zstack-size={}", build.stack_bytes);
     let mut flags = vec![&*stack, STACK_POINTER];
     let mut cargo = Command::new(&toolchain.cargo);
-    cargo.args(["build", "--release", "--message-format=json-render-diagnostics", "--target", TARGET]);
+    cargo.args(["build", "--release", "--message-format=json-render-diagnostics", "--target", build.target.name()]);
     if toolchain.builds_std {
         flags.push("-Clinker=wasm-ld-19");
         cargo.args(["-Z", "build-std=std,panic_abort"]).env("RUSTC_BOOTSTRAP", "1").env("RUSTC", toolchain.rustc());

@@ -9,7 +9,9 @@ use thiserror::Error;
 use wasmparser::{BinaryReader, BinaryReaderError, ComponentExternalKind, Instance, Parser, Payload};
 use wit_component::ComponentEncoder;
 
-use super::contract::{Contract, OtherContract};
+use super::contract::{Contract, OtherContract, is_run};
+use super::main_module::main_module;
+use sedge_core::grants::is_of_library;
 
 const CUSTOM_SECTION: u8 = 0;
 const CORE_MODULE_SECTION: u8 = 1;
@@ -40,11 +42,16 @@ pub enum ComponentError {
     ForeignImport { module: String, name: String },
     #[error(
         "the component imports {}, which boards do not have: a function may import wasi:keyvalue, wasi:config, wasi:logging, \
-         wasi:clocks (wall-clock, monotonic-clock) and wasi:random{}",
+         wasi:clocks, wasi:random, and for a standard library wasi:cli, wasi:io and wasi:filesystem{}",
         shown(.imports),
         hint(.imports)
     )]
     ForeignInterface { imports: Vec<String> },
+    #[error(
+        "the component imports WASI and is not one core module with the usual shims, as Rust's target wasm32-wasip2 makes it: it is \
+         several programs joined, as a language runtime is, or it exports neither the handler of the SDK nor `wasi:cli/run`"
+    )]
+    SeveralParts,
     /// `wit-component` reports errors as `anyhow::Error`, here and below.
     #[error("the component does not fit the world `sedge:function/function`")]
     WrongWorld(#[source] anyhow::Error),
@@ -129,16 +136,8 @@ fn shown(imports: &[String]) -> String {
 }
 
 fn hint(imports: &[String]) -> &'static str {
-    let is_wasi = |import: &String| {
-        ["wasi:cli/", "wasi:io/", "wasi:filesystem/", "wasi:sockets/", "wasi:http/"]
-            .iter()
-            .any(|it| import.starts_with(it))
-    };
-    match imports.iter().any(is_wasi) {
-        true => {
-            "; it was built for WASI (Rust's wasm32-wasip2, a C library with files or output, a runtime of JavaScript or \
-             Python): build it for a target without WASI"
-        }
+    match imports.iter().any(|import| needs_network(import) || import.starts_with("wasi:http/")) {
+        true => ", and a function has no network: publish or forward instead",
         false => "",
     }
 }
@@ -146,10 +145,10 @@ fn hint(imports: &[String]) -> &'static str {
 /// Checks that a component imports no more and exports no less than the world of the contract that it names by its export.
 pub fn check_world(component: &[u8]) -> Result<(), ComponentError> {
     let info = inspect(component)?;
-    // A component without any handler lacks that of the newest contract.
-    let contract = Contract::of_exports(info.exports.iter().map(|name| &**name))?.unwrap_or(Contract::V0_2);
+    let contract = Contract::of_exports(info.exports.iter().map(|name| &**name))?;
     let mut carrier = b"\0asm\x01\0\0\0".to_vec();
-    push_world(&mut carrier, contract);
+    // A component without any handler lacks that of the newest contract.
+    push_world(&mut carrier, contract.unwrap_or(Contract::V0_2));
     let (_, mut metadata) = wit_component::metadata::decode(&carrier).map_err(ComponentError::Encode)?;
     // These interfaces are stable: 0.2.7 has all of 0.2.0. The check compares whole names, so the world takes the component's
     // version.
@@ -158,9 +157,16 @@ pub fn check_world(component: &[u8]) -> Result<(), ComponentError> {
         let world = &metadata.resolve.worlds[metadata.world];
         world.imports.iter().any(|(key, _)| interface(&metadata.resolve.name_world_key(key)) == interface(import))
     };
-    let foreign: Vec<String> = info.imports.iter().filter(|import| !is_known(import)).cloned().collect();
+    let is_served = |import: &String| is_known(import) || is_of_library(import) && !needs_network(import);
+    let foreign: Vec<String> = info.imports.iter().filter(|import| !is_served(import)).cloned().collect();
     if !foreign.is_empty() {
         return Err(ComponentError::ForeignInterface { imports: foreign });
+    }
+    // A program, or a function with a standard library, imports more than the world. It runs as one module, whose imports are compared
+    // with those of the host one by one when it is loaded.
+    let is_program = || contract.is_none() && info.exports.iter().any(|export| is_run(export));
+    if info.imports.iter().any(|import| is_of_library(import)) || is_program() {
+        return main_module(component).map(drop).ok_or(ComponentError::SeveralParts);
     }
     for import in info.imports {
         let Some((name, version)) = import.split_once('@') else { continue };
@@ -174,6 +180,13 @@ pub fn check_world(component: &[u8]) -> Result<(), ComponentError> {
             .for_each(|it| it.version = version.parse().ok());
     }
     wit_component::targets(&metadata.resolve, metadata.world, component).map_err(ComponentError::WrongWorld)
+}
+
+/// Whether only a function that opens sockets or looks up names imports it.
+fn needs_network(import: &str) -> bool {
+    ["tcp-create-socket", "udp-create-socket", "ip-name-lookup"]
+        .iter()
+        .any(|it| import.strip_prefix("wasi:sockets/").is_some_and(|rest| rest.starts_with(it)))
 }
 
 /// Reads the facts about a component.

@@ -4,6 +4,14 @@
 const INTERFACE: &str = "sedge:function/handler@";
 const FUNCTION: &str = "#handle";
 
+/// Interface that a program for WASI 0.2 exports. All its versions are one.
+const RUN: &str = "wasi:cli/run@0.2.";
+
+/// Whether an export of a component or of a core module is where a program for WASI 0.2 starts.
+pub(crate) fn is_run(export: &str) -> bool {
+    export.starts_with(RUN)
+}
+
 /// Version of the contract.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Contract {

@@ -151,7 +151,7 @@ impl Function {
         match &self.body {
             Body::Script(function) => function.call(store, message),
             Body::Program(function) => function.call(store, message, &self.name),
-            Body::Module(function) => function.call(store, message),
+            Body::Module(function) => function.call(store, message, &self.name),
             Body::Component(function) => function.call(store, message),
         }
     }

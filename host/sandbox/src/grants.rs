@@ -17,15 +17,44 @@ use sedge_core::grants::{Grants, NotGranted};
 /// Number of random bytes per call. They cost no fuel.
 const MAX_RANDOM_BYTES: u64 = 65_536;
 const NS_PER_SEC: u64 = 1_000_000_000;
+const NS_PER_MS: u64 = 1_000_000;
+
+/// For a standard library, which imports them whether the manifest allows them or not, the host decides when they are used.
+impl HostState {
+    fn has_clock(&self) -> bool {
+        self.library.as_ref().is_none_or(|library| library.grants.clock)
+    }
+
+    /// The next value of a clock in nanoseconds: the time of the message for a library without the permission.
+    fn clock(&mut self, real: fn() -> u64) -> u64 {
+        match &self.library {
+            Some(library) if !library.grants.clock => library.received_at_ms.saturating_mul(NS_PER_MS),
+            _ => self.draws.clock(real),
+        }
+    }
+
+    fn random(&mut self, bytes: &mut [u8]) -> Result<()> {
+        if self.library.as_ref().is_some_and(|library| !library.grants.random) {
+            bail!(
+                "the function asked for random numbers, which its manifest does not allow: write `random = true` under [allow] in \
+                 function.toml"
+            );
+        }
+        self.draws.fill(bytes)
+    }
+}
 
 impl wall_clock::Host for HostState {
     fn now(&mut self) -> Result<wall_clock::Datetime> {
-        let now = self.draws.clock(unix_ns);
+        let now = self.clock(unix_ns);
         Ok(wall_clock::Datetime { seconds: now / NS_PER_SEC, nanoseconds: (now % NS_PER_SEC) as u32 })
     }
 
     fn resolution(&mut self) -> Result<wall_clock::Datetime> {
-        Ok(datetime(clock_getres(ClockId::Realtime)))
+        match self.has_clock() {
+            true => Ok(datetime(clock_getres(ClockId::Realtime))),
+            false => Ok(wall_clock::Datetime { seconds: 0, nanoseconds: NS_PER_MS as u32 }),
+        }
     }
 }
 
@@ -37,11 +66,11 @@ fn datetime(time: Timespec) -> wall_clock::Datetime {
 
 impl monotonic_clock::Host for HostState {
     fn now(&mut self) -> Result<u64> {
-        Ok(self.draws.clock(monotonic_ns))
+        Ok(self.clock(monotonic_ns))
     }
 
     fn resolution(&mut self) -> Result<u64> {
-        Ok(nanoseconds(clock_getres(ClockId::Monotonic)))
+        Ok(if self.has_clock() { nanoseconds(clock_getres(ClockId::Monotonic)) } else { NS_PER_MS })
     }
 }
 
@@ -65,13 +94,13 @@ impl random::Host for HostState {
             bail!("{len} random bytes in one call, the limit is {MAX_RANDOM_BYTES}");
         }
         let mut bytes = vec![0; len as usize];
-        self.draws.fill(&mut bytes)?;
+        self.random(&mut bytes)?;
         Ok(bytes)
     }
 
     fn get_random_u64(&mut self) -> Result<u64> {
         let mut bytes = [0; 8];
-        self.draws.fill(&mut bytes)?;
+        self.random(&mut bytes)?;
         Ok(u64::from_le_bytes(bytes))
     }
 }
@@ -88,6 +117,10 @@ impl insecure::Host for HostState {
 
 impl insecure_seed::Host for HostState {
     fn insecure_seed(&mut self) -> Result<(u64, u64)> {
+        // Hash maps of a standard library ask for it. Without the permission they have one order for all messages.
+        if self.library.as_ref().is_some_and(|library| !library.grants.random) {
+            return Ok((0, 0));
+        }
         Ok((random::Host::get_random_u64(self)?, random::Host::get_random_u64(self)?))
     }
 }
@@ -241,19 +274,19 @@ mod tests {
 
 /// Fails with the first import that is not granted. A component that has not passed `shape::check` may pass wrongly.
 pub fn check_imports(grants: Grants, wasm: &[u8]) -> Result<(), NotGranted> {
-    let mut depth = 0;
+    let (mut depth, mut imports) = (0, Vec::new());
     for payload in Parser::new(0).parse_all(wasm) {
         match payload {
             Ok(Payload::ModuleSection { .. } | Payload::ComponentSection { .. }) => depth += 1,
             Ok(Payload::End(_)) => depth -= 1,
             Ok(Payload::ComponentImportSection(section)) if depth == 0 => {
-                section.into_iter().flatten().try_for_each(|import| grants.check_name(import.name.name))?;
+                imports.extend(section.into_iter().flatten().map(|import| import.name.name));
             }
             Ok(_) => {}
             Err(_) => break,
         }
     }
-    Ok(())
+    grants.check(imports)
 }
 
 pub(super) fn add_to_linker(grants: Grants, linker: &mut Linker<HostState>) -> Result<()> {

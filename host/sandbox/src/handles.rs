@@ -13,6 +13,17 @@ pub enum ResourceHandle {
     Bucket,
     /// A compare-and-swap, by its index in the host.
     Cas(u32),
+    /// Standard input, output and error.
+    Stream(Stream),
+    /// Of a stream, which never waits.
+    Pollable,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stream {
+    Input,
+    Output,
+    Error,
 }
 
 impl HandleTable {
@@ -32,14 +43,28 @@ impl HandleTable {
     pub fn bucket(&self, number: u32) -> Result<()> {
         match self.get(number)? {
             ResourceHandle::Bucket => Ok(()),
-            ResourceHandle::Cas(_) => bail!("handle {number} is of another kind"),
+            _ => bail!("handle {number} is of another kind"),
         }
     }
 
     pub(crate) fn cas(&self, number: u32) -> Result<u32> {
         match self.get(number)? {
             ResourceHandle::Cas(cas) => Ok(cas),
-            ResourceHandle::Bucket => bail!("handle {number} is of another kind"),
+            _ => bail!("handle {number} is of another kind"),
+        }
+    }
+
+    pub(crate) fn stream(&self, number: u32) -> Result<Stream> {
+        match self.get(number)? {
+            ResourceHandle::Stream(stream) => Ok(stream),
+            _ => bail!("handle {number} is of another kind"),
+        }
+    }
+
+    pub(crate) fn pollable(&self, number: u32) -> Result<()> {
+        match self.get(number)? {
+            ResourceHandle::Pollable => Ok(()),
+            _ => bail!("handle {number} is of another kind"),
         }
     }
 

@@ -15,7 +15,7 @@ use super::draws::Draws;
 use super::engine::{MAX_CORE_INSTANCES, MAX_TABLE_ELEMENTS, MAX_TABLES};
 use super::handles::HandleTable;
 use super::state::{ScopeState, StateView};
-use super::wasi::Program;
+use super::wasi::{Library, Program};
 use sedge_core::limits::{Limits, MAX_LOG_LINE_BYTES, MAX_LOG_LINES, MAX_STATE_KEYS, MAX_STATE_WRITES};
 use sedge_core::message::LogLine;
 use sedge_core::text::is_unprintable;
@@ -47,6 +47,8 @@ pub struct HostState {
     pub(crate) handles: HandleTable,
     /// Streams of a program for WASI. `None` for other functions, and while the program may not call the host.
     pub(crate) program: Option<Box<Program>>,
+    /// What a standard library of WASI 0.2 reaches. `None` for functions without one.
+    pub(crate) library: Option<Box<Library>>,
     /// Where the values of clocks and random numbers come from.
     pub(crate) draws: Draws,
     /// End of the time that the run may take.
@@ -93,6 +95,7 @@ impl HostState {
             guest: None,
             handles: HandleTable::default(),
             program: None,
+            library: None,
             draws: Draws::Real,
             deadline: started + Duration::from_millis(limits.timeout_ms.into()),
             memory_bytes: 0,

@@ -23,6 +23,7 @@ use super::component::bindings::wasi::random::{insecure_seed, random};
 use super::handles::ResourceHandle;
 use super::host::{HostState, SwapError};
 use super::wasi;
+use sedge_core::grants::is_of_library;
 
 const STORE: &str = "wasi:keyvalue/store@0.2.0-draft2";
 const ATOMICS: &str = "wasi:keyvalue/atomics@0.2.0-draft2";
@@ -52,6 +53,8 @@ impl Imports {
             }
             if self.denies_random && import.module().starts_with("wasi:random/") {
                 number(&mut self.linker, import.module(), import.name(), |_| bail!("no random numbers are granted"))?;
+            } else if is_of_library(import.module()) {
+                wasi::define_preview_2(&mut self.linker, import.module(), import.name(), &import.ty())?;
             } else {
                 define(&mut self.linker, import.module(), import.name())?;
             }
@@ -85,6 +88,9 @@ fn define(linker: &mut Linker<HostState>, interface: &str, name: &str) -> Result
         ("wasi:clocks/wall-clock@0.2.", "resolution") => one(linker, interface, name, wall_resolution),
         ("wasi:clocks/monotonic-clock@0.2.", "now") => number(linker, interface, name, monotonic_now),
         ("wasi:clocks/monotonic-clock@0.2.", "resolution") => number(linker, interface, name, monotonic_resolution),
+        ("wasi:clocks/monotonic-clock@0.2.", "subscribe-instant" | "subscribe-duration") => {
+            timer(linker, interface, name, |_, _| bail!(wasi::WAITS))
+        }
         ("wasi:random/random@0.2." | "wasi:random/insecure@0.2.", "get-random-bytes" | "get-insecure-random-bytes") => {
             with_len(linker, interface, name, random_bytes)
         }
@@ -310,6 +316,7 @@ definer!(six(a: u32, b: u32, c: u32, d: u32, e: u32, f: u32) -> ());
 definer!(with_delta(a: u32, b: u32, c: u32, delta: i64, d: u32) -> ());
 definer!(with_len(len: u64, a: u32) -> ());
 definer!(number() -> u64);
+definer!(timer(time: u64) -> u32);
 
 /// Writes a `result` whose value is at most 20 bytes and is aligned to 4.
 fn return_result<const N: usize>(call: &mut CallContext<'_>, at: u32, result: Result<[u8; N], Error>) -> Result<()> {

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Together they are equivalent to the main module with the imports that its own import section names. A host that knows
-//! these by name needs one instance instead of three (`module.rs`).
+//! these by name needs one instance instead of three (`module.rs`). A module with a standard library also exports `_initialize`,
+//! which a fourth module calls at its start; the host calls it instead.
 
 use wasmparser::{
     CanonicalFunction, CanonicalOption, ComponentAlias, ComponentExternalKind, ComponentOuterAliasKind,
@@ -16,8 +17,9 @@ use wasmparser::{
     Instance, Operator, Parser, Payload, SectionLimited, TypeRef,
 };
 
-use super::contract::Contract;
-use super::module::{MEMORY, REALLOC};
+use super::contract::{Contract, is_run};
+use super::module::{INITIALIZE, MEMORY, REALLOC};
+use sedge_core::grants::is_of_library;
 
 /// Returns the main module, or `None` for a component of another form. The component must have passed `shape::check`, which
 /// validates it, and `component::check_world`.
@@ -36,8 +38,12 @@ pub(crate) fn main_module(component: &[u8]) -> Option<&[u8]> {
         }
     }
     // The other modules run no code of their own and change no call.
-    let mut others = parts.modules.iter().filter(|other| !std::ptr::eq(**other, module));
-    (others.all(|other| only_connects(other).is_some()) && parts.modules.len() <= 3).then_some(module)
+    let starter = if exports(module, INITIALIZE) { Some(parts.starter(main)?) } else { None };
+    let is_other =
+        |other: &&&[u8]| !std::ptr::eq(**other, module) && starter.is_none_or(|it| !std::ptr::eq(**other, it));
+    let mut others = parts.modules.iter().filter(is_other);
+    let most = 3 + usize::from(starter.is_some());
+    (others.all(|other| only_connects(other).is_some()) && parts.modules.len() <= most).then_some(module)
 }
 
 /// Instance and name of an item that is an alias of an imported instance's export; `None` for other items.
@@ -144,7 +150,7 @@ impl<'a> Parts<'a> {
         Some(())
     }
 
-    /// Returns the instance that exports the handler, and its module, if all exports have the standard names.
+    /// Returns the instance that exports the handler or starts the program, and its module, if all exports have the standard names.
     fn main(&self) -> Option<(u32, &'a [u8])> {
         let [CanonicalFunction::Lift { core_func_index, options, .. }] = &self.lifts[..] else { return None };
         let CoreFunction::Export { instance, name } = self.functions.get(*core_func_index as usize)? else {
@@ -152,19 +158,34 @@ impl<'a> Parts<'a> {
         };
         let Instance::Instantiate { module_index, .. } = self.instances.get(*instance as usize)? else { return None };
         let module = *self.modules.get(*module_index as usize)?;
-        // The fixup would call `_initialize`.
-        let starts_late = exports(module, "_initialize");
-        // The host runs a module by the newest contract that it exports.
-        let contract = Contract::of_exports(self.exports.iter().copied()).ok()??;
-        let newer = Contract::ALL.into_iter().rev().take_while(|other| *other != contract);
+        // The host runs a module by the newest contract that it exports, and as a program where it exports none.
+        let contract = Contract::of_exports(self.exports.iter().copied()).ok()?;
+        let newer = Contract::ALL.into_iter().rev().take_while(|other| Some(*other) != contract);
         let is_newest = newer.map(Contract::handle).all(|handle| !exports(module, handle));
+        let is_entry = match contract {
+            Some(contract) => *name == contract.handle(),
+            None => self.exports.iter().any(|export| is_run(export) && name.strip_suffix("#run") == Some(*export)),
+        };
         let no_other_memory = self.memories.iter().all(|memory| *memory == (*instance, MEMORY));
-        (*name == contract.handle()
-            && is_newest
-            && !starts_late
-            && no_other_memory
-            && self.are_standard(*instance, options))
-        .then_some((*instance, module))
+        (is_entry && is_newest && no_other_memory && self.are_standard(*instance, options))
+            .then_some((*instance, module))
+    }
+
+    /// Returns the module that calls `_initialize` of the main instance at its start, and does nothing else.
+    fn starter(&self, main: u32) -> Option<&'a [u8]> {
+        let initializes = |function: u32| {
+            let function = self.functions.get(function as usize);
+            matches!(function, Some(CoreFunction::Export { instance, name: INITIALIZE }) if *instance == main)
+        };
+        self.instances.iter().find_map(|instance| {
+            let Instance::Instantiate { module_index, args } = instance else { return None };
+            let [arg] = &args[..] else { return None };
+            let Instance::FromExports(items) = self.instances.get(arg.index as usize)? else { return None };
+            let [item] = &items[..] else { return None };
+            let module = *self.modules.get(*module_index as usize)?;
+            let is_standard = item.kind == ExternalKind::Func && initializes(item.index) && arg.name == item.name;
+            (is_standard && only_starts(module, item.name).is_some()).then_some(module)
+        })
     }
 
     /// Whether a function is lifted or lowered with the main instance's memory and allocator, and UTF-8.
@@ -212,8 +233,40 @@ impl<'a> Parts<'a> {
             _ => return false,
         };
         let Some(Some((instance, called))) = imported else { return false };
-        *called == name && self.interfaces.get(*instance as usize) == Some(&Some(interface))
+        let imported = self.interfaces.get(*instance as usize).copied().flatten();
+        *called == name && imported.is_some_and(|imported| is_same_interface(imported, interface))
     }
+}
+
+/// Whether two names are of one interface. Versions of WASI 0.2 are compatible: a component imports the newest that a part of it asks
+/// for, and other parts name the one that they were made with.
+fn is_same_interface(imported: &str, asked: &str) -> bool {
+    let settled = |name| {
+        let is_settled = is_of_library(name) || name.starts_with("wasi:clocks/") || name.starts_with("wasi:random/");
+        name.find("@0.2.").filter(|_| is_settled).map(|at| &name[..at])
+    };
+    imported == asked || settled(imported).is_some_and(|interface| settled(asked) == Some(interface))
+}
+
+/// Checks that a module imports one function, of this name, and calls it at its start.
+fn only_starts(module: &[u8], name: &str) -> Option<()> {
+    let (mut imports, mut starts) = (0, false);
+    for payload in Parser::new(0).parse_all(module) {
+        match payload.ok()? {
+            Payload::ImportSection(section) => {
+                for import in section.into_imports() {
+                    let import = import.ok()?;
+                    let is_it = matches!(import.ty, TypeRef::Func(_)) && (import.module, import.name) == (name, name);
+                    is_it.then_some(())?;
+                    imports += 1;
+                }
+            }
+            Payload::StartSection { func: 0, .. } => starts = true,
+            Payload::Version { .. } | Payload::TypeSection(_) | Payload::CustomSection(_) | Payload::End(_) => {}
+            _ => return None,
+        }
+    }
+    (imports == 1 && starts).then_some(())
 }
 
 /// Checks that a module is a shim or a fixup and runs no code at its start. Each shim calls the table slot that its name

@@ -14,11 +14,12 @@ use wasmtime::{
 
 use super::SandboxError;
 use super::abi::{CallContext, GuestExports, PtrLen, Reader, u32_at, u64_at};
-use super::contract::Contract;
+use super::contract::{Contract, is_run};
 use super::host::HostState;
 use super::imports::Imports;
 use super::run::{OverStack, shorten};
-use sedge_core::grants::Grants;
+use super::wasi::Library;
+use sedge_core::grants::{Grants, is_of_library};
 use sedge_core::limits::OUTPUT_BYTES;
 use sedge_core::message::{
     Alert, AlertStatus, Failure, FailureCode, Message, Output, Publication, Reply, Severity, Verdict, Wake,
@@ -27,6 +28,8 @@ use sedge_core::message::{
 // Exports of a main module, by the canonical ABI's names.
 pub(crate) const MEMORY: &str = "memory";
 pub(crate) const REALLOC: &str = "cabi_realloc";
+/// Runs what must run before the handler. Components call it when all their parts are connected.
+pub(crate) const INITIALIZE: &str = "_initialize";
 /// Exported by what `sedge build` links.
 const STACK_POINTER: &str = "__stack_pointer";
 
@@ -42,8 +45,13 @@ pub struct ModuleFunction {
     pre: InstancePre<HostState>,
     memory: ModuleExport,
     realloc: ModuleExport,
-    handle: ModuleExport,
-    contract: Contract,
+    entry: ModuleExport,
+    /// Of the handler. `None` for a program for WASI 0.2.
+    contract: Option<Contract>,
+    /// Called before the entry, once per instance.
+    initialize: Option<ModuleExport>,
+    /// What the manifest grants to a function with a standard library of WASI.
+    library: Option<Grants>,
     stack: Option<Stack>,
 }
 
@@ -57,10 +65,10 @@ struct Stack {
 impl ModuleFunction {
     pub fn new(imports: &mut Imports, module: &Module, grants: Grants) -> Result<Self, SandboxError> {
         // `imports` may define interfaces that were granted to other functions.
-        for import in module.imports() {
-            grants.check_name(import.module())?;
-        }
-        Self::connect(imports, module)
+        grants.check(module.imports().map(|import| import.module()))?;
+        let function = Self::connect(imports, module)?;
+        let has_library = function.contract.is_none() || module.imports().any(|it| is_of_library(it.module()));
+        Ok(Self { library: has_library.then_some(grants), ..function })
     }
 
     /// Finds the exports and connects the imports, whatever the grants.
@@ -69,23 +77,65 @@ impl ModuleFunction {
             let export = module.get_export_index(name);
             export.ok_or_else(|| SandboxError::World(format_err!("the module does not export `{name}`")))
         };
-        let contract = Contract::of_exports(module.exports().map(|export| export.name()))?
-            .ok_or_else(|| SandboxError::World(format_err!("the module exports no handler")))?;
+        let contract = Contract::of_exports(module.exports().map(|export| export.name()))?;
+        let run = || module.exports().map(|export| export.name()).find(|name| is_run(name));
+        let entry = contract.map(Contract::handle).or_else(run);
+        let entry = entry.ok_or_else(|| SandboxError::World(format_err!("the module exports no handler")))?;
         Ok(Self {
             memory: export(MEMORY)?,
             realloc: export(REALLOC)?,
-            handle: export(contract.handle())?,
+            entry: export(entry)?,
             contract,
+            initialize: module.get_export_index(INITIALIZE),
+            library: None,
             stack: module.get_export_index(STACK_POINTER).map(|pointer| Stack { pointer, bytes: OnceLock::new() }),
             pre: imports.connect(module).map_err(SandboxError::World)?,
         })
     }
 
-    /// Sets up an instance and has it handle the message.
-    pub fn call(&self, store: &mut Store<HostState>, message: &Message) -> Result<Verdict> {
+    /// Sets up an instance and has it handle the message. `name`: of the function.
+    pub fn call(&self, store: &mut Store<HostState>, message: &Message, name: &str) -> Result<Verdict> {
         let instance = self.instantiate(store)?;
         let guest = self.guest(store, &instance)?;
-        self.handle(store, &instance, guest, message, |reader, at| lift(reader, at, self.contract))
+        let Some(contract) = self.contract else { return self.run(store, &instance, guest, message, name) };
+        store.data_mut().library = self.library.map(|grants| Box::new(Library::new(message, grants)));
+        let ended = self
+            .initialize(store, &instance, guest)
+            .and_then(|guest| self.handle(store, &instance, guest, message, |reader, at| lift(reader, at, contract)));
+        Library::end(store.data_mut(), ended.is_err());
+        ended
+    }
+
+    /// Runs a program for WASI 0.2 to its end.
+    fn run(
+        &self,
+        store: &mut Store<HostState>,
+        instance: &Instance,
+        guest: GuestExports,
+        message: &Message,
+        name: &str,
+    ) -> Result<Verdict> {
+        let host = store.data_mut();
+        host.library = Some(Box::new(Library::of_program(message, self.library.unwrap_or_default(), name, host)));
+        let ended = self.initialize(store, instance, guest).and_then(|guest| {
+            let run = func(store, instance, &self.entry)?.typed::<(), u32>(&*store)?;
+            store.data_mut().guest = Some(guest);
+            run.call(&mut *store, ())
+        });
+        Library::end_program(store.data_mut(), ended)
+    }
+
+    fn initialize(
+        &self,
+        store: &mut Store<HostState>,
+        instance: &Instance,
+        guest: GuestExports,
+    ) -> Result<GuestExports> {
+        let Some(initialize) = &self.initialize else { return Ok(guest) };
+        let initialize = func(store, instance, initialize)?.typed::<(), ()>(&*store)?;
+        store.data_mut().guest = Some(guest);
+        initialize.call(&mut *store, ())?;
+        store.data_mut().guest.take().ok_or_else(|| format_err!("the guest returned from within a call to the host"))
     }
 
     pub(crate) fn instantiate(&self, store: &mut Store<HostState>) -> Result<Instance> {
@@ -106,13 +156,13 @@ impl ModuleFunction {
         {
             let _ = bytes.set(stack_pointer(store, instance, pointer).unwrap_or_default());
         }
-        let handle = func(store, instance, &self.handle)?;
+        let handle = func(store, instance, &self.entry)?;
         let entered = match self.contract {
-            Contract::V0_1 => {
+            Some(Contract::V0_1) => {
                 let handle = handle.typed::<Params, u32>(&*store)?;
                 enter(store, guest, &handle, |call| lower_params(call, message))
             }
-            Contract::V0_2 => {
+            Some(Contract::V0_2) | None => {
                 let handle = handle.typed::<u32, u32>(&*store)?;
                 enter(store, guest, &handle, |call| lower_record(call, message))
             }

@@ -14,6 +14,7 @@ mod calls;
 mod check;
 mod environment;
 mod lines;
+mod preview_2;
 mod streams;
 #[cfg(all(test, feature = "compiler"))]
 mod tests;
@@ -21,7 +22,7 @@ mod tests;
 use wasmtime::{InstancePre, Memory, Module, ModuleExport, Result, Store, format_err};
 
 use super::SandboxError;
-use super::contract::Contract;
+use super::contract::{Contract, is_run};
 use super::host::HostState;
 use super::imports::Imports;
 use super::module::MEMORY;
@@ -32,9 +33,10 @@ pub(crate) use check::check;
 #[cfg(feature = "compiler")]
 pub use check::{ProgramError, imports, is_program};
 use environment::Texts;
+pub(crate) use preview_2::{Library, WAITS, define as define_preview_2};
 use sedge_core::grants::Grants;
 use sedge_core::message::{Failure, FailureCode, Message, Verdict};
-use streams::{Stderr, Stdin, Stdout};
+use streams::{LogLines, Stdin, Stdout};
 
 /// The module name of all imports.
 pub(crate) const PREVIEW_1: &str = "wasi_snapshot_preview1";
@@ -56,7 +58,7 @@ pub(crate) struct Program {
     environment: Texts,
     stdin: Stdin,
     stdout: Stdout,
-    stderr: Stderr,
+    stderr: LogLines,
     /// Which of the three streams the program closed.
     is_closed: [bool; 3],
     received_at_ms: u64,
@@ -70,8 +72,9 @@ struct Exit(u32);
 
 /// Whether compiled code is a program, and not a function of the contract.
 pub(crate) fn is_command(module: &Module) -> bool {
-    let is_handler = || !matches!(Contract::of_exports(module.exports().map(|export| export.name())), Ok(None));
-    module.get_export_index(START).is_some() && !is_handler()
+    let names = || module.exports().map(|export| export.name());
+    let is_other = || !matches!(Contract::of_exports(names()), Ok(None)) || names().any(is_run);
+    module.get_export_index(START).is_some() && !is_other()
 }
 
 impl ProgramFunction {
@@ -107,7 +110,7 @@ impl ProgramFunction {
             environment: if self.has_environment { environment::of(message, host) } else { Texts::default() },
             stdin: Stdin::new(message.payload.clone()),
             stdout: Stdout::new(host.limits.transfer_bytes()),
-            stderr: Stderr::default(),
+            stderr: LogLines::default(),
             is_closed: [false; 3],
             received_at_ms: message.received_at_ms,
             grants: self.grants,
@@ -116,22 +119,26 @@ impl ProgramFunction {
         let host = store.data_mut();
         let mut program = host.program.take().ok_or_else(|| format_err!("the program is gone"))?;
         let last_line = program.stderr.finish(host);
-        let code = match ended {
-            Ok(()) => 0,
-            Err(error) => match error.downcast_ref() {
-                Some(Exit(code)) => *code,
-                None => {
-                    host.last_words = last_line;
-                    return Err(error);
-                }
-            },
-        };
-        if code != 0 {
-            let detail = last_line.unwrap_or_else(|| {
-                format!("the program ended with exit code {code} and wrote nothing to standard error")
-            });
-            return Ok(Verdict::Failed(Failure { code: FailureCode::Rejected, detail: shorten(detail) }));
-        }
-        lines::read(program.stdout.written(), host)
+        verdict(host, ended.map(|()| 0), last_line, &program.stdout)
     }
+}
+
+/// What a program that ended with this exit code has said. `last_line`: of standard error.
+fn verdict(host: &mut HostState, code: Result<u32>, last_line: Option<String>, stdout: &Stdout) -> Result<Verdict> {
+    let code = match code {
+        Ok(code) => code,
+        Err(error) => match error.downcast_ref() {
+            Some(Exit(code)) => *code,
+            None => {
+                host.last_words = last_line;
+                return Err(error);
+            }
+        },
+    };
+    if code != 0 {
+        let detail = last_line
+            .unwrap_or_else(|| format!("the program ended with exit code {code} and wrote nothing to standard error"));
+        return Ok(Verdict::Failed(Failure { code: FailureCode::Rejected, detail: shorten(detail) }));
+    }
+    lines::read(stdout.written(), host)
 }

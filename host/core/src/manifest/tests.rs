@@ -343,9 +343,9 @@ fn loads_from_a_folder() {
 }
 
 #[test]
-fn the_size_of_the_stack_is_for_the_build_and_not_sent() {
-    let manifest = parse(&format!("{SMALL}[build]\nstack_bytes = 65_536\n")).unwrap();
-    assert_eq!(manifest.build.stack_bytes, 65_536);
+fn what_is_for_the_build_is_not_sent() {
+    let manifest = parse(&format!("{SMALL}[build]\nstack_bytes = 65_536\ntarget = \"wasm32-wasip2\"\n")).unwrap();
+    assert_eq!((manifest.build.stack_bytes, manifest.build.target.name()), (65_536, "wasm32-wasip2"));
     assert_eq!(manifest.to_json(), parse(SMALL).unwrap().to_json());
     for bad in ["0", "100", "16_385", "2_000_000"] {
         let problems = parse(&format!("{SMALL}[build]\nstack_bytes = {bad}\n")).unwrap_err();

@@ -187,8 +187,11 @@ fn components_that_the_worker_could_not_load_are_refused() {
 #[test]
 fn an_import_outside_the_world_is_named() {
     let imports = |what: &str| text(&format!("(component (import \"{what}\" (instance (export \"f\" (func)))))"));
-    check_refused(&imports("wasi:sockets/tcp@0.2.0"), Class::Small, "wasi:sockets/tcp@0.2.0");
-    check_refused(&imports("wasi:filesystem/types@0.2.0"), Class::Small, "wasi:filesystem/types@0.2.0");
+    for name in ["wasi:sockets/tcp-create-socket@0.2.0", "wasi:http/outgoing-handler@0.2.0"] {
+        check_refused(&imports(name), Class::Small, &format!("`{name}`, which boards do not have"));
+        check_refused(&imports(name), Class::Small, "a function has no network");
+    }
+    check_refused(&imports("wasi:filesystem/types@0.2.0"), Class::Small, "is not one core module with the usual shims");
     check_refused(&imports("wasi:keyvalue/store@0.2.0-draft"), Class::Small, "wasi:keyvalue/store@0.2.0-draft");
     let unknown_function =
         text("(component (import \"wasi:logging/logging@0.1.0-draft\" (instance (export \"erase\" (func)))))");
@@ -203,7 +206,7 @@ fn another_world_is_refused() {
             (func $f (canon lift (core func $i \"f\"))) (instance $run (export \"run\" (func $f)))
             (export \"wasi:cli/run@0.2.0\" (instance $run)))",
     );
-    check_refused(&command, Class::Small, "sedge:function/handler@0.2.0");
+    check_refused(&command, Class::Small, "is not one core module with the usual shims");
     let wrong_type = text(
         "(component (core module $m (func (export \"f\"))) (core instance $i (instantiate $m))
             (func $f (canon lift (core func $i \"f\"))) (instance $run (export \"handle\" (func $f)))

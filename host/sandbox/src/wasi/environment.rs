@@ -33,6 +33,11 @@ impl Texts {
         }
     }
 
+    pub(super) fn iter(&self) -> impl Iterator<Item = &str> {
+        let text = |bytes| str::from_utf8(bytes).expect("only texts were added");
+        self.bytes.split(|byte| *byte == 0).take(self.starts.len()).map(text)
+    }
+
     pub(super) fn bytes(&self) -> &[u8] {
         &self.bytes
     }

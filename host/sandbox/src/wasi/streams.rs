@@ -21,9 +21,14 @@ impl Stdin {
 
     /// Fills the place as far as there are bytes. Returns their number, which is 0 at the end.
     pub(super) fn read(&mut self, place: &mut [u8]) -> usize {
-        let read = self.rest.split_to(place.len().min(self.rest.len()));
+        let read = self.take(place.len());
         place[..read.len()].copy_from_slice(&read);
         read.len()
+    }
+
+    /// The next bytes, at most this many. None at the end.
+    pub(super) fn take(&mut self, most: usize) -> Bytes {
+        self.rest.split_to(most.min(self.rest.len()))
     }
 }
 
@@ -53,13 +58,13 @@ impl Stdout {
 
 /// Lines for the log. Empty ones are left out.
 #[derive(Default)]
-pub(super) struct Stderr {
+pub(super) struct LogLines {
     /// Begin of the line that is not finished yet, at most one byte longer than the log takes, so that the log marks the cut.
     line: Vec<u8>,
     last_line: Option<String>,
 }
 
-impl Stderr {
+impl LogLines {
     pub(super) fn write(&mut self, bytes: &[u8], host: &mut HostState) {
         for piece in bytes.split_inclusive(|byte| *byte == b'\n') {
             let (content, is_end) = match piece.split_last() {
