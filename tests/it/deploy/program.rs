@@ -9,11 +9,12 @@ use serde_json::{Value, json};
 use super::{PATIENCE, Yard, answer, sedge, text};
 use crate::harness::daemon::NODE;
 use crate::harness::eventually;
+use crate::harness::guest::root;
 use crate::harness::upstream::Upstream;
 use crate::harness::wire::Publish;
 
 fn examples() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).expect("a workspace").join("examples/wasi")
+    root().join("examples/wasi")
 }
 
 /// A program that writes its payload to standard output, and exits with the first byte of the payload if that is below 32.
@@ -173,15 +174,70 @@ fn the_example_in_c_runs_as_its_compiler_made_it() {
 }
 
 #[test]
-fn the_example_in_rust_runs_as_its_compiler_made_it() {
-    let dir = tempfile::tempdir().expect("make a folder");
-    let mut rustc = Command::new("rustc");
-    rustc
-        .args(["--edition", "2024", "--target", "wasm32-wasip1", "-Copt-level=s", "-Clto=fat", "-Cpanic=abort"])
-        .args(["-Cstrip=symbols", "-Clink-arg=-zstack-size=16384", "-o"])
-        .arg(dir.path().join("rust-threshold.wasm"))
-        .arg(examples().join("rust/threshold.rs"));
-    if compiles(&mut rustc, dir.path(), "rust") {
-        check_example(dir.path(), "rust-threshold");
+fn the_example_in_rust_runs_as_its_compiler_made_it_for_each_wasi() {
+    for target in ["wasm32-wasip1", "wasm32-wasip2"] {
+        let dir = tempfile::tempdir().expect("make a folder");
+        let mut rustc = Command::new("rustc");
+        rustc
+            .args(["--edition", "2024", "--target", target, "-Copt-level=s", "-Clto=fat", "-Cpanic=abort"])
+            .args(["-Cstrip=symbols", "-Clink-arg=-zstack-size=16384", "-o"])
+            .arg(dir.path().join("rust-threshold.wasm"))
+            .arg(examples().join("rust/threshold.rs"));
+        if compiles(&mut rustc, dir.path(), "rust") {
+            check_example(dir.path(), "rust-threshold");
+        }
     }
+}
+
+/// A function with the SDK and `std`, for `wasm32-wasip2`: it prints, and counts with a `HashMap`.
+#[test]
+fn a_function_with_std_is_pushed_and_what_it_prints_is_logged() {
+    let yard = Yard::start();
+    let words = Upstream::collect_filter(yard.broker.port, "words", "most");
+    let dir = yard.folder.path().join("count-words");
+    let Some(()) = with_std(&dir) else { return };
+    let mut command = yard.command(&["push", text(&dir)]);
+    let (code, answered) = answer(&command.arg("--json").output().expect("run sedge"));
+    assert_eq!((code, &answered["counts"]), (Some(0), &json!({ "active": 1 })), "{answered}");
+    for _ in 0..2 {
+        yard.publish(Publish::new("words/in", "b a b"));
+    }
+    assert!(eventually(PATIENCE, || words.received().len() == 2), "{}", yard.daemon.log());
+    assert!(words.received().iter().all(|it| *it.payload == *b"b 2"), "{:?}", words.received());
+    assert!(yard.daemon.log().contains("2 different words"), "{}", yard.daemon.log());
+    yard.publish(Publish::new("words/in", ""));
+    yard.serves("v1");
+}
+
+/// Builds the function of the guide. `None` where the target is not installed.
+fn with_std(dir: &Path) -> Option<()> {
+    let guide = fs::read_to_string(root().join("docs/writing-functions.md")).expect("read the guide");
+    let (_, section) = guide.split_once("### Functions with `std`").expect("the guide has the section");
+    let (_, code) = section.split_once("```rust\n").expect("the section has a function");
+    let (code, _) = code.split_once("```").expect("the function ends");
+    fs::create_dir_all(dir.join("src")).expect("make a folder");
+    let manifest = "name = \"count-words\"\nversion = \"1\"\nsubscribe = [\"words/in\"]\nstate = \"none\"\n\
+        [allow]\npublish = [\"most\"]\n[build]\ntarget = \"wasm32-wasip2\"\n[trial]\nmessages = 1\nsecs = 1\n";
+    let cargo = format!(
+        "[package]\nname = \"count-words\"\nversion = \"0.1.0\"\nedition = \"2024\"\n[lib]\ncrate-type = [\"cdylib\"]\n\
+         [dependencies]\nsedge-function = {{ path = {:?}, features = [\"std\"] }}\n[workspace]\n",
+        root().join("guest-sdk")
+    );
+    for (file, content) in [
+        ("function.toml", manifest),
+        ("Cargo.toml", &cargo),
+        ("src/lib.rs", &code.replace("Output::forward", "Output::publish")),
+    ] {
+        fs::write(dir.join(file), content).expect("write a file of the function");
+    }
+    let built = sedge(&["build", text(dir), "--json"]);
+    let says = String::from_utf8_lossy(&built.stderr);
+    if says.contains("`rustup target add wasm32-wasip2`") {
+        return None;
+    }
+    assert!(built.status.success(), "{says}");
+    let built: Value = serde_json::from_slice(&built.stdout).expect("one object");
+    println!("count-words: {} bytes", built["size_bytes"]);
+    assert_eq!(built["core_instances"], 1, "{built}");
+    Some(())
 }
