@@ -459,6 +459,10 @@ impl Rig {
         self.metrics.function(&function.into()).paused_topics.get()
     }
 
+    pub fn held_bytes(&self, function: &str) -> u64 {
+        self.metrics.function(&function.into()).held_bytes.get()
+    }
+
     pub fn next_due(&self) -> Option<Instant> {
         self.board.poll_timeout()
     }

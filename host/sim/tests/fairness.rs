@@ -66,6 +66,26 @@ fn a_busy_function_leaves_others_their_turn() {
     assert!(turns <= 10, "after {turns} jobs");
 }
 
+#[test]
+fn the_figures_say_which_function_holds_memory() {
+    let mut rig = slow(two());
+    let held = |rig: &Rig| ["hog", "victim"].map(|function| rig.held_bytes(function));
+    assert_eq!(held(&rig), [0, 0]);
+    let payload = "o".repeat(900);
+    for id in 100..400 {
+        rig.receive(&format!("h/{}", id % 8), &payload, id, false);
+    }
+    rig.perform();
+    // They wait in memory, then in the store. The count is of the last second.
+    for turns in [26, 26] {
+        (0..turns).for_each(|_| turn(&mut rig));
+        let [hog, victim] = held(&rig);
+        assert!(hog > 200 * 900 && victim == 0, "{hog} {victim}");
+    }
+    rig.settle();
+    assert_eq!(held(&rig), [0, 0]);
+}
+
 /// Messages of one slow function held up the acknowledgements, and so the deliveries, of all.
 #[test]
 fn what_waits_for_longer_than_a_second_is_in_the_store_and_acknowledged() {

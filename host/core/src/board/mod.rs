@@ -156,6 +156,8 @@ pub struct Board {
     /// What the store has of them.
     subscriptions_saved: Bytes,
     tidied_at: Instant,
+    /// Nothing was under way when it was last counted what each function holds.
+    held_is_of_idle: bool,
     is_connected: bool,
     store_failed: bool,
     is_ending: bool,
@@ -206,6 +208,7 @@ impl Board {
             subscriptions: Subscriptions::restore(Some(&subscriptions_saved), config.share_group.clone()),
             subscriptions_saved,
             tidied_at: now.monotonic,
+            held_is_of_idle: true,
             is_connected: false,
             store_failed: false,
             is_ending: false,
@@ -353,6 +356,10 @@ impl Board {
             return Some(effect);
         }
         self.metrics.in_flight.set(self.ledger.len() as u64);
+        // The count of each second may be of a moment before the last job ended.
+        if !self.held_is_of_idle && self.ledger.is_idle() {
+            self.count_held();
+        }
         let action = self.forwarder.poll(self.now.monotonic)?;
         Some(match action {
             forward::Action::Store(request) => Effect::Store(request),
@@ -405,6 +412,7 @@ impl Board {
         if self.now.monotonic >= self.tidied_at + TIDY_EVERY {
             self.tidied_at = self.now.monotonic;
             self.tidy_subscriptions();
+            self.count_held();
         }
     }
 
@@ -449,6 +457,17 @@ impl Board {
     /// Everything that counts against the budget.
     pub fn budget_used(&self) -> usize {
         self.held_bytes() + self.dispatch.workers.handed_out_bytes()
+    }
+
+    /// Counts what each function holds.
+    fn count_held(&mut self) {
+        self.held_is_of_idle = self.ledger.is_idle();
+        let numbers = self.rollout.numbers();
+        let mut held: Vec<usize> = numbers.map(|number| self.dispatch.parking.bytes_of(number)).collect();
+        self.dispatch.workers.held().for_each(|(number, bytes)| held[number.index()] += bytes);
+        for (number, bytes) in self.rollout.numbers().zip(held) {
+            self.rollout.function(number).metrics.held_bytes.set(bytes as u64);
+        }
     }
 
     /// Messages that are not on disk.

@@ -105,6 +105,8 @@ pub struct FunctionMetrics {
     pub(crate) quarantined: Gauge,
     pub paused_topics: Gauge,
     pub(crate) state_bytes: Gauge,
+    /// Messages at the workers, with the room for their answers, and messages that wait for one.
+    pub held_bytes: Gauge,
     /// Scopes whose state made room for others.
     pub(crate) state_forgotten: Counter,
     /// Wakes that were run.
@@ -453,6 +455,7 @@ impl FunctionMetrics {
             "memory_bytes": self.memory_bytes.get(),
             "quarantined": self.quarantined.get() != 0,
             "paused_topics": self.paused_topics.get(),
+            "held_bytes": self.held_bytes.get(),
             "state_bytes": self.state_bytes.get(),
             "state_forgotten": self.state_forgotten.get(),
             "wakes": self.wakes.get(),
@@ -480,6 +483,7 @@ impl FunctionMetrics {
             ("sedge_function_memory_bytes", self.memory_bytes.get()),
             ("sedge_function_quarantined", self.quarantined.get()),
             ("sedge_function_paused_topics", self.paused_topics.get()),
+            ("sedge_function_held_bytes", self.held_bytes.get()),
             ("sedge_state_bytes", self.state_bytes.get()),
             ("sedge_state_forgotten_total", self.state_forgotten.get()),
             ("sedge_wakes_total", self.wakes.get()),

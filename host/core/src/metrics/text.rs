@@ -76,6 +76,10 @@ const FAMILIES: &[Family] = &[
         "sedge_function_paused_topics",
         "Topics that are paused for the function because it keeps failing over them.",
     ),
+    gauge(
+        "sedge_function_held_bytes",
+        "Messages that wait for the function or are at its workers, with the room for their answers.",
+    ),
     gauge("sedge_state_bytes", "State of the function, as it counts for the limits."),
     counter("sedge_state_forgotten_total", "Scopes whose state was deleted to make room (state_full)."),
     counter("sedge_wakes_total", "Wakes of the function that were run."),

@@ -248,6 +248,14 @@ impl Slot {
         jobs.filter(move |job| topic.is_none_or(|topic| job.message.state_topic() == topic)).map(|job| job.id)
     }
 
+    /// Bytes of the jobs that the process has, with the room for their answers, and of those that wait for one.
+    pub(crate) fn held(&self) -> impl Iterator<Item = (FunctionNo, usize)> {
+        let sent = self.unfinished.iter().flatten().map(|sent| (sent.job.id.function, sent.job.weight.total()));
+        let suspects = self.suspects.iter().map(|(job, _)| job);
+        let waiting = suspects.chain(self.turns.jobs()).map(|job| (job.id.function, job.weight.message));
+        sent.chain(waiting)
+    }
+
     pub(crate) fn job(&self, number: JobNo) -> Option<&Job> {
         self.unfinished.get(self.place(number)?)?.as_ref().map(|sent| &sent.job)
     }

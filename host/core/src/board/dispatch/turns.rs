@@ -54,6 +54,10 @@ impl Turns {
         flow.jobs.len()
     }
 
+    pub(crate) fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.flows.values().flat_map(|flow| &flow.jobs).map(|waiting| &waiting.job)
+    }
+
     /// Jobs of a function.
     pub(crate) fn count(&self, function: FunctionNo) -> usize {
         self.flows.get(&function).map_or(0, |flow| flow.jobs.len())

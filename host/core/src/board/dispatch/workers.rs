@@ -411,6 +411,11 @@ impl Workers {
             && self.slots[worker.index()].takes(weight)
     }
 
+    /// Bytes of each function's jobs at the workers, with the room for their answers, and of those that wait for room.
+    pub(crate) fn held(&self) -> impl Iterator<Item = (FunctionNo, usize)> {
+        self.slots.iter().flat_map(Slot::held)
+    }
+
     /// What the jobs at the workers hold, or may.
     pub(crate) fn handed_out_bytes(&self) -> usize {
         self.slots.iter().map(Slot::handed_out_bytes).sum()
