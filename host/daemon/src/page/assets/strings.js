@@ -175,6 +175,7 @@ export const text = {
     trace: "Trace",
     step: "Step",
     begin: "Begins after",
+    span: "In time",
     what: "What",
     leftOut: (n) => `${n} more spans are not kept.`,
     back: "All traces",

@@ -9,10 +9,12 @@ const NS = "http://www.w3.org/2000/svg";
 
 export const load = ([id]) => api(id ? `traces/${encodeURIComponent(id)}` : `traces?${new URLSearchParams(filter)}`);
 
+const short = (trace) => trace.trace_id.slice(0, 8);
+
 export function show(answer, [id], refresh) {
   if (id) return answer.spans ? one(answer) : [];
   const rows = (answer.traces ?? []).map((it) => [
-    el("a", { href: `#/traces/${it.trace_id}`, "aria-label": t.show(it.trace_id) }, it.trace_id.slice(0, 8)),
+    el("a", { href: `#/traces/${it.trace_id}`, "aria-label": t.show(short(it)) }, short(it)),
     moment(it.start_us / 1000), it.topic ?? "", it.functions.join(", "), micros(it.duration_us), number(it.spans),
     el("span", { class: it.error ? "pill bad" : "pill" }, it.error ?? it.result ?? "–"),
   ]);
@@ -42,7 +44,7 @@ function one({ trace_id: id, spans, spans_left_out: leftOut }) {
     el("span", {}, it.error && el("span", { class: "pill bad" }, it.error), " ",
       it.attributes.map((one) => `${one.name.replace(/^(sedge|messaging)\./, "")}: ${one.value}`).join(", ")),
   ]);
-  return [el("p", {}, `${moment(begin / 1000)} ${id}`), table(text.views.traces, [t.step, t.begin, t.took, "", t.what], rows),
+  return [el("p", {}, `${moment(begin / 1000)} ${id}`), table(text.views.traces, [t.step, t.begin, t.took, t.span, t.what], rows),
     leftOut > 0 && el("p", { class: "quiet" }, t.leftOut(number(leftOut))), el("p", {}, el("a", { href: "#/traces" }, t.back))];
 }
 
