@@ -331,9 +331,13 @@ enum Command {
     #[command(verbatim_doc_comment)]
     #[cfg(feature = "operator")]
     Trust(trust::TrustArgs),
+}
 
-    #[command(hide = true)]
-    Worker(worker::WorkerArgs),
+/// Runs a worker process if this is to be one. It does not read the commands for people, whose help would stay in its memory.
+pub fn run_worker() -> Option<ExitCode> {
+    let mut arguments = std::env::args_os().skip(1).peekable();
+    let is_worker = arguments.peek().is_some_and(|name| name == worker::NAME);
+    is_worker.then(|| exit_code(worker::run(&worker::WorkerArgs::parse_from(arguments)).map(|()| ExitCode::SUCCESS)))
 }
 
 /// Runs the command and returns its exit code: 0 done, 1 failed, 78 wrong configuration.
@@ -392,8 +396,11 @@ pub fn run(cli: Cli) -> ExitCode {
         Command::Remove(args) => order::remove(args),
         #[cfg(feature = "operator")]
         Command::Trust(args) => trust::run(args),
-        Command::Worker(args) => worker::run(args).map(done),
     };
+    exit_code(result)
+}
+
+fn exit_code(result: anyhow::Result<ExitCode>) -> ExitCode {
     result.unwrap_or_else(|error| match error.downcast_ref::<Problems>() {
         Some(problems) => {
             print_problems(problems);

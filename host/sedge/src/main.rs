@@ -5,5 +5,5 @@ use std::process::ExitCode;
 use clap::Parser as _;
 
 fn main() -> ExitCode {
-    sedge::run(sedge::Cli::parse())
+    sedge::run_worker().unwrap_or_else(|| sedge::run(sedge::Cli::parse()))
 }

@@ -4,13 +4,16 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
 use anyhow::Context as _;
-use clap::Args;
+use clap::Parser;
 
 use sedge_daemon::worker::clock::Clock;
 use sedge_daemon::worker::serve::Worker;
 use sedge_sandbox::sandboxing::{self, Descriptors, ProcessLimits};
 
-#[derive(Debug, Args)]
+/// Name of the command, which no help shows.
+pub(crate) const NAME: &str = "worker";
+
+#[derive(Debug, Parser)]
 pub(crate) struct WorkerArgs {
     #[arg(long)]
     state_cache_bytes: usize,
