@@ -21,6 +21,7 @@ mod recordings;
 mod report;
 mod schedules;
 mod shipped;
+mod sinks;
 mod trickle;
 
 use std::path::Path;
@@ -45,12 +46,13 @@ const QUICK: Size = Size { rounds: 1, messages: 50_000, latency_messages: 3_000,
 
 type Measure = fn(&mut Report, &Size) -> std::io::Result<()>;
 
-const PARTS: [(&str, Measure); 14] = [
+const PARTS: [(&str, Measure); 15] = [
     ("invoke", invoke::measure),
     ("pulley", pulley::measure),
     ("durable", durable::measure),
     ("latency", latency::measure),
     ("http", http::measure),
+    ("sinks", sinks::measure),
     ("trickle", trickle::measure),
     ("memory", durable::measure_memory),
     ("growth", durable::measure_growth),
