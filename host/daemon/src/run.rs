@@ -24,6 +24,9 @@ use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+#[cfg(feature = "page")]
+pub(crate) use parts::worker_count;
+
 use crate::footprint;
 use crate::home_assistant::HomeAssistant;
 use crate::page::Shown;

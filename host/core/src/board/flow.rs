@@ -35,7 +35,7 @@ use crate::store::{Commit, DeadLetter, Parked, ParkedId};
 /// Target of the lines that functions log.
 pub const GUEST_LOG: &str = "sedge::function";
 /// One function has at most this part of what may be parked.
-const PARTS_OF_PARKED: usize = 4;
+pub const PARTS_OF_PARKED: usize = 4;
 
 impl Board {
     // ---- delivered ----

@@ -59,7 +59,7 @@ use caution::Caution;
 pub use caution::{CautionConfig, Crash};
 pub use dispatch::WorkerConfig;
 use dispatch::{Dispatch, Workers};
-pub use flow::GUEST_LOG;
+pub use flow::{GUEST_LOG, PARTS_OF_PARKED};
 use follow::Follows;
 pub use follow::{Cut, Follow, FollowedOutput, FollowedRun, MAX_FOLLOWS};
 pub use ids::{FunctionNo, JobId, JobNo, Life, WorkerNo};

@@ -13,6 +13,9 @@ use serde_json::{Value, json};
 
 use super::answer::{Answer, Refusal};
 use super::{Page, now};
+use crate::run::worker_count;
+use sedge_core::board::PARTS_OF_PARKED;
+use sedge_core::config::Config;
 use sedge_core::finding::{Finding, Verdict};
 use sedge_core::message::FailureCode;
 use sedge_core::metrics::TopicPause;
@@ -68,6 +71,9 @@ pub(super) async fn board(State(page): Shared) -> Json<Value> {
         } else if function["paused_topics"].as_u64() > Some(0) {
             add(format!("{name} is paused for {} topics", function["paused_topics"]), "look at its dead letters");
         }
+        for (what, fix) in beyond_share(function, &page.config) {
+            add(what, &fix);
+        }
     }
     let dead_letters = page.metrics.sum("sedge_dead_letters_kept", now);
     figures["functions"] = json!(functions.len());
@@ -92,6 +98,26 @@ pub(super) async fn board(State(page): Shared) -> Json<Value> {
         "checks": found.iter().map(check).collect::<Vec<_>>(),
         "wear": wear(page.charts.written_per_day(), page.config.store.disk_endurance_tb),
     }))
+}
+
+/// What a function needs beyond its share, with the figure to raise.
+fn beyond_share(function: &Value, config: &Config) -> Vec<(String, String)> {
+    let name = function["name"].as_str().unwrap_or("");
+    let (used, held) = (function["share_used"].as_f64().unwrap_or(0.0), function["held_bytes"].as_u64().unwrap_or(0));
+    let mut beyond = Vec::new();
+    // A share is measured over ten seconds.
+    if used > 1.05 {
+        let count = worker_count(config);
+        let needed = (count as f64 * used).ceil();
+        let fix = format!("raise worker.count to {needed} (it is {count}), or look at why its runs take so long");
+        beyond.push((format!("{name} needs {used:.1} times its share of the workers' time"), fix));
+    }
+    let share = config.store.parked_max_bytes.get() / PARTS_OF_PARKED as u64;
+    if held > share {
+        let fix = format!("raise store.parked_max_bytes to {}, or the function's speed", held * PARTS_OF_PARKED as u64);
+        beyond.push((format!("{held} bytes of messages wait for {name}, and its share is {share}"), fix));
+    }
+    beyond
 }
 
 fn check(finding: &Finding) -> Value {
@@ -339,4 +365,32 @@ pub(super) async fn read(page: &Arc<Page>, read: impl FnOnce(&Page) -> Answer + 
         let status = StatusCode::INTERNAL_SERVER_ERROR;
         Err(Refusal::new(status, format!("reading failed: {error}"), "see the log: journalctl -u sedge"))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use sedge_core::config::Node;
+
+    use super::*;
+
+    #[test]
+    fn a_function_beyond_its_share_is_told_the_figure_to_raise() {
+        let mut config = Config::new(Node::new("board"));
+        config.worker.count = 2;
+        config.store.parked_max_bytes = 1000.try_into().unwrap();
+        let beyond = |used: f64, held: u64| {
+            beyond_share(&json!({ "name": "hog", "share_used": used, "held_bytes": held }), &config)
+        };
+        assert_eq!(beyond(1.0, 250), []);
+        let expected = (
+            "hog needs 1.7 times its share of the workers' time".to_owned(),
+            "raise worker.count to 4 (it is 2), or look at why its runs take so long".to_owned(),
+        );
+        assert_eq!(beyond(1.7, 0), [expected]);
+        let expected = (
+            "260 bytes of messages wait for hog, and its share is 250".to_owned(),
+            "raise store.parked_max_bytes to 1040, or the function's speed".to_owned(),
+        );
+        assert_eq!(beyond(0.0, 260), [expected]);
+    }
 }

@@ -256,12 +256,17 @@ fn process_config(config: &Config) -> ProcessConfig {
     }
 }
 
-fn board_config(config: &Config, recovered: &store::Recovered) -> BoardConfig {
-    let functions = &config.functions;
-    let count = match config.worker.count {
+/// Workers that functions have in common.
+pub(crate) fn worker_count(config: &Config) -> usize {
+    match config.worker.count {
         0 => std::thread::available_parallelism().map_or(1, |cores| cores.get().min(MAX_WORKERS)),
         count => count,
-    };
+    }
+}
+
+fn board_config(config: &Config, recovered: &store::Recovered) -> BoardConfig {
+    let functions = &config.functions;
+    let count = worker_count(config);
     let one_each = config.worker.isolate == Isolate::Function;
     BoardConfig {
         recorder: RecorderConfig {
