@@ -7,7 +7,7 @@ use rustix::rand::{GetRandomFlags, getrandom};
 use rustix::time::{ClockId, Timespec, clock_getres, clock_gettime};
 use wasmparser::{Parser, Payload};
 use wasmtime::component::{HasSelf, Linker};
-use wasmtime::{Result, bail};
+use wasmtime::{Result, bail, format_err};
 
 use super::component::bindings::wasi::clocks::{monotonic_clock, wall_clock};
 use super::component::bindings::wasi::random::{insecure, insecure_seed, random};
@@ -35,10 +35,7 @@ impl HostState {
 
     fn random(&mut self, bytes: &mut [u8]) -> Result<()> {
         if self.library.as_ref().is_some_and(|library| !library.grants.random) {
-            bail!(
-                "the function asked for random numbers, which its manifest does not allow: write `random = true` under [allow] in \
-                 function.toml"
-            );
+            return Err(random_denied("function"));
         }
         self.draws.fill(bytes)
     }
@@ -123,6 +120,14 @@ impl insecure_seed::Host for HostState {
         }
         Ok((random::Host::get_random_u64(self)?, random::Host::get_random_u64(self)?))
     }
+}
+
+/// Why a function or a program that asked for random numbers ends.
+pub(crate) fn random_denied(who: &str) -> wasmtime::Error {
+    format_err!(
+        "the {who} asked for random numbers, which its manifest does not allow: write `random = true` under [allow] in \
+         function.toml"
+    )
 }
 
 /// Fills with random bytes of the kernel.

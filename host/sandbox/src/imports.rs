@@ -13,9 +13,9 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use wasmtime::{Caller, Engine, InstancePre, Linker, Module, Result, bail};
+use wasmtime::{Engine, InstancePre, Linker, Module, Result, bail};
 
-use super::abi::{CallContext, Reader, host_call};
+use super::abi::{CallContext, Reader};
 use super::component::bindings::wasi::clocks::{monotonic_clock, wall_clock};
 use super::component::bindings::wasi::keyvalue::store::Error;
 use super::component::bindings::wasi::logging::logging::Level;
@@ -293,19 +293,20 @@ fn insecure_seed(call: &mut CallContext<'_>, at: u32) -> Result<()> {
 /// compiled once per signature and not once per import.
 macro_rules! definer {
     ($define:ident($($param:ident: $type:ty),*) -> $result:ty) => {
-        fn $define(
-            linker: &mut Linker<HostState>,
+        pub(crate) fn $define(
+            linker: &mut ::wasmtime::Linker<$crate::host::HostState>,
             interface: &str,
             name: &str,
-            run: fn(&mut CallContext<'_>, $($param: $type),*) -> Result<$result>,
-        ) -> Result<()> {
-            let import = move |caller: Caller<'_, HostState>, $($param: $type),*| {
-                host_call(caller, |call| run(call, $($param),*))
+            run: fn(&mut $crate::abi::CallContext<'_>, $($param: $type),*) -> ::wasmtime::Result<$result>,
+        ) -> ::wasmtime::Result<()> {
+            let import = move |caller: ::wasmtime::Caller<'_, $crate::host::HostState>, $($param: $type),*| {
+                $crate::abi::host_call(caller, |call| run(call, $($param),*))
             };
             linker.func_wrap(interface, name, import).map(drop)
         }
     };
 }
+pub(crate) use definer;
 
 definer!(one(a: u32) -> ());
 definer!(two(a: u32, b: u32) -> ());

@@ -293,8 +293,7 @@ fn clock_resolution(call: &mut Call<'_>, clock: u32, at: u32) -> Answer {
 /// Fills with random bytes. Without the permission the run ends: programs take an error for a broken machine.
 fn random(call: &mut Call<'_>, at: u32, len: u32) -> Answer {
     if !call.program.grants.random {
-        let what = "the program asked for random numbers, which its manifest does not allow: write `random = true` under [allow] in function.toml";
-        return Err(Refusal::End(format_err!("{what}")));
+        return Err(Refusal::End(grants::random_denied("program")));
     }
     if len > MAX_RANDOM_BYTES {
         return Err(Errno::Inval.into());

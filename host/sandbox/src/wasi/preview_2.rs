@@ -15,14 +15,15 @@
 mod tests;
 
 use bytes::Bytes;
-use wasmtime::{Caller, ExternType, Linker, Result, bail};
+use wasmtime::{ExternType, Linker, Result, bail};
 
 use super::environment::{self, Texts};
 use super::streams::{LogLines, Stdin, Stdout};
 use super::{Exit, verdict};
-use crate::abi::{CallContext, host_call, u32_at};
+use crate::abi::{CallContext, u32_at};
 use crate::handles::{ResourceHandle, Stream};
 use crate::host::HostState;
+use crate::imports::{definer, four, one, three, two};
 use sedge_core::grants::Grants;
 use sedge_core::message::{Message, Verdict};
 
@@ -248,7 +249,7 @@ fn write(call: &mut CallContext<'_>, stream: u32, bytes: u32, len: u32, at: u32)
         _ => library.stderr.write(bytes, host),
     }
     host.library = Some(library);
-    flush(call, stream, at)
+    call.write_result(at, 4, &[0; 12])
 }
 
 /// Nothing is buffered.
@@ -287,27 +288,6 @@ fn poll(call: &mut CallContext<'_>, list: u32, len: u32, at: u32) -> Result<()> 
     call.write_result(at, 4, [place.to_le_bytes(), len.to_le_bytes()].as_flattened())
 }
 
-/// Makes a function that defines imports with these parameters, as in `imports.rs`.
-macro_rules! definer {
-    ($define:ident($($param:ident: $type:ty),*) -> $result:ty) => {
-        fn $define(
-            linker: &mut Linker<HostState>,
-            interface: &str,
-            name: &str,
-            run: fn(&mut CallContext<'_>, $($type),*) -> Result<$result>,
-        ) -> Result<()> {
-            let import = move |caller: Caller<'_, HostState>, $($param: $type),*| {
-                host_call(caller, |call| run(call, $($param),*))
-            };
-            linker.func_wrap(interface, name, import).map(drop)
-        }
-    };
-}
-
-definer!(one(a: u32) -> ());
-definer!(two(a: u32, b: u32) -> ());
-definer!(three(a: u32, b: u32, c: u32) -> ());
-definer!(four(a: u32, b: u32, c: u32, d: u32) -> ());
 definer!(reading(stream: u32, len: u64, at: u32) -> ());
 definer!(handle() -> u32);
 definer!(asking(a: u32) -> u32);
