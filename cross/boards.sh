@@ -33,6 +33,9 @@ for target in "$@"; do
         continue
     fi
     cross/try-deb.sh "${debs[0]}" "$tools/$folder" "${debs[@]:1}"
+    if [[ $target = armv7-* && " ${builds[*]} " = *' full '* ]]; then
+        SEDGE_RECORDED_MESSAGES=100000 scripts/foreign.sh "${CARGO_TARGET_DIR:-target}/$target/$profile/sedge"
+    fi
     # The programs of the Debian tree need an ARMv7. A static program runs without the tree.
     if [ "$target" = arm-unknown-linux-musleabihf ]; then
         on=(cross/arm1176.sh) where='ran on an arm1176'

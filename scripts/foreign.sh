@@ -35,6 +35,7 @@ core=(
     boards::it_serves_with_39_bits_of_addresses
     limits::whatever_a_function_does_its_message_becomes_a_dead_letter_and_others_continue
     deploy::push::a_push_ends_with_the_new_version_at_work
+    recordings::what_a_board_recorded_replays_equal_on_this_computer
 )
 
 for program in "$@"; do

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use crate::harness::daemon::{Daemon, NODE, SEDGE, Setup};
 use crate::harness::eventually;
-use crate::harness::guest::{guest, variant};
+use crate::harness::guest::{example, guest, variant};
 use crate::harness::mosquitto::Mosquitto;
 use crate::harness::wire::Publish;
 
@@ -177,6 +177,29 @@ fn two_thousand_messages_replay_equal_and_a_change_shows_what_it_changes() {
     assert_eq!((code, answer["same_version"].as_bool()), (Some(1), Some(false)));
     assert!(answer["different"].as_u64().unwrap() >= broken - 3, "{answer}");
     assert_eq!(answer["differences"][0]["what"][0], "ends", "{answer}");
+}
+
+/// Messages of the next test. `make cross-all` has an armv7 program record 100,000.
+const RECORDED_MESSAGES: &str = "SEDGE_RECORDED_MESSAGES";
+
+/// Of a function with floating-point numbers in its state. The board's program may be one for another processor.
+#[test]
+fn what_a_board_recorded_replays_equal_on_this_computer() {
+    let count: u32 = std::env::var(RECORDED_MESSAGES).map_or(2000, |it| it.parse().expect("a number of messages"));
+    let function = example("anomaly");
+    let config = |setup: Setup| setup.set("recording", "enabled = true\nmax_bytes = 1_000_000_000");
+    let plant = Plant::set(&[&function], config);
+    let (messages, bytes) = (count.to_string(), "1000000000");
+    let recording =
+        plant.record("anomaly", &["--for", "5h", "--max-messages", &messages, "--max-bytes", bytes, "--json"]);
+    plant.publish((0..count).map(|number| {
+        let value = f64::from(number * 37 % 120) / 7.0 + f64::from(number % 1000 / 990 * 400);
+        (format!("sensors/s{}/temperature", number % 4), format!("{{\"temperature\":{value}}}"))
+    }));
+    let said = succeeds(recording);
+    let (code, answer) = plant.replay(&function, &[]);
+    assert_eq!((code, answer["compared"].as_u64()), (Some(0), Some(count.into())), "{answer}\n{said}");
+    assert_eq!(answer["fuel_recorded"], answer["fuel_now"], "{answer}");
 }
 
 #[test]
