@@ -1,7 +1,7 @@
 //! Recordings on the disk: `<data>/recordings/<id>.rec`, written and read by a thread of its own.
 //!
-//! Nothing waits for it. Runs go through a queue that is bounded by their number and their bytes; when it is full the
-//! recording ends there, and the messages go on.
+//! Nothing waits for it. Runs go through a queue that is bounded by their bytes; when it is full the recording ends there, and
+//! the messages go on.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -21,8 +21,8 @@ use sedge_core::deploy::reason::{Reason, Refusal};
 use sedge_core::deploy::requests::{MAX_PIECES, PIECE_BYTES, Reply, RequestAnswer};
 use sedge_core::recording::{Encoder, Header, Seal, Why};
 
-/// Runs that may wait for the thread, and their bytes.
-const MAX_WAITING: usize = 4096;
+/// Commands that may wait for the thread, and bytes of the runs in them.
+const MAX_WAITING: usize = 64;
 const MAX_WAITING_BYTES: u64 = 4 << 20;
 /// Replies that may wait for the event loop.
 const MAX_REPLIES: usize = 2 * MAX_PIECES as usize;
@@ -50,10 +50,7 @@ pub(crate) enum Command {
         id: Arc<str>,
         header: Box<Header>,
     },
-    Run {
-        id: Arc<str>,
-        run: Box<TappedRun>,
-    },
+    Runs(Vec<(Arc<str>, Box<TappedRun>)>),
     End {
         id: Arc<str>,
         why: Why,
@@ -73,13 +70,15 @@ pub(crate) enum Command {
     },
 }
 
-/// The runs could not be queued: the recording is to end.
+/// Too much waits for the thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Overrun;
 
 /// Handle of the thread, which ends with it.
 pub(crate) struct Recordings {
     commands: Sender<Command>,
+    /// Handed over together, so that the thread wakes once for all of them.
+    runs: Vec<(Arc<str>, Box<TappedRun>)>,
     waiting_bytes: Arc<AtomicU64>,
 }
 
@@ -94,25 +93,44 @@ impl Recordings {
         let writer =
             Writer { folder, max_bytes, files: BTreeMap::new(), replies, waiting_bytes: Arc::clone(&waiting_bytes) };
         std::thread::Builder::new().name("recordings".into()).spawn(move || writer.run(&received))?;
-        Ok((Self { commands, waiting_bytes }, parts))
+        Ok((Self { commands, runs: Vec::new(), waiting_bytes }, parts))
     }
 
-    /// Never blocks.
-    pub(crate) fn send(&self, command: Command) -> Result<(), Overrun> {
-        let bytes = match &command {
-            Command::Run { run, .. } => run.bytes(),
-            _ => 0,
-        };
-        if bytes > 0 && self.waiting_bytes.fetch_add(bytes, Relaxed) + bytes > MAX_WAITING_BYTES.max(bytes) {
+    /// Takes a run, which is handed over with the next command or by [`Recordings::flush`].
+    pub(crate) fn run(&mut self, id: Arc<str>, run: Box<TappedRun>) -> Result<(), Overrun> {
+        let bytes = run.bytes();
+        if self.waiting_bytes.fetch_add(bytes, Relaxed) + bytes > MAX_WAITING_BYTES.max(bytes) {
             self.waiting_bytes.fetch_sub(bytes, Relaxed);
             return Err(Overrun);
         }
-        self.commands.try_send(command).map_err(|error| {
-            self.waiting_bytes.fetch_sub(bytes, Relaxed);
+        self.runs.push((id, run));
+        Ok(())
+    }
+
+    /// Never blocks. Runs for which there is no room go with the next call.
+    pub(crate) fn flush(&mut self) {
+        if !self.runs.is_empty() {
+            let runs = std::mem::take(&mut self.runs);
+            if let Err(TrySendError::Full(Command::Runs(runs))) = self.try_send(Command::Runs(runs)) {
+                self.runs = runs;
+            }
+        }
+    }
+
+    /// Never blocks.
+    pub(crate) fn send(&mut self, command: Command) -> Result<(), Overrun> {
+        self.flush();
+        if !self.runs.is_empty() {
+            return Err(Overrun);
+        }
+        self.try_send(command).map_err(|_| Overrun)
+    }
+
+    fn try_send(&self, command: Command) -> Result<(), TrySendError<Command>> {
+        self.commands.try_send(command).inspect_err(|error| {
             if let TrySendError::Disconnected(_) = error {
                 tracing::error!("the thread of the recordings has ended");
             }
-            Overrun
         })
     }
 }
@@ -171,10 +189,12 @@ impl Writer {
                 };
                 self.reply(&id, &reply);
             }
-            Command::Run { id, run } => {
-                self.waiting_bytes.fetch_sub(run.bytes(), Relaxed);
-                if let Some(recording) = self.files.get_mut(&id) {
-                    recording.run(&run);
+            Command::Runs(runs) => {
+                for (id, run) in runs {
+                    self.waiting_bytes.fetch_sub(run.bytes(), Relaxed);
+                    if let Some(recording) = self.files.get_mut(&id) {
+                        recording.run(&run);
+                    }
                 }
             }
             Command::End { id, why } => {

@@ -28,8 +28,12 @@ impl Bench {
         Self { folder, recordings, replies }
     }
 
-    fn send(&self, command: Command) {
+    fn send(&mut self, command: Command) {
         self.recordings.send(command).unwrap();
+    }
+
+    fn run(&mut self, id: &str, payload: impl Into<Bytes>) {
+        self.recordings.run(id.into(), run(payload)).unwrap();
     }
 
     /// The first reply to the next request, and the pieces that follow.
@@ -67,7 +71,7 @@ fn a_recording_is_written_and_fetched_in_pieces() {
     bench.send(Command::Begin { id: "r1".into(), header: header() });
     assert_eq!(ok(bench.answer().0).state, "recording");
     for _ in 0..3 {
-        bench.send(Command::Run { id: "r1".into(), run: run(vec![b'x'; PIECE_BYTES]) });
+        bench.run("r1", vec![b'x'; PIECE_BYTES]);
     }
     let (reply, pieces) = bench.fetch("warm", "r1", 0, 0);
     let answer = ok(reply);
@@ -102,17 +106,23 @@ fn a_key_for_one_function_gets_no_recording_of_another_and_no_other_file() {
 #[test]
 fn what_the_thread_cannot_take_is_told_at_once_and_blocks_nobody() {
     let (commands, received) = flume::bounded(MAX_WAITING);
-    let recordings = Recordings { commands, waiting_bytes: Arc::default() };
-    let half = || Command::Run { id: "r1".into(), run: run(vec![0; (MAX_WAITING_BYTES / 2) as usize]) };
-    recordings.send(half()).unwrap();
-    assert_eq!(recordings.send(half()), Err(Overrun), "too many bytes");
+    let mut recordings = Recordings { commands, runs: Vec::new(), waiting_bytes: Arc::default() };
+    let half = || run(vec![0; (MAX_WAITING_BYTES / 2) as usize]);
+    recordings.run("r1".into(), half()).unwrap();
     let before = recordings.waiting_bytes.load(Relaxed);
-    let small = || Command::Run { id: "r1".into(), run: run("1") };
-    let sent = (0..2 * MAX_WAITING).take_while(|_| recordings.send(small()).is_ok()).count();
-    assert_eq!(sent, MAX_WAITING - 1, "too many runs");
+    assert_eq!(recordings.run("r1".into(), half()), Err(Overrun), "too many bytes");
+    assert_eq!(recordings.waiting_bytes.load(Relaxed), before, "what is not taken is not counted");
+    for _ in 0..=MAX_WAITING {
+        recordings.run("r1".into(), run("1")).unwrap();
+        recordings.flush();
+    }
+    let end = || Command::End { id: "r1".into(), why: Why::Time };
+    assert_eq!((received.len(), recordings.send(end())), (MAX_WAITING, Err(Overrun)), "it would overtake a run");
+    assert!(matches!(received.recv(), Ok(Command::Runs(runs)) if runs.len() == 2), "the runs at hand go together");
+    recordings.flush();
+    assert_eq!((received.len(), recordings.runs.len()), (MAX_WAITING, 0), "what waited for room has gone");
     drop(received);
-    assert_eq!(recordings.send(small()), Err(Overrun), "the thread is gone");
-    assert_eq!(recordings.waiting_bytes.load(Relaxed), before + sent as u64 * run("1").bytes(), "each is counted once");
+    assert_eq!(recordings.send(end()), Err(Overrun), "the thread is gone");
 }
 
 #[test]
@@ -143,7 +153,7 @@ fn old_recordings_make_room_for_new_ones() {
     for id in ["a", "b", "c"] {
         bench.send(Command::Begin { id: id.into(), header: header() });
         assert_eq!(ok(bench.answer().0).state, "recording", "{id}");
-        bench.send(Command::Run { id: id.into(), run: run(vec![b'x'; 400 << 10]) });
+        bench.run(id, vec![b'x'; 400 << 10]);
         bench.send(Command::End { id: id.into(), why: Why::Time });
     }
     assert!(matches!(bench.fetch("warm", "a", 0, 0).0, Reply::Refused { .. }), "the oldest");

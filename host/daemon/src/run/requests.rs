@@ -77,8 +77,11 @@ impl Requests {
         self.unsent.push_back(part);
     }
 
-    /// Publishes what the connection has room for.
+    /// Hands over what is recorded, and publishes what the connection has room for.
     pub(super) fn flush(&mut self, link: &Link) {
+        if let Some(recordings) = &mut self.recordings {
+            recordings.flush();
+        }
         while let Some(ReplyPart { id, number, payload }) = self.unsent.front() {
             let topic = self.topics.reply(&self.node, id, *number);
             let publication = sedge_mqtt::Publication {
@@ -144,7 +147,7 @@ impl Daemon {
             }
             RequestKind::DropRecording { of } => Command::Drop { request: Arc::clone(&id), function, of },
         };
-        let is_sent = self.requests.recordings.as_ref().is_some_and(|it| it.send(command).is_ok());
+        let is_sent = self.requests.recordings.as_mut().is_some_and(|it| it.send(command).is_ok());
         if !is_sent {
             self.requests.refuse(&id, Reason::OverLimit, "the board is busy: ask again");
         }
@@ -153,12 +156,12 @@ impl Daemon {
     /// Hands on what the board records. What cannot be taken ends the recording.
     pub(super) fn record(&mut self, id: Arc<str>, event: RecordEvent) {
         let requests = &mut self.requests;
-        let Some(recordings) = &requests.recordings else { return };
+        let Some(recordings) = &mut requests.recordings else { return };
         let is_lost = match event {
             RecordEvent::Begun { header } => recordings.send(Command::Begin { id: Arc::clone(&id), header }).is_err(),
             // After a gap nothing fits any more.
             RecordEvent::Run(_) if requests.broken.contains(&id) => false,
-            RecordEvent::Run(run) => recordings.send(Command::Run { id: Arc::clone(&id), run }).is_err(),
+            RecordEvent::Run(run) => recordings.run(Arc::clone(&id), run).is_err(),
             RecordEvent::Ended { why } => {
                 let why = if requests.broken.remove(&id) { Why::Overrun } else { why };
                 requests.unended.push((id, why));
@@ -186,7 +189,7 @@ impl Daemon {
 
 impl Requests {
     fn send_ends(&mut self) {
-        let Some(recordings) = &self.recordings else { return };
+        let Some(recordings) = &mut self.recordings else { return };
         self.unended.retain(|(id, why)| recordings.send(Command::End { id: Arc::clone(id), why: *why }).is_err());
     }
 }
