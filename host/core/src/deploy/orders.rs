@@ -24,6 +24,8 @@ use crate::time::Now;
 
 /// Orders that may wait for room on the disk.
 const MAX_RETRY_ORDERS: usize = 32;
+/// Functions that are remembered, for each that may be installed. A removed one keeps its record, which refuses its old orders.
+const REMEMBERED_PER_FUNCTION: usize = 16;
 
 /// An order that is being stored.
 #[derive(Debug)]
@@ -305,6 +307,14 @@ impl Deployer {
         if !is_there && count >= most as usize {
             let detail =
                 format!("{count} functions are installed, and this board allows {most} (deploy.max_functions)");
+            return Err(Refusal::new(Reason::OverLimit, detail));
+        }
+        let remembered = (most as usize).saturating_mul(REMEMBERED_PER_FUNCTION);
+        if !self.functions.contains_key(name) && self.functions.len() >= remembered {
+            let detail = format!(
+                "this board remembers {remembered} functions, the removed ones included, so that it refuses their old orders: use \
+                 the name of a removed function, or raise deploy.max_functions, of which it is {REMEMBERED_PER_FUNCTION} times"
+            );
             return Err(Refusal::new(Reason::OverLimit, detail));
         }
         Ok(())

@@ -251,6 +251,33 @@ fn more_functions_than_the_board_allows() {
     assert_eq!(board.reports["cold"].state.as_str(), "active");
 }
 
+/// Each leaves a record: whoever may push must not fill the disk with them.
+#[test]
+fn more_removed_functions_than_the_board_remembers() {
+    let mut settings = settings(&[("ops", &key())]);
+    settings.deploy.max_functions = 1.try_into().unwrap();
+    let mut board = Board::with(settings, Vec::new());
+    let push = |board: &mut Board, name: &str, serial: u64| {
+        let mut manifest = manifest(serial, "");
+        manifest.name = name.into();
+        board.send(&Order { function: name.into(), ..install(&manifest, &module(1)) });
+        board.reports[name].state.to_string()
+    };
+    for n in 0..16 {
+        let name = format!("f{n}");
+        assert_ne!(push(&mut board, &name, 1), "rejected", "{name}");
+        board.send(&Order { function: name.as_str().into(), ..order(2, OrderChange::Remove) });
+        assert_eq!(board.reports[&*name].state.as_str(), "removed", "{name}");
+    }
+    assert_eq!(push(&mut board, "more", 1), "rejected");
+    let error = board.reports["more"].error.clone().unwrap();
+    assert!(error.contains("16 functions, the removed ones included") && error.contains("max_functions"), "{error}");
+    let mut board = board.restart();
+    assert_eq!(push(&mut board, "more", 1), "rejected");
+    // A name of before is free again.
+    assert_ne!(push(&mut board, "f3", 3), "rejected");
+}
+
 #[test]
 fn replayed_old_envelope() {
     let mut board = Board::new();
