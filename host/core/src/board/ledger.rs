@@ -7,6 +7,7 @@ mod answer;
 mod fan_out;
 pub mod record;
 mod unit;
+mod unsent;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -25,6 +26,7 @@ use crate::store::{
 pub(crate) use record::{Carried, Recorded, Recorder};
 pub use record::{RecorderConfig, SinkRoute};
 pub(crate) use unit::{Compared, Unit};
+use unsent::Unsent;
 
 pub(crate) struct Ledger {
     units: Vec<Option<Unit>>,
@@ -38,14 +40,15 @@ pub(crate) struct Ledger {
     batch: Vec<Commit>,
     batch_units: Vec<UnitId>,
     batch_bytes: usize,
+    /// The batch holds more than fingerprints.
+    is_due: bool,
     /// Batches that the store has not confirmed, by their numbers.
     committing: VecDeque<(BatchNo, Vec<UnitId>)>,
     last_batch: BatchNo,
     /// Parked jobs that the store has not numbered, in the order of their commits.
     unnumbered: VecDeque<Ticket>,
-    /// Units whose writes to a scope wait for another job of the same message, in the order of the runs. The store must get
-    /// them in this order.
-    unsent_writes: Map<Scope, VecDeque<UnitId>>,
+    /// Units whose writes to a scope wait for another job of the same message.
+    unsent_writes: Unsent,
     /// Units of several functions, and those behind them, in the order of delivery: one that is done sooner must not be
     /// committed before one of its topic that still waits for another function.
     unsent_of_topic: Map<Arc<str>, VecDeque<UnitId>>,
@@ -115,10 +118,11 @@ impl Ledger {
             batch: Vec::new(),
             batch_units: Vec::new(),
             batch_bytes: 0,
+            is_due: false,
             committing: VecDeque::new(),
             last_batch: BatchNo::default(),
             unnumbered: VecDeque::new(),
-            unsent_writes: seed.map(),
+            unsent_writes: Unsent::new(seed),
             unsent_of_topic: seed.map(),
             loads: BTreeMap::new(),
             last_load: LoadId::default(),
@@ -267,7 +271,7 @@ impl Ledger {
         let unit = self.units[id.index()].as_mut().expect("a unit stays while it has jobs");
         // Where nobody waits and this is the last job, the unit is sent at once.
         if unit.jobs_left > 1 || unit.is_in_line || !self.unsent_writes.is_empty() {
-            self.unsent_writes.entry(scope.clone()).or_default().push_back(id);
+            unit.unsent.extend(self.unsent_writes.push(scope.clone(), id));
         }
         if freed > 0 {
             unit.freed.push((Arc::clone(&scope.function), freed));
@@ -281,11 +285,8 @@ impl Ledger {
         let unit = self.units[id.index()].as_mut().expect("a unit stays while it has jobs");
         unit.commit.wakes.extend(set);
         unit.commit.unwake.extend(delete);
-        let waits = unit.jobs_left > 1 || unit.is_in_line || !self.unsent_writes.is_empty();
-        let is_queued = || self.unsent_writes.get(&scope).is_some_and(|queue| queue.back() == Some(&id));
-        if waits && !is_queued() {
-            unit.wake_scopes.push(scope.clone());
-            self.unsent_writes.entry(scope).or_default().push_back(id);
+        if unit.jobs_left > 1 || unit.is_in_line || !self.unsent_writes.is_empty() {
+            unit.unsent.extend(self.unsent_writes.push(scope, id));
         }
     }
 
@@ -328,11 +329,11 @@ impl Ledger {
     }
 
     pub(crate) fn has_unsent_writes_to(&self, scope: &Scope) -> bool {
-        self.unsent_writes.contains_key(scope)
+        self.unsent_writes.contains(scope)
     }
 
     pub(crate) fn has_unsent_writes_of(&self, function: &str) -> bool {
-        self.unsent_writes.keys().any(|scope| *scope.function == *function)
+        self.unsent_writes.scopes().any(|scope| *scope.function == *function)
     }
 
     pub(crate) fn dead_letter(&mut self, id: UnitId, dead_letter: DeadLetter) {
@@ -361,9 +362,8 @@ impl Ledger {
     /// answer: to wait for them could be to wait for a job behind this one. `otherwise`: the scope to read if there is
     /// nothing.
     pub(crate) fn load_state(&mut self, request: StateRequest, scope: Scope, otherwise: Option<Scope>) {
-        let unsent =
-            self.unsent_writes.get(&scope).filter(|_| !is_made(Mistake::LoseUnsentWrites)).into_iter().flatten();
-        let states = unsent.flat_map(|id| &self.unit(*id).commit.state).filter(|(of, _)| *of == scope);
+        let unsent = self.unsent_writes.units(&scope).filter(|_| !is_made(Mistake::LoseUnsentWrites));
+        let states = unsent.flat_map(|id| &self.unit(id).commit.state).filter(|(of, _)| *of == scope);
         let overlay: Vec<StateWrite> = states.flat_map(|(_, writes)| writes.iter().cloned()).collect();
         let otherwise = otherwise.filter(|_| overlay.is_empty()).map(|other| (other, scope.clone()));
         self.read_state(Load { request, overlay, otherwise, begins: None }, scope);
@@ -397,6 +397,7 @@ impl Ledger {
     /// A commit of the board itself, for no unit.
     pub(crate) fn commit(&mut self, commit: Commit) {
         self.gather(commit.bytes());
+        self.is_due |= has_effect(&commit);
         self.batch.push(commit);
     }
 
@@ -434,19 +435,17 @@ impl Ledger {
         finished.push(id);
         while let Some(id) = finished.pop() {
             let unit = self.units[id.index()].as_mut().expect("a unit that waits to be sent stays");
-            let waits = |scope: &Scope| self.unsent_writes.get(scope).is_some_and(|it| it[0] != id);
-            let mut scopes = unit.commit.state.iter().map(|(scope, _)| scope).chain(&unit.wake_scopes);
-            if unit.jobs_left > 0 || scopes.any(waits) {
+            if unit.jobs_left > 0 || unit.unsent.iter().any(|place| !self.unsent_writes.is_first(*place, id)) {
                 continue;
             }
-            let mut wake = |next: Option<&UnitId>| finished.extend(next.filter(|it| !finished.contains(it)).copied());
+            let mut wake = |next: Option<UnitId>| finished.extend(next.filter(|it| !finished.contains(it)));
             if unit.is_in_line {
                 let line = self.unsent_of_topic.get_mut(&unit.message.topic).expect("a unit in line stays in it");
                 if line.front() != Some(&id) {
                     continue;
                 }
                 line.pop_front();
-                wake(line.front());
+                wake(line.front().copied());
                 if line.is_empty() {
                     self.unsent_of_topic.remove(&unit.message.topic);
                 }
@@ -459,18 +458,11 @@ impl Ledger {
             if let Receipt::Silence { function, topic } = &unit.receipt {
                 self.sent_silences.push((*function, Arc::clone(topic)));
             }
-            let wake_scopes = std::mem::take(&mut unit.wake_scopes);
-            for scope in commit.state.iter().map(|(scope, _)| scope).chain(&wake_scopes) {
-                let Some(queue) = self.unsent_writes.get_mut(scope) else { continue };
-                queue.pop_front();
-                wake(queue.front());
-                if queue.is_empty() {
-                    self.unsent_writes.remove(scope);
-                }
-            }
+            unit.unsent.drain(..).for_each(|place| wake(self.unsent_writes.pop(place)));
             let bytes = unit.bytes;
             if has_effect(&commit) {
                 self.gather(bytes);
+                self.is_due = true;
                 self.batch.push(commit);
                 self.batch_units.push(id);
             } else {
@@ -517,11 +509,8 @@ impl Ledger {
     }
 
     fn send_batch(&mut self) {
-        if self.batch.is_empty() {
-            return;
-        }
-        // Fingerprints alone are not worth a commit, until there are too many of them.
-        if self.batch_units.is_empty() && !self.batch.iter().any(has_effect) {
+        // Fingerprints alone are not worth a commit. The oldest of too many go.
+        if !std::mem::take(&mut self.is_due) {
             let excess = self.batch.len().saturating_sub(self.fingerprints_max);
             self.batch.drain(..excess);
             return;
@@ -563,6 +552,7 @@ impl Ledger {
         self.batch.clear();
         self.batch_units.clear();
         self.batch_bytes = 0;
+        self.is_due = false;
         self.committing.clear();
         self.unnumbered.clear();
         self.unsent_writes.clear();

@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use super::Settled;
 use super::fan_out::FanOut;
+use super::unsent::Place;
 use crate::board::dispatch::Ticket;
 use crate::board::ids::UnitId;
 use crate::board::receipt::Receipt;
 use crate::board::rollout::Observed;
-use crate::message::{Message, Scope};
+use crate::message::Message;
 use crate::request::Response;
 use crate::store::Commit;
 
@@ -36,8 +37,8 @@ pub(crate) struct Unit {
     /// Jobs that the commit parks.
     pub(super) tickets: Vec<Ticket>,
     pub(super) message_id: Option<Box<str>>,
-    /// Scopes whose wakes it changes, without a write to their state.
-    pub(super) wake_scopes: Vec<Scope>,
+    /// Where it waits to be sent behind others that changed the same scopes.
+    pub(super) unsent: Vec<Place>,
     /// What a request is answered. `None`: its function had nothing to say.
     pub(super) response: Option<Response>,
     pub(super) is_turned_away: bool,
@@ -80,7 +81,7 @@ impl Unit {
             freed: Vec::new(),
             tickets: Vec::new(),
             message_id,
-            wake_scopes: Vec::new(),
+            unsent: Vec::new(),
             response: None,
             is_turned_away: false,
         }
