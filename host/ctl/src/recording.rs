@@ -5,10 +5,12 @@ use std::io::{BufRead, BufReader, Read as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
+use sedge_core::manifest::Manifest;
 use sedge_core::message::Message;
 use sedge_core::recording::{
-    CONTRACT, Data, Drawn, End, FORMAT, Header, Line, MAX_LINE_BYTES, RecordedVersion, RefusedOutcome, Seal,
+    self, CONTRACT, Data, Drawn, End, FORMAT, Header, Line, MAX_LINE_BYTES, RecordedVersion, RefusedOutcome, Seal,
 };
+use sedge_core::text::printable;
 use sedge_sandbox::ScopeState;
 
 const BUFFER_BYTES: usize = 256 << 10;
@@ -85,7 +87,7 @@ impl<R: BufRead> Reader<R> {
                 "{} holds messages of the contract {}, and this sedge runs functions by {CONTRACT}: use the version of \
                  sedge that the board has",
                 path.display(),
-                sedge_core::text::printable(&header.contract)
+                printable(&header.contract)
             );
         }
         let mut seal = Seal::default();
@@ -102,6 +104,27 @@ impl<R: BufRead> Reader<R> {
             bytes_read: read,
             run: RecordedRun::default(),
         })
+    }
+
+    /// Fails if the function is another, or keeps its state otherwise.
+    pub(crate) fn check(&self, manifest: &Manifest) -> anyhow::Result<()> {
+        let header = &self.header;
+        if *manifest.name != *header.function {
+            bail!(
+                "the recording is of {}, and function.toml names {}: name the folder of that function",
+                printable(&header.function),
+                manifest.name
+            );
+        }
+        let scope = recording::scope_name(manifest.state);
+        if header.state != scope {
+            bail!(
+                "the recording has the state of state = \"{}\", and function.toml has state = \"{scope}\": what it holds cannot be \
+                 given to this version",
+                printable(&header.state)
+            );
+        }
+        Ok(())
     }
 
     /// Whether reading failed because the file ends too early.

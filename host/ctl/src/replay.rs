@@ -78,6 +78,7 @@ pub(crate) fn replay(file: &Path, dir: &Path, how: &Replay<'_>) -> anyhow::Resul
         super::build::build(dir)?;
     }
     let installed = runner::install(dir, manifest, false)?;
+    reader.check(&installed.manifest)?;
     let mut player = Player::new(&installed, &reader.header, how.settings)?;
     let mut report = Report::new(reader.header.clone(), how.show);
     let total = std::fs::metadata(file)?.len();

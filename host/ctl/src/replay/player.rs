@@ -56,21 +56,6 @@ impl<'a> Player<'a> {
         given: &'a [(String, String)],
     ) -> anyhow::Result<Self> {
         let manifest = &*installed.manifest;
-        if *manifest.name != *header.function {
-            bail!(
-                "the recording is of {}, and function.toml names {}: name the folder of that function",
-                printable(&header.function),
-                manifest.name
-            );
-        }
-        let scope = recording::scope_name(manifest.state);
-        if header.state != scope {
-            bail!(
-                "the recording has the state of state = \"{}\", and function.toml has state = \"{scope}\": what it holds cannot be \
-                 given to this version",
-                printable(&header.state)
-            );
-        }
         for (name, value) in given {
             manifest.check_setting(name, value).map_err(|invalid| anyhow::anyhow!("--set {name}: {invalid}"))?;
         }
