@@ -8,8 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use sedge_core::deploy::envelope::SignedEnvelope;
 use sedge_core::deploy::keys::SigningKey;
 use sedge_core::deploy::requests::{BoardRequest, RequestKind};
-use serde_json::Value;
+use serde_json::{Value, json};
 
+use crate::dev::Dev;
 use crate::harness::daemon::{Daemon, NODE, SEDGE, Setup};
 use crate::harness::eventually;
 use crate::harness::guest::{example, guest, variant};
@@ -200,6 +201,57 @@ fn what_a_board_recorded_replays_equal_on_this_computer() {
     let (code, answer) = plant.replay(&function, &[]);
     assert_eq!((code, answer["compared"].as_u64()), (Some(0), Some(count.into())), "{answer}\n{said}");
     assert_eq!(answer["fuel_recorded"], answer["fuel_now"], "{answer}");
+}
+
+#[test]
+fn dev_runs_a_recording_beside_what_the_board_answered_and_goes_on_from_its_state() {
+    let folder = tempfile::tempdir().unwrap();
+    let function = script(folder.path(), FUNCTION);
+    let plant =
+        Plant::set(&[&function], |setup| setup.set("recording", "enabled = true").set("sinks", "fold_secs = 0"));
+    plant.publish(readings(10));
+    let has_run = || plant.daemon.metric("sedge_function_invocations_total") == 10.0;
+    assert!(eventually(PATIENCE, has_run), "{}", plant.daemon.log());
+    let recording = plant.record("warm", &["--max-messages", "40"]);
+    plant.publish(readings(40));
+    succeeds(recording);
+    let night = plant.file("night.rec");
+    let night = night.to_str().unwrap();
+
+    let newer = script(&folder.path().join("newer"), &FUNCTION.replace("at reading ${count}", "at ${count}"));
+    let output = Command::new(SEDGE)
+        .arg("dev")
+        .arg(&newer)
+        .args(["--json", "--speed", "1000", "--recording", night])
+        .output()
+        .expect("run sedge dev");
+    let lines = String::from_utf8(output.stdout).unwrap();
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    let above = readings(40).filter(|(_, payload)| payload.parse().is_ok_and(|value: u32| value > 80)).count();
+    let totals = &lines[40]["totals"];
+    assert_eq!((&totals["messages"], &totals["different"]), (&json!(40), &json!(above)), "{totals}");
+    assert_eq!((&totals["answers"]["changed"], &totals["not_compared"]), (&json!(above), &json!(0)), "{totals}");
+    let differs = |line: &&Value| line["board"]["differences"][0]["board"]["summary"].is_string();
+    assert_eq!(lines.iter().filter(differs).count(), above);
+
+    // The number of the reading is in the alert: equal only with the board's state, from either place.
+    let data = plant.daemon.data();
+    for (n, from) in [night, data.to_str().unwrap()].into_iter().enumerate() {
+        let mut dev = Dev::start(
+            &function,
+            &["--broker", &plant.broker.url(), "--node", NODE, "--state-from", from, "--wait", "3s"],
+        );
+        dev.says("compared with warm 1.0.0 of board");
+        dev.says("warm runs on sensors/+/t of");
+        let is_subscription = |line: &&str| line.contains("sedge-dev-") && line.contains(" sensors/+/t");
+        let subscriptions = || plant.broker.log().lines().filter(is_subscription).count();
+        assert!(eventually(PATIENCE, || subscriptions() > n), "{}", plant.broker.log());
+        // The recording ended before what the first round publishes.
+        plant.publish([(format!("sensors/s{n}/t"), "100".to_owned())]);
+        let line = dev.line();
+        assert_eq!((&line["board"]["equal"], &line["board"]["differences"]), (&json!(1), &json!([])), "{line}");
+        dev.interrupt();
+    }
 }
 
 #[test]

@@ -18,6 +18,7 @@ use super::progress::Progress;
 use super::recording::{Event, Reader};
 use super::runner;
 use case::Case;
+pub(crate) use compare::recorded_writes;
 use player::Player;
 pub(crate) use report::Report;
 

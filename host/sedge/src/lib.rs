@@ -94,9 +94,12 @@ enum Command {
     ///
     /// Nothing that it returns reaches the broker. Each message is shown with its
     /// outputs, state, log, fuel and time. A changed file is built and runs with the
-    /// next message; while it does not build, the last good build goes on.
+    /// next message; while it does not build, the last good build goes on. With a
+    /// board or a recording, each message is shown with what differs from the alerts
+    /// and publications of the board's own version.
     ///
     ///   sedge dev door-alarm --broker mqtt://plant
+    ///   sedge dev door-alarm --broker mqtt://plant --node pump-3 --state-from now.rec
     ///   sedge dev door-alarm --recording night.rec --speed 10
     #[command(verbatim_doc_comment)]
     #[cfg(feature = "operator")]

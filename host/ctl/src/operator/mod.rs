@@ -18,4 +18,4 @@ mod follow;
 mod known;
 mod request;
 mod session;
-mod signing;
+pub(crate) mod signing;

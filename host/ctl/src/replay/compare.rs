@@ -39,7 +39,7 @@ pub(super) fn compare(recorded: &[u8], came: &[u8], is_same: bool) -> anyhow::Re
 }
 
 /// The changes of state in the line of an outcome.
-pub(super) fn recorded_writes(line: &[u8]) -> anyhow::Result<Vec<StateWrite>> {
+pub(crate) fn recorded_writes(line: &[u8]) -> anyhow::Result<Vec<StateWrite>> {
     let write = |(key, value): &(String, Option<String>)| {
         let value = value.as_ref().map(serde_json::to_string).transpose()?;
         let value = value.as_deref().map(serde_json::from_str::<Data<'_>>).transpose()?;
