@@ -47,6 +47,16 @@ pub enum Code {
     },
 }
 
+impl Code {
+    /// The code, or of a script its archive. Empty for code in a sealed file.
+    pub fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Sealed(_) => &[],
+            Self::Plain(code) | Self::Script { archive: code, .. } => code,
+        }
+    }
+}
+
 /// The compiled engine for scripts of one class. All scripts of the class share it.
 #[derive(Debug)]
 pub struct EngineCode {

@@ -32,4 +32,5 @@ pub mod time;
 pub mod tokens;
 pub mod topic;
 pub mod trace;
+pub mod version;
 pub mod wake;

@@ -11,10 +11,12 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
 use super::{runner, terminal};
-use sedge_core::deploy::{self, Installed};
+use sedge_core::config::Node;
+use sedge_core::deploy;
 use sedge_core::grants::Grants;
 use sedge_core::isa::Class;
 use sedge_core::manifest::{self, BuildTarget, Manifest};
+use sedge_core::version::Version;
 use sedge_sandbox::compiler::Compiler;
 use sedge_sandbox::script::archive;
 use sedge_sandbox::{compile, componentize, folder, wasi};
@@ -138,14 +140,14 @@ fn program(manifest: &Manifest, path: PathBuf, wasm: &[u8]) -> anyhow::Result<Bu
 fn script(manifest: Manifest, path: PathBuf) -> anyhow::Result<Built> {
     let archive = runner::read_script(&path).with_context(|| path.display().to_string())?;
     let digest = deploy::digest(&archive);
-    let installed = Installed::new(manifest, digest, archive);
+    let installed = Version::new(manifest, digest, archive, Node::BASE_TOPIC);
     let (_sandbox, function) =
         folder::load(&installed, installed.settings().into(), &Compiler).with_context(|| path.display().to_string())?;
     Ok(Built {
         name: installed.manifest.name.to_string(),
         component: path,
         digest: digest.to_string(),
-        size_bytes: installed.code.len(),
+        size_bytes: installed.code.bytes().len(),
         imports: Vec::new(),
         memory_bytes: function.image_bytes() as u64,
         core_instances: 1,

@@ -94,7 +94,7 @@ fn check_function(dir: &Path, manifest: &Manifest, accepts_code: bool) -> Result
     }
     match sedge_sandbox::folder::install(dir, manifest.clone(), &Compiler, accepts_code) {
         // A component was compiled. A script shows its mistakes when it is loaded.
-        Ok(installed) if archive::is_script(&installed.code) => {
+        Ok(installed) if archive::is_script(installed.code.bytes()) => {
             match sedge_sandbox::folder::load(&installed, installed.settings().into(), &Compiler) {
                 Ok(_) => Ok(()),
                 Err(error) => Err(("component".into(), Invalid::new(format!("{:#}", anyhow::Error::from(error))))),

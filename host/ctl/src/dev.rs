@@ -18,10 +18,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use sedge_core::deploy::Installed;
 use sedge_core::manifest::{StateScope, parse_period};
 use sedge_core::message::{Message, Verdict};
 use sedge_core::topic::TopicFilter;
+use sedge_core::version::Version;
 use sedge_sandbox::ScopeState;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -109,7 +109,7 @@ pub fn run(args: &DevArgs) -> anyhow::Result<()> {
 /// The function as it is now, with the state that its runs leave.
 struct Shadow<'a> {
     args: &'a DevArgs,
-    installed: Installed,
+    installed: Version,
     runner: Runner,
     initial: ScopeState,
     /// By topic where each has its own, else under the empty one.
@@ -119,7 +119,7 @@ struct Shadow<'a> {
 }
 
 impl<'a> Shadow<'a> {
-    fn new(args: &'a DevArgs, installed: Installed) -> anyhow::Result<Self> {
+    fn new(args: &'a DevArgs, installed: Version) -> anyhow::Result<Self> {
         let runner = load(&installed, args)?;
         let manifest = &installed.manifest;
         let initial = args.state_file.as_deref().map_or_else(|| Ok(ScopeState::default()), read_state)?;
@@ -230,7 +230,7 @@ impl<'a> Shadow<'a> {
     }
 
     /// Takes a new build. One that cannot be used leaves the last good one.
-    fn built(&mut self, built: anyhow::Result<Installed>) {
+    fn built(&mut self, built: anyhow::Result<Version>) {
         let loaded = built.and_then(|installed| Ok((load(&installed, self.args)?, installed)));
         match loaded {
             Ok((runner, installed)) => {
@@ -302,7 +302,7 @@ impl<'a> Shadow<'a> {
     }
 }
 
-fn load(installed: &Installed, args: &DevArgs) -> anyhow::Result<Runner> {
+fn load(installed: &Version, args: &DevArgs) -> anyhow::Result<Runner> {
     check_settings(&args.settings, "--set ", &installed.manifest)?;
     let settings: BTreeMap<_, _> = args.settings.iter().cloned().collect();
     let runner = Runner::load_below(installed, &settings, &args.broker.base());

@@ -7,11 +7,12 @@ use std::sync::Arc;
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use sedge_core::config::Node;
-use sedge_core::deploy::{self, Installed};
+use sedge_core::deploy;
 use sedge_core::manifest::Manifest;
 use sedge_core::message::{LogLine, Message, Output, Publication, Verdict};
 use sedge_core::permits::Permits;
 use sedge_core::text::is_unprintable;
+use sedge_core::version::Version;
 #[cfg(feature = "operator")]
 use sedge_sandbox::Draws;
 use sedge_sandbox::compiler::Compiler;
@@ -30,11 +31,11 @@ pub(crate) struct Runner {
 }
 
 /// Compiles the function of a folder. `takes_code`: takes the native code that `sedge compile` wrote.
-pub(crate) fn install(dir: &Path, manifest: Manifest, takes_code: bool) -> anyhow::Result<Installed> {
+pub(crate) fn install(dir: &Path, manifest: Manifest, takes_code: bool) -> anyhow::Result<Version> {
     let path = component(dir, &manifest)?;
     if !takes_code && archive::is_typescript(&path) {
         let archive = read_script(&path).with_context(|| path.display().to_string())?;
-        return Ok(Installed::new(manifest, deploy::digest(&archive), archive));
+        return Ok(Version::new(manifest, deploy::digest(&archive), archive, Node::BASE_TOPIC));
     }
     let is_script = archive::is_source(&path);
     Ok(match takes_code || !Compiler::capabilities().has_compiler && !is_script {
@@ -75,14 +76,14 @@ fn erase_types(source: &str) -> Result<String, Vec<String>> {
 
 impl Runner {
     /// `settings` are laid over those of the manifest.
-    pub(crate) fn load(installed: &Installed, settings: &BTreeMap<String, String>) -> anyhow::Result<Self> {
+    pub(crate) fn load(installed: &Version, settings: &BTreeMap<String, String>) -> anyhow::Result<Self> {
         // As in a worker of a board with the default base topic.
         Self::load_below(installed, settings, Node::BASE_TOPIC)
     }
 
     /// As on a board with this base topic.
     pub(crate) fn load_below(
-        installed: &Installed,
+        installed: &Version,
         settings: &BTreeMap<String, String>,
         base_topic: &str,
     ) -> anyhow::Result<Self> {

@@ -17,12 +17,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use sedge_core::deploy::Installed;
 use sedge_core::manifest::{Manifest, StateScope};
 use sedge_core::message::{Message, Output, Verdict};
 use sedge_core::schedule::{Times, Zone};
 use sedge_core::text::printable;
 use sedge_core::time::Now;
+use sedge_core::version::Version;
 use sedge_core::{made, schedule, silence, wake};
 use sedge_sandbox::{Run, ScopeState};
 use serde_json::json;
@@ -190,7 +190,7 @@ fn name(path: &Path) -> String {
 }
 
 /// Returns what differs, and whether the file was written anew.
-fn test_case(path: &Path, installed: &Installed, bless: bool) -> anyhow::Result<(Vec<Problem>, bool)> {
+fn test_case(path: &Path, installed: &Version, bless: bool) -> anyhow::Result<(Vec<Problem>, bool)> {
     let text = fs::read_to_string(path).with_context(|| format!("failed to read {}", path.display()))?;
     let case = Case::read(path, &text)?;
     if !bless && !case.expects_something() {
@@ -245,7 +245,7 @@ struct Wake {
 }
 
 impl<'a> Player<'a> {
-    fn new(case: &Case, installed: &'a Installed) -> anyhow::Result<Self> {
+    fn new(case: &Case, installed: &'a Version) -> anyhow::Result<Self> {
         let settings = case.settings()?;
         let given: Vec<_> = settings.clone().into_iter().collect();
         check_settings(&given, "settings.", &installed.manifest)?;

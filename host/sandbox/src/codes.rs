@@ -19,6 +19,7 @@ use crate::script::archive::is_script;
 use crate::sealed::IS_NATIVE;
 use sedge_core::code::{Code, EngineCode, SealedCode};
 use sedge_core::isa::Class;
+use sedge_core::version::Version;
 
 /// Sends the length and the file. Never blocks: fails with `AGAIN` or `TOOMANYREFS` where the socket or the user has too
 /// many files in flight.
@@ -56,7 +57,7 @@ pub fn is_passed() -> bool {
 }
 
 /// Holds compiled code for the workers: sealed, where this machine passes code as files.
-pub fn hold(code: Bytes) -> Code {
+fn hold(code: Bytes) -> Code {
     if !is_passed() {
         return Code::Plain(code);
     }
@@ -84,16 +85,20 @@ impl ScriptEngines {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(class, engine);
     }
 
-    /// Holds compiled code, or a script with its engine.
-    pub fn hold(&self, code: Bytes, class: Class) -> Code {
-        if !is_script(&code) {
-            return hold(code);
+    /// Holds the code of a version for the workers: a script with its engine.
+    pub fn hold(&self, mut version: Version) -> Version {
+        match &version.code {
+            Code::Plain(archive) if is_script(archive) => {
+                let engines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+                // Without it the worker answers that it has no engine.
+                if let Some(engine) = engines.get(&version.class()) {
+                    version.code = Code::Script { archive: archive.clone(), engine: Arc::clone(engine) };
+                }
+            }
+            Code::Plain(code) => version.code = hold(code.clone()),
+            Code::Sealed(_) | Code::Script { .. } => {}
         }
-        match self.0.lock().unwrap_or_else(PoisonError::into_inner).get(&class) {
-            Some(engine) => Code::Script { archive: code, engine: Arc::clone(engine) },
-            // The worker answers that it has no engine.
-            None => Code::Plain(code),
-        }
+        version
     }
 }
 

@@ -9,13 +9,15 @@ use bytes::Bytes;
 use super::compiler::Compiler;
 use super::script::{archive, packaged};
 use super::{Function, Sandbox, SandboxError};
+use sedge_core::config::Node;
 use sedge_core::deploy::code::{Capabilities, CodeError};
-use sedge_core::deploy::interface::{CompilerError, FolderFunction, Installed};
+use sedge_core::deploy::interface::{CompilerError, FolderFunction};
 use sedge_core::deploy::source::{self, FolderError, Source, code_path, no_compiler, unpack};
 use sedge_core::grants::{Grants, NotGranted};
 use sedge_core::isa::Class;
 use sedge_core::manifest::Manifest;
 use sedge_core::message::Digest;
+use sedge_core::version::Version;
 
 /// The file that a function is made of: the component, or a script, which needs no name in the manifest.
 pub fn component_path(dir: &Path, manifest: &Manifest) -> PathBuf {
@@ -78,12 +80,7 @@ pub(crate) fn read_code(path: &Path, manifest: &Manifest, host: Capabilities) ->
 }
 
 /// Makes the function of a folder ready to run. `takes_code`: native code may be used where there is no component.
-pub fn install(
-    dir: &Path,
-    manifest: Manifest,
-    compiler: &Compiler,
-    takes_code: bool,
-) -> Result<Installed, InstallError> {
+pub fn install(dir: &Path, manifest: Manifest, compiler: &Compiler, takes_code: bool) -> Result<Version, InstallError> {
     let host = Compiler::capabilities();
     let Source { path, is_code } = find(dir, &manifest, host, takes_code);
     if is_code {
@@ -105,7 +102,7 @@ pub fn install(
         Err(source) => return Err(InstallError::Read { function, path, dir: dir.to_owned(), source }),
     };
     if archive::is_script(&wasm) {
-        return Ok(Installed::new(manifest, sedge_core::deploy::digest(&wasm), wasm));
+        return Ok(Version::new(manifest, sedge_core::deploy::digest(&wasm), wasm, Node::BASE_TOPIC));
     }
     let class = Class::for_memory(manifest.limits.memory_bytes.get());
     let code = match compiler.compile(&wasm, class, None) {
@@ -117,18 +114,18 @@ pub fn install(
         return Err(InstallError::NotGranted { function, path, source });
     }
     let digest = sedge_core::deploy::digest(&wasm);
-    Ok(Installed::new(manifest, digest, code))
+    Ok(Version::new(manifest, digest, code, Node::BASE_TOPIC))
 }
 
 /// Makes the native code of a folder ready to run. The caller trusts it.
-pub fn install_code(dir: &Path, manifest: Manifest) -> Result<Installed, InstallError> {
+pub fn install_code(dir: &Path, manifest: Manifest) -> Result<Version, InstallError> {
     let host = Compiler::capabilities();
     let failed = |source| InstallError::Folder { function: Arc::clone(&manifest.name), source };
     let target = host.target.ok_or(CodeError::NoTarget);
     let path = target.map(|target| code_path(dir, &manifest.name, target));
     let path = path.map_err(|error| failed(FolderError::Code { path: dir.to_owned(), error }))?;
     let (digest, code) = read_code(&path, &manifest, host).map_err(failed)?;
-    Ok(Installed::new(manifest, digest, code))
+    Ok(Version::new(manifest, digest, code, Node::BASE_TOPIC))
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -139,22 +136,21 @@ pub enum LoadError {
     Load(#[from] SandboxError),
 }
 
-/// Loads an installed function for the user who runs this program. A script's top level runs now.
+/// Loads a version for the user who runs this program. A script's top level runs now.
 pub fn load(
-    installed: &Installed,
+    version: &Version,
     settings: Arc<[(String, String)]>,
     compiler: &Compiler,
 ) -> Result<(Sandbox, Function), LoadError> {
     let mut sandbox = Sandbox::new();
-    if archive::is_script(&installed.code) {
-        let class = Class::for_memory(installed.manifest.limits.memory_bytes.get());
-        let engine = compiler.cached_script_engine(class).map_err(LoadError::ScriptEngine)?;
-        sandbox.add_script_engine(class, &engine)?;
+    let Version { manifest, limits, permits, code, .. } = version;
+    if archive::is_script(code.bytes()) {
+        let engine = compiler.cached_script_engine(version.class()).map_err(LoadError::ScriptEngine)?;
+        sandbox.add_script_engine(version.class(), &engine)?;
     }
     let ticker = sandbox.ticker();
-    let (limits, grants) = (installed.limits(), installed.grants());
-    let function = ticker.during(|| sandbox.load(&installed.code, limits, grants, settings))?;
-    Ok((sandbox, function.named(Arc::clone(&installed.manifest.name))))
+    let function = ticker.during(|| sandbox.load(code.bytes(), *limits, permits.grants, settings))?;
+    Ok((sandbox, function.named(Arc::clone(&manifest.name))))
 }
 
 #[cfg(test)]

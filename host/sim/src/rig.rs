@@ -9,8 +9,9 @@ use crate::worker::Worker;
 use bytes::Bytes;
 use sedge_core::board::{
     AckToken, Board, BoardConfig, BrokerEvent, Budget, CautionConfig, Crash, Delivery, Effect, FollowedRun, Input,
-    PauseConfig, RecordEvent, RecorderConfig, SinkRoute, TrialEvent, Version, WorkerConfig,
+    PauseConfig, RecordEvent, RecorderConfig, SinkRoute, WorkerConfig,
 };
+use sedge_core::deploy::TrialEvent;
 use sedge_core::forward;
 use sedge_core::manifest::{Allow, Build, CatchUp, Limits, Manifest, StateFull, StateScope, Trial};
 use sedge_core::message::{Digest, Failure, PublishToken};
@@ -21,6 +22,7 @@ use sedge_core::store::{self, Parked};
 use sedge_core::stream::SinkId;
 use sedge_core::time::Now;
 use sedge_core::trace::Span;
+use sedge_core::version::Version;
 
 pub const RECEIVE_MAXIMUM: u16 = 20;
 const WORKERS: usize = 2;

@@ -12,13 +12,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sedge_core::board::{Job, JobNo, Life, NewSettings, Version, WorkerCommand, WorkerEvent};
+use sedge_core::board::{Job, JobNo, Life, NewSettings, WorkerCommand, WorkerEvent};
 use sedge_core::manifest::StateScope;
 use sedge_core::message::{
     Alert, AlertStatus, Failure, FailureCode, Message, Outcome, Output, Publication, Reply, Severity, StateGrowth,
     StateWrite, Usage, Verdict, Wake,
 };
 use sedge_core::settings::Settings;
+use sedge_core::version::Version;
 use sedge_core::{made, schedule, silence, wake};
 
 use crate::disk::number;

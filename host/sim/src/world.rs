@@ -17,9 +17,9 @@ use crate::spans::SpanModel;
 use crate::store::Store;
 use crate::worker::{Ran, Worker};
 use sedge_core::board::{
-    Board, BoardConfig, BrokerEvent, Budget, Effect, Input, SinkEvent, TrialEvent, Version, WorkerConfig, WorkerEvent,
-    WorkerNo,
+    Board, BoardConfig, BrokerEvent, Budget, Effect, Input, SinkEvent, WorkerConfig, WorkerEvent, WorkerNo,
 };
+use sedge_core::deploy::TrialEvent;
 use sedge_core::forward::{Answer, Destination, ForwardConfig};
 use sedge_core::manifest::{Limits, Manifest, Silence, StateFull, StateScope, Trial, TrialMode};
 use sedge_core::message::{Digest, FailureCode, PublishToken};
@@ -27,6 +27,7 @@ use sedge_core::metrics::Metrics;
 use sedge_core::store::{BatchNo, Record, Recovered, StoreEvent, StoreRequest};
 use sedge_core::stream::{SinkId, Stream};
 use sedge_core::time::Now;
+use sedge_core::version::Version;
 
 const WORKERS: usize = 2;
 const RECEIVE_MAXIMUM: u16 = 20;

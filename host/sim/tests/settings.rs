@@ -1,7 +1,7 @@
 //! Settings that change while messages are under way.
 #![allow(clippy::unwrap_used, reason = "a test says by panicking what is wrong")]
 
-use sedge_core::board::TrialEvent;
+use sedge_core::deploy::TrialEvent;
 use sedge_core::manifest::{StateScope, Trial, TrialMode};
 use sedge_sim::rig::{Rig, manifest};
 

@@ -3,7 +3,8 @@
 
 use std::time::Duration;
 
-use sedge_core::board::{Input, TrialEvent};
+use sedge_core::board::Input;
+use sedge_core::deploy::TrialEvent;
 use sedge_core::manifest::{Manifest, StateScope, Trial, TrialMode};
 use sedge_core::message::{FailureCode, Scope};
 use sedge_core::stream::Stream;

@@ -8,7 +8,7 @@ use super::follow::{Follow, FollowedRun};
 use super::ids::{JobNo, Life, WorkerNo};
 use super::mutes::Mute;
 use super::taps::{RecordEvent, RecordOrder};
-use super::version::{TrialEvent, Version};
+use crate::deploy::TrialEvent;
 use crate::forward::{Answer, Destination, Envelope};
 use crate::manifest::StateScope;
 use crate::message::{LogLine, Message, Outcome, PublishToken};
@@ -17,6 +17,7 @@ use crate::request::{Request, RequestId, Response};
 use crate::settings::{Overlay, Settings};
 use crate::store;
 use crate::trace::Span;
+use crate::version::Version;
 
 /// A message from the broker with what it takes to acknowledge it.
 #[derive(Clone, Debug)]

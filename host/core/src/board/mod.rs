@@ -17,7 +17,6 @@
 mod budget;
 pub mod ids;
 pub mod input;
-pub mod version;
 
 pub mod caution;
 mod map;
@@ -86,7 +85,6 @@ use subscriptions::Subscriptions;
 use taps::Taps;
 pub use taps::{MAX_TAPS, RecordEvent, RecordOrder, TappedRun};
 use traces::Traces;
-pub use version::{Difference, TrialEvent, TrialTally, Version};
 use wakes::Wakes;
 
 use crate::forward::{self, Destination, Forwarder};

@@ -19,10 +19,11 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::ids::FunctionNo;
-use super::version::{TrialEvent, Version};
+use crate::deploy::TrialEvent;
 use crate::manifest::{Trial, TrialMode};
 use crate::metrics::{FunctionMetrics, Metrics};
 use crate::time::Now;
+use crate::version::Version;
 pub use function::Edition;
 pub(crate) use function::{Function, Role, Versions};
 pub use pause::PauseConfig;

@@ -11,8 +11,9 @@ use super::dispatch::Key;
 use super::ids::{FunctionNo, JobId, UnitId};
 use super::receipt::Receipt;
 use super::rollout::{Edition, Loaded, Placed, TrialEnd};
-use super::version::{TrialEvent, Version};
+use crate::deploy::TrialEvent;
 use crate::message::{Failure, Message};
+use crate::version::Version;
 
 impl Board {
     /// Loads a version. It serves, or its trial begins, when all workers have it.

@@ -9,16 +9,17 @@ use bytes::Bytes;
 
 use super::deployer::{Deployer, KNOWN, compile_refusal};
 use super::function::{FolderFile, TrackedFunction, TrialProgress};
-use super::interface::{Action, CompilerError, DiskAnswer, DiskRequest, FolderFunction, Installed, Start, StoredFile};
+use super::interface::{Action, CompilerError, DiskAnswer, DiskRequest, FolderFunction, StoredFile};
 use super::payload::Document;
 use super::reason::{Reason, Refusal};
 use super::record::{self, OrderOutcome, Record, StoredVersion};
 use super::report::DeployState;
 use super::source::{self, FolderError, no_compiler};
 use super::steps::{Step, Wait};
-use crate::isa::Class;
-use crate::manifest::{Manifest, Trial, TrialMode, is_script_file};
+use crate::code::Code;
+use crate::manifest::{Trial, TrialMode, is_script_file};
 use crate::message::Digest;
+use crate::version::Version;
 
 /// Place of an installed version in the record of its function.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,18 +27,6 @@ pub enum Place {
     Active,
     /// Stands behind an active version that has not proven itself.
     Fallback,
-}
-
-/// An installed version that is made to serve.
-#[derive(Debug)]
-pub struct Installing {
-    function: Arc<str>,
-    place: Place,
-    edition: u32,
-    manifest: Manifest,
-    class: Class,
-    digest: Digest,
-    is_code: bool,
 }
 
 /// Content of the file that an active version is installed from.
@@ -89,87 +78,90 @@ impl Deployer {
     }
 
     pub fn install(&mut self, name: &Arc<str>, place: Place) {
-        let record = &self.functions[name].record;
-        let stored = match place {
-            Place::Active => record.active.as_ref(),
-            Place::Fallback => record.fallback(),
-        };
-        let Some(stored) = stored.cloned() else { return };
+        let Some(stored) = self.functions[name].record.at(place).cloned() else { return };
         let edition = self.next_edition();
-        let manifest = match self.manifest(&stored) {
-            Ok(manifest) => manifest,
+        let version = match self.version(&stored, Bytes::new()) {
+            Ok(version) => Box::new(Version { edition, ..version }),
             Err(refusal) => return self.not_installed(name, place, refusal),
         };
-        if let Some(warning) = self.config.functions.ceilings.warning(&manifest) {
+        if let Some(warning) = self.config.functions.ceilings.warning(&version.manifest) {
             tracing::warn!(function = &**name, %warning, "the function may run for longer than a new one");
         }
         if place == Place::Active {
-            self.log_settings(&manifest);
+            self.log_settings(&version.manifest);
         }
-        let class = Class::for_memory(manifest.limits.memory_bytes.get());
-        let (function, StoredVersion { digest, is_code, .. }) = (Arc::clone(name), stored);
-        let installing = Box::new(Installing { function, place, edition, manifest, class, digest, is_code });
-        if is_code {
-            self.read_active(installing);
+        if stored.is_code {
+            self.read_active(place, version);
         } else {
-            self.ask(DiskRequest::ReadCache { digest, class }, Wait::ReadCache(installing));
+            let request = DiskRequest::ReadCache { digest: version.digest, class: version.class() };
+            self.ask(request, Wait::ReadCache(place, version));
         }
     }
 
-    pub(super) fn cache_read(&mut self, installing: Box<Installing>, answer: DiskAnswer) {
+    /// Whether the version that is installed is native code that was compiled elsewhere.
+    fn is_code(&self, place: Place, version: &Version) -> bool {
+        let record = &self.functions[&version.manifest.name].record;
+        record.at(place).is_some_and(|stored| stored.is_code)
+    }
+
+    pub(super) fn cache_read(&mut self, place: Place, version: Box<Version>, answer: DiskAnswer) {
         match answer {
-            Ok(code) => self.installed(*installing, code, true),
-            Err(_) => self.read_active(installing),
+            Ok(code) => self.installed(place, *version, code, true),
+            Err(_) => self.read_active(place, version),
         }
     }
 
-    fn read_active(&mut self, installing: Box<Installing>) {
-        let name = &installing.function;
+    fn read_active(&mut self, place: Place, version: Box<Version>) {
+        let name = &version.manifest.name;
         let request = match &self.functions[name].folder {
             Some(FolderFile { path, .. })
-                if !installing.is_code && !self.config.host.takes_module(is_script_file(path)) =>
+                if !self.is_code(place, &version) && !self.config.host.takes_module(is_script_file(path)) =>
             {
                 let dir = path.parent().unwrap_or(Path::new(""));
                 let why = no_compiler(dir, name, self.config.host, self.config.functions.native_code);
-                return self.active_failed(*installing, Refusal::new(Reason::NoCode, why));
+                return self.active_failed(place, *version, Refusal::new(Reason::NoCode, why));
             }
             Some(FolderFile { path, .. }) => DiskRequest::ReadSource(path.clone()),
-            None => DiskRequest::Read(StoredFile::Module(installing.digest)),
+            None => DiskRequest::Read(StoredFile::Module(version.digest)),
         };
-        self.ask(request, Wait::ReadActive(installing));
+        self.ask(request, Wait::ReadActive(place, version));
     }
 
-    pub(super) fn active_read(&mut self, installing: Box<Installing>, answer: DiskAnswer) {
-        let is_damaged = answer.as_ref().is_ok_and(|file| super::digest(file) != installing.digest);
-        match self.content(&installing, answer) {
-            Ok(Content::Code(code)) => self.installed(*installing, code, false),
+    pub(super) fn active_read(&mut self, place: Place, version: Box<Version>, answer: DiskAnswer) {
+        let digest = version.digest;
+        let is_damaged = answer.as_ref().is_ok_and(|file| super::digest(file) != digest);
+        match self.content(place, &version, answer) {
+            Ok(Content::Code(code)) => self.installed(place, *version, code, false),
             Ok(Content::Wasm(wasm)) => {
-                let Installing { edition, digest, class, .. } = *installing;
-                let function = Arc::clone(&installing.function);
+                let (function, edition, class) = (Arc::clone(&version.manifest.name), version.edition, version.class());
                 self.actions.push_back(Action::Compile { function, edition, digest, wasm, class });
-                self.wait_for(Wait::Compile(installing));
+                self.wait_for(Wait::Compile(place, version));
             }
             Err(refusal) => {
-                let (module, is_stored) =
-                    (StoredFile::Module(installing.digest), self.functions[&installing.function].folder.is_none());
-                self.active_failed(*installing, refusal);
+                let is_stored = self.functions[&version.manifest.name].folder.is_none();
+                self.active_failed(place, *version, refusal);
                 if is_damaged && is_stored {
-                    self.ask(DiskRequest::Remove(module), Wait::Anything);
+                    self.ask(DiskRequest::Remove(StoredFile::Module(digest)), Wait::Anything);
                 }
             }
         }
     }
 
-    fn content(&self, installing: &Installing, answer: DiskAnswer) -> Result<Content, Refusal> {
-        let Installing { digest, class, is_code, manifest, .. } = installing;
+    fn content(&self, place: Place, version: &Version, answer: DiskAnswer) -> Result<Content, Refusal> {
+        let Version { manifest, digest, .. } = version;
+        let is_code = self.is_code(place, version);
         let missing = |why: String| Refusal::new(Reason::ModuleMissing, why);
-        let Some(FolderFile { path, component }) = &self.functions[&installing.function].folder else {
+        let Some(FolderFile { path, component }) = &self.functions[&manifest.name].folder else {
             let module = answer.and_then(|module| verify(module, digest));
             let module =
                 module.map_err(|error| missing(format!("failed to read module {digest} ({error}); push it again")))?;
-            return if *is_code { self.unpack(&module, *class).map(Content::Code) } else { Ok(Content::Wasm(module)) };
+            return if is_code {
+                self.unpack(&module, version.class()).map(Content::Code)
+            } else {
+                Ok(Content::Wasm(module))
+            };
         };
-        if *is_code {
+        if is_code {
             let file = answer.map_err(|error| FolderError::Read { path: path.clone(), error });
             let code = file.and_then(|file| source::unpack(&file, path, *component, manifest, self.config.host));
             return code.map(Content::Code).map_err(|error| Refusal::new(Reason::NoCode, error.to_string()));
@@ -180,16 +172,15 @@ impl Deployer {
     }
 
     /// Compiling takes long: the version has its place, where messages wait, and the others start meanwhile.
-    pub(super) fn postpone(&mut self, installing: Box<Installing>) {
-        let Installing { function, edition, manifest, digest, .. } = &*installing;
+    pub(super) fn postpone(&mut self, place: Place, version: Box<Version>) {
+        let function = &version.manifest.name;
         tracing::warn!(
             function = &**function,
             "compiling takes long: the function starts later, and its messages wait"
         );
-        self.functions.get_mut(function).expect(KNOWN).serving = Some(*edition);
-        let installed = Installed { is_awaited: true, ..Installed::new(manifest.clone(), *digest, Bytes::new()) };
-        self.actions.push_back(Action::Start(Start { edition: *edition, installed, trial: None, is_resumed: false }));
-        self.postponed.insert(*edition, installing);
+        self.functions.get_mut(function).expect(KNOWN).serving = Some(version.edition);
+        self.actions.push_back(Action::Start(Box::new(Version { is_awaited: true, ..Version::clone(&version) })));
+        self.postponed.insert(version.edition, (place, version));
     }
 
     /// Takes the result of compiling a version that was postponed. Returns any other.
@@ -198,52 +189,51 @@ impl Deployer {
         edition: u32,
         result: Result<Bytes, CompilerError>,
     ) -> Option<Result<Bytes, CompilerError>> {
-        let Some(mut installing) = self.postponed.remove(&edition) else { return Some(result) };
-        let serving = self.functions.get(&installing.function).and_then(|it| it.serving);
+        let Some((place, mut version)) = self.postponed.remove(&edition) else { return Some(result) };
+        let serving = self.functions.get(&version.manifest.name).and_then(|it| it.serving);
         // Otherwise a newer version took its place.
         if serving == Some(edition) {
-            installing.edition = self.next_edition();
-            self.active_compiled(*installing, result);
+            version.edition = self.next_edition();
+            self.active_compiled(place, *version, result);
         }
         None
     }
 
-    pub(super) fn active_compiled(&mut self, installing: Installing, result: Result<Bytes, CompilerError>) {
+    pub(super) fn active_compiled(&mut self, place: Place, version: Version, result: Result<Bytes, CompilerError>) {
         match result {
-            Ok(code) => self.installed(installing, code, false),
-            Err(error) => self.active_failed(installing, compile_refusal(error)),
+            Ok(code) => self.installed(place, version, code, false),
+            Err(error) => self.active_failed(place, version, compile_refusal(error)),
         }
     }
 
-    fn installed(&mut self, installing: Installing, code: Bytes, from_cache: bool) {
-        let Installing { function, place, edition, manifest, digest, .. } = installing;
-        let function = self.functions.get_mut(&function).expect(KNOWN);
+    fn installed(&mut self, place: Place, version: Version, code: Bytes, from_cache: bool) {
+        let Version { edition, manifest, digest, .. } = &version;
+        let (name, number) = (&*manifest.name, &*manifest.version);
+        tracing::info!(function = name, version = number, %digest, from_cache, "function installed");
+        let function = self.functions.get_mut(name).expect(KNOWN);
         let trial = Trial { mode: TrialMode::Live, ..manifest.trial.clone() };
         let mut trial = Some(trial).filter(|_| function.record.unproven.is_some());
         match place {
-            Place::Fallback => (function.fallback, trial) = (Some(edition), None),
+            Place::Fallback => (function.fallback, trial) = (Some(*edition), None),
             Place::Active => {
-                function.serving = Some(edition);
+                function.serving = Some(*edition);
                 if let Some(trial) = &trial {
                     function.guarded = TrialProgress::of(trial);
                 }
             }
         }
-        let installed = Installed { from_cache, ..Installed::new(manifest, digest, code) };
-        let is_resumed = trial.is_some();
-        self.actions.push_back(Action::Start(Start { edition, installed, trial, is_resumed }));
+        let (code, is_resumed) = (Code::Plain(code), trial.is_some());
+        self.actions.push_back(Action::Start(Box::new(Version { code, trial, is_resumed, ..version })));
     }
 
-    fn active_failed(&mut self, installing: Installing, why: Refusal) {
-        let Installing { function, place, edition, manifest, digest, .. } = installing;
-        let has_fallback = self.functions[&function].fallback.is_some();
-        self.not_installed(&function, place, why);
-        if place == Place::Fallback || has_fallback {
-            return;
+    fn active_failed(&mut self, place: Place, version: Version, why: Refusal) {
+        let name = &version.manifest.name;
+        let has_fallback = self.functions[name].fallback.is_some();
+        self.not_installed(name, place, why);
+        if place == Place::Active && !has_fallback {
+            // Without code no worker can load it. Its messages become dead letters instead of being lost.
+            self.actions.push_back(Action::Start(Box::new(version)));
         }
-        // Without code no worker can load it. Its messages become dead letters instead of being lost.
-        let installed = Installed::new(manifest, digest, Bytes::new());
-        self.actions.push_back(Action::Start(Start { edition, installed, trial: None, is_resumed: false }));
     }
 
     fn not_installed(&mut self, name: &Arc<str>, place: Place, refusal: Refusal) {
@@ -317,6 +307,7 @@ mod tests {
     use crate::deploy::deployer::DeployerConfig;
     use crate::deploy::interface::{Boot, Request};
     use crate::deploy::source::Source;
+    use crate::manifest::Manifest;
     use crate::time::Now;
 
     #[test]
@@ -349,8 +340,8 @@ mod tests {
         let Some(Action::Compile { function, edition, .. }) = deployer.poll() else { panic!("it is compiled") };
         assert!(deployer.poll().is_none() && !deployer.is_idle());
         deployer.handle(Request::Compiled { function, edition, result: Ok(Bytes::from_static(b"code")) }, now);
-        let Some(Action::Start(start)) = deployer.poll() else { panic!("it serves") };
-        assert_eq!((start.edition, &*start.installed.code), (edition, &b"code"[..]));
+        let Some(Action::Start(version)) = deployer.poll() else { panic!("it serves") };
+        assert_eq!((version.edition, version.code.bytes()), (edition, &b"code"[..]));
         assert!(matches!(deployer.poll(), Some(Action::Report { .. })), "the connection counts now");
         assert!(deployer.poll().is_none() && deployer.is_idle());
     }

@@ -19,7 +19,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use super::acceptance::one_line;
-use super::boot::{self, Installing};
+use super::boot::{self, Place};
 use super::code::{Capabilities, Code, CodeError};
 use super::function::{TrackedFunction, UnknownFunctions};
 use super::interface::{Action, Boot, CompilerError, DiskAnswer, DiskRequest, Request, StoredFile};
@@ -34,10 +34,13 @@ use super::steps::{AfterSave, Agenda, Step, Wait};
 use super::topics::{KEYS, Topics};
 use super::trust::Trust;
 use crate::config::machine::Machine;
+use crate::config::problem::Invalid;
 use crate::config::{self, Config};
 use crate::isa::Class;
 use crate::manifest::Manifest;
+use crate::schedule::Zone;
 use crate::time::Now;
+use crate::version::Version;
 
 /// A function is never forgotten: its record refuses old orders even after it was removed.
 pub(super) const KNOWN: &str = "the deployer knows every function that it named";
@@ -93,7 +96,7 @@ pub struct Deployer {
     pub(super) retries: Vec<Arc<str>>,
     pub compiling: Option<(Arc<str>, u32)>,
     /// Versions that are compiled beside those that serve, since the start.
-    pub(super) postponed: BTreeMap<u32, Box<Installing>>,
+    pub(super) postponed: BTreeMap<u32, (Place, Box<Version>)>,
     pub is_connected: bool,
     /// Latest time that a synced clock has shown.
     pub(super) believed_ms: u64,
@@ -310,6 +313,25 @@ impl Deployer {
             manifest.allow.forward = Some(stored.confined_to.clone());
         }
         Ok(manifest)
+    }
+
+    /// Returns the version without its edition.
+    pub(super) fn version(&self, stored: &StoredVersion, code: Bytes) -> Result<Version, Refusal> {
+        let manifest = self.manifest(stored)?;
+        let zone = self.zone(&manifest);
+        Ok(Version { zone, ..Version::new(manifest, stored.digest, code, &self.config.base_topic) })
+    }
+
+    /// The zone of a function's schedules. A board that does not know it runs the function on everything else.
+    fn zone(&self, manifest: &Manifest) -> Option<Zone> {
+        if manifest.at.is_empty() {
+            return None;
+        }
+        let log = |problem: &Invalid| {
+            let function = &*manifest.name;
+            tracing::error!(function, "the schedules of the function do not run: {problem}");
+        };
+        self.config.machine.zone(manifest.zone.as_deref()).inspect_err(log).ok()
     }
 
     /// Returns the native code in a file, if it runs on this host. After an upgrade it may be for another engine.

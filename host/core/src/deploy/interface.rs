@@ -11,12 +11,11 @@ use super::report::{Difference, TrialTally};
 use super::requests::AcceptedRequest;
 use super::source::Source;
 use crate::config;
-use crate::grants::Grants;
 use crate::isa::Class;
-use crate::limits::Limits;
-use crate::manifest::{Manifest, StateScope, Trial};
+use crate::manifest::Manifest;
 use crate::message::{Digest, Failure};
 use crate::settings::Overlay;
+use crate::version::Version;
 
 /// What one compilation may use. A small function takes 50 ms and 7 MB, and the program itself 50 MB of addresses.
 pub const COMPILE_MEMORY_BYTES: u64 = 512 << 20;
@@ -186,7 +185,8 @@ pub enum Action {
         wasm: Bytes,
         class: Class,
     },
-    Start(Start),
+    /// Put a version into service.
+    Start(Box<Version>),
     /// Remove all versions of a function, the candidate included.
     Stop {
         function: Arc<str>,
@@ -224,61 +224,6 @@ pub enum Action {
     RetainCode {
         digests: BTreeSet<Digest>,
     },
-}
-
-/// A version to be put into service.
-#[derive(Clone, Debug)]
-pub struct Start {
-    /// Identifies one version of one function until the daemon ends.
-    pub edition: u32,
-    pub installed: Installed,
-    /// `None`: it replaces the active version at once.
-    pub trial: Option<Trial>,
-    /// Served before, without having run the messages of its trial: serves at once, guarded by what serves now.
-    pub is_resumed: bool,
-}
-
-/// A function that workers can load.
-#[derive(Clone, Debug)]
-pub struct Installed {
-    pub manifest: Arc<Manifest>,
-    pub digest: Digest,
-    /// Native code from this host's compiler, or from a source that is trusted to send such code. Empty code cannot be
-    /// loaded.
-    pub code: Bytes,
-    pub from_cache: bool,
-    /// The code is being compiled and follows with another edition: messages wait for it.
-    pub is_awaited: bool,
-}
-
-impl Installed {
-    /// A version that was compiled, or read from a trusted file, just now.
-    pub fn new(manifest: Manifest, digest: Digest, code: Bytes) -> Self {
-        Self { manifest: manifest.into(), digest, code, from_cache: false, is_awaited: false }
-    }
-
-    pub fn limits(&self) -> Limits {
-        let limits = &self.manifest.limits;
-        Limits {
-            fuel: limits.fuel.get(),
-            timeout_ms: limits.timeout_ms.get(),
-            memory_bytes: limits.memory_bytes.get(),
-            outputs: limits.outputs as usize,
-            output_bytes: limits.output_bytes,
-            state_bytes: match self.manifest.state {
-                StateScope::None => 0,
-                _ => limits.state_bytes,
-            },
-        }
-    }
-
-    pub fn grants(&self) -> Grants {
-        Grants::from(&self.manifest.allow)
-    }
-
-    pub fn settings(&self) -> Vec<(String, String)> {
-        self.manifest.config.iter().map(|(key, value)| (key.clone(), value.clone())).collect()
-    }
 }
 
 #[derive(Debug, thiserror::Error)]

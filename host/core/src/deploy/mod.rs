@@ -40,7 +40,7 @@ pub use payload::digest;
 
 pub use deployer::DeployerConfig;
 pub use interface::TrialEvent;
-pub use interface::{Action, Installed, Request, Start};
+pub use interface::{Action, Request};
 pub use interface::{COMPILE_CPU_SECS, COMPILE_MEMORY_BYTES};
 pub use source::Source;
 pub use source::{code_path, component_path};

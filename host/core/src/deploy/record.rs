@@ -10,6 +10,7 @@
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::boot::Place;
 use super::keys::MOST_KEYS;
 use super::payload::{Document, Module};
 use super::reason::{Reason, Refusal};
@@ -145,6 +146,14 @@ impl Record {
         let candidate = self.candidate.as_ref().map(|candidate| &candidate.stored);
         let stored = [self.active.as_ref(), self.previous.as_ref(), self.fallback(), candidate];
         stored.into_iter().flatten().map(|stored| stored.digest)
+    }
+
+    /// The version at a place.
+    pub(crate) fn at(&self, place: Place) -> Option<&StoredVersion> {
+        match place {
+            Place::Active => self.active.as_ref(),
+            Place::Fallback => self.fallback(),
+        }
     }
 
     /// The version that takes over if the active one fails before it has proven itself.

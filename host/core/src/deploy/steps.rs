@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::boot::{Installing, Place};
+use super::boot::Place;
 use super::deployer::Deployer;
 use super::interface::{Action, DiskAnswer, DiskRequest, Request, StoredFile};
 use super::orders::{KeyOrder, PendingOrder};
@@ -21,6 +21,7 @@ use super::reason::Refusal;
 use super::settings_orders::PendingSettings;
 use crate::message::Digest;
 use crate::time::Now;
+use crate::version::Version;
 
 /// Waiting messages, 16 MiB at most. Messages beyond it are dropped and fetched again.
 pub const MAX_MESSAGES: usize = 64;
@@ -90,9 +91,9 @@ pub enum Wait {
     },
     Retain,
     /// At the start: looking for code in the cache, reading the module or its source, and compiling it.
-    ReadCache(Box<Installing>),
-    ReadActive(Box<Installing>),
-    Compile(Box<Installing>),
+    ReadCache(Place, Box<Version>),
+    ReadActive(Place, Box<Version>),
+    Compile(Place, Box<Version>),
     /// The result does not matter.
     Anything,
 }
@@ -172,16 +173,16 @@ impl Deployer {
                 let wait = self.agenda.wait.take().expect("an answer follows a request");
                 self.resume(wait, answer, now);
             }
-            Request::Compiled { result, .. } if matches!(self.agenda.wait, Some(Wait::Compile(_))) => {
-                if let Some(Wait::Compile(installing)) = self.agenda.wait.take() {
-                    self.active_compiled(*installing, result);
+            Request::Compiled { result, .. } if matches!(self.agenda.wait, Some(Wait::Compile(..))) => {
+                if let Some(Wait::Compile(place, version)) = self.agenda.wait.take() {
+                    self.active_compiled(place, *version, result);
                 }
             }
             Request::Postponed => {
-                if let Some(Wait::Compile(installing)) =
-                    self.agenda.wait.take_if(|wait| matches!(wait, Wait::Compile(_)))
+                if let Some(Wait::Compile(place, version)) =
+                    self.agenda.wait.take_if(|wait| matches!(wait, Wait::Compile(..)))
                 {
-                    self.postpone(installing);
+                    self.postpone(place, version);
                 }
             }
             Request::Dropped => self.messages_dropped(now),
@@ -264,9 +265,9 @@ impl Deployer {
             Wait::RemoveModule(function) => self.module_removed(&function, answer, now),
             Wait::Save { function, then } => self.saved(&function, then, answer, now),
             Wait::Retain => self.swept(answer),
-            Wait::ReadCache(installing) => self.cache_read(installing, answer),
-            Wait::ReadActive(installing) => self.active_read(installing, answer),
-            Wait::Compile(_) => debug_assert!(false, "the compiler answers by Request::Compiled"),
+            Wait::ReadCache(place, version) => self.cache_read(place, version, answer),
+            Wait::ReadActive(place, version) => self.active_read(place, version, answer),
+            Wait::Compile(..) => debug_assert!(false, "the compiler answers by Request::Compiled"),
             Wait::Anything => {}
         }
     }

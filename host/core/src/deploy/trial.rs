@@ -8,7 +8,7 @@ use super::boot::verify;
 use super::decision::Proof;
 use super::deployer::{Deployer, KNOWN, compile_refusal, disk_refusal, report, report_now};
 use super::function::{Cause, Stage, TrialProgress, Work};
-use super::interface::{Action, CompilerError, DiskAnswer, DiskRequest, Installed, Start, StoredFile, TrialEvent};
+use super::interface::{Action, CompilerError, DiskAnswer, DiskRequest, StoredFile, TrialEvent};
 use super::reason::{Reason, Refusal};
 use super::record::Unproven;
 use super::report::{DeployState, Difference, MAX_DIFFERENCES};
@@ -17,6 +17,7 @@ use crate::isa::Class;
 use crate::manifest::TrialMode;
 use crate::message::Failure;
 use crate::time::Now;
+use crate::version::Version;
 
 /// Attempts to run the compiler: the board may be short of memory for a moment.
 const MOST_ATTEMPTS: u32 = 3;
@@ -111,16 +112,15 @@ impl Deployer {
     fn load(&mut self, name: &Arc<str>, code: Bytes) {
         let function = self.functions.get(name).expect(KNOWN);
         let candidate = function.candidate().cloned().expect("loaded code belongs to a candidate");
-        let manifest = match self.manifest(&candidate.stored) {
-            Ok(manifest) => manifest,
+        let version = match self.version(&candidate.stored, code) {
+            Ok(version) => version,
             Err(refusal) => return self.reject(name, refusal),
         };
-        let trial = candidate.trial(&manifest.trial);
+        let trial = candidate.trial(&version.manifest.trial);
         let work = self.functions.get_mut(name).and_then(|function| function.work.as_mut());
         let work = work.expect("a candidate has work");
         work.stage = Stage::Loading;
-        let installed = Installed::new(manifest, candidate.stored.digest, code);
-        self.actions.push_back(Action::Start(Start { edition: work.edition, installed, trial, is_resumed: false }));
+        self.actions.push_back(Action::Start(Box::new(Version { edition: work.edition, trial, ..version })));
     }
 
     pub fn trial(&mut self, name: &Arc<str>, edition: u32, event: TrialEvent, now: Now) {

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context as _, anyhow};
-use sedge_core::deploy::Installed;
 use sedge_core::manifest::Manifest;
+use sedge_core::version::Version;
 use sedge_sandbox::folder;
 use tokio::sync::{Mutex, mpsc};
 
@@ -16,7 +16,7 @@ use crate::watch::{self, Files};
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 pub(super) struct Builder {
-    built: Mutex<mpsc::Receiver<anyhow::Result<Installed>>>,
+    built: Mutex<mpsc::Receiver<anyhow::Result<Version>>>,
 }
 
 impl Builder {
@@ -44,13 +44,13 @@ impl Builder {
     }
 
     /// The next build. Fails only if nothing is built any more.
-    pub(super) async fn next(&self) -> anyhow::Result<anyhow::Result<Installed>> {
+    pub(super) async fn next(&self) -> anyhow::Result<anyhow::Result<Version>> {
         self.built.lock().await.recv().await.context("the folder is not looked at any more")
     }
 }
 
 /// Builds the function of a folder.
-pub(super) fn build(dir: &Path) -> anyhow::Result<Installed> {
+pub(super) fn build(dir: &Path) -> anyhow::Result<Version> {
     let manifest = Manifest::load(dir, &sedge_sandbox::machine::MACHINE).map_err(|problems| anyhow!("{problems}"))?;
     if dir.join("Cargo.toml").is_file() {
         crate::build::build(dir)?;

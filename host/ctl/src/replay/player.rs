@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
-use sedge_core::deploy::Installed;
 use sedge_core::manifest::{Manifest, StateScope};
 use sedge_core::message::{FailureCode, Verdict};
 use sedge_core::recording::{self, Drawn, Header, RecordedVersion};
 use sedge_core::text::printable;
 use sedge_core::topic::TopicFilter;
+use sedge_core::version::Version;
 use sedge_sandbox::{Draws, ScopeState};
 
 use super::case::Case;
@@ -23,7 +23,7 @@ type Settings = Arc<[(String, String)]>;
 
 pub(super) struct Player<'a> {
     runner: Runner,
-    installed: &'a Installed,
+    installed: &'a Version,
     manifest: &'a Manifest,
     /// Given by the person who replays.
     given: &'a [(String, String)],
@@ -50,11 +50,7 @@ struct Topic {
 }
 
 impl<'a> Player<'a> {
-    pub(super) fn new(
-        installed: &'a Installed,
-        header: &Header,
-        given: &'a [(String, String)],
-    ) -> anyhow::Result<Self> {
+    pub(super) fn new(installed: &'a Version, header: &Header, given: &'a [(String, String)]) -> anyhow::Result<Self> {
         let manifest = &*installed.manifest;
         for (name, value) in given {
             manifest.check_setting(name, value).map_err(|invalid| anyhow::anyhow!("--set {name}: {invalid}"))?;

@@ -11,7 +11,7 @@ use flume::{Receiver, Sender};
 
 use super::disk::{Disk, FUNCTIONS, SETTINGS};
 use sedge_core::deploy::deployer::{Deployer, DeployerConfig};
-use sedge_core::deploy::interface::{Action, Boot, CompilerError, DiskAnswer, DiskRequest, Request, Start, StoredFile};
+use sedge_core::deploy::interface::{Action, Boot, CompilerError, DiskAnswer, DiskRequest, Request, StoredFile};
 use sedge_core::deploy::stats::DeployStats;
 use sedge_core::deploy::steps::{MAX_EVENTS, MAX_MESSAGES};
 use sedge_core::isa::Class;
@@ -19,6 +19,7 @@ use sedge_core::manifest::Manifest;
 use sedge_core::message::Digest;
 use sedge_core::settings::Overlay;
 use sedge_core::time::Now;
+use sedge_core::version::Version;
 use sedge_sandbox::compiler::CompileBackend;
 use sedge_sandbox::folder;
 
@@ -52,19 +53,19 @@ impl Shell {
         folders: Vec<(PathBuf, Manifest)>,
         compiler: Arc<dyn CompileBackend>,
         now: Now,
-    ) -> Result<(Self, Vec<Start>), OpenError> {
+    ) -> Result<(Self, Vec<Version>), OpenError> {
         let error = |source| OpenError { path: dir.to_owned(), source };
         let disk = Disk::open(dir.to_owned()).map_err(error)?;
         let boot = read(&disk, &config, folders).map_err(error)?;
         let deployer = Deployer::new(config, boot, now);
         let requests = flume::bounded(MAX_MESSAGES + MAX_EVENTS);
         let mut shell = Self { deployer, disk, compiler, decided: VecDeque::new(), requests };
-        let starts = shell.boot(now).map_err(error)?;
-        Ok((shell, starts))
+        let versions = shell.boot(now).map_err(error)?;
+        Ok((shell, versions))
     }
 
-    fn boot(&mut self, now: Now) -> io::Result<Vec<Start>> {
-        let mut starts = Vec::new();
+    fn boot(&mut self, now: Now) -> io::Result<Vec<Version>> {
+        let mut versions = Vec::new();
         let until = Instant::now() + COMPILE_AT_START;
         while let Some(action) = self.deployer.poll() {
             match action {
@@ -80,12 +81,12 @@ impl Shell {
                     let request = self.compile_until(until, Compilation { function, edition, digest, wasm, class });
                     self.deployer.handle(request, now);
                 }
-                Action::Start(start) => starts.push(start),
+                Action::Start(version) => versions.push(*version),
                 action => self.decided.push_back(action),
             }
         }
         debug_assert!(self.deployer.is_idle(), "all that the deployer waits for was answered");
-        Ok(starts)
+        Ok(versions)
     }
 
     /// Compiles. Returns the result, or [`Request::Postponed`], and the result follows to the thread.

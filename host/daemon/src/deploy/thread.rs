@@ -164,11 +164,11 @@ mod tests {
 
     use super::*;
     use crate::deploy::testing::board;
+    use sedge_core::deploy::TrialEvent;
     use sedge_core::deploy::envelope::SignedEnvelope;
     use sedge_core::deploy::payload::Module;
     use sedge_core::deploy::report::{DeployState, Report};
     use sedge_core::deploy::topics::Topics;
-    use sedge_core::deploy::{Start, TrialEvent};
     use sedge_core::isa::Class;
     use sedge_core::message::Digest;
     use sedge_sandbox::compiler::CompileBackend;
@@ -191,9 +191,9 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let settings = board::settings(&[("ops", &board::key())]);
         let path = dir.path().join("deploy");
-        let (shell, starts) =
+        let (shell, versions) =
             Shell::open(&path, settings, Vec::new(), Arc::new(Copy), sedge_sandbox::clock::now(true)).unwrap();
-        assert!(starts.is_empty());
+        assert!(versions.is_empty());
         let (handle, actions) = spawn(shell).unwrap();
         (dir, handle, actions)
     }
@@ -224,11 +224,12 @@ mod tests {
             let chunk = Bytes::copy_from_slice(&wasm[range.start as usize..range.end as usize]);
             handle.deliver(&Topics::new("sedge").blob(&module.digest, index), chunk);
         }
-        let Start { edition, installed, .. } = until(&mut actions, |action| match action {
-            Action::Start(start) => Some(start),
+        let version = until(&mut actions, |action| match action {
+            Action::Start(version) => Some(version),
             _ => None,
         });
-        assert_eq!(installed.code, wasm);
+        assert_eq!(version.code.bytes(), wasm);
+        let edition = version.edition;
         for event in [TrialEvent::Ready, TrialEvent::Passed] {
             handle.send(Request::Trial { function: "warm".into(), edition, event });
         }

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::{Daemon, parts};
+use super::Daemon;
 use crate::deploy::thread::DeployHandle;
 use crate::recordings::ReplyPart;
-use sedge_core::board::{Delivery, Input, Version};
+use sedge_core::board::{Delivery, Input};
 use sedge_core::config::Config;
 use sedge_core::deploy::topics::{Target, Topic, Topics};
 use sedge_core::deploy::{self, Action};
@@ -124,17 +124,15 @@ impl Daemon {
             Action::Fetch { digest } => self.broker.fetch(&self.orders.topics.blobs(&digest)),
             Action::EndFetch { digest } => self.broker.unsubscribe(&self.orders.topics.blobs(&digest)),
             Action::FetchOrders => self.fetch_orders(),
-            Action::Start(deploy::Start { edition, installed, trial, is_resumed }) => {
+            Action::Start(version) => {
                 tracing::info!(
-                    function = &*installed.manifest.name,
-                    version = &*installed.manifest.version,
-                    digest = %installed.digest,
-                    on_trial = trial.is_some(),
+                    function = &*version.manifest.name,
+                    version = &*version.manifest.version,
+                    digest = %version.digest,
+                    on_trial = version.trial.is_some(),
                     "version deployed"
                 );
-                let version = parts::version(&self.orders.config, &self.orders.engines, edition, &installed, trial);
-                let version = Version { is_resumed, ..version };
-                self.board.handle(Input::Deploy(version), self.now());
+                self.board.handle(Input::Deploy(self.orders.engines.hold(*version)), self.now());
             }
             Action::Stop { function } => {
                 tracing::info!(function = &*function, "function removed");

@@ -26,18 +26,13 @@ use crate::telemetry::{Beside, ConnectionLog, Health, Http, Notifier};
 use crate::traces::Exporter;
 use crate::worker::processes::{ProcessConfig, Processes};
 use sedge_core::board::{
-    self, Board, BoardConfig, Budget, CautionConfig, Input, PauseConfig, RecorderConfig, SinkRoute, Version,
-    WorkerConfig,
+    self, Board, BoardConfig, Budget, CautionConfig, Input, PauseConfig, RecorderConfig, SinkRoute, WorkerConfig,
 };
-use sedge_core::config::problem::Invalid;
 use sedge_core::config::{Clock, Config, Isolate, Sink};
-use sedge_core::deploy::{self, DeployerConfig, Installed};
+use sedge_core::deploy::DeployerConfig;
 use sedge_core::forward::SinkLane;
-use sedge_core::isa::Class;
-use sedge_core::manifest::{Manifest, Trial};
+use sedge_core::manifest::Manifest;
 use sedge_core::metrics::Metrics;
-use sedge_core::permits::Permits;
-use sedge_core::schedule::Zone;
 use sedge_core::stream::SinkId;
 use sedge_core::{forward, store};
 use sedge_sandbox::cache::Cache;
@@ -98,7 +93,7 @@ impl Daemon {
         let now = sedge_sandbox::clock::now(clock_synced);
         let engines = ScriptEngines::default();
         let compiler = Arc::new(CachingCompiler::new(Cache::open(data_dir)?, Compiler, engines.clone()));
-        let (deploy_shell, starts) = crate::deploy::shell::Shell::open(
+        let (deploy_shell, versions) = crate::deploy::shell::Shell::open(
             &data_dir.join("deploy"),
             DeployerConfig::new(&config, Compiler::capabilities(), sedge_sandbox::machine::MACHINE),
             functions,
@@ -128,18 +123,8 @@ impl Daemon {
             board.handle(Input::Settings { function, change, overlay }, now);
         }
         board.handle(Input::Mute(shown.mutes(now)), now);
-        for deploy::Start { edition, installed, trial, is_resumed } in starts {
-            if !installed.is_awaited {
-                tracing::info!(
-                    function = &*installed.manifest.name,
-                    version = &*installed.manifest.version,
-                    digest = %installed.digest,
-                    from_cache = installed.from_cache,
-                    "function installed"
-                );
-            }
-            let version = Version { is_resumed, ..version(&config, &engines, edition, &installed, trial) };
-            board.handle(Input::Deploy(version), now);
+        for version in versions {
+            board.handle(Input::Deploy(engines.hold(version)), now);
         }
         let (handle, decisions) = crate::deploy::thread::spawn(deploy_shell).context("failed to start deploying")?;
         // A full disk must not keep a board from starting after an upgrade.
@@ -212,40 +197,6 @@ fn raise_descriptors() {
 
 pub(super) fn meta<'a>(recovered: &'a store::Recovered, key: &str) -> Option<&'a Bytes> {
     recovered.meta.iter().find(|(name, _)| name == key).map(|(_, value)| value)
-}
-
-pub(super) fn version(
-    config: &Config,
-    engines: &ScriptEngines,
-    edition: u32,
-    installed: &Installed,
-    trial: Option<Trial>,
-) -> Version {
-    let permits = Permits::new(&installed.manifest.allow, &config.node.base_topic);
-    Version {
-        edition,
-        manifest: Arc::clone(&installed.manifest),
-        digest: installed.digest,
-        limits: installed.limits(),
-        permits,
-        code: engines.hold(installed.code.clone(), Class::for_memory(installed.manifest.limits.memory_bytes.get())),
-        is_awaited: installed.is_awaited,
-        trial,
-        is_resumed: false,
-        zone: zone(&installed.manifest),
-    }
-}
-
-/// The zone of a function's schedules. A board that does not know it runs the function on everything else.
-fn zone(manifest: &Manifest) -> Option<Zone> {
-    if manifest.at.is_empty() {
-        return None;
-    }
-    let log = |problem: &Invalid| {
-        let function = &*manifest.name;
-        tracing::error!(function, "the schedules of the function do not run: {problem}");
-    };
-    sedge_sandbox::machine::MACHINE.zone(manifest.zone.as_deref()).inspect_err(log).ok()
 }
 
 fn process_config(config: &Config) -> ProcessConfig {

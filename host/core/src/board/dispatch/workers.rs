@@ -13,12 +13,12 @@ use super::turns::MAX_WAIT;
 use crate::board::Weight;
 use crate::board::ids::{FunctionNo, JobId, JobNo, Life, WorkerNo};
 use crate::board::input::{Job, Load, NewSettings, StateEntries, WorkerCommand, WorkerEvent};
-use crate::board::version::Version;
 use crate::bounds;
 use crate::manifest::{Manifest, StateScope};
 use crate::message::{LogLine, Outcome};
 use crate::mistakes::{Mistake, is_made};
 use crate::settings::Settings;
+use crate::version::Version;
 
 /// A run may take this many times its deadline, because its worker may wait for a processor.
 const STRETCH: u32 = 10;

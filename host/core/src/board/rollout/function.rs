@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use super::pause::{PauseConfig, Paused, Pauses};
 use super::trial::Candidate;
 use crate::board::ids::FunctionNo;
-use crate::board::version::Version;
 use crate::manifest::{Manifest, StateScope};
 use crate::message::{Failure, Message, Scope};
 use crate::metrics::FunctionMetrics;
 use crate::request::HttpRoute;
 use crate::router::Heard;
 use crate::topic::TopicFilter;
+use crate::version::Version;
 
 /// A function whose runs may take longer has a worker of its own.
 const LONG_RUN_MS: u32 = 100;

@@ -4,7 +4,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use super::function::Edition;
-use crate::board::version::{Difference, TrialTally};
+use crate::deploy::report::{Difference, TrialTally};
 use crate::manifest::{Trial, TrialMode};
 use crate::message::{Failure, FailureCode, Output, Verdict};
 

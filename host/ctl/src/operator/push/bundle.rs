@@ -10,14 +10,15 @@ use serde_json::{Value, json};
 
 use super::Mode;
 use crate::{build, runner};
+use sedge_core::config::Node;
 use sedge_core::deploy;
-use sedge_core::deploy::Installed;
 use sedge_core::deploy::code::Abi;
 use sedge_core::deploy::payload::{Document, Install, Module, NativeCode};
 use sedge_core::grants::Grants;
 use sedge_core::isa::{Class, Isa};
 use sedge_core::manifest::{Manifest, TrialMode};
 use sedge_core::message::Digest;
+use sedge_core::version::Version;
 use sedge_sandbox::compiler::Compiler;
 use sedge_sandbox::script::archive;
 use sedge_sandbox::shape::MAX_WASM_BYTES;
@@ -81,7 +82,7 @@ impl Bundle {
             bail!("{} is a script, and there is no native code of it: leave out --code", path.display());
         }
         let archive = runner::read_script(path).with_context(|| path.display().to_string())?;
-        let installed = Installed::new(manifest, deploy::digest(&archive), archive.clone());
+        let installed = Version::new(manifest, deploy::digest(&archive), archive.clone(), Node::BASE_TOPIC);
         folder::load(&installed, installed.settings().into(), &Compiler).with_context(|| path.display().to_string())?;
         let mut manifest = Manifest::clone(&installed.manifest);
         // A board without a compiler learns that what comes is a script before it fetches it.

@@ -14,7 +14,7 @@ use sedge_core::config;
 use sedge_core::deploy::code::Capabilities;
 use sedge_core::deploy::deployer::{Deployer, DeployerConfig};
 use sedge_core::deploy::envelope::SignedEnvelope;
-use sedge_core::deploy::interface::{Action, CompilerError, DiskRequest, Request, Start, StoredFile, TrialEvent};
+use sedge_core::deploy::interface::{Action, CompilerError, DiskRequest, Request, StoredFile, TrialEvent};
 use sedge_core::deploy::keys::{SigningKey, TrustedKey};
 use sedge_core::deploy::payload::{Document, Install, Module, Order, OrderChange};
 use sedge_core::deploy::report::Report;
@@ -25,6 +25,7 @@ use sedge_core::manifest::Manifest;
 use sedge_core::message::{Digest, Failure, FailureCode};
 use sedge_core::settings::Overlay;
 use sedge_core::time::Now;
+use sedge_core::version::Version;
 use sedge_sandbox::compiler::CompileBackend;
 
 pub(crate) const NODE: &str = "pump-3";
@@ -70,8 +71,8 @@ pub(crate) struct Board {
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Running {
-    pub(crate) active: Option<Start>,
-    pub(crate) candidate: Option<Start>,
+    pub(crate) active: Option<Version>,
+    pub(crate) candidate: Option<Version>,
 }
 
 /// Prefixes the module with `code:`.
@@ -179,7 +180,7 @@ impl Board {
         let path = dir.path().join("deploy");
         let now = Now { monotonic: Instant::now(), unix_ms: TODAY_MS, synced: true };
         let opened = Shell::open(&path, settings.clone(), folders.clone(), Arc::new(FakeCompiler), now);
-        let (Shell { deployer, disk, decided, .. }, starts) = opened.unwrap();
+        let (Shell { deployer, disk, decided, .. }, versions) = opened.unwrap();
         let mut board = Self {
             deployer,
             disk,
@@ -207,8 +208,8 @@ impl Board {
         let laid =
             |(function, change, overlay): (&Arc<str>, u64, &Overlay)| (Arc::clone(function), change, overlay.clone());
         let laid: Vec<_> = board.deployer.overlays().map(laid).collect();
-        for start in starts {
-            board.start(start);
+        for version in versions {
+            board.start(version);
         }
         for action in decided {
             board.carry_out(action, &mut VecDeque::new());
@@ -254,7 +255,7 @@ impl Board {
 
     /// The value that a setting of [`FUNCTION`] has in the pipeline.
     pub(crate) fn setting(&self, name: &str) -> Option<String> {
-        let manifest = &self.pipeline.get(FUNCTION)?.active.as_ref()?.installed.manifest;
+        let manifest = &self.pipeline.get(FUNCTION)?.active.as_ref()?.manifest;
         let overlay = self.overlays.get(FUNCTION).map(|(_, overlay)| overlay.clone()).unwrap_or_default();
         Some(overlay.resolve(manifest).all.get(name)?.text.to_string())
     }
@@ -301,11 +302,11 @@ impl Board {
                     None => requests.push_back(request),
                 }
             }
-            Action::Start(start) => {
-                let (function, edition) = (Arc::clone(&start.installed.manifest.name), start.edition);
-                let traps = start.installed.code.starts_with(b"code:trap");
-                let is_trial = start.trial.is_some();
-                self.start(start);
+            Action::Start(version) => {
+                let (function, edition) = (Arc::clone(&version.manifest.name), version.edition);
+                let traps = version.code.bytes().starts_with(b"code:trap");
+                let is_trial = version.trial.is_some();
+                self.start(*version);
                 if self.is_lenient {
                     let mut tell = |event| {
                         requests.push_back(Request::Trial { function: Arc::clone(&function), edition, event });
@@ -358,17 +359,17 @@ impl Board {
         }
     }
 
-    fn start(&mut self, start: Start) {
-        let name = start.installed.manifest.name.to_string();
+    fn start(&mut self, version: Version) {
+        let name = version.manifest.name.to_string();
         // Workers cannot load empty code.
-        if start.installed.code.is_empty() {
+        if version.code.bytes().is_empty() {
             return;
         }
-        assert!(start.installed.code.starts_with(b"code:"));
+        assert!(version.code.bytes().starts_with(b"code:"));
         let running = self.pipeline.entry(name).or_default();
-        match start.trial {
-            Some(_) => running.candidate = Some(start),
-            None => *running = Running { active: Some(start), candidate: None },
+        match version.trial {
+            Some(_) => running.candidate = Some(version),
+            None => *running = Running { active: Some(version), candidate: None },
         }
     }
 
@@ -451,7 +452,7 @@ impl Board {
 
     /// Serial of the version that serves.
     pub(crate) fn serving(&self) -> Option<u64> {
-        Some(self.pipeline.get(FUNCTION)?.active.as_ref()?.installed.manifest.serial)
+        Some(self.pipeline.get(FUNCTION)?.active.as_ref()?.manifest.serial)
     }
 
     pub(crate) fn files(&self, folder: &str) -> BTreeSet<String> {

@@ -69,8 +69,8 @@ fn a_board_without_a_compiler_runs_pushed_code() {
     board.chunks(&ours);
     check(&mut board, Some(1), "active", &[]);
     assert_eq!(board.compiled, 0);
-    let active = &board.pipeline[FUNCTION].active.as_ref().unwrap().installed;
-    assert_eq!(active.code, [b"code:", &*module(1)].concat());
+    let active = &board.pipeline[FUNCTION].active.as_ref().unwrap();
+    assert_eq!(active.code.bytes(), [b"code:", &*module(1)].concat());
     let version = board.report().active.as_ref().unwrap().version.clone();
     assert_eq!((version.native_code, version.digest), (true, sedge_core::deploy::digest(&ours)));
 

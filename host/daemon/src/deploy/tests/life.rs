@@ -326,7 +326,7 @@ fn orders_for_an_unproven_version() {
 #[test]
 fn a_version_that_fails_gives_its_place_back_to_an_unproven_one() {
     let mut board = unproven();
-    let edition = |board: &Board| board.pipeline[FUNCTION].candidate.as_ref().map(|start| start.edition);
+    let edition = |board: &Board| board.pipeline[FUNCTION].candidate.as_ref().map(|version| version.edition);
     let first = edition(&board);
     // Refused before it served: nothing changes.
     board.push(4, b"world");
@@ -338,7 +338,7 @@ fn a_version_that_fails_gives_its_place_back_to_an_unproven_one() {
     assert_eq!(board.state(), "rolled-back failed-trial");
     assert_eq!(shown(&board), (Some(3), Some(2), Some(false)));
     let again = board.pipeline[FUNCTION].candidate.as_ref().unwrap();
-    assert_eq!((again.installed.manifest.serial, again.is_resumed), (3, true));
+    assert_eq!((again.manifest.serial, again.is_resumed), (3, true));
     board.trial(TrialEvent::Failed { failure: failure() });
     assert_eq!(shown(&board), (Some(2), Some(1), None));
     // A version that passes leaves the proven one to return to.

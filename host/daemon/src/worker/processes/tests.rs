@@ -6,10 +6,11 @@ use tokio::task::LocalSet;
 
 use super::*;
 use sedge_core::board::ids::UnitId;
-use sedge_core::board::{FunctionNo, JobId, Version, Weight};
+use sedge_core::board::{FunctionNo, JobId, Weight};
 use sedge_core::manifest::Manifest;
 use sedge_core::message::{Digest, Outcome, Verdict};
-use sedge_core::permits::Permits;
+use sedge_core::version::Version;
+use sedge_sandbox::codes::ScriptEngines;
 use sedge_sandbox::testing::{INCREMENT, LIMITS, NOTHING, OPEN, code, message};
 
 const WORKER: WorkerNo = WorkerNo(0);
@@ -25,19 +26,8 @@ fn processes() -> Processes {
 fn load(function: u32, code: Bytes) -> WorkerCommand {
     let toml = "name = \"f\"\nversion = \"1.0.0\"\nserial = 1\nsubscribe = [\"t/#\"]\n";
     let manifest = Manifest::from_toml(toml, std::path::Path::new("function.toml"), None).unwrap();
-    let permits = Permits::new(&sedge_core::manifest::Allow::default(), "sedge");
-    let version = Version {
-        edition: 0,
-        manifest: manifest.into(),
-        digest: Digest([0; 32]),
-        limits: LIMITS,
-        permits,
-        code: codes::hold(code),
-        is_awaited: false,
-        trial: None,
-        is_resumed: false,
-        zone: None,
-    };
+    let version = ScriptEngines::default().hold(Version::new(manifest, Digest([0; 32]), code, "sedge"));
+    let version = Version { limits: LIMITS, ..version };
     WorkerCommand::Load(Load { function, version: version.into(), settings: Arc::default() })
 }
 
