@@ -7,15 +7,13 @@ use super::envelope::SignedEnvelope;
 use super::keys::{Keys, TrustedKey};
 use super::payload::{Install, Module, Order, OrderChange};
 use super::reason::{Reason, Refusal};
-use super::record::{Acceptance, OrderHistory};
+use super::record::{Acceptance, OrderHistory, StoredVersion};
 use super::topics::Target;
 use crate::config;
 use crate::config::machine::Machine;
 use crate::isa::Class;
-use crate::key::KeyId;
 use crate::manifest::{FEEDBACK_LOOP, Manifest};
 use crate::message::Digest;
-use crate::topic::TopicFilter;
 
 /// Largest jump of a serial. Unix time in milliseconds fits as the first serial, and one order cannot exhaust the range.
 const MAX_SERIAL_JUMP: u64 = 1 << 42;
@@ -56,23 +54,11 @@ pub(crate) struct Authentic<'k> {
 pub(crate) struct Accepted {
     pub(crate) order: Order,
     pub(crate) payload: Digest,
-    /// The keys whose permissions cover it.
-    pub(crate) signers: Vec<KeyId>,
-    /// The module or code of an install that this board uses.
-    pub(crate) chosen: Option<Chosen>,
+    /// What an install brings for this board, and the chunks of its module or code.
+    pub(crate) chosen: Option<(StoredVersion, Module)>,
     /// Whether all signers may send native code.
     pub(crate) is_by_code_senders: bool,
     pub(crate) acceptance: Acceptance,
-}
-
-/// The part of an install that is for one board.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Chosen {
-    pub(crate) module: Module,
-    /// Whether it is native code that was compiled elsewhere.
-    pub(crate) is_code: bool,
-    /// Topics of the keys whose permissions cover it. Empty: all.
-    pub(crate) confined_to: Vec<TopicFilter>,
 }
 
 impl<'k> Authentic<'k> {
@@ -126,21 +112,23 @@ impl<'k> Authentic<'k> {
                 return Err(Refusal::new(Reason::InvalidManifest, format!("sink: {invalid}")));
             }
             signers = filter(signers, |key| key.may_use(&manifest))?;
-            let chosen = chosen.insert(Chosen::of(install, board.host, &manifest)?);
-            if chosen.is_code {
+            let (module, is_code) = choose(install, board.host, &manifest)?;
+            if is_code {
                 // Required of all signers: a second signature must not lend its permission to the first.
                 send_code.clone()?;
             }
-            chosen.module.check(board.deploy.max_module_bytes.get())?;
+            module.check(board.deploy.max_module_bytes.get())?;
             // Permissions of two keys do not add up: those of one count.
             let widest = signers.iter().min_by_key(|key| !key.topics.is_empty());
-            chosen.confined_to = widest.map(|key| key.topics.clone()).unwrap_or_default();
+            let confined_to = widest.map(|key| key.topics.clone()).unwrap_or_default();
+            let (manifest, digest) = (install.manifest.clone(), module.digest);
+            chosen = Some((StoredVersion { manifest, digest, is_code, confined_to }, module.clone()));
         }
-        let signers: Vec<KeyId> = signers.into_iter().map(TrustedKey::id).collect();
+        let signers = signers.into_iter().map(TrustedKey::id).collect();
         let issued_at_ms = order.issued_at_ms.min(board.latest_floor_ms());
-        let acceptance = Acceptance { signers: signers.clone(), issued_at_ms, now_ms: board.now_ms };
+        let acceptance = Acceptance { signers, issued_at_ms, now_ms: board.now_ms };
         let is_by_code_senders = send_code.is_ok();
-        Ok(Accepted { order, payload, signers, chosen, is_by_code_senders, acceptance })
+        Ok(Accepted { order, payload, chosen, is_by_code_senders, acceptance })
     }
 }
 
@@ -170,17 +158,15 @@ impl Board<'_> {
     }
 }
 
-impl Chosen {
-    /// Prefers the module, which needs no trust, to code.
-    fn of(install: &Install, host: Capabilities, manifest: &Manifest) -> Result<Self, Refusal> {
-        if let Some(module) = install.module.as_ref().filter(|_| host.takes_module(manifest.names_script())) {
-            return Ok(Self { module: module.clone(), is_code: false, confined_to: Vec::new() });
-        }
-        let abi = host.abi(Class::for_memory(manifest.limits.memory_bytes.get()));
-        match install.code.iter().find(|code| Some(code.abi()) == abi) {
-            Some(code) => Ok(Self { module: code.module.clone(), is_code: true, confined_to: Vec::new() }),
-            None => Err(Refusal::new(Reason::NoCode, no_code(install, host, abi.as_ref()))),
-        }
+/// Returns the module, which needs no trust, or else code, and whether it is code.
+fn choose<'i>(install: &'i Install, host: Capabilities, manifest: &Manifest) -> Result<(&'i Module, bool), Refusal> {
+    if let Some(module) = install.module.as_ref().filter(|_| host.takes_module(manifest.names_script())) {
+        return Ok((module, false));
+    }
+    let abi = host.abi(Class::for_memory(manifest.limits.memory_bytes.get()));
+    match install.code.iter().find(|code| Some(code.abi()) == abi) {
+        Some(code) => Ok((&code.module, true)),
+        None => Err(Refusal::new(Reason::NoCode, no_code(install, host, abi.as_ref()))),
     }
 }
 

@@ -1,8 +1,7 @@
 //! The record of a function after an order, and the next step.
 
-use super::acceptance::Chosen;
 use super::function::{Stage, TrackedFunction};
-use super::payload::OrderChange;
+use super::payload::{Module, OrderChange};
 use super::reason::{Reason, Refusal};
 use super::record::{Candidate, CandidateKind, OrderOutcome, Record, StoredVersion, Unproven};
 use super::report::DeployState;
@@ -32,7 +31,7 @@ pub(crate) fn decide(
     function: &TrackedFunction,
     serial: u64,
     change: OrderChange,
-    chosen: Option<Chosen>,
+    chosen: Option<(StoredVersion, Module)>,
     signers: Vec<KeyId>,
 ) -> Result<(Record, NextStep), Refusal> {
     let mut record = function.record.clone();
@@ -40,11 +39,10 @@ pub(crate) fn decide(
     let not_installed = || Err(Refusal::new(Reason::NotInstalled, format!("{name} is not installed on this board")));
     let requested = Refusal::new(Reason::Requested, REQUESTED);
     let next = match change {
-        OrderChange::Install(install) => {
-            let Some(Chosen { module, is_code, confined_to }) = chosen else {
+        OrderChange::Install(_) => {
+            let Some((stored, module)) = chosen else {
                 return Err(Refusal::new(Reason::NoCode, "nothing in the order is for this board"));
             };
-            let stored = StoredVersion { manifest: install.manifest, digest: module.digest, is_code, confined_to };
             record.candidate = Some(Candidate { stored, kind: CandidateKind::Install(module), serial, signers });
             record.outcome = None;
             NextStep::StartCandidate

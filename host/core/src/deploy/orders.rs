@@ -182,7 +182,7 @@ impl Deployer {
 
     /// Stores what the order asks for. A failure leaves everything unchanged.
     fn carry_out(&mut self, origin: Origin, accepted: Accepted) -> Result<(), Refusal> {
-        let Accepted { order, payload, signers, chosen, acceptance, .. } = accepted;
+        let Accepted { order, payload, chosen, acceptance, .. } = accepted;
         let Order { serial, target, change, .. } = order;
         let name = &origin.function;
         if let OrderChange::Install(install) = &change {
@@ -192,7 +192,7 @@ impl Deployer {
         }
         let fresh = TrackedFunction::new(Arc::clone(name));
         let function = self.functions.get(name).unwrap_or(&fresh);
-        let (mut record, next) = decide(function, serial, change, chosen, signers)?;
+        let (mut record, next) = decide(function, serial, change, chosen, acceptance.signers.clone())?;
         record.history.accept(serial, &target, payload, &acceptance);
         // A record names only modules in the deploy folder: files elsewhere may change.
         let folder = function.folder.as_ref().zip(function.active_digest());
