@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sedge_core::board::{Job, JobNo, Life, NewSettings, WorkerCommand, WorkerEvent};
+use sedge_core::board::{Job, JobNo, Life, Load, WorkerCommand, WorkerEvent};
 use sedge_core::manifest::StateScope;
 use sedge_core::message::{
     Alert, AlertStatus, Failure, FailureCode, Message, Outcome, Output, Publication, Reply, Severity, StateGrowth,
@@ -157,9 +157,9 @@ impl Worker {
                 self.said.push_back(WorkerEvent::Loaded { function: load.function, edition, error });
             }
             WorkerCommand::Unload { function, edition } => drop(self.versions.remove(&(function, edition))),
-            WorkerCommand::Set { change, settings } => {
-                for NewSettings { function, edition, settings } in settings {
-                    if let Some(script) = self.versions.get_mut(&(function, edition)) {
+            WorkerCommand::Set { change, loads } => {
+                for Load { function, version, settings } in loads {
+                    if let Some(script) = self.versions.get_mut(&(function, version.edition)) {
                         script.settings = settings;
                     }
                 }

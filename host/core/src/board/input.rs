@@ -256,7 +256,7 @@ pub enum WorkerCommand {
     /// Replaces the settings of loaded versions for all jobs that follow. Answered by [`WorkerEvent::Set`].
     Set {
         change: u64,
-        settings: Vec<NewSettings>,
+        loads: Vec<Load>,
     },
     /// What the worker remembers of the function's state is not what is stored: of these topics (`None`: shared by all),
     /// or of all if there are none.
@@ -274,19 +274,11 @@ pub enum WorkerCommand {
     },
 }
 
-/// A version as a worker is given it.
+/// A version as a worker is given it: under the number of its function, with all settings.
 #[derive(Clone, Debug)]
 pub struct Load {
     pub function: u32,
     pub version: Arc<Version>,
-    pub settings: Arc<Settings>,
-}
-
-/// The settings of a version that a worker has.
-#[derive(Clone, Debug)]
-pub struct NewSettings {
-    pub function: u32,
-    pub edition: u32,
     pub settings: Arc<Settings>,
 }
 

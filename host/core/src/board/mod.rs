@@ -62,9 +62,7 @@ pub use flow::{GUEST_LOG, PARTS_OF_PARKED};
 use follow::Follows;
 pub use follow::{Cut, Follow, FollowedOutput, FollowedRun, MAX_FOLLOWS};
 pub use ids::{FunctionNo, JobId, JobNo, Life, WorkerNo};
-pub use input::{
-    AckToken, BrokerEvent, Delivery, Effect, Input, Job, Load, NewSettings, SinkEvent, WorkerCommand, WorkerEvent,
-};
+pub use input::{AckToken, BrokerEvent, Delivery, Effect, Input, Job, Load, SinkEvent, WorkerCommand, WorkerEvent};
 use intake::Intake;
 pub use intake::window_memory;
 use invariants::Invariants;

@@ -20,7 +20,7 @@ use std::time::Instant;
 
 use super::ids::FunctionNo;
 use crate::deploy::TrialEvent;
-use crate::manifest::{Trial, TrialMode};
+use crate::manifest::TrialMode;
 use crate::metrics::{FunctionMetrics, Metrics};
 use crate::time::Now;
 use crate::version::Version;
@@ -49,8 +49,6 @@ pub(crate) struct Rollout {
 struct Pending {
     function: FunctionNo,
     edition: Rc<Edition>,
-    trial: Option<Trial>,
-    is_resumed: bool,
     is_loaded: bool,
 }
 
@@ -64,8 +62,6 @@ pub(crate) enum Report {
 pub(crate) struct Placed {
     pub(crate) function: FunctionNo,
     pub(crate) edition: Rc<Edition>,
-    /// Loading it may fail without harm.
-    pub(crate) is_expendable: bool,
     /// Serves before the workers have confirmed it: jobs reach a worker behind the code that they need.
     pub(crate) serves_at_once: bool,
     /// Versions that waited to be loaded and are given up.
@@ -161,7 +157,7 @@ impl Rollout {
 
     /// Gives a version its place. `has_run`: workers have run it under another number, so it is known to load. A shadow
     /// that runs already must have been ended. `Err`: all numbers are used up.
-    pub(crate) fn place(&mut self, version: Version, has_run: bool, now: Now) -> Result<Placed, String> {
+    pub(crate) fn place(&mut self, mut version: Version, has_run: bool, now: Now) -> Result<Placed, String> {
         let name = Arc::clone(&version.manifest.name);
         let main = self.find(&name);
         let is_first = main.is_none_or(|number| self.function(number).serving().is_none());
@@ -182,25 +178,24 @@ impl Rollout {
         let Some(number) = number else {
             return Err(format!("{MAX_FUNCTIONS} functions have run since the start; restart the daemon"));
         };
-        let trial =
-            version.trial.clone().map(|trial| if is_shadow { trial } else { Trial { mode: TrialMode::Live, ..trial } });
-        let is_resumed = version.is_resumed;
-        let edition = Rc::new(Edition::new(version.into(), trial.is_some()));
+        if let Some(trial) = version.trial.as_mut().filter(|_| !is_shadow) {
+            trial.mode = TrialMode::Live;
+        }
+        let edition = Rc::new(Edition::new(version));
         // Whatever waits already is older.
         let superseded = self.forget_pending(number);
         let keeps_keys = self.keeps_keys(number, &edition);
         let placed = Placed {
             function: number,
             edition: Rc::clone(&edition),
-            is_expendable: trial.is_some(),
             // A version that is resumed has been loaded before.
-            serves_at_once: match trial {
+            serves_at_once: match edition.version.trial {
                 None => is_first || has_run && keeps_keys,
-                Some(_) => is_resumed && (keeps_keys || self.function(number).jobs_under_way() == 0),
+                Some(_) => edition.version.is_resumed && (keeps_keys || self.function(number).jobs_under_way() == 0),
             },
             superseded,
         };
-        self.pending.push(Pending { function: number, edition, trial, is_resumed, is_loaded: false });
+        self.pending.push(Pending { function: number, edition, is_loaded: false });
         Ok(placed)
     }
 
@@ -286,8 +281,7 @@ impl Rollout {
 
     /// Makes a version serve, or begins its trial. Returns versions that the workers can unload.
     fn begin(&mut self, pending: &Pending, now: Now) -> Vec<(FunctionNo, u32)> {
-        let Pending { function: number, is_resumed, .. } = *pending;
-        let (edition, trial) = (Rc::clone(&pending.edition), pending.trial.clone());
+        let (number, edition) = (pending.function, Rc::clone(&pending.edition));
         let function = self.function_mut(number);
         let (older, proven) = match std::mem::take(&mut function.versions) {
             Versions::None => (None, None),
@@ -301,9 +295,9 @@ impl Rollout {
             }
             Versions::Trial { candidate, fallback } => (Some(candidate.edition), fallback),
         };
-        let replaced = match trial {
+        let replaced = match edition.version.trial.clone() {
             Some(trial) => {
-                let candidate = Box::new(Candidate::new(edition, trial, is_resumed, now.monotonic));
+                let candidate = Box::new(Candidate::new(edition, trial, now.monotonic));
                 function.versions = Versions::Trial { candidate, fallback: proven };
                 self.timed.insert(number);
                 None

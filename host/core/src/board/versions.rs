@@ -36,7 +36,7 @@ impl Board {
                 return self.effects.push_back(super::Effect::Deployed { function: name, edition, event });
             }
         };
-        let Placed { function, edition, is_expendable, serves_at_once, superseded } = placed;
+        let Placed { function, edition, serves_at_once, superseded } = placed;
         if !self.rollout.function(function).is_shadow() {
             self.wakes.adopt(&name, function);
         }
@@ -49,7 +49,7 @@ impl Board {
             self.set_apart(function);
         }
         let settings = self.overlays.settings(edition.manifest());
-        self.dispatch.workers.load(function, edition.version.clone(), settings, is_expendable);
+        self.dispatch.workers.load(function, edition.version.clone(), settings);
         if serves_at_once {
             let unload = self.rollout.begin_at_once(function, edition.number(), self.now);
             self.unload(unload);

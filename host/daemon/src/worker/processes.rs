@@ -136,9 +136,9 @@ impl Processes {
                 }
                 self.with(worker, life, |slot| slot.write(&ToWorker::Unload { function, edition }));
             }
-            WorkerCommand::Set { change, settings } => {
-                let settings =
-                    settings.into_iter().map(|it| (it.function, it.edition, Settings::clone(&it.settings))).collect();
+            WorkerCommand::Set { change, loads } => {
+                let settings = loads.iter().map(|it| (it.function, it.version.edition, Settings::clone(&it.settings)));
+                let settings = settings.collect();
                 self.with(worker, life, |slot| slot.write(&ToWorker::Set { change, settings }));
             }
             WorkerCommand::Forget { function, topics } => {

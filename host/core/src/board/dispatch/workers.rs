@@ -12,7 +12,7 @@ use super::slot::{Finished, Late, Process, Slot};
 use super::turns::MAX_WAIT;
 use crate::board::Weight;
 use crate::board::ids::{FunctionNo, JobId, JobNo, Life, WorkerNo};
-use crate::board::input::{Job, Load, NewSettings, StateEntries, WorkerCommand, WorkerEvent};
+use crate::board::input::{Job, Load, StateEntries, WorkerCommand, WorkerEvent};
 use crate::bounds;
 use crate::manifest::{Manifest, StateScope};
 use crate::message::{LogLine, Outcome};
@@ -272,9 +272,9 @@ impl Workers {
         self.has_set(worker, u64::MAX);
     }
 
-    /// Gives a version to every worker. [`Event::Loaded`] follows; jobs for it may be submitted before. `expendable`: given
-    /// up if workers die over it.
-    pub(crate) fn load(&mut self, function: FunctionNo, version: Arc<Version>, settings: Settings, expendable: bool) {
+    /// Gives a version to every worker. [`Event::Loaded`] follows; jobs for it may be submitted before. A version on trial is
+    /// given up if workers die over it.
+    pub(crate) fn load(&mut self, function: FunctionNo, version: Arc<Version>, settings: Settings) {
         if let Some(own) = self.own(function)
             && self.slots[own.index()].process == Process::Absent
         {
@@ -288,7 +288,7 @@ impl Workers {
             edition: version.edition,
             waiting_for: workers.iter().copied().collect(),
             error: None,
-            deaths: expendable.then_some(0),
+            deaths: version.trial.is_some().then_some(0),
         });
         let load = Load { function: function.0, version, settings: settings.into() };
         for worker in workers {
@@ -302,25 +302,24 @@ impl Workers {
     /// Gives the versions of a function other settings, for all jobs that are sent from now on. [`Event::Set`] follows when
     /// no job runs with the older ones.
     pub(crate) fn set(&mut self, function: &Arc<str>, change: u64, settings: impl Fn(&Manifest) -> Settings) {
-        let mut by_worker: BTreeMap<WorkerNo, Vec<NewSettings>> = BTreeMap::new();
+        let mut by_worker: BTreeMap<WorkerNo, Vec<Load>> = BTreeMap::new();
         for place in 0..self.loads.len() {
             let load = &mut self.loads[place];
             if load.version.manifest.name != *function {
                 continue;
             }
             load.settings = settings(&load.version.manifest).into();
-            let (function, edition) = (load.function, load.version.edition);
-            let settings = NewSettings { function, edition, settings: Arc::clone(&load.settings) };
-            for worker in self.of(FunctionNo(function)) {
-                by_worker.entry(worker).or_default().push(settings.clone());
+            let load = load.clone();
+            for worker in self.of(FunctionNo(load.function)) {
+                by_worker.entry(worker).or_default().push(load.clone());
             }
         }
         let mut waiting_for = BTreeSet::new();
         // One that is not running is given the newest with its versions.
-        for (worker, settings) in by_worker {
+        for (worker, loads) in by_worker {
             if self.slots[worker.index()].is_running() {
                 self.slots[worker.index()].asked_to_set(change);
-                self.command(worker, WorkerCommand::Set { change, settings });
+                self.command(worker, WorkerCommand::Set { change, loads });
                 waiting_for.insert(worker);
             }
         }

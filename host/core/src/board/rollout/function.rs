@@ -81,8 +81,9 @@ pub(crate) enum Role {
 }
 
 impl Edition {
-    pub fn new(version: Arc<Version>, on_trial: bool) -> Self {
-        Self { version, jobs: Cell::new(0), is_unproven: Cell::new(on_trial) }
+    pub fn new(version: Version) -> Self {
+        let is_unproven = Cell::new(version.trial.is_some());
+        Self { version: version.into(), jobs: Cell::new(0), is_unproven }
     }
 
     pub fn number(&self) -> u32 {

@@ -46,13 +46,13 @@ pub(crate) enum Observed {
 }
 
 impl Candidate {
-    /// `is_late`: it has been late before, in an earlier run of the daemon.
-    pub(crate) fn new(edition: Rc<Edition>, terms: Trial, is_late: bool, now: Instant) -> Self {
+    pub(crate) fn new(edition: Rc<Edition>, terms: Trial, now: Instant) -> Self {
         Self {
             until: now + Duration::from_secs(terms.secs.get().into()),
+            // It has been late before, in an earlier run of the daemon.
+            is_late: edition.version.is_resumed,
             edition,
             terms,
-            is_late,
             is_over: false,
             tally: TrialTally::default(),
             reported: None,

@@ -2,6 +2,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::board::ids::UnitId;
+use crate::manifest::Trial;
 use crate::message::{Message, Output, Publication, StateGrowth, StateWrite, Usage, Verdict};
 
 const WORKER: WorkerNo = WorkerNo(0);
@@ -47,7 +48,7 @@ impl Rig {
         let now = Instant::now();
         let config = WorkerConfig { count: 1, one_each: false, max_waiting: 100 };
         let mut rig = Self { workers: Workers::new(config, now), now };
-        rig.workers.load(FunctionNo(0), version(1), Settings::default(), false);
+        rig.workers.load(FunctionNo(0), version(1), Settings::default());
         assert_eq!(rig.start(), ["start", "load"]);
         rig
     }
@@ -306,7 +307,8 @@ fn a_worker_is_given_few_large_messages_at_a_time() {
 fn a_version_over_which_workers_die_is_given_up() {
     let mut rig = Rig::new();
     rig.say(WorkerEvent::Loaded { function: 0, edition: 1, error: None });
-    rig.workers.load(FunctionNo(0), version(2), Settings::default(), true);
+    let on_trial = Version { trial: Some(Trial::default()), ..Version::clone(&version(2)) };
+    rig.workers.load(FunctionNo(0), on_trial.into(), Settings::default());
     assert_eq!(rig.events(), ["loaded 1 "]);
     assert_eq!(rig.die(), ["died: signal 9"]);
     assert_eq!(rig.start(), ["load", "start", "load", "load"]);
