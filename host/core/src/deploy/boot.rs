@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use super::deployer::{Deployer, KNOWN, compile_refusal};
 use super::function::{FolderFile, TrackedFunction, TrialProgress};
-use super::interface::{Action, CompilerError, DiskAnswer, DiskRequest, FolderFunction, StoredFile};
+use super::interface::{Action, Compilation, CompilerError, DiskAnswer, DiskRequest, FolderFunction, StoredFile};
 use super::payload::Document;
 use super::reason::{Reason, Refusal};
 use super::record::{self, OrderOutcome, Record, StoredVersion};
@@ -134,7 +134,7 @@ impl Deployer {
             Ok(Content::Code(code)) => self.installed(place, *version, code, false),
             Ok(Content::Wasm(wasm)) => {
                 let (function, edition, class) = (Arc::clone(&version.manifest.name), version.edition, version.class());
-                self.actions.push_back(Action::Compile { function, edition, digest, wasm, class });
+                self.actions.push_back(Action::Compile(Compilation { function, edition, digest, wasm, class }));
                 self.wait_for(Wait::Compile(place, version));
             }
             Err(refusal) => {
@@ -337,7 +337,8 @@ mod tests {
         deployer.handle(Request::Disk(Err(io::ErrorKind::NotFound.into())), now);
         assert!(matches!(deployer.poll(), Some(Action::Disk(DiskRequest::ReadSource(_)))));
         deployer.handle(Request::Disk(Ok(Bytes::from_static(b"wasm"))), now);
-        let Some(Action::Compile { function, edition, .. }) = deployer.poll() else { panic!("it is compiled") };
+        let Some(Action::Compile(compilation)) = deployer.poll() else { panic!("it is compiled") };
+        let Compilation { function, edition, .. } = compilation;
         assert!(deployer.poll().is_none() && !deployer.is_idle());
         deployer.handle(Request::Compiled { function, edition, result: Ok(Bytes::from_static(b"code")) }, now);
         let Some(Action::Start(version)) = deployer.poll() else { panic!("it serves") };

@@ -163,6 +163,16 @@ pub enum TrialEvent {
     },
 }
 
+/// A module to be compiled. Answered by [`Request::Compiled`].
+#[derive(Clone, Debug)]
+pub struct Compilation {
+    pub function: Arc<str>,
+    pub edition: u32,
+    pub digest: Digest,
+    pub wasm: Bytes,
+    pub class: Class,
+}
+
 /// An effect that the deployer asks for. Effects are carried out in order.
 #[derive(Debug)]
 pub enum Action {
@@ -178,13 +188,7 @@ pub enum Action {
     },
     /// Subscribe again to the orders: some were dropped, or may be accepted now.
     FetchOrders,
-    Compile {
-        function: Arc<str>,
-        edition: u32,
-        digest: Digest,
-        wasm: Bytes,
-        class: Class,
-    },
+    Compile(Compilation),
     /// Put a version into service.
     Start(Box<Version>),
     /// Remove all versions of a function, the candidate included.

@@ -8,7 +8,7 @@ use super::boot::verify;
 use super::decision::Proof;
 use super::deployer::{Deployer, KNOWN, compile_refusal, disk_refusal, report, report_now};
 use super::function::{Cause, Stage, TrialProgress, Work};
-use super::interface::{Action, CompilerError, DiskAnswer, DiskRequest, StoredFile, TrialEvent};
+use super::interface::{Action, Compilation, CompilerError, DiskAnswer, DiskRequest, StoredFile, TrialEvent};
 use super::reason::{Reason, Refusal};
 use super::record::Unproven;
 use super::report::{DeployState, Difference, MAX_DIFFERENCES};
@@ -70,7 +70,8 @@ impl Deployer {
             };
         }
         self.compiling = Some((Arc::clone(name), edition));
-        self.actions.push_back(Action::Compile { function: Arc::clone(name), edition, digest, wasm, class });
+        let function = Arc::clone(name);
+        self.actions.push_back(Action::Compile(Compilation { function, edition, digest, wasm, class }));
     }
 
     pub(super) fn module_removed(&mut self, name: &Arc<str>, answer: DiskAnswer, now: Now) {

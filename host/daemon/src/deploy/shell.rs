@@ -11,12 +11,12 @@ use flume::{Receiver, Sender};
 
 use super::disk::{Disk, FUNCTIONS, SETTINGS};
 use sedge_core::deploy::deployer::{Deployer, DeployerConfig};
-use sedge_core::deploy::interface::{Action, Boot, CompilerError, DiskAnswer, DiskRequest, Request, StoredFile};
+use sedge_core::deploy::interface::{
+    Action, Boot, Compilation, CompilerError, DiskAnswer, DiskRequest, Request, StoredFile,
+};
 use sedge_core::deploy::stats::DeployStats;
 use sedge_core::deploy::steps::{MAX_EVENTS, MAX_MESSAGES};
-use sedge_core::isa::Class;
 use sedge_core::manifest::Manifest;
-use sedge_core::message::Digest;
 use sedge_core::settings::Overlay;
 use sedge_core::time::Now;
 use sedge_core::version::Version;
@@ -77,8 +77,8 @@ impl Shell {
                     };
                     self.deployer.handle(Request::Disk(answer), now);
                 }
-                Action::Compile { function, edition, digest, wasm, class } => {
-                    let request = self.compile_until(until, Compilation { function, edition, digest, wasm, class });
+                Action::Compile(compilation) => {
+                    let request = self.compile_until(until, compilation);
                     self.deployer.handle(request, now);
                 }
                 Action::Start(version) => versions.push(*version),
@@ -96,7 +96,7 @@ impl Shell {
         let (function, edition) = (Arc::clone(&compilation.function), compilation.edition);
         let (compiler, requests) = (Arc::clone(&self.compiler), self.requests.0.clone());
         let work = move || {
-            let compiled = compilation.run(&*compiler);
+            let compiled = compile(compilation, &*compiler);
             if let Err(flume::SendError(compiled)) = done.send(compiled) {
                 let _ = requests.send(compiled);
             }
@@ -131,25 +131,14 @@ impl Shell {
     }
 }
 
-/// A module to be compiled.
-pub(super) struct Compilation {
-    pub(super) function: Arc<str>,
-    pub(super) edition: u32,
-    pub(super) digest: Digest,
-    pub(super) wasm: Bytes,
-    pub(super) class: Class,
-}
-
-impl Compilation {
-    /// Blocks for as long as the compiler runs.
-    pub(super) fn run(self, compiler: &dyn CompileBackend) -> Request {
-        let Self { function, edition, digest, wasm, class } = self;
-        let result = match compiler.cached(&digest, class) {
-            Some(code) => Ok(code),
-            None => compiler.compile(&digest, &wasm, class),
-        };
-        Request::Compiled { function, edition, result }
-    }
+/// Compiles a module. Blocks for as long as the compiler runs.
+pub(super) fn compile(compilation: Compilation, compiler: &dyn CompileBackend) -> Request {
+    let Compilation { function, edition, digest, wasm, class } = compilation;
+    let result = match compiler.cached(&digest, class) {
+        Some(code) => Ok(code),
+        None => compiler.compile(&digest, &wasm, class),
+    };
+    Request::Compiled { function, edition, result }
 }
 
 /// Reads what the deployer starts from.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use flume::{Receiver, RecvTimeoutError, Sender, TrySendError};
 use tokio::sync::mpsc;
 
-use super::shell::{Compilation, Shell};
+use super::shell::{Shell, compile};
 use sedge_core::deploy::interface::{Action, CompilerError, Request};
 use sedge_core::deploy::stats::DeployStats;
 use sedge_core::deploy::steps::{MAX_EVENTS, MAX_MESSAGES};
@@ -139,17 +139,16 @@ impl DeployThread {
     /// Starts a compilation; returns any other action.
     fn carry_out(&self, action: Action) -> Option<Action> {
         match action {
-            Action::Compile { function, edition, digest, wasm, class } => {
+            Action::Compile(compilation) => {
                 let (compiler, requests) = (Arc::clone(&self.shell.compiler), self.requests.clone());
-                let name = Arc::clone(&function);
+                let (function, edition) = (Arc::clone(&compilation.function), compilation.edition);
                 let work = move || {
-                    let compiled = Compilation { function, edition, digest, wasm, class }.run(&*compiler);
                     // Fails only when the daemon ends.
-                    let _ = requests.try_send(compiled);
+                    let _ = requests.try_send(compile(compilation, &*compiler));
                 };
                 if let Err(error) = std::thread::Builder::new().name("compile".into()).spawn(work) {
                     let result = Err(CompilerError::Run(error));
-                    let _ = self.requests.try_send(Request::Compiled { function: name, edition, result });
+                    let _ = self.requests.try_send(Request::Compiled { function, edition, result });
                 }
                 None
             }

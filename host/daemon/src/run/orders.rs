@@ -158,7 +158,7 @@ impl Daemon {
             Action::Request(request) => self.carry_out_request(*request),
             Action::Reply { id, number, payload } => self.requests.add(ReplyPart { id, number, payload }),
             // The deploy thread carries these out itself.
-            Action::Disk(_) | Action::Compile { .. } | Action::RetainCode { .. } => {}
+            Action::Disk(_) | Action::Compile(_) | Action::RetainCode { .. } => {}
         }
     }
 

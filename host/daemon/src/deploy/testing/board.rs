@@ -293,10 +293,9 @@ impl Board {
                 self.replies.push((id.to_string(), String::from_utf8(payload.to_vec()).unwrap()));
             }
             Action::FetchOrders => self.orders_fetched += 1,
-            Action::Compile { function, edition, digest, wasm, class } => {
+            Action::Compile(compilation) => {
                 self.compiled += 1;
-                let result = FakeCompiler.compile(&digest, &wasm, class);
-                let request = Request::Compiled { function, edition, result };
+                let request = shell::compile(compilation, &FakeCompiler);
                 match &mut self.held {
                     Some(held) => held.push_back(request),
                     None => requests.push_back(request),
