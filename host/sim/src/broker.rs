@@ -2,6 +2,7 @@
 //! sends more than Receive Maximum; loses acknowledgements with the connection; forgets its session.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 
 use bytes::Bytes;
 use sedge_core::board::{AckToken, Delivery};
@@ -10,10 +11,10 @@ use sedge_core::board::{AckToken, Delivery};
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Publication {
     pub number: u64,
-    pub topic: String,
-    pub payload: String,
+    pub topic: Rc<str>,
+    pub payload: Rc<str>,
     /// The publisher's own message id.
-    pub id: Option<String>,
+    pub id: Option<Rc<str>>,
     pub qos: u8,
 }
 
@@ -194,7 +195,7 @@ fn delivery(publication: &Publication, packet_id: Option<u16>, connection: u32, 
         topic: Bytes::copy_from_slice(publication.topic.as_bytes()),
         payload: Bytes::copy_from_slice(publication.payload.as_bytes()),
         content_type: None,
-        properties: publication.id.iter().map(|id| ("id".to_owned(), id.clone())).collect(),
+        properties: publication.id.iter().map(|id| ("id".to_owned(), String::from(&**id))).collect(),
         response_topic: None,
         correlation_data: None,
         subscriptions: Vec::new(),

@@ -1,7 +1,9 @@
 //! What must hold, whatever happens. Knows messages, commits and answers; knows nothing of the core.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
+use bytes::Bytes;
 use sedge_core::store::{Commit, Parked, Record, StoredRecord};
 use sedge_core::stream::{PerStream, SinkId, Stream, StreamKind};
 
@@ -51,16 +53,19 @@ pub const FUNCTIONS: [&str; 3] = ["f", "sum", "g"];
 #[derive(Debug, Default)]
 pub struct Reference {
     /// How often a message of this topic and payload must and may be settled by each function.
-    expected: BTreeMap<(String, String), (u32, u32)>,
-    settled: BTreeMap<(&'static str, String, String), u32>,
-    acknowledged: BTreeMap<(String, String), u32>,
+    expected: PerPair<(u32, u32)>,
+    /// By function, then by topic and payload.
+    settled: BTreeMap<&'static str, PerPair<u32>>,
+    /// By topic and payload.
+    acknowledged: PerPair<u32>,
     /// Requests over HTTP, and whether one was told that it was processed.
     requests: BTreeMap<(&'static str, String, String), bool>,
-    last_number: BTreeMap<(&'static str, String), u64>,
+    /// By function and topic.
+    last_number: PerPair<u64>,
     /// Messages that each function counted, by topic.
-    counted: BTreeMap<(&'static str, String), u64>,
-    /// Topics over which a function failed at least once.
-    guilty: BTreeSet<(&'static str, String)>,
+    counted: PerPair<u64>,
+    /// Functions and topics over which they failed at least once.
+    guilty: PerPair<()>,
     /// Records that were sent at least once, by stream.
     sent: PerStream<BTreeSet<u64>>,
     accepted: PerStream<BTreeSet<u64>>,
@@ -81,6 +86,31 @@ pub struct Reference {
     pub silences: SilenceModel,
     pub schedules: ScheduleModel,
     pub violations: Vec<Violation>,
+}
+
+/// A value for each pair of texts, looked up without a copy of them.
+#[derive(Debug, Default)]
+struct PerPair<V>(BTreeMap<String, BTreeMap<String, V>>);
+
+impl<V: Default> PerPair<V> {
+    fn get(&self, first: &str, second: &str) -> Option<&V> {
+        self.0.get(first)?.get(second)
+    }
+
+    fn get_mut(&mut self, first: &str, second: &str) -> Option<&mut V> {
+        self.0.get_mut(first)?.get_mut(second)
+    }
+
+    fn entry(&mut self, first: &str, second: &str) -> &mut V {
+        entry(entry(&mut self.0, first), second)
+    }
+}
+
+fn entry<'a, V: Default>(map: &'a mut BTreeMap<String, V>, key: &str) -> &'a mut V {
+    if !map.contains_key(key) {
+        map.insert(key.to_owned(), V::default());
+    }
+    map.get_mut(key).expect("a value was put in")
 }
 
 fn key_of(sent: &Sent) -> (&'static str, String, String) {
@@ -124,7 +154,7 @@ impl Reference {
     /// The broker promises to deliver a message.
     pub fn published(&mut self, publication: &Publication) {
         self.messages += 1;
-        let (must, may) = self.expected.entry((publication.topic.clone(), publication.payload.clone())).or_default();
+        let (must, may) = self.expected.entry(&publication.topic, &publication.payload);
         *must += u32::from(publication.qos == 1);
         *may += 1;
     }
@@ -137,7 +167,7 @@ impl Reference {
     /// The broker forgot a message: it need not take effect.
     pub fn forgotten(&mut self, publication: &Publication) {
         if publication.qos == 1
-            && let Some((must, _)) = self.expected.get_mut(&(publication.topic.clone(), publication.payload.clone()))
+            && let Some((must, _)) = self.expected.get_mut(&publication.topic, &publication.payload)
         {
             *must = must.saturating_sub(1);
         }
@@ -145,7 +175,7 @@ impl Reference {
 
     /// A message may take effect once more: nothing tells its redelivery from a new message.
     pub fn may_repeat(&mut self, publication: &Publication) {
-        if let Some((_, may)) = self.expected.get_mut(&(publication.topic.clone(), publication.payload.clone())) {
+        if let Some((_, may)) = self.expected.get_mut(&publication.topic, &publication.payload) {
             *may += 1;
         }
     }
@@ -156,16 +186,16 @@ impl Reference {
         let first = self.sinks.first().copied();
         for record in commit.records.iter().filter(|record| record.stream.sink().is_none_or(|it| Some(it) == first)) {
             let Some(function) = function(&record.function) else { continue };
-            let (topic, payload) = match record.stream.kind() {
+            let (topic, payload): (Cow<'_, str>, Cow<'_, str>) = match record.stream.kind() {
                 // The alert's local echo counts.
                 StreamKind::Alert => continue,
                 StreamKind::Local if record.payload.starts_with(b"{") => {
                     let text = String::from_utf8_lossy(&record.payload);
-                    (field(&text, "topic"), field(&text, "key"))
+                    (field(&text, "topic").into(), field(&text, "key").into())
                 }
                 // Payload, topic and spaces up to a length.
                 StreamKind::Local | StreamKind::Data => match words(&record.payload) {
-                    Some((payload, topic)) => (topic.to_owned(), payload.to_owned()),
+                    Some((payload, topic)) => (topic.into(), payload.into()),
                     None => continue,
                 },
             };
@@ -186,11 +216,11 @@ impl Reference {
                 self.wakes.committed(function, scope, &payload);
             }
             if payload.starts_with('c') && function != "g" {
-                *self.counted.entry((function, topic.clone())).or_default() += 1;
+                *self.counted.entry(function, &topic) += 1;
             }
             // One that comes again, where that is allowed, comes late.
             if is_first && let Ok(number) = payload[1..].parse::<u64>() {
-                let last = self.last_number.entry((function, topic.clone())).or_default();
+                let last = self.last_number.entry(function, &topic);
                 if number < *last {
                     let what = format!("{function} on {topic} had {payload} after number {last}");
                     self.broken(IN_ORDER, what);
@@ -201,7 +231,7 @@ impl Reference {
         }
         for letter in &commit.dead_letters {
             let Some(function) = function(&letter.function) else { continue };
-            let payload = String::from_utf8_lossy(&letter.message.payload).into_owned();
+            let payload = String::from_utf8_lossy(&letter.message.payload);
             let reason = letter.failure.code.as_str();
             if letter.message.topic.starts_with(sedge_core::silence::TOPIC) {
                 let is_back = &*letter.message.topic == sedge_core::silence::BACK;
@@ -224,7 +254,7 @@ impl Reference {
                 let what = format!("{payload} of {function}: {}", letter.failure.detail);
                 self.broken(TRIAL_SAFE, what);
             }
-            if reason == "quarantined" && !self.guilty.contains(&(function, letter.message.topic.to_string())) {
+            if reason == "quarantined" && self.guilty.get(function, &letter.message.topic).is_none() {
                 self.broken(PAUSES, format!("{payload} of {function} on {}", letter.message.topic));
             }
             self.settle(function, &letter.message.topic, &payload);
@@ -243,13 +273,11 @@ impl Reference {
 
     /// Each sink has what the first one has, in the same order.
     fn has_all_copies(&mut self, commit: &Commit) {
-        let of = |stream: Stream| -> Vec<_> {
-            commit.records.iter().filter(|it| it.stream == stream).map(|it| (&it.topic, &it.payload)).collect()
-        };
+        let of = |stream| of(&commit.records, stream).map(|it| (&it.topic, &it.payload));
         let Some((first, others)) = self.sinks.split_first() else { return };
         let is_alike = |sink: &SinkId| {
-            of(Stream::alerts(*sink)) == of(Stream::alerts(*first))
-                && of(Stream::data(*sink)) == of(Stream::data(*first))
+            of(Stream::alerts(*sink)).eq(of(Stream::alerts(*first)))
+                && of(Stream::data(*sink)).eq(of(Stream::data(*first)))
         };
         if let Some(sink) = others.iter().find(|sink| !is_alike(sink)) {
             let what = format!("sink {} lacks a record of a commit, or has one more", sink.index());
@@ -259,17 +287,14 @@ impl Reference {
 
     /// The history has each result once, however many sinks get it, and each alert.
     fn has_history(&mut self, commit: &Commit) {
-        let of = |stream: Stream, records: &[Record], is_echo: Option<bool>| -> Vec<_> {
-            let is_it =
-                |it: &&Record| it.stream == stream && is_echo.is_none_or(|wanted| it.topic.starts_with(ECHO) == wanted);
-            records.iter().filter(is_it).map(|it| it.payload.clone()).collect()
-        };
-        let recorded =
-            [of(Stream::LOCAL, &commit.records, Some(true)), of(Stream::LOCAL, &commit.records, Some(false))];
-        let kept = [of(Stream::ALERT, &commit.history, None), of(Stream::LOCAL, &commit.history, None)];
-        let forwards = self.sinks.first().map(|sink| of(Stream::data(*sink), &commit.records, None));
-        let is_kept = forwards.is_none_or(|forwards| forwards == of(Stream::DATA, &commit.history, None));
-        if recorded != kept || !is_kept {
+        let is_echo = |it: &&Record| it.topic.starts_with(ECHO);
+        let local = || of(&commit.records, Stream::LOCAL);
+        let has_alerts = payloads(local().filter(is_echo)).eq(payloads(of(&commit.history, Stream::ALERT)));
+        let has_local = payloads(local().filter(|it| !is_echo(it))).eq(payloads(of(&commit.history, Stream::LOCAL)));
+        let has_data = self.sinks.first().is_none_or(|sink| {
+            payloads(of(&commit.records, Stream::data(*sink))).eq(payloads(of(&commit.history, Stream::DATA)))
+        });
+        if !(has_alerts && has_local && has_data) {
             self.broken(HISTORY, "a commit records something that its history lacks, or has once more".to_owned());
         }
     }
@@ -290,41 +315,45 @@ impl Reference {
 
     /// The board had state deleted, to make room for other state.
     pub fn state_forgotten(&mut self, function: &str, topic: Option<&str>) {
-        self.counted.retain(|(name, on), _| *name != function || topic.is_some_and(|topic| topic != on));
+        if let Some(counted) = self.counted.0.get_mut(function) {
+            counted.retain(|on, _| topic.is_some_and(|topic| topic != on));
+        }
     }
 
     /// A run of a function failed over a message of this topic, or the worker died that had one.
     pub fn failed_over(&mut self, function: u32, topic: &str) {
         if let Some(function) = FUNCTIONS.get(function as usize) {
-            self.guilty.insert((function, topic.to_owned()));
+            self.guilty.entry(function, topic);
         }
     }
 
     /// Returns whether it is the first time.
     fn settle(&mut self, function: &'static str, topic: &str, payload: &str) -> bool {
-        let count = self.settled.entry((function, topic.to_owned(), payload.to_owned())).or_default();
+        let count = self.settled.entry(function).or_default().entry(topic, payload);
         *count += 1;
         *count == 1
     }
 
+    fn settled(&self, function: &str, topic: &str, payload: &str) -> u32 {
+        self.settled.get(function).and_then(|it| it.get(topic, payload)).copied().unwrap_or(0)
+    }
+
     /// `parked`: what the store holds for later.
     pub fn acknowledged<'a>(&mut self, publication: &Publication, parked: impl Iterator<Item = &'a Parked> + Clone) {
-        let key = (publication.topic.clone(), publication.payload.clone());
-        let count = self.acknowledged.entry(key.clone()).or_default();
+        let Publication { topic, payload, .. } = publication;
+        let count = self.acknowledged.entry(topic, payload);
         *count += 1;
         let count = *count;
         // Repeats under one id and payloads that are always the same are acknowledged more often than settled.
-        if publication.id.is_some() || !has_effect(&key.1) || publication.payload.ends_with("same") {
+        if publication.id.is_some() || !has_effect(payload) || payload.ends_with("same") {
             return;
         }
         for function in FUNCTIONS {
-            let key = (function, key.0.clone(), key.1.clone());
-            let is_settled = self.settled.get(&key).is_some_and(|count| *count > 0);
             let is_it = |it: &Parked| {
-                *it.function == *function && *it.message.topic == *key.1 && it.message.payload == key.2.as_bytes()
+                it.message.payload == payload.as_bytes() && *it.message.topic == **topic && *it.function == *function
             };
-            if !is_settled && !parked.clone().any(is_it) {
-                self.broken(ACKNOWLEDGED_LATE, format!("{} of {function}, acknowledged {count} times", key.2));
+            if self.settled(function, topic, payload) == 0 && !parked.clone().any(is_it) {
+                self.broken(ACKNOWLEDGED_LATE, format!("{payload} of {function}, acknowledged {count} times"));
             }
         }
     }
@@ -342,7 +371,7 @@ impl Reference {
                 && *it.message.topic == *sent.topic
                 && it.message.payload == sent.payload.as_bytes()
         };
-        let is_settled = self.settled.get(&key_of(sent)).is_some_and(|count| *count > 0);
+        let is_settled = self.settled(sent.function, &sent.topic, &sent.payload) > 0;
         if has_effect(&sent.payload) && !is_settled && !parked.any(is_it) {
             self.broken(ANSWERED_LATE, format!("{sent:?} is answered {status}"));
         }
@@ -412,21 +441,21 @@ impl Reference {
         for what in self.wakes.lost() {
             self.broken(WAKES, what);
         }
-        for ((topic, payload), (must, may)) in self.expected.clone() {
-            if !has_effect(&payload) {
-                continue;
-            }
-            for function in FUNCTIONS {
-                let key = (function, topic.clone(), payload.clone());
-                let settled = self.settled.get(&key).copied().unwrap_or(0);
-                if settled < must || settled > may {
-                    let what = format!("{function} settled {payload} on {topic} {settled} times, not {must} to {may}");
-                    self.broken(SETTLED_ONCE, what);
+        for (topic, payloads) in std::mem::take(&mut self.expected.0) {
+            for (payload, (must, may)) in payloads.into_iter().filter(|(payload, _)| has_effect(payload)) {
+                for function in FUNCTIONS {
+                    let settled = self.settled(function, &topic, &payload);
+                    if settled < must || settled > may {
+                        let what =
+                            format!("{function} settled {payload} on {topic} {settled} times, not {must} to {may}");
+                        self.broken(SETTLED_ONCE, what);
+                    }
                 }
             }
         }
-        for (request, is_promised) in self.requests.clone() {
-            let settled = self.settled.get(&request).copied().unwrap_or(0);
+        for (request, is_promised) in std::mem::take(&mut self.requests) {
+            let (function, topic, payload) = &request;
+            let settled = self.settled(function, topic, payload);
             if settled > 1 || settled < u32::from(is_promised) {
                 self.broken(SETTLED_ONCE, format!("the request {request:?} was settled {settled} times"));
             }
@@ -434,9 +463,8 @@ impl Reference {
     }
 
     pub fn count_is(&mut self, function: &'static str, topic: Option<&str>, stored: u64) {
-        let of_function =
-            self.counted.iter().filter(|((name, on), _)| *name == function && topic.is_none_or(|topic| on == topic));
-        let counted: u64 = of_function.map(|(_, count)| count).sum();
+        let of_function = self.counted.0.get(function).into_iter().flatten();
+        let counted: u64 = of_function.filter(|(on, _)| topic.is_none_or(|topic| *on == topic)).map(|(_, it)| it).sum();
         if counted != stored {
             let what = format!("{function} {topic:?} counted {counted} messages and has stored {stored}");
             self.broken(STATE_ONCE, what);
@@ -459,6 +487,14 @@ impl Reference {
             self.broken(OUTBOX_ONCE, what);
         }
     }
+}
+
+fn of(records: &[Record], stream: Stream) -> impl Iterator<Item = &Record> {
+    records.iter().filter(move |it| it.stream == stream)
+}
+
+fn payloads<'a>(records: impl Iterator<Item = &'a Record>) -> impl Iterator<Item = &'a Bytes> {
+    records.map(|it| &it.payload)
 }
 
 fn field(json: &str, name: &str) -> String {

@@ -116,7 +116,9 @@ impl Store {
             StoreRequest::Delivered { stream, through } => {
                 let outbox = &mut self.streams[stream];
                 outbox.delivered = outbox.delivered.max(through.0);
-                outbox.records.retain(|id, _| *id > through.0);
+                while let Some(first) = outbox.records.first_entry().filter(|it| *it.key() <= through.0) {
+                    first.remove();
+                }
             }
             StoreRequest::Refused { stream, id, reason } => {
                 if self.streams[stream].records.remove(&id.0).is_some() {
@@ -147,21 +149,21 @@ impl Store {
         let (mut stored, mut parked) = (Vec::new(), Vec::new());
         self.commits += 1;
         self.thin();
-        for commit in commits {
+        for mut commit in commits {
             note(&commit);
-            for record in &commit.records {
+            for record in std::mem::take(&mut commit.records) {
                 let outbox = &mut self.streams[record.stream];
                 outbox.last += 1;
-                let record = StoredRecord { id: RecordId(outbox.last), record: record.clone() };
+                let record = StoredRecord { id: RecordId(outbox.last), record };
                 outbox.records.insert(outbox.last, record.clone());
                 stored.push(record);
             }
             parked.extend(self.disk.commit(commit));
         }
-        let sinks = self.sinks.iter().map(|sink| sink.id);
+        let sinks = self.sinks.iter().filter(|_| self.bounded).map(|sink| sink.id);
         let bounded: Vec<Stream> = sinks.flat_map(|sink| [Stream::data(sink), Stream::alerts(sink)]).collect();
         for stream in bounded {
-            while self.bounded && self.streams[stream].records.len() > STREAM_MAX {
+            while self.streams[stream].records.len() > STREAM_MAX {
                 let (id, _) = self.streams[stream].records.pop_first().expect("there are more than some");
                 let outbox = &mut self.streams[stream];
                 let after = RecordId(outbox.delivered);
@@ -178,9 +180,9 @@ impl Store {
 
     /// Folds a record of each sink that the board does not have in memory. It is never sent: what it said is said by another.
     fn thin(&mut self) {
-        let streams: Vec<Stream> = self.sinks.iter().map(|sink| Stream::data(sink.id)).collect();
-        let is_bounded = self.bounded;
-        for stream in streams.into_iter().filter(|_| is_bounded) {
+        let sinks = self.sinks.iter().filter(|_| self.bounded);
+        let streams: Vec<Stream> = sinks.map(|sink| Stream::data(sink.id)).collect();
+        for stream in streams {
             let Outbox { records, held, delivered, .. } = &mut self.streams[stream];
             let Some(held) = held.filter(|_| records.len() > STREAM_MAX / 2) else { continue };
             let first = records.range(held.max(*delivered) + 1..).next().map(|(id, _)| *id);
@@ -224,6 +226,9 @@ impl Store {
     }
 
     fn report_gaps(&mut self) {
+        if self.gaps.is_empty() {
+            return;
+        }
         for sink in self.sinks.iter().map(|sink| sink.id).collect::<Vec<_>>() {
             let of_sink = || self.gaps.iter().filter(|(_, gap)| self.reporter(gap.stream) == sink);
             let reporting = self.reporting.get(&sink).copied().unwrap_or_default();

@@ -12,18 +12,16 @@ const CHAINED_AFTER_MS: u64 = 200;
 
 /// The name and time of the wake that a message sets, or the name that it cancels.
 pub fn asked(payload: &str) -> Option<(String, Option<u64>)> {
-    let number: u64 = payload.get(1..)?.parse().ok()?;
-    let name = format!("k{}", number % NAMES);
-    match payload.as_bytes()[0] {
-        b'w' => Some((name, Some([1, 60, 900, 4_000, 90_000][(number / NAMES % 5) as usize]))),
-        b'v' => Some((name, None)),
-        _ => None,
-    }
+    let is_set = payload.starts_with('w');
+    let number: u64 = payload.strip_prefix(['w', 'v'])?.parse().ok()?;
+    let after_ms = is_set.then_some([1, 60, 900, 4_000, 90_000][(number / NAMES % 5) as usize]);
+    Some((format!("k{}", number % NAMES), after_ms))
 }
 
 /// What the run of a wake sets.
 pub fn chained(name: &str) -> Option<(&'static str, u64)> {
-    (name == format!("k{}", NAMES - 1)).then_some((CHAINED, CHAINED_AFTER_MS))
+    let number = name.strip_prefix('k').and_then(|number| number.parse().ok());
+    (number == Some(NAMES - 1)).then_some((CHAINED, CHAINED_AFTER_MS))
 }
 
 /// Whether the first run of a wake asks for another.

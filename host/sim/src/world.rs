@@ -137,6 +137,8 @@ pub struct World {
     has_silences: bool,
     /// What is delivered is not heard.
     is_deaf: bool,
+    /// The board had an input since it was last asked what it wants.
+    has_changed: bool,
     /// How much state there may be, and how much of `f`: with little, functions change the size of their state.
     state: StateLimits,
     /// Sizes of the records in commits that the store has not confirmed.
@@ -186,22 +188,16 @@ impl World {
         let budget = Budget::new(*random.pick(&[1 << 20, 4 << 20, 64 << 20]));
         let run_ms = *random.pick(&[0, 0, 0, 20, 60]);
         let state = StateLimits::of_run(seed);
-        let start = Instant::now();
+        let (start, unix_ms) = (Instant::now(), 1_700_000_000_000);
+        let now = Now { monotonic: start, unix_ms, synced: true };
+        let recovered = store.cut_power();
         let mut world = Self {
-            board: board(
-                &Recovered::default(),
-                seed,
-                budget,
-                state,
-                has_traces(seed),
-                &sinks,
-                Now { monotonic: start, unix_ms: 0, synced: true },
-            ),
+            board: board(&recovered, random.number(), budget, state, has_traces(seed), now),
             random,
             plan,
             start,
             elapsed: Duration::ZERO,
-            unix_ms: 1_700_000_000_000,
+            unix_ms,
             synced: true,
             broker: Broker::new(packet_ids, RECEIVE_MAXIMUM.into(), first_id),
             workers: Vec::new(),
@@ -240,22 +236,19 @@ impl World {
             has_traces: has_traces(seed),
             has_silences: seed % 8 == 7,
             is_deaf: false,
+            has_changed: false,
             state,
             committing: VecDeque::new(),
             reconnect: false,
             broken_sinks: BTreeSet::new(),
         };
-        world.boot();
+        world.boot(recovered);
         world.connect();
         world
     }
 
-    /// Starts the daemon with what the store has.
-    fn boot(&mut self) {
-        let recovered = self.store.cut_power();
-        let seed = self.random.number();
-        let sinks: Vec<(SinkId, &str)> = recovered.sinks.iter().map(|sink| (sink.id, &*sink.name)).collect();
-        self.board = board(&recovered, seed, self.budget, self.state, self.has_traces, &sinks, self.now());
+    /// Starts the daemon, whose board is new, with what the store has.
+    fn boot(&mut self, recovered: Recovered) {
         self.spans.cut_power();
         self.committing.clear();
         self.workers.clear();
@@ -313,6 +306,7 @@ impl World {
         let at = self.elapsed;
         self.note(|| format!("{at:?} < {input:?}"));
         let now = self.now();
+        self.has_changed = true;
         self.board.handle(input, now);
     }
 
@@ -382,11 +376,11 @@ impl World {
         let letter = self.letter();
         let number = self.published;
         let same = self.random.chance(if self.has_short_sessions { 700 } else { 150 }) && !self.has_failing_topics;
-        let payload = if same { "osame".to_owned() } else { format!("{letter}{number}") };
+        let payload = if same { "osame".into() } else { format!("{letter}{number}").into() };
         let topics = if self.has_failing_topics && self.random.chance(850) { 3 } else { 4 };
-        let topic = format!("t/{}", self.random.below(topics));
+        let topic = format!("t/{}", self.random.below(topics)).into();
         let qos = u8::from(!self.random.chance(60));
-        let id = (qos == 1 && !same && self.random.chance(100)).then(|| format!("id{number}"));
+        let id = (qos == 1 && !same && self.random.chance(100)).then(|| format!("id{number}").into());
         let publication = Publication { number, topic, payload, id, qos };
         if self.broker.publish(publication.clone()) {
             self.reference.published(&publication);
@@ -467,7 +461,9 @@ impl World {
         for _ in 0..steps {
             any |= self.workers[n].step();
         }
-        self.check_settings(n);
+        if any {
+            self.check_settings(n);
+        }
         let life = self.workers[n].life();
         while let Some(event) = self.workers[n].say() {
             any = true;
@@ -561,7 +557,7 @@ impl World {
             StoreEvent::Committed { batch, stored, .. } => {
                 self.reference.told_of(stored);
                 self.spans.told(*batch);
-                self.committing.retain(|(sent, _)| sent > batch);
+                while self.committing.pop_front_if(|(sent, _)| *sent <= *batch).is_some() {}
             }
             StoreEvent::Failed { .. } => {
                 self.spans.failed();
@@ -653,14 +649,18 @@ impl World {
         }
     }
 
+    /// Carries out what the board wants. It wants nothing new without an input.
     fn perform(&mut self) {
+        if !self.has_changed {
+            return;
+        }
         while let Some(effect) = self.board.poll() {
             let at = self.elapsed;
             self.note(|| format!("{at:?} > {effect:?}"));
             match effect {
                 Effect::Acknowledge(token) => match self.broker.acknowledged(token) {
                     Ok(Some(publication)) => {
-                        self.reference.acknowledged(&publication, self.store.disk.parked.values());
+                        self.reference.acknowledged(&publication, self.store.disk.parked.values().rev());
                     }
                     Ok(None) => {}
                     Err(what) => self.reference.broken(reference::ACK_ORDER, what),
@@ -669,7 +669,7 @@ impl World {
                     if let Some((sent, what)) = self.clients.answered(id, &response, &mut self.reference) {
                         self.reached.insert(what);
                         if !is_turned_away(response.status) {
-                            self.reference.answered(&sent, response.status, self.store.disk.parked.values());
+                            self.reference.answered(&sent, response.status, self.store.disk.parked.values().rev());
                         }
                     }
                 }
@@ -715,6 +715,7 @@ impl World {
                 Effect::Unsubscribe { filter } => self.handle(Input::Broker(BrokerEvent::Unsubscribed { filter })),
             }
         }
+        self.has_changed = false;
         if std::mem::take(&mut self.reconnect) {
             self.cut();
         }
@@ -1021,7 +1022,10 @@ impl World {
         if !self.store.disk.parked.is_empty() {
             self.reached.insert("jobs waited over a power cut");
         }
-        self.boot();
+        let recovered = self.store.cut_power();
+        let seed = self.random.number();
+        self.board = board(&recovered, seed, self.budget, self.state, self.has_traces, self.now());
+        self.boot(recovered);
     }
 
     fn cut_sink(&mut self, n: usize) {
@@ -1280,20 +1284,13 @@ fn sinks_of_run(seed: u64) -> Vec<(SinkId, &'static str)> {
     SinkId::all().zip(names).take(sinks).collect()
 }
 
-fn board(
-    recovered: &Recovered,
-    seed: u64,
-    budget: Budget,
-    state: StateLimits,
-    has_traces: bool,
-    sinks: &[(SinkId, &str)],
-    now: Now,
-) -> Board {
+fn board(recovered: &Recovered, seed: u64, budget: Budget, state: StateLimits, has_traces: bool, now: Now) -> Board {
+    let sinks: Vec<(SinkId, &str)> = recovered.sinks.iter().map(|sink| (sink.id, &*sink.name)).collect();
     let workers = WorkerConfig { count: WORKERS, one_each: false, max_waiting: usize::from(RECEIVE_MAXIMUM) / 4 };
     let parked_max_bytes = budget.parked();
     let state_max_bytes = state.max_bytes;
     let receive_maximum = RECEIVE_MAXIMUM;
-    let recorder = recorder(sinks);
+    let recorder = recorder(&sinks);
     let trace_sample = if has_traces { 1.0 } else { 0.0 };
     let config = BoardConfig {
         recorder,
