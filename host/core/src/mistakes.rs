@@ -63,6 +63,8 @@ pub enum Mistake {
     ForgetTraces,
     /// Reports new settings while workers still run jobs with the older ones.
     ReportSettingsEarly,
+    /// Wants to be called again at once, as long as a shadow runs whose time is over.
+    StayDue,
 }
 
 #[cfg(feature = "mistakes")]

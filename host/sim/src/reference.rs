@@ -43,6 +43,7 @@ pub const BOUNDED: &str = "no queue grows over its bound";
 pub const BUDGET: &str = "what messages hold stays within the budget";
 pub const STATE_BOUND: &str = "state stays within its bounds";
 pub const PROGRESS: &str = "everything is processed once faults stop";
+pub const NOT_BUSY: &str = "the board is not due all the time while it has nothing to do";
 pub const INVARIANT: &str = "no invariant of the core breaks";
 
 /// Where alerts are published on the local broker.

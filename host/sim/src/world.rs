@@ -1083,6 +1083,7 @@ impl World {
         self.store.reopen();
         self.hung.fill(false);
         let begun = self.elapsed;
+        let mut was_late = false;
         loop {
             self.connect_all();
             let mut any = false;
@@ -1106,6 +1107,14 @@ impl World {
                 self.reference.broken(reference::PROGRESS, format!("nothing is due: {what}"));
                 return;
             }
+            // It was called again, did nothing, and wants to be called again at once.
+            let is_late = !any && next == Some(Duration::ZERO);
+            if is_late && was_late {
+                let what = self.what_waits();
+                self.reference.broken(reference::NOT_BUSY, what);
+                return;
+            }
+            was_late = is_late;
             self.pass(next.unwrap_or_default().max(Duration::from_millis(1)).min(Duration::from_secs(600)));
             self.timeout();
             self.perform();

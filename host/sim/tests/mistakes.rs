@@ -152,6 +152,11 @@ fn a_silence_that_is_told_again_after_a_restart() {
 }
 
 #[test]
+fn a_shadow_whose_time_is_over_all_the_time() {
+    is_found(Mistake::StayDue, reference::NOT_BUSY);
+}
+
+#[test]
 fn settings_that_are_reported_before_they_are_in_force() {
     is_found(Mistake::ReportSettingsEarly, reference::SETTINGS);
 }

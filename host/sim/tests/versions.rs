@@ -421,3 +421,14 @@ fn the_series_of_a_removed_function_leave_the_metrics_page() {
     let page = page(&rig);
     assert!(page.contains("sedge_function_invocations_total{function=\"f\"} 1\n"), "it counts anew: {page}");
 }
+
+#[test]
+fn a_shadow_that_a_person_judges_does_not_keep_the_board_busy() {
+    let mut rig = Rig::new(one_with_state());
+    let second = rig.deploy(one_with_state().remove(0), SECOND, Some(shadow_of(5)));
+    rig.until_ready(second);
+    rig.pass(3600);
+    rig.handle(Input::Timeout);
+    rig.settle();
+    assert!(rig.next_due().is_none_or(|due| due > rig.now), "its time is over, and nothing follows from that");
+}

@@ -7,6 +7,7 @@ use super::function::Edition;
 use crate::deploy::report::{Difference, TrialTally};
 use crate::manifest::{Trial, TrialMode};
 use crate::message::{Failure, FailureCode, Output, Verdict};
+use crate::mistakes::{Mistake, is_made};
 
 /// How often the progress of a trial is reported.
 const REPORT_EVERY: Duration = Duration::from_secs(1);
@@ -85,9 +86,11 @@ impl Candidate {
         }
     }
 
-    /// When its time is over, if it is not over yet.
+    /// When its time is over, if that decides anything and is not over yet.
     pub(crate) fn until(&self) -> Option<Instant> {
-        (!self.is_over && !self.is_late).then_some(self.until)
+        let has_bound = self.terms.mode == TrialMode::Live || self.terms.differences.is_some();
+        let decides = has_bound || is_made(Mistake::StayDue);
+        (decides && !self.is_over && !self.is_late).then_some(self.until)
     }
 
     /// Whether it counts as the active version although the fallback still guards it.
