@@ -12,6 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::harness::client::Client;
 use crate::harness::daemon::{Daemon, Setup, board_program};
 use crate::harness::guest::{guest, variant};
@@ -34,6 +36,8 @@ const WAIT: Duration = Duration::from_secs(1);
 struct Scene<'a> {
     client: Client,
     broker: &'a Mosquitto,
+    /// Process of upstream's broker.
+    upstream: Pid,
     http_port: u16,
     until: Instant,
     sent: usize,
@@ -100,8 +104,9 @@ fn survive(
     let alone = victim.waits(Duration::ZERO);
     let begun = victim.begun.elapsed();
     let until = Instant::now() + Duration::from_secs(seconds);
-    let mut scene =
-        Scene { client: broker.client("attacker"), broker: &broker, http_port: daemon.http_port, until, sent: 0 };
+    let upstream = Pid::from_raw(cloud.pid().cast_signed()).expect("upstream is not process 0");
+    let (client, http_port) = (broker.client("attacker"), daemon.http_port);
+    let mut scene = Scene { client, broker: &broker, upstream, http_port, until, sent: 0 };
     let mut memory = 0;
     let mut disk = 0;
     let mut complete = false;
@@ -279,9 +284,16 @@ fn the_largest_outputs_that_the_board_permits() {
         let copy = variant(&guest("attack"), folder, "large", "attack/large/#", |manifest| manifest + limits);
         setup.function(&copy)
     };
-    attack("forwards of 1 MB", large, |scene| {
+    // Upstream takes nothing meanwhile, so the victim waits.
+    let (daemon, ..) = survive("forwards of 1 MB", large, |scene| {
+        kill_process(scene.upstream, Signal::STOP).expect("stop upstream");
         scene.flood(400, |n| Publish::new(&format!("attack/large/{}", n % 8), "forward 1000000"));
+        scene.rest();
+        kill_process(scene.upstream, Signal::CONT).expect("continue upstream");
     });
+    let dropped = daemon.metric_with("sedge_dropped_total", "reason=\"full\"");
+    println!("{dropped} of the forwards are dropped");
+    assert!(dropped > 0.0, "{}", daemon.counters());
 }
 
 #[test]

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use crate::harness::daemon::{Daemon, NODE, Setup};
-use crate::harness::guest::guest;
+use crate::harness::guest::{guest, variant};
 use crate::harness::ledger::Ledger;
 use crate::harness::mosquitto::Mosquitto;
 use crate::harness::upstream::Upstream;
+use crate::harness::wire::Publish;
 use crate::harness::{Site, eventually};
 
 #[test]
@@ -57,6 +58,30 @@ fn what_waits_for_upstream_survives_a_kill() {
     site.broker.client("sensors").publish_all(ledger.batch(5, 500)).unwrap();
     let committed = || site.daemon.metric("sedge_messages_acknowledged_total");
     assert!(eventually(Duration::from_secs(30), || committed() == 500.0), "{} of 500 acknowledged", committed());
+    site.daemon.kill();
+    site.daemon.resume();
+    site.cloud.resume();
+    site.settle(&ledger);
+}
+
+/// A function that forwarded megabytes pushed out the data of all others.
+#[test]
+fn a_function_that_fills_the_outbox_costs_others_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let limits = "\n[limits]\noutput_bytes = 1_048_576\nfuel = 100_000_000\ntimeout_ms = 1_000\n";
+    let hog = variant(&guest("attack"), folder.path(), "hog", "hog/#", |manifest| manifest + limits);
+    let mut site = Site::start_with(|setup| setup.function(&hog).set("store", "max_bytes = 8_388_608"));
+    let mut ledger = Ledger::default();
+    let mut sensors = site.broker.client("sensors");
+    site.cloud.stop();
+    for n in 0..24 {
+        sensors.publish_all(ledger.batch(5, 20)).unwrap();
+        sensors.publish(Publish::new(&format!("hog/{}", n % 4), "forward 1000000")).unwrap();
+    }
+    let committed = || site.daemon.metric("sedge_messages_acknowledged_total");
+    assert!(eventually(Duration::from_secs(60), || committed() == 504.0), "{} of 504 acknowledged", committed());
+    let dropped = || site.daemon.metric_with("sedge_dropped_total", "reason=\"full\"");
+    assert!(eventually(Duration::from_secs(60), || dropped() >= 16.0), "{} are dropped", dropped());
     site.daemon.kill();
     site.daemon.resume();
     site.cloud.resume();

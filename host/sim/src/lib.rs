@@ -20,7 +20,7 @@ pub mod worker;
 pub mod world;
 
 /// What a campaign must have reached: else its runs prove less than they seem to.
-pub const RARE: [&str; 38] = [
+pub const RARE: [&str; 39] = [
     "a function had a worker of its own",
     "a function was paused",
     "a function was released",
@@ -40,6 +40,7 @@ pub const RARE: [&str; 38] = [
     "a version was loaded",
     "a worker held back a job",
     "data was thinned out",
+    "a record was dropped from between others",
     "jobs waited over a power cut",
     "a wake ran although it was moved or cancelled when it was due",
     "a wake was moved or cancelled",

@@ -12,7 +12,7 @@ use sedge_core::stream::{PerStream, SinkId, Stream};
 
 use crate::disk::Disk;
 
-/// Records that a stream may hold before its oldest are dropped.
+/// Records that a stream may hold before the oldest of the function with most bytes are dropped.
 const STREAM_MAX: usize = 12;
 
 #[derive(Debug, Default)]
@@ -39,6 +39,8 @@ pub struct Store {
     pub commits: u64,
     /// Records that were folded into others.
     pub thinned: u64,
+    /// Records that were dropped while an older one of another function was not.
+    pub dropped_between: u64,
     /// State of functions and topics that was deleted to make room.
     pub forgotten: Vec<(Arc<str>, Option<Arc<str>>)>,
 }
@@ -50,6 +52,18 @@ struct Outbox {
     delivered: u64,
     /// The board has no records after this one in memory. `None`: it may have all.
     held: Option<u64>,
+}
+
+impl Outbox {
+    /// The oldest record of the function with most bytes.
+    fn first_of_the_largest(&self) -> u64 {
+        let mut functions: BTreeMap<&str, (usize, u64)> = BTreeMap::new();
+        for (id, stored) in self.records.iter().rev() {
+            let (bytes, first) = functions.entry(&stored.record.function).or_default();
+            (*bytes, *first) = (*bytes + stored.record.payload.len(), *id);
+        }
+        functions.into_values().max().expect("there are records").1
+    }
 }
 
 impl Store {
@@ -164,15 +178,23 @@ impl Store {
         let bounded: Vec<Stream> = sinks.flat_map(|sink| [Stream::data(sink), Stream::alerts(sink)]).collect();
         for stream in bounded {
             while self.streams[stream].records.len() > STREAM_MAX {
-                let (id, _) = self.streams[stream].records.pop_first().expect("there are more than some");
                 let outbox = &mut self.streams[stream];
-                let after = RecordId(outbox.delivered);
-                self.fresh_drops.push(StoreEvent::Dropped { stream, after, through: RecordId(id) });
-                outbox.delivered = outbox.delivered.max(id);
-                if outbox.held.is_some_and(|held| id >= held) {
+                let id = outbox.first_of_the_largest();
+                let is_oldest = outbox.records.first_key_value().is_some_and(|(first, _)| *first == id);
+                outbox.records.remove(&id);
+                let after = if is_oldest { outbox.delivered } else { id - 1 };
+                match is_oldest {
+                    true => outbox.delivered = outbox.delivered.max(id),
+                    false => self.dropped_between += 1,
+                }
+                let outbox = &mut self.streams[stream];
+                if outbox.held.is_some_and(|held| after <= held && held <= id) {
                     outbox.held = (id < outbox.last).then_some(id);
                 }
-                self.lose(stream, id, "full");
+                stored.retain(|it| (it.record.stream, it.id.0) != (stream, id));
+                let gap = self.lose(stream, id, "full");
+                let ranges = vec![(RecordId(after), RecordId(id))];
+                self.fresh_drops.push(StoreEvent::Dropped { stream, gap, ranges });
             }
         }
         (stored, parked)
@@ -194,18 +216,16 @@ impl Store {
         }
     }
 
-    fn lose(&mut self, stream: Stream, id: u64, reason: &str) {
+    /// Returns the gap that counts the record.
+    fn lose(&mut self, stream: Stream, id: u64, reason: &str) -> GapId {
         self.dropped[stream].push(id);
         let reporting = self.reporting.get(&self.reporter(stream)).copied().unwrap_or_default();
-        let open = self
-            .gaps
-            .iter_mut()
-            .find(|(number, gap)| *number > reporting && gap.stream == stream && &*gap.reason == reason);
-        if let Some((_, gap)) = open {
-            gap.first_id = gap.first_id.min(RecordId(id));
+        let is_of = |gap: &Gap| gap.stream == stream && &*gap.reason == reason && gap.first_id.0 <= id;
+        let open = self.gaps.iter_mut().find(|(number, gap)| *number > reporting && is_of(gap));
+        if let Some((number, gap)) = open {
             gap.last_id = gap.last_id.max(RecordId(id));
             gap.records += 1;
-            return;
+            return *number;
         }
         self.last_gap += 1;
         let gap = Gap {
@@ -219,6 +239,7 @@ impl Store {
             last_at_ms: 0,
         };
         self.gaps.push((GapId(self.last_gap), gap));
+        GapId(self.last_gap)
     }
 
     fn reporter(&self, stream: Stream) -> SinkId {
@@ -234,9 +255,9 @@ impl Store {
             let reporting = self.reporting.get(&sink).copied().unwrap_or_default();
             let is_reporting = of_sink().next().is_some_and(|(id, _)| *id <= reporting);
             let Some((through, _)) = of_sink().next_back().filter(|_| !is_reporting) else { continue };
-            let (through, gaps) = (*through, of_sink().map(|(_, gap)| gap.clone()).collect());
+            let (through, gaps) = (*through, of_sink().cloned().collect());
             self.reporting.insert(sink, through);
-            self.tell(StoreEvent::Gaps { sink, through, gaps });
+            self.tell(StoreEvent::Gaps { sink, gaps });
         }
     }
 

@@ -1213,6 +1213,7 @@ impl World {
         self.reached_if(self.spans.was_resumed, "the trace of a parked message went on");
         self.reached_if(self.spans.was_sent, "a record of a trace was sent");
         self.reached_if(self.store.thinned > 0, "data was thinned out");
+        self.reached_if(self.store.dropped_between > 0, "a record was dropped from between others");
         self.reached_if(self.reference.silences.was_told, "a silent topic was told");
         self.reached_if(self.reference.silences.spoke_again, "a silent topic spoke again");
         self.reached_if(self.reference.wakes.was_superseded, "a wake was moved or cancelled");

@@ -51,7 +51,8 @@ impl Gaps {
         Ok(Self { rows: rows.collect::<rusqlite::Result<_>>()?, stats, sinks, reporting: [0; SINKS] })
     }
 
-    pub(super) fn add(&mut self, lost: Gap) {
+    /// Returns the gap that counts these records.
+    pub(super) fn add(&mut self, lost: Gap) -> GapId {
         let is_lost = *lost.reason != *THINNED;
         let counter = match is_lost {
             true => self.stats.dropped[lost.stream].of(&lost.reason),
@@ -59,14 +60,15 @@ impl Gaps {
         };
         counter.fetch_add(lost.records, Relaxed);
         let reporting = self.reporter(lost.stream).map_or(0, |sink| self.reporting[sink.index()]);
-        let open = self
-            .rows
-            .iter_mut()
-            .find(|row| row.id > reporting && (row.gap.stream, &row.gap.reason) == (lost.stream, &lost.reason));
-        match open {
+        // A receiver knows a gap by its first id, and may know this one from before a restart.
+        let is_of =
+            |gap: &Gap| (gap.stream, &gap.reason) == (lost.stream, &lost.reason) && gap.first_id <= lost.first_id;
+        let open = self.rows.iter_mut().find(|row| row.id > reporting && is_of(&row.gap));
+        let id = match open {
             Some(row) => {
                 row.gap.add(&lost);
                 row.is_written = false;
+                row.id
             }
             // Logged once per gap; the metrics and the report have the final numbers.
             None => {
@@ -79,8 +81,10 @@ impl Gaps {
                     tracing::warn!(?stream, first_id, "the outbox is full: its oldest data is thinned out");
                 }
                 self.rows.push(Row { id, gap: lost, is_written: false });
+                id
             }
-        }
+        };
+        GapId(id as u64)
     }
 
     pub(super) fn has_unwritten(&self) -> bool {
@@ -122,9 +126,9 @@ impl Gaps {
         }
         let ready: Vec<&Row> = of_sink.take_while(|row| row.is_written).collect();
         let through = ready.last()?.id;
-        let gaps = ready.into_iter().map(|row| row.gap.clone()).collect();
+        let gaps = ready.into_iter().map(|row| (GapId(row.id as u64), row.gap.clone())).collect();
         self.reporting[sink.index()] = through;
-        Some(StoreEvent::Gaps { sink, through: GapId(through as u64), gaps })
+        Some(StoreEvent::Gaps { sink, gaps })
     }
 
     /// The sink that gaps of a stream are reported to.

@@ -3,6 +3,7 @@
 //! The streams of the first sink and of the local broker have tables of their own. Those of all others share one: the upper
 //! bits of its keys are the number of the stream.
 
+mod fair;
 mod thin;
 
 use std::sync::atomic::Ordering::Relaxed;
@@ -16,9 +17,10 @@ use super::row::{self, Encoder, Entry, RECORD_MIN_BYTES, Segment};
 use super::running_time::Ages;
 use super::stats::Stats;
 use super::window::Watermarks;
+use fair::Holdings;
 use sedge_core::config::{self, SinkShare, WhenFull};
 use sedge_core::fold::Fold;
-use sedge_core::store::{DAMAGED, FULL, Gap, Record, RecordId, StoreEvent, StoredRecord};
+use sedge_core::store::{DAMAGED, FULL, Gap, GapId, Record, RecordId, StoreEvent, StoredRecord};
 use sedge_core::stream::{PerStream, STREAMS, SinkId, Stream};
 use thin::Thinning;
 
@@ -51,6 +53,10 @@ pub(super) struct Outbox {
     damaged: Vec<(Stream, RecordId)>,
     /// Records that were dropped and of which the daemon was not told yet.
     dropped: Vec<StoreEvent>,
+    /// Records that this transaction dropped from between others.
+    dropped_between: Vec<(Stream, RecordId)>,
+    /// By stream, while its share is nearly full.
+    holdings: PerStream<Option<Box<Holdings>>>,
     encoder: Encoder,
     thinning: Thinning,
 }
@@ -156,6 +162,8 @@ impl Outbox {
             ages,
             damaged: Vec::new(),
             dropped: Vec::new(),
+            dropped_between: Vec::new(),
+            holdings: PerStream::default(),
             encoder: Encoder::default(),
             thinning: Thinning::default(),
         })
@@ -242,33 +250,34 @@ impl Outbox {
     /// records that are still there.
     pub(super) fn write(&mut self, connection: &Connection, gaps: &mut Gaps) -> rusqlite::Result<Vec<StoredRecord>> {
         let mut fresh = std::mem::take(&mut self.fresh);
-        self.fresh_bytes = PerStream::default();
+        let added = std::mem::take(&mut self.fresh_bytes);
+        self.dropped_between.clear();
         for stream in Stream::all() {
             self.append(connection, stream, &fresh[stream])?;
             self.delete_delivered(connection, stream)?;
         }
-        let is_over = |outbox: &Self, share: &Share| outbox.used(share) > share.max_bytes;
         for n in 0..self.shares.len() {
             let share = &self.shares[n];
-            if share.when_full != WhenFull::Block && is_over(self, share) {
-                let mut share = share.clone();
-                if share.when_full == WhenFull::Thin {
-                    // Some more at once: the next transaction need not look again.
-                    share.max_bytes -= thin::slack(share.max_bytes);
-                    self.thin(connection, &share, gaps)?;
-                }
-                while is_over(self, &share) && self.drop_oldest_data(connection, &share, gaps)? {}
+            let used = self.used(share);
+            if used < share.max_bytes / 2 {
+                share.streams.iter().for_each(|stream| self.holdings[*stream] = None);
+            } else if share.when_full != WhenFull::Block && used > share.max_bytes / 8 * 7 {
+                let added = share.streams.iter().map(|stream| added[*stream]).sum();
+                self.make_room(connection, share.clone(), added, gaps)?;
             }
         }
+        self.dropped_between.sort_unstable();
         let mut all = Vec::new();
         for stream in Stream::all() {
             let stored = std::mem::take(&mut fresh[stream]);
             let delivered = self.marks.delivered[stream];
+            let dropped = &self.dropped_between;
+            let is_left = |id| id > delivered && dropped.binary_search(&(stream, id)).is_err();
             match stored.first() {
                 None => {}
                 // Most transactions add records of one stream.
-                Some(first) if first.id > delivered && all.is_empty() => all = stored,
-                Some(_) => all.extend(stored.into_iter().filter(|stored| stored.id > delivered)),
+                Some(first) if first.id > delivered && all.is_empty() && dropped.is_empty() => all = stored,
+                Some(_) => all.extend(stored.into_iter().filter(|stored| is_left(stored.id))),
             }
         }
         Ok(all)
@@ -286,6 +295,9 @@ impl Outbox {
             let last_id = segment.last().expect("a segment has at least one record").id;
             connection.prepare_cached(statements(stream).append)?.execute((key(stream, last_id), row))?;
             self.bytes[stream] += row.len() as u64;
+            if let Some(holdings) = &mut self.holdings[stream] {
+                holdings.appended(stream, segment[0].id, last_id, row);
+            }
             rest = after;
         }
         Ok(())
@@ -312,6 +324,14 @@ impl Outbox {
             return Ok(());
         }
         let (statements, range) = (statements(stream), through(stream, delivered));
+        if let Some(holdings) = &mut self.holdings[stream] {
+            let mut statement = connection.prepare_cached(statements.read)?;
+            let mut rows = statement.query(range)?;
+            while let Some(row) = rows.next()? {
+                let (last_id, row) = segment_row(stream, row)?;
+                holdings.remove(stream, last_id, &row);
+            }
+        }
         let size: Option<u64> =
             connection.prepare_cached(statements.size_through)?.query_row(range, |row| row.get(0))?;
         if let Some(size) = size {
@@ -322,17 +342,22 @@ impl Outbox {
         Ok(())
     }
 
-    /// Drops data and local publications before alerts. Returns whether there was anything to drop.
-    fn drop_oldest_data(&mut self, connection: &Connection, share: &Share, gaps: &mut Gaps) -> rusqlite::Result<bool> {
+    /// Drops the oldest row of these streams. Returns whether there was anything to drop.
+    fn drop_oldest_of(
+        &mut self,
+        connection: &Connection,
+        streams: &[Stream],
+        gaps: &mut Gaps,
+    ) -> rusqlite::Result<bool> {
         let mut oldest: Option<(u64, Stream)> = None;
-        for stream in share.streams.iter().copied().filter(|stream| Some(*stream) != share.alerts) {
+        for stream in streams.iter().copied() {
             let at_ms = self.oldest_at_ms(connection, stream)?;
             if at_ms.is_some_and(|at_ms| oldest.is_none_or(|(other, _)| at_ms < other)) {
                 oldest = at_ms.map(|at_ms| (at_ms, stream));
             }
         }
-        match oldest.map(|(_, stream)| stream).or(share.alerts) {
-            Some(stream) => self.drop_oldest(connection, stream, FULL, gaps),
+        match oldest {
+            Some((_, stream)) => self.drop_oldest(connection, stream, FULL, gaps),
             None => Ok(false),
         }
     }
@@ -352,22 +377,72 @@ impl Outbox {
         reason: &str,
         gaps: &mut Gaps,
     ) -> rusqlite::Result<bool> {
-        let Some((id, mut row)) = oldest_row(connection, stream)? else { return Ok(false) };
-        if !is_intact(&row, stream, id) {
-            self.damaged.push((stream, id));
-            self.rewrite_damaged(connection, gaps, None)?;
-            row = oldest_row(connection, stream)?.map_or(row, |(_, row)| row);
-        }
-        if let Some(gap) = lost(stream, reason, id, &row, self.marks.delivered[stream], RecordId(u64::MAX)) {
-            gaps.add(gap);
-        }
-        connection.prepare_cached(statements(stream).delete_through)?.execute(through(stream, id))?;
-        self.bytes[stream] -= row.len() as u64;
+        let Some((id, row)) = oldest_row(connection, stream)? else { return Ok(false) };
+        let row = self.without_damage(connection, stream, id, row, gaps)?;
+        let delivered = self.marks.delivered[stream];
+        let gap = lost(stream, reason, id, &row, delivered, RecordId(u64::MAX)).map(|gap| gaps.add(gap));
+        self.replace_row(connection, stream, id, &row, None)?;
         self.deleted[stream] = self.deleted[stream].max(id);
-        self.dropped.push(StoreEvent::Dropped { stream, after: self.marks.delivered[stream], through: id });
-        self.marks.delivered[stream] = self.marks.delivered[stream].max(id);
-        self.thinning.dropped(stream, id, self.marks.last[stream]);
+        if delivered < id {
+            self.marks.delivered[stream] = id;
+            self.tell_dropped(stream, gap.unwrap_or_default(), delivered, id);
+        }
         Ok(true)
+    }
+
+    /// Makes a gap of the damaged records of a row. Returns the row without them.
+    fn without_damage(
+        &mut self,
+        connection: &Connection,
+        stream: Stream,
+        last_id: RecordId,
+        row: Bytes,
+        gaps: &mut Gaps,
+    ) -> rusqlite::Result<Bytes> {
+        if is_intact(&row, stream, last_id) {
+            return Ok(row);
+        }
+        self.damaged.push((stream, last_id));
+        self.rewrite_damaged(connection, gaps, None)?;
+        Ok(row_holding(connection, stream, last_id)?.map_or(row, |(_, row)| row))
+    }
+
+    /// `None`: the row is deleted.
+    fn replace_row(
+        &mut self,
+        connection: &Connection,
+        stream: Stream,
+        last_id: RecordId,
+        row: &Bytes,
+        body: Option<Vec<u8>>,
+    ) -> rusqlite::Result<()> {
+        let key = key(stream, last_id);
+        if let Some(holdings) = &mut self.holdings[stream] {
+            holdings.remove(stream, last_id, row);
+            body.iter().for_each(|body| holdings.put(stream, last_id, body));
+        }
+        self.bytes[stream] = self.bytes[stream] - row.len() as u64 + body.as_ref().map_or(0, Vec::len) as u64;
+        match body {
+            Some(body) => connection.prepare_cached(statements(stream).replace)?.execute((key, body))?,
+            None => connection.prepare_cached(statements(stream).delete_through)?.execute((key - 1, key))?,
+        };
+        Ok(())
+    }
+
+    /// The daemon is told with the next events that the records after `after` up to `through` were dropped.
+    fn tell_dropped(&mut self, stream: Stream, gap: GapId, after: RecordId, through: RecordId) {
+        self.thinning.dropped(stream, after, through, self.marks.last[stream]);
+        if let Some(StoreEvent::Dropped { stream: of, gap: known, ranges }) = self.dropped.last_mut()
+            && (*of, *known) == (stream, gap)
+            && let Some((_, end)) = ranges.last_mut().filter(|(_, end)| *end <= after)
+        {
+            match *end == after {
+                true => *end = through,
+                false => ranges.push((after, through)),
+            }
+            return;
+        }
+        self.dropped.push(StoreEvent::Dropped { stream, gap, ranges: vec![(after, through)] });
     }
 
     /// Remembers, by its last ids, how old the outbox is. Returns the value to store if there is a new one.
@@ -448,8 +523,7 @@ impl Outbox {
                 self.thinning.holds(stream, stored.last().map_or(after, |stored: &StoredRecord| stored.id));
                 return Ok((stored, false));
             }
-            let last_id = RecordId(row.get::<_, u64>(0)? - base(stream));
-            let row = Bytes::copy_from_slice(row.get_ref(1)?.as_blob()?);
+            let (last_id, row) = segment_row(stream, row)?;
             let segment = Segment::decode(&row, stream, last_id);
             let mut has_damage = segment.is_err();
             for entry in segment.into_iter().flatten() {
@@ -487,9 +561,7 @@ impl Outbox {
             let Some((_, row)) = row_holding(connection, stream, last_id)? else { continue };
             let (mut records, mut marked) = intact(&row, stream, last_id);
             marked.extend(refused);
-            let earlier = through(stream, RecordId(last_id.0.saturating_sub(1)));
-            let before: Option<u64> = connection.query_row(statements(stream).last, earlier, |row| row.get(0))?;
-            let before = before.map(|key| key - base(stream));
+            let before = key_before(connection, stream, last_id)?.unwrap_or_default();
             let segment = Segment::decode(&row, stream, last_id).ok();
             let thinned = segment.as_ref().filter(|segment| segment.is_thinned());
             let first_id = match records.first() {
@@ -497,8 +569,7 @@ impl Outbox {
                 Some(_) => segment.as_ref().map_or(last_id, Segment::first_id),
                 None => {
                     let most = (row.len() as u64 / RECORD_MIN_BYTES).max(1);
-                    let before =
-                        before.unwrap_or(0).max(self.marks.delivered[stream].0).max(last_id.0.saturating_sub(most));
+                    let before = before.max(self.marks.delivered[stream]).0.max(last_id.0.saturating_sub(most));
                     RecordId(before.min(last_id.0.saturating_sub(1)) + 1)
                 }
             };
@@ -523,7 +594,7 @@ impl Outbox {
                     count(&mut gap, last_id, 0, row::segment_at_ms(&row));
                     gap.first_id = gap.first_id.min(segment.first_id());
                 }
-                self.encoder.thinned_segment(&records, |id| marked.contains(&id))
+                self.encoder.thinned_segment(&records, |id| marked.contains(&id)).to_vec()
             } else {
                 for id in (first_id.0..=last_id.0).map(RecordId) {
                     if let Err(at) = records.binary_search_by_key(&id, |stored| stored.id) {
@@ -535,10 +606,9 @@ impl Outbox {
                         }
                     }
                 }
-                self.encoder.segment_with(&records, |id| marked.contains(&id))
+                self.encoder.segment_with(&records, |id| marked.contains(&id)).to_vec()
             };
-            connection.prepare_cached(statements(stream).replace)?.execute((key(stream, last_id), body))?;
-            self.bytes[stream] = self.bytes[stream] - row.len() as u64 + body.len() as u64;
+            self.replace_row(connection, stream, last_id, &row, Some(body))?;
             if gap.records > 0 {
                 gaps.add(gap);
             }
@@ -559,7 +629,11 @@ impl Outbox {
 
     pub(super) fn update_stats(&self, stats: &Stats) {
         for stream in Stream::all() {
-            let waiting = self.marks.last[stream].0 - self.marks.delivered[stream].0;
+            let last = self.marks.last[stream];
+            let ids = last.0 - self.marks.delivered[stream].0;
+            let counted = self.holdings[stream].as_ref().and_then(|holdings| holdings.records(last));
+            // Not every id has a record where some were dropped from between others.
+            let waiting = counted.map_or(ids, |records| records.min(ids));
             stats.outbox_records[stream].store(waiting, Relaxed);
             stats.outbox_bytes[stream].store(self.bytes[stream], Relaxed);
         }
@@ -573,6 +647,14 @@ fn oldest_row(connection: &Connection, stream: Stream) -> rusqlite::Result<Segme
     one_row(connection, stream, statements(stream).oldest, all(stream))
 }
 
+/// The last key before this one.
+fn key_before(connection: &Connection, stream: Stream, last_id: RecordId) -> rusqlite::Result<Option<RecordId>> {
+    let earlier = through(stream, RecordId(last_id.0.saturating_sub(1)));
+    let before: Option<u64> =
+        connection.prepare_cached(statements(stream).last)?.query_row(earlier, |row| row.get(0))?;
+    Ok(before.map(|key| RecordId(key - base(stream))))
+}
+
 /// The row with a record.
 fn row_holding(connection: &Connection, stream: Stream, id: RecordId) -> rusqlite::Result<SegmentRow> {
     one_row(connection, stream, statements(stream).holding, (key(stream, id), end(stream)))
@@ -580,11 +662,12 @@ fn row_holding(connection: &Connection, stream: Stream, id: RecordId) -> rusqlit
 
 fn one_row(connection: &Connection, stream: Stream, sql: &str, range: (u64, u64)) -> rusqlite::Result<SegmentRow> {
     let mut statement = connection.prepare_cached(sql)?;
-    let decode = |row: &Row<'_>| {
-        let id = RecordId(row.get::<_, u64>(0)? - base(stream));
-        Ok((id, Bytes::copy_from_slice(row.get_ref(1)?.as_blob()?)))
-    };
-    statement.query_row(range, decode).optional()
+    statement.query_row(range, |row| segment_row(stream, row)).optional()
+}
+
+fn segment_row(stream: Stream, row: &Row<'_>) -> rusqlite::Result<(RecordId, Bytes)> {
+    let id = RecordId(row.get::<_, u64>(0)? - base(stream));
+    Ok((id, Bytes::copy_from_slice(row.get_ref(1)?.as_blob()?)))
 }
 
 /// Returns the gap that the loss of a row's records leaves: those after `after` up to `through` that were not lost before.
@@ -658,6 +741,20 @@ fn count_record(gap: &mut Gap, StoredRecord { id, record }: &StoredRecord) {
         gap.last_id = gap.last_id.max(RecordId(fold.last_id));
         gap.last_at_ms = gap.last_at_ms.max(fold.to_ms);
     }
+}
+
+/// The intact records of a row, each with its size in the row.
+fn sized(row: &Bytes, stream: Stream, last_id: RecordId) -> impl Iterator<Item = (Entry, u64)> {
+    let mut segment = Segment::decode(row, stream, last_id).ok();
+    std::iter::from_fn(move || {
+        let segment = segment.as_mut()?;
+        loop {
+            let start = segment.at();
+            if let Ok(entry) = segment.next()? {
+                return Some((entry, (segment.at() - start) as u64));
+            }
+        }
+    })
 }
 
 fn is_intact(row: &Bytes, stream: Stream, last_id: RecordId) -> bool {

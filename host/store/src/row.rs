@@ -185,6 +185,14 @@ impl Encoder {
         self.records(records, is_refused, Some(first_id))
     }
 
+    /// Encodes a segment from which all records were dropped.
+    pub(super) fn segment_without_records(&mut self, at_ms: u64, last_id: RecordId) -> &[u8] {
+        self.start_row();
+        self.row[0] = THINNED;
+        [0, at_ms, last_id.0].into_iter().for_each(|value| self.varint(value));
+        &self.row
+    }
+
     /// `previous`: the first id, if ids are part of the row.
     fn records(
         &mut self,
@@ -584,6 +592,11 @@ impl<'a> Segment<'a> {
 
     pub(super) fn left(&self) -> u64 {
         self.left
+    }
+
+    /// Offset of the next record in the row.
+    pub(super) fn at(&self) -> usize {
+        self.decoder.at
     }
 
     /// Reads a record. Returns whether its sum is right, too.

@@ -1,6 +1,7 @@
 //! Tests of the store as the daemon sees it.
 
 mod damage;
+mod fair;
 mod faults;
 mod history;
 mod model;

@@ -76,9 +76,8 @@ pub(crate) struct Lane {
     builder: EnvelopeBuilder,
     streams: Vec<LaneStream>,
     gaps: Vec<PendingGap>,
-    /// Records that were accepted and that the store has dropped, with how many each stands for and their sizes: no gap is to
-    /// count them.
-    late: BTreeMap<(Stream, RecordId), (u64, u64)>,
+    /// Number and bytes of the records that were accepted and that the store has dropped, by the gap that is not to count them.
+    late: BTreeMap<GapId, (u64, u64)>,
     /// The oldest record that the store has dropped and the local broker may have.
     local_dropped: Option<RecordId>,
     /// Number to report to the store when all of `gaps` are reported.
@@ -168,16 +167,16 @@ enum InFlight {
     Gap(usize),
 }
 
-/// A record that the receiver accepted and the store has dropped.
+/// Number and bytes of records that the receiver accepted and the store has dropped and counts in a gap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Late {
-    stream: Stream,
-    id: RecordId,
+    gap: GapId,
     size: (u64, u64),
 }
 
 #[derive(Debug)]
 struct PendingGap {
+    id: GapId,
     gap: Gap,
     state: GapState,
 }
@@ -276,20 +275,20 @@ impl Lane {
     }
 
     /// Adds gaps to report. The store sends the next ones only after these are reported.
-    pub(crate) fn gaps(&mut self, through: GapId, gaps: Vec<Gap>) {
-        self.gaps_through = self.gaps_through.max(through);
-        self.gaps.extend(gaps.into_iter().map(|gap| PendingGap { gap, state: GapState::Waiting }));
+    pub(crate) fn gaps(&mut self, gaps: Vec<(GapId, Gap)>) {
+        self.gaps_through = gaps.last().map_or(self.gaps_through, |(id, _)| self.gaps_through.max(*id));
+        self.gaps.extend(gaps.into_iter().map(|(id, gap)| PendingGap { id, gap, state: GapState::Waiting }));
     }
 
-    /// The store has dropped records. Those that the receiver may have are sent until that is known. Returns those that it
-    /// is known to have.
-    pub(crate) fn dropped(&mut self, stream: Stream, after: RecordId, through: RecordId) -> Vec<Late> {
+    /// The store has dropped records, see `StoreEvent::Dropped`. Those that the receiver may have are sent until that is known.
+    /// Returns those that it is known to have.
+    pub(crate) fn dropped(&mut self, stream: Stream, gap: GapId, ranges: &[(RecordId, RecordId)]) -> Late {
         let LaneStream { tail, hold, trouble, .. } = self.stream(stream);
-        let delivered = tail.dropped(after, through);
+        let size = tail.dropped(gap, ranges);
         let is_gone = |id: RecordId| tail.sent(id).is_none() && !tail.is_waiting(id);
         hold.take_if(|hold| is_gone(hold.id));
         trouble.failing.retain(|failing| !matches!(failing.item, InFlight::Record(_, id) if is_gone(id)));
-        delivered.into_iter().map(|(id, size)| Late { stream, id, size }).collect()
+        Late { gap, size }
     }
 
     /// Memory of the records in the windows of its streams.
@@ -310,9 +309,10 @@ impl Lane {
         self.local_dropped = oldest;
     }
 
-    /// A record was accepted that the store has dropped.
-    pub(crate) fn accepted_late(&mut self, late: Late) {
-        self.late.insert((late.stream, late.id), late.size);
+    /// Records were accepted that the store has dropped.
+    pub(crate) fn accepted_late(&mut self, Late { gap, size }: Late) {
+        let (records, bytes) = self.late.entry(gap).or_default();
+        (*records, *bytes) = (*records + size.0, *bytes + size.1);
     }
 
     pub(crate) fn connected(&mut self) {
@@ -386,7 +386,7 @@ impl Lane {
                 self.note_sent(stream, id, Some(since), None);
                 let tail = &mut self.stream(stream).tail;
                 let size = tail.accepted(id);
-                let late = tail.is_dropped(id).then_some(Late { stream, id, size });
+                let late = tail.gap_of(id).map(|gap| Late { gap, size });
                 self.done(stream, id);
                 return Some((stream, late));
             }
@@ -503,7 +503,7 @@ impl Lane {
     fn give_up_failing(&mut self, item: InFlight) {
         self.trouble(item).failing.retain(|failing| failing.item != item);
         match item {
-            InFlight::Record(stream, id) if self.tail(stream).is_dropped(id) => self.done(stream, id),
+            InFlight::Record(stream, id) if self.tail(stream).gap_of(id).is_some() => self.done(stream, id),
             InFlight::Record(stream, id) => {
                 let sent = self.stream(stream).tail.sent(id).expect("a record that is set aside is in its tail");
                 let topic = sent.record.topic.clone();
@@ -675,19 +675,15 @@ impl Lane {
     /// The next gap of which it is known how much was delivered after all, without that.
     fn next_gap(&mut self) -> Option<(usize, Gap)> {
         for place in 0..self.gaps.len() {
-            let PendingGap { gap, state } = &self.gaps[place];
+            let PendingGap { id, gap, state } = &self.gaps[place];
             let is_local = gap.stream == Stream::LOCAL;
             let open = if is_local { self.local_dropped } else { self.oldest_dropped(gap.stream) };
             if *state != GapState::Waiting || open.is_some_and(|oldest| oldest <= gap.last_id) {
                 continue;
             }
+            let (records, bytes) = self.late.get(id).copied().unwrap_or_default();
             let mut gap = gap.clone();
-            for (_, (records, bytes)) in self.late.range((gap.stream, gap.first_id)..=(gap.stream, gap.last_id)) {
-                if gap.is_of_dropped() {
-                    gap.records = gap.records.saturating_sub(*records);
-                    gap.bytes = gap.bytes.saturating_sub(*bytes);
-                }
-            }
+            (gap.records, gap.bytes) = (gap.records.saturating_sub(records), gap.bytes.saturating_sub(bytes));
             if gap.records > 0 {
                 return Some((place, gap));
             }
@@ -706,8 +702,8 @@ impl Lane {
         if self.gaps.is_empty() || self.gaps.iter().any(|gap| gap.state != GapState::Done) {
             return;
         }
-        for PendingGap { gap, .. } in self.gaps.drain(..).filter(|it| it.gap.is_of_dropped()) {
-            self.late.retain(|(stream, id), _| *stream != gap.stream || *id > gap.last_id);
+        for PendingGap { id, .. } in self.gaps.drain(..) {
+            self.late.remove(&id);
         }
         if let Destination::Sink(sink) = self.destination {
             self.requests.push(StoreRequest::GapsReported { sink, through: self.gaps_through });
@@ -715,7 +711,7 @@ impl Lane {
     }
 
     fn declined(&mut self, stream: Stream, id: RecordId, reason: Box<str>, now: Instant) {
-        if self.tail(stream).is_dropped(id) {
+        if self.tail(stream).gap_of(id).is_some() {
             return self.done(stream, id);
         }
         let patience = self.patience;
@@ -827,7 +823,7 @@ impl Lane {
     fn requeue(&mut self, item: InFlight) {
         match item {
             // The receiver does not have it, and the store has counted it.
-            InFlight::Record(stream, id) if self.tail(stream).is_dropped(id) => self.done(stream, id),
+            InFlight::Record(stream, id) if self.tail(stream).gap_of(id).is_some() => self.done(stream, id),
             InFlight::Record(stream, id) => self.tail(stream).requeue(id),
             InFlight::Gap(place) => self.gaps[place].state = GapState::Waiting,
         }

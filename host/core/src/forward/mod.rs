@@ -216,20 +216,20 @@ impl Forwarder {
     }
 
     /// Handles `StoreEvent::Dropped`.
-    pub(crate) fn dropped(&mut self, stream: Stream, after: RecordId, through: RecordId) {
+    pub(crate) fn dropped(&mut self, stream: Stream, gap: GapId, ranges: &[(RecordId, RecordId)]) {
         if is_made(Mistake::CountDelivered) {
             return;
         }
-        let delivered = self.lane_of(stream).map(|lane| lane.dropped(stream, after, through));
-        if let (Some(delivered), Some(reporter)) = (delivered, self.reporter_of(stream)) {
-            delivered.into_iter().for_each(|late| reporter.accepted_late(late));
+        let delivered = self.lane_of(stream).map(|lane| lane.dropped(stream, gap, ranges));
+        if let (Some(late), Some(reporter)) = (delivered, self.reporter_of(stream)) {
+            reporter.accepted_late(late);
         }
     }
 
     /// Handles `StoreEvent::Gaps`.
-    pub(crate) fn gaps(&mut self, sink: SinkId, through: GapId, gaps: Vec<Gap>) {
+    pub(crate) fn gaps(&mut self, sink: SinkId, gaps: Vec<(GapId, Gap)>) {
         if let Some(lane) = self.lane(Destination::Sink(sink)) {
-            lane.gaps(through, gaps);
+            lane.gaps(gaps);
         }
     }
 

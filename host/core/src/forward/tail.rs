@@ -11,10 +11,10 @@
 //! The watermark passes a record only when it is delivered or refused. It follows the order of ids, although receivers
 //! may answer in any order.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use crate::mistakes::{Mistake, is_made};
-use crate::store::{RecordId, StoredRecord};
+use crate::store::{GapId, RecordId, StoredRecord};
 
 /// Bounds of the window. A record larger than `bytes` is held alone.
 #[derive(Clone, Copy, Debug)]
@@ -45,9 +45,11 @@ pub(crate) struct Tail {
     fell_behind: bool,
     /// Memory of the record behind `held`, if it was loaded and there was no room for it.
     too_large: usize,
-    /// The store has dropped everything up to here. What the receiver may have got is kept, and sent until that is known.
-    dropped: RecordId,
-    /// The last accepted records, with how many records each stands for and the size of their payloads: the store may not know yet that it can delete them.
+    /// Records that the store has dropped and the receiver may have, with the gap that counts them. They are sent until that is
+    /// known.
+    dropped: BTreeMap<RecordId, GapId>,
+    /// The last accepted records that the store has not dropped, with how many records each stands for and the size of their
+    /// payloads: the store may not know yet that it can delete them.
     accepted: VecDeque<(RecordId, (u64, u64))>,
     /// Loads that the store may still answer from before it was reopened. Their records do not follow the window.
     stale_loads: u32,
@@ -89,7 +91,7 @@ impl Tail {
             loading: false,
             fell_behind: false,
             too_large: 0,
-            dropped: RecordId::default(),
+            dropped: BTreeMap::new(),
             accepted: VecDeque::new(),
             stale_loads: 0,
         }
@@ -191,6 +193,7 @@ impl Tail {
     /// Marks a record as accepted or given up. Returns the watermark if it moved.
     pub(crate) fn done(&mut self, id: RecordId) -> Option<RecordId> {
         let index = self.find(id)?;
+        self.dropped.remove(&id);
         let slot = &mut self.slots[index];
         if let SlotState::Waiting(stored) | SlotState::Sent(stored) =
             std::mem::replace(&mut slot.state, SlotState::Done)
@@ -217,6 +220,9 @@ impl Tail {
     /// The receiver has accepted a record that was sent. Returns how many records it stands for, and the size of their payloads.
     pub(crate) fn accepted(&mut self, id: RecordId) -> (u64, u64) {
         let size = self.sent(id).map_or((0, 0), |sent| sent.record.stands_for());
+        if self.dropped.contains_key(&id) {
+            return size;
+        }
         if self.accepted.len() >= self.window.records {
             self.accepted.pop_front();
         }
@@ -224,33 +230,49 @@ impl Tail {
         size
     }
 
-    /// The store has dropped records after `after` up to `through`. What was never sent is forgotten. Returns those that were
-    /// accepted.
-    pub(crate) fn dropped(&mut self, after: RecordId, through: RecordId) -> Vec<(RecordId, (u64, u64))> {
-        self.dropped = self.dropped.max(through);
+    /// The store has dropped the records of these ranges, see `StoreEvent::Dropped`. What was never sent is forgotten. Returns how
+    /// many were accepted, and the size of their payloads.
+    pub(crate) fn dropped(&mut self, gap: GapId, ranges: &[(RecordId, RecordId)]) -> (u64, u64) {
         self.too_large = 0;
-        self.held = self.held.max(through);
-        self.last = self.last.max(through);
-        for slot in self.slots.iter_mut().take_while(|slot| slot.id <= through) {
-            if let SlotState::Waiting(stored) = &slot.state
-                && !slot.is_doubtful
-            {
-                self.bytes -= weight(stored);
-                slot.state = SlotState::Done;
+        for (after, through) in ranges {
+            // Otherwise there are records on disk before these.
+            if *after <= self.held {
+                self.held = self.held.max(*through);
+            }
+            self.last = self.last.max(*through);
+            let first = self.slots.partition_point(|slot| slot.id <= *after);
+            for slot in self.slots.range_mut(first..).take_while(|slot| slot.id <= *through) {
+                match &slot.state {
+                    SlotState::Waiting(stored) if !slot.is_doubtful => {
+                        self.bytes -= weight(stored);
+                        slot.state = SlotState::Done;
+                    }
+                    SlotState::Waiting(_) | SlotState::Sent(_) => drop(self.dropped.entry(slot.id).or_insert(gap)),
+                    SlotState::Done => {}
+                }
             }
         }
         self.advance();
-        self.accepted.iter().filter(|(id, _)| after < *id && *id <= through).copied().collect()
+        let mut delivered = (0, 0);
+        self.accepted.retain(|(id, (records, bytes))| {
+            let range = ranges.partition_point(|(_, through)| through < id);
+            let is_dropped = ranges.get(range).is_some_and(|(after, _)| after < id);
+            if is_dropped {
+                delivered = (delivered.0 + records, delivered.1 + bytes);
+            }
+            !is_dropped
+        });
+        delivered
     }
 
-    /// Whether the store has dropped this record.
-    pub(crate) fn is_dropped(&self, id: RecordId) -> bool {
-        id <= self.dropped
+    /// The gap that counts this record, if the store has dropped it.
+    pub(crate) fn gap_of(&self, id: RecordId) -> Option<GapId> {
+        self.dropped.get(&id).copied()
     }
 
     /// The oldest record that the store has dropped and the receiver may have.
     pub(crate) fn oldest_dropped(&self) -> Option<RecordId> {
-        self.slots.front().map(|slot| slot.id).filter(|id| self.is_dropped(*id))
+        self.dropped.first_key_value().map(|(id, _)| *id)
     }
 
     /// Queues a sent record again, before those that were not sent yet.

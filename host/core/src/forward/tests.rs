@@ -218,8 +218,8 @@ fn gaps_go_to_the_sink_that_lost_records_and_those_of_the_local_broker_home() {
         first_at_ms: 0,
         last_at_ms: 0,
     };
-    forwarder.gaps(lake, GapId(1), vec![gap(Stream::data(lake))]);
-    forwarder.gaps(SinkId::UPSTREAM, GapId(2), vec![gap(Stream::LOCAL)]);
+    forwarder.gaps(lake, vec![(GapId(1), gap(Stream::data(lake)))]);
+    forwarder.gaps(SinkId::UPSTREAM, vec![(GapId(2), gap(Stream::LOCAL))]);
     let sent = sent(&mut forwarder, now);
     let ids: Vec<_> = sent.iter().map(|(to, _, id)| (*to, &**id)).collect();
     assert_eq!(ids, [(Destination::UPSTREAM, "s-g-l-1-1"), (Destination::Sink(lake), "s-g-d1-1-1")]);

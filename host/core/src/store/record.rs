@@ -90,11 +90,6 @@ impl Gap {
         self.first_at_ms = self.first_at_ms.min(other.first_at_ms);
         self.last_at_ms = self.last_at_ms.max(other.last_at_ms);
     }
-
-    /// Whether these are records that the store dropped by itself.
-    pub(crate) fn is_of_dropped(&self) -> bool {
-        [FULL, EXPIRED, REMOVED].contains(&&*self.reason)
-    }
 }
 
 /// Reasons of gaps that the store makes by itself.

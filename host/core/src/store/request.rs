@@ -85,20 +85,19 @@ pub enum StoreEvent {
         stored: Vec<StoredRecord>,
         end: bool,
     },
-    /// Lost records to report to this sink. `through` is the last of these gaps.
+    /// Lost records to report to this sink, as gaps in ascending order.
     Gaps {
         sink: SinkId,
-        through: GapId,
-        gaps: Vec<Gap>,
+        gaps: Vec<(GapId, Gap)>,
     },
     /// No delivery before the request will be recovered any more.
     DeliveriesForgotten,
-    /// Records after `after` up to and including `through` were dropped, as far as the store knows before they were
-    /// delivered. Comes before the gap with them.
+    /// Records were dropped, as far as the store knows before they were delivered: in each range those after the first id, up to
+    /// and including the second. The ranges are in ascending order. Comes before the gap with them.
     Dropped {
         stream: Stream,
-        after: RecordId,
-        through: RecordId,
+        gap: GapId,
+        ranges: Vec<(RecordId, RecordId)>,
     },
     /// The state of a function that was away for `store.state_retention_secs` is deleted.
     StateExpired {

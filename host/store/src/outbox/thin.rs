@@ -11,13 +11,14 @@
 //! that the newest records are in is not complete, and waits. Where it alone is more than there is room for, it is folded as it
 //! grows.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use rusqlite::Connection;
 
-use super::{Outbox, Segment, Share, count, empty_gap, intact, is_intact, key, row_holding, statements};
+use super::fair::Excess;
+use super::{Entry, Outbox, Segment, Share, count, empty_gap, key, row_holding, sized, statements};
 use crate::gaps::Gaps;
 use sedge_core::fold::{Fold, INTERVALS_SECS, THINNED};
 use sedge_core::store::{Gap, Record, RecordId, StoredRecord};
@@ -39,8 +40,8 @@ pub(super) fn slack(max_bytes: u64) -> u64 {
 pub(super) struct Thinning {
     /// The daemon may have records up to these ids in memory. `None`: all of them.
     held: PerStream<Option<RecordId>>,
-    /// Rows up to these keys were folded by each interval. A restart looks again.
-    folded: PerStream<[RecordId; INTERVALS_SECS.len()]>,
+    /// Rows up to these keys were folded by each interval, by function. A restart looks again.
+    folded: PerStream<BTreeMap<Arc<str>, [RecordId; INTERVALS_SECS.len()]>>,
 }
 
 impl Thinning {
@@ -54,9 +55,17 @@ impl Thinning {
         self.held[stream] = None;
     }
 
-    /// It takes dropped records for held ones.
-    pub(super) fn dropped(&mut self, stream: Stream, through: RecordId, last: RecordId) {
-        if self.held[stream].is_some_and(|held| through >= held) {
+    /// Rows up to this key were folded, of these functions.
+    fn set_folded(&mut self, stream: Stream, level: usize, functions: &Excess, through: RecordId) {
+        for function in functions.keys() {
+            let folded = &mut self.folded[stream].entry(Arc::clone(function)).or_default()[level];
+            *folded = through.max(*folded);
+        }
+    }
+
+    /// It takes dropped records behind held ones for held ones.
+    pub(super) fn dropped(&mut self, stream: Stream, after: RecordId, through: RecordId, last: RecordId) {
+        if self.held[stream].is_some_and(|held| after <= held && held <= through) {
             self.held[stream] = (through < last).then_some(through);
         }
     }
@@ -72,8 +81,10 @@ enum Reach {
 
 /// Consecutive rows of a stream.
 struct Batch {
-    keys: Vec<RecordId>,
+    rows: Vec<(RecordId, Bytes)>,
     bytes: u64,
+    /// Those of the functions whose records are folded.
+    foldable_bytes: u64,
     records: Vec<StoredRecord>,
     /// There are no rows behind them.
     is_last: bool,
@@ -96,16 +107,27 @@ impl Outbox {
         self.thinning.holds(stream, held);
     }
 
-    /// Folds the data of a share until it fits, or until there is nothing more to fold.
+    /// Folds the data of a share until it fits, or until the functions that have most have nothing more to fold.
     pub(super) fn thin(&mut self, connection: &Connection, share: &Share, gaps: &mut Gaps) -> rusqlite::Result<()> {
         let Some(stream) = share.streams.iter().copied().find(|stream| stream.kind() == StreamKind::Data) else {
             return Ok(());
         };
-        for reach in [Reach::Complete, Reach::All] {
-            for level in 0..INTERVALS_SECS.len() {
-                while self.used(share) > share.max_bytes && self.thin_batch(connection, stream, (level, reach), gaps)? {
+        let others: Vec<Stream> =
+            share.streams.iter().copied().filter(|stream| Some(*stream) != share.alerts).collect();
+        let mut before = Excess::new();
+        while self.used(share) > share.max_bytes {
+            let excess = self.excess(&others, self.used(share) - share.max_bytes);
+            if excess.keys().eq(before.keys()) {
+                break;
+            }
+            for reach in [Reach::Complete, Reach::All] {
+                for level in 0..INTERVALS_SECS.len() {
+                    while self.used(share) > share.max_bytes
+                        && self.thin_batch(connection, stream, (level, reach), &excess, gaps)?
+                    {}
                 }
             }
+            before = excess;
         }
         Ok(())
     }
@@ -116,14 +138,15 @@ impl Outbox {
         connection: &Connection,
         stream: Stream,
         (level, reach): (usize, Reach),
+        functions: &Excess,
         gaps: &mut Gaps,
     ) -> rusqlite::Result<bool> {
         let Some(held) = self.thinning.held[stream] else { return Ok(false) };
-        let start = self.first_foldable(connection, stream, held)?.max(self.thinning.folded[stream][level]);
-        let Some(Batch { keys, bytes, mut records, is_last }) = self.read_batch(connection, stream, start, gaps)?
-        else {
-            return Ok(false);
-        };
+        let folded = &self.thinning.folded[stream];
+        let folded = functions.keys().map(|function| folded.get(function).map_or(RecordId(0), |by| by[level])).min();
+        let start = self.first_foldable(connection, stream, held)?.max(folded.unwrap_or_default());
+        let batch = self.read_batch(connection, stream, start, functions, gaps)?;
+        let Some(Batch { rows: old, bytes, foldable_bytes, mut records, is_last }) = batch else { return Ok(false) };
         let interval = INTERVALS_SECS[level];
         let complete = match complete(&records, interval) {
             _ if is_last && reach == Reach::All => records.len(),
@@ -132,21 +155,24 @@ impl Outbox {
             0 => records.len(),
             complete => complete,
         };
-        let last_key = *keys.last().expect("a batch has at least one row");
+        let (last_key, _) = *old.last().expect("a batch has at least one row");
         let rest = records.split_off(complete);
         let end = rest.first().map_or(last_key, |stored| RecordId(stored.id.0 - 1));
-        let Folded { records, is_changed, singles } = fold(stream, records, interval);
+        let Folded { records, is_changed, singles } = fold(stream, records, interval, functions);
         let (rows, rest) = (self.rows(stream, &records, end), self.rows(stream, &rest, last_key));
         let (before, after) = (bytes.saturating_sub(size(&rest)), size(&rows));
         // What comes later is added then.
         let goes_on = is_last && reach == Reach::All;
-        if !is_changed || after > before / 4 * 3 {
+        let saved = before.saturating_sub(after);
+        let foldable = before as f64 * (foldable_bytes as f64 / bytes as f64);
+        if !is_changed || (saved as f64) < foldable / 4.0 {
             if goes_on {
                 return Ok(false);
             }
             // The next batch begins with the interval that is not complete.
-            let earlier = keys.iter().copied().rfind(|key| *key <= end);
-            self.thinning.folded[stream][level] = earlier.filter(|key| *key > start).unwrap_or(last_key);
+            let earlier = old.iter().map(|(key, _)| *key).rfind(|key| *key <= end);
+            let folded = earlier.filter(|key| *key > start).unwrap_or(last_key);
+            self.thinning.set_folded(stream, level, functions, folded);
             return Ok(!is_last);
         }
         let statements = statements(stream);
@@ -154,9 +180,13 @@ impl Outbox {
         for (id, body) in rows.iter().chain(&rest) {
             connection.prepare_cached(statements.append)?.execute((key(stream, *id), body))?;
         }
+        if let Some(holdings) = &mut self.holdings[stream] {
+            old.iter().for_each(|(id, row)| holdings.remove(stream, *id, row));
+            rows.iter().chain(&rest).for_each(|(id, body)| holdings.put(stream, *id, body));
+        }
         self.bytes[stream] = self.bytes[stream] - bytes + after + size(&rest);
         if !goes_on {
-            self.thinning.folded[stream][level] = end;
+            self.thinning.set_folded(stream, level, functions, end);
         }
         if singles.records > 0 {
             gaps.add(singles);
@@ -180,27 +210,27 @@ impl Outbox {
         connection: &Connection,
         stream: Stream,
         start: RecordId,
+        functions: &Excess,
         gaps: &mut Gaps,
     ) -> rusqlite::Result<Option<Batch>> {
-        let mut batch = Batch { keys: Vec::new(), bytes: 0, records: Vec::new(), is_last: false };
+        let mut batch = Batch { rows: Vec::new(), bytes: 0, foldable_bytes: 0, records: Vec::new(), is_last: false };
         while batch.bytes < BATCH_BYTES && batch.records.len() < BATCH_RECORDS {
-            let next = RecordId(batch.keys.last().copied().unwrap_or(start).0 + 1);
-            let Some((last_id, mut row)) = row_holding(connection, stream, next)? else {
+            let next = RecordId(batch.rows.last().map_or(start, |(key, _)| *key).0 + 1);
+            let Some((last_id, row)) = row_holding(connection, stream, next)? else {
                 batch.is_last = true;
                 break;
             };
-            if !is_intact(&row, stream, last_id) {
-                self.damaged.push((stream, last_id));
-                self.rewrite_damaged(connection, gaps, None)?;
-                row = row_holding(connection, stream, next)?.map_or(row, |(_, row)| row);
+            let row = self.without_damage(connection, stream, last_id, row, gaps)?;
+            for (Entry { stored, refused }, bytes) in sized(&row, stream, last_id) {
+                let is_foldable = functions.contains_key(&stored.record.function);
+                batch.foldable_bytes += if is_foldable { bytes } else { 0 };
+                // What was refused is part of a gap already.
+                batch.records.extend((!refused).then_some(stored));
             }
-            // What was refused is part of a gap already.
-            let (records, refused) = intact(&row, stream, last_id);
-            batch.records.extend(records.into_iter().filter(|stored| !refused.contains(&stored.id)));
             batch.bytes += row.len() as u64;
-            batch.keys.push(last_id);
+            batch.rows.push((last_id, row));
         }
-        Ok((!batch.keys.is_empty()).then_some(batch))
+        Ok((!batch.rows.is_empty()).then_some(batch))
     }
 
     /// Rows of these records, the last of which has the key `end`.
@@ -251,12 +281,12 @@ struct Folded {
     singles: Gap,
 }
 
-/// Folds what belongs together. Each fold has the place of its first record.
-fn fold(stream: Stream, records: Vec<StoredRecord>, secs: u64) -> Folded {
+/// Folds what belongs together, of these functions. Each fold has the place of its first record.
+fn fold(stream: Stream, records: Vec<StoredRecord>, secs: u64, functions: &Excess) -> Folded {
     let mut places: Vec<Place> = Vec::new();
     let mut series: HashMap<Series, usize> = HashMap::new();
     for stored in records {
-        let fold = Fold::of(&stored);
+        let fold = functions.contains_key(&stored.record.function).then(|| Fold::of(&stored)).flatten();
         let record = &stored.record;
         let mut singles = empty_gap(stream, THINNED);
         if !record.is_folded {

@@ -195,7 +195,7 @@ fn a_damaged_record_is_a_gap_and_never_delivered() {
     // Counted once, also across a restart.
     let mut rig = Rig::open(dir.path());
     let StoreEvent::Gaps { gaps, .. } = rig.event() else { panic!("no gap") };
-    let [gap] = &gaps[..] else { panic!("{gaps:?}") };
+    let [(_, gap)] = &gaps[..] else { panic!("{gaps:?}") };
     assert_eq!((&*gap.reason, gap.first_id.0, gap.last_id.0, gap.records), ("damaged", 5, 5, 1));
     assert_eq!(rig.read_all(Stream::DATA).len(), 5);
     assert_eq!(rig.lost("damaged"), 0);
@@ -217,7 +217,7 @@ fn a_row_of_which_nothing_can_be_read_is_a_gap_of_its_records() {
     let found: Vec<u64> = rig.read_all(Stream::DATA).iter().map(|stored| stored.id.0).collect();
     assert_eq!(found, [1, 2, 3, 7, 8, 9]);
     let StoreEvent::Gaps { gaps, .. } = rig.event() else { panic!("no gap") };
-    assert_eq!((gaps[0].first_id.0, gaps[0].last_id.0, gaps[0].records), (4, 6, 3));
+    assert_eq!((gaps[0].1.first_id.0, gaps[0].1.last_id.0, gaps[0].1.records), (4, 6, 3));
 }
 
 #[test]

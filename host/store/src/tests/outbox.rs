@@ -74,7 +74,7 @@ fn a_long_backlog_is_read_in_chunks() {
 fn gaps(rig: &mut Rig) -> Vec<Gap> {
     loop {
         if let StoreEvent::Gaps { gaps, .. } = rig.event() {
-            return gaps;
+            return gaps.into_iter().map(|(_, gap)| gap).collect();
         }
     }
 }
@@ -137,8 +137,9 @@ fn a_gap_is_reported_once() {
     }
     let mut reported = 0;
     while rig.lost("full") < 6 || reported < 6 {
-        if let StoreEvent::Gaps { through, gaps, .. } = rig.event() {
-            reported += gaps.iter().map(|gap| gap.records).sum::<u64>();
+        if let StoreEvent::Gaps { gaps, .. } = rig.event() {
+            reported += gaps.iter().map(|(_, gap)| gap.records).sum::<u64>();
+            let through = gaps.last().unwrap().0;
             rig.send(StoreRequest::GapsReported { sink: SinkId::UPSTREAM, through });
         }
     }

@@ -26,9 +26,10 @@ fn id(recovered: &Recovered, name: &str) -> SinkId {
 /// The next report of lost records.
 fn gaps(rig: &mut Rig) -> (SinkId, Vec<Gap>) {
     loop {
-        if let StoreEvent::Gaps { sink, through, gaps } = rig.event() {
+        if let StoreEvent::Gaps { sink, gaps } = rig.event() {
+            let through = gaps.last().unwrap().0;
             rig.send(StoreRequest::GapsReported { sink, through });
-            return (sink, gaps);
+            return (sink, gaps.into_iter().map(|(_, gap)| gap).collect());
         }
     }
 }
@@ -95,7 +96,7 @@ fn gaps_are_reported_to_the_sink_that_lost_records_each_in_its_own_turn() {
     commit_to(&mut rig, &[Stream::data(up), Stream::data(lake), Stream::LOCAL], "x");
     rig.send(StoreRequest::Refused { stream: Stream::data(lake), id: RecordId(1), reason: "no".into() });
     let StoreEvent::Gaps { sink, gaps: first, .. } = rig.event() else { panic!("no report") };
-    assert_eq!((sink, first[0].stream), (lake, Stream::data(lake)));
+    assert_eq!((sink, first[0].1.stream), (lake, Stream::data(lake)));
     // That report is not confirmed, and upstream has its own all the same.
     rig.send(StoreRequest::Refused { stream: Stream::LOCAL, id: RecordId(1), reason: "no".into() });
     let (sink, gaps) = gaps(&mut rig);

@@ -109,7 +109,7 @@ impl Rig {
                         return all;
                     }
                 }
-                StoreEvent::Dropped { after, through, .. } => self.dropped.push((after.0, through.0)),
+                StoreEvent::Dropped { ranges, .. } => self.dropped.extend(ranges.iter().map(|(a, b)| (a.0, b.0))),
                 StoreEvent::Gaps { .. } | StoreEvent::Blocked(_) => {}
                 other => panic!("{other:?}"),
             }
@@ -140,7 +140,7 @@ impl Rig {
         loop {
             match self.event() {
                 StoreEvent::Outbox { stream: of, stored, end } if of == stream => return (stored, end),
-                StoreEvent::Dropped { after, through, .. } => self.dropped.push((after.0, through.0)),
+                StoreEvent::Dropped { ranges, .. } => self.dropped.extend(ranges.iter().map(|(a, b)| (a.0, b.0))),
                 StoreEvent::Committed { .. } | StoreEvent::Gaps { .. } | StoreEvent::Blocked(_) => {}
                 other => panic!("{other:?}"),
             }

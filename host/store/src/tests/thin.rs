@@ -55,7 +55,7 @@ fn all_gaps(dir: &Path, config: &config::Store) -> BTreeMap<String, Gap> {
     loop {
         if let StoreEvent::Gaps { gaps, .. } = rig.event() {
             let mut all: BTreeMap<String, Gap> = BTreeMap::new();
-            for gap in gaps {
+            for (_, gap) in gaps {
                 let reason = gap.reason.to_string();
                 match all.get_mut(&reason) {
                     Some(known) => known.add(&gap),

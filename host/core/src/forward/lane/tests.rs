@@ -113,7 +113,7 @@ fn alerts_go_before_gaps_and_gaps_before_data() {
     let mut lane = lane(10);
     commit(&mut lane, Stream::DATA, 1);
     commit(&mut lane, Stream::DATA, 2);
-    lane.gaps(GapId(1), vec![gap(9)]);
+    lane.gaps(vec![(GapId(1), gap(9))]);
     commit(&mut lane, Stream::ALERT, 1);
     assert_eq!(names(&run(&mut lane, now).0), ["s-a-1", "s-g-d-9-9", "s-d-1", "s-d-2"]);
 }
@@ -231,7 +231,7 @@ fn a_receiver_that_asks_for_time_gets_it_once_for_all() {
 fn a_lost_connection_sends_again_under_the_same_ids_and_ignores_late_answers() {
     let now = Instant::now();
     let mut lane = lane(10);
-    lane.gaps(GapId(5), vec![gap(9)]);
+    lane.gaps(vec![(GapId(5), gap(9))]);
     (1..=2).for_each(|id| commit(&mut lane, Stream::DATA, id));
     let (first, _) = run(&mut lane, now);
     lane.disconnected(now);
@@ -263,12 +263,10 @@ fn a_gap_counts_what_was_delivered_by_no_one() {
     assert_eq!(names(&sent), ["s-d-1", "s-d-2", "s-d-3"]);
     // The watermark waits for the first, so the store counts the second too.
     lane.answered(sent[1].1, Answer::Accepted, now);
-    assert!(
-        lane.dropped(Stream::DATA, RecordId(0), RecordId(5))
-            == [Late { stream: Stream::DATA, id: RecordId(2), size: (1, 2) }]
-    );
-    lane.accepted_late(Late { stream: Stream::DATA, id: RecordId(2), size: (1, 2) });
-    lane.gaps(GapId(1), vec![Gap { last_id: RecordId(5), records: 5, bytes: 10, ..gap(1) }]);
+    let late = lane.dropped(Stream::DATA, GapId(1), &[(RecordId(0), RecordId(5))]);
+    assert_eq!(late, Late { gap: GapId(1), size: (1, 2) });
+    lane.accepted_late(late);
+    lane.gaps(vec![(GapId(1), Gap { last_id: RecordId(5), records: 5, bytes: 10, ..gap(1) })]);
     let (others, _) = run(&mut lane, now);
     assert_eq!(names(&others), ["s-d-6"], "what was dropped before it was sent stays, and the gap waits for the rest");
     for token in [sent[0].1, sent[2].1] {
@@ -284,14 +282,59 @@ fn a_gap_counts_what_was_delivered_by_no_one() {
     assert_eq!((report["records"].as_u64(), report["bytes"].as_u64()), (Some(2), Some(4)));
 }
 
+/// Reports to come: number of records by id of the gap.
+fn gap_reports(lane: &mut Lane, now: Instant) -> Vec<(String, u64)> {
+    let mut reports = Vec::new();
+    while let Some(action) = lane.poll(now) {
+        if let Action::Send { envelope, token, .. } = action {
+            let id = envelope.property("id").unwrap().to_owned();
+            if id.contains("-g-") {
+                let report: serde_json::Value = serde_json::from_slice(&envelope.payload).unwrap();
+                reports.push((id, report["records"].as_u64().unwrap()));
+            }
+            lane.answered(token, Answer::Accepted, now);
+        }
+    }
+    reports
+}
+
+/// Records of one function were dropped from between others: the ranges of gaps overlap.
+#[test]
+fn what_was_delivered_is_taken_off_the_gap_that_counts_it() {
+    let now = Instant::now();
+    let mut lane = lane(4);
+    (1..=8).for_each(|id| commit(&mut lane, Stream::DATA, id));
+    let (sent, _) = run(&mut lane, now);
+    let ids = |ids: &[u64]| ids.iter().map(|id| (RecordId(id - 1), RecordId(*id))).collect::<Vec<_>>();
+    lane.answered(sent[1].1, Answer::Accepted, now);
+    // 2 was accepted, 4 may be, 6 was never sent.
+    let late = lane.dropped(Stream::DATA, GapId(1), &ids(&[2, 4, 6]));
+    assert_eq!(late, Late { gap: GapId(1), size: (1, 2) });
+    lane.accepted_late(late);
+    lane.gaps(vec![(GapId(1), Gap { last_id: RecordId(6), records: 3, bytes: 6, ..gap(2) })]);
+    // Then all that is left of the first is dropped, with a gap of its own that begins before the other.
+    let late = lane.dropped(Stream::DATA, GapId(2), &[(RecordId(0), RecordId(5))]);
+    assert_eq!(late.size, (0, 0), "2 is not counted again");
+    let (others, _) = run(&mut lane, now);
+    assert_eq!(names(&others), ["s-d-7"], "5 and 6 were not sent, and the gap waits for 1, 3 and 4");
+    for token in [sent[0].1, sent[2].1, sent[3].1, others[0].1] {
+        let (_, late) = lane.answered(token, Answer::Accepted, now).unwrap();
+        late.into_iter().for_each(|late| lane.accepted_late(late));
+    }
+    assert_eq!(gap_reports(&mut lane, now), [("s-g-d-2-6".to_owned(), 1)], "6 alone");
+    lane.gaps(vec![(GapId(2), Gap { last_id: RecordId(5), records: 3, bytes: 6, ..gap(1) })]);
+    assert_eq!(gap_reports(&mut lane, now), [("s-g-d-1-5".to_owned(), 1)], "5 alone");
+    assert!(lane.is_empty());
+}
+
 #[test]
 fn a_gap_of_which_all_was_delivered_is_not_reported() {
     let now = Instant::now();
     let mut lane = lane(3);
     commit(&mut lane, Stream::DATA, 1);
     let (sent, _) = run(&mut lane, now);
-    lane.dropped(Stream::DATA, RecordId(0), RecordId(1));
-    lane.gaps(GapId(1), vec![gap(1)]);
+    lane.dropped(Stream::DATA, GapId(1), &[(RecordId(0), RecordId(1))]);
+    lane.gaps(vec![(GapId(1), gap(1))]);
     // The connection breaks: whether the receiver has the record is known when it accepts it.
     lane.disconnected(now);
     lane.connected();
@@ -314,7 +357,7 @@ fn a_gap_of_which_all_was_delivered_is_not_reported() {
 fn gaps_are_reported_to_the_store_when_all_are_answered() {
     let now = Instant::now();
     let mut lane = lane(10);
-    lane.gaps(GapId(7), vec![gap(1), gap(2)]);
+    lane.gaps(vec![(GapId(6), gap(1)), (GapId(7), gap(2))]);
     let (sent, _) = run(&mut lane, now);
     lane.answered(sent[1].1, Answer::Accepted, now);
     assert!(run(&mut lane, now).1.is_empty());
@@ -343,7 +386,7 @@ fn a_full_channel_stops_sending_until_there_is_room() {
 fn a_reopened_store_gets_nothing_that_belongs_to_before() {
     let now = Instant::now();
     let mut lane = lane(10);
-    lane.gaps(GapId(7), vec![gap(1)]);
+    lane.gaps(vec![(GapId(7), gap(1))]);
     (1..=3).for_each(|id| commit(&mut lane, Stream::DATA, id));
     let (sent, _) = run(&mut lane, now);
     for (_, token) in &sent[..2] {
@@ -657,7 +700,7 @@ fn a_record_over_which_a_gateway_fails_does_not_block_others_for_ever() {
 fn several_such_records_in_a_row_are_found_one_after_the_other() {
     let mut now = Instant::now();
     let mut lane = lane(1);
-    lane.gaps(GapId(3), vec![gap(99)]);
+    lane.gaps(vec![(GapId(3), gap(99))]);
     (1..=4).for_each(|id| commit(&mut lane, Stream::DATA, id));
     let fails = |id: &str| if id == "s-d-4" { Answer::Accepted } else { busy() };
     let (accepted, refused, _) = play(&mut lane, &mut now, Duration::from_secs(3600), fails);
@@ -669,7 +712,7 @@ fn several_such_records_in_a_row_are_found_one_after_the_other() {
 fn a_receiver_that_is_away_for_hours_costs_no_record() {
     let mut now = Instant::now();
     let mut lane = lane(1);
-    lane.gaps(GapId(3), vec![gap(99)]);
+    lane.gaps(vec![(GapId(3), gap(99))]);
     (1..=4).for_each(|id| commit(&mut lane, Stream::DATA, id));
     commit(&mut lane, Stream::ALERT, 1);
     let (accepted, refused, _) = play(&mut lane, &mut now, Duration::from_secs(4 * 3600), |_| busy());

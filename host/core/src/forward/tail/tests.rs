@@ -190,13 +190,20 @@ fn an_answer_that_comes_twice_adds_nothing() {
 /// What can happen to a tail. Numbers choose among what is possible at that moment.
 #[derive(Clone, Debug)]
 enum Step {
-    Commit { records: u8, size: usize },
-    AnswerLoad { records: u8 },
+    Commit {
+        records: u8,
+        size: usize,
+    },
+    AnswerLoad {
+        records: u8,
+    },
     Send,
     Ack(usize),
     Again(usize),
     Break,
     DropOldest,
+    /// Of one function, from between others.
+    DropOne(usize),
     Restart,
     Reopen,
 }
@@ -210,6 +217,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => any::<usize>().prop_map(Step::Again),
         1 => Just(Step::Break),
         1 => Just(Step::DropOldest),
+        1 => any::<usize>().prop_map(Step::DropOne),
         1 => Just(Step::Restart),
         1 => Just(Step::Reopen),
     ]
@@ -233,6 +241,7 @@ struct Model {
     repeat: BTreeSet<u64>,
     sent: BTreeSet<u64>,
     newest_sent: u64,
+    dropped: BTreeSet<u64>,
 }
 
 impl Model {
@@ -248,6 +257,7 @@ impl Model {
             repeat: BTreeSet::new(),
             sent: BTreeSet::new(),
             newest_sent: 0,
+            dropped: BTreeSet::new(),
         }
     }
 
@@ -281,7 +291,15 @@ impl Model {
             Step::DropOldest => {
                 // The store makes room; a tail that still holds the record may send it all the same.
                 if let Some((id, _)) = self.disk.pop_first() {
+                    self.dropped.insert(id);
                     self.watermark = self.watermark.max(id);
+                }
+            }
+            Step::DropOne(n) => {
+                if let Some(id) = pick(&self.disk.keys().copied().collect(), n) {
+                    self.disk.remove(&id);
+                    self.dropped.insert(id);
+                    self.tail.dropped(GapId(1), &[(RecordId(id - 1), RecordId(id))]);
                 }
             }
             Step::Restart | Step::Reopen => {
@@ -379,16 +397,10 @@ proptest! {
     #[test]
     fn every_record_is_sent_in_order_and_the_watermark_never_lies(steps in prop::collection::vec(step(), 0..120)) {
         let mut model = Model::new();
-        let mut dropped = BTreeSet::new();
-        for step in &steps {
-            if matches!(step, Step::DropOldest) {
-                dropped.extend(model.disk.first_key_value().map(|(id, _)| *id));
-            }
-            model.step(step);
-        }
+        steps.iter().for_each(|step| model.step(step));
         model.drain();
         for id in 1..=model.last {
-            assert!(model.sent.contains(&id) || dropped.contains(&id), "{id} was never sent");
+            assert!(model.sent.contains(&id) || model.dropped.contains(&id), "{id} was never sent");
         }
     }
 }
