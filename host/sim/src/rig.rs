@@ -261,7 +261,7 @@ impl Rig {
     pub fn deploy(&mut self, manifest: Manifest, script: &str, trial: Option<Trial>) -> u32 {
         self.edition += 1;
         let version = Version::scripted(self.edition, manifest, Digest([self.edition as u8; 32]), script, trial);
-        self.handle(Input::Deploy(version));
+        self.handle(Input::Deploy(version.into()));
         self.edition
     }
 
@@ -270,7 +270,7 @@ impl Rig {
         self.edition += 1;
         let digest = Digest([self.edition as u8; 32]);
         let version = Version::scripted(self.edition, manifest, digest, script, Some(trial));
-        self.handle(Input::Deploy(Version { is_resumed: true, ..version }));
+        self.handle(Input::Deploy(Version { is_resumed: true, ..version }.into()));
         self.edition
     }
 

@@ -313,7 +313,7 @@ impl World {
     fn deploy(&mut self, manifest: Manifest, script: &str, trial: Option<Trial>) -> u32 {
         self.edition += 1;
         let version = Version::scripted(self.edition, manifest, Digest([self.edition as u8; 32]), script, trial);
-        self.handle(Input::Deploy(version));
+        self.handle(Input::Deploy(version.into()));
         self.edition
     }
 

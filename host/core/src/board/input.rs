@@ -52,7 +52,7 @@ pub type StateEntries = Vec<(Box<str>, Bytes)>;
 #[derive(Debug)]
 pub enum Input {
     /// A version of a function to run, at once or on trial.
-    Deploy(Version),
+    Deploy(Box<Version>),
     /// The function runs no more. Jobs under way are finished.
     Remove {
         function: Arc<str>,

@@ -254,7 +254,7 @@ impl Board {
             }
             Input::Store(event) => self.handle_store(event),
             Input::Sink { destination, event } => self.handle_sink(destination, event),
-            Input::Deploy(version) => self.deploy(version),
+            Input::Deploy(version) => self.deploy(*version),
             Input::Remove { function } => self.remove_function(&function),
             Input::DropCandidate { function, edition } => self.drop_candidate(&function, edition),
             Input::Promote { function, edition } => self.promote(&function, edition),

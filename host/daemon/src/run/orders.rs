@@ -132,7 +132,7 @@ impl Daemon {
                     on_trial = version.trial.is_some(),
                     "version deployed"
                 );
-                self.board.handle(Input::Deploy(self.orders.engines.hold(*version)), self.now());
+                self.board.handle(Input::Deploy(self.orders.engines.hold(*version).into()), self.now());
             }
             Action::Stop { function } => {
                 tracing::info!(function = &*function, "function removed");

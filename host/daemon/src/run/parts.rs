@@ -124,7 +124,7 @@ impl Daemon {
         }
         board.handle(Input::Mute(shown.mutes(now)), now);
         for version in versions {
-            board.handle(Input::Deploy(engines.hold(version)), now);
+            board.handle(Input::Deploy(engines.hold(version).into()), now);
         }
         let (handle, decisions) = crate::deploy::thread::spawn(deploy_shell).context("failed to start deploying")?;
         // A full disk must not keep a board from starting after an upgrade.
