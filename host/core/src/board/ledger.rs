@@ -107,7 +107,8 @@ pub(crate) struct Settled {
 }
 
 impl Ledger {
-    /// `fingerprints_max`: how many fingerprints without effect may wait for a commit to be written with.
+    /// `fingerprints_max`: how many fingerprints without effect are kept at least, and half of how many may wait, for a commit to be
+    /// written with.
     pub(crate) fn new(fingerprints_max: usize, commit_max_bytes: usize, seed: Seeded) -> Self {
         Self {
             units: Vec::new(),
@@ -509,10 +510,11 @@ impl Ledger {
     }
 
     fn send_batch(&mut self) {
-        // Fingerprints alone are not worth a commit. The oldest of too many go.
+        // Fingerprints alone are not worth a commit. The oldest of too many go, many at a time: the others move up.
         if !std::mem::take(&mut self.is_due) {
-            let excess = self.batch.len().saturating_sub(self.fingerprints_max);
-            self.batch.drain(..excess);
+            if self.batch.len() >= 2 * self.fingerprints_max {
+                self.batch.drain(..self.batch.len() - self.fingerprints_max);
+            }
             return;
         }
         self.last_batch.0 += 1;
