@@ -46,7 +46,7 @@ guests: ## Compile the example functions.
 
 bench: ## Measure a release build against its goals. ARGS="--quick"
 	@wasm=$$(scripts/need.sh cargo cc wasm mosquitto) && eval "$$wasm" && \
-		cargo bench --package sedge --bench sedge --features pulley -- $(ARGS)
+		cargo bench --package sedge --bench sedge --features bench -- $(ARGS)
 
 cross: ## Compile for a board, into target/$(TARGET)/dist. TARGET=aarch64-unknown-linux-gnu RUNTIME_ONLY=1 PROFILE=dist
 	@scripts/need.sh cargo cc && cross/build.sh "$(TARGET)" "$(or $(PROFILE),dist)" $(if $(RUNTIME_ONLY),runtime)

@@ -86,10 +86,18 @@ static JSValue state_keys(JSContext *c, JSValueConst this, int argc, JSValueCons
 
 /* The settings are an object that reads them when a script first asks: so they are not a part of the image. */
 
-/* A number, true and false are what they look like, everything else is a string. */
+static int is(Text text, const char *word) {
+    return text.len == strlen(word) && memcmp(text.at, word, text.len) == 0;
+}
+
+/* A number, true and false are what they look like, everything else is a string. What cannot be a number is not parsed: an exception
+   that nobody sees costs more than all other settings. */
 static JSValue setting_of(Text text) {
-    char first = text.len > 0 ? *text.at : 0;
-    if (first == 't' || first == 'f' || first == '-' || (first >= '0' && first <= '9')) {
+    if (is(text, "true") || is(text, "false")) return JS_NewBool(context, text.len == 4);
+    for (uint32_t n = 0; n < text.len; n++) {
+        if (!strchr("0123456789+-.eE", text.at[n])) return string(text);
+    }
+    if (text.len > 0) {
         JSValue value = JS_ParseJSON(context, text.at, text.len, "setting");
         if (!JS_IsException(value)) return value;
         JS_FreeValue(context, JS_GetException(context));
@@ -246,8 +254,11 @@ JSValue message_object(const Message *handed_in) {
     return JS_NewObjectClass(context, (int)message_class);
 }
 
-void set_up_api(int allows_random) {
-    random_is_allowed = allows_random;
+void allow_random(int allows) {
+    random_is_allowed = allows;
+}
+
+void set_up_api(void) {
     const JSClassDef handed_in = { .class_name = "Message" };
     const JSClassDef lazy = { .class_name = "Settings", .exotic = &SETTINGS };
     JS_NewClassID(runtime, &message_class);

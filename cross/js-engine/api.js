@@ -8,7 +8,14 @@
   const { freeze, keys: namesOf, hasOwn } = Object;
   const own = (object, name) => (hasOwn(object, name) ? object[name] : undefined);
 
-  const SEVERITIES = ["info", "warning", "critical"];
+  // Names, as properties of an object without others: `in` is the quickest way to look one up.
+  const set = (...names) => {
+    const all = { __proto__: null };
+    for (const name of names) all[name] = true;
+    return freeze(all);
+  };
+
+  const SEVERITIES = set("info", "warning", "critical");
 
   function reject(reason) {
     fail(String(reason), -1);
@@ -40,14 +47,17 @@
   }
 
   const NONE = freeze({});
-  const ALERT_OPTIONS = ["severity", "summary", "value", "labels", "sink"];
-  const PUBLICATION_OPTIONS = ["contentType", "retain", "sink"];
+  const ALERT_OPTIONS = set("severity", "summary", "value", "labels", "sink");
+  const PUBLICATION_OPTIONS = set("contentType", "retain", "sink");
+  const REPLY_OPTIONS = set("contentType");
 
   function options(value, known, what) {
     if (value === undefined) return NONE;
     if (typeof value !== "object" || value === null) throw new TypeError(`${what}: the options must be an object, and are ${show(value)}`);
-    for (const name of namesOf(value)) {
-      if (!known.includes(name)) throw new TypeError(`${what}: unknown option ${stringify(name)}; use ${known.join(", ")}`);
+    const names = namesOf(value);
+    for (let n = 0; n < names.length; n++) {
+      if (names[n] in known) continue;
+      throw new TypeError(`${what}: unknown option ${stringify(names[n])}; use ${namesOf(known).join(", ")}`);
     }
     return value;
   }
@@ -56,8 +66,8 @@
     if (text(key, what, "key") === "") throw new TypeError(`${what}: the key must not be empty`);
     if (typeof given === "string") given = { summary: given };
     const { severity = "warning", summary = key, value, labels = NONE, sink } = options(given, ALERT_OPTIONS, what);
-    if (!SEVERITIES.includes(severity)) {
-      throw new TypeError(`${what}: the severity must be one of ${SEVERITIES.join(", ")}, and is ${show(severity)}`);
+    if (typeof severity !== "string" || !(severity in SEVERITIES)) {
+      throw new TypeError(`${what}: the severity must be one of ${namesOf(SEVERITIES).join(", ")}, and is ${show(severity)}`);
     }
     if (value !== undefined && value !== null && typeof value !== "number") {
       throw new TypeError(`${what}: the value must be a number, and is ${show(value)}`);
@@ -102,7 +112,7 @@
     if (!Number.isInteger(status) || status < 100 || status > 999) {
       throw new RangeError(`reply: ${show(status)} is not a status of HTTP`);
     }
-    const { contentType } = options(given, ["contentType"], "reply");
+    const { contentType } = options(given, REPLY_OPTIONS, "reply");
     const body = content(value, "reply");
     const isJson = body !== value && typeof body === "string";
     return { kind: "reply", status, body, contentType: contentType ?? (isJson ? "application/json" : undefined) };
@@ -163,9 +173,13 @@
   const ABSENT = ["nan", "infinity", "-infinity", "none", "null", "unknown", "unavailable"];
 
   function lookUp(value, path) {
-    for (const part of path.replace(/\[(\d+)\]/g, ".$1").split(".")) {
+    const hasIndex = path.includes("[");
+    // Most paths are one name.
+    if (!hasIndex && !path.includes(".")) return own(value, path);
+    const parts = (hasIndex ? path.replace(/\[(\d+)\]/g, ".$1") : path).split(".");
+    for (let n = 0; n < parts.length; n++) {
       if (typeof value !== "object" || value === null) return undefined;
-      value = own(value, part);
+      value = own(value, parts[n]);
     }
     return value;
   }
@@ -202,6 +216,7 @@
       publish("a", "b"),
     ];
     number.call({ json: { a: [1, "2"] }, topic: "b" }, "a[1]");
+    number.call({ json: { a: 1 }, topic: "b" }, "a");
     return parse(stringify(outputs)).length;
   }
 

@@ -79,7 +79,7 @@ static JSValue settle(JSValue result, const char *what) {
     return result;
 }
 
-static void set_up(int allows_random) {
+static void set_up(void) {
     runtime = JS_NewRuntime2(&ALLOCATOR, NULL);
     check(runtime != NULL);
     JS_SetMaxStackSize(runtime, STACK_BYTES);
@@ -95,7 +95,7 @@ static void set_up(int allows_random) {
 #define INTERN(name) name_##name = JS_NewAtom(context, #name);
     NAMES(INTERN)
     set_up_failures();
-    set_up_api(allows_random);
+    set_up_api();
 }
 
 static JSValue run_top_level(const char *main, Text source) {
@@ -122,7 +122,7 @@ static Loaded loaded;
 EXPORT("sedge:script/engine#load") const Loaded *load(char *archive, uint32_t len, uint32_t allows_random) {
     const char *name;
     Text source;
-    set_up((int)allows_random);
+    allow_random((int)allows_random);
     read_files(archive, len, &name, &source);
     JSValue result = run_top_level(name, source);
     if (JS_IsException(result)) {
@@ -140,7 +140,10 @@ EXPORT("sedge:script/engine#load") const Loaded *load(char *archive, uint32_t le
     return &loaded;
 }
 
+/* The first memory that is asked for is that of the archive. The engine comes before it, so that it is the same in the memory of each
+   script, and the host holds it once. */
 EXPORT("cabi_realloc") void *cabi_realloc(void *old, size_t old_size, size_t align, size_t size) {
+    if (!runtime) set_up();
     /* A byte more, for the NUL that ends a text in C. */
     char *at = realloc(old, size + 1);
     check(at != NULL);

@@ -45,7 +45,8 @@ Text describe(JSValueConst exception);
 
 /* api.c */
 extern JSValue api_names;
-void set_up_api(int allows_random);
+void set_up_api(void);
+void allow_random(int allows);
 /* Makes the object that `handle` is called with. */
 JSValue message_object(const Message *handed_in);
 

@@ -146,6 +146,18 @@ impl Function {
         Run::evaluate(ended, host, usage, permitted)
     }
 
+    /// Runs a script message by message in one instance, of which only the memory is put back. `None` for other functions.
+    #[cfg(feature = "bench")]
+    pub fn in_kept_instance(&self) -> Option<impl FnMut(&Message, ScopeState) -> Run> {
+        let Body::Script(script) = &self.body else { return None };
+        let host = |state| HostState::new(self.limits, Arc::clone(&self.settings), state, Instant::now());
+        let mut kept = script.keep(host(ScopeState::default())).ok()?;
+        Some(move |message: &Message, state| {
+            let (ended, host) = script.call_kept(&mut kept, host(state), message);
+            Run::evaluate(ended, host, Usage::default(), |_| Ok(()))
+        })
+    }
+
     fn call(&self, store: &mut Store<HostState>, message: &Message) -> Result<Verdict> {
         arm(store)?;
         match &self.body {

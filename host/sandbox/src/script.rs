@@ -16,7 +16,7 @@ pub(crate) mod packaged;
 mod tests;
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use wasmtime::{AsContextMut as _, Engine, Module, ModuleExport, Result, Store, format_err};
@@ -46,6 +46,9 @@ const LOAD: &str = "sedge:script/engine#load";
 const LOAD_FUEL: u64 = 200_000_000;
 const LOAD_TIMEOUT_MS: u32 = 5_000;
 
+/// A script without anything of its own.
+const EMPTY: &str = "export function handle() {}";
+
 /// What is wrong with a script, in terms of its source.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
@@ -58,6 +61,8 @@ pub(crate) struct ScriptEngine {
     with_random: ModuleFunction,
     without_random: ModuleFunction,
     load: ModuleExport,
+    /// The memory after the top level of a script without anything of its own, most of which is that of every script.
+    base: OnceLock<Option<Arc<Image>>>,
     /// The data segments, behind the code that the modules run. The last field, so that it is dropped after them.
     data: EngineData,
 }
@@ -100,6 +105,7 @@ impl ScriptEngine {
             with_random: connect(&mut Imports::new(&engine), module)?,
             without_random: connect(&mut Imports::without_random(&engine), module)?,
             load,
+            base: OnceLock::new(),
             engine,
             data,
         })
@@ -127,17 +133,31 @@ impl ScriptEngine {
         grants: Grants,
     ) -> Result<ScriptFunction, SandboxError> {
         let files = archive::files(archive).map_err(|error| SandboxError::Script(ScriptError(error.to_string())))?;
+        let base = self.base.get_or_init(|| {
+            let limits = Limits { memory_bytes: limits.memory_bytes.max(1 << 20), fuel: LOAD_FUEL, ..limits };
+            let (image, _) = self.image(&archive::entry(archive::MAIN, EMPTY), limits, false, None).ok()?;
+            Some(Arc::new(image))
+        });
+        let (image, log) = self.image(files, limits, grants.random, base.as_ref())?;
+        Ok(ScriptFunction { engine: Arc::clone(self), allows_random: grants.random, image, log })
+    }
+
+    /// Runs the top level of a script. Returns its memory, and what it logged.
+    fn image(
+        &self,
+        files: &[u8],
+        limits: Limits,
+        allows_random: bool,
+        base: Option<&Arc<Image>>,
+    ) -> Result<(Image, Vec<LogLine>), SandboxError> {
         let limits = Limits { state_bytes: 0, ..limits };
         let started = Instant::now();
         let host = HostState::new(limits, Arc::from([]), super::ScopeState::default(), started);
         let mut store = Store::new(&self.engine, host);
-        let ended = self.run_top_level(&mut store, files, grants.random);
+        let ended = self.run_top_level(&mut store, files, allows_random, base);
         let elapsed_us = started.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
         match ended {
-            Ok(Ok(image)) => {
-                let log = store.into_data().log;
-                Ok(ScriptFunction { engine: Arc::clone(self), allows_random: grants.random, image, log })
-            }
+            Ok(Ok(image)) => Ok((image, store.into_data().log)),
             Ok(Err(error)) => Err(SandboxError::Script(ScriptError(error))),
             Err(error) => {
                 let Failure { detail, .. } = failure(&error, &limits, &Usage { elapsed_us, ..Usage::default() });
@@ -152,6 +172,7 @@ impl ScriptEngine {
         store: &mut Store<HostState>,
         files: &[u8],
         allows_random: bool,
+        base: Option<&Arc<Image>>,
     ) -> Result<Result<Image, String>> {
         arm(store)?;
         let function = &self.without_random;
@@ -179,7 +200,56 @@ impl ScriptEngine {
         if u32_at(loaded, 0) != 0 {
             return Ok(Err(shorten(reader.text(u32_at(loaded, 4), u32_at(loaded, 8))?.to_owned())));
         }
-        Ok(Ok(Image::of(memory.data(&*store))))
+        Ok(Ok(Image::of(memory.data(&*store), base)))
+    }
+}
+
+/// An instance that is kept, of which only the memory is put back: what a fresh one costs is measured against it.
+#[cfg(feature = "bench")]
+pub(crate) struct Kept {
+    store: Store<HostState>,
+    instance: wasmtime::Instance,
+}
+
+#[cfg(feature = "bench")]
+impl ScriptFunction {
+    pub(crate) fn keep(&self, host: HostState) -> Result<Kept> {
+        let mut store = Store::new(self.engine.engine(), host);
+        arm(&mut store)?;
+        let instance = self.engine.without_random.instantiate(&mut store)?;
+        Ok(Kept { store, instance })
+    }
+
+    pub(crate) fn call_kept(
+        &self,
+        kept: &mut Kept,
+        host: HostState,
+        message: &Message,
+    ) -> (Result<Verdict>, HostState) {
+        let Kept { store, instance } = kept;
+        *store.data_mut() = host;
+        let ended = self.call_in(store, instance, message);
+        let next = HostState::new(store.data().limits, Arc::from([]), super::ScopeState::default(), Instant::now());
+        (ended, std::mem::replace(store.data_mut(), next))
+    }
+
+    fn call_in(
+        &self,
+        store: &mut Store<HostState>,
+        instance: &wasmtime::Instance,
+        message: &Message,
+    ) -> Result<Verdict> {
+        arm(store)?;
+        let function = &self.engine.without_random;
+        let guest = function.guest(store, instance)?;
+        let has = guest.memory.data_size(&*store);
+        if let Some(missing) = self.image.size.checked_sub(has).filter(|missing| *missing > 0) {
+            guest.memory.grow(&mut *store, missing.div_ceil(64 << 10) as u64)?;
+        }
+        let memory = guest.memory.data_mut(&mut *store);
+        memory.fill(0);
+        self.image.restore(memory);
+        function.handle(store, instance, guest, message, lift_verdict)
     }
 }
 

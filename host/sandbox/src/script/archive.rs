@@ -96,12 +96,15 @@ pub fn pack(main: &Path, erase: Option<EraseTypes>) -> Result<Bytes, ArchiveErro
     let content = files.remove(&name).expect("the first file was read");
     let mut archive = MAGIC.to_vec();
     for (name, content) in [(name, content)].into_iter().chain(files) {
-        archive.extend_from_slice(&(name.len() as u32).to_le_bytes());
-        archive.extend_from_slice(&(content.len() as u32).to_le_bytes());
-        archive.extend_from_slice(name.as_bytes());
-        archive.extend_from_slice(content.as_bytes());
+        archive.extend(entry(&name, &content));
     }
     Ok(archive.into())
+}
+
+/// A file, as it is in an archive.
+pub(crate) fn entry(name: &str, content: &str) -> Vec<u8> {
+    let lengths = [name, content].map(|part| (part.len() as u32).to_le_bytes());
+    [lengths.as_flattened(), name.as_bytes(), content.as_bytes()].concat()
 }
 
 fn types_error(name: &str, problems: &[String]) -> ArchiveError {

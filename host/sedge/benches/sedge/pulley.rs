@@ -8,13 +8,13 @@ use crate::report::{Goal, Report};
 
 const KEY: &str = "pulley_ratio";
 
-#[cfg(not(feature = "pulley"))]
+#[cfg(not(feature = "bench"))]
 pub(crate) fn measure(report: &mut Report, _: &Size) -> io::Result<()> {
-    report.add_missing(KEY, Goal::None, "run the bench as `make bench` does, with `--features pulley`");
+    report.add_missing(KEY, Goal::None, "run the bench as `make bench` does, with `--features bench`");
     Ok(())
 }
 
-#[cfg(feature = "pulley")]
+#[cfg(feature = "bench")]
 pub(crate) fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
     use sedge_core::isa::Class;
     use sedge_sandbox::{Function, compile, running_config};
@@ -27,7 +27,7 @@ pub(crate) fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
     let wasm = std::fs::read(guest("last").join("last.wasm"))?;
     let native = native(&wasm)?;
     let mut config = running_config(Class::Small);
-    config.target("pulley64").expect("the feature `pulley` adds this target");
+    config.target("pulley64").expect("the feature `bench` adds this target");
     let engine = Engine::new(&config).expect("the configuration is valid");
     let code = compile::precompile(&engine, &wasm).map_err(io::Error::other)?;
     let pulley = Function::in_engine(&engine, &code, LIMITS, settings()).map_err(io::Error::other)?;
