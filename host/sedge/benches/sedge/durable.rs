@@ -17,11 +17,12 @@ use crate::report::{Goal, Report};
 
 /// A device's reading of 200 bytes, which the function forwards unchanged.
 pub(crate) fn reading(index: usize) -> String {
-    let value = format!(
-        "{{\"temperature\":{}.{},\"humidity\":48.2,\"battery\":97,\"linkquality\":120,\"pad\":\"",
-        20 + index % 10,
-        index % 10
-    );
+    reading_of(20.0 + (index % 10) as f64 * 1.1)
+}
+
+pub(crate) fn reading_of(temperature: f64) -> String {
+    let value =
+        format!("{{\"temperature\":{temperature:.1},\"humidity\":48.2,\"battery\":97,\"linkquality\":120,\"pad\":\"");
     let pad = 198 - value.len();
     format!("{value}{}\"}}", "x".repeat(pad))
 }
@@ -207,7 +208,7 @@ fn load(broker: &Mosquitto, daemon: &Daemon, count: usize, messages: &[Publish])
 }
 
 /// Waits until the count reaches the goal or, without a goal, until it stops growing. Returns the count.
-fn settle(count: impl Fn() -> f64, goal: Option<f64>) -> f64 {
+pub(crate) fn settle(count: impl Fn() -> f64, goal: Option<f64>) -> f64 {
     let mut last = (count(), Instant::now());
     loop {
         let now = count();

@@ -14,12 +14,14 @@ mod http;
 mod invoke;
 mod latency;
 mod load;
+mod node_red;
 mod noop;
 mod pulley;
 mod push;
 mod recordings;
 mod report;
 mod schedules;
+mod scripts;
 mod shipped;
 mod sinks;
 mod trickle;
@@ -46,7 +48,7 @@ const QUICK: Size = Size { rounds: 1, messages: 50_000, latency_messages: 3_000,
 
 type Measure = fn(&mut Report, &Size) -> std::io::Result<()>;
 
-const PARTS: [(&str, Measure); 15] = [
+const PARTS: [(&str, Measure); 17] = [
     ("invoke", invoke::measure),
     ("pulley", pulley::measure),
     ("durable", durable::measure),
@@ -54,6 +56,8 @@ const PARTS: [(&str, Measure); 15] = [
     ("http", http::measure),
     ("sinks", sinks::measure),
     ("trickle", trickle::measure),
+    ("threshold", node_red::measure),
+    ("scripts", scripts::measure),
     ("memory", durable::measure_memory),
     ("growth", durable::measure_growth),
     ("push", push::measure),

@@ -17,6 +17,7 @@ use crate::harness::process::{self, Threads};
 use crate::harness::wire::{Hello, Publish};
 use crate::latency::{ALERT_EVERY, collect};
 use crate::load::paced;
+use crate::node_red::{self, NodeRed};
 use crate::report::{Goal, Report, percentile};
 
 /// An idle board is at rest this long after its last message.
@@ -25,8 +26,9 @@ const IDLE: Duration = Duration::from_secs(20);
 
 pub(crate) fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
     measure_idle(report)?;
-    let python = python();
+    let (python, node_red) = (python(), node_red::find());
     let mut ratios: [Vec<f64>; 4] = Default::default();
+    let mut over_node_red: [Vec<f64>; 2] = Default::default();
     let (mut switches, mut bytes) = (Vec::new(), Vec::new());
     for round in 0..size.rounds {
         eprintln!("trickle, round {} of {}", round + 1, size.rounds);
@@ -35,6 +37,11 @@ pub(crate) fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
         let thousand = run(&Subject::Sedge, 1000, size.latency_messages / 2)?;
         switches.push(ten.switches);
         bytes.push(ten.bytes);
+        if let Some(program) = &node_red {
+            let subject = Subject::NodeRed(program.clone());
+            over_node_red[0].push(ten.cpu_us / run(&subject, 10, 100)?.cpu_us);
+            over_node_red[1].push(hundred.cpu_us / run(&subject, 100, 500)?.cpu_us);
+        }
         let Some(python) = &python else { continue };
         let script = Subject::Script(python.clone());
         let beside = [run(&script, 10, 100)?, run(&script, 100, 500)?, run(&script, 1000, size.latency_messages / 2)?];
@@ -58,6 +65,16 @@ pub(crate) fn measure(report: &mut Report, size: &Size) -> io::Result<()> {
         match python {
             Some(_) => report.add_median(key, runs, Goal::AtMost(most), what),
             None => report.add_missing(key, Goal::AtMost(most), "needs a Python with paho-mqtt 2: SEDGE_BENCH_PYTHON"),
+        }
+    }
+    let figures = [
+        ("trickle10_node_red_ratio", "CPU per message over Node-RED's, which stores nothing, 10 messages/s"),
+        ("trickle100_node_red_ratio", "the same, 100 messages/s"),
+    ];
+    for ((key, what), runs) in figures.into_iter().zip(over_node_red) {
+        match node_red {
+            Some(_) => report.add_median(key, runs, Goal::None, what),
+            None => report.add_missing(key, Goal::None, node_red::HINT),
         }
     }
     Ok(())
@@ -89,7 +106,15 @@ enum Subject {
     Sedge,
     /// The durable script, with this interpreter.
     Script(PathBuf),
+    /// This program.
+    NodeRed(PathBuf),
 }
+
+/// As the guest `relay`, without a place to forward to.
+const RELAY: &str = r#"
+if (!msg.payload.startsWith("!")) return null;
+return { topic: "node-red/alerts", payload: JSON.stringify({ key: msg.payload.slice(1) }) };
+"#;
 
 struct Run {
     cpu_us: f64,
@@ -106,8 +131,11 @@ fn run(subject: &Subject, per_second: u32, count: usize) -> io::Result<Run> {
     let running = Running::start(subject, &broker, folder.path())?;
     let mut listener = broker.client("listener");
     let sedge = format!("sedge/{NODE}/alerts/relay");
-    let alerts = if matches!(subject, Subject::Sedge) { &*sedge } else { "script/alerts" };
-    listener.subscribe(&[alerts])?;
+    listener.subscribe(&[match subject {
+        Subject::Sedge => &*sedge,
+        Subject::Script(_) => "script/alerts",
+        Subject::NodeRed(_) => node_red::ALERTS,
+    }])?;
     let message = |index: usize| match index % ALERT_EVERY {
         0 => Publish::new(&format!("relay/s{}", index % 16), format!("!{index}")),
         _ => Publish::new(&format!("relay/s{}", index % 16), reading(index)),
@@ -137,12 +165,17 @@ fn run(subject: &Subject, per_second: u32, count: usize) -> io::Result<Run> {
 enum Running {
     Sedge(Daemon),
     Script(Child),
+    NodeRed(NodeRed),
 }
 
 impl Running {
     fn start(subject: &Subject, broker: &Mosquitto, folder: &Path) -> io::Result<Self> {
-        let Subject::Script(python) = subject else {
-            return Ok(Self::Sedge(start(broker, &[guest("relay")], "process")));
+        let python = match subject {
+            Subject::Sedge => return Ok(Self::Sedge(start(broker, &[guest("relay")], "process"))),
+            Subject::NodeRed(program) => {
+                return Ok(Self::NodeRed(NodeRed::start(program, broker, "relay/#", "utf8", RELAY)?));
+            }
+            Subject::Script(python) => python,
         };
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/sedge/durable.py");
         let mut command = Command::new(python);
@@ -157,6 +190,7 @@ impl Running {
         match self {
             Self::Sedge(daemon) => daemon.pid(),
             Self::Script(child) => child.id(),
+            Self::NodeRed(node_red) => node_red.pid(),
         }
     }
 }
