@@ -238,7 +238,7 @@ mod tests {
         let mut encoder = Encoder::default();
         encoder.header(&Header::new("pump-3", "sedge", "warm", StateScope::Topic, 5));
         let (config, digest) = (std::collections::BTreeMap::new(), Digest([1; 32]));
-        encoder.version(&RecordedVersion::new("1", digest, &config, &sedge_core::settings::Resolved::default()));
+        let version = RecordedVersion::new("1", digest, &config, &sedge_core::settings::Resolved::default());
         let (writes, growth, usage) = (Vec::new(), StateGrowth::default(), Usage::default());
         let outcome = Outcome { verdict: Verdict::Done(Vec::new()), writes, growth, usage, drawn: None };
         let entries = [("count".into(), Bytes::from_static(&[255]))];
@@ -246,6 +246,7 @@ mod tests {
             let message = Message::new("a", Bytes::from(run.to_string()), run, true);
             let state = (run == 0).then_some((Some("a"), &entries[..]));
             encoder.run(&Given {
+                version: (run == 0).then_some(&version),
                 state,
                 message: &message,
                 drawn: None,

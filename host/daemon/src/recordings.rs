@@ -1,14 +1,15 @@
 //! Recordings on the disk: `<data>/recordings/<id>.rec`, written and read by a thread of its own.
 //!
-//! Nothing waits for it. Runs go through a queue that is bounded by their bytes; when it is full the recording ends there, and
-//! the messages go on.
+//! Nothing waits for it. The event loop writes the lines of a run into a buffer, of which the thread takes what has come every second,
+//! or sooner when there is much: it is woken rarely, and shares no memory but the lines. When the buffers are full the recording ends
+//! there, and the messages go on.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufRead as _, BufReader, Read as _, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -19,16 +20,18 @@ use tokio::sync::mpsc;
 use sedge_core::board::TappedRun;
 use sedge_core::deploy::reason::{Reason, Refusal};
 use sedge_core::deploy::requests::{MAX_PIECES, PIECE_BYTES, Reply, RequestAnswer};
-use sedge_core::recording::{Encoder, Header, Seal, Why};
+use sedge_core::recording::{Encoder, Header, Seal, Why, append_run};
 
-/// Commands that may wait for the thread, and bytes of the runs in them.
+/// Commands that may wait for the thread.
 const MAX_WAITING: usize = 64;
+/// Lines that may wait for it, of all recordings.
 const MAX_WAITING_BYTES: u64 = 4 << 20;
+/// Lines of one recording for which it is woken.
+const WAKE_BYTES: usize = 256 << 10;
 /// Replies that may wait for the event loop.
 const MAX_REPLIES: usize = 2 * MAX_PIECES as usize;
-/// What was written is in the file after so long.
+/// A run is in the file after so long.
 const FLUSH_AFTER: Duration = Duration::from_secs(1);
-const FLUSH_BYTES: usize = 256 << 10;
 /// Folder of the recordings, in the data folder.
 pub(crate) const FOLDER: &str = "recordings";
 const SUFFIX: &str = "rec";
@@ -49,8 +52,10 @@ pub(crate) enum Command {
     Begin {
         id: Arc<str>,
         header: Box<Header>,
+        waiting: Shared,
     },
-    Runs(Vec<(Arc<str>, Box<TappedRun>)>),
+    /// Much waits.
+    Write,
     End {
         id: Arc<str>,
         why: Why,
@@ -74,11 +79,25 @@ pub(crate) enum Command {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Overrun;
 
+/// Lines of runs that wait for the thread, of one recording.
+#[derive(Debug, Default)]
+pub(crate) struct Waiting {
+    lines: Vec<u8>,
+    runs: u64,
+}
+
+type Shared = Arc<Mutex<Waiting>>;
+
+/// Never held while something fails or waits.
+fn lock(waiting: &Shared) -> MutexGuard<'_, Waiting> {
+    waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
 /// Handle of the thread, which ends with it.
 pub(crate) struct Recordings {
     commands: Sender<Command>,
-    /// Handed over together, so that the thread wakes once for all of them.
-    runs: Vec<(Arc<str>, Box<TappedRun>)>,
+    /// Of the recordings that go on.
+    waiting: BTreeMap<Arc<str>, Shared>,
     waiting_bytes: Arc<AtomicU64>,
 }
 
@@ -93,44 +112,54 @@ impl Recordings {
         let writer =
             Writer { folder, max_bytes, files: BTreeMap::new(), replies, waiting_bytes: Arc::clone(&waiting_bytes) };
         std::thread::Builder::new().name("recordings".into()).spawn(move || writer.run(&received))?;
-        Ok((Self { commands, runs: Vec::new(), waiting_bytes }, parts))
+        Ok((Self { commands, waiting: BTreeMap::new(), waiting_bytes }, parts))
     }
 
-    /// Takes a run, which is handed over with the next command or by [`Recordings::flush`].
-    pub(crate) fn run(&mut self, id: Arc<str>, run: Box<TappedRun>) -> Result<(), Overrun> {
-        let bytes = run.bytes();
-        if self.waiting_bytes.fetch_add(bytes, Relaxed) + bytes > MAX_WAITING_BYTES.max(bytes) {
-            self.waiting_bytes.fetch_sub(bytes, Relaxed);
-            return Err(Overrun);
-        }
-        self.runs.push((id, run));
+    pub(crate) fn begin(&mut self, id: Arc<str>, header: Box<Header>) -> Result<(), Overrun> {
+        let waiting = Shared::default();
+        self.send(Command::Begin { id: Arc::clone(&id), header, waiting: Arc::clone(&waiting) })?;
+        self.waiting.insert(id, waiting);
         Ok(())
     }
 
-    /// Never blocks. Runs for which there is no room go with the next call.
-    pub(crate) fn flush(&mut self) {
-        if !self.runs.is_empty() {
-            let runs = std::mem::take(&mut self.runs);
-            if let Err(TrySendError::Full(Command::Runs(runs))) = self.try_send(Command::Runs(runs)) {
-                self.runs = runs;
-            }
+    /// Never blocks for longer than the thread takes to exchange a buffer.
+    pub(crate) fn run(&mut self, id: &str, run: &TappedRun) -> Result<(), Overrun> {
+        // The thread gives up one that it cannot begin, or that is dropped.
+        let Some(waiting) = self.waiting.get(id).filter(|waiting| Arc::strong_count(waiting) > 1) else {
+            return Ok(());
+        };
+        if self.waiting_bytes.load(Relaxed) + run.bytes() > MAX_WAITING_BYTES {
+            return Err(Overrun);
         }
+        let mut waiting = lock(waiting);
+        let before = waiting.lines.len();
+        append_run(&run.as_recorded(), &mut waiting.lines);
+        waiting.runs += 1;
+        let after = waiting.lines.len();
+        drop(waiting);
+        self.waiting_bytes.fetch_add((after - before) as u64, Relaxed);
+        if before < WAKE_BYTES && after >= WAKE_BYTES {
+            // If there is no room for the command, the thread has others, and writes with each.
+            let _ = self.commands.try_send(Command::Write);
+        }
+        Ok(())
+    }
+
+    /// Never blocks. What waits of the recording is written before it ends.
+    pub(crate) fn end(&mut self, id: &Arc<str>, why: Why) -> Result<(), Overrun> {
+        if let Some(given_up) = self.waiting.remove(id).filter(|waiting| Arc::strong_count(waiting) == 1) {
+            self.waiting_bytes.fetch_sub(lock(&given_up).lines.len() as u64, Relaxed);
+        }
+        self.send(Command::End { id: Arc::clone(id), why })
     }
 
     /// Never blocks.
-    pub(crate) fn send(&mut self, command: Command) -> Result<(), Overrun> {
-        self.flush();
-        if !self.runs.is_empty() {
-            return Err(Overrun);
-        }
-        self.try_send(command).map_err(|_| Overrun)
-    }
-
-    fn try_send(&self, command: Command) -> Result<(), TrySendError<Command>> {
-        self.commands.try_send(command).inspect_err(|error| {
+    pub(crate) fn send(&self, command: Command) -> Result<(), Overrun> {
+        self.commands.try_send(command).map_err(|error| {
             if let TrySendError::Disconnected(_) = error {
                 tracing::error!("the thread of the recordings has ended");
             }
+            Overrun
         })
     }
 }
@@ -148,6 +177,9 @@ struct Recording {
     function: String,
     file: File,
     encoder: Encoder,
+    waiting: Shared,
+    /// Takes the place of the lines that wait.
+    spare: Vec<u8>,
     bytes: u64,
     has_failed: bool,
 }
@@ -163,20 +195,31 @@ impl Writer {
                 false => received.recv_timeout(FLUSH_AFTER),
             };
             match command {
-                Ok(command) => self.handle(command),
-                Err(RecvTimeoutError::Timeout) => self.files.values_mut().for_each(Recording::flush),
+                Ok(command) => {
+                    self.write();
+                    self.handle(command);
+                }
+                Err(RecvTimeoutError::Timeout) => self.write(),
                 Err(RecvTimeoutError::Disconnected) => break,
             }
         }
+        self.write();
         for (id, recording) in std::mem::take(&mut self.files) {
             recording.end(&id, Why::DaemonEnded);
         }
     }
 
+    /// Writes what waits.
+    fn write(&mut self) {
+        for recording in self.files.values_mut() {
+            self.waiting_bytes.fetch_sub(recording.write(), Relaxed);
+        }
+    }
+
     fn handle(&mut self, command: Command) {
         match command {
-            Command::Begin { id, header } => {
-                let begun = self.begin(&id, &header);
+            Command::Begin { id, header, waiting } => {
+                let begun = self.begin(&id, &header, waiting);
                 let reply = match begun {
                     Ok(()) => Reply::Ok(RequestAnswer { state: "recording".to_owned(), ..RequestAnswer::default() }),
                     Err(error) => {
@@ -189,14 +232,7 @@ impl Writer {
                 };
                 self.reply(&id, &reply);
             }
-            Command::Runs(runs) => {
-                for (id, run) in runs {
-                    self.waiting_bytes.fetch_sub(run.bytes(), Relaxed);
-                    if let Some(recording) = self.files.get_mut(&id) {
-                        recording.run(&run);
-                    }
-                }
-            }
+            Command::Write => {}
             Command::End { id, why } => {
                 if let Some(recording) = self.files.remove(&id) {
                     recording.end(&id, why);
@@ -227,14 +263,15 @@ impl Writer {
         self.folder.join(id).with_extension(SUFFIX)
     }
 
-    fn begin(&mut self, id: &Arc<str>, header: &Header) -> io::Result<()> {
+    fn begin(&mut self, id: &Arc<str>, header: &Header, waiting: Shared) -> io::Result<()> {
         self.make_room()?;
         let path = self.path(id);
         let file = File::options().write(true).create_new(true).open(&path)?;
         let mut encoder = Encoder::default();
         encoder.header(header);
         let function = header.function.clone();
-        let mut recording = Recording { function, file, encoder, bytes: 0, has_failed: false };
+        let (spare, bytes, has_failed) = (Vec::new(), 0, false);
+        let mut recording = Recording { function, file, encoder, waiting, spare, bytes, has_failed };
         recording.flush();
         if recording.has_failed {
             let _ = fs::remove_file(path);
@@ -287,7 +324,6 @@ impl Writer {
         let mut answer = RequestAnswer { state: "ended".to_owned(), ..RequestAnswer::default() };
         match self.files.get_mut(of) {
             Some(recording) => {
-                recording.flush();
                 answer.state = "recording".to_owned();
                 (answer.runs, answer.bytes) = (recording.encoder.runs(), recording.bytes);
             }
@@ -327,27 +363,37 @@ impl Writer {
 }
 
 impl Recording {
-    fn run(&mut self, run: &TappedRun) {
-        if let Some(version) = &run.version {
-            self.encoder.version(version);
-        }
-        self.encoder.run(&run.as_recorded());
-        if self.encoder.lines.len() >= FLUSH_BYTES {
-            self.flush();
-        }
+    /// Returns the bytes that waited.
+    fn write(&mut self) -> u64 {
+        let mut waiting = lock(&self.waiting);
+        let runs = std::mem::take(&mut waiting.runs);
+        std::mem::swap(&mut waiting.lines, &mut self.spare);
+        drop(waiting);
+        let mut lines = std::mem::take(&mut self.spare);
+        self.encoder.seal_runs(&lines, runs);
+        self.append(&lines);
+        let bytes = lines.len() as u64;
+        lines.clear();
+        self.spare = lines;
+        bytes
     }
 
     fn flush(&mut self) {
-        if !self.has_failed
-            && let Err(error) = self.file.write_all(&self.encoder.lines)
-        {
-            tracing::error!(%error, "failed to write a recording: what follows is missing in it");
-            self.has_failed = true;
+        let lines = std::mem::take(&mut self.encoder.lines);
+        self.append(&lines);
+    }
+
+    fn append(&mut self, lines: &[u8]) {
+        if self.has_failed {
+            return;
         }
-        if !self.has_failed {
-            self.bytes += self.encoder.lines.len() as u64;
+        match self.file.write_all(lines) {
+            Ok(()) => self.bytes += lines.len() as u64,
+            Err(error) => {
+                tracing::error!(%error, "failed to write a recording: what follows is missing in it");
+                self.has_failed = true;
+            }
         }
-        self.encoder.lines.clear();
     }
 
     /// One that failed is ended at the next start, at what is whole of it.

@@ -74,6 +74,7 @@ impl TappedRun {
     /// The lines of the run.
     pub fn as_recorded(&self) -> RecordedRun<'_> {
         RecordedRun {
+            version: self.version.as_deref(),
             state: self.state.as_ref().map(|(topic, entries)| (topic.as_deref(), &entries[..])),
             message: &self.message,
             drawn: self.outcome.drawn.as_deref(),

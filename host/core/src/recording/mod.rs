@@ -211,6 +211,8 @@ impl fmt::Display for Why {
 /// Everything that is recorded of one run.
 #[derive(Debug)]
 pub struct RecordedRun<'a> {
+    /// Version and settings, if they are others than those of the run before.
+    pub version: Option<&'a RecordedVersion>,
     pub state: Option<Scope<'a>>,
     pub message: &'a Message,
     pub drawn: Option<&'a Drawn>,
@@ -256,28 +258,17 @@ impl Encoder {
         self.line("recording", header);
     }
 
-    pub fn version(&mut self, version: &RecordedVersion) {
-        self.line("version", version);
-    }
-
     pub fn run(&mut self, run: &RecordedRun<'_>) {
-        if let Some((topic, entries)) = run.state {
-            self.line("state", &line::StateLine::of(topic, entries));
-        }
-        self.line("message", &MessageLine::of(run.message));
-        if let Some(drawn) = run.drawn.filter(|drawn| !drawn.is_empty()) {
-            self.line("drawn", &line::DrawnLine::of(drawn));
-        }
-        if run.is_unsure {
-            self.line("unsure", &line::Unsure {});
-        }
-        if let Some((code, detail)) = run.refused {
-            self.line("refused", &RefusedOutcome { reason: code.as_str().to_owned(), detail: detail.to_owned() });
-        }
         let begun = self.lines.len();
-        outcome_of(run.outcome, &mut self.lines);
+        append_run(run, &mut self.lines);
         self.seal.add(&self.lines[begun..]);
         self.seal.runs += 1;
+    }
+
+    /// Seals lines of so many runs, which the caller writes itself.
+    pub fn seal_runs(&mut self, lines: &[u8], runs: u64) {
+        self.seal.add(lines);
+        self.seal.runs += runs;
     }
 
     /// A line of another recording, with its line feed. `is_outcome`: the last of a run.
@@ -303,13 +294,39 @@ impl Encoder {
 
     fn line(&mut self, kind: &str, content: &impl Serialize) {
         let begun = self.lines.len();
-        self.lines.extend_from_slice(b"{\"");
-        self.lines.extend_from_slice(kind.as_bytes());
-        self.lines.extend_from_slice(b"\":");
-        serde_json::to_writer(&mut self.lines, content).expect("the lines have only string keys");
-        self.lines.extend_from_slice(b"}\n");
+        append_line(kind, content, &mut self.lines);
         self.seal.add(&self.lines[begun..]);
     }
+}
+
+/// Appends the lines of a run.
+pub fn append_run(run: &RecordedRun<'_>, lines: &mut Vec<u8>) {
+    if let Some(version) = run.version {
+        append_line("version", version, lines);
+    }
+    if let Some((topic, entries)) = run.state {
+        append_line("state", &line::StateLine::of(topic, entries), lines);
+    }
+    append_line("message", &MessageLine::of(run.message), lines);
+    if let Some(drawn) = run.drawn.filter(|drawn| !drawn.is_empty()) {
+        append_line("drawn", &line::DrawnLine::of(drawn), lines);
+    }
+    if run.is_unsure {
+        append_line("unsure", &line::Unsure {}, lines);
+    }
+    if let Some((code, detail)) = run.refused {
+        let refused = RefusedOutcome { reason: code.as_str().to_owned(), detail: detail.to_owned() };
+        append_line("refused", &refused, lines);
+    }
+    outcome_of(run.outcome, lines);
+}
+
+fn append_line(kind: &str, content: &impl Serialize, lines: &mut Vec<u8>) {
+    lines.extend_from_slice(b"{\"");
+    lines.extend_from_slice(kind.as_bytes());
+    lines.extend_from_slice(b"\":");
+    serde_json::to_writer(&mut *lines, content).expect("the lines have only string keys");
+    lines.extend_from_slice(b"}\n");
 }
 
 #[cfg(test)]

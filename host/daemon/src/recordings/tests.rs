@@ -33,7 +33,7 @@ impl Bench {
     }
 
     fn run(&mut self, id: &str, payload: impl Into<Bytes>) {
-        self.recordings.run(id.into(), run(payload)).unwrap();
+        self.recordings.run(id, &run(payload)).unwrap();
     }
 
     /// The first reply to the next request, and the pieces that follow.
@@ -68,7 +68,7 @@ fn ok(reply: Reply) -> RequestAnswer {
 #[test]
 fn a_recording_is_written_and_fetched_in_pieces() {
     let mut bench = Bench::new();
-    bench.send(Command::Begin { id: "r1".into(), header: header() });
+    bench.recordings.begin("r1".into(), header()).unwrap();
     assert_eq!(ok(bench.answer().0).state, "recording");
     for _ in 0..3 {
         bench.run("r1", vec![b'x'; PIECE_BYTES]);
@@ -93,7 +93,7 @@ fn a_recording_is_written_and_fetched_in_pieces() {
 #[test]
 fn a_key_for_one_function_gets_no_recording_of_another_and_no_other_file() {
     let mut bench = Bench::new();
-    bench.send(Command::Begin { id: "r1".into(), header: header() });
+    bench.recordings.begin("r1".into(), header()).unwrap();
     bench.answer();
     fs::write(bench.folder.path().join("secret.rec"), "{\"recording\":{}}\n").unwrap();
     for (function, of) in [("cold", "r1"), ("warm", "../secret"), ("warm", ""), ("warm", "r2"), ("warm", "r1.rec")] {
@@ -106,23 +106,55 @@ fn a_key_for_one_function_gets_no_recording_of_another_and_no_other_file() {
 #[test]
 fn what_the_thread_cannot_take_is_told_at_once_and_blocks_nobody() {
     let (commands, received) = flume::bounded(MAX_WAITING);
-    let mut recordings = Recordings { commands, runs: Vec::new(), waiting_bytes: Arc::default() };
-    let half = || run(vec![0; (MAX_WAITING_BYTES / 2) as usize]);
-    recordings.run("r1".into(), half()).unwrap();
+    let mut recordings = Recordings { commands, waiting: BTreeMap::new(), waiting_bytes: Arc::default() };
+    recordings.begin("r1".into(), header()).unwrap();
+    let half = run(vec![b'x'; (MAX_WAITING_BYTES / 2) as usize]);
+    recordings.run("r1", &half).unwrap();
     let before = recordings.waiting_bytes.load(Relaxed);
-    assert_eq!(recordings.run("r1".into(), half()), Err(Overrun), "too many bytes");
+    assert_eq!(recordings.run("r1", &half), Err(Overrun), "too many bytes");
     assert_eq!(recordings.waiting_bytes.load(Relaxed), before, "what is not taken is not counted");
     for _ in 0..=MAX_WAITING {
-        recordings.run("r1".into(), run("1")).unwrap();
-        recordings.flush();
+        recordings.run("r1", &run("1")).unwrap();
     }
-    let end = || Command::End { id: "r1".into(), why: Why::Time };
-    assert_eq!((received.len(), recordings.send(end())), (MAX_WAITING, Err(Overrun)), "it would overtake a run");
-    assert!(matches!(received.recv(), Ok(Command::Runs(runs)) if runs.len() == 2), "the runs at hand go together");
-    recordings.flush();
-    assert_eq!((received.len(), recordings.runs.len()), (MAX_WAITING, 0), "what waited for room has gone");
+    assert_eq!(received.len(), 2, "the thread is woken once");
+    let Ok(Command::Begin { waiting, .. }) = received.recv() else { panic!("it begins") };
+    assert!(matches!(received.recv(), Ok(Command::Write)));
+    assert_eq!(lock(&waiting).runs as usize, 2 + MAX_WAITING);
+    for _ in 0..MAX_WAITING {
+        recordings.send(Command::Write).unwrap();
+    }
+    assert_eq!(recordings.end(&"r1".into(), Why::Time), Err(Overrun), "too many commands");
+    assert_eq!(recordings.run("r1", &half), Ok(()), "it has ended");
     drop(received);
-    assert_eq!(recordings.send(end()), Err(Overrun), "the thread is gone");
+    assert_eq!(recordings.end(&"r1".into(), Why::Time), Err(Overrun), "the thread is gone");
+}
+
+#[test]
+fn a_recording_that_cannot_begin_takes_no_room_from_others() {
+    let mut bench = Bench::new();
+    fs::write(bench.folder.path().join(FOLDER).join("r1.rec"), "").unwrap();
+    bench.recordings.begin("r1".into(), header()).unwrap();
+    bench.run("r1", "1");
+    assert!(matches!(bench.answer().0, Reply::Refused { .. }));
+    bench.run("r1", "2");
+    bench.recordings.end(&"r1".into(), Why::Time).unwrap();
+    assert_eq!(bench.recordings.waiting_bytes.load(Relaxed), 0);
+}
+
+#[test]
+fn a_run_is_in_the_file_within_a_second_or_so() {
+    let mut bench = Bench::new();
+    bench.recordings.begin("r1".into(), header()).unwrap();
+    assert_eq!(ok(bench.answer().0).state, "recording");
+    let begun = bench.file("r1").len();
+    bench.run("r1", "1");
+    let until = std::time::Instant::now() + 20 * FLUSH_AFTER;
+    while bench.file("r1").len() == begun {
+        assert!(std::time::Instant::now() < until, "it is not in the file");
+        std::thread::sleep(FLUSH_AFTER / 10);
+    }
+    assert!(bench.file("r1").ends_with(b"}\n"));
+    assert_eq!(bench.recordings.waiting_bytes.load(Relaxed), 0);
 }
 
 #[test]
@@ -151,7 +183,7 @@ fn a_recording_over_which_the_daemon_ended_is_ended_at_its_last_whole_run() {
 fn old_recordings_make_room_for_new_ones() {
     let mut bench = Bench::new();
     for id in ["a", "b", "c"] {
-        bench.send(Command::Begin { id: id.into(), header: header() });
+        bench.recordings.begin(id.into(), header()).unwrap();
         assert_eq!(ok(bench.answer().0).state, "recording", "{id}");
         bench.run(id, vec![b'x'; 400 << 10]);
         bench.send(Command::End { id: id.into(), why: Why::Time });

@@ -77,11 +77,8 @@ impl Requests {
         self.unsent.push_back(part);
     }
 
-    /// Hands over what is recorded, and publishes what the connection has room for.
+    /// Publishes what the connection has room for.
     pub(super) fn flush(&mut self, link: &Link) {
-        if let Some(recordings) = &mut self.recordings {
-            recordings.flush();
-        }
         while let Some(ReplyPart { id, number, payload }) = self.unsent.front() {
             let topic = self.topics.reply(&self.node, id, *number);
             let publication = sedge_mqtt::Publication {
@@ -147,7 +144,7 @@ impl Daemon {
             }
             RequestKind::DropRecording { of } => Command::Drop { request: Arc::clone(&id), function, of },
         };
-        let is_sent = self.requests.recordings.as_mut().is_some_and(|it| it.send(command).is_ok());
+        let is_sent = self.requests.recordings.as_ref().is_some_and(|it| it.send(command).is_ok());
         if !is_sent {
             self.requests.refuse(&id, Reason::OverLimit, "the board is busy: ask again");
         }
@@ -158,10 +155,10 @@ impl Daemon {
         let requests = &mut self.requests;
         let Some(recordings) = &mut requests.recordings else { return };
         let is_lost = match event {
-            RecordEvent::Begun { header } => recordings.send(Command::Begin { id: Arc::clone(&id), header }).is_err(),
+            RecordEvent::Begun { header } => recordings.begin(Arc::clone(&id), header).is_err(),
             // After a gap nothing fits any more.
             RecordEvent::Run(_) if requests.broken.contains(&id) => false,
-            RecordEvent::Run(run) => recordings.run(Arc::clone(&id), run).is_err(),
+            RecordEvent::Run(run) => recordings.run(&id, &run).is_err(),
             RecordEvent::Ended { why } => {
                 let why = if requests.broken.remove(&id) { Why::Overrun } else { why };
                 requests.unended.push((id, why));
@@ -190,6 +187,6 @@ impl Daemon {
 impl Requests {
     fn send_ends(&mut self) {
         let Some(recordings) = &mut self.recordings else { return };
-        self.unended.retain(|(id, why)| recordings.send(Command::End { id: Arc::clone(id), why: *why }).is_err());
+        self.unended.retain(|(id, why)| recordings.end(id, *why).is_err());
     }
 }
