@@ -24,6 +24,7 @@ use crate::sinks::Receivers;
 use crate::sources::http::HttpTrigger;
 use crate::telemetry::{Beside, ConnectionLog, Health, Http, Notifier};
 use crate::traces::Exporter;
+use crate::worker::cgroups::Cgroups;
 use crate::worker::processes::{ProcessConfig, Processes};
 use sedge_core::board::{
     self, Board, BoardConfig, Budget, CautionConfig, Input, PauseConfig, RecorderConfig, SinkRoute, WorkerConfig,
@@ -89,6 +90,8 @@ impl Daemon {
         store_figures::join(&metrics, store.stats(), recovered.sinks.clone());
         let home = HomeAssistant::new(&config, meta(&recovered, home_assistant::META), &metrics, store.stats());
 
+        // Before the first compilation, which is a process.
+        let cgroups = if config.worker.isolate == Isolate::Thread { None } else { Cgroups::enter() };
         let clock_synced = sedge_sandbox::clock::clock_synced();
         let now = sedge_sandbox::clock::now(clock_synced);
         let engines = ScriptEngines::default();
@@ -108,7 +111,7 @@ impl Daemon {
             );
         }
         let board_config = BoardConfig { caution, ..board_config(&config, &recovered) };
-        let workers = Processes::new(process_config(&config), board_config.workers.count);
+        let workers = Processes::new(process_config(&config), board_config.workers.count, cgroups);
         let forward = forward::ForwardConfig {
             node: config.node.name.clone(),
             local_in_flight: LOCAL_IN_FLIGHT.into(),

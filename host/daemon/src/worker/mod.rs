@@ -13,6 +13,7 @@ pub(crate) mod protocol;
 pub mod serve;
 
 mod cache;
+pub(crate) mod cgroups;
 mod settings;
 
 /// Reads bytes as the frames that both ends read.

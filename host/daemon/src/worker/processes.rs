@@ -19,6 +19,7 @@ use tokio::net::UnixStream;
 use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::sync::Notify;
 
+use super::cgroups::Cgroups;
 use super::clock::Clock;
 use super::protocol::{Encoder, FromWorker, Job, JobScope, ToWorker, frame_length, split_frame};
 use super::serve::Worker;
@@ -52,6 +53,8 @@ pub(crate) struct ProcessConfig {
 /// Must be used inside a `LocalSet`.
 pub(crate) struct Processes {
     config: ProcessConfig,
+    /// `None`: workers compete for the processor as all processes do.
+    cgroups: Option<Cgroups>,
     /// The first slots are of workers that functions have in common, the others of workers that single functions have.
     shared: usize,
     slots: Vec<Slot>,
@@ -106,11 +109,11 @@ impl Inbox {
 }
 
 impl Processes {
-    pub(crate) fn new(config: ProcessConfig, count: usize) -> Self {
+    pub(crate) fn new(config: ProcessConfig, count: usize, cgroups: Option<Cgroups>) -> Self {
         let slots = (0..count).map(|_| Slot::default()).collect();
         let inbox = Rc::<Inbox>::default();
         inbox.max_frame_bytes.set(bounds::frame_bytes(std::iter::empty()));
-        Self { config, shared: count, slots, inbox, limits: BTreeMap::new(), zombies: Vec::new() }
+        Self { config, cgroups, shared: count, slots, inbox, limits: BTreeMap::new(), zombies: Vec::new() }
     }
 
     /// Workers that were started at some time.
@@ -167,7 +170,11 @@ impl Processes {
     /// after its answer: so they gather while it works, and it is woken for many at once. What the sockets do not take now
     /// follows by itself.
     pub(crate) fn flush(&mut self) {
+        let zombies = self.zombies.len();
         self.zombies.retain_mut(|process| matches!(process.try_wait(), Ok(None)));
+        if self.zombies.len() < zombies {
+            self.sweep();
+        }
         for slot in &mut self.slots {
             slot.flush();
         }
@@ -195,6 +202,7 @@ impl Processes {
             WorkerEvent::Ended { status: reason } => {
                 // The socket is closed or its frames make no sense: in either case the process is ours no more.
                 let status = self.end(worker).and_then(last_words).unwrap_or(reason);
+                self.sweep();
                 Some((worker, life, WorkerEvent::Ended { status }))
             }
             event => Some((worker, life, event)),
@@ -267,10 +275,11 @@ impl Processes {
             command.arg("--codes");
         }
         // What may run for long gives way to what may not.
-        if self.shared > 0 && worker.index() >= self.shared {
+        let gives_way = self.shared > 0 && worker.index() >= self.shared;
+        if gives_way {
             command.arg("--nice");
         }
-        command
+        let process = command
             .env_clear()
             // glibc reserves 64 MiB of addresses for each further thread that allocates, of the few that a worker has.
             .env("MALLOC_ARENA_MAX", "1")
@@ -278,7 +287,11 @@ impl Processes {
             .stdin(Stdio::from(OwnedFd::from(socket)))
             .stdout(codes.map_or_else(Stdio::null, |codes| OwnedFd::from(codes).into()))
             .stderr(Stdio::piped())
-            .spawn()
+            .spawn()?;
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.place(process.id(), gives_way);
+        }
+        Ok(process)
     }
 
     fn kill(&mut self, worker: WorkerNo, life: Life) {
@@ -297,6 +310,13 @@ impl Processes {
         let mut process = running.process.take()?;
         let _ = process.kill();
         Some(process)
+    }
+
+    /// Removes the cgroups of workers that were reaped.
+    fn sweep(&self) {
+        if let Some(cgroups) = &self.cgroups {
+            cgroups.sweep();
+        }
     }
 }
 

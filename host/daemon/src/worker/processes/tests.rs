@@ -18,7 +18,7 @@ const LIFE: Life = Life(1);
 
 fn processes() -> Processes {
     let config = ProcessConfig { isolate: Isolate::Thread, state_cache_bytes: 1 << 20, memory_bytes: 0 };
-    let mut processes = Processes::new(config, 1);
+    let mut processes = Processes::new(config, 1, None);
     processes.apply(WORKER, LIFE, WorkerCommand::Start);
     processes
 }
