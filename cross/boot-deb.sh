@@ -117,6 +117,8 @@ until grep --quiet . "/proc/$main/task/$main/children"; do sleep 1; done
 sleep 5
 for process in "$main" $(cat "/proc/$main/task/"*/children); do
     sandbox=$(grep -E '^(Name|NoNewPrivs|Seccomp|Seccomp_filters):' "/proc/$process/status" | tr '\t\n' '  ')
+    group=$(sed -n 's/^0:://p' "/proc/$process/cgroup")
+    echo "board: cgroup ${group##*/} weight $(cat "/sys/fs/cgroup$group/cpu.weight")"
     echo "board: process ${sandbox}Mapped: $(grep -c ' rwx' "/proc/$process/maps") rwx $(grep -c ' r-x.*memfd' "/proc/$process/maps") sealed code"
 done
 journalctl --unit sedge --boot --no-pager --output cat | sed 's/^/board: log: /'
@@ -200,6 +202,9 @@ printf '%s: %d messages, %d alerts, each once and in order, %d repeated under th
 until_true 300 'the state of the processes' grep --quiet 'board: inspected' "$work/console"
 grep --text 'board: ' "$work/console"
 grep --quiet 'Name: sedge-worker NoNewPrivs: 1 Seccomp: 2' "$work/console" || fail 'the workers are not sandboxed'
+for group in 'daemon weight 200' 'worker-[0-9]* weight 100'; do
+    grep --quiet "board: cgroup $group" "$work/console" || fail 'the workers have no part of the processor of their own'
+done
 ! grep --quiet 'Mapped: [^0]' "$work/console" || fail 'memory is writable and executable'
 ! grep --text --quiet 'board: log:.*\(WARN\|ERROR\)' "$work/console" || fail 'the log has warnings or errors'
 printf '%s: booted, sandboxed, power cut %d times, complete after %d s\n' "${package##*/}" "$cuts" $((SECONDS - start))
