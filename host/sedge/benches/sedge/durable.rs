@@ -208,7 +208,7 @@ fn load(broker: &Mosquitto, daemon: &Daemon, count: usize, messages: &[Publish])
 }
 
 /// Waits until the count reaches the goal or, without a goal, until it stops growing. Returns the count.
-pub(crate) fn settle(count: impl Fn() -> f64, goal: Option<f64>) -> f64 {
+fn settle(count: impl Fn() -> f64, goal: Option<f64>) -> f64 {
     let mut last = (count(), Instant::now());
     loop {
         let now = count();
