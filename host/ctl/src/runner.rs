@@ -20,6 +20,8 @@ use sedge_sandbox::script::archive::{self, ArchiveError};
 use sedge_sandbox::{Function, Run, Sandbox, ScopeState, folder};
 use serde_json::{Value, json};
 
+#[cfg(feature = "operator")]
+use super::progress::Progress;
 use sedge_core::text::hex;
 
 pub(crate) struct Runner {
@@ -74,6 +76,17 @@ fn erase_types(source: &str) -> Result<String, Vec<String>> {
     sedge_types::erase(source).map_err(|problems| problems.into_iter().map(line).collect())
 }
 
+/// Says why loading takes long, if it does.
+#[cfg(feature = "operator")]
+fn compiling(version: &Version) -> Option<Progress> {
+    if !archive::is_script(version.code.bytes()) || Compiler.has_script_engine(version.class()) {
+        return None;
+    }
+    let mut progress = Progress::new();
+    progress.set_status("compiling", "the engine for JavaScript, once: this takes some seconds");
+    Some(progress)
+}
+
 impl Runner {
     /// `settings` are laid over those of the manifest.
     pub(crate) fn load(installed: &Version, settings: &BTreeMap<String, String>) -> anyhow::Result<Self> {
@@ -90,6 +103,8 @@ impl Runner {
         let mut all: BTreeMap<_, _> = installed.settings().into_iter().collect();
         all.extend(settings.iter().map(|(name, value)| (name.clone(), value.clone())));
         let all: Vec<_> = all.into_iter().collect();
+        #[cfg(feature = "operator")]
+        let _progress = compiling(installed);
         let (sandbox, function) = folder::load(installed, all.into(), &Compiler)?;
         let (ticker, alive) = (sandbox.ticker(), Arc::new(()));
         let watched = Arc::downgrade(&alive);
