@@ -150,14 +150,19 @@ async fn record(args: &RecordArgs, asker: &mut Asker, path: &Path) -> anyhow::Re
     let mut is_ending = false;
     let answer = loop {
         let question = RequestKind::Recording { of: of.clone(), from: 0, pieces: 0 };
-        let answer = asker.ask_again(&question, ATTEMPTS).await?.answer;
-        if answer.state != "recording" {
-            break answer;
-        }
-        progress.set_status("recording", &format!("{} messages, {} KiB", answer.runs, answer.bytes >> 10));
-        if Instant::now() >= deadline {
-            bail!("the board does not end the recording {of}; look at its log");
-        }
+        // A board that is offline, or behind with its messages, records on: the recording is not given up before its time is over.
+        let may_wait = !is_ending && Instant::now() < deadline;
+        let answered =
+            if may_wait { asker.try_ask(&question).await? } else { Some(asker.ask_again(&question, ATTEMPTS).await?) };
+        let status = match answered.map(|it| it.answer) {
+            Some(answer) if answer.state != "recording" => break answer,
+            Some(_) if Instant::now() >= deadline => {
+                bail!("the board does not end the recording {of}; look at its log")
+            }
+            Some(answer) => format!("{} messages, {} KiB", answer.runs, answer.bytes >> 10),
+            None => "the board does not answer: it is offline, or behind with its messages".to_owned(),
+        };
+        progress.set_status("recording", &status);
         let pause = if is_ending { Duration::from_millis(200) } else { LOOK_EVERY.min(args.time) };
         tokio::select! {
             () = tokio::time::sleep(pause) => {}

@@ -76,7 +76,7 @@ impl Asker {
     }
 
     /// `None`: nothing, or not all of it, came in time.
-    async fn try_ask(&mut self, kind: &RequestKind) -> anyhow::Result<Option<Answered>> {
+    pub(crate) async fn try_ask(&mut self, kind: &RequestKind) -> anyhow::Result<Option<Answered>> {
         let id = random_id()?;
         let filter = self.topics.replies(&self.node, &id);
         self.client.subscribe(&filter);
