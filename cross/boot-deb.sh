@@ -110,6 +110,8 @@ if ! [ -x /usr/bin/sedge ]; then
     install -D -m 644 /mnt/ops.pub.pem /etc/sedge/keys/ops.pub.pem
     install -D -m 644 /mnt/here.toml /etc/sedge/conf.d/here.toml
     dpkg --install /mnt/package.deb
+    # dpkg syncs its own files only. The first power cut may come sooner than the kernel writes the configuration.
+    sync
 fi
 until systemctl --quiet is-active sedge; do sleep 1; done
 main=$(systemctl show --property MainPID --value sedge)
