@@ -60,7 +60,7 @@ deb: ## Build a Debian package in target/debian. TARGET=aarch64-unknown-linux-gn
 	@wasm=$$(scripts/need.sh cargo cc wasm deb) && eval "$$wasm" && \
 		cross/deb.sh "$(TARGET)" "$(or $(PROFILE),dist)" $(if $(RUNTIME_ONLY),runtime)
 
-boot: ## Boot an emulated board with that package, push a function to it, cut its power. TARGET=armv7-unknown-linux-gnueabihf
+boot: ## Boot an emulated board with that package, cut its power, attack it. TARGET=armv7-unknown-linux-gnueabihf
 	@wasm=$$(scripts/need.sh cargo cc wasm deb) && eval "$$wasm" && \
 		package=$$(cross/deb.sh "$(TARGET)" "$(or $(PROFILE),dist)" $(if $(RUNTIME_ONLY),runtime)) && cross/boot-deb.sh "$$package"
 

@@ -2,9 +2,11 @@
 # Boots an emulated board, installs a package, pushes a function to it and cuts its power repeatedly: boot-deb.sh PACKAGE
 # The board has Debian's kernel and systemd, so that the unit, the process sandbox and compiled code are tested on a kernel of
 # its architecture. Sensors, broker and upstream run on this machine. Each message makes an alert that depends on the one before,
-# so that a lost, repeated or reordered message is detected. Needs root, and the network once.
+# so that a lost, repeated or reordered message is detected. Then attacks it (boot-attacks.sh), unless SEDGE_ATTACKS=0. Needs root,
+# and the network once.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+source cross/boot-attacks.sh
 
 fail() {
     printf 'sedge: %s\n' "$*" >&2
@@ -98,6 +100,11 @@ url = "mqtt://10.0.2.2:$port"
 url = "mqtt://10.0.2.2:$port"
 topic_prefix = "upstream/"
 fold_secs = 0
+[store]
+max_bytes = $store_bytes
+dead_letter_max_bytes = $store_bytes
+parked_max_bytes = $store_bytes
+state_max_bytes = $store_bytes
 [deploy.keys.ops]
 file = "/etc/sedge/keys/ops.pub.pem"
 native_code = true
@@ -126,14 +133,17 @@ done
 journalctl --unit sedge --boot --no-pager --output cat | sed 's/^/board: log: /'
 echo "board: inspected"
 sh
+watch_service >>"$work/kit/board.sh"
 truncate --size 100M "$work/kit.disk"
 mkfs.ext4 -q -d "$work/kit" "$work/kit.disk"
 cp --sparse=always "$board/disk" "$work/disk"
 
+# What the board has written outlives the emulator in this machine's memory, so syncs need not reach this machine's disk (unsafe):
+# on a busy one they take seconds.
 power_on() {
     "${emulator[@]}" -accel tcg,thread=multi -smp 2 -m 512 -nographic -no-reboot \
         -kernel "$board/kernel" -initrd "$board/initrd" -append 'root=/dev/vda rw console=ttyAMA0 quiet' \
-        -drive "file=$work/disk,format=raw,if=virtio" -drive "file=$work/kit.disk,format=raw,if=virtio,readonly=on" \
+        -drive "file=$work/disk,format=raw,if=virtio,cache=unsafe" -drive "file=$work/kit.disk,format=raw,if=virtio,readonly=on" \
         -netdev user,id=net -device virtio-net-pci,netdev=net,romfile= </dev/null >"$work/console" 2>&1 &
     machine=$!
 }
@@ -167,6 +177,7 @@ cp examples/threshold-alert/*.wasm "$work/function/"
 
 # Upstream records the id of each alert, its sensor and the value.
 mosquitto_sub -p "$port" -V 5 -q 1 -c -i upstream -t 'upstream/#' -F '%P\t%p' >"$work/upstream" &
+upstream=$!
 # Every message makes an alert: values alternate between above and below the threshold.
 for sensor in $(seq $sensors); do
     for number in $(seq $((messages / sensors))); do
@@ -185,7 +196,7 @@ wrong() {
 }
 came() { awk -F '\t' '!seen[$1]++' "$work/upstream" | wc -l; }
 has_more_than() { [ "$(came)" -gt "$1" ]; }
-has_all() { [ "$(came)" -ge $messages ]; }
+has_all() { [ "$(came)" -ge "$messages" ]; }
 for cut in $(seq "$cuts"); do
     until_true 600 "alerts before cut $cut" has_more_than $((messages * cut / (cuts + 2)))
     cut_power
@@ -209,4 +220,5 @@ for group in 'daemon weight 200' 'worker-[0-9]* weight 100'; do
 done
 ! grep --quiet 'Mapped: [^0]' "$work/console" || fail 'memory is writable and executable'
 ! grep --text --quiet 'board: log:.*\(WARN\|ERROR\)' "$work/console" || fail 'the log has warnings or errors'
+[ "${SEDGE_ATTACKS:-}" = 0 ] || attack_board
 printf '%s: booted, sandboxed, power cut %d times, complete after %d s\n' "${package##*/}" "$cuts" $((SECONDS - start))
