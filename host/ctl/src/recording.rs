@@ -230,7 +230,7 @@ mod tests {
     use bytes::Bytes;
     use sedge_core::manifest::StateScope;
     use sedge_core::message::{Digest, Outcome, StateGrowth, Usage, Verdict};
-    use sedge_core::recording::{Encoder, RecordedRun as Given, Why};
+    use sedge_core::recording::{Encoder, RecordedRun as Given, Why, append_run};
 
     use super::*;
 
@@ -245,7 +245,7 @@ mod tests {
         for run in 0..runs {
             let message = Message::new("a", Bytes::from(run.to_string()), run, true);
             let state = (run == 0).then_some((Some("a"), &entries[..]));
-            encoder.run(&Given {
+            let given = Given {
                 version: (run == 0).then_some(&version),
                 state,
                 message: &message,
@@ -253,7 +253,10 @@ mod tests {
                 is_unsure: false,
                 refused: None,
                 outcome: &outcome,
-            });
+            };
+            let mut lines = Vec::new();
+            append_run(&given, &mut lines);
+            encoder.copy(&lines, true);
         }
         encoder.end(Why::Time);
         encoder.lines

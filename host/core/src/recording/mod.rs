@@ -258,13 +258,6 @@ impl Encoder {
         self.line("recording", header);
     }
 
-    pub fn run(&mut self, run: &RecordedRun<'_>) {
-        let begun = self.lines.len();
-        append_run(run, &mut self.lines);
-        self.seal.add(&self.lines[begun..]);
-        self.seal.runs += 1;
-    }
-
     /// Seals lines of so many runs, which the caller writes itself.
     pub fn seal_runs(&mut self, lines: &[u8], runs: u64) {
         self.seal.add(lines);
@@ -274,8 +267,7 @@ impl Encoder {
     /// A line of another recording, with its line feed. `is_outcome`: the last of a run.
     pub fn copy(&mut self, line: &[u8], is_outcome: bool) {
         self.lines.extend_from_slice(line);
-        self.seal.add(line);
-        self.seal.runs += u64::from(is_outcome);
+        self.seal_runs(line, is_outcome.into());
     }
 
     pub fn message(&mut self, message: &MessageLine<'_>) {

@@ -51,8 +51,8 @@ fn alert() -> Output {
 #[test]
 fn a_message_is_read_as_it_was_written() {
     for message in [message(), Message::new("a", Bytes::from_static(b"21.5"), 5, true)] {
-        let mut encoder = Encoder::default();
-        encoder.run(&RecordedRun {
+        let mut lines = Vec::new();
+        let run = RecordedRun {
             version: None,
             state: None,
             message: &message,
@@ -60,8 +60,9 @@ fn a_message_is_read_as_it_was_written() {
             is_unsure: false,
             refused: None,
             outcome: &outcome(Verdict::Done(Vec::new())),
-        });
-        let first = encoder.lines.split(|byte| *byte == b'\n').next().unwrap();
+        };
+        append_run(&run, &mut lines);
+        let first = lines.split(|byte| *byte == b'\n').next().unwrap();
         let Line::Message(read) = serde_json::from_slice(first).unwrap() else { panic!("a message") };
         assert_eq!(read.into_message(), message);
     }
@@ -112,7 +113,8 @@ fn the_last_line_holds_count_and_digest_of_those_before() {
     encoder.header(&Header::new("pump-3", "sedge", "warm", StateScope::Topic, 5));
     let entries = [("count".into(), Bytes::from_static(b"4"))];
     let drawn = Drawn { clocks: vec![u64::MAX], random: vec![200, 1], is_cut: false };
-    encoder.run(&RecordedRun {
+    let mut lines = Vec::new();
+    let run = RecordedRun {
         version: None,
         state: Some((Some("a"), &entries)),
         message: &message(),
@@ -120,7 +122,9 @@ fn the_last_line_holds_count_and_digest_of_those_before() {
         is_unsure: true,
         refused: Some((FailureCode::FanOut, "too many")),
         outcome: &outcome(Verdict::Done(vec![alert()])),
-    });
+    };
+    append_run(&run, &mut lines);
+    encoder.copy(&lines, true);
     let before = encoder.lines.len();
     let end = encoder.end(Why::Messages);
     assert_eq!((end.runs, end.why), (1, Why::Messages));

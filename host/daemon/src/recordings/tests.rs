@@ -162,9 +162,9 @@ fn a_recording_over_which_the_daemon_ended_is_ended_at_its_last_whole_run() {
     let folder = tempfile::tempdir().unwrap();
     let mut encoder = Encoder::default();
     encoder.header(&header());
-    encoder.run(&run("1").as_recorded());
+    append_run(&run("1").as_recorded(), &mut encoder.lines);
     let whole = encoder.lines.len();
-    encoder.run(&run("2").as_recorded());
+    append_run(&run("2").as_recorded(), &mut encoder.lines);
     fs::create_dir(folder.path().join(FOLDER)).unwrap();
     for (id, length) in [("a", encoder.lines.len() - 1), ("b", whole), ("c", whole + 10)] {
         let path = folder.path().join(FOLDER).join(id).with_extension(SUFFIX);
