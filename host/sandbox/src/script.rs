@@ -22,7 +22,7 @@ use std::time::Instant;
 use wasmtime::{AsContextMut as _, Engine, Module, ModuleExport, Result, Store, format_err};
 
 use super::SandboxError;
-use super::abi::{CallContext, Reader, u32_at};
+use super::abi::{CallContext, GuestExports, Reader, u32_at};
 use super::code::{self, Code};
 use super::contract::Contract;
 use super::function::arm;
@@ -242,13 +242,8 @@ impl ScriptFunction {
         arm(store)?;
         let function = &self.engine.without_random;
         let guest = function.guest(store, instance)?;
-        let has = guest.memory.data_size(&*store);
-        if let Some(missing) = self.image.size.checked_sub(has).filter(|missing| *missing > 0) {
-            guest.memory.grow(&mut *store, missing.div_ceil(64 << 10) as u64)?;
-        }
-        let memory = guest.memory.data_mut(&mut *store);
-        memory.fill(0);
-        self.image.restore(memory);
+        guest.memory.data_mut(&mut *store).fill(0);
+        self.put_back(store, &guest)?;
         function.handle(store, instance, guest, message, lift_verdict)
     }
 }
@@ -258,14 +253,20 @@ impl ScriptFunction {
         let function = if self.allows_random { &self.engine.with_random } else { &self.engine.without_random };
         let instance = function.instantiate(store)?;
         let guest = function.guest(store, &instance)?;
+        self.put_back(store, &guest)?;
+        #[cfg(test)]
+        assert!(self.image.equals(guest.memory.data(&*store)), "something is left of another run");
+        function.handle(store, &instance, guest, message, lift_verdict)
+    }
+
+    /// Makes a memory of zeros the image.
+    fn put_back(&self, store: &mut Store<HostState>, guest: &GuestExports) -> Result<()> {
         let has = guest.memory.data_size(&*store);
         if let Some(missing) = self.image.size.checked_sub(has).filter(|missing| *missing > 0) {
             guest.memory.grow(&mut *store, missing.div_ceil(64 << 10) as u64)?;
         }
         self.image.restore(guest.memory.data_mut(&mut *store));
-        #[cfg(test)]
-        assert!(self.image.equals(guest.memory.data(&*store)), "something is left of another run");
-        function.handle(store, &instance, guest, message, lift_verdict)
+        Ok(())
     }
 
     pub(crate) fn image_bytes(&self) -> usize {
