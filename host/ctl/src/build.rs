@@ -19,7 +19,7 @@ use sedge_core::manifest::{self, BuildTarget, Manifest};
 use sedge_core::version::Version;
 use sedge_sandbox::compiler::Compiler;
 use sedge_sandbox::script::archive;
-use sedge_sandbox::{compile, componentize, folder, wasi};
+use sedge_sandbox::{compile, componentize, wasi};
 
 /// The host finds an overflow of the stack by it.
 const STACK_POINTER: &str = "-Clink-arg=--export=__stack_pointer";
@@ -142,7 +142,7 @@ fn script(manifest: Manifest, path: PathBuf) -> anyhow::Result<Built> {
     let digest = deploy::digest(&archive);
     let installed = Version::new(manifest, digest, archive, Node::BASE_TOPIC);
     let (_sandbox, function) =
-        folder::load(&installed, installed.settings().into(), &Compiler).with_context(|| path.display().to_string())?;
+        runner::load(&installed, installed.settings().into()).with_context(|| path.display().to_string())?;
     Ok(Built {
         name: installed.manifest.name.to_string(),
         component: path,

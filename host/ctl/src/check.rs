@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::{ConfigArgs, EXIT_CONFIG, print_problems, terminal};
+use super::{ConfigArgs, EXIT_CONFIG, print_problems, runner, terminal};
 use sedge_core::config::problem::{Invalid, Location, Severity};
 use sedge_core::config::{Config, Problem, Problems, Sink, SinkShare, UPSTREAM, Upstream};
 use sedge_core::deploy::Source;
@@ -95,7 +95,7 @@ fn check_function(dir: &Path, manifest: &Manifest, accepts_code: bool) -> Result
     match sedge_sandbox::folder::install(dir, manifest.clone(), &Compiler, accepts_code) {
         // A component was compiled. A script shows its mistakes when it is loaded.
         Ok(installed) if archive::is_script(installed.code.bytes()) => {
-            match sedge_sandbox::folder::load(&installed, installed.settings().into(), &Compiler) {
+            match runner::load(&installed, installed.settings().into()) {
                 Ok(_) => Ok(()),
                 Err(error) => Err(("component".into(), Invalid::new(format!("{:#}", anyhow::Error::from(error))))),
             }

@@ -16,12 +16,11 @@ use sedge_core::version::Version;
 #[cfg(feature = "operator")]
 use sedge_sandbox::Draws;
 use sedge_sandbox::compiler::Compiler;
+use sedge_sandbox::folder::LoadError;
 use sedge_sandbox::script::archive::{self, ArchiveError};
 use sedge_sandbox::{Function, Run, Sandbox, ScopeState, folder};
 use serde_json::{Value, json};
 
-#[cfg(feature = "operator")]
-use super::progress::Progress;
 use sedge_core::text::hex;
 
 pub(crate) struct Runner {
@@ -76,15 +75,10 @@ fn erase_types(source: &str) -> Result<String, Vec<String>> {
     sedge_types::erase(source).map_err(|problems| problems.into_iter().map(line).collect())
 }
 
-/// Says why loading takes long, if it does.
-#[cfg(feature = "operator")]
-fn compiling(version: &Version) -> Option<Progress> {
-    if !archive::is_script(version.code.bytes()) || Compiler.has_script_engine(version.class()) {
-        return None;
-    }
-    let mut progress = Progress::new();
-    progress.set_status("compiling", "the engine for JavaScript, once: this takes some seconds");
-    Some(progress)
+/// Loads a version on this machine, and says why that takes long, if it does.
+pub(crate) fn load(version: &Version, settings: Arc<[(String, String)]>) -> Result<(Sandbox, Function), LoadError> {
+    let compiling = || eprintln!("{:<10} the engine for JavaScript, once: this takes some seconds", "compiling");
+    folder::load(version, settings, &Compiler, compiling)
 }
 
 impl Runner {
@@ -103,9 +97,7 @@ impl Runner {
         let mut all: BTreeMap<_, _> = installed.settings().into_iter().collect();
         all.extend(settings.iter().map(|(name, value)| (name.clone(), value.clone())));
         let all: Vec<_> = all.into_iter().collect();
-        #[cfg(feature = "operator")]
-        let _progress = compiling(installed);
-        let (sandbox, function) = folder::load(installed, all.into(), &Compiler)?;
+        let (sandbox, function) = load(installed, all.into())?;
         let (ticker, alive) = (sandbox.ticker(), Arc::new(()));
         let watched = Arc::downgrade(&alive);
         std::thread::Builder::new().name("sedge-clock".into()).spawn(move || {

@@ -38,13 +38,6 @@ fn compiler() -> Option<PathBuf> {
     std::env::var_os("SEDGE_COMPILER").filter(|path| !path.is_empty()).map(PathBuf::from)
 }
 
-/// Cache of the user who runs this program.
-fn script_engine_cache() -> Option<Cache> {
-    let folder = |name, below: &str| std::env::var_os(name).map(|folder| PathBuf::from(folder).join(below));
-    let folder = folder("XDG_CACHE_HOME", "sedge").or_else(|| folder("HOME", ".cache/sedge"))?;
-    Cache::open(&folder.join("script-engine")).ok()
-}
-
 impl Compiler {
     /// What this host can run.
     pub fn capabilities() -> Capabilities {
@@ -94,27 +87,25 @@ impl Compiler {
         Ok(Code::new(target, class, *script::DIGEST, bytes))
     }
 
-    /// The engine for scripts of this class, from the cache of the user who runs this program, or compiled now.
-    pub fn cached_script_engine(&self, class: Class) -> Result<Bytes, CompilerError> {
+    /// The engine for scripts of this class, from the cache of the user who runs this program, or compiled now. That takes seconds, so
+    /// `compiling` is called before.
+    pub fn cached_script_engine(&self, class: Class, compiling: impl FnOnce()) -> Result<Bytes, CompilerError> {
         if !cfg!(feature = "compiler") {
             return self.script_engine(class);
         }
+        let folder = |name, below: &str| std::env::var_os(name).map(|folder| PathBuf::from(folder).join(below));
+        let folder = folder("XDG_CACHE_HOME", "sedge").or_else(|| folder("HOME", ".cache/sedge"));
         // Without a folder of its own a user waits some seconds each time.
-        let cache = script_engine_cache();
+        let cache = folder.and_then(|folder| Cache::open(&folder.join("script-engine")).ok());
         if let Some(code) = cache.as_ref().and_then(|cache| cache.load(&script::DIGEST, class)) {
             return Ok(code);
         }
+        compiling();
         let code = self.script_engine(class)?;
         if let Some(Err(error)) = cache.map(|cache| cache.store(&script::DIGEST, class, &code)) {
             tracing::debug!(%error, "failed to cache the engine for scripts");
         }
         Ok(code)
-    }
-
-    /// Whether [`Self::cached_script_engine`] takes no time.
-    pub fn has_script_engine(&self, class: Class) -> bool {
-        let is_cached = |cache: Cache| cache.load(&script::DIGEST, class).is_some();
-        !cfg!(feature = "compiler") || script_engine_cache().is_some_and(is_cached)
     }
 
     fn run<'a>(&self, wasm: &[u8], args: impl IntoIterator<Item = &'a str>) -> Result<Bytes, CompilerError> {

@@ -136,16 +136,18 @@ pub enum LoadError {
     Load(#[from] SandboxError),
 }
 
-/// Loads a version for the user who runs this program. A script's top level runs now.
+/// Loads a version for the user who runs this program. A script's top level runs now. `compiling` is called before the engine for
+/// scripts is compiled, which takes seconds.
 pub fn load(
     version: &Version,
     settings: Arc<[(String, String)]>,
     compiler: &Compiler,
+    compiling: impl FnOnce(),
 ) -> Result<(Sandbox, Function), LoadError> {
     let mut sandbox = Sandbox::new();
     let Version { manifest, limits, permits, code, .. } = version;
     if archive::is_script(code.bytes()) {
-        let engine = compiler.cached_script_engine(version.class()).map_err(LoadError::ScriptEngine)?;
+        let engine = compiler.cached_script_engine(version.class(), compiling).map_err(LoadError::ScriptEngine)?;
         sandbox.add_script_engine(version.class(), &engine)?;
     }
     let ticker = sandbox.ticker();

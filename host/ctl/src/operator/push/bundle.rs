@@ -19,10 +19,10 @@ use sedge_core::isa::{Class, Isa};
 use sedge_core::manifest::{Manifest, TrialMode};
 use sedge_core::message::Digest;
 use sedge_core::version::Version;
+use sedge_sandbox::compile;
 use sedge_sandbox::compiler::Compiler;
 use sedge_sandbox::script::archive;
 use sedge_sandbox::shape::MAX_WASM_BYTES;
-use sedge_sandbox::{compile, folder};
 
 pub(crate) struct Bundle {
     pub(crate) manifest: Manifest,
@@ -83,7 +83,7 @@ impl Bundle {
         }
         let archive = runner::read_script(path).with_context(|| path.display().to_string())?;
         let installed = Version::new(manifest, deploy::digest(&archive), archive.clone(), Node::BASE_TOPIC);
-        folder::load(&installed, installed.settings().into(), &Compiler).with_context(|| path.display().to_string())?;
+        runner::load(&installed, installed.settings().into()).with_context(|| path.display().to_string())?;
         let mut manifest = Manifest::clone(&installed.manifest);
         // A board without a compiler learns that what comes is a script before it fetches it.
         manifest.component = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
