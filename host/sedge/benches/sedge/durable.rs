@@ -208,7 +208,7 @@ fn load(broker: &Mosquitto, daemon: &Daemon, count: usize, messages: &[Publish])
 }
 
 /// Waits until the count reaches the goal or, without a goal, until it stops growing. Returns the count.
-fn settle(count: impl Fn() -> f64, goal: Option<f64>) -> f64 {
+pub(crate) fn settle(count: impl Fn() -> f64, goal: Option<f64>) -> f64 {
     let mut last = (count(), Instant::now());
     loop {
         let now = count();
@@ -218,7 +218,7 @@ fn settle(count: impl Fn() -> f64, goal: Option<f64>) -> f64 {
         let still = last.1.elapsed();
         match goal {
             Some(goal) if now >= goal => return now,
-            None if still > Duration::from_millis(300) => return now,
+            None if still > Duration::from_secs(2) => return now,
             Some(goal) => assert!(still < Duration::from_secs(60), "{now} of {goal} messages, and no more arrive"),
             None => {}
         }

@@ -5,12 +5,12 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
 use crate::Size;
-use crate::durable::{reading_of, start};
+use crate::durable::{reading_of, settle, start};
 use crate::harness::daemon::Daemon;
 use crate::harness::eventually;
 use crate::harness::guest::{example, root};
@@ -131,24 +131,12 @@ fn run(subject: &Subject<'_>, count: usize) -> io::Result<Run> {
         .collect();
     let mut load = Load::connect(broker.port, "load", &messages)?;
     load.flood(2048)?;
-    let before = settle(&alerts);
+    let received = || alerts.received() as f64;
+    let before = settle(received, None);
     let cpu = process::cpu_ns(pid);
     let sent = load.flood(count)?;
-    let after = settle(&alerts);
-    Ok(Run { cpu_us: (process::cpu_ns(pid) - cpu) as f64 / 1e3 / sent as f64, alerts: after - before })
-}
-
-/// Waits until no more alerts come. Returns their number.
-fn settle(alerts: &Noop) -> u64 {
-    let mut last = (alerts.received(), Instant::now());
-    while last.1.elapsed() < Duration::from_secs(2) {
-        std::thread::sleep(Duration::from_millis(10));
-        let now = alerts.received();
-        if now != last.0 {
-            last = (now, Instant::now());
-        }
-    }
-    last.0
+    let after = settle(received, None);
+    Ok(Run { cpu_us: (process::cpu_ns(pid) - cpu) as f64 / 1e3 / sent as f64, alerts: (after - before) as u64 })
 }
 
 /// A Node-RED with one flow: messages, one function, alerts.
